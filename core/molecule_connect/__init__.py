@@ -1,0 +1,116 @@
+"""Answer the messages of a Molecule workspace with a program on your own machine."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from molecule_connect.errors import (
+        AuthError,
+        BackendError,
+        BackendNotFoundError,
+        CloseError,
+        ConfigError,
+        CursorExpiredError,
+        JournalError,
+        LeaseError,
+        MoleculeError,
+        OptionError,
+        PermanentPlatformError,
+        PlatformError,
+        PluginError,
+        TransientPlatformError,
+        WorkspaceDeletedError,
+    )
+    from molecule_connect.models import (
+        DataPart,
+        FilePart,
+        Part,
+        Progress,
+        Request,
+        Response,
+        TextPart,
+        Usage,
+    )
+    from molecule_connect.platform.client import AsyncPlatformClient
+    from molecule_connect.plugins.discovery import installed_backends
+    from molecule_connect.plugins.hookspecs import hookimpl
+    from molecule_connect.plugins.host import create_backend
+    from molecule_connect.plugins.options import BackendConfig, options
+    from molecule_connect.serve import connect
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "models": ("DataPart", "FilePart", "Part", "Progress", "Request", "Response", "TextPart", "Usage"),
+    "errors": (
+        "AuthError",
+        "BackendError",
+        "BackendNotFoundError",
+        "CloseError",
+        "ConfigError",
+        "CursorExpiredError",
+        "JournalError",
+        "LeaseError",
+        "MoleculeError",
+        "OptionError",
+        "PermanentPlatformError",
+        "PlatformError",
+        "PluginError",
+        "TransientPlatformError",
+        "WorkspaceDeletedError",
+    ),
+    "platform.client": ("AsyncPlatformClient",),
+    "plugins.discovery": ("installed_backends",),
+    "plugins.hookspecs": ("hookimpl",),
+    "plugins.host": ("create_backend",),
+    "plugins.options": ("BackendConfig", "options"),
+    "serve": ("connect",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "AsyncPlatformClient",
+    "AuthError",
+    "BackendConfig",
+    "BackendError",
+    "BackendNotFoundError",
+    "CloseError",
+    "ConfigError",
+    "CursorExpiredError",
+    "DataPart",
+    "FilePart",
+    "JournalError",
+    "LeaseError",
+    "MoleculeError",
+    "OptionError",
+    "Part",
+    "PermanentPlatformError",
+    "PlatformError",
+    "PluginError",
+    "Progress",
+    "Request",
+    "Response",
+    "TextPart",
+    "TransientPlatformError",
+    "Usage",
+    "WorkspaceDeletedError",
+    "connect",
+    "create_backend",
+    "hookimpl",
+    "installed_backends",
+    "options",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Importing the package must cost nothing: `molecule --help` does it too.
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""Listeners that show what happens: a live view, plain lines, JSON lines."""

@@ -1,0 +1,1 @@
+"""Everything that knows order, retry and loss; pure asyncio over the protocols in ``ports``."""

@@ -1,0 +1,76 @@
+"""What delivery needs of the platform, as protocols: its tests bring their own."""
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Protocol
+
+from molecule_connect.models import Outgoing, Page, Presence, Signal, WorkspaceInfo
+
+
+class Feed(Protocol):
+    """Where rows come from."""
+
+    async def fetch(
+        self, *, since_id: str | None = None, before: int | None = None, limit: int, known: Callable[[str], bool]
+    ) -> Page:
+        """One page: oldest first after the row *since_id*, else newest first, strictly older than *before* (µs).
+
+        Rows that *known* knows are in ``Page.marks`` alone.
+
+        Raises:
+            CursorExpiredError: *since_id* names no row any more.
+            PageTooLargeError: Ask again with a smaller limit.
+            PlatformError: Anything else.
+        """
+        ...
+
+
+class Sender(Protocol):
+    """Where answers go."""
+
+    async def send(self, outgoing: Outgoing) -> None:
+        """Returns when the platform accepted it.
+
+        Raises:
+            PermanentPlatformError: Refused for good, in the platform's own words.
+            TransientPlatformError: Not accepted; ``outcome`` says whether it may have been taken.
+        """
+        ...
+
+
+class Registry(Protocol):
+    """Where we say that we are there."""
+
+    async def workspace(self) -> WorkspaceInfo:
+        """What the platform says of the workspace. A platform that does not tell: status unknown."""
+        ...
+
+    async def register(self, card: dict[str, Any]) -> None:
+        """Say that this connector answers for the workspace, in delivery mode poll."""
+        ...
+
+    async def beat(self, presence: Presence) -> None:
+        """One heartbeat."""
+        ...
+
+
+class Stream(Protocol):
+    """Where wake-ups come from."""
+
+    def signals(self) -> AsyncIterator[Signal]:
+        """Signals of one connection, ``OPENED`` first; it ends or raises when the connection does.
+
+        Raises:
+            PermanentPlatformError: The platform has no stream, or refuses it.
+            TransientPlatformError: It could not be opened, or was cut.
+        """
+        ...
+
+
+class Clock(Protocol):
+    """Both clocks and the sleep between them, so that tests can own time."""
+
+    def monotonic(self) -> float: ...
+
+    def time(self) -> float: ...
+
+    async def sleep(self, seconds: float) -> None: ...

@@ -1,0 +1,131 @@
+"""The errors of molecule-connect. The class says what to do next, ``hint`` says it to a person."""
+
+import enum
+from collections.abc import Iterable
+
+
+class MoleculeError(Exception):
+    """Anything that molecule-connect raises on purpose.
+
+    Attributes:
+        hint: One line: what the operator can do. Empty where the text says it all.
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class ConfigError(MoleculeError):
+    """Something that was asked for makes no sense; found before the first request."""
+
+
+class OptionError(ConfigError):
+    """An option of a plugin is malformed, missing, unknown, or of the wrong type."""
+
+
+class BackendNotFoundError(ConfigError):
+    """No installed distribution offers a backend of this name."""
+
+    def __init__(self, name: str, *, available: Iterable[str], hint: str = "") -> None:
+        self.name = name
+        self.available = tuple(sorted(available))
+        known = ", ".join(self.available) or "none"
+        super().__init__(f"no backend named {name!r} (installed: {known})", hint=hint)
+
+
+class PluginError(ConfigError):
+    """A plugin is installed but cannot be used."""
+
+
+class BackendError(MoleculeError):
+    """A backend could not answer.
+
+    Attributes:
+        retryable: Whether another attempt can help.
+        retry_after: Seconds until it can; the wait costs no attempt.
+    """
+
+    def __init__(self, message: str, *, retryable: bool = True, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+        self.retry_after = retry_after
+
+
+class JournalError(MoleculeError):
+    """The journal cannot be read or written."""
+
+
+class LeaseError(MoleculeError):
+    """Another process on this machine serves the workspace."""
+
+
+class WorkspaceDeletedError(MoleculeError):
+    """The workspace was deleted on the platform."""
+
+
+class CloseError(MoleculeError):
+    """A plugin failed while it was closed."""
+
+
+class Outcome(enum.Enum):
+    """How far a request came that was not answered well."""
+
+    NOT_TAKEN = "not taken"  # the platform cannot have acted on it
+    UNKNOWN = "unknown"  # cut while it was sent, or a server error
+    WRITTEN = "written"  # sent in full, and no answer came
+
+
+class PlatformError(MoleculeError):
+    """A request to the platform failed. The text names the operation and the status, never a token."""
+
+    def __init__(self, message: str, *, operation: str, status: int | None, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.operation = operation
+        self.status = status
+
+
+class TransientPlatformError(PlatformError):
+    """It may work later. The network error, if there was one, is the cause.
+
+    Attributes:
+        retry_after: Seconds that the platform asked us to wait.
+        outcome: Whether the platform may have acted on the request.
+        platform_said: True when the answer was the platform's own JSON.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        operation: str,
+        status: int | None = None,
+        retry_after: float | None = None,
+        outcome: Outcome = Outcome.NOT_TAKEN,
+        platform_said: bool = False,
+        hint: str = "",
+    ) -> None:
+        super().__init__(message, operation=operation, status=status, hint=hint)
+        self.retry_after = retry_after
+        self.outcome = outcome
+        self.platform_said = platform_said
+
+
+class PageTooLargeError(TransientPlatformError):
+    """An answer was larger than its cap; ask for less."""
+
+
+class PermanentPlatformError(PlatformError):
+    """The platform itself refused, in its own words; the same request will be refused again."""
+
+    def __init__(self, message: str, *, operation: str, status: int | None, body: str, hint: str = "") -> None:
+        super().__init__(message, operation=operation, status=status, hint=hint)
+        self.body = body
+
+
+class AuthError(PermanentPlatformError):
+    """The platform refused the token (401)."""
+
+
+class CursorExpiredError(PermanentPlatformError):
+    """The row that a read was to start after is gone (410)."""

@@ -1,0 +1,1 @@
+"""Everything that knows HTTP or the platform's JSON."""

@@ -1,0 +1,91 @@
+"""What one connection is asked to do. Values and their checks; where they come from is the caller's affair."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from molecule_connect.errors import ConfigError
+
+DEFAULT_API_URL = "http://localhost:8080"
+DEFAULT_BACKEND = "claude-code"
+# An id becomes a file name and a piece of a URL.
+WORKSPACE_ID = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,128}\Z")
+MAX_SINCE_SECS = 30 * 24 * 3600
+
+
+@attrs.frozen(kw_only=True)
+class PeerBudget:
+    """How many true turns a peer may have with us before its lane is parked. 0 is without limit."""
+
+    per_minute: int = 60
+    per_hour: int = 600
+
+
+@attrs.frozen(kw_only=True)
+class ConnectionSettings:
+    """One workspace to serve.
+
+    Attributes:
+        token: The token itself; in no repr. None: ``token_file``, else what the state folder keeps.
+        token_source: Where ``token`` came from, in the operator's words ("--token").
+        options: Options of the backend, as the operator wrote them; a repeated key is a list.
+        middleware: Names of middleware, the outermost first.
+        poll_interval: Seconds between polls; None eases from 1 to 5 by itself.
+        heartbeat_interval, safety_interval, grace: Seconds.
+        since_secs: How far a first start looks back, in seconds.
+    """
+
+    workspace_id: str
+    api_url: str = DEFAULT_API_URL
+    org_id: str | None = None
+    token: str | None = attrs.field(default=None, repr=False)
+    token_source: str = "token"  # noqa: S105
+    token_file: Path | None = None
+    backend: str | object = DEFAULT_BACKEND
+    options: Mapping[str, str | list[str]] = attrs.field(factory=dict, repr=False)
+    middleware: tuple[str | object, ...] = ()
+    middleware_options: Mapping[str, str | list[str]] = attrs.field(factory=dict, repr=False)
+    strict: bool = False
+    poll_interval: float | None = None
+    heartbeat_interval: float = 30.0
+    safety_interval: float = 30.0
+    since_secs: float = 30.0
+    concurrency: int = 8
+    grace: float = 20.0
+    peer_budget: PeerBudget = attrs.field(factory=PeerBudget)
+    agent_name: str | None = None
+    once: bool = False
+    unpause: bool = False
+    insecure: bool = False
+
+    def check(self) -> "ConnectionSettings":
+        """These settings, or ConfigError for the first thing in them that cannot work."""
+        check_workspace_id(self.workspace_id)
+        if not self.backend:
+            raise ConfigError(
+                "no backend was given", hint="name one, for example backend='mock', or pass a plugin object"
+            )
+        if self.concurrency < 1:
+            raise ConfigError(f"concurrency must be at least 1, not {self.concurrency}")
+        if not 0 <= self.since_secs <= MAX_SINCE_SECS:
+            raise ConfigError(f"since-secs must lie between 0 and {MAX_SINCE_SECS} (30 days), not {self.since_secs:g}")
+        for name in ("heartbeat_interval", "safety_interval"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} must be more than 0 seconds")
+        if self.grace < 0 or (self.poll_interval is not None and self.poll_interval <= 0):
+            raise ConfigError("grace and the poll interval must not be negative, and a poll interval not 0")
+        return self
+
+
+def check_workspace_id(workspace_id: Any) -> None:
+    """ConfigError unless *workspace_id* can be an id: 1 to 128 of ``A-Z a-z 0-9 . _ -``, not ``.`` or ``..``."""
+    if not workspace_id:
+        raise ConfigError("no workspace id was given", hint="pass the id that the platform shows for the workspace")
+    if not isinstance(workspace_id, str) or not WORKSPACE_ID.match(workspace_id):
+        raise ConfigError(
+            f"{workspace_id!r} cannot be a workspace id",
+            hint="an id is 1 to 128 characters of A-Z a-z 0-9 . _ - (no slash, no space); copy it from the platform",
+        )
