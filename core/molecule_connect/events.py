@@ -18,6 +18,13 @@ class Registered(Event):
 
 
 @attrs.frozen(kw_only=True)
+class Listening(Event):
+    """How new messages are noticed from now on: ``by`` is "stream" or "polling"."""
+
+    by: str
+
+
+@attrs.frozen(kw_only=True)
 class MessageEvent(Event):
     """Something happened to one message."""
 
