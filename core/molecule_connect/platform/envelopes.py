@@ -1,0 +1,110 @@
+"""What is sent: the A2A envelope for a peer and the notify body for a person, as JSON bytes.
+
+U+0000 and half surrogate pairs are taken out of everything: the platform's store refuses both after a 200.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from molecule_connect.errors import PermanentPlatformError
+from molecule_connect.models import DataPart, FilePart, Outgoing, Part, TextPart
+from molecule_connect.platform.parts import clean, fingerprint
+
+_DATA_URI = re.compile(r"data:[^,]*;base64,")
+_BACKTICKS = re.compile(r"`+")
+
+
+def to_json(value: Any, *, operation: str) -> bytes:
+    """*value* as JSON that every platform can store.
+
+    Raises:
+        PermanentPlatformError: There is something in it that JSON cannot say.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        if "\\u0000" not in text:
+            return text.encode()
+    except UnicodeEncodeError:
+        pass
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise PermanentPlatformError(
+            f"{operation}: what was to be sent is not JSON ({exc})",
+            operation=operation,
+            status=None,
+            body="",
+            hint="a data part may hold objects, lists, text, finite numbers, booleans and null",
+        ) from exc
+    return json.dumps(_storable(value), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+def peer_envelope(outgoing: Outgoing) -> dict[str, Any]:
+    """The ``message/send`` that carries *outgoing*, marked as an automatic answer."""
+    message: dict[str, Any] = {
+        "role": "agent",
+        "messageId": outgoing.message_id,
+        "parts": [_peer_part(part) for part in outgoing.parts],
+        "metadata": {"molecule": {"in_reply_to": outgoing.in_reply_to, "auto": True}},
+    }
+    if outgoing.context_id:
+        message["contextId"] = outgoing.context_id
+    return {"jsonrpc": "2.0", "id": outgoing.message_id, "method": "message/send", "params": {"message": message}}
+
+
+def notify_text(parts: Iterable[Part]) -> str:
+    """What a person reads of *parts*: pieces joined by a blank line, data as fenced JSON, a line for each file."""
+    return _storable("\n\n".join(_person_part(part) for part in parts))  # type: ignore[no-any-return]
+
+
+def notify_fingerprint(parts: Iterable[Part]) -> str:
+    """The fingerprint that the echo of these *parts*, sent to a person, will have."""
+    return fingerprint((TextPart(notify_text(parts)),))
+
+
+def _peer_part(part: Part) -> dict[str, Any]:
+    if isinstance(part, TextPart):
+        return {"kind": "text", "text": part.text}
+    if isinstance(part, DataPart):
+        return {"kind": "data", "data": part.data}
+    if not part.uri:
+        return {"kind": "text", "text": _file_line(part)}
+    match = _DATA_URI.match(part.uri)
+    file: dict[str, Any] = {"bytes": part.uri[match.end() :]} if match else {"uri": part.uri}
+    file |= {"name": part.name} if part.name else {}
+    file |= {"mimeType": part.mime_type} if part.mime_type else {}
+    file |= {"size": part.size} if part.size is not None else {}
+    return {"kind": "file", "file": file}
+
+
+def _person_part(part: Part) -> str:
+    if isinstance(part, TextPart):
+        return part.text
+    if isinstance(part, FilePart):
+        return _file_line(part)
+    try:
+        text = json.dumps(part.data, ensure_ascii=False, allow_nan=False, indent=2)
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise PermanentPlatformError(
+            f"notify: a data part is not JSON ({exc})", operation="notify", status=None, body=""
+        ) from exc
+    fence = "`" * max(3, 1 + max((len(run) for run in _BACKTICKS.findall(text)), default=0))
+    return f"{fence}json\n{text}\n{fence}"
+
+
+def _file_line(part: FilePart) -> str:
+    address = part.uri if part.uri.startswith(("http://", "https://")) else ""
+    name = part.name or (part.path.name if part.path else "") or "without a name"
+    facts = ", ".join(fact for fact in (part.mime_type, f"{part.size} bytes" if part.size is not None else "") if fact)
+    line = f"File: {name}" + (f" ({facts})" if facts else "") + (f" {address}" if address else "")
+    return " ".join(line.split())
+
+
+def _storable(value: Any) -> Any:
+    if isinstance(value, str):
+        return clean(value.replace("\0", ""))
+    if isinstance(value, dict):
+        return {_storable(key): _storable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_storable(item) for item in value]
+    return value

@@ -1,0 +1,237 @@
+"""What a row of the feed is to us, and what stands in it: all tolerance for old, new and bare shapes lives here.
+
+The row shapes R1 to R12 are those of the platform contract, section (a). Two rows that it leaves open:
+
+- an organisation broadcast (``broadcast_receive``, R12) is history: nobody waits for an answer to it;
+- a row that says that a peer wrote it, without saying which, is unreadable: an answer would go to the wrong one.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import attrs
+
+from molecule_connect.models import Inbound, Kind, Page, Part, RowMark, TextPart
+from molecule_connect.platform.parts import clean, fingerprint, first_text, read_file, read_part, read_parts
+from molecule_connect.platform.rows import RawRow, read_rows
+from molecule_connect.platform.times import parse_time
+
+FEED_TYPE = "a2a_receive"
+_OWN_SUMMARIES = ("(queued for poll)", "(ingest)")
+_PEER_METHODS = frozenset({"peer", "peer_agent", "delegate", "delegation"})
+_ANSWER_ROLES = frozenset({"agent", "assistant", "role_agent", "role_assistant"})
+_KEYS = ("idempotencyKey", "idempotency_key")
+_EMPTY: Mapping[str, Any] = {}
+T = TypeVar("T")
+
+
+@attrs.frozen
+class _Envelope:
+    """The request body of a row, opened. Members that are missing or of the wrong type are empty."""
+
+    body: Mapping[str, Any]
+    params: Mapping[str, Any]
+    message: Mapping[str, Any]
+    metadata: Mapping[str, Any]
+    raw: str
+
+    def first(self, *keys: str) -> str | None:
+        return first_text(self.message, *keys) or first_text(self.params, *keys)
+
+    @property
+    def molecule(self) -> Mapping[str, Any]:
+        return _mapping(self.metadata.get("molecule"))
+
+    @property
+    def is_response(self) -> bool:
+        """A JSON-RPC response: somebody answered us over the wire for questions."""
+        return not self.message and ("result" in self.body or ("error" in self.body and "jsonrpc" in self.body))
+
+
+def read_page(
+    text: str, *, workspace_id: str, limit: int, known: Callable[[str], bool], size: int, earliest: int | None
+) -> Page:
+    """The page of the feed that *text* is. Rows that *known* knows are marked and not opened.
+
+    Raises:
+        MalformedPageError: It is not a JSON array.
+    """
+    marks, items, count = [], [], 0
+    for row in read_rows(text):
+        count += 1
+        row_id = _id(row.fields.get("id")) if row else None
+        if row is None or row_id is None:
+            continue
+        marks.append(RowMark(row_id, parse_time(row.fields.get("created_at"))))
+        if not known(row_id):
+            items.append(read_row(row, row_id=row_id, workspace_id=workspace_id))
+    return Page(marks=tuple(marks), items=tuple(items), count=count, limit=limit, size=size, earliest=earliest)
+
+
+def read_row(row: RawRow, *, row_id: str, workspace_id: str) -> Inbound:
+    """*row*, classified. Never raises: what cannot be read is ``UNREADABLE`` and keeps its whole text."""
+    try:
+        inbound = classify(row.fields, row_id=row_id, workspace_id=workspace_id, raw=row.text_of("request_body"))
+        if not row.deep or inbound.kind is not Kind.MESSAGE:
+            return inbound if inbound.kind is not Kind.UNREADABLE else attrs.evolve(inbound, raw=row.text)
+    except RecursionError:
+        pass
+    return Inbound(
+        row_id=row_id,
+        kind=Kind.UNREADABLE,
+        time=parse_time(row.fields.get("created_at")),
+        caller_id=_id(row.fields.get("source_id")),
+        message_id=row_id,
+        idempotency_key=row_id,
+        raw=row.text,
+        reason="it is nested too deeply",
+    )
+
+
+def classify(row: Mapping[str, Any], *, row_id: str, workspace_id: str, raw: str | None = None) -> Inbound:
+    """What *row* is to the workspace *workspace_id*.
+
+    Args:
+        raw: The JSON text of the row's ``request_body``.
+    """
+    envelope = _open(row.get("request_body"), raw or "{}")
+    source = _id(row.get("source_id"))
+    method = first_text(row, "method") or first_text(envelope.body, "method") or ""
+    kind, parts, reason = _judge(row, envelope, method=method, source=source, workspace_id=workspace_id)
+    message_id = envelope.first("messageId", "message_id")
+    key = (
+        first_text(envelope.message, *_KEYS)
+        or first_text(envelope.metadata, *_KEYS)
+        or first_text(_mapping(envelope.params.get("metadata")), *_KEYS)
+    )
+    seq = row.get("seq")
+    return Inbound(
+        row_id=row_id,
+        kind=kind,
+        time=parse_time(row.get("created_at")),
+        seq=seq if isinstance(seq, int) and not isinstance(seq, bool) and abs(seq) < 2**63 else None,
+        caller_id=source,
+        context_id=envelope.first("contextId", "context_id"),
+        task_id=envelope.first("taskId", "task_id"),
+        message_id=message_id or row_id,
+        sender_key=key or message_id,
+        idempotency_key=key or row_id,
+        method=method or "message/send",
+        parts=parts,
+        raw=envelope.raw,
+        fingerprint=fingerprint(parts),
+        delegation_id=first_text(envelope.metadata, "delegation_id") or first_text(envelope.body, "delegation_id"),
+        reason=reason,
+    )
+
+
+def _judge(
+    row: Mapping[str, Any], envelope: _Envelope, *, method: str, source: str | None, workspace_id: str
+) -> tuple[Kind, tuple[Part, ...], str]:
+    """Kind, parts and reason; the order of the questions is what makes the classes disjoint."""
+    activity = first_text(row, "activity_type", "type")
+    if activity not in (None, FEED_TYPE):
+        return (Kind.OWN if source == workspace_id else Kind.HISTORY), _parts_of(envelope), f"activity {activity}"
+    if method == "notify" and source in (None, workspace_id):
+        return Kind.ECHO, _reply_parts(row.get("response_body")), ""
+    if method == "chat_upload_receive":
+        file = read_file(envelope.body)
+        return Kind.UPLOAD, (file,) if file else (), ""
+    if method == "delegate_result":
+        return Kind.RESULT, _reply_parts(row.get("response_body")) or _parts_of(envelope), ""
+    if source == workspace_id:
+        return Kind.OWN, _parts_of(envelope), ""
+    if envelope.is_response:
+        return Kind.ANSWER, _result_parts(envelope.body), "a JSON-RPC response"
+    parts = _parts_of(envelope)
+    if _is_answer(envelope):
+        return Kind.ANSWER, parts, first_text(envelope.molecule, "in_reply_to") or ""
+    if row.get("response_body") is not None or str(row.get("status")).lower() == "error":
+        return Kind.HISTORY, parts, first_text(row, "error_detail") or ""
+    if source is None and (method in _PEER_METHODS or "delegation_id" in envelope.metadata):
+        return Kind.UNREADABLE, parts, "a peer wrote it, and the row does not say which"
+    parts = parts or _summary_parts(row)
+    return (Kind.MESSAGE, parts, "") if parts else (Kind.UNREADABLE, (), "there is no text, file or data in it")
+
+
+def _open(body: object, raw: str) -> _Envelope:
+    if isinstance(body, str):
+        text = clean(body)
+        try:
+            inner = json.loads(text)
+        except (ValueError, RecursionError):
+            inner = None
+        if isinstance(inner, dict | list):
+            body, raw = inner, text
+    opened = {"parts": body} if isinstance(body, list | str) else _mapping(body)
+    params = _mapping(opened.get("params"))
+    message = _mapping(params.get("message")) or _mapping(opened.get("message"))
+    if not message and "role" in opened:
+        message = opened
+    return _Envelope(opened, params, message, _mapping(message.get("metadata")), raw)
+
+
+def _parts_of(envelope: _Envelope) -> tuple[Part, ...]:
+    """The first place that holds any, in the order of all known clients."""
+    for place in (envelope.message, envelope.params, envelope.body):
+        for name in ("parts", "content"):
+            parts = read_parts(place.get(name))
+            if parts:
+                return parts
+    for place in (envelope.params, envelope.body):
+        text = first_text(place, "message", "text")
+        if text is not None:
+            return (TextPart(text),)
+    return ()
+
+
+def _summary_parts(row: Mapping[str, Any]) -> tuple[Part, ...]:
+    summary = first_text(row, "summary")
+    if summary is None or not summary.strip() or summary.endswith(_OWN_SUMMARIES):
+        return ()
+    return (TextPart(summary),)
+
+
+def _reply_parts(reply: object) -> tuple[Part, ...]:
+    """Text and parts of a ``response_body``: ``result`` (notify) or ``text`` (delegate_result), then ``parts``."""
+    if not isinstance(reply, dict):
+        return read_parts(reply)
+    text = next((reply[key] for key in ("result", "text") if reply.get(key)), None)
+    parts = read_parts(reply.get("parts"))
+    if isinstance(text, str):
+        return (TextPart(clean(text)), *parts)
+    return parts or ((read_part(text),) if text else ())
+
+
+def _result_parts(body: Mapping[str, Any]) -> tuple[Part, ...]:
+    """The parts of a JSON-RPC response: of the message, of a task's status, of its artifacts, else the whole."""
+    result = body.get("result") if "result" in body else body.get("error")
+    if not isinstance(result, dict):
+        return read_parts(result)
+    status = _mapping(result.get("status"))
+    for place in (result, _mapping(result.get("message")), _mapping(status.get("message"))):
+        if parts := read_parts(place.get("parts")):
+            return parts
+    artifacts = result.get("artifacts")
+    found = (
+        part
+        for artifact in (artifacts if isinstance(artifacts, list) else ())
+        for part in read_parts(_mapping(artifact).get("parts"))
+    )
+    return tuple(found) or (read_part(result),)
+
+
+def _is_answer(envelope: _Envelope) -> bool:
+    role = envelope.message.get("role")
+    return (isinstance(role, str) and role.lower() in _ANSWER_ROLES) or envelope.molecule.get("auto") is True
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else _EMPTY
+
+
+def _id(value: object) -> str | None:
+    if isinstance(value, str):
+        return clean(value) or None
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
