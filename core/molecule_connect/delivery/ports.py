@@ -23,6 +23,10 @@ class Feed(Protocol):
         """
         ...
 
+    def now(self) -> int | None:
+        """A lower bound of the platform's clock now, in microseconds; None while no answer has told the time."""
+        ...
+
 
 class Sender(Protocol):
     """Where answers go."""
@@ -34,6 +38,10 @@ class Sender(Protocol):
             PermanentPlatformError: Refused for good, in the platform's own words.
             TransientPlatformError: Not accepted; ``outcome`` says whether it may have been taken.
         """
+        ...
+
+    def fingerprint(self, outgoing: Outgoing) -> str:
+        """What the feed's echo of this answer to a person will have as its ``fingerprint``."""
         ...
 
 
@@ -66,11 +74,5 @@ class Stream(Protocol):
         ...
 
 
-class Clock(Protocol):
-    """Both clocks and the sleep between them, so that tests can own time."""
-
-    def monotonic(self) -> float: ...
-
-    def time(self) -> float: ...
-
-    async def sleep(self, seconds: float) -> None: ...
+class Platform(Feed, Sender, Registry, Stream, Protocol):
+    """All of it: one workspace on one platform."""

@@ -1,0 +1,186 @@
+"""A message as the journal keeps it: where it stands, what was answered, and how that is written down."""
+
+import enum
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from molecule_connect.models import DataPart, FilePart, Part, Request, Response, TextPart, Usage
+
+
+class State(enum.StrEnum):
+    """Where a message stands. ``HELD`` is an inbox's: taken by a reader until a time."""
+
+    RECEIVED = "received"
+    RUNNING = "running"
+    ANSWERED = "answered"
+    HELD = "held"
+    DONE = "done"
+    DEAD = "dead"
+
+
+@attrs.frozen
+class Lane:
+    """What is answered in order: one caller and context of a workspace."""
+
+    caller_id: str | None
+    context_id: str | None
+
+
+@attrs.frozen(kw_only=True)
+class Answer:
+    """What will be, or was, sent for a message.
+
+    Attributes:
+        is_notice: It tells the caller that there is no answer; the message is dead once it is sent.
+        reason: Why the message is dead then.
+    """
+
+    parts: tuple[Part, ...]
+    is_notice: bool = False
+    reason: str = ""
+    usage: Usage | None = None
+
+    @property
+    def then(self) -> State:
+        """The state after the platform accepted it."""
+        return State.DEAD if self.is_notice else State.DONE
+
+    @classmethod
+    def from_response(cls, response: Response) -> "Answer":
+        """The answer that a backend gave."""
+        return cls(parts=response.parts, usage=response.usage)
+
+
+@attrs.frozen(kw_only=True)
+class Entry:
+    """One message of the journal that is not over.
+
+    Attributes:
+        time: When it was written, in microseconds by the platform's clock.
+        not_before: The lane waits until then (seconds since 1970, our clock).
+        first_failed: When its first try failed (seconds since 1970), or None.
+        answered_at: When its answer was stored, in microseconds by the platform's clock.
+        in_doubt: The platform may have taken the answer already.
+        sends: How often sending the answer was tried.
+    """
+
+    workspace_id: str
+    row_id: str
+    state: State
+    attempt: int
+    interruptions: int
+    replay: int
+    time: int
+    not_before: float | None
+    first_failed: float | None
+    caller_id: str | None
+    context_id: str | None
+    task_id: str | None
+    message_id: str
+    idempotency_key: str
+    method: str
+    fingerprint: str
+    delegation_id: str | None
+    parts: tuple[Part, ...]
+    raw: str = attrs.field(repr=False)
+    answer: Answer | None
+    answered_at: int | None
+    in_doubt: bool
+    sends: int
+
+    @property
+    def lane(self) -> Lane:
+        """The lane that it is answered in."""
+        return Lane(self.caller_id, self.context_id)
+
+    @property
+    def text(self) -> str:
+        """Its text parts, joined."""
+        return "".join(part.text for part in self.parts if isinstance(part, TextPart))
+
+    def request(self, attempt: int) -> Request:
+        """The message as a backend gets it."""
+        return Request(
+            workspace_id=self.workspace_id,
+            message_id=self.message_id,
+            idempotency_key=self.idempotency_key,
+            caller_id=self.caller_id,
+            task_id=self.task_id,
+            context_id=self.context_id,
+            parts=self.parts,
+            method=self.method,
+            raw=self.raw,
+            attempt=attempt,
+        )
+
+    def outgoing_id(self) -> str:
+        """The message id that its answer carries: the same for a resend, different for everything else."""
+        kind = "notice" if self.answer is not None and self.answer.is_notice else "answer"
+        return str(uuid.uuid5(_NAMESPACE, json.dumps([self.workspace_id, self.row_id, kind, self.replay])))
+
+
+_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "molecule-connect")
+
+
+def dump_parts(parts: tuple[Part, ...]) -> str:
+    """*parts* as ASCII JSON, so that lone surrogates and NULs survive SQLite."""
+    return json.dumps([_dump_part(part) for part in parts])
+
+
+def _dump_part(part: Part) -> dict[str, Any]:
+    match part:
+        case TextPart(text):
+            return {"text": text}
+        case DataPart(data):
+            return {"data": data}
+        case FilePart():
+            return {
+                "file": {
+                    "uri": part.uri,
+                    "name": part.name,
+                    "mime_type": part.mime_type,
+                    "size": part.size,
+                    "path": str(part.path) if part.path else None,
+                }
+            }
+
+
+def load_parts(text: str) -> tuple[Part, ...]:
+    """The parts that ``dump_parts`` wrote."""
+    return tuple(_load_part(value) for value in json.loads(text))
+
+
+def _load_part(value: dict[str, Any]) -> Part:
+    if "text" in value:
+        return TextPart(value["text"])
+    if "file" in value:
+        file = value["file"]
+        return FilePart(**{**file, "path": Path(file["path"]) if file["path"] else None})
+    return DataPart(value["data"])
+
+
+def dump_answer(answer: Answer) -> str:
+    """*answer* as JSON."""
+    return json.dumps(
+        {
+            "parts": [_dump_part(part) for part in answer.parts],
+            "is_notice": answer.is_notice,
+            "reason": answer.reason,
+            "usage": attrs.asdict(answer.usage) if answer.usage else None,
+        }
+    )
+
+
+def load_answer(text: str) -> Answer:
+    """The answer that ``dump_answer`` wrote."""
+    value = json.loads(text)
+    return Answer(
+        parts=tuple(_load_part(part) for part in value["parts"]),
+        is_notice=value["is_notice"],
+        reason=value["reason"],
+        usage=Usage(**value["usage"]) if value["usage"] else None,
+    )

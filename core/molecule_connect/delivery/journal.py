@@ -1,0 +1,342 @@
+"""What this machine knows of every message: one SQLite file, one writer, a compare-and-set per transition."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import attrs
+
+from molecule_connect.delivery import transitions
+from molecule_connect.delivery.committer import Committer, Operation
+from molecule_connect.delivery.entries import Answer, Entry, Lane, State, load_answer, load_parts
+from molecule_connect.delivery.schema import open_file, open_reader
+from molecule_connect.delivery.transitions import Stored
+from molecule_connect.errors import JournalError
+from molecule_connect.models import Inbound
+
+T = TypeVar("T")
+
+FILE_NAME = "journal.sqlite3"
+# A journal that cannot be written is tried again after so many seconds.
+RETRY = 5.0
+BODY_AGE = 24 * 3600.0
+ROW_AGE = 7 * 24 * 3600 * 1_000_000
+
+_COLUMNS = (
+    "workspace_id, row_id, state, attempt, interruptions, replay, time, not_before, first_failed, caller_id,"
+    " context_id, task_id, message_id, idempotency_key, method, fingerprint, delegation_id, parts, raw, answer,"
+    " answered_at, in_doubt, sends"
+)
+_OPEN = "state IN ('received', 'running', 'answered')"
+
+
+@attrs.frozen(kw_only=True)
+class Position:
+    """Where reading stands. Times are microseconds by the platform's clock.
+
+    Attributes:
+        floor: Rows older than this are not ours to read.
+        last_read: When the last whole read began.
+        ignores_since: The platform was seen to ignore ``since_id``.
+    """
+
+    anchor: str | None = None
+    anchor_time: int | None = None
+    floor: int | None = None
+    last_read: int | None = None
+    ignores_since: bool = False
+
+
+class Journal:
+    """The file. ``of`` gives one workspace's part of it."""
+
+    def __init__(self, path: Path, committer: Committer, reader: sqlite3.Connection, wall: Callable[[], float]) -> None:
+        self.path = path
+        self.committer = committer
+        self.reader = reader
+        self.wall = wall
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, folder: Path, *, wall: Callable[[], float], executor: Executor | None = None
+    ) -> "AsyncIterator[Journal]":
+        """The journal in *folder*, which must exist. Closing commits what waits.
+
+        Raises:
+            JournalError: The file cannot be used.
+        """
+        path = folder / FILE_NAME
+        thread = executor or ThreadPoolExecutor(1, thread_name_prefix="journal")
+        connection = open_file(path)
+        reader = open_reader(path)
+        committer = Committer(connection, thread)
+        committer.start()
+        try:
+            yield cls(path, committer, reader, wall)
+        finally:
+            await committer.stop()
+            reader.close()
+            connection.close()
+            if executor is None:
+                thread.shutdown(wait=False)
+
+    def of(self, workspace_id: str) -> "WorkspaceJournal":
+        """The part that belongs to one workspace."""
+        return WorkspaceJournal(self, workspace_id)
+
+    async def data_version(self) -> int:
+        """A number that changes when another process writes to the file."""
+        return await self.committer.put(lambda db: int(db.execute("PRAGMA data_version").fetchone()[0]))
+
+
+class WorkspaceJournal:
+    """One workspace's messages. Reads are immediate, writes resolve when they are committed.
+
+    Every transition returns False when the message was no longer in the state that it starts from.
+    """
+
+    def __init__(self, journal: Journal, workspace_id: str) -> None:
+        self.workspace_id = workspace_id
+        self._journal = journal
+        # Accepted answers whose transition is not committed yet: the reader still sees them as open.
+        self._ending: dict[str, Lane] = {}
+        self._ends: set[asyncio.Task[None]] = set()
+
+    # Reading
+
+    def position(self) -> Position:
+        """Where reading stands."""
+        row = self._one("SELECT * FROM workspace WHERE workspace_id=?", self.workspace_id)
+        if row is None:
+            return Position()
+        return Position(anchor=row[1], anchor_time=row[2], floor=row[3], last_read=row[4], ignores_since=bool(row[5]))
+
+    async def move(self, position: Position) -> None:
+        """Write down where reading stands."""
+        values = (
+            *(self.workspace_id, position.anchor, position.anchor_time, position.floor),
+            *(position.last_read, int(position.ignores_since)),
+        )
+        await self._put(lambda db: db.execute("REPLACE INTO workspace VALUES (?,?,?,?,?,?)", values))
+
+    def known(self, row_id: str) -> bool:
+        """Whether the row was stored before."""
+        return (
+            self._one("SELECT 1 FROM message WHERE workspace_id=? AND row_id=?", self.workspace_id, row_id) is not None
+        )
+
+    def rows_after(self, time: int, most: int) -> tuple[int, int]:
+        """How many rows are newer than *time* (counted up to *most*), and the characters that they hold."""
+        row = self._one(
+            "SELECT count(*), coalesce(sum(size), 0) FROM (SELECT size FROM message"
+            " WHERE workspace_id=? AND time > ? LIMIT ?)",
+            *(self.workspace_id, time, most),
+        )
+        return (int(row[0]), int(row[1])) if row else (0, 0)
+
+    async def receive(self, items: Iterable[Inbound], *, now: int) -> list[Stored]:
+        """Store the rows that are new, in one commit; *now* (µs) stands in for a missing time."""
+        items, wall = tuple(items), self._journal.wall()
+        if not items:
+            return []
+        return await self._put(lambda db: transitions.receive(db, self.workspace_id, items, now, wall))
+
+    # What waits
+
+    def head(self, lane: Lane) -> Entry | None:
+        """The oldest message of *lane* that is not over."""
+        pending = [row_id for row_id, its_lane in self._ending.items() if its_lane == lane]
+        rows = self._journal.reader.execute(
+            f"SELECT {_COLUMNS} FROM message WHERE workspace_id=? AND caller_id IS ? AND context_id IS ? AND {_OPEN}"  # noqa: S608
+            " ORDER BY place, seq, arrival LIMIT ?",
+            (self.workspace_id, lane.caller_id, lane.context_id, 1 + len(pending)),
+        )
+        return next((_entry(row) for row in rows if row[1] not in pending), None)
+
+    def callers(self) -> list[str | None]:
+        """Who has a message that is not over."""
+        rows = self._journal.reader.execute(
+            f"SELECT DISTINCT caller_id FROM message WHERE workspace_id=? AND {_OPEN}",  # noqa: S608
+            (self.workspace_id,),
+        )
+        return [row[0] for row in rows]
+
+    def lanes(self, caller_id: str | None, most: int) -> list[Lane]:
+        """Lanes of one caller with a message that may be run or sent now, those that wait longest first."""
+        rows = self._journal.reader.execute(
+            f"SELECT context_id FROM message WHERE workspace_id=? AND caller_id IS ? AND {_OPEN}"  # noqa: S608
+            " GROUP BY context_id ORDER BY coalesce(max(not_before), 0) > ?, min(place) LIMIT ?",
+            (self.workspace_id, caller_id, self._journal.wall(), most),
+        )
+        return [Lane(caller_id, row[0]) for row in rows]
+
+    def others_wait(self, entry: Entry) -> bool:
+        """Whether *entry*'s caller has another message that is not over."""
+        row = self._one(
+            f"SELECT 1 FROM message WHERE workspace_id=? AND caller_id IS ? AND {_OPEN} AND row_id<>? LIMIT 1",  # noqa: S608
+            *(self.workspace_id, entry.caller_id, entry.row_id),
+        )
+        return row is not None
+
+    def waiting(self) -> int:
+        """How many messages are not over."""
+        row = self._one(f"SELECT count(*) FROM message WHERE workspace_id=? AND {_OPEN}", self.workspace_id)  # noqa: S608
+        return int(row[0]) - len(self._ending) if row else 0
+
+    def noticed_since(self, lane: Lane, since: int) -> bool:
+        """Whether *lane* was sent a notice after *since* (µs, platform)."""
+        row = self._one(
+            "SELECT 1 FROM message WHERE workspace_id=? AND caller_id IS ? AND context_id IS ? AND answered_at > ?"
+            " AND answer LIKE '%\"is_notice\": true%' LIMIT 1",
+            *(self.workspace_id, lane.caller_id, lane.context_id, since),
+        )
+        return row is not None
+
+    def cursor(self) -> str | None:
+        """The newest row before which every row is over."""
+        row = self._one(
+            "SELECT time, seq, arrival FROM message WHERE workspace_id=? AND state NOT IN ('done', 'dead')"
+            " ORDER BY time, seq, arrival LIMIT 1",
+            self.workspace_id,
+        )
+        first_open = row or (1 << 62, 0, 0)
+        newest = self._one(
+            "SELECT row_id FROM message WHERE workspace_id=? AND (time, seq, arrival) < (?, ?, ?)"
+            " ORDER BY time DESC, seq DESC, arrival DESC LIMIT 1",
+            *(self.workspace_id, *first_open),
+        )
+        return newest[0] if newest else None
+
+    # Transitions
+
+    async def recover(self) -> int:
+        """Undo what an earlier process left half done. Returns how many runs it cut short."""
+        return await self._put(lambda db: transitions.recover(db, self.workspace_id, self._journal.wall()))
+
+    async def start(self, entry: Entry) -> bool:
+        """received -> running. The attempt is on disk before the backend sees the message."""
+        return await self._put(lambda db: transitions.start(db, entry, self._journal.wall()))
+
+    async def put_back(
+        self, entry: Entry, *, counts: bool, failed: bool, not_before: float | None = None, error: str = ""
+    ) -> bool:
+        """running -> received."""
+        return await self._put(
+            lambda db: transitions.put_back(
+                db, entry, self._journal.wall(), counts=counts, failed=failed, not_before=not_before, error=error
+            )
+        )
+
+    async def answered(
+        self, entry: Entry, answer: Answer, *, at: int, send_print: str | None, ran: bool = True
+    ) -> bool:
+        """running -> answered, on the disk when this returns."""
+        return await self._put(
+            lambda db: transitions.answered(
+                db, entry, answer, self._journal.wall(), at=at, send_print=send_print, ran=ran
+            ),
+            durable=True,
+        )
+
+    async def silenced(self, entry: Entry) -> bool:
+        """running -> done."""
+        return await self._put(lambda db: transitions.silenced(db, entry, self._journal.wall()))
+
+    async def send_failed(self, entry: Entry, *, not_before: float | None, in_doubt: bool) -> bool:
+        """answered -> answered, to be tried again."""
+        return await self._put(
+            lambda db: transitions.send_failed(
+                db, entry, self._journal.wall(), not_before=not_before, in_doubt=in_doubt
+            )
+        )
+
+    async def bury(self, entry: Entry, frm: State, reason: str) -> bool:
+        """Any open state -> dead."""
+        return await self._put(lambda db: transitions.bury(db, entry, frm, reason, self._journal.wall()))
+
+    async def defer(self, entry: Entry, *, not_before: float, error: str) -> bool:
+        """received -> received: the lane waits."""
+        return await self._put(
+            lambda db: transitions.defer(db, entry, self._journal.wall(), not_before=not_before, error=error)
+        )
+
+    async def settle(self, entry: Entry) -> bool:
+        """Whether an echo shows that *entry*'s answer arrived."""
+        return await self._put(lambda db: transitions.settle(db, entry))
+
+    async def replay(self, row_id: str) -> bool:
+        """dead -> received."""
+        return await self._put(lambda db: transitions.replay(db, self.workspace_id, row_id, self._journal.wall()))
+
+    def progress(self, entry: Entry, text: str) -> None:
+        """Note what the backend is doing with a running message; not awaited."""
+        self._put(
+            lambda db: db.execute(
+                "UPDATE message SET progress=? WHERE workspace_id=? AND row_id=? AND state='running'",
+                (text.encode("utf-8", "replace").decode(), entry.workspace_id, entry.row_id),
+            )
+        )
+
+    def deliver(self, entry: Entry) -> None:
+        """answered -> done, or dead after a notice. Not awaited: ``head`` passes over the message at once.
+
+        A journal that cannot be written is tried again every 5 seconds.
+        """
+        self._ending[entry.row_id] = entry.lane
+        task = asyncio.get_running_loop().create_task(self._deliver(entry))
+        self._ends.add(task)
+        task.add_done_callback(self._ends.discard)
+
+    async def _deliver(self, entry: Entry) -> None:
+        while True:
+            try:
+                await self._put(lambda db: transitions.delivered(db, entry, self._journal.wall()))
+            except JournalError:
+                if self._journal.committer.closed:
+                    return
+                await asyncio.sleep(RETRY)
+                continue
+            del self._ending[entry.row_id]
+            return
+
+    async def settled(self) -> None:
+        """Wait until every ``deliver`` is committed."""
+        while self._ends:
+            await asyncio.gather(*self._ends, return_exceptions=True)
+
+    async def prune(self, now: int) -> None:
+        """Forget the bodies of what was over a day ago, and rows older than the anchor and a week (*now*: µs)."""
+        position, wall = self.position(), self._journal.wall()
+        before = min(position.anchor_time or 0, now - ROW_AGE)
+
+        def run(db: sqlite3.Connection) -> None:
+            over = "workspace_id=? AND state IN ('done', 'dead')"
+            db.execute(
+                f"UPDATE message SET parts=NULL, raw=NULL WHERE {over} AND state='done' AND raw IS NOT NULL"  # noqa: S608
+                " AND changed < ?",
+                (self.workspace_id, wall - BODY_AGE),
+            )
+            db.execute(f"DELETE FROM message WHERE {over} AND state='done' AND time < ?", (self.workspace_id, before))  # noqa: S608
+
+        await self._put(run)
+
+    def _put(self, run: Operation[T], *, durable: bool = False) -> "asyncio.Future[T]":
+        return self._journal.committer.put(run, durable=durable)
+
+    def _one(self, sql: str, *values: object) -> Any:
+        return self._journal.reader.execute(sql, values).fetchone()
+
+
+def _entry(row: tuple[Any, ...]) -> Entry:
+    values = dict(zip([name.strip() for name in _COLUMNS.split(",")], row, strict=True))
+    values["state"] = State(values["state"])
+    values["parts"] = load_parts(values["parts"] or "[]")
+    values["raw"] = values["raw"] or "{}"
+    values["answer"] = load_answer(values["answer"]) if values["answer"] else None
+    values["in_doubt"] = bool(values["in_doubt"])
+    return Entry(**values)

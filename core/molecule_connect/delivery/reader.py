@@ -1,0 +1,239 @@
+"""Reading the feed so that no row is lost: whole reads start after an anchor behind which nothing can still appear.
+
+Rows become visible up to 30 s late, behind rows that are already read, so following ``since_id`` loses some. The
+algorithm was simulated over late rows, equal times, kills around each write, pruning and 410; change it only with
+``tests/delivery/test_reader_simulation.py``.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+
+import attrs
+
+from molecule_connect.delivery.entries import State
+from molecule_connect.delivery.journal import Position, WorkspaceJournal
+from molecule_connect.delivery.ports import Feed
+from molecule_connect.delivery.transitions import LATENESS, Stored
+from molecule_connect.errors import CursorExpiredError, PageTooLargeError
+from molecule_connect.models import Inbound, Page, RowMark
+
+LIMIT = 500
+SECOND = 1_000_000
+# A wake-up that would read more than this again reads from the tip instead.
+REREAD_ROWS = 100
+REREAD_SIZE = 1 << 20
+
+
+@attrs.frozen(kw_only=True)
+class Read:
+    """What a read brought: how many new messages, and whether it was a whole one."""
+
+    messages: int
+    whole: bool
+
+
+@attrs.define
+class _Span:
+    """What one whole read has seen so far."""
+
+    began: int | None = None
+    marks: list[RowMark] = attrs.field(factory=list)
+
+
+class Reader:
+    """Reads one workspace's feed into its journal. One read at a time.
+
+    Args:
+        on_stored: Told of each commit's rows; ``complete`` is False while older rows may
+            still come, so that lanes must wait.
+        woken: Whether a wake-up came since it was last asked.
+        notice: Told, in words and a hint, what the operator should know once.
+    """
+
+    def __init__(
+        self,
+        feed: Feed,
+        journal: WorkspaceJournal,
+        *,
+        since_secs: float,
+        wall: Callable[[], float] = time.time,
+        on_stored: Callable[[Sequence[Stored]], None],
+        lanes_may_run: Callable[[], None],
+        woken: Callable[[], bool] = lambda: False,
+        notice: Callable[[str, str], None] = lambda text, hint: None,
+    ) -> None:
+        self._feed = feed
+        self._journal = journal
+        self._since = round(since_secs * SECOND)
+        self._wall = wall
+        self._on_stored = on_stored
+        self._lanes_may_run = lanes_may_run
+        self._woken = woken
+        self._notice = notice
+        self._tip: RowMark | None = None
+        self._limit = LIMIT
+        self._messages = 0
+        self.expired_in_a_row = 0
+
+    def now(self) -> int:
+        """The platform's time in microseconds, else ours."""
+        told = self._feed.now()
+        return told if told is not None else round(self._wall() * SECOND)
+
+    async def read(self, *, woken: bool = False) -> Read:
+        """Bring the journal up to date.
+
+        Raises:
+            PlatformError: The feed could not be read; what was read before that is kept.
+            JournalError: It could not be stored.
+        """
+        self._messages = 0
+        position = self._journal.position()
+        if woken and self._tip is not None and self._is_long(position):
+            try:
+                await self._forward(self._tip.row_id)
+                return Read(messages=self._messages, whole=False)
+            except CursorExpiredError:
+                self._tip = None
+        if position.anchor is None or position.ignores_since:
+            await self._back(position)
+        else:
+            await self._whole_forward(position, position.anchor)
+        return Read(messages=self._messages, whole=True)
+
+    def _is_long(self, position: Position) -> bool:
+        start = position.anchor_time if position.anchor is not None else position.floor
+        rows, size = self._journal.rows_after(start or 0, REREAD_ROWS + 1)
+        return rows > REREAD_ROWS or size > REREAD_SIZE
+
+    async def _whole_forward(self, position: Position, anchor: str) -> None:
+        span = _Span()
+        try:
+            obeyed = await self._forward(anchor, span)
+        except CursorExpiredError:
+            self.expired_in_a_row += 1
+            since = attrs.evolve(position, anchor=None, anchor_time=None)
+            if self.expired_in_a_row == 1:
+                self._notice(*_gap_words(position))
+            await self._journal.move(since)
+            await self._back(since)
+            return
+        self.expired_in_a_row = 0
+        if obeyed:
+            await self._settle(span)
+        else:
+            await self._stop_using_since(position)
+
+    async def _stop_using_since(self, position: Position) -> None:
+        self._notice("the platform ignores since_id: each read starts at the newest row instead", "")
+        position = attrs.evolve(position, ignores_since=True)
+        await self._journal.move(position)
+        await self._back(position)
+
+    async def _forward(self, start: str, span: _Span | None = None) -> bool:
+        """Read on after *start*, oldest first. False: the platform ignored it. Only a *span* makes the read whole."""
+        after = start
+        while True:
+            page = await self._fetch(since_id=after, span=span)
+            if any(mark.row_id == after for mark in page.marks):
+                await self._store(page, page.items)
+                return False
+            await self._store(page, page.items)
+            self._lanes_may_run()
+            if span is not None and self._tip is not None and self._woken():
+                await self._forward(self._tip.row_id)
+            step = _last_before_the_edge(page)
+            if page.count < page.limit or step is None or step == after:
+                return True
+            after = step
+
+    async def _back(self, position: Position) -> None:
+        """Read from the newest row back to the floor. Lanes wait until it has ended: older rows come last."""
+        span, older = _Span(), 0
+        first = position.floor is None
+        floor = self.now() - self._since
+        if position.floor is not None:
+            floor = max(position.floor, (position.last_read or 0) - LATENESS)
+        await self._journal.move(attrs.evolve(position, anchor=None, anchor_time=None, floor=floor))
+        before: int | None = None
+        while True:
+            page = await self._fetch(before=before, span=span)
+            # The page is newest first; rows without a time stay as they came.
+            items = page.items if any(item.time is None for item in page.items) else page.items[::-1]
+            await self._store(page, [item for item in items if item.time is None or item.time >= floor])
+            older += sum(mark.time is not None and mark.time < floor for mark in page.marks)
+            edge = page.marks[-1].time if page.marks else None
+            if page.count < page.limit or edge is None or edge < floor:
+                break
+            if before is not None and edge + 1 >= before:
+                break
+            before = edge + 1
+        self._lanes_may_run()
+        if first and older:
+            count = f"{older} or more" if page.count >= page.limit else str(older)
+            self._notice(
+                f"{count} older rows were left alone: this first start looks back {self._since / SECOND:g} s",
+                "look further back with --since-secs",
+            )
+        await self._settle(span, floor=floor)
+
+    async def _fetch(self, *, span: _Span | None, since_id: str | None = None, before: int | None = None) -> Page:
+        while True:
+            began = self.now()
+            try:
+                page = await self._feed.fetch(
+                    since_id=since_id, before=before, limit=self._limit, known=self._journal.known
+                )
+            except PageTooLargeError:
+                if self._limit == 1:
+                    raise
+                self._limit //= 2
+                continue
+            self._limit = min(LIMIT, self._limit * 2)
+            if span is not None:
+                if span.began is None:
+                    span.began = page.earliest if page.earliest is not None else began
+                span.marks += page.marks
+            return page
+
+    async def _store(self, page: Page, items: Sequence[Inbound]) -> None:
+        stored = await self._journal.receive(items, now=self.now())
+        self._messages += sum(one.state is State.RECEIVED or one.revived for one in stored)
+        for mark in page.marks:
+            if mark.time is not None and (self._tip is None or mark.time >= (self._tip.time or 0)):
+                self._tip = mark
+        if stored:
+            self._on_stored(stored)
+
+    async def _settle(self, span: _Span, floor: int | None = None) -> None:
+        """Move the anchor, forward only, to the newest row that was too old for anything to appear behind it."""
+        began = span.began if span.began is not None else self.now()
+        position = self._journal.position()
+        for mark in span.marks:
+            if mark.time is None or not (mark.time <= began - LATENESS or mark.time < (floor or 0)):
+                continue
+            if position.anchor_time is None or mark.time > position.anchor_time:
+                position = attrs.evolve(position, anchor=mark.row_id, anchor_time=mark.time)
+        last_read = max(began, position.last_read or 0)
+        await self._journal.move(attrs.evolve(position, last_read=last_read))
+
+
+def _last_before_the_edge(page: Page) -> str | None:
+    """The row to read on after: older platforms skip the twins of the row that they are given, so not the last."""
+    if not page.marks:
+        return None
+    edge = page.marks[-1]
+    if edge.time is not None:
+        for mark in reversed(page.marks):
+            if mark.time is not None and mark.time < edge.time:
+                return mark.row_id
+    return edge.row_id
+
+
+def _gap_words(position: Position) -> tuple[str, str]:
+    since = position.last_read or position.floor
+    start = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime((since or 0) / SECOND)) if since else "the first start"
+    return (
+        f"the platform no longer knows the row that reading starts after; reading again all since {start}",
+        "",
+    )

@@ -1,0 +1,84 @@
+"""The journal's tables, and how its file is opened."""
+
+import os
+import sqlite3
+from pathlib import Path
+
+from molecule_connect.errors import JournalError
+
+VERSION = 1
+
+# place orders a lane: it is the row's time, and for a replayed message a time after all others of the lane.
+# Times are microseconds by the platform's clock, not_before and the like are seconds by ours.
+TABLES = """
+CREATE TABLE workspace (
+    workspace_id TEXT PRIMARY KEY, anchor TEXT, anchor_time INTEGER, floor INTEGER, last_read INTEGER,
+    ignores_since INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE message (
+    arrival INTEGER PRIMARY KEY AUTOINCREMENT,
+    workspace_id TEXT NOT NULL, row_id TEXT NOT NULL, kind TEXT NOT NULL, state TEXT NOT NULL,
+    time INTEGER NOT NULL, seq INTEGER NOT NULL, place INTEGER NOT NULL,
+    caller_id TEXT, context_id TEXT, task_id TEXT, message_id TEXT NOT NULL, sender_key TEXT,
+    idempotency_key TEXT NOT NULL, method TEXT NOT NULL, fingerprint TEXT NOT NULL, delegation_id TEXT,
+    parts TEXT, raw TEXT, size INTEGER NOT NULL,
+    attempt INTEGER NOT NULL DEFAULT 0, interruptions INTEGER NOT NULL DEFAULT 0, replay INTEGER NOT NULL DEFAULT 0,
+    not_before REAL, first_failed REAL, error TEXT, reason TEXT, progress TEXT, repeat_of TEXT,
+    answer TEXT, answered_at INTEGER, send_print TEXT, sends INTEGER NOT NULL DEFAULT 0,
+    in_doubt INTEGER NOT NULL DEFAULT 0, accepted INTEGER NOT NULL DEFAULT 0, echo TEXT,
+    holder TEXT, held_until REAL, changed REAL NOT NULL,
+    UNIQUE (workspace_id, row_id)
+);
+CREATE INDEX message_lane ON message (workspace_id, caller_id, context_id, place, seq, arrival)
+    WHERE state IN ('received', 'running', 'answered');
+CREATE INDEX message_order ON message (workspace_id, time, seq, arrival);
+CREATE INDEX message_unfinished ON message (workspace_id, time, seq, arrival) WHERE state NOT IN ('done', 'dead');
+CREATE INDEX message_sender ON message (workspace_id, sender_key, fingerprint) WHERE sender_key IS NOT NULL;
+CREATE INDEX message_echo ON message (workspace_id, fingerprint, time) WHERE kind = 'echo';
+CREATE INDEX message_sent ON message (workspace_id, send_print, answered_at) WHERE send_print IS NOT NULL;
+"""
+
+
+def open_file(path: Path) -> sqlite3.Connection:
+    """The journal at *path*, created (0600) if it is missing, for the thread that writes.
+
+    Raises:
+        JournalError: It cannot be opened, is no journal, or was written by a newer release.
+    """
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            _ensure_tables(connection, path)
+        except BaseException:
+            connection.close()
+            raise
+    except (OSError, sqlite3.Error) as exc:
+        raise JournalError(
+            f"the journal {path} cannot be opened: {exc}",
+            hint="check the state folder and its disk (not a network file system), or name another with --state-dir",
+        ) from exc
+    return connection
+
+
+def open_reader(path: Path) -> sqlite3.Connection:
+    """A second connection that sees what is committed and writes nothing."""
+    connection = sqlite3.connect(path, isolation_level=None, timeout=5.0)
+    connection.execute("PRAGMA query_only=1")
+    return connection
+
+
+def _ensure_tables(connection: sqlite3.Connection, path: Path) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version == 0:
+        for statement in TABLES.split(";\n"):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version={VERSION}")
+    connection.execute("COMMIT")
+    if version > VERSION:
+        raise JournalError(
+            f"the journal {path} was written by a newer molecule-connect (schema {version}, this one knows {VERSION})",
+            hint="update molecule-connect, or name another state folder",
+        )

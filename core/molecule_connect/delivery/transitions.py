@@ -1,0 +1,279 @@
+"""Every change of a message's state, as SQL. Each is a compare-and-set: False means that somebody else was faster."""
+
+import sqlite3
+from collections.abc import Iterable
+
+import attrs
+
+from molecule_connect.delivery.entries import Answer, Entry, State, dump_answer, dump_parts
+from molecule_connect.models import Inbound, Kind
+
+# A sender that retries repeats its message; some use one constant id for ever, so only for so long.
+REPEAT_WINDOW = 3600 * 1_000_000
+# An echo may be older than the answer that it shows, by as much as a row may be late.
+LATENESS = 45 * 1_000_000
+
+
+@attrs.frozen(kw_only=True)
+class Stored:
+    """What ``receive`` did with one row. ``repeats`` is the row that it repeats; ``revived`` if that one was dead."""
+
+    item: Inbound
+    time: int
+    state: State
+    repeats: str | None = None
+    revived: bool = False
+    foreign_echo: bool = False
+
+
+def receive(db: sqlite3.Connection, workspace_id: str, items: Iterable[Inbound], now: int, wall: float) -> list[Stored]:
+    """Store rows that are new. *now* stands in for a missing time, in the order in which they came."""
+    stored = []
+    for number, item in enumerate(items):
+        time = item.time if item.time is not None else now + number
+        known = db.execute("SELECT 1 FROM message WHERE workspace_id=? AND row_id=?", (workspace_id, item.row_id))
+        if known.fetchone() is None:
+            stored.append(_receive_one(db, workspace_id, item, time, wall))
+    return stored
+
+
+def _receive_one(db: sqlite3.Connection, workspace_id: str, item: Inbound, time: int, wall: float) -> Stored:
+    state, repeats, revived, reason = State.DONE, None, False, None
+    if item.kind is Kind.UNREADABLE:
+        state, reason = State.DEAD, f"unreadable: {item.reason}"
+    elif item.kind is Kind.MESSAGE:
+        original = _original(db, workspace_id, item, time)
+        state = State.DONE if original else State.RECEIVED
+        if original:
+            repeats = str(original[0])
+            revived = original[1] == State.DEAD and replay(db, workspace_id, repeats, wall)
+    db.execute(
+        "INSERT INTO message (workspace_id, row_id, kind, state, time, seq, place, caller_id, context_id, task_id,"
+        " message_id, sender_key, idempotency_key, method, fingerprint, delegation_id, parts, raw, size, reason,"
+        " repeat_of, changed) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        (
+            *(workspace_id, item.row_id, item.kind.value, state.value, time, item.seq or 0, time),
+            *(_plain(item.caller_id), _plain(item.context_id), _plain(item.task_id), _plain(item.message_id)),
+            *(_plain(item.sender_key), _plain(item.idempotency_key), _plain(item.method), item.fingerprint),
+            *(
+                _plain(item.delegation_id),
+                dump_parts(item.parts),
+                _plain(item.raw),
+                len(item.raw),
+                _plain(reason),
+                repeats,
+                wall,
+            ),
+        ),
+    )
+    foreign = item.kind is Kind.ECHO and not _ours(db, workspace_id, item.fingerprint, time)
+    return Stored(item=item, time=time, state=state, repeats=repeats, revived=revived, foreign_echo=foreign)
+
+
+def _original(db: sqlite3.Connection, workspace_id: str, item: Inbound, time: int) -> tuple[str, str] | None:
+    if item.sender_key is None:
+        return None
+    found: tuple[str, str] | None = db.execute(
+        "SELECT row_id, state FROM message WHERE workspace_id=? AND sender_key=? AND fingerprint=? AND caller_id IS ?"
+        " AND kind='message' AND repeat_of IS NULL AND time > ? AND time < ? ORDER BY arrival LIMIT 1",
+        (
+            *(workspace_id, _plain(item.sender_key), item.fingerprint, _plain(item.caller_id)),
+            *(time - REPEAT_WINDOW, time + REPEAT_WINDOW),
+        ),
+    ).fetchone()
+    return found
+
+
+def _ours(db: sqlite3.Connection, workspace_id: str, fingerprint: str, time: int) -> bool:
+    found = db.execute(
+        "SELECT 1 FROM message WHERE workspace_id=? AND send_print=? AND answered_at < ? LIMIT 1",
+        (workspace_id, fingerprint, time + LATENESS),
+    )
+    return found.fetchone() is not None
+
+
+def start(db: sqlite3.Connection, entry: Entry, wall: float) -> bool:
+    """received -> running: one more attempt, counted before the backend sees the message."""
+    return _move(db, entry, State.RECEIVED, "state='running', attempt=attempt+1, not_before=NULL", (), wall)
+
+
+def put_back(
+    db: sqlite3.Connection,
+    entry: Entry,
+    wall: float,
+    *,
+    counts: bool,
+    failed: bool,
+    not_before: float | None,
+    error: str,
+) -> bool:
+    """running -> received: the try failed, was parked, or was stopped. *counts*: it was an attempt."""
+    return _move(
+        db,
+        entry,
+        State.RUNNING,
+        "state='received', attempt=?, not_before=?, error=?, progress=NULL,"
+        " first_failed=CASE WHEN ? THEN coalesce(first_failed, ?) ELSE first_failed END",
+        (entry.attempt + (1 if counts else 0), not_before, _plain(error), failed, wall),
+        wall,
+        attempt=entry.attempt + 1,
+    )
+
+
+def answered(
+    db: sqlite3.Connection, entry: Entry, answer: Answer, wall: float, *, at: int, send_print: str | None, ran: bool
+) -> bool:
+    """running (or, with a stored answer, received) -> answered."""
+    return _move(
+        db,
+        entry,
+        State.RUNNING if ran else State.RECEIVED,
+        "state='answered', answer=?, answered_at=?, send_print=?, not_before=NULL, sends=0, in_doubt=0, accepted=0,"
+        " echo=NULL, progress=NULL",
+        (dump_answer(answer), at, send_print),
+        wall,
+        attempt=entry.attempt + (1 if ran else 0),
+    )
+
+
+def silenced(db: sqlite3.Connection, entry: Entry, wall: float) -> bool:
+    """running -> done: the backend chose to send nothing."""
+    return _move(db, entry, State.RUNNING, "state='done', progress=NULL", (), wall, attempt=entry.attempt + 1)
+
+
+def send_failed(db: sqlite3.Connection, entry: Entry, wall: float, *, not_before: float | None, in_doubt: bool) -> bool:
+    """answered -> answered: a send failed; *in_doubt*: it may have arrived all the same."""
+    return _move(
+        db,
+        entry,
+        State.ANSWERED,
+        "sends=sends+1, not_before=?, in_doubt=?",
+        (not_before, int(in_doubt)),
+        wall,
+    )
+
+
+def delivered(db: sqlite3.Connection, entry: Entry, wall: float) -> bool:
+    """answered -> done, or dead after a notice."""
+    answer = entry.answer
+    if answer is None:
+        return False
+    return _move(
+        db,
+        entry,
+        State.ANSWERED,
+        "state=?, reason=?, accepted=1, in_doubt=0, not_before=NULL",
+        (answer.then.value, answer.reason or None),
+        wall,
+    )
+
+
+def bury(db: sqlite3.Connection, entry: Entry, frm: State, reason: str, wall: float) -> bool:
+    """Any open state -> dead: given up, kept with its reason."""
+    attempt = entry.attempt + (1 if frm is State.RUNNING else 0)
+    set_ = "state='dead', reason=?, not_before=NULL, progress=NULL"
+    return _move(db, entry, frm, set_, (_plain(reason),), wall, attempt=attempt)
+
+
+def defer(db: sqlite3.Connection, entry: Entry, wall: float, *, not_before: float, error: str) -> bool:
+    """received -> received: its lane waits."""
+    return _move(db, entry, State.RECEIVED, "not_before=?, error=?", (not_before, _plain(error)), wall)
+
+
+def replay(db: sqlite3.Connection, workspace_id: str, row_id: str, wall: float) -> bool:
+    """dead -> received, at the tail of its lane. An answer that could not be sent is kept; a notice is not."""
+    row = db.execute(
+        "SELECT caller_id, context_id, answer FROM message WHERE workspace_id=? AND row_id=? AND state='dead'"
+        " AND kind='message'",
+        (workspace_id, row_id),
+    ).fetchone()
+    if row is None:
+        return False
+    last = db.execute(
+        "SELECT max(place) FROM message WHERE workspace_id=? AND caller_id IS ? AND context_id IS ?"
+        " AND state IN ('received', 'running', 'answered')",
+        (workspace_id, row[0], row[1]),
+    ).fetchone()[0]
+    keep = row[2] is not None and '"is_notice": true' not in row[2]
+    db.execute(
+        "UPDATE message SET state='received', place=max(place, ?), attempt=0, interruptions=0, replay=replay+1,"
+        " not_before=NULL, first_failed=NULL, reason=NULL, answer=?, changed=? WHERE workspace_id=? AND row_id=?",
+        ((last or 0) + 1, row[2] if keep else None, wall, workspace_id, row_id),
+    )
+    return True
+
+
+def recover(db: sqlite3.Connection, workspace_id: str, wall: float) -> int:
+    """At the start of a process: what our own death cut short was no attempt, and any stored answer may be out.
+
+    Returns how many runs were cut short.
+    """
+    cursor = db.execute(
+        "UPDATE message SET state='received', attempt=attempt-1, interruptions=interruptions+1, changed=?"
+        " WHERE workspace_id=? AND state='running'",
+        (wall, workspace_id),
+    )
+    db.execute("UPDATE message SET in_doubt=1 WHERE workspace_id=? AND state='answered'", (workspace_id,))
+    return cursor.rowcount
+
+
+def settle(db: sqlite3.Connection, entry: Entry) -> bool:
+    """Whether the feed's echoes show that *entry*'s answer, sent to a person with unknown outcome, arrived.
+
+    Each accepted answer with the same text and files uses up one echo; one that is left
+    over settles the oldest answer in doubt. Both are written down.
+    """
+    send_print, answered_at = db.execute(
+        "SELECT send_print, answered_at FROM message WHERE workspace_id=? AND row_id=?",
+        (entry.workspace_id, entry.row_id),
+    ).fetchone()
+    if send_print is None:
+        return False
+    echoes = db.execute(
+        "SELECT row_id, time FROM message WHERE workspace_id=? AND kind='echo' AND fingerprint=? AND echo IS NULL"
+        " AND time >= ? ORDER BY time, arrival",
+        (entry.workspace_id, send_print, answered_at - REPEAT_WINDOW),
+    ).fetchall()
+    sends = db.execute(
+        "SELECT row_id, answered_at FROM message WHERE workspace_id=? AND send_print=? AND echo IS NULL"
+        " AND (accepted=1 OR (state='answered' AND in_doubt=1)) AND answered_at >= ?"
+        " ORDER BY accepted DESC, answered_at, arrival",
+        (entry.workspace_id, send_print, answered_at - REPEAT_WINDOW),
+    ).fetchall()
+    settled = False
+    for row_id, since in sends:
+        match = next((echo for echo in echoes if echo[1] >= since - LATENESS), None)
+        if match is None:
+            continue
+        echoes.remove(match)
+        pairs = ((row_id, entry.workspace_id, match[0]), (match[0], entry.workspace_id, row_id))
+        db.executemany("UPDATE message SET echo=? WHERE workspace_id=? AND row_id=?", pairs)
+        settled = settled or row_id == entry.row_id
+    return settled
+
+
+def _move(
+    db: sqlite3.Connection,
+    entry: Entry,
+    frm: State,
+    assignments: str,
+    values: tuple[object, ...],
+    wall: float,
+    *,
+    attempt: int | None = None,
+) -> bool:
+    # The assignments are literals of this module; every value is bound.
+    cursor = db.execute(
+        f"UPDATE message SET {assignments}, changed=? WHERE workspace_id=? AND row_id=? AND state=? AND attempt=?"  # noqa: S608
+        " AND replay=?",
+        (
+            *(*values, wall, entry.workspace_id, entry.row_id, frm.value),
+            *(entry.attempt if attempt is None else attempt, entry.replay),
+        ),
+    )
+    return cursor.rowcount == 1
+
+
+def _plain(text: str | None) -> str | None:
+    # SQLite takes no lone surrogates, which JSON can hold.
+    return None if text is None else text.encode("utf-8", "replace").decode()

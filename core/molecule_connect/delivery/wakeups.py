@@ -1,0 +1,217 @@
+"""When to read: woken by the event stream while it can be trusted, by polling while it cannot, and by a safety read."""
+
+import asyncio
+import contextlib
+import enum
+from collections.abc import Callable
+
+from molecule_connect.backoff import Backoff
+from molecule_connect.delivery.ports import Stream
+from molecule_connect.delivery.reader import Read
+from molecule_connect.errors import PlatformError, TransientPlatformError
+from molecule_connect.models import Signal
+
+# A row can be late behind its own event; after a read from the tip, rows can be late behind the tip.
+LATE_READS = (1.0, 5.0)
+WHOLE_READS = (1.0, 3.0, 10.0)
+WHOLE_READ_REST = 10.0
+DISTRUST = 300.0
+ECHO_TIMEOUT = 5.0
+STABLE_LIFE = 30.0
+ABSENT = 3600.0
+FASTEST_POLL, SLOWEST_POLL, POLL_EASING = 1.0, 5.0, 1.5
+
+
+class Trigger(enum.Enum):
+    """Why a read is due."""
+
+    WOKEN = "a wake-up"
+    DUE = "a read that follows another"
+    REGULAR = "a poll, or a safety read"
+
+
+class Wakeups:
+    """Says when the next read is due, and learns from what it brought.
+
+    Args:
+        poll_interval: Seconds; None eases from 1 s after traffic to 5 s.
+        safety_interval: Seconds between reads that nothing asked for.
+        on_signal: Told of signals that are not about rows: status, rotation, stream opened.
+        trouble: Told why the stream is not there, and "" when it is back.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        *,
+        poll_interval: float | None,
+        safety_interval: Callable[[], float],
+        on_signal: Callable[[Signal], None] = lambda signal: None,
+        trouble: Callable[[str], None] = lambda reason: None,
+        backoff: Backoff | None = None,
+    ) -> None:
+        self._stream = stream
+        self._poll = poll_interval
+        self._easing = FASTEST_POLL
+        self._safety = safety_interval
+        self._on_signal = on_signal
+        self._trouble = trouble
+        self._backoff = backoff or Backoff(first=1.0, cap=60.0)
+        self._wake = asyncio.Event()
+        self._pending = False
+        self._event_since_read = False
+        self._connected = False
+        self._echoed = False
+        self._distrusted_until = float("-inf")
+        self._last_read = float("-inf")
+        self._late_reads: list[float] = []
+        self._whole_reads: list[float] = []
+        self._whole_seconds = 0.0
+        self._dead_stream: asyncio.Event = asyncio.Event()
+        self._echo_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the stream alone may be relied on to wake us."""
+        return self._connected and self._echoed and _now() >= self._distrusted_until
+
+    def wake(self) -> None:
+        """A row may be readable: read as soon as the read under way has ended."""
+        self._pending = True
+        self._event_since_read = True
+        self._wake.set()
+
+    def take(self) -> bool:
+        """Whether a wake-up came since the last read began; it is taken."""
+        pending, self._pending = self._pending, False
+        return pending
+
+    async def next(self) -> Trigger:
+        """Wait until a read is due."""
+        while True:
+            if self.take():
+                return self._begin(Trigger.WOKEN)
+            regular = self._regular()
+            due = min([regular, *self._late_reads, *self._whole_reads])
+            now = _now()
+            if due <= now:
+                return self._begin(Trigger.REGULAR if regular <= now else Trigger.DUE)
+            self._wake.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(due):
+                    await self._wake.wait()
+
+    def _begin(self, trigger: Trigger) -> Trigger:
+        self._last_read = now = _now()
+        if trigger is not Trigger.WOKEN:
+            # A whole read serves for all that are due.
+            self._late_reads = [when for when in self._late_reads if when > now]
+            self._whole_reads = [when for when in self._whole_reads if when > now]
+        return trigger
+
+    def _regular(self) -> float:
+        if self.trusted:
+            return self._last_read + self._safety()
+        interval = self._poll if self._poll is not None else self._easing
+        return self._last_read + min(interval, self._safety())
+
+    def told(self, read: Read, trigger: Trigger, *, seconds: float) -> None:
+        """What the read that ``next`` asked for brought, and how long it took."""
+        now = _now()
+        if read.whole:
+            self._whole_seconds = seconds
+        elif not self._whole_reads:
+            rest = self._whole_seconds * WHOLE_READ_REST
+            self._whole_reads = [now + max(delay, rest) for delay in WHOLE_READS]
+        if trigger is Trigger.WOKEN and not read.messages and not self._late_reads:
+            self._late_reads = [now + delay for delay in LATE_READS]
+        if trigger is Trigger.REGULAR:
+            if read.messages and self._connected and not self._event_since_read:
+                self._distrusted_until = now + DISTRUST
+            self._easing = min(SLOWEST_POLL, self._easing * POLL_EASING)
+        if read.messages:
+            self._easing = FASTEST_POLL
+        if not self._pending:
+            self._event_since_read = False
+
+    def beat_accepted(self) -> None:
+        """A heartbeat was accepted: its echo proves that the stream is alive, and of our replica."""
+        if self._connected and self._echo_timer is None:
+            self._echo_timer = asyncio.get_running_loop().call_later(ECHO_TIMEOUT, self._no_echo)
+
+    def _no_echo(self) -> None:
+        self._echo_timer = None
+        self._echoed = False
+        self._dead_stream.set()
+        self._wake.set()
+
+    async def listen(self) -> None:
+        """Keep the stream open until cancelled."""
+        failures = 0
+        while True:
+            opened = _now()
+            absent = False
+            try:
+                await self._one_connection()
+                reason = "the event stream ended"
+            except PlatformError as exc:
+                reason, absent = str(exc), exc.status in (404, 405)
+            finally:
+                self._lost()
+            failures = 1 if _now() - opened >= STABLE_LIFE else failures + 1
+            self._trouble("" if absent else reason)
+            await asyncio.sleep(ABSENT if absent else self._backoff.delay(failures))
+
+    async def _one_connection(self) -> None:
+        self._dead_stream = asyncio.Event()
+        reading = asyncio.ensure_future(self._read_signals())
+        dying = asyncio.ensure_future(self._dead_stream.wait())
+        try:
+            await asyncio.wait({reading, dying}, return_when=asyncio.FIRST_COMPLETED)
+            if reading.done():
+                reading.result()
+            else:
+                raise TransientPlatformError(
+                    "the event stream does not show our own heartbeats", operation="events", status=None
+                )
+        finally:
+            for task in (reading, dying):
+                task.cancel()
+            await asyncio.gather(reading, dying, return_exceptions=True)
+
+    async def _read_signals(self) -> None:
+        async for signal in self._stream.signals():
+            match signal:
+                case Signal.OPENED:
+                    self._connected = True
+                    self._on_signal(signal)
+                    self.wake()
+                case Signal.ROW:
+                    self.wake()
+                case Signal.BEAT:
+                    self._heard()
+                case Signal.OTHER:
+                    pass
+                case _:
+                    self._on_signal(signal)
+
+    def _heard(self) -> None:
+        if self._echo_timer is not None:
+            self._echo_timer.cancel()
+            self._echo_timer = None
+        if not self._echoed:
+            self._echoed = True
+            self._trouble("")
+            # Rows that came between the last poll and this moment had nobody to announce them.
+            self.wake()
+
+    def _lost(self) -> None:
+        self._connected = self._echoed = False
+        if self._echo_timer is not None:
+            self._echo_timer.cancel()
+            self._echo_timer = None
+        self._wake.set()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
