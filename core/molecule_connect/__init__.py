@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from molecule_connect.plugins.discovery import installed_backends
     from molecule_connect.plugins.hookspecs import hookimpl
     from molecule_connect.plugins.host import create_backend
+    from molecule_connect.plugins.option_types import Duration
     from molecule_connect.plugins.options import BackendConfig, options
     from molecule_connect.serve import connect
 
@@ -62,6 +63,7 @@ _HOMES = {
     "plugins.discovery": ("installed_backends",),
     "plugins.hookspecs": ("hookimpl",),
     "plugins.host": ("create_backend",),
+    "plugins.option_types": ("Duration",),
     "plugins.options": ("BackendConfig", "options"),
     "serve": ("connect",),
 }
@@ -77,6 +79,7 @@ __all__ = [
     "ConfigError",
     "CursorExpiredError",
     "DataPart",
+    "Duration",
     "FilePart",
     "JournalError",
     "LeaseError",

@@ -45,7 +45,7 @@ def wrap_handler(handler: Handler) -> Handler:  # type: ignore[empty-body]
 
 
 @hookspec
-def check() -> Iterable[str] | str | None | Awaitable[Iterable[str] | str | None]:
+def check() -> Iterable[str] | str | Awaitable[Iterable[str] | str | None] | None:
     """Say what stands in the way of serving: a missing program, no login.
 
     Called at the start, by ``--dry-run``, and by ``molecule backends --check``,
@@ -55,7 +55,7 @@ def check() -> Iterable[str] | str | None | Awaitable[Iterable[str] | str | None
 
 
 @hookspec
-def close() -> None | Awaitable[None]:
+def close() -> Awaitable[None] | None:
     """Let go of what the plugin holds: connections, processes, temporary files.
 
     Called exactly once for every plugin that was made, also when the start

@@ -1,0 +1,198 @@
+"""Which plugins are installed, and loading one of them. Only loading imports a plugin's code."""
+
+import difflib
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.metadata import Distribution, EntryPoint, distributions
+from typing import Any
+
+import attrs
+
+from molecule_connect.errors import BackendNotFoundError, MoleculeError, PluginError
+from molecule_connect.plugins.scan import BACKENDS, COMMANDS, MIDDLEWARE, NAME, entries, normalised
+
+# Names whose distributions are ours. Any other package name would be a guess, and a guess invites typo-squatting.
+FIRST_PARTY = ("claude-code", "exec", "mock")
+
+_WORDS = {BACKENDS: "backend", MIDDLEWARE: "middleware", COMMANDS: "command"}
+
+
+@attrs.frozen(kw_only=True)
+class InstalledPlugin:
+    """A name that an installed distribution offers.
+
+    Attributes:
+        group: The entry-point group.
+        target: What the name stands for, as ``module:attribute``.
+        distribution: The distribution's name, as its author spells it.
+        problem: Why it cannot be used, as far as is known; empty otherwise.
+    """
+
+    name: str
+    group: str
+    target: str
+    distribution: str
+    version: str
+    problem: str = ""
+
+    @property
+    def label(self) -> str:
+        """How messages name it: ``backend exec``."""
+        return f"{_WORDS.get(self.group, 'plugin')} {self.name}"
+
+    @property
+    def origin(self) -> str:
+        """Distribution and version."""
+        return f"{self.distribution} {self.version}"
+
+
+def installed(group: str, *, path: Sequence[str] | None = None) -> tuple[InstalledPlugin, ...]:
+    """What is installed in *group*, by name; nothing is imported. ``path`` takes the place of ``sys.path``."""
+    found = [plugin for distribution in _distributions(path) for plugin in _offers(distribution, group)]
+    owners: dict[str, set[str]] = {}
+    for plugin in found:
+        owners.setdefault(plugin.name, set()).add(plugin.distribution)
+    clashing = {name: sorted(of) for name, of in owners.items() if len(of) > 1}
+    return tuple(
+        attrs.evolve(plugin, problem=plugin.problem or _clash(plugin.name, clashing.get(plugin.name)))
+        for plugin in sorted(found, key=lambda plugin: (plugin.name, plugin.distribution))
+    )
+
+
+def installed_backends(*, check: bool = False, path: Sequence[str] | None = None) -> tuple[InstalledPlugin, ...]:
+    """Every backend that is installed, by name. With ``check`` each is imported too; ``problem`` says what failed."""
+    found = installed(BACKENDS, path=path)
+    return (
+        tuple(attrs.evolve(plugin, problem=plugin.problem or load_problem(plugin)) for plugin in found)
+        if check
+        else found
+    )
+
+
+def find(group: str, name: str, *, path: Sequence[str] | None = None) -> InstalledPlugin:
+    """The plugin that *name*, or ``distribution:name``, stands for.
+
+    Raises:
+        BackendNotFoundError: No backend has this name.
+        PluginError: Nothing else has this name, or more than one distribution claims it.
+    """
+    wanted, _, short = name.rpartition(":")
+    everything = installed(group, path=path)
+    found = [
+        plugin
+        for plugin in everything
+        if plugin.name == short and (not wanted or normalised(plugin.distribution) == normalised(wanted))
+    ]
+    if not found:
+        raise _not_found(group, name, everything)
+    if len(found) > 1:
+        raise PluginError(
+            f"{found[0].label} is claimed by {' and by '.join(plugin.origin for plugin in found)}",
+            hint="choose one: " + " or ".join(f"{_flag(group)}{plugin.distribution}:{short}" for plugin in found),
+        )
+    return found[0]
+
+
+def load(plugin: InstalledPlugin) -> Any:
+    """Import what *plugin* stands for: a class or a factory.
+
+    Raises:
+        PluginError: The import failed, in whatever way, or the name is not one that a plugin can have.
+    """
+    if not NAME.match(plugin.name):
+        raise PluginError(f"{plugin.name!r} of {plugin.origin} is not a name for a plugin", hint=_NAME_RULE)
+    try:
+        return EntryPoint(plugin.name, plugin.target, plugin.group).load()
+    except KeyboardInterrupt:
+        raise
+    except MoleculeError as exc:
+        raise PluginError(f"{plugin.label} ({plugin.origin}) cannot be loaded: {exc}", hint=exc.hint) from exc
+    except BaseException as exc:  # SystemExit, and what test tools derive from BaseException
+        raise PluginError(
+            f"{plugin.label} ({plugin.origin}) cannot be loaded: {first_line(exc)}",
+            hint=f"upgrade or remove it: {_pip()} install --upgrade {plugin.distribution}",
+        ) from exc
+
+
+def load_problem(plugin: InstalledPlugin) -> str:
+    """Why *plugin* cannot be loaded, or an empty string."""
+    try:
+        load(plugin)
+    except PluginError as exc:
+        return str(exc)
+    return ""
+
+
+def first_line(exc: BaseException) -> str:
+    """The class of *exc* and the first line of its text."""
+    text = str(exc).strip().splitlines()
+    return f"{type(exc).__name__}: {text[0]}" if text else type(exc).__name__
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """``, did you mean 'x'?`` for the nearest of *known*, or an empty string."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+_NAME_RULE = "a name begins with a letter or digit and holds lower-case letters, digits, - and _ alone; tell its author"
+
+
+def _distributions(path: Sequence[str] | None) -> Iterator[Distribution]:
+    """As with imports, the first distribution of a name wins; one that cannot be read is passed over."""
+    seen: set[str] = set()
+    for distribution in distributions() if path is None else distributions(path=list(path)):
+        try:
+            name = normalised(distribution.metadata["Name"])
+        except Exception:  # noqa: S112 - a stranger's broken metadata, and no name to report it by
+            continue
+        if name not in seen:
+            seen.add(name)
+            yield distribution
+
+
+def _offers(distribution: Distribution, group: str) -> Iterator[InstalledPlugin]:
+    try:
+        text = distribution.read_text("entry_points.txt") or ""
+        name, version = distribution.metadata["Name"], distribution.version
+    except Exception:  # a stranger's broken metadata: not UTF-8, or no version
+        return
+    seen: set[str] = set()
+    for entry, target in entries(text, group):
+        if entry not in seen:
+            seen.add(entry)
+            problem = "" if NAME.match(entry) else f"{entry!r} is not a name for a plugin: {_NAME_RULE}"
+            yield InstalledPlugin(
+                name=entry, group=group, target=target, distribution=name, version=version or "?", problem=problem
+            )
+
+
+def _clash(name: str, owners: Sequence[str] | None) -> str:
+    return f"claimed by {' and '.join(owners)}; say {owners[0]}:{name} to choose" if owners else ""
+
+
+def _flag(group: str) -> str:
+    return {BACKENDS: "--backend ", MIDDLEWARE: "--use "}.get(group, "")
+
+
+def _not_found(group: str, name: str, everything: Sequence[InstalledPlugin]) -> PluginError | BackendNotFoundError:
+    names = sorted({plugin.name for plugin in everything})
+    guess = nearest(name, names)
+    if group != BACKENDS:
+        known = ", ".join(names) or "none"
+        return PluginError(
+            f"no {_WORDS.get(group, 'plugin')} named {name!r} (installed: {known}){guess}",
+            hint="install the distribution that offers it into this environment",
+        )
+    if name in FIRST_PARTY:
+        hint = f'install it: {_pip()} install "molecule-connect[{name}]"'
+    elif guess:
+        hint = guess.removeprefix(", ")
+    else:
+        hint = "other backends are distributions of their own: install the one that offers this name"
+    return BackendNotFoundError(name, available=names, hint=hint)
+
+
+def _pip() -> str:
+    return f"{shlex.quote(sys.executable)} -m pip"

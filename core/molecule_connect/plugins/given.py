@@ -1,0 +1,51 @@
+"""Options as they were given: text, not yet typed."""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from molecule_connect.errors import OptionError
+from molecule_connect.plugins.discovery import nearest
+
+Value = str | list[str]
+
+
+class GivenOptions(Mapping[str, Value]):
+    """Options as they were given. Remembers which were asked for; shows no value."""
+
+    def __init__(self, given: Mapping[str, Value] | None = None) -> None:
+        self._given = dict(given or {})
+        self.asked: set[str] = set()
+
+    def __getitem__(self, key: str) -> Value:
+        self.asked.add(key)
+        return self._given[key]
+
+    def __iter__(self) -> Iterator[str]:
+        self.asked.update(self._given)
+        return iter(self._given)
+
+    def __len__(self) -> int:
+        return len(self._given)
+
+    def __repr__(self) -> str:
+        return f"<options {', '.join(sorted(self._given)) or 'none'}>"
+
+    def unknown(self, known: Iterable[str]) -> list[str]:
+        """Keys that were given, are none of *known*, and that nobody asked for."""
+        return sorted(self._given.keys() - set(known) - self.asked)
+
+    def texts(self) -> list[str]:
+        """Every value as text, to keep them out of messages."""
+        flat = [one for value in self._given.values() for one in (value if isinstance(value, list) else [value])]
+        return [str(one) for one in flat]
+
+
+def unknown_options(given: GivenOptions, known: Iterable[str], label: str) -> list[OptionError]:
+    """An error for each key that *label* does not know, with the nearest that it does."""
+    names = sorted({*known, *given.asked})
+    return [
+        OptionError(
+            f"{label} has no option {key!r}{nearest(key, names)}",
+            hint=f"its options are {', '.join(names)}" if names else "it has no options",
+        )
+        for key in given.unknown(names)
+    ]

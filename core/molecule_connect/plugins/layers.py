@@ -1,0 +1,132 @@
+"""What stands around each piece of code that answers: it returns an answer or raises, and its progress is safe."""
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Generator
+from typing import Any
+
+from molecule_connect.errors import BackendError
+from molecule_connect.models import DataPart, FilePart, Handler, Progress, Request, Response, TextPart
+from molecule_connect.plugins.discovery import first_line
+
+_LOG = logging.getLogger(__name__)
+
+
+def layer(handler: Callable[[Request, Progress], Any], label: str) -> Handler:
+    """*handler* of the plugin *label* as the next layer may rely on it.
+
+    The returned handler raises BackendError for what is no answer, for SystemExit, and for a cancellation that
+    nobody asked for. Progress may be called from any thread, and awaited or not.
+    """
+
+    async def answer(request: Request, progress: Progress) -> Response:
+        reporter = progress if isinstance(progress, Reporter) else Reporter(progress, label)
+        try:
+            response = handler(request, reporter)
+            if inspect.isawaitable(response):
+                response = await response
+        except SystemExit as exc:
+            raise BackendError(f"{label} tried to end the program with exit status {exc.code}") from exc
+        except asyncio.CancelledError as exc:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise BackendError(f"{label} cancelled itself") from exc
+        finally:
+            if reporter is not progress:
+                await reporter.finish()
+        return require_answer(response, label)
+
+    return answer
+
+
+def require_answer(response: object, label: str) -> Response:
+    """*response*, or a BackendError that is not to be tried again unless it can be sent or is silent on purpose."""
+    if not isinstance(response, Response):
+        problem = f"it returned {'None' if response is None else f'a {type(response).__name__}'}"
+    elif response.is_silent:
+        return response
+    elif not response.final:
+        problem = "it returned a Response with final=False"
+    elif wrong := [part for part in response.parts if not _is_part(part)]:
+        problem = f"a part of its Response is a {type(wrong[0]).__name__}"
+    elif response.is_blank:
+        problem = "its Response has nothing in it that anybody could read"
+    else:
+        return response
+    raise BackendError(f"no answer from {label}: {problem}", retryable=False)
+
+
+class Reporter:
+    """Progress towards *tell*, from any thread. Never fails the message: what *tell* raises is logged."""
+
+    def __init__(self, tell: Progress, label: str) -> None:
+        self._tell = tell
+        self._label = label
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self._pending: set[asyncio.Task[None]] = set()
+        self._finished = False
+
+    def __call__(self, update: str | Response, /) -> Awaitable[None]:
+        if not isinstance(update, str | Response):
+            raise TypeError(f"progress takes text or a Response, not a {type(update).__name__}")
+        if isinstance(update, Response) and update.final:
+            raise ValueError("a Response given to progress must say final=False")
+        if threading.get_ident() == self._thread:
+            return _Told(self._relay(update))
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens
+            self._loop.call_soon_threadsafe(self._relay, update)
+        return _Told(None)
+
+    async def finish(self) -> None:
+        """Wait for what was told; what is told from now on is dropped."""
+        self._finished = True
+        try:
+            while self._pending:
+                await asyncio.wait(self._pending)
+        finally:
+            for task in self._pending:
+                task.cancel()
+
+    def _relay(self, update: str | Response) -> asyncio.Task[None] | None:
+        if self._finished:
+            return None
+        try:
+            told: object = self._tell(update)
+        except Exception as exc:  # middleware is plugin code
+            self._lost(exc)
+            return None
+        if not inspect.isawaitable(told):
+            return None
+        task = asyncio.ensure_future(self._wait(told))
+        self._pending.add(task)
+        task.add_done_callback(self._pending.discard)
+        return task
+
+    async def _wait(self, told: Awaitable[object]) -> None:
+        try:
+            await told
+        except Exception as exc:  # middleware is plugin code
+            self._lost(exc)
+
+    def _lost(self, exc: Exception) -> None:
+        _LOG.warning("progress of %s was lost: %s", self._label, first_line(exc))
+
+
+class _Told:
+    """Progress on its way; awaiting it waits until it has arrived."""
+
+    def __init__(self, task: asyncio.Task[None] | None) -> None:
+        self._task = task
+
+    def __await__(self) -> Generator[Any, None, None]:
+        if self._task is not None:
+            yield from asyncio.shield(self._task).__await__()
+
+
+def _is_part(part: object) -> bool:
+    return isinstance(part, FilePart | DataPart) or (isinstance(part, TextPart) and isinstance(part.text, str))
