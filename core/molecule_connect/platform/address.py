@@ -1,0 +1,70 @@
+"""Where the platform is: an API address, and the origin that a token belongs to."""
+
+import ipaddress
+from urllib.parse import urlsplit
+
+import attrs
+
+from molecule_connect.errors import ConfigError
+
+_PORTS = {"http": 80, "https": 443}
+
+
+@attrs.frozen(kw_only=True)
+class ApiAddress:
+    """An API address, taken apart.
+
+    Attributes:
+        origin: Scheme, host and port, as a browser spells an origin.
+        prefix: The path before ``/workspaces``, without a slash at its end.
+    """
+
+    origin: str
+    prefix: str
+    is_loopback: bool
+
+    def url(self, path: str) -> str:
+        """The whole URL of *path*, which begins with a slash."""
+        return f"{self.origin}{self.prefix}{path}"
+
+
+def parse_address(api_url: str, *, insecure: bool = False) -> ApiAddress:
+    """*api_url*, checked before any request.
+
+    Raises:
+        ConfigError: It is no http(s) address, or plain http to another machine without *insecure*.
+    """
+    try:
+        parts = urlsplit(api_url.strip())
+        host, port = parts.hostname or "", parts.port
+        host = host if host.isascii() else host.encode("idna").decode()
+    except (ValueError, AttributeError) as exc:
+        raise ConfigError("the API address cannot be read", hint="write it like https://platform.example") from exc
+    if parts.username is not None or parts.password is not None:
+        raise ConfigError(
+            f"the API address of {host} holds a user name or password", hint="leave them out; the token stands for you"
+        )
+    if parts.scheme not in _PORTS or not host or any(char.isspace() for char in host):
+        raise ConfigError(f"{api_url!r} is not an API address", hint="write it like https://platform.example")
+    if parts.query or parts.fragment:
+        raise ConfigError(f"the API address of {host} holds a query or fragment", hint="end it after the path")
+    is_loopback = _is_loopback(host)
+    if parts.scheme == "http" and not is_loopback and not insecure:
+        raise ConfigError(
+            f"http://{host} would carry the token in clear text over the network",
+            hint="use https, or pass --insecure if you know that nobody listens",
+        )
+    shown = f"[{host}]" if ":" in host else host
+    suffix = "" if port in (None, _PORTS[parts.scheme]) else f":{port}"
+    return ApiAddress(
+        origin=f"{parts.scheme}://{shown}{suffix}", prefix=parts.path.rstrip("/"), is_loopback=is_loopback
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

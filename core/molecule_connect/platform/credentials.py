@@ -1,0 +1,205 @@
+"""Where the token of a workspace comes from, which one to try next, and how a handed-out one is kept.
+
+No message and no repr here holds a token.
+"""
+
+import os
+import re
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from molecule_connect.errors import ConfigError
+
+_PLACEHOLDER = re.compile(
+    r"<.*>?|\[.*\]|\.{2,}|…|\*+|x{3,}|\$\{?\w*\}?|changeme|(?:your|paste|insert|replace)[-_ ].*", re.IGNORECASE
+)
+# Replacing a shorter one would only garble the text.
+_SHORTEST_SECRET = 6
+_PAGE = "create one on the platform: canvas, workspace settings, workspace tokens"
+
+
+def check_token(token: str, *, source: str) -> str:
+    """*token* without the white space around it.
+
+    Raises:
+        ConfigError: It is empty, a placeholder, or cannot stand in a header. The text names *source* alone.
+    """
+    token = token.strip()
+    if not token:
+        raise ConfigError(f"the token from {source} is empty", hint=_PAGE)
+    if _PLACEHOLDER.fullmatch(token):
+        raise ConfigError(f"the token from {source} is a placeholder, not a token", hint=_PAGE)
+    if token[:7].lower() == "bearer ":
+        raise ConfigError(f"the token from {source} begins with 'Bearer'", hint="give what comes after it")
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise ConfigError(
+            f"the token from {source} holds a blank or a character that no token has", hint="copy it again, in one line"
+        )
+    return token
+
+
+def read_token_file(path: Path) -> str:
+    """The token in *path*. Lines that begin with ``#`` are remarks.
+
+    Raises:
+        ConfigError: The file is missing, blank, of two lines, readable by others, or holds no token.
+    """
+    try:
+        mode = path.stat().st_mode
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as exc:
+        raise ConfigError(
+            f"the token file {path} does not exist", hint="check the path, or write the token there"
+        ) from exc
+    except UnicodeDecodeError:
+        raise ConfigError(
+            f"the token file {path} is not text", hint="it must hold the token and nothing else"
+        ) from None
+    except OSError as exc:
+        reason = exc.strerror or type(exc).__name__
+        raise ConfigError(f"the token file {path} cannot be read: {reason}", hint="make it readable for you") from exc
+    if mode & (stat.S_IROTH | stat.S_IWOTH):
+        raise ConfigError(
+            f"the token file {path} is open to others (mode {stat.S_IMODE(mode):04o})", hint=f"run: chmod 600 {path}"
+        )
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    if not lines:
+        raise ConfigError(f"the token file {path} is blank", hint="write the token there, in one line")
+    if len(lines) > 1:
+        raise ConfigError(f"the token file {path} has {len(lines)} lines", hint="it must hold one token, in one line")
+    return check_token(lines[0], source=f"the token file {path}")
+
+
+class Credentials:
+    """The token of one workspace on one platform, and the others that may work when it is refused.
+
+    Args:
+        origin: The only place that the token may go to; a kept token of another origin is not used.
+        token: The token itself; *source* says where it came from, in the operator's words.
+        token_file: Read when there is no *token*, and again whenever the token is refused.
+        state_dir: Where a handed-out token is kept. None: in memory alone.
+    """
+
+    def __init__(
+        self,
+        workspace_id: str,
+        *,
+        origin: str,
+        token: str | None = None,
+        source: str = "token",
+        token_file: Path | None = None,
+        state_dir: Path | None = None,
+    ) -> None:
+        self._workspace_id, self.origin = workspace_id, origin
+        self._given = check_token(token, source=source) if token is not None else None
+        self._file = token_file if token is None else None
+        self._kept_path = state_dir / f"{workspace_id}.token" if state_dir is not None else None
+        self._handed_out: str | None = None
+        self._current: str | None = None
+        self._seen: set[str] = set()
+        self.source = f"the token file {token_file}" if self._file is not None else source
+
+    def __repr__(self) -> str:
+        return f"Credentials({self._workspace_id!r}, source={self.source!r})"
+
+    def current(self) -> str:
+        """The token to use now.
+
+        Raises:
+            ConfigError: There is none, or its source cannot be read.
+        """
+        if self._current is None:
+            token = next(self._candidates(strict=True), None)
+            if token is None:
+                raise ConfigError(
+                    f"no token for workspace {self._workspace_id}",
+                    hint="set MOLECULE_WORKSPACE_TOKEN, or pass --token-file; " + _PAGE,
+                )
+            self._use(token)
+        return self._current or ""
+
+    def after_refusal(self, refused: str) -> str | None:
+        """Another token to try once, its sources read again; None when they hold *refused* alone."""
+        if self._current not in (None, refused):
+            return self._current
+        for token in self._candidates(strict=False):
+            if token != refused:
+                self._use(token)
+                return token
+        return None
+
+    def keep(self, token: str) -> None:
+        """Uses a token that a register handed out from now on, and writes it to the state folder (0600).
+
+        Raises:
+            ConfigError: It cannot be written; it is used all the same.
+        """
+        token = check_token(token, source="the platform's register")
+        self._handed_out = token
+        self._use(token)
+        if self._kept_path is None:
+            return
+        try:
+            _write_private(self._kept_path, f"# {self.origin}\n{token}\n")
+        except OSError as exc:
+            raise ConfigError(
+                f"the token that the platform handed out cannot be kept in {self._kept_path}: {exc.strerror}",
+                hint="make the folder writable, and make a new token on the platform: this one is shown once",
+            ) from exc
+
+    def redact(self, text: str) -> str:
+        """*text* without any token that was ever used here."""
+        for token in (token for token in self._seen if len(token) >= _SHORTEST_SECRET):
+            text = text.replace(token, "***")
+        return text
+
+    def _use(self, token: str) -> None:
+        self._current = token
+        self._seen.add(token)
+
+    def _candidates(self, *, strict: bool) -> Iterator[str]:
+        if self._given is not None:
+            yield self._given
+        if self._file is not None:
+            try:
+                yield read_token_file(self._file)
+            except ConfigError:
+                if strict:
+                    raise
+        if self._handed_out is not None:
+            yield self._handed_out
+        kept = self._kept()
+        if kept is not None:
+            yield kept
+
+    def _kept(self) -> str | None:
+        if self._kept_path is None:
+            return None
+        try:
+            first = self._kept_path.read_text(encoding="utf-8").partition("\n")[0]
+            if first.startswith("# ") and first != f"# {self.origin}":
+                return None
+            return read_token_file(self._kept_path)
+        except (OSError, UnicodeDecodeError, ConfigError):
+            return None
+
+
+def _write_private(path: Path, text: str) -> None:
+    """*text* in *path*, whole or not at all, readable by its owner alone."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,281 @@
+"""The connections of one process, by origin. The one module that knows httpx.
+
+Figures and traps: a pool of several connections asks each idle one three times a request, so every sender is a pool of
+one; a pool's two limits must be equal, or it reopens connections; the default keep-alive of 5 s reopens them too.
+"""
+
+import asyncio
+import contextlib
+import ssl
+import sys
+import time
+import types
+import urllib.request
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any
+
+from molecule_connect.errors import ConfigError, Outcome, PageTooLargeError, TransientPlatformError
+from molecule_connect.platform.address import ApiAddress
+from molecule_connect.platform.answers import Answer
+from molecule_connect.platform.operations import Form, Lane, Operation
+from molecule_connect.platform.pacer import Pacer
+from molecule_connect.platform.senders import Senders
+
+if TYPE_CHECKING:
+    import httpx
+else:
+    # httpx imports its own command line when click and rich are there: 40 ms that nothing here uses.
+    _stub = "httpx" not in sys.modules and "httpx._main" not in sys.modules
+    if _stub:
+        sys.modules["httpx._main"] = types.ModuleType("httpx._main")
+        sys.modules["httpx._main"].main = lambda: None
+    import httpx
+
+    if _stub:
+        del sys.modules["httpx._main"]
+
+READERS = 2
+KEEPALIVE = 75.0
+CONNECT_TIMEOUT, WRITE_TIMEOUT, POOL_TIMEOUT = 5.0, 10.0, 5.0
+# An answer that drips in keeps within the read timeout for ever.
+WHOLE_ANSWER_TIMEOUT = 300.0
+_URLS_KEPT = 256
+_REFUSAL_CAP = 64 * 1024
+_NOT_TAKEN = (
+    httpx.ConnectError,
+    httpx.ConnectTimeout,
+    httpx.PoolTimeout,
+    httpx.ProxyError,
+    httpx.UnsupportedProtocol,
+    httpx.LocalProtocolError,
+)
+
+Headers = list[tuple[str, str]]
+
+
+class Transports:
+    """The connections that all workspaces of a process share. Close it when the last of them is done.
+
+    Args:
+        transport: Stands in for the network; tests give one.
+        readers: Connections per origin for reads and beats. A fleet needs more than two.
+        say: Told what the operator should know of the rate limit.
+    """
+
+    def __init__(
+        self,
+        *,
+        transport: "httpx.AsyncBaseTransport | None" = None,
+        readers: int = READERS,
+        clock: Callable[[], float] = time.monotonic,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        self._transport, self._readers, self._clock, self._say = transport, readers, clock, say
+        self._origins: dict[str, Connections] = {}
+        self._trust: ssl.SSLContext | None = None
+
+    def to(self, address: ApiAddress) -> "Connections":
+        """The connections to the origin of *address*, made at the first call."""
+        if address.origin not in self._origins:
+            pacer = Pacer(clock=self._clock, say=self._say) if self._say else Pacer(clock=self._clock)
+            self._origins[address.origin] = Connections(
+                lambda connections: self._open(address, connections),
+                readers=self._readers,
+                pacer=pacer,
+                clock=self._clock,
+            )
+        return self._origins[address.origin]
+
+    async def aclose(self) -> None:
+        """Closes every connection."""
+        for connections in self._origins.values():
+            await connections.aclose()
+        self._origins.clear()
+
+    def _open(self, address: ApiAddress, connections: int | None) -> "httpx.AsyncBaseTransport":
+        if self._transport is not None:
+            return self._transport
+        limits = httpx.Limits(
+            max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=KEEPALIVE
+        )
+        proxy = _proxy(address)
+        try:
+            return httpx.AsyncHTTPTransport(
+                verify=self._tls(address, proxy), limits=limits, proxy=proxy, trust_env=False
+            )
+        except (ValueError, ImportError) as exc:
+            raise ConfigError(
+                "the proxy that the environment names cannot be used",
+                hint="check HTTPS_PROXY, HTTP_PROXY and ALL_PROXY, or name the platform in NO_PROXY",
+            ) from exc
+
+    def _tls(self, address: ApiAddress, proxy: str | None) -> ssl.SSLContext:
+        # Reading the certificates takes 14 ms; plain http needs none.
+        if address.origin.startswith("http:") and proxy is None:
+            return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        if self._trust is None:
+            self._trust = httpx.create_ssl_context()
+        return self._trust
+
+
+def _proxy(address: ApiAddress) -> str | None:
+    scheme, _, rest = address.origin.partition("://")
+    host = rest.rpartition(":")[0] if rest.rpartition(":")[2].isdigit() else rest
+    if address.is_loopback or urllib.request.proxy_bypass(host):
+        return None
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(scheme) or proxies.get("all")
+    return proxy if proxy is None or "://" in proxy else f"http://{proxy}"
+
+
+class Connections:
+    """The connections to one origin: a small pool for reads and beats, eight senders, and one pool for streams."""
+
+    def __init__(
+        self,
+        open_transport: "Callable[[int | None], httpx.AsyncBaseTransport]",
+        *,
+        readers: int,
+        pacer: Pacer,
+        clock: Callable[[], float],
+    ) -> None:
+        self.pacer = pacer
+        self._clock, self._readers = clock, readers
+        self._open = open_transport
+        self._urls: dict[str, httpx.URL] = {}
+        self._reads: httpx.AsyncBaseTransport | None = None
+        self._streams: httpx.AsyncBaseTransport | None = None
+        self._senders = Senders(lambda: open_transport(1))
+
+    async def exchange(self, operation: Operation[Any], url: str, headers: Headers) -> Answer:
+        """Sends *operation* and returns whatever came back.
+
+        Raises:
+            PageTooLargeError: A page over the operation's cap.
+            TransientPlatformError: Nothing came back, or not all of it; the network error is the cause.
+        """
+        request = self._request(operation, url, headers)
+        try:
+            async with asyncio.timeout(WHOLE_ANSWER_TIMEOUT):
+                if operation.lane is Lane.SEND:
+                    return await self._senders.run(lambda transport: self._answer(transport, operation, request))
+                if self._reads is None:
+                    self._reads = self._open(self._readers)
+                return await self._answer(self._reads, operation, request)
+        except (httpx.HTTPError, TimeoutError) as exc:
+            raise network_error(operation, url, exc) from _told(exc)
+
+    @contextlib.asynccontextmanager
+    async def stream(
+        self, operation: Operation[Any], url: str, headers: Headers
+    ) -> AsyncIterator[tuple[Answer, AsyncIterator[bytes]]]:
+        """Opens *operation* and gives its head, then its body in pieces as they come, without an end in time."""
+        if self._streams is None:
+            self._streams = self._open(None)
+        request = self._request(operation, url, headers, endless=True)
+        began = self._clock()
+        response = None
+        try:
+            async with asyncio.timeout(operation.timeout):
+                response = await self._streams.handle_async_request(request)
+                body = b"" if response.status_code == 200 else (await _body(response, _REFUSAL_CAP))[0]
+            head = _answer(response, body, seconds=self._clock() - began)
+            yield head, response.aiter_bytes()
+        except (httpx.HTTPError, TimeoutError) as exc:
+            raise network_error(operation, url, exc) from _told(exc)
+        finally:
+            if response is not None:
+                await response.aclose()
+
+    async def aclose(self) -> None:
+        """Closes what is idle at once, and what is busy when it ends."""
+        for transport in (self._reads, self._streams):
+            if transport is not None:
+                await transport.aclose()
+        await self._senders.aclose()
+
+    def _request(
+        self, operation: Operation[Any], url: str, headers: Headers, *, endless: bool = False
+    ) -> "httpx.Request":
+        timeout = {
+            "connect": CONNECT_TIMEOUT,
+            "read": None if endless else operation.timeout,
+            "write": WRITE_TIMEOUT,
+            "pool": POOL_TIMEOUT,
+        }
+        try:
+            parsed = self._urls.get(url) or httpx.URL(url)
+        except httpx.InvalidURL as exc:
+            raise ConfigError(f"the API address {_place(url)} cannot be used", hint="check its host name") from exc
+        if len(self._urls) >= _URLS_KEPT:
+            self._urls.clear()
+        self._urls[url] = parsed
+        return httpx.Request(
+            operation.method, parsed, headers=headers, content=operation.body, extensions={"timeout": timeout}
+        )
+
+    async def _answer(
+        self, transport: "httpx.AsyncBaseTransport", operation: Operation[Any], request: "httpx.Request"
+    ) -> Answer:
+        began = self._clock()
+        response = await transport.handle_async_request(request)
+        try:
+            seconds = self._clock() - began
+            good = 200 <= response.status_code < 300
+            body, whole = await _body(response, operation.cap if good else _REFUSAL_CAP)
+        finally:
+            await response.aclose()
+        if not whole and good and operation.form is not Form.JSON:
+            raise PageTooLargeError(
+                f"{operation.name}: the answer is larger than {operation.cap >> 20} MiB",
+                operation=operation.name,
+                status=response.status_code,
+                hint="a smaller limit gives a smaller page",
+            )
+        return _answer(response, body, whole=whole, seconds=seconds)
+
+
+async def _body(response: "httpx.Response", cap: int) -> tuple[bytes, bool]:
+    """The body up to *cap* bytes, and whether that is all of it."""
+    pieces, size = [], 0
+    async for piece in response.aiter_bytes():
+        pieces.append(piece)
+        size += len(piece)
+        if size > cap:
+            return b"".join(pieces)[:cap], False
+    return b"".join(pieces), True
+
+
+def _answer(response: "httpx.Response", body: bytes, *, whole: bool = True, seconds: float = 0.0) -> Answer:
+    return Answer(status=response.status_code, headers=response.headers, body=body, whole=whole, seconds=seconds)
+
+
+def _told(exc: Exception) -> Exception | None:
+    # Its text quotes the header that it dislikes, and that could be the token.
+    return None if isinstance(exc, httpx.LocalProtocolError) else exc
+
+
+def _place(url: str) -> str:
+    return "/".join(url.split("/")[:3])
+
+
+def network_error(operation: Operation[Any], url: str, exc: Exception) -> TransientPlatformError:
+    """What *exc* means: how far the request came, in words and as ``outcome``."""
+    place = _place(url)
+    outcome = Outcome.UNKNOWN
+    text, hint = f"the connection to {place} was cut", "if it goes on: look at the network, and at proxies on the way"
+    if isinstance(exc, _NOT_TAKEN):
+        outcome = Outcome.NOT_TAKEN
+        text = f"{place} cannot be reached"
+        hint = "check the network and the API address, and that the platform runs"
+    elif isinstance(exc, httpx.ReadTimeout | TimeoutError):
+        # Only a request that was written in full is read for: a failed write ends in a cut, not in a wait.
+        outcome = Outcome.WRITTEN
+        text = f"{place} took the request and did not answer in time"
+    reason = "" if isinstance(exc, httpx.LocalProtocolError) else " ".join(str(exc).split())[:120]
+    return TransientPlatformError(
+        f"{operation.name}: {text}" + (f" ({reason})" if reason else ""),
+        operation=operation.name,
+        outcome=outcome,
+        hint=hint,
+    )

@@ -1,0 +1,106 @@
+"""One workspace on one platform, as delivery sees it: feed, sender, registry and stream in one."""
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from molecule_connect.errors import AuthError, ConfigError, PermanentPlatformError
+from molecule_connect.models import Outgoing, Page, Presence, Signal, WorkspaceInfo, WorkspaceStatus
+from molecule_connect.platform import operations
+from molecule_connect.platform.client import AsyncPlatformClient
+from molecule_connect.platform.envelopes import notify_fingerprint
+from molecule_connect.platform.operations import Reply
+from molecule_connect.platform.pacer import Pacer
+from molecule_connect.platform.stream import meaning, read_events
+from molecule_connect.platform.wire import read_page
+
+
+def _say_nothing(text: str) -> None:
+    pass
+
+
+class WorkspaceClient:
+    """Implements ``Feed``, ``Sender``, ``Registry`` and ``Stream`` of delivery.
+
+    Args:
+        client: Closed together with this.
+        say: Told what the operator should read once.
+    """
+
+    def __init__(self, client: AsyncPlatformClient, *, say: Callable[[str], None] = _say_nothing) -> None:
+        self._client, self._say = client, say
+        self._id = client.workspace_id
+        self._newest: int | None = None
+
+    @property
+    def pacer(self) -> Pacer:
+        """How far the platform's rate limit stretches safety reads and beats."""
+        return self._client.pacer
+
+    async def aclose(self) -> None:
+        """Closes the client."""
+        await self._client.aclose()
+
+    async def fetch(
+        self, *, since_id: str | None = None, before: int | None = None, limit: int, known: Callable[[str], bool]
+    ) -> Page:
+        """One page of the feed; see ``ports.Feed``."""
+        seen_before = self._newest
+
+        def read(reply: Reply) -> Page:
+            bounds = [bound for bound in (reply.began, seen_before) if bound is not None]
+            return read_page(
+                reply.body.decode("utf-8-sig", "replace"),
+                workspace_id=self._id,
+                limit=limit,
+                known=known,
+                size=len(reply.body),
+                earliest=max(bounds, default=None),
+            )
+
+        page = await self._client.call(
+            operations.activity(self._id, read, since_id=since_id, before=before, limit=limit)
+        )
+        times = [mark.time for mark in page.marks if mark.time is not None]
+        times += [self._newest] if self._newest is not None else []
+        self._newest = max(times, default=None)
+        return page
+
+    async def send(self, outgoing: Outgoing) -> None:
+        """An answer to whom it is for; see ``ports.Sender``."""
+        await self._client.call(operations.answer(self._id, outgoing))
+
+    def echo_of(self, outgoing: Outgoing) -> str:
+        """The fingerprint that the echo of *outgoing*, an answer to a person, will have in the feed."""
+        return notify_fingerprint(outgoing.parts)
+
+    async def workspace(self) -> WorkspaceInfo:
+        """What the platform says of the workspace. One that does not tell: unknown.
+
+        Raises:
+            TransientPlatformError: It could not be asked; its answer would have shown the card.
+        """
+        try:
+            return await self._client.call(operations.workspace(self._id))
+        except (AuthError, PermanentPlatformError):
+            return WorkspaceInfo(status=WorkspaceStatus.UNKNOWN)
+
+    async def register(self, card: dict[str, Any]) -> None:
+        """Registers; a token that is handed out is kept before this returns."""
+        token = await self._client.call(operations.register(self._id, card))
+        if token is None:
+            return
+        try:
+            self._client.credentials.keep(token)
+        except ConfigError as exc:
+            self._say(f"{exc}; {exc.hint}")
+
+    async def beat(self, presence: Presence) -> None:
+        """One heartbeat."""
+        await self._client.call(operations.heartbeat(self._id, presence))
+
+    async def signals(self) -> AsyncIterator[Signal]:
+        """The signals of one connection to the event stream; see ``ports.Stream``."""
+        async with self._client.open(operations.events(self._id)) as pieces:
+            yield Signal.OPENED
+            async for data in read_events(pieces):
+                yield meaning(data)
