@@ -1,0 +1,136 @@
+"""What is checked, and how: ``nox`` alone runs what a change must pass, ``nox -l`` lists the rest."""
+
+import os
+import re
+from pathlib import Path
+
+import nox
+
+PYTHONS = ["3.11", "3.12", "3.13", "3.14", "3.15"]
+PLUGINS = ["mock", "exec", "sandbox"]
+VERSION_TESTS = "tests/house/test_versions.py"
+TRIES = {
+    "mock": ("molecule try mock hi", "echo: hi"),
+    "exec": ("molecule try exec hi --backend-opt cmd=cat", "hi"),
+    "sandbox": ("molecule sandbox --help", "--serve"),
+}
+CHAT = ("echo hello | molecule sandbox --backend exec --backend-opt cmd='tr a-z A-Z'", "HELLO")
+
+nox.needs_version = ">=2026.10"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.sessions = ["lint", "typecheck", "tests", "packages"]
+nox.options.download_python = "never"
+nox.options.error_on_missing_interpreters = False
+nox.options.reuse_venv = "no"
+
+
+def show_pyenv_interpreters() -> None:
+    """Put pyenv's interpreters on the search path: its own shims show only the selected one."""
+    root = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+    names = [f"python{version}" for version in PYTHONS]
+    found = [path.parent for name in names for path in sorted(root.glob(f"versions/3.*/bin/{name}"))]
+    os.environ["PATH"] = os.pathsep.join([*dict.fromkeys(map(str, found)), os.environ.get("PATH", os.defpath)])
+
+
+show_pyenv_interpreters()
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and layout, by ruff."""
+    session.install("-r", "requirements-dev.txt")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session(python="3.11")
+def typecheck(session: nox.Session) -> None:
+    """Types, by mypy in strict mode; each distribution by itself."""
+    session.install("-r", "requirements-dev.txt")
+    session.run("mypy", "core", "tests", "noxfile.py")
+    for plugin in PLUGINS:
+        session.run("mypy", f"plugins/{plugin}")
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """All tests, on each interpreter that is found."""
+    session.install("-r", "requirements-dev.txt")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session(python="3.11", venv_backend="uv")
+def minimums(session: nox.Session) -> None:
+    """All tests with the lowest versions that the distributions say they work with."""
+    ours = [f"./plugins/{plugin}" for plugin in PLUGINS]
+    editable = [word for path in [".", *ours] for word in ("-e", path)]
+    session.install("--resolution=lowest-direct", *editable)
+    before = session.run("uv", "pip", "freeze", silent=True, log=False)
+    kept = session.create_tmp()
+    constraints = Path(kept, "lowest.txt")
+    constraints.write_text("\n".join(line for line in str(before).splitlines() if "==" in line))
+    session.install("-c", str(constraints), *tools())
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def packages(session: nox.Session) -> None:
+    """Wheels and sdists of every distribution, each plugin alone with the core in a fresh environment."""
+    session.install("-r", "requirements-dev.txt", "virtualenv")
+    smoke(session, build(session))
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The pages, by Sphinx; a warning is an error."""
+    session.install("sphinx>=9,<10", "furo>=2025.12", "myst-parser>=5,<6")
+    session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html", *session.posargs)
+
+
+@nox.session
+def release(session: nox.Session) -> None:
+    """What goes out: built into dist/, its metadata checked, its versions in step, tried from the built files."""
+    session.install("-r", "requirements-dev.txt", "virtualenv", "twine")
+    session.run("pytest", VERSION_TESTS)
+    dist = build(session, Path("dist"))
+    session.run("twine", "check", "--strict", *map(str, sorted(dist.iterdir())))
+    smoke(session, dist)
+
+
+def tools() -> list[str]:
+    """The test tools of requirements-dev.txt, without our own distributions."""
+    lines = Path("requirements-dev.txt").read_text().splitlines()
+    return [line for line in lines if re.match(r"(pytest|hypothesis|coverage|hatchling)", line)]
+
+
+def build(session: nox.Session, dist: Path | None = None) -> Path:
+    """Build every distribution, the wheel from the sdist, into an empty folder."""
+    dist = dist or Path(session.create_tmp(), "dist")
+    for path in dist.glob("*"):
+        path.unlink()
+    for source in [".", *(f"plugins/{plugin}" for plugin in PLUGINS)]:
+        session.run("python", "-m", "build", "--no-isolation", "--outdir", str(dist), source, silent=True)
+    return dist
+
+
+def smoke(session: nox.Session, dist: Path) -> None:
+    """Install the built files in fresh environments, each plugin alone with the core, and use them."""
+    core, *plugins = (next(dist.glob(f"molecule_connect{name}-*.whl")) for name in ("", *(f"_{p}" for p in PLUGINS)))
+    try_out(session, [core], ("molecule --help", "connect"), ("molecule backends --check", ""))
+    for plugin, built in zip(PLUGINS, plugins, strict=True):
+        try_out(session, [core, built], ("molecule backends --check", ""), TRIES[plugin])
+    try_out(session, [core, *plugins], CHAT)
+
+
+def try_out(session: nox.Session, wheels: list[Path], *tries: tuple[str, str]) -> None:
+    """Run shell lines where only *wheels* are installed; what each prints must hold a given text."""
+    place = Path(session.create_tmp(), wheels[-1].name.split("-")[0] + f"_{len(wheels)}")
+    session.run("virtualenv", "--clear", "--quiet", str(place))
+    session.run(str(place / "bin" / "pip"), "install", "--quiet", *map(str, wheels), external=True)
+    session.run(str(place / "bin" / "pip"), "check", external=True)
+    path = os.pathsep.join([str(place / "bin"), os.environ["PATH"]])
+    for line, expected in tries:
+        said = session.run("sh", "-c", line, external=True, silent=True, env={"PATH": path})
+        session.log(f"{line} -> {str(said).strip().splitlines()[-1:]}")
+        if expected not in str(said):
+            session.error(f"{line!r} did not print {expected!r}")
