@@ -1,0 +1,8 @@
+"""The command line: one module per command. Imports what it needs when it needs it, so that help starts fast."""
+
+
+def main() -> None:
+    """Run ``molecule`` with the arguments of this process, and exit with its code."""
+    from molecule_connect.cli.root import cli
+
+    cli()

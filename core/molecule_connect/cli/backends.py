@@ -1,0 +1,64 @@
+"""``molecule backends``: what is installed, and the options of one."""
+
+import click
+
+from molecule_connect.cli.connect import PluginName
+from molecule_connect.errors import PluginError
+from molecule_connect.plugins.scan import BACKENDS
+
+
+@click.command(short_help="List the installed backends, or the options of one.")
+@click.argument("name", required=False, type=PluginName(BACKENDS))
+@click.option("--check", is_flag=True, help="Import each, and say what fails.")
+def backends(name: str | None, check: bool) -> None:
+    """List the installed backends; with NAME, the options of that one. Nothing is started."""
+    if name is None:
+        _list(check)
+    else:
+        _show(name)
+
+
+def _list(check: bool) -> None:
+    from molecule_connect.plugins.discovery import installed_backends
+
+    found = installed_backends(check=check)
+    if not found:
+        click.echo('no backend is installed; a first one: pip install "molecule-connect[mock]"')
+        return
+    width = max(len(plugin.name) for plugin in found)
+    for plugin in found:
+        state = plugin.problem or ("ok" if check else "")
+        click.echo(f"{plugin.name:{width}}  {plugin.origin}" + (f"  {state}" if state else ""))
+    broken = [plugin.name for plugin in found if plugin.problem]
+    if check and broken:
+        raise PluginError(
+            f"{len(broken)} of {len(found)} backends cannot be used: {', '.join(broken)}",
+            hint="upgrade or remove the distributions named above; the others work",
+        )
+
+
+def _show(name: str) -> None:
+    from molecule_connect.plugins import discovery
+    from molecule_connect.plugins.options import OptionField, describe
+
+    plugin = discovery.find(BACKENDS, name)
+    target = discovery.load(plugin)
+    click.echo(f"{plugin.name}, from {plugin.origin}")
+    about = (getattr(target, "__doc__", None) or "").strip().partition("\n\n")[0]
+    if about:
+        click.echo(" ".join(about.split()))
+    fields = describe(target)
+    if fields is None:
+        click.echo("It does not say which options it takes.")
+    elif not fields:
+        click.echo("It takes no options.")
+    else:
+        formatter = click.HelpFormatter(width=min(click.get_current_context().terminal_width or 100, 100))
+
+        def line(field: OptionField) -> tuple[str, str]:
+            default = "required" if field.required else f"default: {field.default}" if field.default else ""
+            return f"{field.key}={field.type}", "  ".join(filter(None, (field.help, f"[{default}]" if default else "")))
+
+        with formatter.section("Options (--backend-opt KEY=VALUE)"):
+            formatter.write_dl([line(field) for field in fields])
+        click.echo("\n" + formatter.getvalue(), nl=False)

@@ -1,0 +1,193 @@
+"""``molecule connect``: its flags, and what they ask for."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from molecule_connect.cli import environment
+from molecule_connect.console.screen import LOG_FORMATS, choose
+from molecule_connect.plugins.scan import BACKENDS, MIDDLEWARE, scan_names
+from molecule_connect.settings import DEFAULT_BACKEND, MAX_SINCE_SECS, PeerBudget
+
+HELP = f"""Serve a workspace: keep it online, fetch its messages, let a backend answer each, send the answers.
+
+It runs until Ctrl-C or SIGTERM, which lets what is running finish; a second one ends at once. WORKSPACE_ID may also
+come from the variable {environment.WORKSPACE_VARIABLE}. The token comes from --token, --token-file,
+{environment.TOKEN_VARIABLE} or {environment.TOKEN_FILE_VARIABLE}, in this order.
+
+\b
+Hand every message to Claude Code, the default backend:
+    molecule connect ws_1
+Try it without any agent; the mock backend repeats what it hears:
+    molecule connect ws_1 --backend mock --backend-opt reply="echo: %s"
+Let a program of yours answer, text on stdin, the answer on stdout:
+    molecule connect ws_1 --backend exec --backend-opt cmd="python myhandler.py"
+"""
+
+
+class PeerBudgetType(click.ParamType[PeerBudget]):
+    """``60/600`` (true turns a minute and an hour), or ``0`` for no limit."""
+
+    name = "N/N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> PeerBudget:
+        minute, slash, hour = str(value).partition("/")
+        if value == "0":
+            minute, slash, hour = "0", "/", "0"
+        if not (slash and minute.isdecimal() and hour.isdecimal()):
+            self.fail(f"{value!r} is neither like 60/600 (turns a minute and an hour) nor 0", param, ctx)
+        return PeerBudget(per_minute=int(minute), per_hour=int(hour))
+
+
+class ConnectCommand(click.Command):
+    """Names the installed backends under its help; their names are read only then."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        names = scan_names(BACKENDS)
+        formatter.write_paragraph()
+        formatter.write_text(f"Installed backends: {', '.join(names) or 'none'}. See 'molecule backends NAME'.")
+        if DEFAULT_BACKEND not in names:
+            formatter.write_text(f"The default, {DEFAULT_BACKEND}, is not installed: choose another with --backend.")
+
+
+class PluginName(click.ParamType[str]):
+    """The name of an installed plugin, for completion; anything is taken, and looked up later."""
+
+    name = "NAME"
+
+    def __init__(self, group: str) -> None:
+        self._group = group
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        from click.shell_completion import CompletionItem
+
+        names = scan_names(self._group).items()
+        return [CompletionItem(name, help=origin) for name, origin in names if name.startswith(incomplete)]
+
+
+@click.command(
+    cls=ConnectCommand,
+    short_help="Serve a workspace.",
+    help=HELP,
+)
+@click.argument("workspace_id", required=False)
+@click.option("--api-url", metavar="URL", help="The platform. [MOLECULE_API_URL; default: http://localhost:8080]")
+@click.option("--org-id", metavar="ID", help="The organisation, on platforms that have several. [MOLECULE_ORG_ID]")
+@click.option(
+    "--token",
+    metavar="TOKEN",
+    help="The workspace token. Others on this machine can see it in the list of "
+    "processes; --token-file keeps it to yourself.",
+)
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A file of one line, readable by you alone, that holds the token.",
+)
+@click.option(
+    "--backend",
+    type=PluginName(BACKENDS),
+    default=DEFAULT_BACKEND,
+    show_default=True,
+    help="Who answers; distribution:name where two offer one name.",
+)
+@click.option(
+    "--backend-opt",
+    "backend_opts",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="An option of the backend; repeatable. See 'molecule backends NAME'.",
+)
+@click.option(
+    "--use",
+    "middleware",
+    type=PluginName(MIDDLEWARE),
+    multiple=True,
+    help="A middleware around the backend; repeatable, the first is outermost.",
+)
+@click.option(
+    "--use-opt",
+    "middleware_opts",
+    multiple=True,
+    metavar="NAME.KEY=VALUE",
+    help="An option of a middleware; repeatable.",
+)
+@click.option(
+    "--mode",
+    type=click.Choice(["poll", "push"]),
+    default="poll",
+    show_default=True,
+    help="How messages come: poll needs no public address; push is still coming.",
+)
+@click.option(
+    "--interval-ms",
+    type=click.IntRange(min=1),
+    metavar="MS",
+    help="Poll exactly this often. [default: 1 s after traffic, easing to 5 s]",
+)
+@click.option(
+    "--since-secs",
+    type=click.IntRange(0, MAX_SINCE_SECS),
+    default=30,
+    show_default=True,
+    metavar="SECONDS",
+    help="How far a first start looks back; 0: only what comes from now on; at most 30 days.",
+)
+@click.option(
+    "--concurrency",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    metavar="N",
+    help="Messages answered at a time. Each conversation is answered in order.",
+)
+@click.option(
+    "--grace",
+    type=click.FloatRange(min=0),
+    default=20,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long what is running may take to finish at a stop.",
+)
+@click.option(
+    "--peer-budget",
+    type=PeerBudgetType(),
+    default="60/600",
+    show_default=True,
+    help="Turns that one peer may have with us in a minute and in an hour; 0: no limit.",
+)
+@click.option(
+    "--state-dir",
+    metavar="FOLDER",
+    help="Where to keep what is known of messages. [MOLECULE_STATE_DIR; default: ~/.config/molecule/state]",
+)
+@click.option("--agent-name", metavar="NAME", help="Name to register with, in place of the one the platform shows.")
+@click.option("--once", is_flag=True, help="Answer what is waiting, then exit.")
+@click.option("--unpause", is_flag=True, help="Register even if the workspace is paused, which resumes it.")
+@click.option("--insecure", is_flag=True, help="Allow plain http to another machine; it can be listened to.")
+@click.option("--dry-run", is_flag=True, help="Check everything that can be checked without a request, and exit.")
+@click.option("--strict", is_flag=True, help="Refuse unknown options of backend and middleware instead of warning.")
+@click.option(
+    "--log-format",
+    type=click.Choice(LOG_FORMATS),
+    default="auto",
+    show_default=True,
+    help="auto: a live view on a terminal, else lines. All of it goes to stderr.",
+)
+@click.pass_context
+def connect(ctx: click.Context, /, **flags: Any) -> None:
+    from molecule_connect.cli import running
+    from molecule_connect.cli.report import reported
+
+    screen = choose(sys.stderr, flags["log_format"])
+    try:
+        with reported(screen.fail):
+            group = ctx.obj if isinstance(ctx.obj, dict) else {}
+            api_url = environment.api_url(flags["api_url"], group.get("api_url"), os.environ)
+            running.run(flags, api_url=api_url, screen=screen)
+    finally:
+        screen.close()

@@ -1,0 +1,86 @@
+"""What flags and the environment ask for. Flags win; an empty variable counts as unset."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import attrs
+
+from molecule_connect.errors import ConfigError
+from molecule_connect.platform.credentials import check_token, read_token_file
+from molecule_connect.settings import DEFAULT_API_URL
+
+# The last two are what neighbouring clients and the platform's own containers set.
+API_URL_VARIABLES = ("MOLECULE_API_URL", "MOLECULE_PLATFORM_URL", "PLATFORM_URL")
+WORKSPACE_VARIABLE = "WORKSPACE_ID"
+TOKEN_VARIABLE = "MOLECULE_WORKSPACE_TOKEN"  # noqa: S105 - a name
+TOKEN_FILE_VARIABLE = "MOLECULE_WORKSPACE_TOKEN_FILE"  # noqa: S105 - a name
+WORKSPACES_VARIABLE = "MOLECULE_WORKSPACES"
+ORG_VARIABLE = "MOLECULE_ORG_ID"
+
+
+@attrs.frozen(kw_only=True)
+class TokenSource:
+    """Where a token comes from: one of ``token`` and ``file``, and the operator's word for it."""
+
+    name: str
+    token: str | None = attrs.field(default=None, repr=False)
+    file: Path | None = None
+
+
+def api_url(flag: str | None, group_flag: str | None, environ: Mapping[str, str]) -> str:
+    """The platform: the command's flag, the group's, the variables, the default."""
+    if flag is not None or group_flag is not None:
+        return flag if flag is not None else str(group_flag)
+    return next((environ[name] for name in API_URL_VARIABLES if environ.get(name)), DEFAULT_API_URL)
+
+
+def workspace_id(argument: str | None, environ: Mapping[str, str]) -> str:
+    """The workspace: the argument, else ``WORKSPACE_ID``.
+
+    Raises:
+        ConfigError: There is neither, or ``MOLECULE_WORKSPACES`` asks for several.
+    """
+    if environ.get(WORKSPACES_VARIABLE):
+        raise ConfigError(
+            f"{WORKSPACES_VARIABLE} is set, and serving several workspaces from one process is still coming",
+            hint=f"unset {WORKSPACES_VARIABLE} and start one 'molecule connect WORKSPACE_ID' for each",
+        )
+    found = argument if argument is not None else environ.get(WORKSPACE_VARIABLE)
+    if not found:
+        raise ConfigError(
+            "no workspace id was given",
+            hint=f"run 'molecule connect WORKSPACE_ID', or set {WORKSPACE_VARIABLE}; the platform shows the id",
+        )
+    return found
+
+
+def token_source(token: str | None, token_file: Path | None, environ: Mapping[str, str]) -> TokenSource | None:
+    """The first source that is named: the flags, then the variables. It is read and checked here, before any request.
+
+    Raises:
+        ConfigError: It is missing, blank, a placeholder, or open to others. A source that is named is never skipped.
+    """
+    if token is not None:
+        return TokenSource(name="--token", token=check_token(token, source="--token"))
+    if token_file is not None:
+        return _file_source("--token-file", token_file)
+    if environ.get(TOKEN_VARIABLE):
+        return TokenSource(name=TOKEN_VARIABLE, token=check_token(environ[TOKEN_VARIABLE], source=TOKEN_VARIABLE))
+    if environ.get(TOKEN_FILE_VARIABLE):
+        return _file_source(TOKEN_FILE_VARIABLE, Path(environ[TOKEN_FILE_VARIABLE]))
+    return None
+
+
+def no_token() -> ConfigError:
+    """The error of a start without any token."""
+    return ConfigError(
+        "no workspace token was given",
+        hint=f"set {TOKEN_VARIABLE}, or name a file with --token-file; the platform hands the token out",
+    )
+
+
+def _file_source(name: str, file: Path) -> TokenSource:
+    file = file.expanduser().absolute()
+    token = read_token_file(file)
+    # A pipe, as in --token-file <(pass show token), can be read only once.
+    return TokenSource(name=name, file=file) if file.is_file() else TokenSource(name=name, token=token)

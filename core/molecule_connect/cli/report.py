@@ -1,0 +1,70 @@
+"""Every way a command can fail, as one line of what, one line of what to do, and an exit code."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import Protocol
+
+import click
+
+from molecule_connect.cli import exit_codes
+from molecule_connect.console.texts import failure
+from molecule_connect.errors import MoleculeError
+
+ISSUE_HINT = "this is a bug in molecule-connect or in a plugin: report it with the lines above"
+
+
+class Fail(Protocol):
+    """Shows why the program ends."""
+
+    def __call__(self, text: str, hint: str, exit_code: int, traceback: str = "") -> None: ...
+
+
+@contextlib.contextmanager
+def reported(fail: Fail) -> Iterator[None]:
+    """Let *fail* tell whatever goes wrong inside, then exit with its code."""
+    try:
+        yield
+    except (click.exceptions.Exit, click.exceptions.NoArgsIsHelpError):
+        raise
+    except (KeyboardInterrupt, click.Abort):
+        fail("interrupted", "", exit_codes.INTERRUPTED)
+        sys.exit(exit_codes.INTERRUPTED)
+    except BrokenPipeError:
+        _leave_a_closed_pipe()
+    except Exception as error:  # the top of the program: nobody above could tell it better
+        sys.exit(_tell(fail, error))
+
+
+def fail_on_stderr(text: str, hint: str, exit_code: int, traceback: str = "") -> None:
+    """The plain way to show why the program ends."""
+    click.echo(failure(text, hint, traceback), err=True)
+
+
+def _tell(fail: Fail, error: BaseException) -> int:
+    error = exit_codes.decisive(error)
+    if isinstance(error, click.ClickException):
+        fail(error.format_message(), _usage_hint(error), error.exit_code)
+        return error.exit_code
+    code = exit_codes.exit_code(error)
+    if isinstance(error, MoleculeError):
+        fail(str(error), error.hint, code)
+    else:
+        import traceback
+
+        text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        fail(text, ISSUE_HINT, code, "".join(traceback.format_exception(error)))
+    return code
+
+
+def _usage_hint(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    return f"see '{context.command_path} --help'" if context is not None else ""
+
+
+def _leave_a_closed_pipe() -> None:
+    # The reader of our output has gone (`molecule backends | head -1`); the interpreter's own flush must not complain.
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(exit_codes.BROKEN_PIPE)

@@ -1,0 +1,104 @@
+"""The group ``molecule``. Imports click and nothing heavier: commands are named in a table and loaded when they run."""
+
+import importlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from molecule_connect import __version__
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+# Name: the line that help shows, and where the command is.
+BUILT_IN = {
+    "connect": ("Serve a workspace: fetch its messages, answer them with a backend.", "connect:connect"),
+    "backends": ("List the installed backends, or the options of one.", "backends:backends"),
+    "try": ("Ask a backend once, without any platform.", "try_:try_command"),
+    "completion": ("Print the completion script of a shell.", "completion:completion"),
+}
+
+
+class MoleculeGroup(click.Group):
+    """A group whose help reads names alone, and whose errors are one line of what and one line of what to do."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*BUILT_IN, *_plugin_commands()]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in BUILT_IN:
+            module, _, attribute = BUILT_IN[cmd_name][1].partition(":")
+            command: click.Command = getattr(importlib.import_module(f"molecule_connect.cli.{module}"), attribute)
+            return command
+        return _load_plugin_command(cmd_name) if cmd_name in _plugin_commands() else None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if not ctx.resilient_parsing and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
+            raise click.NoSuchCommand(args[0], possibilities=self.list_commands(ctx), ctx=ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (line, _) in BUILT_IN.items()])
+        if plugins := _plugin_commands():
+            with formatter.section("Commands of installed plugins"):
+                formatter.write_dl([(name, f"from {origin}") for name, origin in plugins.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list["CompletionItem"]:
+        from click.shell_completion import CompletionItem
+
+        lines = {name: line for name, (line, _) in BUILT_IN.items()} | _plugin_commands()
+        names = [CompletionItem(name, help=lines[name]) for name in lines if name.startswith(incomplete)]
+        return names + click.Command.shell_complete(self, ctx, incomplete)
+
+    def invoke(self, ctx: click.Context) -> None:
+        super().invoke(ctx)
+
+    def main(self, args: Sequence[str] | None = None, **extra: Any) -> None:  # type: ignore[override]
+        from molecule_connect.cli import report
+
+        extra["standalone_mode"] = False
+        try:
+            with report.reported(report.fail_on_stderr):
+                raise SystemExit(super().main(args, **extra) or 0)
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            raise SystemExit(error.exit_code) from None
+
+
+def _plugin_commands() -> dict[str, str]:
+    """Name and distribution of each command of a plugin. A name that is built in is ours."""
+    from molecule_connect.plugins.scan import COMMANDS, scan_names
+
+    return {name: origin for name, origin in scan_names(COMMANDS).items() if name not in BUILT_IN}
+
+
+def _load_plugin_command(name: str) -> click.Command:
+    from molecule_connect.errors import PluginError
+    from molecule_connect.plugins import discovery
+    from molecule_connect.plugins.scan import COMMANDS
+
+    plugin = discovery.find(COMMANDS, name)
+    command = discovery.load(plugin)
+    if not isinstance(command, click.Command):
+        raise PluginError(
+            f"{plugin.label} ({plugin.origin}) is no click command, but {type(command).__name__}",
+            hint="upgrade the distribution, or tell its author",
+        )
+    return command
+
+
+@click.group(
+    cls=MoleculeGroup,
+    help="Answer the messages of a Molecule workspace with a program on your own machine.",
+    epilog="Start here: molecule backends, then molecule connect --help",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.option("--api-url", metavar="URL", help="The platform; the same as --api-url of a command.")
+@click.version_option(__version__, prog_name="molecule-connect")
+@click.pass_context
+def cli(ctx: click.Context, api_url: str | None) -> None:
+    ctx.obj = {"api_url": api_url}

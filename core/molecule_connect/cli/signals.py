@@ -1,0 +1,85 @@
+"""SIGTERM, Ctrl-C and a closed terminal: the first stops, a second ends at once."""
+
+import asyncio
+import contextlib
+import os
+import select
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Self
+
+from molecule_connect.cli import exit_codes
+
+# What a stop may take beside the grace that handlers get: the last sends, the cursor, a beat, closing the plugins.
+STOP_MARGIN = 8.0
+_SHOW_CURSOR = b"\x1b[?25h"
+
+
+class StopSignals:
+    """Turns signals into a stop, from before the event loop runs until after it has ended.
+
+    The handlers are Python's own, not the loop's: they also run while a backend blocks the loop, so that a second
+    signal always ends the program. A terminal that closes sends SIGHUP more than once, so only SIGINT and SIGTERM
+    count as a second signal. A SIGHUP that was ignored at the start (nohup) stays ignored.
+    """
+
+    def __init__(self, *, grace: float, leave: Callable[[int], Any] = os._exit, stderr: int = 2) -> None:
+        self._limit = grace + STOP_MARGIN
+        self._leave = leave
+        self._stderr = stderr
+        self._before: dict[signal.Signals, Any] = {}
+        self._stop: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+        self._watchdog: threading.Timer | None = None
+        self.received = False
+        self.outcome: int | None = None
+
+    def __enter__(self) -> Self:
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is None or (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):
+                continue
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def bind(self, stop: asyncio.Event) -> None:
+        """Set *stop*, an event of the running loop, at the first signal; now, if that has been."""
+        self._stop = (asyncio.get_running_loop(), stop)
+        if self.received:
+            stop.set()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        # Whatever this calls may have been interrupted half way: no screen, no lock, no buffered stream.
+        if self.received:
+            if number in (signal.SIGINT, signal.SIGTERM):
+                self._end(
+                    128 + number, b"ended at once by a second signal; the next start takes up what was unfinished"
+                )
+            return
+        self.received = True
+        self._watchdog = threading.Timer(self._limit, self._give_up)
+        self._watchdog.daemon = True
+        self._watchdog.start()
+        if self._stop is not None:
+            loop, stop = self._stop
+            with contextlib.suppress(RuntimeError):  # the loop has just been closed
+                loop.call_soon_threadsafe(stop.set)
+
+    def _give_up(self) -> None:
+        code = exit_codes.BUG if self.outcome is None else self.outcome
+        self._end(code, b"something did not end in time and was left behind" if code else b"")
+
+    def _end(self, code: int, words: bytes) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            # A terminal stopped with Ctrl-S takes nothing, and must not hold up the end.
+            if select.select([], [self._stderr], [], 0)[1]:
+                line = b"\n" + words + b"\n" if words else b""
+                os.write(self._stderr, (_SHOW_CURSOR if os.isatty(self._stderr) else b"") + line)
+        self._leave(code)

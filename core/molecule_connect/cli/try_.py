@@ -1,0 +1,121 @@
+"""``molecule try``: one message through a backend, without any platform."""
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from molecule_connect.cli.connect import PluginName
+from molecule_connect.console.texts import one_line
+from molecule_connect.errors import BackendError, ConfigError
+from molecule_connect.plugins.scan import BACKENDS, MIDDLEWARE
+
+if TYPE_CHECKING:
+    from molecule_connect.models import Request, Response
+
+
+@click.command("try", short_help="Ask a backend once, without any platform.")
+@click.argument("name", type=PluginName(BACKENDS))
+@click.argument("text", required=False)
+@click.option("--backend-opt", "backend_opts", multiple=True, metavar="KEY=VALUE", help="An option of the backend.")
+@click.option("--use", "middleware", type=PluginName(MIDDLEWARE), multiple=True, help="A middleware around it.")
+@click.option("--use-opt", "middleware_opts", multiple=True, metavar="NAME.KEY=VALUE", help="An option of one.")
+@click.option("--strict", is_flag=True, help="Refuse unknown options instead of warning.")
+def try_command(
+    name: str,
+    text: str | None,
+    backend_opts: tuple[str, ...],
+    middleware: tuple[str, ...],
+    middleware_opts: tuple[str, ...],
+    strict: bool,
+) -> None:
+    """Hand TEXT to the backend NAME and print its answer. Without TEXT, standard input is the message.
+
+    \b
+    molecule try mock "hello"
+    molecule try exec --backend-opt cmd="tr a-z A-Z" "hello"
+    """
+    import asyncio
+
+    from molecule_connect.plugins.options import parse_options
+
+    if text is None:
+        if sys.stdin.isatty():
+            raise ConfigError("no text was given", hint=f'write it behind the name: molecule try {name} "hello"')
+        text = sys.stdin.read()
+    response = asyncio.run(
+        _ask(name, text, parse_options(backend_opts), middleware, parse_options(middleware_opts), strict)
+    )
+    _print(response)
+
+
+async def _ask(
+    name: str,
+    text: str,
+    options: dict[str, str | list[str]],
+    middleware: tuple[str, ...],
+    middleware_options: dict[str, str | list[str]],
+    strict: bool,
+) -> "Response":
+    from molecule_connect.plugins.host import create_host
+
+    host = await create_host(
+        workspace_id="try",
+        backend=name,
+        options=options,
+        middleware=middleware,
+        middleware_options=middleware_options,
+        strict=strict,
+        warn=_tell,
+    )
+    try:
+        if problems := await host.check():
+            raise ConfigError(f"not ready: {'; '.join(problems)}", hint="mend this, then try again")
+        return await host.handler(_request(text), _progress)
+    except BackendError as error:
+        error.hint = error.hint or f"'molecule backends {name}' shows its options"
+        raise
+    finally:
+        for failed in await host.close():
+            _tell(str(failed))
+
+
+def _request(text: str) -> "Request":
+    from molecule_connect.models import Request, TextPart
+
+    body = {
+        "jsonrpc": "2.0",
+        "method": "message/send",
+        "params": {"message": {"parts": [{"kind": "text", "text": text}]}},
+    }
+    return Request(
+        workspace_id="try",
+        message_id="try-1",
+        idempotency_key="try-1",
+        context_id="try",
+        parts=(TextPart(text),),
+        raw=json.dumps(body),
+    )
+
+
+def _print(response: "Response") -> None:
+    from molecule_connect.models import DataPart, FilePart
+
+    if response.is_silent:
+        _tell("the backend chose to send nothing")
+    for part in response.parts:
+        if isinstance(part, DataPart):
+            click.echo(json.dumps(part.data, indent=2, ensure_ascii=False, default=str))
+        elif isinstance(part, FilePart):
+            click.echo(f"file {part.name or part.uri}")
+        else:
+            click.echo(part.text)
+
+
+def _tell(text: str) -> None:
+    click.echo(one_line(text, 400), err=True)
+
+
+async def _progress(update: "str | Response", /) -> None:
+    _tell(f"... {update if isinstance(update, str) else update.text}")

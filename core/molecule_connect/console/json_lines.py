@@ -1,0 +1,56 @@
+"""One JSON object per event, for machines. Keys are stable: ``event``, ``time``, then the event's own fields."""
+
+import datetime
+import json
+import re
+import time
+from collections.abc import Callable
+from typing import Any, TextIO
+
+import attrs
+
+from molecule_connect import events
+from molecule_connect.console.screen import Summary
+from molecule_connect.console.writer import LineWriter
+
+_HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
+
+
+class JsonScreen:
+    """JSON lines in ASCII. What is not an event has a name of its own: starting, log, error, left_out."""
+
+    def __init__(self, stream: TextIO, *, wall: Callable[[], float] = time.time) -> None:
+        self._wall = wall
+        self._shapes: dict[type[events.Event], tuple[str, tuple[str, ...]]] = {}
+        self._writer = LineWriter(stream, lambda count: self._line("left_out", count=count))
+
+    def open(self, summaries: list[Summary]) -> None:
+        """Say what is about to be served."""
+        for summary in summaries:
+            self._writer.put(self._line("starting", **attrs.asdict(summary)))
+
+    def __call__(self, event: events.Event) -> None:
+        name, fields = self._shapes.get(type(event)) or self._shape(type(event))
+        self._writer.put(self._line(name, **{field: getattr(event, field) for field in fields}))
+
+    def note(self, level: str, text: str, hint: str = "") -> None:
+        """Say something that is not an event."""
+        self._writer.put(self._line("log", level=level, text=text, hint=hint))
+
+    def fail(self, text: str, hint: str, exit_code: int, traceback: str = "") -> None:
+        """Say why the program ends."""
+        more = {"traceback": traceback} if traceback else {}
+        self._writer.put(self._line("error", text=text, hint=hint, exit_code=exit_code, **more))
+
+    def close(self) -> None:
+        """Write what waits, for two seconds at most."""
+        self._writer.close()
+
+    def _shape(self, kind: type[events.Event]) -> tuple[str, tuple[str, ...]]:
+        shape = _HUMP.sub("_", kind.__name__).lower(), tuple(field.name for field in attrs.fields(kind))
+        self._shapes[kind] = shape
+        return shape
+
+    def _line(self, name: str, **fields: Any) -> str:
+        moment = datetime.datetime.fromtimestamp(self._wall(), datetime.UTC)
+        return json.dumps({"event": name, "time": moment.isoformat(timespec="microseconds"), **fields}, default=str)

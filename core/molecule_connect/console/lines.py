@@ -1,0 +1,138 @@
+"""What an event is in one line of plain text, and the screen that writes such lines to a pipe."""
+
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+import attrs
+
+from molecule_connect import events
+from molecule_connect.console.screen import Summary
+from molecule_connect.console.texts import failure, one_line, span, who
+from molecule_connect.console.writer import LineWriter
+
+INFO, WARNING, ERROR = "INFO", "WARNING", "ERROR"
+
+
+@attrs.frozen
+class Line:
+    """One line for people. ``level`` is one of INFO, WARNING, ERROR."""
+
+    level: str
+    text: str
+
+
+def line_of(event: events.Event) -> Line | None:
+    """The line that tells *event*, or None where it is of no interest by itself."""
+    if isinstance(event, events.MessageEvent):
+        return _message_line(event)
+    return _connection_line(event)
+
+
+def with_hint(text: str, hint: str) -> str:
+    """*text* and what to do about it."""
+    return f"{one_line(text, 400)} -> {one_line(hint, 400)}" if hint else one_line(text, 400)
+
+
+def _message_line(event: events.MessageEvent) -> Line | None:
+    row = one_line(event.row_id, 64)
+    match event:
+        case events.Received():
+            return Line(INFO, f"{row} received from {who(event.caller_id)}: {one_line(event.text)}")
+        case events.Started(attempt=attempt) if attempt > 1:
+            return Line(INFO, f"{row} attempt {attempt}")
+        case events.Progressed():
+            return Line(INFO, f"{row} running: {one_line(event.text)}")
+        case events.Answered(silent=True):
+            return Line(INFO, f"{row} answered with silence in {span(event.seconds)}")
+        case events.Answered():
+            return Line(INFO, f"{row} answered in {span(event.seconds)}: {one_line(event.text)}")
+        case events.Delivered():
+            return Line(INFO, f"{row} delivered" + ("" if event.confirmed else ", not confirmed by the platform"))
+        case events.Retrying():
+            return Line(WARNING, f"{row} {event.what}: {one_line(event.reason)}; again in {span(event.seconds)}")
+        case events.Dead():
+            return Line(ERROR, f"{row} given up: {one_line(event.reason, 400)}")
+        case events.Recorded():
+            return Line(INFO, f"{row} {event.kind} from {who(event.caller_id)}: {one_line(event.text)}")
+    return None
+
+
+def _connection_line(event: events.Event) -> Line | None:
+    match event:
+        case events.Registered():
+            return Line(INFO, "registered")
+        case events.Listening():
+            return Line(INFO, f"listening by {event.by}")
+        case events.Trouble():
+            return Line(ERROR, with_hint(f"{event.part}: {event.reason}", event.hint))
+        case events.Recovered():
+            return Line(INFO, f"{event.part}: well again")
+        case events.Notice():
+            return Line(WARNING, with_hint(event.text, event.hint))
+        case events.Paused():
+            return Line(WARNING, "paused on the platform: messages are kept, none is run")
+        case events.Resumed():
+            return Line(INFO, "no longer paused")
+        case events.Stopping():
+            return Line(INFO, f"stopping: {event.running} running, at most {span(event.grace)}")
+        case events.Stopped():
+            return Line(INFO, "stopped")
+    return None
+
+
+class LineScreen:
+    """Plain lines: time (UTC), level, text. Progress of one message is told once a second at most."""
+
+    def __init__(
+        self,
+        stream: TextIO,
+        *,
+        wall: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._wall = wall
+        self._monotonic = monotonic
+        self._progress_told: dict[str, float] = {}
+        self._writer = LineWriter(stream, lambda count: self._line(Line(WARNING, f"{count} lines were left out")))
+        self._name_workspaces = False
+
+    def open(self, summaries: list[Summary]) -> None:
+        """Say what is about to be served."""
+        self._name_workspaces = len(summaries) > 1
+        for summary in summaries:
+            self._writer.put(self._line(Line(INFO, f"molecule connect: {summary.text}")))
+
+    def __call__(self, event: events.Event) -> None:
+        if isinstance(event, events.MessageEvent) and not self._is_due(event):
+            return
+        line = line_of(event)
+        if line is not None:
+            name = f"[{event.workspace_id}] " if self._name_workspaces else ""
+            self._writer.put(self._line(Line(line.level, name + line.text)))
+
+    def note(self, level: str, text: str, hint: str = "") -> None:
+        """Say something that is not an event."""
+        self._writer.put(self._line(Line(level, with_hint(text, hint))))
+
+    def fail(self, text: str, hint: str, exit_code: int, traceback: str = "") -> None:
+        """Say why the program ends."""
+        self._writer.put(failure(text, hint, traceback))
+
+    def close(self) -> None:
+        """Write what waits, for two seconds at most."""
+        self._writer.close()
+
+    def _is_due(self, event: events.MessageEvent) -> bool:
+        if not isinstance(event, events.Progressed):
+            if isinstance(event, events.Answered | events.Retrying | events.Dead):
+                self._progress_told.pop(event.row_id, None)
+            return True
+        now = self._monotonic()
+        if now - self._progress_told.get(event.row_id, -1.0) < 1.0:
+            return False
+        self._progress_told[event.row_id] = now
+        return True
+
+    def _line(self, line: Line) -> str:
+        return f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(self._wall()))} {line.level:7} {line.text}"

@@ -1,0 +1,123 @@
+"""A snapshot as rich draws it. The only module of the console that imports rich."""
+
+import time
+from collections.abc import Mapping
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from molecule_connect.console.lines import Line
+from molecule_connect.console.screen import Summary
+from molecule_connect.console.texts import one_line, span
+from molecule_connect.console.view import Health, MessageRow, Snapshot, pick
+
+_NARROW = 60
+# Time, caller and state of a wide table, with their gaps.
+_FIXED_COLUMNS = 34
+_STYLES = {
+    "waiting": "yellow",
+    "running": "cyan",
+    "answered": "blue",
+    "delivered": "green",
+    "silent": "green",
+    "retry": "yellow",
+    "failed": "bold red",
+    "recorded": "dim",
+    "INFO": "dim",
+    "WARNING": "yellow",
+    "ERROR": "bold red",
+}
+# A beat is due every 30 s, every 60 s where the platform's rate limit is small.
+_BEAT_IS_LATE = 75.0
+
+
+def draw_line(line: Line) -> Text:
+    """A line over the view."""
+    return Text(f"{line.level.lower()}: {line.text}", style=_STYLES.get(line.level, ""))
+
+
+def draw(snapshot: Snapshot, summaries: Mapping[str, Summary], *, width: int, height: int) -> RenderableType:
+    """The whole view: a head for each connection, the counts, and as much of the messages as *height* lines hold."""
+    lines: list[RenderableType] = []
+    for workspace_id, health in snapshot.connections:
+        lines += _head(workspace_id, health, summaries.get(workspace_id), snapshot)
+    lines.append(_counts(snapshot, width))
+    rows = pick(snapshot.rows, max(0, height - len(lines) - 1))
+    if rows:
+        lines.append(_table(rows, width))
+    return Group(*lines)
+
+
+def _head(workspace_id: str, health: Health, summary: Summary | None, snapshot: Snapshot) -> list[Text]:
+    title = _line(workspace_id, "bold")
+    if summary is not None:
+        title.append(f"  {summary.backend}, {summary.mode}, {summary.api_url}", "dim")
+    lines = [title, _state(health, snapshot)]
+    for part, (reason, hint) in health.troubles.items():
+        lines.append(_line(f"  {part}: {one_line(reason)}", "bold red"))
+        if hint:
+            lines.append(_line(f"  -> {one_line(hint)}", "yellow"))
+    return lines
+
+
+def _state(health: Health, snapshot: Snapshot) -> Text:
+    if health.stopping:
+        text = _line(f"  {health.stopping}", "yellow")
+    elif health.paused:
+        text = _line("  paused on the platform: messages are kept, none is run", "yellow")
+    elif not health.registered:
+        text = _line("  not registered yet", "yellow")
+    else:
+        text = _line("  troubled" if health.troubles else "  online", "red" if health.troubles else "green")
+    if health.last_beat is not None:
+        age = snapshot.now - health.last_beat
+        text.append(f", beat {age:.0f} s ago", "red" if age > _BEAT_IS_LATE else "dim")
+    if health.listening:
+        text.append(f", {health.listening}", "dim")
+    text.append(f", up {span(snapshot.uptime)}", "dim")
+    return text
+
+
+def _counts(snapshot: Snapshot, width: int) -> Text:
+    counts = snapshot.counts
+    pairs = [
+        ("received", "in", counts.received, ""),
+        ("waiting", "wait", counts.waiting, "yellow"),
+        ("running", "run", counts.running, "cyan"),
+        ("delivered", "sent", counts.delivered, "green"),
+        ("failed", "fail", counts.failed, "bold red"),
+    ]
+    text = _line("", "")
+    for name, short_name, count, style in pairs:
+        text.append(f"{name if width >= _NARROW else short_name} {count}  ", style if count else "dim")
+    return text
+
+
+def _table(rows: tuple[MessageRow, ...], width: int) -> Table:
+    wide = width >= _NARROW
+    table = Table.grid(padding=(0, 1, 0, 0), expand=True)
+    if wide:
+        table.add_column(width=8, no_wrap=True, style="dim")
+    table.add_column(width=14 if wide else 8, no_wrap=True, overflow="ellipsis")
+    table.add_column(width=9, no_wrap=True)
+    table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+    for row in rows:
+        cells = [Text(row.caller), Text(row.state, _STYLES[row.state]), _story(row, width)]
+        if wide:
+            cells.insert(0, Text(time.strftime("%H:%M:%S", time.localtime(row.time))))
+        table.add_row(*cells)
+    return table
+
+
+def _story(row: MessageRow, width: int) -> Text:
+    detail = Text(row.detail)
+    if width < _NARROW or not (row.text and row.detail):
+        return detail if row.detail else Text(row.text)
+    asked = Text(row.text, "dim")
+    asked.truncate((width - _FIXED_COLUMNS) // 2, overflow="ellipsis")
+    return Text.assemble(asked, "  ", detail)
+
+
+def _line(text: str, style: str) -> Text:
+    return Text(text, style, no_wrap=True, overflow="ellipsis")

@@ -1,0 +1,66 @@
+"""What all screens have in common, and which one a stream gets."""
+
+import os
+from collections.abc import Mapping
+from typing import Protocol, TextIO
+
+import attrs
+
+from molecule_connect.events import Event
+
+LOG_FORMATS = ("auto", "lines", "json")
+
+
+@attrs.frozen(kw_only=True)
+class Summary:
+    """What one start is about to serve. Nothing in it is secret."""
+
+    workspace_id: str
+    backend: str
+    mode: str
+    api_url: str
+    state_dir: str
+
+    @property
+    def text(self) -> str:
+        """All of it on one line."""
+        return (
+            f"workspace {self.workspace_id}, backend {self.backend}, mode {self.mode}, "
+            f"api {self.api_url}, state {self.state_dir}"
+        )
+
+
+class Screen(Protocol):
+    """A listener that shows events. No call of it blocks or raises."""
+
+    def open(self, summaries: list[Summary]) -> None: ...
+
+    def __call__(self, event: Event) -> None: ...
+
+    def note(self, level: str, text: str, hint: str = "") -> None: ...
+
+    def fail(self, text: str, hint: str, exit_code: int, traceback: str = "") -> None: ...
+
+    def close(self) -> None: ...
+
+
+def choose(stream: TextIO, log_format: str = "auto", *, environ: Mapping[str, str] = os.environ) -> Screen:
+    """The screen for *stream*: JSON or plain lines if asked for, else a live view on a terminal and lines elsewhere."""
+    if log_format == "json":
+        from molecule_connect.console.json_lines import JsonScreen
+
+        return JsonScreen(stream)
+    if log_format == "auto" and _is_terminal(stream) and environ.get("TERM", "") not in ("", "dumb", "unknown"):
+        from molecule_connect.console.live import LiveScreen
+
+        return LiveScreen(stream)
+    from molecule_connect.console.lines import LineScreen
+
+    return LineScreen(stream)
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    try:
+        return stream.isatty()
+    except (OSError, ValueError):
+        return False

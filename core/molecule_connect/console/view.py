@@ -1,0 +1,191 @@
+"""What the live view shows, as values: events go in, a snapshot comes out. Knows nothing of terminals."""
+
+import collections
+import time
+from collections.abc import Callable
+
+import attrs
+
+from molecule_connect import events
+from molecule_connect.console.lines import Line, line_of
+from molecule_connect.console.texts import one_line, span, who
+
+_MAX_ROWS = 500
+_FINISHED = frozenset(("delivered", "silent", "failed", "recorded"))
+_TOLD_ABOVE = (events.Trouble, events.Recovered, events.Notice, events.Dead, events.Paused, events.Resumed)
+
+
+@attrs.define(kw_only=True)
+class MessageRow:
+    """One message, as the table shows it. ``time`` is seconds since 1970."""
+
+    time: float
+    caller: str
+    text: str = ""
+    state: str = "waiting"
+    detail: str = ""
+
+    @property
+    def is_finished(self) -> bool:
+        return self.state in _FINISHED
+
+
+@attrs.define(kw_only=True)
+class Health:
+    """How one connection is. ``last_beat`` is monotonic seconds."""
+
+    registered: bool = False
+    listening: str = ""
+    last_beat: float | None = None
+    paused: bool = False
+    stopping: str = ""
+    troubles: dict[str, tuple[str, str]] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class Counts:
+    """Messages of this run: how many came, and where they are now."""
+
+    received: int
+    waiting: int
+    running: int
+    delivered: int
+    failed: int
+
+
+@attrs.frozen(kw_only=True)
+class Snapshot:
+    """All that one picture needs. ``above`` are lines to be printed once, over the view."""
+
+    connections: tuple[tuple[str, Health], ...]
+    rows: tuple[MessageRow, ...]
+    counts: Counts
+    above: tuple[Line, ...]
+    uptime: float
+    now: float
+
+
+def pick(rows: tuple[MessageRow, ...], room: int) -> tuple[MessageRow, ...]:
+    """At most *room* of *rows*, in their order: old finished ones go first, then old ones."""
+    spare = len(rows) - room
+    kept = []
+    for row in rows:
+        if spare > 0 and row.is_finished:
+            spare -= 1
+        else:
+            kept.append(row)
+    return tuple(kept[len(kept) - room :] if len(kept) > room else kept)
+
+
+class View:
+    """The state behind the live view. Not safe for threads by itself."""
+
+    def __init__(
+        self, *, wall: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._wall = wall
+        self._monotonic = monotonic
+        self._started = monotonic()
+        self._health: dict[str, Health] = {}
+        self._rows: collections.OrderedDict[tuple[str, str], MessageRow] = collections.OrderedDict()
+        self._waiting: set[tuple[str, str]] = set()
+        self._running: set[tuple[str, str]] = set()
+        self._received = self._delivered = self._failed = 0
+        self._above: collections.deque[Line] = collections.deque(maxlen=200)
+
+    def add(self, workspace_id: str) -> None:
+        """A workspace that is about to be served."""
+        self._health.setdefault(workspace_id, Health())
+
+    def tell(self, line: Line) -> None:
+        """A line to be printed over the view."""
+        self._above.append(line)
+
+    def apply(self, event: events.Event) -> None:
+        """Take in one event; a few microseconds."""
+        if isinstance(event, _TOLD_ABOVE):
+            line = line_of(event)
+            if line is not None:
+                self._above.append(line)
+        if isinstance(event, events.MessageEvent):
+            self._apply_message(event)
+        else:
+            self._apply_connection(event, self._health.setdefault(event.workspace_id, Health()))
+
+    def snapshot(self, max_rows: int) -> Snapshot:
+        """What to draw now, with at most *max_rows* rows. Empties ``above``."""
+        above = tuple(self._above)
+        self._above.clear()
+        return Snapshot(
+            connections=tuple((name, attrs.evolve(health)) for name, health in self._health.items()),
+            rows=tuple(attrs.evolve(row) for row in pick(tuple(self._rows.values()), max_rows)),
+            counts=Counts(
+                received=self._received,
+                waiting=len(self._waiting),
+                running=len(self._running),
+                delivered=self._delivered,
+                failed=self._failed,
+            ),
+            above=above,
+            uptime=self._monotonic() - self._started,
+            now=self._monotonic(),
+        )
+
+    def _apply_message(self, event: events.MessageEvent) -> None:
+        key = (event.workspace_id, event.row_id)
+        row = self._rows.get(key)
+        if row is None:
+            row = self._rows[key] = MessageRow(time=self._wall(), caller=who(event.caller_id))
+            if len(self._rows) > _MAX_ROWS:
+                self._rows.popitem(last=False)
+        match event:
+            case events.Received():
+                self._received += 1
+                row.text = one_line(event.text)
+                self._move(key, row, "waiting")
+            case events.Started():
+                row.text = one_line(event.text) or row.text
+                self._move(key, row, "running", f"attempt {event.attempt}" if event.attempt > 1 else "")
+            case events.Progressed():
+                self._move(key, row, "running", one_line(event.text))
+            case events.Answered():
+                detail = f"nothing to send, {span(event.seconds)}" if event.silent else one_line(event.text)
+                self._move(key, row, "silent" if event.silent else "answered", detail)
+            case events.Delivered():
+                self._delivered += 1
+                self._move(key, row, "delivered", row.detail if event.confirmed else "not confirmed")
+            case events.Retrying():
+                self._move(key, row, "retry", f"{one_line(event.reason)}; again in {span(event.seconds)}")
+            case events.Dead():
+                self._failed += 1
+                self._move(key, row, "failed", one_line(event.reason))
+            case events.Recorded():
+                row.text = one_line(event.text)
+                self._move(key, row, "recorded", event.kind)
+
+    def _move(self, key: tuple[str, str], row: MessageRow, state: str, detail: str = "") -> None:
+        row.state, row.detail = state, detail
+        for name, keys in (("running", self._running), ("waiting", self._waiting)):
+            if name == state or (name == "waiting" and state == "retry"):
+                keys.add(key)
+            else:
+                keys.discard(key)
+
+    def _apply_connection(self, event: events.Event, health: Health) -> None:
+        match event:
+            case events.Registered():
+                health.registered = True
+            case events.Listening():
+                health.listening = event.by
+            case events.Beat():
+                health.last_beat = self._monotonic()
+            case events.Trouble():
+                health.troubles = {**health.troubles, event.part: (event.reason, event.hint)}
+            case events.Recovered():
+                health.troubles = {part: told for part, told in health.troubles.items() if part != event.part}
+            case events.Paused() | events.Resumed():
+                health.paused = isinstance(event, events.Paused)
+            case events.Stopping():
+                health.stopping = f"stopping: {event.running} running, at most {span(event.grace)}"
+            case events.Stopped():
+                health.stopping = "stopped"

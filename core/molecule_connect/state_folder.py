@@ -1,0 +1,109 @@
+"""Where this machine keeps what it knows of the workspaces it serves: one resolver for all commands."""
+
+import os
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from molecule_connect.errors import ConfigError
+
+CONFIGS = Path("/configs")
+
+
+def resolve(named: str | Path | None, environ: Mapping[str, str], *, home: Path, configs: Path = CONFIGS) -> Path:
+    """The state folder, existing, proved by writing, readable by its owner alone.
+
+    The order is that of the neighbouring clients: *named* (``--state-dir``), ``MOLECULE_STATE_DIR``, ``CONFIGS_DIR``,
+    *configs* where it exists and can be written, ``.config/molecule/state`` and ``.molecule-workspace`` in *home*.
+
+    Raises:
+        ConfigError: A folder that was named cannot be used (it is never passed over), or none of the others can.
+    """
+    chosen = named_folder(named, environ)
+    if chosen is not None:
+        source, folder = chosen
+        try:
+            return _prove(folder)
+        except OSError as error:
+            raise ConfigError(
+                f"the state folder {folder} ({source}) cannot be used: {_reason(error)}",
+                hint=f"make it writable for this user, or point {source} to another folder",
+            ) from error
+    tried = []
+    for folder in _unnamed(home, configs):
+        try:
+            return _prove(folder)
+        except OSError as error:
+            tried.append(f"{folder} ({_reason(error)})")
+    raise ConfigError(
+        f"no state folder can be written; tried {', '.join(tried)}",
+        hint="name a writable folder with --state-dir or MOLECULE_STATE_DIR",
+    )
+
+
+def preview(named: str | Path | None, environ: Mapping[str, str], *, home: Path, configs: Path = CONFIGS) -> Path:
+    """The folder that ``resolve`` would try first, without touching it.
+
+    Raises:
+        ConfigError: A folder that was named lies where none can be made.
+    """
+    chosen = named_folder(named, environ)
+    if chosen is None:
+        return next(_unnamed(home, configs))
+    source, folder = chosen
+    ground = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    if not ground.is_dir() or not os.access(ground, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"the state folder {folder} ({source}) cannot be used: {ground} is not a folder that can be written",
+            hint=f"make it writable for this user, or point {source} to another folder",
+        )
+    return folder
+
+
+def named_folder(named: str | Path | None, environ: Mapping[str, str]) -> tuple[str, Path] | None:
+    """What the operator chose and with what words, or None. An empty variable counts as unset."""
+    if named is not None:
+        if not str(named).strip():
+            raise ConfigError("--state-dir is empty", hint="name a folder, or leave --state-dir out")
+        return "--state-dir", Path(named).expanduser().absolute()
+    for variable in ("MOLECULE_STATE_DIR", "CONFIGS_DIR"):
+        if environ.get(variable):
+            return variable, Path(environ[variable]).expanduser().absolute()
+    return None
+
+
+def _unnamed(home: Path, configs: Path) -> Iterator[Path]:
+    if configs.is_dir() and os.access(configs, os.W_OK | os.X_OK):
+        yield configs
+    yield home / ".config" / "molecule" / "state"
+    yield home / ".molecule-workspace"
+
+
+def _prove(folder: Path) -> Path:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as proof:
+        # A full disk takes the name of a file, but not its contents.
+        proof.write(b"molecule-connect\n" * 256)
+        proof.flush()
+        os.fsync(proof.fileno())
+    _close_to_others(folder)
+    return folder
+
+
+def _close_to_others(folder: Path) -> None:
+    status = folder.stat()
+    if stat.S_IMODE(status.st_mode) & 0o077 == 0 or status.st_uid != _user():
+        return
+    # Closing somebody's /tmp or a shared folder would break other programs; our files in it are 0600 anyway.
+    is_ours = not any(folder.iterdir()) or any(folder.glob("journal*"))
+    if is_ours and not status.st_mode & stat.S_ISVTX:
+        folder.chmod(0o700)
+
+
+def _user() -> int:
+    return os.getuid() if hasattr(os, "getuid") else 0
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or type(error).__name__
