@@ -19,6 +19,7 @@ from molecule_connect.platform.credentials import Credentials
 from molecule_connect.platform.operations import Operation
 from molecule_connect.platform.pacer import Pacer
 from molecule_connect.platform.rows import MalformedPageError
+from molecule_connect.platform.times import PlatformClock, parse_http_date
 from molecule_connect.platform.transports import Headers, Transports
 from molecule_connect.settings import check_workspace_id
 
@@ -72,6 +73,7 @@ class AsyncPlatformClient:
         self._own_transports = Transports(transport=transport) if transports is None else None
         self._connections = (transports or self._own_transports or Transports()).to(self.address)
         self._connections.pacer.join()
+        self.platform_clock = PlatformClock(clock)
         self._org_id, self._clock = org_id, clock
         self._headers: tuple[str, Headers] | None = None
         self._absent: dict[str, tuple[float, EndpointAbsentError]] = {}
@@ -156,6 +158,7 @@ class AsyncPlatformClient:
         if answer is None:
             self.pacer.ended(operation.lane)
             return
+        self.platform_clock.saw(parse_http_date(answer.headers.get("date")))
         refused_for = None
         if answer.status == 429:
             said = answer.headers.get("retry-after", "")

@@ -1,6 +1,7 @@
 """The platform's times: RFC 3339 text on the wire, whole microseconds since 1970 here. Floats lose digits."""
 
 import re
+from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from email.utils import parsedate_to_datetime
 
@@ -57,3 +58,28 @@ def parse_http_date(value: str | None) -> int | None:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     return (moment - _EPOCH) // MICROSECOND
+
+
+class PlatformClock:
+    """A lower bound of the platform's clock, from what its answers tell and the time since.
+
+    Args:
+        monotonic: Seconds; may stand still while the machine sleeps, which keeps the bound low.
+    """
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._ahead: int | None = None
+
+    def saw(self, microseconds: int | None) -> None:
+        """The platform's clock showed *microseconds* some time ago."""
+        if microseconds is not None:
+            ahead = microseconds - self._own()
+            self._ahead = ahead if self._ahead is None else max(self._ahead, ahead)
+
+    def now(self) -> int | None:
+        """Microseconds since 1970, or None while nothing was seen."""
+        return None if self._ahead is None else self._own() + self._ahead
+
+    def _own(self) -> int:
+        return int(self._monotonic() * SECOND_US)

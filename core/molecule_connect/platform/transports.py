@@ -156,14 +156,13 @@ class Connections:
         """
         request = self._request(operation, url, headers)
         try:
-            async with asyncio.timeout(WHOLE_ANSWER_TIMEOUT):
-                if operation.lane is Lane.SEND:
-                    return await self._senders.run(lambda transport: self._answer(transport, operation, request))
-                if self._reads is None:
-                    self._reads = self._open(self._readers)
-                return await self._answer(self._reads, operation, request)
+            if operation.lane is Lane.SEND:
+                return await self._senders.run(lambda transport: self._answer(transport, operation, request))
+            if self._reads is None:
+                self._reads = self._open(self._readers)
+            return await self._answer(self._reads, operation, request)
         except (httpx.HTTPError, TimeoutError) as exc:
-            raise network_error(operation, url, exc) from _told(exc)
+            raise _network_error(operation, url, exc, is_written=_is_written(request)) from _told(exc)
 
     @contextlib.asynccontextmanager
     async def stream(
@@ -182,7 +181,7 @@ class Connections:
             head = _answer(response, body, seconds=self._clock() - began)
             yield head, response.aiter_bytes()
         except (httpx.HTTPError, TimeoutError) as exc:
-            raise network_error(operation, url, exc) from _told(exc)
+            raise _network_error(operation, url, exc, is_written=True) from _told(exc)
         finally:
             if response is not None:
                 await response.aclose()
@@ -210,9 +209,12 @@ class Connections:
         if len(self._urls) >= _URLS_KEPT:
             self._urls.clear()
         self._urls[url] = parsed
-        return httpx.Request(
+        request = httpx.Request(
             operation.method, parsed, headers=headers, content=operation.body, extensions={"timeout": timeout}
         )
+        if operation.body:
+            request.stream = _Body(operation.body)
+        return request
 
     async def _answer(
         self, transport: "httpx.AsyncBaseTransport", operation: Operation[Any], request: "httpx.Request"
@@ -222,7 +224,8 @@ class Connections:
         try:
             seconds = self._clock() - began
             good = 200 <= response.status_code < 300
-            body, whole = await _body(response, operation.cap if good else _REFUSAL_CAP)
+            async with asyncio.timeout(WHOLE_ANSWER_TIMEOUT):
+                body, whole = await _body(response, operation.cap if good else _REFUSAL_CAP)
         finally:
             await response.aclose()
         if not whole and good and operation.form is not Form.JSON:
@@ -233,6 +236,22 @@ class Connections:
                 hint="a smaller limit gives a smaller page",
             )
         return _answer(response, body, whole=whole, seconds=seconds)
+
+
+class _Body(httpx.AsyncByteStream):
+    """A request's body that knows whether it was written: the connection asks for more only after a write."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self.is_written = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self._content
+        self.is_written = True
+
+
+def _is_written(request: "httpx.Request") -> bool:
+    return request.stream.is_written if isinstance(request.stream, _Body) else True
 
 
 async def _body(response: "httpx.Response", cap: int) -> tuple[bytes, bool]:
@@ -259,7 +278,7 @@ def _place(url: str) -> str:
     return "/".join(url.split("/")[:3])
 
 
-def network_error(operation: Operation[Any], url: str, exc: Exception) -> TransientPlatformError:
+def _network_error(operation: Operation[Any], url: str, exc: Exception, *, is_written: bool) -> TransientPlatformError:
     """What *exc* means: how far the request came, in words and as ``outcome``."""
     place = _place(url)
     outcome = Outcome.UNKNOWN
@@ -268,8 +287,8 @@ def network_error(operation: Operation[Any], url: str, exc: Exception) -> Transi
         outcome = Outcome.NOT_TAKEN
         text = f"{place} cannot be reached"
         hint = "check the network and the API address, and that the platform runs"
-    elif isinstance(exc, httpx.ReadTimeout | TimeoutError):
-        # Only a request that was written in full is read for: a failed write ends in a cut, not in a wait.
+    elif is_written and isinstance(exc, httpx.ReadTimeout | TimeoutError):
+        # A cut after the write is less than that: the platform may have died before it looked.
         outcome = Outcome.WRITTEN
         text = f"{place} took the request and did not answer in time"
     reason = "" if isinstance(exc, httpx.LocalProtocolError) else " ".join(str(exc).split())[:120]

@@ -19,7 +19,7 @@ def _say_nothing(text: str) -> None:
 
 
 class WorkspaceClient:
-    """Implements ``Feed``, ``Sender``, ``Registry`` and ``Stream`` of delivery.
+    """Implements delivery's ``ports.Platform``.
 
     Args:
         client: Closed together with this.
@@ -63,13 +63,18 @@ class WorkspaceClient:
         times = [mark.time for mark in page.marks if mark.time is not None]
         times += [self._newest] if self._newest is not None else []
         self._newest = max(times, default=None)
+        self._client.platform_clock.saw(self._newest)
         return page
+
+    def now(self) -> int | None:
+        """A lower bound of the platform's clock now; see ``ports.Feed``."""
+        return self._client.platform_clock.now()
 
     async def send(self, outgoing: Outgoing) -> None:
         """An answer to whom it is for; see ``ports.Sender``."""
         await self._client.call(operations.answer(self._id, outgoing))
 
-    def echo_of(self, outgoing: Outgoing) -> str:
+    def fingerprint(self, outgoing: Outgoing) -> str:
         """The fingerprint that the echo of *outgoing*, an answer to a person, will have in the feed."""
         return notify_fingerprint(outgoing.parts)
 
