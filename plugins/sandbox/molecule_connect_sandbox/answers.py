@@ -1,0 +1,94 @@
+"""How the platform answers: JSON as its server writes it, and refusals."""
+
+import json
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+JSON_TYPE = "application/json; charset=utf-8"
+GONE = (
+    "since_id cursor not found (row may have been pruned or belongs to a different workspace); omit since_id to reset"
+)
+
+
+class Refusal(Exception):  # noqa: N818
+    """The request ends with *status* and ``{"error": ...}``."""
+
+    def __init__(self, code: int, error: str, /, **extra: Any) -> None:
+        super().__init__(error)
+        self.status = code
+        self.body = {"error": error, **extra}
+
+
+def to_json(value: Any) -> str:
+    """Compact JSON text, not escaped beyond need."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def raw_answer(text: str, status: int = 200) -> Response:
+    """An answer whose body is JSON text already."""
+    return Response(text.encode(), status, media_type=JSON_TYPE)
+
+
+def answer(value: Any, status: int = 200) -> Response:
+    """An answer of a JSON value."""
+    return raw_answer(to_json(value), status)
+
+
+async def refused(request: Request, exc: Exception) -> Response:
+    """The exception handler for ``Refusal``."""
+    assert isinstance(exc, Refusal)  # noqa: S101
+    return answer(exc.body, exc.status)
+
+
+async def page_not_found(request: Request, exc: Exception) -> Response:
+    """What the platform says to a path, or a method on a path, that it does not have."""
+    return Response("404 page not found", 404, media_type="text/plain")
+
+
+async def read_body(request: Request, cap: int) -> tuple[bytes, bool]:
+    """The body, up to *cap* bytes, and whether there was more."""
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > cap:
+            return b"".join(chunks)[:cap], True
+    return b"".join(chunks), False
+
+
+def _whole(text: str) -> int | float:
+    # The platform's numbers are 64-bit floats; Python's would keep every digit.
+    return int(text) if len(text) < 16 else int(float(text))
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"{text} is not JSON")
+
+
+def parse(body: bytes) -> Any:
+    """JSON as the platform reads it.
+
+    Raises:
+        ValueError: It is not JSON.
+    """
+    try:
+        return json.loads(body.decode("utf-8", "replace"), parse_int=_whole, parse_constant=_no_constant)
+    except (RecursionError, OverflowError) as exc:
+        raise ValueError("not JSON that the platform takes") from exc
+
+
+async def read_object(
+    request: Request, error: str = "invalid request body", cap: int = 16 * 1024 * 1024
+) -> dict[str, Any]:
+    """The body as a JSON object; *error* is what a caller with another body is told, with 400."""
+    body, _ = await read_body(request, cap)
+    try:
+        value = parse(body)
+    except ValueError as exc:
+        raise Refusal(400, error) from exc
+    if not isinstance(value, dict):
+        raise Refusal(400, error)
+    return value

@@ -1,0 +1,75 @@
+"""The ASGI application: all endpoints behind the gate."""
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from molecule_connect_sandbox import __version__
+from molecule_connect_sandbox.a2a import Proxy
+from molecule_connect_sandbox.answers import Refusal, answer, page_not_found, refused
+from molecule_connect_sandbox.auth import Auth
+from molecule_connect_sandbox.delegation import Delegations
+from molecule_connect_sandbox.feed import Feed
+from molecule_connect_sandbox.gate import Gate
+from molecule_connect_sandbox.options import SandboxOptions
+from molecule_connect_sandbox.people import People
+from molecule_connect_sandbox.platform import Platform
+from molecule_connect_sandbox.registry import Registry
+from molecule_connect_sandbox.sweep import keep_sweeping
+from molecule_connect_sandbox.views import Views
+from molecule_connect_sandbox.workspaces import Tokens, Workspaces
+
+
+async def _health(request: Request) -> Response:
+    return answer({"status": "ok"})
+
+
+async def _buildinfo(request: Request) -> Response:
+    return answer({"git_sha": f"sandbox-{__version__}"})
+
+
+def create_app(options: SandboxOptions) -> Starlette:
+    """The platform as an ASGI application; ``app.state.platform`` is what it keeps.
+
+    Raises:
+        ConfigError: An option makes no sense, or the store cannot be opened.
+    """
+    platform = Platform(options)
+    auth = Auth(platform)
+    proxy = Proxy(platform, auth)
+    # The busiest come first: routes are tried in order.
+    parts = (
+        proxy,
+        People(platform, auth),
+        Feed(platform, auth),
+        Registry(platform, auth),
+        Workspaces(platform, auth),
+        Tokens(platform, auth),
+        Delegations(platform, auth, proxy),
+        Views(platform, auth),
+    )
+    routes = [route for part in parts for route in part.routes()]
+    routes += [Route("/health", _health), Route("/buildinfo", _buildinfo)]
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        platform.spawn(keep_sweeping(platform))
+        try:
+            yield
+        finally:
+            await platform.stop()
+
+    app = Starlette(
+        routes=routes,
+        middleware=[Middleware(Gate, platform=platform)],
+        exception_handlers={Refusal: refused, 404: page_not_found, 405: page_not_found},
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    app.state.platform = platform
+    return app

@@ -1,0 +1,224 @@
+"""Faults by name: what there are, how they are written, and when one strikes."""
+
+import difflib
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+import attrs
+
+from molecule_connect import ConfigError
+
+
+@attrs.frozen
+class FaultKind:
+    """A fault that there is.
+
+    Attributes:
+        argument: The value that it takes, for people; empty when it takes none.
+        default: The value where none is given.
+        chance: How likely it strikes where no ``chance=`` is given.
+    """
+
+    name: str
+    argument: str
+    default: str
+    help: str
+    chance: float = 1.0
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        FaultKind(
+            "late-commits",
+            "LOW-HIGH",
+            "1-30",
+            "rows of messages and uploads appear LOW to HIGH seconds late, behind others",
+            0.5,
+        ),
+        FaultKind("equal-times", "N", "2", "rows share their created_at, N at a time"),
+        FaultKind("prune", "", "", "the row of a cursor is deleted before it is looked up: 410"),
+        FaultKind("no-cursor", "", "", "since_id is ignored"),
+        FaultKind("blank-ids", "", "", "rows are given with an empty id"),
+        FaultKind("rate-limited", "SECONDS", "1", "429 with Retry-After"),
+        FaultKind("unavailable", "SECONDS", "1", "503 with Retry-After"),
+        FaultKind("status", "CODE", "500", "the platform's own JSON error with this status, nothing done"),
+        FaultKind("bare-status", "CODE", "404", "this status without a body, nothing done"),
+        FaultKind("html", "", "", "an HTML page with 200, nothing done"),
+        FaultKind("origin-required", "", "", "404 without a body for requests without Origin"),
+        FaultKind("rpc-error", "", "", "200 with a JSON-RPC error, nothing done"),
+        FaultKind("cut-before", "", "", "the connection is cut before the work is done"),
+        FaultKind("cut-after", "", "", "the connection is cut after the work was done, no answer"),
+        FaultKind("cut-short", "", "", "the connection is cut half way through the answer"),
+        FaultKind("empty-answers", "", "", "the work is done, the answer has no body"),
+        FaultKind("accepted", "", "", "the work is done, the answer is 202 with queued:true"),
+        FaultKind("delivery-confirmed", "", "", "the work is done, the answer is 502 with delivery_confirmed"),
+        FaultKind("slow-answers", "SECONDS", "1", "the work is done, the answer waits"),
+        FaultKind("slow-bodies", "SECONDS", "1", "the answer's body comes in ten pieces over this time"),
+        FaultKind("stream-drop", "SECONDS", "0", "event streams are cut after this time"),
+        FaultKind("stream-stall", "", "", "event streams stay open and tell nothing more"),
+        FaultKind("stream-silent", "", "", "event streams open without a byte of body, and tell nothing"),
+    )
+}
+FILTERS = ("path", "method", "chance", "times")
+
+
+@attrs.define(eq=False, kw_only=True)
+class Fault:
+    """A fault that is on.
+
+    Attributes:
+        text: As it was written.
+        path, method: It strikes only requests whose path contains this, with this method.
+        times: How often it strikes; None is without end.
+        since: When it was turned on, monotonic seconds.
+    """
+
+    kind: FaultKind
+    text: str
+    value: str
+    path: str
+    method: str
+    chance: float
+    times: int | None
+    since: float
+
+    @property
+    def seconds(self) -> float:
+        """The value as seconds."""
+        return float(self.value)
+
+    @property
+    def number(self) -> int:
+        """The value as a whole number."""
+        return int(self.value)
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The value as two numbers; one alone is both."""
+        low, _, high = self.value.partition("-")
+        return float(low), float(high or low)
+
+
+def _bad(text: str, why: str, hint: str) -> ConfigError:
+    return ConfigError(f"fault {text!r}: {why}", hint=hint)
+
+
+def _kind(name: str) -> FaultKind:
+    if name in KINDS:
+        return KINDS[name]
+    near = difflib.get_close_matches(name, KINDS, n=1)
+    meant = f"did you mean {near[0]}? " if near else ""
+    raise ConfigError(f"no fault named {name!r}", hint=f"{meant}there are: {', '.join(KINDS)}")
+
+
+def _check_value(fault: Fault) -> None:
+    readers: dict[str, Callable[[], object]] = {
+        "SECONDS": lambda: fault.seconds,
+        "LOW-HIGH": lambda: fault.range,
+        "N": lambda: fault.number,
+        "CODE": lambda: fault.number,
+    }
+    if not fault.kind.argument:
+        if fault.value:
+            raise _bad(fault.text, f"{fault.kind.name} takes no value", f"only filters: {', '.join(FILTERS)}")
+        return
+    try:
+        readers[fault.kind.argument]()
+    except ValueError as exc:
+        hint = f"write {fault.kind.name}={fault.kind.default} ({fault.kind.argument})"
+        raise _bad(fault.text, f"{fault.value!r} is not {fault.kind.argument}", hint) from exc
+
+
+def parse_fault(text: str) -> Fault:
+    """``NAME[=VALUE][,path=TEXT][,method=M][,chance=0..1][,times=N]``; filters alone may follow the ``=`` too.
+
+    Raises:
+        ConfigError: There is no such fault, or its value makes no sense.
+    """
+    name, _, rest = text.partition("=")
+    name, comma, more = name.partition(",")
+    items = [item for item in f"{more}{'=' if comma else ''}{rest}".split(",") if item]
+    kind = _kind(name.strip())
+    value, filters = kind.default, {"path": "", "method": "", "chance": str(kind.chance), "times": ""}
+    for item in items:
+        key, equals, told = item.partition("=")
+        if not equals:
+            value = item
+        elif key in filters:
+            filters[key] = told
+        else:
+            raise _bad(text, f"no filter named {key!r}", f"filters are {', '.join(FILTERS)}")
+    try:
+        chance, times = float(filters["chance"]), int(filters["times"]) if filters["times"] else None
+    except ValueError as exc:
+        raise _bad(
+            text, "chance is a number from 0 to 1, times a whole number", f"write {name},chance=0.5,times=3"
+        ) from exc
+    fault = Fault(
+        kind=kind,
+        text=text,
+        value=value,
+        path=filters["path"],
+        method=filters["method"].upper(),
+        chance=chance,
+        times=times,
+        since=time.monotonic(),
+    )
+    _check_value(fault)
+    return fault
+
+
+class Faults:
+    """The faults that are on. All chance comes from one seeded source."""
+
+    def __init__(self, texts: Iterable[str] = (), seed: int = 0) -> None:
+        self.random = random.Random(seed)  # noqa: S311
+        self._on = [parse_fault(text) for text in texts]
+
+    def __bool__(self) -> bool:
+        return bool(self._on)
+
+    @property
+    def texts(self) -> list[str]:
+        """The faults that are on, as they were written."""
+        return [fault.text for fault in self._on]
+
+    def set(self, texts: Iterable[str]) -> None:
+        """Turn these on and all others off.
+
+        Raises:
+            ConfigError: One of them makes no sense; nothing has changed.
+        """
+        self._on = [parse_fault(text) for text in texts]
+
+    def add(self, text: str) -> None:
+        """Turn one more on."""
+        self._on.append(parse_fault(text))
+
+    def remove(self, name: str) -> None:
+        """Turn off all of this name."""
+        self._on = [fault for fault in self._on if fault.kind.name != name]
+
+    def _matching(self, names: tuple[str, ...], path: str, method: str) -> Iterator[Fault]:
+        for fault in self._on:
+            fits = fault.path in path and fault.method in ("", method)
+            if fault.kind.name in names and fits and fault.times != 0:
+                yield fault
+
+    def strike(self, *names: str, path: str = "", method: str = "") -> Fault | None:
+        """The first of these faults that strikes now. It uses up one of its times."""
+        if not self._on:
+            return None
+        for fault in self._matching(names, path, method):
+            if fault.chance < 1 and self.random.random() >= fault.chance:
+                continue
+            if fault.times is not None:
+                fault.times -= 1
+            return fault
+        return None
+
+    def is_on(self, name: str, path: str = "") -> Fault | None:
+        """A fault of this name that is on for a path, its chance and times apart."""
+        return next(self._matching((name,), path, "GET"), None) if self._on else None

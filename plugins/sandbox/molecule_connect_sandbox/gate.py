@@ -1,0 +1,99 @@
+"""What every request passes before its endpoint: counting, the organisation, the rate limit, the faults."""
+
+import re
+from email.utils import formatdate
+
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from molecule_connect_sandbox.answers import answer
+from molecule_connect_sandbox.interference import AFTERWARDS, INSTEAD, afterwards, instead
+from molecule_connect_sandbox.platform import Platform
+from molecule_connect_sandbox.ratelimit import RateLimit
+
+OPEN_TO_ALL = ("/health", "/buildinfo", "/registry/register", "/registry/heartbeat")
+_ID = re.compile(r"/[0-9a-fA-F]{8}-[0-9a-fA-F-]{27}")
+
+
+class Gate:
+    """ASGI middleware. What lies under ``/sandbox/`` is not the platform's, and passes freely."""
+
+    def __init__(self, app: ASGIApp, platform: Platform) -> None:
+        self._app = app
+        self._platform = platform
+        options = platform.options
+        self._limit = RateLimit(options.rate_limit, options.now, by_token=platform.generation.keyed_by_token)
+        self._date = (0, b"")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"].startswith("/sandbox/"):
+            await self._app(scope, receive, send)
+            return
+        headers, wait = self._limit.take(scope)
+        headers.append((b"date", self._today()))
+        key = (scope["method"], _ID.sub("/:id", scope["path"]))
+
+        async def send_marked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                # Canonical names: some clients compare them letter by letter.
+                message["headers"] = [(name.title(), value) for name, value in (*message["headers"], *headers)]
+                self._platform.requests[(*key, message["status"])] += 1
+            await send(message)
+
+        refusal = _over(wait) if wait else self._outside(scope)
+        if refusal is not None:
+            await refusal(scope, receive, send_marked)
+        elif self._platform.faults:
+            await self._through_faults(key, scope, receive, send_marked)
+        else:
+            await self._app(scope, receive, send_marked)
+
+    async def _through_faults(self, key: tuple[str, str], scope: Scope, receive: Receive, send: Send) -> None:
+        method, path = scope["method"], scope["path"]
+        faults = self._platform.faults
+        has_origin = any(name == b"origin" for name, _ in scope["headers"])
+        wanted = tuple(name for name in INSTEAD if name != "origin-required" or not has_origin)
+        fault = faults.strike(*wanted, path=path, method=method)
+        if fault is not None:
+            if fault.kind.name == "cut-before":
+                self._platform.requests[(*key, 0)] += 1
+            await instead(fault, scope, receive, send)
+            return
+        streaming = path.endswith("/events/stream")
+        fault = None if streaming else faults.strike(*AFTERWARDS, path=path, method=method)
+        if fault is None:
+            await self._app(scope, receive, send)
+            return
+        if fault.kind.name == "cut-after":
+            self._platform.requests[(*key, 0)] += 1
+        await afterwards(fault, self._app, scope, receive, send)
+
+    def _today(self) -> bytes:
+        second = int(self._platform.options.now())
+        if self._date[0] != second:
+            self._date = (second, formatdate(second, usegmt=True).encode())
+        return self._date[1]
+
+    def _outside(self, scope: Scope) -> Response | None:
+        """The answer to a request that names no organisation, or another one."""
+        org, path = self._platform.options.org_id, scope["path"]
+        if org is None or path in OPEN_TO_ALL:
+            return None
+        named = Headers(scope=scope).get("x-molecule-org-id")
+        if named == org:
+            return None
+        if named is not None or self._platform.generation.anonymous_people:
+            return Response(status_code=404)
+        missing = {
+            "error": "missing tenant routing header",
+            "code": "TENANT_ORG_HEADER_REQUIRED",
+            "required_header": "X-Molecule-Org-Id",
+        }
+        return answer(missing, 400)
+
+
+def _over(wait: int) -> Response:
+    response = answer({"error": "rate limit exceeded", "retry_after": wait}, 429)
+    response.headers["retry-after"] = str(wait)
+    return response

@@ -1,0 +1,130 @@
+"""The platform itself: everything that its endpoints share."""
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import Any
+
+from molecule_connect_sandbox.answers import to_json
+from molecule_connect_sandbox.broadcast import Broadcaster
+from molecule_connect_sandbox.clock import Stamps
+from molecule_connect_sandbox.faults import Faults
+from molecule_connect_sandbox.options import SandboxOptions
+from molecule_connect_sandbox.rows import Row, Rows
+from molecule_connect_sandbox.store import Store, Workspace
+
+# Rows that the fault equal-times gives the same time are never further apart than this.
+TWIN_SPAN = 1_000_000
+BEATS_KEPT = 1000
+
+
+class Bell:
+    """Wakes those who wait for a change."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def ring(self) -> None:
+        """Wake all who wait now."""
+        self._event.set()
+        self._event = asyncio.Event()
+
+    async def wait(self) -> None:
+        """Until the next ring."""
+        await self._event.wait()
+
+
+class Platform:
+    """One sandbox's state. Everything here runs on one event loop.
+
+    Attributes:
+        beats: The newest heartbeats of each workspace, as they came.
+        requests: How many requests came, by method and path, ids left out, and the status of their answers.
+    """
+
+    def __init__(self, options: SandboxOptions) -> None:
+        self.options = options
+        self.generation = options.generation
+        self.faults = Faults(options.faults, options.seed)
+        self.store = Store(options.store)
+        self.rows = Rows(self.store.db, seq=self.generation.seq)
+        self.stamps = Stamps(options.now, self.rows.newest)
+        self.events = Broadcaster(options.now)
+        self.bell = Bell()
+        self.beats: dict[str, deque[dict[str, Any]]] = {}
+        self.requests: Counter[tuple[str, str, int]] = Counter()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._twins = 0
+
+    def now(self) -> int:
+        """Microseconds since 1970."""
+        return self.stamps.now()
+
+    def stamp(self) -> int:
+        """The time of a new row, or of the rows of one transaction."""
+        fault = self.faults.is_on("equal-times")
+        if fault and self.now() - self.stamps.last < TWIN_SPAN:
+            self._twins = (self._twins + 1) % max(fault.number, 1)
+            if self._twins:
+                return self.stamps.last
+        return self.stamps.next()
+
+    def log(self, *rows: Row, then: Callable[[Row], None] | None = None) -> None:
+        """Write the rows of one transaction, and call *then* for each once it can be read."""
+        created = self.stamp()
+        for row in rows:
+            fault = self.faults.strike("late-commits") if row.late else None
+            delay = self.faults.random.uniform(*fault.range) if fault else 0.0
+            self.rows.add(row, created, self.now() + int(delay * 1_000_000) if fault else 0)
+            if fault:
+                asyncio.get_running_loop().call_later(delay, self._show, row, then)
+            else:
+                self._visible(row, then)
+
+    def _show(self, row: Row, then: Callable[[Row], None] | None) -> None:
+        self.rows.show(row.id)
+        self._visible(row, then)
+
+    def _visible(self, row: Row, then: Callable[[Row], None] | None) -> None:
+        self.bell.ring()
+        if then is not None:
+            then(row)
+
+    def tell_activity(self, row: Row) -> None:
+        """Send the event of a logged row; it carries no id, so it only wakes."""
+        data = {
+            "activity_type": row.activity_type,
+            "method": row.method,
+            "summary": row.summary,
+            "status": row.status,
+            "source_id": row.source_id,
+            "target_id": row.target_id,
+            "duration_ms": row.duration_ms,
+        }
+        if not self.events.count(row.workspace_id):
+            return
+        if self.generation.seq:
+            data |= {"error_detail": row.error_detail, "message_id": row.message_id}
+        text = to_json(data)[:-1] + row.bodies() + "}"
+        for _ in range(self.generation.activity_events):
+            self.events.tell(row.workspace_id, "ACTIVITY_LOGGED", text)
+
+    def set_status(self, workspace: Workspace, status: str, event: str, **data: Any) -> None:
+        """Change a workspace's status and tell its listeners."""
+        self.store.change(workspace.id, status=status)
+        self.events.tell(workspace.id, event, {"name": workspace.name, **data})
+        self.bell.ring()
+
+    def spawn(self, work: Any) -> None:
+        """Run a coroutine in the background until the platform stops."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def stop(self) -> None:
+        """End streams and background work, and close the database."""
+        self.events.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.store.close()

@@ -1,0 +1,223 @@
+"""The registry: register, heartbeat, the card, and who is there to talk to."""
+
+from collections import deque
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from molecule_connect_sandbox.answers import Refusal, answer, read_object, to_json
+from molecule_connect_sandbox.auth import Auth, bearer
+from molecule_connect_sandbox.platform import BEATS_KEPT, Platform
+from molecule_connect_sandbox.store import Workspace, is_uuid
+
+DEGRADED_FROM, RECOVERED_BELOW = 0.5, 0.1
+MODES = ("push", "poll")
+MAX_SPEND = 1_000_000_000_000
+
+
+def peer_entry(workspace: Workspace) -> dict[str, Any]:
+    """A workspace as its neighbours see it."""
+    return {
+        "active_tasks": workspace.active_tasks,
+        "agent_card": workspace.card,
+        "id": workspace.id,
+        "name": workspace.name,
+        "parent_id": workspace.parent_id,
+        "role": workspace.role,
+        "status": workspace.status,
+        "tier": workspace.tier,
+        "url": workspace.url,
+    }
+
+
+def next_status(status: str, *, wedged: bool, state: str, error_rate: float, recoverable: frozenset[str]) -> str:
+    """What a heartbeat makes of a status."""
+    if status in recoverable:
+        status = "online"
+    if status == "online" and (wedged or error_rate >= DEGRADED_FROM):
+        return "degraded"
+    if status == "degraded" and error_rate < RECOVERED_BELOW and not state:
+        return "online"
+    return status
+
+
+class Registry:
+    """What connectors tell about themselves."""
+
+    def __init__(self, platform: Platform, auth: Auth) -> None:
+        self._platform = platform
+        self._auth = auth
+
+    def routes(self) -> list[Route]:
+        """The endpoints of this module."""
+        return [
+            Route("/registry/heartbeat", self.heartbeat, methods=["POST"]),
+            Route("/registry/register", self.register, methods=["POST"]),
+            Route("/registry/update-card", self.update_card, methods=["POST"]),
+            Route("/registry/check-access", self.check_access, methods=["POST"]),
+            Route("/registry/discover/{id}", self.discover, methods=["GET"]),
+            Route("/registry/{id}/peers", self.peers, methods=["GET"]),
+        ]
+
+    async def register(self, request: Request) -> Response:
+        """A connector says that it answers for a workspace. An unknown id makes one."""
+        body = await read_object(request)
+        workspace_id, card, mode = body.get("id"), body.get("agent_card"), body.get("delivery_mode") or ""
+        url = body.get("url") or ""
+        if (
+            not isinstance(workspace_id, str)
+            or not workspace_id
+            or not isinstance(card, dict)
+            or not isinstance(url, str)
+        ):
+            raise Refusal(400, "invalid request body")
+        if mode and mode not in MODES:
+            raise Refusal(400, "delivery_mode must be 'push' or 'poll'")
+        if not is_uuid(workspace_id):
+            raise Refusal(500, "registration failed")
+        self._auth.registry(request, workspace_id)
+        known = self._platform.store.workspace(workspace_id)
+        effective = mode or (known.delivery_mode if known else "push")
+        if effective == "push" and not url:
+            raise Refusal(400, "url is required for push-mode workspaces")
+        return self._registered(workspace_id, known, effective, url, to_json(card))
+
+    def _registered(self, workspace_id: str, known: Workspace | None, mode: str, url: str, card: str) -> Response:
+        platform, store, now = self._platform, self._platform.store, self._platform.now()
+        columns: dict[str, Any] = {"agent_card": card, "delivery_mode": mode, "url": url, "last_beat": now}
+        if known is None:
+            runtime = platform.generation.bare_runtime
+            store.add_workspace(workspace_id, name=workspace_id, status="online", runtime=runtime, **columns)
+        elif not known.removed:
+            store.change(workspace_id, **columns)
+        workspace = store.workspace(workspace_id)
+        assert workspace is not None  # noqa: S101
+        kept = {"removed"} if platform.generation.register_resumes else {"removed", "paused", "hibernated"}
+        if workspace.status not in kept:
+            platform.set_status(workspace, "online", "WORKSPACE_ONLINE")
+        reply = {"delivery_mode": mode, "platform_inbound_secret": workspace.inbound_secret, "status": "registered"}
+        kind = "instance" if platform.generation.keyed_by_token else None
+        if not store.live_tokens(workspace_id, kind):
+            reply["auth_token"] = store.add_token(workspace_id, "instance", now)
+        return answer(reply)
+
+    async def heartbeat(self, request: Request) -> Response:
+        """A connector says how it is. What it leaves out counts as zero."""
+        body = await read_object(request)
+        workspace_id = body.get("workspace_id")
+        if not isinstance(workspace_id, str) or not workspace_id:
+            raise Refusal(400, "invalid request body")
+        beat = _beat(body)
+        self._auth.registry(request, workspace_id)
+        platform = self._platform
+        workspace = platform.store.workspace(workspace_id)
+        reply: dict[str, Any] = {"status": "ok"}
+        if workspace is not None:
+            reply["platform_inbound_secret"] = workspace.inbound_secret
+            if not workspace.removed:
+                self._beaten(workspace, beat, body)
+        if platform.generation.seq:
+            reply["generation"] = 0
+        return answer(reply)
+
+    def _beaten(self, workspace: Workspace, beat: dict[str, Any], body: dict[str, Any]) -> None:
+        platform = self._platform
+        spend = min(beat.pop("monthly_spend"), MAX_SPEND) or workspace.monthly_spend
+        state = beat.pop("runtime_state")
+        platform.store.change(workspace.id, last_beat=platform.now(), monthly_spend=spend, **beat)
+        platform.beats.setdefault(workspace.id, deque(maxlen=BEATS_KEPT)).append(body)
+        platform.bell.ring()
+        platform.events.tell(workspace.id, "WORKSPACE_HEARTBEAT", {"runtime_state": state, **beat})
+        if beat["current_task"] != workspace.current_task:
+            told = {"current_task": beat["current_task"], "active_tasks": beat["active_tasks"]}
+            platform.events.tell(workspace.id, "TASK_UPDATED", told)
+        status = next_status(
+            workspace.status,
+            wedged=state == "wedged",
+            state=state,
+            error_rate=beat["error_rate"],
+            recoverable=platform.generation.recoverable,
+        )
+        if status != workspace.status:
+            platform.set_status(workspace, status, f"WORKSPACE_{status.upper()}")
+
+    async def update_card(self, request: Request) -> Response:
+        """Replace the card alone."""
+        body = await read_object(request)
+        workspace_id, card = body.get("workspace_id"), body.get("agent_card")
+        if not isinstance(workspace_id, str) or not workspace_id or not isinstance(card, dict):
+            raise Refusal(400, "invalid request body")
+        self._auth.registry(request, workspace_id)
+        self._platform.store.change(workspace_id, agent_card=to_json(card))
+        self._platform.events.tell(workspace_id, "AGENT_CARD_UPDATED", {"agent_card": card})
+        return answer({"status": "updated"})
+
+    async def check_access(self, request: Request) -> Response:
+        """Whether one workspace may talk to another; anybody may ask."""
+        body = await read_object(request)
+        caller, target = body.get("caller_id"), body.get("target_id")
+        if not isinstance(caller, str) or not isinstance(target, str) or not caller or not target:
+            raise Refusal(400, "invalid request body")
+        return answer({"allowed": self._auth.may_talk(caller, target)})
+
+    async def peers(self, request: Request) -> Response:
+        """The neighbours of a workspace: siblings, children, the parent."""
+        workspace_id: str = request.path_params["id"]
+        self._auth.registry(request, workspace_id)
+        store = self._platform.store
+        me = store.workspace(workspace_id)
+        if me is None or me.removed:
+            raise Refusal(404, "workspace not found")
+        if me.parent_id is not None:
+            siblings = "parent_id = ?1"
+        else:
+            siblings = (
+                "parent_id IS NULL AND ?1 IS NULL" if self._platform.generation.roots_are_peers else "?1 IS NOT NULL"
+            )
+        found = store.workspaces(
+            f"status != 'removed' AND id != ?2 AND ({siblings} OR parent_id = ?2 OR id = ?1)", me.parent_id, me.id
+        )
+        wanted = request.query_params.get("q", "").lower()
+        return answer([peer_entry(peer) for peer in found if wanted in f"{peer.name} {peer.role or ''}".lower()])
+
+    async def discover(self, request: Request) -> Response:
+        """Where a workspace is said to listen."""
+        caller, target_id = request.headers.get("x-workspace-id", ""), request.path_params["id"]
+        if not caller:
+            raise Refusal(400, "X-Workspace-ID header is required")
+        token = bearer(request)
+        if not token:
+            raise Refusal(401, "missing workspace auth token")
+        if self._platform.store.token_owner(token) != caller and not self._auth.is_admin(token):
+            raise Refusal(401, "invalid workspace auth token")
+        if not self._auth.may_talk(caller, target_id):
+            raise Refusal(403, "not authorized to discover this workspace")
+        target = self._platform.store.workspace(target_id)
+        if target is None:
+            raise Refusal(404, "workspace not found")
+        if target.removed or not target.url:
+            raise Refusal(503, "workspace not available", status=target.status)
+        return answer({"id": target.id, "url": target.url, "name": target.name})
+
+
+def _beat(body: dict[str, Any]) -> dict[str, Any]:
+    """The columns that a heartbeat sets."""
+    shape: tuple[tuple[str, type, Any], ...] = (
+        ("active_tasks", int, 0),
+        ("current_task", str, ""),
+        ("uptime_seconds", int, 0),
+        ("error_rate", float, 0.0),
+        ("sample_error", str, ""),
+        ("monthly_spend", int, 0),
+        ("runtime_state", str, ""),
+    )
+    beat = {}
+    for name, kind, missing in shape:
+        value = body.get(name)
+        value = missing if value is None else value
+        if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
+            raise Refusal(400, "invalid request body")
+        beat[name] = value
+    return beat

@@ -1,0 +1,192 @@
+"""Feed rows: how they are kept, and how they are read."""
+
+import sqlite3
+import uuid
+from typing import Any
+
+import attrs
+
+from molecule_connect_sandbox.answers import to_json
+from molecule_connect_sandbox.clock import to_rfc3339
+
+
+def _uuid4() -> str:
+    return str(uuid.uuid4())
+
+
+@attrs.frozen(kw_only=True)
+class Row:
+    """One row of ``activity``. Bodies are JSON text.
+
+    Attributes:
+        late: Whether the fault *late-commits* may hold it back: rows that the platform writes under a workspace's lock.
+        message_id: Of an ``a2a`` message; newer platforms take each once per receiver.
+    """
+
+    workspace_id: str
+    activity_type: str = "a2a_receive"
+    source_id: str | None = None
+    target_id: str | None = None
+    method: str | None = None
+    summary: str | None = None
+    duration_ms: int | None = None
+    status: str = "ok"
+    error_detail: str | None = None
+    request_body: str | None = None
+    response_body: str | None = None
+    message_id: str | None = None
+    late: bool = False
+    id: str = attrs.field(factory=_uuid4)
+
+    def wire(self, created_at: int, seq: int | None) -> str:
+        """The row as the feed gives it."""
+        head = {
+            "id": self.id,
+            "workspace_id": self.workspace_id,
+            "activity_type": self.activity_type,
+            "source_id": self.source_id,
+            "target_id": self.target_id,
+            "method": self.method,
+            "summary": self.summary,
+            "duration_ms": self.duration_ms,
+            "status": self.status,
+            "error_detail": self.error_detail,
+            "created_at": to_rfc3339(created_at),
+        }
+        if seq is not None:
+            head["seq"] = seq
+        return to_json(head)[:-1] + self.bodies() + "}"
+
+    def bodies(self) -> str:
+        """The bodies that there are, as members of a JSON object."""
+        text = "" if self.request_body is None else f',"request_body":{self.request_body}'
+        return text if self.response_body is None else f'{text},"response_body":{self.response_body}'
+
+
+@attrs.frozen(kw_only=True)
+class Window:
+    """What a reader of the feed asks for. Times in microseconds; ``after`` is the cursor's time and seq."""
+
+    activity_type: str | None = None
+    source: str | None = None
+    peer_id: str | None = None
+    limit: int = 100
+    not_before: int | None = None
+    before: int | None = None
+    after: tuple[int, int] | None = None
+    tuple_order: bool = True
+
+    def sql(self, workspace_id: str, now: int) -> tuple[str, list[Any]]:
+        """The query and its values: oldest first after a cursor, else newest first."""
+        where, values = ["workspace_id = ?", "visible_at <= ?"], [workspace_id, now]
+
+        def need(condition: str, *more: Any) -> None:
+            where.append(condition)
+            values.extend(more)
+
+        if self.activity_type:
+            need("activity_type = ?", self.activity_type)
+        if self.source:
+            need("source_id IS NULL" if self.source == "canvas" else "source_id IS NOT NULL")
+        if self.peer_id:
+            need("(source_id = ? OR target_id = ?)", self.peer_id, self.peer_id)
+        if self.not_before is not None:
+            need("created_at >= ?", self.not_before)
+        if self.before is not None:
+            need("created_at < ?", self.before)
+        if self.after is not None and self.tuple_order:
+            need("(created_at, seq) > (?, ?)", *self.after)
+        elif self.after is not None:
+            need("created_at > ?", self.after[0])
+        way = "DESC" if self.after is None else "ASC"
+        values.append(self.limit)
+        query = f"WHERE {' AND '.join(where)} ORDER BY created_at {way}, seq {way} LIMIT ?"
+        return query, values
+
+
+class Rows:
+    """The table of feed rows. ``seq`` says whether this generation's rows carry it."""
+
+    def __init__(self, db: sqlite3.Connection, *, seq: bool) -> None:
+        self._db = db
+        self._seq = seq
+        last = db.execute(
+            "SELECT max(created_at), (SELECT seq FROM sqlite_sequence WHERE name = 'activity') FROM activity"
+        )
+        newest, top = last.fetchone()
+        self.newest: int = newest or 0
+        self._top: int = top or 0
+
+    def add(self, row: Row, created_at: int, visible_at: int) -> None:
+        """Write a row. Nobody else writes, so ``seq`` is known beforehand."""
+        self._top += 1
+        self._db.execute(
+            "INSERT INTO activity VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                self._top,
+                row.id,
+                row.workspace_id,
+                row.activity_type,
+                row.source_id,
+                row.target_id,
+                row.method,
+                row.message_id,
+                created_at,
+                visible_at,
+                row.wire(created_at, self._top if self._seq else None),
+            ),
+        )
+
+    def show(self, row_id: str) -> None:
+        """Make a late row visible now."""
+        self._db.execute("UPDATE activity SET visible_at = 0 WHERE id = ?", (row_id,))
+
+    def has_message(self, workspace_id: str, message_id: str) -> bool:
+        """Whether a workspace was sent this message id before."""
+        found = self._db.execute(
+            "SELECT 1 FROM activity WHERE workspace_id = ? AND message_id = ?", (workspace_id, message_id)
+        )
+        return found.fetchone() is not None
+
+    def cursor(self, workspace_id: str, row_id: str, now: int) -> tuple[int, int] | None:
+        """Where a row stands, or None when it is not this workspace's or cannot be seen."""
+        found: tuple[int, int] | None = self._db.execute(
+            "SELECT created_at, seq FROM activity WHERE id = ? AND workspace_id = ? AND visible_at <= ?",
+            (row_id, workspace_id, now),
+        ).fetchone()
+        return found
+
+    def read(self, workspace_id: str, window: Window, now: int) -> list[tuple[str, str | None]]:
+        """The rows of a window: JSON text, and the source."""
+        query, values = window.sql(workspace_id, now)
+        return self._db.execute(f"SELECT wire, source_id FROM activity {query}", values).fetchall()  # noqa: S608
+
+    def all(self, workspace_id: str) -> list[tuple[str, int]]:
+        """Each row of a workspace in its order, those not yet visible too: JSON text, and when it is visible."""
+        return self._db.execute(
+            "SELECT wire, visible_at FROM activity WHERE workspace_id = ? ORDER BY created_at, seq", (workspace_id,)
+        ).fetchall()
+
+    def answers(self, workspace_id: str) -> list[tuple[str, str]]:
+        """What a workspace said, in order: the workspace whose feed holds it, and the row as JSON text."""
+        return self._db.execute(
+            "SELECT workspace_id, wire FROM activity WHERE activity_type = 'a2a_receive' AND "
+            "(source_id = ?1 OR workspace_id = ?1 AND source_id IS NULL AND method = 'notify') ORDER BY seq",
+            (workspace_id,),
+        ).fetchall()
+
+    def prune(self, workspace_id: str, *, row_id: str | None = None, keep: int = 0, before: int | None = None) -> int:
+        """Delete one row, or those older than *before*, or all but the newest *keep*; how many."""
+        if row_id is not None:
+            done = self._db.execute("DELETE FROM activity WHERE workspace_id = ? AND id = ?", (workspace_id, row_id))
+        elif before is not None:
+            done = self._db.execute(
+                "DELETE FROM activity WHERE workspace_id = ? AND created_at < ?", (workspace_id, before)
+            )
+        else:
+            done = self._db.execute(
+                "DELETE FROM activity WHERE workspace_id = ?1 AND seq NOT IN (SELECT seq FROM activity "
+                "WHERE workspace_id = ?1 ORDER BY created_at DESC, seq DESC LIMIT ?2)",
+                (workspace_id, keep),
+            )
+        return done.rowcount

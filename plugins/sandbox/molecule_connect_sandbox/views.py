@@ -1,0 +1,172 @@
+"""``/sandbox/``: what the real platform does not have. Turns faults on and off, and lets tests look inside."""
+
+import asyncio
+import json
+from typing import Any
+
+import attrs
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from molecule_connect import ConfigError
+from molecule_connect_sandbox.answers import Refusal, answer, raw_answer, read_object, to_json
+from molecule_connect_sandbox.auth import Auth
+from molecule_connect_sandbox.platform import Platform
+from molecule_connect_sandbox.rows import Row
+from molecule_connect_sandbox.sweep import sweep
+
+MAX_WAIT = 60.0
+_FIELDS = tuple(field.name for field in attrs.fields(Row) if field.name not in ("workspace_id", "late"))
+
+
+def told_answer(home: str, text: str) -> dict[str, Any]:
+    """What a workspace said, read from the row that it became in the feed of *home*."""
+    row = json.loads(text)
+    to_person = row["source_id"] is None
+    message: dict[str, Any] = {}
+    if not to_person:
+        params = (row.get("request_body") or {}).get("params") or {}
+        message = params.get("message") or {}
+    parts = message.get("parts") or []
+    said = row["response_body"]["result"] if to_person else "".join(part.get("text", "") for part in parts)
+    return {
+        "to": None if to_person else home,
+        "text": said,
+        "message_id": message.get("messageId"),
+        "message": row["response_body"] if to_person else message,
+        "row_id": row["id"],
+        "created_at": row["created_at"],
+    }
+
+
+class Views:
+    """The sandbox's own endpoints; they take the administrator's token."""
+
+    def __init__(self, platform: Platform, auth: Auth) -> None:
+        self._platform = platform
+        self._auth = auth
+
+    def routes(self) -> list[Route]:
+        """The endpoints of this module."""
+        one = "/sandbox/workspaces/{id}"
+        return [
+            Route("/sandbox/faults", self.faults, methods=["GET", "PUT", "DELETE"]),
+            Route("/sandbox/requests", self.requests, methods=["GET", "DELETE"]),
+            Route("/sandbox/sweep", self.sweep, methods=["POST"]),
+            Route(f"{one}/answers", self.answers, methods=["GET"]),
+            Route(f"{one}/rows", self.rows, methods=["GET"]),
+            Route(f"{one}/rows", self.add_rows, methods=["POST"]),
+            Route(f"{one}/rows", self.prune, methods=["DELETE"]),
+            Route(f"{one}/beats", self.beats, methods=["GET"]),
+            Route(f"{one}/streams", self.streams, methods=["GET"]),
+            Route(f"{one}/secrets", self.secrets, methods=["PUT"]),
+        ]
+
+    async def faults(self, request: Request) -> Response:
+        """The faults that are on; PUT ``{"faults": [...]}`` turns these on and all others off, DELETE all off."""
+        self._auth.admin(request)
+        faults = self._platform.faults
+        if request.method == "PUT":
+            texts = (await read_object(request)).get("faults")
+            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+                raise Refusal(400, "faults must be a list of texts")
+            try:
+                faults.set(texts)
+            except ConfigError as exc:
+                raise Refusal(400, str(exc), hint=exc.hint) from exc
+        elif request.method == "DELETE":
+            faults.set(())
+        self._platform.events.stir()
+        return answer({"faults": faults.texts})
+
+    async def requests(self, request: Request) -> Response:
+        """How many requests came, as ``[method, path, status, count]``; DELETE begins anew. Status 0: cut."""
+        self._auth.admin(request)
+        counts = [[*key, count] for key, count in sorted(self._platform.requests.items())]
+        if request.method == "DELETE":
+            self._platform.requests.clear()
+        return answer({"requests": counts})
+
+    async def sweep(self, request: Request) -> Response:
+        """Do now what is done every 15 seconds."""
+        self._auth.admin(request)
+        sweep(self._platform)
+        return answer({"status": "swept"})
+
+    async def _wait(self, request: Request, ready: Any) -> None:
+        """Wait until *ready* holds, or for ``timeout`` seconds."""
+        try:
+            async with asyncio.timeout(min(float(request.query_params.get("timeout", "10")), MAX_WAIT)):
+                while not ready():
+                    await self._platform.bell.wait()
+        except TimeoutError:
+            return
+
+    def _wanted(self, request: Request) -> int:
+        text = request.query_params.get("count", "0")
+        return int(text) if text.isdigit() else 0
+
+    async def answers(self, request: Request) -> Response:
+        """What a workspace said, to people and peers, in order. ``count=N`` waits for N of them."""
+        self._auth.admin(request)
+        workspace_id, wanted = request.path_params["id"], self._wanted(request)
+        await self._wait(request, lambda: len(self._platform.rows.answers(workspace_id)) >= wanted)
+        return answer([told_answer(*found) for found in self._platform.rows.answers(workspace_id)])
+
+    async def rows(self, request: Request) -> Response:
+        """Every row of a feed, those that are still late too. ``count=N`` waits for N of them."""
+        self._auth.admin(request)
+        workspace_id, wanted = request.path_params["id"], self._wanted(request)
+        await self._wait(request, lambda: len(self._platform.rows.all(workspace_id)) >= wanted)
+        return raw_answer(f"[{','.join(text for text, _ in self._platform.rows.all(workspace_id))}]")
+
+    async def add_rows(self, request: Request) -> Response:
+        """Write rows as they are given, ``{"rows": [{...}]}``: any shape that a platform may have."""
+        self._auth.admin(request)
+        given = (await read_object(request, cap=256 * 1024 * 1024)).get("rows")
+        if not isinstance(given, list):
+            raise Refusal(400, "rows must be a list")
+        rows = [self._row(request.path_params["id"], fields) for fields in given]
+        for row in rows:
+            self._platform.log(row, then=self._platform.tell_activity)
+        return answer({"ids": [row.id for row in rows]}, 201)
+
+    def _row(self, workspace_id: str, fields: Any) -> Row:
+        if not isinstance(fields, dict) or not set(fields) <= set(_FIELDS):
+            raise Refusal(400, f"a row has the fields {', '.join(_FIELDS)}")
+        bodies = {
+            key: None if fields[key] is None else to_json(fields[key])
+            for key in ("request_body", "response_body")
+            if key in fields
+        }
+        return Row(workspace_id=workspace_id, **{**fields, **bodies})
+
+    async def prune(self, request: Request) -> Response:
+        """Delete rows: the one that ``row_id`` names, else all but the newest ``keep``."""
+        self._auth.admin(request)
+        query = request.query_params
+        keep = query.get("keep", "0")
+        count = self._platform.rows.prune(
+            request.path_params["id"], row_id=query.get("row_id"), keep=int(keep) if keep.isdigit() else 0
+        )
+        return answer({"pruned": count})
+
+    async def beats(self, request: Request) -> Response:
+        """The newest heartbeats, as they came. ``count=N`` waits for N of them."""
+        self._auth.admin(request)
+        workspace_id, wanted = request.path_params["id"], self._wanted(request)
+        await self._wait(request, lambda: len(self._platform.beats.get(workspace_id, ())) >= wanted)
+        return answer(list(self._platform.beats.get(workspace_id, ())))
+
+    async def streams(self, request: Request) -> Response:
+        """How many event streams of a workspace are open."""
+        self._auth.admin(request)
+        return answer({"open": self._platform.events.count(request.path_params["id"])})
+
+    async def secrets(self, request: Request) -> Response:
+        """Set secrets of a workspace."""
+        self._auth.admin(request)
+        body = await read_object(request)
+        self._platform.store.set_secrets(request.path_params["id"], {key: str(value) for key, value in body.items()})
+        return answer({"status": "set"})

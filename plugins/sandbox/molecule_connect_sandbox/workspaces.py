@@ -1,0 +1,306 @@
+"""Workspaces as the administrator and their owners see them: made, moved, paused, deleted; their tokens and secrets."""
+
+import uuid
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from molecule_connect_sandbox.answers import Refusal, answer, read_object
+from molecule_connect_sandbox.auth import Auth
+from molecule_connect_sandbox.clock import to_rfc3339
+from molecule_connect_sandbox.platform import Platform
+from molecule_connect_sandbox.registry import MODES, peer_entry
+from molecule_connect_sandbox.store import Workspace, is_uuid
+
+MAX_TOKENS = 50
+
+
+class Workspaces:
+    """The life of workspaces."""
+
+    def __init__(self, platform: Platform, auth: Auth) -> None:
+        self._platform = platform
+        self._auth = auth
+
+    def routes(self) -> list[Route]:
+        """The endpoints of this module."""
+        one = "/workspaces/{id}"
+        return [
+            Route("/workspaces", self.create, methods=["POST"]),
+            Route(one, self.card, methods=["GET"]),
+            Route(one, self.patch, methods=["PATCH"]),
+            Route(one, self.delete, methods=["DELETE"]),
+            Route(f"{one}/state", self.state, methods=["GET"]),
+            Route(f"{one}/secrets/values", self.secrets, methods=["GET"]),
+            Route(f"{one}/pause", self.pause, methods=["POST"]),
+            Route(f"{one}/resume", self.resume, methods=["POST"]),
+        ]
+
+    def _there(self, workspace_id: str) -> Workspace:
+        workspace = self._platform.store.workspace(workspace_id)
+        if workspace is None or workspace.removed:
+            raise Refusal(404, "workspace not found")
+        return workspace
+
+    async def create(self, request: Request) -> Response:
+        """A new workspace, external unless the body says otherwise."""
+        self._auth.admin(request)
+        body = await read_object(request, "invalid workspace payload")
+        name, parent = body.get("name"), body.get("parent_id")
+        mode, url = body.get("delivery_mode") or "push", body.get("url") or ""
+        if not isinstance(name, str) or not name:
+            raise Refusal(400, "invalid workspace payload")
+        if mode not in MODES:
+            raise Refusal(400, "delivery_mode must be 'push' or 'poll'")
+        if parent is not None and not is_uuid(parent):
+            raise Refusal(400, "invalid workspace payload")
+        workspace_id, platform = str(uuid.uuid4()), self._platform
+        platform.store.add_workspace(
+            workspace_id,
+            name=self._free_name(name),
+            role=body.get("role"),
+            tier=body.get("tier") or 1,
+            parent_id=parent,
+            status="online" if url else "awaiting_agent",
+            runtime="external" if body.get("external") else body.get("runtime") or platform.generation.bare_runtime,
+            delivery_mode=mode,
+            url=url,
+        )
+        if url:
+            return answer({"external": True, "id": workspace_id, "status": "online"}, 201)
+        token = platform.store.add_token(workspace_id, "instance", platform.now())
+        made = {"connection": connection(request, workspace_id, token), "external": True, "id": workspace_id}
+        return answer({**made, "status": "awaiting_agent"}, 201)
+
+    def _free_name(self, name: str) -> str:
+        if not self._platform.generation.deletes_by_name:
+            return name
+        taken = {workspace.name for workspace in self._platform.store.workspaces("status != 'removed'")}
+        free, number = name, 1
+        while free in taken:
+            number += 1
+            free = f"{name} ({number})"
+        return free
+
+    async def card(self, request: Request) -> Response:
+        """What anybody may see of a workspace; 410 tells that it was deleted."""
+        workspace_id = request.path_params["id"]
+        if not is_uuid(workspace_id):
+            raise Refusal(400, "invalid workspace ID")
+        workspace = self._platform.store.workspace(workspace_id)
+        if workspace is None:
+            raise Refusal(404, "workspace not found")
+        if workspace.removed and request.query_params.get("include_removed") != "true":
+            raise Refusal(
+                410,
+                "workspace removed",
+                id=workspace.id,
+                removed_at=to_rfc3339(workspace.removed_at or 0),
+                hint=self._platform.generation.removed_hint,
+            )
+        more = {
+            "runtime": workspace.runtime,
+            "delivery_mode": workspace.delivery_mode,
+            "current_task": workspace.current_task,
+            "last_error_rate": workspace.error_rate,
+            "last_sample_error": workspace.sample_error,
+            "uptime_seconds": workspace.uptime_seconds,
+            "monthly_spend": workspace.monthly_spend,
+        }
+        return answer({**peer_entry(workspace), **more})
+
+    async def patch(self, request: Request) -> Response:
+        """Rename a workspace, or move it below another."""
+        self._auth.admin(request)
+        body = await read_object(request)
+        workspace = self._there(request.path_params["id"])
+        parent = body.get("parent_id", workspace.parent_id)
+        if parent is not None and self._platform.store.workspace(parent) is None:
+            raise Refusal(400, "invalid request body")
+        columns = {key: body[key] for key in ("name", "role", "tier") if key in body}
+        self._platform.store.change(workspace.id, parent_id=parent, **columns)
+        return answer({"status": "updated"})
+
+    async def delete(self, request: Request) -> Response:
+        """Delete a workspace and all below it. Its tokens die, its rows go."""
+        self._auth.admin(request)
+        workspace_id = request.path_params["id"]
+        if not is_uuid(workspace_id):
+            raise Refusal(400, "invalid workspace ID")
+        workspace = self._there(workspace_id)
+        store, now = self._platform.store, self._platform.now()
+        below = store.descendants(workspace_id)
+        if self._platform.generation.deletes_by_name:
+            if request.headers.get("x-confirm-name") != workspace.name:
+                raise Refusal(400, "X-Confirm-Name header must match the workspace name")
+        elif below and request.query_params.get("confirm") != "true":
+            children = [
+                {"id": child.id, "name": child.name} for child in store.workspaces("parent_id = ?", workspace_id)
+            ]
+            asked = {"status": "confirmation_required", "children": children, "children_count": len(children)}
+            return answer(asked, 409)
+        for gone in (*below, workspace_id):
+            store.change(gone, status="removed", removed_at=now)
+            store.revoke(gone)
+            self._platform.rows.prune(gone)
+            self._platform.events.tell(gone, "WORKSPACE_REMOVED", {"cascade_deleted": len(below)})
+        return answer({"cascade_deleted": len(below), "status": "removed"})
+
+    async def state(self, request: Request) -> Response:
+        """What a connector asks about its own workspace."""
+        workspace_id = self._auth.workspace(request, admin=False)
+        workspace = self._platform.store.workspace(workspace_id)
+        if workspace is None or workspace.removed:
+            status = {"status": "removed"} if workspace else {}
+            return answer({"deleted": True, "workspace_id": workspace_id, **status}, 404)
+        paused = workspace.status == "paused"
+        told = {"deleted": False, "paused": paused, "status": workspace.status, "workspace_id": workspace_id}
+        return answer(told)
+
+    async def secrets(self, request: Request) -> Response:
+        """The secrets, global ones included."""
+        workspace_id = self._auth.workspace(request, admin=False)
+        return answer(self._platform.store.secrets_of(workspace_id))
+
+    async def pause(self, request: Request) -> Response:
+        """Pause a workspace and all below it. Messages are still queued."""
+        self._auth.admin(request)
+        workspace = self._platform.store.workspace(request.path_params["id"])
+        if workspace is None or workspace.status in ("removed", "paused"):
+            raise Refusal(404, "workspace not found or already paused")
+        below = self._platform.store.descendants(workspace.id)
+        cascade = request.query_params.get("cascade") == "true"
+        if below and self._platform.generation.pause_asks_cascade and not cascade:
+            raise Refusal(409, "workspace has children; repeat with ?cascade=true", children_count=len(below))
+        count = self._turn([workspace.id, *below], "paused", ("removed", "paused"), "WORKSPACE_PAUSED")
+        return answer({"paused_count": count, "status": "paused"})
+
+    async def resume(self, request: Request) -> Response:
+        """End a pause. The next heartbeat puts the workspace online."""
+        self._auth.admin(request)
+        workspace = self._platform.store.workspace(request.path_params["id"])
+        if workspace is None or workspace.status != "paused":
+            raise Refusal(404, "workspace not found or not paused")
+        parent = self._platform.store.workspace(workspace.parent_id)
+        if parent is not None and parent.status == "paused":
+            raise Refusal(409, f'parent workspace "{parent.name}" is paused — resume it first')
+        below = self._platform.store.descendants(workspace.id)
+        active = ("removed", "online", "degraded", "offline", "provisioning", "awaiting_agent", "failed")
+        count = self._turn([workspace.id, *below], "provisioning", active, "WORKSPACE_PROVISIONING")
+        return answer({"resumed_count": count, "status": "provisioning"})
+
+    def _turn(self, ids: list[str], status: str, unless: tuple[str, ...], event: str) -> int:
+        count = 0
+        for workspace_id in ids:
+            workspace = self._platform.store.workspace(workspace_id)
+            if workspace is not None and workspace.status not in unless:
+                self._platform.set_status(workspace, status, event)
+                count += 1
+        return count
+
+
+class Tokens:
+    """Making, listing and ending tokens."""
+
+    def __init__(self, platform: Platform, auth: Auth) -> None:
+        self._platform = platform
+        self._auth = auth
+
+    def routes(self) -> list[Route]:
+        """The endpoints of this class."""
+        one = "/workspaces/{id}"
+        routes = [
+            Route(f"{one}/tokens", self.list, methods=["GET"]),
+            Route(f"{one}/tokens", self.create, methods=["POST"]),
+            Route(f"{one}/tokens/{{token_id}}", self.revoke, methods=["DELETE"]),
+            Route(f"{one}/external/rotate", self.rotate, methods=["POST"]),
+            Route(f"{one}/external/connection", self.show_connection, methods=["GET"]),
+        ]
+        if self._platform.generation.anonymous_people:
+            return [*routes, Route("/admin/workspaces/{id}/test-token", self.test_token, methods=["GET"])]
+        return [*routes, Route("/admin/workspaces/{id}/tokens", self.admin_token, methods=["POST"])]
+
+    async def list(self, request: Request) -> Response:
+        """The live tokens; their values are kept nowhere."""
+        workspace_id = self._auth.workspace(request)
+        tokens = [
+            {"id": token_id, "prefix": prefix, "created_at": to_rfc3339(created)}
+            for token_id, prefix, _, created in self._platform.store.live_tokens(workspace_id)
+        ]
+        return answer({"count": len(tokens), "tokens": tokens})
+
+    def _mint(self, workspace_id: str) -> dict[str, str]:
+        store = self._platform.store
+        if len(store.live_tokens(workspace_id)) >= MAX_TOKENS:
+            raise Refusal(429, f"maximum {MAX_TOKENS} active tokens per workspace")
+        return {"auth_token": store.add_token(workspace_id, "api", self._platform.now()), "workspace_id": workspace_id}
+
+    async def create(self, request: Request) -> Response:
+        """One more token."""
+        minted = self._mint(self._auth.workspace(request))
+        return answer({**minted, "message": "Save this token now: it is not shown again."}, 201)
+
+    async def revoke(self, request: Request) -> Response:
+        """End one token."""
+        workspace_id = self._auth.workspace(request)
+        if not self._platform.store.revoke(workspace_id, request.path_params["token_id"]):
+            raise Refusal(404, "token not found")
+        return answer({"status": "revoked"})
+
+    def _known(self, request: Request) -> str:
+        self._auth.admin(request)
+        workspace = self._platform.store.workspace(request.path_params["id"])
+        if workspace is None or workspace.removed:
+            raise Refusal(404, "workspace not found")
+        return workspace.id
+
+    async def test_token(self, request: Request) -> Response:
+        """A token for tests, as older platforms hand it out."""
+        return answer(self._mint(self._known(request)))
+
+    async def admin_token(self, request: Request) -> Response:
+        """A token made by the administrator, as newer platforms do it."""
+        return answer(self._mint(self._known(request)), 201)
+
+    def _external(self, request: Request) -> str:
+        workspace_id = self._auth.workspace(request)
+        workspace = self._platform.store.workspace(workspace_id)
+        if workspace is None or workspace.removed:
+            raise Refusal(404, "workspace not found")
+        if workspace.runtime != "external":
+            raise Refusal(400, "workspace is not external")
+        return workspace_id
+
+    async def rotate(self, request: Request) -> Response:
+        """End all tokens and make a new one."""
+        workspace_id, store = self._external(request), self._platform.store
+        store.revoke(workspace_id)
+        token = store.add_token(workspace_id, "instance", self._platform.now())
+        self._platform.events.tell(workspace_id, "EXTERNAL_CREDENTIALS_ROTATED", {})
+        return answer({"connection": connection(request, workspace_id, token)})
+
+    async def show_connection(self, request: Request) -> Response:
+        """How to connect, without a token."""
+        workspace_id = self._external(request)
+        return answer({"connection": connection(request, workspace_id, "")})
+
+
+def connection(request: Request, workspace_id: str, token: str) -> dict[str, Any]:
+    """What the operator of an external workspace needs."""
+    base = f"{request.url.scheme}://{request.url.netloc}"
+    command = f"MOLECULE_API_URL={base} MOLECULE_WORKSPACE_TOKEN={token} molecule connect {workspace_id}"
+    return {
+        "workspace_id": workspace_id,
+        "platform_url": base,
+        "auth_token": token,
+        "registry_endpoint": f"{base}/registry/register",
+        "heartbeat_endpoint": f"{base}/registry/heartbeat",
+        "curl_register_template": (
+            f"curl -X POST {base}/registry/register "
+            f"-H 'Authorization: Bearer {token}' -H 'Content-Type: application/json' "
+            f'-d \'{{"id":"{workspace_id}","delivery_mode":"poll","agent_card":{{"name":"my agent"}}}}\''
+        ),
+        "universal_mcp_snippet": command,
+    }
