@@ -1,0 +1,30 @@
+"""The mock backend: a template, filled."""
+
+import pytest
+
+from molecule_connect import create_backend
+from molecule_connect.testing import make_request
+from molecule_connect_mock import MockBackend
+
+
+@pytest.mark.parametrize(
+    ("reply", "text", "answer"),
+    [
+        ("echo: %s", "hello", "echo: hello"),
+        ("%s, %s!", "ho", "ho, ho!"),
+        ("100 % of %d: %s%%", "it", "100 % of %d: it%%"),
+        ("always this", "hello", "always this"),
+        ("<%s>", "%s", "<%s>"),
+    ],
+)
+async def test_every_marker_is_the_text_and_any_other_percent_sign_stays(reply: str, text: str, answer: str) -> None:
+    response = await MockBackend(reply=reply).handle_a2a(make_request(text))
+
+    assert response.text == answer
+
+
+async def test_by_name_it_echoes_unless_told_otherwise() -> None:
+    plain = await create_backend("mock").handle_a2a(make_request("ping"))
+    chosen = await create_backend("mock", {"reply": "pong: %s"}).handle_a2a(make_request("ping"))
+
+    assert (plain.text, chosen.text) == ("echo: ping", "pong: ping")
