@@ -21,7 +21,6 @@ class Health:
     def __init__(self) -> None:
         self._broken: dict[str, str] = {}
         self._samples: deque[tuple[float, str]] = deque(maxlen=1000)
-        self.remark = ""
 
     def breaks(self, part: str, reason: str) -> bool:
         """*part* (intake, backend, journal) is broken. True when it was not."""
@@ -53,7 +52,7 @@ class Health:
     def sample_error(self) -> str:
         """The newest error of the last five minutes."""
         since = asyncio.get_running_loop().time() - SAMPLE_AGE
-        return next((error for when, error in reversed(self._samples) if error and when >= since), self.remark)
+        return next((error for when, error in reversed(self._samples) if error and when >= since), "")
 
 
 class Heartbeat:
@@ -62,7 +61,8 @@ class Heartbeat:
     Args:
         presence: What a beat says, asked for at each.
         interval: Seconds between beats, asked for at each.
-        accepted, failed: Told of each beat; ``failed`` also whether the heartbeat ends by it.
+        accepted, failed: Told of each beat; ``accepted`` also when it was sent (loop time), ``failed`` whether
+            the heartbeat ends by it.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Heartbeat:
         *,
         presence: Callable[[], Presence],
         interval: Callable[[], float],
-        accepted: Callable[[Presence], None],
+        accepted: Callable[[Presence, float], None],
         failed: Callable[[PlatformError, bool], None],
     ) -> None:
         self._registry = registry
@@ -116,5 +116,6 @@ class Heartbeat:
         Raises:
             PlatformError: It was not accepted.
         """
+        began = asyncio.get_running_loop().time()
         await self._registry.beat(presence)
-        self._accepted(presence)
+        self._accepted(presence, began)

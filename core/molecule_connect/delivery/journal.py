@@ -218,6 +218,10 @@ class WorkspaceJournal:
         """Undo what an earlier process left half done. Returns how many runs it cut short."""
         return await self._put(lambda db: transitions.recover(db, self.workspace_id, self._journal.wall()))
 
+    async def put_all_back(self) -> int:
+        """At the end of a process: what still runs did not get its try, and nobody died. Returns how many."""
+        return await self._put(lambda db: transitions.put_all_back(db, self.workspace_id, self._journal.wall()))
+
     async def start(self, entry: Entry) -> bool:
         """received -> running. The attempt is on disk before the backend sees the message."""
         return await self._put(lambda db: transitions.start(db, entry, self._journal.wall()))

@@ -12,6 +12,8 @@ from molecule_connect.models import Inbound, Kind
 REPEAT_WINDOW = 3600 * 1_000_000
 # An echo may be older than the answer that it shows, by as much as a row may be late.
 LATENESS = 45 * 1_000_000
+# Seconds until the echo of an answer to a person is looked for.
+ECHO_DELAY = 5.0
 
 
 @attrs.frozen(kw_only=True)
@@ -213,8 +215,22 @@ def recover(db: sqlite3.Connection, workspace_id: str, wall: float) -> int:
         " WHERE workspace_id=? AND state='running'",
         (wall, workspace_id),
     )
-    db.execute("UPDATE message SET in_doubt=1 WHERE workspace_id=? AND state='answered'", (workspace_id,))
+    # A notify that may be out shows itself by its echo, which takes a moment.
+    db.execute(
+        "UPDATE message SET in_doubt=1, not_before=CASE WHEN caller_id IS NULL THEN max(coalesce(not_before, 0), ?)"
+        " ELSE not_before END WHERE workspace_id=? AND state='answered'",
+        (wall + ECHO_DELAY, workspace_id),
+    )
     return cursor.rowcount
+
+
+def put_all_back(db: sqlite3.Connection, workspace_id: str, wall: float) -> int:
+    """running -> received, for all: a stop that was asked for is neither an attempt nor an interruption."""
+    return db.execute(
+        "UPDATE message SET state='received', attempt=attempt-1, progress=NULL, changed=?"
+        " WHERE workspace_id=? AND state='running'",
+        (wall, workspace_id),
+    ).rowcount
 
 
 def settle(db: sqlite3.Connection, entry: Entry) -> bool:

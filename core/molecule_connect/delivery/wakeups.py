@@ -145,6 +145,10 @@ class Wakeups:
         self._dead_stream.set()
         self._wake.set()
 
+    def reopen(self) -> None:
+        """Open the stream again: the connection cannot be relied on any more."""
+        self._dead_stream.set()
+
     async def listen(self) -> None:
         """Keep the stream open until cancelled."""
         failures = 0

@@ -1,0 +1,395 @@
+"""One workspace being served: registered, beating, read, answered, and in the end drained."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+from molecule_connect import events
+from molecule_connect.backoff import Backoff
+from molecule_connect.delivery.attempts import Attempts
+from molecule_connect.delivery.cursor_file import CursorFile
+from molecule_connect.delivery.entries import Lane, State
+from molecule_connect.delivery.heartbeat import Health, Heartbeat
+from molecule_connect.delivery.intake import Intake, insist_on
+from molecule_connect.delivery.journal import Journal, Position
+from molecule_connect.delivery.lanes import Lanes
+from molecule_connect.delivery.lease import lease
+from molecule_connect.delivery.loopguard import LoopGuard
+from molecule_connect.delivery.ports import Platform
+from molecule_connect.delivery.reader import SECOND, Reader
+from molecule_connect.delivery.registration import Registration
+from molecule_connect.delivery.replies import Replies
+from molecule_connect.delivery.reports import Reports
+from molecule_connect.delivery.slots import Breaker, Slots
+from molecule_connect.delivery.transitions import Stored
+from molecule_connect.delivery.wakeups import Wakeups
+from molecule_connect.errors import JournalError, PlatformError, WorkspaceDeletedError
+from molecule_connect.models import Handler, Presence, Signal
+from molecule_connect.settings import ConnectionSettings
+
+CURSOR_INTERVAL = 1.0
+PRUNE_INTERVAL = 3600.0
+ONCE_INTERVAL = 0.05
+CROWDED = 300.0
+# What a stop may take beyond the grace: for plain backends that do not return, and for the last beat.
+ABANDON, LAST_BEAT = 1.5, 1.5
+
+
+class Connection:
+    """Serves one workspace until it is told to stop.
+
+    Args:
+        journal: Open for as long as the connection runs.
+        folder: The state folder, for the lease and the cursor file.
+        pace: How far the platform's rate limit stretches safety reads and beats: the least
+            seconds between two of each.
+    """
+
+    def __init__(
+        self,
+        settings: ConnectionSettings,
+        *,
+        platform: Platform,
+        handler: Handler,
+        journal: Journal,
+        folder: Path,
+        listener: events.Listener = events.ignore,
+        wall: Callable[[], float] = time.time,
+        pace: Callable[[bool], tuple[float, float]] = lambda trusted: (0.0, 0.0),
+        backoff: Backoff | None = None,
+    ) -> None:
+        self.settings = settings
+        self.workspace_id = settings.workspace_id
+        self._platform = platform
+        self._folder = folder
+        self._listener = listener
+        self._wall = wall
+        self._pace = pace
+        self._file = journal
+        self._journal = journal.of(settings.workspace_id)
+        self._cursor = CursorFile(folder, settings.workspace_id)
+        self._health = Health()
+        self._reports = Reports(settings.workspace_id, self._tell, self._health)
+        self._registration = Registration(
+            platform,
+            workspace_id=settings.workspace_id,
+            agent_name=settings.agent_name,
+            unpause=settings.unpause,
+            reports=self._reports,
+            paused=self._paused,
+            backoff=backoff or Backoff(first=1.0, cap=60.0),
+        )
+        self._build_intake()
+        self._build_lanes(handler)
+        self._to_wake: set[Lane] = set()
+        self._first_read = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._began = 0.0
+        self._since = 0
+        self._beat_at = float("-inf")
+        self._fatal: asyncio.Future[None] | None = None
+
+    def _build_intake(self) -> None:
+        settings = self.settings
+        self._wakeups = Wakeups(
+            self._platform,
+            poll_interval=settings.poll_interval,
+            safety_interval=lambda: max(settings.safety_interval, self._pace(self._wakeups.trusted)[0]),
+            on_signal=self._on_signal,
+            trouble=lambda reason: self._reports.trouble("stream", reason, "messages are noticed by polling meanwhile"),
+        )
+        self._reader = Reader(
+            self._platform,
+            self._journal,
+            since_secs=settings.since_secs,
+            wall=self._wall,
+            on_stored=self._on_stored,
+            lanes_may_run=self._lanes_may_run,
+            woken=self._wakeups.take,
+            notice=self._reports.notice,
+        )
+        self._intake = Intake(
+            self._reader,
+            self._wakeups,
+            self._platform,
+            trouble=lambda reason, hint, lasting: self._reports.broken("intake", reason, hint, lasting=lasting),
+        )
+        self._heartbeat = Heartbeat(
+            self._platform,
+            presence=self._presence,
+            interval=lambda: max(settings.heartbeat_interval, self._pace(self._wakeups.trusted)[1]),
+            accepted=self._beat_accepted,
+            failed=self._beat_failed,
+        )
+
+    def _build_lanes(self, handler: Handler) -> None:
+        breaker = Breaker(
+            lambda reason: self._reports.broken("backend", reason, "one message at a time is tried until it answers")
+        )
+        self._slots = Slots(self.settings.concurrency, breaker)
+        self._replies = Replies(
+            self._platform,
+            self._journal,
+            now=self._reader.now,
+            reread=self._intake.reread,
+            beat_accepted_since=lambda since: self._beat_at >= since,
+            feed_reads_well=lambda: self._intake.reads_well,
+        )
+        self._attempts = Attempts(
+            handler,
+            self._journal,
+            health=self._health,
+            breaker=breaker,
+            now=self._reader.now,
+            send_print=self._replies.fingerprint,
+            insist=self._insist,
+            listener=self._tell,
+            wall=self._wall,
+        )
+        self._lanes = Lanes(
+            self._journal,
+            slots=self._slots,
+            attempts=self._attempts,
+            replies=self._replies,
+            guard=LoopGuard(self.settings.peer_budget, lambda: asyncio.get_running_loop().time()),
+            now=self._reader.now,
+            insist=self._insist,
+            failed=self._fail,
+            listener=self._tell,
+            wall=self._wall,
+        )
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until *stop* is set, then drain; with ``once``, until all that waits is answered.
+
+        Raises:
+            LeaseError: Another process serves the workspace.
+            AuthError, PermanentPlatformError, TransientPlatformError: Registering failed for good.
+            WorkspaceDeletedError: The workspace is gone.
+            JournalError: The journal cannot be used.
+        """
+        with lease(self._folder, self.workspace_id):
+            self._began = asyncio.get_running_loop().time()
+            self._since = round(self._wall() * SECOND)
+            self._fatal = asyncio.get_running_loop().create_future()
+            await self._take_over()
+            if await self._begin(stop):
+                await self._serve(stop, self._fatal)
+
+    def slept(self) -> None:
+        """The machine slept: beat, read and reopen the stream, once."""
+        self._heartbeat.beat_now()
+        self._wakeups.reopen()
+        self._wakeups.wake()
+
+    def changed_elsewhere(self) -> None:
+        """Another program changed the journal."""
+        if self._first_read.is_set():
+            self._lanes.wake_all()
+            self._changed.set()
+
+    # Starting
+
+    async def _take_over(self) -> None:
+        """Go on where an earlier process ended: with the journal, else with another program's cursor file."""
+        await self._journal.recover()
+        cursor, warning = self._cursor.load()
+        if warning:
+            self._reports.notice(warning)
+        if cursor is not None and self._journal.position() == Position():
+            await self._journal.move(Position(anchor=cursor))
+
+    async def _begin(self, stop: asyncio.Event) -> bool:
+        """Register. False: stopped before that succeeded."""
+        registering = asyncio.ensure_future(self._registration.begin())
+        stopping = asyncio.ensure_future(stop.wait())
+        try:
+            await asyncio.wait({registering, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not registering.done():
+                return False
+            if registering.result():
+                self._tell(events.Registered(workspace_id=self.workspace_id))
+            return True
+        finally:
+            await _cancel([registering, stopping])
+
+    # Serving
+
+    async def _serve(self, stop: asyncio.Event, fatal: "asyncio.Future[None]") -> None:
+        staying = [self._spawn(self._heartbeat.run()), self._spawn(self._export_cursor()), self._spawn(self._tidy())]
+        intake = [self._spawn(part) for part in (self._read_all(), self._wakeups.listen(), self._registration.watch())]
+        if self._journal.position().anchor is not None:
+            self._lanes.wake_all()
+        gone = False
+        try:
+            await self._until(stop, fatal)
+        except WorkspaceDeletedError:
+            gone = True
+            raise
+        finally:
+            await _cancel(intake)
+            await self._drain(0.0 if gone else self.settings.grace)
+            await _cancel(staying)
+            await self._say_goodbye()
+
+    async def _until(self, stop: asyncio.Event, fatal: "asyncio.Future[None]") -> None:
+        """Wait for *stop*, for what ends the connection, or with ``once`` until all is answered."""
+        waits: list[asyncio.Future[Any]] = [asyncio.ensure_future(stop.wait())]
+        if self.settings.once:
+            waits.append(asyncio.ensure_future(self._all_is_answered()))
+        try:
+            await asyncio.wait([fatal, *waits], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await _cancel(waits)
+        if fatal.done():
+            fatal.result()
+
+    async def _read_all(self) -> None:
+        await self._intake.read_once()
+        self._first_read.set()
+        self._lanes.wake_all()
+        await self._intake.run()
+
+    async def _all_is_answered(self) -> None:
+        await self._first_read.wait()
+        while self._journal.waiting():
+            if self._registration.is_paused:
+                self._reports.notice("the workspace is paused: what waits stays in the journal")
+                return
+            await self._lanes.idle()
+            await asyncio.sleep(ONCE_INTERVAL)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        async def guarded() -> None:
+            try:
+                await work
+            except Exception as exc:  # a part that fails takes the connection with it
+                self._fail(exc)
+
+        return asyncio.get_running_loop().create_task(guarded(), name=f"connection {self.workspace_id}")
+
+    def _fail(self, error: BaseException) -> None:
+        if self._fatal is not None and not self._fatal.done():
+            self._fatal.set_exception(error)
+            # It may come when nobody waits any more.
+            self._fatal.exception()
+
+    # Ending
+
+    async def _drain(self, grace: float) -> None:
+        running = len(self._attempts.running)
+        self._tell(events.Stopping(workspace_id=self.workspace_id, running=running, grace=grace))
+        await self._lanes.drain(grace)
+        try:
+            await self._lanes.abandon(ABANDON)
+            await self._journal.settled()
+            self._cursor.save(self._journal.cursor())
+        except JournalError as exc:
+            self._reports.broken("journal", str(exc), exc.hint)
+
+    async def _say_goodbye(self) -> None:
+        last = Presence(wedged="stopped", uptime_seconds=self._uptime())
+        # When it fails, silence says the same, only later.
+        with contextlib.suppress(PlatformError, TimeoutError):
+            async with asyncio.timeout(LAST_BEAT):
+                await self._platform.beat(last)
+        self._tell(events.Stopped(workspace_id=self.workspace_id))
+
+    # What the parts tell
+
+    def _on_stored(self, stored: Sequence[Stored]) -> None:
+        self._changed.set()
+        self._reports.stored(stored, since=self._since)
+        woken = (one.item for one in stored if one.state is State.RECEIVED or one.revived)
+        self._to_wake.update(Lane(item.caller_id, item.context_id) for item in woken)
+
+    def _lanes_may_run(self) -> None:
+        lanes, self._to_wake = self._to_wake, set()
+        self._lanes.wake(lanes)
+
+    def _on_signal(self, signal: Signal) -> None:
+        if signal is Signal.ROTATED:
+            self._reports.notice(
+                "the platform replaced the workspace's token", "put the new one in the old one's place"
+            )
+        else:
+            self._registration.look_again()
+
+    def _paused(self, paused: bool) -> None:
+        if paused:
+            self._lanes.pause()
+            self._tell(events.Paused(workspace_id=self.workspace_id))
+        else:
+            self._tell(events.Resumed(workspace_id=self.workspace_id))
+            self._lanes.resume()
+            self._heartbeat.beat_now()
+
+    def _presence(self) -> Presence:
+        remark = ""
+        if self._slots.full_for() >= CROWDED and self._slots.waiting:
+            minutes = int(self._slots.full_for() // 60)
+            remark = f"all slots busy for {minutes} minutes, {self._slots.waiting} conversations wait"
+        elif self._attempts.stuck:
+            remark = f"{len(self._attempts.stuck)} calls of the backend do not return"
+        return Presence(
+            active_tasks=self._slots.busy,
+            current_task=self._attempts.current_task,
+            uptime_seconds=self._uptime(),
+            error_rate=self._health.error_rate(),
+            sample_error=remark or self._health.sample_error(),
+            wedged=self._health.wedged,
+        )
+
+    def _uptime(self) -> int:
+        return int(asyncio.get_running_loop().time() - self._began)
+
+    def _beat_accepted(self, presence: Presence, began: float) -> None:
+        self._beat_at = began
+        self._wakeups.beat_accepted()
+        self._reports.trouble("heartbeat", "")
+        tasks, wedged = presence.active_tasks, presence.wedged
+        self._tell(events.Beat(workspace_id=self.workspace_id, active_tasks=tasks, wedged=wedged))
+
+    def _beat_failed(self, error: PlatformError, final: bool) -> None:
+        hint = "no more beats are sent: the platform will show the workspace as offline" if final else error.hint
+        self._reports.trouble("heartbeat", str(error), hint)
+
+    async def _insist(self, write: Callable[[], Awaitable[bool]]) -> bool:
+        def trouble(reason: str, hint: str) -> None:
+            self._reports.broken("journal", reason, hint)
+
+        return await insist_on(write, trouble=trouble, closed=lambda: self._file.committer.closed)
+
+    # Upkeep
+
+    async def _export_cursor(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            try:
+                self._cursor.save(self._journal.cursor())
+                self._reports.trouble("cursor file", "")
+            except JournalError as exc:
+                self._reports.trouble("cursor file", str(exc), exc.hint)
+            await asyncio.sleep(CURSOR_INTERVAL)
+
+    async def _tidy(self) -> None:
+        while True:
+            # What fails here fails in the intake too, which says so.
+            with contextlib.suppress(JournalError):
+                await self._journal.prune(self._reader.now())
+            await asyncio.sleep(PRUNE_INTERVAL)
+
+    def _tell(self, event: events.Event) -> None:
+        if isinstance(event, events.Delivered | events.Dead | events.Answered):
+            self._changed.set()
+        self._listener(event)
+
+
+async def _cancel(tasks: "Sequence[asyncio.Future[Any]]") -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

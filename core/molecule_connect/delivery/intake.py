@@ -1,0 +1,179 @@
+"""Keeping the journal up to date: read when it is due, go on after failures, and know when it cannot go on."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from molecule_connect.backoff import Backoff
+from molecule_connect.delivery.ports import Registry
+from molecule_connect.delivery.reader import Read, Reader
+from molecule_connect.delivery.wakeups import Trigger, Wakeups
+from molecule_connect.errors import (
+    AuthError,
+    JournalError,
+    MoleculeError,
+    PlatformError,
+    TransientPlatformError,
+    WorkspaceDeletedError,
+)
+from molecule_connect.models import WorkspaceStatus
+
+# A refused token can be a blip of the platform's database: so often, and over so long a time, it is none.
+REFUSALS, REFUSED_FOR = 3, 60.0
+REFUSED_WAIT = Backoff(first=2.0, cap=30.0)
+READ_WAIT = Backoff(first=1.0, cap=30.0)
+JOURNAL_WAIT = 5.0
+EXPIRED_TOO_OFTEN = 2
+
+
+class Intake:
+    """Reads one workspace's feed until cancelled, or until the workspace is gone.
+
+    Args:
+        trouble: Told what stops the reading and what to do; "" when it works again. The
+            flag says whether it is more than a first failure.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        wakeups: Wakeups,
+        registry: Registry,
+        *,
+        trouble: Callable[[str, str, bool], None],
+        waits: Backoff = READ_WAIT,
+    ) -> None:
+        self._reader = reader
+        self._wakeups = wakeups
+        self._registry = registry
+        self._trouble = trouble
+        self._waits = waits
+        self._one_at_a_time = asyncio.Lock()
+        self._whole_began = float("-inf")
+        self.reads_well = False
+
+    async def run(self) -> None:
+        """Read whenever it is due.
+
+        Raises:
+            WorkspaceDeletedError: There is nothing to read any more.
+        """
+        while True:
+            trigger = await self._wakeups.next()
+            began = _now()
+            read = await self._read_until_it_works(trigger)
+            self._wakeups.told(read, trigger, seconds=_now() - began)
+
+    async def read_once(self) -> None:
+        """One whole read, however long it takes to get it."""
+        await self._read_until_it_works(Trigger.REGULAR)
+
+    async def reread(self) -> bool:
+        """Whether a whole read that began after this call succeeded."""
+        asked = _now()
+        try:
+            async with self._one_at_a_time:
+                if self._whole_began <= asked:
+                    await self._whole_read()
+        except (PlatformError, JournalError):
+            return False
+        return True
+
+    async def _read_until_it_works(self, trigger: Trigger) -> Read:
+        failures, refused_since = 0, None
+        while True:
+            try:
+                async with self._one_at_a_time:
+                    read = await self._read(trigger)
+            except AuthError as exc:
+                refused_since = refused_since if refused_since is not None else _now()
+                failures += 1
+                await self._refused(exc, failures, _now() - refused_since)
+                wait = REFUSED_WAIT.delay(failures)
+            except (PlatformError, JournalError) as exc:
+                refused_since = None
+                failures += 1
+                self._broken(exc, failures)
+                wait = self._wait_after(exc, failures)
+            else:
+                self._works()
+                return read
+            await asyncio.sleep(wait)
+            trigger = Trigger.DUE
+
+    async def _read(self, trigger: Trigger) -> Read:
+        if trigger is not Trigger.WOKEN:
+            return await self._whole_read()
+        began = _now()
+        read = await self._reader.read(woken=True)
+        if read.whole:
+            self._whole_began = began
+        return read
+
+    async def _whole_read(self) -> Read:
+        began = _now()
+        read = await self._reader.read()
+        self._whole_began = began
+        return read
+
+    def _wait_after(self, exc: MoleculeError, failures: int) -> float:
+        if isinstance(exc, JournalError):
+            return JOURNAL_WAIT
+        asked = exc.retry_after if isinstance(exc, TransientPlatformError) else None
+        return self._waits.delay(failures, at_least=asked)
+
+    def _works(self) -> None:
+        self.reads_well = True
+        if self._reader.expired_in_a_row >= EXPIRED_TOO_OFTEN:
+            self._trouble(
+                "the platform answers each read with 410: it does not know the rows that it showed before",
+                "messages are still read, from the newest back; tell the platform's operator",
+                True,
+            )
+        else:
+            self._trouble("", "", False)
+
+    def _broken(self, exc: MoleculeError, failures: int) -> None:
+        self.reads_well = False
+        self._trouble(str(exc), exc.hint, failures > 1)
+
+    async def _refused(self, exc: AuthError, failures: int, seconds: float) -> None:
+        self.reads_well = False
+        await raise_if_deleted(self._registry)
+        lasting = failures >= REFUSALS and seconds >= REFUSED_FOR
+        hint = exc.hint if lasting else "it may be a blip; trying again"
+        self._trouble(str(exc), hint, failures > 1)
+
+
+async def raise_if_deleted(registry: Registry) -> None:
+    """Ask the platform whether the workspace is gone.
+
+    Raises:
+        WorkspaceDeletedError: It is.
+    """
+    try:
+        info = await registry.workspace()
+    except PlatformError:
+        return
+    if info.status is WorkspaceStatus.REMOVED:
+        raise WorkspaceDeletedError("the workspace was deleted on the platform", hint=info.hint)
+
+
+async def insist_on(
+    write: Callable[[], Awaitable[bool]], *, trouble: Callable[[str, str], None], closed: Callable[[], bool]
+) -> bool:
+    """The result of *write*, tried again every 5 s while the journal cannot be written."""
+    while True:
+        try:
+            result = await write()
+        except JournalError as exc:
+            if closed():
+                raise
+            trouble(str(exc), exc.hint)
+            await asyncio.sleep(JOURNAL_WAIT)
+        else:
+            trouble("", "")
+            return result
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,222 @@
+"""Lanes: one caller and context is answered in order, one at a time, until its answer is accepted or dead."""
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
+
+from molecule_connect import events
+from molecule_connect.delivery.attempts import Attempts, teller
+from molecule_connect.delivery.entries import Entry, Lane, State, dump_parts
+from molecule_connect.delivery.journal import WorkspaceJournal
+from molecule_connect.delivery.loopguard import LoopGuard, Verdict
+from molecule_connect.delivery.replies import Accepted, Later, Refused, Replies
+from molecule_connect.delivery.slots import Slots
+
+# So many lanes of one caller are in memory at once; the others wait in the journal.
+LIVE_LANES = 64
+INTERRUPTIONS = 8
+
+
+class Lanes:
+    """The lanes of one workspace. A lane's task lives while its head can be worked on.
+
+    Args:
+        now: The platform's time in microseconds.
+        failed: Told of an error in a lane that is a bug; the connection ends by it.
+        insist: Runs a journal write until it succeeds.
+    """
+
+    def __init__(
+        self,
+        journal: WorkspaceJournal,
+        *,
+        slots: Slots,
+        attempts: Attempts,
+        replies: Replies,
+        guard: LoopGuard,
+        now: Callable[[], int],
+        insist: Callable[[Callable[[], Awaitable[bool]]], Awaitable[bool]],
+        failed: Callable[[BaseException], None],
+        listener: events.Listener,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._journal = journal
+        self._slots = slots
+        self._attempts = attempts
+        self._replies = replies
+        self._guard = guard
+        self._now = now
+        self._insist = insist
+        self._failed = failed
+        self._tell = teller(listener)
+        self._wall = wall
+        self._live: dict[Lane, asyncio.Task[None]] = {}
+        self._timers: dict[Lane, asyncio.TimerHandle] = {}
+        self._per_caller: Counter[str | None] = Counter()
+        self._crowded: set[str | None] = set()
+        self._paused = False
+        self._stopping = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def live(self) -> int:
+        """Lanes that are being worked on."""
+        return len(self._live)
+
+    def wake(self, lanes: Iterable[Lane]) -> None:
+        """These lanes may have a new head."""
+        for lane in lanes:
+            self._wake(lane)
+
+    def wake_all(self) -> None:
+        """Every lane may have a new head."""
+        for caller in self._journal.callers():
+            self._wake_caller(caller)
+
+    def pause(self) -> None:
+        """Begin no new message."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """Begin messages again."""
+        self._paused = False
+        self.wake_all()
+
+    async def idle(self) -> None:
+        """Wait until no lane is being worked on. Lanes that wait for a time are not."""
+        await self._idle.wait()
+
+    async def drain(self, grace: float) -> None:
+        """Begin no new message, and let what runs finish and be sent for at most *grace* seconds; then cut it."""
+        self._stopping = True
+        for timer in self._timers.values():
+            timer.cancel()
+        for lane, task in self._live.items():
+            # What waits for a slot has not begun.
+            if (head := self._journal.head(lane)) is not None and head.state is State.RECEIVED:
+                task.cancel()
+        try:
+            async with asyncio.timeout(grace):
+                await self._idle.wait()
+        except TimeoutError:
+            for task in self._live.values():
+                task.cancel()
+
+    async def abandon(self, seconds: float) -> None:
+        """Wait *seconds* more, then put back what still runs: a plain backend cannot be stopped."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        await self._journal.put_all_back()
+
+    def _wake_caller(self, caller: str | None) -> None:
+        room = LIVE_LANES + self._per_caller[caller] + 1
+        lanes = self._journal.lanes(caller, room)
+        if len(lanes) < room:
+            self._crowded.discard(caller)
+        for lane in lanes:
+            self._wake(lane)
+
+    def _wake(self, lane: Lane) -> None:
+        if lane in self._live or self._stopping:
+            return
+        if self._per_caller[lane.caller_id] >= LIVE_LANES:
+            self._crowded.add(lane.caller_id)
+            return
+        if (timer := self._timers.pop(lane, None)) is not None:
+            timer.cancel()
+        self._per_caller[lane.caller_id] += 1
+        self._idle.clear()
+        self._live[lane] = asyncio.get_running_loop().create_task(self._work(lane), name="lane")
+
+    async def _work(self, lane: Lane) -> None:
+        try:
+            while (entry := self._due_head(lane)) is not None:
+                await self._advance(entry)
+        except asyncio.CancelledError:
+            if not self._stopping:
+                raise
+        except BaseException as exc:
+            self._failed(exc)
+            raise
+        finally:
+            self._end(lane)
+
+    def _end(self, lane: Lane) -> None:
+        del self._live[lane]
+        caller = lane.caller_id
+        self._per_caller[caller] -= 1
+        if caller in self._crowded and self._per_caller[caller] <= LIVE_LANES // 2 and not self._stopping:
+            self._wake_caller(caller)
+        if not self._per_caller[caller]:
+            del self._per_caller[caller]
+        if not self._live:
+            self._idle.set()
+
+    def _due_head(self, lane: Lane) -> Entry | None:
+        entry = self._journal.head(lane)
+        if entry is None:
+            return None
+        if entry.state is State.RECEIVED and (self._paused or self._stopping):
+            return None
+        wait = (entry.not_before or 0.0) - self._wall()
+        if wait > 0:
+            if not self._stopping:
+                self._timers[lane] = asyncio.get_running_loop().call_later(wait, self._wake, lane)
+            return None
+        return entry
+
+    async def _advance(self, entry: Entry) -> None:
+        if entry.state is State.ANSWERED:
+            await self._send(entry)
+        elif entry.answer is not None:
+            print_ = self._replies.fingerprint(entry, entry.answer)
+            answer, at = entry.answer, self._now()
+            await self._insist(lambda: self._journal.answered(entry, answer, at=at, send_print=print_, ran=False))
+        elif entry.interruptions >= INTERRUPTIONS:
+            await self._bury(entry, f"the process died {entry.interruptions} times while the backend had it")
+        elif await self._may_run(entry):
+            await self._run(entry)
+
+    async def _may_run(self, entry: Entry) -> bool:
+        if entry.attempt or entry.caller_id is None:
+            return True
+        ruling = self._guard.rule(entry, others_wait=self._journal.others_wait(entry))
+        if ruling.verdict is Verdict.LOOP:
+            await self._bury(entry, ruling.reason)
+        elif ruling.verdict is Verdict.WAIT:
+            seconds = max(0.0, ruling.until - asyncio.get_running_loop().time())
+            when = self._wall() + seconds
+            await self._insist(lambda: self._journal.defer(entry, not_before=when, error=ruling.reason))
+            self._tell(events.Retrying, entry, what="loop brake", reason=ruling.reason, seconds=seconds)
+        return ruling.verdict is Verdict.RUN
+
+    async def _run(self, entry: Entry) -> None:
+        async with self._slots.hold(entry):
+            # It may have been paused, stopped or dropped while it waited.
+            if self._paused or self._stopping or not await self._insist(lambda: self._journal.start(entry)):
+                return
+            finish = await self._attempts.run(entry)
+        await finish()
+
+    async def _send(self, entry: Entry) -> None:
+        match await self._replies.deliver(entry):
+            case Accepted(confirmed=confirmed):
+                self._journal.deliver(entry)
+                if entry.answer is not None:
+                    self._guard.answered(entry, dump_parts(entry.answer.parts), at=self._now())
+                self._tell(events.Delivered, entry, confirmed=confirmed)
+            case Refused(reason=reason):
+                await self._bury(entry, f"the answer was not accepted: {reason}")
+            case Later(reason=reason, seconds=seconds, in_doubt=in_doubt):
+                when = self._wall() + seconds
+                await self._insist(lambda: self._journal.send_failed(entry, not_before=when, in_doubt=in_doubt))
+                self._tell(events.Retrying, entry, what="sending", reason=reason, seconds=seconds)
+
+    async def _bury(self, entry: Entry, reason: str) -> None:
+        state = State.ANSWERED if entry.state is State.ANSWERED else State.RECEIVED
+        await self._insist(lambda: self._journal.bury(entry, state, reason))
+        self._tell(events.Dead, entry, reason=reason)

@@ -1,0 +1,119 @@
+"""Saying that we answer for a workspace, and following its pauses and its end."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from molecule_connect.backoff import Backoff
+from molecule_connect.delivery.ports import Registry
+from molecule_connect.delivery.reports import Reports
+from molecule_connect.errors import PlatformError, TransientPlatformError, WorkspaceDeletedError
+from molecule_connect.models import WorkspaceInfo, WorkspaceStatus
+
+TRIES = 5
+STATUS_INTERVAL = 300.0
+
+
+class Registration:
+    """Registers one workspace, and tells of pauses.
+
+    Args:
+        paused: Told whether the workspace is paused, at each change.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        workspace_id: str,
+        agent_name: str | None,
+        unpause: bool,
+        reports: Reports,
+        paused: Callable[[bool], None],
+        backoff: Backoff,
+    ) -> None:
+        self._registry = registry
+        self._workspace_id = workspace_id
+        self._agent_name = agent_name
+        self._unpause = unpause
+        self._reports = reports
+        self._paused = paused
+        self._backoff = backoff
+        self._due = asyncio.Event()
+        self.is_paused = False
+
+    async def begin(self) -> bool:
+        """Register, unless the workspace is paused: older platforms would un-pause it. True: registered.
+
+        Raises:
+            WorkspaceDeletedError: It is gone.
+            AuthError, PermanentPlatformError: Refused.
+            TransientPlatformError: Five tries did not reach the platform.
+        """
+        info = await self._look()
+        if info.status is WorkspaceStatus.PAUSED and not self._unpause:
+            self._pause(True)
+            return False
+        await self._register(info)
+        return True
+
+    async def _register(self, info: WorkspaceInfo) -> None:
+        card: dict[str, Any] = dict(info.card or {"name": info.name or self._workspace_id})
+        if self._agent_name:
+            card["name"] = self._agent_name
+        for failures in range(1, TRIES + 1):
+            try:
+                await self._registry.register(card)
+            except TransientPlatformError as exc:
+                if failures == TRIES:
+                    raise
+                wait = self._backoff.delay(failures, at_least=exc.retry_after)
+                self._reports.trouble("register", str(exc), f"trying again in {wait:.0f} s ({failures} of {TRIES})")
+                await asyncio.sleep(wait)
+            else:
+                self._reports.trouble("register", "")
+                return
+
+    async def _look(self) -> WorkspaceInfo:
+        """What the platform says of the workspace; unknown when it does not say."""
+        try:
+            info = await self._registry.workspace()
+        except PlatformError:
+            return WorkspaceInfo(status=WorkspaceStatus.UNKNOWN)
+        if info.status is WorkspaceStatus.REMOVED:
+            raise WorkspaceDeletedError("the workspace was deleted on the platform", hint=info.hint)
+        return info
+
+    def look_again(self) -> None:
+        """Something may have changed: ask now, not in five minutes."""
+        self._due.set()
+
+    async def watch(self) -> None:
+        """Learn of pause, resume and the end until cancelled.
+
+        Raises:
+            WorkspaceDeletedError: It is gone.
+        """
+        while True:
+            try:
+                async with asyncio.timeout(STATUS_INTERVAL):
+                    await self._due.wait()
+            except TimeoutError:
+                pass
+            self._due.clear()
+            info = await self._look()
+            if info.status is WorkspaceStatus.PAUSED and not self.is_paused:
+                self._pause(True)
+            elif info.status is WorkspaceStatus.ACTIVE and self.is_paused:
+                await self._resume(info)
+
+    async def _resume(self, info: WorkspaceInfo) -> None:
+        try:
+            await self._register(info)
+        except PlatformError as exc:
+            self._reports.notice(f"registering after the pause failed: {exc}", "beats and messages go on")
+        self._pause(False)
+
+    def _pause(self, paused: bool) -> None:
+        self.is_paused = paused
+        self._paused(paused)
