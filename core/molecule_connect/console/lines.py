@@ -75,10 +75,17 @@ def _connection_line(event: events.Event) -> Line | None:
         case events.Resumed():
             return Line(INFO, "no longer paused")
         case events.Stopping():
-            return Line(INFO, f"stopping: {event.running} running, at most {span(event.grace)}")
+            return Line(INFO, stopping(event))
         case events.Stopped():
             return Line(INFO, "stopped")
     return None
+
+
+def stopping(event: events.Stopping) -> str:
+    """What a stop that takes its time looks like."""
+    if not event.running:
+        return "stopping"
+    return f"stopping: {event.running} running, at most {span(event.grace)}; a second signal ends at once"
 
 
 class LineScreen:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import attrs
 
 from molecule_connect import events
-from molecule_connect.console.lines import Line, line_of
+from molecule_connect.console.lines import Line, line_of, stopping
 from molecule_connect.console.texts import one_line, span, who
 
 _MAX_ROWS = 500
@@ -186,6 +186,6 @@ class View:
             case events.Paused() | events.Resumed():
                 health.paused = isinstance(event, events.Paused)
             case events.Stopping():
-                health.stopping = f"stopping: {event.running} running, at most {span(event.grace)}"
+                health.stopping = stopping(event)
             case events.Stopped():
                 health.stopping = "stopped"

@@ -1,0 +1,91 @@
+"""Plain lines for a pipe."""
+
+import io
+from typing import Any
+
+import pytest
+
+from molecule_connect import events
+from molecule_connect.console.lines import LineScreen, line_of
+from molecule_connect.console.screen import Summary
+
+ROW: dict[str, Any] = {"workspace_id": "ws_1", "row_id": "act-1", "caller_id": "ws_2"}
+
+
+def summary(workspace_id: str = "ws_1") -> Summary:
+    return Summary(
+        workspace_id=workspace_id, backend="mock", mode="poll", api_url="http://localhost:8080", state_dir="/state"
+    )
+
+
+def told(*happened: events.Event, workspaces: tuple[str, ...] = ("ws_1",)) -> list[str]:
+    stream = io.StringIO()
+    screen = LineScreen(stream, wall=lambda: 0.0, monotonic=lambda: 0.0)
+    screen.open([summary(name) for name in workspaces])
+    for event in happened:
+        screen(event)
+    screen.close()
+    return stream.getvalue().splitlines()
+
+
+def test_a_line_is_time_level_and_text() -> None:
+    lines = told(events.Received(**ROW, text="hello"))
+
+    assert lines == [
+        "1970-01-01T00:00:00Z INFO    molecule connect: "
+        "workspace ws_1, backend mock, mode poll, api http://localhost:8080, state /state",
+        "1970-01-01T00:00:00Z INFO    act-1 received from ws_2: hello",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("event", "level", "words"),
+    [
+        (events.Received(**ROW, text="a\nb"), "INFO", "act-1 received from ws_2: a b"),
+        (events.Started(**ROW, attempt=2), "INFO", "act-1 attempt 2"),
+        (events.Answered(**ROW, text="A", seconds=0.5), "INFO", "act-1 answered in 0.5 s: A"),
+        (events.Answered(**ROW, text="", seconds=0.5, silent=True), "INFO", "act-1 answered with silence in 0.5 s"),
+        (events.Delivered(**ROW), "INFO", "act-1 delivered"),
+        (events.Delivered(**ROW, confirmed=False), "INFO", "act-1 delivered, not confirmed by the platform"),
+        (events.Retrying(**ROW, what="send", reason="503", seconds=5), "WARNING", "act-1 send: 503; again in 5.0 s"),
+        (events.Dead(**ROW, reason="4 attempts"), "ERROR", "act-1 given up: 4 attempts"),
+        (events.Recorded(**ROW, kind="answer", text="ok"), "INFO", "act-1 answer from ws_2: ok"),
+        (events.Registered(workspace_id="ws_1"), "INFO", "registered"),
+        (events.Listening(workspace_id="ws_1", by="polling"), "INFO", "listening by polling"),
+        (events.Trouble(workspace_id="ws_1", part="intake", reason="503"), "ERROR", "intake: 503"),
+        (events.Trouble(workspace_id="ws_1", part="a", reason="b", hint="c"), "ERROR", "a: b -> c"),
+        (events.Recovered(workspace_id="ws_1", part="intake"), "INFO", "intake: well again"),
+        (events.Notice(workspace_id="ws_1", text="read this", hint="do that"), "WARNING", "read this -> do that"),
+        (events.Stopping(workspace_id="ws_1", running=0, grace=20), "INFO", "stopping"),
+        (events.Stopped(workspace_id="ws_1"), "INFO", "stopped"),
+    ],
+)
+def test_what_matters_is_told_in_one_line(event: events.Event, level: str, words: str) -> None:
+    line = line_of(event)
+
+    assert line is not None
+    assert (line.level, line.text) == (level, words)
+
+
+def test_every_other_event_has_a_line_or_is_left_out_on_purpose() -> None:
+    quiet = [events.Started(**ROW, attempt=1), events.Beat(workspace_id="ws_1", active_tasks=0, wedged="")]
+
+    assert [line_of(event) for event in quiet] == [None, None]
+
+
+def test_a_stop_with_work_left_says_what_a_second_signal_does() -> None:
+    line = line_of(events.Stopping(workspace_id="ws_1", running=2, grace=20))
+
+    assert line is not None
+    assert line.text == "stopping: 2 running, at most 20 s; a second signal ends at once"
+
+
+def test_progress_of_one_message_is_told_once_a_second() -> None:
+    lines = told(*(events.Progressed(**ROW, text=f"step {number}") for number in range(50)))
+
+    assert [line.partition("act-1 ")[2] for line in lines[1:]] == ["running: step 0"]
+
+
+def test_the_workspace_is_named_only_where_there_are_several() -> None:
+    assert "[ws_1]" not in told(events.Registered(workspace_id="ws_1"))[-1]
+    assert "[ws_1]" in told(events.Registered(workspace_id="ws_1"), workspaces=("ws_1", "ws_2"))[-1]

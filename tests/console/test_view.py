@@ -1,0 +1,143 @@
+"""What the live view knows, and how it is drawn."""
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from molecule_connect import events
+from molecule_connect.console.picture import draw
+from molecule_connect.console.screen import Summary
+from molecule_connect.console.view import MessageRow, View, pick
+
+SUMMARY = Summary(workspace_id="ws_1", backend="mock", mode="poll", api_url="http://localhost:8080", state_dir="/state")
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def row(number: int, caller: str | None = "ws_2") -> dict[str, Any]:
+    return {"workspace_id": "ws_1", "row_id": f"act-{number}", "caller_id": caller}
+
+
+def view_of(*happened: events.Event, clock: Clock | None = None) -> View:
+    view = View(wall=lambda: 0.0, monotonic=clock or Clock())
+    view.add("ws_1")
+    for event in happened:
+        view.apply(event)
+    return view
+
+
+def screen_text(view: View, *, width: int = 80, height: int = 24) -> str:
+    stream = io.StringIO()
+    console = Console(file=stream, width=width, height=height, markup=False, emoji=False, highlight=False)
+    console.print(draw(view.snapshot(20), {"ws_1": SUMMARY}, width=width, height=height))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("happened", "state", "detail"),
+    [
+        ([events.Received(**row(1), text="hi")], "waiting", ""),
+        ([events.Started(**row(1), attempt=1)], "running", ""),
+        ([events.Started(**row(1), attempt=3)], "running", "attempt 3"),
+        ([events.Progressed(**row(1), text="step")], "running", "step"),
+        ([events.Answered(**row(1), text="A", seconds=1)], "answered", "A"),
+        ([events.Answered(**row(1), text="A", seconds=1), events.Delivered(**row(1))], "delivered", "A"),
+        ([events.Answered(**row(1), text="", seconds=1, silent=True)], "silent", "nothing to send, 1.0 s"),
+        ([events.Retrying(**row(1), what="answer", reason="boom", seconds=5)], "retry", "boom; again in 5.0 s"),
+        ([events.Dead(**row(1), reason="too often")], "failed", "too often"),
+        ([events.Recorded(**row(1), kind="result", text="x")], "recorded", "result"),
+    ],
+)
+def test_a_message_shows_where_it_is(happened: list[events.Event], state: str, detail: str) -> None:
+    (shown,) = view_of(*happened).snapshot(10).rows
+
+    assert (shown.state, shown.detail) == (state, detail)
+
+
+def test_the_counts_follow_the_messages() -> None:
+    view = view_of(
+        *(events.Received(**row(number), text="hi") for number in range(5)),
+        events.Started(**row(0), attempt=1),
+        events.Answered(**row(0), text="A", seconds=1),
+        events.Delivered(**row(0)),
+        events.Started(**row(1), attempt=1),
+        events.Started(**row(2), attempt=1),
+        events.Retrying(**row(2), what="answer", reason="boom", seconds=5),
+        events.Dead(**row(3), reason="no"),
+    )
+
+    counts = view.snapshot(10).counts
+    assert (counts.received, counts.waiting, counts.running, counts.delivered, counts.failed) == (5, 2, 1, 1, 1)
+
+
+def test_finished_messages_make_room_first() -> None:
+    rows = tuple(MessageRow(time=0, caller="c", text=str(n), state="running" if n < 2 else "delivered") for n in range(9))
+
+    assert [each.text for each in pick(rows, 4)] == ["0", "1", "7", "8"]
+    assert [each.text for each in pick(rows, 1)] == ["1"]
+    assert pick(rows, 0) == ()
+
+
+def test_a_long_run_keeps_a_bounded_number_of_rows() -> None:
+    view = view_of(*(events.Received(**row(number), text="hi") for number in range(2000)))
+
+    snapshot = view.snapshot(10_000)
+    assert len(snapshot.rows) == 500
+    assert snapshot.counts.waiting == 2000
+
+
+def test_trouble_shows_with_what_to_do_until_it_is_over() -> None:
+    view = view_of(events.Trouble(workspace_id="ws_1", part="intake", reason="503", hint="wait for the platform"))
+    text = screen_text(view)
+    assert "intake: 503" in text
+    assert "-> wait for the platform" in text
+
+    view.apply(events.Recovered(workspace_id="ws_1", part="intake"))
+    assert "503" not in screen_text(view)
+
+
+def test_health_says_registered_listening_and_the_age_of_the_beat() -> None:
+    clock = Clock()
+    view = view_of(clock=clock)
+    assert "not registered yet" in screen_text(view)
+
+    view.apply(events.Registered(workspace_id="ws_1"))
+    view.apply(events.Listening(workspace_id="ws_1", by="stream"))
+    view.apply(events.Beat(workspace_id="ws_1", active_tasks=0, wedged=""))
+    clock.now += 12
+    assert "online, beat 12 s ago, stream" in screen_text(view)
+
+
+def test_what_matters_is_told_once_above_the_view() -> None:
+    view = view_of(events.Dead(**row(1), reason="no"), events.Received(**row(2), text="hi"))
+
+    assert [line.text for line in view.snapshot(10).above] == ["act-1 given up: no"]
+    assert view.snapshot(10).above == ()
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (40, 12), (20, 5), (8, 3)])
+def test_the_picture_fits_the_terminal(width: int, height: int) -> None:
+    trouble = events.Trouble(workspace_id="ws_1", part="intake", reason="503 " * 40, hint="wait " * 40)
+    view = view_of(trouble, *(events.Received(**row(n, None), text="宽 text " * 30) for n in range(40)))
+
+    lines = screen_text(view, width=width, height=height).splitlines()
+
+    assert max(len(line) for line in lines) <= width
+    assert len(lines) <= max(height, 6)
+
+
+def test_text_of_peers_cannot_style_or_move_anything() -> None:
+    view = view_of(events.Received(**row(1, "\x1b[2Jevil"), text="[bold red]x[/] \x1b]0;t\x07\x1b[31m:smile:"))
+
+    text = screen_text(view)
+
+    assert "\x1b" not in text
+    assert "[bold red]x[/] :smile:" in text
+    assert "evil" in text
