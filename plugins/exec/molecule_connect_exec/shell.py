@@ -7,6 +7,7 @@ import re
 import signal
 import unicodedata
 from collections.abc import Mapping
+from pathlib import Path
 from typing import ClassVar
 
 import attrs
@@ -129,8 +130,8 @@ class ShellCommand:
             _signal_group(group, signal.SIGTERM)
             async with asyncio.timeout(self._term_seconds):
                 await self._pipes.exited.wait()
-                while _signal_group(group, 0):  # noqa: ASYNC110 - nothing tells when a group is empty
-                    await asyncio.sleep(0.02)
+                while _is_alive(group):  # noqa: ASYNC110 - nothing tells when a group is empty
+                    await asyncio.sleep(0.05)
         except TimeoutError:
             pass
         finally:
@@ -181,6 +182,22 @@ def _signal_group(group: int, number: int) -> bool:
     except (ProcessLookupError, PermissionError):
         return False
     return True
+
+
+def _is_alive(group: int) -> bool:
+    if not _signal_group(group, 0):
+        return False
+    members = [state for state, of in map(_state_and_group, Path("/proc").glob("[0-9]*/stat")) if of == group]
+    # In a container whose first process collects nobody, the dead stay in their group for ever.
+    return not members or any(state not in "ZX" for state in members)
+
+
+def _state_and_group(stat: Path) -> tuple[str, int]:
+    try:
+        state, _, group, *_ = stat.read_text(errors="replace").rpartition(")")[2].split()
+    except (OSError, ValueError):  # it ended meanwhile
+        return "", 0
+    return state, int(group)
 
 
 def _readable(errors: bytes) -> str:
