@@ -61,6 +61,7 @@ class Reader:
         lanes_may_run: Callable[[], None],
         woken: Callable[[], bool] = lambda: False,
         notice: Callable[[str, str], None] = lambda text, hint: None,
+        limit: int = LIMIT,
     ) -> None:
         self._feed = feed
         self._journal = journal
@@ -71,7 +72,7 @@ class Reader:
         self._woken = woken
         self._notice = notice
         self._tip: RowMark | None = None
-        self._limit = LIMIT
+        self._limit = self._usual_limit = limit
         self._messages = 0
         self.expired_in_a_row = 0
 
@@ -189,7 +190,7 @@ class Reader:
                     raise
                 self._limit //= 2
                 continue
-            self._limit = min(LIMIT, self._limit * 2)
+            self._limit = min(self._usual_limit, self._limit * 2)
             if span is not None:
                 if span.began is None:
                     span.began = page.earliest if page.earliest is not None else began

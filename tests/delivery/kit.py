@@ -1,0 +1,264 @@
+"""What delivery's tests need: a loop that owns time, and a platform in memory."""
+
+import asyncio
+import hashlib
+import selectors
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import attrs
+
+from molecule_connect import events
+from molecule_connect.delivery.entries import dump_parts
+from molecule_connect.errors import CursorExpiredError, PlatformError
+from molecule_connect.models import (
+    Inbound,
+    Kind,
+    Outgoing,
+    Page,
+    Presence,
+    RowMark,
+    Signal,
+    TextPart,
+    WorkspaceInfo,
+    WorkspaceStatus,
+)
+
+EPOCH = 1_800_000_000.0
+WORKSPACE = "ws-1"
+
+
+class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
+    now = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        ready: list[tuple[selectors.SelectorKey, int]] = super().select(0)
+        if ready or timeout == 0:
+            return ready
+        if timeout is None:
+            raise RuntimeError("the test waits for something that never comes")
+        self.now += timeout
+        return []
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop without waiting. Work for threads is done at once."""
+
+    def __init__(self) -> None:
+        self._clock = _JumpingSelector()
+        super().__init__(self._clock)
+
+    def time(self) -> float:
+        return self._clock.now
+
+    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> "asyncio.Future[Any]":
+        future: asyncio.Future[Any] = self.create_future()
+        try:
+            future.set_result(func(*args))
+        except BaseException as exc:
+            future.set_exception(exc)
+        return future
+
+
+def fingerprint(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@attrs.define(kw_only=True)
+class Row:
+    """A row of the fake feed. ``visible`` is loop time."""
+
+    item: Inbound
+    visible: float
+
+
+@attrs.define
+class FakePlatform:
+    """Implements delivery's ports in memory, on the loop's own time.
+
+    Attributes:
+        newer: Orders equal times by seq and absorbs a repeated message id, as platforms of 2026-08 do.
+        on_send: Asked before a send is taken; what it raises, the sender sees. Give it ``after=True``
+            errors by way of ``cut_after``.
+        cut_after: Errors that are raised after the platform took the send, first in first out.
+    """
+
+    newer: bool = True
+    rows: list[Row] = attrs.field(factory=list)
+    sent: list[Outgoing] = attrs.field(factory=list)
+    beats: list[Presence] = attrs.field(factory=list)
+    cards: list[dict[str, Any]] = attrs.field(factory=list)
+    fetches: list[dict[str, Any]] = attrs.field(factory=list)
+    status: WorkspaceStatus = WorkspaceStatus.ACTIVE
+    card: dict[str, Any] | None = None
+    fail_fetch: list[PlatformError] = attrs.field(factory=list)
+    fail_send: list[PlatformError] = attrs.field(factory=list)
+    fail_register: list[PlatformError] = attrs.field(factory=list)
+    fail_beat: list[PlatformError] = attrs.field(factory=list)
+    cut_after: list[PlatformError] = attrs.field(factory=list)
+    expired: bool = False
+    has_stream: bool = False
+    send_delay: float = 0.0
+    echo_delay: float = 0.0
+    changed: asyncio.Event = attrs.field(factory=asyncio.Event)
+    _signals: "asyncio.Queue[Signal | None]" = attrs.field(factory=asyncio.Queue)
+    _seq: int = 0
+
+    # What a test does
+
+    def write(
+        self,
+        text: str = "hi",
+        *,
+        row_id: str = "",
+        caller: str | None = None,
+        context: str | None = None,
+        late: float = 0.0,
+        age: float = 0.0,
+        message_id: str | None = None,
+        kind: Kind = Kind.MESSAGE,
+        delegation: str | None = None,
+        signal: bool = True,
+    ) -> str:
+        """A row that is *age* seconds old now and can be read in *late* seconds. Returns its id."""
+        self._seq += 1
+        row_id = row_id or f"row-{self._seq}"
+        item = Inbound(
+            row_id=row_id,
+            kind=kind,
+            time=self._time() - round(age * 1e6),
+            seq=self._seq if self.newer else None,
+            caller_id=caller,
+            context_id=context,
+            message_id=message_id or row_id,
+            sender_key=message_id,
+            idempotency_key=message_id or row_id,
+            parts=(TextPart(text),),
+            fingerprint=fingerprint(text),
+            delegation_id=delegation,
+        )
+        self.rows.append(Row(item=item, visible=_now() + late))
+        if signal and self.has_stream and not late:
+            self._signals.put_nowait(Signal.ROW)
+        return row_id
+
+    def signal(self, signal: Signal | None) -> None:
+        """Something comes over the stream; None ends it."""
+        self._signals.put_nowait(signal)
+
+    def answers(self) -> list[str]:
+        """The texts that were accepted, in order."""
+        return ["".join(part.text for part in out.parts if isinstance(part, TextPart)) for out in self.sent]
+
+    async def until(self, condition: Callable[[], bool], seconds: float = 3600.0) -> None:
+        """Wait until *condition* holds; looks at each send and beat, and ten times a second."""
+        async with asyncio.timeout(seconds):
+            while not condition():  # noqa: ASYNC110 - conditions are about anything
+                await asyncio.sleep(0.1)
+
+    # delivery.ports
+
+    def now(self) -> int | None:
+        return self._time()
+
+    async def fetch(
+        self, *, since_id: str | None = None, before: int | None = None, limit: int, known: Callable[[str], bool]
+    ) -> Page:
+        self.fetches.append({"since_id": since_id, "before": before, "limit": limit, "at": _now()})
+        if self.fail_fetch:
+            raise self.fail_fetch.pop(0)
+        began = self._time()
+        visible = [row.item for row in self.rows if row.visible <= _now()]
+        visible.sort(key=lambda item: (item.time, item.seq or 0))
+        if since_id is not None:
+            visible = self._after(visible, since_id)
+        else:
+            visible = [item for item in reversed(visible) if before is None or (item.time or 0) < before]
+        page = visible[:limit]
+        return Page(
+            marks=tuple(RowMark(item.row_id, item.time) for item in page),
+            items=tuple(item for item in page if not known(item.row_id)),
+            count=len(page),
+            limit=limit,
+            earliest=began,
+        )
+
+    def _after(self, visible: list[Inbound], since_id: str) -> list[Inbound]:
+        cursor = next((item for item in visible if item.row_id == since_id), None)
+        if cursor is None or self.expired:
+            raise CursorExpiredError("activity: 410", operation="activity", status=410, body="")
+        if self.newer:
+            return [item for item in visible if (item.time, item.seq or 0) > (cursor.time, cursor.seq or 0)]
+        return [item for item in visible if (item.time or 0) > (cursor.time or 0)]
+
+    async def send(self, outgoing: Outgoing) -> None:
+        await asyncio.sleep(self.send_delay)
+        if self.fail_send:
+            raise self.fail_send.pop(0)
+        self._take(outgoing)
+        if self.cut_after:
+            raise self.cut_after.pop(0)
+
+    def _take(self, outgoing: Outgoing) -> None:
+        is_repeat = self.newer and any(sent.message_id == outgoing.message_id for sent in self.sent)
+        if outgoing.caller_id is not None and is_repeat:
+            return
+        self.sent.append(outgoing)
+        if outgoing.caller_id is None:
+            self._seq += 1
+            item = Inbound(
+                row_id=f"echo-{self._seq}",
+                kind=Kind.ECHO,
+                time=self._time(),
+                seq=self._seq,
+                message_id=f"echo-{self._seq}",
+                idempotency_key=f"echo-{self._seq}",
+                method="notify",
+                fingerprint=self.fingerprint(outgoing),
+            )
+            self.rows.append(Row(item=item, visible=_now() + self.echo_delay))
+
+    def fingerprint(self, outgoing: Outgoing) -> str:
+        return fingerprint(dump_parts(outgoing.parts))
+
+    async def workspace(self) -> WorkspaceInfo:
+        return WorkspaceInfo(status=self.status, name="ws", card=self.card)
+
+    async def register(self, card: dict[str, Any]) -> None:
+        if self.fail_register:
+            raise self.fail_register.pop(0)
+        self.cards.append(card)
+
+    async def beat(self, presence: Presence) -> None:
+        if self.fail_beat:
+            raise self.fail_beat.pop(0)
+        self.beats.append(presence)
+        if self.has_stream:
+            self._signals.put_nowait(Signal.BEAT)
+
+    async def signals(self) -> AsyncIterator[Signal]:
+        if not self.has_stream:
+            raise PlatformError("events: 404", operation="events", status=404)
+        yield Signal.OPENED
+        while (signal := await self._signals.get()) is not None:
+            yield signal
+
+    def _time(self) -> int:
+        return round((EPOCH + _now()) * 1e6)
+
+
+@attrs.define
+class Events:
+    """A listener that keeps what it is told."""
+
+    seen: list[events.Event] = attrs.field(factory=list)
+
+    def __call__(self, event: events.Event) -> None:
+        self.seen.append(event)
+
+    def of(self, kind: type[events.Event]) -> list[Any]:
+        return [event for event in self.seen if isinstance(event, kind)]
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
