@@ -10,9 +10,10 @@ PYTHONS = ["3.11", "3.12", "3.13", "3.14", "3.15"]
 PLUGINS = ["mock", "exec", "sandbox"]
 VERSION_TESTS = "tests/house/test_versions.py"
 TRIES = {
-    "mock": ("molecule try mock hi", "echo: hi"),
-    "exec": ("molecule try exec hi --backend-opt cmd=cat", "hi"),
-    "sandbox": ("molecule sandbox --help", "--serve"),
+    "": ("molecule --help; molecule backends", "no backend is installed"),
+    "mock": ("molecule backends --check && molecule try mock hi", "echo: hi"),
+    "exec": ("molecule backends --check && molecule try exec hi --backend-opt cmd=cat", "hi"),
+    "sandbox": ("molecule backends --check; molecule sandbox --help", "--serve"),
 }
 CHAT = ("echo hello | molecule sandbox --backend exec --backend-opt cmd='tr a-z A-Z'", "HELLO")
 
@@ -115,22 +116,19 @@ def build(session: nox.Session, dist: Path | None = None) -> Path:
 
 def smoke(session: nox.Session, dist: Path) -> None:
     """Install the built files in fresh environments, each plugin alone with the core, and use them."""
-    core, *plugins = (next(dist.glob(f"molecule_connect{name}-*.whl")) for name in ("", *(f"_{p}" for p in PLUGINS)))
-    try_out(session, [core], ("molecule --help", "connect"), ("molecule backends --check", ""))
-    for plugin, built in zip(PLUGINS, plugins, strict=True):
-        try_out(session, [core, built], ("molecule backends --check", ""), TRIES[plugin])
-    try_out(session, [core, *plugins], CHAT)
+    built = {name: next(dist.glob(f"molecule_connect{name and f'_{name}'}-*.whl")) for name in TRIES}
+    for name, (line, expected) in TRIES.items():
+        try_out(session, list(dict.fromkeys([built[""], built[name]])), line, expected)
+    try_out(session, list(built.values()), *CHAT)
 
 
-def try_out(session: nox.Session, wheels: list[Path], *tries: tuple[str, str]) -> None:
-    """Run shell lines where only *wheels* are installed; what each prints must hold a given text."""
-    place = Path(session.create_tmp(), wheels[-1].name.split("-")[0] + f"_{len(wheels)}")
+def try_out(session: nox.Session, wheels: list[Path], line: str, expected: str) -> None:
+    """Run a shell line where only *wheels* are installed; what it prints must hold the expected text."""
+    place = Path(session.create_tmp(), f"{wheels[-1].stem.partition('-')[0]}_{len(wheels)}").resolve()
     session.run("virtualenv", "--clear", "--quiet", str(place))
-    session.run(str(place / "bin" / "pip"), "install", "--quiet", *map(str, wheels), external=True)
-    session.run(str(place / "bin" / "pip"), "check", external=True)
-    path = os.pathsep.join([str(place / "bin"), os.environ["PATH"]])
-    for line, expected in tries:
-        said = session.run("sh", "-c", line, external=True, silent=True, env={"PATH": path})
-        session.log(f"{line} -> {str(said).strip().splitlines()[-1:]}")
-        if expected not in str(said):
-            session.error(f"{line!r} did not print {expected!r}")
+    session.run(f"{place}/bin/pip", "install", "--quiet", *map(str, wheels), external=True)
+    session.run(f"{place}/bin/pip", "check", external=True)
+    said = session.run("sh", "-c", f'PATH="{place}/bin:$PATH"; {line}', external=True, silent=True)
+    session.log(f"it printed: {said}")
+    if expected not in str(said):
+        session.error(f"{line!r} did not print {expected!r}")
