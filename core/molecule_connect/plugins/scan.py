@@ -25,8 +25,8 @@ def entries(text: str, group: str) -> Iterator[tuple[str, str]]:
     section = ""
     for line in map(str.strip, text.splitlines()):
         if line.startswith("["):
-            section = line.strip("[]").strip()
-        elif section == group and "=" in line and not line.startswith(("#", ";")):
+            section = line.strip("[]").strip() if line.endswith("]") else ""
+        elif section == group and "=" in line and not line.startswith(("#", ";", "=")):
             name, target = line.split("=", 1)
             yield name.strip(), target.strip()
 
