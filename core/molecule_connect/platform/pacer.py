@@ -34,7 +34,7 @@ class Pacer:
         self,
         *,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         say: Callable[[str], None] = _say_nothing,
     ) -> None:
         self.workspaces = 0

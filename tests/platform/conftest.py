@@ -1,0 +1,28 @@
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from molecule_connect.platform.client import AsyncPlatformClient
+
+from .kit import API, TOKEN, Connect, Respond
+
+
+@pytest.fixture
+async def connect() -> AsyncIterator[Connect]:
+    """Makes clients over a script; they are closed at the end."""
+    clients: list[AsyncPlatformClient] = []
+
+    def make(script: Respond, **more: Any) -> AsyncPlatformClient:
+        given: dict[str, Any] = {
+            "workspace_id": "ws-1",
+            "token": TOKEN,
+            "transport": httpx.MockTransport(script),
+        } | more
+        clients.append(AsyncPlatformClient(given.pop("api_url", API), **given))
+        return clients[-1]
+
+    yield make
+    for client in clients:
+        await client.aclose()

@@ -1,0 +1,54 @@
+import pytest
+
+from molecule_connect.errors import ConfigError
+from molecule_connect.platform.address import parse_address
+
+
+@pytest.mark.parametrize(
+    ("api_url", "origin", "prefix"),
+    [
+        ("https://platform.example", "https://platform.example", ""),
+        ("https://platform.example/", "https://platform.example", ""),
+        ("https://Platform.Example:443/api/v1/", "https://platform.example", "/api/v1"),
+        ("https://platform.example:8443", "https://platform.example:8443", ""),
+        ("http://localhost:8080", "http://localhost:8080", ""),
+        ("http://127.0.0.1:80", "http://127.0.0.1", ""),
+        ("http://[::1]:8080/", "http://[::1]:8080", ""),
+        (" https://münchen.example ", "https://xn--mnchen-3ya.example", ""),
+    ],
+)
+def test_origin_and_path_are_told_apart(api_url: str, origin: str, prefix: str) -> None:
+    address = parse_address(api_url)
+
+    assert (address.origin, address.prefix) == (origin, prefix)
+    assert address.url("/x") == f"{origin}{prefix}/x"
+
+
+@pytest.mark.parametrize(
+    "api_url",
+    [
+        "",
+        "platform.example",
+        "ftp://platform.example",
+        "https://",
+        "https://platform.example:port",
+        "https://user:secret@platform.example",
+        "https://platform.example/?token=secret",
+        "https://platform.example/#x",
+    ],
+)
+def test_what_is_no_api_address_is_refused_without_repeating_a_secret(api_url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_address(api_url)
+
+    assert caught.value.hint
+    assert "secret" not in str(caught.value)
+
+
+def test_plain_http_is_for_this_machine_alone_unless_it_is_asked_for() -> None:
+    with pytest.raises(ConfigError, match="clear text"):
+        parse_address("http://platform.example")
+
+    assert parse_address("http://platform.example", insecure=True).origin == "http://platform.example"
+    assert parse_address("http://127.8.8.8").is_loopback
+    assert not parse_address("http://localhost.example", insecure=True).is_loopback

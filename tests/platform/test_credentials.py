@@ -1,0 +1,181 @@
+import stat
+from pathlib import Path
+
+import pytest
+
+from molecule_connect.errors import ConfigError
+from molecule_connect.platform.credentials import Credentials, check_token, read_token_file
+
+HERE = "https://platform.example"
+
+
+def token_file(folder: Path, text: str, *, mode: int = 0o600) -> Path:
+    path = folder / "token"
+    path.write_text(text)
+    path.chmod(mode)
+    return path
+
+
+def given(folder: Path | None = None, *, token: str | None = "first-token", origin: str = HERE) -> Credentials:
+    return Credentials("ws-1", origin=origin, token=token, source="--token", state_dir=folder)
+
+
+def test_each_fault_of_a_token_file_has_its_own_message(tmp_path: Path) -> None:
+    messages = []
+    for text, mode in ((None, 0), (" \n", 0o600), ("one-token\ntwo-token\n", 0o600), ("a-token\n", 0o604)):
+        path = tmp_path / "missing" if text is None else token_file(tmp_path, text, mode=mode)
+        with pytest.raises(ConfigError) as caught:
+            read_token_file(path)
+        assert caught.value.hint
+        assert "-token" not in str(caught.value)
+        messages.append(str(caught.value).replace(str(path), ""))
+
+    assert [message.split(" ", 3)[3].strip() for message in messages] == [
+        "does not exist",
+        "is blank",
+        "has 2 lines",
+        "is open to others (mode 0604)",
+    ]
+
+
+def test_a_token_file_of_windows_is_read(tmp_path: Path) -> None:
+    assert read_token_file(token_file(tmp_path, "\ufeffa-token\r\n\r\n")) == "a-token"
+
+
+def test_a_folder_or_bytes_in_place_of_a_token_file_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
+
+    for path in (tmp_path, tmp_path / "bytes"):
+        with pytest.raises(ConfigError, match="token file"):
+            read_token_file(path)
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        "<paste token here>",
+        "YOUR_TOKEN",
+        "your-workspace-token",
+        "paste-token",
+        "...",
+        "…",
+        "$TOKEN",
+        "${X}",
+        "xxxx",
+        "",
+    ],
+)
+def test_a_placeholder_is_found_before_any_request(token: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_token(token, source="--token")
+
+    assert "--token" in str(caught.value)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("token", ["a\nb", "Bearer abc", "tok en", "tokén", "a\x00b"])
+def test_what_cannot_stand_in_a_header_is_refused_without_quoting_it(token: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_token(token, source="--token")
+
+    assert token not in str(caught.value)
+
+
+@pytest.mark.parametrize("token", ["t", "tok-1", "pE8xq2mJv0c7Yh3nKd5sWb9tRz1uLf4gAaQ6iOeXyZk", "_-x", " padded "])
+def test_whatever_can_be_a_token_is_taken(token: str) -> None:
+    assert check_token(token, source="--token") == token.strip()
+
+
+def test_no_token_at_all_says_what_to_set() -> None:
+    with pytest.raises(ConfigError) as caught:
+        given(token=None).current()
+
+    assert "ws-1" in str(caught.value)
+    assert "MOLECULE_WORKSPACE_TOKEN" in caught.value.hint
+
+
+def test_a_named_file_that_cannot_be_read_is_not_passed_over(tmp_path: Path) -> None:
+    given(tmp_path).keep("kept-token")
+
+    with pytest.raises(ConfigError, match="does not exist"):
+        Credentials("ws-1", origin=HERE, token_file=tmp_path / "missing", state_dir=tmp_path).current()
+
+
+def test_a_file_that_changed_is_read_again_when_its_token_is_refused(tmp_path: Path) -> None:
+    path = token_file(tmp_path, "old-token")
+    credentials = Credentials("ws-1", origin=HERE, token_file=path)
+
+    assert credentials.current() == "old-token"
+    assert credentials.after_refusal("old-token") is None
+    token_file(tmp_path, "new-token")
+    assert credentials.after_refusal("old-token") == "new-token"
+    assert credentials.current() == "new-token"
+
+
+def test_a_file_that_vanished_while_running_gives_no_other_token(tmp_path: Path) -> None:
+    path = token_file(tmp_path, "old-token")
+    credentials = Credentials("ws-1", origin=HERE, token_file=path)
+    credentials.current()
+    path.unlink()
+
+    assert credentials.after_refusal("old-token") is None
+
+
+def test_a_handed_out_token_is_kept_for_its_owner_alone_and_used_at_once(tmp_path: Path) -> None:
+    credentials = given(tmp_path)
+    credentials.current()
+    credentials.keep("handed-out-token")
+    kept = tmp_path / "ws-1.token"
+
+    assert credentials.current() == "handed-out-token"
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    assert read_token_file(kept) == "handed-out-token"
+    assert [path.name for path in tmp_path.iterdir()] == ["ws-1.token"]
+
+
+def test_a_kept_token_is_tried_when_the_given_one_is_refused_and_the_other_way_round(tmp_path: Path) -> None:
+    given(tmp_path).keep("kept-token")
+    credentials = given(tmp_path)
+
+    assert credentials.current() == "first-token"
+    assert credentials.after_refusal("first-token") == "kept-token"
+    assert credentials.after_refusal("kept-token") == "first-token"
+
+
+def test_a_request_that_began_with_an_older_token_goes_on_with_the_one_in_use(tmp_path: Path) -> None:
+    credentials = given(tmp_path)
+    credentials.current()
+    credentials.keep("kept-token")
+
+    assert credentials.after_refusal("first-token") == "kept-token"
+
+
+def test_a_kept_token_alone_is_enough(tmp_path: Path) -> None:
+    given(tmp_path).keep("kept-token")
+
+    assert given(tmp_path, token=None).current() == "kept-token"
+
+
+def test_a_token_that_another_platform_handed_out_is_not_used_here(tmp_path: Path) -> None:
+    given(tmp_path, origin="https://other.example").keep("kept-token")
+
+    assert given(tmp_path).after_refusal("first-token") is None
+
+
+def test_a_token_that_cannot_be_kept_is_used_all_the_same(tmp_path: Path) -> None:
+    credentials = given(tmp_path / "no-folder")
+
+    with pytest.raises(ConfigError, match="cannot be kept") as caught:
+        credentials.keep("handed-out-token")
+
+    assert credentials.current() == "handed-out-token"
+    assert "handed-out-token" not in str(caught.value)
+
+
+def test_no_repr_shows_a_token_and_no_text_keeps_one(tmp_path: Path) -> None:
+    credentials = given(tmp_path)
+    credentials.current()
+    credentials.keep("kept-token")
+
+    assert "token'" not in repr(credentials).replace("'--token'", "")
+    assert credentials.redact("a first-token b kept-token") == "a *** b ***"

@@ -1,0 +1,132 @@
+import asyncio
+
+import pytest
+
+from molecule_connect.platform.operations import Lane
+from molecule_connect.platform.pacer import Pacer
+
+
+class Time:
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.slept: list[float] = []
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture
+def time() -> Time:
+    return Time()
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def pacer(time: Time, said: list[str]) -> Pacer:
+    pacer = Pacer(clock=lambda: time.now, sleep=time.sleep, say=said.append)
+    pacer.join()
+    return pacer
+
+
+def answer(limit: str, remaining: str = "", reset: str = "30") -> dict[str, str]:
+    return {"x-ratelimit-limit": limit, "x-ratelimit-remaining": remaining, "x-ratelimit-reset": reset}
+
+
+async def ask(
+    pacer: Pacer, lane: Lane, headers: dict[str, str] | None = None, refused_for: float | None = None
+) -> None:
+    await pacer.admit(lane)
+    pacer.ended(lane, headers, refused_for=refused_for)
+
+
+async def test_reads_and_sends_stop_at_sixty_per_cent_and_beats_go_on(pacer: Pacer, time: Time) -> None:
+    await ask(pacer, Lane.READ, answer("100", "41"))
+    assert pacer.wait(Lane.READ) == 0
+
+    await ask(pacer, Lane.SEND, answer("100", "40"))
+
+    assert (pacer.wait(Lane.READ), pacer.wait(Lane.SEND), pacer.wait(Lane.BEAT)) == (30, 30, 0)
+    await ask(pacer, Lane.READ)
+    assert time.slept == [30]
+
+
+async def test_requests_that_are_under_way_count(pacer: Pacer) -> None:
+    await ask(pacer, Lane.READ, answer("100", "42"))
+    await pacer.admit(Lane.SEND)
+    assert pacer.wait(Lane.SEND) == 0
+    await pacer.admit(Lane.SEND)
+
+    assert pacer.wait(Lane.SEND) == 30
+
+
+async def test_without_a_limit_nobody_waits(pacer: Pacer, time: Time) -> None:
+    for headers in (None, {}, answer("unlimited"), answer("100", "0"), answer("unlimited")):
+        await ask(pacer, Lane.READ, headers)
+    assert pacer.limit is None
+    assert pacer.wait(Lane.READ) == 0
+    assert pacer.beat_interval(30) == 30
+
+
+async def test_a_refusal_holds_back_its_own_kind_alone(pacer: Pacer, time: Time) -> None:
+    await ask(pacer, Lane.SEND, refused_for=7.0)
+
+    assert (pacer.wait(Lane.SEND), pacer.wait(Lane.READ), pacer.wait(Lane.BEAT)) == (7.0, 0, 0)
+    time.now += 7
+    assert pacer.wait(Lane.SEND) == 0
+
+
+async def test_the_next_window_is_open_again(pacer: Pacer, time: Time) -> None:
+    await ask(pacer, Lane.READ, answer("100", "0", reset="12"))
+    time.now += 12
+
+    assert pacer.wait(Lane.READ) == 0
+
+
+async def test_a_wide_window_leaves_the_intervals_alone(pacer: Pacer, said: list[str]) -> None:
+    await ask(pacer, Lane.READ, answer("600", "599"))
+
+    assert (pacer.safety_interval(30, trusted=True), pacer.beat_interval(30)) == (30, 30)
+    assert said == []
+
+
+async def test_a_small_window_stretches_safety_reads_then_beats_within_bounds_and_says_so(
+    pacer: Pacer, said: list[str]
+) -> None:
+    for _ in range(9):
+        pacer.join()
+    await ask(pacer, Lane.READ, answer("20", "19"))
+
+    assert pacer.safety_interval(30, trusted=True) == pytest.approx(30 * 20 / 12)
+    assert pacer.beat_interval(30) == pytest.approx(30 * 20 / 8, abs=15.1)
+    assert pacer.beat_interval(30) == 60
+    await ask(pacer, Lane.READ, answer("2", "1"))
+    assert (pacer.safety_interval(30, trusted=True), pacer.safety_interval(30, trusted=False)) == (300, 60)
+    assert len(said) == 1
+    assert "10 workspaces" in said[0]
+
+    await ask(pacer, Lane.READ, answer("600", "590"))
+    assert len(said) == 2
+
+
+async def test_what_others_use_of_the_window_is_not_ours(pacer: Pacer) -> None:
+    await ask(pacer, Lane.READ, answer("100", "2"))
+
+    assert pacer.safety_interval(30, trusted=True) > 30
+
+
+async def test_a_cancelled_wait_is_not_counted(pacer: Pacer) -> None:
+    never = Pacer(clock=lambda: 0.0, sleep=lambda _: asyncio.Event().wait())
+    await ask(never, Lane.SEND, refused_for=5)
+    waiting = asyncio.create_task(never.admit(Lane.SEND))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+    await ask(never, Lane.READ, answer("10", "5"))
+    assert never.wait(Lane.READ) == 0

@@ -1,0 +1,100 @@
+from typing import Any
+
+import pytest
+
+from molecule_connect.models import DataPart, FilePart, TextPart
+from molecule_connect.platform.parts import fingerprint, read_part, read_parts
+
+FILE = FilePart(uri="platform-pending:ws/F1", name="alpha.txt", mime_type="text/plain", size=12)
+
+
+@pytest.mark.parametrize("part", [{"kind": "text", "text": "hi"}, {"type": "text", "text": "hi"}, {"text": "hi"}, "hi"])
+def test_text_arrives_however_the_part_says_what_it_is(part: Any) -> None:
+    assert read_part(part) == TextPart("hi")
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"kind": "file", "file": {"uri": FILE.uri, "name": "alpha.txt", "mimeType": "text/plain", "size": 12}},
+        {"type": "file", "file": {"uri": FILE.uri, "name": "alpha.txt", "mime_type": "text/plain", "size": 12}},
+        {"kind": "file", "uri": FILE.uri, "name": "alpha.txt", "mime_type": "text/plain", "size": 12},
+        {"file": {"fileWithUri": FILE.uri, "name": "alpha.txt", "mimeType": "text/plain", "size": 12}},
+        {"url": FILE.uri, "filename": "alpha.txt", "mediaType": "text/plain", "size": 12},
+        {"kind": "image", "file": {"uri": FILE.uri, "name": "alpha.txt", "mimeType": "text/plain", "size": 12}},
+        {"kind": "audio", "uri": FILE.uri, "name": "alpha.txt", "mimeType": "text/plain", "size": 12},
+        {"kind": "video", "uri": FILE.uri, "name": "alpha.txt", "mimeType": "text/plain", "size": 12},
+    ],
+)
+def test_a_file_is_read_in_every_shape(part: Any) -> None:
+    assert read_part(part) == FILE
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"kind": "file", "file": {"bytes": "aGk=", "mimeType": "text/plain"}},
+        {"file": {"fileWithBytes": "aGk=", "mimeType": "text/plain"}},
+        {"raw": "aGk=", "mediaType": "text/plain"},
+    ],
+)
+def test_bytes_that_came_inline_become_a_data_address(part: Any) -> None:
+    assert read_part(part) == FilePart(uri="data:text/plain;base64,aGk=", mime_type="text/plain")
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"kind": "poll", "question": "tea?", "text": "or coffee"},
+        {"kind": "file", "name": "without an address"},
+        {"kind": "text", "text": None},
+        {"kind": "text", "text": 5},
+        ["nested"],
+        5,
+        True,
+    ],
+)
+def test_what_fits_no_shape_is_kept_whole(part: Any) -> None:
+    assert read_part(part) == DataPart(part)
+
+
+def test_data_is_unwrapped() -> None:
+    assert read_part({"kind": "data", "data": {"a": [1]}}) == DataPart({"a": [1]})
+    assert read_part({"data": None}) == DataPart(None)
+
+
+def test_content_of_the_older_protocol_is_read_as_text_or_as_parts() -> None:
+    assert read_parts("hi") == (TextPart("hi"),)
+    assert read_parts([{"type": "text", "text": "a"}, "b", None]) == (TextPart("a"), TextPart("b"))
+    assert read_parts(None) == read_parts("") == read_parts([]) == ()
+
+
+def test_a_size_that_is_no_number_is_unknown() -> None:
+    sizes = [read_part({"uri": "u", "size": size}) for size in ("12", True, -1, 1.5, None, 2**70)]
+
+    assert sizes == [FilePart(uri="u")] * 6
+
+
+def test_half_a_surrogate_pair_cannot_reach_the_journal() -> None:
+    part = read_part({"kind": "text", "text": "a\ud800b"})
+
+    assert isinstance(part, TextPart)
+    assert part.text.encode() == "a\ufffdb".encode()
+
+
+def test_equal_parts_have_one_fingerprint_and_unequal_parts_have_two() -> None:
+    same = [
+        fingerprint([TextPart("hi"), DataPart({"a": 1, "b": 2})]),
+        fingerprint([TextPart("hi"), DataPart({"b": 2, "a": 1})]),
+    ]
+    others = [
+        fingerprint([]),
+        fingerprint([TextPart("hi")]),
+        fingerprint([TextPart("h"), TextPart("i")]),
+        fingerprint([DataPart("hi")]),
+        fingerprint([FILE]),
+        fingerprint([FilePart(uri=FILE.uri, name="beta.txt")]),
+    ]
+
+    assert same[0] == same[1]
+    assert len({same[0], *others}) == len(others) + 1
