@@ -3,26 +3,32 @@
 import asyncio
 import hashlib
 import selectors
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import attrs
 
 from molecule_connect import events
+from molecule_connect.delivery.connection import Connection
 from molecule_connect.delivery.entries import dump_parts
-from molecule_connect.errors import CursorExpiredError, PlatformError
+from molecule_connect.delivery.journal import Journal
+from molecule_connect.errors import CursorExpiredError, MoleculeError, PlatformError
 from molecule_connect.models import (
     Inbound,
     Kind,
     Outgoing,
     Page,
     Presence,
+    Progress,
+    Request,
+    Response,
     RowMark,
     Signal,
     TextPart,
     WorkspaceInfo,
     WorkspaceStatus,
 )
+from molecule_connect.settings import ConnectionSettings
 
 EPOCH = 1_800_000_000.0
 WORKSPACE = "ws-1"
@@ -262,3 +268,60 @@ class Events:
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
+
+
+Answering = Callable[[Request, Progress], Awaitable[Response]]
+
+
+async def echo(request: Request, progress: Progress) -> Response:
+    """Answers with the text that it is asked."""
+    return Response.from_text(f"echo: {request.text}")
+
+
+class Serving:
+    """A connection that runs inside ``async with``; it is stopped at the end of the block.
+
+    Attributes:
+        error: What the connection ended with.
+    """
+
+    def __init__(self, platform: FakePlatform, journal: Journal, handler: Answering = echo, **given: Any) -> None:
+        loop = asyncio.get_running_loop()
+        self.events = Events()
+        self.platform = platform
+        self.journal = journal
+        self.clock = given.pop("wall", lambda: EPOCH + loop.time())
+        given.setdefault("workspace_id", WORKSPACE)
+        self.connection = Connection(
+            ConnectionSettings(backend="fake", **given),
+            platform=platform,
+            handler=handler,
+            journal=journal,
+            folder=journal.path.parent,
+            listener=self.events,
+            wall=self.clock,
+        )
+        self.stop = asyncio.Event()
+        self.error: BaseException | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> "Serving":
+        self._task = asyncio.ensure_future(self.connection.run(self.stop))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.stop.set()
+        await self.ended()
+
+    async def ended(self) -> None:
+        """Wait until the connection has ended."""
+        if self._task is not None:
+            try:
+                await self._task
+            except MoleculeError as exc:
+                self.error = exc
+
+    def rows(self, columns: str = "row_id, state") -> list[tuple[Any, ...]]:
+        """What the journal says of the messages, in the order in which they came."""
+        found = self.journal.reader.execute(f"SELECT {columns} FROM message WHERE kind='message' ORDER BY arrival")
+        return list(found.fetchall())
