@@ -11,6 +11,7 @@ import pytest
 from molecule_connect import BackendConfig, Duration, options
 from molecule_connect.errors import ConfigError, OptionError, PluginError
 from molecule_connect.plugins.given import GivenOptions, unknown_options
+from molecule_connect.plugins.option_types import seconds, spelled
 from molecule_connect.plugins.options import describe, parse_options
 
 
@@ -279,3 +280,21 @@ def test_a_childs_environment_holds_no_token() -> None:
         "MOLECULE_API_URL": "http://localhost",
     }
     assert "tok-2" not in repr(given)
+
+
+@pytest.mark.parametrize(
+    ("amount", "text"),
+    [
+        (0.25, "250ms"),
+        (0.0, "0s"),
+        (1.5, "1.5s"),
+        (59.0, "59s"),
+        (90.0, "90s"),
+        (300.0, "5m"),
+        (5400.0, "1h30m"),
+        (7200.0, "2h"),
+    ],
+)
+def test_a_duration_is_shown_as_it_can_be_written(amount: float, text: str) -> None:
+    assert spelled(amount) == text
+    assert seconds(text) == amount

@@ -59,7 +59,7 @@ def help_of(kind: Any) -> str:
 
 def type_name(kind: Any) -> str:
     """What an operator calls the type of an option."""
-    if _is_duration(kind):
+    if is_duration(kind):
         return "duration (90s, 5m)"
     if get_origin(kind) is Annotated:
         return type_name(get_args(kind)[0])
@@ -83,6 +83,18 @@ def seconds(text: str) -> float | None:
     return sum(float(number) * _SECONDS[unit] for number, unit in pieces)
 
 
+def spelled(amount: float) -> str:
+    """*amount* seconds as an operator would write them: ``90s``, ``5m``, ``1h30m``."""
+    milliseconds = round(amount * 1000)
+    if 0 < milliseconds < 1000 or milliseconds % 1000:
+        return f"{amount:g}s" if milliseconds > 1000 else f"{milliseconds}ms"
+    whole = milliseconds // 1000
+    if whole < 60 or whole % 60:
+        return f"{whole}s"
+    hours, minutes = divmod(whole // 60, 60)
+    return (f"{hours}h" if hours else "") + (f"{minutes}m" if minutes else "")
+
+
 _ABC_SEQUENCE = get_origin(Sequence[str])
 
 
@@ -99,7 +111,7 @@ def _converter() -> cattrs.Converter:
     converter.register_structure_hook_func(
         _is_optional, lambda value, kind: None if value is None else converter.structure(value, _some(kind))
     )
-    converter.register_structure_hook_func(_is_duration, _duration)
+    converter.register_structure_hook_func(is_duration, _duration)
     return converter
 
 
@@ -182,7 +194,8 @@ def _item(kind: Any) -> Any:
     return arguments[0]
 
 
-def _is_duration(kind: Any) -> bool:
+def is_duration(kind: Any) -> bool:
+    """Whether an annotation says ``Duration``."""
     return any(isinstance(note, DurationMark) for note in getattr(kind, "__metadata__", ()))
 
 

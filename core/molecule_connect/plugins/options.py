@@ -10,7 +10,15 @@ import attrs
 
 from molecule_connect.errors import ConfigError, OptionError, PluginError
 from molecule_connect.plugins.given import GivenOptions, Value
-from molecule_connect.plugins.option_types import UnusableTypeError, WrongValueError, help_of, read_value, type_name
+from molecule_connect.plugins.option_types import (
+    UnusableTypeError,
+    WrongValueError,
+    help_of,
+    is_duration,
+    read_value,
+    spelled,
+    type_name,
+)
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -188,7 +196,7 @@ def option_fields(cls: type) -> tuple[OptionField, ...]:
             key=field.alias,
             type=type_name(hints[field.name]),
             required=field.default is attrs.NOTHING,
-            default=_default_text(field.default),
+            default=_default_text(field.default, hints[field.name]),
             help=help_of(hints[field.name]),
             annotation=hints[field.name],
         )
@@ -239,12 +247,14 @@ def _config_fields(cls: type) -> list[str]:
     return [field.alias for field in attrs.fields(cls) if field.init and _is_config(hints[field.name])]
 
 
-def _default_text(default: Any) -> str | None:
+def _default_text(default: Any, hint: Any) -> str | None:
     if default is attrs.NOTHING or default is None or isinstance(default, attrs.Factory):  # type: ignore[arg-type]
         return None
     if isinstance(default, bool):
         return str(default).lower()
-    return f"{default:g}" if isinstance(default, float) else str(getattr(default, "value", default))
+    if isinstance(default, float):
+        return spelled(default) if is_duration(hint) else f"{default:g}"
+    return str(getattr(default, "value", default))
 
 
 def _is_private(name: str) -> bool:

@@ -1,0 +1,47 @@
+"""``docs/hooks.md`` and the code say the same."""
+
+import inspect
+import re
+from pathlib import Path
+
+import molecule_connect
+from molecule_connect.plugins import chores, hookspecs, impls, scan
+
+PAGE = (Path(__file__).parents[2] / "docs" / "hooks.md").read_text()
+SPECS = {
+    name: tuple(inspect.signature(function).parameters)
+    for name, function in inspect.getmembers(hookspecs, inspect.isfunction)
+    if hasattr(function, f"{hookspecs.PROJECT}_spec")
+}
+
+
+def test_every_hook_has_a_heading_with_its_parameters_and_no_other_has() -> None:
+    headings = dict(re.findall(r"^## `(\w+)\(([\w, ]*)\)`$", PAGE, re.MULTILINE))
+
+    assert {name: tuple(filter(None, given.split(", "))) for name, given in headings.items()} == SPECS
+
+
+def test_the_host_gives_what_the_specs_say() -> None:
+    assert dict(impls.ARGUMENTS) == SPECS
+
+
+def test_every_hook_is_told_of_in_its_docstring() -> None:
+    assert all(inspect.getdoc(getattr(hookspecs, name)) for name in SPECS)
+
+
+def test_every_public_name_is_listed_and_no_other() -> None:
+    section = PAGE.partition("## Public names")[2]
+    listed = set(re.findall(r"`(\w+)`", section))
+
+    assert listed == set(molecule_connect.__all__)
+    assert "`molecule_connect.testing.make_request`" in section
+
+
+def test_the_groups_and_the_limits_are_those_of_the_code() -> None:
+    assert set(re.findall(r"^\| `([\w.]+)` \|", PAGE, re.MULTILINE)) == {
+        scan.BACKENDS,
+        scan.MIDDLEWARE,
+        scan.COMMANDS,
+    }
+    assert f"{chores.CHECK_SECONDS:g} seconds" in PAGE
+    assert f"{chores.CLOSE_SECONDS:g} seconds" in PAGE
