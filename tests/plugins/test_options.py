@@ -209,7 +209,7 @@ def test_a_description_needs_no_plugin() -> None:
     assert (shown["text"].type, shown["text"].default, shown["text"].help) == ("text", "x", "some text")
     assert (shown["limit"].type, shown["limit"].default, shown["limit"].help) == (
         "duration (90s, 5m)",
-        "60",
+        "1m",
         "how long",
     )
     assert shown["truth"].default == "true"
