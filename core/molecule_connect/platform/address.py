@@ -1,12 +1,14 @@
 """Where the platform is: an API address, and the origin that a token belongs to."""
 
 import ipaddress
+import re
 from urllib.parse import urlsplit
 
 import attrs
 
 from molecule_connect.errors import ConfigError
 
+_HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]*:[0-9a-f:.]*(?:%\w+)?")
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -44,7 +46,7 @@ def parse_address(api_url: str, *, insecure: bool = False) -> ApiAddress:
         raise ConfigError(
             f"the API address of {host} holds a user name or password", hint="leave them out; the token stands for you"
         )
-    if parts.scheme not in _PORTS or not host or any(char.isspace() for char in host):
+    if parts.scheme not in _PORTS or not _HOST.fullmatch(host):
         raise ConfigError(f"{api_url!r} is not an API address", hint="write it like https://platform.example")
     if parts.query or parts.fragment:
         raise ConfigError(f"the API address of {host} holds a query or fragment", hint="end it after the path")

@@ -13,13 +13,14 @@ import types
 import urllib.request
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from molecule_connect.errors import ConfigError, Outcome, PageTooLargeError, TransientPlatformError
 from molecule_connect.platform.address import ApiAddress
 from molecule_connect.platform.answers import Answer
 from molecule_connect.platform.operations import Form, Lane, Operation
 from molecule_connect.platform.pacer import Pacer
-from molecule_connect.platform.senders import Senders
+from molecule_connect.platform.senders import PATIENCE, Senders
 
 if TYPE_CHECKING:
     import httpx
@@ -59,6 +60,7 @@ class Transports:
     Args:
         transport: Stands in for the network; tests give one.
         readers: Connections per origin for reads and beats. A fleet needs more than two.
+        patience: Seconds after which a send that still waits makes room for another.
         say: Told what the operator should know of the rate limit.
     """
 
@@ -67,10 +69,12 @@ class Transports:
         *,
         transport: "httpx.AsyncBaseTransport | None" = None,
         readers: int = READERS,
+        patience: float = PATIENCE,
         clock: Callable[[], float] = time.monotonic,
         say: Callable[[str], None] | None = None,
     ) -> None:
-        self._transport, self._readers, self._clock, self._say = transport, readers, clock, say
+        self._transport, self._clock, self._say = transport, clock, say
+        self._readers, self._patience = readers, patience
         self._origins: dict[str, Connections] = {}
         self._trust: ssl.SSLContext | None = None
 
@@ -81,6 +85,7 @@ class Transports:
             self._origins[address.origin] = Connections(
                 lambda connections: self._open(address, connections),
                 readers=self._readers,
+                patience=self._patience,
                 pacer=pacer,
                 clock=self._clock,
             )
@@ -98,7 +103,7 @@ class Transports:
         limits = httpx.Limits(
             max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=KEEPALIVE
         )
-        proxy = _proxy(address)
+        proxy = proxy_for(address)
         try:
             return httpx.AsyncHTTPTransport(
                 verify=self._tls(address, proxy), limits=limits, proxy=proxy, trust_env=False
@@ -118,13 +123,18 @@ class Transports:
         return self._trust
 
 
-def _proxy(address: ApiAddress) -> str | None:
-    scheme, _, rest = address.origin.partition("://")
-    host = rest.rpartition(":")[0] if rest.rpartition(":")[2].isdigit() else rest
-    if address.is_loopback or urllib.request.proxy_bypass(host):
+def proxy_for(
+    address: ApiAddress,
+    *,
+    proxies: Callable[[], dict[str, str]] = urllib.request.getproxies,
+    bypass: Callable[[str], bool] = urllib.request.proxy_bypass,
+) -> str | None:
+    """The proxy that the environment names for *address*; none for this machine itself."""
+    parts = urlsplit(address.origin)
+    if address.is_loopback or bypass(parts.hostname or ""):
         return None
-    proxies = urllib.request.getproxies()
-    proxy = proxies.get(scheme) or proxies.get("all")
+    known = proxies()
+    proxy = known.get(parts.scheme) or known.get("all")
     return proxy if proxy is None or "://" in proxy else f"http://{proxy}"
 
 
@@ -136,6 +146,7 @@ class Connections:
         open_transport: "Callable[[int | None], httpx.AsyncBaseTransport]",
         *,
         readers: int,
+        patience: float,
         pacer: Pacer,
         clock: Callable[[], float],
     ) -> None:
@@ -145,7 +156,7 @@ class Connections:
         self._urls: dict[str, httpx.URL] = {}
         self._reads: httpx.AsyncBaseTransport | None = None
         self._streams: httpx.AsyncBaseTransport | None = None
-        self._senders = Senders(lambda: open_transport(1))
+        self._senders = Senders(lambda: open_transport(1), patience=patience)
 
     async def exchange(self, operation: Operation[Any], url: str, headers: Headers) -> Answer:
         """Sends *operation* and returns whatever came back.
@@ -204,14 +215,14 @@ class Connections:
         }
         try:
             parsed = self._urls.get(url) or httpx.URL(url)
-        except httpx.InvalidURL as exc:
+            request = httpx.Request(
+                operation.method, parsed, headers=headers, content=operation.body, extensions={"timeout": timeout}
+            )
+        except (httpx.InvalidURL, UnicodeError) as exc:
             raise ConfigError(f"the API address {_place(url)} cannot be used", hint="check its host name") from exc
         if len(self._urls) >= _URLS_KEPT:
             self._urls.clear()
         self._urls[url] = parsed
-        request = httpx.Request(
-            operation.method, parsed, headers=headers, content=operation.body, extensions={"timeout": timeout}
-        )
         if operation.body:
             request.stream = _Body(operation.body)
         return request

@@ -1,6 +1,6 @@
 """One workspace on one platform, as delivery sees it: feed, sender, registry and stream in one."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from molecule_connect.errors import AuthError, ConfigError, PermanentPlatformError
@@ -103,7 +103,7 @@ class WorkspaceClient:
         """One heartbeat."""
         await self._client.call(operations.heartbeat(self._id, presence))
 
-    async def signals(self) -> AsyncIterator[Signal]:
+    async def signals(self) -> AsyncGenerator[Signal, None]:
         """The signals of one connection to the event stream; see ``ports.Stream``."""
         async with self._client.open(operations.events(self._id)) as pieces:
             yield Signal.OPENED

@@ -1,0 +1,387 @@
+"""Status to error class, headers, tokens, optional endpoints: over a scripted platform."""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from molecule_connect.errors import (
+    AuthError,
+    ConfigError,
+    CursorExpiredError,
+    Outcome,
+    PageTooLargeError,
+    PermanentPlatformError,
+    TransientPlatformError,
+)
+from molecule_connect.models import Presence
+from molecule_connect.platform import operations
+from molecule_connect.platform.client import AsyncPlatformClient
+from molecule_connect.platform.credentials import Credentials
+from molecule_connect.platform.operations import Lane, Operation, Reply
+from molecule_connect.platform.transports import Transports
+
+from .kit import API, TOKEN, Connect, Script
+
+NOTIFY = operations.notify("ws-1", "hi")
+A2A = operations.a2a("peer-1", {"jsonrpc": "2.0"})
+BEAT = operations.heartbeat("ws-1", Presence())
+FEED: Operation[int] = operations.activity("ws-1", lambda reply: len(reply.body), since_id="r1", before=None, limit=500)
+
+
+def said(status: int, error: str = "no", headers: dict[str, str] | None = None, **more: Any) -> httpx.Response:
+    return httpx.Response(status, json={"error": error, **more}, headers=headers)
+
+
+async def failure(connect: Connect, response: httpx.Response, operation: Operation[Any] = A2A) -> Any:
+    with pytest.raises((PermanentPlatformError, TransientPlatformError)) as caught:
+        await connect(Script(response)).call(operation)
+    return caught.value
+
+
+async def test_every_request_says_who_asks_and_where_it_belongs(connect: Connect) -> None:
+    script = Script(httpx.Response(200))
+    await connect(script, org_id="org-7").call(NOTIFY)
+    (request,) = script.requests
+
+    assert str(request.url) == f"{API}/workspaces/ws-1/notify"
+    assert json.loads(request.content) == {"message": "hi"}
+    assert {name: request.headers[name] for name in ("authorization", "origin", "x-workspace-id")} == {
+        "authorization": f"Bearer {TOKEN}",
+        "origin": API,
+        "x-workspace-id": "ws-1",
+    }
+    assert request.headers["x-molecule-org-id"] == "org-7"
+    assert request.headers["user-agent"].startswith("molecule-connect/")
+
+
+async def test_no_organisation_no_header(connect: Connect) -> None:
+    script = Script(httpx.Response(200))
+    await connect(script).call(NOTIFY)
+
+    assert "x-molecule-org-id" not in script.requests[0].headers
+
+
+async def test_a_path_in_the_api_address_is_kept_and_its_slash_is_harmless(connect: Connect) -> None:
+    script = Script(httpx.Response(200))
+    await connect(script, api_url="https://platform.example/api/").call(NOTIFY)
+
+    assert str(script.requests[0].url) == "https://platform.example/api/workspaces/ws-1/notify"
+    assert script.requests[0].headers["origin"] == API
+
+
+@pytest.mark.parametrize("operation", [NOTIFY, A2A, BEAT, operations.register("ws-1", {})])
+@pytest.mark.parametrize(
+    "response",
+    [
+        httpx.Response(200),
+        httpx.Response(200, content=b" \n"),
+        httpx.Response(204),
+        httpx.Response(202, json={"queued": True}),
+        httpx.Response(200, json={"status": "queued"}),
+        httpx.Response(200, json={"jsonrpc": "2.0", "result": {}, "error": None}),
+        httpx.Response(502, json={"error": "x", "delivery_confirmed": True}),
+    ],
+)
+async def test_what_counts_as_accepted(connect: Connect, operation: Operation[Any], response: httpx.Response) -> None:
+    await connect(Script(response)).call(operation)
+
+
+async def test_an_a2a_whose_other_side_answers_an_error_is_refused(connect: Connect) -> None:
+    answer = {"jsonrpc": "2.0", "id": "1", "error": {"code": -32000, "message": "no model"}}
+    error = await failure(connect, httpx.Response(200, json=answer))
+
+    assert isinstance(error, PermanentPlatformError)
+    assert "no model" in str(error)
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 409, 413, 422])
+async def test_the_platforms_own_refusal_is_final(connect: Connect, status: int) -> None:
+    error = await failure(connect, said(status, "not like this"))
+
+    assert isinstance(error, PermanentPlatformError)
+    assert str(error) == f"a2a: {status} not like this"
+    assert (error.operation, error.status) == ("a2a", status)
+    assert "not like this" in error.body
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 405, 409, 413, 422])
+@pytest.mark.parametrize("body", [b"", b"<html>no</html>", b'{"message":"x"}', b"[]", b'{"error":""}', b'{"error":5}'])
+async def test_a_refusal_without_the_platforms_json_may_pass(connect: Connect, status: int, body: bytes) -> None:
+    error = await failure(connect, httpx.Response(status, content=body))
+
+    assert isinstance(error, TransientPlatformError)
+    assert (error.outcome, error.platform_said, error.status) == (Outcome.NOT_TAKEN, False, status)
+    assert error.hint
+
+
+@pytest.mark.parametrize("status", [402, 408, 410, 425, 429])
+async def test_what_may_pass_although_the_platform_said_it(connect: Connect, status: int) -> None:
+    error = await failure(connect, said(status))
+
+    assert isinstance(error, TransientPlatformError)
+    assert (error.outcome, error.platform_said, error.status) == (Outcome.NOT_TAKEN, True, status)
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504])
+async def test_after_a_server_error_nobody_knows(connect: Connect, status: int) -> None:
+    error = await failure(connect, httpx.Response(status))
+
+    assert isinstance(error, TransientPlatformError)
+    assert (error.outcome, error.status) == (Outcome.UNKNOWN, status)
+
+
+@pytest.mark.parametrize(
+    ("response", "seconds"),
+    [
+        (said(503, headers={"Retry-After": "15"}), 15.0),
+        (said(503, retry_after=30), 30.0),
+        (said(429, headers={"Retry-After": "3"}, retry_after=9), 3.0),
+        (
+            said(
+                503,
+                headers={"Retry-After": "Sat, 21 Nov 2026 08:38:59 GMT", "Date": "Sat, 21 Nov 2026 08:37:59 GMT"},
+            ),
+            60.0,
+        ),
+        (said(503, headers={"Retry-After": "soon"}), None),
+        (said(503, retry_after=-1), None),
+        (httpx.Response(503), None),
+    ],
+)
+async def test_how_long_to_wait_is_told(connect: Connect, response: httpx.Response, seconds: float | None) -> None:
+    error = await failure(connect, response)
+
+    assert error.retry_after == seconds
+
+
+@pytest.mark.parametrize("operation", [NOTIFY, A2A, BEAT])
+async def test_a_portals_page_is_no_answer(connect: Connect, operation: Operation[Any]) -> None:
+    error = await failure(connect, httpx.Response(200, html="<html>Please sign in</html>"), operation)
+
+    assert isinstance(error, TransientPlatformError)
+    assert error.outcome is Outcome.UNKNOWN
+    assert "text/html" in str(error)
+    assert "portal" in error.hint
+
+
+async def test_a_redirect_is_not_followed_and_says_where_it_points(connect: Connect) -> None:
+    script = Script(httpx.Response(302, headers={"Location": "https://u:pw@evil.example/x?key=1"}))
+    with pytest.raises(TransientPlatformError) as caught:
+        await connect(script).call(NOTIFY)
+
+    assert len(script.requests) == 1
+    assert "evil.example/x" in str(caught.value)
+    assert "pw" not in str(caught.value)
+    assert "key" not in str(caught.value)
+
+
+@pytest.mark.parametrize("response", [httpx.Response(410), said(410, "since_id cursor not found")])
+async def test_410_on_the_feed_is_a_cursor_that_expired(connect: Connect, response: httpx.Response) -> None:
+    assert isinstance(await failure(connect, response, FEED), CursorExpiredError)
+
+
+async def test_a_bodiless_404_on_the_feed_names_what_to_check(connect: Connect) -> None:
+    error = await failure(connect, httpx.Response(404), FEED)
+
+    assert isinstance(error, TransientPlatformError)
+    assert all(word in error.hint for word in ("Origin", "--org-id", "workspace id", "API address"))
+
+
+@pytest.mark.parametrize("response", [httpx.Response(401), said(401, "invalid workspace auth token")])
+async def test_a_refused_token_is_an_auth_error_with_the_operation_and_the_status(
+    connect: Connect, response: httpx.Response
+) -> None:
+    error = await failure(connect, response, operations.register("ws-1", {}))
+
+    assert isinstance(error, AuthError)
+    assert "register" in str(error)
+    assert "401" in str(error)
+    assert error.hint
+
+
+async def test_a_refused_token_is_replaced_once_from_its_source(connect: Connect, tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text("old-token")
+    path.chmod(0o600)
+
+    def judge(request: httpx.Request) -> httpx.Response:
+        path.write_text("new-token")
+        return said(401) if request.headers["authorization"] == "Bearer old-token" else httpx.Response(200)
+
+    script = Script(judge)
+    client = connect(script, token=None, credentials=Credentials("ws-1", origin=API, token_file=path))
+    await client.call(NOTIFY)
+    await client.call(NOTIFY)
+
+    assert [request.headers["authorization"] for request in script.requests] == [
+        "Bearer old-token",
+        "Bearer new-token",
+        "Bearer new-token",
+    ]
+
+
+async def test_a_second_refusal_is_not_followed_by_a_third_try(connect: Connect, tmp_path: Path) -> None:
+    credentials = Credentials("ws-1", origin=API, token="first-token", state_dir=tmp_path)
+    credentials.keep("second-token")
+    script = Script(said(401))
+    with pytest.raises(AuthError):
+        await connect(script, token=None, credentials=credentials).call(NOTIFY)
+
+    assert len(script.requests) == 2
+
+
+async def test_no_error_repeats_a_token_or_a_secret(connect: Connect) -> None:
+    body = {"error": f"bad {TOKEN}\x1b[31m\n", "auth_token": "handed-out", "platform_inbound_secret": "inbound"}
+    for status in (401, 403, 429, 500):
+        error = await failure(connect, httpx.Response(status, json=body))
+        shown = f"{error} {error!r} {error.hint} {getattr(error, 'body', '')} {error.__cause__}"
+        assert not any(word in shown for word in (TOKEN, "handed-out", 'inbound"', "\x1b", "\n"))
+
+
+async def test_an_optional_endpoint_that_is_absent_is_asked_for_again_after_an_hour(connect: Connect) -> None:
+    now = [0.0]
+    script = Script(httpx.Response(404, text="404 page not found"))
+    client = connect(script, clock=lambda: now[0])
+    for _ in range(3):
+        with pytest.raises(PermanentPlatformError, match="does not have it") as caught:
+            await client.call(operations.state("ws-1"))
+        assert caught.value.status == 404
+    assert len(script.requests) == 1
+
+    now[0] = 3601.0
+    with pytest.raises(PermanentPlatformError):
+        await client.call(operations.state("ws-1"))
+    assert len(script.requests) == 2
+
+
+async def test_a_404_in_the_platforms_words_is_not_an_absent_endpoint(connect: Connect) -> None:
+    script = Script(httpx.Response(404, json={"workspace_id": "ws-1", "deleted": True}))
+    client = connect(script)
+    for _ in range(2):
+        with pytest.raises(PermanentPlatformError, match="deleted"):
+            await client.call(operations.state("ws-1"))
+
+    assert len(script.requests) == 2
+
+
+async def test_a_page_over_its_cap_is_told_apart(connect: Connect) -> None:
+    small: Operation[int] = Operation(
+        name="activity", method="GET", path="/x", read=lambda reply: 0, form=FEED.form, cap=10
+    )
+    error = await failure(connect, httpx.Response(200, json=["x" * 20]), small)
+
+    assert isinstance(error, PageTooLargeError)
+    assert error.hint
+
+
+async def test_a_long_answer_to_a_send_is_accepted_without_reading_it_all(connect: Connect) -> None:
+    short: Operation[Any] = Operation(
+        name="a2a", method="POST", path="/x", read=lambda r: r.json, lane=Lane.SEND, cap=10
+    )
+
+    assert await connect(Script(httpx.Response(200, json={"result": "x" * 20}))).call(short) is None
+
+
+async def test_the_limit_decides_the_cap_of_a_page() -> None:
+    def cap(limit: int) -> int:
+        return operations.activity("ws-1", lambda reply: 0, since_id=None, before=None, limit=limit).cap
+
+    assert (cap(500), cap(2), cap(1)) == (32 << 20, 32 << 20, 128 << 20)
+
+
+async def test_the_time_of_the_request_comes_from_the_date_less_what_it_took(connect: Connect) -> None:
+    now = [0.0]
+    replies: list[Reply] = []
+
+    def slow(request: httpx.Request) -> httpx.Response:
+        now[0] += 2.5
+        return httpx.Response(200, headers={"Date": "Thu, 01 Jan 1970 00:00:10 GMT"}, json=[])
+
+    client = connect(
+        slow,
+        transport=None,
+        transports=Transports(transport=httpx.MockTransport(slow), clock=lambda: now[0]),
+        clock=lambda: now[0],
+    )
+    await client.call(operations.activity("ws-1", replies.append, since_id=None, before=None, limit=5))
+
+    assert replies[0].began == 7_500_000
+    assert client.platform_clock.now() == 10_000_000
+
+
+async def test_a_429_holds_back_the_next_request_of_its_kind_and_no_other(connect: Connect) -> None:
+    client = connect(Script(said(429, headers={"Retry-After": "5"}), httpx.Response(200)))
+    with pytest.raises(TransientPlatformError):
+        await client.call(NOTIFY)
+
+    assert client.pacer.wait(Lane.SEND) > 4
+    assert client.pacer.wait(Lane.READ) == 0
+    await client.call(BEAT)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"token": None},
+        {"token": "<paste token>"},
+        {"token": ""},
+        {"workspace_id": ""},
+        {"workspace_id": "a/b"},
+        {"api_url": "http://platform.example"},
+        {"org_id": "a\nb"},
+        {"org_id": ""},
+        {"credentials": Credentials("ws-1", origin="https://other.example", token="t"), "token": None},
+    ],
+)
+async def test_what_is_missing_or_wrong_is_refused_before_any_request(connect: Connect, wrong: dict[str, Any]) -> None:
+    script = Script(httpx.Response(200))
+    with pytest.raises(ConfigError):
+        connect(script, **wrong)
+
+    assert script.requests == []
+
+
+HOSTS = st.sampled_from(
+    ["https://a.example", "https://b.example:8443/api", "http://localhost:8080/", "https://C.example"]
+)
+
+
+@given(
+    st.lists(st.tuples(HOSTS, st.sampled_from(["ws-1", "ws-2", "ws-3"])), min_size=1, max_size=6, unique=True),
+    st.lists(st.tuples(st.integers(0, 5), st.sampled_from([200, 302, 401, 404, 503])), max_size=12),
+)
+async def test_token_id_and_origin_belong_together_and_no_other_origin_gets_a_bearer(
+    places: list[tuple[str, str]], calls: list[tuple[int, int]]
+) -> None:
+    seen: list[httpx.Request] = []
+    status = [200]
+
+    def platform(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(status[0], headers={"Location": "https://evil.example/"})
+
+    transports = Transports(transport=httpx.MockTransport(platform))
+    clients = [
+        AsyncPlatformClient(api_url, workspace_id=ws, token=f"token-{number}-of-{ws}", transports=transports)
+        for number, (api_url, ws) in enumerate(places)
+    ]
+    for choice, status[0] in calls:
+        number = choice % len(clients)
+        client, (api_url, ws) = clients[number], places[number]
+        before = len(seen)
+        for operation in (operations.notify(ws, "hi"), operations.a2a("peer-1", {}), operations.workspace(ws)):
+            with contextlib.suppress(TransientPlatformError, PermanentPlatformError):
+                await client.call(operation)
+        for request in seen[before:]:
+            origin = f"{request.url.scheme}://{request.url.netloc.decode()}"
+            assert origin == request.headers["origin"] == client.address.origin
+            assert api_url.lower().startswith(origin)
+            assert request.headers["x-workspace-id"] == ws
+            assert request.headers["authorization"] == f"Bearer token-{number}-of-{ws}"
+    await transports.aclose()

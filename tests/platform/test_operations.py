@@ -1,0 +1,126 @@
+import json
+from typing import Any
+
+import pytest
+
+from molecule_connect.models import Outgoing, Presence, TextPart, WorkspaceInfo, WorkspaceStatus
+from molecule_connect.platform import operations
+from molecule_connect.platform.operations import Lane, Operation, Reply
+
+
+def body(operation: Operation[Any]) -> Any:
+    assert operation.body is not None
+    return json.loads(operation.body)
+
+
+@pytest.mark.parametrize(
+    ("operation", "method", "path"),
+    [
+        (operations.register("ws", {}), "POST", "/registry/register"),
+        (operations.heartbeat("ws", Presence()), "POST", "/registry/heartbeat"),
+        (operations.update_card("ws", {}), "POST", "/registry/update-card"),
+        (operations.check_access("ws", "p"), "POST", "/registry/check-access"),
+        (operations.workspace("ws"), "GET", "/workspaces/ws"),
+        (operations.state("ws"), "GET", "/workspaces/ws/state"),
+        (operations.notify("ws", "x"), "POST", "/workspaces/ws/notify"),
+        (operations.a2a("p", {}), "POST", "/workspaces/p/a2a"),
+        (operations.peers("ws"), "GET", "/registry/ws/peers"),
+        (operations.discover("p"), "GET", "/registry/discover/p"),
+        (operations.delegate("ws", "p", "x"), "POST", "/workspaces/ws/delegate"),
+        (operations.delegations("ws"), "GET", "/workspaces/ws/delegations"),
+        (operations.secrets("ws"), "GET", "/workspaces/ws/secrets/values"),
+        (operations.events("ws"), "GET", "/workspaces/ws/events/stream"),
+        (operations.upload_content("ws", "f"), "GET", "/workspaces/ws/pending-uploads/f/content"),
+        (operations.upload_ack("ws", "f"), "POST", "/workspaces/ws/pending-uploads/f/ack"),
+        (operations.upload_limits(), "GET", "/uploads/limits"),
+    ],
+)
+def test_each_operation_has_its_endpoint(operation: Operation[Any], method: str, path: str) -> None:
+    assert (operation.method, operation.path) == (method, path)
+
+
+@pytest.mark.parametrize(
+    ("peer_id", "quoted"), [("a/b", "a%2Fb"), ("..", "%2E%2E"), ("a b?x#y", "a%20b%3Fx%23y"), ("é", "%C3%A9")]
+)
+def test_an_id_from_the_feed_cannot_lead_elsewhere(peer_id: str, quoted: str) -> None:
+    assert operations.a2a(peer_id, {}).path == f"/workspaces/{quoted}/a2a"
+
+
+def test_registering_always_states_the_delivery_mode() -> None:
+    assert body(operations.register("ws", {"name": "n"})) == {
+        "id": "ws",
+        "delivery_mode": "poll",
+        "agent_card": {"name": "n"},
+    }
+
+
+def test_a_healthy_beat_says_nothing_of_the_runtime() -> None:
+    presence = Presence(active_tasks=2, current_task="t", uptime_seconds=9, error_rate=0.25, sample_error="e")
+
+    assert body(operations.heartbeat("ws", presence)) == {
+        "workspace_id": "ws",
+        "active_tasks": 2,
+        "current_task": "t",
+        "uptime_seconds": 9,
+        "error_rate": 0.25,
+        "sample_error": "e",
+    }
+
+
+def test_a_wedged_beat_says_so_and_why() -> None:
+    sent = body(operations.heartbeat("ws", Presence(wedged="no login", sample_error="x", monthly_spend_cents=5)))
+
+    assert (sent["runtime_state"], sent["sample_error"], sent["monthly_spend"]) == ("wedged", "no login", 5)
+
+
+def test_a_read_asks_for_what_it_was_told() -> None:
+    first = operations.activity("ws", lambda reply: 0, since_id=None, before=None, limit=500)
+    after = operations.activity("ws", lambda reply: 0, since_id="a&b", before=None, limit=100)
+    back = operations.activity("ws", lambda reply: 0, since_id=None, before=1_500_000, limit=1)
+
+    assert dict(first.params) == {"type": "a2a_receive", "limit": "500"}
+    assert dict(after.params) == {"type": "a2a_receive", "limit": "100", "since_id": "a&b"}
+    assert dict(back.params) == {"type": "a2a_receive", "limit": "1", "before_ts": "1970-01-01T00:00:01.500000Z"}
+
+
+def test_an_answer_goes_to_the_peer_or_to_the_person() -> None:
+    to_peer = Outgoing(message_id="m", caller_id="p", context_id=None, in_reply_to="q", parts=(TextPart("hi"),))
+    to_person = Outgoing(message_id="m", caller_id=None, context_id=None, in_reply_to="q", parts=(TextPart("hi"),))
+
+    assert operations.answer("ws", to_peer).path == "/workspaces/p/a2a"
+    assert operations.answer("ws", to_person).path == "/workspaces/ws/notify"
+    assert body(operations.answer("ws", to_person)) == {"message": "hi"}
+    assert operations.answer("ws", to_peer).lane is operations.answer("ws", to_person).lane is Lane.SEND
+
+
+@pytest.mark.parametrize(
+    ("status", "json", "info"),
+    [
+        (200, {"status": "online", "name": "n", "agent_card": {"a": 1}}, ("active", "n", {"a": 1}, "")),
+        (200, {"status": "paused", "name": "n", "agent_card": None}, ("paused", "n", None, "")),
+        (200, {"status": "removed"}, ("removed", "", None, "")),
+        (200, {"agent_card": {"a": 1}}, ("unknown", "", {"a": 1}, "")),
+        (200, None, ("unknown", "", None, "")),
+        (200, [], ("unknown", "", None, "")),
+        (404, {"error": "workspace not found"}, ("unknown", "", None, "")),
+        (404, None, ("unknown", "", None, "")),
+        (410, {"error": "workspace removed", "hint": "make\na new one"}, ("removed", "", None, "make a new one")),
+    ],
+)
+def test_what_the_platform_says_of_the_workspace(status: int, json: Any, info: tuple[Any, ...]) -> None:
+    said, name, card, hint = info
+    reply = Reply(body=b"x", json=json, status=status)
+
+    assert operations.read_workspace(reply) == WorkspaceInfo(
+        status=WorkspaceStatus(said), name=name, card=card, hint=hint
+    )
+
+
+def test_an_empty_410_is_removed_and_a_page_with_410_is_not_known() -> None:
+    assert operations.read_workspace(Reply(body=b"", status=410)).status is WorkspaceStatus.REMOVED
+    assert operations.read_workspace(Reply(body=b"<html>", status=410)).status is WorkspaceStatus.UNKNOWN
+
+
+def test_neither_a_body_nor_an_answer_is_in_a_repr() -> None:
+    assert "secret" not in repr(operations.notify("ws", "secret"))
+    assert "secret" not in repr(Reply(body=b"secret", json={"k": "secret"}))

@@ -1,0 +1,364 @@
+"""What only real sockets show: how far a request came when its connection failed, and which connections are kept."""
+
+import asyncio
+import gzip
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import httpx
+import pytest
+
+from molecule_connect.errors import ConfigError, Outcome, PageTooLargeError, TransientPlatformError
+from molecule_connect.models import Presence, Signal
+from molecule_connect.platform import operations
+from molecule_connect.platform.address import parse_address
+from molecule_connect.platform.client import AsyncPlatformClient
+from molecule_connect.platform.operations import Form, Operation
+from molecule_connect.platform.senders import Senders
+from molecule_connect.platform.transports import Transports, proxy_for
+from molecule_connect.platform.workspace import WorkspaceClient
+
+from .kit import http, raw_server, read_request
+
+Reader: TypeAlias = asyncio.StreamReader
+Writer: TypeAlias = asyncio.StreamWriter
+LARGE = operations.notify("ws-1", "x" * 20_000_000)
+SMALL = operations.notify("ws-1", "hi")
+
+
+def client_of(api_url: str, **more: Any) -> AsyncPlatformClient:
+    return AsyncPlatformClient(api_url, workspace_id="ws-1", token="token-1", **more)
+
+
+async def failure(api_url: str, operation: Operation[Any]) -> TransientPlatformError:
+    async with client_of(api_url) as client:
+        with pytest.raises(TransientPlatformError) as caught:
+            await client.call(operation)
+    return caught.value
+
+
+def with_timeout(seconds: float) -> Operation[None]:
+    return Operation(name="a2a", method="POST", path="/x", body=b"{}", read=lambda reply: None, timeout=seconds)
+
+
+async def test_a_platform_that_nobody_listens_for_has_taken_nothing() -> None:
+    async with raw_server(lambda reader, writer: asyncio.sleep(0)) as url:
+        pass
+    error = await failure(url, SMALL)
+
+    assert (error.outcome, error.status) == (Outcome.NOT_TAKEN, None)
+    assert isinstance(error.__cause__, httpx.ConnectError)
+    assert url in str(error)
+    assert error.hint
+
+
+async def test_a_name_that_does_not_resolve_has_taken_nothing() -> None:
+    error = await failure("https://nobody.invalid", SMALL)
+
+    assert error.outcome is Outcome.NOT_TAKEN
+
+
+async def test_a_connection_cut_while_the_request_is_written_leaves_it_unknown() -> None:
+    async def talk(reader: Reader, writer: Writer) -> None:
+        await reader.readexactly(100)
+        writer.transport.abort()
+
+    async with raw_server(talk) as url:
+        error = await failure(url, LARGE)
+
+    assert error.outcome is Outcome.UNKNOWN
+    assert isinstance(error.__cause__, httpx.HTTPError)
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nContent-Le", http(b'{"sta', length=99), b"SSH-2.0-x\r\n"])
+async def test_a_connection_cut_after_the_request_was_written_leaves_it_unknown(answer: bytes) -> None:
+    async def talk(reader: Reader, writer: Writer) -> None:
+        await read_request(reader)
+        writer.write(answer)
+
+    async with raw_server(talk) as url:
+        error = await failure(url, SMALL)
+
+    assert error.outcome is Outcome.UNKNOWN
+    assert error.__cause__ is not None
+
+
+@pytest.mark.parametrize("begun", [b"", http(b'{"sta', length=99)])
+async def test_a_request_that_was_written_and_never_answered_is_told_apart(begun: bytes) -> None:
+    async def talk(reader: Reader, writer: Writer) -> None:
+        await read_request(reader)
+        writer.write(begun)
+        await asyncio.Event().wait()
+
+    async with raw_server(talk) as url:
+        error = await failure(url, with_timeout(0.05))
+
+    assert error.outcome is Outcome.WRITTEN
+    assert isinstance(error.__cause__, httpx.ReadTimeout)
+
+
+async def test_a_body_that_was_never_written_whole_is_not_called_written() -> None:
+    async def talk(reader: Reader, writer: Writer) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n")
+        await asyncio.Event().wait()
+
+    class Stalled(httpx.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            raise httpx.ReadTimeout("the proxy did not answer CONNECT")
+
+    async with raw_server(talk) as url, client_of(url, transport=Stalled()) as client:
+        with pytest.raises(TransientPlatformError) as caught:
+            await client.call(SMALL)
+
+    assert caught.value.outcome is Outcome.UNKNOWN
+
+
+async def test_a_refusal_that_comes_before_the_body_was_read_is_still_heard() -> None:
+    async def talk(reader: Reader, writer: Writer) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(http(b'{"error":"too large"}', "413 Request Entity Too Large"))
+        await writer.drain()
+        while await reader.read(1 << 20):
+            pass
+
+    async with raw_server(talk) as url, client_of(url) as client:
+        with pytest.raises(Exception, match="413 too large"):
+            await client.call(LARGE)
+
+
+async def test_a_page_shorter_than_it_was_announced_is_transient_not_empty() -> None:
+    async def talk(reader: Reader, writer: Writer) -> None:
+        await read_request(reader)
+        writer.write(http(b"[]", length=50))
+
+    async with raw_server(talk) as url:
+        client = WorkspaceClient(client_of(url))
+        with pytest.raises(TransientPlatformError, match="activity"):
+            await client.fetch(limit=5, known=lambda row_id: False)
+        await client.aclose()
+
+
+async def test_a_page_over_the_cap_is_not_read_to_its_end() -> None:
+    async def talk(reader: Reader, writer: Writer) -> None:
+        await read_request(reader)
+        writer.write(http(b"[" + b" " * 100_000, length=1 << 40))
+        await asyncio.Event().wait()
+
+    operation: Operation[None] = Operation(
+        name="activity", method="GET", path="/x", read=lambda reply: None, form=Form.PAGE, cap=50_000
+    )
+    async with raw_server(talk) as url:
+        assert isinstance(await failure(url, operation), PageTooLargeError)
+
+
+async def test_a_compressed_page_is_read() -> None:
+    async def talk(reader: Reader, writer: Writer) -> None:
+        await read_request(reader)
+        body = gzip.compress(b"[]")
+        head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+
+    async with raw_server(talk) as url:
+        client = WorkspaceClient(client_of(url))
+        assert (await client.fetch(limit=5, known=lambda row_id: False)).count == 0
+        await client.aclose()
+
+
+class Counting:
+    """A platform that counts its connections and what is under way, and answers when it is let."""
+
+    def __init__(self) -> None:
+        self.connections = 0
+        self.under_way = 0
+        self.most = 0
+        self.answer = asyncio.Event()
+        self.answer.set()
+        self.arrived = asyncio.Condition()
+
+    async def talk(self, reader: Reader, writer: Writer) -> None:
+        self.connections += 1
+        while True:
+            await read_request(reader)
+            async with self.arrived:
+                self.under_way += 1
+                self.most = max(self.most, self.under_way)
+                self.arrived.notify_all()
+            await self.answer.wait()
+            self.under_way -= 1
+            writer.write(http())
+
+    async def until(self, number: int) -> None:
+        async with self.arrived:
+            await self.arrived.wait_for(lambda: self.under_way >= number)
+
+
+async def test_many_sends_share_eight_connections_and_beats_do_not_wait_for_them() -> None:
+    platform = Counting()
+    transports = Transports(patience=600)
+    async with raw_server(platform.talk) as url, client_of(url, transports=transports) as client:
+        platform.answer.clear()
+        async with asyncio.TaskGroup() as group:
+            for _ in range(50):
+                group.create_task(client.call(SMALL))
+            await platform.until(8)
+            assert platform.connections == 8
+            group.create_task(client.call(operations.heartbeat("ws-1", Presence())))
+            await platform.until(9)
+            platform.answer.set()
+        await transports.aclose()
+
+    assert platform.connections == 9
+    assert platform.most == 9
+
+
+async def test_connections_are_kept_between_requests_and_shared_between_workspaces() -> None:
+    platform = Counting()
+    async with raw_server(platform.talk) as url:
+        transports = Transports()
+        clients = [
+            AsyncPlatformClient(url, workspace_id=f"ws-{number}", token="token-1", transports=transports)
+            for number in range(5)
+        ]
+        for client in clients * 2:
+            await client.call(operations.heartbeat(client.workspace_id, Presence()))
+        assert platform.connections == 1
+        assert clients[0].pacer is clients[1].pacer
+        assert clients[0].pacer.workspaces == 5
+        for client in clients:
+            await client.aclose()
+        assert clients[0].pacer.workspaces == 0
+        await transports.aclose()
+
+
+class Place:
+    def __init__(self, made: list["Place"]) -> None:
+        self.closed = False
+        made.append(self)
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+async def hold(release: asyncio.Event, started: asyncio.Event) -> None:
+    started.set()
+    await release.wait()
+
+
+async def test_a_send_that_waits_long_gives_its_place_to_the_next() -> None:
+    made: list[Place] = []
+    senders = Senders(lambda: Place(made), count=1, patience=0.0)
+    release = asyncio.Event()
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        for _ in range(3):
+            started = asyncio.Event()
+            group.create_task(senders.run(lambda place, started=started: hold(release, started)))  # type: ignore[misc]
+            await started.wait()
+        release.set()
+
+    assert len(made) == 3
+    assert sorted(place.closed for place in made) == [False, True, True]
+
+
+async def test_a_place_is_free_again_after_a_failure_and_after_a_cancellation() -> None:
+    senders = Senders(lambda: Place([]), count=1)
+    started = asyncio.Event()
+    task = asyncio.create_task(senders.run(lambda place: hold(asyncio.Event(), started)))
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    async def fail(place: Place) -> None:
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        await senders.run(fail)
+    async with asyncio.timeout(5):
+        assert await senders.run(lambda place: asyncio.sleep(0, "sent")) == "sent"
+
+
+async def test_closing_closes_the_free_now_and_the_busy_when_they_end() -> None:
+    made: list[Place] = []
+    senders = Senders(lambda: Place(made), count=2)
+    started, release = asyncio.Event(), asyncio.Event()
+    await asyncio.gather(*(senders.run(lambda place: asyncio.sleep(0)) for _ in range(2)))
+    busy = asyncio.create_task(senders.run(lambda place: hold(release, started)))
+    await started.wait()
+    await senders.aclose()
+    assert sorted(place.closed for place in made) == [False, True]
+    release.set()
+    await busy
+
+    assert all(place.closed for place in made)
+
+
+async def test_a_stream_over_sockets_gives_signals_and_tells_a_cut() -> None:
+    async def talk(reader: Reader, writer: Writer) -> None:
+        await read_request(reader)
+        event = b'data: {"type":"ACTIVITY_LOGGED","data":{}}\n\n'
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+        writer.write(head + b"%x\r\n" % len(event) + event + b"\r\n")
+        await writer.drain()
+
+    async with raw_server(talk) as url:
+        client = WorkspaceClient(client_of(url))
+        stream = client.signals()
+        assert [await anext(stream), await anext(stream)] == [Signal.OPENED, Signal.ROW]
+        with pytest.raises(TransientPlatformError, match="events") as caught:
+            await anext(stream)
+        await client.aclose()
+
+    assert isinstance(caught.value.__cause__, httpx.RemoteProtocolError)
+
+
+async def test_streams_have_no_cap() -> None:
+    platform = Counting()
+
+    async def talk(reader: Reader, writer: Writer) -> None:
+        platform.connections += 1
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n: ping\n\n")
+        await asyncio.Event().wait()
+
+    async with raw_server(talk) as url:
+        client = WorkspaceClient(client_of(url))
+        streams = [client.signals() for _ in range(12)]
+        async with asyncio.timeout(5):
+            opened = await asyncio.gather(*(anext(stream) for stream in streams))
+        assert opened == [Signal.OPENED] * 12
+        assert platform.connections == 12
+        for stream in streams:
+            await stream.aclose()
+        await client.aclose()
+
+
+def test_a_proxy_of_the_environment_is_for_other_machines_alone() -> None:
+    proxies: Callable[[], dict[str, str]] = lambda: {"https": "proxy.example:3128", "http": "http://p.example"}  # noqa: E731
+    bypass: Callable[[str], bool] = lambda host: host == "inside.example"  # noqa: E731
+
+    def proxy(api_url: str) -> str | None:
+        return proxy_for(parse_address(api_url, insecure=True), proxies=proxies, bypass=bypass)
+
+    assert proxy("https://platform.example:8443") == "http://proxy.example:3128"
+    assert proxy("http://platform.example") == "http://p.example"
+    assert proxy("https://inside.example") is None
+    assert proxy("http://localhost:8080") is None
+    assert proxy("http://[::1]:8080") is None
+
+
+async def test_a_host_that_no_network_knows_how_to_spell_is_said_before_anything_is_sent() -> None:
+    async with client_of("https://xn--999999999.example") as client:
+        with pytest.raises(ConfigError, match="xn--999999999"):
+            await client.call(SMALL)
+
+
+def test_importing_the_client_does_not_import_the_command_line_of_httpx() -> None:
+    program = (
+        "import sys, molecule_connect.platform.client, httpx;"
+        "print([name for name in ('rich', 'click', 'pygments', 'httpx._main') if name in sys.modules], httpx.main)"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert run.stdout.startswith("[] <function")
