@@ -20,7 +20,7 @@ from molecule_connect.models import WorkspaceStatus
 # A refused token can be a blip of the platform's database: so often, and over so long a time, it is none.
 REFUSALS, REFUSED_FOR = 3, 60.0
 REFUSED_WAIT = Backoff(first=2.0, cap=30.0)
-READ_WAIT = Backoff(first=1.0, cap=30.0)
+READ_WAIT = Backoff(first=0.5, cap=30.0)
 JOURNAL_WAIT = 5.0
 EXPIRED_TOO_OFTEN = 2
 

@@ -1,0 +1,176 @@
+"""``connect(...)`` in code, against the barest platform that the field has."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import httpx
+import pytest
+
+from molecule_connect import (
+    AsyncPlatformClient,
+    AuthError,
+    ConfigError,
+    PermanentPlatformError,
+    Progress,
+    Request,
+    Response,
+    TransientPlatformError,
+    connect,
+    hookimpl,
+)
+from molecule_connect.platform import operations
+
+from .kit import BarestPlatform
+
+
+@attrs.frozen(eq=False)
+class Pong:
+    """Answers ``pong: <text>``, once it may."""
+
+    seen: list[Request] = attrs.field(factory=list)
+    entered: asyncio.Event = attrs.field(factory=asyncio.Event)
+    release: asyncio.Event = attrs.field(factory=asyncio.Event)
+    waits: bool = False
+
+    @hookimpl
+    async def handle_a2a(self, request: Request, progress: Progress) -> Response:
+        self.seen.append(request)
+        self.entered.set()
+        if self.waits:
+            await self.release.wait()
+        return Response.from_text(f"pong: {request.text}")
+
+
+@asynccontextmanager
+async def connected(platform: BarestPlatform, folder: Path, **given: Any) -> AsyncIterator["asyncio.Task[None]"]:
+    """A connection that is cancelled, and has drained, at the end of the block."""
+    task = asyncio.ensure_future(connect(**arguments(platform, folder, **given)))
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def arguments(platform: BarestPlatform, folder: Path, **given: Any) -> dict[str, Any]:
+    return {
+        "workspace_id": "ws-target",
+        "backend": Pong(),
+        "token": "tok-12345",
+        "api_url": "http://localhost:8080",
+        "state_dir": folder,
+        "transport": httpx.MockTransport(platform),
+        "poll_interval": 0.02,
+        "heartbeat_interval": 0.05,
+    } | given
+
+
+def cursor(folder: Path) -> str:
+    return str(json.loads((folder / "ws-target.json").read_text())["last_since_id"])
+
+
+async def test_a_peer_gets_its_answer_once_and_the_cursor_file_ends_on_its_row(tmp_path: Path) -> None:
+    platform = BarestPlatform()
+    platform.put("ping", row_id="act-1", source="ws-peer")
+    async with connected(platform, tmp_path):
+        await platform.until(lambda: platform.sent and len(platform.beats) > 2 and platform.reads > 20)
+    [(path, body)] = platform.sent
+    assert path == "/workspaces/ws-peer/a2a"
+    assert body["params"]["message"]["parts"] == [{"kind": "text", "text": "pong: ping"}]
+    assert body["params"]["message"]["role"] == "agent"
+    assert platform.registers[0]["delivery_mode"] == "poll"
+    assert cursor(tmp_path) == "act-1"
+
+
+async def test_a_person_is_handed_to_the_backend_nothing_goes_to_a2a_and_the_cursor_passes(tmp_path: Path) -> None:
+    platform, pong = BarestPlatform(), Pong()
+    platform.put("hello", row_id="act-1", source=None)
+    async with connected(platform, tmp_path, backend=pong):
+        await platform.until(lambda: platform.paths.count("/workspaces/ws-target/notify") == 2)
+        await platform.until(lambda: (tmp_path / "ws-target.json").exists())
+    assert [request.text for request in pong.seen] == ["hello"]
+    assert pong.seen[0].caller_id is None
+    assert pong.seen[0].message_id == "act-1"
+    assert platform.sent == []
+    assert cursor(tmp_path) == "act-1"
+
+
+async def test_one_410_and_then_rows(tmp_path: Path) -> None:
+    platform = BarestPlatform(activity=[410])
+    platform.put("ping", row_id="act-1", source="ws-peer")
+    async with connected(platform, tmp_path), asyncio.timeout(1.2):
+        await platform.until(lambda: platform.sent)
+    assert len(platform.sent) == 1
+
+
+async def test_a_refused_register_ends_at_once_and_says_what_was_refused(tmp_path: Path) -> None:
+    platform = BarestPlatform(register=[401] * 9)
+    with pytest.raises(AuthError, match="register: 401") as caught:
+        await connect(**arguments(platform, tmp_path))
+    assert len(platform.registers) == 1
+    assert (caught.value.operation, caught.value.status) == ("register", 401)
+    assert "tok-12345" not in str(caught.value)
+
+
+async def test_a_register_that_fails_once_succeeds_within_four_seconds(tmp_path: Path) -> None:
+    platform = BarestPlatform(register=[503])
+    async with connected(platform, tmp_path), asyncio.timeout(4):
+        await platform.until(lambda: platform.beats)
+    assert len(platform.registers) == 2
+
+
+async def test_polls_and_beats_keep_the_intervals_they_are_given(tmp_path: Path) -> None:
+    platform = BarestPlatform()
+    async with connected(platform, tmp_path), asyncio.timeout(5):
+        await platform.until(lambda: len(platform.beats) >= 5)
+        # 20 ms and 50 ms: more than one read to a beat, and not ten.
+        assert len(platform.beats) < platform.reads < 10 * len(platform.beats)
+
+
+async def test_cancelling_right_after_the_handler_was_entered_lets_it_finish(tmp_path: Path) -> None:
+    platform, pong = BarestPlatform(), Pong(waits=True)
+    platform.put("ping", row_id="act-1", source="ws-peer")
+    task = asyncio.ensure_future(connect(**arguments(platform, tmp_path, backend=pong)))
+    await asyncio.wait_for(pong.entered.wait(), 5)
+    task.cancel()
+    asyncio.get_running_loop().call_later(0.1, pong.release.set)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert [body["params"]["message"]["parts"][0]["text"] for _, body in platform.sent] == ["pong: ping"]
+    assert cursor(tmp_path) == "act-1"
+
+
+@pytest.mark.parametrize(
+    ("missing", "named"),
+    [({"backend": None}, "backend"), ({"workspace_id": ""}, "workspace id"), ({"token": None}, "token")],
+)
+async def test_what_is_missing_is_refused_by_name_before_any_request(
+    tmp_path: Path, missing: dict[str, Any], named: str
+) -> None:
+    platform = BarestPlatform()
+    with pytest.raises(ConfigError, match=named):
+        await connect(**arguments(platform, tmp_path, **missing))
+    assert platform.paths == []
+
+
+async def test_an_error_names_operation_and_status_and_the_network_error_is_its_cause(tmp_path: Path) -> None:
+    async def unreachable(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused")
+
+    async def refused(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(400, json={"error": "delivery_mode must be 'push' or 'poll'"})
+
+    with pytest.raises(PermanentPlatformError, match="register: 400 delivery_mode must be"):
+        await connect(**arguments(BarestPlatform(), tmp_path, transport=httpx.MockTransport(refused)))
+    client = AsyncPlatformClient(
+        "http://localhost:8080", workspace_id="ws-1", token="tok-12345", transport=httpx.MockTransport(unreachable)
+    )
+    async with client:
+        with pytest.raises(TransientPlatformError, match="register") as caught:
+            await client.call(operations.register("ws-1", {"name": "x"}))
+    assert isinstance(caught.value.__cause__, httpx.ConnectError)
