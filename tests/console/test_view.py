@@ -78,7 +78,8 @@ def test_the_counts_follow_the_messages() -> None:
 
 
 def test_finished_messages_make_room_first() -> None:
-    rows = tuple(MessageRow(time=0, caller="c", text=str(n), state="running" if n < 2 else "delivered") for n in range(9))
+    states = ["running"] * 2 + ["delivered"] * 7
+    rows = tuple(MessageRow(time=0, caller="c", text=str(number), state=state) for number, state in enumerate(states))
 
     assert [each.text for each in pick(rows, 4)] == ["0", "1", "7", "8"]
     assert [each.text for each in pick(rows, 1)] == ["1"]

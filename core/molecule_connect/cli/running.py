@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from molecule_connect import state_folder
-from molecule_connect.cli import environment
+from molecule_connect.cli import environment, exit_codes
 from molecule_connect.cli.signals import StopSignals
 from molecule_connect.console.screen import Screen, Summary
-from molecule_connect.errors import BackendNotFoundError, ConfigError
+from molecule_connect.errors import AuthError, BackendNotFoundError, ConfigError
 from molecule_connect.platform.address import parse_address
 from molecule_connect.plugins import discovery
 from molecule_connect.plugins.options import parse_options
@@ -39,9 +39,10 @@ def run(flags: Mapping[str, Any], *, api_url: str, screen: Screen) -> None:
     _check_backend(flags["backend"])
     settings = _settings(flags, workspace_id, api_url, source)
     if flags["dry_run"]:
-        _rehearse(settings, _summary(settings, flags["mode"], planned), screen)
+        # No state is touched; a token that is kept there is read all the same.
+        _rehearse(settings, _summary(settings, flags["mode"], planned), None if source else planned, screen)
         return
-    with StopSignals(grace=settings.grace) as signals:
+    with StopSignals(grace=settings.grace, spell=screen.last_words) as signals:
         folder = state_folder.resolve(flags["state_dir"], os.environ, home=_home())
         screen.open([_summary(settings, flags["mode"], folder)])
         with _log_to(screen):
@@ -53,16 +54,21 @@ async def _serve(settings: ConnectionSettings, folder: Path, screen: Screen, sig
 
     stop = asyncio.Event()
     signals.bind(stop)
-    await serve([settings], state_dir=folder, listener=screen, stop=stop)
-    signals.outcome = 0
+    try:
+        await serve([settings], state_dir=folder, listener=screen, stop=stop)
+    except AuthError as error:
+        source = settings.token_source if settings.token else settings.token_file or folder
+        error.hint = f"workspace {settings.workspace_id}, token from {source}: {error.hint}"
+        raise
+    signals.outcome = exit_codes.CLEAN
 
 
-def _rehearse(settings: ConnectionSettings, summary: Summary, screen: Screen) -> None:
+def _rehearse(settings: ConnectionSettings, summary: Summary, folder: Path | None, screen: Screen) -> None:
     from molecule_connect.serve import rehearse
 
     screen.open([summary])
     with _log_to(screen):
-        problems = asyncio.run(rehearse([settings], state_dir=None, listener=screen))
+        problems = asyncio.run(rehearse([settings], state_dir=folder, listener=screen))
     for problem in problems:
         screen.note("ERROR", problem)
     screen.note("INFO", "dry run: nothing was started")

@@ -14,7 +14,7 @@ from molecule_connect.cli import exit_codes
 
 # What a stop may take beside the grace that handlers get: the last sends, the cursor, a beat, closing the plugins.
 STOP_MARGIN = 8.0
-_SHOW_CURSOR = b"\x1b[?25h"
+_SHOW_CURSOR = "\x1b[?25h"
 
 
 class StopSignals:
@@ -22,11 +22,20 @@ class StopSignals:
 
     The handlers are Python's own, not the loop's: they also run while a backend blocks the loop, so that a second
     signal always ends the program. A terminal that closes sends SIGHUP more than once, so only SIGINT and SIGTERM
-    count as a second signal. A SIGHUP that was ignored at the start (nohup) stays ignored.
+    count as a second signal. A SIGHUP that was ignored at the start (nohup) stays ignored. *spell* makes a line of the
+    last words and the exit code; it is called from a signal handler.
     """
 
-    def __init__(self, *, grace: float, leave: Callable[[int], Any] = os._exit, stderr: int = 2) -> None:
+    def __init__(
+        self,
+        *,
+        grace: float,
+        spell: Callable[[str, int], str],
+        leave: Callable[[int], Any] = os._exit,
+        stderr: int = 2,
+    ) -> None:
         self._limit = grace + STOP_MARGIN
+        self._spell = spell
         self._leave = leave
         self._stderr = stderr
         self._before: dict[signal.Signals, Any] = {}
@@ -59,9 +68,7 @@ class StopSignals:
         # Whatever this calls may have been interrupted half way: no screen, no lock, no buffered stream.
         if self.received:
             if number in (signal.SIGINT, signal.SIGTERM):
-                self._end(
-                    128 + number, b"ended at once by a second signal; the next start takes up what was unfinished"
-                )
+                self._end(128 + number, "ended at once by a second signal; the next start takes up what was unfinished")
             return
         self.received = True
         self._watchdog = threading.Timer(self._limit, self._give_up)
@@ -74,12 +81,13 @@ class StopSignals:
 
     def _give_up(self) -> None:
         code = exit_codes.BUG if self.outcome is None else self.outcome
-        self._end(code, b"something did not end in time and was left behind" if code else b"")
+        self._end(code, "" if code == exit_codes.CLEAN else "something did not end in time and was left behind")
 
-    def _end(self, code: int, words: bytes) -> None:
+    def _end(self, code: int, words: str) -> None:
         with contextlib.suppress(OSError, ValueError):
             # A terminal stopped with Ctrl-S takes nothing, and must not hold up the end.
             if select.select([], [self._stderr], [], 0)[1]:
-                line = b"\n" + words + b"\n" if words else b""
-                os.write(self._stderr, (_SHOW_CURSOR if os.isatty(self._stderr) else b"") + line)
+                cursor = f"{_SHOW_CURSOR}\n" if os.isatty(self._stderr) else ""
+                line = f"{self._spell(words, code)}\n" if words else ""
+                os.write(self._stderr, (cursor + line).encode())
         self._leave(code)

@@ -42,6 +42,10 @@ class JsonScreen:
         more = {"traceback": traceback} if traceback else {}
         self._writer.put(self._line("error", text=text, hint=hint, exit_code=exit_code, **more))
 
+    def last_words(self, text: str, exit_code: int) -> str:
+        """*text* as an error."""
+        return self._line("error", text=text, hint="", exit_code=exit_code)
+
     def close(self) -> None:
         """Write what waits, for two seconds at most."""
         self._writer.close()

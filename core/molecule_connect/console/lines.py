@@ -126,6 +126,10 @@ class LineScreen:
         """Say why the program ends."""
         self._writer.put(failure(text, hint, traceback))
 
+    def last_words(self, text: str, exit_code: int) -> str:
+        """*text* as it is."""
+        return text
+
     def close(self) -> None:
         """Write what waits, for two seconds at most."""
         self._writer.close()

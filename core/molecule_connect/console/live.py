@@ -60,6 +60,10 @@ class LiveScreen:
         """Say, under the last picture, why the program ends."""
         self._failure = failure(text, hint, traceback)
 
+    def last_words(self, text: str, exit_code: int) -> str:
+        """*text* as it is."""
+        return text
+
     def close(self) -> None:
         """Draw a last time and leave the terminal as it was, within two seconds."""
         self._stop.set()

@@ -43,10 +43,11 @@ def draw(snapshot: Snapshot, summaries: Mapping[str, Summary], *, width: int, he
     for workspace_id, health in snapshot.connections:
         lines += _head(workspace_id, health, summaries.get(workspace_id), snapshot)
     lines.append(_counts(snapshot, width))
-    rows = pick(snapshot.rows, max(0, height - len(lines) - 1))
+    rows = pick(snapshot.rows, max(0, height - len(lines) - 2))
     if rows:
         lines.append(_table(rows, width))
-    return Group(*lines)
+    # The cursor rests on a line of its own: a ^C that the terminal echoes there breaks no line of the picture.
+    return Group(*lines, Text())
 
 
 def _head(workspace_id: str, health: Health, summary: Summary | None, snapshot: Snapshot) -> list[Text]:

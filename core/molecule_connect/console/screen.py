@@ -41,6 +41,10 @@ class Screen(Protocol):
 
     def fail(self, text: str, hint: str, exit_code: int, traceback: str = "") -> None: ...
 
+    def last_words(self, text: str, exit_code: int) -> str:
+        """How *text* looks here. May be called from a signal handler: takes no lock and writes nothing."""
+        ...
+
     def close(self) -> None: ...
 
 

@@ -1,0 +1,104 @@
+"""``molecule backends``, ``molecule try``, and commands that plugins add."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+Molecule = Callable[..., Any]
+
+
+def test_backends_are_listed_without_loading_them(molecule: Molecule) -> None:
+    result = molecule("backends")
+
+    assert result.code == 0
+    lines = result.stdout.splitlines()
+    assert any(line.split() == ["parrot", "fake-good", "1.0"] for line in lines)
+    assert any(line.split()[:3] == ["broken", "fake-broken", "1.0"] for line in lines)
+
+
+def test_check_imports_each_and_names_what_fails(molecule: Molecule) -> None:
+    result = molecule("backends", "--check")
+
+    assert result.code == 2
+    lines = {line.split()[0]: line for line in result.stdout.splitlines()}
+    assert lines["parrot"].endswith("ok")
+    assert "SystemExit" in lines["broken"]
+    assert "broken" in result.stderr
+    assert "what to do: " in result.stderr
+
+
+def test_the_options_of_one_backend_are_shown(molecule: Molecule) -> None:
+    result = molecule("backends", "parrot")
+
+    assert result.code == 0
+    for words in ("Repeat each message.", "suffix=", "text put after it", "[default: !]", "times=", "how often"):
+        assert words in result.stdout
+
+
+def test_an_unknown_backend_is_told_with_the_known_ones(molecule: Molecule) -> None:
+    result = molecule("backends", "nosuch")
+
+    assert result.code == 2
+    assert "parrot" in result.stderr
+
+
+def test_try_prints_the_answer_alone_on_stdout(molecule: Molecule) -> None:
+    result = molecule("try", "parrot", "hello", "--backend-opt", "times=2")
+
+    assert (result.code, result.stdout) == (0, "hello!hello!\n")
+    assert result.stderr == "... repeating\n"
+
+
+def test_try_reads_its_message_from_stdin(molecule: Molecule) -> None:
+    assert molecule("try", "parrot", stdin="from a pipe").stdout == "from a pipe!\n"
+
+
+def test_try_says_what_a_failed_backend_said(molecule: Molecule) -> None:
+    result = molecule("try", "parrot", "fail")
+
+    assert (result.code, result.stdout) == (1, "")
+    assert "error: the parrot is asleep\nwhat to do: " in result.stderr
+
+
+def test_try_shows_the_traceback_of_a_backend_that_breaks(molecule: Molecule) -> None:
+    result = molecule("try", "parrot", "crash")
+
+    assert result.code == 1
+    assert "Traceback" in result.stderr
+    assert "error: RuntimeError: not a parrot" in result.stderr
+
+
+def test_try_says_that_a_backend_is_not_ready(molecule: Molecule) -> None:
+    result = molecule("try", "unready", "hello")
+
+    assert result.code == 2
+    assert "no login" in result.stderr
+
+
+def test_a_command_of_a_plugin_runs_and_its_exit_code_counts(molecule: Molecule) -> None:
+    assert molecule("dance").stdout == "dancing\n"
+    assert molecule("dance", "--code", "5").code == 5
+
+
+def test_a_plugin_cannot_take_the_name_of_a_built_in_command(molecule: Molecule) -> None:
+    assert "Serve a workspace" in molecule("connect", "--help").stdout
+
+
+@pytest.mark.parametrize(("name", "words"), [("shatter", "SystemExit"), ("stone", "no click command")])
+def test_a_broken_command_of_a_plugin_breaks_itself_alone(molecule: Molecule, name: str, words: str) -> None:
+    result = molecule(name)
+
+    assert result.code == 2
+    assert words in result.stderr
+    assert "fake-broken 1.0" in result.stderr
+    assert "what to do: " in result.stderr
+    assert molecule("--help").code == 0
+
+
+def test_an_unknown_command_is_told_with_the_nearest(molecule: Molecule) -> None:
+    result = molecule("conect")
+
+    assert result.code == 2
+    assert "'connect'" in result.stderr
+    assert "what to do: see 'molecule --help'" in result.stderr

@@ -1,0 +1,82 @@
+"""A rehearsal: everything that can be checked without a request, and no state."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Molecule = Callable[..., Any]
+
+
+def test_it_shows_the_summary_and_starts_nothing(molecule: Molecule, environ: dict[str, str], token: str) -> None:
+    result = molecule(
+        "connect", "ws_1", "--backend", "parrot", "--dry-run",
+        MOLECULE_WORKSPACE_TOKEN=token, MOLECULE_API_URL="http://127.0.0.1:1",
+    )  # fmt: skip
+
+    assert result.code == 0, result.stderr
+    assert result.stdout == ""
+    for word in ("workspace ws_1", "backend parrot", "mode poll", "api http://127.0.0.1:1", "nothing was started"):
+        assert word in result.stderr
+    assert list(Path(environ["HOME"]).iterdir()) == []
+
+
+def test_push_can_be_rehearsed(molecule: Molecule, token: str) -> None:
+    result = molecule("connect", "ws_1", "--backend", "parrot", "--mode", "push", "--dry-run", "--token", token)
+
+    assert result.code == 0
+    assert "mode push" in result.stderr
+
+
+def test_problems_of_the_backend_are_told_and_end_it_with_2(molecule: Molecule, token: str) -> None:
+    result = molecule("connect", "ws_1", "--backend", "unready", "--dry-run", "--token", token)
+
+    assert result.code == 2
+    assert "no login" in result.stderr
+    assert "nothing was started" in result.stderr
+
+
+def test_an_unknown_option_is_a_warning_with_the_nearest(molecule: Molecule, token: str) -> None:
+    result = molecule(
+        "connect", "ws_1", "--backend", "parrot", "--backend-opt", "sufix=?", "--dry-run", "--token", token
+    )
+
+    assert result.code == 0
+    assert "'sufix'" in result.stderr
+    assert "'suffix'" in result.stderr
+
+
+def test_the_platform_may_be_named_before_the_command(molecule: Molecule, token: str) -> None:
+    before = ("--api-url", "http://127.0.0.1:1")
+    rest = ("connect", "ws_1", "--backend", "parrot", "--dry-run", "--token", token)
+
+    assert "api http://127.0.0.1:1," in molecule(*before, *rest, MOLECULE_API_URL="http://127.0.0.1:2").stderr
+    assert "api http://127.0.0.1:3," in molecule(*before, *rest, "--api-url", "http://127.0.0.1:3").stderr
+
+
+def test_a_token_that_comes_through_a_pipe_is_read_once(molecule: Molecule, token: str, tmp_path: Path) -> None:
+    import os
+    import threading
+
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe, 0o600)
+    writer = threading.Thread(target=pipe.write_text, args=(token + "\n",))
+    writer.start()
+
+    result = molecule("connect", "ws_1", "--backend", "parrot", "--dry-run", "--token-file", str(pipe))
+    writer.join()
+
+    assert result.code == 0, result.stderr
+
+
+def test_a_token_that_an_earlier_register_left_is_enough(
+    molecule: Molecule, token: str, environ: dict[str, str]
+) -> None:
+    state = Path(environ["HOME"]) / ".config" / "molecule" / "state"
+    state.mkdir(parents=True)
+    kept = state / "ws_1.token"
+    kept.write_text(f"# http://127.0.0.1:1\n{token}\n")
+    kept.chmod(0o600)
+    rest = ("connect", "ws_1", "--backend", "parrot", "--dry-run", "--api-url")
+
+    assert molecule(*rest, "http://127.0.0.1:1").code == 0
+    assert molecule(*rest, "http://127.0.0.1:2").code == 2, "another platform never sees it"

@@ -1,0 +1,129 @@
+"""What help tells, and what it costs."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from molecule_connect.cli.root import BUILT_IN
+
+Molecule = Callable[..., Any]
+
+HEAVY = {
+    "httpx",
+    "attr",
+    "attrs",
+    "cattrs",
+    "asyncio",
+    "importlib.metadata",
+    "rich",
+    "pluggy",
+    "ssl",
+    "sqlite3",
+    "json",
+}
+FLAGS = """
+    --api-url --org-id --token --token-file --backend --backend-opt --use --use-opt --mode --interval-ms --since-secs
+    --concurrency --grace --peer-budget --state-dir --agent-name --once --unpause --insecure --dry-run --strict
+    --log-format
+"""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["completion", "zsh"]])
+def test_what_only_prints_loads_nothing_heavy(arguments: list[str], environ: dict[str, str]) -> None:
+    program = (
+        "import sys; sys.argv[1:] = sys.argv[1:]\n"
+        "from molecule_connect.cli import main\n"
+        "try: main()\n"
+        "finally: print('loaded:', *sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, env=environ, timeout=30, check=True
+    )
+
+    loaded = set(done.stdout.splitlines()[-1].split()[1:])
+    assert "click" in loaded
+    assert loaded & HEAVY == set()
+
+
+def test_help_lists_built_in_commands_and_those_of_plugins(molecule: Molecule) -> None:
+    result = molecule("--help")
+
+    assert result.code == 0
+    listed = {line.split()[0] for line in result.stdout.splitlines() if line.startswith("  ") and line.strip()}
+    assert {"connect", "backends", "try", "completion", "dance", "shatter", "stone"} <= listed
+    assert "from fake-good" in result.stdout
+    assert {"status", "messages", "doctor", "new-backend"} & listed == set()
+
+
+def test_every_built_in_command_has_the_help_line_it_was_listed_with(molecule: Molecule) -> None:
+    for name in BUILT_IN:
+        result = molecule(name, "--help")
+        assert result.code == 0, result.stderr
+        assert result.stdout.startswith(f"Usage: molecule {name}")
+
+
+def test_the_help_of_connect_shows_every_flag_the_examples_and_the_installed_backends(molecule: Molecule) -> None:
+    result = molecule("connect", "--help", COLUMNS="200")
+
+    assert result.code == 0
+    assert [flag for flag in FLAGS.split() if f"  {flag} " not in result.stdout] == []
+    assert "Claude Code, the default backend:\n      molecule connect ws_1\n" in result.stdout
+    assert 'molecule connect ws_1 --backend mock --backend-opt reply="echo: %s"' in result.stdout
+    assert 'molecule connect ws_1 --backend exec --backend-opt cmd="python myhandler.py"' in result.stdout
+    installed = next(line for line in result.stdout.splitlines() if line.startswith("Installed backends:"))
+    assert {"broken,", "parrot,", "unready."} <= set(installed.split())
+    assert "--config" not in result.stdout
+
+
+def test_the_version_is_told(molecule: Molecule) -> None:
+    result = molecule("--version")
+
+    assert result.code == 0
+    assert result.stdout.startswith("molecule-connect, version ")
+
+
+def test_no_arguments_show_the_help(molecule: Molecule) -> None:
+    result = molecule()
+
+    assert result.code == 2
+    assert "Commands:" in result.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish", "powershell"])
+def test_every_shell_gets_its_completion_script(molecule: Molecule, shell: str) -> None:
+    result = molecule("completion", shell)
+
+    assert result.code == 0
+    assert "_MOLECULE_COMPLETE" in result.stdout
+
+
+def test_completion_knows_commands_of_plugins_without_loading_them(molecule: Molecule) -> None:
+    result = molecule(**complete("molecule ", 1))
+
+    assert {"connect", "dance", "shatter"} <= set(result.stdout.replace(",", "\n").split())
+
+
+def test_completion_knows_installed_backends(molecule: Molecule) -> None:
+    result = molecule(**complete("molecule connect --backend p", 3))
+
+    assert result.stdout.strip() == "plain,parrot"
+
+
+def complete(words: str, index: int) -> dict[str, str]:
+    return {"_MOLECULE_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(index)}
+
+
+def test_the_package_runs_as_a_module_too(environ: dict[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "molecule_connect", "--version"],
+        capture_output=True,
+        text=True,
+        env=environ,
+        timeout=30,
+        check=True,
+    )
+
+    assert "version" in done.stdout

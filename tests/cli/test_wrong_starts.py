@@ -1,0 +1,159 @@
+"""Every wrong start prints what and what to do, with the exit code of its kind, and asks the platform nothing."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Molecule = Callable[..., Any]
+
+
+def start(molecule: Molecule, *flags: str, **environ: str) -> Any:
+    """A start of ws_1 with a backend and a token, but for *flags*; a platform would be out of reach (exit 6)."""
+    return molecule(
+        "connect", "ws_1", "--backend", "parrot", *flags, **{"MOLECULE_WORKSPACE_TOKEN": "t0k3n", **environ}
+    )
+
+
+def assert_refused(result: Any, *words: str, code: int = 2) -> None:
+    lines = result.stderr.splitlines()
+    assert result.code == code, result.stderr
+    assert result.stdout == ""
+    assert lines[-2].startswith("error: "), result.stderr
+    assert lines[-1].startswith("what to do: "), result.stderr
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--bakend", "mock"], ["--bakend", "--backend"]),
+        (["--backend", "nosuch"], ["'nosuch'", "installed: broken, ", "parrot"]),
+        (["--backend", "broken"], ["fake-broken 1.0", "SystemExit", "upgrade or remove"]),
+        (["--backend", "unready"], ["no login"]),
+        (["--backend-opt", "no equals sign"], ["'no equals sign'", "key=value"]),
+        (["--backend-opt", "times=often"], ["'times'"]),
+        (["--backend-opt", "sufix=x", "--strict"], ["'sufix'", "'suffix'"]),
+        (["--use", "nothing"], ["'nothing'"]),
+        (["--mode", "push"], ["push", "not built yet"]),
+        (["--mode", "pull"], ["pull"]),
+        (["--since-secs", "2592001"], ["since-secs", "2592000"]),
+        (["--since-secs", "-1"], ["since-secs"]),
+        (["--interval-ms", "0"], ["interval-ms"]),
+        (["--concurrency", "0"], ["concurrency"]),
+        (["--grace", "-1"], ["grace"]),
+        (["--peer-budget", "60"], ["peer-budget", "60/600"]),
+        (["--api-url", "localhost:8080"], ["'localhost:8080'", "https://"]),
+        (["--api-url", "http://platform.example"], ["platform.example", "--insecure"]),
+        (["--log-format", "xml"], ["xml", "json"]),
+        (["extra"], ["extra"]),
+    ],
+    ids=lambda value: " ".join(value) if value and value[0].startswith("-") else "",
+)
+def test_a_wrong_flag_is_refused(molecule: Molecule, flags: list[str], words: list[str]) -> None:
+    assert_refused(start(molecule, *flags), *words)
+
+
+def test_without_a_token_it_says_where_to_put_one(molecule: Molecule) -> None:
+    assert_refused(molecule("connect", "ws_1"), "no workspace token", "MOLECULE_WORKSPACE_TOKEN", "--token-file")
+
+
+def test_the_default_backend_that_is_not_installed_comes_with_its_install_line(molecule: Molecule) -> None:
+    result = molecule("connect", "ws_1", MOLECULE_WORKSPACE_TOKEN="t0k3n")
+
+    assert_refused(result, "'claude-code'", "parrot", '-m pip install "molecule-connect[claude-code]"', "--backend")
+
+
+@pytest.mark.parametrize("workspace_id", ["ws/1", "..", "a b", "x" * 129, ""])
+def test_an_impossible_workspace_id_is_refused(molecule: Molecule, workspace_id: str) -> None:
+    assert_refused(molecule("connect", workspace_id, "--token", "t0k3n", "--backend", "parrot"), "workspace id")
+
+
+def test_without_a_workspace_id_it_says_how_to_give_one(molecule: Molecule) -> None:
+    assert_refused(molecule("connect", "--token", "t0k3n"), "no workspace id", "WORKSPACE_ID")
+
+
+def test_several_workspaces_are_said_to_be_coming(molecule: Molecule) -> None:
+    assert_refused(start(molecule, MOLECULE_WORKSPACES="[]"), "MOLECULE_WORKSPACES", "coming")
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "words"),
+    [
+        (None, 0o600, "does not exist"),
+        ("", 0o600, "is blank"),
+        ("one\ntwo\n", 0o600, "2 lines"),
+        ("t0k3n\n", 0o644, "open to others"),
+        ("<paste the token here>\n", 0o600, "placeholder"),
+    ],
+)
+@pytest.mark.parametrize("named_by", ["flag", "variable"])
+def test_a_token_file_that_cannot_be_used_is_refused_and_no_other_source_is_tried(
+    molecule: Molecule, tmp_path: Path, content: str | None, mode: int, words: str, named_by: str
+) -> None:
+    file = tmp_path / "token"
+    if content is not None:
+        file.write_text(content)
+        file.chmod(mode)
+
+    if named_by == "flag":
+        result = start(molecule, "--token-file", str(file))
+    else:
+        result = start(molecule, MOLECULE_WORKSPACE_TOKEN="", MOLECULE_WORKSPACE_TOKEN_FILE=str(file))
+
+    assert_refused(result, words, str(file))
+
+
+@pytest.mark.parametrize("value", ["<your token>", "YOUR_TOKEN", "two words", " "])
+def test_what_is_no_token_is_refused_by_its_source(molecule: Molecule, value: str) -> None:
+    assert_refused(start(molecule, MOLECULE_WORKSPACE_TOKEN=value), "MOLECULE_WORKSPACE_TOKEN")
+    assert_refused(start(molecule, "--token", value), "--token")
+
+
+@pytest.mark.parametrize("below", ["", "/below"])
+def test_a_state_folder_that_cannot_be_used_is_refused_by_its_source(
+    molecule: Molecule, tmp_path: Path, below: str
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    folder = f"{tmp_path}/file{below}"
+
+    assert_refused(start(molecule, "--state-dir", folder), folder, "--state-dir")
+    assert_refused(start(molecule, MOLECULE_STATE_DIR=folder), folder, "MOLECULE_STATE_DIR")
+
+
+def test_with_json_asked_for_the_refusal_is_json(molecule: Molecule) -> None:
+    import json
+
+    result = start(molecule, "--backend", "nosuch", "--log-format", "json")
+
+    (line,) = map(json.loads, result.stderr.splitlines())
+    assert result.code == 2
+    assert line.items() >= {"event": "error", "exit_code": 2}.items()
+    assert "nosuch" in line["text"]
+    assert line["hint"]
+
+
+def test_a_refused_start_leaves_nothing_behind(molecule: Molecule, environ: dict[str, str]) -> None:
+    start(molecule, "--backend", "nosuch")
+    start(molecule, "--mode", "push")
+    start(molecule, "--token", "<paste>")
+
+    assert list(Path(environ["HOME"]).iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "flags", [["--backend", "broken"], ["--mode", "push"], ["--bakend", "x"], ["--token", "<paste>"], ["--log-format="]]
+)
+def test_a_process_of_its_own_ends_the_same_way(molecule_process: Molecule, flags: list[str]) -> None:
+    assert_refused(start(molecule_process, *flags))
+
+
+def test_a_process_of_its_own_reaches_for_nothing_when_the_backend_is_not_ready(
+    molecule_process: Molecule, token: str
+) -> None:
+    result = start(molecule_process, "--backend", "unready", MOLECULE_WORKSPACE_TOKEN=token)
+
+    assert_refused(result, "no login", "workspace ws_1, backend unready, mode poll, api http://localhost:8080, state ")
