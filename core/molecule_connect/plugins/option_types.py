@@ -100,10 +100,11 @@ _ABC_SEQUENCE = get_origin(Sequence[str])
 
 def _converter() -> cattrs.Converter:
     converter = cattrs.Converter(detailed_validation=False)
-    for kind, read in ((str, _text), (int, _whole), (float, _number), (bool, _truth), (Path, _path)):
+    plain = ((str, _text), (int, _whole), (float, _number), (bool, _truth), (Path, _path), (enum.Enum, _choice))
+    for kind, read in plain:
         converter.register_structure_hook(kind, read)
     converter.register_structure_hook_func(lambda kind: kind is Any, lambda value, _: value)
-    converter.register_structure_hook_func(lambda kind: bool(_choices(kind)), _choice)
+    converter.register_structure_hook_func(lambda kind: get_origin(kind) is Literal, _choice)
     converter.register_structure_hook_func(
         lambda kind: get_origin(kind) in (list, tuple, _ABC_SEQUENCE),
         lambda value, kind: _many(value, kind, converter),
