@@ -80,6 +80,13 @@ async def test_a_refusal_holds_back_its_own_kind_alone(pacer: Pacer, time: Time)
     assert pacer.wait(Lane.SEND) == 0
 
 
+async def test_no_refusal_makes_us_deaf_or_silent_for_long(pacer: Pacer) -> None:
+    for lane in (Lane.READ, Lane.BEAT):
+        await ask(pacer, lane, refused_for=1e9)
+
+    assert (pacer.wait(Lane.READ), pacer.wait(Lane.BEAT)) == (300, 60)
+
+
 async def test_the_next_window_is_open_again(pacer: Pacer, time: Time) -> None:
     await ask(pacer, Lane.READ, answer("100", "0", reset="12"))
     time.now += 12

@@ -15,6 +15,7 @@ SHARE = 0.6
 LONGEST_SAFETY = 300.0
 # The platform of 2026-05 takes a workspace for gone after 90 s without a beat.
 LONGEST_BEAT = 60.0
+LONGEST_REFUSAL = 300.0
 _USUAL = 30.0
 
 
@@ -57,7 +58,7 @@ class Pacer:
         self.workspaces -= 1
 
     def wait(self, lane: Lane) -> float:
-        """Seconds until a request of *lane* may begin; 0 for now."""
+        """Seconds until a request of *lane* may begin."""
         now = self._clock()
         wait = self._blocked_until.get(lane, 0.0) - now
         if lane is not Lane.BEAT and self.limit is not None and now < self._window_end:
@@ -83,7 +84,8 @@ class Pacer:
         self._under_way -= 1
         now = self._clock()
         if refused_for is not None:
-            self._blocked_until[lane] = now + refused_for
+            longest = LONGEST_BEAT if lane is Lane.BEAT else LONGEST_REFUSAL
+            self._blocked_until[lane] = now + min(refused_for, longest)
         if headers is None or "x-ratelimit-limit" not in headers:
             return
         limit, remaining, reset = (
