@@ -104,7 +104,7 @@ def _converter() -> cattrs.Converter:
     for kind, read in plain:
         converter.register_structure_hook(kind, read)
     converter.register_structure_hook_func(lambda kind: kind is Any, lambda value, _: value)
-    converter.register_structure_hook_func(lambda kind: get_origin(kind) is Literal, _choice)
+    converter.register_structure_hook_func(_is_literal, _choice)
     converter.register_structure_hook_func(
         lambda kind: get_origin(kind) in (list, tuple, _ABC_SEQUENCE),
         lambda value, kind: _many(value, kind, converter),
@@ -198,6 +198,10 @@ def _item(kind: Any) -> Any:
 def is_duration(kind: Any) -> bool:
     """Whether an annotation says ``Duration``."""
     return any(isinstance(note, DurationMark) for note in getattr(kind, "__metadata__", ()))
+
+
+def _is_literal(kind: Any) -> bool:
+    return get_origin(kind) is Literal
 
 
 def _is_union(kind: Any) -> bool:
