@@ -12,6 +12,9 @@ GONE = (
 )
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
 class Refusal(Exception):  # noqa: N818
     """The request ends with *status* and ``{"error": ...}``."""
 
@@ -23,7 +26,7 @@ class Refusal(Exception):  # noqa: N818
 
 def to_json(value: Any) -> str:
     """Compact JSON text, not escaped beyond need."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _ENCODER.encode(value)
 
 
 def raw_answer(text: str, status: int = 200) -> Response:
@@ -68,6 +71,9 @@ def _no_constant(text: str) -> Any:
     raise ValueError(f"{text} is not JSON")
 
 
+_DECODER = json.JSONDecoder(parse_int=_whole, parse_constant=_no_constant)
+
+
 def parse(body: bytes) -> Any:
     """JSON as the platform reads it.
 
@@ -75,7 +81,7 @@ def parse(body: bytes) -> Any:
         ValueError: It is not JSON.
     """
     try:
-        return json.loads(body.decode("utf-8", "replace"), parse_int=_whole, parse_constant=_no_constant)
+        return _DECODER.decode(body.decode("utf-8", "replace"))
     except (RecursionError, OverflowError) as exc:
         raise ValueError("not JSON that the platform takes") from exc
 

@@ -117,14 +117,27 @@ class Store:
                 f"cannot use {path} as the store: {exc}", hint="name a file in a folder that can be written"
             ) from exc
 
+        # Each message asks for the same few workspaces and tokens.
+        self._known: dict[str | None, Workspace] = {}
+        self._owners: dict[str, str] = {}
+
+    def _forget(self, workspace_id: str, *, tokens: bool) -> None:
+        self._known.pop(workspace_id, None)
+        if tokens:
+            self._owners.clear()
+
     def close(self) -> None:
         """No more calls after this."""
         self.db.close()
 
     def workspace(self, workspace_id: str | None) -> Workspace | None:
         """The workspace, a removed one too."""
-        row = self.db.execute(f"SELECT {_COLUMNS} FROM workspaces WHERE id = ?", (workspace_id,)).fetchone()  # noqa: S608
-        return None if row is None else Workspace(**dict(zip(_NAMES, row, strict=True)))
+        if workspace_id in self._known:
+            return self._known[workspace_id]
+        found = self.workspaces("id = ?", workspace_id)
+        if found:
+            self._known[workspace_id] = found[0]
+        return found[0] if found else None
 
     def workspaces(self, where: str = "1", *values: Any) -> list[Workspace]:
         """Those that *where*, a piece of SQL, holds for; in the order in which they were made."""
@@ -141,6 +154,7 @@ class Store:
     def change(self, workspace_id: str, **columns: Any) -> None:
         """Set columns of a workspace; unknown ids are no error."""
         assignments = ", ".join(f"{name} = ?" for name in columns)
+        self._forget(workspace_id, tokens="status" in columns)
         self.db.execute(f"UPDATE workspaces SET {assignments} WHERE id = ?", (*columns.values(), workspace_id))  # noqa: S608
 
     def descendants(self, workspace_id: str) -> list[str]:
@@ -159,6 +173,7 @@ class Store:
     def add_token(self, workspace_id: str, kind: str, now: int) -> str:
         """Mint a token; only its hash is kept."""
         token = new_secret()
+        self._owners.clear()
         self.db.execute(
             "INSERT INTO tokens (id, workspace_id, hash, prefix, kind, created_at) VALUES (?, ?, ?, ?, ?, ?)",
             (str(uuid.uuid4()), workspace_id, _hash(token), token[:8], kind, now),
@@ -167,12 +182,18 @@ class Store:
 
     def token_owner(self, token: str) -> str | None:
         """The workspace that a token is good for, or None. A removed workspace's tokens are good for nothing."""
+        digest = _hash(token)
+        if digest in self._owners:
+            return self._owners[digest]
         row = self.db.execute(
             "SELECT workspace_id FROM tokens t JOIN workspaces w ON w.id = t.workspace_id "
             "WHERE t.hash = ? AND NOT t.revoked AND w.status != 'removed'",
-            (_hash(token),),
+            (digest,),
         ).fetchone()
-        return None if row is None else str(row[0])
+        if row is None:
+            return None
+        self._owners[digest] = str(row[0])
+        return str(row[0])
 
     def live_tokens(self, workspace_id: str, kind: str | None = None) -> list[tuple[str, str, str, int]]:
         """Id, prefix, kind and time of each token that was not revoked."""
@@ -184,6 +205,7 @@ class Store:
 
     def revoke(self, workspace_id: str, token_id: str | None = None) -> int:
         """Revoke one token of a workspace, or all; how many."""
+        self._owners.clear()
         return self.db.execute(
             "UPDATE tokens SET revoked = 1 WHERE workspace_id = ? AND id = coalesce(?, id) AND NOT revoked",
             (workspace_id, token_id),
