@@ -54,6 +54,7 @@ def test_a_line_is_time_level_and_text() -> None:
         (events.Listening(workspace_id="ws_1", by="polling"), "INFO", "listening by polling"),
         (events.Trouble(workspace_id="ws_1", part="intake", reason="503"), "ERROR", "intake: 503"),
         (events.Trouble(workspace_id="ws_1", part="a", reason="b", hint="c"), "ERROR", "a: b -> c"),
+        (events.Trouble(workspace_id="ws_1", part="register", reason="register: 503"), "ERROR", "register: 503"),
         (events.Recovered(workspace_id="ws_1", part="intake"), "INFO", "intake: well again"),
         (events.Notice(workspace_id="ws_1", text="read this", hint="do that"), "WARNING", "read this -> do that"),
         (events.Stopping(workspace_id="ws_1", running=0, grace=20), "INFO", "stopping"),

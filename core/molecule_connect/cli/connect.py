@@ -1,5 +1,6 @@
 """``molecule connect``: its flags, and what they ask for."""
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -183,7 +184,8 @@ def connect(ctx: click.Context, /, **flags: Any) -> None:
     from molecule_connect.cli import running
     from molecule_connect.cli.report import reported
 
-    screen = choose(sys.stderr, flags["log_format"])
+    # Python has no sys.stderr in a process that was started without one.
+    screen = choose(sys.stderr or io.StringIO(), flags["log_format"])
     try:
         with reported(screen.fail):
             group = ctx.obj if isinstance(ctx.obj, dict) else {}

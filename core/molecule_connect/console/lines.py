@@ -65,7 +65,7 @@ def _connection_line(event: events.Event) -> Line | None:
         case events.Listening():
             return Line(INFO, f"listening by {event.by}")
         case events.Trouble():
-            return Line(ERROR, with_hint(f"{event.part}: {event.reason}", event.hint))
+            return Line(ERROR, with_hint(trouble(event.part, event.reason), event.hint))
         case events.Recovered():
             return Line(INFO, f"{event.part}: well again")
         case events.Notice():
@@ -79,6 +79,11 @@ def _connection_line(event: events.Event) -> Line | None:
         case events.Stopped():
             return Line(INFO, "stopped")
     return None
+
+
+def trouble(part: str, reason: str) -> str:
+    """What is wrong with which part; the part once, where the reason begins with it."""
+    return reason if reason.startswith(f"{part}:") else f"{part}: {reason}"
 
 
 def stopping(event: events.Stopping) -> str:

@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from molecule_connect.console.lines import Line
+from molecule_connect.console.lines import Line, trouble
 from molecule_connect.console.screen import Summary
 from molecule_connect.console.texts import one_line, span
 from molecule_connect.console.view import Health, MessageRow, Snapshot, pick
@@ -56,7 +56,7 @@ def _head(workspace_id: str, health: Health, summary: Summary | None, snapshot: 
         title.append(f"  {summary.backend}, {summary.mode}, {summary.api_url}", "dim")
     lines = [title, _state(health, snapshot)]
     for part, (reason, hint) in health.troubles.items():
-        lines.append(_line(f"  {part}: {one_line(reason)}", "bold red"))
+        lines.append(_line(f"  {one_line(trouble(part, reason))}", "bold red"))
         if hint:
             lines.append(_line(f"  -> {one_line(hint)}", "yellow"))
     return lines

@@ -1,0 +1,49 @@
+"""One table from errors to exit codes."""
+
+import pytest
+
+from molecule_connect import errors
+from molecule_connect.cli.exit_codes import decisive, exit_code
+
+TRANSIENT = errors.TransientPlatformError("no answer", operation="register")
+REFUSED = errors.PermanentPlatformError("no", operation="register", status=400, body="")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.ConfigError("x"), 2),
+        (errors.OptionError("x"), 2),
+        (errors.PluginError("x"), 2),
+        (errors.BackendNotFoundError("x", available=()), 2),
+        (errors.JournalError("x"), 2),
+        (REFUSED, 2),
+        (errors.AuthError("x", operation="register", status=401, body=""), 3),
+        (errors.WorkspaceDeletedError("x"), 4),
+        (errors.LeaseError("x"), 5),
+        (TRANSIENT, 6),
+        (errors.PageTooLargeError("x", operation="activity"), 6),
+        (errors.CloseError("x"), 1),
+        (errors.BackendError("x"), 1),
+        (RuntimeError("x"), 1),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
+)
+def test_every_error_has_its_code(error: Exception, code: int) -> None:
+    assert exit_code(error) == code
+
+
+def test_every_error_class_was_thought_of() -> None:
+    def kinds(base: type[Exception]) -> set[type[Exception]]:
+        return {base}.union(*(kinds(sub) for sub in base.__subclasses__()))
+
+    ours = {kind for kind in kinds(errors.MoleculeError) if kind.__module__ == errors.__name__}
+    left_at_1 = {kind.__name__ for kind in ours if exit_code(kind.__new__(kind)) == 1}
+    assert left_at_1 == {"MoleculeError", "BackendError", "CloseError", "PlatformError"}
+
+
+def test_a_group_of_errors_is_about_the_one_that_was_raised_on_purpose() -> None:
+    group = ExceptionGroup("both", [RuntimeError("noise"), ExceptionGroup("inner", [TRANSIENT])])
+
+    assert decisive(group) is TRANSIENT
+    assert decisive(REFUSED) is REFUSED
