@@ -128,7 +128,10 @@ def _summary(settings: ConnectionSettings, mode: str, folder: Path) -> Summary:
 
 
 def _home() -> Path:
-    return Path(os.environ.get("HOME") or "~").expanduser()
+    try:
+        return Path.home()
+    except RuntimeError:  # a user id without an account, as containers have
+        return Path("/")
 
 
 class _ScreenHandler(logging.Handler):
