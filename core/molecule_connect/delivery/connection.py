@@ -348,7 +348,7 @@ class Connection:
 
     def _beat_accepted(self, presence: Presence, began: float) -> None:
         self._beat_at = began
-        self._wakeups.beat_accepted()
+        self._wakeups.beat_accepted(began)
         self._reports.trouble("heartbeat", "")
         tasks, wedged = presence.active_tasks, presence.wedged
         self._tell(events.Beat(workspace_id=self.workspace_id, active_tasks=tasks, wedged=wedged))

@@ -11,6 +11,7 @@ from molecule_connect.errors import PlatformError, TransientPlatformError, Works
 from molecule_connect.models import WorkspaceInfo, WorkspaceStatus
 
 TRIES = 5
+LOOKS = 3
 STATUS_INTERVAL = 300.0
 
 
@@ -50,7 +51,7 @@ class Registration:
             AuthError, PermanentPlatformError: Refused.
             TransientPlatformError: Five tries did not reach the platform.
         """
-        info = await self._look()
+        info = await self._look_patiently()
         if info.status is WorkspaceStatus.PAUSED and not self._unpause:
             self._pause(True)
             return False
@@ -74,12 +75,25 @@ class Registration:
                 self._reports.trouble("register", "")
                 return
 
+    async def _look_patiently(self) -> WorkspaceInfo:
+        """As ``_look``; a blip must not cost the operator the card that the answer would have shown."""
+        for failures in range(1, LOOKS):
+            try:
+                return self._checked(await self._registry.workspace())
+            except TransientPlatformError as exc:
+                await asyncio.sleep(self._backoff.delay(failures, at_least=exc.retry_after))
+            except PlatformError:
+                break
+        return await self._look()
+
     async def _look(self) -> WorkspaceInfo:
         """What the platform says of the workspace; unknown when it does not say."""
         try:
-            info = await self._registry.workspace()
+            return self._checked(await self._registry.workspace())
         except PlatformError:
             return WorkspaceInfo(status=WorkspaceStatus.UNKNOWN)
+
+    def _checked(self, info: WorkspaceInfo) -> WorkspaceInfo:
         if info.status is WorkspaceStatus.REMOVED:
             raise WorkspaceDeletedError("the workspace was deleted on the platform", hint=info.hint)
         return info

@@ -69,6 +69,7 @@ class Wakeups:
         self._whole_seconds = 0.0
         self._dead_stream: asyncio.Event = asyncio.Event()
         self._echo_timer: asyncio.TimerHandle | None = None
+        self._heard_at = float("-inf")
 
     @property
     def trusted(self) -> bool:
@@ -134,9 +135,12 @@ class Wakeups:
         if not self._pending:
             self._event_since_read = False
 
-    def beat_accepted(self) -> None:
-        """A heartbeat was accepted: its echo proves that the stream is alive, and of our replica."""
-        if self._connected and self._echo_timer is None:
+    def beat_accepted(self, sent: float) -> None:
+        """A heartbeat sent then (loop time) was accepted: its echo proves that the stream is alive, and of our replica.
+
+        The echo may be here before the answer.
+        """
+        if self._connected and self._heard_at < sent and self._echo_timer is None:
             self._echo_timer = asyncio.get_running_loop().call_later(ECHO_TIMEOUT, self._no_echo)
 
     def _no_echo(self) -> None:
@@ -200,6 +204,7 @@ class Wakeups:
                     self._on_signal(signal)
 
     def _heard(self) -> None:
+        self._heard_at = _now()
         if self._echo_timer is not None:
             self._echo_timer.cancel()
             self._echo_timer = None
