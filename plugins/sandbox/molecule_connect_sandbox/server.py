@@ -120,13 +120,10 @@ def address(listening: socket.socket) -> str:
     return f"http://{HOST}:{listening.getsockname()[1]}"
 
 
-async def serve(
-    options: SandboxOptions, listening: socket.socket, *, ready: Callable[[], None], stop: asyncio.Event
-) -> None:
-    """Serve until *stop* is set."""
-    server = Server(create_app(options), ready)
-    task = asyncio.create_task(server.serve([listening]))
-    waiting = asyncio.create_task(stop.wait())
+async def serve(app: Starlette, listening: socket.socket, *, ready: Callable[[], None], stop: asyncio.Event) -> None:
+    """Serve until *stop* is set; *ready* is called once requests are answered."""
+    server = Server(app, ready)
+    task, waiting = asyncio.create_task(server.serve([listening])), asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
     finally:

@@ -1,0 +1,75 @@
+"""A person in the canvas, as a program: writes to a workspace and reads what it says, over HTTP."""
+
+import contextlib
+import uuid
+from collections.abc import AsyncIterator
+from typing import Self
+
+import httpx
+
+from molecule_connect import MoleculeError
+from molecule_connect_sandbox.ready import ReadyWorkspace
+
+TIMEOUT = 30.0
+CONTEXT = "chat"
+
+
+class Person:
+    """Somebody who chats with one workspace, in one conversation."""
+
+    def __init__(self, client: httpx.AsyncClient, workspace: ReadyWorkspace, admin_token: str | None) -> None:
+        self._client = client
+        self._workspace = workspace
+        self._admin = {"Authorization": f"Bearer {admin_token}"} if admin_token else {}
+        self._read: set[str] = set()
+        self._cursor: str | None = None
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def at(cls, url: str, workspace: ReadyWorkspace, admin_token: str | None) -> AsyncIterator[Self]:
+        """A person at the platform of *url*."""
+        async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT, trust_env=False) as client:
+            yield cls(client, workspace, admin_token)
+
+    async def say(self, text: str) -> None:
+        """Write a message. U+0000 is left out: the platform would take the message and lose it.
+
+        Raises:
+            MoleculeError: The platform did not take it.
+        """
+        message = {
+            "role": "user",
+            "messageId": str(uuid.uuid4()),
+            "contextId": CONTEXT,
+            "parts": [{"kind": "text", "text": text.replace("\x00", "")}],
+        }
+        body = {"jsonrpc": "2.0", "id": "1", "method": "message/send", "params": {"message": message}}
+        await self._request("POST", f"/workspaces/{self._workspace.id}/a2a", json=body, headers=self._admin)
+
+    async def hear(self) -> list[str]:
+        """What the workspace has said since the last call, oldest first.
+
+        Raises:
+            MoleculeError: The platform did not tell.
+        """
+        query = {"type": "a2a_receive", "source": "canvas", "limit": "500"}
+        if self._cursor is not None:
+            query["since_id"] = self._cursor
+        headers = {"Authorization": f"Bearer {self._workspace.token}"}
+        path = f"/workspaces/{self._workspace.id}/activity"
+        rows = (await self._request("GET", path, params=query, headers=headers)).json()
+        if self._cursor is None:
+            rows.reverse()
+        new = [row for row in rows if row["id"] not in self._read]
+        self._read.update(row["id"] for row in new)
+        self._cursor = rows[-1]["id"] if rows else self._cursor
+        return [row["response_body"]["result"] for row in new if row["method"] == "notify"]
+
+    async def _request(self, method: str, path: str, **content: object) -> httpx.Response:
+        try:
+            answered = await self._client.request(method, path, **content)  # type: ignore[arg-type]
+        except httpx.TransportError as exc:
+            raise MoleculeError(f"the sandbox did not answer: {type(exc).__name__}") from exc
+        if not answered.is_success:
+            raise MoleculeError(f"the sandbox refused {method} {path}: {answered.status_code} {answered.text[:200]}")
+        return answered

@@ -1,0 +1,29 @@
+"""A workspace to begin with, made before anybody asks."""
+
+import uuid
+
+import attrs
+
+from molecule_connect_sandbox.platform import Platform
+
+NAME = "sandbox"
+
+
+@attrs.frozen
+class ReadyWorkspace:
+    """What a connector needs to serve it."""
+
+    id: str
+    token: str = attrs.field(repr=False)
+
+
+def ready_workspace(platform: Platform) -> ReadyWorkspace:
+    """The workspace called ``sandbox``, with a new token; a store that is used again has it already."""
+    store = platform.store
+    found = store.workspaces("name = ? AND status != 'removed' AND runtime = 'external'", NAME)
+    if found:
+        workspace_id = found[0].id
+    else:
+        workspace_id = str(uuid.uuid4())
+        store.add_workspace(workspace_id, name=NAME, status="awaiting_agent", runtime="external", delivery_mode="poll")
+    return ReadyWorkspace(workspace_id, store.add_token(workspace_id, "instance", platform.now()))

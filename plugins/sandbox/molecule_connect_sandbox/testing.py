@@ -1,0 +1,192 @@
+"""The sandbox for tests: in this process without sockets, or over loopback, with the same helpers.
+
+async with Sandbox.in_process() as sandbox:
+    workspace = await sandbox.workspace()
+    await sandbox.say(workspace, "hello")
+"""
+
+import contextlib
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any, Self
+
+import attrs
+import httpx
+
+from molecule_connect_sandbox.app import create_app
+from molecule_connect_sandbox.options import SandboxOptions
+from molecule_connect_sandbox.server import running_server
+from molecule_connect_sandbox.transport import StreamingTransport
+
+__all__ = ["Answer", "Sandbox", "StreamingTransport", "Workspace"]
+
+ADMIN = "sandbox-admin"
+IN_PROCESS_URL = "http://127.0.0.1:8080"
+
+
+@attrs.frozen
+class Workspace:
+    """A workspace of the sandbox, and the token to serve it with."""
+
+    id: str
+    token: str = attrs.field(repr=False)
+    name: str
+
+
+@attrs.frozen(kw_only=True)
+class Answer:
+    """What a workspace said. ``to`` is the peer's id, or None for the person in the canvas."""
+
+    to: str | None
+    text: str
+    message_id: str | None
+    message: dict[str, Any]
+    row_id: str
+    created_at: str
+
+
+@attrs.frozen(kw_only=True)
+class Sandbox:
+    """A running sandbox. ``transport`` is for more clients of one in this process, and None over loopback."""
+
+    url: str
+    options: SandboxOptions
+    client: httpx.AsyncClient
+    transport: StreamingTransport | None = None
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def in_process(cls, **options: Any) -> AsyncIterator[Self]:
+        """A sandbox without sockets; *options* are those of ``SandboxOptions``."""
+        chosen = SandboxOptions(**{"admin_token": ADMIN, **options})
+        app = create_app(chosen)
+        transport = StreamingTransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url=IN_PROCESS_URL, timeout=30, trust_env=False) as client,
+        ):
+            yield cls(url=IN_PROCESS_URL, options=chosen, client=client, transport=transport)
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def over_loopback(cls, **options: Any) -> AsyncIterator[Self]:
+        """A sandbox that a thread of this process serves over real HTTP."""
+        chosen = SandboxOptions(**{"admin_token": ADMIN, **options})
+        with running_server(chosen) as server:
+            async with httpx.AsyncClient(base_url=server.url, timeout=30, trust_env=False) as client:
+                yield cls(url=server.url, options=chosen, client=client)
+
+    async def call(
+        self, method: str, path: str, body: Any = None, *, token: str | None = None, **headers: str
+    ) -> httpx.Response:
+        """Any request. *body* goes as JSON unless it is bytes; ``X_Workspace_ID=...`` becomes a header."""
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        if token is not None:
+            sent["Authorization"] = f"Bearer {token}"
+        content = body if isinstance(body, bytes) else None
+        return await self.client.request(
+            method, path, content=content, json=None if content is not None else body, headers=sent
+        )
+
+    async def admin(self, method: str, path: str, body: Any = None, **headers: str) -> Any:
+        """A request of the administrator's that has to succeed; its JSON."""
+        answered = await self.call(method, path, body, token=self.options.admin_token, **headers)
+        if not answered.is_success:
+            raise AssertionError(f"{method} {path}: {answered.status_code} {answered.text}")
+        return answered.json()
+
+    async def workspace(
+        self, name: str = "tester", *, parent: Workspace | None = None, registered: bool = False
+    ) -> Workspace:
+        """A new external workspace in poll mode. *registered*: online already, as if a connector were there."""
+        body = {"name": name, "tier": 1, "runtime": "external", "external": True, "delivery_mode": "poll"}
+        if parent is not None:
+            body["parent_id"] = parent.id
+        made = await self.admin("POST", "/workspaces", body)
+        workspace = Workspace(made["id"], made["connection"]["auth_token"], name)
+        if registered:
+            about = {"id": workspace.id, "delivery_mode": "poll", "agent_card": {"name": name}}
+            await self.call("POST", "/registry/register", about, token=workspace.token)
+        return workspace
+
+    async def pair(self) -> tuple[Workspace, Workspace]:
+        """Two workspaces that may write to each other."""
+        parent = await self.workspace("parent")
+        return parent, await self.workspace("child", parent=parent)
+
+    async def say(self, to: Workspace, text: str, *, sender: Workspace | None = None, **message: Any) -> httpx.Response:
+        """A person, or a peer, writes a text. *message*: more members, as ``messageId`` or ``contextId``."""
+        parts = [{"kind": "text", "text": text}]
+        filled = {"role": "user", "messageId": str(uuid.uuid4()), "parts": parts, **message}
+        return await self.post(to, {"method": "message/send", "params": {"message": filled}}, sender=sender)
+
+    async def post(self, to: Workspace, body: Any, *, sender: Workspace | None = None) -> httpx.Response:
+        """A person, or a peer, posts any body to ``a2a``."""
+        path = f"/workspaces/{to.id}/a2a"
+        if isinstance(body, dict):
+            body = {"jsonrpc": "2.0", "id": str(uuid.uuid4()), **body}
+        if sender is not None:
+            return await self.call("POST", path, body, token=sender.token, X_Workspace_ID=sender.id)
+        return await self.call("POST", path, body, token=self.options.admin_token)
+
+    async def answers(self, workspace: Workspace, count: int = 0, *, timeout: float = 10) -> list[Answer]:
+        """What *workspace* said, in order. Waits until it is *count*, or for *timeout* seconds."""
+        path = f"/sandbox/workspaces/{workspace.id}/answers?count={count}&timeout={timeout}"
+        return [Answer(**told) for told in await self.admin("GET", path)]
+
+    async def rows(self, workspace: Workspace, count: int = 0, *, timeout: float = 10) -> list[dict[str, Any]]:
+        """Every row of a feed, oldest first, late ones too. Waits until there are *count*."""
+        path = f"/sandbox/workspaces/{workspace.id}/rows?count={count}&timeout={timeout}"
+        rows: list[dict[str, Any]] = await self.admin("GET", path)
+        return rows
+
+    async def beats(self, workspace: Workspace, count: int = 0, *, timeout: float = 10) -> list[dict[str, Any]]:
+        """The heartbeats of a workspace as they came. Waits until there are *count*."""
+        path = f"/sandbox/workspaces/{workspace.id}/beats?count={count}&timeout={timeout}"
+        beats: list[dict[str, Any]] = await self.admin("GET", path)
+        return beats
+
+    async def add_rows(self, workspace: Workspace, *rows: dict[str, Any]) -> list[str]:
+        """Write rows of any shape into a feed; their ids. A body is any JSON value."""
+        added = await self.admin("POST", f"/sandbox/workspaces/{workspace.id}/rows", {"rows": list(rows)})
+        ids: list[str] = added["ids"]
+        return ids
+
+    async def prune(self, workspace: Workspace, *, keep: int = 0) -> int:
+        """Delete all rows but the newest *keep*; how many."""
+        pruned = await self.admin("DELETE", f"/sandbox/workspaces/{workspace.id}/rows?keep={keep}")
+        return int(pruned["pruned"])
+
+    async def faults(self, *texts: str) -> None:
+        """Turn these faults on and all others off; none: all off."""
+        await self.admin("PUT", "/sandbox/faults", {"faults": list(texts)})
+
+    async def requests(self) -> dict[tuple[str, str], int]:
+        """How many requests came, by method and path with ``:id`` for ids, whatever their answers."""
+        counts: dict[tuple[str, str], int] = {}
+        for method, path, _, count in (await self.admin("GET", "/sandbox/requests"))["requests"]:
+            counts[method, path] = counts.get((method, path), 0) + count
+        return counts
+
+    async def status(self, workspace: Workspace) -> str:
+        """The workspace's status, as its public card tells it; ``removed`` once it was deleted."""
+        answered = await self.call("GET", f"/workspaces/{workspace.id}?include_removed=true")
+        return str(answered.json()["status"])
+
+    async def pause(self, workspace: Workspace) -> None:
+        """Pause a workspace, and all below it."""
+        await self.admin("POST", f"/workspaces/{workspace.id}/pause?cascade=true")
+
+    async def resume(self, workspace: Workspace) -> None:
+        """End a pause."""
+        await self.admin("POST", f"/workspaces/{workspace.id}/resume")
+
+    async def delete(self, workspace: Workspace) -> None:
+        """Delete a workspace, and all below it."""
+        name = (await self.call("GET", f"/workspaces/{workspace.id}")).json()["name"]
+        await self.admin("DELETE", f"/workspaces/{workspace.id}?confirm=true", X_Confirm_Name=name)
+
+    async def rotate(self, workspace: Workspace) -> Workspace:
+        """End the workspace's tokens; it comes back with the new one."""
+        made = await self.admin("POST", f"/workspaces/{workspace.id}/external/rotate", {})
+        return attrs.evolve(workspace, token=made["connection"]["auth_token"])

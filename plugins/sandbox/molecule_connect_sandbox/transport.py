@@ -1,0 +1,118 @@
+"""An httpx transport that talks to an ASGI application in this process, and streams."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+from starlette.types import ASGIApp, Message, Scope
+
+CLIENT = ("127.0.0.1", 123)
+
+
+class _Exchange:
+    """One request on its way through the application."""
+
+    def __init__(self) -> None:
+        self.answered: asyncio.Queue[Message | httpx.TransportError] = asyncio.Queue()
+        self.gone = asyncio.Event()
+        self._asked: list[Message] = []
+
+    def ask(self, body: bytes) -> None:
+        self._asked = [{"type": "http.request", "body": body, "more_body": False}]
+
+    def abort(self) -> None:
+        """Cut the connection, as the server may."""
+        self.answered.put_nowait(httpx.ReadError("the connection was cut"))
+        self.gone.set()
+
+    async def receive(self) -> Message:
+        if self._asked:
+            return self._asked.pop()
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        if not self.gone.is_set():
+            self.answered.put_nowait(message)
+
+    async def next(self) -> Message:
+        message = await self.answered.get()
+        if isinstance(message, httpx.TransportError):
+            raise message
+        return message
+
+
+class _Body(httpx.AsyncByteStream):
+    def __init__(self, exchange: _Exchange, task: "asyncio.Task[None]") -> None:
+        self._exchange = exchange
+        self._task = task
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        more = True
+        while more:
+            message = await self._exchange.next()
+            more = message.get("more_body", False)
+            if message.get("body"):
+                yield message["body"]
+
+    async def aclose(self) -> None:
+        self._exchange.gone.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+
+
+class StreamingTransport(httpx.AsyncBaseTransport):
+    """Sends requests to *app* without a socket. An answer is there once its head is, so event streams work.
+
+    The application's own errors are raised in the client.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        exchange = _Exchange()
+        exchange.ask(await request.aread())
+        task = asyncio.create_task(self._run(exchange, _scope(request, exchange)))
+        try:
+            async with asyncio.timeout(_read_timeout(request)):
+                head = await exchange.next()
+        except BaseException as exc:
+            exchange.gone.set()
+            task.cancel()
+            if isinstance(exc, TimeoutError):
+                raise httpx.ReadTimeout("no answer in time", request=request) from exc
+            raise
+        return httpx.Response(head["status"], headers=head["headers"], stream=_Body(exchange, task))
+
+    async def _run(self, exchange: _Exchange, scope: Scope) -> None:
+        try:
+            await self._app(scope, exchange.receive, exchange.send)
+        finally:
+            # Whoever still waits for more must not wait for ever.
+            exchange.answered.put_nowait(httpx.RemoteProtocolError("the answer ended early"))
+
+
+def _read_timeout(request: httpx.Request) -> float | None:
+    seconds: float | None = request.extensions.get("timeout", {}).get("read")
+    return seconds
+
+
+def _scope(request: httpx.Request, exchange: _Exchange) -> dict[str, Any]:
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": request.method,
+        "scheme": request.url.scheme,
+        "path": request.url.path,
+        "raw_path": request.url.raw_path.split(b"?")[0],
+        "query_string": request.url.query,
+        "root_path": "",
+        "headers": [(name.lower(), value) for name, value in request.headers.raw],
+        "client": CLIENT,
+        "server": (request.url.host, request.url.port or 80),
+        "state": {"abort": exchange.abort},
+    }
