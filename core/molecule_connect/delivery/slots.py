@@ -80,7 +80,7 @@ class Slots:
         return sum(len(waiters) for waiters in self._waiting.values())
 
     def full_for(self) -> float:
-        """Seconds since which every slot is taken; 0 while one is free."""
+        """Seconds since which nobody got a slot although somebody waits; 0 while nobody does."""
         return 0.0 if self._full_since is None else asyncio.get_running_loop().time() - self._full_since
 
     @asynccontextmanager
@@ -104,6 +104,10 @@ class Slots:
         """Hand out what is free: the breaker may have closed."""
         while (waiter := self._choose()) is not None:
             self._take(waiter)
+        if not self._waiting:
+            self._full_since = None
+        elif self._full_since is None:
+            self._full_since = asyncio.get_running_loop().time()
 
     async def _acquire(self, entry: Entry) -> None:
         waiter = _Waiter(entry, asyncio.get_running_loop().create_future())
@@ -112,10 +116,11 @@ class Slots:
         try:
             await waiter.granted
         except asyncio.CancelledError:
-            if waiter.granted.done() and not waiter.granted.cancelled():
-                self._release(entry.caller_id)
-            else:
+            if waiter.granted.cancelled():
                 self._forget(waiter)
+                self.reconsider()
+            else:
+                self._release(entry.caller_id)
             raise
 
     def _choose(self) -> _Waiter | None:
@@ -133,6 +138,9 @@ class Slots:
         loop = asyncio.get_running_loop()
         now = loop.time()
         if now < self._breaker.next_probe:
+            if self._timer is not None and self._timer.when() > self._breaker.next_probe:
+                self._timer.cancel()
+                self._timer = None
             if self._timer is None:
                 self._timer = loop.call_at(self._breaker.next_probe, self._probe_is_due)
             return None
@@ -150,20 +158,24 @@ class Slots:
         self._forget(waiter)
         if caller in self._waiting:
             self._waiting.move_to_end(caller)
+        if waiter.granted.cancelled():
+            # Its task has not noticed yet.
+            return
         self._holding[caller] = self._holding.get(caller, 0) + 1
-        if self.busy >= self._capacity:
-            self._full_since = asyncio.get_running_loop().time()
+        self._full_since = None
         waiter.granted.set_result(None)
 
     def _release(self, caller: str | None) -> None:
         self._holding[caller] -= 1
         if not self._holding[caller]:
             del self._holding[caller]
-        self._full_since = None
         self.reconsider()
 
     def _forget(self, waiter: _Waiter) -> None:
         caller = waiter.entry.caller_id
-        self._waiting[caller].remove(waiter)
-        if not self._waiting[caller]:
+        waiters = self._waiting.get(caller)
+        if waiters is None or waiter not in waiters:
+            return
+        waiters.remove(waiter)
+        if not waiters:
             del self._waiting[caller]
