@@ -5,11 +5,13 @@ import contextlib
 import io
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import TextIO
 
 # About a minute of a busy connection; beyond it the reader of the pipe has stopped reading.
 _MAX_WAITING = 20_000
+_PAUSE = 0.02
 
 
 class GuardedStream(io.TextIOBase):
@@ -85,7 +87,8 @@ class LineWriter:
                 self._dropped += 1
                 return
             self._waiting.append(line)
-            self._changed.notify()
+            if len(self._waiting) == 1:
+                self._changed.notify()
 
     def close(self, timeout: float = 2.0) -> None:
         """Write what waits, for at most *timeout* seconds."""
@@ -98,6 +101,9 @@ class LineWriter:
         while lines := self._take():
             self._stream.write("".join(f"{line}\n" for line in lines))
             self._stream.flush()
+            if not self._closing:
+                # To wake this thread costs whoever does it as much as ten lines: let some gather.
+                time.sleep(_PAUSE)
 
     def _take(self) -> list[str]:
         with self._changed:

@@ -63,16 +63,26 @@ class Journal:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, folder: Path, *, wall: Callable[[], float], executor: Executor | None = None
+        cls,
+        folder: Path,
+        *,
+        wall: Callable[[], float],
+        executor: Executor | None = None,
+        opener: Callable[[Path], sqlite3.Connection] = open_file,
     ) -> "AsyncIterator[Journal]":
         """The journal in *folder*, which must exist. Closing commits what waits.
+
+        Args:
+            wall: Seconds since 1970.
+            executor: Where commits run; None: a thread of its own.
+            opener: How the file is opened for writing.
 
         Raises:
             JournalError: The file cannot be used.
         """
         path = folder / FILE_NAME
         thread = executor or ThreadPoolExecutor(1, thread_name_prefix="journal")
-        connection = open_file(path)
+        connection = opener(path)
         reader = open_reader(path)
         committer = Committer(connection, thread)
         committer.start()
@@ -144,7 +154,7 @@ class WorkspaceJournal:
         items, wall = tuple(items), self._journal.wall()
         if not items:
             return []
-        return await self._put(lambda db: transitions.receive(db, self.workspace_id, items, now, wall))
+        return await self._put(lambda db: transitions.receive(db, self.workspace_id, items, now, wall), large=True)
 
     # What waits
 
@@ -200,13 +210,14 @@ class WorkspaceJournal:
     def cursor(self) -> str | None:
         """The newest row before which every row is over."""
         row = self._one(
-            "SELECT time, seq, arrival FROM message WHERE workspace_id=? AND state NOT IN ('done', 'dead')"
+            "SELECT time, seq FROM message WHERE workspace_id=? AND state NOT IN ('done', 'dead')"
             " ORDER BY time, seq, arrival LIMIT 1",
             self.workspace_id,
         )
-        first_open = row or (1 << 62, 0, 0)
+        # Not by arrival: a reader that starts after a row never sees its twins.
+        first_open = row or (1 << 62, 0)
         newest = self._one(
-            "SELECT row_id FROM message WHERE workspace_id=? AND (time, seq, arrival) < (?, ?, ?)"
+            "SELECT row_id FROM message WHERE workspace_id=? AND (time, seq) < (?, ?)"
             " ORDER BY time DESC, seq DESC, arrival DESC LIMIT 1",
             *(self.workspace_id, *first_open),
         )
@@ -286,20 +297,21 @@ class WorkspaceJournal:
             )
         )
 
-    def deliver(self, entry: Entry) -> None:
-        """answered -> done, or dead after a notice. Not awaited: ``head`` passes over the message at once.
+    def deliver(self, entry: Entry, *, at: int) -> None:
+        """answered -> done, or dead after a notice; the platform took the answer at *at* (µs, its clock).
 
-        A journal that cannot be written is tried again every 5 seconds.
+        Not awaited: ``head`` passes over the message at once. A journal that cannot be written is tried again every
+        5 seconds.
         """
         self._ending[entry.row_id] = entry.lane
-        task = asyncio.get_running_loop().create_task(self._deliver(entry))
+        task = asyncio.get_running_loop().create_task(self._deliver(entry, at))
         self._ends.add(task)
         task.add_done_callback(self._ends.discard)
 
-    async def _deliver(self, entry: Entry) -> None:
+    async def _deliver(self, entry: Entry, at: int) -> None:
         while True:
             try:
-                await self._put(lambda db: transitions.delivered(db, entry, self._journal.wall()))
+                await self._put(lambda db: transitions.delivered(db, entry, self._journal.wall(), at=at))
             except JournalError:
                 if self._journal.committer.closed:
                     return
@@ -321,16 +333,16 @@ class WorkspaceJournal:
         def run(db: sqlite3.Connection) -> None:
             over = "workspace_id=? AND state IN ('done', 'dead')"
             db.execute(
-                f"UPDATE message SET parts=NULL, raw=NULL WHERE {over} AND state='done' AND raw IS NOT NULL"  # noqa: S608
-                " AND changed < ?",
+                f"UPDATE message SET parts=NULL, raw=NULL, answer=NULL WHERE {over} AND state='done'"  # noqa: S608
+                " AND raw IS NOT NULL AND changed < ?",
                 (self.workspace_id, wall - BODY_AGE),
             )
             db.execute(f"DELETE FROM message WHERE {over} AND state='done' AND time < ?", (self.workspace_id, before))  # noqa: S608
 
         await self._put(run)
 
-    def _put(self, run: Operation[T], *, durable: bool = False) -> "asyncio.Future[T]":
-        return self._journal.committer.put(run, durable=durable)
+    def _put(self, run: Operation[T], *, durable: bool = False, large: bool = False) -> "asyncio.Future[T]":
+        return self._journal.committer.put(run, durable=durable, large=large)
 
     def _one(self, sql: str, *values: object) -> Any:
         return self._journal.reader.execute(sql, values).fetchone()

@@ -10,6 +10,7 @@ VERSION = 1
 
 # place orders a lane: it is the row's time, and for a replayed message a time after all others of the lane.
 # Times are microseconds by the platform's clock, not_before and the like are seconds by ours.
+# accepted is when the platform took the answer, 0 before that; echo pairs an answer with the row that shows it.
 TABLES = """
 CREATE TABLE workspace (
     workspace_id TEXT PRIMARY KEY, anchor TEXT, anchor_time INTEGER, floor INTEGER, last_read INTEGER,
@@ -39,7 +40,7 @@ CREATE INDEX message_sent ON message (workspace_id, send_print, answered_at) WHE
 """
 
 
-def open_file(path: Path) -> sqlite3.Connection:
+def open_file(path: Path, *, factory: type[sqlite3.Connection] = sqlite3.Connection) -> sqlite3.Connection:
     """The journal at *path*, created (0600) if it is missing, for the thread that writes.
 
     Raises:
@@ -47,10 +48,12 @@ def open_file(path: Path) -> sqlite3.Connection:
     """
     try:
         os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
-        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0, factory=factory)
         try:
             connection.execute("PRAGMA journal_mode=WAL")
             _ensure_tables(connection, path)
+            # The committer waits for a lock itself, and not on the loop.
+            connection.execute("PRAGMA busy_timeout=0")
         except BaseException:
             connection.close()
             raise
