@@ -28,9 +28,10 @@ class _Waiting:
 class Committer:
     """Runs operations one commit after the other, as many to a commit as came meanwhile.
 
-    What waits for the disk, is large, or finds the file locked runs in the executor's one thread. The rest is quicker
-    than the way to a thread and back (50 us and more, where 20 us do the work), and runs on the loop. A commit that holds a durable operation is on the disk when its futures resolve
-    (``synchronous=FULL``); the others survive the death of this process, not of the machine.
+    What waits for the disk, is large, or finds the file locked runs in the executor's one thread. The rest
+    runs on the loop: the way to a thread and back takes longer (50 us) than the work (20 us). A commit that
+    holds a durable operation is on the disk when its futures resolve (``synchronous=FULL``); the others
+    survive the death of this process, not of the machine.
     """
 
     def __init__(self, connection: sqlite3.Connection, executor: Executor) -> None:
