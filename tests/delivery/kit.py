@@ -3,7 +3,10 @@
 import asyncio
 import hashlib
 import selectors
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -12,6 +15,7 @@ from molecule_connect import events
 from molecule_connect.delivery.connection import Connection
 from molecule_connect.delivery.entries import dump_parts
 from molecule_connect.delivery.journal import Journal
+from molecule_connect.delivery.schema import open_file
 from molecule_connect.errors import CursorExpiredError, MoleculeError, PlatformError
 from molecule_connect.models import (
     Inbound,
@@ -66,8 +70,64 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return future
 
 
+@attrs.define
+class Disk:
+    """What a journal is written to.
+
+    Attributes:
+        full: Every commit that writes something fails.
+        before, after: Called at each commit that writes something.
+        commits: How many of them there were.
+    """
+
+    full: bool = False
+    before: Callable[[], None] = lambda: None
+    after: Callable[[], None] = lambda: None
+    commits: int = 0
+
+    def open(self, path: Path) -> sqlite3.Connection:
+        """The journal at *path*, on this disk."""
+        disk = self
+
+        class Watched(sqlite3.Connection):
+            changes = 0
+
+            def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
+                if sql.startswith("BEGIN"):
+                    self.changes = self.total_changes
+                if sql != "COMMIT" or self.total_changes == self.changes:
+                    return super().execute(sql, *values)
+                disk.commits += 1
+                disk.before()
+                if disk.full:
+                    raise sqlite3.OperationalError("database or disk is full")
+                done = super().execute(sql, *values)
+                disk.after()
+                return done
+
+        return open_file(path, factory=Watched)
+
+
+def open_journal(folder: Path, disk: Disk | None = None) -> AbstractAsyncContextManager[Journal]:
+    """The journal in *folder*, by the loop's time."""
+    loop = asyncio.get_running_loop()
+    return Journal.open(folder, wall=lambda: EPOCH + loop.time(), opener=(disk or Disk()).open)
+
+
 def fingerprint(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def inbound(text: str = "hi", **given: Any) -> Inbound:
+    """A message of a person at the beginning of time, but for what is *given*."""
+    row_id = given.setdefault("row_id", "row-1")
+    given.setdefault("kind", Kind.MESSAGE)
+    given.setdefault("time", round(EPOCH * 1e6))
+    given.setdefault("message_id", row_id)
+    given.setdefault("idempotency_key", row_id)
+    given.setdefault("parts", (TextPart(text),))
+    given.setdefault("fingerprint", fingerprint(text))
+    return Inbound(**given)
 
 
 @attrs.define(kw_only=True)

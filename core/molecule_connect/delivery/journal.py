@@ -1,6 +1,7 @@
 """What this machine knows of every message: one SQLite file, one writer, a compare-and-set per transition."""
 
 import asyncio
+import json
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -32,6 +33,11 @@ _COLUMNS = (
     " answered_at, in_doubt, sends"
 )
 _OPEN = "state IN ('received', 'running', 'answered')"
+# The oldest open message of each lane of one caller: of a bare column, min() gives its own row's value.
+_HEADS = (
+    f"SELECT context_id, state, not_before, min(place) AS place FROM message WHERE workspace_id=? AND caller_id IS ?"  # noqa: S608
+    f" AND {_OPEN} AND row_id NOT IN (SELECT value FROM json_each(?)) GROUP BY context_id"
+)
 
 
 @attrs.frozen(kw_only=True)
@@ -176,27 +182,43 @@ class WorkspaceJournal:
         )
         return [row[0] for row in rows]
 
-    def lanes(self, caller_id: str | None, most: int) -> list[Lane]:
-        """Lanes of one caller with a message that may be run or sent now, those that wait longest first."""
+    def lanes(self, caller_id: str | None, most: int, *, may_begin: bool = True) -> list[Lane]:
+        """Lanes of one caller whose head is due, those that wait longest first; only to send unless one *may_begin*."""
         rows = self._journal.reader.execute(
-            f"SELECT context_id FROM message WHERE workspace_id=? AND caller_id IS ? AND {_OPEN}"  # noqa: S608
-            " GROUP BY context_id ORDER BY coalesce(max(not_before), 0) > ?, min(place) LIMIT ?",
-            (self.workspace_id, caller_id, self._journal.wall(), most),
+            f"SELECT context_id FROM ({_HEADS}) WHERE coalesce(not_before, 0) <= ? AND (? OR state <> 'received')"  # noqa: S608
+            " ORDER BY place LIMIT ?",
+            (self.workspace_id, caller_id, self._ended(), self._journal.wall(), may_begin, most),
         )
         return [Lane(caller_id, row[0]) for row in rows]
 
-    def others_wait(self, entry: Entry) -> bool:
-        """Whether *entry*'s caller has another message that is not over."""
+    def next_due(self, caller_id: str | None) -> float | None:
+        """When the next lane of one caller that waits for a time is due (seconds since 1970)."""
         row = self._one(
-            f"SELECT 1 FROM message WHERE workspace_id=? AND caller_id IS ? AND {_OPEN} AND row_id<>? LIMIT 1",  # noqa: S608
-            *(self.workspace_id, entry.caller_id, entry.row_id),
+            f"SELECT min(not_before) FROM ({_HEADS}) WHERE not_before > ?",  # noqa: S608
+            *(self.workspace_id, caller_id, self._ended(), self._journal.wall()),
+        )
+        return None if row is None or row[0] is None else float(row[0])
+
+    def others_wait(self, entry: Entry) -> bool:
+        """Whether *entry*'s caller has another message that is due."""
+        row = self._one(
+            f"SELECT 1 FROM message WHERE workspace_id=? AND caller_id IS ? AND {_OPEN} AND row_id<>?"  # noqa: S608
+            " AND coalesce(not_before, 0) <= ? AND row_id NOT IN (SELECT value FROM json_each(?)) LIMIT 1",
+            *(self.workspace_id, entry.caller_id, entry.row_id, self._journal.wall(), self._ended()),
         )
         return row is not None
 
     def waiting(self) -> int:
         """How many messages are not over."""
-        row = self._one(f"SELECT count(*) FROM message WHERE workspace_id=? AND {_OPEN}", self.workspace_id)  # noqa: S608
-        return int(row[0]) - len(self._ending) if row else 0
+        row = self._one(
+            f"SELECT count(*) FROM message WHERE workspace_id=? AND {_OPEN}"  # noqa: S608
+            " AND row_id NOT IN (SELECT value FROM json_each(?))",
+            *(self.workspace_id, self._ended()),
+        )
+        return int(row[0]) if row else 0
+
+    def _ended(self) -> str:
+        return json.dumps(list(self._ending))
 
     def noticed_since(self, lane: Lane, since: int) -> bool:
         """Whether *lane* was sent a notice after *since* (µs, platform)."""

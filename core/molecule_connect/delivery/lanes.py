@@ -17,6 +17,8 @@ from molecule_connect.delivery.slots import Slots
 # So many lanes of one caller are in memory at once; the others wait in the journal.
 LIVE_LANES = 64
 INTERRUPTIONS = 8
+# A lane is parked for at least so many seconds: clocks round.
+LEAST_PARKED = 0.1
 
 
 class Lanes:
@@ -54,6 +56,10 @@ class Lanes:
         self._wall = wall
         self._live: dict[Lane, asyncio.Task[None]] = {}
         self._timers: dict[Lane, asyncio.TimerHandle] = {}
+        self._caller_timers: dict[str | None, asyncio.TimerHandle] = {}
+        # Until when by the loop's clock a head waits: it and its time by the wall, which may be set back.
+        self._due: dict[Lane, tuple[str, float | None, float]] = {}
+        self._not_begun: set[Lane] = set()
         self._per_caller: Counter[str | None] = Counter()
         self._crowded: set[str | None] = set()
         self._paused = False
@@ -92,12 +98,10 @@ class Lanes:
     async def drain(self, grace: float) -> None:
         """Begin no new message, and let what runs finish and be sent for at most *grace* seconds; then cut it."""
         self._stopping = True
-        for timer in self._timers.values():
+        for timer in (*self._timers.values(), *self._caller_timers.values()):
             timer.cancel()
-        for lane, task in self._live.items():
-            # What waits for a slot has not begun.
-            if (head := self._journal.head(lane)) is not None and head.state is State.RECEIVED:
-                task.cancel()
+        for lane in self._not_begun:
+            self._live[lane].cancel()
         try:
             async with asyncio.timeout(grace):
                 await self._idle.wait()
@@ -114,11 +118,19 @@ class Lanes:
 
     def _wake_caller(self, caller: str | None) -> None:
         room = LIVE_LANES + self._per_caller[caller] + 1
-        lanes = self._journal.lanes(caller, room)
+        lanes = self._journal.lanes(caller, room, may_begin=not self._paused)
         if len(lanes) < room:
             self._crowded.discard(caller)
+            self._wake_caller_later(caller)
         for lane in lanes:
             self._wake(lane)
+
+    def _wake_caller_later(self, caller: str | None) -> None:
+        if (timer := self._caller_timers.pop(caller, None)) is not None:
+            timer.cancel()
+        if (when := self._journal.next_due(caller)) is not None and not self._stopping:
+            loop, wait = asyncio.get_running_loop(), max(0.0, when - self._wall())
+            self._caller_timers[caller] = loop.call_later(wait, self._wake_caller, caller)
 
     def _wake(self, lane: Lane) -> None:
         if lane in self._live or self._stopping:
@@ -162,17 +174,36 @@ class Lanes:
             return None
         if entry.state is State.RECEIVED and (self._paused or self._stopping):
             return None
-        wait = (entry.not_before or 0.0) - self._wall()
+        wait = self._seconds_until_due(lane, entry)
         if wait > 0:
             if not self._stopping:
                 self._timers[lane] = asyncio.get_running_loop().call_later(wait, self._wake, lane)
             return None
         return entry
 
+    def _seconds_until_due(self, lane: Lane, entry: Entry) -> float:
+        """A wall clock that is set forward ends the wait; one that is set back does not prolong it."""
+        now = asyncio.get_running_loop().time()
+        wait = (entry.not_before or 0.0) - self._wall()
+        row_id, not_before, due = self._due.pop(lane, ("", None, 0.0))
+        if (row_id, not_before) == (entry.row_id, entry.not_before):
+            wait = min(wait, due - now)
+        if wait > 0:
+            self._due[lane] = (entry.row_id, entry.not_before, now + wait)
+        return wait
+
     async def _advance(self, entry: Entry) -> None:
         if entry.state is State.ANSWERED:
             await self._send(entry)
-        elif entry.answer is not None:
+            return
+        self._not_begun.add(entry.lane)
+        try:
+            await self._begin(entry)
+        finally:
+            self._not_begun.discard(entry.lane)
+
+    async def _begin(self, entry: Entry) -> None:
+        if entry.answer is not None:
             print_ = self._replies.fingerprint(entry, entry.answer)
             answer, at = entry.answer, self._now()
             await self._insist(lambda: self._journal.answered(entry, answer, at=at, send_print=print_, ran=False))
@@ -188,7 +219,7 @@ class Lanes:
         if ruling.verdict is Verdict.LOOP:
             await self._bury(entry, ruling.reason)
         elif ruling.verdict is Verdict.WAIT:
-            seconds = max(0.0, ruling.until - asyncio.get_running_loop().time())
+            seconds = max(LEAST_PARKED, ruling.until - asyncio.get_running_loop().time())
             when = self._wall() + seconds
             await self._insist(lambda: self._journal.defer(entry, not_before=when, error=ruling.reason))
             self._tell(events.Retrying, entry, what="loop brake", reason=ruling.reason, seconds=seconds)
@@ -199,18 +230,20 @@ class Lanes:
             # It may have been paused, stopped or dropped while it waited.
             if self._paused or self._stopping or not await self._insist(lambda: self._journal.start(entry)):
                 return
+            self._not_begun.discard(entry.lane)
             finish = await self._attempts.run(entry)
         await finish()
 
     async def _send(self, entry: Entry) -> None:
         match await self._replies.deliver(entry):
             case Accepted(confirmed=confirmed):
-                self._journal.deliver(entry)
+                at = self._now()
+                self._journal.deliver(entry, at=at)
                 if entry.answer is not None:
-                    self._guard.answered(entry, dump_parts(entry.answer.parts), at=self._now())
+                    self._guard.answered(entry, dump_parts(entry.answer.parts), at=at)
                 self._tell(events.Delivered, entry, confirmed=confirmed)
             case Refused(reason=reason):
-                await self._bury(entry, f"the answer was not accepted: {reason}")
+                await self._bury(entry, _not_accepted(entry, reason))
             case Later(reason=reason, seconds=seconds, in_doubt=in_doubt):
                 when = self._wall() + seconds
                 await self._insist(lambda: self._journal.send_failed(entry, not_before=when, in_doubt=in_doubt))
@@ -220,3 +253,9 @@ class Lanes:
         state = State.ANSWERED if entry.state is State.ANSWERED else State.RECEIVED
         await self._insist(lambda: self._journal.bury(entry, state, reason))
         self._tell(events.Dead, entry, reason=reason)
+
+
+def _not_accepted(entry: Entry, reason: str) -> str:
+    if entry.answer is not None and entry.answer.is_notice:
+        return f"{entry.answer.reason} (the caller could not be told: {reason})"
+    return f"the answer was not accepted: {reason}"

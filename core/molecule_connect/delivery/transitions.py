@@ -14,6 +14,7 @@ REPEAT_WINDOW = 3600 * 1_000_000
 LATENESS = 45 * 1_000_000
 # Seconds until the echo of an answer to a person is looked for.
 ECHO_DELAY = 5.0
+_NEVER = 1 << 62
 
 
 @attrs.frozen(kw_only=True)
@@ -155,8 +156,8 @@ def send_failed(db: sqlite3.Connection, entry: Entry, wall: float, *, not_before
     )
 
 
-def delivered(db: sqlite3.Connection, entry: Entry, wall: float) -> bool:
-    """answered -> done, or dead after a notice."""
+def delivered(db: sqlite3.Connection, entry: Entry, wall: float, *, at: int) -> bool:
+    """answered -> done, or dead after a notice; the platform took it at *at*."""
     answer = entry.answer
     if answer is None:
         return False
@@ -164,8 +165,8 @@ def delivered(db: sqlite3.Connection, entry: Entry, wall: float) -> bool:
         db,
         entry,
         State.ANSWERED,
-        "state=?, reason=?, accepted=1, in_doubt=0, not_before=NULL",
-        (answer.then.value, answer.reason or None),
+        "state=?, reason=?, accepted=?, in_doubt=0, not_before=NULL",
+        (answer.then.value, _plain(answer.reason) or None, at),
         wall,
     )
 
@@ -239,26 +240,28 @@ def settle(db: sqlite3.Connection, entry: Entry) -> bool:
     Each accepted answer with the same text and files uses up one echo; one that is left
     over settles the oldest answer in doubt. Both are written down.
     """
-    send_print, answered_at = db.execute(
-        "SELECT send_print, answered_at FROM message WHERE workspace_id=? AND row_id=?",
+    send_print, answered_at, shown_by = db.execute(
+        "SELECT send_print, answered_at, echo FROM message WHERE workspace_id=? AND row_id=?",
         (entry.workspace_id, entry.row_id),
     ).fetchone()
-    if send_print is None:
-        return False
+    if send_print is None or shown_by is not None:
+        return shown_by is not None
+    oldest = answered_at - REPEAT_WINDOW
     echoes = db.execute(
         "SELECT row_id, time FROM message WHERE workspace_id=? AND kind='echo' AND fingerprint=? AND echo IS NULL"
         " AND time >= ? ORDER BY time, arrival",
-        (entry.workspace_id, send_print, answered_at - REPEAT_WINDOW),
+        (entry.workspace_id, send_print, oldest),
     ).fetchall()
     sends = db.execute(
-        "SELECT row_id, answered_at FROM message WHERE workspace_id=? AND send_print=? AND echo IS NULL"
-        " AND (accepted=1 OR (state='answered' AND in_doubt=1)) AND answered_at >= ?"
-        " ORDER BY accepted DESC, answered_at, arrival",
-        (entry.workspace_id, send_print, answered_at - REPEAT_WINDOW),
+        "SELECT row_id, answered_at, accepted FROM message WHERE workspace_id=? AND send_print=? AND echo IS NULL"
+        " AND (accepted >= ? OR (state='answered' AND in_doubt=1))"
+        " ORDER BY accepted=0, answered_at, arrival",
+        (entry.workspace_id, send_print, oldest),
     ).fetchall()
     settled = False
-    for row_id, since in sends:
-        match = next((echo for echo in echoes if echo[1] >= since - LATENESS), None)
+    for row_id, since, accepted in sends:
+        until = accepted + LATENESS if accepted else _NEVER
+        match = next((echo for echo in echoes if since - LATENESS <= echo[1] <= until), None)
         if match is None:
             continue
         echoes.remove(match)
