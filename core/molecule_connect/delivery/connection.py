@@ -11,7 +11,7 @@ from molecule_connect import events
 from molecule_connect.backoff import Backoff
 from molecule_connect.delivery.attempts import Attempts
 from molecule_connect.delivery.cursor_file import CursorFile
-from molecule_connect.delivery.entries import Lane, State
+from molecule_connect.delivery.entries import Lane
 from molecule_connect.delivery.heartbeat import Health, Heartbeat
 from molecule_connect.delivery.intake import Intake, insist_on
 from molecule_connect.delivery.journal import Journal, Position
@@ -180,10 +180,12 @@ class Connection:
                 await self._serve(stop, self._fatal)
 
     def slept(self) -> None:
-        """The machine slept: beat, read and reopen the stream, once."""
+        """The machine slept: beat, read and reopen the stream, once; what waited for a time may be due."""
         self._heartbeat.beat_now()
         self._wakeups.reopen()
         self._wakeups.wake()
+        if self._first_read.is_set():
+            self._lanes.wake_all()
 
     def changed_elsewhere(self) -> None:
         """Another program changed the journal."""
@@ -303,8 +305,7 @@ class Connection:
     def _on_stored(self, stored: Sequence[Stored]) -> None:
         self._changed.set()
         self._reports.stored(stored, since=self._since)
-        woken = (one.item for one in stored if one.state is State.RECEIVED or one.revived)
-        self._to_wake.update(Lane(item.caller_id, item.context_id) for item in woken)
+        self._to_wake.update(one.lane for one in stored if one.lane is not None)
 
     def _lanes_may_run(self) -> None:
         lanes, self._to_wake = self._to_wake, set()

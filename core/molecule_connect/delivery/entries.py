@@ -126,6 +126,9 @@ class Entry:
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "molecule-connect")
 
 
+NOTICE_BEGINS = '{"is_notice": true'
+
+
 def dump_parts(parts: tuple[Part, ...]) -> str:
     """*parts* as ASCII JSON, so that lone surrogates and NULs survive SQLite."""
     return json.dumps([_dump_part(part) for part in parts])
@@ -164,11 +167,11 @@ def _load_part(value: dict[str, Any]) -> Part:
 
 
 def dump_answer(answer: Answer) -> str:
-    """*answer* as JSON."""
+    """*answer* as JSON, by whose beginning a notice is known."""
     return json.dumps(
         {
-            "parts": [_dump_part(part) for part in answer.parts],
             "is_notice": answer.is_notice,
+            "parts": [_dump_part(part) for part in answer.parts],
             "reason": answer.reason,
             "usage": attrs.asdict(answer.usage) if answer.usage else None,
         }

@@ -13,7 +13,7 @@ import attrs
 
 from molecule_connect.delivery import transitions
 from molecule_connect.delivery.committer import Committer, Operation
-from molecule_connect.delivery.entries import Answer, Entry, Lane, State, load_answer, load_parts
+from molecule_connect.delivery.entries import NOTICE_BEGINS, Answer, Entry, Lane, State, load_answer, load_parts
 from molecule_connect.delivery.schema import open_file, open_reader
 from molecule_connect.delivery.transitions import Stored
 from molecule_connect.errors import JournalError
@@ -224,8 +224,8 @@ class WorkspaceJournal:
         """Whether *lane* was sent a notice after *since* (µs, platform)."""
         row = self._one(
             "SELECT 1 FROM message WHERE workspace_id=? AND caller_id IS ? AND context_id IS ? AND answered_at > ?"
-            " AND answer LIKE '%\"is_notice\": true%' LIMIT 1",
-            *(self.workspace_id, lane.caller_id, lane.context_id, since),
+            " AND substr(answer, 1, ?) = ? LIMIT 1",
+            *(self.workspace_id, lane.caller_id, lane.context_id, since, len(NOTICE_BEGINS), NOTICE_BEGINS),
         )
         return row is not None
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import attrs
 
-from molecule_connect.delivery.entries import Answer, Entry, State, dump_answer, dump_parts
+from molecule_connect.delivery.entries import Answer, Entry, Lane, State, dump_answer, dump_parts, load_answer
 from molecule_connect.models import Inbound, Kind
 
 # A sender that retries repeats its message; some use one constant id for ever, so only for so long.
@@ -19,7 +19,10 @@ _NEVER = 1 << 62
 
 @attrs.frozen(kw_only=True)
 class Stored:
-    """What ``receive`` did with one row. ``repeats`` is the row that it repeats; ``revived`` if that one was dead."""
+    """What ``receive`` did with one row. ``repeats`` is the row that it repeats; ``revived`` if that one was dead.
+
+    ``lane`` is the one that has a message more by it, if any has.
+    """
 
     item: Inbound
     time: int
@@ -27,6 +30,7 @@ class Stored:
     repeats: str | None = None
     revived: bool = False
     foreign_echo: bool = False
+    lane: Lane | None = None
 
 
 def receive(db: sqlite3.Connection, workspace_id: str, items: Iterable[Inbound], now: int, wall: float) -> list[Stored]:
@@ -42,6 +46,7 @@ def receive(db: sqlite3.Connection, workspace_id: str, items: Iterable[Inbound],
 
 def _receive_one(db: sqlite3.Connection, workspace_id: str, item: Inbound, time: int, wall: float) -> Stored:
     state, repeats, revived, reason = State.DONE, None, False, None
+    lane = Lane(_plain(item.caller_id), _plain(item.context_id))
     if item.kind is Kind.UNREADABLE:
         state, reason = State.DEAD, f"unreadable: {item.reason}"
     elif item.kind is Kind.MESSAGE:
@@ -50,6 +55,7 @@ def _receive_one(db: sqlite3.Connection, workspace_id: str, item: Inbound, time:
         if original:
             repeats = str(original[0])
             revived = original[1] == State.DEAD and replay(db, workspace_id, repeats, wall)
+            lane = Lane(lane.caller_id, original[2])
     db.execute(
         "INSERT INTO message (workspace_id, row_id, kind, state, time, seq, place, caller_id, context_id, task_id,"
         " message_id, sender_key, idempotency_key, method, fingerprint, delegation_id, parts, raw, size, reason,"
@@ -70,15 +76,26 @@ def _receive_one(db: sqlite3.Connection, workspace_id: str, item: Inbound, time:
         ),
     )
     foreign = item.kind is Kind.ECHO and not _ours(db, workspace_id, item.fingerprint, time)
-    return Stored(item=item, time=time, state=state, repeats=repeats, revived=revived, foreign_echo=foreign)
+    return Stored(
+        item=item,
+        time=time,
+        state=state,
+        repeats=repeats,
+        revived=revived,
+        foreign_echo=foreign,
+        lane=lane if revived or state is State.RECEIVED else None,
+    )
 
 
-def _original(db: sqlite3.Connection, workspace_id: str, item: Inbound, time: int) -> tuple[str, str] | None:
+def _original(
+    db: sqlite3.Connection, workspace_id: str, item: Inbound, time: int
+) -> tuple[str, str, str | None] | None:
+    """Row id, state and context of the message that *item* repeats."""
     if item.sender_key is None:
         return None
-    found: tuple[str, str] | None = db.execute(
-        "SELECT row_id, state FROM message WHERE workspace_id=? AND sender_key=? AND fingerprint=? AND caller_id IS ?"
-        " AND kind='message' AND repeat_of IS NULL AND time > ? AND time < ? ORDER BY arrival LIMIT 1",
+    found: tuple[str, str, str | None] | None = db.execute(
+        "SELECT row_id, state, context_id FROM message WHERE workspace_id=? AND sender_key=? AND fingerprint=?"
+        " AND caller_id IS ? AND kind='message' AND repeat_of IS NULL AND time > ? AND time < ? ORDER BY arrival LIMIT 1",
         (
             *(workspace_id, _plain(item.sender_key), item.fingerprint, _plain(item.caller_id)),
             *(time - REPEAT_WINDOW, time + REPEAT_WINDOW),
@@ -197,7 +214,7 @@ def replay(db: sqlite3.Connection, workspace_id: str, row_id: str, wall: float) 
         " AND state IN ('received', 'running', 'answered')",
         (workspace_id, row[0], row[1]),
     ).fetchone()[0]
-    keep = row[2] is not None and '"is_notice": true' not in row[2]
+    keep = row[2] is not None and not load_answer(row[2]).is_notice
     db.execute(
         "UPDATE message SET state='received', place=max(place, ?), attempt=0, interruptions=0, replay=replay+1,"
         " not_before=NULL, first_failed=NULL, reason=NULL, answer=?, changed=? WHERE workspace_id=? AND row_id=?",
