@@ -13,6 +13,8 @@ PROMPT = 30 * 1_000_000
 IDENTICAL = 5
 # A peer that uses up its hour a second time within this is a loop.
 REPEATED_EXCESS = 3 * HOUR
+# Ten questions a minute are 600 an hour give or take one: who meets the limit as late as this only waits.
+SCARCELY = MINUTE
 
 
 class Verdict(enum.Enum):
@@ -46,6 +48,8 @@ class _Peer:
     last_excess: float | None = None
     exchange: tuple[str, str] | None = None
     run: int = 0
+    # The row of the last true turn, and whether it came promptly.
+    turn: str | None = None
     prompt: bool = False
 
 
@@ -71,31 +75,27 @@ class LoopGuard:
         self._peers: dict[str, _Peer] = {}
 
     def rule(self, entry: Entry, *, others_wait: bool) -> Ruling:
-        """Whether *entry*, whose first attempt is due, may run. Ask once for each; it counts the turn."""
+        """Whether *entry*, whose first attempt is due, may run. It counts the turn, the last one once."""
         # An operator who replays a message wants it run.
         if entry.caller_id is None or entry.delegation_id is not None or entry.replay:
             return Ruling(Verdict.RUN)
         peer = self._peer(entry.caller_id)
-        if others_wait or peer.answered_at is None or entry.time <= peer.answered_at:
-            peer.prompt = False
+        if others_wait or peer.answered_at is None or entry.time <= peer.answered_at or peer.turn == entry.row_id:
             return Ruling(Verdict.RUN)
         prompt = entry.time - peer.answered_at <= PROMPT
         if prompt and peer.run >= IDENTICAL and peer.exchange and peer.exchange[0] == entry.fingerprint:
             return Ruling(Verdict.LOOP, f"loop: {IDENTICAL} identical exchanges in a row with {entry.caller_id}")
         ruling = self._charge(peer, entry.caller_id)
         if ruling.verdict is Verdict.RUN:
-            peer.prompt = prompt
+            peer.turn, peer.prompt = entry.row_id, prompt
         return ruling
 
     def _charge(self, peer: _Peer, caller_id: str) -> Ruling:
         now = self._clock()
         if peer.hour.is_full(now):
             until = peer.hour.began + HOUR
-            if peer.last_excess is not None and peer.hour.began < peer.last_excess + REPEATED_EXCESS:
-                if peer.last_excess < peer.hour.began:
-                    return Ruling(Verdict.LOOP, f"loop: {caller_id} used up its hourly budget twice in three hours")
-            else:
-                peer.last_excess = now
+            if until - now > SCARCELY and _exceeds_again(peer, now):
+                return Ruling(Verdict.LOOP, f"loop: {caller_id} used up its hourly budget twice in three hours")
             return Ruling(Verdict.WAIT, f"{caller_id} has used up its {peer.hour.limit} turns an hour", until)
         if peer.minute.is_full(now):
             until = peer.minute.began + MINUTE
@@ -109,13 +109,23 @@ class LoopGuard:
         if entry.caller_id is None:
             return
         peer = self._peer(entry.caller_id)
-        exchange = (entry.fingerprint, answer)
-        peer.run = peer.run + 1 if exchange == peer.exchange and peer.prompt else 1
-        peer.exchange = exchange
         peer.answered_at = max(at, peer.answered_at or 0)
+        if entry.delegation_id is not None or entry.replay:
+            return
+        exchange = (entry.fingerprint, answer)
+        is_prompt = peer.prompt and peer.turn == entry.row_id
+        peer.run = peer.run + 1 if exchange == peer.exchange and is_prompt else 1
+        peer.exchange = exchange
 
     def _peer(self, caller_id: str) -> _Peer:
         if caller_id not in self._peers:
             minute = _Window(self._budget.per_minute, MINUTE)
             self._peers[caller_id] = _Peer(minute, _Window(self._budget.per_hour, HOUR))
         return self._peers[caller_id]
+
+
+def _exceeds_again(peer: _Peer, now: float) -> bool:
+    if peer.last_excess is None or peer.hour.began >= peer.last_excess + REPEATED_EXCESS:
+        peer.last_excess = now
+        return False
+    return peer.last_excess < peer.hour.began
