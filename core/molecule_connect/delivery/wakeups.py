@@ -38,6 +38,7 @@ class Wakeups:
         safety_interval: Seconds between reads that nothing asked for.
         on_signal: Told of signals that are not about rows: status, rotation, stream opened.
         trouble: Told why the stream is not there, and "" when it is back.
+        listening: Told whether the stream alone wakes us, when that is known and when it changes.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Wakeups:
         safety_interval: Callable[[], float],
         on_signal: Callable[[Signal], None] = lambda signal: None,
         trouble: Callable[[str], None] = lambda reason: None,
+        listening: Callable[[bool], None] = lambda trusted: None,
         backoff: Backoff | None = None,
     ) -> None:
         self._stream = stream
@@ -56,6 +58,8 @@ class Wakeups:
         self._safety = safety_interval
         self._on_signal = on_signal
         self._trouble = trouble
+        self._listening = listening
+        self._told_trusted: bool | None = None
         self._backoff = backoff or Backoff(first=1.0, cap=60.0)
         self._wake = asyncio.Event()
         self._pending = False
@@ -69,12 +73,18 @@ class Wakeups:
         self._whole_seconds = 0.0
         self._dead_stream: asyncio.Event = asyncio.Event()
         self._echo_timer: asyncio.TimerHandle | None = None
-        self._heard_at = float("-inf")
+        self._opened_at = self._heard_at = float("-inf")
+        self._taken = False
 
     @property
     def trusted(self) -> bool:
         """Whether the stream alone may be relied on to wake us."""
         return self._connected and self._echoed and _now() >= self._distrusted_until
+
+    def _tell(self) -> None:
+        if self._told_trusted is not self.trusted:
+            self._told_trusted = self.trusted
+            self._listening(self._told_trusted)
 
     def wake(self) -> None:
         """A row may be readable: read as soon as the read under way has ended."""
@@ -85,11 +95,15 @@ class Wakeups:
     def take(self) -> bool:
         """Whether a wake-up came since the last read began; it is taken."""
         pending, self._pending = self._pending, False
+        self._taken = self._taken or pending
         return pending
 
     async def next(self) -> Trigger:
         """Wait until a read is due."""
         while True:
+            # Before wake-ups: a busy feed has one at any time.
+            if self._whole_reads and min(self._whole_reads) <= _now():
+                return self._begin(Trigger.DUE)
             if self.take():
                 return self._begin(Trigger.WOKEN)
             regular = self._regular()
@@ -104,6 +118,7 @@ class Wakeups:
 
     def _begin(self, trigger: Trigger) -> Trigger:
         self._last_read = now = _now()
+        self._taken = trigger is Trigger.WOKEN
         if trigger is not Trigger.WOKEN:
             # A whole read serves for all that are due.
             self._late_reads = [when for when in self._late_reads if when > now]
@@ -113,8 +128,9 @@ class Wakeups:
     def _regular(self) -> float:
         if self.trusted:
             return self._last_read + self._safety()
-        interval = self._poll if self._poll is not None else self._easing
-        return self._last_read + min(interval, self._safety())
+        if self._poll is not None:
+            return self._last_read + self._poll
+        return self._last_read + min(self._easing, self._safety())
 
     def told(self, read: Read, trigger: Trigger, *, seconds: float) -> None:
         """What the read that ``next`` asked for brought, and how long it took."""
@@ -124,11 +140,13 @@ class Wakeups:
         elif not self._whole_reads:
             rest = self._whole_seconds * WHOLE_READ_REST
             self._whole_reads = [now + max(delay, rest) for delay in WHOLE_READS]
-        if trigger is Trigger.WOKEN and not read.messages and not self._late_reads:
-            self._late_reads = [now + delay for delay in LATE_READS]
+        if self._taken and not read.messages:
+            soon, later = (now + delay for delay in LATE_READS)
+            self._late_reads = [min([soon, *self._late_reads]), later]
         if trigger is Trigger.REGULAR:
             if read.messages and self._connected and not self._event_since_read:
                 self._distrusted_until = now + DISTRUST
+                self._tell()
             self._easing = min(SLOWEST_POLL, self._easing * POLL_EASING)
         if read.messages:
             self._easing = FASTEST_POLL
@@ -140,7 +158,7 @@ class Wakeups:
 
         The echo may be here before the answer.
         """
-        if self._connected and self._heard_at < sent and self._echo_timer is None:
+        if self._connected and self._opened_at <= sent and self._heard_at < sent and self._echo_timer is None:
             self._echo_timer = asyncio.get_running_loop().call_later(ECHO_TIMEOUT, self._no_echo)
 
     def _no_echo(self) -> None:
@@ -168,6 +186,7 @@ class Wakeups:
                 self._lost()
             failures = 1 if _now() - opened >= STABLE_LIFE else failures + 1
             self._trouble("" if absent else reason)
+            self._tell()
             await asyncio.sleep(ABSENT if absent else self._backoff.delay(failures))
 
     async def _one_connection(self) -> None:
@@ -191,7 +210,7 @@ class Wakeups:
         async for signal in self._stream.signals():
             match signal:
                 case Signal.OPENED:
-                    self._connected = True
+                    self._connected, self._opened_at = True, _now()
                     self._on_signal(signal)
                     self.wake()
                 case Signal.ROW:
@@ -211,6 +230,7 @@ class Wakeups:
         if not self._echoed:
             self._echoed = True
             self._trouble("")
+            self._tell()
             # Rows that came between the last poll and this moment had nobody to announce them.
             self.wake()
 
