@@ -30,22 +30,34 @@ def _text(line: bytes) -> str:
 
 
 async def _chunks(descriptor: int) -> AsyncIterator[bytes]:
-    loop = asyncio.get_running_loop()
-    readable = asyncio.Event()
     try:
-        loop.add_reader(descriptor, readable.set)
+        while chunk := await _chunk(descriptor):
+            yield chunk
     except PermissionError:
         # A plain file, or /dev/null, is always readable and cannot be waited for.
         while chunk := os.read(descriptor, CHUNK):
             yield chunk
-        return
+
+
+def _read(descriptor: int) -> bytes:
     try:
-        while True:
-            await readable.wait()
-            readable.clear()
-            chunk = os.read(descriptor, CHUNK)
-            if not chunk:
-                return
-            yield chunk
+        return os.read(descriptor, CHUNK)
+    except OSError:
+        return b""  # a terminal that was closed
+
+
+async def _chunk(descriptor: int) -> bytes:
+    loop = asyncio.get_running_loop()
+    read: asyncio.Future[bytes] = loop.create_future()
+
+    def ready() -> None:
+        # Read here: a moment later somebody may have been told of the same bytes twice, and a read would block.
+        loop.remove_reader(descriptor)
+        if not read.done():
+            read.set_result(_read(descriptor))
+
+    loop.add_reader(descriptor, ready)
+    try:
+        return await read
     finally:
         loop.remove_reader(descriptor)
