@@ -1,0 +1,162 @@
+"""The measurements."""
+
+import asyncio
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import datetime
+from pathlib import Path
+
+from benchmarks.rig import Rig, Workspace, connector, cpu_seconds, memory_mib, rig, wait_until
+from molecule_connect import hookimpl
+from molecule_connect.models import Request, Response
+from molecule_connect.serve import serve
+from molecule_connect.settings import ConnectionSettings
+
+CONVERSATIONS = 8
+AT_ONCE = 2000
+LATENCIES = 300
+IDLE_SECONDS = 90.0
+FLEETS = (1, 50, 500)
+
+
+def startup() -> None:
+    """How long a command takes that does nothing, and how long until a workspace is online."""
+    command = [sys.executable, "-m", "molecule_connect", "--help"]
+    times = []
+    for _ in range(11):
+        began = time.perf_counter()
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+        times.append((time.perf_counter() - began) * 1000)
+    print(f"startup: --help {statistics.median(times[1:]):.0f} ms")
+    with rig() as sandbox:
+        times = []
+        for _ in range(5):
+            workspace = sandbox.workspace()
+            began = time.perf_counter()
+            with connector(sandbox, workspace):
+                times.append((time.perf_counter() - began) * 1000)
+        print(f"startup: connect to first heartbeat {statistics.median(times):.0f} ms")
+
+
+def _conversations(sandbox: Rig) -> tuple[Workspace, list[Workspace]]:
+    workspace = sandbox.workspace()
+    return workspace, [sandbox.workspace(workspace) for _ in range(CONVERSATIONS)]
+
+
+def latency() -> None:
+    """From a row that can be read to the answer that the platform has, one message at a time, with the stream."""
+    for platform in ("2026-05", "2026-08"):
+        with rig("--platform", platform) as sandbox:
+            workspace, peers = _conversations(sandbox)
+            with connector(sandbox, workspace) as process:
+                for number in range(20):
+                    sandbox.say(workspace, f"warm {number}", peers[number % CONVERSATIONS])
+                sandbox.answers(workspace, 20)
+                for number in range(LATENCIES):
+                    sandbox.say(workspace, f"message {number}", peers[number % CONVERSATIONS])
+                    wait_until(lambda number=number: sandbox.sent() >= 2 * (21 + number), 30)
+                answers = sandbox.answers(workspace, 20 + LATENCIES)[20:]
+                rows = sandbox.call("GET", f"/sandbox/workspaces/{workspace.id}/rows")
+                memory = memory_mib(process.pid)
+            asked = {
+                row["request_body"]["params"]["message"]["messageId"]: _moment(row["created_at"])
+                for row in rows
+                if row["method"] == "message/send"
+            }
+            times = sorted(
+                (_moment(answer["created_at"]) - asked[answer["message"]["metadata"]["molecule"]["in_reply_to"]]) * 1000
+                for answer in answers
+            )
+            p50, p99 = statistics.median(times), times[int(len(times) * 0.99) - 1]
+            print(f"latency {platform}: visible to reply p50 {p50:.1f} ms, p99 {p99:.1f} ms; {memory:.0f} MiB")
+
+
+def throughput() -> None:
+    """Many messages that become readable in one moment."""
+    for platform in ("2026-05", "2026-08"):
+        with rig("--platform", platform) as sandbox:
+            workspace, peers = _conversations(sandbox)
+            with connector(sandbox, workspace) as process:
+                sandbox.say(workspace, "warm", peers[0])
+                sandbox.answers(workspace, 1)
+                before, cpu = sandbox.sent(), cpu_seconds(process.pid)
+                sandbox.write_at_once(workspace, peers, AT_ONCE)
+                seconds = wait_until(lambda: sandbox.sent() - before >= AT_ONCE, 120)
+                cpu = cpu_seconds(process.pid) - cpu
+                memory = memory_mib(process.pid)
+            print(
+                f"throughput {platform}: {AT_ONCE / seconds:.0f} messages/s ({AT_ONCE} at once, {CONVERSATIONS} peers), "
+                f"{cpu / AT_ONCE * 1000:.2f} ms of processor each; {memory:.0f} MiB"
+            )
+
+
+def idle() -> None:
+    """What a connector costs that has nothing to do."""
+    with rig() as sandbox:
+        workspace = sandbox.workspace()
+        with connector(sandbox, workspace) as process:
+            time.sleep(8)
+            before, cpu = sandbox.requests(), cpu_seconds(process.pid)
+            time.sleep(IDLE_SECONDS)
+            requests, cpu = sandbox.requests() - before, cpu_seconds(process.pid) - cpu
+            hours = IDLE_SECONDS / 3600
+            print(
+                f"idle: {requests / hours:.0f} requests/h, {cpu / hours:.1f} s of processor/h, "
+                f"{memory_mib(process.pid):.0f} MiB (over {IDLE_SECONDS:.0f} s)"
+            )
+
+
+class _Echo:
+    @hookimpl
+    async def handle_a2a(self, request: Request) -> Response:
+        return Response.from_text(request.text)
+
+
+def fleet() -> None:
+    """Many workspaces in one process."""
+    for count in FLEETS:
+        with rig() as sandbox:
+            workspaces = [sandbox.workspace() for _ in range(count)]
+            program = [sys.executable, "-m", "benchmarks.fleet", sandbox.url]
+            process = subprocess.Popen(program, stdin=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL)
+            assert process.stdin is not None
+            process.stdin.write("".join(f"{workspace.id} {workspace.token}\n" for workspace in workspaces))
+            process.stdin.close()
+            last = workspaces[-1].id
+            sandbox.call("GET", f"/sandbox/workspaces/{last}/beats?count=1&timeout=60")
+            time.sleep(10)
+            before, cpu = sandbox.requests(), cpu_seconds(process.pid)
+            time.sleep(30)
+            requests, cpu = sandbox.requests() - before, cpu_seconds(process.pid) - cpu
+            files = len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
+            print(
+                f"fleet of {count}: {memory_mib(process.pid):.0f} MiB, {cpu / 30 * 100:.1f} % of a core, {files} files, "
+                f"{requests * 2} requests/min"
+            )
+            process.terminate()
+            process.wait(60)
+
+
+def serve_fleet(url: str) -> None:
+    """Serve the workspaces that stdin names, ``id token`` a line, until SIGTERM."""
+    pairs = [line.split() for line in sys.stdin if line.strip()]
+    settings = [
+        ConnectionSettings(workspace_id=workspace_id, token=token, api_url=url, backend=_Echo())
+        for workspace_id, token in pairs
+    ]
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+        with tempfile.TemporaryDirectory() as folder:
+            await serve(settings, state_dir=Path(folder), listener=lambda event: None, stop=stop)
+
+    asyncio.run(run())
+
+
+def _moment(text: str) -> float:
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
