@@ -17,7 +17,6 @@ from molecule_connect_sandbox.rows import Row
 from molecule_connect_sandbox.store import is_uuid
 
 LISTED, PREVIEW = 50, 300
-RETRY_AFTER = 8.0
 
 
 class Delegations:
@@ -98,7 +97,7 @@ class Delegations:
             "parts": [{kind: "text", "text": task}],
             "metadata": {"delegation_id": delegation_id},
         }
-        for wait in (RETRY_AFTER, None):
+        for wait in (self._platform.options.retry_delegation_after, None):
             try:
                 if not self._auth.may_talk(source, target):
                     raise Refusal(403, "access denied")

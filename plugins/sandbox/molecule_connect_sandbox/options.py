@@ -22,6 +22,7 @@ class SandboxOptions:
         faults: Faults to begin with, as ``NAME[=VALUE]``.
         rate_limit: Requests per minute and key; 0 is without limit.
         seed: Of all that is left to chance in the faults.
+        retry_delegation_after: Seconds until a delegation that failed is tried once more.
         now: Gives seconds since 1970.
     """
 
@@ -32,6 +33,7 @@ class SandboxOptions:
     faults: tuple[str, ...] = attrs.field(default=(), converter=tuple[str, ...])
     rate_limit: int = 0
     seed: int = 0
+    retry_delegation_after: float = 8.0
     now: Callable[[], float] = time.time
 
     @property

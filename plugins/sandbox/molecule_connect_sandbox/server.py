@@ -134,10 +134,11 @@ async def serve(app: Starlette, listening: socket.socket, *, ready: Callable[[],
 
 @attrs.frozen
 class RunningServer:
-    """A sandbox that is served by a thread of this process."""
+    """A sandbox that is served by a thread of this process. ``stop`` ends it before its block does."""
 
     url: str
     app: Starlette
+    stop: Callable[[], None]
 
 
 @contextlib.contextmanager
@@ -155,7 +156,7 @@ def running_server(options: SandboxOptions, port: int = 0) -> Iterator[RunningSe
     thread.start()
     started.wait(10)
     try:
-        yield RunningServer(url, app)
+        yield RunningServer(url, app, server.stop)
     finally:
         server.stop()
         thread.join(10)

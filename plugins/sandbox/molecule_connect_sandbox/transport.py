@@ -15,7 +15,7 @@ class _Exchange:
     """One request on its way through the application."""
 
     def __init__(self) -> None:
-        self.answered: asyncio.Queue[Message | httpx.TransportError] = asyncio.Queue()
+        self.answered: asyncio.Queue[Message | Exception] = asyncio.Queue()
         self.gone = asyncio.Event()
         self._asked: list[Message] = []
 
@@ -39,7 +39,7 @@ class _Exchange:
 
     async def next(self) -> Message:
         message = await self.answered.get()
-        if isinstance(message, httpx.TransportError):
+        if isinstance(message, Exception):
             raise message
         return message
 
@@ -90,7 +90,9 @@ class StreamingTransport(httpx.AsyncBaseTransport):
     async def _run(self, exchange: _Exchange, scope: Scope) -> None:
         try:
             await self._app(scope, exchange.receive, exchange.send)
-        finally:
+        except Exception as exc:  # the application's, for whoever asked
+            exchange.answered.put_nowait(exc)
+        else:
             # Whoever still waits for more must not wait for ever.
             exchange.answered.put_nowait(httpx.RemoteProtocolError("the answer ended early"))
 

@@ -1,0 +1,154 @@
+"""The chat in a pipe, with a real connection and with one that does as the test says."""
+
+import asyncio
+import io
+import os
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import attrs
+import httpx
+import pytest
+
+from molecule_connect import BackendError, BackendNotFoundError, MoleculeError, Request, Response, hookimpl
+from molecule_connect_sandbox.chat import ChatOptions, chat, clean
+from molecule_connect_sandbox.lines import read_lines
+from molecule_connect_sandbox.options import SandboxOptions
+
+OPTIONS = SandboxOptions(admin_token="admin")
+
+
+@attrs.frozen(eq=False)
+class Shout:
+    """Answers in capitals; refuses what begins with "no", says nothing to "hush"."""
+
+    @hookimpl
+    async def handle_a2a(self, request: Request) -> Response:
+        if request.text.startswith("no"):
+            raise BackendError("will not", retryable=False)
+        return Response.silent() if request.text == "hush" else Response.from_text(request.text.upper())
+
+
+async def chat_with(backend: str | object, text: str, **more: Any) -> bool:
+    return await chat(ChatOptions(backend=backend, sandbox=OPTIONS, stdin=io.StringIO(text), **more))
+
+
+async def test_each_line_is_answered_in_order(capsys: pytest.CaptureFixture[str]) -> None:
+    assert await chat_with(Shout(), "one\n\ntwo\r\nthree")
+    assert capsys.readouterr() == ("ONE\nTWO\nTHREE\n", "")
+
+
+async def test_a_message_that_is_given_up_is_told_apart_and_the_rest_goes_on(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert not await chat_with(Shout(), "one\nno way\nno more\ntwo\n")
+    out, err = capsys.readouterr()
+    assert out == "ONE\nTWO\n"
+    assert err.splitlines() == [f"error: '{line}' was given up: will not" for line in ("no way", "no more")]
+
+
+async def test_silence_is_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    assert await chat_with(Shout(), "hush\none\n")
+    assert capsys.readouterr().out == "ONE\n"
+
+
+async def test_no_message_at_all_is_no_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    assert await chat_with(Shout(), "\n")
+    assert capsys.readouterr() == ("", "")
+
+
+async def test_a_nul_does_not_lose_the_message(capsys: pytest.CaptureFixture[str]) -> None:
+    assert await chat_with(Shout(), "a\x00b\n")
+    assert capsys.readouterr().out == "AB\n"
+
+
+async def test_a_backend_that_is_not_there_is_told() -> None:
+    with pytest.raises(BackendNotFoundError):
+        await chat_with("nowhere-to-be-found", "one\n")
+
+
+async def test_a_connection_that_ends_early_is_told() -> None:
+    async def connect(workspace_id: str, **settings: Any) -> None:
+        return
+
+    with pytest.raises(MoleculeError, match="ended before it had begun"):
+        await chat_with("mock", "one\n", connect=connect)
+
+
+@attrs.frozen
+class Registered:
+    """Told as the real event is; the chat goes by the name of the class."""
+
+
+async def test_a_connection_that_breaks_ends_the_chat_with_its_error() -> None:
+    async def connect(workspace_id: str, *, listener: Callable[[Any], None], **settings: Any) -> None:
+        listener(Registered())
+        await asyncio.sleep(0)
+        raise MoleculeError("broken")
+
+    with pytest.raises(MoleculeError, match="broken"):
+        await chat_with("mock", "one\n", connect=connect)
+
+
+async def test_the_connection_is_given_all_that_it_needs() -> None:
+    given: dict[str, Any] = {}
+
+    async def connect(workspace_id: str, **settings: Any) -> None:
+        given.update(settings)
+        headers = {"Authorization": f"Bearer {settings['token']}"}
+        async with httpx.AsyncClient(base_url=settings["api_url"], trust_env=False) as client:
+            given["state"] = (await client.get(f"/workspaces/{workspace_id}/state", headers=headers)).json()
+        settings["listener"](Registered())
+        await asyncio.Event().wait()
+
+    assert await chat_with("mock", "", connect=connect, backend_options={"reply": "x"})
+    assert (given["backend"], given["backend_options"]) == ("mock", {"reply": "x"})
+    assert given["state"]["status"] == "awaiting_agent"
+    assert not given["state_dir"].exists()
+
+
+def test_what_a_terminal_would_act_on_is_left_out() -> None:
+    assert clean("a\x1b[2Jb\r\n\tc\x07") == "a[2Jb\n\tc"
+
+
+async def collect(descriptor: int) -> list[str]:
+    with os.fdopen(descriptor) as stream:
+        return [line async for line in read_lines(stream)]
+
+
+async def test_lines_are_read_as_they_come_from_a_pipe() -> None:
+    readable, writable = os.pipe()
+    with os.fdopen(readable) as stream:
+        lines = read_lines(stream)
+        for text in ("one", "two"):
+            waiting: Awaitable[str] = asyncio.ensure_future(anext(lines))
+            await asyncio.sleep(0)
+            threading.Thread(target=os.write, args=(writable, f"{text}\n".encode())).start()
+            async with asyncio.timeout(5):
+                assert await waiting == text
+        os.write(writable, "ü\nno end".encode())
+        os.close(writable)
+        assert [line async for line in lines] == ["ü", "no end"]
+
+
+async def test_waiting_for_a_line_leaves_the_loop_free() -> None:
+    readable, writable = os.pipe()
+    os.write(writable, b"one\n")
+    with os.fdopen(readable) as stream:
+        lines = read_lines(stream)
+        assert await anext(lines) == "one"
+        waiting = asyncio.ensure_future(anext(lines))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not waiting.done()
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+    os.close(writable)
+
+
+async def test_a_plain_file_and_nothing_can_be_read_too(tmp_path: Any) -> None:
+    file = tmp_path / "messages"
+    file.write_text("one\ntwo\n")
+    assert await collect(os.open(file, os.O_RDONLY)) == ["one", "two"]
+    assert await collect(os.open(os.devnull, os.O_RDONLY)) == []

@@ -1,0 +1,116 @@
+"""``molecule sandbox``: its options, and real processes."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from molecule_connect import ConfigError, OptionError
+from molecule_connect_sandbox.command import parse_backend_options, sandbox
+from molecule_connect_sandbox.faults import KINDS
+
+PROGRAM = [sys.executable, "-m", "molecule_connect_sandbox"]
+
+
+@contextmanager
+def served(*options: str) -> Iterator[tuple["subprocess.Popen[str]", list[str]]]:
+    """A serving process, and what it printed once it answers."""
+    process = subprocess.Popen([*PROGRAM, "--serve", *options], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield process, [process.stdout.readline().strip() for _ in range(4)]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_help_names_every_fault_and_both_uses() -> None:
+    shown = CliRunner().invoke(sandbox, ["--help"])
+    assert shown.exit_code == 0
+    assert all(name in shown.output for name in KINDS)
+    assert all(text in shown.output for text in ("--serve", "--backend-opt cmd=", "--platform [2026-05|2026-08]"))
+
+
+def test_backend_options_are_split_at_the_first_sign_and_repeated_ones_are_a_list() -> None:
+    assert parse_backend_options(["a=b=c", "k=1", "k=2", "k=3", "e="]) == {"a": "b=c", "k": ["1", "2", "3"], "e": ""}
+    for text in ("novalue", "=x"):
+        with pytest.raises(OptionError, match=repr(text)):
+            parse_backend_options([text])
+
+
+@pytest.mark.parametrize("fault", ["nonsense", "unavailable=soon"])
+def test_a_fault_that_there_is_not_is_refused_before_anything_starts(fault: str) -> None:
+    outcome = CliRunner().invoke(sandbox, ["--serve", "--fault", fault])
+    assert isinstance(outcome.exception, ConfigError)
+    assert outcome.output == ""
+
+
+def test_a_store_that_cannot_be_used_is_refused_with_its_path(tmp_path: Path) -> None:
+    broken = tmp_path / "store.db"
+    broken.write_text("this is no database, but long enough to be taken for one" * 20)
+    for store in (broken, tmp_path / "nowhere" / "store.db"):
+        outcome = CliRunner().invoke(sandbox, ["--serve", "--store", str(store)])
+        assert isinstance(outcome.exception, ConfigError)
+        assert str(store) in str(outcome.exception)
+
+
+def test_the_chat_answers_in_a_pipe() -> None:
+    outcome = CliRunner().invoke(sandbox, ["--backend-opt", "reply=got %s"], input="one\ntwo\n")
+    assert (outcome.exit_code, outcome.output) == (0, "got one\ngot two\n")
+
+
+@pytest.mark.parametrize("platform", ["2026-05", "2026-08"])
+def test_serving_tells_the_address_first_and_ends_cleanly(platform: str) -> None:
+    with served("--platform", platform) as (process, lines):
+        url = lines[0]
+        assert url.startswith("http://127.0.0.1:")
+        assert lines[1] == f"export MOLECULE_API_URL={url}"
+        exported = dict(line.removeprefix("export ").split("=", 1) for line in lines[1:])
+        request = urllib.request.Request(
+            f"{url}/workspaces/{exported['WORKSPACE_ID']}/state",
+            headers={"Authorization": f"Bearer {exported['MOLECULE_WORKSPACE_TOKEN']}"},
+        )
+        with urllib.request.urlopen(request) as answered:
+            assert json.load(answered)["status"] == "awaiting_agent"
+        process.send_signal(signal.SIGTERM if platform == "2026-05" else signal.SIGINT)
+        assert process.wait(10) == 0
+
+
+def test_a_port_in_use_ends_with_2_and_what_to_do() -> None:
+    with served() as (_, lines):
+        port = lines[0].rsplit(":", 1)[1]
+        second = subprocess.run([*PROGRAM, "--serve", "--port", port], capture_output=True, text=True, timeout=20)
+    assert second.returncode == 2
+    assert second.stdout == ""
+    assert "in use" in second.stderr
+    assert "--port" in second.stderr
+
+
+def test_a_terminal_gets_a_prompt_and_ctrl_c_ends_it() -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(PROGRAM, stdin=theirs, stdout=theirs, start_new_session=True)
+    os.close(theirs)
+    shown = b""
+
+    def until(text: bytes) -> None:
+        nonlocal shown
+        while text not in shown:
+            shown += os.read(ours, 4096)
+
+    until(b"you> ")
+    os.write(ours, b"hello\n")
+    until(b"mock> echo: hello")
+    process.send_signal(signal.SIGINT)
+    until(b"Next: molecule connect")
+    assert process.wait(10) == 0
+    assert b"Ctrl-D ends the chat" in shown
+    os.close(ours)

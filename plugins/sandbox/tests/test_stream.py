@@ -1,0 +1,161 @@
+"""The event stream, and the transport that lets it be read without a socket."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from molecule_connect_sandbox.broadcast import BUFFER, Broadcaster
+from molecule_connect_sandbox.testing import Sandbox, Workspace
+
+
+class Reader:
+    """An open stream."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self.status = response.status_code
+        self.type = response.headers["content-type"]
+        self._lines = response.aiter_lines()
+
+    async def line(self) -> str:
+        async with asyncio.timeout(5):
+            return await anext(self._lines)
+
+    async def event(self) -> tuple[str, Any]:
+        """The next event: its type and data."""
+        while not (line := await self.line()).startswith("data: "):
+            pass
+        told = json.loads(line[6:])
+        assert isinstance(told["timestamp"], int)
+        return told["type"], told["data"]
+
+
+@contextlib.asynccontextmanager
+async def opened(sandbox: Sandbox, workspace: Workspace) -> AsyncIterator[Reader]:
+    headers = {"Authorization": f"Bearer {workspace.token}"}
+    async with sandbox.client.stream("GET", f"/workspaces/{workspace.id}/events/stream", headers=headers) as response:
+        yield Reader(response)
+
+
+async def test_a_message_is_told_once_it_can_be_read(sandbox: Sandbox, newer: bool) -> None:
+    parent, child = await sandbox.pair()
+    async with opened(sandbox, parent) as stream:
+        assert stream.type.startswith("text/event-stream")
+        assert await stream.line() == ": ping"
+        await sandbox.say(parent, "hi", sender=child)
+        for _ in range(2 if newer else 1):
+            kind, data = await stream.event()
+            assert (kind, data["method"], data["source_id"]) == ("ACTIVITY_LOGGED", "message/send", child.id)
+            assert "id" not in data
+        assert len(await sandbox.rows(parent)) == 1
+        # Nothing more is told of it: the next event is the beat's.
+        beat = {"workspace_id": parent.id}
+        await sandbox.call("POST", "/registry/heartbeat", beat, token=parent.token)
+        assert (await stream.event())[0] == "WORKSPACE_HEARTBEAT"
+
+
+async def test_ones_own_notify_is_told_as_a_message_to_the_person(august: Sandbox) -> None:
+    workspace = await august.workspace()
+    async with opened(august, workspace) as stream:
+        for text in ("one", "two"):
+            path = f"/workspaces/{workspace.id}/notify"
+            await august.call("POST", path, {"message": text}, token=workspace.token)
+        assert [await stream.event() for _ in "12"] == [
+            ("AGENT_MESSAGE", {"message": "one"}),
+            ("AGENT_MESSAGE", {"message": "two"}),
+        ]
+
+
+async def test_the_life_of_a_workspace_is_told(august: Sandbox) -> None:
+    workspace = await august.workspace(registered=True)
+    async with opened(august, workspace) as stream:
+        await august.pause(workspace)
+        await august.resume(workspace)
+        beat = {"workspace_id": workspace.id, "current_task": "reading"}
+        await august.call("POST", "/registry/heartbeat", beat, token=workspace.token)
+        await august.rotate(workspace)
+        await august.delete(workspace)
+        assert [(await stream.event())[0] for _ in range(7)] == [
+            "WORKSPACE_PAUSED",
+            "WORKSPACE_PROVISIONING",
+            "WORKSPACE_HEARTBEAT",
+            "TASK_UPDATED",
+            "WORKSPACE_ONLINE",
+            "EXTERNAL_CREDENTIALS_ROTATED",
+            "WORKSPACE_REMOVED",
+        ]
+
+
+async def test_a_stream_that_was_left_is_forgotten(august: Sandbox) -> None:
+    workspace = await august.workspace()
+    path = f"/sandbox/workspaces/{workspace.id}/streams"
+    async with opened(august, workspace):
+        assert await august.admin("GET", path) == {"open": 1}
+    assert await august.admin("GET", path) == {"open": 0}
+
+
+async def test_a_stream_needs_the_workspace_s_token(august: Sandbox) -> None:
+    workspace, other = await august.workspace(), await august.workspace()
+    answered = await august.call("GET", f"/workspaces/{workspace.id}/events/stream", token=other.token)
+    assert answered.status_code == 401
+
+
+async def test_events_beyond_the_buffer_are_dropped() -> None:
+    broadcaster = Broadcaster(lambda: 0.0)
+    listener = broadcaster.listen("w")
+    for number in range(BUFFER + 10):
+        broadcaster.tell("w", "TASK_UPDATED", {"n": number})
+    assert len(listener.waiting) == BUFFER
+    assert b'"n":0' in listener.waiting[0]
+
+
+async def test_a_dropped_stream_is_cut_even_when_it_is_open_already(august: Sandbox) -> None:
+    workspace = await august.workspace()
+    async with opened(august, workspace) as stream:
+        assert await stream.line() == ": ping"
+        await august.faults("stream-drop")
+        with pytest.raises(httpx.ReadError):
+            await stream.event()
+
+
+async def test_a_stalled_stream_stays_open_and_tells_nothing(august: Sandbox) -> None:
+    workspace = await august.workspace()
+    async with opened(august, workspace) as stream:
+        await august.faults("stream-stall")
+        await august.pause(workspace)
+        await asyncio.sleep(0)
+        await august.faults()
+        await august.resume(workspace)
+        assert (await stream.event())[0] == "WORKSPACE_PROVISIONING"
+
+
+async def test_a_silent_stream_does_not_even_ping(august: Sandbox) -> None:
+    workspace = await august.workspace()
+    await august.faults("stream-silent")
+    async with opened(august, workspace) as stream:
+        assert stream.status == 200
+        await august.pause(workspace)
+        await august.faults("stream-drop")
+        with pytest.raises(httpx.ReadError):
+            await stream.line()
+
+
+async def test_an_error_of_the_application_reaches_the_client() -> None:
+    from molecule_connect_sandbox.transport import StreamingTransport
+
+    async def broken(scope: Any, receive: Any, send: Any) -> None:
+        raise RuntimeError("broken")
+
+    async with httpx.AsyncClient(transport=StreamingTransport(broken)) as client:
+        with pytest.raises(RuntimeError, match="broken"):
+            await client.get("http://127.0.0.1/")
+
+
+async def test_an_answer_that_does_not_come_in_time_is_a_timeout(august: Sandbox) -> None:
+    await august.faults("slow-answers=30,path=/health")
+    with pytest.raises(httpx.ReadTimeout):
+        await august.client.get("/health", timeout=0.01)
