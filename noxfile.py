@@ -48,7 +48,7 @@ def lint(session: nox.Session) -> None:
 def typecheck(session: nox.Session) -> None:
     """Types, by mypy in strict mode; each distribution by itself."""
     session.install("-r", "requirements-dev.txt")
-    session.run("mypy", "core", "tests", "noxfile.py")
+    session.run("mypy", "core", "tests", "benchmarks", "noxfile.py")
     for plugin in PLUGINS:
         session.run("mypy", f"plugins/{plugin}")
 
@@ -86,6 +86,24 @@ def docs(session: nox.Session) -> None:
     """The pages, by Sphinx; a warning is an error."""
     session.install("sphinx>=9,<10", "furo>=2025.12", "myst-parser>=5,<6")
     session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html", *session.posargs)
+
+
+@nox.session(python="3.11")
+def e2e(session: nox.Session) -> None:
+    """The tests that run real processes against a real sandbox; ``tests`` runs them too."""
+    session.install("-r", "requirements-dev.txt")
+    session.run("pytest", *(session.posargs or ["tests/e2e"]))
+
+
+@nox.session(python="3.11")
+def bench(session: nox.Session) -> None:
+    """Figures of start, latency, throughput, idleness and fleets; name some to run these alone."""
+    session.install("-r", "requirements-dev.txt")
+    # Neither uv nor an editable install leaves bytecode, and without it every start is measured as a first one.
+    session.run(
+        "python", "-m", "compileall", "-q", f"{session.virtualenv.location}/lib", "core", "plugins", silent=True
+    )
+    session.run("python", "-m", "benchmarks", *session.posargs)
 
 
 @nox.session
