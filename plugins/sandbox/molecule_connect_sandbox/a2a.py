@@ -62,14 +62,8 @@ def _rename_kinds(message: dict[str, Any]) -> None:
 
 
 def storable(text: str) -> str | None:
-    """JSON text as the database keeps it, or None: U+0000 does not go in, half a surrogate pair becomes U+FFFD."""
-    if "\\u0000" in text and _has_nul(parse(text.encode("utf-8", "replace"))):
-        return None
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
+    """JSON text as the database keeps it, or None: U+0000 does not go in."""
+    return None if "\\u0000" in text and _has_nul(parse(text.encode())) else text
 
 
 def _has_nul(value: Any) -> bool:

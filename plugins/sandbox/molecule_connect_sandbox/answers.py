@@ -1,6 +1,7 @@
 """How the platform answers: JSON as its server writes it, and refusals."""
 
 import json
+import re
 from typing import Any
 
 from starlette.requests import Request
@@ -45,6 +46,11 @@ async def refused(request: Request, exc: Exception) -> Response:
     return answer(exc.body, exc.status)
 
 
+async def internal_error(request: Request, exc: Exception) -> Response:
+    """What the platform says when its database refuses a value."""
+    return answer({"error": "internal error"}, 500)
+
+
 async def page_not_found(request: Request, exc: Exception) -> Response:
     """What the platform says to a path, or a method on a path, that it does not have."""
     return Response("404 page not found", 404, media_type="text/plain")
@@ -71,6 +77,16 @@ def _no_constant(text: str) -> Any:
     raise ValueError(f"{text} is not JSON")
 
 
+def _mend(value: Any) -> Any:
+    """*value* with U+FFFD for each half of a surrogate pair."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, dict):
+        return {_mend(key): _mend(item) for key, item in value.items()}
+    return [_mend(item) for item in value] if isinstance(value, list) else value
+
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _DECODER = json.JSONDecoder(parse_int=_whole, parse_constant=_no_constant)
 
 
@@ -81,7 +97,9 @@ def parse(body: bytes) -> Any:
         ValueError: It is not JSON.
     """
     try:
-        return _DECODER.decode(body.decode("utf-8", "replace"))
+        text = body.decode("utf-8", "replace")
+        value = _DECODER.decode(text)
+        return _mend(value) if _SURROGATE.search(text) else value
     except (RecursionError, OverflowError) as exc:
         raise ValueError("not JSON that the platform takes") from exc
 

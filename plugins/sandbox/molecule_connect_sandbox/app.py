@@ -1,6 +1,7 @@
 """The ASGI application: all endpoints behind the gate."""
 
 import contextlib
+import sqlite3
 from collections.abc import AsyncIterator
 
 from starlette.applications import Starlette
@@ -11,7 +12,7 @@ from starlette.routing import Route
 
 from molecule_connect_sandbox import __version__
 from molecule_connect_sandbox.a2a import Proxy
-from molecule_connect_sandbox.answers import Refusal, answer, page_not_found, refused
+from molecule_connect_sandbox.answers import Refusal, answer, internal_error, page_not_found, refused
 from molecule_connect_sandbox.auth import Auth
 from molecule_connect_sandbox.delegation import Delegations
 from molecule_connect_sandbox.feed import Feed
@@ -67,7 +68,7 @@ def create_app(options: SandboxOptions) -> Starlette:
     app = Starlette(
         routes=routes,
         middleware=[Middleware(Gate, platform=platform)],
-        exception_handlers={Refusal: refused, 404: page_not_found, 405: page_not_found},
+        exception_handlers={Refusal: refused, sqlite3.Error: internal_error, 404: page_not_found, 405: page_not_found},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False

@@ -9,7 +9,7 @@ from typing import Any
 from starlette.types import Message, Receive, Scope, Send
 
 from molecule_connect_sandbox.answers import to_json
-from molecule_connect_sandbox.faults import Faults
+from molecule_connect_sandbox.faults import Fault, Faults
 
 # The platform drops what a listener has not fetched beyond this many events.
 BUFFER = 64
@@ -91,6 +91,7 @@ class EventStream:
         self._faults = faults
         self._workspace_id = workspace_id
         self._opened = time.monotonic()
+        self._spared: Fault | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         listener = self._broadcaster.listen(self._workspace_id)
@@ -121,12 +122,16 @@ class EventStream:
     async def _dropped(self, listener: Listener, path: str) -> bool:
         """Wait until something is to be told; whether the stream is to be cut instead."""
         fault = self._faults.is_on("stream-drop", path)
-        left = None if fault is None else max(self._opened, fault.since) + fault.seconds - time.monotonic()
+        left = None
+        if fault is not None and fault is not self._spared:
+            left = max(self._opened, fault.since) + fault.seconds - time.monotonic()
         try:
             async with asyncio.timeout(left):
                 await listener.stirred.wait()
         except TimeoutError:
-            return self._faults.strike("stream-drop", path=path, method="GET") is not None
+            struck = self._faults.strike("stream-drop", path=path, method="GET")
+            self._spared = None if struck else fault
+            return struck is not None
         listener.stirred.clear()
         return False
 

@@ -69,6 +69,8 @@ class Server(uvicorn.Server):
             access_log=False,
             date_header=False,
             server_header=False,
+            # The platform's server lets an idle connection live; closing it would look like a fault.
+            timeout_keep_alive=3600,
             timeout_graceful_shutdown=2,
         )
         super().__init__(config)

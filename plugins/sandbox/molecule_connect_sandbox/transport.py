@@ -37,22 +37,28 @@ class _Exchange:
         if not self.gone.is_set():
             self.answered.put_nowait(message)
 
-    async def next(self) -> Message:
-        message = await self.answered.get()
+    async def next(self, timeout: float | None) -> Message:
+        """The next piece of the answer; an error of the application, or a cut, is raised."""
+        try:
+            async with asyncio.timeout(timeout):
+                message = await self.answered.get()
+        except TimeoutError as exc:
+            raise httpx.ReadTimeout("no answer in time") from exc
         if isinstance(message, Exception):
             raise message
         return message
 
 
 class _Body(httpx.AsyncByteStream):
-    def __init__(self, exchange: _Exchange, task: "asyncio.Task[None]") -> None:
+    def __init__(self, exchange: _Exchange, task: "asyncio.Task[None]", timeout: float | None) -> None:
         self._exchange = exchange
         self._task = task
+        self._timeout = timeout
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         more = True
         while more:
-            message = await self._exchange.next()
+            message = await self._exchange.next(self._timeout)
             more = message.get("more_body", False)
             if message.get("body"):
                 yield message["body"]
@@ -76,16 +82,14 @@ class StreamingTransport(httpx.AsyncBaseTransport):
         exchange = _Exchange()
         exchange.ask(await request.aread())
         task = asyncio.create_task(self._run(exchange, _scope(request, exchange)))
+        timeout = _read_timeout(request)
         try:
-            async with asyncio.timeout(_read_timeout(request)):
-                head = await exchange.next()
-        except BaseException as exc:
+            head = await exchange.next(timeout)
+        except BaseException:
             exchange.gone.set()
             task.cancel()
-            if isinstance(exc, TimeoutError):
-                raise httpx.ReadTimeout("no answer in time", request=request) from exc
             raise
-        return httpx.Response(head["status"], headers=head["headers"], stream=_Body(exchange, task))
+        return httpx.Response(head["status"], headers=head["headers"], stream=_Body(exchange, task, timeout))
 
     async def _run(self, exchange: _Exchange, scope: Scope) -> None:
         try:

@@ -138,3 +138,19 @@ async def test_a_card_can_be_replaced_alone(august: Sandbox) -> None:
     answered = await august.call("POST", "/registry/update-card", body, token=workspace.token)
     assert answered.json() == {"status": "updated"}
     assert (await august.call("GET", f"/workspaces/{workspace.id}")).json()["agent_card"] == {"name": "newer"}
+
+
+async def test_a_value_that_the_database_refuses_is_an_internal_error(august: Sandbox) -> None:
+    workspace = await august.workspace()
+    answered = await august.call(
+        "PATCH", f"/workspaces/{workspace.id}", {"role": {"no": "text"}}, token=august.options.admin_token
+    )
+    assert (answered.status_code, answered.json()) == (500, {"error": "internal error"})
+
+
+async def test_half_a_surrogate_pair_in_a_beat_is_stored_as_a_replacement(august: Sandbox) -> None:
+    workspace = await august.workspace()
+    body = b'{"workspace_id": "%s", "current_task": "a\\ud800"}' % workspace.id.encode()
+    await august.call("POST", "/registry/heartbeat", body, token=workspace.token)
+    card = (await august.call("GET", f"/workspaces/{workspace.id}")).json()
+    assert card["current_task"] == "a\ufffd"

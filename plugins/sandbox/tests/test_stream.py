@@ -127,7 +127,7 @@ async def test_a_stalled_stream_stays_open_and_tells_nothing(august: Sandbox) ->
     async with opened(august, workspace) as stream:
         await august.faults("stream-stall")
         await august.pause(workspace)
-        await asyncio.sleep(0)
+        await august.call("GET", "/health")
         await august.faults()
         await august.resume(workspace)
         assert (await stream.event())[0] == "WORKSPACE_PROVISIONING"
@@ -159,3 +159,19 @@ async def test_an_answer_that_does_not_come_in_time_is_a_timeout(august: Sandbox
     await august.faults("slow-answers=30,path=/health")
     with pytest.raises(httpx.ReadTimeout):
         await august.client.get("/health", timeout=0.01)
+
+
+async def test_a_stream_that_chance_spares_is_not_cut(august: Sandbox) -> None:
+    workspace = await august.workspace()
+    await august.faults("stream-drop,chance=0")
+    async with opened(august, workspace) as stream:
+        await august.pause(workspace)
+        assert (await stream.event())[0] == "WORKSPACE_PAUSED"
+
+
+async def test_a_stream_that_stalls_runs_into_the_client_s_timeout(august: Sandbox) -> None:
+    workspace = await august.workspace()
+    path, headers = f"/workspaces/{workspace.id}/events/stream", {"Authorization": f"Bearer {workspace.token}"}
+    async with august.client.stream("GET", path, headers=headers, timeout=0.05) as response:
+        with pytest.raises(httpx.ReadTimeout):
+            await anext(line async for line in response.aiter_lines() if line.startswith("data: "))
