@@ -132,11 +132,9 @@ def fleet() -> None:
             before, cpu = sandbox.requests(), cpu_seconds(process.pid)
             time.sleep(30)
             requests, cpu = sandbox.requests() - before, cpu_seconds(process.pid) - cpu
-            files = len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
-            print(
-                f"fleet of {count}: {memory_mib(process.pid):.0f} MiB, {cpu / 30 * 100:.1f} % of a core, {files} files, "
-                f"{requests * 2} requests/min"
-            )
+            files, memory = len(list(Path(f"/proc/{process.pid}/fd").iterdir())), memory_mib(process.pid)
+            cost = f"{memory:.0f} MiB, {cpu / 30 * 100:.1f} % of a core, {files} files, {requests * 2} requests/min"
+            print(f"fleet of {count}: {cost}")
             process.terminate()
             process.wait(60)
 
@@ -159,4 +157,4 @@ def serve_fleet(url: str) -> None:
 
 
 def _moment(text: str) -> float:
-    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+    return datetime.fromisoformat(text).timestamp()

@@ -58,12 +58,16 @@ class Rig:
         made = self.call("POST", "/workspaces", body)
         return Workspace(made["id"], made["connection"]["auth_token"])
 
-    def say(self, to: Workspace, text: str, sender: Workspace) -> str:
-        """A peer writes; the message's id."""
+    def say(self, to: Workspace, text: str, sender: Workspace | None) -> str:
+        """A peer, or a person, writes; the message's id."""
         message_id = str(uuid.uuid4())
         message = {"role": "user", "messageId": message_id, "parts": [{"kind": "text", "text": text}]}
         body = {"jsonrpc": "2.0", "id": "1", "method": "message/send", "params": {"message": message}}
-        self.call("POST", f"/workspaces/{to.id}/a2a", body, sender.token, X_Workspace_ID=sender.id)
+        path = f"/workspaces/{to.id}/a2a"
+        if sender is None:
+            self.call("POST", path, body)
+        else:
+            self.call("POST", path, body, sender.token, X_Workspace_ID=sender.id)
         return message_id
 
     def write_at_once(self, to: Workspace, senders: list[Workspace], count: int) -> None:
@@ -111,25 +115,31 @@ def rig(*options: str) -> Iterator[Rig]:
     command = [sys.executable, "-m", "molecule_connect", "sandbox", "--serve", "--admin-token", ADMIN, *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=_environ())
     try:
-        assert process.stdout is not None
+        if process.stdout is None:
+            raise RuntimeError("the sandbox has no stdout")
         yield Rig(process.stdout.readline().strip(), process)
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=20)
 
 
+def start_connector(sandbox: Rig, workspace: Workspace, state: Path, *options: str) -> "subprocess.Popen[bytes]":
+    """``molecule connect`` in a process of its own."""
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "molecule_connect", "connect", workspace.id, "--api-url", sandbox.url),
+            *("--state-dir", str(state), *(options or ("--backend", "mock"))),
+        ],
+        env={**_environ(), "MOLECULE_WORKSPACE_TOKEN": workspace.token},
+        stderr=subprocess.DEVNULL,
+    )
+
+
 @contextlib.contextmanager
 def connector(sandbox: Rig, workspace: Workspace, *options: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """``molecule connect`` in a process of its own, online."""
+    """A connector that is online, until the block ends."""
     with tempfile.TemporaryDirectory() as state:
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "molecule_connect", "connect", workspace.id, "--api-url", sandbox.url),
-                *("--state-dir", state, *(options or ("--backend", "mock"))),
-            ],
-            env={**_environ(), "MOLECULE_WORKSPACE_TOKEN": workspace.token},
-            stderr=subprocess.DEVNULL,
-        )
+        process = start_connector(sandbox, workspace, Path(state), *options)
         try:
             sandbox.call("GET", f"/sandbox/workspaces/{workspace.id}/beats?count=1&timeout=30")
             yield process
