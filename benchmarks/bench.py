@@ -85,13 +85,12 @@ def throughput() -> None:
                 sandbox.answers(workspace, 1)
                 before, cpu = sandbox.sent(), cpu_seconds(process.pid)
                 sandbox.write_at_once(workspace, peers, AT_ONCE)
-                seconds = wait_until(lambda: sandbox.sent() - before >= AT_ONCE, 120)
+                seconds = wait_until(lambda before=before: sandbox.sent() - before >= AT_ONCE, 120)
                 cpu = cpu_seconds(process.pid) - cpu
                 memory = memory_mib(process.pid)
-            print(
-                f"throughput {platform}: {AT_ONCE / seconds:.0f} messages/s ({AT_ONCE} at once, {CONVERSATIONS} peers), "
-                f"{cpu / AT_ONCE * 1000:.2f} ms of processor each; {memory:.0f} MiB"
-            )
+            cost = f"{cpu / AT_ONCE * 1000:.2f} ms of processor each; {memory:.0f} MiB"
+            what = f"({AT_ONCE} at once, {CONVERSATIONS} peers)"
+            print(f"throughput {platform}: {AT_ONCE / seconds:.0f} messages/s {what}, {cost}")
 
 
 def idle() -> None:
