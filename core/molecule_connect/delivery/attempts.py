@@ -8,7 +8,7 @@ import attrs
 
 from molecule_connect import events
 from molecule_connect.backoff import Backoff
-from molecule_connect.delivery.entries import Answer, Entry, State
+from molecule_connect.delivery.entries import Answer, Entry, State, dump_parts
 from molecule_connect.delivery.heartbeat import Health
 from molecule_connect.delivery.journal import WorkspaceJournal
 from molecule_connect.delivery.slots import Breaker
@@ -23,6 +23,8 @@ DEADLINE = 3600.0
 GIVE_UP = 24 * 3600.0
 NOTICE_PAUSE = 600 * 1_000_000
 PROGRESS_PAUSE = 1.0
+# A backend that asks for no pause is not called in a circle.
+LEAST_PAUSE = 1.0
 
 
 @attrs.define(eq=False)
@@ -93,7 +95,7 @@ class Attempts:
         self.running[entry.row_id] = running = Running(entry, began, began)
         self._tell(events.Started, entry, attempt=entry.attempt + 1, text=entry.text[:200])
         try:
-            response = await self._watch(running)
+            response = _storable(await self._watch(running))
         except asyncio.CancelledError:
             await self.put_back(entry)
             raise
@@ -168,7 +170,7 @@ class Attempts:
     async def _failed(self, entry: Entry, error: BackendError) -> None:
         reason, wall = str(error) or "the backend failed", self._wall()
         if error.retry_after is not None and error.retryable:
-            await self._retry(entry, reason, error.retry_after, counts=False, failed=False)
+            await self._retry(entry, reason, max(LEAST_PAUSE, error.retry_after), counts=False, failed=False)
             return
         if error.retryable:
             self._breaker.failed(entry, reason)
@@ -196,6 +198,14 @@ class Attempts:
             text = f"This message could not be answered (reference {entry.row_id[:8]})."
             await self._store(entry, Answer(parts=(TextPart(text),), is_notice=True, reason=reason))
         self._tell(events.Dead, entry, reason=reason)
+
+
+def _storable(response: Response) -> Response:
+    try:
+        dump_parts(response.parts)
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise BackendError(f"the answer cannot be written as JSON: {exc}", retryable=False) from exc
+    return response
 
 
 def teller(listener: events.Listener) -> Callable[..., None]:
