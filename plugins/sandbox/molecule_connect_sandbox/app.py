@@ -22,8 +22,9 @@ from molecule_connect_sandbox.people import People
 from molecule_connect_sandbox.platform import Platform
 from molecule_connect_sandbox.registry import Registry
 from molecule_connect_sandbox.sweep import keep_sweeping
+from molecule_connect_sandbox.tokens import Tokens
 from molecule_connect_sandbox.views import Views
-from molecule_connect_sandbox.workspaces import Tokens, Workspaces
+from molecule_connect_sandbox.workspaces import Workspaces
 
 
 async def _health(request: Request) -> Response:
