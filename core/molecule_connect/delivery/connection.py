@@ -84,7 +84,7 @@ class Connection:
         )
         self._build_intake()
         self._build_lanes(handler)
-        self._to_wake: set[Lane] = set()
+        self._to_wake: dict[Lane, None] = {}
         self._first_read = asyncio.Event()
         self._changed = asyncio.Event()
         self._began = 0.0
@@ -305,10 +305,10 @@ class Connection:
     def _on_stored(self, stored: Sequence[Stored]) -> None:
         self._changed.set()
         self._reports.stored(stored, since=self._since)
-        self._to_wake.update(one.lane for one in stored if one.lane is not None)
+        self._to_wake.update((one.lane, None) for one in stored if one.lane is not None)
 
     def _lanes_may_run(self) -> None:
-        lanes, self._to_wake = self._to_wake, set()
+        lanes, self._to_wake = self._to_wake, {}
         self._lanes.wake(lanes)
 
     def _on_signal(self, signal: Signal) -> None:
