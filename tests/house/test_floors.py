@@ -12,7 +12,7 @@ import molecule_connect
 CORE = Path(__file__).parents[2] / "core" / "molecule_connect"
 FLOORS = (
     {"models", "errors", "events", "backoff"},
-    {"settings", "state_folder"},
+    {"settings", "state_folder", "run_marks", "processes"},
     {"platform", "plugins"},
     {"delivery"},
     {"serve"},
@@ -57,7 +57,7 @@ def public_home(name: str) -> str | None:
     if name not in molecule_connect.__all__:
         return None
     homes: dict[str, Any] = vars(molecule_connect)["_HOME_OF"]
-    return str(homes[name]).partition(".")[0]
+    return str(homes[name] or name).partition(".")[0]
 
 
 def violations(source: str, module: str) -> list[str]:
@@ -142,6 +142,8 @@ def trespasses(source: str, *, test: bool) -> list[str]:
     for base, name in imports(source, "plugin.module"):
         if base == "molecule_connect" and (name in public or (test and name == "testing")):
             continue
+        if base == "molecule_connect.processes":
+            continue
         if base.partition(".")[0] == "molecule_connect" and not (test and base == "molecule_connect.testing"):
             found.append(f"{base}: {name}")
     return found
@@ -157,4 +159,5 @@ def test_a_plugin_that_reaches_inside_is_noticed() -> None:
     assert trespasses("from molecule_connect.testing import make_request", test=False)
     assert trespasses("from molecule_connect import serve", test=False)
     assert not trespasses("from molecule_connect.testing import make_request", test=True)
+    assert not trespasses("from molecule_connect.processes import Program", test=False)
     assert not trespasses("import molecule_connect\nfrom molecule_connect import hookimpl", test=False)

@@ -1,0 +1,404 @@
+"""Programs of a plugin: started in a session of their own, fed, read, limited, and ended with all that they started.
+
+    async with Program(["report", "--json"], environment=config.child_environment(), stdin=b"...") as program:
+        async for line in program.lines():
+            ...
+        ending = await program.finish()
+
+POSIX only. What left the process group is found by a mark in its environment, on Linux.
+"""
+
+import asyncio
+import contextlib
+import enum
+import errno
+import os
+import re
+import shutil
+import signal
+import unicodedata
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import attrs
+
+from molecule_connect.errors import ConfigError
+from molecule_connect.run_marks import VARIABLE, RunMarks, kill_marked, running_processes
+
+__all__ = ["Ending", "Program", "RunMarks", "Stop", "readable", "require_posix"]
+
+MOST_BYTES = 32 * 2**20
+TERM_SECONDS = 5.0
+# How long a grandchild may still hold the output once the program itself has ended.
+LINGER_SECONDS = 0.5
+CLOSED_SECONDS = 5.0
+TAIL_BYTES = 2048
+# A reader that is slower than the program holds it back from here on.
+_UNREAD_BYTES = 2**20
+
+_ESCAPE_SEQUENCE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)")
+
+
+class Stop(enum.Enum):
+    """Why a program did not end by itself."""
+
+    NONE = "it ended by itself"
+    TOTAL = "it ran for too long"
+    IDLE = "it said nothing for too long"
+    OUTPUT = "it said too much"
+    CLOSED = "it closed its output and did not end"
+    ASKED = "it was asked to end"
+
+
+@attrs.frozen(kw_only=True)
+class Ending:
+    """How a program ended.
+
+    Attributes:
+        status: Its exit status; the negative of a signal that ended it.
+        output: What it wrote to standard output and ``lines`` did not take.
+        error_tail: The end of its standard error, one line, without control characters.
+        stop: Why we ended it.
+    """
+
+    status: int
+    output: bytes
+    error_tail: str
+    stop: Stop = Stop.NONE
+
+
+class Program:
+    """One run of a program, or of a shell command where *command* is a text.
+
+    Args:
+        command: The program and its arguments, or a line for ``/bin/sh``.
+        environment: All of its environment; a run mark is added.
+        stdin: What it reads; closed after that.
+        cwd: The folder that it starts in.
+        marks: Where run marks come from. One ``RunMarks`` with a state folder finds what our own death left behind.
+        timeout: Seconds that it may run; None is without limit.
+        idle_timeout: Seconds without a byte on standard output or error.
+        most_bytes: The longest output, or the longest line where lines are read.
+        term_seconds: What the group has between TERM and KILL.
+        closed_seconds: How long it may live on once it has closed its output.
+    """
+
+    def __init__(
+        self,
+        command: str | Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        stdin: bytes = b"",
+        cwd: Path | None = None,
+        marks: RunMarks | None = None,
+        timeout: float | None = None,
+        idle_timeout: float | None = None,
+        most_bytes: int = MOST_BYTES,
+        term_seconds: float = TERM_SECONDS,
+        closed_seconds: float = CLOSED_SECONDS,
+    ) -> None:
+        self._argv = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
+        self._environment = dict(environment)
+        self._stdin = stdin
+        self._cwd = cwd
+        self._marks = marks or RunMarks()
+        self._mark = ""
+        self._before: frozenset[int] = frozenset()
+        self._timeout = timeout
+        self._idle_timeout = idle_timeout
+        self._term_seconds = term_seconds
+        self._closed_seconds = closed_seconds
+        self._pipes = _Pipes(most_bytes)
+        self._transport: asyncio.SubprocessTransport | None = None
+        self._started = 0.0
+        self._stop = Stop.NONE
+        self._lingered = False
+        self._is_cleared = False
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.end()
+
+    async def run(self) -> Ending:
+        """Start, wait, and clear away: all of it in one."""
+        async with self:
+            return await self.finish()
+
+    async def start(self) -> None:
+        """Start it, and begin to feed it.
+
+        Raises:
+            OSError: It could not be started.
+            ConfigError: This is no POSIX system.
+        """
+        require_posix()
+        self._mark = self._marks.new()
+        self._before = running_processes()
+        starting = asyncio.ensure_future(self._spawn())
+        try:
+            await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            # A program that was begun has to be known before it can be ended.
+            with contextlib.suppress(OSError):
+                await starting
+                await self.end()
+            raise
+
+    async def lines(self) -> AsyncIterator[bytes]:
+        """What it writes to standard output, line by line without the newline, until there will be no more."""
+        self._pipes.by_line = True
+        while True:
+            while (line := self._pipes.take_line()) is not None:
+                yield line
+            if self._is_over():
+                break
+            await self._step()
+        if self._stop is Stop.NONE and (rest := self._pipes.take_rest()):
+            yield rest
+
+    async def finish(self, *, within: float | None = None) -> Ending:
+        """Wait until it has ended, or a limit ends it (*within* is one more, in seconds from now), and clear away."""
+        self._pipes.read_on()
+        if within is not None:
+            spent = asyncio.get_running_loop().time() - self._started
+            self._timeout = min(spent + within, self._timeout if self._timeout is not None else spent + within)
+        while not (self._is_over() and (self._pipes.exited.is_set() or self._stop is not Stop.NONE)):
+            await self._step()
+        stop = self._stop
+        await self.end()
+        assert self._transport is not None  # noqa: S101
+        return Ending(
+            status=self._transport.get_returncode() or 0,
+            output=bytes(self._pipes.output),
+            error_tail=readable(bytes(self._pipes.errors)),
+            stop=stop,
+        )
+
+    async def end(self) -> None:
+        """TERM to the group, KILL after the grace (at once when cancelled), KILL to whatever left the group."""
+        if self._transport is None or self._is_cleared:
+            return
+        group = self._transport.get_pid()
+        try:
+            try:
+                if not self._pipes.exited.is_set():
+                    self._stop = Stop.ASKED if self._stop is Stop.NONE else self._stop
+                    self._pipes.tell()
+                    await self._ask(group)
+            finally:
+                _signal_group(group, signal.SIGKILL)
+                kill_marked(self._mark, passing_over=self._before)
+            await self._pipes.exited.wait()
+            # What the last ones wrote is in the pipes still.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LINGER_SECONDS):
+                    await self._pipes.drained.wait()
+        finally:
+            self._is_cleared = True
+            self._transport.close()
+
+    async def _ask(self, group: int) -> None:
+        _signal_group(group, signal.SIGTERM)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._term_seconds):
+                await self._pipes.exited.wait()
+                while _is_alive(group):  # noqa: ASYNC110 - nothing tells when a group is empty
+                    await asyncio.sleep(0.05)
+
+    async def _spawn(self) -> None:
+        loop = asyncio.get_running_loop()
+        program = _found(self._argv[0], self._environment, self._cwd)
+        self._transport, _ = await loop.subprocess_exec(
+            lambda: self._pipes,
+            *self._marks.death_watch,
+            program,
+            *self._argv[1:],
+            env={**self._environment, VARIABLE: self._mark},
+            cwd=self._cwd,
+            start_new_session=True,
+        )
+        self._started = loop.time()
+        stdin = self._transport.get_pipe_transport(0)
+        assert isinstance(stdin, asyncio.WriteTransport)  # noqa: S101
+        stdin.write(self._stdin)
+        stdin.write_eof()
+
+    def _is_over(self) -> bool:
+        """Whether all of its output is here."""
+        return self._stop is not Stop.NONE or self._lingered or self._pipes.output_closed_at is not None
+
+    async def _step(self) -> None:
+        """Wait for news, or for the next limit."""
+        when, why = min(self._limits(), key=lambda limit: limit[0], default=(None, Stop.NONE))
+        try:
+            async with asyncio.timeout_at(when):
+                await self._pipes.news.wait()
+            self._pipes.news.clear()
+        except TimeoutError:
+            self._stop = why
+            self._lingered = why is Stop.NONE
+        if self._pipes.too_long:
+            self._stop = Stop.OUTPUT
+
+    def _limits(self) -> "list[tuple[float, Stop]]":
+        pipes = self._pipes
+        if pipes.exited_at is not None:
+            return [(pipes.exited_at + LINGER_SECONDS, Stop.NONE)]
+        limits = []
+        if self._timeout is not None:
+            limits.append((self._started + self._timeout, Stop.TOTAL))
+        if self._idle_timeout is not None:
+            limits.append((max(self._started, pipes.heard_at) + self._idle_timeout, Stop.IDLE))
+        if pipes.output_closed_at is not None:
+            limits.append((pipes.output_closed_at + self._closed_seconds, Stop.CLOSED))
+        return limits
+
+
+class _Pipes(asyncio.SubprocessProtocol):
+    """Collects what comes. Its ``exited`` does not wait for the pipes, which a grandchild may hold."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self.output = bytearray()
+        self.errors = bytearray()
+        self.news = asyncio.Event()
+        self.exited = asyncio.Event()
+        self.drained = asyncio.Event()
+        self.heard_at = 0.0
+        self.exited_at: float | None = None
+        self.output_closed_at: float | None = None
+        self.by_line = False
+        self._most_bytes = most_bytes
+        self._open = {1, 2}
+        self._searched = 0
+        self._transport: asyncio.SubprocessTransport | None = None
+        self._is_paused = False
+
+    @property
+    def too_long(self) -> bool:
+        return len(self.output) > self._most_bytes
+
+    def tell(self) -> None:
+        self.news.set()
+
+    def take_line(self) -> bytes | None:
+        at = self.output.find(b"\n", self._searched)
+        if at < 0:
+            self._searched = len(self.output)
+            self._pause(False)
+            return None
+        line = bytes(self.output[:at])
+        del self.output[: at + 1]
+        self._searched = 0
+        return line
+
+    def take_rest(self) -> bytes:
+        rest = bytes(self.output)
+        self.output.clear()
+        return rest
+
+    def read_on(self) -> None:
+        """Nobody takes lines any more."""
+        self.by_line = False
+        self._pause(False)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.SubprocessTransport)  # noqa: S101
+        self._transport = transport
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        self.heard_at = asyncio.get_running_loop().time()
+        if fd == 2:
+            self.errors += data
+            del self.errors[:-TAIL_BYTES]
+        elif not self.too_long:
+            self.output += data
+            if self.by_line and len(self.output) > _UNREAD_BYTES and self.exited_at is None and b"\n" in data:
+                self._pause(True)
+        self.tell()
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+        self._open.discard(fd)
+        if fd == 1:
+            self.output_closed_at = asyncio.get_running_loop().time()
+        if not self._open:
+            self.drained.set()
+        self.tell()
+
+    def process_exited(self) -> None:
+        self.exited_at = asyncio.get_running_loop().time()
+        # What is still in the pipe is little, and must be read before it is closed.
+        self._pause(False)
+        self.exited.set()
+        self.tell()
+
+    def _pause(self, paused: bool) -> None:
+        if self._transport is None or paused == self._is_paused:
+            return
+        stdout = self._transport.get_pipe_transport(1)
+        if isinstance(stdout, asyncio.ReadTransport) and not stdout.is_closing():
+            (stdout.pause_reading if paused else stdout.resume_reading)()
+            self._is_paused = paused
+            self.heard_at = asyncio.get_running_loop().time()
+
+
+def require_posix(platform: str = os.name) -> None:
+    """Refuse a system without process groups.
+
+    Raises:
+        ConfigError: *platform* is not ``posix``.
+    """
+    if platform != "posix":
+        raise ConfigError(
+            "programs can be run on Linux and macOS alone: Windows has no process groups to end",
+            hint="run molecule-connect in WSL",
+        )
+
+
+def readable(output: bytes) -> str:
+    """*output* as one line without escape sequences and control characters."""
+    text = _ESCAPE_SEQUENCE.sub("", output.decode(errors="replace"))
+    kept = "".join(each if not unicodedata.category(each).startswith("C") else " " for each in text)
+    return " ".join(kept.split())
+
+
+def _found(program: str, environment: Mapping[str, str], cwd: Path | None) -> str:
+    # The death watch stands in front of the program and would fail in its place, in its own words.
+    if os.sep in program:
+        found = os.access(Path(cwd or ".", program), os.X_OK)
+    else:
+        found = shutil.which(program, path=environment.get("PATH", os.defpath)) is not None
+    if not found:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), program)
+    return program
+
+
+def _signal_group(group: int, number: int) -> bool:
+    """Whether the group was there to be signalled."""
+    try:
+        os.killpg(group, number)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def _is_alive(group: int) -> bool:
+    if not _signal_group(group, 0):
+        return False
+    members = [state for state, of in map(_state_and_group, Path("/proc").glob("[0-9]*/stat")) if of == group]
+    # In a container whose first process collects nobody, the dead stay in their group for ever.
+    return not members or any(state not in "ZX" for state in members)
+
+
+def _state_and_group(stat: Path) -> tuple[str, int]:
+    try:
+        state, _, group, *_ = stat.read_text(errors="replace").rpartition(")")[2].split()
+    except (OSError, ValueError):  # it ended meanwhile
+        return "", 0
+    return state, int(group)
