@@ -4,11 +4,25 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import attrs
+
 from molecule_connect.errors import LeaseError
+
+# Whoever asks who holds it has it for some microseconds, which must turn no process away.
+TRIES, TRY_PAUSE = 5, 0.01
+
+
+@attrs.frozen
+class Holder:
+    """The process that serves a workspace. 0 and empty: it has only begun to."""
+
+    pid: int
+    host: str
 
 
 @contextmanager
@@ -22,7 +36,7 @@ def lease(folder: Path, workspace_id: str) -> Iterator[None]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(descriptor)
         except OSError as exc:
             raise LeaseError(
                 f"{workspace_id} is already served by {_holder(descriptor)}",
@@ -35,9 +49,48 @@ def lease(folder: Path, workspace_id: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _holder(descriptor: int) -> str:
+def holder(folder: Path, workspace_id: str) -> Holder | None:
+    """Who serves the workspace from this machine, or None. Asking leaves no trace.
+
+    Raises:
+        LeaseError: The lease's file cannot be read.
+    """
+    path = folder / f"{workspace_id}.lock"
     try:
-        holder = json.loads(os.pread(descriptor, 4096, 0))
-        return f"process {holder['pid']} on {holder['host']}"
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        raise LeaseError(f"{path} cannot be read: {exc.strerror}", hint="ask as the user who serves it") from exc
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return _written_in(descriptor) or Holder(0, "")
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def _lock(descriptor: int) -> None:
+    for left in reversed(range(TRIES)):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if not left:
+                raise
+            time.sleep(TRY_PAUSE)
+        else:
+            return
+
+
+def _holder(descriptor: int) -> str:
+    found = _written_in(descriptor)
+    return f"process {found.pid} on {found.host}" if found else "another process"
+
+
+def _written_in(descriptor: int) -> Holder | None:
+    try:
+        content = json.loads(os.pread(descriptor, 4096, 0))
+        return Holder(int(content["pid"]), str(content["host"]))
     except (OSError, ValueError, KeyError, TypeError):
-        return "another process"
+        return None
