@@ -24,6 +24,7 @@ from molecule_connect.delivery.registration import Registration
 from molecule_connect.delivery.replies import Replies
 from molecule_connect.delivery.reports import Reports
 from molecule_connect.delivery.slots import Breaker, Slots
+from molecule_connect.delivery.status_file import StatusFile
 from molecule_connect.delivery.transitions import Stored
 from molecule_connect.delivery.wakeups import Wakeups
 from molecule_connect.errors import JournalError, PlatformError, WorkspaceDeletedError
@@ -71,6 +72,7 @@ class Connection:
         self._file = journal
         self._journal = journal.of(settings.workspace_id)
         self._cursor = CursorFile(folder, settings.workspace_id)
+        self._status = StatusFile(folder, settings, wall=wall)
         self._health = Health()
         self._reports = Reports(settings.workspace_id, self._tell, self._health)
         self._registration = Registration(
@@ -172,12 +174,16 @@ class Connection:
             JournalError: The journal cannot be used.
         """
         with lease(self._folder, self.workspace_id):
-            self._began = asyncio.get_running_loop().time()
-            self._since = round(self._wall() * SECOND)
-            self._fatal = asyncio.get_running_loop().create_future()
-            await self._take_over()
-            if await self._begin(stop):
-                await self._serve(stop, self._fatal)
+            async with self._status.kept():
+                await self._run(stop)
+
+    async def _run(self, stop: asyncio.Event) -> None:
+        self._began = asyncio.get_running_loop().time()
+        self._since = round(self._wall() * SECOND)
+        self._fatal = asyncio.get_running_loop().create_future()
+        await self._take_over()
+        if await self._begin(stop):
+            await self._serve(stop, self._fatal)
 
     def slept(self) -> None:
         """The machine slept: beat, read and reopen the stream, once; what waited for a time may be due."""
@@ -387,6 +393,7 @@ class Connection:
     def _tell(self, event: events.Event) -> None:
         if isinstance(event, events.Delivered | events.Dead | events.Answered):
             self._changed.set()
+        self._status(event)
         self._listener(event)
 
 

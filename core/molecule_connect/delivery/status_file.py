@@ -14,6 +14,7 @@ import attrs
 
 from molecule_connect import events
 from molecule_connect.errors import MoleculeError
+from molecule_connect.settings import ConnectionSettings
 
 # Written at each change and each beat, and at least so often: its age tells a process that hangs.
 REFRESH, PAUSE = 30.0, 1.0
@@ -62,13 +63,12 @@ class StatusFile:
     A file that cannot be written is let be: it matters to nobody's messages.
     """
 
-    def __init__(
-        self, folder: Path, workspace_id: str, *, api_url: str, backend: str, wall: Callable[[], float] = time.time
-    ) -> None:
-        self._path = status_path(folder, workspace_id)
+    def __init__(self, folder: Path, settings: ConnectionSettings, *, wall: Callable[[], float] = time.time) -> None:
+        backend = settings.backend if isinstance(settings.backend, str) else type(settings.backend).__name__
+        self._path = status_path(folder, settings.workspace_id)
         self._wall = wall
         self._changed = asyncio.Event()
-        self._status = Status(workspace_id=workspace_id, api_url=api_url, backend=backend)
+        self._status = Status(workspace_id=settings.workspace_id, api_url=settings.api_url, backend=backend)
 
     def __call__(self, event: events.Event) -> None:
         """Take in one event; those of messages are none of its business."""
