@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from molecule_connect import events
     from molecule_connect.errors import (
         AuthError,
         BackendError,
@@ -66,6 +67,8 @@ _HOMES = {
     "plugins.option_types": ("Duration",),
     "plugins.options": ("BackendConfig", "options"),
     "serve": ("connect",),
+    # A module that is public itself.
+    "": ("events",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -98,6 +101,7 @@ __all__ = [
     "WorkspaceDeletedError",
     "connect",
     "create_backend",
+    "events",
     "hookimpl",
     "installed_backends",
     "options",
@@ -110,7 +114,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    home = _HOME_OF[name]
+    value = getattr(import_module(f"{__name__}.{home}"), name) if home else import_module(f"{__name__}.{name}")
     globals()[name] = value
     return value
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from molecule_connect import events, state_folder
 from molecule_connect.delivery.connection import Connection
@@ -16,13 +15,10 @@ from molecule_connect.errors import CloseError, ConfigError
 from molecule_connect.platform.address import parse_address
 from molecule_connect.platform.client import AsyncPlatformClient
 from molecule_connect.platform.credentials import Credentials
-from molecule_connect.platform.transports import Transports
+from molecule_connect.platform.transports import AsyncTransport, Transports
 from molecule_connect.platform.workspace import WorkspaceClient
 from molecule_connect.plugins.host import PluginHost, create_host
 from molecule_connect.settings import DEFAULT_API_URL, ConnectionSettings, PeerBudget
-
-if TYPE_CHECKING:
-    import httpx
 
 # Reads and beats of a fleet share the connections to their platform.
 WORKSPACES_PER_READER = 8
@@ -53,7 +49,7 @@ async def connect(
     insecure: bool = False,
     state_dir: Path | None = None,
     listener: events.Listener = events.ignore,
-    transport: "httpx.AsyncBaseTransport | None" = None,
+    transport: AsyncTransport | None = None,
 ) -> None:
     """Answer for one workspace until cancelled, which stops it like SIGTERM: what runs is finished within *grace*.
 
@@ -116,7 +112,7 @@ async def serve(
     state_dir: Path,
     listener: events.Listener,
     stop: asyncio.Event,
-    transport: "httpx.AsyncBaseTransport | None" = None,
+    transport: AsyncTransport | None = None,
 ) -> None:
     """Serve workspaces until *stop* is set and all have drained, or none is left.
 

@@ -52,6 +52,7 @@ _NOT_TAKEN = (
 )
 
 Headers = list[tuple[str, str]]
+AsyncTransport = httpx.AsyncBaseTransport
 
 
 class Transports:

@@ -13,7 +13,7 @@ import attrs
 import click
 
 import molecule_connect
-from molecule_connect import MoleculeError
+from molecule_connect import MoleculeError, events
 from molecule_connect_sandbox.lines import read_lines
 from molecule_connect_sandbox.options import SandboxOptions
 from molecule_connect_sandbox.person import Person
@@ -54,11 +54,6 @@ class Session:
     told: "asyncio.Queue[Any]"
 
 
-def kind_of(event: Any) -> str:
-    """The name of an event's class; the classes are no public names."""
-    return type(event).__name__
-
-
 @contextlib.asynccontextmanager
 async def session(options: ChatOptions) -> AsyncIterator[Session]:
     """A sandbox, a workspace, and the backend connected to it.
@@ -95,7 +90,7 @@ async def session(options: ChatOptions) -> AsyncIterator[Session]:
 
 async def _registered(told: "asyncio.Queue[Any]", serving: "asyncio.Future[None]") -> None:
     while (event := await told.get()) is not None:
-        if kind_of(event) == "Registered":
+        if isinstance(event, events.Registered):
             return
     await serving
     raise MoleculeError("the connection ended before it had begun", hint="try molecule connect --dry-run")
@@ -121,8 +116,7 @@ class Piped:
     async def _exchange(self, line: str) -> bool:
         await self._session.person.say(line)
         while (event := await self._session.told.get()) is not None:
-            kind = kind_of(event)
-            if kind == "Delivered":
+            if isinstance(event, events.Delivered):
                 self._heard.extend(await self._session.person.hear())
                 text = self._heard.popleft() if self._heard else ""
                 # The short notice that a message was given up comes in its turn, and is no answer.
@@ -130,9 +124,9 @@ class Piped:
                     continue
                 click.echo(text)
                 return True
-            if kind == "Answered" and event.silent:
+            if isinstance(event, events.Answered) and event.silent:
                 return True
-            if kind == "Dead":
+            if isinstance(event, events.Dead):
                 self._dead.add(event.row_id)
                 click.echo(f"error: {line[:60]!r} was given up: {event.reason}", err=True)
                 return False
@@ -178,15 +172,14 @@ class Terminal:
 
     async def _show(self) -> None:
         while (event := await self._session.told.get()) is not None:
-            kind = kind_of(event)
-            if kind == "Delivered":
+            if isinstance(event, events.Delivered):
                 for text in await self._session.person.hear():
                     self._line(f"{self._options.name}> {clean(text)}\n")
-            elif kind == "Answered" and event.silent:
+            elif isinstance(event, events.Answered) and event.silent:
                 self._line(f"{self._options.name} chose to say nothing\n")
-            elif kind == "Progressed":
+            elif isinstance(event, events.Progressed):
                 self._line("", status=clean(event.text).replace("\n", " "))
-            elif kind == "Dead":
+            elif isinstance(event, events.Dead):
                 self._line(f"error: given up: {clean(event.reason)}\n")
             elif told := trouble(event):
                 self._line(f"{clean(told)}\n")
@@ -198,10 +191,9 @@ class Terminal:
 
 def trouble(event: Any) -> str:
     """What an event says that a person has to know, or nothing."""
-    kind = kind_of(event)
-    if kind == "Retrying":
+    if isinstance(event, events.Retrying):
         return f"{event.what} failed, again in {event.seconds:.0f} s: {event.reason}"
-    if kind == "Trouble":
+    if isinstance(event, events.Trouble):
         return f"{event.part}: {event.reason}"
     return ""
 

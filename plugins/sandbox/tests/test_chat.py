@@ -11,7 +11,7 @@ import attrs
 import httpx
 import pytest
 
-from molecule_connect import BackendError, BackendNotFoundError, MoleculeError, Request, Response, hookimpl
+from molecule_connect import BackendError, BackendNotFoundError, MoleculeError, Request, Response, events, hookimpl
 from molecule_connect_sandbox.chat import ChatOptions, chat, clean
 from molecule_connect_sandbox.lines import read_lines
 from molecule_connect_sandbox.options import SandboxOptions
@@ -76,14 +76,9 @@ async def test_a_connection_that_ends_early_is_told() -> None:
         await chat_with("mock", "one\n", connect=connect)
 
 
-@attrs.frozen
-class Registered:
-    """Told as the real event is; the chat goes by the name of the class."""
-
-
 async def test_a_connection_that_breaks_ends_the_chat_with_its_error() -> None:
     async def connect(workspace_id: str, *, listener: Callable[[Any], None], **settings: Any) -> None:
-        listener(Registered())
+        listener(events.Registered(workspace_id="ws-1"))
         await asyncio.sleep(0)
         raise MoleculeError("broken")
 
@@ -99,7 +94,7 @@ async def test_the_connection_is_given_all_that_it_needs() -> None:
         headers = {"Authorization": f"Bearer {settings['token']}"}
         async with httpx.AsyncClient(base_url=settings["api_url"], trust_env=False) as client:
             given["state"] = (await client.get(f"/workspaces/{workspace_id}/state", headers=headers)).json()
-        settings["listener"](Registered())
+        settings["listener"](events.Registered(workspace_id="ws-1"))
         await asyncio.Event().wait()
 
     assert await chat_with("mock", "", connect=connect, backend_options={"reply": "x"})
