@@ -174,6 +174,14 @@ class WorkspaceJournal:
         )
         return next((_entry(row) for row in rows if row[1] not in pending), None)
 
+    def answer_of(self, row_id: str) -> Entry | None:
+        """The message *row_id* while its answer is to be sent."""
+        if row_id in self._ending:
+            return None
+        sql = f"SELECT {_COLUMNS} FROM message WHERE workspace_id=? AND row_id=? AND state='answered'"  # noqa: S608
+        row = self._one(sql, self.workspace_id, row_id)
+        return None if row is None else _entry(row)
+
     def callers(self) -> list[str | None]:
         """Who has a message that is not over."""
         rows = self._journal.reader.execute(

@@ -60,6 +60,8 @@ class Lanes:
         # Until when by the loop's clock a head waits: it and its time by the wall, which may be set back.
         self._due: dict[Lane, tuple[str, float | None, float]] = {}
         self._not_begun: set[Lane] = set()
+        # What was run last: its answer is sent first, although an older message may have become visible.
+        self._ran: dict[Lane, str] = {}
         self._per_caller: Counter[str | None] = Counter()
         self._crowded: set[str | None] = set()
         self._paused = False
@@ -169,7 +171,7 @@ class Lanes:
             self._idle.set()
 
     def _due_head(self, lane: Lane) -> Entry | None:
-        entry = self._journal.head(lane)
+        entry = self._head(lane)
         if entry is None:
             return None
         if entry.state is State.RECEIVED and (self._paused or self._stopping):
@@ -180,6 +182,13 @@ class Lanes:
                 self._timers[lane] = asyncio.get_running_loop().call_later(wait, self._wake, lane)
             return None
         return entry
+
+    def _head(self, lane: Lane) -> Entry | None:
+        if (row_id := self._ran.get(lane)) is not None:
+            if (entry := self._journal.answer_of(row_id)) is not None:
+                return entry
+            del self._ran[lane]
+        return self._journal.head(lane)
 
     def _seconds_until_due(self, lane: Lane, entry: Entry) -> float:
         """A wall clock that is set forward ends the wait; one that is set back does not prolong it."""
@@ -231,6 +240,7 @@ class Lanes:
             if self._paused or self._stopping or not await self._insist(lambda: self._journal.start(entry)):
                 return
             self._not_begun.discard(entry.lane)
+            self._ran[entry.lane] = entry.row_id
             finish = await self._attempts.run(entry)
         await finish()
 
