@@ -61,6 +61,19 @@ def preview(named: str | Path | None, environ: Mapping[str, str], *, home: Path,
     return folder
 
 
+def existing(named: str | Path | None, environ: Mapping[str, str], *, home: Path, configs: Path = CONFIGS) -> Path:
+    """The folder to look into, without touching it: the named one, else the first that holds a journal, else the first.
+
+    Raises:
+        ConfigError: ``--state-dir`` is empty.
+    """
+    chosen = named_folder(named, environ)
+    if chosen is not None:
+        return chosen[1]
+    folders = list(_unnamed(home, configs))
+    return next((folder for folder in folders if any(folder.glob("journal*"))), folders[0])
+
+
 def named_folder(named: str | Path | None, environ: Mapping[str, str]) -> tuple[str, Path] | None:
     """What the operator chose and with what words, or None. An empty variable counts as unset."""
     if named is not None:
