@@ -16,7 +16,7 @@ from molecule_connect.delivery.connection import Connection
 from molecule_connect.delivery.entries import dump_parts
 from molecule_connect.delivery.journal import Journal
 from molecule_connect.delivery.schema import open_file
-from molecule_connect.errors import CursorExpiredError, MoleculeError, PlatformError
+from molecule_connect.errors import CursorExpiredError, MoleculeError, PageTooLargeError, PlatformError
 from molecule_connect.models import (
     Inbound,
     Kind,
@@ -147,6 +147,13 @@ class FakePlatform:
         on_send: Asked before a send is taken; what it raises, the sender sees. Give it ``after=True``
             errors by way of ``cut_after``.
         cut_after: Errors that are raised after the platform took the send, first in first out.
+        largest: So many new rows fit on a page.
+        ignores_since: Every page is the newest one, whatever is asked for.
+        empties: A row is shown once.
+        echoes_beats: Beats come back over the stream.
+        closes_stream: It ends as soon as it was opened.
+        looks, opens: When the workspace was asked about, and when the stream was opened (loop time).
+        tried: When a send was begun (loop time).
     """
 
     newer: bool = True
@@ -166,6 +173,16 @@ class FakePlatform:
     has_stream: bool = False
     send_delay: float = 0.0
     echo_delay: float = 0.0
+    fetch_delay: float = 0.0
+    largest: int | None = None
+    ignores_since: bool = False
+    empties: bool = False
+    echoes_beats: bool = True
+    closes_stream: bool = False
+    fail_look: list[PlatformError] = attrs.field(factory=list)
+    looks: list[float] = attrs.field(factory=list)
+    opens: list[float] = attrs.field(factory=list)
+    tried: list[float] = attrs.field(factory=list)
     changed: asyncio.Event = attrs.field(factory=asyncio.Event)
     _signals: "asyncio.Queue[Signal | None]" = attrs.field(factory=asyncio.Queue)
     _seq: int = 0
@@ -185,6 +202,7 @@ class FakePlatform:
         kind: Kind = Kind.MESSAGE,
         delegation: str | None = None,
         signal: bool = True,
+        timed: bool = True,
     ) -> str:
         """A row that is *age* seconds old now and can be read in *late* seconds. Returns its id."""
         self._seq += 1
@@ -192,7 +210,7 @@ class FakePlatform:
         item = Inbound(
             row_id=row_id,
             kind=kind,
-            time=self._time() - round(age * 1e6),
+            time=self._time() - round(age * 1e6) if timed else None,
             seq=self._seq if self.newer else None,
             caller_id=caller,
             context_id=context,
@@ -231,16 +249,22 @@ class FakePlatform:
         self, *, since_id: str | None = None, before: int | None = None, limit: int, known: Callable[[str], bool]
     ) -> Page:
         self.fetches.append({"since_id": since_id, "before": before, "limit": limit, "at": _now()})
+        began = self._time()
+        await asyncio.sleep(self.fetch_delay)
         if self.fail_fetch:
             raise self.fail_fetch.pop(0)
-        began = self._time()
         visible = [row.item for row in self.rows if row.visible <= _now()]
-        visible.sort(key=lambda item: (item.time, item.seq or 0))
-        if since_id is not None:
+        visible.sort(key=lambda item: (item.time or 0, item.seq or 0))
+        if since_id is not None and not self.ignores_since:
             visible = self._after(visible, since_id)
         else:
+            before = None if self.ignores_since else before
             visible = [item for item in reversed(visible) if before is None or (item.time or 0) < before]
         page = visible[:limit]
+        if self.largest is not None and len(page) > self.largest:
+            raise PageTooLargeError("activity: too large", operation="activity", status=200)
+        if self.empties:
+            self.rows.clear()
         return Page(
             marks=tuple(RowMark(item.row_id, item.time) for item in page),
             items=tuple(item for item in page if not known(item.row_id)),
@@ -258,6 +282,7 @@ class FakePlatform:
         return [item for item in visible if (item.time or 0) > (cursor.time or 0)]
 
     async def send(self, outgoing: Outgoing) -> None:
+        self.tried.append(_now())
         await asyncio.sleep(self.send_delay)
         if self.fail_send:
             raise self.fail_send.pop(0)
@@ -288,6 +313,9 @@ class FakePlatform:
         return fingerprint(dump_parts(outgoing.parts))
 
     async def workspace(self) -> WorkspaceInfo:
+        self.looks.append(_now())
+        if self.fail_look:
+            raise self.fail_look.pop(0)
         return WorkspaceInfo(status=self.status, name="ws", card=self.card)
 
     async def register(self, card: dict[str, Any]) -> None:
@@ -299,14 +327,16 @@ class FakePlatform:
         if self.fail_beat:
             raise self.fail_beat.pop(0)
         self.beats.append(presence)
-        if self.has_stream:
+        if self.has_stream and self.echoes_beats:
             self._signals.put_nowait(Signal.BEAT)
 
     async def signals(self) -> AsyncIterator[Signal]:
         if not self.has_stream:
             raise PlatformError("events: 404", operation="events", status=404)
+        self._signals = asyncio.Queue()
+        self.opens.append(_now())
         yield Signal.OPENED
-        while (signal := await self._signals.get()) is not None:
+        while not self.closes_stream and (signal := await self._signals.get()) is not None:
             yield signal
 
     def _time(self) -> int:

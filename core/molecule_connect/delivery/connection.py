@@ -82,6 +82,7 @@ class Connection:
             unpause=settings.unpause,
             reports=self._reports,
             paused=self._paused,
+            announced=lambda: self._wakeups.trusted,
             backoff=backoff or Backoff(first=1.0, cap=60.0),
         )
         self._build_intake()
@@ -102,6 +103,7 @@ class Connection:
             safety_interval=lambda: max(settings.safety_interval, self._pace(self._wakeups.trusted)[0]),
             on_signal=self._on_signal,
             trouble=lambda reason: self._reports.trouble("stream", reason, "messages are noticed by polling meanwhile"),
+            listening=self._listening,
         )
         self._reader = Reader(
             self._platform,
@@ -126,6 +128,7 @@ class Connection:
             accepted=self._beat_accepted,
             failed=self._beat_failed,
         )
+        self._health.changed = self._heartbeat.beat_now
 
     def _build_lanes(self, handler: Handler) -> None:
         breaker = Breaker(
@@ -137,8 +140,7 @@ class Connection:
             self._journal,
             now=self._reader.now,
             reread=self._intake.reread,
-            beat_accepted_since=lambda since: self._beat_at >= since,
-            feed_reads_well=lambda: self._intake.reads_well,
+            beat_accepted_since=lambda since: self._beat_at > since,
         )
         self._attempts = Attempts(
             handler,
@@ -293,7 +295,9 @@ class Connection:
         await self._lanes.drain(grace)
         try:
             await self._lanes.abandon(ABANDON)
-            await self._journal.settled()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ABANDON):
+                    await self._journal.settled()
             self._cursor.save(self._journal.cursor())
         except JournalError as exc:
             self._reports.broken("journal", str(exc), exc.hint)
@@ -324,6 +328,10 @@ class Connection:
             )
         else:
             self._registration.look_again()
+
+    def _listening(self, trusted: bool) -> None:
+        by = "stream" if trusted else "polling"
+        self._tell(events.Listening(workspace_id=self.workspace_id, by=by))
 
     def _paused(self, paused: bool) -> None:
         if paused:

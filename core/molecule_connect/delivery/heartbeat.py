@@ -16,9 +16,14 @@ MIN_SAMPLES = 3
 
 
 class Health:
-    """What of this connection is broken, and how its last attempts went."""
+    """What of this connection is broken, and how its last attempts went.
+
+    Attributes:
+        changed: Called when something begins or ceases to be broken.
+    """
 
     def __init__(self) -> None:
+        self.changed: Callable[[], None] = lambda: None
         self._broken: dict[str, str] = {}
         self._samples: deque[tuple[float, str]] = deque(maxlen=1000)
 
@@ -26,11 +31,16 @@ class Health:
         """*part* (intake, backend, journal) is broken. True when it was not."""
         new = part not in self._broken
         self._broken[part] = reason
+        if new:
+            self.changed()
         return new
 
     def mends(self, part: str) -> bool:
         """*part* works. True when it was broken."""
-        return self._broken.pop(part, None) is not None
+        was_broken = self._broken.pop(part, None) is not None
+        if was_broken:
+            self.changed()
+        return was_broken
 
     @property
     def wedged(self) -> str:

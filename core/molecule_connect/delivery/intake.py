@@ -23,6 +23,8 @@ REFUSED_WAIT = Backoff(first=2.0, cap=30.0)
 READ_WAIT = Backoff(first=0.5, cap=30.0)
 JOURNAL_WAIT = 5.0
 EXPIRED_TOO_OFTEN = 2
+# A read that fails for so many seconds is no blip, even if it is the first one.
+LASTING = 10.0
 
 
 class Intake:
@@ -49,7 +51,7 @@ class Intake:
         self._waits = waits
         self._one_at_a_time = asyncio.Lock()
         self._whole_began = float("-inf")
-        self.reads_well = False
+        self._seconds = 0.0
 
     async def run(self) -> None:
         """Read whenever it is due.
@@ -59,9 +61,8 @@ class Intake:
         """
         while True:
             trigger = await self._wakeups.next()
-            began = _now()
             read = await self._read_until_it_works(trigger)
-            self._wakeups.told(read, trigger, seconds=_now() - began)
+            self._wakeups.told(read, trigger, seconds=self._seconds)
 
     async def read_once(self) -> None:
         """One whole read, however long it takes to get it."""
@@ -73,17 +74,17 @@ class Intake:
         try:
             async with self._one_at_a_time:
                 if self._whole_began <= asked:
-                    await self._whole_read()
+                    await self._timed_read()
         except (PlatformError, JournalError):
             return False
         return True
 
     async def _read_until_it_works(self, trigger: Trigger) -> Read:
-        failures, refused_since = 0, None
+        failures, refused_since, began = 0, None, _now()
         while True:
             try:
                 async with self._one_at_a_time:
-                    read = await self._read(trigger)
+                    read = await self._timed_read(woken=trigger is Trigger.WOKEN)
             except AuthError as exc:
                 refused_since = refused_since if refused_since is not None else _now()
                 failures += 1
@@ -92,7 +93,7 @@ class Intake:
             except (PlatformError, JournalError) as exc:
                 refused_since = None
                 failures += 1
-                self._broken(exc, failures)
+                self._broken(exc, lasting=failures > 1 or _now() - began >= LASTING)
                 wait = self._wait_after(exc, failures)
             else:
                 self._works()
@@ -100,19 +101,12 @@ class Intake:
             await asyncio.sleep(wait)
             trigger = Trigger.DUE
 
-    async def _read(self, trigger: Trigger) -> Read:
-        if trigger is not Trigger.WOKEN:
-            return await self._whole_read()
+    async def _timed_read(self, *, woken: bool = False) -> Read:
         began = _now()
-        read = await self._reader.read(woken=True)
+        read = await self._reader.read(woken=woken)
+        self._seconds = _now() - began
         if read.whole:
             self._whole_began = began
-        return read
-
-    async def _whole_read(self) -> Read:
-        began = _now()
-        read = await self._reader.read()
-        self._whole_began = began
         return read
 
     def _wait_after(self, exc: MoleculeError, failures: int) -> float:
@@ -122,7 +116,6 @@ class Intake:
         return self._waits.delay(failures, at_least=asked)
 
     def _works(self) -> None:
-        self.reads_well = True
         if self._reader.expired_in_a_row >= EXPIRED_TOO_OFTEN:
             self._trouble(
                 "the platform answers each read with 410: it does not know the rows that it showed before",
@@ -132,12 +125,10 @@ class Intake:
         else:
             self._trouble("", "", False)
 
-    def _broken(self, exc: MoleculeError, failures: int) -> None:
-        self.reads_well = False
-        self._trouble(str(exc), exc.hint, failures > 1)
+    def _broken(self, exc: MoleculeError, *, lasting: bool) -> None:
+        self._trouble(str(exc), exc.hint, lasting)
 
     async def _refused(self, exc: AuthError, failures: int, seconds: float) -> None:
-        self.reads_well = False
         await raise_if_deleted(self._registry)
         lasting = failures >= REFUSALS and seconds >= REFUSED_FOR
         hint = exc.hint if lasting else "it may be a blip; trying again"

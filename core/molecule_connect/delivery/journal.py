@@ -292,6 +292,13 @@ class WorkspaceJournal:
         """running -> done."""
         return await self._put(lambda db: transitions.silenced(db, entry, self._journal.wall()))
 
+    async def shortened(self, entry: Entry, answer: Answer, *, send_print: str | None) -> bool:
+        """answered -> answered, with less to send."""
+        return await self._put(
+            lambda db: transitions.shortened(db, entry, answer, self._journal.wall(), send_print=send_print),
+            durable=True,
+        )
+
     async def send_failed(self, entry: Entry, *, not_before: float | None, in_doubt: bool) -> bool:
         """answered -> answered, to be tried again."""
         return await self._put(
@@ -353,7 +360,9 @@ class WorkspaceJournal:
     async def settled(self) -> None:
         """Wait until every ``deliver`` is committed."""
         while self._ends:
-            await asyncio.gather(*self._ends, return_exceptions=True)
+            await asyncio.wait(self._ends)
+            # The callbacks that empty the set run in the next turn of the loop.
+            await asyncio.sleep(0)
 
     async def prune(self, now: int) -> None:
         """Forget the bodies of what was over a day ago, and rows older than the anchor and a week (*now*: µs)."""

@@ -90,12 +90,8 @@ class Reader:
         """
         self._messages = 0
         position = self._journal.position()
-        if woken and self._tip is not None and self._is_long(position):
-            try:
-                await self._forward(self._tip.row_id)
-                return Read(messages=self._messages, whole=False)
-            except CursorExpiredError:
-                self._tip = None
+        if woken and self._is_long(position) and await self._forward_from_tip():
+            return Read(messages=self._messages, whole=False)
         if position.anchor is None or position.ignores_since:
             await self._back(position)
         else:
@@ -142,11 +138,22 @@ class Reader:
             await self._store(page, page.items)
             self._lanes_may_run()
             if span is not None and self._tip is not None and self._woken():
-                await self._forward(self._tip.row_id)
+                await self._forward_from_tip()
             step = _last_before_the_edge(page)
             if page.count < page.limit or step is None or step == after:
                 return True
             after = step
+
+    async def _forward_from_tip(self) -> bool:
+        """Read what is newer than the newest row. False: that row is not known any more."""
+        if self._tip is None:
+            return False
+        try:
+            await self._forward(self._tip.row_id)
+        except CursorExpiredError:
+            self._tip = None
+            return False
+        return True
 
     async def _back(self, position: Position) -> None:
         """Read from the newest row back to the floor. Lanes wait until it has ended: older rows come last."""
@@ -166,9 +173,10 @@ class Reader:
             edge = page.marks[-1].time if page.marks else None
             if page.count < page.limit or edge is None or edge < floor:
                 break
-            if before is not None and edge + 1 >= before:
-                break
-            before = edge + 1
+            if before is not None and any(mark.time is not None and mark.time >= before for mark in page.marks):
+                break  # before_ts is ignored
+            # The twins of the edge come along, unless they alone fill the page.
+            before = edge + 1 if before is None or edge + 1 < before else edge
         self._lanes_may_run()
         if first and older:
             count = f"{older} or more" if page.count >= page.limit else str(older)

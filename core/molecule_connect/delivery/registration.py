@@ -20,6 +20,7 @@ class Registration:
 
     Args:
         paused: Told whether the workspace is paused, at each change.
+        announced: Whether events would tell of a change, so that nobody needs to ask.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Registration:
         unpause: bool,
         reports: Reports,
         paused: Callable[[bool], None],
+        announced: Callable[[], bool],
         backoff: Backoff,
     ) -> None:
         self._registry = registry
@@ -39,6 +41,7 @@ class Registration:
         self._unpause = unpause
         self._reports = reports
         self._paused = paused
+        self._announced = announced
         self._backoff = backoff
         self._due = asyncio.Event()
         self.is_paused = False
@@ -113,7 +116,8 @@ class Registration:
                 async with asyncio.timeout(STATUS_INTERVAL):
                     await self._due.wait()
             except TimeoutError:
-                pass
+                if self._announced() and not self.is_paused:
+                    continue
             self._due.clear()
             info = await self._look()
             if info.status is WorkspaceStatus.PAUSED and not self.is_paused:

@@ -11,7 +11,7 @@ from molecule_connect.delivery.entries import Answer, Entry, dump_parts
 from molecule_connect.delivery.journal import WorkspaceJournal
 from molecule_connect.delivery.ports import Sender
 from molecule_connect.delivery.transitions import ECHO_DELAY
-from molecule_connect.errors import AuthError, Outcome, PermanentPlatformError, TransientPlatformError
+from molecule_connect.errors import AuthError, JournalError, Outcome, PermanentPlatformError, TransientPlatformError
 from molecule_connect.models import Outgoing, Part, TextPart
 
 GIVE_UP = 24 * 3600 * 1_000_000
@@ -51,7 +51,6 @@ class Replies:
         now: The platform's time in microseconds.
         reread: A whole read of the feed that begins after the call; False when it failed.
         beat_accepted_since: Whether a beat sent after that moment (loop time) was accepted.
-        feed_reads_well: Whether the last read of the feed succeeded.
     """
 
     def __init__(
@@ -62,7 +61,6 @@ class Replies:
         now: Callable[[], int],
         reread: Callable[[], Awaitable[bool]],
         beat_accepted_since: Callable[[float], bool],
-        feed_reads_well: Callable[[], bool],
         wall: Callable[[], float] = time.time,
         backoff: Backoff | None = None,
     ) -> None:
@@ -71,7 +69,6 @@ class Replies:
         self._now = now
         self._reread = reread
         self._beat_accepted_since = beat_accepted_since
-        self._feed_reads_well = feed_reads_well
         self._wall = wall
         self._backoff = backoff or Backoff(first=1.0, cap=300.0)
         self._absent: set[str] = set()
@@ -88,53 +85,68 @@ class Replies:
         if entry.answer is None:
             return Refused(reason="there is no answer to send")
         if entry.in_doubt and entry.caller_id is None:
-            if not await self._reread():
-                return Later(reason="whether the answer arrived is not known yet", seconds=ECHO_DELAY, in_doubt=True)
-            if await self._journal.settle(entry):
+            arrived = await self._arrived(entry)
+            if arrived is None:
+                seconds = max(ECHO_DELAY, self._backoff.delay(entry.sends + 1))
+                return self._later(entry, "whether the answer arrived is not known yet", seconds, in_doubt=True)
+            if arrived:
                 return Accepted()
         if entry.caller_id is None and asyncio.get_running_loop().time() < self._absent_until:
             return Refused(reason="this platform has no notify: people cannot be answered")
-        return await self._send(entry, entry.answer.parts)
+        return await self._send(entry, entry.answer)
 
-    async def _send(self, entry: Entry, parts: tuple[Part, ...]) -> Accepted | Refused | Later:
+    async def _arrived(self, entry: Entry) -> bool | None:
+        """Whether the feed shows *entry*'s answer, or None while that cannot be found out."""
+        try:
+            return await self._journal.settle(entry) if await self._reread() else None
+        except JournalError:
+            return None
+
+    async def _send(self, entry: Entry, answer: Answer, *, may_shorten: bool = True) -> Accepted | Refused | Later:
         began = asyncio.get_running_loop().time()
         try:
-            await self._sender.send(_outgoing(entry, parts))
+            await self._sender.send(_outgoing(entry, answer.parts))
+        except AuthError as exc:
+            return self._later(entry, str(exc), self._backoff.delay(entry.sends + 1), in_doubt=entry.in_doubt)
         except PermanentPlatformError as exc:
-            return await self._refused(entry, parts, exc)
+            shorter = shorten(answer.parts)
+            if may_shorten and exc.status in (400, 413) and shorter != answer.parts:
+                return await self._send_shortened(entry, attrs.evolve(answer, parts=shorter))
+            return Refused(reason=str(exc))
         except TransientPlatformError as exc:
-            return self._failed(entry, exc, began)
+            return await self._failed(entry, exc, began)
         return Accepted()
 
-    async def _refused(
-        self, entry: Entry, parts: tuple[Part, ...], exc: PermanentPlatformError
-    ) -> Accepted | Refused | Later:
-        if isinstance(exc, AuthError):
-            return self._later(entry, str(exc), self._backoff.delay(entry.sends + 1), in_doubt=False)
-        shorter = shorten(parts)
-        if exc.status in (400, 413) and shorter != parts:
-            return await self._send(entry, shorter)
-        return Refused(reason=str(exc))
+    async def _send_shortened(self, entry: Entry, answer: Answer) -> Accepted | Refused | Later:
+        # Its echo is known by what is stored.
+        try:
+            await self._journal.shortened(entry, answer, send_print=self.fingerprint(entry, answer))
+        except JournalError as exc:
+            return self._later(entry, str(exc), ECHO_DELAY, in_doubt=entry.in_doubt)
+        return await self._send(entry, answer, may_shorten=False)
 
-    def _failed(self, entry: Entry, exc: TransientPlatformError, began: float) -> Accepted | Refused | Later:
+    async def _failed(self, entry: Entry, exc: TransientPlatformError, began: float) -> Accepted | Refused | Later:
         to_person = entry.caller_id is None
-        if to_person and self._is_absent(entry, exc):
+        if to_person and await self._is_absent(entry, exc):
             return Refused(reason=f"this platform has no notify: {exc}")
         if exc.outcome is Outcome.WRITTEN and not to_person and self._beat_accepted_since(began):
             return Accepted(confirmed=False)
         seconds = self._backoff.delay(entry.sends + 1, at_least=exc.retry_after)
         if exc.status == 402:
             seconds = BUDGET_WAIT
-        in_doubt = exc.outcome is not Outcome.NOT_TAKEN
+        # An echo of an earlier send may still come.
+        in_doubt = entry.in_doubt or exc.outcome is not Outcome.NOT_TAKEN
         if in_doubt and to_person:
             seconds = max(seconds, ECHO_DELAY)
         return self._later(entry, str(exc), seconds, in_doubt=in_doubt)
 
-    def _is_absent(self, entry: Entry, exc: TransientPlatformError) -> bool:
+    async def _is_absent(self, entry: Entry, exc: TransientPlatformError) -> bool:
         if exc.status not in (404, 405) or exc.platform_said:
             return False
-        if entry.row_id not in self._absent or not self._feed_reads_well():
-            self._absent.add(entry.row_id)
+        is_first = entry.row_id not in self._absent
+        self._absent.add(entry.row_id)
+        # Where the feed does not read either, the edge is at fault.
+        if is_first or not await self._reread():
             return False
         self._absent.clear()
         self._absent_until = asyncio.get_running_loop().time() + ABSENT_FOR

@@ -95,7 +95,8 @@ def _original(
         return None
     found: tuple[str, str, str | None] | None = db.execute(
         "SELECT row_id, state, context_id FROM message WHERE workspace_id=? AND sender_key=? AND fingerprint=?"
-        " AND caller_id IS ? AND kind='message' AND repeat_of IS NULL AND time > ? AND time < ? ORDER BY arrival LIMIT 1",
+        " AND caller_id IS ? AND kind='message' AND repeat_of IS NULL AND time > ? AND time < ?"
+        " ORDER BY arrival LIMIT 1",
         (
             *(workspace_id, _plain(item.sender_key), item.fingerprint, _plain(item.caller_id)),
             *(time - REPEAT_WINDOW, time + REPEAT_WINDOW),
@@ -159,6 +160,11 @@ def answered(
 def silenced(db: sqlite3.Connection, entry: Entry, wall: float) -> bool:
     """running -> done: the backend chose to send nothing."""
     return _move(db, entry, State.RUNNING, "state='done', progress=NULL", (), wall, attempt=entry.attempt + 1)
+
+
+def shortened(db: sqlite3.Connection, entry: Entry, answer: Answer, wall: float, *, send_print: str | None) -> bool:
+    """answered -> answered: the platform found the answer too long, and gets less of it."""
+    return _move(db, entry, State.ANSWERED, "answer=?, send_print=?", (dump_answer(answer), send_print), wall)
 
 
 def send_failed(db: sqlite3.Connection, entry: Entry, wall: float, *, not_before: float | None, in_doubt: bool) -> bool:
