@@ -12,7 +12,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
-DEEP = "[" * 3000 + "]" * 3000
+DEEP = "[" * 200_000 + "]" * 200_000
 
 
 def rows(page: str) -> list[RawRow | None]:

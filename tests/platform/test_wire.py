@@ -15,7 +15,7 @@ from molecule_connect.platform.wire import read_page
 from .kit import envelope, row
 
 TEXT = {"kind": "text", "text": "hi"}
-DEEP = "[" * 3000 + "]" * 3000
+DEEP = "[" * 200_000 + "]" * 200_000
 
 
 def page(text: str, *known: str) -> Page:
