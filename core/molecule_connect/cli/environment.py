@@ -27,6 +27,14 @@ class TokenSource:
     file: Path | None = None
 
 
+def home() -> Path:
+    """The user's folder; the root for a user id without an account, as containers have."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path("/")
+
+
 def api_url(flag: str | None, group_flag: str | None, environ: Mapping[str, str]) -> str:
     """The platform: the command's flag, the group's, the variables, the default."""
     if flag is not None or group_flag is not None:

@@ -30,7 +30,7 @@ def run(flags: Mapping[str, Any], *, api_url: str, screen: Screen) -> None:
     check_workspace_id(workspace_id)
     parse_address(api_url, insecure=flags["insecure"])
     source = environment.token_source(flags["token"], flags["token_file"], os.environ)
-    planned = state_folder.preview(flags["state_dir"], os.environ, home=_home())
+    planned = state_folder.preview(flags["state_dir"], os.environ, home=environment.home())
     # What an earlier register handed out is kept there, and is enough.
     if source is None and not (planned / f"{workspace_id}.token").exists():
         raise environment.no_token()
@@ -43,7 +43,7 @@ def run(flags: Mapping[str, Any], *, api_url: str, screen: Screen) -> None:
         _rehearse(settings, _summary(settings, flags["mode"], planned), None if source else planned, screen)
         return
     with StopSignals(grace=settings.grace, spell=screen.last_words) as signals:
-        folder = state_folder.resolve(flags["state_dir"], os.environ, home=_home())
+        folder = state_folder.resolve(flags["state_dir"], os.environ, home=environment.home())
         screen.open([_summary(settings, flags["mode"], folder)])
         with _log_to(screen):
             asyncio.run(_serve(settings, folder, screen, signals))
@@ -125,13 +125,6 @@ def _summary(settings: ConnectionSettings, mode: str, folder: Path) -> Summary:
         api_url=settings.api_url,
         state_dir=str(folder),
     )
-
-
-def _home() -> Path:
-    try:
-        return Path.home()
-    except RuntimeError:  # a user id without an account, as containers have
-        return Path("/")
 
 
 class _ScreenHandler(logging.Handler):

@@ -25,6 +25,15 @@ def one_line(text: str, limit: int = 200) -> str:
     return head[: limit - 1] + "…"
 
 
+def visible(text: str) -> str:
+    """All of *text*, line by line as it is, with every character that shows nothing written as an escape."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char in "\n\t" or unicodedata.category(char) not in _HIDDEN else ascii(char)[1:-1] for char in text
+    )
+
+
 def who(caller_id: str | None) -> str:
     """A caller in the operator's words."""
     return "person" if caller_id is None else one_line(caller_id, 64)

@@ -1,0 +1,44 @@
+"""What the commands that look at a connector from outside have in common."""
+
+import os
+import time
+from pathlib import Path
+
+import click
+
+from molecule_connect import state_folder
+from molecule_connect.cli import environment
+from molecule_connect.console.texts import span
+
+STATE_DIR = click.option(
+    "--state-dir",
+    metavar="FOLDER",
+    help="The connector's state folder. [MOLECULE_STATE_DIR; default: where 'molecule connect' keeps it]",
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+
+
+def folder_of(state_dir: str | None) -> Path:
+    """The state folder to look into.
+
+    Raises:
+        ConfigError: ``--state-dir`` is empty.
+    """
+    return state_folder.existing(state_dir, os.environ, home=environment.home())
+
+
+def moment(seconds: float | None) -> str | None:
+    """A time (seconds since 1970) for machines and for people alike: RFC 3339 in UTC."""
+    if seconds is None:
+        return None
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def ago(seconds: float, now: float) -> str:
+    """How long ago something was."""
+    return f"{span(max(0.0, now - seconds))} ago"
+
+
+def count(number: int, noun: str) -> str:
+    """``1 message``, ``1,000 messages``."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
