@@ -153,7 +153,7 @@ class FakePlatform:
         echoes_beats: Beats come back over the stream.
         closes_stream: It ends as soon as it was opened.
         looks, opens: When the workspace was asked about, and when the stream was opened (loop time).
-        tried: When a send was begun (loop time).
+        tried, beat_times: When a send was begun, and a beat accepted (loop time).
     """
 
     newer: bool = True
@@ -183,6 +183,7 @@ class FakePlatform:
     looks: list[float] = attrs.field(factory=list)
     opens: list[float] = attrs.field(factory=list)
     tried: list[float] = attrs.field(factory=list)
+    beat_times: list[float] = attrs.field(factory=list)
     changed: asyncio.Event = attrs.field(factory=asyncio.Event)
     _signals: "asyncio.Queue[Signal | None]" = attrs.field(factory=asyncio.Queue)
     _seq: int = 0
@@ -329,6 +330,7 @@ class FakePlatform:
         self.beats.append(presence)
         if self.has_stream and self.echoes_beats:
             self._signals.put_nowait(Signal.BEAT)
+        self.beat_times.append(_now())
 
     async def signals(self) -> AsyncIterator[Signal]:
         if not self.has_stream:
