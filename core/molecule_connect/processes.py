@@ -13,10 +13,8 @@ import contextlib
 import enum
 import errno
 import os
-import re
 import shutil
 import signal
-import unicodedata
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +23,7 @@ from typing import Self
 import attrs
 
 from molecule_connect.errors import ConfigError
+from molecule_connect.pipes import Pipes, readable
 from molecule_connect.run_marks import VARIABLE, RunMarks, kill_marked, running_processes
 
 __all__ = ["Ending", "Program", "RunMarks", "Stop", "readable", "require_posix"]
@@ -34,11 +33,6 @@ TERM_SECONDS = 5.0
 # How long a grandchild may still hold the output once the program itself has ended.
 LINGER_SECONDS = 0.5
 CLOSED_SECONDS = 5.0
-TAIL_BYTES = 2048
-# A reader that is slower than the program holds it back from here on.
-_UNREAD_BYTES = 2**20
-
-_ESCAPE_SEQUENCE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)")
 
 
 class Stop(enum.Enum):
@@ -110,7 +104,7 @@ class Program:
         self._idle_timeout = idle_timeout
         self._term_seconds = term_seconds
         self._closed_seconds = closed_seconds
-        self._pipes = _Pipes(most_bytes)
+        self._pipes = Pipes(most_bytes)
         self._transport: asyncio.SubprocessTransport | None = None
         self._started = 0.0
         self._stop = Stop.NONE
@@ -261,93 +255,6 @@ class Program:
         return limits
 
 
-class _Pipes(asyncio.SubprocessProtocol):
-    """Collects what comes. Its ``exited`` does not wait for the pipes, which a grandchild may hold."""
-
-    def __init__(self, most_bytes: int) -> None:
-        self.output = bytearray()
-        self.errors = bytearray()
-        self.news = asyncio.Event()
-        self.exited = asyncio.Event()
-        self.drained = asyncio.Event()
-        self.heard_at = 0.0
-        self.exited_at: float | None = None
-        self.output_closed_at: float | None = None
-        self.by_line = False
-        self._most_bytes = most_bytes
-        self._open = {1, 2}
-        self._searched = 0
-        self._transport: asyncio.SubprocessTransport | None = None
-        self._is_paused = False
-
-    @property
-    def too_long(self) -> bool:
-        return len(self.output) > self._most_bytes
-
-    def tell(self) -> None:
-        self.news.set()
-
-    def take_line(self) -> bytes | None:
-        at = self.output.find(b"\n", self._searched)
-        if at < 0:
-            self._searched = len(self.output)
-            self._pause(False)
-            return None
-        line = bytes(self.output[:at])
-        del self.output[: at + 1]
-        self._searched = 0
-        return line
-
-    def take_rest(self) -> bytes:
-        rest = bytes(self.output)
-        self.output.clear()
-        return rest
-
-    def read_on(self) -> None:
-        """Nobody takes lines any more."""
-        self.by_line = False
-        self._pause(False)
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.SubprocessTransport)  # noqa: S101
-        self._transport = transport
-
-    def pipe_data_received(self, fd: int, data: bytes) -> None:
-        self.heard_at = asyncio.get_running_loop().time()
-        if fd == 2:
-            self.errors += data
-            del self.errors[:-TAIL_BYTES]
-        elif not self.too_long:
-            self.output += data
-            if self.by_line and len(self.output) > _UNREAD_BYTES and self.exited_at is None and b"\n" in data:
-                self._pause(True)
-        self.tell()
-
-    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
-        self._open.discard(fd)
-        if fd == 1:
-            self.output_closed_at = asyncio.get_running_loop().time()
-        if not self._open:
-            self.drained.set()
-        self.tell()
-
-    def process_exited(self) -> None:
-        self.exited_at = asyncio.get_running_loop().time()
-        # What is still in the pipe is little, and must be read before it is closed.
-        self._pause(False)
-        self.exited.set()
-        self.tell()
-
-    def _pause(self, paused: bool) -> None:
-        if self._transport is None or paused == self._is_paused:
-            return
-        stdout = self._transport.get_pipe_transport(1)
-        if isinstance(stdout, asyncio.ReadTransport) and not stdout.is_closing():
-            (stdout.pause_reading if paused else stdout.resume_reading)()
-            self._is_paused = paused
-            self.heard_at = asyncio.get_running_loop().time()
-
-
 def require_posix(platform: str = os.name) -> None:
     """Refuse a system without process groups.
 
@@ -359,13 +266,6 @@ def require_posix(platform: str = os.name) -> None:
             "programs can be run on Linux and macOS alone: Windows has no process groups to end",
             hint="run molecule-connect in WSL",
         )
-
-
-def readable(output: bytes) -> str:
-    """*output* as one line without escape sequences and control characters."""
-    text = _ESCAPE_SEQUENCE.sub("", output.decode(errors="replace"))
-    kept = "".join(each if not unicodedata.category(each).startswith("C") else " " for each in text)
-    return " ".join(kept.split())
 
 
 def _found(program: str, environment: Mapping[str, str], cwd: Path | None) -> str:

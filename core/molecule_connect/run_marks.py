@@ -9,7 +9,6 @@ import subprocess
 import uuid
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import IO
 
 VARIABLE = "MOLECULE_RUN_ID"
 
@@ -30,11 +29,11 @@ class RunMarks:
 
     death_watch: tuple[str, ...] = ()
 
-    def __init__(self, folder: Path | Callable[[], Path] | None = None) -> None:
+    def __init__(self, folder: Path | Callable[[], Path | None] | None = None) -> None:
         self._folder = folder
         self._session = uuid.uuid4().hex
         self._count = 0
-        self._record: IO[bytes] | None = None
+        self._record: tuple[Path, int] | None = None
 
     def new(self) -> str:
         """The mark of the next run, unlike any other.
@@ -43,8 +42,9 @@ class RunMarks:
             OSError: The record cannot be written.
         """
         if self._count == 0:
-            if self._folder is not None:
-                self._keep(self._folder if isinstance(self._folder, Path) else self._folder())
+            folder = self._folder() if callable(self._folder) else self._folder
+            if folder is not None:
+                self._keep(folder)
             self.death_watch = _death_watch()
         self._count += 1
         return f"{self._session}.{self._count}"
@@ -52,8 +52,9 @@ class RunMarks:
     def close(self) -> None:
         """Forget the record; every run has ended."""
         if self._record is not None:
-            Path(self._record.name).with_suffix(".run").unlink(missing_ok=True)
-            self._record.close()
+            path, descriptor = self._record
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
             self._record = None
 
     def _keep(self, folder: Path) -> None:
@@ -63,9 +64,10 @@ class RunMarks:
             if _RECORD.match(record.name):
                 _bury(record)
         # Named last: a record that can be seen is locked already.
-        self._record = (folder / f"{self._session}.new").open("wb")
-        _lock(self._record)
-        Path(self._record.name).rename(folder / f"{self._session}.run")
+        path = folder / f"{self._session}.new"
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDONLY, 0o600)
+        _lock(descriptor)
+        self._record = path.rename(path.with_suffix(".run")), descriptor
 
 
 def running_processes() -> frozenset[int]:
@@ -112,15 +114,15 @@ def _death_watch() -> tuple[str, ...]:
 
 def _bury(record: Path) -> None:
     with contextlib.suppress(OSError), record.open("rb") as opened:  # locked: its owner lives
-        _lock(opened)
+        _lock(opened.fileno())
         kill_marked(f"{record.stem}.")
         record.unlink()
 
 
-def _lock(file: IO[bytes]) -> None:
+def _lock(descriptor: int) -> None:
     import fcntl
 
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _environment(pid: int) -> bytes:

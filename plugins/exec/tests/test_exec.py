@@ -2,26 +2,45 @@
 
 import asyncio
 import os
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from molecule_connect import BackendConfig, BackendError, OptionError, create_backend
+from molecule_connect import (
+    BackendConfig,
+    BackendError,
+    ConfigError,
+    FilePart,
+    OptionError,
+    Request,
+    Response,
+    TextPart,
+    create_backend,
+)
 from molecule_connect.testing import make_request
 from molecule_connect_exec import ExecBackend
-from molecule_connect_exec.shell import ShellCommand
+from molecule_connect_exec.shells import shell_line
 
 
-async def answer(cmd: str, text: str = "hello", *, timeout: float = 20.0) -> str:
-    return (await ExecBackend(cmd=cmd, timeout=timeout).handle_a2a(make_request(text))).text
+async def unheard(update: str | Response, /) -> None:
+    raise AssertionError(f"nothing was to be told, and not {update}")
 
 
-async def failure(cmd: str, *, timeout: float = 20.0) -> BackendError:
+async def response(cmd: str, request: Request | None = None, **options: Any) -> Response:
+    backend = ExecBackend(cmd=cmd, **{"timeout": 20.0, **options})
+    return await backend.handle_a2a(request or make_request(), unheard)
+
+
+async def answer(cmd: str, text: str = "hello", **options: Any) -> str:
+    return (await response(cmd, make_request(text), **options)).text
+
+
+async def failure(cmd: str, **options: Any) -> BackendError:
     with pytest.raises(BackendError) as caught:
-        await answer(cmd, timeout=timeout)
+        await answer(cmd, **options)
     return caught.value
 
 
@@ -106,36 +125,8 @@ async def test_a_command_that_prints_nothing_has_no_answer_and_is_not_tried_agai
     assert "no answer" in str(error)
 
 
-async def test_an_endless_output_is_cut_off() -> None:
-    command = ShellCommand("yes", b"", {"PATH": os.environ["PATH"]}, most_bytes=100_000)
-
-    ending = await command.run(20)
-
-    assert ending.too_long
-
-
 async def test_a_line_of_300_kilobytes_is_read_whole() -> None:
     assert len(await answer("head -c 300000 /dev/zero | tr '\\0' x")) == 300_000
-
-
-@pytest.mark.parametrize("how", ["timeout", "cancel", "close"])
-async def test_the_whole_group_ends_even_if_it_ignores_the_request(tmp_path: Path, how: str) -> None:
-    pids = tmp_path / "pids"
-    grandchild = f"sh -c 'echo $PPID' >> {pids}; sleep 60; true"
-    stubborn = f"trap '' TERM; ({grandchild}) & echo $$ >> {pids}; sleep 60; true"
-    command = ShellCommand(stubborn, b"", os.environ, term_seconds=0.2)
-    task = asyncio.create_task(command.run(0.5 if how == "timeout" else 60))
-    running = await pids_in(pids, 2)
-
-    if how == "cancel":
-        task.cancel()
-    elif how == "close":
-        await command.end()
-    await asyncio.wait((task,))
-
-    await until_gone(*running)
-    assert task.cancelled() if how == "cancel" else task.result().status == -signal.SIGKILL
-    assert how != "timeout" or task.result().timed_out
 
 
 async def test_a_command_that_obeys_ends_without_the_grace() -> None:
@@ -143,34 +134,6 @@ async def test_a_command_that_obeys_ends_without_the_grace() -> None:
 
     assert error.retryable
     assert "still running after 0.1 s" in str(error)
-
-
-async def test_a_second_cancellation_kills_at_once(tmp_path: Path) -> None:
-    pids = tmp_path / "pids"
-    command = ShellCommand(f"trap '' TERM; echo $$ >> {pids}; sleep 60; true", b"", os.environ, term_seconds=60)
-    task = asyncio.create_task(command.run(60))
-    (pid,) = await pids_in(pids, 1)
-
-    task.cancel()
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    task.cancel()
-    await asyncio.wait((task,))
-
-    await until_gone(pid)
-    assert task.cancelled()
-
-
-async def test_cancelled_while_it_starts_leaves_nothing_behind(tmp_path: Path) -> None:
-    pids = tmp_path / "pids"
-    task = asyncio.create_task(ShellCommand(f"echo $$ >> {pids}; sleep 60; true", b"", os.environ).run(60))
-    await asyncio.sleep(0)
-
-    task.cancel()
-    await asyncio.wait((task,))
-
-    assert task.cancelled()
-    assert not any(map(is_running, written(pids)))
 
 
 async def test_a_grandchild_that_holds_the_output_does_not_hold_the_answer(tmp_path: Path) -> None:
@@ -181,23 +144,14 @@ async def test_a_grandchild_that_holds_the_output_does_not_hold_the_answer(tmp_p
     await until_gone(pid)
 
 
-async def test_no_zombie_is_left(tmp_path: Path) -> None:
-    pids = tmp_path / "pids"
-
-    await answer(f"echo $$ >> {pids}; echo hi")
-
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(pids.read_text()), 0)
-
-
 async def test_the_meta_variables_are_passed_on_request() -> None:
     show = 'echo "$MOLECULE_WORKSPACE_ID|$MOLECULE_CALLER_ID|$MOLECULE_MESSAGE_ID|$MOLECULE_TASK_ID|$MOLECULE_METHOD"'
     request = make_request(
         workspace_id="ws_9", caller_id=None, message_id="m\0\ud8001", task_id="t1", method="message/send"
     )
 
-    told = await ExecBackend(cmd=show, pass_meta=True).handle_a2a(request)
-    untold = await ExecBackend(cmd=show).handle_a2a(request)
+    told = await response(show, request, pass_meta=True)
+    untold = await response(show, request)
 
     assert told.text == "ws_9||m?1|t1|message/send"
     assert untold.text == "||||"
@@ -210,7 +164,7 @@ async def test_the_token_is_not_in_the_environment(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("EMPTY", "")
     config = BackendConfig(name="exec", secrets=frozenset({"tok-given"}))
 
-    shown = (await ExecBackend(cmd="env", config=config).handle_a2a(make_request())).text
+    shown = await answer("env", config=config)
 
     assert "tok-" not in shown
     assert "MOLECULE_WORKSPACE" not in shown
@@ -220,7 +174,7 @@ async def test_the_token_is_not_in_the_environment(monkeypatch: pytest.MonkeyPat
 async def test_closing_ends_what_still_runs(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     backend = ExecBackend(cmd=f"echo $$ >> {pids}; sleep 60; true")
-    task = asyncio.create_task(backend.handle_a2a(make_request()))
+    task = asyncio.create_task(backend.handle_a2a(make_request(), unheard))
     (pid,) = await pids_in(pids, 1)
 
     await backend.close()
@@ -243,9 +197,10 @@ async def test_closing_ends_what_still_runs(tmp_path: Path) -> None:
     ],
 )
 def test_the_check_finds_a_missing_program_where_it_can_be_told(cmd: str, problem: str) -> None:
-    found = ExecBackend(cmd=cmd).check()
+    found = "".join(ExecBackend(cmd=cmd).check())
 
-    assert problem in found if problem and found else not (found or problem)
+    assert problem in found
+    assert bool(problem) == bool(found)
 
 
 @pytest.mark.parametrize(
@@ -253,9 +208,16 @@ def test_the_check_finds_a_missing_program_where_it_can_be_told(cmd: str, proble
     [
         ({}, "'cmd'"),
         ({"cmd": "  "}, "'cmd'"),
-        ({"cmd": "cat", "timeout": "0s"}, "'timeout'"),
         ({"cmd": "cat", "timeout": "soon"}, "'timeout'"),
         ({"cmd": "cat", "pass_meta": "maybe"}, "'pass_meta'"),
+        ({"cmd": "cat", "format": "xml"}, "'format'"),
+        ({"cmd": "cat", "concurrency": "0"}, "'concurrency'"),
+        ({"cmd": "cat", "output_cap": "-1"}, "'output_cap'"),
+        ({"cmd": "cat", "exit_codes": "3"}, "'exit_codes'"),
+        ({"cmd": "cat", "exit_codes": "3:later"}, "'exit_codes'"),
+        ({"cmd": "cat", "exit_codes": "0:silent"}, "'exit_codes'"),
+        ({"cmd": "cat", "exit_codes": "9-3:silent"}, "'exit_codes'"),
+        ({"cmd": "cat", "exit_codes": "256:silent"}, "'exit_codes'"),
     ],
 )
 def test_a_wrong_option_is_named(options: dict[str, str], message: str) -> None:
@@ -264,10 +226,134 @@ def test_a_wrong_option_is_named(options: dict[str, str], message: str) -> None:
 
 
 def test_options_are_read_from_text() -> None:
-    backend = create_backend("exec", {"cmd": "cat", "timeout": "1h30m", "pass_meta": "yes"})
+    given = {"cmd": "cat", "timeout": "1h30m", "idle_timeout": "0", "pass_meta": "yes", "cwd": "~/x", "env": "PATH"}
+    backend = create_backend("exec", {**given, "exit_codes": ["3:silent", "*:permanent"]})
 
-    assert (backend.timeout, backend.pass_meta) == (5400.0, True)
+    assert (backend.timeout, backend.idle_timeout, backend.pass_meta) == (5400.0, 0.0, True)
+    assert (backend.cwd, backend.env) == (Path.home() / "x", ["PATH"])
+    assert backend.exit_codes == ["3:silent", "*:permanent"]
 
 
 def test_the_command_is_in_no_repr() -> None:
     assert "s3cret" not in repr(ExecBackend(cmd="curl -H 'Authorization: s3cret'"))
+
+
+async def test_a_silent_command_is_tried_again_and_a_busy_one_goes_on() -> None:
+    error = await failure("echo started >&2; sleep 60", idle_timeout=0.3)
+    busy = await answer("for i in 1 2 3 4 5; do sleep 0.15; echo $i; done", idle_timeout=0.7, timeout=0.0)
+
+    assert error.retryable
+    assert str(error) == "the command wrote nothing for 0.3 s: started"
+    assert busy == "1\n2\n3\n4\n5"
+
+
+async def test_what_prints_more_than_the_cap_is_not_tried_again() -> None:
+    error = await failure("yes", output_cap=10_000)
+
+    assert not error.retryable
+    assert str(error) == "the command printed more than 10000 bytes"
+
+
+async def test_a_command_that_closed_its_output_has_said_what_it_had_to_say() -> None:
+    assert await answer("echo done; exec >&- 2>&-; sleep 60") == "done"
+
+
+@pytest.mark.parametrize(
+    ("status", "retryable"), [(1, True), (64, False), (70, True), (78, False), (75, True), (126, False)]
+)
+async def test_a_status_means_what_the_operator_says(status: int, retryable: bool) -> None:
+    rules = ["100-255:permanent", "64-78:permanent", "70:retry", "3:silent", "75:permanent", "75:retry"]
+
+    error = await failure(f"exit {status}", exit_codes=rules)
+
+    assert error.retryable is retryable
+    assert f"exit status {status}" in str(error)
+    assert (await response("echo ignored; exit 3", exit_codes=rules)).is_silent
+
+
+async def test_every_status_but_some_can_be_permanent() -> None:
+    rules = ["75:retry", "*:permanent"]
+
+    assert (await failure("exit 75", exit_codes=rules)).retryable
+    assert not (await failure("exit 1", exit_codes=rules)).retryable
+    assert (await failure("kill -9 $$", exit_codes=rules)).retryable
+
+
+async def test_it_runs_in_its_folder(tmp_path: Path) -> None:
+    backend = ExecBackend(cmd="./here", cwd=tmp_path)
+    assert backend.check() == [
+        "the shell does not find './here', the first word of cmd; install it, or give its whole path"
+    ]
+    (tmp_path / "here").write_text("#!/bin/sh\npwd\n")
+    (tmp_path / "here").chmod(0o755)
+
+    assert backend.check() == []
+    assert (await backend.handle_a2a(make_request(), unheard)).text == str(tmp_path)
+
+
+async def test_a_folder_that_is_not_there_is_a_problem_and_no_crash(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+
+    error = await failure("pwd", cwd=gone)
+
+    assert error.retryable
+    assert str(gone) in str(error)
+    assert ExecBackend(cmd="pwd", cwd=gone).check() == [f"cwd is no folder: {gone}"]
+
+
+async def test_only_the_variables_that_are_allowed_get_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LC_ONE", "LC_TWO", "OTHER", "MOLECULE_WORKSPACE_TOKEN"):
+        monkeypatch.setenv(name, f"value of {name}")
+
+    shown = await answer("env", env=["PATH", "LC_*", "MOLECULE_WORKSPACE_TOKEN"], pass_meta=True)
+
+    names = {line.partition("=")[0] for line in shown.splitlines()} - {"PWD", "SHLVL", "_"}
+    meta = {f"MOLECULE_{name}" for name in ("WORKSPACE_ID", "CALLER_ID", "MESSAGE_ID", "TASK_ID", "METHOD", "FILES")}
+    assert names == {"PATH", "LC_ONE", "LC_TWO", "MOLECULE_RUN_ID", *meta}
+
+
+async def test_no_more_run_at_once_than_are_allowed(tmp_path: Path) -> None:
+    # Two at once would find each other's folder.
+    cmd = f"mkdir {tmp_path}/only && sleep 0.05 && rmdir {tmp_path}/only && echo alone"
+    backend = ExecBackend(cmd=cmd, concurrency=1)
+
+    answers = await asyncio.gather(*(backend.handle_a2a(make_request(), unheard) for _ in range(3)))
+
+    assert [each.text for each in answers] == ["alone"] * 3
+
+
+FILES = (
+    FilePart(uri="platform://1", name="a.txt", path=Path("/data/a.txt")),
+    FilePart(uri="platform://2", name="b\nc.txt"),
+    FilePart(uri="data:text/plain;base64,eA==", name="inline\n.txt"),
+)
+
+
+async def test_a_message_without_text_is_its_files() -> None:
+    alone = make_request(parts=FILES)
+    beside = make_request(parts=(TextPart("look"), *FILES))
+
+    assert (await response("cat", alone)).text == "/data/a.txt\nplatform://2\ninline .txt"
+    assert (await response("cat", beside)).text == "look"
+    assert (await response('echo "$MOLECULE_FILES"', beside, pass_meta=True)).text == "/data/a.txt"
+
+
+def records(folder: Path) -> list[Path]:
+    return list(folder.rglob("*.run"))
+
+
+async def test_a_run_is_recorded_before_it_starts_and_forgotten_at_the_end(tmp_path: Path) -> None:
+    backend = create_backend("exec", {"cmd": "echo $MOLECULE_RUN_ID"}, workspace_id="ws", state_dir=tmp_path)
+
+    mark = (await backend.handle_a2a(make_request(), unheard)).text
+
+    (record,) = records(tmp_path)
+    assert mark.startswith(f"{record.stem}.")
+    await backend.close()
+    assert records(tmp_path) == []
+
+
+def test_windows_is_refused_with_what_to_do() -> None:
+    with pytest.raises(ConfigError, match="Windows"):
+        shell_line("dir", platform="nt")
+    assert shell_line("ls", platform="posix") == ["/bin/sh", "-c", "ls"]

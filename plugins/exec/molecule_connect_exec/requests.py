@@ -1,0 +1,63 @@
+"""A request as the command gets it: one JSON object, or text. The names are a promise: new ones may come, none goes."""
+
+import json
+from typing import Any
+
+from molecule_connect import DataPart, FilePart, Part, Request
+
+
+def as_json(request: Request, *, raw: bool = False) -> bytes:
+    """*request* as one line of JSON in UTF-8; what is empty is absent, ``raw`` comes only when asked for."""
+    told = {
+        "workspace_id": request.workspace_id,
+        "message_id": request.message_id,
+        "idempotency_key": request.idempotency_key,
+        "caller_id": request.caller_id,
+        "task_id": request.task_id,
+        "context_id": request.context_id,
+        "method": request.method,
+        "attempt": request.attempt,
+        "text": request.text,
+        "parts": [_part(part) for part in request.parts],
+        "raw": request.raw if raw else None,
+    }
+    return json.dumps(_filled(told), ensure_ascii=False, default=str).encode(errors="replace") + b"\n"
+
+
+def as_text(request: Request) -> bytes:
+    """The text of *request*; a message without any is its files instead, a line each."""
+    if request.text.strip():
+        return request.text.encode(errors="replace")
+    lines = [_place(part) + "\n" for part in request.parts if isinstance(part, FilePart)]
+    return "".join(lines).encode(errors="replace") or request.text.encode(errors="replace")
+
+
+def file_paths(request: Request) -> str:
+    """The files of *request* that are on disk, a path each line."""
+    return "\n".join(str(part.path) for part in request.parts if isinstance(part, FilePart) and part.path is not None)
+
+
+def _part(part: Part) -> dict[str, Any]:
+    if isinstance(part, DataPart):
+        return {"type": "data", "data": part.data}
+    if isinstance(part, FilePart):
+        told = {
+            "type": "file",
+            "uri": part.uri,
+            "name": part.name,
+            "mime_type": part.mime_type,
+            "size": part.size,
+            "path": None if part.path is None else str(part.path),
+        }
+        return _filled(told)
+    return {"type": "text", "text": part.text}
+
+
+def _filled(told: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in told.items() if value not in (None, "", [])}
+
+
+def _place(file: FilePart) -> str:
+    # Inline bytes are no place, and a sender's name may hold anything.
+    place = str(file.path) if file.path is not None else "" if file.uri.startswith("data:") else file.uri
+    return " ".join((place or file.name or "a file without a name").split())

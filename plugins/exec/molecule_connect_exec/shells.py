@@ -1,0 +1,31 @@
+"""Which shell reads the command, by platform."""
+
+import os
+import subprocess
+from collections.abc import Mapping
+
+from molecule_connect.processes import require_posix
+
+SHELL = "/bin/sh"
+
+
+def shell_line(cmd: str, *, platform: str = os.name) -> list[str]:
+    """*cmd* as a program and its arguments.
+
+    Raises:
+        ConfigError: There is no shell here that reads a command as ``/bin/sh`` does: ``cmd.exe`` quotes otherwise.
+    """
+    require_posix(platform)
+    return [SHELL, "-c", cmd]
+
+
+def ask_shell(*arguments: str, environment: Mapping[str, str]) -> "subprocess.CompletedProcess[bytes]":
+    """Run the shell with *arguments*, for at most ten seconds."""
+    return subprocess.run(  # noqa: S603
+        [SHELL, *arguments],
+        env=dict(environment),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=10,
+        check=False,
+    )

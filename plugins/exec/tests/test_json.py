@@ -1,0 +1,259 @@
+"""JSON mode: what a command is told, and what it can say. The first test is a promise to those who wrote commands."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from molecule_connect import BackendError, DataPart, FilePart, Progress, Request, Response, TextPart, Usage
+from molecule_connect.testing import make_request
+from molecule_connect_exec import ExecBackend
+
+FULL = Request(
+    workspace_id="ws_1",
+    message_id="message-1",
+    idempotency_key="key-1",
+    caller_id="ws_2",
+    task_id="task-1",
+    context_id="context-1",
+    parts=(
+        TextPart("grüße, "),
+        FilePart(uri="platform://1", name="a.png", mime_type="image/png", size=0, path=Path("/data/a.png")),
+        DataPart({"n": [1, None]}),
+        TextPart("half \ud800"),
+    ),
+    raw='{"method":"message/send"}',
+    attempt=2,
+)
+TOLD = """\
+{
+  "workspace_id": "ws_1",
+  "message_id": "message-1",
+  "idempotency_key": "key-1",
+  "caller_id": "ws_2",
+  "task_id": "task-1",
+  "context_id": "context-1",
+  "method": "message/send",
+  "attempt": 2,
+  "text": "grüße, half ?",
+  "parts": [
+    {
+      "type": "text",
+      "text": "grüße, "
+    },
+    {
+      "type": "file",
+      "uri": "platform://1",
+      "name": "a.png",
+      "mime_type": "image/png",
+      "size": 0,
+      "path": "/data/a.png"
+    },
+    {
+      "type": "data",
+      "data": {
+        "n": [
+          1,
+          null
+        ]
+      }
+    },
+    {
+      "type": "text",
+      "text": "half ?"
+    }
+  ]
+}"""
+
+
+class Heard(list[str]):
+    """Progress that remembers."""
+
+    def listen(self) -> Progress:
+        def tell(update: str | Response, /) -> Any:
+            self.append(update if isinstance(update, str) else update.text)
+
+        return tell
+
+
+async def respond(cmd: str, request: Request | None = None, *, heard: Heard | None = None, **options: Any) -> Response:
+    backend = ExecBackend(cmd=cmd, format="json", **{"timeout": 20.0, **options})
+    return await backend.handle_a2a(request or make_request(), (heard if heard is not None else Heard()).listen())
+
+
+async def saying(*lines: Any, then: str = "true", **options: Any) -> Response:
+    """The response to these objects, a line each; texts are lines as they are."""
+    printed = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+    return await respond(f"cat <<'END'\n{printed}END\n{then}", **options)
+
+
+async def failing(*lines: Any, **options: Any) -> BackendError:
+    with pytest.raises(BackendError) as caught:
+        await saying(*lines, **options)
+    return caught.value
+
+
+async def seen(request: Request, **options: Any) -> str:
+    """What a command reads, as it is."""
+    reader = "import json, sys; print(json.dumps({'text': sys.stdin.read()}))"
+    return (await respond(f'{sys.executable} -c "{reader}"', request, **options)).text
+
+
+async def test_the_whole_request_is_told_in_these_names() -> None:
+    told = await seen(FULL)
+
+    assert told.endswith("}\n")
+    assert told.count("\n") == 1
+    assert json.dumps(json.loads(told), indent=2, ensure_ascii=False) == TOLD
+
+
+async def test_what_is_empty_is_absent() -> None:
+    told = json.loads(await seen(Request(workspace_id="ws_1", message_id="m", idempotency_key="k")))
+
+    assert told == {
+        "workspace_id": "ws_1",
+        "message_id": "m",
+        "idempotency_key": "k",
+        "method": "message/send",
+        "attempt": 1,
+    }
+
+
+async def test_a_datum_that_is_empty_is_a_datum_all_the_same() -> None:
+    told = json.loads(await seen(make_request(parts=(DataPart(None), DataPart([]), FilePart(uri="u")))))
+
+    assert told["parts"] == [{"type": "data", "data": None}, {"type": "data", "data": []}, {"type": "file", "uri": "u"}]
+
+
+async def test_the_platforms_own_request_is_told_when_asked_for() -> None:
+    assert json.loads(await seen(FULL, raw=True))["raw"] == FULL.raw
+
+
+@pytest.mark.parametrize(
+    "said", [{"type": "response", "text": "hi"}, {"text": "hi"}, {"parts": [{"type": "text", "text": "hi"}]}]
+)
+async def test_a_response_may_be_a_text_or_parts(said: dict[str, Any]) -> None:
+    assert await saying(said) == Response.from_text("hi")
+
+
+async def test_a_response_may_be_printed_over_many_lines() -> None:
+    assert (
+        await saying(json.dumps({"type": "response", "text": "hi", "usage": {"cost_usd": 1}}, indent=2))
+    ).text == "hi"
+
+
+async def test_every_kind_of_part_comes_back_and_paths_start_from_the_folder(tmp_path: Path) -> None:
+    parts = [
+        {"type": "text", "text": "see"},
+        {"type": "file", "uri": "https://x/y", "name": "y", "mime_type": "text/plain", "size": 3},
+        {"type": "file", "path": "out/z.png"},
+        {"type": "data", "data": [1, {"a": None}]},
+    ]
+
+    response = await saying({"type": "response", "parts": parts, "text": "short"}, cwd=tmp_path)
+
+    place = tmp_path / "out" / "z.png"
+    assert response.parts == (
+        TextPart("see"),
+        FilePart(uri="https://x/y", name="y", mime_type="text/plain", size=3),
+        FilePart(uri=place.as_uri(), name="z.png", path=place),
+        DataPart([1, {"a": None}]),
+    )
+
+
+async def test_usage_is_passed_on() -> None:
+    response = await saying({"text": "hi", "usage": {"input_tokens": 3, "output_tokens": 4, "cost_usd": 0.5, "new": 1}})
+
+    assert response.usage == Usage(input_tokens=3, output_tokens=4, cost_usd=0.5)
+
+
+async def test_progress_is_told_as_it_comes_and_the_first_answer_counts() -> None:
+    heard = Heard()
+
+    response = await saying(
+        {"type": "progress", "text": "reading"},
+        {"type": "from a later version"},
+        "a line of some library",
+        {"type": "progress", "text": "writing"},
+        {"type": "response", "text": "first"},
+        {"type": "response", "text": "second"},
+        heard=heard,
+    )
+
+    assert (response.text, heard) == ("first", ["reading", "writing"])
+
+
+async def test_a_line_of_300_kilobytes_is_read_whole() -> None:
+    assert len((await respond("cat", make_request("x" * 300_000))).text) == 300_000
+
+
+async def test_no_answer_on_purpose_is_silent() -> None:
+    assert (await saying({"type": "silent"})).is_silent
+
+
+@pytest.mark.parametrize(
+    ("said", "retryable", "retry_after"),
+    [
+        ({}, True, None),
+        ({"retryable": False}, False, None),
+        ({"retry_after": 3600}, True, 3600),
+    ],
+)
+async def test_an_error_says_what_is_to_be_done(
+    said: dict[str, Any], retryable: bool, retry_after: float | None
+) -> None:
+    error = await failing(
+        {"type": "error", "message": "quota is used up", **said}, then="exit 64", exit_codes=["64:silent"]
+    )
+
+    assert (str(error), error.retryable, error.retry_after) == ("quota is used up", retryable, retry_after)
+
+
+async def test_an_answer_counts_whatever_happens_after_it() -> None:
+    assert (await saying({"text": "hi"}, then="exit 3")).text == "hi"
+    assert (await saying({"text": "hi"}, then="kill -9 $$")).text == "hi"
+
+
+async def test_a_command_that_hangs_after_its_answer_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("molecule_connect_exec.backend.AFTER_ANSWER_SECONDS", 0.1)
+
+    assert (await saying({"text": "hi"}, then="sleep 60")).text == "hi"
+
+
+async def test_without_an_answer_the_status_decides() -> None:
+    assert (await failing("oops", then="echo bad >&2; exit 3")).retryable
+    assert not (await failing(then="exit 64", exit_codes=["64:permanent"])).retryable
+    assert (await saying({"type": "progress", "text": "x"}, then="exit 3", exit_codes=["3:silent"])).is_silent
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ([], "gave no answer"),
+        (["Traceback: oops", "more"], "it printed 'Traceback: oops'"),
+        (["[1, 2]", '"text"'], "it printed '[1, 2]'"),
+        ([{"type": "response"}], "nothing to read"),
+        ([{"type": "response", "text": " "}], "nothing to read"),
+        ([{"type": "response", "text": 3}], "'text'"),
+        ([{"type": "response", "parts": {}}], "'parts'"),
+        ([{"parts": [{"type": "video"}]}], "a part is neither"),
+        ([{"parts": [{"type": "text", "text": None}]}], "a part is neither"),
+        ([{"parts": [{"type": "file", "name": "x"}]}], "neither 'uri' nor 'path'"),
+        ([{"parts": [{"type": "file", "uri": 3}]}], "'uri' of a file"),
+        ([{"text": "hi", "usage": 3}], "'usage'"),
+        ([{"text": "hi", "usage": {"input_tokens": "many"}}], "'usage'"),
+        ([{"type": "error", "retryable": "no"}], "'retryable'"),
+        ([{"type": "error", "retry_after": -1}], "'retry_after'"),
+    ],
+)
+async def test_what_is_no_answer_is_said_and_not_tried_again(lines: list[Any], words: str) -> None:
+    error = await failing(*lines)
+
+    assert words in str(error)
+    assert not error.retryable
+
+
+async def test_half_a_surrogate_pair_is_replaced() -> None:
+    assert (await saying('{"text": "half \\ud800"}')).text == "half ?"
