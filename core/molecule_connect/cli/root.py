@@ -16,6 +16,7 @@ BUILT_IN = {
     "connect": ("Serve a workspace: fetch its messages, answer them with a backend.", "connect:connect"),
     "backends": ("List the installed backends, or the options of one.", "backends:backends"),
     "try": ("Ask a backend once, without any platform.", "try_:try_command"),
+    "status": ("Tell whether a connector runs, and whether it is well.", "status:status"),
     "messages": ("List, show, replay or drop the messages in the journal.", "messages:messages"),
     "completion": ("Print the completion script of a shell.", "completion:completion"),
 }

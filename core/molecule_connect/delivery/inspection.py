@@ -138,6 +138,14 @@ class Inspection:
         counts = {State(row[0]): int(row[1]) for row in rows}
         return {state: counts.get(state, 0) for state in State}
 
+    def oldest(self, workspace_id: str) -> int | None:
+        """When the oldest message that waits for the backend was written, in microseconds by the platform's clock."""
+        found = self._db.execute(
+            "SELECT min(time) FROM message WHERE workspace_id=? AND state='received'", (workspace_id,)
+        )
+        time: int | None = found.fetchone()[0]
+        return time
+
     def total(self, workspace_id: str | None = None, states: Sequence[State] = ()) -> int:
         """How many messages ``glances`` would give without a limit."""
         where, values = _filter(workspace_id, states)

@@ -1,0 +1,162 @@
+"""``molecule status``: is a connector running, and is it well?"""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from molecule_connect.cli.lookups import JSON, STATE_DIR, ago, count, folder_of, moment
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from molecule_connect.cli.survey import Found
+    from molecule_connect.delivery.status_file import Ailment
+
+NOT_WELL = 1
+
+
+@click.command(short_help="Tell whether a connector runs, and whether it is well.")
+@click.argument("workspace_id", required=False)
+@JSON
+@STATE_DIR
+@click.pass_context
+def status(ctx: click.Context, workspace_id: str | None, as_json: bool, state_dir: str | None) -> None:
+    """Tell whether a connector runs for WORKSPACE_ID on this machine, and whether it is well.
+
+    Without WORKSPACE_ID it tells of every workspace that was ever served from the state folder. It asks no platform
+    and disturbs no connector.
+
+    \b
+    molecule status
+    molecule status ws_1 --json | jq '.workspaces[0].state'
+
+    It exits with 0 when a connector runs and is well, and with 1 when it is in trouble, has died, or when none runs.
+    Without WORKSPACE_ID, what was stopped on purpose does not count, as long as another runs.
+    """
+    from molecule_connect.cli.survey import survey
+
+    folder, now = folder_of(state_dir), time.time()
+    found = survey(folder, workspace_id, now)
+    if as_json:
+        document = {"state_dir": str(folder), "workspaces": [_values(one) for one in found]}
+        click.echo(json.dumps(document, indent=2))
+    else:
+        for line in _lines(found, folder, now):
+            click.echo(line)
+    asked = [one for one in found if workspace_id or not one.is_stopped]
+    ctx.exit(0 if asked and all(one.is_well for one in asked) else NOT_WELL)
+
+
+def _lines(found: "Sequence[Found]", folder: "Path", now: float) -> Iterator[str]:
+    if not found:
+        yield f"no connector runs: nothing was served from {folder} yet"
+        yield "what to do: name another folder with --state-dir, or start one with 'molecule connect'"
+    for one in found:
+        yield f"{one.workspace_id}: {_headline(one, now)}"
+        for title, value in _facts(one, now):
+            yield f"    {title:10} {value}"
+
+
+def _headline(one: "Found", now: float) -> str:
+    from molecule_connect.console.texts import one_line, span
+
+    told, by = one.status, one.holder
+    if by is None:
+        if told is None:
+            return "no connector runs"
+        if told.ended is None:
+            last = f"it last told of itself {ago(told.written, now)}"
+            return f"no connector runs; process {told.pid} was killed or crashed ({last}) -> start it again"
+        end = one_line(told.ended.reason, 400) + (f" -> {one_line(told.ended.hint, 400)}" if told.ended.hint else "")
+        return f"no connector runs; the last one ended {ago(told.ended.since, now)}: {end}"
+    process = f"process {by.pid} on {by.host}" if by.pid else "a process"
+    since = f", for {span(now - told.started)}" if told else ""
+    words = {
+        "running": "runs well",
+        "paused": "runs well, and is paused on the platform: messages are kept, none is run",
+        "trouble": "runs, and is in trouble",
+        "starting": "is starting",
+        "stopping": "is stopping",
+        "silent": f"hangs: it has told nothing for {span(now - told.written) if told else 'a while'} -> restart it",
+    }
+    return f"{words[one.state]} ({process}{since})"
+
+
+def _facts(one: "Found", now: float) -> Iterator[tuple[str, str]]:
+    told = one.status
+    if told is not None and one.holder is not None:
+        yield "platform", f"{told.api_url}, backend {told.backend}"
+        beat = f"last heartbeat {ago(told.last_beat, now)}" if told.last_beat else "no heartbeat yet"
+        yield "presence", f"{'registered' if told.registered else 'not registered'}, {beat}"
+        if told.listening:
+            yield "listening", f"by {told.listening}"
+    for ailment in one.ailments:
+        yield "trouble", _ailment(ailment, now)
+    yield from _messages(one, now)
+
+
+def _ailment(ailment: "Ailment", now: float) -> str:
+    from molecule_connect.console.texts import one_line, span
+
+    hint = f" -> {one_line(ailment.hint, 400)}" if ailment.hint else ""
+    return f"{ailment.part}, for {span(max(0.0, now - ailment.since))}: {one_line(ailment.reason, 400)}{hint}"
+
+
+def _messages(one: "Found", now: float) -> Iterator[tuple[str, str]]:
+    from molecule_connect.console.texts import one_line, span, who
+    from molecule_connect.delivery.entries import State
+
+    if one.counts is None:
+        return
+    if running := one.counts[State.RUNNING]:
+        interrupted = "" if one.holder else ": cut short, begins again at the next start"
+        yield "running", count(running, "message") + interrupted
+        for glance in one.running:
+            doing = f": {one_line(glance.progress)}" if glance.progress else ""
+            run = f"try {glance.attempt}, for {span(max(0.0, now - glance.changed))}{doing}" if one.holder else ""
+            yield "", f'  {one_line(glance.row_id[:8])} of {who(glance.caller_id)}, "{one_line(glance.text, 40)}" {run}'
+    if waiting := one.counts[State.RECEIVED]:
+        oldest = f", the oldest for {span(max(0.0, now - one.oldest))}" if one.oldest else ""
+        yield "waiting", count(waiting, "message") + oldest
+    if answers := one.counts[State.ANSWERED]:
+        yield "to send", count(answers, "answer")
+    if dead := one.counts[State.DEAD]:
+        yield "dead", f"{count(dead, 'dead letter')} -> molecule messages list --state dead"
+
+
+def _values(one: "Found") -> dict[str, Any]:
+    from molecule_connect.cli.message_texts import glance_values
+
+    told, by = one.status, one.holder
+    return {
+        "workspace_id": one.workspace_id,
+        "state": one.state,
+        "well": one.is_well,
+        "pid": by.pid if by else None,
+        "host": by.host if by else None,
+        "since": moment(told.started) if told and by else None,
+        "told": moment(told.written) if told else None,
+        "api_url": told.api_url if told else None,
+        "backend": told.backend if told else None,
+        "registered": bool(told and by and told.registered),
+        "last_beat": moment(told.last_beat) if told else None,
+        "listening": (told.listening or None) if told and by else None,
+        "paused": bool(told and by and told.paused),
+        "troubles": [_trouble_values(ailment) for ailment in one.ailments],
+        "ended": _trouble_values(told.ended) if told and told.ended else None,
+        "messages": {state.value: number for state, number in one.counts.items()} if one.counts else None,
+        "oldest_waiting": moment(one.oldest),
+        "running": [glance_values(glance) for glance in one.running],
+    }
+
+
+def _trouble_values(ailment: "Ailment") -> dict[str, Any]:
+    return {
+        "part": ailment.part,
+        "reason": ailment.reason,
+        "hint": ailment.hint,
+        "since": moment(ailment.since),
+    }

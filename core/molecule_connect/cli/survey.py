@@ -1,0 +1,121 @@
+"""How the connectors of a state folder are, found out without any of them: lease, status file and journal."""
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import attrs
+
+from molecule_connect.delivery.entries import State
+from molecule_connect.delivery.inspection import Glance, Inspection
+from molecule_connect.delivery.lease import Holder, holder
+from molecule_connect.delivery.status_file import REFRESH, Ailment, Status, read_status
+from molecule_connect.errors import ConfigError, JournalError
+
+# The platform gives a workspace up after 90 s without a heartbeat; a status file is written thrice in that time.
+SILENT, BEAT_LATE = 3 * REFRESH + 5, 120.0
+# These parts cost speed or a convenience, and no message.
+MINOR = frozenset(("stream", "cursor file"))
+_SHOWN_RUNNING = 20
+
+
+@attrs.frozen(kw_only=True)
+class Found:
+    """One workspace.
+
+    Attributes:
+        state: running, paused, trouble, starting, stopping or silent while a process holds the lease; stopped, ended
+            (with an error) or died (without a word) when none does.
+        status: What the connector told; None where it is of no use.
+        counts: Messages by state; None where the journal cannot be read.
+        oldest: When the oldest message that waits was written, in seconds since 1970.
+    """
+
+    workspace_id: str
+    state: str
+    holder: Holder | None
+    status: Status | None
+    ailments: tuple[Ailment, ...] = ()
+    counts: dict[State, int] | None = None
+    running: tuple[Glance, ...] = ()
+    oldest: float | None = None
+
+    @property
+    def is_well(self) -> bool:
+        """Whether it serves, and nothing that costs messages is wrong; a pause is somebody's wish."""
+        return self.state in ("running", "paused")
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether nothing runs because somebody wanted it so."""
+        return self.state == "stopped"
+
+
+def survey(folder: Path, workspace_id: str | None, now: float) -> list[Found]:
+    """Every workspace that *folder* knows, or the one that is asked for, known or not.
+
+    Raises:
+        LeaseError: The folder is somebody else's.
+    """
+    with contextlib.ExitStack() as stack:
+        journal, problem = None, ""
+        try:
+            journal = stack.enter_context(Inspection.open(folder))
+        except ConfigError:
+            pass
+        except JournalError as exc:
+            problem = str(exc)
+        names = [workspace_id] if workspace_id else _names(folder, journal)
+        return [_find(folder, name, journal, problem, now) for name in names]
+
+
+def _names(folder: Path, journal: Inspection | None) -> list[str]:
+    names = {path.stem for pattern in ("*.lock", "*.status") for path in folder.glob(pattern)}
+    return sorted(names.union(journal.workspaces() if journal else ()))
+
+
+def _find(folder: Path, workspace_id: str, journal: Inspection | None, problem: str, now: float) -> Found:
+    told, by = read_status(folder, workspace_id), holder(folder, workspace_id)
+    if by is not None and told is not None and (told.pid != by.pid or told.ended):
+        told = None  # an earlier process left it
+    ailments = _ailments(told, by, problem, now)
+    found = Found(
+        workspace_id=workspace_id, state=_state(told, by, ailments, now), holder=by, status=told, ailments=ailments
+    )
+    if journal is None:
+        return found
+    oldest = journal.oldest(workspace_id)
+    return attrs.evolve(
+        found,
+        counts=journal.counts(workspace_id),
+        running=tuple(journal.glances(workspace_id, [State.RUNNING], limit=_SHOWN_RUNNING)),
+        oldest=oldest / 1e6 if oldest is not None else None,
+    )
+
+
+def _ailments(told: Status | None, by: Holder | None, problem: str, now: float) -> tuple[Ailment, ...]:
+    found = list(told.ailments) if told and by else []
+    if problem:
+        found.append(Ailment(part="journal", reason=problem, since=now))
+    if told is None or by is None or told.stopping:
+        return tuple(found)
+    since = told.last_beat or told.started
+    if now - since > BEAT_LATE and not any(ailment.part == "heartbeat" for ailment in found):
+        found.append(Ailment(part="heartbeat", reason="the platform accepted none for a while", since=since))
+    return tuple(found)
+
+
+def _state(told: Status | None, by: Holder | None, ailments: Sequence[Ailment], now: float) -> str:
+    if by is None:
+        return "stopped" if told is None else "ended" if told.ended else "died"
+    if told is None:
+        return "starting"
+    if now - told.written > SILENT:
+        return "silent"
+    if told.stopping:
+        return "stopping"
+    if any(ailment.part not in MINOR for ailment in ailments):
+        return "trouble"
+    if told.paused:
+        return "paused"
+    return "running" if told.registered else "starting"
