@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from tests.delivery.kit import EPOCH, VirtualLoop
+from tests.delivery.kit import VirtualLoop, open_journal
 
 from molecule_connect.delivery.journal import Journal
 
@@ -18,6 +18,5 @@ def pytest_asyncio_loop_factories(
 
 @pytest.fixture
 async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
-    loop = asyncio.get_running_loop()
-    async with Journal.open(tmp_path, wall=lambda: EPOCH + loop.time()) as journal:
+    async with open_journal(tmp_path) as journal:
         yield journal

@@ -95,11 +95,13 @@ class Journal:
         try:
             yield cls(path, committer, reader, wall)
         finally:
-            await committer.stop()
-            reader.close()
-            connection.close()
-            if executor is None:
-                thread.shutdown(wait=False)
+            try:
+                await committer.stop()
+            finally:
+                reader.close()
+                connection.close()
+                if executor is None:
+                    thread.shutdown(wait=False)
 
     def of(self, workspace_id: str) -> "WorkspaceJournal":
         """The part that belongs to one workspace."""
