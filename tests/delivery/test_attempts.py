@@ -9,6 +9,7 @@ import attrs
 import pytest
 
 from molecule_connect import events
+from molecule_connect.backoff import Backoff
 from molecule_connect.delivery.journal import Journal
 from molecule_connect.errors import BackendError, PermanentPlatformError
 from molecule_connect.models import DataPart, FilePart, Progress, Request, Response, TextPart
@@ -57,14 +58,17 @@ async def test_a_message_that_fails_once_is_answered_at_the_second_attempt(journ
     assert (retrying.what, retrying.reason) == ("answering", "the model is out")
 
 
-async def test_four_attempts_are_made_after_5_30_and_120_seconds_jittered_to_at_least_half(journal: Journal) -> None:
+@pytest.mark.parametrize(("random", "waits"), [(0.0, (2.5, 15, 60)), (1.0, (5, 30, 120))])
+async def test_four_attempts_are_made_after_5_30_and_120_seconds_jittered_to_at_least_half(
+    journal: Journal, random: float, waits: tuple[float, ...]
+) -> None:
     platform, backend = FakePlatform(), Backend([OUT])
     platform.write("hi", row_id="act-12345678")
     async with Serving(platform, journal, backend) as serving:
+        serving.connection._attempts._waits = Backoff(random=lambda: random)
         await asyncio.sleep(300)
     assert [attempt for *_, attempt in backend.calls] == [1, 2, 3, 4]
-    for pause, nominal in zip(backend.pauses(), (5, 30, 120), strict=True):
-        assert nominal / 2 <= pause <= nominal + 1
+    assert backend.pauses() == pytest.approx(waits, abs=0.01)
     assert platform.answers() == ["This message could not be answered (reference act-1234)."]
     assert serving.rows("state, reason") == [("dead", "no answer after 4 attempts: the model is out")]
     assert serving.events.of(events.Dead)[0].reason == "no answer after 4 attempts: the model is out"

@@ -126,6 +126,17 @@ def test_a_burst_is_undisturbed() -> None:
         talk.answers(entry)
 
 
+def test_a_message_beside_which_another_one_waits_is_no_turn() -> None:
+    talk = Talk()
+    talk.turn("same", "same")
+    for _ in range(100):
+        talk.now += 0.1
+        entry = talk.message("same")
+        assert talk.rules(entry, others_wait=True).verdict is Verdict.RUN
+        talk.answers(entry, "same")
+    assert talk.turns_until(Verdict.WAIT, pause=0.1) == 60
+
+
 def test_delegations_do_not_count() -> None:
     talk = Talk()
     assert {talk.turn(pause=0.1, delegation_id=f"d-{number}") for number in range(700)} == {Verdict.RUN}

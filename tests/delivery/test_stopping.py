@@ -114,6 +114,20 @@ async def test_what_waits_for_a_slot_is_not_begun_after_a_stop(journal: Journal)
     assert serving.rows("state, attempt") == [("done", 1)] + [("received", 0)] * 3
 
 
+async def test_a_stop_does_not_wait_for_messages_that_an_open_breaker_keeps_back(journal: Journal) -> None:
+    async def handler(request: Request, progress: Progress) -> Response:
+        raise BackendError("the model is out")
+
+    platform = FakePlatform()
+    for number in range(20):
+        platform.write(str(number), context=f"talk-{number}")
+    async with Serving(platform, journal, handler) as serving:
+        await asyncio.sleep(60)
+        assert serving.connection._slots.waiting > 0
+        assert await stopped(serving) < 1
+    assert {state for _, state in serving.rows()} == {"received"}
+
+
 async def test_the_next_message_of_a_lane_is_not_begun_after_a_stop(journal: Journal) -> None:
     platform, backend = FakePlatform(), Slow()
     platform.write("first", age=1)
