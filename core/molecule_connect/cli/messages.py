@@ -74,7 +74,7 @@ def list_command(
             click.echo(message_texts.list_json(found, total))
             return
         names = journal.workspaces() if workspace_id is None else []
-        ids = [journal.short_id(glance.key) for glance in found]
+        ids = journal.short_ids(glance.key for glance in found)
     for line in message_texts.table(found, ids, now=time.time(), with_workspace=len(names) > 1):
         click.echo(line)
     if len(found) < total:

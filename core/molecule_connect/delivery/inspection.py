@@ -1,6 +1,7 @@
 """The journal as other programs see it, also while a connector runs: read, and two changes of dead letters."""
 
 import contextlib
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -217,17 +218,22 @@ class Inspection:
             **{name: row[name] for name in _PLAIN},
         )
 
-    def short_id(self, key: Key, least: int = 8) -> str:
-        """The beginning of a row id that ``find`` knows it by: at least *least* characters, if it has them."""
-        length = least
-        for one in self.workspaces():
+    def short_ids(self, keys: Iterable[Key], least: int = 8) -> list[str]:
+        """The beginnings of row ids that ``find`` knows them by: at least *least* characters, if they have them."""
+        names = self.workspaces()
+        return [key.row_id[: max(least, self._distinct(key.row_id, names))] for key in keys]
+
+    def _distinct(self, row_id: str, names: Sequence[str]) -> int:
+        """How many characters set a row id apart from its neighbours in the alphabet."""
+        length = 0
+        for name in names:
             for sql in (
                 "SELECT max(row_id) FROM message WHERE workspace_id=? AND row_id<?",
                 "SELECT min(row_id) FROM message WHERE workspace_id=? AND row_id>?",
             ):
-                neighbour = self._db.execute(sql, (one, key.row_id)).fetchone()[0] or ""
-                length = max(length, _common(neighbour, key.row_id) + 1)
-        return key.row_id[:length]
+                neighbour = self._db.execute(sql, (name, row_id)).fetchone()[0] or ""
+                length = max(length, len(os.path.commonprefix([neighbour, row_id])) + 1)
+        return length
 
 
 def replay(folder: Path, keys: Iterable[Key], wall: float) -> list[Key]:
@@ -326,12 +332,3 @@ def _glance(row: Any) -> Glance:
         text=row["text"] or "",
         **{name: row[name] for name in _GLANCED},
     )
-
-
-def _common(one: str, other: str) -> int:
-    length = 0
-    for left, right in zip(one, other, strict=False):
-        if left != right:
-            break
-        length += 1
-    return length
