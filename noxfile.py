@@ -7,12 +7,13 @@ from pathlib import Path
 import nox
 
 PYTHONS = ["3.11", "3.12", "3.13", "3.14", "3.15"]
-PLUGINS = ["mock", "exec", "sandbox"]
+PLUGINS = ["mock", "exec", "claude_code", "sandbox"]
 VERSION_TESTS = "tests/house/test_versions.py"
 TRIES = {
     "": ("molecule --help; molecule backends", "no backend is installed"),
     "mock": ("molecule backends --check && molecule try mock hi", "echo: hi"),
     "exec": ("molecule backends --check && molecule try exec hi --backend-opt cmd=cat", "hi"),
+    "claude_code": ("molecule backends --check; molecule backends claude-code", "permission_mode"),
     "sandbox": ("molecule backends --check; molecule sandbox --help", "--serve"),
 }
 CHAT = ("echo hello | molecule sandbox --backend exec --backend-opt cmd='tr a-z A-Z'", "HELLO")

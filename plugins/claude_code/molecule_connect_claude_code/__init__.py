@@ -1,0 +1,7 @@
+"""A backend that answers with Claude Code."""
+
+from molecule_connect_claude_code.backend import ClaudeCodeBackend
+
+__version__ = "0.1.0"
+
+__all__ = ["ClaudeCodeBackend"]

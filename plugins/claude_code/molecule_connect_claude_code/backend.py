@@ -1,0 +1,194 @@
+"""The backend: each conversation is a headless session of Claude Code, each message a turn of it."""
+
+import asyncio
+import time
+import uuid
+from pathlib import Path
+from typing import Annotated, Literal
+
+import attrs
+
+from molecule_connect import (
+    BackendConfig,
+    BackendError,
+    ConfigError,
+    Duration,
+    Progress,
+    Request,
+    Response,
+    hookimpl,
+)
+from molecule_connect.processes import Ending, Program, RunMarks, require_posix
+from molecule_connect_claude_code import validation as v
+from molecule_connect_claude_code.command import BASE, environment_for, flag, tool_rules
+from molecule_connect_claude_code.prompt import GROUND, prompt_for, readable_files
+from molecule_connect_claude_code.readiness import INSTALL, find_program, problems_with
+from molecule_connect_claude_code.sessions import Session, Sessions, conversation_of, is_session_id
+from molecule_connect_claude_code.stream import Turn
+from molecule_connect_claude_code.verdict import LostSessionError, TooLongError, judge
+
+# What the program has to end by itself once its result is here; it stops background shells meanwhile.
+AFTER_RESULT_SECONDS = 10.0
+LONGEST_LINE = 64 * 2**20
+
+Mode = Literal["acceptEdits", "auto", "bypassPermissions", "default", "dontAsk", "plan"]
+Effort = Literal["low", "medium", "high", "xhigh", "max"]
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class ClaudeCodeBackend:
+    """Answer with Claude Code: a session per conversation, resumed for each message, also after a restart.
+
+    It runs ``claude -p`` in ``cwd`` with the settings, memory and login of whoever runs molecule-connect. Tools that
+    nobody allowed are refused, and the answer says so. POSIX only.
+    """
+
+    bin: Annotated[str, "the program: a name or a path"] = attrs.field(default="claude", validator=v.not_blank)
+    args: Annotated[list[str], "one more word of its command line"] = attrs.field(
+        factory=list, validator=v.extra_words, repr=False
+    )
+    model: Annotated[str | None, "an alias (opus, sonnet) or a model's full name"] = attrs.field(
+        default=None, validator=v.optional_word
+    )
+    fallback_model: Annotated[str | None, "the model to take while the first is overloaded"] = attrs.field(
+        default=None, validator=v.optional_word
+    )
+    effort: Annotated[Effort | None, "how hard it thinks"] = None
+    cwd: Annotated[
+        Path,
+        "the folder that it works in; by default the one that molecule was started in",
+        "(a new one: new sessions)",
+    ] = attrs.field(factory=Path.cwd, converter=v.whole, validator=v.is_folder)
+    permission_mode: Annotated[Mode, "what becomes of tools that no rule allows; dontAsk refuses them"] = "dontAsk"
+    allowed_tools: Annotated[list[str], "a tool it may use: Edit, or Bash(git log *)"] = attrs.field(
+        factory=list, validator=v.words
+    )
+    disallowed_tools: Annotated[list[str], "a tool it may never use"] = attrs.field(factory=list, validator=v.words)
+    mcp_config: Annotated[list[str], "MCP servers: a JSON file, or the JSON itself"] = attrs.field(
+        factory=list, converter=v.mcp_configs, repr=False
+    )
+    add_dirs: Annotated[list[Path], "one more folder that it may work in"] = attrs.field(
+        factory=list, converter=v.all_whole, validator=v.are_folders
+    )
+    append_prompt: Annotated[str, "text put after its system prompt"] = attrs.field(
+        default="", validator=v.short_enough, repr=False
+    )
+    max_turns: Annotated[int | None, "model calls for one message, at least 2; then what it has is sent"] = attrs.field(
+        default=None, validator=v.at_least_two
+    )
+    max_budget_usd: Annotated[float | None, "dollars for one message; then what it has is sent"] = attrs.field(
+        default=None, validator=v.above_zero
+    )
+    idle_timeout: Annotated[Duration, "how long it may write nothing; 0 is without limit"] = 300.0
+    timeout: Annotated[Duration, "how long one message may take in all; 0 is without limit"] = 0.0
+    session: Annotated[
+        Literal["lane", "workspace", "none", "running"],
+        "what remembers: each conversation, the whole workspace, nothing; running comes with the MCP inbox",
+    ] = attrs.field(default="lane", validator=v.session_exists)
+    pass_meta: Annotated[
+        bool, "put MOLECULE_WORKSPACE_ID, _CALLER_ID, _MESSAGE_ID, _TASK_ID and _METHOD into its environment"
+    ] = False
+    config: BackendConfig = attrs.field(factory=lambda: BackendConfig(name="claude-code"), repr=False)
+    _running: set[Program] = attrs.field(factory=set, init=False, repr=False)
+    _marks: RunMarks = attrs.field(
+        default=attrs.Factory(lambda self: RunMarks(self.state_folder), takes_self=True), init=False, repr=False
+    )
+    _sessions: Sessions = attrs.field(
+        default=attrs.Factory(lambda self: Sessions(self.state_folder), takes_self=True), init=False, repr=False
+    )
+
+    def __attrs_post_init__(self) -> None:
+        require_posix()
+
+    @hookimpl
+    async def handle_a2a(self, request: Request, progress: Progress) -> Response:
+        if self.session == "none":
+            return await self._take_turn(request, progress, ["--no-session-persistence"], fresh=False)
+        key = conversation_of(request, whole_workspace=self.session == "workspace")
+        async with self._sessions.alone(key):
+            known = await self._sessions.find(key)
+            if known is not None and known.folder == str(self.cwd):
+                try:
+                    return await self._take_turn(request, progress, [f"--resume={known.id}"], key=key)
+                except (LostSessionError, TooLongError) as exc:
+                    progress(f"beginning a new session: {exc}")
+                    await self._sessions.keep(key, None)
+            flags = [f"--session-id={uuid.uuid4()}"]
+            return await self._take_turn(request, progress, flags, key=key, fresh=known is not None)
+
+    @hookimpl
+    async def check(self) -> list[str]:
+        """The program, its version, and its login."""
+        return await problems_with(self.bin, self._environment(None))
+
+    @hookimpl
+    async def close(self) -> None:
+        await asyncio.gather(*(program.end() for program in tuple(self._running)))
+        self._marks.close()
+
+    def state_folder(self) -> Path | None:
+        """Where sessions are kept; None for a backend that a program made without a state folder."""
+        try:
+            return self.config.state_dir
+        except ConfigError:
+            return None
+
+    async def _take_turn(
+        self, request: Request, progress: Progress, flags: list[str], *, key: str = "", fresh: bool = False
+    ) -> Response:
+        turn = Turn()
+        ending = await self._run(turn, progress, self._program(request, flags, fresh=fresh))
+        response = judge(turn, ending, now=time.time())
+        session_id = turn.field("session_id")
+        if key and is_session_id(session_id):
+            await self._sessions.keep(key, Session(id=session_id, folder=str(self.cwd)))
+        return response
+
+    async def _run(self, turn: Turn, progress: Progress, program: Program) -> Ending:
+        self._running.add(program)
+        try:
+            async with program:
+                async for line in program.lines():
+                    if told := turn.hear(line):
+                        progress(told)
+                    if turn.result is not None:
+                        break
+                return await program.finish(within=AFTER_RESULT_SECONDS if turn.result is not None else None)
+        except OSError as exc:
+            raise BackendError(f"claude could not be started in {self.cwd}: {exc.strerror or exc}") from exc
+        finally:
+            self._running.discard(program)
+
+    def _program(self, request: Request, flags: list[str], *, fresh: bool) -> Program:
+        environment = self._environment(request)
+        found = find_program(self.bin, environment)
+        if found is None:
+            raise BackendError(f"the program {self.bin!r} is not found; {INSTALL}")
+        return Program(
+            [str(found), *BASE, *flags, *self._settings(request), *self.args],
+            environment=environment,
+            stdin=prompt_for(request, fresh=fresh).encode(errors="replace"),
+            cwd=self.cwd,
+            marks=self._marks,
+            timeout=self.timeout or None,
+            idle_timeout=self.idle_timeout or None,
+            most_bytes=LONGEST_LINE,
+        )
+
+    def _settings(self, request: Request) -> list[str]:
+        return [
+            *flag("model", self.model),
+            *flag("fallback-model", self.fallback_model),
+            *flag("effort", self.effort),
+            *flag("permission-mode", self.permission_mode),
+            *tool_rules(self.allowed_tools, readable_files(request)),
+            *flag("disallowedTools", ",".join(self.disallowed_tools)),
+            *(word for each in self.mcp_config for word in flag("mcp-config", each)),
+            *(word for each in self.add_dirs for word in flag("add-dir", each)),
+            *flag("append-system-prompt", "\n\n".join(filter(None, [GROUND, self.append_prompt]))),
+            *flag("max-turns", self.max_turns),
+            *flag("max-budget-usd", self.max_budget_usd),
+        ]
+
+    def _environment(self, request: Request | None) -> dict[str, str]:
+        return environment_for(self.config.child_environment(), request if self.pass_meta else None)

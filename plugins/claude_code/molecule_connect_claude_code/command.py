@@ -1,0 +1,76 @@
+"""The command line and the environment that ``claude`` is started with."""
+
+import re
+from collections.abc import Iterable, Mapping
+
+from molecule_connect import OptionError, Request
+
+# What makes a program believe that it runs inside of another Claude Code.
+_NESTING = ("CLAUDECODE", "CLAUDE_CODE_ENTRYPOINT", "CLAUDE_CODE_SESSION_ID", "CLAUDE_CODE_SSE_PORT")
+# What the backend decides by itself; each has an option of its own, or belongs to how it talks to the program.
+_OURS = {
+    "--print", "-p", "--output-format", "--input-format", "--verbose", "--include-partial-messages",
+    "--session-id", "--resume", "-r", "--continue", "-c", "--fork-session", "--no-session-persistence", "--bg",
+    "--background", "--worktree", "-w", "--tmux", "--help", "-h", "--version", "-v",
+}  # fmt: skip
+_WITH_OPTION = {
+    "--model": "model", "--fallback-model": "fallback_model", "--effort": "effort", "--mcp-config": "mcp_config",
+    "--permission-mode": "permission_mode", "--allowedTools": "allowed_tools", "--allowed-tools": "allowed_tools",
+    "--disallowedTools": "disallowed_tools", "--disallowed-tools": "disallowed_tools", "--add-dir": "add_dirs",
+    "--append-system-prompt": "append_prompt", "--max-turns": "max_turns", "--max-budget-usd": "max_budget_usd",
+}  # fmt: skip
+# A rule holds a path between parentheses, and rules stand between commas.
+_PLAIN_PATH = re.compile(r"/[^(),*?\[\]{}!\x00-\x1f]+\Z")
+
+BASE = ("-p", "--output-format=stream-json", "--verbose", "--include-partial-messages")
+
+
+def check_extra(arguments: Iterable[str]) -> None:
+    """Refuse words of ``args`` that would work against the backend.
+
+    Raises:
+        OptionError: One of them does.
+    """
+    for word in arguments:
+        flag = word.partition("=")[0]
+        if flag in _WITH_OPTION:
+            raise OptionError(
+                f"option 'args' of backend claude-code holds {flag}",
+                hint=f"--backend-opt {_WITH_OPTION[flag]}=... says the same",
+            )
+        if flag in _OURS or word == "--" or "\0" in word:
+            raise OptionError(
+                f"option 'args' of backend claude-code holds {flag[:40]!r}, which the backend decides by itself",
+                hint="leave it out",
+            )
+
+
+def flag(name: str, value: object) -> list[str]:
+    """``--name=value``, or nothing without a value. In one word: a value that begins with a dash stays a value."""
+    return [f"--{name}={value}"] if value not in (None, "") else []
+
+
+def tool_rules(allowed: Iterable[str], files: Iterable[str]) -> list[str]:
+    """The flag for what is permitted: *allowed*, and to read each of *files*."""
+    reads = [f"Read(/{path})" for path in files if _PLAIN_PATH.match(path)]
+    return flag("allowedTools", ",".join([*allowed, *reads]))
+
+
+def environment_for(base: Mapping[str, str], request: Request | None) -> dict[str, str]:
+    """*base* without what steers a nested Claude Code, and with the facts of *request* where it is given."""
+    environment = {name: value for name, value in base.items() if name not in _NESTING}
+    if request is not None:
+        meta = {
+            "MOLECULE_WORKSPACE_ID": request.workspace_id,
+            "MOLECULE_CALLER_ID": request.caller_id,
+            "MOLECULE_MESSAGE_ID": request.message_id,
+            "MOLECULE_TASK_ID": request.task_id,
+            "MOLECULE_METHOD": request.method,
+        }
+        environment |= {name: _storable(value or "") for name, value in meta.items()}
+    return environment
+
+
+def _storable(value: str) -> str:
+    # The sender chose these: a NUL or half a surrogate pair would keep the program from starting.
+    return value.replace("\0", "").encode(errors="replace").decode()
