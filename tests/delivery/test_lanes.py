@@ -234,6 +234,7 @@ async def test_while_paused_many_conversations_cost_nothing(journal: Journal) ->
         await asyncio.sleep(60)
         assert (platform.sent, lanes.live) == ([], 0)
         lanes.resume()
+        lanes.wake_all()
         await platform.until(lambda: len(platform.sent) == 200)
 
 

@@ -1,11 +1,12 @@
 """A paused workspace: it beats, reads and keeps what comes; it runs nothing new until it is resumed."""
 
 import asyncio
+from typing import Any
 
 from molecule_connect import events
 from molecule_connect.delivery.journal import Journal
 from molecule_connect.errors import TransientPlatformError
-from molecule_connect.models import Progress, Request, Response, Signal, WorkspaceStatus
+from molecule_connect.models import Page, Progress, Request, Response, Signal, WorkspaceStatus
 
 from .kit import FakePlatform, Serving
 
@@ -159,3 +160,20 @@ async def test_with_once_a_paused_workspace_ends_and_keeps_what_waits(journal: J
         await serving.ended()
     assert serving.rows() == [("row-1", "received")]
     assert "paused" in serving.events.of(events.Notice)[-1].text
+
+
+async def test_a_resume_while_the_first_read_is_under_way_keeps_the_order(journal: Journal) -> None:
+    class SlowFeed(FakePlatform):
+        async def fetch(self, **given: Any) -> Page:
+            await asyncio.sleep(5)
+            return await super().fetch(**given)
+
+    platform = SlowFeed(status=WorkspaceStatus.PAUSED)
+    for number in range(700):
+        platform.write(str(number), caller="peer-1", age=20 - number / 100)
+    async with Serving(platform, journal) as serving:
+        await asyncio.sleep(7)  # the first page, which holds the newest, is in
+        platform.status = WorkspaceStatus.ACTIVE
+        serving.connection._registration.look_again()
+        await platform.until(lambda: len(platform.sent) == 700, seconds=60)
+    assert platform.answers() == [f"echo: {number}" for number in range(700)]

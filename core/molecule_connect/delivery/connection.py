@@ -192,14 +192,12 @@ class Connection:
         self._heartbeat.beat_now()
         self._wakeups.reopen()
         self._wakeups.wake()
-        if self._first_read.is_set():
-            self._lanes.wake_all()
+        self._wake_lanes()
 
     def changed_elsewhere(self) -> None:
         """Another program changed the journal."""
-        if self._first_read.is_set():
-            self._lanes.wake_all()
-            self._changed.set()
+        self._wake_lanes()
+        self._changed.set()
 
     # Starting
 
@@ -231,8 +229,7 @@ class Connection:
     async def _serve(self, stop: asyncio.Event, fatal: "asyncio.Future[None]") -> None:
         staying = [self._spawn(self._heartbeat.run()), self._spawn(self._export_cursor()), self._spawn(self._tidy())]
         intake = [self._spawn(part) for part in (self._read_all(), self._wakeups.listen(), self._registration.watch())]
-        if self._journal.position().anchor is not None:
-            self._lanes.wake_all()
+        self._wake_lanes()
         gone = False
         try:
             await self._until(stop, fatal)
@@ -312,6 +309,11 @@ class Connection:
 
     # What the parts tell
 
+    def _wake_lanes(self) -> None:
+        """All of them, unless a first read, which brings the oldest rows last, is still under way."""
+        if self._first_read.is_set() or self._journal.position().anchor is not None:
+            self._lanes.wake_all()
+
     def _on_stored(self, stored: Sequence[Stored]) -> None:
         self._changed.set()
         self._reports.stored(stored, since=self._since)
@@ -340,6 +342,7 @@ class Connection:
         else:
             self._tell(events.Resumed(workspace_id=self.workspace_id))
             self._lanes.resume()
+            self._wake_lanes()
             self._heartbeat.beat_now()
 
     def _presence(self) -> Presence:
@@ -348,7 +351,7 @@ class Connection:
             minutes = int(self._slots.full_for() // 60)
             remark = f"all slots busy for {minutes} minutes, {self._slots.waiting} conversations wait"
         elif self._attempts.stuck:
-            remark = f"{len(self._attempts.stuck)} calls of the backend do not return"
+            remark = f"{self._attempts.stuck} calls of the backend do not return"
         return Presence(
             active_tasks=self._slots.busy,
             current_task=self._attempts.current_task,

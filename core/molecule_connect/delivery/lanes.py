@@ -89,9 +89,8 @@ class Lanes:
         self._paused = True
 
     def resume(self) -> None:
-        """Begin messages again."""
+        """Begin messages again, once they are woken."""
         self._paused = False
-        self.wake_all()
 
     async def idle(self) -> None:
         """Wait until no lane is being worked on. Lanes that wait for a time are not."""
