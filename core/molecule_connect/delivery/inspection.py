@@ -1,7 +1,6 @@
 """The journal as other programs see it, also while a connector runs: read, and two changes of dead letters."""
 
 import contextlib
-import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -232,7 +231,7 @@ class Inspection:
                 "SELECT min(row_id) FROM message WHERE workspace_id=? AND row_id>?",
             ):
                 neighbour = self._db.execute(sql, (name, row_id)).fetchone()[0] or ""
-                length = max(length, len(os.path.commonprefix([neighbour, row_id])) + 1)
+                length = max(length, _alike(neighbour, row_id) + 1)
         return length
 
 
@@ -332,3 +331,7 @@ def _glance(row: Any) -> Glance:
         text=row["text"] or "",
         **{name: row[name] for name in _GLANCED},
     )
+
+
+def _alike(one: str, other: str) -> int:
+    return next((at for at, (left, right) in enumerate(zip(one, other, strict=False)) if left != right), len(one))
