@@ -32,8 +32,7 @@ class Running:
     """A message at the backend."""
 
     entry: Entry
-    began: float
-    told: float
+    limit: asyncio.Timeout
     text: str = ""
     noted: float = float("-inf")
 
@@ -75,7 +74,11 @@ class Attempts:
         self._waits = waits or Backoff()
         self._deadline = deadline
         self.running: dict[str, Running] = {}
-        self.stuck: set[str] = set()
+
+    @property
+    def stuck(self) -> int:
+        """Calls of the backend that did not return when their time was over."""
+        return sum(running.limit.expired() for running in self.running.values())
 
     @property
     def current_task(self) -> str:
@@ -92,7 +95,7 @@ class Attempts:
         """
         loop = asyncio.get_running_loop()
         began = loop.time()
-        self.running[entry.row_id] = running = Running(entry, began, began)
+        self.running[entry.row_id] = running = Running(entry, asyncio.timeout(None))
         self._tell(events.Started, entry, attempt=entry.attempt + 1, text=entry.text[:200])
         try:
             response = _storable(await self._watch(running))
@@ -109,7 +112,6 @@ class Attempts:
             return lambda: self._answered(entry, response, loop.time() - began)
         finally:
             self.running.pop(entry.row_id, None)
-            self.stuck.discard(entry.row_id)
         self._health.sample(str(error) or "the backend failed")
         return lambda: self._failed(entry, error)
 
@@ -118,42 +120,39 @@ class Attempts:
         await self._insist(lambda: self._journal.put_back(entry, counts=False, failed=False))
 
     async def _watch(self, running: Running) -> Response:
-        loop = asyncio.get_running_loop()
         entry = running.entry
         progress = _ProgressSink(lambda update: self._progressed(running, update))
-        request = entry.request(entry.attempt + 1)
-        task = asyncio.ensure_future(self._handler(request, progress))
-        late = False
         try:
-            while not task.done():
-                left = running.told + self._deadline - loop.time()
-                if left <= 0 and not late:
-                    late = True
-                    self.stuck.add(entry.row_id)
-                    task.cancel()
-                await asyncio.wait({task}, timeout=None if late else max(left, 0.0))
-        except asyncio.CancelledError:
-            task.cancel()
-            await asyncio.wait({task})
-            if task.cancelled() or task.exception() is not None:
+            async with asyncio.timeout(self._deadline) as running.limit:
+                return await self._handler(entry.request(entry.attempt + 1), progress)
+        except TimeoutError:
+            if not running.limit.expired():
                 raise
-            return task.result()
-        if late and (task.cancelled() or task.exception() is not None):
-            raise BackendError(f"no progress for {self._deadline:g} s")
-        if task.cancelled():
-            raise BackendError("the backend cancelled itself")
-        return task.result()
+            raise BackendError(f"no progress for {self._deadline:g} s") from None
+        except asyncio.CancelledError:
+            if _is_cut():
+                raise
+            raise BackendError("the backend cancelled itself") from None
+        except Exception:
+            if _is_cut():
+                # What it does when it is cut is no failure of its own.
+                raise asyncio.CancelledError from None
+            raise
 
     def _progressed(self, running: Running, update: str | Response) -> None:
         text = (update if isinstance(update, str) else update.text).strip()
-        running.told = asyncio.get_running_loop().time()
+        entry = running.entry
+        if self.running.get(entry.row_id) is not running:
+            return
+        now = asyncio.get_running_loop().time()
+        if not running.limit.expired():
+            running.limit.reschedule(now + self._deadline)
         if not text:
             return
         running.text = text[:200]
-        entry = running.entry
         self._tell(events.Progressed, entry, text=running.text)
-        if running.told - running.noted >= PROGRESS_PAUSE:
-            running.noted = running.told
+        if now - running.noted >= PROGRESS_PAUSE:
+            running.noted = now
             self._journal.progress(entry, running.text)
 
     async def _answered(self, entry: Entry, response: Response, seconds: float) -> None:
@@ -206,6 +205,11 @@ def _storable(response: Response) -> Response:
     except (TypeError, ValueError, RecursionError) as exc:
         raise BackendError(f"the answer cannot be written as JSON: {exc}", retryable=False) from exc
     return response
+
+
+def _is_cut() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def teller(listener: events.Listener) -> Callable[..., None]:
