@@ -398,6 +398,14 @@ def test_who_holds_the_lease_can_be_asked_and_asking_hinders_nobody(tmp_path: Pa
     assert holder(tmp_path, "ws") is None
 
 
+def test_two_may_ask_at_once(tmp_path: Path) -> None:
+    with lease(tmp_path, "ws"):
+        pass
+    with (tmp_path / "ws.lock").open() as asker:
+        fcntl.flock(asker, fcntl.LOCK_SH)
+        assert holder(tmp_path, "ws") is None
+
+
 def test_a_process_that_starts_while_somebody_asks_is_not_turned_away(tmp_path: Path) -> None:
     with lease(tmp_path, "ws"):
         pass
