@@ -12,7 +12,7 @@ from molecule_connect.delivery.slots import Breaker, Slots
 from molecule_connect.errors import BackendError
 from molecule_connect.models import Progress, Request, Response
 
-from .kit import FakePlatform, Serving
+from .kit import EPOCH, FakePlatform, Serving
 
 
 def entry(row_id: str, caller: str | None = "peer-1", **given: Any) -> Entry:
@@ -292,13 +292,16 @@ async def test_a_model_that_is_out_for_ten_minutes_costs_no_message(journal: Jou
 
 
 async def test_a_message_is_dead_a_day_after_its_first_failure_although_the_breaker_is_open(journal: Journal) -> None:
-    platform, model = FakePlatform(), Model()
+    platform, model, offset = FakePlatform(), Model(), 0.0
+    loop = asyncio.get_running_loop()
     for number in range(3):
         platform.write(str(number), caller=f"peer-{number}")
-    hourly = {"heartbeat_interval": 3600.0, "safety_interval": 3600.0, "poll_interval": 3600.0}
-    async with Serving(platform, journal, model, **hourly) as serving:
-        await asyncio.sleep(23.5 * 3600)
+    async with Serving(platform, journal, model, wall=lambda: EPOCH + loop.time() + offset) as serving:
+        await asyncio.sleep(600)
+        offset = 23.5 * 3600
+        await asyncio.sleep(600)
         assert {state for _, state in serving.rows()} == {"received"}
-        await asyncio.sleep(3600)
+        offset = 24 * 3600
+        await asyncio.sleep(600)
         assert {state for _, state in serving.rows()} == {"dead"}
     assert len(platform.sent) == 3  # each caller is told
