@@ -43,6 +43,11 @@ class PluginHost:
         self._closing: asyncio.Task[list[Exception]] | None = None
 
     @property
+    def backend(self) -> object:
+        """The plugin that answers."""
+        return self._plugins[0][1]
+
+    @property
     def stuck_calls(self) -> int:
         """Plain calls that were cancelled and whose threads have not returned."""
         return self._answers.stuck

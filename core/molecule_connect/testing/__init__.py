@@ -1,20 +1,8 @@
-"""For the tests of plugins."""
+"""For the tests of plugins. Needs no pytest; fixtures for it are in ``molecule_connect.testing.fixtures``."""
 
-from typing import Any
+from molecule_connect.testing.checks import check_backend
+from molecule_connect.testing.requests import make_request
+from molecule_connect.testing.running import Running, running
+from molecule_connect.testing.serving import serving
 
-from molecule_connect.models import Request, TextPart
-
-__all__ = ["make_request"]
-
-
-def make_request(text: str = "hello", **fields: Any) -> Request:
-    """A message with *text* from a person; *fields* are fields of ``Request`` and win."""
-    given: dict[str, Any] = {
-        "workspace_id": "ws_1",
-        "message_id": "message-1",
-        "idempotency_key": "row-1",
-        "context_id": "context-1",
-        "task_id": "task-1",
-        "parts": (TextPart(text),),
-    }
-    return Request(**{**given, **fields})
+__all__ = ["Running", "check_backend", "make_request", "running", "serving"]

@@ -20,7 +20,7 @@ from molecule_connect import (
     TextPart,
     create_backend,
 )
-from molecule_connect.testing import make_request
+from molecule_connect.testing import check_backend, make_request
 from molecule_connect_exec import ExecBackend
 from molecule_connect_exec.shells import shell_line
 
@@ -357,3 +357,14 @@ def test_windows_is_refused_with_what_to_do() -> None:
     with pytest.raises(ConfigError, match="Windows"):
         shell_line("dir", platform="nt")
     assert shell_line("ls", platform="posix") == ["/bin/sh", "-c", "ls"]
+
+
+@pytest.mark.parametrize("options", [{"cmd": "cat"}, {"cmd": "cat", "format": "json", "pass_meta": "yes"}])
+async def test_it_keeps_to_what_a_connection_relies_on(options: dict[str, str]) -> None:
+    await check_backend("exec", options)
+
+
+async def test_a_command_that_runs_on_is_cancelled_within_a_second() -> None:
+    slow = "if grep -q slow; then sleep 60; fi; echo done"
+
+    await check_backend("exec", {"cmd": slow}, slow=make_request("slow"))
