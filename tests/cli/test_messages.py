@@ -1,0 +1,357 @@
+"""``molecule messages``: what it shows, what it changes, and that nothing a peer wrote reaches the terminal raw."""
+
+import asyncio
+import json
+import os
+import pty
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from molecule_connect.cli import message_texts
+from molecule_connect.delivery.entries import Answer, State
+from molecule_connect.delivery.journal import Journal
+from molecule_connect.delivery.lease import lease
+from molecule_connect.models import DataPart, FilePart, Inbound, Kind, Part, TextPart, Usage
+
+Molecule = Callable[..., Any]
+HOSTILE = "\x1b[2J\x1b]0;owned\x07\u202egnp.exe\x9b31m second\nline"
+
+
+@attrs.frozen
+class Book:
+    """A state folder with a journal, and how to fill it."""
+
+    folder: Path
+
+    def write(self, row_id: str, *parts: Part | str, workspace: str = "ws_1", **given: Any) -> None:
+        """A message that waits for the backend."""
+        made = tuple(TextPart(part) if isinstance(part, str) else part for part in parts)
+        item = Inbound(
+            **{"kind": Kind.MESSAGE, "message_id": row_id, "idempotency_key": row_id, "context_id": row_id, **given},
+            row_id=row_id,
+            parts=made,
+            time=round(time.time() * 1e6) - 60_000_000,
+            fingerprint=row_id,
+        )
+        self._run(workspace, lambda part: part.receive([item], now=0))
+
+    def kill(self, row_id: str, reason: str, *, answer: Answer | None = None, workspace: str = "ws_1") -> None:
+        """A message that was given up, after *answer* was stored, if one is given."""
+
+        async def run(part: Any) -> None:
+            entry = next(e for e in (part.head(lane) for lane in self._lanes(part)) if e.row_id == row_id)
+            if answer is not None:
+                await part.answered(entry, answer, at=1, send_print=None, ran=False)
+                entry = part.head(entry.lane)
+            assert await part.bury(entry, entry.state, reason)
+
+        self._run(workspace, run)
+
+    def state(self, row_id: str, workspace: str = "ws_1") -> str:
+        """Where a message stands."""
+        found: list[str] = []
+
+        async def run(part: Any) -> None:
+            sql = "SELECT state FROM message WHERE workspace_id=? AND row_id=?"
+            found.extend(part._journal.reader.execute(sql, (workspace, row_id)).fetchone())
+
+        self._run(workspace, run)
+        return found[0]
+
+    def _lanes(self, part: Any) -> list[Any]:
+        return [lane for caller in part.callers() for lane in part.lanes(caller, 99)]
+
+    def _run(self, workspace: str, work: Callable[[Any], Any]) -> None:
+        async def main() -> None:
+            async with Journal.open(self.folder, wall=time.time) as journal:
+                await work(journal.of(workspace))
+
+        asyncio.run(main())
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Book:
+    folder = tmp_path / "state"
+    folder.mkdir()
+    return Book(folder)
+
+
+@pytest.fixture
+def messages(molecule: Molecule, book: Book) -> Molecule:
+    """Run ``molecule messages`` on the book."""
+
+    def run(*arguments: str, stdin: str = "") -> Any:
+        return molecule("messages", *arguments, stdin=stdin, MOLECULE_STATE_DIR=str(book.folder))
+
+    return run
+
+
+def test_help_tells_each_command_with_an_example(molecule: Molecule) -> None:
+    for name in ("list", "show", "replay", "drop"):
+        result = molecule("messages", name, "--help")
+        assert result.code == 0
+        assert f"\n  molecule messages {name}" in result.stdout
+
+
+def test_without_a_journal_it_says_so_and_makes_none(messages: Molecule, book: Book) -> None:
+    for arguments in (["list"], ["show", "x"], ["replay", "x"], ["drop", "x"], ["replay", "--all-dead"]):
+        result = messages(*arguments)
+        assert result.code == 2
+        assert f"error: there is no journal in {book.folder}" in result.stderr
+        assert "what to do: " in result.stderr
+    assert list(book.folder.iterdir()) == []
+
+
+def test_a_list_shows_where_each_stands_and_why(messages: Molecule, book: Book) -> None:
+    book.write("11111111-aaaa", "hello there")
+    book.write("22222222-bbbb", "never mind", caller_id="peer-1")
+    book.kill("22222222-bbbb", "no answer after 4 attempts: it broke")
+
+    titles, second, first = messages("list").stdout.splitlines()
+
+    assert titles.split() == ["ID", "CAME", "FROM", "STATE", "TRIES", "MESSAGE"]
+    assert first.split()[0] == "11111111"
+    assert "person  received" in first
+    assert "peer-1  dead" in second
+    assert second.endswith("never mind | no answer after 4 attempts: it broke")
+
+
+def test_a_list_is_narrowed_and_says_what_it_leaves_out(messages: Molecule, book: Book) -> None:
+    for number in range(4):
+        book.write(f"row-{number}", "text")
+    book.kill("row-0", "over")
+
+    assert [line.split()[0] for line in messages("list", "--state", "dead").stdout.splitlines()] == ["ID", "row-0"]
+    assert len(messages("list", "--state", "open").stdout.splitlines()) == 1 + 3
+    short = messages("list", "--limit", "1")
+    assert [line.split()[0] for line in short.stdout.splitlines()] == ["ID", "row-3"]
+    assert "1 of 4 messages; --limit 0 lists all" in short.stderr
+    assert len(messages("list", "--limit", "0").stdout.splitlines()) == 1 + 4
+    assert messages("list", "--state", "held").stderr == "no messages\n"
+
+
+def test_several_workspaces_are_told_apart_and_an_unknown_one_is_refused(messages: Molecule, book: Book) -> None:
+    book.write("row-1", "one")
+    book.write("row-2", "two", workspace="ws_2")
+
+    assert {line.split()[1] for line in messages("list").stdout.splitlines()} == {"WORKSPACE", "ws_1", "ws_2"}
+    assert "WORKSPACE" not in messages("list", "ws_2").stdout
+    assert "row-1" not in messages("list", "ws_2").stdout
+    unknown = messages("list", "ws_3")
+    assert unknown.code == 2
+    assert "error: the journal knows nothing of 'ws_3'\nwhat to do: it knows ws_1, ws_2" in unknown.stderr
+
+
+def test_json_is_one_document_with_whole_ids(messages: Molecule, book: Book) -> None:
+    book.write("row-1-with-a-long-id", HOSTILE, caller_id="peer-1")
+    book.kill("row-1-with-a-long-id", "over")
+
+    result = messages("list", "--json")
+    document = json.loads(result.stdout)
+
+    assert result.stdout.isascii()
+    assert document["total"] == 1
+    (message,) = document["messages"]
+    assert (message["row_id"], message["state"]) == ("row-1-with-a-long-id", "dead")
+    assert (message["reason"], message["text"], message["attempts"]) == ("over", HOSTILE, 0)
+    assert message["time"].endswith("Z")
+
+
+def test_all_of_a_message_is_shown(messages: Molecule, book: Book) -> None:
+    book.write(
+        "row-1",
+        "first line\nsecond line",
+        DataPart({"key": "value"}),
+        FilePart(uri="platform:/f/1", name="cat.png", mime_type="image/png", size=1234),
+        caller_id="peer-1",
+        message_id="their-id",
+        task_id="task-1",
+    )
+    answer = Answer(parts=(TextPart("the answer"),), usage=Usage(input_tokens=1200, output_tokens=3, cost_usd=0.25))
+    book.kill("row-1", "the answer was not accepted: 403", answer=answer)
+
+    shown = messages("show", "row").stdout
+
+    facts = dict(line.split(maxsplit=1) for line in shown.partition("\n\n")[0].splitlines())
+    assert (facts["row"], facts["workspace"], facts["from"], facts["tries"]) == ("row-1", "ws_1", "peer-1", "0")
+    assert facts["reason"] == "the answer was not accepted: 403"
+    assert facts["state"].startswith("dead, since ")
+    assert facts["usage"] == "1,200 tokens in, 3 out, 0.2500 USD"
+    assert "message id     their-id\n" in shown
+    assert "    first line\n    second line\n" in shown
+    assert '        "key": "value"\n' not in shown.partition("Message:")[0]
+    assert "    file cat.png (image/png, 1,234 bytes) platform:/f/1\n" in shown
+    assert shown.endswith("Answer:\n    the answer\n")
+
+
+def test_a_message_for_machines_has_its_parts_and_its_answer(messages: Molecule, book: Book) -> None:
+    book.write("row-1", "one ", "two")
+    book.kill("row-1", "refused", answer=Answer(parts=(TextPart("the answer"),)))
+
+    document = json.loads(messages("show", "row-1", "--json").stdout)
+
+    assert document["text"] == "one two"
+    assert document["parts"] == [{"kind": "text", "text": "one "}, {"kind": "text", "text": "two"}]
+    assert document["answer"] == {"parts": [{"kind": "text", "text": "the answer"}], "is_notice": False}
+
+
+def test_raw_is_what_came_to_the_letter_in_a_pipe(messages: Molecule, book: Book) -> None:
+    raw = '{"a": 1.10, "b": "\x9b31m\u202e", "z": 12345678901234567890}'
+    book.write("row-1", "text", raw=raw)
+
+    assert messages("show", "row-1", "--raw").stdout == raw + "\n"
+
+
+def test_raw_on_a_terminal_means_the_same_and_does_nothing_to_it() -> None:
+    raw = '{"b": "\x9b31m\u202e\U000e0001 plain é"}'
+
+    shown = message_texts.raw_text(raw)
+
+    assert shown.isprintable()
+    assert json.loads(shown) == json.loads(raw)
+
+
+def test_nothing_of_a_peer_reaches_the_terminal_raw(messages: Molecule, book: Book) -> None:
+    book.write("row-1", HOSTILE, FilePart(uri=HOSTILE, name=HOSTILE), DataPart(HOSTILE), caller_id=HOSTILE)
+    book.kill("row-1", HOSTILE, answer=Answer(parts=(TextPart(HOSTILE),)))
+
+    for arguments in (["list"], ["show", "row-1"], ["replay", "row-1"]):
+        result = messages(*arguments)
+        assert result.code == 0
+        assert all(line.isprintable() for line in result.output.splitlines())
+    assert r"    \x1b[2J\x1b]0;owned\x07\u202egnp.exe\x9b31m second" in messages("show", "row-1").stdout
+
+
+def test_a_replay_says_what_will_happen_and_happens(messages: Molecule, book: Book) -> None:
+    book.write("row-1", "hello")
+    book.kill("row-1", "it broke")
+    book.write("row-2", "again")
+    book.kill("row-2", "refused", answer=Answer(parts=(TextPart("kept"),)))
+
+    result = messages("replay", "row-1", "row-2", "row-1")
+
+    assert result.code == 0
+    assert result.stdout == (
+        'row-1 of person, "hello": the backend runs again\n'
+        'row-2 of person, "again": the stored answer is sent again\n'
+        "replayed 2 messages\n"
+        "ws_1: no connector runs; it begins when 'molecule connect ws_1' is started\n"
+    )
+    assert (book.state("row-1"), book.state("row-2")) == (State.RECEIVED, State.RECEIVED)
+
+
+def test_a_replay_says_when_a_connector_takes_it_up(messages: Molecule, book: Book) -> None:
+    book.write("row-1", "hello")
+    book.kill("row-1", "it broke")
+
+    with lease(book.folder, "ws_1"):
+        result = messages("replay", "row-1")
+
+    assert "ws_1: the connector that runs takes it up within a second" in result.stdout
+
+
+def test_all_that_is_dead_for_one_reason_is_replayed_and_unreadable_rows_are_left(
+    messages: Molecule, book: Book
+) -> None:
+    for row_id, reason in (("row-1", "loop: in a row"), ("row-2", "it broke")):
+        book.write(row_id, "hello")
+        book.kill(row_id, reason)
+    book.write("row-3", "hello", kind=Kind.UNREADABLE)
+
+    assert "replayed 1 message\n" in messages("replay", "--all-dead", "--reason", "loop").stdout
+    assert [book.state(f"row-{n}") for n in (1, 2, 3)] == [State.RECEIVED, State.DEAD, State.DEAD]
+    assert "replayed 1 message\n" in messages("replay", "--all-dead").stdout
+    nothing = messages("replay", "--all-dead")
+    assert (nothing.code, nothing.stdout) == (0, "no dead letter fits; nothing to do\n")
+
+
+def test_many_are_told_in_short(messages: Molecule, book: Book) -> None:
+    for number in range(23):
+        book.write(f"row-{number}", "hello")
+        book.kill(f"row-{number}", "it broke")
+
+    lines = messages("replay", "--all-dead").stdout.splitlines()
+
+    assert lines[19].startswith("row-19 of person")
+    assert lines[20:22] == ["and 3 more", "replayed 23 messages"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["replay"], "name row ids, or pass --all-dead"),
+        (["replay", "row-1", "--all-dead"], "one of the two"),
+        (["replay", "row-1", "--reason", "loop"], "--reason goes with --all-dead"),
+        (["replay", "row-1", "row-open"], "row-open is received: only dead letters can be replayed"),
+        (["replay", "row-1", "gone"], "no message has a row id that begins with 'gone'"),
+        (["replay", "row-1", "odd"], "odd cannot be replayed: unreadable:"),
+        (["replay", "row"], "fits more than one message"),
+        (["replay", "row-1", "--workspace", "ws_2"], "no message has"),
+        (["drop", "row-1", "row-open"], "row-open is received: only dead letters can be dropped"),
+        (["drop"], "ROW_ID"),
+        (["show", "gone"], "no message has"),
+        (["list", "--state", "sad"], "sad"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_and_changes_nothing(
+    messages: Molecule, book: Book, arguments: list[str], complaint: str
+) -> None:
+    book.write("row-1", "hello")
+    book.kill("row-1", "it broke")
+    book.write("row-open", "hello")
+    book.write("odd", kind=Kind.UNREADABLE)
+
+    result = messages(*arguments)
+
+    assert result.code == 2
+    assert complaint in result.stderr
+    assert "what to do: " in result.stderr
+    assert [book.state(row_id) for row_id in ("row-1", "row-open", "odd")] == ["dead", "received", "dead"]
+
+
+def test_a_dropped_message_is_done(messages: Molecule, book: Book) -> None:
+    book.write("row-1", "hello")
+    book.kill("row-1", "it broke")
+    book.write("odd", kind=Kind.UNREADABLE)
+
+    result = messages("drop", "row-1", "odd")
+
+    assert (result.code, result.stdout.splitlines()[-1]) == (0, "dropped 2 messages")
+    assert (book.state("row-1"), book.state("odd")) == ("done", "done")
+    assert "hello | dropped: it broke" in messages("list").stdout
+
+
+@pytest.mark.parametrize(
+    ("said", "flags", "state"), [("n", [], "dead"), ("y", [], "received"), ("", ["--yes"], "received")]
+)
+def test_on_a_terminal_it_asks_first(
+    environ: dict[str, str], book: Book, said: str, flags: list[str], state: str
+) -> None:
+    book.write("row-1", "hello")
+    book.kill("row-1", "it broke")
+    keyboard, terminal = pty.openpty()
+    os.write(keyboard, f"{said}\n".encode())
+    command = [sys.executable, "-m", "molecule_connect", "messages", "replay", "row-1", *flags]
+
+    done = subprocess.run(
+        [*command, "--state-dir", str(book.folder)],
+        stdin=terminal,
+        capture_output=True,
+        text=True,
+        env=environ,
+        timeout=30,
+        check=True,
+    )
+    os.close(keyboard)
+    os.close(terminal)
+
+    assert ("Replay 1 dead letter? [y/N]" in done.stdout) == (not flags)
+    assert ("nothing was changed" in done.stdout) == (state == "dead")
+    assert book.state("row-1") == state

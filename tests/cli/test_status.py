@@ -1,0 +1,207 @@
+"""``molecule status``: what it finds out about connectors without asking them, and its exit codes."""
+
+import asyncio
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from molecule_connect.cli.survey import survey
+from molecule_connect.delivery.entries import Lane
+from molecule_connect.delivery.journal import FILE_NAME, Journal
+from molecule_connect.delivery.lease import lease
+from molecule_connect.delivery.status_file import Ailment, Status, status_path
+from molecule_connect.models import Inbound, Kind, TextPart
+
+Molecule = Callable[..., Any]
+# Times here are told relative to this, and moved to the time of the test.
+NOW = 1_800_000_000.0
+WELL = Status(
+    workspace_id="ws_1",
+    pid=os.getpid(),
+    host="here",
+    started=NOW - 600,
+    written=NOW,
+    api_url="https://platform.example",
+    backend="exec",
+    registered=True,
+    last_beat=NOW - 12,
+    listening="stream",
+)
+TROUBLE = Ailment(part="intake", reason="no feed\x1b[2J", hint="look there", since=NOW - 300)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    folder = tmp_path / "state"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def status(molecule: Molecule, state: Path) -> Molecule:
+    """Run ``molecule status`` on the state folder."""
+    return lambda *arguments: molecule("status", *arguments, MOLECULE_STATE_DIR=str(state))
+
+
+def tell(state: Path, told: Status, **changes: Any) -> None:
+    values = attrs.asdict(attrs.evolve(told, **changes))
+    passed = time.time() - NOW
+    for part in (values, *values["ailments"], values["ended"] or {}):
+        moved = {name: part[name] + passed for name in ("started", "written", "last_beat", "since") if part.get(name)}
+        part.update(moved)
+    status_path(state, told.workspace_id).write_text(json.dumps(values))
+
+
+@contextlib.contextmanager
+def serving(state: Path, told: Status = WELL, **changes: Any) -> Iterator[None]:
+    """As if a connector ran that told this of itself."""
+    with lease(state, told.workspace_id):
+        tell(state, told, **changes)
+        yield
+
+
+def fill(state: Path, waiting: int, *, running: bool = False, workspace_id: str = "ws_1") -> None:
+    async def main() -> None:
+        async with Journal.open(state, wall=time.time) as journal:
+            part = journal.of(workspace_id)
+            items = [
+                Inbound(
+                    row_id=f"row-{number}",
+                    kind=Kind.MESSAGE,
+                    message_id=f"row-{number}",
+                    idempotency_key=f"row-{number}",
+                    context_id=f"c{number}",
+                    parts=(TextPart("hello"),),
+                    time=round((time.time() - 300) * 1e6),
+                )
+                for number in range(waiting)
+            ]
+            await part.receive(items, now=0)
+            if running:
+                entry = part.head(Lane(None, "c0"))
+                assert entry is not None
+                assert await part.start(entry)
+
+    asyncio.run(main())
+
+
+def test_a_connector_that_is_well_is_told_in_full_and_exits_0(status: Molecule, state: Path) -> None:
+    fill(state, 3, running=True)
+    with serving(state):
+        result = status()
+
+    assert result.code == 0
+    assert result.stdout.startswith(f"ws_1: runs well (process {os.getpid()} on ")
+    assert "    platform   https://platform.example, backend exec\n" in result.stdout
+    assert "    presence   registered, last heartbeat 1" in result.stdout
+    assert "    listening  by stream\n" in result.stdout
+    assert "    running    1 message\n" in result.stdout
+    assert 'row-0 of person, "hello" try 1, for ' in result.stdout
+    assert "    waiting    2 messages, the oldest for 5 min\n" in result.stdout
+    assert "trouble" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "state_name", "code", "words"),
+    [
+        ({"ailments": [TROUBLE]}, "trouble", 1, "trouble    intake, for 5 min: no feed -> look there\n"),
+        ({"ailments": [attrs.evolve(TROUBLE, part="stream")]}, "running", 0, "trouble    stream, for 5 min"),
+        ({"paused": True, "registered": False}, "paused", 0, "is paused on the platform"),
+        ({"registered": False}, "starting", 1, "is starting"),
+        ({"stopping": True}, "stopping", 1, "is stopping"),
+        ({"written": NOW - 300}, "silent", 1, "hangs: it has told nothing for 5 min -> restart it"),
+        ({"last_beat": NOW - 200}, "trouble", 1, "trouble    heartbeat, for 3 min"),
+        ({"last_beat": None}, "trouble", 1, "no heartbeat yet"),
+        ({"last_beat": None, "started": NOW - 5}, "running", 0, "no heartbeat yet"),
+        ({"pid": 1, "ailments": [TROUBLE]}, "starting", 1, "is starting"),
+    ],
+)
+def test_what_a_connector_tells_decides_its_state_and_the_code(
+    status: Molecule, state: Path, changes: dict[str, Any], state_name: str, code: int, words: str
+) -> None:
+    with serving(state, **changes):
+        for_people, for_machines = status("ws_1"), status("ws_1", "--json")
+
+    (found,) = json.loads(for_machines.stdout)["workspaces"]
+    assert (found["state"], for_people.code, for_machines.code) == (state_name, code, code)
+    assert found["well"] is (code == 0)
+    assert words in for_people.stdout
+    assert "\x1b" not in for_people.stdout + for_machines.stdout
+
+
+def test_a_connector_that_was_killed_is_told_from_one_that_was_stopped(status: Molecule, state: Path) -> None:
+    fill(state, 1, running=True)
+    tell(state, WELL)
+
+    killed = status("ws_1")
+
+    assert killed.code == 1
+    assert f"no connector runs; process {os.getpid()} was killed or crashed (it last told of itself " in killed.stdout
+    assert "running    1 message: cut short, begins again at the next start" in killed.stdout
+    assert "presence" not in killed.stdout
+    status_path(state, "ws_1").unlink()
+    assert status("ws_1").stdout.startswith("ws_1: no connector runs\n")
+
+
+def test_what_ended_a_connector_is_told(status: Molecule, state: Path) -> None:
+    tell(state, WELL, ended=Ailment(part="connection", reason="401", hint="a new token", since=NOW - 300))
+
+    result = status()
+
+    assert result.code == 1
+    assert result.stdout == "ws_1: no connector runs; the last one ended 5 min ago: 401 -> a new token\n"
+    assert json.loads(status("--json").stdout)["workspaces"][0]["ended"]["hint"] == "a new token"
+
+
+def test_what_was_stopped_on_purpose_does_not_count_beside_one_that_runs(status: Molecule, state: Path) -> None:
+    fill(state, 1, workspace_id="ws_old")
+    with serving(state):
+        assert status().code == 0
+        assert "ws_old: no connector runs\n" in status().stdout
+        assert status("ws_old").code == 1
+        tell(state, WELL, workspace_id="ws_died")
+        assert status().code == 1
+    assert [one.workspace_id for one in survey(state, None, time.time())] == ["ws_1", "ws_died", "ws_old"]
+
+
+def test_where_nothing_was_ever_served_it_says_so_and_touches_nothing(status: Molecule, state: Path) -> None:
+    state.rmdir()
+
+    result = status()
+
+    assert result.code == 1
+    assert f"no connector runs: nothing was served from {state} yet\nwhat to do: " in result.stdout
+    assert json.loads(status("--json").stdout)["workspaces"] == []
+    assert status("ws_1").stdout == "ws_1: no connector runs\n"
+    assert not state.exists()
+
+
+def test_a_journal_that_cannot_be_read_is_a_trouble_and_hides_nothing_else(status: Molecule, state: Path) -> None:
+    (state / FILE_NAME).write_bytes(b"nothing that SQLite would know" * 100)
+    with serving(state):
+        result = status()
+
+    assert result.code == 1
+    assert "ws_1: runs, and is in trouble" in result.stdout
+    assert "trouble    journal" in result.stdout
+    assert "presence   registered" in result.stdout
+
+
+def test_json_has_every_key_whatever_the_state(status: Molecule, state: Path) -> None:
+    fill(state, 1)
+    with serving(state):
+        well = json.loads(status("--json").stdout)
+    stopped = json.loads(status("other", "--json").stdout)
+
+    assert well["state_dir"] == stopped["state_dir"] == str(state)
+    assert well["workspaces"][0].keys() == stopped["workspaces"][0].keys()
+    assert well["workspaces"][0]["messages"]["received"] == 1
+    assert well["workspaces"][0]["pid"] == os.getpid()
+    assert stopped["workspaces"][0]["pid"] is None
