@@ -106,7 +106,9 @@ def _death_watch() -> tuple[str, ...]:
     words = (setpriv or "", "--pdeathsig", "KILL", "--")
     try:
         # Older ones, and busybox's, do not know the flag.
-        tried = setpriv and subprocess.run([*words, "true"], capture_output=True, timeout=2, check=False)  # noqa: S603
+        tried = setpriv and subprocess.run(  # noqa: S603
+            [*words, "true"], env={"PATH": os.defpath}, capture_output=True, timeout=2, check=False
+        )
     except (OSError, subprocess.SubprocessError):
         return ()
     return words if tried and tried.returncode == 0 else ()
