@@ -16,7 +16,6 @@ from molecule_connect.delivery.committer import Committer, Operation
 from molecule_connect.delivery.entries import NOTICE_BEGINS, Answer, Entry, Lane, State, load_answer, load_parts
 from molecule_connect.delivery.schema import open_file, open_reader
 from molecule_connect.delivery.transitions import Stored
-from molecule_connect.errors import JournalError
 from molecule_connect.models import Inbound
 
 T = TypeVar("T")
@@ -32,6 +31,7 @@ _COLUMNS = (
     " context_id, task_id, message_id, idempotency_key, method, fingerprint, delegation_id, parts, raw, answer,"
     " answered_at, in_doubt, sends"
 )
+_NAMES = tuple(_COLUMNS.replace(" ", "").split(","))
 _OPEN = "state IN ('received', 'running', 'answered')"
 # The oldest open message of each lane of one caller: of a bare column, min() gives its own row's value.
 _HEADS = (
@@ -123,7 +123,7 @@ class WorkspaceJournal:
         self._journal = journal
         # Accepted answers whose transition is not committed yet: the reader still sees them as open.
         self._ending: dict[str, Lane] = {}
-        self._ends: set[asyncio.Task[None]] = set()
+        self._settled = asyncio.Event()
 
     # Reading
 
@@ -343,28 +343,26 @@ class WorkspaceJournal:
         5 seconds.
         """
         self._ending[entry.row_id] = entry.lane
-        task = asyncio.get_running_loop().create_task(self._deliver(entry, at))
-        self._ends.add(task)
-        task.add_done_callback(self._ends.discard)
+        self._settled.clear()
+        self._try_to_deliver(entry, at)
 
-    async def _deliver(self, entry: Entry, at: int) -> None:
-        while True:
-            try:
-                await self._put(lambda db: transitions.delivered(db, entry, self._journal.wall(), at=at))
-            except JournalError:
-                if self._journal.committer.closed:
-                    return
-                await asyncio.sleep(RETRY)
-                continue
+    def _try_to_deliver(self, entry: Entry, at: int) -> None:
+        outcome = self._put(lambda db: transitions.delivered(db, entry, self._journal.wall(), at=at))
+        outcome.add_done_callback(lambda outcome: self._delivered(outcome, entry, at))
+
+    def _delivered(self, outcome: "asyncio.Future[bool]", entry: Entry, at: int) -> None:
+        if outcome.cancelled() or outcome.exception() is None:
             del self._ending[entry.row_id]
+        elif not self._journal.committer.closed:
+            asyncio.get_running_loop().call_later(RETRY, self._try_to_deliver, entry, at)
             return
+        if not self._ending or self._journal.committer.closed:
+            self._settled.set()
 
     async def settled(self) -> None:
         """Wait until every ``deliver`` is committed."""
-        while self._ends:
-            await asyncio.wait(self._ends)
-            # The callbacks that empty the set run in the next turn of the loop.
-            await asyncio.sleep(0)
+        if self._ending:
+            await self._settled.wait()
 
     async def prune(self, now: int) -> None:
         """Forget the bodies of what was over a day ago, and rows older than the anchor and a week (*now*: µs)."""
@@ -390,7 +388,7 @@ class WorkspaceJournal:
 
 
 def _entry(row: tuple[Any, ...]) -> Entry:
-    values = dict(zip([name.strip() for name in _COLUMNS.split(",")], row, strict=True))
+    values = dict(zip(_NAMES, row, strict=True))
     values["state"] = State(values["state"])
     values["parts"] = load_parts(values["parts"] or "[]")
     values["raw"] = values["raw"] or "{}"
