@@ -56,7 +56,7 @@ def tell(state: Path, told: Status, **changes: Any) -> None:
     for part in (values, *values["ailments"], values["ended"] or {}):
         moved = {name: part[name] + passed for name in ("started", "written", "last_beat", "since") if part.get(name)}
         part.update(moved)
-    status_path(state, told.workspace_id).write_text(json.dumps(values))
+    status_path(state, values["workspace_id"]).write_text(json.dumps(values))
 
 
 @contextlib.contextmanager
