@@ -1,0 +1,91 @@
+"""What an operator does beside a connector that runs: look, mend, replay; all with real processes."""
+
+import asyncio
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+from molecule_connect_sandbox.testing import Sandbox
+
+from .kit import PROGRAM, Connector, clean_environ, registered
+
+
+async def molecule(state: Path, *arguments: str) -> tuple[int | None, str]:
+    """Run a command to its end: its code and its standard output."""
+    process = await asyncio.create_subprocess_exec(
+        *PROGRAM,
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stdin=asyncio.subprocess.DEVNULL,
+        env={**clean_environ(), "MOLECULE_STATE_DIR": str(state)},
+    )
+    out, _ = await process.communicate()
+    return process.returncode, out.decode()
+
+
+async def listed(state: Path) -> list[tuple[str, str]]:
+    """Row id and state of every message."""
+    _, document = await molecule(state, "messages", "list", "--json")
+    return [(message["row_id"], message["state"]) for message in json.loads(document)["messages"]]
+
+
+async def until(state: Path, wanted: str) -> str:
+    """Wait until the only message is in this state; its row id."""
+    async with asyncio.timeout(20):
+        while True:
+            for row_id, found in await listed(state):
+                if found == wanted:
+                    return row_id
+            await asyncio.sleep(0.1)
+
+
+async def test_a_dead_letter_is_seen_and_answered_once_after_the_backend_was_mended(tmp_path: Path) -> None:
+    mended = tmp_path / "mended"
+    # Printing nothing is no answer, and is not tried again.
+    command = f"if test -e {mended}; then tr a-z A-Z; fi"
+    async with Sandbox.over_loopback() as sandbox:
+        workspace = await sandbox.workspace()
+        options = ("--backend", "exec", "--backend-opt", f"cmd={command}")
+        async with Connector(sandbox, workspace, tmp_path, *options) as connector:
+            await registered(sandbox, workspace)
+            await sandbox.say(workspace, "hello")
+            row_id = await until(tmp_path, "dead")
+            _, shown = await molecule(tmp_path, "messages", "show", row_id[:8])
+            assert "the command printed no answer" in shown
+
+            mended.touch()
+            code, told = await molecule(tmp_path, "messages", "replay", row_id[:8])
+            assert (code, "takes it up within a second" in told) == (0, True)
+            notice, answer = await sandbox.answers(workspace, 2, timeout=10)
+            assert "could not be answered" in notice.text
+            assert answer.text == "HELLO"
+            assert await until(tmp_path, "done") == row_id
+            assert await connector.stop() == 0
+        assert len(await sandbox.answers(workspace)) == 2
+
+
+async def test_status_tells_a_running_a_killed_and_a_stopped_connector_apart(tmp_path: Path) -> None:
+    async def status() -> tuple[int | None, dict[str, Any]]:
+        code, document = await molecule(tmp_path, "status", workspace.id, "--json")
+        (found,) = json.loads(document)["workspaces"]
+        return code, found
+
+    async with Sandbox.over_loopback() as sandbox:
+        workspace = await sandbox.workspace()
+        async with Connector(sandbox, workspace, tmp_path) as connector:
+            await registered(sandbox, workspace)
+            # What changes is written once a second.
+            await asyncio.sleep(1.5)
+            assert connector.process is not None
+            code, found = await status()
+            assert (code, found["state"], found["pid"]) == (0, "running", connector.process.pid)
+            assert found["last_beat"]
+            await connector.stop(signal.SIGKILL)
+            code, found = await status()
+            assert (code, found["state"], found["pid"]) == (1, "died", None)
+        async with Connector(sandbox, workspace, tmp_path) as connector:
+            await sandbox.beats(workspace, 2, timeout=20)
+            assert await connector.stop() == 0
+        code, found = await status()
+        assert (code, found["state"]) == (1, "stopped")
