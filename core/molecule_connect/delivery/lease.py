@@ -11,7 +11,7 @@ from pathlib import Path
 
 import attrs
 
-from molecule_connect.errors import LeaseError
+from molecule_connect.errors import ConfigError, LeaseError
 
 # Whoever asks who holds it has it for some microseconds, which must turn no process away.
 TRIES, TRY_PAUSE = 5, 0.01
@@ -31,17 +31,20 @@ def lease(folder: Path, workspace_id: str) -> Iterator[None]:
 
     Raises:
         LeaseError: Another process holds it; the text says which.
+        ConfigError: The file cannot be locked.
     """
     path = folder / f"{workspace_id}.lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = _open(path)
     try:
         try:
             _lock(descriptor)
-        except OSError as exc:
+        except BlockingIOError as exc:
             raise LeaseError(
                 f"{workspace_id} is already served by {_holder(descriptor)}",
                 hint="stop that process, or give this one another workspace",
             ) from exc
+        except OSError as exc:
+            raise _unusable(path, exc) from exc
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
         yield
@@ -71,11 +74,25 @@ def holder(folder: Path, workspace_id: str) -> Holder | None:
     return None
 
 
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        raise _unusable(path, exc) from exc
+
+
+def _unusable(path: Path, exc: OSError) -> ConfigError:
+    return ConfigError(
+        f"the lock file {path} cannot be used: {exc.strerror}",
+        hint="check the state folder (not a network file system), or name another with --state-dir",
+    )
+
+
 def _lock(descriptor: int) -> None:
     for left in reversed(range(TRIES)):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             if not left:
                 raise
             time.sleep(TRY_PAUSE)
