@@ -68,7 +68,7 @@ def _handler(seen: list[Json]) -> type[BaseHTTPRequestHandler]:
             if asked := re.search(r"\[\[(status|limit) (\d+)\]\]|\[\[(overflow)\]\]", last):
                 self._refuse(asked[1] or asked[3], int(asked[2] or 0))
             else:
-                self._send(200, b"".join(_events(body, _content(body, texts))), kind="text/event-stream")
+                self._send(200, b"".join(_events(len(seen), body, _content(body, texts))), kind="text/event-stream")
 
         def _refuse(self, what: str, number: int) -> None:
             status = {"status": number, "limit": 429, "overflow": 400}[what]
@@ -121,7 +121,7 @@ def _content(body: Json, texts: list[str]) -> Json:
     return {"type": "text", "text": f"turn {len(texts)}: {results[0] if results else ''.join(words[-1:])}"}
 
 
-def _events(body: Json, content: Json) -> Iterator[bytes]:
+def _events(number: int, body: Json, content: Json) -> Iterator[bytes]:
     reason = "tool_use" if content["type"] == "tool_use" else "end_turn"
     usage = {"input_tokens": 100, "output_tokens": 7}
     delta: Json = {"type": "text_delta", "text": content.get("text", "")}
@@ -129,7 +129,7 @@ def _events(body: Json, content: Json) -> Iterator[bytes]:
     if reason == "tool_use":
         delta = {"type": "input_json_delta", "partial_json": json.dumps(content["input"])}
     message: Json = {
-        "id": "msg_1", "type": "message", "role": "assistant", "model": body.get("model"),
+        "id": f"msg_{number}", "type": "message", "role": "assistant", "model": body.get("model"),
         "content": [], "stop_reason": None, "stop_sequence": None, "usage": {**usage, "output_tokens": 0},
     }  # fmt: skip
     events: list[Json] = [

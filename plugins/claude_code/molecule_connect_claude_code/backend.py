@@ -25,7 +25,7 @@ from molecule_connect_claude_code.prompt import GROUND, prompt_for, readable_fil
 from molecule_connect_claude_code.readiness import INSTALL, find_program, problems_with
 from molecule_connect_claude_code.sessions import Session, Sessions, conversation_of, is_session_id
 from molecule_connect_claude_code.stream import Turn
-from molecule_connect_claude_code.verdict import LostSessionError, TooLongError, judge
+from molecule_connect_claude_code.verdict import UnusableSessionError, judge
 
 # What the program has to end by itself once its result is here; it stops background shells meanwhile.
 AFTER_RESULT_SECONDS = 10.0
@@ -110,9 +110,9 @@ class ClaudeCodeBackend:
             if known is not None and known.folder == str(self.cwd):
                 try:
                     return await self._take_turn(request, progress, [f"--resume={known.id}"], key=key)
-                except (LostSessionError, TooLongError) as exc:
+                except UnusableSessionError as exc:
+                    # The old one stays known until the new one has answered: the message may be at fault.
                     progress(f"beginning a new session: {exc}")
-                    await self._sessions.keep(key, None)
             flags = [f"--session-id={uuid.uuid4()}"]
             return await self._take_turn(request, progress, flags, key=key, fresh=known is not None)
 

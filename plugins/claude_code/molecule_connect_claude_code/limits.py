@@ -54,7 +54,8 @@ def _told(text: str, now: float) -> float | None:
             return (at if at > here - datetime.timedelta(days=1) else at.replace(year=at.year + 1)).timestamp()
     except ValueError:
         return None
-    return (at if at > here else at + datetime.timedelta(days=1)).timestamp()
+    # Told without seconds, and sometimes late: what has just passed is now, and not tomorrow.
+    return (at if at > here - datetime.timedelta(hours=1) else at + datetime.timedelta(days=1)).timestamp()
 
 
 def _zone(name: str | None) -> datetime.tzinfo | None:

@@ -61,14 +61,13 @@ class Sessions:
         """The session of the conversation *key*, or None when it has none."""
         return (await self._all()).get(key)
 
-    async def keep(self, key: str, session: Session | None) -> None:
-        """From now on *session* has the conversation *key*, or none has. A file that can't be written is logged."""
+    async def keep(self, key: str, session: Session) -> None:
+        """From now on *session* has the conversation *key*. A file that can't be written is logged."""
         known = await self._all()
         before = known.pop(key, None)
-        if session is not None:
-            known[key] = session
-            for oldest in list(known)[:-MOST_SESSIONS]:
-                del known[oldest]
+        known[key] = session
+        for oldest in list(known)[:-MOST_SESSIONS]:
+            del known[oldest]
         if before == session:
             return
         async with self._saving:

@@ -30,20 +30,15 @@ _LOGIN = re.compile(
 )
 
 
-class LostSessionError(BackendError):
-    """The session that was to be resumed does not exist."""
-
-
-class TooLongError(BackendError):
-    """The conversation, or the message itself, does not fit into the model's context."""
+class UnusableSessionError(BackendError):
+    """A new session may succeed: this one is gone, is too long, or holds what the API does not take."""
 
 
 def judge(turn: Turn, ending: Ending, *, now: float) -> Response:
     """The answer of a turn that is over. *now*: seconds since 1970.
 
     Raises:
-        LostSessionError: Try again in a new session.
-        TooLongError: The same, if it was an old one.
+        UnusableSessionError: Try once more in a new session, if this was an old one.
         BackendError: There is no answer.
     """
     if turn.result is None:
@@ -76,15 +71,17 @@ def _failed(turn: Turn, now: float) -> BackendError:
     says = turn.says or turn.field("terminal_reason") or turn.field("subtype")
     reason = _shortened(says)
     if _LOST.search(says):
-        return LostSessionError(reason)
+        return UnusableSessionError(reason)
     if turn.field("terminal_reason") == "prompt_too_long" or _OVERFLOW.search(says):
-        return TooLongError(f"the conversation does not fit into the model's context: {reason}", retryable=False)
+        return UnusableSessionError(f"it does not fit into the model's context: {reason}", retryable=False)
     if turn.resets_at is not None or is_usage_limit(says):
         wait = seconds_until_reset(says, turn.resets_at, now)
         return BackendError(f"Claude's usage limit is reached: {reason}", retry_after=wait)
     if turn.status in (401, 403) or turn.error in ("authentication_failed", "billing_error") or _LOGIN.search(says):
         return _no_login(reason)
-    return BackendError(f"Claude could not answer: {reason}")
+    # What the API calls a bad request once, an unreadable image say, it will find in every later turn of the session.
+    kind = UnusableSessionError if turn.status == 400 else BackendError
+    return kind(f"Claude could not answer: {reason}")
 
 
 def _without_result(ending: Ending) -> BackendError:
@@ -97,7 +94,7 @@ def _without_result(ending: Ending) -> BackendError:
     if ending.stop is Stop.OUTPUT:
         return BackendError("claude wrote a line that is too long to be read", retryable=False)
     if _LOST.search(tail):
-        return LostSessionError(tail)
+        return UnusableSessionError(tail)
     if _LOGIN.search(tail):
         return _no_login(tail)
     if ending.stop is Stop.CLOSED:
