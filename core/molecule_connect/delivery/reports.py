@@ -16,7 +16,7 @@ class Reports:
         self.workspace_id = workspace_id
         self.health = health
         self._listener = listener
-        self._troubles: dict[str, str] = {}
+        self._troubles: dict[str, tuple[str, str]] = {}
         self._echo_told = False
 
     def tell(self, event: events.Event) -> None:
@@ -32,8 +32,8 @@ class Reports:
         if not reason:
             if self._troubles.pop(part, None) is not None:
                 self.tell(events.Recovered(workspace_id=self.workspace_id, part=part))
-        elif self._troubles.get(part) != reason:
-            self._troubles[part] = reason
+        elif self._troubles.get(part) != (reason, hint):
+            self._troubles[part] = (reason, hint)
             self.tell(events.Trouble(workspace_id=self.workspace_id, part=part, reason=reason, hint=hint))
 
     def broken(self, part: str, reason: str, hint: str = "", *, lasting: bool = True) -> None:
