@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from pathlib import Path
 
 import nox
@@ -53,6 +54,7 @@ def typecheck(session: nox.Session) -> None:
     session.run("mypy", "core", "tests", "benchmarks", "noxfile.py")
     for plugin in PLUGINS:
         session.run("mypy", f"plugins/{plugin}")
+    session.run("mypy", "examples/backend")
 
 
 @nox.session(python=PYTHONS)
@@ -78,9 +80,11 @@ def minimums(session: nox.Session) -> None:
 
 @nox.session
 def packages(session: nox.Session) -> None:
-    """Wheels and sdists of every distribution, each plugin alone with the core in a fresh environment."""
+    """Wheels and sdists of every distribution, each alone with the core in a fresh environment; strangers' too."""
     session.install("-r", "requirements-dev.txt", "virtualenv")
-    smoke(session, build(session))
+    dist = build(session)
+    smoke(session, dist)
+    strangers(session, dist)
 
 
 @nox.session
@@ -140,6 +144,29 @@ def smoke(session: nox.Session, dist: Path) -> None:
     for name, (line, expected) in TRIES.items():
         try_out(session, list(dict.fromkeys([built[""], built[name]])), line, expected)
     try_out(session, list(built.values()), *CHAT)
+
+
+def strangers(session: nox.Session, dist: Path) -> None:
+    """The example and a newly written backend: built, installed beside the core's wheel alone, and tested."""
+    scratch = Path(session.create_tmp(), "strangers").resolve()
+    place, bin_ = scratch / "venv", scratch / "venv" / "bin"
+    shutil.rmtree(scratch, ignore_errors=True)
+    session.run("virtualenv", "--clear", "--quiet", str(place))
+    core = next(dist.glob("molecule_connect-*.whl"))
+    session.run(f"{bin_}/pip", "install", "--quiet", str(core), "build", external=True)
+    session.run(f"{bin_}/molecule", "new-backend", "acme", "--into", str(scratch), external=True, silent=True)
+    shutil.copytree("examples/backend", scratch / "example", ignore=shutil.ignore_patterns("__pycache__", "dist", ".*"))
+    for folder, name in ((scratch / "example", "dice"), (scratch / "molecule-connect-acme", "acme")):
+        session.run(
+            f"{bin_}/python", "-m", "build", "--outdir", f"{folder}/dist", str(folder), external=True, silent=True
+        )
+        wheel = next((folder / "dist").glob("*.whl"))
+        session.run(f"{bin_}/pip", "install", "--quiet", f"{wheel}[test]", external=True)
+        shutil.rmtree(folder / f"molecule_connect_{name}")
+        with session.chdir(folder):
+            session.run(f"{bin_}/python", "-m", "pytest", "-q", external=True)
+            session.run(f"{bin_}/molecule", "try", name, "2d6", external=True)
+    session.run(f"{bin_}/molecule", "backends", "--check", external=True)
 
 
 def try_out(session: nox.Session, wheels: list[Path], line: str, expected: str) -> None:

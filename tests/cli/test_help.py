@@ -55,7 +55,7 @@ def test_help_lists_built_in_commands_and_those_of_plugins(molecule: Molecule) -
     listed = {line.split()[0] for line in result.stdout.splitlines() if line.startswith("  ") and line.strip()}
     assert {"connect", "status", "messages", "backends", "try", "completion", "dance", "shatter", "stone"} <= listed
     assert "from fake-good" in result.stdout
-    assert {"doctor", "new-backend"} & listed == set()
+    assert {"new-backend"} <= listed
 
 
 def test_every_built_in_command_has_the_help_line_it_was_listed_with(molecule: Molecule) -> None:

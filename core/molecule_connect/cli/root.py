@@ -18,6 +18,8 @@ BUILT_IN = {
     "try": ("Ask a backend once, without any platform.", "try_:try_command"),
     "status": ("Tell whether a connector runs, and whether it is well.", "status:status"),
     "messages": ("List, show, replay or drop the messages in the journal.", "messages:messages"),
+    "new-backend": ("Write the distribution of a backend of your own.", "new_backend:new_backend"),
+    "doctor": ("Look for what could keep a workspace from being served.", "doctor:doctor"),
     "completion": ("Print the completion script of a shell.", "completion:completion"),
 }
 
