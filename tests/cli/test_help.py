@@ -53,7 +53,18 @@ def test_help_lists_built_in_commands_and_those_of_plugins(molecule: Molecule) -
 
     assert result.code == 0
     listed = {line.split()[0] for line in result.stdout.splitlines() if line.startswith("  ") and line.strip()}
-    assert {"connect", "status", "messages", "backends", "try", "completion", "dance", "shatter", "stone"} <= listed
+    assert {
+        "connect",
+        "status",
+        "messages",
+        "doctor",
+        "backends",
+        "try",
+        "completion",
+        "dance",
+        "shatter",
+        "stone",
+    } <= listed
     assert "from fake-good" in result.stdout
     assert {"new-backend"} <= listed
 

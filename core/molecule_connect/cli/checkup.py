@@ -1,0 +1,223 @@
+"""What ``molecule doctor`` looks at, one check after the other. Registers nothing and reads no message."""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from molecule_connect import state_folder
+from molecule_connect.cli import environment
+from molecule_connect.cli.survey import survey
+from molecule_connect.console.texts import span
+from molecule_connect.errors import AuthError, ConfigError, MoleculeError, PlatformError
+from molecule_connect.events import ignore
+from molecule_connect.models import WorkspaceStatus
+from molecule_connect.platform import operations
+from molecule_connect.platform.address import parse_address
+from molecule_connect.platform.answers import EndpointAbsentError
+from molecule_connect.platform.client import AsyncPlatformClient
+from molecule_connect.platform.credentials import Credentials
+from molecule_connect.plugins.options import parse_options
+from molecule_connect.serve import rehearse
+from molecule_connect.settings import ConnectionSettings, check_workspace_id
+
+OK, WARN, FAIL, SKIP = "ok", "warn", "FAIL", "-"
+# Less is the network's doing, and the Date header's whole seconds.
+SKEW = 30.0
+STREAM_PATIENCE = 10.0
+
+
+@attrs.frozen
+class Finding:
+    """What one check found: ``level`` is ok, warn, FAIL or -, which is: it was not looked at."""
+
+    check: str
+    level: str
+    text: str
+    hint: str = ""
+
+
+async def checkup(
+    flags: Mapping[str, Any], *, api_url: str, environ: Mapping[str, str], now: float
+) -> AsyncGenerator[Finding, None]:
+    """Look at everything that *flags* and *environ* ask for, and tell of each in its turn."""
+    folder, finding = _folder(flags, environ)
+    yield finding
+    try:
+        workspace_id = environment.workspace_id(flags["workspace_id"], environ)
+        check_workspace_id(workspace_id)
+        parse_address(api_url, insecure=flags["insecure"])
+    except ConfigError as exc:
+        yield _failed("asked for", exc)
+        return
+    yield Finding("asked for", OK, f"workspace {workspace_id} at {api_url}")
+    credentials, error = None, None
+    try:
+        credentials = _credentials(flags, workspace_id, api_url, folder, environ)
+        credentials.current()
+    except ConfigError as exc:
+        credentials, error = None, exc
+    if folder is not None:
+        yield _lease(folder, workspace_id, now)
+    yield await _backend(flags, workspace_id, credentials)
+    if credentials is None:
+        yield _failed("token", error or environment.no_token())
+        yield Finding("platform", SKIP, "not asked: there is no token")
+        return
+    yield Finding("token", OK, f"from {credentials.source}")
+    org_id = flags["org_id"] or environ.get(environment.ORG_VARIABLE) or None
+    async with AsyncPlatformClient(
+        api_url, workspace_id=workspace_id, credentials=credentials, org_id=org_id, insecure=flags["insecure"]
+    ) as client:
+        async for finding in _platform(client, now):
+            yield finding
+
+
+def _folder(flags: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[Path | None, Finding]:
+    try:
+        state_folder.preview(flags["state_dir"], environ, home=environment.home())
+        folder = state_folder.existing(flags["state_dir"], environ, home=environment.home())
+    except ConfigError as exc:
+        return None, _failed("state folder", exc)
+    text = str(folder) if folder.exists() else f"{folder}, which a start would make"
+    return folder, Finding("state folder", OK, text)
+
+
+def _credentials(
+    flags: Mapping[str, Any], workspace_id: str, api_url: str, folder: Path | None, environ: Mapping[str, str]
+) -> Credentials:
+    source = environment.token_source(flags["token"], flags["token_file"], environ)
+    if source is None and not (folder and (folder / f"{workspace_id}.token").exists()):
+        raise environment.no_token()
+    return Credentials(
+        workspace_id,
+        origin=parse_address(api_url, insecure=flags["insecure"]).origin,
+        token=source.token if source else None,
+        source=source.name if source else "the state folder",
+        token_file=source.file if source else None,
+        state_dir=folder,
+    )
+
+
+def _lease(folder: Path, workspace_id: str, now: float) -> Finding:
+    try:
+        (found,) = survey(folder, workspace_id, now)
+    except MoleculeError as exc:
+        return _failed("connector", exc)
+    if found.holder is None:
+        level = OK if found.is_stopped else WARN
+        return Finding("connector", level, "none runs here", "" if found.is_stopped else "see 'molecule status'")
+    process = f"process {found.holder.pid} on {found.holder.host} serves it"
+    if found.is_well:
+        return Finding("connector", OK, f"{process}, and is well")
+    return Finding("connector", WARN, f"{process}: {found.state}", "see 'molecule status'")
+
+
+async def _backend(flags: Mapping[str, Any], workspace_id: str, credentials: Credentials | None) -> Finding:
+    if not flags["backend"]:
+        return Finding("backend", SKIP, "not looked at", "name it with --backend and its --backend-opt")
+    settings = ConnectionSettings(
+        workspace_id=workspace_id,
+        # A check needs none, and no request is made.
+        token=credentials.current() if credentials else "none-is-needed",
+        backend=flags["backend"],
+        options=parse_options(flags["backend_opts"]),
+    )
+    try:
+        problems = await rehearse([settings], state_dir=None, listener=ignore)
+    except MoleculeError as exc:
+        return _failed("backend", exc)
+    if problems:
+        return Finding("backend", FAIL, "; ".join(problems), "mend that, then start")
+    return Finding("backend", OK, f"{flags['backend']} is ready")
+
+
+async def _platform(client: AsyncPlatformClient, now: float) -> AsyncGenerator[Finding, None]:
+    try:
+        info = await client.call(operations.workspace(client.workspace_id))
+    except PlatformError as exc:
+        yield _failed("platform", exc)
+        return
+    yield Finding("platform", OK, f"answers at {client.address.origin}")
+    yield _workspace(info.status, info.name, info.hint)
+    yield _clock(client.platform_clock.now(), now)
+    if info.status is WorkspaceStatus.REMOVED:
+        return
+    accepted = False
+    try:
+        await client.call(operations.state(client.workspace_id))
+        accepted = True
+    except EndpointAbsentError:
+        pass
+    except PlatformError as exc:
+        yield _failed("token accepted", exc)
+        return
+    for finding in await _stream(client, accepted):
+        yield finding
+
+
+def _workspace(status: WorkspaceStatus, name: str, hint: str) -> Finding:
+    match status:
+        case WorkspaceStatus.ACTIVE:
+            return Finding("workspace", OK, f"it is there{f', and is called {name}' if name else ''}")
+        case WorkspaceStatus.PAUSED:
+            return Finding("workspace", WARN, "it is paused: messages are kept, none is run", "resume it in the canvas")
+        case WorkspaceStatus.REMOVED:
+            return Finding("workspace", FAIL, "it was deleted on the platform", hint)
+    hint = "look at the id, the path of the address, and --org-id on a hosted platform"
+    return Finding("workspace", WARN, "the platform does not tell of it", hint)
+
+
+def _clock(platform: int | None, now: float) -> Finding:
+    if platform is None:
+        return Finding("clock", SKIP, "the platform does not tell the time")
+    skew = now - platform / 1e6
+    if abs(skew) <= SKEW:
+        return Finding("clock", OK, "agrees with the platform's")
+    side = "ahead of" if skew > 0 else "behind"
+    return Finding("clock", WARN, f"{span(abs(skew))} {side} the platform's", "set this machine's clock, best by NTP")
+
+
+async def _stream(client: AsyncPlatformClient, accepted: bool) -> list[Finding]:
+    """The event stream, and by it the token, where nothing else could tell."""
+    token = Finding("token accepted", OK, "yes")
+    try:
+        async with asyncio.timeout(STREAM_PATIENCE), client.open(operations.events(client.workspace_id)):
+            return [token, Finding("event stream", OK, "opens")]
+    except AuthError as exc:
+        return [_failed("token accepted", exc)]
+    except (PlatformError, TimeoutError) as exc:
+        text = str(exc) or "did not open in time"
+        unknown = Finding("token accepted", SKIP, "this platform cannot be asked without reading messages")
+        return [
+            token if accepted else unknown,
+            Finding("event stream", WARN, text, "messages are noticed by polling instead, a little later"),
+        ]
+
+
+def _failed(check: str, error: MoleculeError) -> Finding:
+    return Finding(check, FAIL, str(error), error.hint)
+
+
+def lines(findings: list[Finding]) -> Iterator[str]:
+    """The findings as a table."""
+    from molecule_connect.console.texts import one_line
+
+    width = max(len(finding.check) for finding in findings)
+    for finding in findings:
+        hint = f" -> {one_line(finding.hint, 400)}" if finding.hint else ""
+        yield f"{finding.check:{width}}  {finding.level:4}  {one_line(finding.text, 400)}{hint}"
+
+
+def run(flags: Mapping[str, Any], *, api_url: str, now: float) -> list[Finding]:
+    """The whole checkup."""
+
+    async def collect() -> list[Finding]:
+        async with contextlib.aclosing(checkup(flags, api_url=api_url, environ=os.environ, now=now)) as found:
+            return [finding async for finding in found]
+
+    return asyncio.run(collect())

@@ -1,0 +1,47 @@
+"""``molecule doctor``: one table of what could keep a workspace from being served."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from molecule_connect.cli import environment
+from molecule_connect.cli.connect import PluginName
+from molecule_connect.plugins.scan import BACKENDS
+
+NOT_WELL = 1
+
+
+@click.command(short_help="Look for what could keep a workspace from being served.")
+@click.argument("workspace_id", required=False)
+@click.option("--api-url", metavar="URL", help="The platform; as in 'molecule connect'.")
+@click.option("--org-id", metavar="ID", help="The organisation, on platforms that have several. [MOLECULE_ORG_ID]")
+@click.option("--token", metavar="TOKEN", help="The workspace token; --token-file keeps it to yourself.")
+@click.option("--token-file", type=click.Path(path_type=Path), metavar="FILE", help="A file that holds the token.")
+@click.option("--backend", type=PluginName(BACKENDS), help="The backend to look at too.")
+@click.option("--backend-opt", "backend_opts", multiple=True, metavar="KEY=VALUE", help="An option of the backend.")
+@click.option("--state-dir", metavar="FOLDER", help="The state folder. [MOLECULE_STATE_DIR]")
+@click.option("--insecure", is_flag=True, help="Allow plain http to another machine.")
+@click.pass_context
+def doctor(ctx: click.Context, /, **flags: Any) -> None:
+    """Look for what could keep WORKSPACE_ID from being served, and say what to do about each.
+
+    It takes what 'molecule connect' takes, from the same places. It registers nothing and reads no message, so it may
+    run beside a connector.
+
+    \b
+    molecule doctor ws_1
+    molecule doctor ws_1 --backend exec --backend-opt cmd="python myhandler.py"
+
+    It exits with 0 when nothing failed, and with 1 when something did; a warning is no failure.
+    """
+    from molecule_connect.cli import checkup
+
+    group = ctx.obj if isinstance(ctx.obj, dict) else {}
+    api_url = environment.api_url(flags["api_url"], group.get("api_url"), os.environ)
+    findings = checkup.run(flags, api_url=api_url, now=time.time())
+    for line in checkup.lines(findings):
+        click.echo(line)
+    ctx.exit(NOT_WELL if any(finding.level == checkup.FAIL for finding in findings) else 0)

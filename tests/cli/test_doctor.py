@@ -1,0 +1,152 @@
+"""``molecule doctor``: each thing that can be wrong is one row, and none of it is changed by looking."""
+
+import os
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from molecule_connect.cli import checkup
+from molecule_connect.delivery.lease import lease
+from molecule_connect.platform.client import AsyncPlatformClient
+from molecule_connect_sandbox.testing import Sandbox
+
+Molecule = Callable[..., Any]
+FLAGS = {
+    "workspace_id": "ws_1",
+    "org_id": None,
+    "token": None,
+    "token_file": None,
+    "backend": None,
+    "backend_opts": (),
+    "state_dir": None,
+    "insecure": False,
+}
+
+
+def levels(findings: list[checkup.Finding]) -> dict[str, str]:
+    return {finding.check: finding.level for finding in findings}
+
+
+async def look(api_url: str, folder: Path, environ: dict[str, str] | None = None, **flags: Any) -> list[Any]:
+    given = {**FLAGS, "state_dir": str(folder), **flags}
+    found = checkup.checkup(given, api_url=api_url, environ=environ or {}, now=datetime.now(UTC).timestamp())
+    return [finding async for finding in found]
+
+
+@pytest.fixture
+async def sandbox() -> AsyncIterator[Sandbox]:
+    async with Sandbox.over_loopback() as sandbox:
+        yield sandbox
+
+
+async def test_all_is_well_and_nothing_was_registered_or_kept(sandbox: Sandbox, tmp_path: Path) -> None:
+    workspace = await sandbox.workspace()
+
+    found = await look(sandbox.url, tmp_path / "state", workspace_id=workspace.id, token=workspace.token)
+
+    assert levels(found) == {
+        "state folder": "ok",
+        "asked for": "ok",
+        "connector": "ok",
+        "backend": "-",
+        "token": "ok",
+        "platform": "ok",
+        "workspace": "ok",
+        "clock": "ok",
+        "token accepted": "ok",
+        "event stream": "ok",
+    }
+    assert await sandbox.beats(workspace) == []
+    assert os.listdir(tmp_path) == []  # noqa: PTH208 - of interest is that it is empty
+    assert not any(workspace.token in line for line in checkup.lines(found))
+
+
+async def test_a_refused_token_fails_and_says_what_to_do(sandbox: Sandbox, tmp_path: Path) -> None:
+    workspace = await sandbox.workspace()
+
+    found = await look(sandbox.url, tmp_path, workspace_id=workspace.id, token="not-the-token-1234")
+
+    assert (found[-1].check, found[-1].level) == ("token accepted", "FAIL")
+    assert "give a current one" in found[-1].hint
+
+
+async def test_a_platform_out_of_reach_ends_the_table(tmp_path: Path) -> None:
+    found = await look("http://127.0.0.1:1", tmp_path, token="some-token-1234")
+
+    assert (found[-1].check, found[-1].level) == ("platform", "FAIL")
+    assert "cannot be reached" in found[-1].text
+
+
+async def test_a_connector_that_runs_is_named(tmp_path: Path) -> None:
+    with lease(tmp_path, "ws_1"):
+        found = await look("http://127.0.0.1:1", tmp_path, token="some-token-1234")
+
+    (connector,) = [finding for finding in found if finding.check == "connector"]
+    assert (connector.level, f"process {os.getpid()} on " in connector.text) == ("warn", True)
+
+
+def answering(answers: dict[str, tuple[int, Any]], *, ahead: timedelta = timedelta()) -> AsyncPlatformClient:
+    """A client of a platform that answers by the last word of the path; anything else is 404 without words."""
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        status, body = answers.get(request.url.path.rpartition("/")[2], (404, None))
+        date = (datetime.now(UTC) + ahead).strftime("%a, %d %b %Y %H:%M:%S GMT")
+        return httpx.Response(status, json=body, headers={"Date": date})
+
+    return AsyncPlatformClient(
+        "http://127.0.0.1:1", workspace_id="ws_1", token="some-token-1234", transport=httpx.MockTransport(handle)
+    )
+
+
+@pytest.mark.parametrize(
+    ("answers", "check", "level", "words"),
+    [
+        ({"ws_1": (200, {"status": "paused"})}, "workspace", "warn", "paused"),
+        ({"ws_1": (410, {"error": "gone", "hint": "make another"})}, "workspace", "FAIL", "deleted"),
+        ({"ws_1": (404, None)}, "workspace", "warn", "does not tell of it"),
+        ({"ws_1": (200, {"status": "online"})}, "token accepted", "-", "cannot be asked"),
+        ({"ws_1": (200, {"status": "online"}), "state": (200, {})}, "event stream", "warn", "404"),
+        ({"ws_1": (200, {"status": "online"}), "stream": (401, {"error": "no"})}, "token accepted", "FAIL", "401"),
+        ({"ws_1": (200, {"status": "online"}), "state": (500, None)}, "token accepted", "FAIL", "500"),
+    ],
+)
+async def test_what_the_platform_says_decides_a_row(
+    answers: dict[str, tuple[int, Any]], check: str, level: str, words: str
+) -> None:
+    async with answering(answers) as client:
+        found = {f.check: f async for f in checkup._platform(client, datetime.now(UTC).timestamp())}
+
+    assert found[check].level == level
+    assert words in found[check].text
+
+
+@pytest.mark.parametrize(("minutes", "words"), [(10, "10 min behind"), (-10, "10 min ahead of")])
+async def test_clocks_that_disagree_are_told(minutes: int, words: str) -> None:
+    async with answering({"ws_1": (200, {"status": "online"})}, ahead=timedelta(minutes=minutes)) as client:
+        found = {f.check: f async for f in checkup._platform(client, datetime.now(UTC).timestamp())}
+
+    assert (found["clock"].level, words in found["clock"].text) == ("warn", True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "row"),
+    [
+        (["ws_1"], "token  FAIL  no workspace token was given -> "),
+        ([], "asked for  FAIL  no workspace id was given -> "),
+        (["a/b"], "asked for  FAIL  'a/b' cannot be a workspace id -> "),
+        (["ws_1", "--api-url", "http://far.example"], "asked for  FAIL  http://far.example would carry the token"),
+        (["ws_1", "--token-file", "/nowhere"], "token  FAIL  the token file /nowhere "),
+        (["ws_1", "--backend", "unready"], "backend  FAIL  unready: no login -> "),
+        (["ws_1", "--backend", "parrot"], "backend  ok  parrot is ready"),
+        (["ws_1", "--backend", "nobody"], "backend  FAIL  no backend named 'nobody'"),
+    ],
+)
+def test_what_is_wrong_on_this_machine_is_a_row_and_exits_1(molecule: Molecule, arguments: list[str], row: str) -> None:
+    result = molecule("doctor", *arguments)
+
+    assert result.code == 1
+    assert " ".join(row.split()) in " ".join(result.stdout.split())
