@@ -3,8 +3,9 @@
 import asyncio
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import attrs
@@ -28,9 +29,10 @@ class _Waiting:
 class Committer:
     """Runs operations one commit after the other, as many to a commit as came meanwhile.
 
-    What waits for the disk, is large, or finds the file locked runs in the executor's one thread. The rest
-    runs on the loop: the way to a thread and back takes longer (50 us) than the work (20 us). A commit that
-    holds a durable operation is on the disk when its futures resolve (``synchronous=FULL``); the others
+    The statements run on the loop, which takes less time (20 us) than the way to a thread and back (50 us and
+    more, while threads contend for the interpreter). What waits goes to the executor's one thread: the end of a
+    commit that holds a durable operation, which is then on the disk (``synchronous=FULL``), large operations, and
+    a file that another process has locked. Commits without durable operations
     survive the death of this process, not of the machine.
     """
 
@@ -97,36 +99,52 @@ class Committer:
                 waiting.outcome.set_result(result)
 
     async def _commit_somewhere(self, batch: list[_Waiting]) -> list[Any]:
-        if not any(waiting.durable or waiting.large for waiting in batch):
+        loop = asyncio.get_running_loop()
+        if not any(waiting.large for waiting in batch):
             try:
-                return self._commit(batch)
+                results = self._begin(batch)
             except sqlite3.OperationalError as exc:
                 if not _is_busy(exc):
                     raise
-        loop = asyncio.get_running_loop()
+            else:
+                if any(waiting.durable for waiting in batch):
+                    await loop.run_in_executor(self._executor, self._end)
+                else:
+                    self._end()
+                return results
         return await loop.run_in_executor(self._executor, self._commit_patiently, batch)
 
     def _commit_patiently(self, batch: list[_Waiting]) -> list[Any]:
         deadline = time.monotonic() + BUSY_TIMEOUT
         while True:
             try:
-                return self._commit(batch)
+                results = self._begin(batch)
             except sqlite3.OperationalError as exc:
                 if not _is_busy(exc) or time.monotonic() >= deadline:
                     raise
+            else:
+                self._end()
+                return results
             time.sleep(BUSY_PAUSE)
 
-    def _commit(self, batch: list[_Waiting]) -> list[Any]:
+    def _begin(self, batch: list[_Waiting]) -> list[Any]:
         self._set_synchronous("FULL" if any(waiting.durable for waiting in batch) else "NORMAL")
         self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            results = [waiting.run(self._connection) for waiting in batch]
+        with self._rollback_on_failure():
+            return [waiting.run(self._connection) for waiting in batch]
+
+    def _end(self) -> None:
+        with self._rollback_on_failure():
             self._connection.execute("COMMIT")
+
+    @contextmanager
+    def _rollback_on_failure(self) -> Iterator[None]:
+        try:
+            yield
         except BaseException:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             raise
-        return results
 
     def _set_synchronous(self, value: str) -> None:
         if self._synchronous != value:
