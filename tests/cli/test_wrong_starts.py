@@ -61,7 +61,13 @@ def test_without_a_token_it_says_where_to_put_one(molecule: Molecule) -> None:
     assert_refused(molecule("connect", "ws_1"), "no workspace token", "MOLECULE_WORKSPACE_TOKEN", "--token-file")
 
 
-def test_the_default_backend_that_is_not_installed_comes_with_its_install_line(molecule: Molecule) -> None:
+def test_the_default_backend_that_is_not_installed_comes_with_its_install_line(
+    molecule: Molecule, plugins: Path
+) -> None:
+    # The first distribution of a name hides the others, and this one offers nothing.
+    hiding = plugins / "molecule_connect_claude_code-0.1.0.dist-info"
+    hiding.mkdir()
+    (hiding / "METADATA").write_text("Name: molecule-connect-claude-code\nVersion: 0.1.0\n")
     result = molecule("connect", "ws_1", MOLECULE_WORKSPACE_TOKEN="t0k3n")
 
     assert_refused(result, "'claude-code'", "parrot", '-m pip install "molecule-connect[claude-code]"', "--backend")
