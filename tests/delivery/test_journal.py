@@ -173,6 +173,19 @@ async def test_any_text_comes_back_as_it_was(journal: Journal, text: str) -> Non
     assert head(mine).answer == answer
 
 
+@pytest.mark.parametrize(("depth", "state"), [(150, "received"), (400, "dead"), (950, "dead"), (50_000, "dead")])
+async def test_data_that_is_nested_too_deeply_to_be_read_back_is_kept_as_text_and_never_run(
+    journal: Journal, depth: int, state: str
+) -> None:
+    data: list[object] = []
+    for _ in range(depth - 1):
+        data = [data]
+    mine = await stored(journal, inbound(parts=(DataPart(data),), raw="its text"))
+    row = journal.reader.execute("SELECT state, raw, reason FROM message").fetchone()
+    assert row == (state, "its text", None if state == "received" else "unreadable: it is nested too deeply")
+    assert (mine.head(PERSON) is None) is (state == "dead")
+
+
 async def test_what_another_process_writes_is_noticed_and_what_we_write_is_not(journal: Journal) -> None:
     mine = await stored(journal, inbound())
     before = await journal.data_version()

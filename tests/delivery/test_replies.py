@@ -8,7 +8,7 @@ import pytest
 from molecule_connect import events
 from molecule_connect.delivery.journal import Journal
 from molecule_connect.errors import AuthError, Outcome, PermanentPlatformError, PlatformError, TransientPlatformError
-from molecule_connect.models import Kind, Progress, Request, Response
+from molecule_connect.models import DataPart, Kind, Progress, Request, Response
 
 from .kit import FakePlatform, Serving
 
@@ -447,3 +447,24 @@ async def test_silence_sends_nothing(journal: Journal) -> None:
     async with Serving(platform, journal, silent) as serving:
         await platform.until(lambda: serving.rows() == [("row-1", "done")])
     assert platform.tried == []
+
+
+@pytest.mark.parametrize("depth", [300, 950, 5000])
+async def test_an_answer_that_could_not_be_read_back_is_a_notice_and_breaks_nothing(
+    journal: Journal, depth: int
+) -> None:
+    data: list[object] = []
+    for _ in range(depth):
+        data = [data]
+
+    async def deep(request: Request, progress: Progress) -> Response:
+        return Response(parts=(DataPart(data),)) if request.text == "one" else Response.from_text("fine")
+
+    platform = FakePlatform()
+    platform.write("one", caller=PEER)
+    platform.write("two", caller=PEER)
+    async with Serving(platform, journal, deep) as serving:
+        await quiet(platform, 2)
+    assert "could not be answered" in platform.answers()[0]
+    assert platform.answers()[1] == "fine"
+    assert serving.error is None

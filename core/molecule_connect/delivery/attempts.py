@@ -8,7 +8,7 @@ import attrs
 
 from molecule_connect import events
 from molecule_connect.backoff import Backoff
-from molecule_connect.delivery.entries import Answer, Entry, State, dump_parts
+from molecule_connect.delivery.entries import Answer, Entry, State, dump_parts, is_too_deep
 from molecule_connect.delivery.heartbeat import Health
 from molecule_connect.delivery.journal import WorkspaceJournal
 from molecule_connect.delivery.slots import Breaker
@@ -204,6 +204,8 @@ def _storable(response: Response) -> Response:
         dump_parts(response.parts)
     except (TypeError, ValueError, RecursionError) as exc:
         raise BackendError(f"the answer cannot be written as JSON: {exc}", retryable=False) from exc
+    if is_too_deep(response.parts):
+        raise BackendError("the answer's data is nested too deeply", retryable=False)
     return response
 
 

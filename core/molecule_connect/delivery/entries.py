@@ -129,6 +129,25 @@ _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "molecule-connect")
 NOTICE_BEGINS = '{"is_notice": true'
 
 
+# Deeper JSON than this is not read back in every place: Python counts the frames around it too.
+MAX_DEPTH = 200
+
+
+def is_too_deep(parts: tuple[Part, ...]) -> bool:
+    """Whether *parts* hold data that is nested too deeply to be kept as such."""
+    level = [part.data for part in parts if isinstance(part, DataPart)]
+    for _ in range(MAX_DEPTH):
+        outer, level = level, []
+        for value in outer:
+            if isinstance(value, dict):
+                level.extend(value.values())
+            elif isinstance(value, list | tuple):
+                level.extend(value)
+        if not level:
+            return False
+    return True
+
+
 def dump_parts(parts: tuple[Part, ...]) -> str:
     """*parts* as ASCII JSON, so that lone surrogates and NULs survive SQLite."""
     return json.dumps([_dump_part(part) for part in parts])

@@ -5,7 +5,16 @@ from collections.abc import Iterable
 
 import attrs
 
-from molecule_connect.delivery.entries import Answer, Entry, Lane, State, dump_answer, dump_parts, load_answer
+from molecule_connect.delivery.entries import (
+    Answer,
+    Entry,
+    Lane,
+    State,
+    dump_answer,
+    dump_parts,
+    is_too_deep,
+    load_answer,
+)
 from molecule_connect.models import Inbound, Kind
 
 # A sender that retries repeats its message; some use one constant id for ever, so only for so long.
@@ -45,6 +54,9 @@ def receive(db: sqlite3.Connection, workspace_id: str, items: Iterable[Inbound],
 
 
 def _receive_one(db: sqlite3.Connection, workspace_id: str, item: Inbound, time: int, wall: float) -> Stored:
+    if is_too_deep(item.parts):
+        kind = Kind.UNREADABLE if item.kind is Kind.MESSAGE else item.kind
+        item = attrs.evolve(item, kind=kind, parts=(), reason="it is nested too deeply")
     state, repeats, revived, reason = State.DONE, None, False, None
     lane = Lane(_plain(item.caller_id), _plain(item.context_id))
     if item.kind is Kind.UNREADABLE:
