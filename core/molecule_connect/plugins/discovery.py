@@ -9,7 +9,9 @@ from typing import Any
 
 import attrs
 
+from molecule_connect import __version__
 from molecule_connect.errors import BackendNotFoundError, MoleculeError, PluginError
+from molecule_connect.plugins.requirements import unmet
 from molecule_connect.plugins.scan import BACKENDS, COMMANDS, MIDDLEWARE, NAME, entries, normalised
 
 # Names whose distributions are ours. Any other package name would be a guess, and a guess invites typo-squatting.
@@ -109,9 +111,9 @@ def load(plugin: InstalledPlugin) -> Any:
     except MoleculeError as exc:
         raise PluginError(f"{plugin.label} ({plugin.origin}) cannot be loaded: {exc}", hint=exc.hint) from exc
     except BaseException as exc:  # SystemExit, and what test tools derive from BaseException
+        hint = f"upgrade or remove it: {_pip()} install --upgrade {plugin.distribution}"
         raise PluginError(
-            f"{plugin.label} ({plugin.origin}) cannot be loaded: {first_line(exc)}",
-            hint=f"upgrade or remove it: {_pip()} install --upgrade {plugin.distribution}",
+            f"{plugin.label} ({plugin.origin}) cannot be loaded: {first_line(exc)}", hint=plugin.problem or hint
         ) from exc
 
 
@@ -156,16 +158,31 @@ def _offers(distribution: Distribution, group: str) -> Iterator[InstalledPlugin]
     try:
         text = distribution.read_text("entry_points.txt") or ""
         name, version = distribution.metadata["Name"], distribution.version
+        requires = distribution.requires or ()
     except Exception:  # a stranger's broken metadata: not UTF-8, or no version
         return
     seen: set[str] = set()
     for entry, target in entries(text, group):
         if entry not in seen:
             seen.add(entry)
-            problem = "" if NAME.match(entry) else f"{entry!r} is not a name for a plugin: {_NAME_RULE}"
+            problem = _version_problem(name, requires)
+            if not NAME.match(entry):
+                problem = f"{entry!r} is not a name for a plugin: {_NAME_RULE}"
             yield InstalledPlugin(
                 name=entry, group=group, target=target, distribution=name, version=version or "?", problem=problem
             )
+
+
+def _version_problem(distribution: str, requires: Sequence[str]) -> str:
+    found = unmet(requires, __version__)
+    if found is None:
+        return ""
+    wanted, is_newer = found
+    which = "molecule-connect" if is_newer else distribution
+    return (
+        f"made for molecule-connect {wanted}, and this is {__version__}; "
+        f"upgrade {which}: {_pip()} install --upgrade {which}"
+    )
 
 
 def _clash(name: str, owners: Sequence[str] | None) -> str:
