@@ -140,7 +140,7 @@ async def test_clocks_that_disagree_are_told(minutes: int, words: str) -> None:
         (["a/b"], "asked for  FAIL  'a/b' cannot be a workspace id -> "),
         (["ws_1", "--api-url", "http://far.example"], "asked for  FAIL  http://far.example would carry the token"),
         (["ws_1", "--token-file", "/nowhere"], "token  FAIL  the token file /nowhere "),
-        (["ws_1", "--backend", "unready"], "backend  FAIL  unready: no login -> "),
+        (["ws_1", "--backend", "unready"], "backend  FAIL  backend unready: no login -> "),
         (["ws_1", "--backend", "parrot"], "backend  ok  parrot is ready"),
         (["ws_1", "--backend", "nobody"], "backend  FAIL  no backend named 'nobody'"),
     ],
@@ -149,4 +149,5 @@ def test_what_is_wrong_on_this_machine_is_a_row_and_exits_1(molecule: Molecule, 
     result = molecule("doctor", *arguments)
 
     assert result.code == 1
-    assert " ".join(row.split()) in " ".join(result.stdout.split())
+    shown = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert [line for line in shown if line.startswith(" ".join(row.split()))], shown
