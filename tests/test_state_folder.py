@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from molecule_connect.errors import ConfigError
-from molecule_connect.state_folder import preview, resolve
+from molecule_connect.state_folder import existing, preview, resolve
 
 
 def mode(folder: Path) -> int:
@@ -150,3 +150,13 @@ def test_a_relative_folder_does_not_move_with_the_working_directory(
     monkeypatch.chdir(tmp_path)
 
     assert resolve("state", {}, home=tmp_path) == tmp_path / "state"
+
+
+def test_to_look_into_a_folder_with_a_journal_comes_before_others_and_nothing_is_made(tmp_path: Path) -> None:
+    first, second = tmp_path / ".config" / "molecule" / "state", tmp_path / ".molecule-workspace"
+    assert existing(None, {}, home=tmp_path, configs=tmp_path / "none") == first
+    second.mkdir()
+    (second / "journal.sqlite3").touch()
+    assert existing(None, {}, home=tmp_path, configs=tmp_path / "none") == second
+    assert existing(None, {"MOLECULE_STATE_DIR": str(tmp_path / "x")}, home=tmp_path) == tmp_path / "x"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".molecule-workspace"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from molecule_connect.console.texts import failure, one_line, span, who
+from molecule_connect.console.texts import failure, one_line, span, visible, who
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,8 @@ def test_durations_are_for_people(seconds: float, shown: str) -> None:
 def test_a_failure_is_one_line_of_what_and_one_of_what_to_do() -> None:
     assert failure("it\nbroke", "mend it") == "error: it broke\nwhat to do: mend it"
     assert failure("it broke", "") == "error: it broke"
+
+
+def test_a_whole_text_keeps_its_lines_and_shows_what_would_act_on_a_terminal() -> None:
+    assert visible("plain é\n\tcode\n") == "plain é\n\tcode\n"
+    assert visible("\x1b[2J\x9b\u202e\x00\ud800\r\n") == "\\x1b[2J\\x9b\\u202e\\x00\\ud800\\r\n"
