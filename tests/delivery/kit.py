@@ -38,7 +38,7 @@ EPOCH = 1_800_000_000.0
 WORKSPACE = "ws-1"
 
 
-class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
+class _JumpingSelector(selectors.DefaultSelector):
     now = 0.0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
@@ -61,7 +61,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._clock.now
 
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> "asyncio.Future[Any]":
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Callable[..., Any], *args: Any
+    ) -> "asyncio.Future[Any]":
         future: asyncio.Future[Any] = self.create_future()
         try:
             future.set_result(func(*args))
@@ -174,6 +176,7 @@ class FakePlatform:
     expired: bool = False
     has_stream: bool = False
     send_delay: float = 0.0
+    fetch_delay: float = 0.0
     echo_delay: float = 0.0
     fetch_delay: float = 0.0
     largest: int | None = None

@@ -131,7 +131,7 @@ async def live(folder: Path, platform: FakePlatform, backend: Backend) -> None:
         await asyncio.sleep(1)
         if not any(row.item.row_id == "later" for row in platform.rows):
             platform.write("later", row_id="later")
-        await asyncio.sleep(25)
+        await asyncio.sleep(14)
         stop.set()
         await serving
 

@@ -3,6 +3,7 @@
 import itertools
 import sqlite3
 from collections.abc import Callable
+from typing import Any
 
 import attrs
 import pytest
@@ -243,7 +244,7 @@ async def test_the_same_row_is_stored_once(mine: WorkspaceJournal) -> None:
     ids=str,
 )
 async def test_a_repeat_is_the_same_caller_key_and_parts_within_an_hour(
-    mine: WorkspaceJournal, changes: dict[str, object], is_repeat: bool
+    mine: WorkspaceJournal, changes: dict[str, Any], is_repeat: bool
 ) -> None:
     first = inbound(caller_id="peer", sender_key="key")
     await receive(mine, first)
