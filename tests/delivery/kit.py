@@ -178,7 +178,6 @@ class FakePlatform:
     send_delay: float = 0.0
     fetch_delay: float = 0.0
     echo_delay: float = 0.0
-    fetch_delay: float = 0.0
     largest: int | None = None
     ignores_since: bool = False
     empties: bool = False
