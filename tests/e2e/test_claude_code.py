@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from molecule_connect.testing import check_backend
 from molecule_connect_sandbox.testing import Answer, Sandbox, Workspace
 
 from .kit import Connector, registered
@@ -50,6 +51,17 @@ def api() -> Iterator[MessagesApi]:
         yield api
 
 
+def environ_for(api: MessagesApi, folder: Path) -> dict[str, str]:
+    """What turns the program to the stand-in, and away from whoever is logged in here."""
+    return {
+        "ANTHROPIC_BASE_URL": api.url,
+        "ANTHROPIC_API_KEY": "test",
+        "CLAUDE_CONFIG_DIR": str(folder / "config"),
+        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        "CLAUDE_CODE_MAX_RETRIES": "0",
+    }
+
+
 class Served:
     """Connectors of one workspace that answer with the program, one after the other."""
 
@@ -57,13 +69,7 @@ class Served:
         self.sandbox, self.workspace, self.folder = sandbox, workspace, folder
         (folder / "work").mkdir()
         self._program = program
-        self._environ = {
-            "ANTHROPIC_BASE_URL": api.url,
-            "ANTHROPIC_API_KEY": "test",
-            "CLAUDE_CONFIG_DIR": str(folder / "config"),
-            "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
-            "CLAUDE_CODE_MAX_RETRIES": "0",
-        }
+        self._environ = environ_for(api, folder)
 
     def connector(self, **options: str) -> Connector:
         given = {"bin": str(self._program), "cwd": str(self.folder / "work"), **options}
@@ -104,6 +110,15 @@ async def test_a_conversation_goes_on_and_another_begins_also_after_a_restart(
     ]
     assert f'from="the workspace {peer.id}"' in spoken(api.seen[-1])[-1]
     assert workspace.token not in first.output + second.output
+
+
+async def test_it_keeps_to_what_a_connection_relies_on(
+    program: Path, api: MessagesApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environ_for(api, tmp_path).items():
+        monkeypatch.setenv(name, value)
+
+    await check_backend("claude-code", {"bin": str(program), "cwd": str(tmp_path)})
 
 
 async def test_failures_of_the_real_program_are_told_apart(program: Path, api: MessagesApi, tmp_path: Path) -> None:

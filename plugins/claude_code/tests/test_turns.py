@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from molecule_connect import BackendError, FilePart, create_backend
+from molecule_connect.testing import check_backend, make_request
 
 from .kit import SESSION, Asking, FakeClaude, assistant, failed, result, says, text
 
@@ -338,6 +339,16 @@ async def test_cancelling_and_closing_end_the_program(asking: Asking, claude: Fa
     with pytest.raises(ProcessLookupError):
         os.kill(int((claude.folder / "here").read_text()), 0)
     assert task.cancelled() if how == "cancel" else isinstance(task.exception(), BackendError)
+
+
+async def test_it_keeps_to_what_a_connection_relies_on(
+    asking: Asking, claude: FakeClaude, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "key")
+    claude.always(f"if grep -q slow $at/run$run/stdin; then sleep 60; fi; {says(result())}")
+    options = {"bin": str(claude.path), "cwd": str(asking.cwd)}
+
+    await check_backend("claude-code", options, slow=make_request("slow"))
 
 
 async def test_a_program_that_vanished_is_tried_again_later(asking: Asking, claude: FakeClaude) -> None:
