@@ -1,39 +1,30 @@
 """``docs/write-a-backend.md`` works as it stands: its blocks are laid out and used."""
 
+import os
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from tests.docs.pages import block, lay_out, page
 
-from molecule_connect import Response, create_backend, installed_backends
+from molecule_connect import Response, create_backend, installed_backends, processes, testing
+from molecule_connect.cli import scaffold
 from molecule_connect.plugins.options import describe
-from molecule_connect.testing import make_request
+from molecule_connect.testing import checks, make_request
 
-PAGE = (Path(__file__).parents[2] / "docs" / "write-a-backend.md").read_text()
-
-
-def block(language: str, beginning: str) -> str:
-    """The first block of a language whose text begins so."""
-    blocks: list[str] = re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    return next(text for text in blocks if text.startswith(beginning))
+PAGE = page("write-a-backend.md")
+PROJECT = block(PAGE, "toml", "[build-system]")
 
 
 @pytest.fixture
 def search_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The page's distribution as an installation would lay it out."""
-    project = tomllib.loads(block("toml", "[build-system]"))["project"]
-    package = tmp_path / "molecule_connect_shout"
-    package.mkdir()
-    (package / "__init__.py").write_text(block("python", '"""Answer A2A messages in capitals.'))
-    info = tmp_path / "molecule_connect_shout-0.1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Name: {project['name']}\nVersion: {project['version']}\n")
-    ((group, entries),) = project["entry-points"].items()
-    (info / "entry_points.txt").write_text(f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in entries.items()))
+    package = lay_out(tmp_path, PROJECT, block(PAGE, "python", '"""Answer A2A messages in capitals.'))
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, package.name, raising=False)
+    monkeypatch.delitem(sys.modules, package, raising=False)
     return [str(tmp_path)]
 
 
@@ -55,6 +46,48 @@ def test_its_options_are_described(search_path: list[str]) -> None:
     (field,) = describe(sys.modules["molecule_connect_shout"].ShoutBackend) or ()
 
     assert (field.key, field.default, field.help) == ("suffix", "!", "text put after each answer")
+
+
+def test_the_pages_tests_pass(search_path: list[str], tmp_path: Path) -> None:
+    files = scaffold.files("shout")
+    (tmp_path / "pyproject.toml").write_text(files["pyproject.toml"])
+    (tmp_path / "test_shout.py").write_text(block(PAGE, "python", "from molecule_connect.testing"))
+
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-W", "error"],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path), "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert "3 passed" in ran.stdout, ran.stdout + ran.stderr
+
+
+def test_the_page_shows_what_the_command_writes() -> None:
+    files = scaffold.files("shout")
+    shown, written = tomllib.loads(PROJECT), tomllib.loads(files["pyproject.toml"])
+
+    for key in shown["project"].keys() - {"description"}:
+        assert shown["project"][key] == written["project"][key]
+    assert shown["build-system"] == written["build-system"]
+    table = PAGE.partition("| file | |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"`([\w./]+)`", table)) == set(files)
+
+
+def test_every_name_of_the_kit_is_told_of() -> None:
+    kit = PAGE.partition("## Running programs")[2].partition("## If it is refused")[0]
+
+    for name in (*processes.__all__, *testing.__all__):
+        assert name in {"Running", "require_posix"} or re.search(rf"\b{name}\b", kit), name
+
+
+def test_every_check_is_told_of() -> None:
+    table = PAGE.partition("## What check_backend checks")[2].partition("`seconds=60`")[0]
+    told = [re.sub(r"[,']", "", row) for row in re.findall(r"^\| (?!it )(?!---)([^|]+?) \|", table, re.MULTILINE)]
+
+    assert told == [check.__name__.strip("_").replace("_", " ") for check in checks.ALL]
 
 
 def test_every_block_of_python_on_the_page_can_be_read() -> None:

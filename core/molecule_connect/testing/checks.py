@@ -49,11 +49,11 @@ async def check_backend(
     asked = request or make_request()
     trial = _Trial(backend, options or {}, asked, slow or asked, seconds, path)
     failed = []
-    for check in (*_CHECKS, *([_refuses_unknown_options] if isinstance(backend, str) else [])):
+    for check in ALL if isinstance(backend, str) else ALL[:-1]:
         problem = await _problem(check, trial)
         if problem:
             failed.append(f"{check.__name__.strip('_').replace('_', ' ')}: {problem}")
-        if problem and check is _CHECKS[0]:
+        if problem and check is ALL[0]:
             break
     if failed:
         raise AssertionError(
@@ -211,7 +211,8 @@ async def _refuses_unknown_options(trial: _Trial) -> str:
     return "an option that it does not have passed under --strict; ask for options by name, or declare @options(...)"
 
 
-_CHECKS: tuple[Check, ...] = (
+# The last is for a backend that was named.
+ALL: tuple[Check, ...] = (
     _answers_with_a_response,
     _answers_two_at_once,
     _ends_within_a_second_when_cancelled,
@@ -220,4 +221,5 @@ _CHECKS: tuple[Check, ...] = (
     _keeps_the_token_to_itself,
     _survives_any_input,
     _can_be_closed_twice_and_without_a_message,
+    _refuses_unknown_options,
 )
