@@ -8,8 +8,9 @@ import pytest
 from molecule_connect import events
 from molecule_connect.delivery.journal import Journal
 from molecule_connect.models import Progress, Request, Response
+from molecule_connect.settings import PeerBudget
 
-from .kit import WORKSPACE, FakePlatform, Serving
+from .kit import WORKSPACE, FakePlatform, Serving, echo
 
 
 @pytest.mark.parametrize("has_stream", [True, False])
@@ -96,3 +97,23 @@ async def test_with_once_all_that_waits_is_answered_and_the_run_ends(journal: Jo
     async with asyncio.timeout(60):
         await serving.connection.run(serving.stop)
     assert platform.answers() == ["echo: 0", "echo: 1", "echo: 2"]
+
+
+async def test_a_410_in_mid_run_keeps_the_order_of_a_lane_although_the_newest_rows_come_first(journal: Journal) -> None:
+    platform = FakePlatform()
+
+    async def handler(request: Request, progress: Progress) -> Response:
+        await asyncio.sleep(6.8 if request.text == "0" else 0)
+        return await echo(request, progress)
+
+    platform.write("first", caller="peer-1")
+    async with Serving(platform, journal, handler, poll_interval=5.0, peer_budget=PeerBudget(per_minute=0, per_hour=0)):
+        await platform.until(lambda: len(platform.sent) == 1)
+        await asyncio.sleep(120)
+        platform.write("0", caller="peer-1", age=2)
+        await platform.until(lambda: journal.of(WORKSPACE).waiting() == 1)
+        platform.fetch_delay, platform.expired = 0.7, True
+        for number in range(1, 1200):
+            platform.write(f"{number}", caller="peer-1", age=(1200 - number) / 1000)
+        await platform.until(lambda: len(platform.sent) == 1201)
+    assert platform.answers()[1:] == [f"echo: {number}" for number in range(1200)]

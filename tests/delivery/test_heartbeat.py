@@ -6,7 +6,8 @@ import itertools
 import pytest
 
 from molecule_connect import events
-from molecule_connect.delivery.heartbeat import Health, Heartbeat
+from molecule_connect.delivery.health import Health
+from molecule_connect.delivery.heartbeat import Heartbeat
 from molecule_connect.delivery.journal import Journal
 from molecule_connect.errors import (
     AuthError,

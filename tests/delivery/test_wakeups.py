@@ -131,7 +131,7 @@ async def test_a_stream_without_our_own_beats_is_polled_beside_and_opened_again(
         await asyncio.sleep(200)
         assert listening(serving) == ["polling"]
         assert max(gaps(reads(platform))) <= 5
-        first_beat_on_it = next(time for time in platform.beat_times if time > platform.opens[0])
+        first_beat_on_it = next(time for time in platform.beat_times if time >= platform.opens[0])
         assert platform.opens[1] == pytest.approx(first_beat_on_it + 5.5, abs=0.6)
         assert any("heartbeats" in event.reason for event in serving.events.of(events.Trouble))
         platform.echoes_beats = True
@@ -416,3 +416,10 @@ async def test_while_the_stream_is_down_nothing_that_it_said_before_counts() -> 
         at = now()
         assert await next_reads(heard.wakeups, 2) == [Trigger.REGULAR, Trigger.REGULAR]
         assert now() - at <= 4.0
+
+
+async def test_a_stream_that_works_is_known_to_within_a_second_of_the_start(journal: Journal) -> None:
+    platform = FakePlatform(has_stream=True)
+    async with Serving(platform, journal) as serving:
+        await asyncio.sleep(1)
+        assert listening(serving) == ["stream"]

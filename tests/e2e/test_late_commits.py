@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 
 import pytest
+
 from molecule_connect_sandbox.testing import Sandbox, Workspace
 
 from .kit import Connector, registered

@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
+
 from molecule_connect_sandbox.testing import Sandbox
 
 from .kit import Connector, registered
@@ -62,7 +63,7 @@ async def test_an_answer_that_was_stored_before_a_kill_arrives_once_and_is_not_m
             await registered(sandbox, workspace)
             await sandbox.say(workspace, "hello")
             async with asyncio.timeout(20):
-                while not any(path.endswith("/notify") for _, path in await sandbox.requests()):
+                while not any(path.endswith("/notify") for _, path in await sandbox.requests()):  # noqa: ASYNC110 - another process
                     await asyncio.sleep(0.05)
             await first.stop(signal.SIGKILL)
         await sandbox.faults()

@@ -9,7 +9,7 @@ import attrs
 from molecule_connect import events
 from molecule_connect.backoff import Backoff
 from molecule_connect.delivery.entries import Answer, Entry, State, dump_parts, is_too_deep
-from molecule_connect.delivery.heartbeat import Health
+from molecule_connect.delivery.health import Health
 from molecule_connect.delivery.journal import WorkspaceJournal
 from molecule_connect.delivery.slots import Breaker
 from molecule_connect.errors import BackendError

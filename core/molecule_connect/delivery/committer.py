@@ -32,8 +32,8 @@ class Committer:
     The statements run on the loop, which takes less time (20 us) than the way to a thread and back (50 us and
     more, while threads contend for the interpreter). What waits goes to the executor's one thread: the end of a
     commit that holds a durable operation, which is then on the disk (``synchronous=FULL``), large operations, and
-    a file that another process has locked. Commits without durable operations
-    survive the death of this process, not of the machine.
+    a file that another process has locked. A commit without durable operations survives the death of this
+    process, not of the machine.
     """
 
     def __init__(self, connection: sqlite3.Connection, executor: Executor) -> None:

@@ -12,7 +12,8 @@ from molecule_connect.backoff import Backoff
 from molecule_connect.delivery.attempts import Attempts
 from molecule_connect.delivery.cursor_file import CursorFile
 from molecule_connect.delivery.entries import Lane
-from molecule_connect.delivery.heartbeat import Health, Heartbeat
+from molecule_connect.delivery.health import Health
+from molecule_connect.delivery.heartbeat import Heartbeat
 from molecule_connect.delivery.intake import Intake, insist_on
 from molecule_connect.delivery.journal import Journal, Position
 from molecule_connect.delivery.lanes import Lanes
@@ -26,15 +27,14 @@ from molecule_connect.delivery.reports import Reports
 from molecule_connect.delivery.slots import Breaker, Slots
 from molecule_connect.delivery.status_file import StatusFile
 from molecule_connect.delivery.transitions import Stored
+from molecule_connect.delivery.upkeep import Upkeep
+from molecule_connect.delivery.vitals import Vitals
 from molecule_connect.delivery.wakeups import Wakeups
 from molecule_connect.errors import JournalError, PlatformError, WorkspaceDeletedError
 from molecule_connect.models import Handler, Presence, Signal
 from molecule_connect.settings import ConnectionSettings
 
-CURSOR_INTERVAL = 1.0
-PRUNE_INTERVAL = 3600.0
 ONCE_INTERVAL = 0.05
-CROWDED = 300.0
 # What a stop may take beyond the grace: for plain backends that do not return, and for the last beat.
 ABANDON, LAST_BEAT = 1.5, 1.5
 
@@ -87,10 +87,11 @@ class Connection:
         )
         self._build_intake()
         self._build_lanes(handler)
+        self._upkeep = Upkeep(self._journal, self._cursor, reports=self._reports, now=self._reader.now)
         self._to_wake: dict[Lane, None] = {}
         self._first_read = asyncio.Event()
-        self._changed = asyncio.Event()
-        self._began = 0.0
+        self._older_rows_come = False
+        self._was_trusted = False
         self._since = 0
         self._beat_at = float("-inf")
         self._fatal: asyncio.Future[None] | None = None
@@ -112,6 +113,7 @@ class Connection:
             wall=self._wall,
             on_stored=self._on_stored,
             lanes_may_run=self._lanes_may_run,
+            lanes_must_wait=self._lanes_must_wait,
             woken=self._wakeups.take,
             notice=self._reports.notice,
         )
@@ -123,7 +125,7 @@ class Connection:
         )
         self._heartbeat = Heartbeat(
             self._platform,
-            presence=self._presence,
+            presence=lambda: self._vitals.presence(),
             interval=lambda: max(settings.heartbeat_interval, self._pace(self._wakeups.trusted)[1]),
             accepted=self._beat_accepted,
             failed=self._beat_failed,
@@ -180,7 +182,7 @@ class Connection:
                 await self._run(stop)
 
     async def _run(self, stop: asyncio.Event) -> None:
-        self._began = asyncio.get_running_loop().time()
+        self._vitals = Vitals(slots=self._slots, attempts=self._attempts, health=self._health)
         self._since = round(self._wall() * SECOND)
         self._fatal = asyncio.get_running_loop().create_future()
         await self._take_over()
@@ -197,7 +199,7 @@ class Connection:
     def changed_elsewhere(self) -> None:
         """Another program changed the journal."""
         self._wake_lanes()
-        self._changed.set()
+        self._upkeep.changed.set()
 
     # Starting
 
@@ -227,7 +229,11 @@ class Connection:
     # Serving
 
     async def _serve(self, stop: asyncio.Event, fatal: "asyncio.Future[None]") -> None:
-        staying = [self._spawn(self._heartbeat.run()), self._spawn(self._export_cursor()), self._spawn(self._tidy())]
+        staying = [
+            self._spawn(self._heartbeat.run()),
+            self._spawn(self._upkeep.export_cursor()),
+            self._spawn(self._upkeep.tidy()),
+        ]
         intake = [self._spawn(part) for part in (self._read_all(), self._wakeups.listen(), self._registration.watch())]
         self._wake_lanes()
         gone = False
@@ -300,11 +306,10 @@ class Connection:
             self._reports.broken("journal", str(exc), exc.hint)
 
     async def _say_goodbye(self) -> None:
-        last = Presence(wedged="stopped", uptime_seconds=self._uptime())
         # When it fails, silence says the same, only later.
         with contextlib.suppress(PlatformError, TimeoutError):
             async with asyncio.timeout(LAST_BEAT):
-                await self._platform.beat(last)
+                await self._platform.beat(self._vitals.farewell())
         self._tell(events.Stopped(workspace_id=self.workspace_id))
 
     # What the parts tell
@@ -315,11 +320,20 @@ class Connection:
             self._lanes.wake_all()
 
     def _on_stored(self, stored: Sequence[Stored]) -> None:
-        self._changed.set()
+        self._upkeep.changed.set()
         self._reports.stored(stored, since=self._since)
         self._to_wake.update((one.lane, None) for one in stored if one.lane is not None)
 
+    def _lanes_must_wait(self) -> None:
+        self._older_rows_come = True
+        self._lanes.pause()
+
     def _lanes_may_run(self) -> None:
+        if self._older_rows_come:
+            self._older_rows_come = False
+            if not self._registration.is_paused:
+                self._lanes.resume()
+            self._lanes.wake_all()
         lanes, self._to_wake = self._to_wake, {}
         self._lanes.wake(lanes)
 
@@ -328,10 +342,14 @@ class Connection:
             self._reports.notice(
                 "the platform replaced the workspace's token", "put the new one in the old one's place"
             )
-        else:
-            self._registration.look_again()
+            return
+        self._registration.look_again()
+        if signal is Signal.OPENED and not self._was_trusted:
+            # Its echo says whether the stream can be relied on.
+            self._heartbeat.beat_now()
 
     def _listening(self, trusted: bool) -> None:
+        self._was_trusted = self._was_trusted or trusted
         by = "stream" if trusted else "polling"
         self._tell(events.Listening(workspace_id=self.workspace_id, by=by))
 
@@ -341,28 +359,10 @@ class Connection:
             self._tell(events.Paused(workspace_id=self.workspace_id))
         else:
             self._tell(events.Resumed(workspace_id=self.workspace_id))
-            self._lanes.resume()
+            if not self._older_rows_come:
+                self._lanes.resume()
             self._wake_lanes()
             self._heartbeat.beat_now()
-
-    def _presence(self) -> Presence:
-        remark = ""
-        if self._slots.full_for() >= CROWDED and self._slots.waiting:
-            minutes = int(self._slots.full_for() // 60)
-            remark = f"all slots busy for {minutes} minutes, {self._slots.waiting} conversations wait"
-        elif self._attempts.stuck:
-            remark = f"{self._attempts.stuck} calls of the backend do not return"
-        return Presence(
-            active_tasks=self._slots.busy,
-            current_task=self._attempts.current_task,
-            uptime_seconds=self._uptime(),
-            error_rate=self._health.error_rate(),
-            sample_error=remark or self._health.sample_error(),
-            wedged=self._health.wedged,
-        )
-
-    def _uptime(self) -> int:
-        return int(asyncio.get_running_loop().time() - self._began)
 
     def _beat_accepted(self, presence: Presence, began: float) -> None:
         self._beat_at = began
@@ -381,29 +381,9 @@ class Connection:
 
         return await insist_on(write, trouble=trouble, closed=lambda: self._file.committer.closed)
 
-    # Upkeep
-
-    async def _export_cursor(self) -> None:
-        while True:
-            await self._changed.wait()
-            self._changed.clear()
-            try:
-                self._cursor.save(self._journal.cursor())
-                self._reports.trouble("cursor file", "")
-            except JournalError as exc:
-                self._reports.trouble("cursor file", str(exc), exc.hint)
-            await asyncio.sleep(CURSOR_INTERVAL)
-
-    async def _tidy(self) -> None:
-        while True:
-            # What fails here fails in the intake too, which says so.
-            with contextlib.suppress(JournalError):
-                await self._journal.prune(self._reader.now())
-            await asyncio.sleep(PRUNE_INTERVAL)
-
     def _tell(self, event: events.Event) -> None:
         if isinstance(event, events.Delivered | events.Dead | events.Answered):
-            self._changed.set()
+            self._upkeep.changed.set()
         self._status(event)
         self._listener(event)
 

@@ -59,6 +59,7 @@ class Reader:
         wall: Callable[[], float] = time.time,
         on_stored: Callable[[Sequence[Stored]], None],
         lanes_may_run: Callable[[], None],
+        lanes_must_wait: Callable[[], None] = lambda: None,
         woken: Callable[[], bool] = lambda: False,
         notice: Callable[[str, str], None] = lambda text, hint: None,
         limit: int = LIMIT,
@@ -69,6 +70,7 @@ class Reader:
         self._wall = wall
         self._on_stored = on_stored
         self._lanes_may_run = lanes_may_run
+        self._lanes_must_wait = lanes_must_wait
         self._woken = woken
         self._notice = notice
         self._tip: RowMark | None = None
@@ -175,6 +177,8 @@ class Reader:
                 break
             if before is not None and any(mark.time is not None and mark.time >= before for mark in page.marks):
                 break  # before_ts is ignored
+            # What comes next is older than what the lanes were given.
+            self._lanes_must_wait()
             # The twins of the edge come along, unless they alone fill the page.
             before = edge + 1 if before is None or edge + 1 < before else edge
         self._lanes_may_run()

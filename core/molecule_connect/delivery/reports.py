@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from molecule_connect import events
 from molecule_connect.delivery.entries import State
-from molecule_connect.delivery.heartbeat import Health
+from molecule_connect.delivery.health import Health
 from molecule_connect.delivery.transitions import Stored
 from molecule_connect.models import Kind, TextPart
 

@@ -1,0 +1,47 @@
+"""What a heartbeat says of a connection: what it is doing, and what is wrong with it."""
+
+import asyncio
+
+from molecule_connect.delivery.attempts import Attempts
+from molecule_connect.delivery.health import Health
+from molecule_connect.delivery.slots import Slots
+from molecule_connect.models import Presence
+
+# With every slot taken for so long, and messages waiting, the operator should look.
+CROWDED = 300.0
+
+
+class Vitals:
+    """Gathers the presence of one connection. Uptime counts from when it was made."""
+
+    def __init__(self, *, slots: Slots, attempts: Attempts, health: Health) -> None:
+        self._slots = slots
+        self._attempts = attempts
+        self._health = health
+        self._began = asyncio.get_running_loop().time()
+
+    def presence(self) -> Presence:
+        """What is true now."""
+        return Presence(
+            active_tasks=self._slots.busy,
+            current_task=self._attempts.current_task,
+            uptime_seconds=self._uptime(),
+            error_rate=self._health.error_rate(),
+            sample_error=self._remark() or self._health.sample_error(),
+            wedged=self._health.wedged,
+        )
+
+    def farewell(self) -> Presence:
+        """What the last beat says."""
+        return Presence(wedged="stopped", uptime_seconds=self._uptime())
+
+    def _remark(self) -> str:
+        if self._slots.full_for() >= CROWDED and self._slots.waiting:
+            minutes = int(self._slots.full_for() // 60)
+            return f"all slots busy for {minutes} minutes, {self._slots.waiting} conversations wait"
+        if self._attempts.stuck:
+            return f"{self._attempts.stuck} calls of the backend do not return"
+        return ""
+
+    def _uptime(self) -> int:
+        return int(asyncio.get_running_loop().time() - self._began)
