@@ -3,7 +3,7 @@
 import pytest
 
 from molecule_connect import create_backend
-from molecule_connect.testing import make_request
+from molecule_connect.testing import check_backend, make_request
 from molecule_connect_mock import MockBackend
 
 
@@ -28,3 +28,7 @@ async def test_by_name_it_echoes_unless_told_otherwise() -> None:
     chosen = await create_backend("mock", {"reply": "pong: %s"}).handle_a2a(make_request("ping"))
 
     assert (plain.text, chosen.text) == ("echo: ping", "pong: ping")
+
+
+async def test_it_keeps_to_what_a_connection_relies_on() -> None:
+    await check_backend("mock")
