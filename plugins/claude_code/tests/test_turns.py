@@ -188,12 +188,34 @@ async def test_a_file_of_sessions_that_cannot_be_read_is_set_aside(
 
 
 async def test_a_session_id_that_is_none_is_never_put_on_a_command_line(asking: Asking, claude: FakeClaude) -> None:
-    claude.will(says(result(session_id="--dangerously-skip-permissions")))
+    wrong = "--dangerously-skip-permissions"
+    claude.will(says(result(session_id=wrong)))
+    backend = asking.backend()
 
-    await asking.ask()
+    await asking.ask(backend=backend)
+    await asking.ask(backend=backend)
+    (file,) = asking.state.rglob("sessions.json")
+    file.write_text(file.read_text().replace(SESSION, wrong))
     await asking.ask()
 
-    assert resumed(claude) == [None, None]
+    assert resumed(claude) == [None, None, None]
+
+
+async def test_a_session_that_cannot_be_written_down_costs_no_answer(
+    asking: Asking, claude: FakeClaude, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = asking.backend()
+    await asking.ask(backend=backend)
+    (file,) = asking.state.rglob("sessions.json")
+    file.unlink()
+    file.mkdir()
+
+    for _ in range(2):
+        assert (await asking.ask(backend=backend, caller_id="ws_2")).text == "hi"
+
+    assert "sessions cannot be kept" in caplog.text
+    assert resumed(claude) == [None, None, SESSION]
+    assert [each.name for each in file.parent.iterdir() if each.name != "runs"] == ["sessions.json"]
 
 
 async def test_a_backend_without_a_state_folder_remembers_as_long_as_it_lives(
