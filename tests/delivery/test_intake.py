@@ -2,6 +2,8 @@
 
 import asyncio
 import itertools
+import sqlite3
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from molecule_connect import events
 from molecule_connect.delivery.journal import Journal
 from molecule_connect.errors import (
     AuthError,
+    BackendError,
     Outcome,
     PageTooLargeError,
     PermanentPlatformError,
@@ -461,7 +464,44 @@ async def test_a_full_disk_while_an_answer_is_in_doubt_stops_nothing(tmp_path: P
     assert serving.error is None
 
 
-# Other processes
+async def test_a_commit_that_fails_once_costs_nothing_whichever_it_is(tmp_path: Path) -> None:
+    async def serve(folder: Path, fail_at: int) -> int:
+        def fail() -> None:
+            if disk.commits == fail_at:
+                raise sqlite3.OperationalError("disk I/O error")
+
+        disk = Disk(before=fail)
+        cut = TransientPlatformError("send: cut", operation="send", outcome=Outcome.UNKNOWN)
+        platform, runs = FakePlatform(cut_after=[cut] * 3), Counter[str]()
+
+        async def handler(request: Request, progress: Progress) -> Response:
+            runs[request.text] += 1
+            if request.caller_id and runs.total() == 2:
+                raise BackendError("try again")
+            return await echo(request, progress)
+
+        platform.write("to a person", age=2)
+        platform.write("to a peer", caller="peer", age=1)
+        platform.write("to the same peer", caller="peer")
+        async with open_journal(folder, disk) as journal:
+            async with Serving(platform, journal, handler) as serving:
+                await asyncio.sleep(30)
+            states = [state for _, state in serving.rows()]
+        assert serving.error is None, f"commit {fail_at}"
+        assert states == ["done"] * 3, f"commit {fail_at}"
+        expected = ["echo: to a peer", "echo: to a person", "echo: to the same peer"]
+        assert sorted(platform.answers()) == expected, f"commit {fail_at}"
+        assert runs.total() <= 4, f"commit {fail_at}"
+        return disk.commits
+
+    # The first commit makes the tables.
+    commits = await serve(Path(tempfile.mkdtemp(dir=tmp_path)), 0)
+    assert commits > 20
+    for number in range(2, commits + 1):
+        await serve(Path(tempfile.mkdtemp(dir=tmp_path)), number)
+
+
+# Clocks
 
 
 async def test_a_clock_that_is_wrong_by_a_day_changes_nothing(journal: Journal) -> None:
