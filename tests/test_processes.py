@@ -238,6 +238,31 @@ async def test_cancelled_while_it_starts_leaves_nothing_behind(pids: Path) -> No
     assert not any(map(is_running, written(pids)))
 
 
+async def test_cancelled_twice_while_it_starts_leaves_nothing_behind(pids: Path) -> None:
+    task = asyncio.create_task(ending(f"echo $$ >> {pids}; sleep 60; true"))
+    await asyncio.sleep(0)
+
+    for _ in range(2):
+        task.cancel()
+        await asyncio.sleep(0)
+    await asyncio.wait((task,))
+    await asyncio.sleep(0.2)
+
+    assert task.cancelled()
+    await until_gone(*written(pids))
+
+
+async def test_ended_while_it_starts_it_does_not_run_on(pids: Path) -> None:
+    started = program(f"echo $$ >> {pids}; sleep 60; true")
+    task = asyncio.create_task(started.run())
+    await asyncio.sleep(0)
+
+    await started.end()
+
+    assert (await task).stop is Stop.ASKED
+    assert not any(map(is_running, written(pids)))
+
+
 async def test_a_grandchild_that_holds_the_output_does_not_hold_the_answer(pids: Path) -> None:
     assert (await ending(f"sleep 60 & echo $! >> {pids}; echo done")).output == b"done\n"
     assert await lines(f"sleep 60 & echo $! >> {pids}; echo done") == [b"done"]

@@ -106,6 +106,7 @@ class Program:
         self._closed_seconds = closed_seconds
         self._pipes = Pipes(most_bytes)
         self._transport: asyncio.SubprocessTransport | None = None
+        self._starting: asyncio.Task[None] | None = None
         self._started = 0.0
         self._stop = Stop.NONE
         self._lingered = False
@@ -135,14 +136,11 @@ class Program:
         require_posix()
         self._mark = self._marks.new()
         self._before = running_processes()
-        starting = asyncio.ensure_future(self._spawn())
+        self._starting = asyncio.ensure_future(self._spawn())
         try:
-            await asyncio.shield(starting)
+            await asyncio.shield(self._starting)
         except asyncio.CancelledError:
-            # A program that was begun has to be known before it can be ended.
-            with contextlib.suppress(OSError):
-                await starting
-                await self.end()
+            await self.end()
             raise
 
     async def lines(self) -> AsyncIterator[bytes]:
@@ -177,6 +175,15 @@ class Program:
 
     async def end(self) -> None:
         """TERM to the group, KILL after the grace (at once when cancelled), KILL to whatever left the group."""
+        if self._starting is not None:
+            # A program that was begun has to be known before it can be ended.
+            try:
+                await asyncio.shield(self._starting)
+            except OSError:
+                return
+            except asyncio.CancelledError:
+                self._starting.add_done_callback(self._kill_at_birth)
+                raise
         if self._transport is None or self._is_cleared:
             return
         group = self._transport.get_pid()
@@ -196,6 +203,11 @@ class Program:
                     await self._pipes.drained.wait()
         finally:
             self._is_cleared = True
+            self._transport.close()
+
+    def _kill_at_birth(self, starting: "asyncio.Task[None]") -> None:
+        if not starting.cancelled() and starting.exception() is None and self._transport is not None:
+            _signal_group(self._transport.get_pid(), signal.SIGKILL)
             self._transport.close()
 
     async def _ask(self, group: int) -> None:
