@@ -4,8 +4,8 @@ import asyncio
 import hashlib
 import selectors
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,16 @@ def open_journal(folder: Path, disk: Disk | None = None) -> AbstractAsyncContext
     """The journal in *folder*, by the loop's time."""
     loop = asyncio.get_running_loop()
     return Journal.open(folder, wall=lambda: EPOCH + loop.time(), opener=(disk or Disk()).open)
+
+
+@contextmanager
+def other_process(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection to the journal at *path* as another program would have it; each statement is committed."""
+    db = sqlite3.connect(path, isolation_level=None)
+    try:
+        yield db
+    finally:
+        db.close()
 
 
 def fingerprint(text: str) -> str:

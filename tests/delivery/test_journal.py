@@ -1,7 +1,6 @@
 """The journal's file: who may read it, what it survives, and what it says of many messages at once."""
 
 import asyncio
-import sqlite3
 from pathlib import Path
 
 import attrs
@@ -13,7 +12,7 @@ from molecule_connect.delivery.schema import VERSION
 from molecule_connect.errors import JournalError
 from molecule_connect.models import DataPart, FilePart, Inbound, Kind, TextPart
 
-from .kit import EPOCH, WORKSPACE, Disk, inbound, open_journal
+from .kit import EPOCH, WORKSPACE, Disk, inbound, open_journal, other_process
 
 NOW = round(EPOCH * 1e6)
 SECOND = 1_000_000
@@ -59,12 +58,12 @@ async def test_what_was_stored_is_there_when_it_is_opened_again(tmp_path: Path) 
 
 
 async def test_a_journal_of_a_newer_release_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
-    with sqlite3.connect(tmp_path / FILE_NAME) as db:
+    with other_process(tmp_path / FILE_NAME) as db:
         db.execute(f"PRAGMA user_version={VERSION + 1}")
     with pytest.raises(JournalError, match=f"newer.*schema {VERSION + 1}"):
         async with open_journal(tmp_path):
             pass
-    with sqlite3.connect(tmp_path / FILE_NAME) as db:
+    with other_process(tmp_path / FILE_NAME) as db:
         assert db.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
 
 
@@ -191,7 +190,7 @@ async def test_what_another_process_writes_is_noticed_and_what_we_write_is_not(j
     before = await journal.data_version()
     await mine.move(Position(floor=1))
     assert await journal.data_version() == before
-    with sqlite3.connect(journal.path) as other:
+    with other_process(journal.path) as other:
         other.execute("UPDATE message SET state='dead'")
     assert await journal.data_version() != before
     assert mine.head(PERSON) is None
@@ -240,7 +239,7 @@ async def test_twins_that_the_platform_numbers_are_passed_one_by_one(journal: Jo
 
 async def test_a_held_message_holds_the_cursor_back(journal: Journal) -> None:
     mine = await stored(journal, inbound(row_id="a"), inbound(row_id="b", time=NOW + 1, caller_id="peer"))
-    with sqlite3.connect(journal.path) as other:
+    with other_process(journal.path) as other:
         other.execute("UPDATE message SET state='held' WHERE row_id='b'")
     await finish(mine)
     assert mine.cursor() == "a"

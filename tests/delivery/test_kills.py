@@ -1,7 +1,6 @@
 """kill -9 before and after every commit and every send: all is answered, and nothing twice."""
 
 import asyncio
-import sqlite3
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -15,7 +14,7 @@ from molecule_connect.errors import Outcome, TransientPlatformError
 from molecule_connect.models import Outgoing, Page, Presence, Progress, Request, Response, TextPart
 from molecule_connect.settings import ConnectionSettings
 
-from .kit import EPOCH, WORKSPACE, Disk, FakePlatform, open_journal
+from .kit import EPOCH, WORKSPACE, Disk, FakePlatform, open_journal, other_process
 
 
 class Killed(BaseException):
@@ -87,11 +86,10 @@ class Backend:
     async def __call__(self, request: Request, progress: Progress) -> Response:
         await self.fuse.stay()
         self.runs[request.text] += 1
-        with sqlite3.connect(self.file) as db:
+        with other_process(self.file) as db:
             answered = db.execute(
                 "SELECT count(*) FROM message WHERE message_id=? AND answer IS NOT NULL", (request.message_id,)
             ).fetchone()[0]
-        db.close()
         if answered:
             self.needless.append(request.text)
         await asyncio.sleep(0.2)

@@ -1,7 +1,6 @@
 """Sending an answer: once, in the words of the backend, whatever the platform and the network do to it."""
 
 import asyncio
-import sqlite3
 
 import pytest
 
@@ -10,7 +9,7 @@ from molecule_connect.delivery.journal import Journal
 from molecule_connect.errors import AuthError, Outcome, PermanentPlatformError, PlatformError, TransientPlatformError
 from molecule_connect.models import DataPart, Kind, Progress, Request, Response
 
-from .kit import FakePlatform, Serving
+from .kit import FakePlatform, Serving, other_process
 
 HOUR = 3600.0
 PEER = "peer-1"
@@ -138,7 +137,7 @@ async def test_an_answer_that_the_budget_forbids_is_tried_every_ten_minutes(jour
 
 async def almost_a_day_later(journal: Journal) -> None:
     """The answers that are stored are 23.5 hours old."""
-    with sqlite3.connect(journal.path) as db:
+    with other_process(journal.path) as db:
         db.execute("UPDATE message SET answered_at = answered_at - ?", (23.5 * HOUR * 1e6,))
 
 

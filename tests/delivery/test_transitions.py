@@ -13,7 +13,7 @@ from molecule_connect.delivery.entries import Answer, Entry, Lane, State
 from molecule_connect.delivery.journal import Journal, WorkspaceJournal
 from molecule_connect.models import DataPart, Inbound, Kind, TextPart
 
-from .kit import EPOCH, WORKSPACE, fingerprint, inbound
+from .kit import EPOCH, WORKSPACE, fingerprint, inbound, other_process
 
 NOW = round(EPOCH * 1e6)
 SECOND = 1_000_000
@@ -94,10 +94,6 @@ async def mine(journal: Journal) -> WorkspaceJournal:
     return journal.of(WORKSPACE)
 
 
-def db_of(journal: Journal) -> sqlite3.Connection:
-    return sqlite3.connect(journal.path, isolation_level=None)
-
-
 def head(mine: WorkspaceJournal, lane: Lane = PERSON) -> Entry:
     entry = mine.head(lane)
     assert entry is not None
@@ -136,7 +132,7 @@ async def test_each_arrow_starts_where_the_diagram_says_and_nowhere_else(
     await receive(mine, inbound())
     entry = head(mine)
     act, starts, end = ARROWS[name]
-    with db_of(journal) as db:
+    with other_process(journal.path) as db:
         # A running message has one attempt more than its entry, which was read before it was started.
         attempt = 1 if state is State.RUNNING else 0
         db.execute("UPDATE message SET state=?, attempt=?", (state.value, attempt))
@@ -159,7 +155,7 @@ async def test_whoever_knows_an_older_attempt_or_replay_moves_nothing(
     entry = head(mine)
     act, starts, _ = ARROWS[name]
     (state,) = starts
-    with db_of(journal) as db:
+    with other_process(journal.path) as db:
         db.execute("UPDATE message SET state=?, attempt=?", (state.value, 1 if state is State.RUNNING else 0))
         db.execute(f"UPDATE message SET {changed}")
         assert not act(db, entry)
