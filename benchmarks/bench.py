@@ -125,9 +125,9 @@ def fleet() -> None:
             assert process.stdin is not None
             process.stdin.write("".join(f"{workspace.id} {workspace.token}\n" for workspace in workspaces))
             process.stdin.close()
-            last = workspaces[-1].id
-            sandbox.call("GET", f"/sandbox/workspaces/{last}/beats?count=1&timeout=60")
-            time.sleep(10)
+            for workspace in workspaces:
+                sandbox.call("GET", f"/sandbox/workspaces/{workspace.id}/beats?count=1&timeout=60")
+            time.sleep(10 + count / 10)
             before, cpu = sandbox.requests(), cpu_seconds(process.pid)
             time.sleep(30)
             requests, cpu = sandbox.requests() - before, cpu_seconds(process.pid) - cpu

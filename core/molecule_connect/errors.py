@@ -2,6 +2,11 @@
 
 import enum
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    # The command line loads this module, and attrs costs a third of what --help may take.
+    from molecule_connect.models import Usage
 
 
 class MoleculeError(Exception):
@@ -44,12 +49,21 @@ class BackendError(MoleculeError):
     Attributes:
         retryable: Whether another attempt can help.
         retry_after: Seconds until it can; the wait costs no attempt.
+        usage: What the attempt cost all the same.
     """
 
-    def __init__(self, message: str, *, retryable: bool = True, retry_after: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        retryable: bool = True,
+        retry_after: float | None = None,
+        usage: "Usage | None" = None,
+    ) -> None:
         super().__init__(message)
         self.retryable = retryable
         self.retry_after = retry_after
+        self.usage = usage
 
 
 class JournalError(MoleculeError):

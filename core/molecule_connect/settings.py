@@ -35,6 +35,7 @@ class ConnectionSettings:
         middleware: Names of middleware, the outermost first.
         poll_interval: Seconds between polls; None eases from 1 to 5 by itself.
         heartbeat_interval, safety_interval, grace: Seconds.
+        max_cost_per_day: US dollars by what backends say of their usage; None is without limit.
         since_secs: How far a first start looks back, in seconds.
     """
 
@@ -56,6 +57,7 @@ class ConnectionSettings:
     concurrency: int = 8
     grace: float = 20.0
     peer_budget: PeerBudget = attrs.field(factory=PeerBudget)
+    max_cost_per_day: float | None = None
     agent_name: str | None = None
     once: bool = False
     unpause: bool = False
@@ -77,6 +79,8 @@ class ConnectionSettings:
                 raise ConfigError(f"{name} must be more than 0 seconds")
         if self.grace < 0 or (self.poll_interval is not None and self.poll_interval <= 0):
             raise ConfigError("grace and the poll interval must not be negative, and a poll interval not 0")
+        if self.max_cost_per_day is not None and not self.max_cost_per_day > 0:
+            raise ConfigError(f"max-cost-per-day must be more than 0 dollars, not {self.max_cost_per_day:g}")
         return self
 
 

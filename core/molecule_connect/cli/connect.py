@@ -162,6 +162,12 @@ class PluginName(click.ParamType[str]):
     help="Turns that one peer may have with us in a minute and in an hour; 0: no limit.",
 )
 @click.option(
+    "--max-cost-per-day",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="USD",
+    help="Messages wait for the next day (UTC) when the backend says that this much is spent; default: no limit.",
+)
+@click.option(
     "--state-dir",
     metavar="FOLDER",
     help="Where to keep what is known of messages. [MOLECULE_STATE_DIR; default: ~/.config/molecule/state]",

@@ -100,6 +100,7 @@ def _settings(
         concurrency=flags["concurrency"],
         grace=flags["grace"],
         peer_budget=flags["peer_budget"],
+        max_cost_per_day=flags["max_cost_per_day"],
         agent_name=flags["agent_name"],
         once=flags["once"],
         unpause=flags["unpause"],

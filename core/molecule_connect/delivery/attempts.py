@@ -74,6 +74,13 @@ class Attempts:
         self._waits = waits or Backoff()
         self._deadline = deadline
         self.running: dict[str, Running] = {}
+        self._parked: dict[str, tuple[float, str]] = {}
+
+    def parked(self) -> tuple[int, str]:
+        """How many messages the backend asked to bring again later, and why the last one."""
+        wall = self._wall()
+        self._parked = {row_id: parked for row_id, parked in self._parked.items() if parked[0] > wall}
+        return len(self._parked), next((reason for _, reason in reversed(self._parked.values())), "")
 
     @property
     def stuck(self) -> int:
@@ -96,6 +103,7 @@ class Attempts:
         loop = asyncio.get_running_loop()
         began = loop.time()
         self.running[entry.row_id] = running = Running(entry, asyncio.timeout(None))
+        self._parked.pop(entry.row_id, None)
         self._tell(events.Started, entry, attempt=entry.attempt + 1, text=entry.text[:200])
         try:
             response = _storable(await self._watch(running))
@@ -104,11 +112,13 @@ class Attempts:
             raise
         except BackendError as exc:
             error = exc
+            self._journal.spent(exc.usage)
         except Exception as exc:  # whatever a plugin raises is a failed attempt
             error = BackendError(f"{type(exc).__name__}: {exc}")
         else:
             self._health.sample()
             self._breaker.succeeded()
+            self._journal.spent(response.usage)
             return lambda: self._answered(entry, response, loop.time() - began)
         finally:
             self.running.pop(entry.row_id, None)
@@ -169,7 +179,9 @@ class Attempts:
     async def _failed(self, entry: Entry, error: BackendError) -> None:
         reason, wall = str(error) or "the backend failed", self._wall()
         if error.retry_after is not None and error.retryable:
-            await self._retry(entry, reason, max(LEAST_PAUSE, error.retry_after), counts=False, failed=False)
+            wait = max(LEAST_PAUSE, error.retry_after)
+            self._parked[entry.row_id] = (wall + wait, reason)
+            await self._retry(entry, reason, wait, counts=False, failed=False)
             return
         if error.retryable:
             self._breaker.failed(entry, reason)

@@ -10,6 +10,7 @@ from typing import Any
 from molecule_connect import events
 from molecule_connect.backoff import Backoff
 from molecule_connect.delivery.attempts import Attempts
+from molecule_connect.delivery.budget import DailyBudget
 from molecule_connect.delivery.cursor_file import CursorFile
 from molecule_connect.delivery.entries import Lane
 from molecule_connect.delivery.health import Health
@@ -160,6 +161,7 @@ class Connection:
             slots=self._slots,
             attempts=self._attempts,
             replies=self._replies,
+            budget=DailyBudget(self.settings.max_cost_per_day, self._journal, reports=self._reports, wall=self._wall),
             guard=LoopGuard(self.settings.peer_budget, lambda: asyncio.get_running_loop().time()),
             now=self._reader.now,
             insist=self._insist,
@@ -182,7 +184,7 @@ class Connection:
                 await self._run(stop)
 
     async def _run(self, stop: asyncio.Event) -> None:
-        self._vitals = Vitals(slots=self._slots, attempts=self._attempts, health=self._health)
+        self._vitals = Vitals(slots=self._slots, attempts=self._attempts, health=self._health, journal=self._journal)
         self._since = round(self._wall() * SECOND)
         self._fatal = asyncio.get_running_loop().create_future()
         await self._take_over()

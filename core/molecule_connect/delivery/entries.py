@@ -206,3 +206,23 @@ def load_answer(text: str) -> Answer:
         reason=value["reason"],
         usage=Usage(**value["usage"]) if value["usage"] else None,
     )
+
+
+# What an entry is made of, as the journal's table names it.
+COLUMNS = (
+    "workspace_id, row_id, state, attempt, interruptions, replay, time, not_before, first_failed, caller_id,"
+    " context_id, task_id, message_id, idempotency_key, method, fingerprint, delegation_id, parts, raw, answer,"
+    " answered_at, in_doubt, sends"
+)
+_NAMES = tuple(COLUMNS.replace(" ", "").split(","))
+
+
+def load_entry(row: tuple[Any, ...]) -> Entry:
+    """The entry in a row of ``COLUMNS``."""
+    values = dict(zip(_NAMES, row, strict=True))
+    values["state"] = State(values["state"])
+    values["parts"] = load_parts(values["parts"] or "[]")
+    values["raw"] = values["raw"] or "{}"
+    values["answer"] = load_answer(values["answer"]) if values["answer"] else None
+    values["in_doubt"] = bool(values["in_doubt"])
+    return Entry(**values)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 import time
 from collections.abc import Callable, Sequence
 
@@ -11,6 +12,7 @@ from molecule_connect.delivery.journal import Journal
 from molecule_connect.errors import JournalError
 
 TICK = 1.0
+STARTS_A_SECOND = 50
 # The clocks drift apart by more than this only when the machine slept, or somebody set the clock.
 SLEPT = 5.0
 
@@ -25,11 +27,13 @@ class Fleet:
         *,
         listener: events.Listener = events.ignore,
         wall: Callable[[], float] = time.time,
+        random: Callable[[], float] = random.random,
     ) -> None:
         self._connections = tuple(connections)
         self._journal = journal
         self._listener = listener
         self._wall = wall
+        self._random = random
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until *stop* is set and all have drained, or none is left.
@@ -51,6 +55,8 @@ class Fleet:
                 raise outcome
 
     async def _run(self, connection: Connection, stop: asyncio.Event) -> None:
+        if len(self._connections) > 1:
+            await self._wait_for_its_turn(stop)
         try:
             await connection.run(stop)
         except Exception as exc:  # it ends this connection alone, and is raised when all have ended
@@ -60,6 +66,13 @@ class Fleet:
                     events.Trouble(workspace_id=connection.workspace_id, part="connection", reason=str(exc), hint=hint)
                 )
             raise
+
+    async def _wait_for_its_turn(self, stop: asyncio.Event) -> None:
+        """Workspaces that start together must not register together."""
+        wait = self._random() * len(self._connections) / STARTS_A_SECOND
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait):
+                await stop.wait()
 
     async def _watch(self) -> None:
         """Once a second: did the machine sleep, and did another program change the journal?"""

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -13,10 +14,10 @@ import attrs
 
 from molecule_connect.delivery import transitions
 from molecule_connect.delivery.committer import Committer, Operation
-from molecule_connect.delivery.entries import NOTICE_BEGINS, Answer, Entry, Lane, State, load_answer, load_parts
+from molecule_connect.delivery.entries import COLUMNS, NOTICE_BEGINS, Answer, Entry, Lane, State, load_entry
 from molecule_connect.delivery.schema import open_file, open_reader
 from molecule_connect.delivery.transitions import Stored
-from molecule_connect.models import Inbound
+from molecule_connect.models import Inbound, Usage
 
 T = TypeVar("T")
 
@@ -26,12 +27,6 @@ RETRY = 5.0
 BODY_AGE = 24 * 3600.0
 ROW_AGE = 7 * 24 * 3600 * 1_000_000
 
-_COLUMNS = (
-    "workspace_id, row_id, state, attempt, interruptions, replay, time, not_before, first_failed, caller_id,"
-    " context_id, task_id, message_id, idempotency_key, method, fingerprint, delegation_id, parts, raw, answer,"
-    " answered_at, in_doubt, sends"
-)
-_NAMES = tuple(_COLUMNS.replace(" ", "").split(","))
 _OPEN = "state IN ('received', 'running', 'answered')"
 # The oldest open message of each lane of one caller: of a bare column, min() gives its own row's value.
 _HEADS = (
@@ -170,19 +165,19 @@ class WorkspaceJournal:
         """The oldest message of *lane* that is not over."""
         pending = [row_id for row_id, its_lane in self._ending.items() if its_lane == lane]
         rows = self._journal.reader.execute(
-            f"SELECT {_COLUMNS} FROM message WHERE workspace_id=? AND caller_id IS ? AND context_id IS ? AND {_OPEN}"  # noqa: S608
+            f"SELECT {COLUMNS} FROM message WHERE workspace_id=? AND caller_id IS ? AND context_id IS ? AND {_OPEN}"  # noqa: S608
             " ORDER BY place, seq, arrival LIMIT ?",
             (self.workspace_id, lane.caller_id, lane.context_id, 1 + len(pending)),
         )
-        return next((_entry(row) for row in rows if row[1] not in pending), None)
+        return next((load_entry(row) for row in rows if row[1] not in pending), None)
 
     def answer_of(self, row_id: str) -> Entry | None:
         """The message *row_id* while its answer is to be sent."""
         if row_id in self._ending:
             return None
-        sql = f"SELECT {_COLUMNS} FROM message WHERE workspace_id=? AND row_id=? AND state='answered'"  # noqa: S608
+        sql = f"SELECT {COLUMNS} FROM message WHERE workspace_id=? AND row_id=? AND state='answered'"  # noqa: S608
         row = self._one(sql, self.workspace_id, row_id)
-        return None if row is None else _entry(row)
+        return None if row is None else load_entry(row)
 
     def callers(self) -> list[str | None]:
         """Who has a message that is not over."""
@@ -327,6 +322,26 @@ class WorkspaceJournal:
         """dead -> received."""
         return await self._put(lambda db: transitions.replay(db, self.workspace_id, row_id, self._journal.wall()))
 
+    def spent(self, usage: Usage | None) -> None:
+        """Add to the day's cost; not awaited."""
+        if usage is None or not usage.cost_usd > 0:
+            return
+        values = (self.workspace_id, self._day(), usage.cost_usd)
+        self._put(
+            lambda db: db.execute(
+                "INSERT INTO spend VALUES (?,?,?) ON CONFLICT DO UPDATE SET cost_usd=cost_usd+excluded.cost_usd", values
+            )
+        )
+
+    def spend(self, *, month: bool = False) -> float:
+        """US dollars spent today, or this month (UTC), by what backends said."""
+        pattern = f"{self._day()[:7]}-%" if month else self._day()
+        sql = "SELECT coalesce(sum(cost_usd), 0) FROM spend WHERE workspace_id=? AND day LIKE ?"
+        return float(self._one(sql, self.workspace_id, pattern)[0])
+
+    def _day(self) -> str:
+        return time.strftime("%Y-%m-%d", time.gmtime(self._journal.wall()))
+
     def progress(self, entry: Entry, text: str) -> None:
         """Note what the backend is doing with a running message; not awaited."""
         self._put(
@@ -385,13 +400,3 @@ class WorkspaceJournal:
 
     def _one(self, sql: str, *values: object) -> Any:
         return self._journal.reader.execute(sql, values).fetchone()
-
-
-def _entry(row: tuple[Any, ...]) -> Entry:
-    values = dict(zip(_NAMES, row, strict=True))
-    values["state"] = State(values["state"])
-    values["parts"] = load_parts(values["parts"] or "[]")
-    values["raw"] = values["raw"] or "{}"
-    values["answer"] = load_answer(values["answer"]) if values["answer"] else None
-    values["in_doubt"] = bool(values["in_doubt"])
-    return Entry(**values)

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from molecule_connect import events
 from molecule_connect.delivery.attempts import Attempts, teller
+from molecule_connect.delivery.budget import DailyBudget
 from molecule_connect.delivery.entries import Entry, Lane, State, dump_parts
 from molecule_connect.delivery.journal import WorkspaceJournal
 from molecule_connect.delivery.loopguard import LoopGuard, Verdict
@@ -38,6 +39,7 @@ class Lanes:
         attempts: Attempts,
         replies: Replies,
         guard: LoopGuard,
+        budget: DailyBudget,
         now: Callable[[], int],
         insist: Callable[[Callable[[], Awaitable[bool]]], Awaitable[bool]],
         failed: Callable[[BaseException], None],
@@ -49,6 +51,7 @@ class Lanes:
         self._attempts = attempts
         self._replies = replies
         self._guard = guard
+        self._budget = budget
         self._now = now
         self._insist = insist
         self._failed = failed
@@ -221,6 +224,9 @@ class Lanes:
             await self._run(entry)
 
     async def _may_run(self, entry: Entry) -> bool:
+        if (dry := self._budget.wait()) is not None:
+            await self._park(entry, *dry, what="daily budget")
+            return False
         if entry.attempt or entry.caller_id is None:
             return True
         ruling = self._guard.rule(entry, others_wait=self._journal.others_wait(entry))
@@ -228,10 +234,12 @@ class Lanes:
             await self._bury(entry, ruling.reason)
         elif ruling.verdict is Verdict.WAIT:
             seconds = max(LEAST_PARKED, ruling.until - asyncio.get_running_loop().time())
-            when = self._wall() + seconds
-            await self._insist(lambda: self._journal.defer(entry, not_before=when, error=ruling.reason))
-            self._tell(events.Retrying, entry, what="loop brake", reason=ruling.reason, seconds=seconds)
+            await self._park(entry, self._wall() + seconds, ruling.reason, what="loop brake")
         return ruling.verdict is Verdict.RUN
+
+    async def _park(self, entry: Entry, until: float, reason: str, *, what: str) -> None:
+        await self._insist(lambda: self._journal.defer(entry, not_before=until, error=reason))
+        self._tell(events.Retrying, entry, what=what, reason=reason, seconds=until - self._wall())
 
     async def _run(self, entry: Entry) -> None:
         async with self._slots.hold(entry):

@@ -30,6 +30,9 @@ CREATE TABLE message (
     holder TEXT, held_until REAL, changed REAL NOT NULL,
     UNIQUE (workspace_id, row_id)
 );
+CREATE TABLE spend (
+    workspace_id TEXT NOT NULL, day TEXT NOT NULL, cost_usd REAL NOT NULL, PRIMARY KEY (workspace_id, day)
+);
 CREATE INDEX message_lane ON message (workspace_id, caller_id, context_id, place, seq, arrival)
     WHERE state IN ('received', 'running', 'answered');
 CREATE INDEX message_order ON message (workspace_id, time, seq, arrival);

@@ -4,6 +4,7 @@ import asyncio
 
 from molecule_connect.delivery.attempts import Attempts
 from molecule_connect.delivery.health import Health
+from molecule_connect.delivery.journal import WorkspaceJournal
 from molecule_connect.delivery.slots import Slots
 from molecule_connect.models import Presence
 
@@ -14,10 +15,11 @@ CROWDED = 300.0
 class Vitals:
     """Gathers the presence of one connection. Uptime counts from when it was made."""
 
-    def __init__(self, *, slots: Slots, attempts: Attempts, health: Health) -> None:
+    def __init__(self, *, slots: Slots, attempts: Attempts, health: Health, journal: WorkspaceJournal) -> None:
         self._slots = slots
         self._attempts = attempts
         self._health = health
+        self._journal = journal
         self._began = asyncio.get_running_loop().time()
 
     def presence(self) -> Presence:
@@ -29,6 +31,7 @@ class Vitals:
             error_rate=self._health.error_rate(),
             sample_error=self._remark() or self._health.sample_error(),
             wedged=self._health.wedged,
+            monthly_spend_cents=round(self._journal.spend(month=True) * 100),
         )
 
     def farewell(self) -> Presence:
@@ -41,7 +44,8 @@ class Vitals:
             return f"all slots busy for {minutes} minutes, {self._slots.waiting} conversations wait"
         if self._attempts.stuck:
             return f"{self._attempts.stuck} calls of the backend do not return"
-        return ""
+        waiting, reason = self._attempts.parked()
+        return f"{waiting} messages wait for the backend: {reason}" if waiting else ""
 
     def _uptime(self) -> int:
         return int(asyncio.get_running_loop().time() - self._began)
