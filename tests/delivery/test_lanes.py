@@ -358,3 +358,25 @@ async def test_every_peer_of_a_budget_of_one_is_answered_in_the_end(journal: Jou
             await asyncio.sleep(5)
         await asyncio.sleep(400)
     assert {state for _, state in serving.rows()} == {"done"}
+
+
+async def test_a_message_that_is_running_although_nobody_runs_it_is_taken_up_again(journal: Journal) -> None:
+    platform, tries = FakePlatform(), []
+
+    async def handler(request: Request, progress: Progress) -> Response:
+        tries.append(request.attempt)
+        if len(tries) == 1:
+            raise BackendError("not yet")
+        return Response.from_text(request.text)
+
+    platform.write("hi", caller="peer-1")
+    async with Serving(platform, journal, handler) as serving:
+        await platform.until(lambda: serving.rows("state, attempt") == [("received", 1)])
+        # As after a commit that took effect, and was told to have failed.
+        await journal.committer.put(
+            lambda db: db.execute("UPDATE message SET state='running', attempt=2, not_before=NULL").rowcount
+        )
+        serving.connection.changed_elsewhere()
+        await platform.until(lambda: len(platform.sent) == 1, seconds=60)
+    assert tries == [1, 2]
+    assert serving.rows("state, attempt, interruptions") == [("done", 2, 0)]

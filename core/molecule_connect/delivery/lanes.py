@@ -6,6 +6,8 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 
+import attrs
+
 from molecule_connect import events
 from molecule_connect.delivery.attempts import Attempts, teller
 from molecule_connect.delivery.budget import DailyBudget
@@ -206,6 +208,10 @@ class Lanes:
     async def _advance(self, entry: Entry) -> None:
         if entry.state is State.ANSWERED:
             await self._send(entry)
+            return
+        if entry.state is State.RUNNING:
+            # Nobody runs it: its start was told to have failed, and had not.
+            await self._attempts.put_back(attrs.evolve(entry, attempt=entry.attempt - 1))
             return
         self._not_begun.add(entry.lane)
         try:
