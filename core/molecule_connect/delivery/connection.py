@@ -303,7 +303,7 @@ class Connection:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(ABANDON):
                     await self._journal.settled()
-            self._cursor.save(self._journal.cursor())
+            await self._upkeep.save_cursor()
         except JournalError as exc:
             self._reports.broken("journal", str(exc), exc.hint)
 

@@ -27,6 +27,7 @@ class Upkeep:
         self._cursor = cursor
         self._reports = reports
         self._now = now
+        self._one_at_a_time = asyncio.Lock()
         self.changed = asyncio.Event()
 
     async def export_cursor(self) -> None:
@@ -34,12 +35,18 @@ class Upkeep:
         while True:
             await self.changed.wait()
             self.changed.clear()
+            await self.save_cursor()
+            await asyncio.sleep(CURSOR_INTERVAL)
+
+    async def save_cursor(self) -> None:
+        """Write the cursor file now. That it cannot be written is told, and stops nothing."""
+        async with self._one_at_a_time:
             try:
-                self._cursor.save(self._journal.cursor())
+                # It ends with an fsync, which the other workspaces of a fleet need not wait for.
+                await asyncio.to_thread(self._cursor.save, self._journal.cursor())
                 self._reports.trouble("cursor file", "")
             except JournalError as exc:
                 self._reports.trouble("cursor file", str(exc), exc.hint)
-            await asyncio.sleep(CURSOR_INTERVAL)
 
     async def tidy(self) -> None:
         """Prune the journal once an hour until cancelled."""
