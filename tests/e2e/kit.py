@@ -4,19 +4,22 @@ import asyncio
 import os
 import signal
 import sys
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
 from molecule_connect_sandbox.testing import Sandbox, Workspace
 
 PROGRAM = [sys.executable, "-m", "molecule_connect"]
+PIECE = 1 << 16
 
 
 class Connector:
     """A ``molecule connect`` process inside ``async with``; it is stopped at the end of the block.
 
     Attributes:
-        output: What it wrote to stderr, once it has ended.
+        output: What it has written to stderr so far.
     """
 
     def __init__(self, sandbox: Sandbox, workspace: Workspace, state: Path, *arguments: str, **environ: str) -> None:
@@ -24,7 +27,9 @@ class Connector:
         self._workspace = workspace
         self._state = state
         self._arguments = arguments or ("--backend", "mock")
-        self._environ = environ
+        token = {} if "--token-file" in self._arguments else {"MOLECULE_WORKSPACE_TOKEN": workspace.token}
+        self._environ = {**clean_environ(), **token, **environ}
+        self._reading: asyncio.Task[None] | None = None
         self.process: asyncio.subprocess.Process | None = None
         self.output = ""
 
@@ -39,9 +44,23 @@ class Connector:
             stdin=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            env={**clean_environ(), "MOLECULE_WORKSPACE_TOKEN": self._workspace.token, **self._environ},
+            env=self._environ,
         )
+        self._reading = asyncio.get_running_loop().create_task(self._read())
         return self
+
+    async def _read(self) -> None:
+        assert self.process is not None
+        assert self.process.stderr is not None
+        while piece := await self.process.stderr.read(PIECE):
+            self.output += piece.decode()
+
+    async def says(self, words: str, *, since: int = 0, seconds: float = 20) -> None:
+        """Wait until it has written *words*, *since* so many characters."""
+        try:
+            await until(lambda: words in self.output[since:], seconds)
+        except TimeoutError:
+            raise AssertionError(f"it never said {words!r}:\n{self.output[since:]}") from None
 
     async def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send a signal and wait for the end; its exit code."""
@@ -53,10 +72,13 @@ class Connector:
     async def ended(self, seconds: float = 30) -> int:
         """Wait for the end; its exit code."""
         assert self.process is not None
+        assert self.process.stdout is not None
+        assert self._reading is not None
         async with asyncio.timeout(seconds):
-            out, err = await self.process.communicate()
+            out = await self.process.stdout.read()
+            await self._reading
+            await self.process.wait()
         assert out == b""
-        self.output += err.decode()
         assert self.process.returncode is not None
         return self.process.returncode
 
@@ -73,7 +95,41 @@ def clean_environ() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(("MOLECULE_", "WORKSPACE_"))}
 
 
+def exec_options(command: str, **options: str) -> tuple[str, ...]:
+    """The flags that answer with a shell command."""
+    given = {"cmd": command, **options}
+    words = [word for key, value in given.items() for word in ("--backend-opt", f"{key}={value}")]
+    return ("--backend", "exec", *words)
+
+
 async def registered(sandbox: Sandbox, workspace: Workspace) -> None:
     """Wait until the workspace is online."""
     beats: list[dict[str, Any]] = await sandbox.beats(workspace, 1, timeout=20)
     assert beats
+
+
+async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    """Wait until *condition* holds; it is looked at twenty times a second."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - other processes make it true
+            await asyncio.sleep(0.05)
+
+
+async def asked(sandbox: Sandbox, path: str) -> int:
+    """How many requests for a path that ends so have been answered or cut."""
+    return sum(count for (_, asked), count in (await sandbox.requests()).items() if asked.endswith(path))
+
+
+async def until_asked(sandbox: Sandbox, path: str, seconds: float = 20) -> None:
+    """Wait until a request for a path that ends so has been answered or cut."""
+    async with asyncio.timeout(seconds):
+        while not await asked(sandbox, path):  # noqa: ASYNC110 - another process asks
+            await asyncio.sleep(0.05)
+
+
+def message_row(text: str, *, sender: Workspace | None = None, **message: Any) -> dict[str, Any]:
+    """A row of a feed, for ``Sandbox.add_rows``: many messages in one moment, and ones that no platform would take."""
+    parts = [{"kind": "text", "text": text}]
+    told = {"role": "user", "messageId": str(uuid.uuid4()), "parts": parts, **message}
+    body = {"jsonrpc": "2.0", "id": "1", "method": "message/send", "params": {"message": told}}
+    return {"source_id": sender and sender.id, "method": "message/send", "request_body": body}

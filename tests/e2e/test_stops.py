@@ -1,0 +1,175 @@
+"""Stopping real connectors: at each step of a message, twice, in a terminal that closes, with a call that hangs."""
+
+import asyncio
+import os
+import shlex
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from molecule_connect_sandbox.testing import Sandbox
+
+from .kit import PROGRAM, Connector, clean_environ, exec_options, registered, until
+
+# A plain function, which nothing can interrupt.
+PLAIN = """
+import time
+from molecule_connect import Response, hookimpl
+
+class Backend:
+    @hookimpl
+    def handle_a2a(self, request):
+        if request.text == "hang":
+            time.sleep(300)
+        return Response.from_text(request.text)
+
+def make(config):
+    return Backend()
+"""
+
+
+async def test_a_stop_during_a_fetch_ends_at_once_and_the_next_start_answers(tmp_path: Path) -> None:
+    async with Sandbox.over_loopback() as sandbox:
+        workspace = await sandbox.workspace()
+        async with Connector(sandbox, workspace, tmp_path) as connector:
+            await registered(sandbox, workspace)
+            await sandbox.faults("slow-answers=20,path=/activity")
+            await sandbox.say(workspace, "hello")
+            await asyncio.sleep(0.2)
+            began = time.monotonic()
+            assert await connector.stop() == 0
+            assert time.monotonic() - began < 5
+        await sandbox.faults()
+        async with Connector(sandbox, workspace, tmp_path) as connector:
+            assert [answer.text for answer in await sandbox.answers(workspace, 1)] == ["echo: hello"]
+            assert await connector.stop() == 0
+
+
+async def test_a_stop_during_a_run_lets_it_finish_and_sends_its_answer(tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    async with Sandbox.over_loopback() as sandbox:
+        workspace = await sandbox.workspace()
+        options = exec_options(f"touch {started}; sleep 1; cat")
+        async with Connector(sandbox, workspace, tmp_path / "state", *options) as connector:
+            await registered(sandbox, workspace)
+            await sandbox.say(workspace, "hello")
+            await until(started.exists)
+            assert await connector.stop() == 0
+        assert [answer.text for answer in await sandbox.answers(workspace)] == ["hello"]
+        beats = await sandbox.beats(workspace)
+    assert beats[-1]["runtime_state"] == "wedged"
+    assert "stopped" in beats[-1]["sample_error"]
+
+
+async def test_a_run_that_outlasts_the_grace_is_cut_and_begins_again_at_the_next_start(tmp_path: Path) -> None:
+    started, mended = tmp_path / "started", tmp_path / "mended"
+    async with Sandbox.over_loopback() as sandbox:
+        workspace = await sandbox.workspace()
+        options = exec_options(f"touch {started}; test -e {mended} || sleep 60; cat")
+        async with Connector(sandbox, workspace, tmp_path / "state", *options, "--grace", "0.5") as connector:
+            await registered(sandbox, workspace)
+            await sandbox.say(workspace, "hello")
+            await until(started.exists)
+            began = time.monotonic()
+            assert await connector.stop() == 0
+            assert time.monotonic() - began < 8.5
+        assert await sandbox.answers(workspace) == []
+        mended.touch()
+        async with Connector(sandbox, workspace, tmp_path / "state", *options) as connector:
+            assert [answer.text for answer in await sandbox.answers(workspace, 1)] == ["hello"]
+            assert await connector.stop() == 0
+
+
+async def test_a_stop_while_an_answer_is_sent_waits_for_the_platform_to_take_it(tmp_path: Path) -> None:
+    async with Sandbox.over_loopback() as sandbox:
+        workspace, peer = await sandbox.pair()
+        async with Connector(sandbox, workspace, tmp_path) as connector:
+            await registered(sandbox, workspace)
+            await sandbox.say(workspace, "hello", sender=peer)
+            await sandbox.faults(f"slow-answers=1,path=/workspaces/{peer.id}/a2a")
+            await sandbox.answers(workspace, 1)
+            assert await connector.stop() == 0
+        await sandbox.faults()
+        async with Connector(sandbox, workspace, tmp_path, "--backend", "mock", "--once") as connector:
+            assert await connector.ended() == 0
+        assert [answer.text for answer in await sandbox.answers(workspace)] == ["echo: hello"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_second_signal_ends_it_at_once_and_loses_nothing(number: signal.Signals, tmp_path: Path) -> None:
+    started, mended = tmp_path / "started", tmp_path / "mended"
+    async with Sandbox.over_loopback() as sandbox:
+        workspace = await sandbox.workspace()
+        options = exec_options(f"touch {started}; test -e {mended} || sleep 60; cat")
+        async with Connector(sandbox, workspace, tmp_path / "state", *options) as connector:
+            await registered(sandbox, workspace)
+            await sandbox.say(workspace, "hello")
+            await until(started.exists)
+            assert connector.process is not None
+            connector.process.send_signal(signal.SIGTERM)
+            await connector.says("stopping: 1 running")
+            assert await connector.stop(number) == 128 + number
+        mended.touch()
+        async with Connector(sandbox, workspace, tmp_path / "state", *options) as connector:
+            assert [answer.text for answer in await sandbox.answers(workspace, 1)] == ["hello"]
+            assert await connector.stop() == 0
+
+
+async def test_a_plain_call_that_never_returns_does_not_hold_up_the_stop(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    info = site / "fake_plain-1.0.dist-info"
+    info.mkdir(parents=True)
+    (site / "fake_plain.py").write_text(PLAIN)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fake-plain\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[molecule_connect.backends]\nplain = fake_plain:make\n")
+    async with Sandbox.over_loopback() as sandbox:
+        workspace, peer = await sandbox.pair()
+        options, environ = ("--backend", "plain", "--grace", "0.5"), {"PYTHONPATH": str(site)}
+        async with Connector(sandbox, workspace, tmp_path / "state", *options, **environ) as connector:
+            await registered(sandbox, workspace)
+            await sandbox.say(workspace, "hang", sender=peer)
+            await sandbox.say(workspace, "hello")
+            # It holds up nobody else meanwhile.
+            assert [answer.text for answer in await sandbox.answers(workspace, 1)] == ["hello"]
+            began = time.monotonic()
+            assert await connector.stop() == 0
+            assert time.monotonic() - began < 8.5
+        async with Connector(sandbox, workspace, tmp_path / "state", "--backend", "mock") as connector:
+            assert [answer.text for answer in await sandbox.answers(workspace, 2)][1:] == ["echo: hang"]
+            assert await connector.stop() == 0
+
+
+@pytest.mark.skipif(shutil.which("tmux") is None, reason="there is no tmux")
+async def test_a_terminal_that_closes_is_a_stop_that_finishes_what_runs(tmp_path: Path) -> None:
+    started, pid = tmp_path / "started", tmp_path / "pid"
+    socket = tmp_path / "tmux"
+    async with Sandbox.over_loopback() as sandbox:
+        workspace = await sandbox.workspace()
+        options = exec_options(f"touch {started}; sleep 1; cat")
+        command = [*PROGRAM, "connect", workspace.id, "--api-url", sandbox.url]
+        command += ["--state-dir", str(tmp_path / "state"), *options]
+        line = f"echo $$ > {shlex.quote(str(pid))}; exec {shlex.join(command)}"
+        environ = {**clean_environ(), "MOLECULE_WORKSPACE_TOKEN": workspace.token, "TERM": "xterm"}
+        environ.pop("TMUX", None)
+        tmux = ["tmux", "-S", str(socket), "-f", os.devnull]
+        await run(*tmux, "new-session", "-d", "-x", "100", "-y", "30", "sh", "-c", line, env=environ)
+        try:
+            await registered(sandbox, workspace)
+            await sandbox.say(workspace, "hello")
+            await until(started.exists)
+        finally:
+            await run(*tmux, "kill-server", env=environ)
+        answers = await sandbox.answers(workspace, 1)
+        process = int(pid.read_text())
+        await until(lambda: not Path(f"/proc/{process}").exists())
+        beats = await sandbox.beats(workspace)
+    assert [answer.text for answer in answers] == ["hello"]
+    assert "stopped" in beats[-1]["sample_error"]
+
+
+async def run(*command: str, env: dict[str, str]) -> None:
+    process = await asyncio.create_subprocess_exec(*command, env=env)
+    assert await process.wait() == 0
