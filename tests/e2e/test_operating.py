@@ -84,8 +84,9 @@ async def test_status_tells_a_running_a_killed_and_a_stopped_connector_apart(tmp
             await connector.stop(signal.SIGKILL)
             code, found = await status()
             assert (code, found["state"], found["pid"]) == (1, "died", None)
+        beats = len(await sandbox.beats(workspace))
         async with Connector(sandbox, workspace, tmp_path) as connector:
-            await sandbox.beats(workspace, 2, timeout=20)
+            await sandbox.beats(workspace, beats + 1, timeout=20)
             assert await connector.stop() == 0
         code, found = await status()
         assert (code, found["state"]) == (1, "stopped")
