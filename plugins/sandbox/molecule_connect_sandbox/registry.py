@@ -170,14 +170,11 @@ class Registry:
         me = store.workspace(workspace_id)
         if me is None or me.removed:
             raise Refusal(404, "workspace not found")
-        if me.parent_id is not None:
-            siblings = "parent_id = ?1"
-        else:
-            siblings = (
-                "parent_id IS NULL AND ?1 IS NULL" if self._platform.generation.roots_are_peers else "?1 IS NOT NULL"
-            )
+        # A root has other roots as siblings on older platforms, and none on newer ones.
+        has_siblings = me.parent_id is not None or self._platform.generation.roots_are_peers
         found = store.workspaces(
-            f"status != 'removed' AND id != ?2 AND ({siblings} OR parent_id = ?2 OR id = ?1)", me.parent_id, me.id
+            "status != 'removed' AND id != ? AND (? AND parent_id IS ? OR parent_id = ? OR id = ?)",
+            *(me.id, has_siblings, me.parent_id, me.id, me.parent_id),
         )
         wanted = request.query_params.get("q", "").lower()
         return answer([peer_entry(peer) for peer in found if wanted in f"{peer.name} {peer.role or ''}".lower()])

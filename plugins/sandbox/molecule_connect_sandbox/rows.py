@@ -171,8 +171,8 @@ class Rows:
         """What a workspace said, in order: the workspace whose feed holds it, and the row as JSON text."""
         return self._db.execute(
             "SELECT workspace_id, wire FROM activity WHERE activity_type = 'a2a_receive' AND "
-            "(source_id = ?1 OR workspace_id = ?1 AND source_id IS NULL AND method = 'notify') ORDER BY seq",
-            (workspace_id,),
+            "(source_id = ? OR workspace_id = ? AND source_id IS NULL AND method = 'notify') ORDER BY seq",
+            (workspace_id, workspace_id),
         ).fetchall()
 
     def prune(self, workspace_id: str, *, row_id: str | None = None, keep: int = 0, before: int | None = None) -> int:
@@ -185,8 +185,8 @@ class Rows:
             )
         else:
             done = self._db.execute(
-                "DELETE FROM activity WHERE workspace_id = ?1 AND seq NOT IN (SELECT seq FROM activity "
-                "WHERE workspace_id = ?1 ORDER BY created_at DESC, seq DESC LIMIT ?2)",
-                (workspace_id, keep),
+                "DELETE FROM activity WHERE workspace_id = ? AND seq NOT IN (SELECT seq FROM activity "
+                "WHERE workspace_id = ? ORDER BY created_at DESC, seq DESC LIMIT ?)",
+                (workspace_id, workspace_id, keep),
             )
         return done.rowcount

@@ -47,7 +47,7 @@ def _delete_rows(platform: Platform) -> None:
         platform.store.db.execute("DELETE FROM activity WHERE created_at < ?", (now - RETENTION,))
         return
     platform.store.db.execute(
-        "DELETE FROM activity WHERE created_at < ?1 OR created_at < ?2 AND seq <= "
+        "DELETE FROM activity WHERE created_at < ? OR created_at < ? AND seq <= "
         "(SELECT acked_seq FROM workspaces w WHERE w.id = activity.workspace_id)",
         (now - HARD_RETENTION, now - RETENTION),
     )
