@@ -103,15 +103,22 @@ def _hash(token: str) -> str:
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
 
 
+def _open(path: str) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    try:
+        db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA busy_timeout=5000;" + SCHEMA)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
 class Store:
     """The database, used from one thread at a time. Single statements commit by themselves."""
 
     def __init__(self, path: str | None = None) -> None:
         try:
-            self.db = sqlite3.connect(path or ":memory:", isolation_level=None, check_same_thread=False)
-            self.db.executescript(
-                "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA busy_timeout=5000;" + SCHEMA
-            )
+            self.db = _open(path or ":memory:")
         except sqlite3.Error as exc:
             raise ConfigError(
                 f"cannot use {path} as the store: {exc}", hint="name a file in a folder that can be written"
