@@ -329,6 +329,24 @@ async def test_a_parrot_is_set_aside_as_dead_with_reason_loop(journal: Journal) 
     assert serving.rows("state, reason")[-1] == ("dead", "loop: 5 identical exchanges in a row with peer-1")
 
 
+@attrs.define
+class QuickParrot(Parrot):
+    """Its next message is there before we hear that our answer was taken."""
+
+    async def send(self, outgoing: Outgoing) -> None:
+        await super().send(outgoing)
+        await asyncio.sleep(0.05)
+
+
+async def test_a_parrot_that_is_quicker_than_the_platforms_answer_to_us_is_set_aside_too(journal: Journal) -> None:
+    platform = QuickParrot(has_stream=True, pause=0.01)
+    platform.write("Ready.", caller="peer-1", context="talk")
+    async with Serving(platform, journal, acknowledge) as serving:
+        await asyncio.sleep(3600)
+    assert len(platform.sent) == 5
+    assert serving.rows("state, reason")[-1] == ("dead", "loop: 5 identical exchanges in a row with peer-1")
+
+
 @pytest.mark.parametrize("contexts", [lambda number: "talk", lambda number: f"talk-{number}"])
 async def test_two_polite_programs_are_slowed_down_and_nothing_is_dropped(
     journal: Journal, contexts: Callable[[int], str]

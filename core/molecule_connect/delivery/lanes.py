@@ -258,12 +258,14 @@ class Lanes:
         await finish()
 
     async def _send(self, entry: Entry) -> None:
+        began = self._now()
         match await self._replies.deliver(entry):
             case Accepted(confirmed=confirmed):
                 at = self._now()
                 self._journal.deliver(entry, at=at)
                 if entry.answer is not None:
-                    self._guard.answered(entry, dump_parts(entry.answer.parts), at=at)
+                    # A quick peer writes back before we hear that our answer was taken.
+                    self._guard.answered(entry, dump_parts(entry.answer.parts), at=began)
                 self._tell(events.Delivered, entry, confirmed=confirmed)
             case Refused(reason=reason):
                 await self._bury(entry, _not_accepted(entry, reason))

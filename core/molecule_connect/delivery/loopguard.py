@@ -105,7 +105,7 @@ class LoopGuard:
         return Ruling(Verdict.RUN)
 
     def answered(self, entry: Entry, answer: str, *, at: int) -> None:
-        """The platform accepted *answer* (any text that is the same for equal answers) at *at* µs, its clock."""
+        """The platform accepted *answer* (any text that is the same for equal answers), sent at *at* µs, its clock."""
         if entry.caller_id is None:
             return
         peer = self._peer(entry.caller_id)
