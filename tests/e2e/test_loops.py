@@ -57,7 +57,6 @@ async def test_a_peer_that_answers_everything_with_the_same_words_is_set_aside_a
             for number in range(5):
                 await sandbox.say(workspace, "Ready.", sender=parrot)
                 await sandbox.answers(workspace, number + 1)
-            await asyncio.sleep(0.1)
             await sandbox.say(workspace, "Ready.", sender=parrot)
             await connector.says(f"given up: loop: 5 identical exchanges in a row with {parrot.id}")
             code, _ = await molecule(tmp_path, "messages", "replay", "--all-dead", "--reason", "loop", "--yes")
@@ -76,7 +75,6 @@ async def test_a_peer_that_answers_everything_with_new_words_is_braked_and_the_b
             for number in range(5):
                 await sandbox.say(workspace, f"and then {number}?", sender=peer)
                 assert len(await sandbox.answers(workspace, number + 1)) == number + 1
-                await asyncio.sleep(0.1)
             await sandbox.say(workspace, "and then 5?", sender=peer)
             await connector.says("loop brake")
             await sandbox.say(workspace, "I am a person")
