@@ -112,6 +112,13 @@ def bench(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks", *session.posargs)
 
 
+@nox.session(python="3.11")
+def soak(session: nox.Session) -> None:
+    """A connector killed at random while people and peers write, hundreds of times; fails when a message is lost."""
+    session.install("-r", "requirements-dev.txt")
+    session.run("python", "-m", "benchmarks.soak", *session.posargs)
+
+
 @nox.session
 def release(session: nox.Session) -> None:
     """What goes out: built into dist/, its metadata checked, its versions in step, tried from the built files."""
