@@ -14,6 +14,9 @@ DEFAULT_BACKEND = "claude-code"
 # An id becomes a file name and a piece of a URL.
 WORKSPACE_ID = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,128}\Z")
 MAX_SINCE_SECS = 30 * 24 * 3600
+# Longer waits overflow the timers of threads on some machines, and are a slip of the pen anyway.
+MAX_SECONDS = 24 * 3600
+MAX_COST = 1_000_000
 
 
 @attrs.frozen(kw_only=True)
@@ -34,8 +37,8 @@ class ConnectionSettings:
         options: Options of the backend, as the operator wrote them; a repeated key is a list.
         middleware: Names of middleware, the outermost first.
         poll_interval: Seconds between polls; None eases from 1 to 5 by itself.
-        heartbeat_interval, safety_interval, grace: Seconds.
-        max_cost_per_day: US dollars by what backends say of their usage; None is without limit.
+        heartbeat_interval, safety_interval, grace: Seconds, at most a day.
+        max_cost_per_day: US dollars by what backends say of their usage, at most a million; None is without limit.
         since_secs: How far a first start looks back, in seconds.
     """
 
@@ -71,17 +74,30 @@ class ConnectionSettings:
                 "no backend was given", hint="name one, for example backend='mock', or pass a plugin object"
             )
         if self.concurrency < 1:
-            raise ConfigError(f"concurrency must be at least 1, not {self.concurrency}")
+            raise ConfigError(
+                f"concurrency must be at least 1, not {self.concurrency}", hint="leave it out for the default, 8"
+            )
         if not 0 <= self.since_secs <= MAX_SINCE_SECS:
-            raise ConfigError(f"since-secs must lie between 0 and {MAX_SINCE_SECS} (30 days), not {self.since_secs:g}")
-        for name in ("heartbeat_interval", "safety_interval"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} must be more than 0 seconds")
-        if self.grace < 0 or (self.poll_interval is not None and self.poll_interval <= 0):
-            raise ConfigError("grace and the poll interval must not be negative, and a poll interval not 0")
-        if self.max_cost_per_day is not None and not self.max_cost_per_day > 0:
-            raise ConfigError(f"max-cost-per-day must be more than 0 dollars, not {self.max_cost_per_day:g}")
+            raise ConfigError(
+                f"since-secs must lie between 0 and {MAX_SINCE_SECS} (30 days), not {self.since_secs:g}", hint=_SECONDS
+            )
+        for name in ("poll_interval", "heartbeat_interval", "safety_interval"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= MAX_SECONDS:
+                raise ConfigError(
+                    f"{name} must be more than 0 and at most {MAX_SECONDS} seconds, not {value:g}", hint=_SECONDS
+                )
+        if not 0 <= self.grace <= MAX_SECONDS:
+            raise ConfigError(f"grace must lie between 0 and {MAX_SECONDS} seconds, not {self.grace:g}", hint=_SECONDS)
+        if self.max_cost_per_day is not None and not 0 < self.max_cost_per_day <= MAX_COST:
+            raise ConfigError(
+                f"max-cost-per-day must be more than 0 and at most {MAX_COST} dollars, not {self.max_cost_per_day:g}",
+                hint="leave it out for no limit",
+            )
         return self
+
+
+_SECONDS = "give a plain number of seconds within these bounds, or leave it out for the default"
 
 
 def check_workspace_id(workspace_id: Any) -> None:

@@ -1,6 +1,7 @@
 """``molecule connect``: its flags, and what they ask for."""
 
 import io
+import math
 import os
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import click
 from molecule_connect.cli import environment
 from molecule_connect.console.screen import LOG_FORMATS, choose
 from molecule_connect.plugins.scan import BACKENDS, MIDDLEWARE, scan_names
-from molecule_connect.settings import DEFAULT_BACKEND, MAX_SINCE_SECS, PeerBudget
+from molecule_connect.settings import DEFAULT_BACKEND, MAX_COST, MAX_SECONDS, MAX_SINCE_SECS, PeerBudget
 
 HELP = f"""Serve a workspace: keep it online, fetch its messages, let a backend answer each, send the answers.
 
@@ -27,6 +28,16 @@ Try it without any agent; the mock backend repeats what it hears:
 Let a program of yours answer, text on stdin, the answer on stdout:
     molecule connect ws_1 --backend exec --backend-opt cmd="python myhandler.py"
 """
+
+
+class BoundedFloat(click.FloatRange):
+    """A number within bounds; click lets nan pass every bound."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number", param, ctx)
+        return number
 
 
 class PeerBudgetType(click.ParamType[PeerBudget]):
@@ -126,7 +137,7 @@ class PluginName(click.ParamType[str]):
 )
 @click.option(
     "--interval-ms",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MAX_SECONDS * 1000),
     metavar="MS",
     help="Poll exactly this often. [default: 1 s after traffic, easing to 5 s]",
 )
@@ -148,7 +159,7 @@ class PluginName(click.ParamType[str]):
 )
 @click.option(
     "--grace",
-    type=click.FloatRange(min=0),
+    type=BoundedFloat(min=0, max=MAX_SECONDS),
     default=20,
     show_default=True,
     metavar="SECONDS",
@@ -163,7 +174,7 @@ class PluginName(click.ParamType[str]):
 )
 @click.option(
     "--max-cost-per-day",
-    type=click.FloatRange(min=0, min_open=True),
+    type=BoundedFloat(min=0, min_open=True, max=MAX_COST),
     metavar="USD",
     help="Messages wait for the next day (UTC) when the backend says that this much is spent; default: no limit.",
 )

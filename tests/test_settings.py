@@ -1,0 +1,26 @@
+"""What a connection cannot be asked for."""
+
+from typing import Any
+
+import pytest
+
+from molecule_connect.errors import ConfigError
+from molecule_connect.settings import ConnectionSettings
+
+FLOATS = ("poll_interval", "heartbeat_interval", "safety_interval", "since_secs", "grace", "max_cost_per_day")
+
+
+@pytest.mark.parametrize("name", FLOATS)
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e300, 1e10, -1.0])
+def test_a_number_that_no_clock_can_wait_for_is_refused(name: str, value: float) -> None:
+    given: dict[str, Any] = {name: value}
+    with pytest.raises(ConfigError, match=name.replace("_", ".")) as caught:
+        ConnectionSettings(workspace_id="ws_1", backend="mock", **given).check()
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_a_sane_number_is_taken(name: str) -> None:
+    given: dict[str, Any] = {name: 60.0}
+    settings = ConnectionSettings(workspace_id="ws_1", backend="mock", **given)
+    assert settings.check() is settings
