@@ -1,9 +1,12 @@
 """``molecule backends``, ``molecule try``, and commands that plugins add."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from .conftest import BACKENDS
 
 Molecule = Callable[..., Any]
 
@@ -61,12 +64,16 @@ def test_try_says_what_a_failed_backend_said(molecule: Molecule) -> None:
     assert "error: the parrot is asleep\nwhat to do: " in result.stderr
 
 
-def test_try_shows_the_traceback_of_a_backend_that_breaks(molecule: Molecule) -> None:
+def test_try_names_the_line_of_a_backend_that_breaks(molecule: Molecule, plugins: Path) -> None:
     result = molecule("try", "parrot", "crash")
 
+    line = BACKENDS.splitlines().index('            raise RuntimeError("not a parrot")') + 1
     assert result.code == 1
-    assert "Traceback" in result.stderr
-    assert "error: RuntimeError: not a parrot" in result.stderr
+    assert result.stderr.splitlines()[-2:] == [
+        "error: RuntimeError: not a parrot",
+        f"what to do: look at {plugins / 'fake_backends.py'}:{line}, where the backend raised it",
+    ]
+    assert "Traceback" not in result.stderr
 
 
 def test_try_says_that_a_backend_is_not_ready(molecule: Molecule) -> None:

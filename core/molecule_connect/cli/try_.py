@@ -2,13 +2,14 @@
 
 import json
 import sys
+import traceback
 from typing import TYPE_CHECKING
 
 import click
 
 from molecule_connect.cli.connect import PluginName
 from molecule_connect.console.texts import one_line
-from molecule_connect.errors import BackendError, ConfigError
+from molecule_connect.errors import BackendError, ConfigError, MoleculeError
 from molecule_connect.plugins.scan import BACKENDS, MIDDLEWARE
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ async def _ask(
     middleware_options: dict[str, str | list[str]],
     strict: bool,
 ) -> "Response":
+    from molecule_connect.plugins.discovery import first_line
     from molecule_connect.plugins.host import create_host
 
     host = await create_host(
@@ -76,9 +78,24 @@ async def _ask(
     except BackendError as error:
         error.hint = error.hint or f"'molecule backends {name}' shows its options"
         raise
+    except MoleculeError:
+        raise
+    except Exception as exc:  # plugin code
+        broken = BackendError(first_line(exc))
+        broken.hint = f"look at {_place(exc, host.backend)}, where the backend raised it"
+        raise broken from exc
     finally:
         for failed in await host.close():
             _tell(str(failed))
+
+
+def _place(exc: Exception, backend: object) -> str:
+    """File and line of the backend's own innermost frame; of the innermost of all where none is its own."""
+    package = type(backend).__module__.partition(".")[0]
+    frames = list(traceback.walk_tb(exc.__traceback__))
+    own = [each for each in frames if str(each[0].f_globals.get("__name__")).partition(".")[0] == package]
+    frame, line = (own or frames)[-1]
+    return f"{frame.f_code.co_filename}:{line}"
 
 
 def _request(text: str) -> "Request":
