@@ -125,6 +125,16 @@ async def test_a_workspace_that_could_not_be_asked_for_is_an_error_so_that_its_c
         await WorkspaceClient(connect(Script(response))).workspace()
 
 
+async def test_a_register_that_breaks_the_platform_says_that_the_id_may_be_wrong(connect: Connect) -> None:
+    script = Script(httpx.Response(500, json={"error": "registration failed"}))
+
+    with pytest.raises(TransientPlatformError, match="registration failed") as caught:
+        await WorkspaceClient(connect(script)).register({"name": "n"})
+
+    assert "id may be wrong" in caught.value.hint
+    assert "molecule doctor ws-1" in caught.value.hint
+
+
 @pytest.mark.parametrize("answer", [{"status": "registered"}, {"auth_token": ""}, None])
 async def test_a_register_that_hands_out_nothing_keeps_the_token(connect: Connect, answer: Any) -> None:
     script = Script(httpx.Response(200, json=answer) if answer else httpx.Response(200))

@@ -11,6 +11,7 @@ import attrs
 
 from molecule_connect import state_folder
 from molecule_connect.cli import environment
+from molecule_connect.cli.report import next_step
 from molecule_connect.cli.survey import survey
 from molecule_connect.console.texts import span
 from molecule_connect.errors import AuthError, ConfigError, MoleculeError, PlatformError
@@ -167,7 +168,9 @@ def _workspace(status: WorkspaceStatus, name: str, hint: str) -> Finding:
         case WorkspaceStatus.PAUSED:
             return Finding("workspace", WARN, "it is paused: messages are kept, none is run", "resume it in the canvas")
         case WorkspaceStatus.REMOVED:
-            return Finding("workspace", FAIL, "it was deleted on the platform", hint)
+            return Finding(
+                "workspace", FAIL, "it was deleted on the platform", hint or "make a new one there, and use its id"
+            )
     hint = "look at the id, the path of the address, and --org-id on a hosted platform"
     return Finding("workspace", WARN, "the platform does not tell of it", hint)
 
@@ -200,7 +203,7 @@ async def _stream(client: AsyncPlatformClient, accepted: bool) -> list[Finding]:
 
 
 def _failed(check: str, error: MoleculeError) -> Finding:
-    return Finding(check, FAIL, str(error), error.hint)
+    return Finding(check, FAIL, str(error), next_step(error))
 
 
 def lines(findings: list[Finding]) -> Iterator[str]:

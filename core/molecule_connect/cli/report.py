@@ -14,6 +14,13 @@ from molecule_connect.errors import MoleculeError
 
 ISSUE_HINT = "this is a bug in molecule-connect or in a plugin: report it with the lines above"
 
+_NEXT_STEPS = {
+    exit_codes.TOKEN_REFUSED: "give a current token (canvas, workspace tokens)",
+    exit_codes.WORKSPACE_DELETED: "make a new workspace on the platform, and start with its id",
+    exit_codes.SERVED_ELSEWHERE: "'molecule status' tells which process that is",
+    exit_codes.OUT_OF_REACH: "try again later; 'molecule doctor WORKSPACE_ID' looks for what is in the way",
+}
+
 
 class Fail(Protocol):
     """Shows why the program ends."""
@@ -42,6 +49,12 @@ def fail_on_stderr(text: str, hint: str, exit_code: int, traceback: str = "") ->
     click.echo(failure(text, hint, traceback), err=True)
 
 
+def next_step(error: MoleculeError) -> str:
+    """The hint of *error*; where it has none, what helps with most errors of its kind."""
+    general = "mend what it names, then try again; 'molecule doctor WORKSPACE_ID' looks at everything else"
+    return error.hint or _NEXT_STEPS.get(exit_codes.exit_code(error), general)
+
+
 def _tell(fail: Fail, error: BaseException) -> int:
     error = exit_codes.decisive(error)
     if isinstance(error, click.ClickException):
@@ -49,7 +62,7 @@ def _tell(fail: Fail, error: BaseException) -> int:
         return error.exit_code
     code = exit_codes.exit_code(error)
     if isinstance(error, MoleculeError):
-        fail(str(error), error.hint, code)
+        fail(str(error), next_step(error), code)
     else:
         import traceback
 
@@ -60,7 +73,7 @@ def _tell(fail: Fail, error: BaseException) -> int:
 
 def _usage_hint(error: click.ClickException) -> str:
     context = getattr(error, "ctx", None)
-    return f"see '{context.command_path} --help'" if context is not None else ""
+    return f"see '{context.command_path} --help'" if context is not None else "see 'molecule --help'"
 
 
 def _leave_a_closed_pipe() -> None:

@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
-from molecule_connect.errors import AuthError, ConfigError, PermanentPlatformError
+from molecule_connect.errors import AuthError, ConfigError, PermanentPlatformError, TransientPlatformError
 from molecule_connect.models import Outgoing, Page, Presence, Signal, WorkspaceInfo, WorkspaceStatus
 from molecule_connect.platform import operations
 from molecule_connect.platform.client import AsyncPlatformClient
@@ -91,7 +91,15 @@ class WorkspaceClient:
 
     async def register(self, card: dict[str, Any]) -> None:
         """Registers; a token that is handed out is kept before this returns."""
-        token = await self._client.call(operations.register(self._id, card))
+        try:
+            token = await self._client.call(operations.register(self._id, card))
+        except TransientPlatformError as exc:
+            if exc.status is not None and exc.status >= 500 and not exc.hint:
+                # A platform that cannot read an id answers 500 "registration failed" (contract 2.1).
+                exc.hint = (
+                    f"if it stays so, the id may be wrong: compare it with the platform's; 'molecule doctor {self._id}'"
+                )
+            raise
         if token is None:
             return
         try:
