@@ -158,6 +158,22 @@ async def test_a_handed_out_token_is_on_disk_before_register_returns_and_used_at
     assert script.requests[-1].headers["authorization"] == "Bearer handed-out-token"
 
 
+async def test_a_handed_out_token_is_told_of_once_with_its_place_and_without_itself(
+    connect: Connect, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    credentials = Credentials("ws-1", origin=API, token="first-token", state_dir=tmp_path)
+    script = Script(httpx.Response(200, json={"auth_token": "handed-out-token"}))
+    client = WorkspaceClient(connect(script, token=None, credentials=credentials), say=said.append)
+    await client.register({"name": "n"})
+    await client.register({"name": "n"})
+
+    assert len(said) == 1
+    assert "new to the platform" in said[0]
+    assert str(tmp_path / "ws-1.token") in said[0]
+    assert "handed-out-token" not in said[0]
+
+
 async def test_a_handed_out_token_that_cannot_be_kept_is_said_and_used(connect: Connect, tmp_path: Path) -> None:
     said: list[str] = []
     credentials = Credentials("ws-1", origin=API, token="first-token", state_dir=tmp_path / "missing")

@@ -104,6 +104,11 @@ class Credentials:
     def __repr__(self) -> str:
         return f"Credentials({self._workspace_id!r}, source={self.source!r})"
 
+    @property
+    def kept_path(self) -> Path | None:
+        """Where a handed-out token is kept; None: nowhere but in memory."""
+        return self._kept_path
+
     def current(self) -> str:
         """The token to use now.
 

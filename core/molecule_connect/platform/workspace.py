@@ -30,6 +30,7 @@ class WorkspaceClient:
         self._client, self._say = client, say
         self._id = client.workspace_id
         self._newest: int | None = None
+        self._token_told = False
 
     @property
     def pacer(self) -> Pacer:
@@ -106,6 +107,13 @@ class WorkspaceClient:
             self._client.credentials.keep(token)
         except ConfigError as exc:
             self._say(f"{exc}; {exc.hint}")
+            return
+        if not self._token_told:
+            self._token_told = True
+            self._say(
+                "this workspace was new to the platform (or had no token): "
+                f"the token that it handed out is kept in {self._client.credentials.kept_path or 'memory alone'}"
+            )
 
     async def beat(self, presence: Presence) -> None:
         """One heartbeat."""
