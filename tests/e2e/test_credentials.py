@@ -3,6 +3,8 @@
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from molecule_connect_sandbox.testing import Sandbox
 
 from .kit import Connector, registered
@@ -32,6 +34,7 @@ async def test_a_token_file_that_is_replaced_after_a_rotation_is_taken_up_withou
     assert rotated.token not in connector.output
 
 
+@pytest.mark.drill
 async def test_a_blip_of_the_token_everywhere_at_once_costs_neither_message_nor_process(tmp_path: Path) -> None:
     blip = [f"status=401,path={path},times=1" for path in ("/activity", "/heartbeat", "/notify", "/events/stream")]
     async with Sandbox.over_loopback() as sandbox:

@@ -26,7 +26,7 @@ async def exchanged(tmp_path: Path, sandbox: Sandbox, *workspaces: Workspace) ->
             # Its own question, and its answer.
             await sandbox.answers(workspace, 2)
         # A second round would come by now.
-        await asyncio.sleep(2)
+        await asyncio.sleep(1)
         for connector in connectors:
             assert await connector.stop() == 0
         return [

@@ -36,7 +36,7 @@ async def test_a_stop_during_a_fetch_ends_at_once_and_the_next_start_answers(tmp
         workspace = await sandbox.workspace()
         async with Connector(sandbox, workspace, tmp_path) as connector:
             await registered(sandbox, workspace)
-            await sandbox.faults("slow-answers=20,path=/activity")
+            await sandbox.faults("slow-answers=6,path=/activity")
             await sandbox.say(workspace, "hello")
             await asyncio.sleep(0.2)
             began = time.monotonic()
@@ -118,6 +118,7 @@ async def test_a_second_signal_ends_it_at_once_and_loses_nothing(number: signal.
             assert await connector.stop() == 0
 
 
+@pytest.mark.drill
 async def test_a_plain_call_that_never_returns_does_not_hold_up_the_stop(tmp_path: Path) -> None:
     site = tmp_path / "site"
     info = site / "fake_plain-1.0.dist-info"
@@ -142,6 +143,7 @@ async def test_a_plain_call_that_never_returns_does_not_hold_up_the_stop(tmp_pat
             assert await connector.stop() == 0
 
 
+@pytest.mark.drill
 @pytest.mark.skipif(shutil.which("tmux") is None, reason="there is no tmux")
 async def test_a_terminal_that_closes_is_a_stop_that_finishes_what_runs(tmp_path: Path) -> None:
     started, pid = tmp_path / "started", tmp_path / "pid"
