@@ -12,7 +12,16 @@ from molecule_connect.plugins.scan import BACKENDS, COMMANDS, MIDDLEWARE, scan_n
 
 from .distributions import backends, write_distribution
 
-GOOD = "class Plugin: pass\n"
+GOOD = """
+from molecule_connect import hookimpl
+
+class Plugin:
+    def __init__(self, config):
+        raise AssertionError("a check makes nothing")
+
+    @hookimpl
+    async def handle_a2a(self, request): ...
+"""
 
 
 def test_each_name_comes_with_its_distribution_and_version(site: Path) -> None:
@@ -116,6 +125,34 @@ def test_a_check_of_all_shows_what_fails_and_goes_on(site: Path) -> None:
 
     assert "SystemExit" in bad.problem
     assert good.problem == ""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ("    @hookimpl\n", "", "handle_a2a of backend acme is not marked"),
+        ("handle_a2a(self, request)", "handle_a2a(self, requst)", "'requst'"),
+        ("handle_a2a", "handle_a2e", "'handle_a2e'"),
+        ("    @hookimpl\n    async def handle_a2a", "    async def handle_a2e", "does not implement handle_a2a"),
+        ("    @hookimpl\n", "    def check(self): ...\n    @hookimpl\n", "check of backend acme is not marked"),
+    ],
+)
+def test_a_check_of_all_tells_what_a_connection_would_refuse(site: Path, before: str, after: str, words: str) -> None:
+    source = GOOD.replace(before, after)
+    path = write_distribution(site, "acme", entry_points=backends(acme="acme_mod:Plugin"), acme_mod=source)
+
+    (plugin,) = installed_backends(check=True, path=[path])
+
+    assert words in plugin.problem
+
+
+def test_a_hook_that_only_an_instance_has_is_no_problem(site: Path) -> None:
+    source = "class Plugin:\n    def __init__(self, config):\n        self.handle_a2a = config.handler\n"
+    path = write_distribution(site, "acme", entry_points=backends(acme="acme_mod:Plugin"), acme_mod=source)
+
+    (plugin,) = installed_backends(check=True, path=[path])
+
+    assert plugin.problem == ""
 
 
 def test_a_target_that_is_no_target_is_an_error(site: Path) -> None:

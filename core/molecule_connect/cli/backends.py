@@ -9,7 +9,7 @@ from molecule_connect.plugins.scan import BACKENDS
 
 @click.command(short_help="List the installed backends, or the options of one.")
 @click.argument("name", required=False, type=PluginName(BACKENDS))
-@click.option("--check", is_flag=True, help="Import each, and say what fails.")
+@click.option("--check", is_flag=True, help="Import each, look at its hooks, and say what fails.")
 def backends(name: str | None, check: bool) -> None:
     """List the installed backends; with NAME, the options of that one. Nothing is started."""
     if name is None:
@@ -33,7 +33,7 @@ def _list(check: bool) -> None:
     if check and broken:
         raise PluginError(
             f"{len(broken)} of {len(found)} backends cannot be used: {', '.join(broken)}",
-            hint="upgrade or remove the distributions named above; the others work",
+            hint="mend, upgrade or remove the distributions named above; the others work",
         )
 
 

@@ -118,12 +118,13 @@ def load(plugin: InstalledPlugin) -> Any:
 
 
 def load_problem(plugin: InstalledPlugin) -> str:
-    """Why *plugin* cannot be loaded, or an empty string."""
+    """Why the backend *plugin* cannot be loaded, or would be refused with any options; or an empty string."""
+    from molecule_connect.plugins.impls import hook_problem
+
     try:
-        load(plugin)
+        return hook_problem(load(plugin), plugin.label)
     except PluginError as exc:
         return str(exc)
-    return ""
 
 
 def first_line(exc: BaseException) -> str:

@@ -92,6 +92,32 @@ def close_impl(manager: pluggy.PluginManager, plugin: object, label: str) -> Imp
     return None
 
 
+def hook_problem(target: object, label: str) -> str:
+    """Why an instance of the backend class *target* would be refused, or an empty string; nothing of it is run.
+
+    What only a factory or ``__init__`` could tell is not told.
+    """
+    if not inspect.isclass(target):
+        return ""
+    try:
+        blank = object.__new__(target)
+    except TypeError:  # abstract, or of a builtin: only its own way of being made could tell
+        return ""
+    manager, hooks = new_manager(), set[str]()
+    try:
+        for name in dir(target):
+            static = inspect.getattr_static(target, name)
+            if inspect.isroutine(static) or isinstance(static, staticmethod | classmethod):
+                impl = _examined(manager, blank, name, label)
+                hooks |= {impl.hook} if impl else set()
+    except PluginError as exc:
+        return f"{exc} -> {exc.hint}"
+    made_later = getattr(getattr(target.__init__, "__code__", None), "co_names", ())
+    if "handle_a2a" in (*hooks, *dir(target), *made_later) or hasattr(target, "__getattr__"):
+        return ""
+    return f"{label} does not implement handle_a2a -> is @hookimpl above the method?"
+
+
 _SEE = "docs/hooks.md tells what each hook is given"
 
 
