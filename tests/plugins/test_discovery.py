@@ -117,6 +117,26 @@ def test_whatever_happens_at_import_is_an_error_that_names_the_distribution(site
     assert "pip install --upgrade acme" in caught.value.hint
 
 
+def test_a_failing_import_is_told_with_its_file_and_line(site: Path) -> None:
+    source = "import sys\nimport no_such_module_anywhere\n"
+    path = write_distribution(site, "acme", entry_points=backends(acme="acme_mod:Plugin"), acme_mod=source)
+
+    with pytest.raises(PluginError) as caught:
+        load(find(BACKENDS, "acme", path=[path]))
+
+    assert "No module named 'no_such_module_anywhere'" in str(caught.value)
+    assert str(caught.value).endswith(f" ({site / 'acme_mod.py'}:2)")
+
+
+def test_an_entry_point_whose_module_is_missing_names_no_line(site: Path) -> None:
+    path = write_distribution(site, "acme", entry_points=backends(acme="no_such_module:Plugin"))
+
+    with pytest.raises(PluginError) as caught:
+        load(find(BACKENDS, "acme", path=[path]))
+
+    assert str(caught.value).endswith("No module named 'no_such_module'")
+
+
 def test_a_check_of_all_shows_what_fails_and_goes_on(site: Path) -> None:
     write_distribution(site, "bad", entry_points=backends(bad="bad_mod:X"), bad_mod="raise SystemExit")
     path = write_distribution(site, "good", entry_points=backends(good="good_mod:Plugin"), good_mod=GOOD)

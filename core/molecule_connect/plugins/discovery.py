@@ -1,8 +1,10 @@
 """Which plugins are installed, and loading one of them. Only loading imports a plugin's code."""
 
 import difflib
+import importlib.metadata
 import shlex
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from importlib.metadata import Distribution, EntryPoint, distributions
 from typing import Any
@@ -111,9 +113,10 @@ def load(plugin: InstalledPlugin) -> Any:
     except MoleculeError as exc:
         raise PluginError(f"{plugin.label} ({plugin.origin}) cannot be loaded: {exc}", hint=exc.hint) from exc
     except BaseException as exc:  # SystemExit, and what test tools derive from BaseException
-        hint = f"upgrade or remove it: {_pip()} install --upgrade {plugin.distribution}"
+        hint = f"mend it, or upgrade or remove it: {_pip()} install --upgrade {plugin.distribution}"
         raise PluginError(
-            f"{plugin.label} ({plugin.origin}) cannot be loaded: {first_line(exc)}", hint=plugin.problem or hint
+            f"{plugin.label} ({plugin.origin}) cannot be loaded: {first_line(exc)}{_place(exc)}",
+            hint=plugin.problem or hint,
         ) from exc
 
 
@@ -137,6 +140,14 @@ def nearest(word: str, known: Sequence[str]) -> str:
     """``, did you mean 'x'?`` for the nearest of *known*, or an empty string."""
     close = difflib.get_close_matches(word, known, n=1)
     return f", did you mean {close[0]!r}?" if close else ""
+
+
+def _place(exc: BaseException) -> str:
+    """`` (FILE:LINE)`` of the import that failed; empty where no line of a plugin was reached."""
+    ours = (__file__, importlib.metadata.__file__, importlib.__file__)
+    places = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(exc.__traceback__)]
+    places = [each for each in places if each[0] not in ours and not each[0].startswith("<frozen ")]
+    return " ({}:{})".format(*places[-1]) if places else ""
 
 
 _NAME_RULE = "a name begins with a letter or digit and holds lower-case letters, digits, - and _ alone; tell its author"
