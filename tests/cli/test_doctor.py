@@ -107,6 +107,8 @@ def answering(answers: dict[str, tuple[int, Any]], *, ahead: timedelta = timedel
     [
         ({"ws_1": (200, {"status": "paused"})}, "workspace", "warn", "paused"),
         ({"ws_1": (410, {"error": "gone", "hint": "make another"})}, "workspace", "FAIL", "deleted"),
+        ({"ws_1": (410, {"error": "gone"})}, "workspace", "FAIL", "deleted"),
+        ({"ws_1": (400, {"error": "invalid workspace ID"})}, "platform", "FAIL", "invalid"),
         ({"ws_1": (404, None)}, "workspace", "warn", "does not tell of it"),
         ({"ws_1": (200, {"status": "online"})}, "token accepted", "-", "cannot be asked"),
         ({"ws_1": (200, {"status": "online"}), "state": (200, {})}, "event stream", "warn", "404"),
@@ -122,6 +124,7 @@ async def test_what_the_platform_says_decides_a_row(
 
     assert found[check].level == level
     assert words in found[check].text
+    assert level != "FAIL" or found[check].hint
 
 
 @pytest.mark.parametrize(("minutes", "words"), [(10, "10 min behind"), (-10, "10 min ahead of")])

@@ -11,7 +11,6 @@ import attrs
 
 from molecule_connect import state_folder
 from molecule_connect.cli import environment
-from molecule_connect.cli.report import next_step
 from molecule_connect.cli.survey import survey
 from molecule_connect.console.texts import span
 from molecule_connect.errors import AuthError, ConfigError, MoleculeError, PlatformError
@@ -141,7 +140,7 @@ async def _platform(client: AsyncPlatformClient, now: float) -> AsyncGenerator[F
     try:
         info = await client.call(operations.workspace(client.workspace_id))
     except PlatformError as exc:
-        yield _failed("platform", exc)
+        yield Finding("platform", FAIL, str(exc), exc.hint or "compare the id and the API address with the platform's")
         return
     yield Finding("platform", OK, f"answers at {client.address.origin}")
     yield _workspace(info.status, info.name, info.hint)
@@ -203,7 +202,7 @@ async def _stream(client: AsyncPlatformClient, accepted: bool) -> list[Finding]:
 
 
 def _failed(check: str, error: MoleculeError) -> Finding:
-    return Finding(check, FAIL, str(error), next_step(error))
+    return Finding(check, FAIL, str(error), error.hint or "mend what it names, then run 'molecule doctor' again")
 
 
 def lines(findings: list[Finding]) -> Iterator[str]:
