@@ -92,6 +92,8 @@ async def _registered(told: "asyncio.Queue[Any]", serving: "asyncio.Future[None]
     while (event := await told.get()) is not None:
         if isinstance(event, events.Registered):
             return
+        if isinstance(event, events.Notice):
+            click.echo(clean(trouble(event)), err=True)
     await serving
     raise MoleculeError("the connection ended before it had begun", hint="try molecule connect --dry-run")
 
@@ -195,6 +197,8 @@ def trouble(event: Any) -> str:
         return f"{event.what} failed, again in {event.seconds:.0f} s: {event.reason}"
     if isinstance(event, events.Trouble):
         return f"{event.part}: {event.reason}"
+    if isinstance(event, events.Notice):
+        return f"warning: {event.text}" + (f"; {event.hint}" if event.hint else "")
     return ""
 
 

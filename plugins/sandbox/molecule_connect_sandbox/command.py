@@ -1,6 +1,7 @@
 """``molecule sandbox``."""
 
 import secrets
+import shlex
 from collections.abc import Iterable
 
 import click
@@ -43,6 +44,28 @@ def parse_backend_options(texts: Iterable[str]) -> dict[str, str | list[str]]:
         known = options.get(key)
         options[key] = value if known is None else [*([known] if isinstance(known, str) else known), value]
     return options
+
+
+def refuse_a_backend(context: click.Context) -> None:
+    """Serving answers nothing itself, so a backend beside ``--serve`` is a misunderstanding.
+
+    Raises:
+        OptionError: One was given.
+    """
+    given = [f"--{name.replace('_', '-')}" for name in ("backend", "backend_opts") if _typed(context, name)]
+    if given:
+        option = given[0].removesuffix("s")
+        words = ["--backend", context.params["backend"]]
+        for text in context.params["backend_opts"]:
+            words += ["--backend-opt", text]
+        raise OptionError(
+            f"{option} does nothing beside --serve: the platform waits for a connector of its own",
+            hint=f"leave it out, and run in another terminal: molecule connect {shlex.join(words)}",
+        )
+
+
+def _typed(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
 
 
 @click.command(
@@ -104,6 +127,7 @@ def sandbox(
         seed=seed,
     )
     if serve:
+        refuse_a_backend(click.get_current_context())
         asyncio.run(run_server(options, port))
         return
     chosen = ChatOptions(backend=backend, backend_options=parse_backend_options(backend_opts), sandbox=options)

@@ -53,6 +53,14 @@ async def test_silence_is_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "ONE\n"
 
 
+async def test_a_misspelt_option_is_told_and_the_answers_stay_clean(capsys: pytest.CaptureFixture[str]) -> None:
+    assert await chat_with("mock", "one\n", backend_options={"replay": "got %s"})
+    out, err = capsys.readouterr()
+    assert out == "echo: one\n"
+    assert err.startswith("warning: ")
+    assert "did you mean 'reply'?" in err
+
+
 async def test_no_message_at_all_is_no_failure(capsys: pytest.CaptureFixture[str]) -> None:
     assert await chat_with(Shout(), "\n")
     assert capsys.readouterr() == ("", "")

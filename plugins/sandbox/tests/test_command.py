@@ -54,6 +54,15 @@ def test_a_fault_that_there_is_not_is_refused_before_anything_starts(fault: str)
     assert outcome.output == ""
 
 
+@pytest.mark.parametrize("given", [("--backend", "exec"), ("--backend-opt", "cmd=cat")])
+def test_serving_takes_no_backend_and_says_what_to_run(given: tuple[str, str]) -> None:
+    outcome = subprocess.run([*PROGRAM, "--serve", *given], capture_output=True, text=True, timeout=20)
+    assert (outcome.returncode, outcome.stdout) == (2, "")
+    what, to_do = outcome.stderr.splitlines()
+    assert what.startswith(f"error: {given[0]} ")
+    assert "molecule connect --backend" in to_do
+
+
 def test_a_store_that_cannot_be_used_is_refused_with_its_path(tmp_path: Path) -> None:
     broken = tmp_path / "store.db"
     broken.write_text("this is no database, but long enough to be taken for one" * 20)
