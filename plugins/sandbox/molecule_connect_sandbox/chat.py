@@ -43,6 +43,16 @@ class ChatOptions:
         """What the backend is called on the screen."""
         return self.backend if isinstance(self.backend, str) else type(self.backend).__name__
 
+    @property
+    def next_step(self) -> str:
+        """What to do about a message that was given up."""
+        if not isinstance(self.backend, str):
+            return "the reason is the backend's own: mend it there"
+        return (
+            f"mend what the reason names ('molecule backends {self.name}' lists the options); "
+            f"'molecule try {self.name} TEXT' asks the backend alone"
+        )
+
 
 @attrs.frozen(kw_only=True)
 class Session:
@@ -131,6 +141,7 @@ class Piped:
             if isinstance(event, events.Dead):
                 self._dead.add(event.row_id)
                 click.echo(f"error: {line[:60]!r} was given up: {event.reason}", err=True)
+                click.echo(f"what to do: {self._options.next_step}", err=True)
                 return False
             if told := trouble(event):
                 click.echo(told, err=True)
@@ -182,7 +193,7 @@ class Terminal:
             elif isinstance(event, events.Progressed):
                 self._line("", status=clean(event.text).replace("\n", " "))
             elif isinstance(event, events.Dead):
-                self._line(f"error: given up: {clean(event.reason)}\n")
+                self._line(f"error: given up: {clean(event.reason)}\nwhat to do: {self._options.next_step}\n")
             elif told := trouble(event):
                 self._line(f"{clean(told)}\n")
 

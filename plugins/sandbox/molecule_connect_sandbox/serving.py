@@ -27,7 +27,7 @@ def announce(platform: Platform, url: str) -> str:
             "# In another terminal, with these lines pasted, answer its messages:",
             "#   molecule connect --backend mock",
             "# Write to it as a person:",
-            f"#   curl {header}{url}/workspaces/{workspace.id}/a2a -d '{message}'",
+            f"#   curl -s -w '\\n' {header}{url}/workspaces/{workspace.id}/a2a -d '{message}'",
         )
     )
 

@@ -45,7 +45,9 @@ async def test_a_message_that_is_given_up_is_told_apart_and_the_rest_goes_on(
     assert not await chat_with(Shout(), "one\nno way\nno more\ntwo\n")
     out, err = capsys.readouterr()
     assert out == "ONE\nTWO\n"
-    assert err.splitlines() == [f"error: '{line}' was given up: will not" for line in ("no way", "no more")]
+    told = err.splitlines()
+    assert told[::2] == [f"error: '{line}' was given up: will not" for line in ("no way", "no more")]
+    assert all(line.startswith("what to do: ") for line in told[1::2])
 
 
 async def test_silence_is_an_answer(capsys: pytest.CaptureFixture[str]) -> None:

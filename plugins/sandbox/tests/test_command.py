@@ -17,6 +17,9 @@ from click.testing import CliRunner
 from molecule_connect import ConfigError, OptionError
 from molecule_connect_sandbox.command import parse_backend_options, sandbox
 from molecule_connect_sandbox.faults import KINDS
+from molecule_connect_sandbox.options import SandboxOptions
+from molecule_connect_sandbox.platform import Platform
+from molecule_connect_sandbox.serving import announce
 
 PROGRAM = [sys.executable, "-m", "molecule_connect_sandbox"]
 
@@ -92,6 +95,11 @@ def test_serving_tells_the_address_first_and_ends_cleanly(platform: str) -> None
             assert json.load(answered)["status"] == "awaiting_agent"
         process.send_signal(signal.SIGTERM if platform == "2026-05" else signal.SIGINT)
         assert process.wait(10) == 0
+
+
+def test_the_line_to_write_with_prints_the_answer_and_nothing_else() -> None:
+    shown = announce(Platform(SandboxOptions(admin_token="admin")), "http://127.0.0.1:1")
+    assert "curl -s -w '\\n' -H" in shown.splitlines()[-1]
 
 
 def test_a_port_in_use_ends_with_2_and_what_to_do() -> None:
