@@ -68,6 +68,9 @@ async def test_after_three_minutes_of_standing_still_it_catches_up_once_and_with
             await registered(sandbox, workspace)
             await sandbox.say(workspace, "before")
             await sandbox.answers(workspace, 1)
+            await connector.says("listening by stream")
+            # The reads that follow a message are over.
+            await asyncio.sleep(12)
             assert connector.process is not None
             os.kill(connector.process.pid, signal.SIGSTOP)
             try:
@@ -85,5 +88,5 @@ async def test_after_three_minutes_of_standing_still_it_catches_up_once_and_with
             assert await connector.stop() == 0
     assert [answer.text for answer in answers] == ["echo: before", "echo: meanwhile"]
     assert asked_since["/registry/register"] == 0
-    assert 1 <= asked_since["/registry/heartbeat"] <= 2
+    assert asked_since["/registry/heartbeat"] == 1
     assert 1 <= asked_since["/activity"] <= 8
