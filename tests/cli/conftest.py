@@ -22,7 +22,7 @@ from molecule_connect import BackendError, Response, hookimpl
 
 @attrs.frozen(eq=False, kw_only=True)
 class Parrot:
-    """Repeat each message."""
+    """Repeat each ``message``."""
 
     suffix: Annotated[str, "text put after it"] = "!"
     times: Annotated[int, "how often"] = 1

@@ -46,7 +46,8 @@ def _show(name: str) -> None:
     click.echo(f"{plugin.name}, from {plugin.origin}")
     about = (getattr(target, "__doc__", None) or "").strip().partition("\n\n")[0]
     if about:
-        click.echo(" ".join(about.split()))
+        # Docstrings mark code for the reference; a terminal shows it plain.
+        click.echo(" ".join(about.split()).replace("``", ""))
     fields = describe(target)
     if fields is None:
         click.echo("It does not say which options it takes.")
