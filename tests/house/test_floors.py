@@ -12,7 +12,7 @@ import molecule_connect
 CORE = Path(__file__).parents[2] / "core" / "molecule_connect"
 FLOORS = (
     {"models", "errors", "events", "backoff"},
-    {"settings", "state_folder", "run_marks", "pipes", "processes"},
+    {"settings", "state_folder", "private_file", "run_marks", "pipes", "processes"},
     {"platform", "plugins"},
     {"delivery"},
     {"serve"},

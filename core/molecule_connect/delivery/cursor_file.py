@@ -1,13 +1,12 @@
 """The cursor file: how far we are, in the format that other programs read. With a journal it is only written."""
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import attrs
 
+from molecule_connect import private_file
 from molecule_connect.errors import JournalError
 
 
@@ -58,7 +57,7 @@ class CursorFile:
             return False
         content = {**self._content, "workspace_id": self.workspace_id, "last_since_id": cursor}
         try:
-            _replace(self.path, json.dumps(content, indent=2).encode() + b"\n")
+            private_file.replace(self.path, json.dumps(content, indent=2).encode() + b"\n")
         except OSError as exc:
             raise JournalError(
                 f"the cursor file {self.path} cannot be written: {exc}",
@@ -66,16 +65,3 @@ class CursorFile:
             ) from exc
         self._content, self._written = content, cursor
         return True
-
-
-def _replace(path: Path, data: bytes) -> None:
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

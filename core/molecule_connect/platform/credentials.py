@@ -6,10 +6,10 @@ No message and no repr here holds a token.
 import os
 import re
 import stat
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from molecule_connect import private_file
 from molecule_connect.errors import ConfigError
 
 _PLACEHOLDER = re.compile(
@@ -147,7 +147,7 @@ class Credentials:
         if self._kept_path is None:
             return
         try:
-            _write_private(self._kept_path, f"# {self.origin}\n{token}\n")
+            _keep(self._kept_path, f"# {self.origin}\n{token}\n")
         except OSError as exc:
             raise ConfigError(
                 f"the token that the platform handed out cannot be kept in {self._kept_path}: {exc.strerror}",
@@ -191,18 +191,9 @@ class Credentials:
             return None
 
 
-def _write_private(path: Path, text: str) -> None:
-    """*text* in *path*, whole or not at all, readable by its owner alone."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+def _keep(path: Path, text: str) -> None:
+    """*text* in *path*, its name on the disk too: the platform shows a token once."""
+    private_file.replace(path, text.encode())
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
