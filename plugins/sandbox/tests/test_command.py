@@ -97,8 +97,10 @@ def test_serving_tells_the_address_first_and_ends_cleanly(platform: str) -> None
         assert process.wait(10) == 0
 
 
-def test_the_line_to_write_with_prints_the_answer_and_nothing_else() -> None:
-    shown = announce(Platform(SandboxOptions(admin_token="admin")), "http://127.0.0.1:1")
+async def test_the_line_to_write_with_prints_the_answer_and_nothing_else() -> None:
+    platform = Platform(SandboxOptions(admin_token="admin"))
+    shown = announce(platform, "http://127.0.0.1:1")
+    await platform.stop()
     assert "curl -s -w '\\n' -H" in shown.splitlines()[-1]
 
 
