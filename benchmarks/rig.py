@@ -123,14 +123,16 @@ def rig(*options: str) -> Iterator[Rig]:
         process.communicate(timeout=20)
 
 
-def start_connector(sandbox: Rig, workspace: Workspace, state: Path, *options: str) -> "subprocess.Popen[bytes]":
+def start_connector(
+    sandbox: Rig, workspace: Workspace, state: Path, *options: str, **environment: str
+) -> "subprocess.Popen[bytes]":
     """``molecule connect`` in a process of its own."""
     return subprocess.Popen(
         [
             *(sys.executable, "-m", "molecule_connect", "connect", workspace.id, "--api-url", sandbox.url),
             *("--state-dir", str(state), *(options or ("--backend", "mock"))),
         ],
-        env={**_environ(), "MOLECULE_WORKSPACE_TOKEN": workspace.token},
+        env={**_environ(), **environment, "MOLECULE_WORKSPACE_TOKEN": workspace.token},
         stderr=subprocess.DEVNULL,
     )
 
