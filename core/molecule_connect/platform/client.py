@@ -1,35 +1,23 @@
 """AsyncPlatformClient: sends operations as one workspace, with the headers, the token and the patience they need."""
 
 import contextlib
-import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, Self, TypeVar
-from urllib.parse import urlencode
 
-from molecule_connect import __version__
-from molecule_connect.errors import (
-    AuthError,
-    ConfigError,
-    TransientPlatformError,
-)
-from molecule_connect.platform.address import parse_address
+from molecule_connect.errors import AuthError
 from molecule_connect.platform.answers import Answer, EndpointAbsentError, judge, not_ours
+from molecule_connect.platform.calling import Caller, TokenSource
 from molecule_connect.platform.credentials import Credentials
 from molecule_connect.platform.operations import Operation
 from molecule_connect.platform.pacer import Pacer
-from molecule_connect.platform.rows import MalformedPageError
-from molecule_connect.platform.times import PlatformClock, parse_http_date
-from molecule_connect.platform.transports import Headers, Transports
-from molecule_connect.settings import check_workspace_id
+from molecule_connect.platform.transports import Transports
 
 if TYPE_CHECKING:
     import httpx
 
-ABSENT_FOR = 3600.0
 # What the platform asks to be left alone for when a 429 does not say how long.
 _USUAL_REFUSAL = 5.0
-_log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -54,29 +42,27 @@ class AsyncPlatformClient:
         *,
         workspace_id: str,
         token: str | None = None,
-        credentials: Credentials | None = None,
+        credentials: TokenSource | None = None,
         org_id: str | None = None,
         insecure: bool = False,
         transports: Transports | None = None,
         transport: "httpx.AsyncBaseTransport | None" = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        check_workspace_id(workspace_id)
-        if org_id is not None and not (org_id.isascii() and org_id.isprintable() and org_id.strip() == org_id != ""):
-            raise ConfigError("the organisation id cannot stand in a header", hint="copy it from the platform again")
-        self.workspace_id = workspace_id
-        self.address = parse_address(api_url, insecure=insecure)
-        self.credentials = credentials or Credentials(workspace_id, origin=self.address.origin, token=token)
-        if self.credentials.origin != self.address.origin:
-            raise ConfigError(f"the token is for {self.credentials.origin}, not for {self.address.origin}")
-        self.credentials.current()
+        self._caller = Caller(
+            api_url,
+            workspace_id=workspace_id,
+            credentials=lambda origin: credentials or Credentials(workspace_id, origin=origin, token=token),
+            org_id=org_id,
+            insecure=insecure,
+            clock=clock,
+        )
+        self.workspace_id, self.address = workspace_id, self._caller.address
+        self.credentials = self._caller.credentials
+        self.platform_clock = self._caller.platform_clock
         self._own_transports = Transports(transport=transport) if transports is None else None
         self._connections = (transports or self._own_transports or Transports()).to(self.address)
         self._connections.pacer.join()
-        self.platform_clock = PlatformClock(clock)
-        self._org_id, self._clock = org_id, clock
-        self._headers: tuple[str, Headers] | None = None
-        self._absent: dict[str, tuple[float, EndpointAbsentError]] = {}
 
     @property
     def pacer(self) -> Pacer:
@@ -103,12 +89,12 @@ class AsyncPlatformClient:
             PermanentPlatformError: The platform itself refused, or does not have an optional endpoint.
             TransientPlatformError: Anything that may work later; ``outcome`` says how far it came.
         """
-        self._check_absent(operation)
-        token = self.credentials.current()
+        self._caller.check_absent(operation)
+        token = self._caller.token_for(operation)
         try:
             return await self._once(operation, token)
         except AuthError:
-            other = self.credentials.after_refusal(token)
+            other = self.credentials.after_refusal(token or "")
             if other is None:
                 raise
         return await self._once(operation, other)
@@ -116,16 +102,14 @@ class AsyncPlatformClient:
     @contextlib.asynccontextmanager
     async def open(self, operation: Operation[Any]) -> AsyncIterator[AsyncIterator[bytes]]:
         """Opens an event stream: inside it, the pieces of its body. Raises what ``call`` raises."""
-        self._check_absent(operation)
+        self._caller.check_absent(operation)
         token = self.credentials.current()
         for attempt in (1, 2):
             await self.pacer.admit(operation.lane)
             answer: Answer | None = None
             try:
-                async with self._connections.stream(operation, self._url(operation), self._headers_for(token)) as (
-                    answer,
-                    pieces,
-                ):
+                url, headers = self._caller.url(operation), self._caller.headers(token)
+                async with self._connections.stream(operation, url, headers) as (answer, pieces):
                     self._ended(operation, answer)
                     self._check_stream(operation, answer)
                     yield pieces
@@ -139,26 +123,21 @@ class AsyncPlatformClient:
                 if answer is None:
                     self.pacer.ended(operation.lane)
 
-    async def _once(self, operation: Operation[T], token: str) -> T:
+    async def _once(self, operation: Operation[T], token: str | None) -> T:
         await self.pacer.admit(operation.lane)
         answer = None
         try:
-            answer = await self._connections.exchange(operation, self._url(operation), self._headers_for(token))
+            url, headers = self._caller.url(operation), self._caller.headers(token)
+            answer = await self._connections.exchange(operation, url, headers)
         finally:
             self._ended(operation, answer)
-        try:
-            return operation.read(judge(operation, answer, redact=self.credentials.redact))
-        except MalformedPageError as exc:
-            raise self._malformed(operation, answer, exc) from exc
-        except EndpointAbsentError as exc:
-            self._remember_absent(operation, exc)
-            raise
+        return self._caller.read(operation, answer)
 
     def _ended(self, operation: Operation[Any], answer: Answer | None) -> None:
         if answer is None:
             self.pacer.ended(operation.lane)
             return
-        self.platform_clock.saw(parse_http_date(answer.headers.get("date")))
+        self._caller.saw(answer)
         refused_for = None
         if answer.status == 429:
             said = answer.headers.get("retry-after", "")
@@ -174,41 +153,6 @@ class AsyncPlatformClient:
         try:
             judge(operation, answer, redact=self.credentials.redact)
         except EndpointAbsentError as exc:
-            self._remember_absent(operation, exc)
+            self._caller.remember_absent(operation, exc)
             raise
         raise not_ours(operation, answer)
-
-    def _check_absent(self, operation: Operation[Any]) -> None:
-        until, error = self._absent.get(operation.name, (0.0, None))
-        if error is not None and self._clock() < until:
-            raise EndpointAbsentError(
-                str(error), operation=error.operation, status=error.status, body=error.body, hint=error.hint
-            )
-
-    def _remember_absent(self, operation: Operation[Any], error: EndpointAbsentError) -> None:
-        _log.debug("%s; asked again in an hour", error)
-        self._absent[operation.name] = (self._clock() + ABSENT_FOR, error)
-
-    def _malformed(self, operation: Operation[Any], answer: Answer, exc: MalformedPageError) -> TransientPlatformError:
-        if not exc.cut:
-            return not_ours(operation, answer)
-        return TransientPlatformError(f"{operation.name}: {exc}", operation=operation.name, status=answer.status)
-
-    def _url(self, operation: Operation[Any]) -> str:
-        query = f"?{urlencode(operation.params)}" if operation.params else ""
-        return self.address.url(operation.path) + query
-
-    def _headers_for(self, token: str) -> Headers:
-        if self._headers is None or self._headers[0] != token:
-            headers = [
-                ("Authorization", f"Bearer {token}"),
-                # Hosted tenants answer an empty 404 without it (contract, section (d)).
-                ("Origin", self.address.origin),
-                ("X-Workspace-ID", self.workspace_id),
-                ("User-Agent", f"molecule-connect/{__version__}"),
-                ("Accept-Encoding", "gzip, deflate"),
-                ("Content-Type", "application/json"),
-            ]
-            headers += [("X-Molecule-Org-Id", self._org_id)] if self._org_id else []
-            self._headers = (token, headers)
-        return self._headers[1]

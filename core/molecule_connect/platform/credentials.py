@@ -109,6 +109,14 @@ class Credentials:
         """Where a handed-out token is kept; None: nowhere but in memory."""
         return self._kept_path
 
+    def check(self) -> None:
+        """Raises ConfigError when there is no token."""
+        self.current()
+
+    def optional(self) -> str | None:
+        """The token to use now."""
+        return self.current()
+
     def current(self) -> str:
         """The token to use now.
 

@@ -68,6 +68,7 @@ class Operation(Generic[T]):
         read: Makes the result of a good answer.
         accepts: Statuses outside 200 to 299 that ``read`` understands.
         is_optional: Platforms without the endpoint are in order; its absence is remembered.
+        is_open: It is answered without a token too.
         timeout: Seconds between two pieces of the answer.
         cap: Most bytes of an answer that are read.
     """
@@ -82,6 +83,7 @@ class Operation(Generic[T]):
     form: Form = Form.JSON
     accepts: tuple[int, ...] = ()
     is_optional: bool = False
+    is_open: bool = False
     timeout: float = READ_TIMEOUT
     cap: int = ANSWER_CAP
 
@@ -92,7 +94,7 @@ def register(workspace_id: str, card: Mapping[str, Any]) -> Operation[str | None
     The delivery mode is always stated: without it the platform would fall back to push (contract 2.1).
     """
     body = {"id": workspace_id, "delivery_mode": "poll", "agent_card": card}
-    return _post("register", "/registry/register", body, _handed_out_token, lane=Lane.BEAT)
+    return _post("register", "/registry/register", body, _handed_out_token, lane=Lane.BEAT, is_open=True)
 
 
 def heartbeat(workspace_id: str, presence: Presence) -> Operation[None]:
@@ -112,7 +114,7 @@ def heartbeat(workspace_id: str, presence: Presence) -> Operation[None]:
 
 def workspace(workspace_id: str) -> Operation[WorkspaceInfo]:
     """The public card. It needs no token, and is the one way to tell a deleted workspace from a bad token (2.23)."""
-    return _get("workspace", f"/workspaces/{_id(workspace_id)}", read_workspace, accepts=(404, 410))
+    return _get("workspace", f"/workspaces/{_id(workspace_id)}", read_workspace, accepts=(404, 410), is_open=True)
 
 
 def state(workspace_id: str) -> Operation[dict[str, Any]]:
