@@ -11,13 +11,14 @@ import sys
 import time
 import types
 import urllib.request
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from molecule_connect.errors import ConfigError, Outcome, PageTooLargeError, TransientPlatformError
 from molecule_connect.platform.address import ApiAddress
 from molecule_connect.platform.answers import Answer
+from molecule_connect.platform.calling import Headers
 from molecule_connect.platform.operations import Form, Lane, Operation
 from molecule_connect.platform.pacer import Pacer
 from molecule_connect.platform.senders import PATIENCE, Senders
@@ -41,7 +42,7 @@ CONNECT_TIMEOUT, WRITE_TIMEOUT, POOL_TIMEOUT = 5.0, 10.0, 5.0
 # An answer that drips in keeps within the read timeout for ever.
 WHOLE_ANSWER_TIMEOUT = 300.0
 _URLS_KEPT = 256
-_REFUSAL_CAP = 64 * 1024
+REFUSAL_CAP = 64 * 1024
 _NOT_TAKEN = (
     httpx.ConnectError,
     httpx.ConnectTimeout,
@@ -51,7 +52,6 @@ _NOT_TAKEN = (
     httpx.LocalProtocolError,
 )
 
-Headers = list[tuple[str, str]]
 AsyncTransport = httpx.AsyncBaseTransport
 
 
@@ -77,7 +77,7 @@ class Transports:
         self._transport, self._clock, self._say = transport, clock, say
         self._readers, self._patience = readers, patience
         self._origins: dict[str, Connections] = {}
-        self._trust: ssl.SSLContext | None = None
+        self._trust = Trust()
 
     def to(self, address: ApiAddress) -> "Connections":
         """The connections to the origin of *address*, made at the first call."""
@@ -101,27 +101,43 @@ class Transports:
     def _open(self, address: ApiAddress, connections: int | None) -> "httpx.AsyncBaseTransport":
         if self._transport is not None:
             return self._transport
+        with proxies_checked():
+            return httpx.AsyncHTTPTransport(**self._trust.options(address, connections))
+
+
+class Trust:
+    """How a transport is opened; certificates are read once, and only where they are needed."""
+
+    def __init__(self) -> None:
+        self._context: ssl.SSLContext | None = None
+
+    def options(self, address: ApiAddress, connections: int | None) -> dict[str, Any]:
+        """What httpx's transports are made with, for at most so many connections to *address*."""
+        proxy = proxy_for(address)
         limits = httpx.Limits(
             max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=KEEPALIVE
         )
-        proxy = proxy_for(address)
-        try:
-            return httpx.AsyncHTTPTransport(
-                verify=self._tls(address, proxy), limits=limits, proxy=proxy, trust_env=False
-            )
-        except (ValueError, ImportError) as exc:
-            raise ConfigError(
-                "the proxy that the environment names cannot be used",
-                hint="check HTTPS_PROXY, HTTP_PROXY and ALL_PROXY, or name the platform in NO_PROXY",
-            ) from exc
+        return {"verify": self._tls(address, proxy), "limits": limits, "proxy": proxy, "trust_env": False}
 
     def _tls(self, address: ApiAddress, proxy: str | None) -> ssl.SSLContext:
         # Reading the certificates takes 14 ms; plain http needs none.
         if address.origin.startswith("http:") and proxy is None:
             return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        if self._trust is None:
-            self._trust = httpx.create_ssl_context()
-        return self._trust
+        if self._context is None:
+            self._context = httpx.create_ssl_context()
+        return self._context
+
+
+@contextlib.contextmanager
+def proxies_checked() -> Iterator[None]:
+    """ConfigError for a proxy that httpx cannot use."""
+    try:
+        yield
+    except (ValueError, ImportError) as exc:
+        raise ConfigError(
+            "the proxy that the environment names cannot be used",
+            hint="check HTTPS_PROXY, HTTP_PROXY and ALL_PROXY, or name the platform in NO_PROXY",
+        ) from exc
 
 
 def proxy_for(
@@ -174,7 +190,7 @@ class Connections:
                 self._reads = self._open(self._readers)
             return await self._answer(self._reads, operation, request)
         except (httpx.HTTPError, TimeoutError) as exc:
-            raise _network_error(operation, url, exc, is_written=_is_written(request)) from _told(exc)
+            raise network_error(operation, url, exc, is_written=was_written(request)) from told(exc)
 
     @contextlib.asynccontextmanager
     async def stream(
@@ -189,11 +205,11 @@ class Connections:
         try:
             async with asyncio.timeout(operation.timeout):
                 response = await self._streams.handle_async_request(request)
-                body = b"" if response.status_code == 200 else (await _body(response, _REFUSAL_CAP))[0]
-            head = _answer(response, body, seconds=self._clock() - began)
+                body = b"" if response.status_code == 200 else (await _body(response, REFUSAL_CAP))[0]
+            head = answer_of(response, body, seconds=self._clock() - began)
             yield head, response.aiter_bytes()
         except (httpx.HTTPError, TimeoutError) as exc:
-            raise _network_error(operation, url, exc, is_written=True) from _told(exc)
+            raise network_error(operation, url, exc, is_written=True) from told(exc)
         finally:
             if response is not None:
                 await response.aclose()
@@ -208,24 +224,10 @@ class Connections:
     def _request(
         self, operation: Operation[Any], url: str, headers: Headers, *, endless: bool = False
     ) -> "httpx.Request":
-        timeout = {
-            "connect": CONNECT_TIMEOUT,
-            "read": None if endless else operation.timeout,
-            "write": WRITE_TIMEOUT,
-            "pool": POOL_TIMEOUT,
-        }
-        try:
-            parsed = self._urls.get(url) or httpx.URL(url)
-            request = httpx.Request(
-                operation.method, parsed, headers=headers, content=operation.body, extensions={"timeout": timeout}
-            )
-        except (httpx.InvalidURL, UnicodeError) as exc:
-            raise ConfigError(f"the API address {_place(url)} cannot be used", hint="check its host name") from exc
+        request = make_request(operation, self._urls.get(url) or url, headers, endless=endless)
         if len(self._urls) >= _URLS_KEPT:
             self._urls.clear()
-        self._urls[url] = parsed
-        if operation.body:
-            request.stream = _Body(operation.body)
+        self._urls[url] = request.url
         return request
 
     async def _answer(
@@ -237,7 +239,7 @@ class Connections:
             seconds = self._clock() - began
             good = 200 <= response.status_code < 300
             async with asyncio.timeout(WHOLE_ANSWER_TIMEOUT):
-                body, whole = await _body(response, operation.cap if good else _REFUSAL_CAP)
+                body, whole = await _body(response, operation.cap if good else REFUSAL_CAP)
         finally:
             await response.aclose()
         if not whole and good and operation.form is not Form.JSON:
@@ -247,10 +249,35 @@ class Connections:
                 status=response.status_code,
                 hint="a smaller limit gives a smaller page",
             )
-        return _answer(response, body, whole=whole, seconds=seconds)
+        return answer_of(response, body, whole=whole, seconds=seconds)
 
 
-class _Body(httpx.AsyncByteStream):
+def make_request(
+    operation: Operation[Any], url: "str | httpx.URL", headers: Headers, *, endless: bool = False
+) -> "httpx.Request":
+    """*operation* as httpx sends it.
+
+    Raises:
+        ConfigError: *url* is none.
+    """
+    timeout = {
+        "connect": CONNECT_TIMEOUT,
+        "read": None if endless else operation.timeout,
+        "write": WRITE_TIMEOUT,
+        "pool": POOL_TIMEOUT,
+    }
+    try:
+        request = httpx.Request(
+            operation.method, url, headers=headers, content=operation.body, extensions={"timeout": timeout}
+        )
+    except (httpx.InvalidURL, UnicodeError) as exc:
+        raise ConfigError(f"the API address {_place(str(url))} cannot be used", hint="check its host name") from exc
+    if operation.body:
+        request.stream = _Body(operation.body)
+    return request
+
+
+class _Body(httpx.AsyncByteStream, httpx.SyncByteStream):
     """A request's body that knows whether it was written: the connection asks for more only after a write."""
 
     def __init__(self, content: bytes) -> None:
@@ -261,8 +288,13 @@ class _Body(httpx.AsyncByteStream):
         yield self._content
         self.is_written = True
 
+    def __iter__(self) -> Iterator[bytes]:
+        yield self._content
+        self.is_written = True
 
-def _is_written(request: "httpx.Request") -> bool:
+
+def was_written(request: "httpx.Request") -> bool:
+    """Whether the whole of *request* is known to have been sent."""
     return request.stream.is_written if isinstance(request.stream, _Body) else True
 
 
@@ -277,11 +309,13 @@ async def _body(response: "httpx.Response", cap: int) -> tuple[bytes, bool]:
     return b"".join(pieces), True
 
 
-def _answer(response: "httpx.Response", body: bytes, *, whole: bool = True, seconds: float = 0.0) -> Answer:
+def answer_of(response: "httpx.Response", body: bytes, *, whole: bool = True, seconds: float = 0.0) -> Answer:
+    """*response* without httpx."""
     return Answer(status=response.status_code, headers=response.headers, body=body, whole=whole, seconds=seconds)
 
 
-def _told(exc: Exception) -> Exception | None:
+def told(exc: Exception) -> Exception | None:
+    """*exc* where it may be shown as a cause."""
     # Its text quotes the header that it dislikes, and that could be the token.
     return None if isinstance(exc, httpx.LocalProtocolError) else exc
 
@@ -290,7 +324,7 @@ def _place(url: str) -> str:
     return "/".join(url.split("/")[:3])
 
 
-def _network_error(operation: Operation[Any], url: str, exc: Exception, *, is_written: bool) -> TransientPlatformError:
+def network_error(operation: Operation[Any], url: str, exc: Exception, *, is_written: bool) -> TransientPlatformError:
     """What *exc* means: how far the request came, in words and as ``outcome``."""
     place = _place(url)
     outcome = Outcome.UNKNOWN
