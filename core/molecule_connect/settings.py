@@ -1,7 +1,7 @@
 """What one connection is asked to do. Values and their checks; where they come from is the caller's affair."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,20 @@ class PeerBudget:
     per_minute: int = 60
     per_hour: int = 600
 
+    @classmethod
+    def parse(cls, text: str) -> "PeerBudget":
+        """``60/600`` (a minute and an hour), or ``0`` for no limit.
+
+        Raises:
+            ConfigError: It is neither.
+        """
+        minute, slash, hour = ("0", "/", "0") if text == "0" else text.partition("/")
+        if not (slash and minute.isdecimal() and hour.isdecimal()):
+            raise ConfigError(
+                f"{text!r} is neither like 60/600 (turns a minute and an hour) nor 0", hint="leave it out for 60/600"
+            )
+        return cls(per_minute=int(minute), per_hour=int(hour))
+
 
 @attrs.frozen(kw_only=True)
 class ConnectionSettings:
@@ -40,6 +54,7 @@ class ConnectionSettings:
         heartbeat_interval, safety_interval, grace: Seconds, at most a day.
         max_cost_per_day: US dollars by what backends say of their usage, at most a million; None is without limit.
         since_secs: How far a first start looks back, in seconds.
+        patient: Go on trying to register while the platform cannot be reached; else five tries end it.
     """
 
     workspace_id: str
@@ -63,38 +78,47 @@ class ConnectionSettings:
     max_cost_per_day: float | None = None
     agent_name: str | None = None
     once: bool = False
+    patient: bool = False
     unpause: bool = False
     insecure: bool = False
 
     def check(self) -> "ConnectionSettings":
         """These settings, or ConfigError for the first thing in them that cannot work."""
-        check_workspace_id(self.workspace_id)
+        for fault in self.faults():
+            raise fault
+        return self
+
+    def faults(self) -> Iterator[ConfigError]:
+        """Everything in them that cannot work."""
+        try:
+            check_workspace_id(self.workspace_id)
+        except ConfigError as exc:
+            yield exc
         if not self.backend:
-            raise ConfigError(
+            yield ConfigError(
                 "no backend was given", hint="name one, for example backend='mock', or pass a plugin object"
             )
         if self.concurrency < 1:
-            raise ConfigError(
+            yield ConfigError(
                 f"concurrency must be at least 1, not {self.concurrency}", hint="leave it out for the default, 8"
             )
         if not 0 <= self.since_secs <= MAX_SINCE_SECS:
-            raise ConfigError(
+            yield ConfigError(
                 f"since-secs must lie between 0 and {MAX_SINCE_SECS} (30 days), not {self.since_secs:g}", hint=_SECONDS
             )
         for name in ("poll_interval", "heartbeat_interval", "safety_interval"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= MAX_SECONDS:
-                raise ConfigError(
+                yield ConfigError(
                     f"{name} must be more than 0 and at most {MAX_SECONDS} seconds, not {value:g}", hint=_SECONDS
                 )
         if not 0 <= self.grace <= MAX_SECONDS:
-            raise ConfigError(f"grace must lie between 0 and {MAX_SECONDS} seconds, not {self.grace:g}", hint=_SECONDS)
+            yield ConfigError(f"grace must lie between 0 and {MAX_SECONDS} seconds, not {self.grace:g}", hint=_SECONDS)
         if self.max_cost_per_day is not None and not 0 < self.max_cost_per_day <= MAX_COST:
-            raise ConfigError(
+            yield ConfigError(
                 f"max-cost-per-day must be more than 0 and at most {MAX_COST} dollars, not {self.max_cost_per_day:g}",
                 hint="leave it out for no limit",
             )
-        return self
 
 
 _SECONDS = "give a plain number of seconds within these bounds, or leave it out for the default"

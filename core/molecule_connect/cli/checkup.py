@@ -9,8 +9,7 @@ from typing import Any
 
 import attrs
 
-from molecule_connect import state_folder
-from molecule_connect.cli import environment
+from molecule_connect import environment, state_folder
 from molecule_connect.cli.survey import survey
 from molecule_connect.console.texts import span
 from molecule_connect.errors import AuthError, ConfigError, MoleculeError, PlatformError

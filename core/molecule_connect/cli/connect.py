@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
-from molecule_connect.cli import environment
+from molecule_connect import environment
 from molecule_connect.console.screen import LOG_FORMATS, choose
+from molecule_connect.errors import ConfigError
 from molecule_connect.plugins.scan import BACKENDS, MIDDLEWARE, scan_names
 from molecule_connect.settings import DEFAULT_BACKEND, MAX_COST, MAX_SECONDS, MAX_SINCE_SECS, PeerBudget
 
@@ -46,12 +47,10 @@ class PeerBudgetType(click.ParamType[PeerBudget]):
     name = "N/N"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> PeerBudget:
-        minute, slash, hour = str(value).partition("/")
-        if value == "0":
-            minute, slash, hour = "0", "/", "0"
-        if not (slash and minute.isdecimal() and hour.isdecimal()):
-            self.fail(f"{value!r} is neither like 60/600 (turns a minute and an hour) nor 0", param, ctx)
-        return PeerBudget(per_minute=int(minute), per_hour=int(hour))
+        try:
+            return PeerBudget.parse(str(value))
+        except ConfigError as exc:
+            self.fail(str(exc), param, ctx)
 
 
 class ConnectCommand(click.Command):

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from molecule_connect.cli import environment
+from molecule_connect import environment
 from molecule_connect.cli.connect import PluginName
 from molecule_connect.plugins.scan import BACKENDS
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from molecule_connect import state_folder
-from molecule_connect.cli import environment
+from molecule_connect import environment, state_folder
 from molecule_connect.console.texts import span
 
 STATE_DIR = click.option(

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from molecule_connect import state_folder
-from molecule_connect.cli import environment, exit_codes
+from molecule_connect import environment, state_folder
+from molecule_connect.cli import exit_codes
 from molecule_connect.cli.signals import StopSignals
 from molecule_connect.console.screen import Screen, Summary
 from molecule_connect.errors import AuthError, BackendNotFoundError, ConfigError

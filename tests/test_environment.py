@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from molecule_connect.cli.environment import api_url, token_source, workspace_id
+from molecule_connect.environment import api_url, token_source, workspace_id
 from molecule_connect.errors import ConfigError
 
 

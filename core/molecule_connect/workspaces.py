@@ -1,0 +1,264 @@
+"""The list of workspaces that one process serves: ``MOLECULE_WORKSPACES``, or a file of ``[[workspace]]`` blocks.
+
+A list is taken whole or not at all, and everything that is wrong with it is told at once.
+"""
+
+import json
+import os
+import stat
+import string
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from molecule_connect import environment
+from molecule_connect.errors import ConfigError, MoleculeError
+from molecule_connect.platform.address import parse_address
+from molecule_connect.platform.credentials import check_token, read_token_file
+from molecule_connect.plugins import discovery
+from molecule_connect.plugins.scan import BACKENDS, MIDDLEWARE
+from molecule_connect.settings import ConnectionSettings
+from molecule_connect.workspace_keys import OWN, read_keys, stack
+
+Check = Callable[[ConnectionSettings], Iterable[str]]
+
+
+class WorkspacesError(ConfigError):
+    """A list of workspaces that cannot be served. ``faults`` is everything that is wrong with it, each one line."""
+
+    def __init__(self, source: str, faults: Iterable[str]) -> None:
+        self.source = source
+        self.faults = tuple(faults)
+        super().__init__(f"{source}: {'; '.join(self.faults)}", hint="mend the list; nothing of it was started")
+
+
+def no_faults(settings: ConnectionSettings) -> Iterable[str]:
+    """The check of a reader that cares for no plugin."""
+    return ()
+
+
+def plugin_faults(settings: ConnectionSettings) -> Iterator[str]:
+    """Why backend or middleware, each by its name, are not the installed plugins that they should be."""
+    named = [(BACKENDS, settings.backend), *((MIDDLEWARE, name) for name in settings.middleware)]
+    for group, name in named:
+        try:
+            if isinstance(name, str):
+                discovery.find(group, name)
+        except MoleculeError as exc:
+            yield f"{exc} -> {exc.hint}"
+
+
+def load_workspaces(
+    environ: Mapping[str, str],
+    *,
+    state_dir: Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+    check: Check = no_faults,
+) -> list[ConnectionSettings]:
+    """The workspaces that the environment names: those of ``MOLECULE_WORKSPACES`` alone, else ``WORKSPACE_ID``.
+
+    Args:
+        state_dir: Where a token that the platform handed out may lie, which is enough.
+        flags: Keys that hold for every workspace of a list, whatever it says.
+        check: What else is wrong with one of a list.
+
+    Raises:
+        WorkspacesError: Something is wrong with the list.
+        ConfigError: There is no id or no token, or they cannot be used.
+    """
+    text = environ.get(environment.WORKSPACES_VARIABLE)
+    if not text:
+        return [_single(environ, state_dir)]
+    source = environment.WORKSPACES_VARIABLE
+    try:
+        entries = json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        where = f" (line {exc.lineno}, column {exc.colno})" if isinstance(exc, json.JSONDecodeError) else ""
+        raise WorkspacesError(source, [f"it is not JSON{where}"]) from None
+    if not isinstance(entries, list):
+        raise WorkspacesError(source, ["it is not a JSON array"])
+    reading = _Reading(source=source, environ=environ, state_dir=state_dir, above=dict(flags or {}), check=check)
+    return reading.settings(entries, {})
+
+
+def load_config(
+    path: Path,
+    environ: Mapping[str, str],
+    *,
+    state_dir: Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+    check: Check = no_faults,
+) -> list[ConnectionSettings]:
+    """The workspaces of the TOML file *path*: ``[[workspace]]`` blocks, and what ``[defaults]`` says for all of them.
+
+    Raises:
+        WorkspacesError: The file cannot be read, or something is wrong with it.
+    """
+    path = path.expanduser().absolute()
+    mode, document = _toml(path)
+    faults = [
+        f"unknown key {key!r}{discovery.nearest(key, ('workspace', 'defaults'))}"
+        for key in document
+        if key not in ("workspace", "defaults")
+    ]
+    entries, defaults = document.get("workspace", []), document.get("defaults", {})
+    if not isinstance(entries, list):
+        faults.append("write each workspace under [[workspace]], in two brackets")
+        entries = None
+    if not isinstance(defaults, dict):
+        faults.append("defaults must be a table: [defaults]")
+        defaults = {}
+    if mode & stat.S_IWOTH or (mode & stat.S_IROTH and _holds_token(entries)):
+        faults.append(f"it is open to others (mode {stat.S_IMODE(mode):04o}): run chmod 600 {path}")
+    reading = _Reading(
+        source=str(path),
+        environ=environ,
+        state_dir=state_dir,
+        above=dict(flags or {}),
+        check=check,
+        folder=path.parent,
+        faults=faults,
+    )
+    return reading.settings(entries, defaults)
+
+
+@attrs.define(kw_only=True)
+class _Reading:
+    """One list while it is read."""
+
+    source: str
+    environ: Mapping[str, str]
+    state_dir: Path | None
+    above: dict[str, Any]
+    check: Check
+    folder: Path = attrs.field(factory=Path.cwd)
+    faults: list[str] = attrs.field(factory=list)
+
+    def settings(self, entries: list[Any] | None, given: Mapping[str, Any]) -> list[ConnectionSettings]:
+        below = {"api_url": environment.api_url(None, None, self.environ), "org_id": _org_id(self.environ)}
+        defaults, faults = read_keys(given, forbidden=OWN)
+        self.faults += [f"[defaults]: {fault}" for fault in faults]
+        below, found = stack(below, defaults), []
+        first: dict[str, int] = {}
+        for number, entry in enumerate(entries or [], 1):
+            name, settings, faults = self._entry(entry, below)
+            if name and first.setdefault(name, number) != number:
+                faults.append(f"the id of workspace {first[name]} again")
+            label = f"workspace {number} ({name})" if name else f"workspace {number}"
+            self.faults += [f"{label}: {fault}" for fault in faults]
+            found.append(settings)
+        if entries == []:
+            self.faults.append("it names no workspace")
+        if self.faults:
+            raise WorkspacesError(self.source, self.faults)
+        return [settings for settings in found if settings is not None]
+
+    def _entry(self, entry: Any, below: Mapping[str, Any]) -> tuple[str | None, ConnectionSettings | None, list[str]]:
+        if not isinstance(entry, dict):
+            return None, None, ["it is no table of keys"]
+        own, faults = read_keys(entry)
+        name = own.get("id")
+        if "id" not in entry:
+            faults.append("it has no id")
+        values = stack(stack(below, own), self.above)
+        token = {}
+        try:
+            token = self._token(values, entry, name)
+        except ConfigError as exc:
+            faults.append(_with_hint(exc))
+        settings = _settings({**values, "id": name or "unknown"}, token)
+        try:
+            parse_address(settings.api_url, insecure=settings.insecure)
+        except ConfigError as exc:
+            faults.append(_with_hint(exc))
+        faults += [_with_hint(fault) for fault in settings.faults()]
+        faults += self.check(settings)
+        return name, settings, faults
+
+    def _token(self, values: Mapping[str, Any], entry: Mapping[str, Any], name: str | None) -> dict[str, Any]:
+        if "token" in entry and "token_file" in entry:
+            raise ConfigError("it has both token and token_file", hint="give one of them")
+        if "token" in values:
+            return {"token": check_token(values["token"], source=self.source), "token_source": self.source}
+        if "token_file" in values:
+            return {"token_file": self._token_file(values["token_file"])}
+        if "token" not in entry and "token_file" not in entry and not _is_kept(self.state_dir, name):
+            raise ConfigError("it has neither token nor token_file", hint="the platform hands the token out")
+        return {"token_source": "the state folder"}
+
+    def _token_file(self, text: str) -> Path:
+        try:
+            named = string.Template(text).substitute(self.environ)
+        except (KeyError, ValueError):
+            raise ConfigError("token_file names a variable that is not set", hint="write it like $NAME/file") from None
+        path = self.folder / Path(named).expanduser()
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"the token file {path} is no file", hint="name a file of one line")
+        read_token_file(path)
+        return path
+
+
+def _single(environ: Mapping[str, str], state_dir: Path | None) -> ConnectionSettings:
+    name = environment.workspace_id(None, environ)
+    source = environment.token_source(None, None, environ)
+    if source is None and not _is_kept(state_dir, name):
+        raise environment.no_token()
+    settings = ConnectionSettings(
+        workspace_id=name,
+        api_url=environment.api_url(None, None, environ),
+        org_id=_org_id(environ),
+        token=source.token if source else None,
+        token_source=source.name if source else "the state folder",
+        token_file=source.file if source else None,
+        agent_name=environ.get(environment.AGENT_NAME_VARIABLE) or None,
+    ).check()
+    parse_address(settings.api_url)
+    return settings
+
+
+def _settings(values: Mapping[str, Any], token: Mapping[str, Any]) -> ConnectionSettings:
+    given = {key: value for key, value in values.items() if key not in (*OWN, "use", "use_options", "interval_ms")}
+    interval = values.get("interval_ms")
+    return ConnectionSettings(
+        workspace_id=values["id"],
+        middleware=values.get("use", ()),
+        middleware_options=values.get("use_options", {}),
+        poll_interval=None if interval is None else interval / 1000,
+        patient=True,
+        **given,
+        **token,
+    )
+
+
+def _toml(path: Path) -> tuple[int, dict[str, Any]]:
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            return mode, tomllib.loads(file.read().decode("utf-8-sig"))
+    except OSError as exc:
+        raise WorkspacesError(str(path), [f"it cannot be read: {exc.strerror or type(exc).__name__}"]) from exc
+    except UnicodeDecodeError:
+        raise WorkspacesError(str(path), ["it is not text"]) from None
+    except tomllib.TOMLDecodeError as exc:
+        raise WorkspacesError(str(path), [f"it is not TOML: {exc}"]) from None
+    except RecursionError:
+        raise WorkspacesError(str(path), ["it is not TOML"]) from None
+
+
+def _holds_token(entries: Any) -> bool:
+    return isinstance(entries, list) and any(isinstance(entry, dict) and "token" in entry for entry in entries)
+
+
+def _is_kept(state_dir: Path | None, name: str | None) -> bool:
+    return bool(state_dir and name and (state_dir / f"{name}.token").exists())
+
+
+def _org_id(environ: Mapping[str, str]) -> str | None:
+    return environ.get(environment.ORG_VARIABLE) or None
+
+
+def _with_hint(error: MoleculeError) -> str:
+    return f"{error} -> {error.hint}" if error.hint else str(error)
