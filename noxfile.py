@@ -9,6 +9,8 @@ import nox
 
 PYTHONS = ["3.11", "3.12", "3.13", "3.14", "3.15"]
 PLUGINS = ["mock", "exec", "claude_code", "sandbox"]
+# Half of the time goes by in processes that the tests start and wait for. What one worker has left, another takes.
+PARALLEL = ["-n", "auto", "--maxprocesses", "4", "--dist", "worksteal"]
 VERSION_TESTS = "tests/house/test_versions.py"
 TRIES = {
     "": ("molecule --help; molecule backends", "no backend is installed"),
@@ -61,7 +63,7 @@ def typecheck(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """All tests, on each interpreter that is found."""
     session.install("-r", "requirements-dev.txt")
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *PARALLEL, *session.posargs)
 
 
 @nox.session(python="3.11", venv_backend="uv")
@@ -75,7 +77,7 @@ def minimums(session: nox.Session) -> None:
     constraints = Path(kept, "lowest.txt")
     constraints.write_text("\n".join(line for line in str(before).splitlines() if "==" in line))
     session.install("-c", str(constraints), *tools())
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *PARALLEL, *session.posargs)
 
 
 @nox.session

@@ -18,6 +18,8 @@ async def dear(request: Request, progress: Progress) -> Response:
 
 
 async def test_when_the_day_is_used_up_messages_wait_for_the_next_one_and_it_is_said(journal: Journal) -> None:
+    midnight = DAY - EPOCH % DAY
+    await asyncio.sleep(midnight - 600)
     platform = FakePlatform()
     async with Serving(platform, journal, dear, max_cost_per_day=2.0, concurrency=1) as serving:
         for number in range(3):
@@ -27,7 +29,6 @@ async def test_when_the_day_is_used_up_messages_wait_for_the_next_one_and_it_is_
         assert platform.answers() == ["0", "1"]
         [trouble] = serving.events.of(events.Trouble)
         assert (trouble.part, trouble.reason) == ("budget", "2.00 of 2.00 US dollars a day are spent")
-        midnight = DAY - EPOCH % DAY
         await platform.until(lambda: len(platform.sent) == 3, seconds=DAY)
         assert asyncio.get_running_loop().time() >= midnight
         assert [event.part for event in serving.events.of(events.Recovered)] == ["budget"]
