@@ -4,7 +4,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from molecule_connect import events
+    from molecule_connect.delivery.inbox import Inbox
+    from molecule_connect.delivery.inbox_store import InboxMessage
     from molecule_connect.errors import (
+        ArchiveError,
+        ArgumentError,
         AuthError,
         BackendError,
         BackendNotFoundError,
@@ -31,10 +35,12 @@ if TYPE_CHECKING:
         TextPart,
         Usage,
     )
+    from molecule_connect.platform import operations
     from molecule_connect.platform.client import AsyncPlatformClient
     from molecule_connect.plugins.discovery import installed_backends
     from molecule_connect.plugins.hookspecs import hookimpl
     from molecule_connect.plugins.host import create_backend
+    from molecule_connect.plugins.inbox import InboxBackend
     from molecule_connect.plugins.option_types import Duration
     from molecule_connect.plugins.options import BackendConfig, options
     from molecule_connect.serve import connect
@@ -44,6 +50,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "models": ("DataPart", "FilePart", "Part", "Progress", "Request", "Response", "TextPart", "Usage"),
     "errors": (
+        "ArchiveError",
+        "ArgumentError",
         "AuthError",
         "BackendError",
         "BackendNotFoundError",
@@ -60,19 +68,25 @@ _HOMES = {
         "TransientPlatformError",
         "WorkspaceDeletedError",
     ),
+    "delivery.inbox": ("Inbox",),
+    "delivery.inbox_store": ("InboxMessage",),
     "platform.client": ("AsyncPlatformClient",),
     "plugins.discovery": ("installed_backends",),
     "plugins.hookspecs": ("hookimpl",),
     "plugins.host": ("create_backend",),
+    "plugins.inbox": ("InboxBackend",),
     "plugins.option_types": ("Duration",),
     "plugins.options": ("BackendConfig", "options"),
     "serve": ("connect",),
-    # A module that is public itself.
+    # Modules that are public themselves.
     "": ("events",),
+    "platform": ("operations",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "ArchiveError",
+    "ArgumentError",
     "AsyncPlatformClient",
     "AuthError",
     "BackendConfig",
@@ -84,6 +98,9 @@ __all__ = [
     "DataPart",
     "Duration",
     "FilePart",
+    "Inbox",
+    "InboxBackend",
+    "InboxMessage",
     "JournalError",
     "LeaseError",
     "MoleculeError",
@@ -104,6 +121,7 @@ __all__ = [
     "events",
     "hookimpl",
     "installed_backends",
+    "operations",
     "options",
 ]
 

@@ -1,7 +1,7 @@
 """The errors of molecule-connect. The class says what to do next, ``hint`` says it to a person."""
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,6 +23,10 @@ class MoleculeError(Exception):
 
 class ConfigError(MoleculeError):
     """Something that was asked for makes no sense; found before the first request."""
+
+
+class ArgumentError(ConfigError, ValueError):
+    """A value that was passed cannot be used; found before any request."""
 
 
 class OptionError(ConfigError):
@@ -78,8 +82,30 @@ class WorkspaceDeletedError(MoleculeError):
     """The workspace was deleted on the platform."""
 
 
+class ArchiveError(MoleculeError, ValueError):
+    """An archive that was downloaded cannot be unpacked, or must not be; nothing was changed."""
+
+
 class CloseError(MoleculeError):
     """A plugin failed while it was closed."""
+
+
+class FleetError(MoleculeError):
+    """Some of the workspaces that one process served have ended with an error, and none is left.
+
+    Attributes:
+        errors: What each of those ended with, by workspace id.
+    """
+
+    def __init__(self, errors: Mapping[str, BaseException], *, of: int) -> None:
+        self.errors = dict(errors)
+        told = "; ".join(f"{name}: {error or type(error).__name__}" for name, error in self.errors.items())
+        hints = {getattr(error, "hint", "") for error in self.errors.values()}
+        hint = hints.pop() if len(hints) == 1 else ""
+        super().__init__(
+            f"{len(self.errors)} of {of} workspaces ended with an error: {told}",
+            hint=hint or "the lines above say for each what to do",
+        )
 
 
 class Outcome(enum.Enum):

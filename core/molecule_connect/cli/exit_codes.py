@@ -16,6 +16,7 @@ BROKEN_PIPE = 141
 # The first class that fits decides, so a class stands before its bases.
 _CODES: tuple[tuple[type[BaseException], int], ...] = (
     (errors.ConfigError, REFUSED),
+    (errors.ArchiveError, REFUSED),
     (errors.JournalError, REFUSED),
     (errors.LeaseError, SERVED_ELSEWHERE),
     (errors.WorkspaceDeletedError, WORKSPACE_DELETED),
@@ -26,7 +27,9 @@ _CODES: tuple[tuple[type[BaseException], int], ...] = (
 
 
 def exit_code(error: BaseException) -> int:
-    """The code for *error*; what nobody raised on purpose is a bug."""
+    """The code for *error*; what nobody raised on purpose is a bug. Of several workspaces, the lowest."""
+    if isinstance(error, errors.FleetError):
+        return min(exit_code(one) for one in error.errors.values())
     return next((code for kind, code in _CODES if isinstance(error, kind)), BUG)
 
 

@@ -16,7 +16,7 @@ _PLACEHOLDER = re.compile(
     r"<.*>?|\[.*\]|\.{2,}|…|\*+|x{3,}|\$\{?\w*\}?|changeme|(?:your|paste|insert|replace)[-_ ].*", re.IGNORECASE
 )
 # Replacing a shorter one would only garble the text.
-_SHORTEST_SECRET = 6
+SHORTEST_SECRET = 6
 _PAGE = "create one on the platform: canvas, workspace settings, workspace tokens"
 
 
@@ -164,7 +164,7 @@ class Credentials:
 
     def redact(self, text: str) -> str:
         """*text* without any token that was ever used here."""
-        for token in (token for token in self._seen if len(token) >= _SHORTEST_SECRET):
+        for token in (token for token in self._seen if len(token) >= SHORTEST_SECRET):
             text = text.replace(token, "***")
         return text
 
