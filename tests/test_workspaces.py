@@ -71,6 +71,7 @@ def test_without_a_list_the_environment_names_one_workspace(tmp_path: Path) -> N
     (one,) = load_workspaces({**environ, "MOLECULE_WORKSPACE_TOKEN": TOKEN})
 
     assert (one.workspace_id, one.token, one.api_url, one.agent_name) == ("a", TOKEN, "https://p.example", "Ann")
+    assert (one.agent_description, one.agent_skills) == (None, ())
     assert one.patient is False
     with pytest.raises(ConfigError, match="no workspace token"):
         load_workspaces(environ, state_dir=tmp_path)
@@ -78,6 +79,14 @@ def test_without_a_list_the_environment_names_one_workspace(tmp_path: Path) -> N
     assert load_workspaces(environ, state_dir=tmp_path)[0].token is None
     with pytest.raises(ConfigError, match="no workspace id"):
         load_workspaces({})
+
+
+def test_the_environment_says_what_stands_on_the_card() -> None:
+    asked = {"MOLECULE_AGENT_DESCRIPTION": "sings", "MOLECULE_AGENT_SKILLS": "alto, tenor ,,alto"}
+
+    (one,) = load_workspaces({"WORKSPACE_ID": "a", "MOLECULE_WORKSPACE_TOKEN": TOKEN, **asked})
+
+    assert (one.agent_description, one.agent_skills) == ("sings", ("alto", "tenor"))
 
 
 @pytest.mark.parametrize(

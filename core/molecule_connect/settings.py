@@ -54,6 +54,7 @@ class ConnectionSettings:
         heartbeat_interval, safety_interval, grace: Seconds, at most a day.
         max_cost_per_day: US dollars by what backends say of their usage, at most a million; None is without limit.
         since_secs: How far a first start looks back, in seconds.
+        agent_name, agent_description, agent_skills: What the card is to say; the rest of it stays as it is.
         patient: Go on trying to register while the platform cannot be reached; else five tries end it.
     """
 
@@ -77,10 +78,19 @@ class ConnectionSettings:
     peer_budget: PeerBudget = attrs.field(factory=PeerBudget)
     max_cost_per_day: float | None = None
     agent_name: str | None = None
+    agent_description: str | None = None
+    agent_skills: tuple[str, ...] = ()
     once: bool = False
     patient: bool = False
     unpause: bool = False
     insecure: bool = False
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """The members of the agent card that were asked for."""
+        asked: dict[str, Any] = {"name": self.agent_name, "description": self.agent_description}
+        asked["skills"] = [{"id": skill, "name": skill, "description": "", "tags": []} for skill in self.agent_skills]
+        return {member: value for member, value in asked.items() if value}
 
     def check(self) -> "ConnectionSettings":
         """These settings, or ConfigError for the first thing in them that cannot work."""

@@ -142,6 +142,8 @@ KEYS: dict[str, Callable[[Any], Any]] = {
     "peer_budget": _peer_budget,
     "max_cost_per_day": _number,
     "agent_name": _optional_text,
+    "agent_description": _optional_text,
+    "agent_skills": _names,
     "unpause": _flag,
     "insecure": _flag,
 }

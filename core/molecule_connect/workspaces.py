@@ -214,9 +214,16 @@ def _single(environ: Mapping[str, str], state_dir: Path | None) -> ConnectionSet
         token_source=source.name if source else "the state folder",
         token_file=source.file if source else None,
         agent_name=environ.get(environment.AGENT_NAME_VARIABLE) or None,
+        agent_description=environ.get(environment.AGENT_DESCRIPTION_VARIABLE) or None,
+        agent_skills=_listed(environ.get(environment.AGENT_SKILLS_VARIABLE, "")),
     ).check()
     parse_address(settings.api_url)
     return settings
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    """The names between the commas of *text*, each once."""
+    return tuple(dict.fromkeys(name for piece in text.split(",") if (name := " ".join(piece.split()))))
 
 
 def _settings(values: Mapping[str, Any], token: Mapping[str, Any]) -> ConnectionSettings:

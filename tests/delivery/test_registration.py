@@ -90,6 +90,14 @@ async def test_the_card_that_the_platform_shows_is_sent_back_as_it_is(journal: J
     assert platform.cards == [card]
 
 
+async def test_a_description_and_skills_that_were_given_replace_those_of_the_card(journal: Journal) -> None:
+    platform = FakePlatform(card={"name": "old", "description": "", "url": "x"})
+    async with Serving(platform, journal, agent_description="sings", agent_skills=("alto",)):
+        await asyncio.sleep(1)
+    skill = {"id": "alto", "name": "alto", "description": "", "tags": []}
+    assert platform.cards == [{"name": "old", "description": "sings", "url": "x", "skills": [skill]}]
+
+
 async def test_an_agent_name_that_was_given_replaces_the_name_alone(journal: Journal) -> None:
     platform = FakePlatform(card={"name": "old", "skills": [1]})
     async with Serving(platform, journal, agent_name="new"):

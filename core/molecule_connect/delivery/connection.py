@@ -79,12 +79,13 @@ class Connection:
         self._registration = Registration(
             platform,
             workspace_id=settings.workspace_id,
-            agent_name=settings.agent_name,
+            card=settings.card,
             unpause=settings.unpause,
             reports=self._reports,
             paused=self._paused,
             announced=lambda: self._wakeups.trusted,
             backoff=backoff or Backoff(first=1.0, cap=60.0),
+            patient=settings.patient and not settings.once,
         )
         self._build_intake()
         self._build_lanes(handler)

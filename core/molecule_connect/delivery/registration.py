@@ -1,7 +1,8 @@
 """Saying that we answer for a workspace, and following its pauses and its end."""
 
 import asyncio
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from molecule_connect.backoff import Backoff
@@ -19,8 +20,10 @@ class Registration:
     """Registers one workspace, and tells of pauses.
 
     Args:
+        card: Members of the agent card that replace the platform's.
         paused: Told whether the workspace is paused, at each change.
         announced: Whether events would tell of a change, so that nobody needs to ask.
+        patient: Whether to go on trying while the platform is out of reach.
     """
 
     def __init__(
@@ -28,21 +31,23 @@ class Registration:
         registry: Registry,
         *,
         workspace_id: str,
-        agent_name: str | None,
+        card: Mapping[str, Any],
         unpause: bool,
         reports: Reports,
         paused: Callable[[bool], None],
         announced: Callable[[], bool],
         backoff: Backoff,
+        patient: bool = False,
     ) -> None:
         self._registry = registry
         self._workspace_id = workspace_id
-        self._agent_name = agent_name
+        self._card = card
         self._unpause = unpause
         self._reports = reports
         self._paused = paused
         self._announced = announced
         self._backoff = backoff
+        self._patient = patient
         self._due = asyncio.Event()
         self.is_paused = False
 
@@ -52,19 +57,27 @@ class Registration:
         Raises:
             WorkspaceDeletedError: It is gone.
             AuthError, PermanentPlatformError: Refused.
-            TransientPlatformError: Five tries did not reach the platform.
+            TransientPlatformError: Five tries did not reach the platform, and nobody is patient.
         """
-        info = await self._look_patiently()
-        if info.status is WorkspaceStatus.PAUSED and not self._unpause:
-            self._pause(True)
-            return False
-        await self._register(info)
-        return True
+        for rounds in itertools.count(1):
+            info = await self._look_patiently()
+            if info.status is WorkspaceStatus.PAUSED and not self._unpause:
+                self._pause(True)
+                break
+            try:
+                await self._register(info)
+            except TransientPlatformError as exc:
+                if not self._patient:
+                    raise
+                wait = self._backoff.delay(rounds * TRIES, at_least=exc.retry_after)
+                self._reports.trouble("register", str(exc), f"trying again in {wait:.0f} s, for as long as it takes")
+                await asyncio.sleep(wait)
+            else:
+                return True
+        return False
 
     async def _register(self, info: WorkspaceInfo) -> None:
-        card: dict[str, Any] = dict(info.card or {"name": info.name or self._workspace_id})
-        if self._agent_name:
-            card["name"] = self._agent_name
+        card = dict(info.card or {"name": info.name or self._workspace_id}) | dict(self._card)
         for failures in range(1, TRIES + 1):
             try:
                 await self._registry.register(card)
