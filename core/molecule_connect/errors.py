@@ -8,6 +8,9 @@ if TYPE_CHECKING:
     # The command line loads this module, and attrs costs a third of what --help may take.
     from molecule_connect.models import Usage
 
+# The error of a fleet quotes so many of its workspaces.
+_MOST_TOLD = 5
+
 
 class MoleculeError(Exception):
     """Anything that molecule-connect raises on purpose.
@@ -99,11 +102,12 @@ class FleetError(MoleculeError):
 
     def __init__(self, errors: Mapping[str, BaseException], *, of: int) -> None:
         self.errors = dict(errors)
-        told = "; ".join(f"{name}: {error or type(error).__name__}" for name, error in self.errors.items())
+        texts = [f"{name}: {str(error) or type(error).__name__}" for name, error in self.errors.items()]
+        more = [f"and {len(texts) - _MOST_TOLD} more"] if len(texts) > _MOST_TOLD else []
         hints = {getattr(error, "hint", "") for error in self.errors.values()}
         hint = hints.pop() if len(hints) == 1 else ""
         super().__init__(
-            f"{len(self.errors)} of {of} workspaces ended with an error: {told}",
+            f"{len(self.errors)} of {of} workspaces ended with an error: {'; '.join([*texts[:_MOST_TOLD], *more])}",
             hint=hint or "the lines above say for each what to do",
         )
 

@@ -10,7 +10,7 @@ from molecule_connect import events
 from molecule_connect.delivery.connection import Connection
 from molecule_connect.delivery.fleet import Fleet
 from molecule_connect.delivery.journal import Journal
-from molecule_connect.errors import AuthError, TransientPlatformError
+from molecule_connect.errors import AuthError, FleetError, TransientPlatformError
 from molecule_connect.models import Progress, Request, Response
 from molecule_connect.settings import ConnectionSettings
 
@@ -27,20 +27,22 @@ class Crew:
     jump: float = 0.0
     told: Events = attrs.field(factory=Events)
     stop: asyncio.Event = attrs.field(factory=asyncio.Event)
+    fleet: Fleet = attrs.field(init=False)
 
     def wall(self) -> float:
         return EPOCH + self.jump + asyncio.get_running_loop().time()
 
     def sail(self) -> "asyncio.Task[None]":
         """Run it."""
-        connections = [self._connection(number, platform) for number, platform in enumerate(self.platforms)]
-        fleet = Fleet(connections, self.journal, listener=self.told, wall=self.wall, random=lambda: 0.0)
-        return asyncio.ensure_future(fleet.run(self.stop))
+        connections = [self.connection(number) for number in range(len(self.platforms))]
+        self.fleet = Fleet(connections, self.journal, listener=self.told, wall=self.wall, random=lambda: 0.0)
+        return asyncio.ensure_future(self.fleet.run(self.stop))
 
-    def _connection(self, number: int, platform: FakePlatform) -> Connection:
+    def connection(self, number: int) -> Connection:
+        """A new connection of one workspace."""
         return Connection(
             ConnectionSettings(workspace_id=f"ws-{number}", backend="fake"),
-            platform=platform,
+            platform=self.platforms[number],
             handler=self.handlers.get(number, echo),
             journal=self.journal,
             folder=self.journal.path.parent,
@@ -68,7 +70,7 @@ async def test_each_answers_for_its_own_workspace(crew: Crew) -> None:
     await sailing
 
 
-async def test_one_that_cannot_register_disturbs_none_and_is_raised_at_the_end(crew: Crew) -> None:
+async def test_one_that_cannot_register_disturbs_none_and_a_later_stop_is_a_clean_one(crew: Crew) -> None:
     crew.platforms[1].fail_register = [AuthError("register: 401", operation="register", status=401, body="")]
     sailing = crew.sail()
     await asyncio.sleep(60)
@@ -78,8 +80,7 @@ async def test_one_that_cannot_register_disturbs_none_and_is_raised_at_the_end(c
     assert [len(platform.sent) for platform in crew.platforms] == [1, 0, 1]
     assert crew.troubles("connection") == ["ws-1"]
     crew.stop.set()
-    with pytest.raises(AuthError):
-        await sailing
+    await sailing
 
 
 async def test_one_that_breaks_like_a_bug_disturbs_none(crew: Crew) -> None:
@@ -98,13 +99,24 @@ async def test_one_that_breaks_like_a_bug_disturbs_none(crew: Crew) -> None:
         await sailing
 
 
-async def test_it_ends_by_itself_when_none_is_left(crew: Crew) -> None:
+async def test_it_ends_by_itself_when_none_is_left_and_names_them_all(crew: Crew) -> None:
     error = TransientPlatformError("register: 503", operation="register", status=503)
     for platform in crew.platforms:
         platform.fail_register = [error] * 5
-    with pytest.raises(TransientPlatformError):
+    with pytest.raises(FleetError, match="3 of 3 workspaces ended with an error: ws-0: register: 503; ws-1") as caught:
         await asyncio.wait_for(crew.sail(), 60)
+    assert caught.value.errors == dict.fromkeys(["ws-0", "ws-1", "ws-2"], error)
     assert sorted(crew.troubles("connection")) == ["ws-0", "ws-1", "ws-2"]
+
+
+async def test_what_ends_the_only_one_is_raised_as_it_is(crew: Crew) -> None:
+    del crew.platforms[1:]
+    error = AuthError("register: 401", operation="register", status=401, body="")
+    crew.platforms[0].fail_register = [error]
+    with pytest.raises(AuthError) as caught:
+        await asyncio.wait_for(crew.sail(), 60)
+    assert caught.value is error
+    assert crew.troubles("connection") == []
 
 
 async def test_a_backend_that_blocks_one_holds_up_no_other(crew: Crew) -> None:
@@ -179,11 +191,7 @@ async def test_what_another_process_replays_is_run_within_two_seconds(crew: Crew
 
 
 async def test_a_stop_drains_all_at_once(crew: Crew) -> None:
-    async def slow(request: Request, progress: Progress) -> Response:
-        await asyncio.sleep(10)
-        return await echo(request, progress)
-
-    crew.handlers = dict.fromkeys(range(3), slow)
+    crew.handlers = dict.fromkeys(range(3), slow_echo)
     for platform in crew.platforms:
         platform.write("hi", caller="peer")
     sailing = crew.sail()
@@ -193,6 +201,90 @@ async def test_a_stop_drains_all_at_once(crew: Crew) -> None:
     await sailing
     assert asyncio.get_running_loop().time() - began < 12
     assert [platform.answers() for platform in crew.platforms] == [["echo: hi"]] * 3
+
+
+async def slow_echo(request: Request, progress: Progress) -> Response:
+    await asyncio.sleep(10)
+    return await echo(request, progress)
+
+
+async def test_one_that_leaves_drains_and_the_others_never_notice(crew: Crew) -> None:
+    crew.handlers[0] = slow_echo
+    sailing = crew.sail()
+    for platform in crew.platforms:
+        platform.write("hi", caller="peer")
+    await asyncio.sleep(2)
+    await crew.fleet.change([], gone=["ws-0", "ws-unknown"])
+    assert crew.platforms[0].answers() == ["echo: hi"]
+    assert crew.fleet.running == {"ws-1", "ws-2"}
+    crew.platforms[0].write("too late", caller="peer")
+    crew.platforms[1].write("in time", caller="peer")
+    await asyncio.sleep(60)
+    assert [len(platform.sent) for platform in crew.platforms] == [1, 2, 1]
+    assert [event.workspace_id for event in crew.told.of(events.Stopped)] == ["ws-0"]
+    assert [len(platform.cards) for platform in crew.platforms] == [1, 1, 1]
+    crew.stop.set()
+    await sailing
+
+
+async def test_one_that_changes_drains_before_it_starts_anew_and_a_new_one_does_not_wait_for_that(crew: Crew) -> None:
+    crew.handlers[0] = slow_echo
+    newcomer = crew.platforms.pop()
+    sailing = crew.sail()
+    crew.platforms[0].write("hi", caller="peer")
+    await asyncio.sleep(2)
+    crew.platforms.append(newcomer)
+    changing = asyncio.ensure_future(crew.fleet.change([crew.connection(0), crew.connection(2)]))
+    await asyncio.sleep(1)
+    assert crew.fleet.running == {"ws-0", "ws-1", "ws-2"}
+    assert [len(platform.cards) for platform in crew.platforms] == [1, 1, 1]
+    crew.platforms[0].write("for the next", caller="peer")
+    await changing
+    await asyncio.sleep(30)
+    assert crew.platforms[0].answers() == ["echo: hi", "echo: for the next"]
+    assert [len(platform.cards) for platform in crew.platforms] == [2, 1, 1]
+    crew.stop.set()
+    await sailing
+
+
+async def test_a_fleet_whose_only_one_changes_goes_on(crew: Crew) -> None:
+    del crew.platforms[1:]
+    crew.handlers[0] = slow_echo
+    crew.platforms[0].write("hi", caller="peer")
+    sailing = crew.sail()
+    await asyncio.sleep(2)
+    await crew.fleet.change([crew.connection(0)])
+    await asyncio.sleep(1)
+    assert not sailing.done()
+    assert len(crew.platforms[0].cards) == 2
+    crew.stop.set()
+    await sailing
+
+
+async def test_a_stop_during_a_change_starts_nothing_more(crew: Crew) -> None:
+    crew.handlers[0] = slow_echo
+    crew.platforms[0].write("hi", caller="peer")
+    sailing = crew.sail()
+    await asyncio.sleep(2)
+    changing = asyncio.ensure_future(crew.fleet.change([crew.connection(0)]))
+    await asyncio.sleep(1)
+    crew.stop.set()
+    await sailing
+    await changing
+    assert [len(platform.cards) for platform in crew.platforms] == [1, 1, 1]
+    assert crew.platforms[0].answers() == ["echo: hi"]
+
+
+async def test_one_that_ended_can_be_started_again(crew: Crew) -> None:
+    crew.platforms[0].fail_register = [AuthError("register: 401", operation="register", status=401, body="")]
+    sailing = crew.sail()
+    await asyncio.sleep(5)
+    assert crew.fleet.running == {"ws-1", "ws-2"}
+    await crew.fleet.change([crew.connection(0)])
+    await asyncio.sleep(5)
+    assert crew.fleet.running == {"ws-0", "ws-1", "ws-2"}
+    crew.stop.set()
+    await sailing
 
 
 async def test_a_journal_that_cannot_be_asked_ends_nothing(tmp_path: Path) -> None:

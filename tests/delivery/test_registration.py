@@ -46,6 +46,28 @@ async def test_after_five_tries_it_is_given_up_with_what_the_platform_said(journ
     assert platform.beats == []
 
 
+async def test_one_of_many_goes_on_trying_and_says_so(journal: Journal) -> None:
+    platform = FakePlatform(fail_register=[unavailable() for _ in range(12)])
+    async with Serving(platform, journal, patient=True) as serving:
+        await platform.until(lambda: len(platform.cards) == 1, 200)
+        assert now() > 60
+        await asyncio.sleep(5)
+        assert len(platform.beats) == 1
+    hints = [event.hint for event in serving.events.of(events.Trouble) if event.part == "register"]
+    assert any("for as long as it takes" in hint for hint in hints)
+    assert [event.part for event in serving.events.of(events.Recovered)] == ["register"]
+
+
+async def test_one_that_is_paused_while_its_platform_was_away_is_not_unpaused(journal: Journal) -> None:
+    platform = FakePlatform(fail_register=[unavailable() for _ in range(5)])
+    async with Serving(platform, journal, patient=True) as serving:
+        await platform.until(lambda: not platform.fail_register)
+        platform.status = WorkspaceStatus.PAUSED
+        await asyncio.sleep(120)
+        assert len(serving.events.of(events.Paused)) == 1
+        assert platform.cards == []
+
+
 async def test_retry_after_is_honoured(journal: Journal) -> None:
     platform = FakePlatform(fail_register=[unavailable(20.0)])
     async with Serving(platform, journal):
