@@ -82,6 +82,7 @@ _HOMES = {
     "": ("events",),
     "platform": ("operations",),
 }
+_PACKAGES = ("", "platform")
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
@@ -133,7 +134,10 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     home = _HOME_OF[name]
-    value = getattr(import_module(f"{__name__}.{home}"), name) if home else import_module(f"{__name__}.{name}")
+    if home in _PACKAGES:
+        value = import_module(".".join(filter(None, (__name__, home, name))))
+    else:
+        value = getattr(import_module(f"{__name__}.{home}"), name)
     globals()[name] = value
     return value
 

@@ -27,12 +27,8 @@ RETRY = 5.0
 BODY_AGE = 24 * 3600.0
 ROW_AGE = 7 * 24 * 3600 * 1_000_000
 
-_OPEN = "state IN ('received', 'running', 'answered')"
-# The oldest open message of each lane of one caller: of a bare column, min() gives its own row's value.
-_HEADS = (
-    f"SELECT context_id, state, not_before, min(place) AS place FROM message WHERE workspace_id=? AND caller_id IS ?"  # noqa: S608
-    f" AND {_OPEN} AND row_id NOT IN (SELECT value FROM json_each(?)) GROUP BY context_id"
-)
+# What lanes work on: all that is not over; in an inbox only answers, for messages belong to its readers.
+_OPEN, _INBOX_OPEN = "state IN ('received', 'running', 'answered')", "state='answered'"
 
 
 @attrs.frozen(kw_only=True)
@@ -98,9 +94,9 @@ class Journal:
                 if executor is None:
                     thread.shutdown(wait=False)
 
-    def of(self, workspace_id: str) -> "WorkspaceJournal":
-        """The part that belongs to one workspace."""
-        return WorkspaceJournal(self, workspace_id)
+    def of(self, workspace_id: str, *, inbox: bool = False) -> "WorkspaceJournal":
+        """The part that belongs to one workspace. *inbox*: no backend answers, readers take what arrives."""
+        return WorkspaceJournal(self, workspace_id, inbox=inbox)
 
     async def data_version(self) -> int:
         """A number that changes when another process writes to the file."""
@@ -113,8 +109,16 @@ class WorkspaceJournal:
     Every transition returns False when the message was no longer in the state that it starts from.
     """
 
-    def __init__(self, journal: Journal, workspace_id: str) -> None:
+    def __init__(self, journal: Journal, workspace_id: str, *, inbox: bool = False) -> None:
         self.workspace_id = workspace_id
+        self.is_inbox = inbox
+        self._open = _INBOX_OPEN if inbox else _OPEN
+        # The oldest open message of each lane of one caller: of a bare column, min() gives its own row's value.
+        self._heads = (
+            "SELECT context_id, state, not_before, min(place) AS place FROM message WHERE workspace_id=?"  # noqa: S608
+            f" AND caller_id IS ? AND {self._open} AND row_id NOT IN (SELECT value FROM json_each(?))"
+            " GROUP BY context_id"
+        )
         self._journal = journal
         # Accepted answers whose transition is not committed yet: the reader still sees them as open.
         self._ending: dict[str, Lane] = {}
@@ -157,7 +161,9 @@ class WorkspaceJournal:
         items, wall = tuple(items), self._journal.wall()
         if not items:
             return []
-        return await self._put(lambda db: transitions.receive(db, self.workspace_id, items, now, wall), large=True)
+        return await self._put(
+            lambda db: transitions.receive(db, self.workspace_id, items, now, wall, inbox=self.is_inbox), large=True
+        )
 
     # What waits
 
@@ -165,8 +171,8 @@ class WorkspaceJournal:
         """The oldest message of *lane* that is not over."""
         pending = [row_id for row_id, its_lane in self._ending.items() if its_lane == lane]
         rows = self._journal.reader.execute(
-            f"SELECT {COLUMNS} FROM message WHERE workspace_id=? AND caller_id IS ? AND context_id IS ? AND {_OPEN}"  # noqa: S608
-            " ORDER BY place, seq, arrival LIMIT ?",
+            f"SELECT {COLUMNS} FROM message WHERE workspace_id=? AND caller_id IS ? AND context_id IS ?"  # noqa: S608
+            f" AND {self._open} ORDER BY place, seq, arrival LIMIT ?",
             (self.workspace_id, lane.caller_id, lane.context_id, 1 + len(pending)),
         )
         return next((load_entry(row) for row in rows if row[1] not in pending), None)
@@ -182,7 +188,7 @@ class WorkspaceJournal:
     def callers(self) -> list[str | None]:
         """Who has a message that is not over."""
         rows = self._journal.reader.execute(
-            f"SELECT DISTINCT caller_id FROM message WHERE workspace_id=? AND {_OPEN}",  # noqa: S608
+            f"SELECT DISTINCT caller_id FROM message WHERE workspace_id=? AND {self._open}",  # noqa: S608
             (self.workspace_id,),
         )
         return [row[0] for row in rows]
@@ -190,7 +196,7 @@ class WorkspaceJournal:
     def lanes(self, caller_id: str | None, most: int, *, may_begin: bool = True) -> list[Lane]:
         """Lanes of one caller whose head is due, those that wait longest first; only to send unless one *may_begin*."""
         rows = self._journal.reader.execute(
-            f"SELECT context_id FROM ({_HEADS}) WHERE coalesce(not_before, 0) <= ? AND (? OR state <> 'received')"  # noqa: S608
+            f"SELECT context_id FROM ({self._heads}) WHERE coalesce(not_before, 0) <= ? AND (? OR state <> 'received')"  # noqa: S608
             " ORDER BY place LIMIT ?",
             (self.workspace_id, caller_id, self._ended(), self._journal.wall(), may_begin, most),
         )
@@ -199,7 +205,7 @@ class WorkspaceJournal:
     def next_due(self, caller_id: str | None) -> float | None:
         """When the next lane of one caller that waits for a time is due (seconds since 1970)."""
         row = self._one(
-            f"SELECT min(not_before) FROM ({_HEADS}) WHERE not_before > ?",  # noqa: S608
+            f"SELECT min(not_before) FROM ({self._heads}) WHERE not_before > ?",  # noqa: S608
             *(self.workspace_id, caller_id, self._ended(), self._journal.wall()),
         )
         return None if row is None or row[0] is None else float(row[0])
@@ -207,7 +213,7 @@ class WorkspaceJournal:
     def others_wait(self, entry: Entry) -> bool:
         """Whether *entry*'s caller has another message that is due."""
         row = self._one(
-            f"SELECT 1 FROM message WHERE workspace_id=? AND caller_id IS ? AND {_OPEN} AND row_id<>?"  # noqa: S608
+            f"SELECT 1 FROM message WHERE workspace_id=? AND caller_id IS ? AND {self._open} AND row_id<>?"  # noqa: S608
             " AND coalesce(not_before, 0) <= ? AND row_id NOT IN (SELECT value FROM json_each(?)) LIMIT 1",
             *(self.workspace_id, entry.caller_id, entry.row_id, self._journal.wall(), self._ended()),
         )
@@ -216,7 +222,7 @@ class WorkspaceJournal:
     def waiting(self) -> int:
         """How many messages are not over."""
         row = self._one(
-            f"SELECT count(*) FROM message WHERE workspace_id=? AND {_OPEN}"  # noqa: S608
+            f"SELECT count(*) FROM message WHERE workspace_id=? AND {self._open}"  # noqa: S608
             " AND row_id NOT IN (SELECT value FROM json_each(?))",
             *(self.workspace_id, self._ended()),
         )
@@ -254,7 +260,8 @@ class WorkspaceJournal:
 
     async def recover(self) -> int:
         """Undo what an earlier process left half done. Returns how many runs it cut short."""
-        return await self._put(lambda db: transitions.recover(db, self.workspace_id, self._journal.wall()))
+        wall = self._journal.wall()
+        return await self._put(lambda db: transitions.recover(db, self.workspace_id, wall, inbox=self.is_inbox))
 
     async def put_all_back(self) -> int:
         """At the end of a process: what still runs did not get its try, and nobody died. Returns how many."""
@@ -288,6 +295,16 @@ class WorkspaceJournal:
     async def silenced(self, entry: Entry) -> bool:
         """running -> done."""
         return await self._put(lambda db: transitions.silenced(db, entry, self._journal.wall()))
+
+    async def stamped(self, entry: Entry, *, at: int, send_print: str | None) -> bool:
+        """answered -> answered, with what the sending of a reader's answer needs."""
+        return await self._put(
+            lambda db: transitions.stamped(db, entry, self._journal.wall(), at=at, send_print=send_print)
+        )
+
+    async def resend_kept(self) -> int:
+        """received -> answered, where an answer was kept: what an inbox does with replayed messages."""
+        return await self._put(lambda db: transitions.resend_kept(db, self.workspace_id, self._journal.wall()))
 
     async def shortened(self, entry: Entry, answer: Answer, *, send_print: str | None) -> bool:
         """answered -> answered, with less to send."""

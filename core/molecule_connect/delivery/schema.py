@@ -10,6 +10,7 @@ VERSION = 1
 
 # place orders a lane: it is the row's time, and for a replayed message a time after all others of the lane.
 # Times are microseconds by the platform's clock, not_before and the like are seconds by ours.
+# question is the message_id of what was asked, on the row that answers it.
 # accepted is when the platform took the answer, 0 before that; echo pairs an answer with the row that shows it.
 TABLES = """
 CREATE TABLE workspace (
@@ -27,14 +28,21 @@ CREATE TABLE message (
     not_before REAL, first_failed REAL, error TEXT, reason TEXT, progress TEXT, repeat_of TEXT,
     answer TEXT, answered_at INTEGER, send_print TEXT, sends INTEGER NOT NULL DEFAULT 0,
     in_doubt INTEGER NOT NULL DEFAULT 0, accepted INTEGER NOT NULL DEFAULT 0, echo TEXT,
-    holder TEXT, held_until REAL, changed REAL NOT NULL,
+    holder TEXT, held_until REAL, question TEXT, changed REAL NOT NULL,
     UNIQUE (workspace_id, row_id)
 );
 CREATE TABLE spend (
     workspace_id TEXT NOT NULL, day TEXT NOT NULL, cost_usd REAL NOT NULL, PRIMARY KEY (workspace_id, day)
 );
+CREATE TABLE asked (
+    workspace_id TEXT NOT NULL, message_id TEXT NOT NULL, delegation_id TEXT, peer_id TEXT NOT NULL,
+    text TEXT NOT NULL, time REAL NOT NULL, is_open INTEGER NOT NULL DEFAULT 1, PRIMARY KEY (workspace_id, message_id)
+);
 CREATE INDEX message_lane ON message (workspace_id, caller_id, context_id, place, seq, arrival)
     WHERE state IN ('received', 'running', 'answered');
+CREATE INDEX message_answered ON message (workspace_id, caller_id, context_id, place, seq, arrival)
+    WHERE state = 'answered';
+CREATE INDEX message_kept ON message (workspace_id) WHERE state = 'received' AND answer IS NOT NULL;
 CREATE INDEX message_order ON message (workspace_id, time, seq, arrival);
 CREATE INDEX message_unfinished ON message (workspace_id, time, seq, arrival) WHERE state NOT IN ('done', 'dead');
 CREATE INDEX message_sender ON message (workspace_id, sender_key, fingerprint) WHERE sender_key IS NOT NULL;

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import attrs
 
+from molecule_connect.delivery import questions
 from molecule_connect.delivery.entries import (
     Answer,
     Entry,
@@ -42,22 +43,29 @@ class Stored:
     lane: Lane | None = None
 
 
-def receive(db: sqlite3.Connection, workspace_id: str, items: Iterable[Inbound], now: int, wall: float) -> list[Stored]:
-    """Store rows that are new. *now* stands in for a missing time, in the order in which they came."""
+def receive(
+    db: sqlite3.Connection, workspace_id: str, items: Iterable[Inbound], now: int, wall: float, *, inbox: bool = False
+) -> list[Stored]:
+    """Store rows that are new. *now* stands in for a missing time, in the order in which they came.
+
+    In an *inbox* answers and results wait for a reader too.
+    """
     stored = []
     for number, item in enumerate(items):
         time = item.time if item.time is not None else now + number
         known = db.execute("SELECT 1 FROM message WHERE workspace_id=? AND row_id=?", (workspace_id, item.row_id))
         if known.fetchone() is None:
-            stored.append(_receive_one(db, workspace_id, item, time, wall))
+            stored.append(_receive_one(db, workspace_id, item, time, wall, inbox))
     return stored
 
 
-def _receive_one(db: sqlite3.Connection, workspace_id: str, item: Inbound, time: int, wall: float) -> Stored:
+def _receive_one(
+    db: sqlite3.Connection, workspace_id: str, item: Inbound, time: int, wall: float, inbox: bool
+) -> Stored:
     if is_too_deep(item.parts):
         kind = Kind.UNREADABLE if item.kind is Kind.MESSAGE else item.kind
         item = attrs.evolve(item, kind=kind, parts=(), reason="it is nested too deeply")
-    state, repeats, revived, reason = State.DONE, None, False, None
+    state, repeats, revived, reason, question = State.DONE, None, False, None, None
     lane = Lane(_plain(item.caller_id), _plain(item.context_id))
     if item.kind is Kind.UNREADABLE:
         state, reason = State.DEAD, f"unreadable: {item.reason}"
@@ -68,10 +76,12 @@ def _receive_one(db: sqlite3.Connection, workspace_id: str, item: Inbound, time:
             repeats = str(original[0])
             revived = original[1] == State.DEAD and replay(db, workspace_id, repeats, wall)
             lane = Lane(lane.caller_id, original[2])
+    elif inbox and item.kind in (Kind.ANSWER, Kind.RESULT):
+        state, question = State.RECEIVED, questions.answered_by(db, workspace_id, item)
     db.execute(
         "INSERT INTO message (workspace_id, row_id, kind, state, time, seq, place, caller_id, context_id, task_id,"
         " message_id, sender_key, idempotency_key, method, fingerprint, delegation_id, parts, raw, size, reason,"
-        " repeat_of, changed) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        " repeat_of, question, changed) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
         (
             *(workspace_id, item.row_id, item.kind.value, state.value, time, item.seq or 0, time),
             *(_plain(item.caller_id), _plain(item.context_id), _plain(item.task_id), _plain(item.message_id)),
@@ -83,6 +93,7 @@ def _receive_one(db: sqlite3.Connection, workspace_id: str, item: Inbound, time:
                 len(item.raw),
                 _plain(reason),
                 repeats,
+                question,
                 wall,
             ),
         ),
@@ -174,6 +185,21 @@ def silenced(db: sqlite3.Connection, entry: Entry, wall: float) -> bool:
     return _move(db, entry, State.RUNNING, "state='done', progress=NULL", (), wall, attempt=entry.attempt + 1)
 
 
+def resend_kept(db: sqlite3.Connection, workspace_id: str, wall: float) -> int:
+    """received -> answered, for replayed messages whose answer was kept: in an inbox no reader sees them again."""
+    return db.execute(
+        "UPDATE message SET state='answered', answered_at=NULL, send_print=NULL, not_before=NULL, sends=0,"
+        " in_doubt=0, accepted=0, echo=NULL, changed=?"
+        " WHERE workspace_id=? AND state='received' AND answer IS NOT NULL",
+        (wall, workspace_id),
+    ).rowcount
+
+
+def stamped(db: sqlite3.Connection, entry: Entry, wall: float, *, at: int, send_print: str | None) -> bool:
+    """answered -> answered: a reader's answer, before it is sent for the first time."""
+    return _move(db, entry, State.ANSWERED, "answered_at=?, send_print=?", (at, send_print), wall)
+
+
 def shortened(db: sqlite3.Connection, entry: Entry, answer: Answer, wall: float, *, send_print: str | None) -> bool:
     """answered -> answered: the platform found the answer too long, and gets less of it."""
     return _move(db, entry, State.ANSWERED, "answer=?, send_print=?", (dump_answer(answer), send_print), wall)
@@ -241,22 +267,32 @@ def replay(db: sqlite3.Connection, workspace_id: str, row_id: str, wall: float) 
     return True
 
 
-def recover(db: sqlite3.Connection, workspace_id: str, wall: float) -> int:
+def recover(db: sqlite3.Connection, workspace_id: str, wall: float, *, inbox: bool = False) -> int:
     """At the start of a process: what our own death cut short was no attempt, and any stored answer may be out.
+
+    What an earlier process did in the other mode is put right: no message of a backend runs in an *inbox*, and
+    nobody holds one outside of it, where answers and results are not waited for.
 
     Returns how many runs were cut short.
     """
     cursor = db.execute(
-        "UPDATE message SET state='received', attempt=attempt-1, interruptions=interruptions+1, changed=?"
+        "UPDATE message SET state='received', attempt=attempt-1, interruptions=interruptions+?, changed=?"
         " WHERE workspace_id=? AND state='running'",
-        (wall, workspace_id),
+        (0 if inbox else 1, wall, workspace_id),
     )
     # A notify that may be out shows itself by its echo, which takes a moment.
     db.execute(
         "UPDATE message SET in_doubt=1, not_before=CASE WHEN caller_id IS NULL THEN max(coalesce(not_before, 0), ?)"
-        " ELSE not_before END WHERE workspace_id=? AND state='answered'",
+        " ELSE not_before END WHERE workspace_id=? AND state='answered' AND answered_at IS NOT NULL",
         (wall + ECHO_DELAY, workspace_id),
     )
+    if not inbox:
+        db.execute(
+            "UPDATE message SET state=CASE WHEN kind='message' THEN 'received' ELSE 'done' END, holder=NULL,"
+            " held_until=NULL, changed=? WHERE workspace_id=? AND state NOT IN ('done', 'dead')"
+            " AND (state='held' OR (state='received' AND kind IN ('answer', 'result')))",
+            (wall, workspace_id),
+        )
     return cursor.rowcount
 
 

@@ -1,0 +1,341 @@
+"""Readers of one inbox: nobody gets a message twice at once, none is lost, and each is answered once."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from molecule_connect.delivery.entries import Lane
+from molecule_connect.delivery.inbox import Inbox
+from molecule_connect.delivery.inbox_store import InboxMessage
+from molecule_connect.delivery.journal import Journal
+from molecule_connect.errors import ConfigError, MoleculeError
+from molecule_connect.models import DataPart, Inbound, Kind, Response, TextPart
+from molecule_connect.platform.client import AsyncPlatformClient
+
+from .kit import EPOCH, WORKSPACE, inbound, open_journal, other_process
+
+NOW = round(EPOCH * 1e6)
+SECOND = 1_000_000
+
+
+@attrs.define
+class FakeDesk:
+    """What an inbox has beside the journal."""
+
+    trouble: str = ""
+    ended: MoleculeError | None = None
+    changes: int = 0
+    asked: list[tuple[str, str]] = attrs.field(factory=list)
+
+    @property
+    def client(self) -> AsyncPlatformClient:
+        raise AssertionError("nobody asks for it here")
+
+    def changed(self) -> None:
+        self.changes += 1
+
+    async def tell_user(self, text: str, files: Sequence[Path]) -> None:
+        self.asked.append(("user", text))
+
+    async def ask(self, peer_id: str, text: str, *, timeout: float) -> Any:
+        self.asked.append((peer_id, text))
+
+    async def delegate(self, peer_id: str, task: str) -> str:
+        self.asked.append((peer_id, task))
+        return "delegation-1"
+
+
+async def arrive(journal: Journal, *items: Inbound, workspace: str = WORKSPACE) -> None:
+    await journal.of(workspace, inbox=True).receive(items, now=NOW)
+
+
+def message(number: int, **given: Any) -> Inbound:
+    given.setdefault("time", NOW + number * SECOND)
+    return inbound(f"text {number}", row_id=f"row-{number}", **given)
+
+
+def open_inbox(journal: Journal, *workspaces: str) -> Inbox:
+    return Inbox(journal, {one: FakeDesk() for one in workspaces or (WORKSPACE,)})
+
+
+def ids(messages: Sequence[InboxMessage]) -> list[str]:
+    return [message.activity_id for message in messages]
+
+
+@pytest.fixture
+async def second(journal: Journal) -> AsyncIterator[Journal]:
+    """The same journal, as another process has it open."""
+    async with open_journal(journal.path.parent) as second:
+        yield second
+
+
+# Taking
+
+
+async def test_the_oldest_message_is_taken_first_and_is_not_removed(journal: Journal) -> None:
+    await arrive(journal, message(2), message(1))
+    inbox = open_inbox(journal)
+    taken = await inbox.wait(0)
+    assert taken is not None
+    assert (taken.activity_id, taken.text, taken.kind) == ("row-1", "text 1", "message")
+    assert taken.held_until == EPOCH + 300
+    assert ids(inbox.peek()) == ["row-1", "row-2"]
+
+
+async def test_two_waiters_never_get_the_same_message(journal: Journal, second: Journal) -> None:
+    await arrive(journal, *(message(number) for number in range(20)))
+    inboxes = [open_inbox(journal), open_inbox(second)]
+    taken = await asyncio.gather(*(inboxes[number % 2].wait(0) for number in range(20)))
+    assert sorted(one.activity_id for one in taken if one) == sorted(f"row-{number}" for number in range(20))
+    assert await inboxes[0].wait(0) is None
+
+
+async def test_a_message_comes_back_when_its_hold_is_over(journal: Journal) -> None:
+    await arrive(journal, message(1))
+    inbox = open_inbox(journal)
+    assert await inbox.wait(0, hold=30)
+    assert await inbox.wait(29) is None
+    again = await inbox.wait(10)
+    assert again is not None
+    assert again.activity_id == "row-1"
+
+
+async def test_a_clock_that_was_set_back_hides_nothing(tmp_path: Path) -> None:
+    shift = 0.0
+    async with Journal.open(tmp_path, wall=lambda: EPOCH + shift) as journal:
+        await arrive(journal, message(1))
+        inbox = open_inbox(journal)
+        assert await inbox.wait(0)
+        shift = -3600.0
+        assert await inbox.wait(0)
+
+
+async def test_a_message_that_arrives_meanwhile_ends_the_wait(journal: Journal, second: Journal) -> None:
+    inbox = open_inbox(second)
+    waiting = asyncio.ensure_future(inbox.wait(60))
+    await asyncio.sleep(5)
+    assert not waiting.done()
+    await arrive(journal, message(1))
+    taken = await waiting
+    assert taken is not None
+    assert asyncio.get_running_loop().time() < 6
+
+
+async def test_waiting_ends_with_nothing_after_its_time(journal: Journal) -> None:
+    assert await open_inbox(journal).wait(7) is None
+    assert asyncio.get_running_loop().time() == pytest.approx(7)
+
+
+async def test_the_oldest_over_all_workspaces_comes_first(journal: Journal) -> None:
+    await arrive(journal, message(2), workspace="ws-a")
+    await arrive(journal, message(1), workspace="ws-b")
+    await arrive(journal, message(0), workspace="ws-of-others")
+    inbox = open_inbox(journal, "ws-a", "ws-b")
+    assert [one.workspace_id for one in inbox.peek()] == ["ws-b", "ws-a"]
+    taken = [await inbox.wait(0), await inbox.wait(0), await inbox.wait(0)]
+    assert [one and one.workspace_id for one in taken] == ["ws-b", "ws-a", None]
+
+
+async def test_a_program_that_was_killed_leaves_its_message_to_the_next(tmp_path: Path) -> None:
+    async with open_journal(tmp_path) as journal:
+        await arrive(journal, message(1))
+        assert await open_inbox(journal).wait(0)
+    async with open_journal(tmp_path) as journal:
+        inbox = open_inbox(journal)
+        assert ids(inbox.peek()) == ["row-1"]
+        assert await inbox.wait(0) is None
+        assert await inbox.wait(301)
+
+
+async def test_only_messages_answers_and_results_are_shown(journal: Journal) -> None:
+    kinds = (Kind.MESSAGE, Kind.ANSWER, Kind.RESULT, Kind.ECHO, Kind.OWN, Kind.HISTORY, Kind.UPLOAD, Kind.UNREADABLE)
+    await arrive(journal, *(message(number, kind=kind) for number, kind in enumerate(kinds)))
+    assert [one.kind for one in open_inbox(journal).peek()] == ["message", "answer", "result"]
+
+
+# Finishing
+
+
+async def test_a_popped_message_is_gone_and_popping_twice_is_fine(journal: Journal) -> None:
+    await arrive(journal, message(1), message(2))
+    inbox = open_inbox(journal)
+    assert await inbox.pop("row-1") is True
+    assert await inbox.pop("row-1") is False
+    assert await inbox.pop("nobody-knows-it") is False
+    assert ids(inbox.peek()) == ["row-2"]
+    assert journal.of(WORKSPACE).cursor() == "row-1"
+    popped = inbox.get("row-1")
+    assert popped is not None
+    assert popped.text == "text 1"
+
+
+async def test_a_held_message_can_be_popped_by_another_reader(journal: Journal, second: Journal) -> None:
+    await arrive(journal, message(1))
+    assert await open_inbox(journal).wait(0)
+    assert await open_inbox(second).pop("row-1")
+    assert await open_inbox(journal).wait(400) is None
+
+
+async def test_a_pop_tells_the_connection(journal: Journal) -> None:
+    await arrive(journal, message(1))
+    desk = FakeDesk()
+    await Inbox(journal, {WORKSPACE: desk}).pop("row-1")
+    assert desk.changes == 1
+
+
+async def test_a_reply_is_stored_and_waits_to_be_sent(journal: Journal) -> None:
+    await arrive(journal, message(1))
+    inbox = open_inbox(journal)
+    assert await inbox.reply("row-1", Response.from_text("yes"), patience=1) == "stored"
+    entry = journal.of(WORKSPACE, inbox=True).head(Lane(None, None))
+    assert entry is not None
+    assert entry.answer is not None
+    assert entry.answer.parts == (TextPart("yes"),)
+    assert inbox.peek() == []
+    assert await inbox.wait(400) is None
+
+
+async def test_a_popped_message_can_be_replied_to(journal: Journal) -> None:
+    await arrive(journal, message(1))
+    inbox = open_inbox(journal)
+    assert await inbox.pop("row-1")
+    assert await inbox.reply("row-1", Response.from_text("late"), patience=0) == "stored"
+
+
+async def test_of_two_replies_one_is_refused(journal: Journal, second: Journal) -> None:
+    await arrive(journal, message(1))
+    both = [open_inbox(journal), open_inbox(second)]
+    outcomes = await asyncio.gather(
+        *(inbox.reply("row-1", Response.from_text("me"), patience=0) for inbox in both), return_exceptions=True
+    )
+    (refused,) = (outcome for outcome in outcomes if isinstance(outcome, ConfigError))
+    assert "replied to already" in str(refused)
+    assert refused.hint
+
+
+@pytest.mark.parametrize(
+    ("row_id", "response", "complaint"),
+    [
+        ("nobody-knows-it", Response.from_text("hi"), "no message"),
+        ("row-2", Response.from_text("hi"), "is an answer to us"),
+        ("row-3", Response.from_text("hi"), "is an answer to us"),
+        ("row-4", Response.from_text("hi"), "repeats row-1"),
+        ("row-5", Response.from_text("hi"), "no message"),
+        ("row-1", Response.from_text("  "), "empty"),
+        ("row-1", Response.silent(), "says something"),
+        ("row-1", Response(parts=[DataPart({1, 2})]), "JSON"),
+    ],
+)
+async def test_a_reply_that_makes_no_sense_is_refused_and_loses_nothing(
+    journal: Journal, row_id: str, response: Response, complaint: str
+) -> None:
+    repeated = {"sender_key": "key", "fingerprint": "same"}
+    await arrive(
+        journal,
+        message(1, **repeated),
+        message(2, kind=Kind.ANSWER, caller_id="peer"),
+        message(3, kind=Kind.RESULT),
+        message(4, **repeated),
+        message(5, kind=Kind.ECHO),
+    )
+    inbox = open_inbox(journal)
+    with pytest.raises(ConfigError, match=complaint) as refused:
+        await inbox.reply(row_id, response)
+    assert refused.value.hint
+    assert ids(inbox.peek()) == ["row-1", "row-2", "row-3"]
+
+
+async def test_replies_of_a_lane_are_sent_in_the_order_in_which_they_were_given(journal: Journal) -> None:
+    await arrive(journal, message(1), message(2), message(3))
+    inbox, mine = open_inbox(journal), journal.of(WORKSPACE, inbox=True)
+    order = []
+    for number in (3, 1, 2):
+        await inbox.reply(f"row-{number}", Response.from_text("yes"), patience=0)
+    while (entry := mine.head(Lane(None, None))) is not None:
+        order.append(entry.row_id)
+        mine.deliver(entry, at=NOW)
+        await mine.settled()
+    assert order == ["row-3", "row-1", "row-2"]
+
+
+@pytest.mark.parametrize(
+    ("change", "outcome"),
+    [("state='done'", "delivered"), ("state='dead', reason='too long'", "dead: too long")],
+)
+async def test_who_replies_is_told_what_came_of_it(journal: Journal, change: str, outcome: str) -> None:
+    await arrive(journal, message(1))
+    replying = asyncio.ensure_future(open_inbox(journal).reply("row-1", Response.from_text("yes"), patience=60))
+    await asyncio.sleep(3)
+    with other_process(journal.path) as db:
+        db.execute(f"UPDATE message SET {change}")
+    assert await replying == outcome
+
+
+# Arrivals
+
+
+async def test_each_message_is_announced_once_the_oldest_first(journal: Journal) -> None:
+    await arrive(journal, message(2), message(1))
+    arrivals = open_inbox(journal).arrivals()
+    assert [(await anext(arrivals)).activity_id for _ in range(2)] == ["row-1", "row-2"]
+    next_one = asyncio.ensure_future(anext(arrivals))
+    await asyncio.sleep(1)
+    await open_inbox(journal).wait(0, hold=5)
+    await asyncio.sleep(10)
+    assert not next_one.done()
+    await arrive(journal, message(3))
+    assert (await next_one).activity_id == "row-3"
+
+
+async def test_what_was_popped_before_its_turn_is_not_announced(journal: Journal) -> None:
+    await arrive(journal, message(1), message(2), message(3))
+    inbox = open_inbox(journal)
+    arrivals = inbox.arrivals()
+    assert (await anext(arrivals)).activity_id == "row-1"
+    await inbox.pop("row-2")
+    assert (await anext(arrivals)).activity_id == "row-3"
+
+
+# Speaking first
+
+
+async def test_an_unknown_workspace_is_refused_by_every_way_in(journal: Journal) -> None:
+    inbox = open_inbox(journal, "ws-a", "ws-b")
+    await arrive(journal, message(1), workspace="ws-c")
+    for refused in (
+        lambda: inbox.client("ws-c"),
+        lambda: inbox.trouble("ws-c"),
+        lambda: inbox.get("row-1", workspace_id="ws-c"),
+    ):
+        with pytest.raises(ConfigError, match=r"ws-c.*not served here"):
+            refused()
+    for coroutine in (
+        inbox.pop("row-1", workspace_id="ws-c"),
+        inbox.reply("row-1", Response.from_text("hi"), workspace_id="ws-c"),
+        inbox.tell_user("ws-c", "hi"),
+        inbox.ask("ws-c", "peer", "hi", timeout=1),
+        inbox.delegate("ws-c", "peer", "hi"),
+    ):
+        with pytest.raises(ConfigError, match=r"ws-c.*not served here"):
+            await coroutine
+
+
+async def test_asking_oneself_is_refused_before_any_request(journal: Journal) -> None:
+    desk = FakeDesk()
+    inbox = Inbox(journal, {WORKSPACE: desk})
+    with pytest.raises(ConfigError, match="this workspace itself"):
+        await inbox.delegate(WORKSPACE, WORKSPACE, "work")
+    with pytest.raises(ConfigError, match="this workspace itself"):
+        await inbox.ask(WORKSPACE, f" {WORKSPACE} ", "hi", timeout=1)
+    assert desk.asked == []
+
+
+async def test_what_ended_a_workspace_is_its_trouble_for_good(journal: Journal) -> None:
+    desks = {"ws-a": FakeDesk(trouble="the platform is down"), "ws-b": FakeDesk(ended=MoleculeError("deleted"))}
+    inbox = Inbox(journal, desks)
+    assert (inbox.trouble("ws-a"), inbox.trouble("ws-b")) == ("the platform is down", "deleted")
+    assert {one: str(error) for one, error in inbox.ended.items()} == {"ws-b": "deleted"}
