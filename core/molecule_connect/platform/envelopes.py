@@ -57,6 +57,14 @@ def notify_text(parts: Iterable[Part]) -> str:
     return _storable("\n\n".join(_person_part(part) for part in parts))  # type: ignore[no-any-return]
 
 
+def attachment(file: FilePart) -> dict[str, Any]:
+    """What ``notify`` says of a file that was uploaded."""
+    fields: dict[str, Any] = {"uri": file.uri, "name": file.name or "file"}
+    fields |= {"mimeType": file.mime_type} if file.mime_type else {}
+    fields |= {"size": file.size} if file.size is not None else {}
+    return fields
+
+
 def notify_fingerprint(parts: Iterable[Part]) -> str:
     """The fingerprint that the echo of these *parts*, sent to a person, will have."""
     return fingerprint((TextPart(notify_text(parts)),))

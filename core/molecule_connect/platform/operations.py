@@ -4,14 +4,17 @@ Paths and bodies are those of the platform contract, section 2; ids are quoted i
 """
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
 import attrs
 
-from molecule_connect.models import Outgoing, Presence, WorkspaceInfo, WorkspaceStatus
-from molecule_connect.platform.envelopes import notify_text, peer_envelope, to_json
+from molecule_connect.errors import ConfigError
+from molecule_connect.models import FilePart, Outgoing, Presence, WorkspaceInfo, WorkspaceStatus
+from molecule_connect.platform.envelopes import attachment, notify_text, peer_envelope, to_json
+from molecule_connect.platform.multipart import Multipart
+from molecule_connect.platform.parts import read_file
 from molecule_connect.platform.times import format_time
 from molecule_connect.platform.wire import FEED_TYPE
 
@@ -23,6 +26,8 @@ ANSWER_CAP = 8 * MIB
 READ_TIMEOUT = 30.0
 # The platform gives a push peer this long before it answers "queued" (contract, section (e)).
 A2A_TIMEOUT = 90.0
+UPLOAD_TIMEOUT = 60.0
+MAX_FILES = 64
 _TEXT_CAP = 500
 
 
@@ -69,6 +74,7 @@ class Operation(Generic[T]):
         accepts: Statuses outside 200 to 299 that ``read`` understands.
         is_optional: Platforms without the endpoint are in order; its absence is remembered.
         is_open: It is answered without a token too.
+        files: Sent in place of ``body``, from the disk.
         timeout: Seconds between two pieces of the answer.
         cap: Most bytes of an answer that are read.
     """
@@ -79,6 +85,7 @@ class Operation(Generic[T]):
     read: Callable[[Reply], T] = attrs.field(eq=False, repr=False)
     params: tuple[tuple[str, str], ...] = ()
     body: bytes | None = attrs.field(default=None, repr=False)
+    files: Multipart | None = attrs.field(default=None, repr=False)
     lane: Lane = Lane.READ
     form: Form = Form.JSON
     accepts: tuple[int, ...] = ()
@@ -146,10 +153,12 @@ def a2a(peer_id: str, envelope: Mapping[str, Any]) -> Operation[Any]:
     return _post("a2a", path, envelope, _json, lane=Lane.SEND, timeout=A2A_TIMEOUT)
 
 
-def notify(workspace_id: str, message: str) -> Operation[None]:
-    """Text for the person in the canvas of the workspace."""
+def notify(workspace_id: str, message: str, *, attachments: Sequence[FilePart] = ()) -> Operation[None]:
+    """Text for the person in the canvas of the workspace, which must not be empty; *attachments* were uploaded."""
     path = f"/workspaces/{_id(workspace_id)}/notify"
-    return _post("notify", path, {"message": message}, _nothing, lane=Lane.SEND)
+    body: dict[str, Any] = {"message": message}
+    body |= {"attachments": [attachment(file) for file in attachments]} if attachments else {}
+    return _post("notify", path, body, _nothing, lane=Lane.SEND)
 
 
 def answer(workspace_id: str, outgoing: Outgoing) -> Operation[Any]:
@@ -206,10 +215,37 @@ def events(workspace_id: str) -> Operation[None]:
     return _get("events", path, _nothing, lane=Lane.STREAM, is_optional=True)
 
 
+def upload_files(workspace_id: str, files: Sequence[FilePart]) -> Operation[tuple[FilePart, ...]]:
+    """Puts files that lie on this machine (``path``) into the workspace's chat. Gives them as the platform names them.
+
+    Attach the result to a ``notify``. Each file comes back as a row of the workspace's own feed (2.12).
+
+    Raises:
+        ConfigError: More than 64, none, or one that cannot be read or is empty.
+    """
+    if not 0 < len(files) <= MAX_FILES:
+        raise ConfigError(f"{len(files)} files cannot be sent at once: 1 to {MAX_FILES} can")
+
+    def read(reply: Reply) -> tuple[FilePart, ...]:
+        listed = _object(reply).get("files")
+        found = [read_file(item) for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
+        return tuple(file for file in found if file is not None)
+
+    return Operation(
+        name="upload",
+        method="POST",
+        path=f"/workspaces/{_id(workspace_id)}/chat/uploads",
+        read=read,
+        files=Multipart.of(files),
+        lane=Lane.SEND,
+        timeout=UPLOAD_TIMEOUT,
+    )
+
+
 def upload_content(workspace_id: str, file_id: str) -> Operation[bytes]:
     """The bytes of a file that was uploaded in the chat."""
     path = f"/workspaces/{_id(workspace_id)}/pending-uploads/{_id(file_id)}/content"
-    return _get("upload", path, lambda reply: reply.body, form=Form.BYTES, cap=ROW_CAP)
+    return _get("upload-content", path, lambda reply: reply.body, form=Form.BYTES, cap=ROW_CAP)
 
 
 def upload_ack(workspace_id: str, file_id: str) -> Operation[None]:

@@ -19,6 +19,7 @@ from molecule_connect.errors import ConfigError, Outcome, PageTooLargeError, Tra
 from molecule_connect.platform.address import ApiAddress
 from molecule_connect.platform.answers import Answer
 from molecule_connect.platform.calling import Headers
+from molecule_connect.platform.multipart import Multipart
 from molecule_connect.platform.operations import Form, Lane, Operation
 from molecule_connect.platform.pacer import Pacer
 from molecule_connect.platform.senders import PATIENCE, Senders
@@ -266,15 +267,39 @@ def make_request(
         "write": WRITE_TIMEOUT,
         "pool": POOL_TIMEOUT,
     }
+    stream: _Files | _Body | None = _Body(operation.body) if operation.body else None
+    if operation.files is not None:
+        stream = _Files(operation.files)
+        about = {"Content-Type": operation.files.content_type, "Content-Length": str(operation.files.length)}
+        headers = [*(one for one in headers if one[0] not in about), *about.items()]
+    content = stream if isinstance(stream, _Files) else operation.body
     try:
         request = httpx.Request(
-            operation.method, url, headers=headers, content=operation.body, extensions={"timeout": timeout}
+            operation.method, url, headers=headers, content=content, extensions={"timeout": timeout}
         )
     except (httpx.InvalidURL, UnicodeError) as exc:
         raise ConfigError(f"the API address {_place(str(url))} cannot be used", hint="check its host name") from exc
-    if operation.body:
-        request.stream = _Body(operation.body)
+    if stream is not None:
+        request.stream = stream
     return request
+
+
+class _Files(httpx.AsyncByteStream, httpx.SyncByteStream):
+    """Files as a request's body, read while they are sent."""
+
+    def __init__(self, files: Multipart) -> None:
+        self._files = files
+        self.is_written = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self._files.pieces()
+        self.is_written = True
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        pieces = self._files.pieces()
+        while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+            yield piece
+        self.is_written = True
 
 
 class _Body(httpx.AsyncByteStream, httpx.SyncByteStream):
@@ -295,7 +320,7 @@ class _Body(httpx.AsyncByteStream, httpx.SyncByteStream):
 
 def was_written(request: "httpx.Request") -> bool:
     """Whether the whole of *request* is known to have been sent."""
-    return request.stream.is_written if isinstance(request.stream, _Body) else True
+    return request.stream.is_written if isinstance(request.stream, _Body | _Files) else True
 
 
 async def _body(response: "httpx.Response", cap: int) -> tuple[bytes, bool]:

@@ -1,0 +1,113 @@
+"""Files on their way to the platform: a form that is read from the disk while it is sent."""
+
+import mimetypes
+import os
+import re
+import secrets
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import attrs
+
+from molecule_connect.errors import ConfigError
+from molecule_connect.file_names import safe_name
+from molecule_connect.models import FilePart
+
+PIECE = 256 * 1024
+UNKNOWN_TYPE = "application/octet-stream"
+# Anything else could end the header that the type stands in.
+_PLAIN_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+(; ?[A-Za-z0-9-]+=[A-Za-z0-9._-]+)*")
+
+
+@attrs.frozen(kw_only=True)
+class UploadFile:
+    """One file of it. ``size`` is what is sent: a file that grows meanwhile is cut there."""
+
+    path: Path
+    name: str
+    mime_type: str
+    size: int
+
+
+@attrs.frozen
+class Multipart:
+    """A ``multipart/form-data`` body with the field ``files``, for an operation."""
+
+    files: tuple[UploadFile, ...]
+    boundary: str = attrs.field(factory=lambda: secrets.token_hex(16))
+
+    @classmethod
+    def of(cls, files: Iterable[FilePart]) -> "Multipart":
+        """The form of *files*, each with a ``path``.
+
+        Raises:
+            ConfigError: One of them cannot be read, or is empty: the platform refuses empty files.
+        """
+        return cls(tuple(_upload_file(file) for file in files))
+
+    @property
+    def content_type(self) -> str:
+        """The header that goes with it."""
+        return f"multipart/form-data; boundary={self.boundary}"
+
+    @property
+    def length(self) -> int:
+        """Bytes of the whole body."""
+        return sum(len(self._head(file)) + file.size + 2 for file in self.files) + len(self._end)
+
+    def pieces(self) -> Iterator[bytes]:
+        """The body, a piece at a time. Reads from the disk.
+
+        Raises:
+            ConfigError: A file cannot be read any more, or became shorter.
+        """
+        for file in self.files:
+            yield self._head(file)
+            try:
+                yield from _content(file)
+            except OSError as exc:
+                raise _unreadable(file.name, exc) from exc
+            yield b"\r\n"
+        yield self._end
+
+    def _head(self, file: UploadFile) -> bytes:
+        return (
+            f"--{self.boundary}\r\n"
+            f'Content-Disposition: form-data; name="files"; filename="{file.name}"\r\n'
+            f"Content-Type: {file.mime_type}\r\n\r\n"
+        ).encode()
+
+    @property
+    def _end(self) -> bytes:
+        return f"--{self.boundary}--\r\n".encode()
+
+
+def _content(file: UploadFile) -> Iterator[bytes]:
+    left = file.size
+    with file.path.open("rb") as source:
+        while left and (piece := source.read(min(PIECE, left))):
+            left -= len(piece)
+            yield piece
+    if left:
+        raise OSError("it became shorter meanwhile")
+
+
+def _upload_file(file: FilePart) -> UploadFile:
+    name = file.name or (file.path.name if file.path else "")
+    try:
+        if file.path is None:
+            raise FileNotFoundError("it is not on this machine")
+        size = file.path.stat().st_size
+        if not file.path.is_file() or not os.access(file.path, os.R_OK):
+            raise OSError("it is no file that can be read")
+    except OSError as exc:
+        raise _unreadable(name, exc) from exc
+    if not size:
+        raise ConfigError(f"the file {name!r} is empty: the platform takes no empty files", hint="write into it first")
+    guessed = file.mime_type or mimetypes.guess_type(name)[0] or UNKNOWN_TYPE
+    mime_type = guessed if _PLAIN_TYPE.fullmatch(guessed) else UNKNOWN_TYPE
+    return UploadFile(path=file.path, name=safe_name(name), mime_type=mime_type, size=size)
+
+
+def _unreadable(name: str, exc: OSError) -> ConfigError:
+    return ConfigError(f"the file {name!r} cannot be sent: {exc.strerror or exc}", hint="check that it is there")

@@ -1,0 +1,119 @@
+"""Files on their way to the platform, against the sandbox's own reading of a form."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from molecule_connect.errors import ConfigError
+from molecule_connect.models import FilePart
+from molecule_connect.platform import operations
+from molecule_connect.platform.client import AsyncPlatformClient
+from molecule_connect.platform.multipart import PIECE, Multipart
+from molecule_connect_sandbox.testing import Sandbox, Workspace
+
+
+@attrs.frozen
+class Place:
+    """A workspace of a sandbox and a client of it."""
+
+    sandbox: Sandbox
+    workspace: Workspace
+    client: AsyncPlatformClient
+
+    async def content(self, file: FilePart) -> bytes:
+        """What the platform keeps of *file*."""
+        file_id = file.uri.rpartition("/")[2]
+        return await self.client.call(operations.upload_content(self.workspace.id, file_id))
+
+
+@pytest.fixture
+async def place() -> AsyncIterator[Place]:
+    async with Sandbox.in_process() as sandbox:
+        workspace = await sandbox.workspace()
+        async with AsyncPlatformClient(
+            sandbox.url, workspace_id=workspace.id, token=workspace.token, transport=sandbox.transport
+        ) as client:
+            yield Place(sandbox, workspace, client)
+
+
+def file(path: Path, content: bytes = b"x", **given: Any) -> FilePart:
+    path.write_bytes(content)
+    return FilePart(uri="", path=path, **given)
+
+
+async def test_files_are_taken_byte_for_byte_and_come_back_as_the_platform_names_them(
+    place: Place, tmp_path: Path
+) -> None:
+    big = bytes(range(256)) * (PIECE // 100)
+    files = [file(tmp_path / "b.png", big), file(tmp_path / "a b.txt", b"text", mime_type="text/markdown")]
+
+    png, text = await place.client.call(operations.upload_files(place.workspace.id, files))
+
+    assert (png.name, png.mime_type, png.size) == ("b.png", "image/png", len(big))
+    assert (text.name, text.mime_type, text.size) == ("a_b.txt", "text/markdown", 4)
+    assert await place.content(png) == big
+    assert await place.content(text) == b"text"
+
+
+async def test_what_was_uploaded_can_be_attached_to_a_notify(place: Place, tmp_path: Path) -> None:
+    uploaded = await place.client.call(operations.upload_files(place.workspace.id, [file(tmp_path / "a.txt")]))
+
+    await place.client.call(operations.notify(place.workspace.id, "see here", attachments=uploaded))
+
+    shown = next(row for row in await place.sandbox.rows(place.workspace) if row["method"] == "notify")
+    (part,) = shown["response_body"]["parts"]
+    assert part["file"] == {"uri": uploaded[0].uri, "name": "a.txt", "mimeType": "text/plain", "size": 1}
+
+
+async def test_a_name_or_type_cannot_write_headers_of_its_own(place: Place, tmp_path: Path) -> None:
+    hostile = file(tmp_path / "x", name='a"\r\nX-Evil: 1\r\n\r\n.txt', mime_type="text/plain\r\nX-Evil: 1")
+
+    (taken,) = await place.client.call(operations.upload_files(place.workspace.id, [hostile]))
+
+    assert taken.name == "a___X-Evil__1____.txt"
+    assert taken.mime_type == "application/octet-stream"
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "empty"])
+def test_what_cannot_be_sent_is_said_before_any_request(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    if kind == "folder":
+        path.mkdir()
+    if kind == "empty":
+        path.touch()
+
+    with pytest.raises(ConfigError, match="'a'"):
+        operations.upload_files("ws", [FilePart(uri="", path=path)])
+
+
+@pytest.mark.parametrize("count", [0, 65])
+def test_a_form_holds_one_to_64_files(count: int, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"{count} files"):
+        operations.upload_files("ws", [file(tmp_path / "a")] * count)
+
+
+def test_the_length_of_a_form_is_known_before_it_is_read(tmp_path: Path) -> None:
+    form = Multipart.of([file(tmp_path / "a", b"abc"), file(tmp_path / "b", b"d")])
+
+    assert form.length == sum(map(len, form.pieces()))
+
+
+def test_a_file_that_grows_meanwhile_is_cut_and_one_that_shrinks_is_told(tmp_path: Path) -> None:
+    form = Multipart.of([file(tmp_path / "a", b"abc")])
+
+    (tmp_path / "a").write_bytes(b"abcdef")
+    assert b"".join(form.pieces()).count(b"abcdef") == 0
+    (tmp_path / "a").write_bytes(b"ab")
+    with pytest.raises(ConfigError, match="shorter"):
+        list(form.pieces())
+
+
+async def test_a_file_that_goes_away_while_it_is_sent_is_told(place: Place, tmp_path: Path) -> None:
+    operation = operations.upload_files(place.workspace.id, [file(tmp_path / "a")])
+    (tmp_path / "a").unlink()
+
+    with pytest.raises(ConfigError, match="cannot be sent"):
+        await place.client.call(operation)
