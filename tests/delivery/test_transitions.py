@@ -461,3 +461,24 @@ async def test_an_echo_of_what_nobody_here_sent_is_told_apart(mine: WorkspaceJou
     await answer(mine)
     stored = await mine.receive([shown("ok", 1), shown("who said that?", 2)], now=NOW)
     assert [one.foreign_echo for one in stored] == [False, True]
+
+
+async def test_storing_a_message_takes_no_longer_the_more_of_them_are_kept(journal: Journal) -> None:
+    mine = journal.of(WORKSPACE)
+
+    async def steps(numbers: range) -> int:
+        taken = 0
+
+        def count() -> int:
+            nonlocal taken
+            taken += 1
+            return 0
+
+        await journal.committer.put(lambda db: db.set_progress_handler(count, 1))
+        await receive(mine, *(inbound(row_id=f"row-{number}", sender_key=f"key-{number}") for number in numbers))
+        await journal.committer.put(lambda db: db.set_progress_handler(None, 0))
+        return taken
+
+    few = await steps(range(20))
+    await receive(mine, *(inbound(row_id=f"row-{number}", sender_key=f"key-{number}") for number in range(20, 400)))
+    assert await steps(range(400, 420)) < 2 * few
