@@ -205,6 +205,18 @@ class Page:
     size: int = 0
     earliest: int | None = None
 
+    @property
+    def last_before_edge(self) -> str | None:
+        """The row to read on after: older platforms skip the twins of the row that they are given, so not the last."""
+        if not self.marks:
+            return None
+        edge = self.marks[-1]
+        if edge.time is not None:
+            for mark in reversed(self.marks):
+                if mark.time is not None and mark.time < edge.time:
+                    return mark.row_id
+        return edge.row_id
+
 
 @attrs.frozen(kw_only=True)
 class Outgoing:

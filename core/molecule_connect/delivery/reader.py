@@ -141,7 +141,7 @@ class Reader:
             self._lanes_may_run()
             if span is not None and self._tip is not None and self._woken():
                 await self._forward_from_tip()
-            step = _last_before_the_edge(page)
+            step = page.last_before_edge
             if page.count < page.limit or step is None or step == after:
                 return True
             after = step
@@ -229,18 +229,6 @@ class Reader:
                 position = attrs.evolve(position, anchor=mark.row_id, anchor_time=mark.time)
         last_read = max(began, position.last_read or 0)
         await self._journal.move(attrs.evolve(position, last_read=last_read))
-
-
-def _last_before_the_edge(page: Page) -> str | None:
-    """The row to read on after: older platforms skip the twins of the row that they are given, so not the last."""
-    if not page.marks:
-        return None
-    edge = page.marks[-1]
-    if edge.time is not None:
-        for mark in reversed(page.marks):
-            if mark.time is not None and mark.time < edge.time:
-                return mark.row_id
-    return edge.row_id
 
 
 def _gap_words(position: Position) -> tuple[str, str]:
