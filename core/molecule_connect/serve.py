@@ -3,25 +3,25 @@
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+import attrs
+
 from molecule_connect import events, state_folder
-from molecule_connect.delivery.connection import Connection
+from molecule_connect.blocks import Block, Ground, credentials_of, notice, plugin_host
 from molecule_connect.delivery.fleet import Fleet
 from molecule_connect.delivery.journal import Journal
-from molecule_connect.errors import CloseError, ConfigError
-from molecule_connect.platform.address import parse_address
-from molecule_connect.platform.client import AsyncPlatformClient
-from molecule_connect.platform.credentials import Credentials
+from molecule_connect.errors import ConfigError, MoleculeError
 from molecule_connect.platform.transports import AsyncTransport, Transports
-from molecule_connect.platform.workspace import WorkspaceClient
-from molecule_connect.plugins.host import PluginHost, create_host
 from molecule_connect.settings import DEFAULT_API_URL, ConnectionSettings, PeerBudget
+from molecule_connect.workspaces import WorkspacesError
 
-# Reads and beats of a fleet share the connections to their platform.
-WORKSPACES_PER_READER = 8
+# Reads and beats of a fleet share the connections to their platform; a list may grow to so many while it is served.
+WORKSPACES_PER_READER, ROOM = 8, 64
+# So many plugins are asked for problems at a time.
+AT_ONCE = 8
 
 
 async def connect(
@@ -120,25 +120,109 @@ async def serve(
 
     Raises:
         MoleculeError: As ``connect`` does.
+        FleetError: Several have ended, and not all of them well.
+    """
+    async with serving(settings, state_dir=state_dir, listener=listener, transport=transport) as served:
+        await served.run(stop)
+
+
+@attrs.frozen(kw_only=True)
+class Plan:
+    """What a new list of workspaces means for those that are served. Ids, in the order of the list.
+
+    Attributes:
+        new: They are not served yet, or have ended with an error.
+        changed: They are served, with other settings.
+        same: They are served, and do not notice.
+        gone: They are served, and are on the list no more.
+    """
+
+    wanted: tuple[ConnectionSettings, ...] = attrs.field(repr=False)
+    new: tuple[str, ...]
+    changed: tuple[str, ...]
+    same: tuple[str, ...]
+    gone: tuple[str, ...]
+
+    @property
+    def starting(self) -> list[ConnectionSettings]:
+        """Those that are to be started, first or anew."""
+        return [one for one in self.wanted if one.workspace_id in (*self.new, *self.changed)]
+
+
+class Served:
+    """The workspaces that this process serves. Made by ``serving``."""
+
+    def __init__(self, blocks: Sequence[Block], ground: Ground) -> None:
+        self._ground = ground
+        self._settings = {block.workspace_id: block.settings for block in blocks}
+        self._fleet = Fleet(blocks, ground.journal, listener=ground.listener)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """As ``serve`` does."""
+        await self._fleet.run(stop)
+
+    async def plan(self, wanted: Sequence[ConnectionSettings]) -> Plan:
+        """What serving *wanted* from now on would mean. Whatever is to start was rehearsed.
+
+        Raises:
+            WorkspacesError: Something cannot be served; every reason is told.
+        """
+        ids = {one.workspace_id for one in wanted}
+        running, known = self._fleet.running, self._settings
+        kept = [one for one in wanted if one.workspace_id in running]
+        plan = Plan(
+            wanted=tuple(wanted),
+            new=tuple(one.workspace_id for one in wanted if one.workspace_id not in running),
+            changed=tuple(one.workspace_id for one in kept if one != known[one.workspace_id]),
+            same=tuple(one.workspace_id for one in kept if one == known[one.workspace_id]),
+            gone=tuple(name for name in known if name not in ids),
+        )
+        steps = [(one, _rehearsal(one, self._ground.state_dir, events.ignore)) for one in plan.starting]
+        if problems := await _problems(steps, several=True):
+            raise WorkspacesError("the new list", problems)
+        return plan
+
+    async def follow(self, plan: Plan) -> None:
+        """Start, drain and restart as *plan* says; returns when all has drained."""
+        for name in plan.gone:
+            del self._settings[name]
+        self._settings.update((one.workspace_id, one) for one in plan.starting)
+        await self._fleet.change([Block(one, self._ground) for one in plan.starting], gone=plan.gone)
+
+
+@asynccontextmanager
+async def serving(
+    settings: Sequence[ConnectionSettings],
+    *,
+    state_dir: Path,
+    listener: events.Listener,
+    transport: AsyncTransport | None = None,
+) -> AsyncIterator[Served]:
+    """What serves *settings*, built and checked, and not started. All is closed at the end.
+
+    Raises:
+        ConfigError: Something in the settings cannot work; of several workspaces, everything is told.
+        JournalError: The journal cannot be used.
     """
     async with AsyncExitStack() as stack:
-        readers = 2 + len(settings) // WORKSPACES_PER_READER
-        transports = Transports(transport=transport, readers=readers, say=_notice(settings[0], listener))
+        most = max(len(settings), ROOM if settings[0].patient else 1)
+        transports = Transports(
+            transport=transport,
+            readers=2 + most // WORKSPACES_PER_READER,
+            say=notice(settings[0].workspace_id, listener),
+        )
         stack.push_async_callback(transports.aclose)
-        clients = [_client(one.check(), transports, state_dir) for one in settings]
-        for client in clients:
-            stack.push_async_callback(client.aclose)
-        hosts = [
-            await stack.enter_async_context(_host(one, client.credentials.current(), state_dir, listener))
-            for one, client in zip(settings, clients, strict=True)
-        ]
-        _refuse_problems([problem for host in hosts for problem in await host.check()])
         journal = await stack.enter_async_context(Journal.open(state_dir, wall=time.time))
-        connections = [
-            _connection(one, client, host, journal, state_dir, listener)
-            for one, client, host in zip(settings, clients, hosts, strict=True)
-        ]
-        await Fleet(connections, journal, listener=listener).run(stop)
+        ground = Ground(state_dir=state_dir, transports=transports, journal=journal, listener=listener)
+        blocks = [Block(one, ground) for one in settings]
+        for block in blocks:
+            stack.push_async_callback(block.aclose)
+        problems = await _problems([(block.settings, _building(block)) for block in blocks], several=len(blocks) > 1)
+        if problems and len(blocks) > 1:
+            raise WorkspacesError("the list", problems)
+        if problems:
+            raise ConfigError(f"the backend is not ready: {'; '.join(problems)}", hint="mend that, then start again")
+        yield Served(blocks, ground)
 
 
 async def rehearse(
@@ -146,97 +230,52 @@ async def rehearse(
 ) -> list[str]:
     """Build everything, ask the plugins for problems, close it again: no request, no state. Returns the problems.
 
+    Args:
+        state_dir: Where a token that the platform handed out may lie. Nothing is written there.
+
     Raises:
-        ConfigError: Something is missing or makes no sense.
+        ConfigError: The settings of the only workspace make no sense; those of several are problems.
     """
-    problems: list[str] = []
-    for one in settings:
-        address = parse_address(one.check().api_url, insecure=one.insecure)
-        token = _credentials(one, address.origin, state_dir).current()
-        async with _host(one, token, state_dir, listener) as host:
-            problems += await host.check()
-    return problems
+    steps = [(one, _rehearsal(one, state_dir, listener)) for one in settings]
+    return await _problems(steps, several=len(steps) > 1)
 
 
-def _credentials(settings: ConnectionSettings, origin: str, state_dir: Path | None) -> Credentials:
-    return Credentials(
-        settings.workspace_id,
-        origin=origin,
-        token=settings.token,
-        source=settings.token_source,
-        token_file=settings.token_file,
-        state_dir=state_dir,
-    )
+_Step = Callable[[], Awaitable[list[str]]]
 
 
-def _client(settings: ConnectionSettings, transports: Transports, state_dir: Path) -> AsyncPlatformClient:
-    address = parse_address(settings.api_url, insecure=settings.insecure)
-    return AsyncPlatformClient(
-        settings.api_url,
-        workspace_id=settings.workspace_id,
-        credentials=_credentials(settings, address.origin, state_dir),
-        org_id=settings.org_id,
-        insecure=settings.insecure,
-        transports=transports,
-    )
+def _building(block: Block) -> _Step:
+    async def step() -> list[str]:
+        await block.build()
+        return await block.check()
+
+    return step
 
 
-@asynccontextmanager
-async def _host(
-    settings: ConnectionSettings, token: str, state_dir: Path | None, listener: events.Listener
-) -> AsyncIterator[PluginHost]:
-    say = _notice(settings, listener)
-    host = await create_host(
-        workspace_id=settings.workspace_id,
-        backend=settings.backend,
-        options=settings.options,
-        middleware=settings.middleware,
-        middleware_options=settings.middleware_options,
-        strict=settings.strict,
-        state_dir=state_dir,
-        warn=say,
-        secrets=[token],
-    )
-    try:
-        yield host
-    finally:
-        failed = await host.close()
-        for error in failed:
-            say(str(error))
-    if failed:
-        raise failed[0] if isinstance(failed[0], CloseError) else CloseError(str(failed[0]))
+def _rehearsal(settings: ConnectionSettings, state_dir: Path | None, listener: events.Listener) -> _Step:
+    async def step() -> list[str]:
+        token = credentials_of(settings.check(), state_dir).current()
+        async with plugin_host(settings, token, None, listener) as host:
+            return await host.check()
+
+    return step
 
 
-def _notice(settings: ConnectionSettings, listener: events.Listener) -> Callable[[str], None]:
-    return lambda text: listener(events.Notice(workspace_id=settings.workspace_id, text=text))
+async def _problems(steps: Sequence[tuple[ConnectionSettings, _Step]], *, several: bool) -> list[str]:
+    """What stands in the way. Of *several* workspaces an error is a problem like others; of one it is raised."""
+    if not several:
+        return [problem for _, step in steps for problem in await step()]
+    slots = asyncio.Semaphore(AT_ONCE)
 
+    async def take(step: _Step) -> list[str]:
+        async with slots:
+            try:
+                return await step()
+            except MoleculeError as exc:
+                return [f"{exc} -> {exc.hint}" if exc.hint else str(exc)]
 
-def _refuse_problems(problems: Sequence[str]) -> None:
-    if problems:
-        raise ConfigError(f"the backend is not ready: {'; '.join(problems)}", hint="mend that, then start again")
-
-
-def _connection(
-    settings: ConnectionSettings,
-    client: AsyncPlatformClient,
-    host: PluginHost,
-    journal: Journal,
-    state_dir: Path,
-    listener: events.Listener,
-) -> Connection:
-    pacer = client.pacer
-
-    def pace(trusted: bool) -> tuple[float, float]:
-        return pacer.safety_interval(settings.safety_interval, trusted=trusted), pacer.beat_interval(
-            settings.heartbeat_interval
-        )
-
-    return Connection(
-        settings,
-        platform=WorkspaceClient(client, say=_notice(settings, listener)),
-        handler=host.handler,
-        journal=journal,
-        folder=state_dir,
-        listener=listener,
-        pace=pace,
-    )
+    found = await asyncio.gather(*(take(step) for _, step in steps))
+    return [
+        f"workspace {one.workspace_id}: {problem}"
+        for (one, _), problems in zip(steps, found, strict=True)
+        for problem in problems
+    ]

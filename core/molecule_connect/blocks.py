@@ -1,0 +1,184 @@
+"""What serves one workspace (its client, its plugins, its connection), and what the blocks of a process share."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Self
+
+import attrs
+
+from molecule_connect import events
+from molecule_connect.delivery.connection import Connection
+from molecule_connect.delivery.journal import Journal
+from molecule_connect.errors import AuthError, CloseError
+from molecule_connect.platform.address import parse_address
+from molecule_connect.platform.client import AsyncPlatformClient
+from molecule_connect.platform.credentials import Credentials
+from molecule_connect.platform.transports import Transports
+from molecule_connect.platform.workspace import WorkspaceClient
+from molecule_connect.plugins.host import PluginHost, create_host
+from molecule_connect.settings import ConnectionSettings
+
+
+@attrs.frozen(kw_only=True)
+class Ground:
+    """What all blocks of a process stand on. It outlives them."""
+
+    state_dir: Path
+    transports: Transports
+    journal: Journal
+    listener: events.Listener
+
+
+class Block:
+    """One workspace and all that is its own. Made by ``build``, or by ``run`` where that was not called.
+
+    Attributes:
+        client: Its way to the platform; there once it is built.
+        connection: What reads, answers and beats; there once it is built.
+    """
+
+    client: AsyncPlatformClient
+    connection: Connection
+
+    def __init__(self, settings: ConnectionSettings, ground: Ground) -> None:
+        self.settings = settings
+        self.workspace_id = settings.workspace_id
+        self._ground = ground
+        self._stack = AsyncExitStack()
+        self._host: PluginHost | None = None
+
+    async def build(self) -> Self:
+        """Make client, plugins and connection; no request.
+
+        Raises:
+            ConfigError: The settings cannot work.
+        """
+        settings, ground = self.settings.check(), self._ground
+        async with AsyncExitStack() as stack:
+            self.client = _client(settings, ground)
+            stack.push_async_callback(self.client.aclose)
+            token = self.client.credentials.current()
+            self._host = await stack.enter_async_context(
+                plugin_host(settings, token, ground.state_dir, ground.listener)
+            )
+            self.connection = _connection(settings, self.client, self._host, ground)
+            self._stack = stack.pop_all()
+        return self
+
+    async def check(self) -> list[str]:
+        """What the plugins say stands in the way of serving."""
+        return await self._host.check() if self._host else []
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until *stop* is set and all has drained, then close the plugins and the client.
+
+        Raises:
+            MoleculeError: As ``Connection.run`` and ``build`` do.
+            CloseError: All went well until a plugin could not be closed.
+        """
+        if self._host is None:
+            await self.build()
+        async with self._stack:
+            try:
+                await self.connection.run(stop)
+            except AuthError as error:
+                source = self.client.credentials.source
+                error.hint = f"workspace {self.workspace_id}, token from {source}: {error.hint}"
+                raise
+
+    async def aclose(self) -> None:
+        """Close what was built; nothing where ``run`` has done so."""
+        await self._stack.aclose()
+
+    def slept(self) -> None:
+        """The machine slept."""
+        if self._host is not None:
+            self.connection.slept()
+
+    def changed_elsewhere(self) -> None:
+        """Another program changed the journal."""
+        if self._host is not None:
+            self.connection.changed_elsewhere()
+
+
+def credentials_of(settings: ConnectionSettings, state_dir: Path | None) -> Credentials:
+    """The tokens of one workspace; one that the platform handed out lies in *state_dir*."""
+    return Credentials(
+        settings.workspace_id,
+        origin=parse_address(settings.api_url, insecure=settings.insecure).origin,
+        token=settings.token,
+        source=settings.token_source,
+        token_file=settings.token_file,
+        state_dir=state_dir,
+    )
+
+
+@asynccontextmanager
+async def plugin_host(
+    settings: ConnectionSettings, token: str, state_dir: Path | None, listener: events.Listener
+) -> AsyncIterator[PluginHost]:
+    """The plugins of one workspace, closed at the end. They keep *token* from the programs that they start.
+
+    Raises:
+        ConfigError: A plugin cannot be made.
+        CloseError: All went well until one could not be closed.
+    """
+    say = notice(settings.workspace_id, listener)
+    host = await create_host(
+        workspace_id=settings.workspace_id,
+        backend=settings.backend,
+        options=settings.options,
+        middleware=settings.middleware,
+        middleware_options=settings.middleware_options,
+        strict=settings.strict,
+        state_dir=state_dir,
+        warn=say,
+        secrets=[token],
+    )
+    try:
+        yield host
+    finally:
+        failed = await host.close()
+        for error in failed:
+            say(str(error))
+    if failed:
+        raise failed[0] if isinstance(failed[0], CloseError) else CloseError(str(failed[0]))
+
+
+def notice(workspace_id: str, listener: events.Listener) -> Callable[[str], None]:
+    """Tells *listener* a text of one workspace."""
+    return lambda text: listener(events.Notice(workspace_id=workspace_id, text=text))
+
+
+def _client(settings: ConnectionSettings, ground: Ground) -> AsyncPlatformClient:
+    return AsyncPlatformClient(
+        settings.api_url,
+        workspace_id=settings.workspace_id,
+        credentials=credentials_of(settings, ground.state_dir),
+        org_id=settings.org_id,
+        insecure=settings.insecure,
+        transports=ground.transports,
+    )
+
+
+def _connection(
+    settings: ConnectionSettings, client: AsyncPlatformClient, host: PluginHost, ground: Ground
+) -> Connection:
+    pacer = client.pacer
+
+    def pace(trusted: bool) -> tuple[float, float]:
+        return pacer.safety_interval(settings.safety_interval, trusted=trusted), pacer.beat_interval(
+            settings.heartbeat_interval
+        )
+
+    return Connection(
+        settings,
+        platform=WorkspaceClient(client, say=notice(settings.workspace_id, ground.listener)),
+        handler=host.handler,
+        journal=ground.journal,
+        folder=ground.state_dir,
+        listener=ground.listener,
+        pace=pace,
+    )
