@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from molecule_connect.plugins.option_types import Duration
     from molecule_connect.plugins.options import BackendConfig, options
     from molecule_connect.serve import connect
+    from molecule_connect.settings import ConnectionSettings
+    from molecule_connect.workspaces import load_workspaces
 
 __version__ = "0.1.0"
 
@@ -78,6 +80,8 @@ _HOMES = {
     "plugins.option_types": ("Duration",),
     "plugins.options": ("BackendConfig", "options"),
     "serve": ("connect",),
+    "settings": ("ConnectionSettings",),
+    "workspaces": ("load_workspaces",),
     # Modules that are public themselves.
     "": ("events",),
     "platform": ("operations",),
@@ -95,6 +99,7 @@ __all__ = [
     "BackendNotFoundError",
     "CloseError",
     "ConfigError",
+    "ConnectionSettings",
     "CursorExpiredError",
     "DataPart",
     "Duration",
@@ -122,6 +127,7 @@ __all__ = [
     "events",
     "hookimpl",
     "installed_backends",
+    "load_workspaces",
     "operations",
     "options",
 ]
