@@ -30,6 +30,10 @@ class TokenSource(Protocol):
     def origin(self) -> str: ...
 
     @property
+    def source(self) -> str:
+        """Where the token comes from, in the operator's words."""
+
+    @property
     def kept_path(self) -> Path | None:
         """Where a handed-out token is kept; None: in memory alone."""
 

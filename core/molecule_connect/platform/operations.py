@@ -11,12 +11,12 @@ from urllib.parse import quote
 import attrs
 
 from molecule_connect.errors import ConfigError
-from molecule_connect.models import FilePart, Outgoing, Presence, WorkspaceInfo, WorkspaceStatus
+from molecule_connect.models import FilePart, Inbound, Outgoing, Presence, WorkspaceInfo, WorkspaceStatus
 from molecule_connect.platform.envelopes import attachment, notify_text, peer_envelope, to_json
 from molecule_connect.platform.multipart import Multipart
 from molecule_connect.platform.parts import read_file
 from molecule_connect.platform.times import format_time
-from molecule_connect.platform.wire import FEED_TYPE
+from molecule_connect.platform.wire import FEED_TYPE, read_history
 
 T = TypeVar("T")
 MIB = 1 << 20
@@ -27,6 +27,8 @@ READ_TIMEOUT = 30.0
 # The platform gives a push peer this long before it answers "queued" (contract, section (e)).
 A2A_TIMEOUT = 90.0
 UPLOAD_TIMEOUT = 60.0
+PLUGIN_TIMEOUT = 60.0
+PLUGIN_CAP = 100 * MIB
 MAX_FILES = 64
 _TEXT_CAP = 500
 
@@ -95,12 +97,15 @@ class Operation(Generic[T]):
     cap: int = ANSWER_CAP
 
 
-def register(workspace_id: str, card: Mapping[str, Any]) -> Operation[str | None]:
+def register(workspace_id: str, card: Mapping[str, Any], *, url: str = "") -> Operation[str | None]:
     """Says that this program answers for the workspace. Gives the token that was handed out, if one was.
+
+    A *url* is what peers are told; the platform itself still waits to be asked.
 
     The delivery mode is always stated: without it the platform would fall back to push (contract 2.1).
     """
-    body = {"id": workspace_id, "delivery_mode": "poll", "agent_card": card}
+    body: dict[str, Any] = {"id": workspace_id, "delivery_mode": "poll", "agent_card": card}
+    body |= {"url": url} if url else {}
     return _post("register", "/registry/register", body, _handed_out_token, lane=Lane.BEAT, is_open=True)
 
 
@@ -116,7 +121,7 @@ def heartbeat(workspace_id: str, presence: Presence) -> Operation[None]:
     }
     body |= {"runtime_state": "wedged"} if presence.wedged else {}
     body |= {"monthly_spend": presence.monthly_spend_cents} if presence.monthly_spend_cents else {}
-    return _post("heartbeat", "/registry/heartbeat", body, _nothing, lane=Lane.BEAT)
+    return _post("heartbeat", "/registry/heartbeat", body, _nothing, lane=Lane.BEAT, is_open=True)
 
 
 def workspace(workspace_id: str) -> Operation[WorkspaceInfo]:
@@ -144,6 +149,22 @@ def activity(
         read=read,
         form=Form.PAGE,
         cap=PAGE_CAP if limit > 1 else ROW_CAP,
+    )
+
+
+def history(
+    workspace_id: str, *, peer_id: str | None = None, limit: int = 100, before: int | None = None
+) -> Operation[tuple[Inbound, ...]]:
+    """The newest messages with a peer, or with the person (None), newest first; *before* is in microseconds."""
+    params = [("limit", str(limit))]
+    params += [("type", FEED_TYPE), ("source", "canvas")] if peer_id is None else [("peer_id", peer_id)]
+    params += [("before_ts", format_time(before))] if before is not None else []
+    return _get(
+        "history",
+        f"/workspaces/{_id(workspace_id)}/activity",
+        lambda reply: read_history(_objects(reply), workspace_id=workspace_id),
+        params=tuple(params),
+        cap=PAGE_CAP,
     )
 
 
@@ -245,7 +266,7 @@ def upload_files(workspace_id: str, files: Sequence[FilePart]) -> Operation[tupl
 def upload_content(workspace_id: str, file_id: str) -> Operation[bytes]:
     """The bytes of a file that was uploaded in the chat."""
     path = f"/workspaces/{_id(workspace_id)}/pending-uploads/{_id(file_id)}/content"
-    return _get("upload-content", path, lambda reply: reply.body, form=Form.BYTES, cap=ROW_CAP)
+    return _get("upload-content", path, _bytes, form=Form.BYTES, cap=ROW_CAP)
 
 
 def upload_ack(workspace_id: str, file_id: str) -> Operation[None]:
@@ -256,6 +277,19 @@ def upload_ack(workspace_id: str, file_id: str) -> Operation[None]:
 def upload_limits() -> Operation[dict[str, Any]]:
     """Bytes per file and per request, and files per message; platforms of 2026-05 do not tell."""
     return _get("upload-limits", "/uploads/limits", _object, is_optional=True)
+
+
+def plugin_download(workspace_id: str, name: str, source: str | None = None) -> Operation[bytes]:
+    """A plugin of the workspace as a gzip tar; *source* where it is not the platform's own (2.16)."""
+    path = f"/workspaces/{_id(workspace_id)}/plugins/{_id(name)}/download"
+    params = (("source", source),) if source else ()
+    return _get("plugin", path, _bytes, params=params, form=Form.BYTES, cap=PLUGIN_CAP, timeout=PLUGIN_TIMEOUT)
+
+
+def plugin_report(workspace_id: str, source: str, sha256: str | None = None) -> Operation[None]:
+    """Tells the platform of an installed plugin. It refuses this for external workspaces (2.16)."""
+    body = {"source": source} | ({"sha256": sha256} if sha256 else {})
+    return _post("plugin-report", f"/workspaces/{_id(workspace_id)}/plugins", body, _nothing)
 
 
 def read_workspace(reply: Reply) -> WorkspaceInfo:
@@ -292,6 +326,10 @@ def _id(value: str) -> str:
 
 def _nothing(reply: Reply) -> None:
     return None
+
+
+def _bytes(reply: Reply) -> bytes:
+    return reply.body
 
 
 def _json(reply: Reply) -> Any:

@@ -1,0 +1,192 @@
+"""PlatformClient: the blocking client, for programs that run no event loop. Threads may share one."""
+
+import time
+from collections.abc import Callable
+from typing import IO, Any, Self, TypeVar
+
+import httpx
+
+from molecule_connect.errors import AuthError, PageTooLargeError
+from molecule_connect.platform.address import ApiAddress
+from molecule_connect.platform.answers import Answer
+from molecule_connect.platform.calling import Caller, Headers, TokenSource
+from molecule_connect.platform.operations import Form, Operation
+from molecule_connect.platform.transports import (
+    REFUSAL_CAP,
+    WHOLE_ANSWER_TIMEOUT,
+    Trust,
+    answer_of,
+    make_request,
+    network_error,
+    proxies_checked,
+    told,
+    was_written,
+)
+
+BlockingTransport = httpx.BaseTransport
+# As many threads of one program may wait for an answer at once.
+CONNECTIONS = 10
+T = TypeVar("T")
+
+
+class BlockingTransports:
+    """One pool of connections per origin.
+
+    Args:
+        transport: Stands in for the network; tests give one.
+    """
+
+    def __init__(
+        self, *, transport: httpx.BaseTransport | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._transport, self._clock = transport, clock
+        self._pools: dict[str, httpx.BaseTransport] = {}
+        self._trust = Trust()
+
+    def exchange(
+        self,
+        address: ApiAddress,
+        operation: Operation[Any],
+        url: str,
+        headers: Headers,
+        *,
+        sink: IO[bytes] | None = None,
+    ) -> Answer:
+        """Sends *operation* and returns whatever came back; with a *sink*, a good body goes there and not into it.
+
+        Raises:
+            PageTooLargeError: An answer over the operation's cap.
+            TransientPlatformError: Nothing came back, or not all of it; the network error is the cause.
+        """
+        request = make_request(operation, url, headers)
+        try:
+            return self._answer(self._pool(address), operation, request, sink)
+        except httpx.HTTPError as exc:
+            raise network_error(operation, url, exc, is_written=was_written(request)) from told(exc)
+
+    def close(self) -> None:
+        """Closes every connection; those at work fail."""
+        while self._pools:
+            self._pools.popitem()[1].close()
+
+    def _pool(self, address: ApiAddress) -> httpx.BaseTransport:
+        if self._transport is not None:
+            return self._transport
+        pool = self._pools.get(address.origin)
+        if pool is None:
+            with proxies_checked():
+                opened = httpx.HTTPTransport(**self._trust.options(address, CONNECTIONS))
+            pool = self._pools.setdefault(address.origin, opened)
+        return pool
+
+    def _answer(
+        self,
+        transport: httpx.BaseTransport,
+        operation: Operation[Any],
+        request: httpx.Request,
+        sink: IO[bytes] | None,
+    ) -> Answer:
+        began = self._clock()
+        response = transport.handle_request(request)
+        try:
+            seconds = self._clock() - began
+            good = 200 <= response.status_code < 300
+            cap = operation.cap if good else REFUSAL_CAP
+            body, whole = self._body(response, cap, sink if good else None, until=began + WHOLE_ANSWER_TIMEOUT)
+        finally:
+            response.close()
+        if not whole and good and operation.form is not Form.JSON:
+            raise PageTooLargeError(
+                f"{operation.name}: the answer is larger than {operation.cap >> 20} MiB",
+                operation=operation.name,
+                status=response.status_code,
+                hint="a smaller limit gives a smaller page",
+            )
+        return answer_of(response, body, whole=whole, seconds=seconds)
+
+    def _body(self, response: httpx.Response, cap: int, sink: IO[bytes] | None, *, until: float) -> tuple[bytes, bool]:
+        """The body up to *cap* bytes, unless it went to the *sink*, and whether that is all of it."""
+        pieces: list[bytes] = []
+        size = 0
+        for piece in response.iter_bytes():
+            size += len(piece)
+            if size > cap:
+                return b"".join([*pieces, piece])[:cap], False
+            if sink is None:
+                pieces.append(piece)
+            else:
+                sink.write(piece)
+            if self._clock() > until:
+                raise httpx.ReadTimeout("the answer takes too long")
+        return b"".join(pieces), True
+
+
+class PlatformClient:
+    """One workspace's way to a platform, blocking. Use it as a context manager, or call ``close``.
+
+    Args:
+        credentials: Where the token comes from.
+        transports: Its connections; closed together with it.
+
+    Raises:
+        ConfigError: Id, address, token or organisation cannot be used; before any request.
+    """
+
+    def __init__(
+        self,
+        api_url: str,
+        *,
+        workspace_id: str,
+        credentials: TokenSource,
+        org_id: str | None = None,
+        insecure: bool = False,
+        transports: BlockingTransports,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._caller = Caller(
+            api_url,
+            workspace_id=workspace_id,
+            credentials=lambda origin: credentials,
+            org_id=org_id,
+            insecure=insecure,
+            clock=clock,
+        )
+        self.platform_clock = self._caller.platform_clock
+        self._transports = transports
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes its connections."""
+        self._transports.close()
+
+    def call(self, operation: Operation[T], *, sink: IO[bytes] | None = None) -> T:
+        """Sends *operation* and returns what it reads in the answer. A refused token is replaced once.
+
+        Args:
+            sink: Takes the body of a good answer, piece by piece.
+
+        Raises:
+            AuthError: No token that its sources hold is accepted.
+            PermanentPlatformError: The platform itself refused, or does not have an optional endpoint.
+            TransientPlatformError: Anything that may work later; ``outcome`` says how far it came.
+        """
+        self._caller.check_absent(operation)
+        token = self._caller.token_for(operation)
+        try:
+            return self._once(operation, token, sink)
+        except AuthError:
+            other = self._caller.credentials.after_refusal(token or "")
+            if other is None:
+                raise
+        return self._once(operation, other, sink)
+
+    def _once(self, operation: Operation[T], token: str | None, sink: IO[bytes] | None) -> T:
+        url, headers = self._caller.url(operation), self._caller.headers(token)
+        answer = self._transports.exchange(self._caller.address, operation, url, headers, sink=sink)
+        self._caller.saw(answer)
+        return self._caller.read(operation, answer)

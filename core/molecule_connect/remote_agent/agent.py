@@ -1,0 +1,123 @@
+"""What both clients are made of: their arguments, checked, and the parts that know what to do."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from molecule_connect.errors import ArgumentError, ConfigError
+from molecule_connect.platform.address import parse_address
+from molecule_connect.platform.times import PlatformClock
+from molecule_connect.remote_agent.chat import Chat
+from molecule_connect.remote_agent.feed import ActivityFeed
+from molecule_connect.remote_agent.peers import Peers
+from molecule_connect.remote_agent.plugins import Installer
+from molecule_connect.remote_agent.presence import Registrar
+from molecule_connect.remote_agent.tokens import TokenFile
+from molecule_connect.remote_agent.values import (
+    DEFAULT_HEARTBEAT_INTERVAL,
+    DEFAULT_STATE_POLL_INTERVAL,
+    DEFAULT_URL_CACHE_TTL,
+)
+from molecule_connect.settings import MAX_SECONDS, MAX_SINCE_SECS, check_workspace_id
+
+
+@attrs.frozen(kw_only=True)
+class AgentSettings:
+    """The arguments of a client; see ``RemoteAgentClient``."""
+
+    workspace_id: str
+    platform_url: str
+    agent_card: Mapping[str, object] | None = None
+    reported_url: str = ""
+    token_dir: Path | None = None
+    token: str | None = attrs.field(default=None, repr=False)
+    org_id: str | None = None
+    insecure: bool = False
+    heartbeat_interval: float = DEFAULT_HEARTBEAT_INTERVAL
+    state_poll_interval: float = DEFAULT_STATE_POLL_INTERVAL
+    url_cache_ttl: float = DEFAULT_URL_CACHE_TTL
+    clock: Callable[[], float] = time.monotonic
+
+    def __attrs_post_init__(self) -> None:
+        check_workspace_id(self.workspace_id)
+        if not self.platform_url:
+            raise ConfigError("no platform URL was given", hint="pass the address of the platform's API")
+        for name in ("heartbeat_interval", "state_poll_interval"):
+            check_seconds(name, getattr(self, name))
+        check_seconds("url_cache_ttl", self.url_cache_ttl, zero=True)
+
+    @property
+    def folder(self) -> Path:
+        """Where the token and the plugins are."""
+        if self.token_dir is not None:
+            return Path(self.token_dir).expanduser()
+        try:
+            return Path.home() / ".molecule" / self.workspace_id
+        except RuntimeError as exc:
+            raise ConfigError("this user has no home folder", hint="name a folder with token_dir") from exc
+
+    @property
+    def card(self) -> Mapping[str, object]:
+        """What peers and people are told of the agent."""
+        return self.agent_card if self.agent_card is not None else {"name": f"remote-agent-{self.workspace_id[:8]}"}
+
+
+class Agent:
+    """The parts of one client. Nothing here sends: flows are taken by the client."""
+
+    def __init__(self, settings: AgentSettings) -> None:
+        origin = parse_address(settings.platform_url, insecure=settings.insecure).origin
+        self.workspace_id = settings.workspace_id
+        self.token_file = settings.folder / ".auth_token"
+        self.plugins_dir = settings.folder / "plugins"
+        self.tokens = TokenFile(self.token_file, workspace_id=self.workspace_id, origin=origin, given=settings.token)
+        self.registrar = Registrar(
+            workspace_id=self.workspace_id,
+            tokens=self.tokens,
+            card=settings.card,
+            reported_url=settings.reported_url,
+            heartbeat_interval=settings.heartbeat_interval,
+            state_poll_interval=settings.state_poll_interval,
+            clock=settings.clock,
+        )
+        self.peers = Peers(workspace_id=self.workspace_id, url_cache_ttl=settings.url_cache_ttl, clock=settings.clock)
+        self.chat = Chat(workspace_id=self.workspace_id)
+        self.installer = Installer(workspace_id=self.workspace_id, folder=self.plugins_dir)
+
+    def feed(
+        self, platform_clock: PlatformClock, *, since_secs: float, poll_interval: float, follow: bool
+    ) -> ActivityFeed:
+        """An iteration over what arrives."""
+        if not 0 <= since_secs <= MAX_SINCE_SECS:
+            raise ArgumentError(
+                f"since_secs must lie between 0 and {MAX_SINCE_SECS} (30 days), not {since_secs:g}",
+                hint="0 is only what comes from now on",
+            )
+        check_seconds("poll_interval", poll_interval)
+        return ActivityFeed(
+            self.workspace_id,
+            platform_clock,
+            since_secs=since_secs,
+            poll_interval=poll_interval,
+            follow=follow,
+            is_removed=self.registrar.is_removed,
+        )
+
+
+def check_seconds(name: str, seconds: Any, *, zero: bool = False) -> None:
+    """ArgumentError unless *seconds* is a duration that can be waited for."""
+    is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool) and math.isfinite(seconds)
+    if not is_number or not (0 < seconds <= MAX_SECONDS or (zero and seconds == 0)):
+        raise ArgumentError(
+            f"{name} must be more than 0 and at most {MAX_SECONDS} seconds, not {seconds!r}",
+            hint="give a plain number of seconds, or leave it out for the default",
+        )
+
+
+def is_queued(answer: Mapping[str, object]) -> bool:
+    """Whether an answer of ``call_peer`` says no more than that the peer will read the message later."""
+    return answer.get("status") == "queued" or answer.get("queued") is True

@@ -1,0 +1,150 @@
+"""Unpacks a plugin beside where it will stand, and puts it there whole: the old copy goes when the new one is in place.
+
+The archive comes from elsewhere. Python's own ``tarfile`` filters keep its entries inside the folder.
+"""
+
+import contextlib
+import fcntl
+import gzip
+import io
+import logging
+import shutil
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from molecule_connect.errors import ArchiveError, ConfigError
+
+# The platform lets no larger tree out (contract, section (e)); counted on what comes out of the archive.
+TREE_CAP = 100 << 20
+# Empty files cost nothing in bytes, and something each on the disk.
+ENTRIES_CAP = 50_000
+_log = logging.getLogger(__name__)
+
+
+def install(archive: IO[bytes], folder: Path, *, name: str) -> Path:
+    """Unpacks *archive* (a gzip tar) to ``folder/name``, which is replaced as a whole.
+
+    Raises:
+        ArchiveError: The archive is broken or hostile; the text names the entry.
+        ConfigError: The folder cannot be written.
+    """
+    target = folder / name
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}.", ignore_cleanup_errors=True) as scratch:
+            staging = Path(scratch) / "new"
+            staging.mkdir(mode=0o700)
+            unpack(archive, staging)
+            with _only_one(folder / f".{name}.lock"):
+                _swap(staging, target, old=folder / f".{name}.old")
+    except OSError as exc:
+        raise ConfigError(
+            f"the plugin {name} cannot be installed in {folder}: {exc.strerror or type(exc).__name__}",
+            hint="make the folder writable, and see that the disk is not full",
+        ) from exc
+    return target
+
+
+def unpack(archive: IO[bytes], folder: Path, *, cap: int = TREE_CAP, entries: int = ENTRIES_CAP) -> None:
+    """Unpacks *archive* into an empty *folder*. Links are skipped, with a warning each.
+
+    Raises:
+        ArchiveError: An entry would leave the folder, is a device, or does not fit; or there is too much of it.
+    """
+    counted = _Counted(archive, cap)
+    count = 0
+    try:
+        with tarfile.open(fileobj=counted, mode="r|", errorlevel=1) as tar:
+            for member in tar:
+                count += 1
+                if count > entries:
+                    raise ArchiveError(f"the archive holds more than {entries} entries; nothing was installed")
+                if member.issym() or member.islnk():
+                    _log.warning("the link %r to %r is left out", member.name, member.linkname)
+                    continue
+                _extract(tar, member, folder, counted)
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as exc:
+        raise ArchiveError(
+            f"the archive is no whole gzip tar ({_words(exc)}); nothing was installed",
+            hint="download it again; if that does not help, its publisher has to pack it anew",
+        ) from exc
+
+
+def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, counted: "_Counted") -> None:
+    if member.name.startswith(("/", "\\")):
+        raise _refused(member, "has an absolute path")
+    # A sparse file is larger than the bytes that stand for it.
+    counted.expect(member.size, member.name)
+    try:
+        tar.extract(member, folder, set_attrs=True, filter="data")
+    except tarfile.FilterError as exc:
+        reason = "leaves the folder" if isinstance(exc, tarfile.OutsideDestinationError) else _words(exc)
+        raise _refused(member, "is a device" if isinstance(exc, tarfile.SpecialFileError) else reason) from exc
+    except (FileExistsError, NotADirectoryError, IsADirectoryError, ValueError) as exc:
+        raise _refused(member, "does not fit what came before it") from exc
+
+
+def _refused(member: tarfile.TarInfo, reason: str) -> ArchiveError:
+    return ArchiveError(
+        f"the archive's entry {member.name[:200]!r} {reason}; nothing was installed",
+        hint="do not use this plugin before its publisher has explained that",
+    )
+
+
+class _Counted(io.BufferedIOBase):
+    """What comes out of the gzip stream, up to a cap."""
+
+    def __init__(self, archive: IO[bytes], cap: int) -> None:
+        self._stream = gzip.GzipFile(fileobj=archive, mode="rb")
+        self._read, self._expected, self._cap = 0, 0, cap
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        piece = self._stream.read(size)
+        self._read += len(piece)
+        if self._read > self._cap:
+            raise self._bomb("the archive")
+        return piece
+
+    def expect(self, size: int, name: str) -> None:
+        """An entry says that it is so large."""
+        self._expected += size
+        if self._expected > self._cap:
+            raise self._bomb(f"the archive, with its entry {name[:200]!r},")
+
+    def _bomb(self, what: str) -> ArchiveError:
+        return ArchiveError(f"{what} unpacks to more than {self._cap >> 20} MiB; nothing was installed")
+
+
+def _swap(staging: Path, target: Path, *, old: Path) -> None:
+    if old.exists():
+        # Another install died between its two renames, or before it had removed the old copy.
+        if target.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(target)
+    if target.is_symlink() or target.is_file():
+        target.unlink()
+    if not target.exists():
+        staging.rename(target)
+        return
+    target.rename(old)
+    try:
+        staging.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _only_one(path: Path) -> Iterator[None]:
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _words(exc: BaseException) -> str:
+    return " ".join(str(exc).split())[:120] or type(exc).__name__

@@ -1,0 +1,207 @@
+"""Following the feed without a journal: rows that come late are found, ids are kept in memory alone.
+
+The reading is that of ``delivery.reader``, of which the reasons and the simulation are: each read begins at an anchor,
+a row so old that nothing can still appear behind it, and what was given already is left out.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+
+from molecule_connect.delivery.transitions import LATENESS
+from molecule_connect.errors import (
+    AuthError,
+    CursorExpiredError,
+    PageTooLargeError,
+    TransientPlatformError,
+    WorkspaceDeletedError,
+)
+from molecule_connect.models import Inbound, Kind, Page, RowMark
+from molecule_connect.platform import operations
+from molecule_connect.platform.operations import Reply
+from molecule_connect.platform.times import SECOND_US, PlatformClock
+from molecule_connect.platform.wire import read_page
+from molecule_connect.remote_agent.readings import read_message
+from molecule_connect.remote_agent.steps import BACKOFF, Flow, Wait, ask
+from molecule_connect.remote_agent.values import Message
+
+LIMIT = 500
+# Of rows without a time nothing tells when they may be forgotten.
+TIMELESS_KEPT = 10_000
+REFUSALS = 3
+_log = logging.getLogger(__name__)
+
+
+class ActivityFeed:
+    """One iteration over what arrives for a workspace.
+
+    Args:
+        since_secs: How far the first read looks back.
+        poll_interval: Seconds between reads that bring nothing.
+        follow: Wait for more when all was read.
+        is_removed: Asks whether the workspace was deleted.
+    """
+
+    def __init__(
+        self,
+        workspace_id: str,
+        platform_clock: PlatformClock,
+        *,
+        since_secs: float,
+        poll_interval: float,
+        follow: bool,
+        is_removed: Callable[[], Flow[bool]],
+        wall: Callable[[], float] = time.time,
+        limit: int = LIMIT,
+    ) -> None:
+        self._id, self._platform_clock, self._wall = workspace_id, platform_clock, wall
+        self._since, self._interval, self._follow = round(since_secs * SECOND_US), poll_interval, follow
+        self._is_removed = is_removed
+        self._limit = self._usual_limit = limit
+        self._anchor: RowMark | None = None
+        self._last_read: int | None = None
+        self._floor: int | None = None
+        self._ignores_since = False
+        self._given: dict[str, int | None] = {}
+        self._began: int | None = None
+        self._marks: list[RowMark] = []
+
+    def next(self) -> Flow[list[Message] | None]:
+        """What arrived since the last time, oldest first; None when there is no more to come.
+
+        Raises:
+            WorkspaceDeletedError: The workspace is gone.
+            AuthError: The token stayed refused.
+            TransientPlatformError: The feed could not be read, and is not followed.
+        """
+        failures = refusals = 0
+        while True:
+            wait = self._interval
+            try:
+                messages = yield from self._read()
+                failures = refusals = 0
+                if messages or not self._follow:
+                    return messages or None
+            except TransientPlatformError as exc:
+                if not self._follow:
+                    raise
+                failures += 1
+                wait = BACKOFF.delay(failures, at_least=exc.retry_after)
+                _log.warning("%s; reading again in %.0f s", exc, wait)
+            except AuthError as exc:
+                if (yield from self._is_removed()):
+                    raise WorkspaceDeletedError(f"workspace {self._id} was deleted on the platform") from exc
+                refusals += 1
+                if refusals == REFUSALS:
+                    raise
+                wait = BACKOFF.delay(refusals)
+            closed = yield Wait(wait)
+            if closed:
+                return None
+
+    def _read(self) -> Flow[list[Message]]:
+        self._began, self._marks = None, []
+        rows: list[Inbound] | None = None
+        if self._anchor is not None and not self._ignores_since:
+            rows = yield from self._forward(self._anchor.row_id)
+        if rows is None:
+            rows = yield from self._back()
+        fresh = {row.row_id: row for row in rows if row.row_id not in self._given and not self._is_before_start(row)}
+        for row in fresh.values():
+            if row.kind is Kind.UNREADABLE:
+                _log.warning("row %s cannot be read and is left out: %s", row.row_id, row.reason)
+        self._settle(fresh)
+        found = (read_message(row, workspace_id=self._id) for row in fresh.values())
+        return [message for message in found if message is not None]
+
+    def _is_before_start(self, row: Inbound) -> bool:
+        return row.time is not None and self._floor is not None and row.time < self._floor
+
+    def _forward(self, start: str) -> Flow[list[Inbound] | None]:
+        """All rows after *start*; None when they have to be read from the other end."""
+        rows: list[Inbound] = []
+        after = start
+        while True:
+            try:
+                page = yield from self._fetch(since_id=after)
+            except CursorExpiredError:
+                _log.warning("the platform forgot the row that reading starts after; reading back from the newest row")
+                self._anchor = None
+                return None
+            if any(mark.row_id == after for mark in page.marks):
+                self._ignores_since = True
+                return None
+            rows += page.items
+            step = page.last_before_edge
+            if page.count < page.limit or step is None or step == after:
+                return rows
+            after = step
+
+    def _back(self) -> Flow[list[Inbound]]:
+        """All rows from the newest back to the floor, oldest first."""
+        if self._floor is None:
+            self._floor = self._now() - self._since
+        floor = max(self._floor, (self._last_read or self._floor) - LATENESS)
+        rows: list[Inbound] = []
+        before: int | None = None
+        while True:
+            page = yield from self._fetch(before=before)
+            # The page is newest first; rows without a time stay as they came.
+            items = page.items if any(item.time is None for item in page.items) else page.items[::-1]
+            rows = [*(item for item in items if item.time is None or item.time >= floor), *rows]
+            edge = page.marks[-1].time if page.marks else None
+            if page.count < page.limit or edge is None or edge < floor:
+                return rows
+            if before is not None and any(mark.time is not None and mark.time >= before for mark in page.marks):
+                return rows  # before_ts is ignored
+            # The twins of the edge come along, unless they alone fill the page.
+            before = edge + 1 if before is None or edge + 1 < before else edge
+
+    def _fetch(self, *, since_id: str | None = None, before: int | None = None) -> Flow[Page]:
+        while True:
+            began, limit = self._now(), self._limit
+
+            def read(reply: Reply, limit: int = limit) -> Page:
+                return read_page(
+                    reply.body.decode("utf-8-sig", "replace"),
+                    workspace_id=self._id,
+                    limit=limit,
+                    known=self._given.__contains__,
+                    size=len(reply.body),
+                    earliest=reply.began,
+                )
+
+            operation = operations.activity(self._id, read, since_id=since_id, before=before, limit=limit)
+            try:
+                page = yield from ask(operation)
+            except PageTooLargeError:
+                if limit == 1:
+                    raise
+                self._limit = limit // 2
+                continue
+            self._limit = min(self._usual_limit, limit * 2)
+            if self._began is None:
+                self._began = page.earliest if page.earliest is not None else began
+            self._marks += page.marks
+            return page
+
+    def _settle(self, fresh: dict[str, Inbound]) -> None:
+        """Notes what is given, moves the anchor forward, and forgets the ids that cannot come again."""
+        began = self._began if self._began is not None else self._now()
+        for mark in self._marks:
+            if mark.time is None or mark.time > began - LATENESS:
+                continue
+            if self._anchor is None or mark.time > (self._anchor.time or 0):
+                self._anchor = mark
+        self._last_read = max(began, self._last_read or 0)
+        self._given |= {row.row_id: row.time for row in fresh.values()}
+        oldest = self._last_read - LATENESS
+        if self._anchor is not None and self._anchor.time is not None:
+            oldest = min(oldest, self._anchor.time)
+        timeless = [row_id for row_id, when in self._given.items() if when is None][-TIMELESS_KEPT:]
+        kept = {row_id: when for row_id, when in self._given.items() if when is not None and when >= oldest}
+        self._given = kept | dict.fromkeys(timeless)
+
+    def _now(self) -> int:
+        told = self._platform_clock.now()
+        return told if told is not None else round(self._wall() * SECOND_US)

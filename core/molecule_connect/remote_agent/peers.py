@@ -1,0 +1,165 @@
+"""Writing to other workspaces: who there is, where they listen, messages and delegations."""
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+
+from molecule_connect.errors import ArgumentError, Outcome, PlatformError, TransientPlatformError
+from molecule_connect.platform import operations
+from molecule_connect.platform.direct import A2A_CAP, direct_post, is_web_address, read_rpc_answer
+from molecule_connect.platform.envelopes import to_json
+from molecule_connect.remote_agent.readings import read_delegation, read_peers
+from molecule_connect.remote_agent.steps import AskPeer, Flow, ask
+from molecule_connect.remote_agent.values import DEFAULT_URL_CACHE_TTL, Delegation, PeerInfo
+from molecule_connect.settings import WORKSPACE_ID
+
+JsonObject = dict[str, object]
+_log = logging.getLogger(__name__)
+
+
+class Addresses:
+    """Where peers listen, for so many seconds. Threads may share it."""
+
+    def __init__(self, ttl: float, clock: Callable[[], float]) -> None:
+        self._ttl, self._clock = ttl, clock
+        self._lock = threading.Lock()
+        self._known: dict[str, tuple[float, str]] = {}
+
+    def put(self, peer_id: str, url: str) -> None:
+        """Keeps *url*, unless it is no http(s) address."""
+        if is_web_address(url):
+            with self._lock:
+                self._known[peer_id] = (self._clock() + self._ttl, url)
+
+    def get(self, peer_id: str) -> str | None:
+        """The address, or None when it is not known or too old."""
+        with self._lock:
+            until, url = self._known.get(peer_id, (0.0, ""))
+            if url and self._clock() < until:
+                return url
+            self._known.pop(peer_id, None)
+            return None
+
+    def forget(self, peer_id: str) -> None:
+        """Looks the address up again next time."""
+        with self._lock:
+            self._known.pop(peer_id, None)
+
+
+@attrs.frozen(kw_only=True)
+class Peers:
+    """The other workspaces, as one workspace reaches them."""
+
+    workspace_id: str
+    url_cache_ttl: float = DEFAULT_URL_CACHE_TTL
+    clock: Callable[[], float] = time.monotonic
+    addresses: Addresses = attrs.field(
+        default=attrs.Factory(lambda self: Addresses(self.url_cache_ttl, self.clock), takes_self=True), init=False
+    )
+
+    def neighbours(self) -> Flow[list[PeerInfo]]:
+        """Whom this workspace may write to; their addresses are kept."""
+        peers = read_peers((yield from ask(operations.peers(self.workspace_id))))
+        for peer in peers:
+            self.addresses.put(peer.id, peer.url)
+        return peers
+
+    def discover(self, peer_id: str) -> Flow[str | None]:
+        """Where a peer says that it listens, or None."""
+        check_peer_id(peer_id)
+        known = self.addresses.get(peer_id)
+        if known is not None:
+            return known
+        try:
+            told = yield from ask(operations.discover(peer_id), gives_up=_has_no_address)
+        except PlatformError as exc:
+            if exc.status == 404 or _has_no_address(exc):
+                return None
+            raise
+        url: object = told.get("url")
+        if not isinstance(url, str) or not is_web_address(url):
+            return None
+        self.addresses.put(peer_id, url)
+        return url
+
+    def call(
+        self, peer_id: str, text: str, *, prefer_direct: bool, timeout: float, context_id: str | None
+    ) -> Flow[JsonObject]:
+        """A question to a peer; its JSON-RPC answer as it came."""
+        self._check(peer_id, text, "message")
+        message_id = str(uuid.uuid4())
+        message: JsonObject = {"role": "user", "messageId": message_id, "parts": [{"kind": "text", "text": text}]}
+        message |= {"contextId": context_id} if context_id else {}
+        envelope = {"jsonrpc": "2.0", "id": message_id, "method": "message/send", "params": {"message": message}}
+        if prefer_direct:
+            answer: JsonObject | None = yield from self._direct(peer_id, to_json(envelope, operation="direct"), timeout)
+            if answer is not None:
+                return answer
+        operation = attrs.evolve(
+            operations.a2a(peer_id, envelope), read=read_rpc_answer, accepts=(200,), timeout=timeout, cap=A2A_CAP
+        )
+        told: JsonObject = yield from ask(operation)
+        return told
+
+    def _direct(self, peer_id: str, body: bytes, timeout: float) -> Flow[JsonObject | None]:
+        """The peer's own answer, or None when the request cannot have reached it."""
+        try:
+            url = yield from self.discover(peer_id)
+        except TransientPlatformError as exc:
+            _log.info("the address of %s cannot be asked for (%s); the platform carries the message", peer_id, exc)
+            return None
+        post = direct_post(url, body, timeout=timeout) if url is not None else None
+        if post is None:
+            return None
+        try:
+            answer: JsonObject = yield AskPeer(post)
+        except TransientPlatformError as exc:
+            if exc.status is not None or exc.outcome is not Outcome.NOT_TAKEN:
+                raise
+            _log.info("%s; the platform carries the message", exc)
+            self.addresses.forget(peer_id)
+            return None
+        return answer
+
+    def delegate(self, target_id: str, task: str, *, idempotency_key: str | None) -> Flow[Delegation]:
+        """Hands a task to a peer. A repeat with the same key is the same delegation, so it is repeated."""
+        self._check(target_id, task, "task")
+        key = idempotency_key or str(uuid.uuid4())
+        operation = operations.delegate(self.workspace_id, target_id, task, idempotency_key=key)
+        told = yield from ask(operation, same=True)
+        return read_delegation(told, source_id=self.workspace_id, target_id=target_id)
+
+    def delegations(self) -> Flow[list[Delegation]]:
+        """The newest delegations."""
+        listed = yield from ask(operations.delegations(self.workspace_id))
+        return [read_delegation(item) for item in listed]
+
+    def _check(self, peer_id: str, text: str, what: str) -> None:
+        check_peer_id(peer_id)
+        if peer_id == self.workspace_id:
+            raise ArgumentError(
+                f"{peer_id} is this workspace itself", hint="a workspace that writes to itself answers itself"
+            )
+        check_text(text, what)
+
+
+def check_peer_id(peer_id: Any) -> None:
+    """ArgumentError unless *peer_id* can be a workspace's."""
+    if not isinstance(peer_id, str) or not WORKSPACE_ID.match(peer_id):
+        raise ArgumentError(f"{peer_id!r} cannot be a peer's id", hint="get_peers() lists the ids")
+
+
+def check_text(text: Any, what: str) -> None:
+    """ArgumentError unless there is something in *text* to read."""
+    if not isinstance(text, str) or not text.strip():
+        raise ArgumentError(f"the {what} is blank", hint="pass a text")
+
+
+def _has_no_address(exc: PlatformError) -> bool:
+    """A peer that polls has none: the platform says "not available" with 503, and another try changes nothing."""
+    return exc.status == 503 and isinstance(exc, TransientPlatformError) and exc.platform_said and not exc.retry_after

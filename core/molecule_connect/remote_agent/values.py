@@ -1,0 +1,107 @@
+"""What the clients for people's own agents give back."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Literal
+
+import attrs
+
+from molecule_connect.models import Part, TextPart
+
+DEFAULT_HEARTBEAT_INTERVAL = 30.0
+DEFAULT_STATE_POLL_INTERVAL = 30.0
+DEFAULT_URL_CACHE_TTL = 300.0
+REMOVED = "removed"
+
+
+@attrs.frozen(kw_only=True)
+class WorkspaceState:
+    """How the platform sees the workspace.
+
+    Attributes:
+        status: The platform's word: ``online``, ``degraded``, ``paused``, ``removed``, ...
+        deleted: It is gone for good, and its token with it.
+    """
+
+    workspace_id: str
+    status: str
+    paused: bool = False
+    deleted: bool = False
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether the agent should stop its work: the workspace was paused or removed."""
+        return self.paused or self.deleted
+
+
+@attrs.frozen(kw_only=True)
+class PeerInfo:
+    """Another workspace that this one may write to.
+
+    Attributes:
+        url: Where it says that it listens; often empty, and never proved.
+        tier: 2 where the platform does not tell.
+    """
+
+    id: str
+    name: str = ""
+    url: str = ""
+    role: str = ""
+    tier: int = 2
+    status: str = ""
+    agent_card: Mapping[str, object] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class Delegation:
+    """A task that was handed to a peer.
+
+    Attributes:
+        status: ``delegated``, ``pending``, ``dispatched``, ``queued``, ``completed``, ``failed`` or ``stuck``.
+        response_preview: The beginning of the peer's answer.
+        created_at: As the platform writes it.
+        direction: Who delegated, as newer platforms tell it; else empty.
+    """
+
+    id: str
+    target_id: str
+    status: str
+    source_id: str = ""
+    summary: str = ""
+    error: str = ""
+    response_preview: str = ""
+    created_at: str = ""
+    direction: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class Message:
+    """Something that arrived for the workspace.
+
+    Attributes:
+        kind: A ``message`` waits for a reply; an ``answer`` is a peer's to something that this workspace wrote; a
+            ``result`` is that of a delegation.
+        activity_id: The platform's id of its record; the same each time that it is read.
+        caller_id: The peer that wrote it, or None for a person in the canvas.
+        context_id: The conversation that it belongs to, where the sender names one.
+        message_id: As the sender gave it; not always unique.
+        in_reply_to: The message id that an answer of molecule-connect says it is for.
+        delegation_id: Set where a delegation brought it.
+        created_at: By the platform's clock; None where it does not tell.
+    """
+
+    workspace_id: str
+    kind: Literal["message", "answer", "result"]
+    activity_id: str
+    caller_id: str | None = None
+    context_id: str | None = None
+    message_id: str
+    in_reply_to: str = ""
+    delegation_id: str | None = None
+    parts: tuple[Part, ...] = ()
+    created_at: datetime | None = None
+
+    @property
+    def text(self) -> str:
+        """The text parts, joined in order without a separator."""
+        return "".join(part.text for part in self.parts if isinstance(part, TextPart))
