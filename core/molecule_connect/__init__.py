@@ -43,6 +43,17 @@ if TYPE_CHECKING:
     from molecule_connect.plugins.inbox import InboxBackend
     from molecule_connect.plugins.option_types import Duration
     from molecule_connect.plugins.options import BackendConfig, options
+    from molecule_connect.remote_agent.async_client import AsyncRemoteAgentClient
+    from molecule_connect.remote_agent.client import RemoteAgentClient
+    from molecule_connect.remote_agent.values import (
+        DEFAULT_HEARTBEAT_INTERVAL,
+        DEFAULT_STATE_POLL_INTERVAL,
+        DEFAULT_URL_CACHE_TTL,
+        Delegation,
+        Message,
+        PeerInfo,
+        WorkspaceState,
+    )
     from molecule_connect.serve import connect
     from molecule_connect.settings import ConnectionSettings
     from molecule_connect.workspaces import load_workspaces
@@ -79,6 +90,17 @@ _HOMES = {
     "plugins.inbox": ("InboxBackend",),
     "plugins.option_types": ("Duration",),
     "plugins.options": ("BackendConfig", "options"),
+    "remote_agent.async_client": ("AsyncRemoteAgentClient",),
+    "remote_agent.client": ("RemoteAgentClient",),
+    "remote_agent.values": (
+        "DEFAULT_HEARTBEAT_INTERVAL",
+        "DEFAULT_STATE_POLL_INTERVAL",
+        "DEFAULT_URL_CACHE_TTL",
+        "Delegation",
+        "Message",
+        "PeerInfo",
+        "WorkspaceState",
+    ),
     "serve": ("connect",),
     "settings": ("ConnectionSettings",),
     "workspaces": ("load_workspaces",),
@@ -90,9 +112,13 @@ _PACKAGES = ("", "platform")
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "DEFAULT_HEARTBEAT_INTERVAL",
+    "DEFAULT_STATE_POLL_INTERVAL",
+    "DEFAULT_URL_CACHE_TTL",
     "ArchiveError",
     "ArgumentError",
     "AsyncPlatformClient",
+    "AsyncRemoteAgentClient",
     "AuthError",
     "BackendConfig",
     "BackendError",
@@ -102,6 +128,7 @@ __all__ = [
     "ConnectionSettings",
     "CursorExpiredError",
     "DataPart",
+    "Delegation",
     "Duration",
     "FilePart",
     "Inbox",
@@ -109,19 +136,23 @@ __all__ = [
     "InboxMessage",
     "JournalError",
     "LeaseError",
+    "Message",
     "MoleculeError",
     "OptionError",
     "Part",
+    "PeerInfo",
     "PermanentPlatformError",
     "PlatformError",
     "PluginError",
     "Progress",
+    "RemoteAgentClient",
     "Request",
     "Response",
     "TextPart",
     "TransientPlatformError",
     "Usage",
     "WorkspaceDeletedError",
+    "WorkspaceState",
     "connect",
     "create_backend",
     "events",

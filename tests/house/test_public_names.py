@@ -14,15 +14,22 @@ from molecule_connect import errors
 
 PROMISED = {
     "AsyncPlatformClient",
+    "AsyncRemoteAgentClient",
     "BackendConfig",
     "BackendError",
+    "DEFAULT_HEARTBEAT_INTERVAL",
+    "DEFAULT_STATE_POLL_INTERVAL",
+    "DEFAULT_URL_CACHE_TTL",
     "DataPart",
     "FilePart",
+    "PeerInfo",
     "Progress",
+    "RemoteAgentClient",
     "Request",
     "Response",
     "TextPart",
     "Usage",
+    "WorkspaceState",
     "connect",
     "create_backend",
     "hookimpl",
@@ -60,7 +67,7 @@ def test_a_public_name_exists_and_comes_from_its_home(name: str) -> None:
 
 def test_the_list_is_sorted_and_says_the_same_to_people_programs_and_type_checkers() -> None:
     listed = molecule_connect.__all__
-    assert listed == sorted(set(listed))
+    assert listed == sorted(set(listed), key=lambda name: (not name.isupper(), name))
     assert set(listed) == names_for_type_checkers() == set(vars(molecule_connect)["_HOME_OF"])
     assert set(dir(molecule_connect)) == set(listed)
 
