@@ -46,6 +46,14 @@ def test_an_id_from_the_feed_cannot_lead_elsewhere(peer_id: str, quoted: str) ->
     assert operations.a2a(peer_id, {}).path == f"/workspaces/{quoted}/a2a"
 
 
+def test_a_history_is_of_the_person_or_of_one_peer_and_holds_what_was_said_both_ways() -> None:
+    peers = operations.history("ws", peer_id="p", limit=5, before=1_000_000)
+    person = operations.history("ws", limit=5)
+
+    assert peers.params == (("limit", "5"), ("peer_id", "p"), ("before_ts", "1970-01-01T00:00:01.000000Z"))
+    assert person.params == (("limit", "5"), ("type", "a2a_receive"), ("source", "canvas"))
+
+
 def test_registering_always_states_the_delivery_mode() -> None:
     assert body(operations.register("ws", {"name": "n"})) == {
         "id": "ws",

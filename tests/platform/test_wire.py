@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from molecule_connect.models import DataPart, FilePart, Inbound, Kind, Page, RowMark, TextPart
 from molecule_connect.platform.parts import fingerprint
-from molecule_connect.platform.wire import read_page
+from molecule_connect.platform.wire import read_history, read_page
 
 from .kit import envelope, row
 
@@ -336,3 +336,17 @@ def test_no_text_of_a_part_is_ever_lost(parts: list[Any], words: str) -> None:
     expected = words.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     assert TextPart(expected) in inbound.parts
     assert len(inbound.parts) == 1 + sum(part is not None for part in parts)
+
+
+def test_a_history_holds_what_was_said_both_ways_and_nothing_else() -> None:
+    echo: dict[str, Any] = {"source_id": None, "method": "notify", "response_body": {"result": "done"}}
+    rows = [
+        row("a", request_body=envelope(TEXT)),
+        row("b", **echo),
+        row("c", method="chat_upload_receive", request_body={"file_id": "F", "uri": "platform-pending:ws-1/F"}),
+        row("d", activity_type="agent_log", request_body=envelope(TEXT)),
+        row("e", method="", summary=" (ingest)", request_body={}),
+        row("f", activity_type="a2a_send", source_id="ws-1", request_body=envelope(TEXT)),
+    ]
+    told = [(one.row_id, one.kind) for one in read_history(rows, workspace_id="ws-1")]
+    assert told == [("a", Kind.MESSAGE), ("b", Kind.ECHO), ("f", Kind.OWN)]

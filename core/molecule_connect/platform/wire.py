@@ -7,7 +7,7 @@ The row shapes R1 to R12 are those of the platform contract, section (a). Two ro
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import attrs
@@ -18,6 +18,7 @@ from molecule_connect.platform.rows import RawRow, read_rows
 from molecule_connect.platform.times import parse_time
 
 FEED_TYPE = "a2a_receive"
+_TALK = frozenset({None, FEED_TYPE, "a2a_send", "delegation"})
 _OWN_SUMMARIES = ("(queued for poll)", "(ingest)")
 _PEER_METHODS = frozenset({"peer", "peer_agent", "delegate", "delegation"})
 _ANSWER_ROLES = frozenset({"agent", "assistant", "role_agent", "role_assistant"})
@@ -87,6 +88,13 @@ def read_row(row: RawRow, *, row_id: str, workspace_id: str) -> Inbound:
         raw=row.text,
         reason="it is nested too deeply",
     )
+
+
+def read_history(rows: Iterable[Mapping[str, Any]], *, workspace_id: str) -> tuple[Inbound, ...]:
+    """What was said, both ways, among *rows*: no uploads by themselves, no logs, nothing without words or files."""
+    told = (row for row in rows if first_text(row, "activity_type", "type") in _TALK)
+    found = (classify(row, row_id=str(row.get("id") or ""), workspace_id=workspace_id) for row in told)
+    return tuple(one for one in found if one.parts and one.kind is not Kind.UPLOAD)
 
 
 def classify(row: Mapping[str, Any], *, row_id: str, workspace_id: str, raw: str | None = None) -> Inbound:
