@@ -391,12 +391,15 @@ class Serving:
         error: What the connection ended with.
     """
 
-    def __init__(self, platform: FakePlatform, journal: Journal, handler: Answering = echo, **given: Any) -> None:
+    def __init__(
+        self, platform: FakePlatform, journal: Journal, handler: Answering | None = echo, **given: Any
+    ) -> None:
         loop = asyncio.get_running_loop()
         self.events = Events()
         self.platform = platform
         self.journal = journal
         self.clock = given.pop("wall", lambda: EPOCH + loop.time())
+        presence = given.pop("presence", True)
         given.setdefault("workspace_id", WORKSPACE)
         self.connection = Connection(
             ConnectionSettings(backend="fake", **given),
@@ -406,6 +409,7 @@ class Serving:
             folder=journal.path.parent,
             listener=self.events,
             wall=self.clock,
+            presence=presence,
         )
         self.stop = asyncio.Event()
         self.error: BaseException | None = None

@@ -94,7 +94,8 @@ def test_the_entry_points_of_the_wheels_are_the_documented_ones(dist: Path, proj
             (name,) = (name for name in built.namelist() if name.endswith("entry_points.txt"))
             lines = built.read(name).decode().splitlines()
         found[project.name] = {line.partition("=")[0].strip() for line in lines if line}
-    assert found["molecule-connect"] == {"[console_scripts]", "molecule", "molecule-connect"}
+    core = {"[console_scripts]", "molecule", "molecule-connect", "[molecule_connect.backends]", "inbox"}
+    assert found["molecule-connect"] == core
     assert found["molecule-connect-mock"] == {"[molecule_connect.backends]", "mock"}
     assert found["molecule-connect-exec"] == {"[molecule_connect.backends]", "exec"}
     assert found["molecule-connect-sandbox"] == {"[molecule_connect.commands]", "sandbox"}

@@ -74,7 +74,7 @@ async def _ask(
     try:
         if problems := await host.check():
             raise ConfigError(f"not ready: {'; '.join(problems)}", hint="mend this, then try again")
-        return await host.handler(_request(text), _progress)
+        return await host.answering()(_request(text), _progress)
     except BackendError as error:
         error.hint = error.hint or f"'molecule backends {name}' shows its options"
         raise

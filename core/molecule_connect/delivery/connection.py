@@ -10,6 +10,7 @@ from typing import Any
 from molecule_connect import events
 from molecule_connect.backoff import Backoff
 from molecule_connect.delivery.attempts import Attempts
+from molecule_connect.delivery.attendance import Attendance
 from molecule_connect.delivery.budget import DailyBudget
 from molecule_connect.delivery.cursor_file import CursorFile
 from molecule_connect.delivery.entries import Lane
@@ -32,7 +33,7 @@ from molecule_connect.delivery.upkeep import Upkeep
 from molecule_connect.delivery.vitals import Vitals
 from molecule_connect.delivery.wakeups import Wakeups
 from molecule_connect.errors import JournalError, PlatformError, WorkspaceDeletedError
-from molecule_connect.models import Handler, Presence, Signal
+from molecule_connect.models import Handler, Presence, Progress, Request, Response, Signal
 from molecule_connect.settings import ConnectionSettings
 
 ONCE_INTERVAL = 0.05
@@ -46,8 +47,10 @@ class Connection:
     Args:
         journal: Open for as long as the connection runs.
         folder: The state folder, for the lease and the cursor file.
+        handler: Answers messages; None: an inbox, where they wait for readers.
         pace: How far the platform's rate limit stretches safety reads and beats: the least
             seconds between two of each.
+        presence: Register and beat; else another program keeps the workspace online.
     """
 
     def __init__(
@@ -55,13 +58,14 @@ class Connection:
         settings: ConnectionSettings,
         *,
         platform: Platform,
-        handler: Handler,
+        handler: Handler | None,
         journal: Journal,
         folder: Path,
         listener: events.Listener = events.ignore,
         wall: Callable[[], float] = time.time,
         pace: Callable[[bool], tuple[float, float]] = lambda trusted: (0.0, 0.0),
         backoff: Backoff | None = None,
+        presence: bool = True,
     ) -> None:
         self.settings = settings
         self.workspace_id = settings.workspace_id
@@ -71,9 +75,11 @@ class Connection:
         self._wall = wall
         self._pace = pace
         self._file = journal
-        self._journal = journal.of(settings.workspace_id)
+        self._journal = journal.of(settings.workspace_id, inbox=handler is None)
+        self._presence = presence
         self._cursor = CursorFile(folder, settings.workspace_id)
-        self._status = StatusFile(folder, settings, wall=wall)
+        self._status = StatusFile(folder, settings, inbox=handler is None, wall=wall)
+        self._attendance = Attendance(journal, settings.workspace_id, listener=self._tell) if handler is None else None
         self._health = Health()
         self._reports = Reports(settings.workspace_id, self._tell, self._health)
         self._registration = Registration(
@@ -88,7 +94,7 @@ class Connection:
             patient=settings.patient and not settings.once,
         )
         self._build_intake()
-        self._build_lanes(handler)
+        self._build_lanes(handler or _nobody)
         self._upkeep = Upkeep(self._journal, self._cursor, reports=self._reports, now=self._reader.now)
         self._to_wake: dict[Lane, None] = {}
         self._first_read = asyncio.Event()
@@ -185,7 +191,13 @@ class Connection:
                 await self._run(stop)
 
     async def _run(self, stop: asyncio.Event) -> None:
-        self._vitals = Vitals(slots=self._slots, attempts=self._attempts, health=self._health, journal=self._journal)
+        self._vitals = Vitals(
+            slots=self._slots,
+            attempts=self._attempts,
+            health=self._health,
+            journal=self._journal,
+            attendance=self._attendance,
+        )
         self._since = round(self._wall() * SECOND)
         self._fatal = asyncio.get_running_loop().create_future()
         await self._take_over()
@@ -200,8 +212,10 @@ class Connection:
         self._wake_lanes()
 
     def changed_elsewhere(self) -> None:
-        """Another program changed the journal."""
+        """Another program, or a reader of the inbox, changed the journal."""
         self._wake_lanes()
+        if self._attendance is not None:
+            self._attendance.look()
         self._upkeep.changed.set()
 
     # Starting
@@ -217,6 +231,8 @@ class Connection:
 
     async def _begin(self, stop: asyncio.Event) -> bool:
         """Register. False: stopped before that succeeded."""
+        if not self._presence:
+            return True
         registering = asyncio.ensure_future(self._registration.begin())
         stopping = asyncio.ensure_future(stop.wait())
         try:
@@ -232,12 +248,11 @@ class Connection:
     # Serving
 
     async def _serve(self, stop: asyncio.Event, fatal: "asyncio.Future[None]") -> None:
-        staying = [
-            self._spawn(self._heartbeat.run()),
-            self._spawn(self._upkeep.export_cursor()),
-            self._spawn(self._upkeep.tidy()),
-        ]
-        intake = [self._spawn(part) for part in (self._read_all(), self._wakeups.listen(), self._registration.watch())]
+        staying = [self._spawn(self._upkeep.export_cursor()), self._spawn(self._upkeep.tidy())]
+        intake = [self._spawn(self._read_all()), self._spawn(self._wakeups.listen())]
+        if self._presence:
+            staying.append(self._spawn(self._heartbeat.run()))
+            intake.append(self._spawn(self._registration.watch()))
         self._wake_lanes()
         gone = False
         try:
@@ -309,10 +324,11 @@ class Connection:
             self._reports.broken("journal", str(exc), exc.hint)
 
     async def _say_goodbye(self) -> None:
-        # When it fails, silence says the same, only later.
-        with contextlib.suppress(PlatformError, TimeoutError):
-            async with asyncio.timeout(LAST_BEAT):
-                await self._platform.beat(self._vitals.farewell())
+        if self._presence:
+            # When it fails, silence says the same, only later.
+            with contextlib.suppress(PlatformError, TimeoutError):
+                async with asyncio.timeout(LAST_BEAT):
+                    await self._platform.beat(self._vitals.farewell())
         self._tell(events.Stopped(workspace_id=self.workspace_id))
 
     # What the parts tell
@@ -388,7 +404,13 @@ class Connection:
         if isinstance(event, events.Delivered | events.Dead | events.Answered):
             self._upkeep.changed.set()
         self._status(event)
+        if self._attendance is not None:
+            self._attendance(event)
         self._listener(event)
+
+
+async def _nobody(request: Request, progress: Progress) -> Response:
+    raise AssertionError("the messages of an inbox are its readers'")
 
 
 async def _cancel(tasks: "Sequence[asyncio.Future[Any]]") -> None:

@@ -49,6 +49,11 @@ class Answer:
         """The state after the platform accepted it."""
         return State.DEAD if self.is_notice else State.DONE
 
+    @property
+    def text(self) -> str:
+        """Its text parts, joined."""
+        return "".join(part.text for part in self.parts if isinstance(part, TextPart))
+
     @classmethod
     def from_response(cls, response: Response) -> "Answer":
         """The answer that a backend gave."""

@@ -1,7 +1,8 @@
 """The journal as the readers of an inbox use it, in whichever process they are: take, give back, finish, answer."""
 
+import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import attrs
@@ -128,6 +129,24 @@ class InboxStore:
         if row is None:
             return None
         return Standing(state=State(row[0]), kind=row[1], has_answer=bool(row[2]), reason=row[3], repeat_of=row[4])
+
+    def counts(self, workspace_id: str) -> tuple[int, int]:
+        """How many messages nobody has, and how many readers hold."""
+        row = self._journal.reader.execute(
+            f"SELECT count(*), coalesce(sum(state='held' AND held_until > ? AND changed <= ?), 0)"  # noqa: S608
+            f" FROM message WHERE workspace_id=? AND {_PENDING}",
+            (self.wall, self.wall + SET_BACK, workspace_id),
+        ).fetchone()
+        return int(row[0] - row[1]), int(row[1])
+
+    def finished(self, workspace_id: str, row_ids: Iterable[str]) -> list[str]:
+        """Those of *row_ids* that are done without an answer."""
+        rows = self._journal.reader.execute(
+            "SELECT row_id FROM message WHERE workspace_id=? AND row_id IN (SELECT value FROM json_each(?))"
+            " AND state='done' AND answer IS NULL",
+            (workspace_id, json.dumps(list(row_ids))),
+        )
+        return [row[0] for row in rows]
 
     def next_over(self, workspace_ids: Sequence[str]) -> float | None:
         """When the first hold ends, in seconds since 1970."""

@@ -27,8 +27,10 @@ RETRY = 5.0
 BODY_AGE = 24 * 3600.0
 ROW_AGE = 7 * 24 * 3600 * 1_000_000
 
-# What lanes work on: all that is not over; in an inbox only answers, for messages belong to its readers.
-_OPEN, _INBOX_OPEN = "state IN ('received', 'running', 'answered')", "state='answered'"
+# What lanes work on: all that is not over. In an inbox messages belong to its readers, and lanes only send
+# answers, those of replayed messages too.
+_OPEN = "state IN ('received', 'running', 'answered')"
+_INBOX_OPEN = "(state='answered' OR (state='received' AND answer IS NOT NULL))"
 
 
 @attrs.frozen(kw_only=True)
@@ -301,10 +303,6 @@ class WorkspaceJournal:
         return await self._put(
             lambda db: transitions.stamped(db, entry, self._journal.wall(), at=at, send_print=send_print)
         )
-
-    async def resend_kept(self) -> int:
-        """received -> answered, where an answer was kept: what an inbox does with replayed messages."""
-        return await self._put(lambda db: transitions.resend_kept(db, self.workspace_id, self._journal.wall()))
 
     async def shortened(self, entry: Entry, answer: Answer, *, send_print: str | None) -> bool:
         """answered -> answered, with less to send."""

@@ -11,7 +11,7 @@ import attrs
 from molecule_connect import events
 from molecule_connect.delivery.attempts import Attempts, teller
 from molecule_connect.delivery.budget import DailyBudget
-from molecule_connect.delivery.entries import Entry, Lane, State, dump_parts
+from molecule_connect.delivery.entries import Answer, Entry, Lane, State, dump_parts
 from molecule_connect.delivery.journal import WorkspaceJournal
 from molecule_connect.delivery.loopguard import LoopGuard, Verdict
 from molecule_connect.delivery.replies import Accepted, Later, Refused, Replies
@@ -22,6 +22,7 @@ LIVE_LANES = 64
 INTERRUPTIONS = 8
 # A lane is parked for at least so many seconds: clocks round.
 LEAST_PARKED = 0.1
+SECOND = 1_000_000
 
 
 class Lanes:
@@ -207,7 +208,10 @@ class Lanes:
 
     async def _advance(self, entry: Entry) -> None:
         if entry.state is State.ANSWERED:
-            await self._send(entry)
+            if entry.answered_at is None and entry.answer is not None:
+                await self._stamp(entry, entry.answer)
+            else:
+                await self._send(entry)
             return
         if entry.state is State.RUNNING:
             # Nobody runs it: its start was told to have failed, and had not.
@@ -256,6 +260,13 @@ class Lanes:
             self._ran[entry.lane] = entry.row_id
             finish = await self._attempts.run(entry)
         await finish()
+
+    async def _stamp(self, entry: Entry, answer: Answer) -> None:
+        """A reader of the inbox answered, perhaps in another process: note what sending it needs."""
+        at, print_ = self._now(), self._replies.fingerprint(entry, answer)
+        if await self._insist(lambda: self._journal.stamped(entry, at=at, send_print=print_)):
+            seconds = max(0.0, (at - entry.time) / SECOND)
+            self._tell(events.Answered, entry, text=answer.text[:200], seconds=seconds)
 
     async def _send(self, entry: Entry) -> None:
         began = self._now()

@@ -39,6 +39,7 @@ class Status:
         last_beat: When the platform last accepted a heartbeat.
         listening: How messages are noticed: "stream", "polling", or empty before that is known.
         ended: What the connection ended with; None while it runs.
+        inbox: No backend answers: messages wait for readers, in any process of this machine.
     """
 
     workspace_id: str
@@ -55,6 +56,7 @@ class Status:
     stopping: bool = False
     ailments: tuple[Ailment, ...] = ()
     ended: Ailment | None = None
+    inbox: bool = False
 
 
 class StatusFile:
@@ -63,12 +65,21 @@ class StatusFile:
     A file that cannot be written is let be: it matters to nobody's messages.
     """
 
-    def __init__(self, folder: Path, settings: ConnectionSettings, *, wall: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: ConnectionSettings,
+        *,
+        inbox: bool = False,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
         backend = settings.backend if isinstance(settings.backend, str) else type(settings.backend).__name__
         self._path = status_path(folder, settings.workspace_id)
         self._wall = wall
         self._changed = asyncio.Event()
-        self._status = Status(workspace_id=settings.workspace_id, api_url=settings.api_url, backend=backend)
+        self._status = Status(
+            workspace_id=settings.workspace_id, api_url=settings.api_url, backend=backend, inbox=inbox
+        )
 
     def __call__(self, event: events.Event) -> None:
         """Take in one event; those of messages are none of its business."""

@@ -106,7 +106,7 @@ def _receive_one(
         repeats=repeats,
         revived=revived,
         foreign_echo=foreign,
-        lane=lane if revived or state is State.RECEIVED else None,
+        lane=lane if revived or (state is State.RECEIVED and not inbox) else None,
     )
 
 
@@ -185,16 +185,6 @@ def answered(
 def silenced(db: sqlite3.Connection, entry: Entry, wall: float) -> bool:
     """running -> done: the backend chose to send nothing."""
     return _move(db, entry, State.RUNNING, "state='done', progress=NULL", (), wall, attempt=entry.attempt + 1)
-
-
-def resend_kept(db: sqlite3.Connection, workspace_id: str, wall: float) -> int:
-    """received -> answered, for replayed messages whose answer was kept: in an inbox no reader sees them again."""
-    return db.execute(
-        "UPDATE message SET state='answered', answered_at=NULL, send_print=NULL, not_before=NULL, sends=0,"
-        " in_doubt=0, accepted=0, echo=NULL, changed=?"
-        " WHERE workspace_id=? AND state='received' AND answer IS NOT NULL",
-        (wall, workspace_id),
-    ).rowcount
 
 
 def stamped(db: sqlite3.Connection, entry: Entry, wall: float, *, at: int, send_print: str | None) -> bool:

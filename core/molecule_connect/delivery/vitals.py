@@ -3,6 +3,7 @@
 import asyncio
 
 from molecule_connect.delivery.attempts import Attempts
+from molecule_connect.delivery.attendance import Attendance
 from molecule_connect.delivery.health import Health
 from molecule_connect.delivery.journal import WorkspaceJournal
 from molecule_connect.delivery.slots import Slots
@@ -13,20 +14,33 @@ CROWDED = 300.0
 
 
 class Vitals:
-    """Gathers the presence of one connection. Uptime counts from when it was made."""
+    """Gathers the presence of one connection. Uptime counts from when it was made.
 
-    def __init__(self, *, slots: Slots, attempts: Attempts, health: Health, journal: WorkspaceJournal) -> None:
+    Args:
+        attendance: Of an inbox, which has no backend that could be busy.
+    """
+
+    def __init__(
+        self,
+        *,
+        slots: Slots,
+        attempts: Attempts,
+        health: Health,
+        journal: WorkspaceJournal,
+        attendance: Attendance | None = None,
+    ) -> None:
         self._slots = slots
         self._attempts = attempts
         self._health = health
         self._journal = journal
+        self._attendance = attendance
         self._began = asyncio.get_running_loop().time()
 
     def presence(self) -> Presence:
         """What is true now."""
         return Presence(
-            active_tasks=self._slots.busy,
-            current_task=self._attempts.current_task,
+            active_tasks=self._attendance.held if self._attendance else self._slots.busy,
+            current_task=self._attendance.current_task if self._attendance else self._attempts.current_task,
             uptime_seconds=self._uptime(),
             error_rate=self._health.error_rate(),
             sample_error=self._remark() or self._health.sample_error(),

@@ -16,6 +16,7 @@ from molecule_connect.plugins.creation import Creation, Warn, log_warning, split
 from molecule_connect.plugins.discovery import find, first_line
 from molecule_connect.plugins.given import GivenOptions, Value
 from molecule_connect.plugins.impls import Impl, close_impl, new_manager, register
+from molecule_connect.plugins.inbox import InboxBackend
 from molecule_connect.plugins.layers import layer
 from molecule_connect.plugins.scan import BACKENDS, MIDDLEWARE
 from molecule_connect.plugins.worker_threads import WorkerThreads
@@ -26,11 +27,12 @@ class PluginHost:
 
     Attributes:
         handler: Answers a request; a cancelled handler of a plain function ends when its thread does, so whoever
-            waits decides when to give up. Raises BackendError, or whatever else the backend raises.
+            waits decides when to give up. Raises BackendError, or whatever else the backend raises. None: the
+            backend is an ``InboxBackend``, and messages wait for readers.
         backend_name: The name that the operator chose, or the class of a plugin object.
     """
 
-    handler: Handler
+    handler: Handler | None
     backend_name: str
 
     def __init__(self) -> None:
@@ -94,6 +96,9 @@ class PluginHost:
         """
         (label, backend), *middleware = self._plugins
         hooks = self._register(backend, label)
+        if isinstance(backend, InboxBackend):
+            self._leave_to_readers(label, hooks, middleware)
+            return
         if "handle_a2a" not in hooks:
             raise PluginError(f"{label} does not implement handle_a2a", hint="is @hookimpl above the method?")
         self.handler = self._wrapped(self._innermost(hooks["handle_a2a"]), hooks)
@@ -104,6 +109,30 @@ class PluginHost:
             if "wrap_handler" not in hooks:
                 raise PluginError(f"{label} does not implement wrap_handler", hint="is @hookimpl above the method?")
             self.handler = self._wrapped(self.handler, hooks)
+
+    def answering(self) -> Handler:
+        """The handler.
+
+        Raises:
+            PluginError: The backend leaves messages to the readers of an inbox.
+        """
+        if self.handler is None:
+            raise PluginError(
+                f"{self._plugins[0][0]} answers nothing itself: messages wait for the readers of its inbox",
+                hint="serve it with 'molecule connect', and read it with 'molecule mcp' or open_inbox()",
+            )
+        return self.handler
+
+    def _leave_to_readers(
+        self, label: str, hooks: Mapping[str, Impl], middleware: Sequence[tuple[str, object]]
+    ) -> None:
+        if "handle_a2a" in hooks or "wrap_handler" in hooks:
+            raise PluginError(f"{label} is an InboxBackend, which answers nothing", hint="leave out its handle_a2a")
+        if middleware:
+            raise PluginError(
+                f"{middleware[0][0]} has nothing to wrap: {label} answers nothing itself", hint="leave out --use"
+            )
+        self.handler = None
 
     def _register(self, plugin: object, label: str) -> dict[str, Impl]:
         hooks = register(self._manager, plugin, label)

@@ -12,6 +12,7 @@ import pluggy
 from molecule_connect.errors import PluginError
 from molecule_connect.plugins import hookspecs
 from molecule_connect.plugins.discovery import nearest
+from molecule_connect.plugins.inbox import InboxBackend
 from molecule_connect.plugins.worker_threads import WorkerThreads
 
 # What each hook gives its implementations, and what they cannot do without.
@@ -113,6 +114,8 @@ def hook_problem(target: object, label: str) -> str:
     except PluginError as exc:
         return f"{exc} -> {exc.hint}"
     made_later = getattr(getattr(target.__init__, "__code__", None), "co_names", ())
+    if issubclass(target, InboxBackend):
+        return ""
     if "handle_a2a" in (*hooks, *dir(target), *made_later) or hasattr(target, "__getattr__"):
         return ""
     return f"{label} does not implement handle_a2a -> is @hookimpl above the method?"

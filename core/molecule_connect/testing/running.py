@@ -32,7 +32,7 @@ class Running:
             BackendError: It could not be answered, or what came back is no answer.
         """
         request = make_request(message) if isinstance(message, str) else message
-        return await self.host.handler(request, self._told)
+        return await self.host.answering()(request, self._told)
 
     async def check(self) -> list[str]:
         """What the plugins say stands in the way of serving."""
