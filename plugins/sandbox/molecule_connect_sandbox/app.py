@@ -20,6 +20,7 @@ from molecule_connect_sandbox.gate import Gate
 from molecule_connect_sandbox.options import SandboxOptions
 from molecule_connect_sandbox.people import People
 from molecule_connect_sandbox.platform import Platform
+from molecule_connect_sandbox.plugins import Plugins
 from molecule_connect_sandbox.registry import Registry
 from molecule_connect_sandbox.sweep import keep_sweeping
 from molecule_connect_sandbox.tokens import Tokens
@@ -53,6 +54,7 @@ def create_app(options: SandboxOptions) -> Starlette:
         Workspaces(platform, auth),
         Tokens(platform, auth),
         Delegations(platform, auth, proxy),
+        Plugins(platform, auth),
         Views(platform, auth),
     )
     routes = [route for part in parts for route in part.routes()]

@@ -160,6 +160,14 @@ class Sandbox:
         beats: list[dict[str, Any]] = await self.admin("GET", path)
         return beats
 
+    async def put_plugin(self, name: str, archive: bytes) -> None:
+        """Any bytes as the archive of a plugin."""
+        await self.admin("PUT", f"/sandbox/plugins/{name}", archive)
+
+    async def set_secrets(self, workspace: Workspace, **secrets: str) -> None:
+        """Give a workspace these secrets."""
+        await self.admin("PUT", f"/sandbox/workspaces/{workspace.id}/secrets", secrets)
+
     async def add_rows(self, workspace: Workspace, *rows: dict[str, Any]) -> list[str]:
         """Write rows of any shape into a feed; their ids. A body is any JSON value."""
         added = await self.admin("POST", f"/sandbox/workspaces/{workspace.id}/rows", {"rows": list(rows)})
