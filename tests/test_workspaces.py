@@ -8,7 +8,7 @@ import pytest
 
 from molecule_connect.errors import ConfigError
 from molecule_connect.settings import ConnectionSettings, PeerBudget
-from molecule_connect.workspaces import WorkspacesError, load_config, load_workspaces, plugin_faults
+from molecule_connect.workspaces import WorkspacesError, load_config, load_workspaces, plugin_check
 
 TOKEN = "t0k3n-of-nobody"
 
@@ -272,7 +272,7 @@ def test_a_plugin_that_is_not_installed_is_a_fault_of_its_entry() -> None:
     found = faults(
         {"id": "a", "token": TOKEN, "backend": "mokc"},
         {"id": "b", "token": TOKEN, "backend": "mock", "use": ["nothing"]},
-        check=plugin_faults,
+        check=plugin_check(),
     )
 
     assert found[0].startswith("workspace 1 (a): no backend named 'mokc' (installed: ")

@@ -49,13 +49,8 @@ def workspace_id(argument: str | None, environ: Mapping[str, str]) -> str:
     """The workspace: the argument, else ``WORKSPACE_ID``.
 
     Raises:
-        ConfigError: There is neither, or ``MOLECULE_WORKSPACES`` asks for several.
+        ConfigError: There is neither.
     """
-    if environ.get(WORKSPACES_VARIABLE):
-        raise ConfigError(
-            f"{WORKSPACES_VARIABLE} is set, and serving several workspaces from one process is still coming",
-            hint=f"unset {WORKSPACES_VARIABLE} and start one 'molecule connect WORKSPACE_ID' for each",
-        )
     found = argument if argument is not None else environ.get(WORKSPACE_VARIABLE)
     if not found:
         raise ConfigError(

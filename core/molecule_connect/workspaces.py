@@ -3,12 +3,13 @@
 A list is taken whole or not at all, and everything that is wrong with it is told at once.
 """
 
+import functools
 import json
 import os
 import stat
 import string
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +41,23 @@ def no_faults(settings: ConnectionSettings) -> Iterable[str]:
     return ()
 
 
-def plugin_faults(settings: ConnectionSettings) -> Iterator[str]:
-    """Why backend or middleware, each by its name, are not the installed plugins that they should be."""
-    named = [(BACKENDS, settings.backend), *((MIDDLEWARE, name) for name in settings.middleware)]
-    for group, name in named:
+def plugin_check() -> Check:
+    """A check that backend and middleware, each by its name, are installed. Each name is looked up once."""
+
+    @functools.cache
+    def fault(group: str, name: str) -> str:
         try:
-            if isinstance(name, str):
-                discovery.find(group, name)
+            discovery.find(group, name)
         except MoleculeError as exc:
-            yield f"{exc} -> {exc.hint}"
+            return _with_hint(exc)
+        return ""
+
+    def check(settings: ConnectionSettings) -> list[str]:
+        named = [(BACKENDS, settings.backend), *((MIDDLEWARE, name) for name in settings.middleware)]
+        found = [fault(group, name) for group, name in named if isinstance(name, str) and name]
+        return [text for text in found if text]
+
+    return check
 
 
 def load_workspaces(

@@ -88,10 +88,6 @@ def test_without_a_workspace_id_it_says_how_to_give_one(molecule: Molecule) -> N
     assert_refused(molecule("connect", "--token", "t0k3n"), "no workspace id", "WORKSPACE_ID")
 
 
-def test_several_workspaces_are_said_to_be_coming(molecule: Molecule) -> None:
-    assert_refused(start(molecule, MOLECULE_WORKSPACES="[]"), "MOLECULE_WORKSPACES", "coming")
-
-
 @pytest.mark.parametrize(
     ("content", "mode", "words"),
     [

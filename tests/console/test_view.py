@@ -79,7 +79,10 @@ def test_the_counts_follow_the_messages() -> None:
 
 def test_finished_messages_make_room_first() -> None:
     states = ["running"] * 2 + ["delivered"] * 7
-    rows = tuple(MessageRow(time=0, caller="c", text=str(number), state=state) for number, state in enumerate(states))
+    rows = tuple(
+        MessageRow(workspace_id="w", time=0, caller="c", text=str(number), state=state)
+        for number, state in enumerate(states)
+    )
 
     assert [each.text for each in pick(rows, 4)] == ["0", "1", "7", "8"]
     assert [each.text for each in pick(rows, 1)] == ["1"]

@@ -49,7 +49,7 @@ async def test_after_five_tries_it_is_given_up_with_what_the_platform_said(journ
 async def test_one_of_many_goes_on_trying_and_says_so(journal: Journal) -> None:
     platform = FakePlatform(fail_register=[unavailable() for _ in range(12)])
     async with Serving(platform, journal, patient=True) as serving:
-        await platform.until(lambda: len(platform.cards) == 1, 200)
+        await platform.until(lambda: len(platform.cards) == 1, 600)
         assert now() > 60
         await asyncio.sleep(5)
         assert len(platform.beats) == 1

@@ -2,12 +2,12 @@
 
 import io
 import math
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from molecule_connect import environment
 from molecule_connect.console.screen import LOG_FORMATS, choose
@@ -183,6 +183,13 @@ class PluginName(click.ParamType[str]):
     help="Where to keep what is known of messages. [MOLECULE_STATE_DIR; default: ~/.config/molecule/state]",
 )
 @click.option("--agent-name", metavar="NAME", help="Name to register with, in place of the one the platform shows.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Serve the workspaces that a TOML file lists in [[workspace]] blocks; SIGHUP reads it again. The flags "
+    "that are given hold for all of them.",
+)
 @click.option("--once", is_flag=True, help="Answer what is waiting, then exit.")
 @click.option("--unpause", is_flag=True, help="Register even if the workspace is paused, which resumes it.")
 @click.option("--insecure", is_flag=True, help="Allow plain http to another machine; it can be listened to.")
@@ -205,7 +212,10 @@ def connect(ctx: click.Context, /, **flags: Any) -> None:
     try:
         with reported(screen.fail):
             group = ctx.obj if isinstance(ctx.obj, dict) else {}
-            api_url = environment.api_url(flags["api_url"], group.get("api_url"), os.environ)
-            running.run(flags, api_url=api_url, screen=screen)
+            given = {name for name in flags if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+            if flags["api_url"] is None and group.get("api_url") is not None:
+                flags["api_url"] = group["api_url"]
+                given.add("api_url")
+            running.run(flags, frozenset(given), screen=screen)
     finally:
         screen.close()

@@ -1,4 +1,4 @@
-"""From the flags of ``molecule connect`` to a connection that runs until it is told to stop."""
+"""From the flags of ``molecule connect`` to connections that run until they are told to stop."""
 
 import asyncio
 import logging
@@ -10,112 +10,83 @@ from typing import Any
 
 from molecule_connect import environment, state_folder
 from molecule_connect.cli import exit_codes
+from molecule_connect.cli.asked import Asked, ask
 from molecule_connect.cli.signals import StopSignals
 from molecule_connect.console.screen import Screen, Summary
-from molecule_connect.errors import AuthError, BackendNotFoundError, ConfigError
-from molecule_connect.platform.address import parse_address
-from molecule_connect.plugins import discovery
-from molecule_connect.plugins.options import parse_options
-from molecule_connect.plugins.scan import BACKENDS
-from molecule_connect.settings import DEFAULT_BACKEND, ConnectionSettings, check_workspace_id
+from molecule_connect.errors import ConfigError
+from molecule_connect.settings import ConnectionSettings
+from molecule_connect.workspaces import WorkspacesError
 
 
-def run(flags: Mapping[str, Any], *, api_url: str, screen: Screen) -> None:
-    """Serve, or rehearse, what *flags* and the environment ask for.
+def run(flags: Mapping[str, Any], given: frozenset[str], *, screen: Screen) -> None:
+    """Serve, or rehearse, what *flags* and the environment ask for; *given* were written on the command line.
 
     Raises:
         MoleculeError: What was asked for makes no sense, or serving ended with it.
     """
-    workspace_id = environment.workspace_id(flags["workspace_id"], os.environ)
-    check_workspace_id(workspace_id)
-    parse_address(api_url, insecure=flags["insecure"])
-    source = environment.token_source(flags["token"], flags["token_file"], os.environ)
     planned = state_folder.preview(flags["state_dir"], os.environ, home=environment.home())
-    # What an earlier register handed out is kept there, and is enough.
-    if source is None and not (planned / f"{workspace_id}.token").exists():
-        raise environment.no_token()
-    if flags["mode"] == "push" and not flags["dry_run"]:
-        raise ConfigError("--mode push is not built yet", hint="use --mode poll, which needs no public address")
-    _check_backend(flags["backend"])
-    settings = _settings(flags, workspace_id, api_url, source)
-    if flags["dry_run"]:
-        # No state is touched; a token that is kept there is read all the same.
-        _rehearse(settings, _summary(settings, flags["mode"], planned), None if source else planned, screen)
-        return
-    with StopSignals(grace=settings.grace, spell=screen.last_words) as signals:
-        folder = state_folder.resolve(flags["state_dir"], os.environ, home=environment.home())
-        screen.open([_summary(settings, flags["mode"], folder)])
-        with _log_to(screen):
-            asyncio.run(_serve(settings, folder, screen, signals))
+    with _each_fault(screen):
+        asked = ask(flags, given, os.environ, planned)
+        if flags["dry_run"]:
+            _rehearse(asked, flags["mode"], planned, screen)
+            return
+        with StopSignals(grace=asked.grace, spell=screen.last_words, reloads=asked.again is not None) as signals:
+            folder = state_folder.resolve(flags["state_dir"], os.environ, home=environment.home())
+            with _log_to(screen):
+                asyncio.run(_serve(asked, flags["mode"], folder, screen, signals))
 
 
-async def _serve(settings: ConnectionSettings, folder: Path, screen: Screen, signals: StopSignals) -> None:
-    from molecule_connect.serve import serve
+async def _serve(asked: Asked, mode: str, folder: Path, screen: Screen, signals: StopSignals) -> None:
+    from molecule_connect.cli.reloading import follow_the_list
+    from molecule_connect.serve import serving
 
-    stop = asyncio.Event()
-    signals.bind(stop)
-    try:
-        await serve([settings], state_dir=folder, listener=screen, stop=stop)
-    except AuthError as error:
-        source = settings.token_source if settings.token else settings.token_file or folder
-        error.hint = f"workspace {settings.workspace_id}, token from {source}: {error.hint}"
-        raise
+    def summary(settings: ConnectionSettings) -> Summary:
+        return _summary(settings, mode, folder)
+
+    stop, reload = asyncio.Event(), asyncio.Event()
+    signals.bind(stop, reload)
+    screen.open([summary(one) for one in asked.settings])
+    async with serving(asked.settings, state_dir=folder, listener=screen) as served:
+        following = asyncio.ensure_future(
+            follow_the_list(asked, reload, served, screen=screen, signals=signals, summary=summary)
+        )
+        try:
+            await served.run(stop)
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
     signals.outcome = exit_codes.CLEAN
 
 
-def _rehearse(settings: ConnectionSettings, summary: Summary, folder: Path | None, screen: Screen) -> None:
+def _rehearse(asked: Asked, mode: str, planned: Path, screen: Screen) -> None:
     from molecule_connect.serve import rehearse
 
-    screen.open([summary])
+    screen.open([_summary(one, mode, planned) for one in asked.settings])
     with _log_to(screen):
-        problems = asyncio.run(rehearse([settings], state_dir=folder, listener=screen))
+        # No state is touched; a token that is kept there is read all the same.
+        problems = asyncio.run(rehearse(asked.settings, state_dir=planned, listener=screen))
     for problem in problems:
         screen.note("ERROR", problem)
     screen.note("INFO", "dry run: nothing was started")
     if problems:
+        what = "the backend is" if len(asked.settings) == 1 else "the workspaces are"
         raise ConfigError(
-            f"the backend is not ready: {len(problems)} problem{'s' if len(problems) > 1 else ''}",
+            f"{what} not ready: {len(problems)} problem{'s' if len(problems) > 1 else ''}",
             hint="mend what is listed above, then try again",
         )
 
 
-def _settings(
-    flags: Mapping[str, Any], workspace_id: str, api_url: str, source: environment.TokenSource | None
-) -> ConnectionSettings:
-    interval = flags["interval_ms"]
-    return ConnectionSettings(
-        workspace_id=workspace_id,
-        api_url=api_url,
-        org_id=flags["org_id"] or os.environ.get(environment.ORG_VARIABLE) or None,
-        token=source.token if source else None,
-        token_source=source.name if source else "the state folder",
-        token_file=source.file if source else None,
-        backend=flags["backend"],
-        options=parse_options(flags["backend_opts"]),
-        middleware=flags["middleware"],
-        middleware_options=parse_options(flags["middleware_opts"]),
-        strict=flags["strict"],
-        poll_interval=None if interval is None else interval / 1000,
-        since_secs=float(flags["since_secs"]),
-        concurrency=flags["concurrency"],
-        grace=flags["grace"],
-        peer_budget=flags["peer_budget"],
-        max_cost_per_day=flags["max_cost_per_day"],
-        agent_name=flags["agent_name"],
-        once=flags["once"],
-        unpause=flags["unpause"],
-        insecure=flags["insecure"],
-    ).check()
-
-
-def _check_backend(name: str) -> None:
+@contextmanager
+def _each_fault(screen: Screen) -> Iterator[None]:
+    """Show each fault of a list on a line of its own, and count them in the error."""
     try:
-        discovery.find(BACKENDS, name)
-    except BackendNotFoundError as error:
-        others = f"; or choose an installed one with --backend {error.available[0]}" if error.available else ""
-        if name == DEFAULT_BACKEND:
-            error.hint += others
-        raise
+        yield
+    except WorkspacesError as error:
+        if len(error.faults) == 1:
+            raise
+        for fault in error.faults:
+            screen.note("ERROR", fault)
+        raise ConfigError(f"{error.source} has {len(error.faults)} faults, listed above", hint=error.hint) from error
 
 
 def _summary(settings: ConnectionSettings, mode: str, folder: Path) -> Summary:

@@ -1,4 +1,4 @@
-"""SIGTERM, Ctrl-C and a closed terminal: the first stops, a second ends at once."""
+"""SIGTERM, Ctrl-C and a closed terminal: the first stops, a second ends at once. SIGHUP may mean: read again."""
 
 import asyncio
 import contextlib
@@ -24,6 +24,11 @@ class StopSignals:
     signal always ends the program. A terminal that closes sends SIGHUP more than once, so only SIGINT and SIGTERM
     count as a second signal. A SIGHUP that was ignored at the start (nohup) stays ignored. *spell* makes a line of the
     last words and the exit code; it is called from a signal handler.
+
+    With *reloads* a SIGHUP asks for a reload instead, nohup or not, unless it says that the terminal is gone.
+
+    Attributes:
+        grace: What running handlers get at a stop, in seconds.
     """
 
     def __init__(
@@ -31,24 +36,34 @@ class StopSignals:
         *,
         grace: float,
         spell: Callable[[str, int], str],
+        reloads: bool = False,
+        has_terminal: Callable[[], bool] | None = None,
         leave: Callable[[int], Any] = os._exit,
         stderr: int = 2,
     ) -> None:
-        self._limit = grace + STOP_MARGIN
+        self.grace = grace
+        self._reloads = reloads
+        self._has_terminal = has_terminal or _has_terminal
+        self._had_terminal = False
+        self._reload: asyncio.Event | None = None
+        self._reload_asked = False
         self._spell = spell
         self._leave = leave
         self._stderr = stderr
         self._before: dict[signal.Signals, Any] = {}
-        self._stop: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+        self._stop: asyncio.Event | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._watchdog: threading.Timer | None = None
         self.received = False
         self.outcome: int | None = None
 
     def __enter__(self) -> Self:
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)
-            if number is None or (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):
-                continue
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number == signal.SIGHUP:
+                is_ignored = signal.getsignal(number) is signal.SIG_IGN
+                if is_ignored and not self._reloads:
+                    continue
+                self._had_terminal = not is_ignored and self._has_terminal()
             self._before[number] = signal.signal(number, self._handle)
         return self
 
@@ -58,26 +73,36 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def bind(self, stop: asyncio.Event) -> None:
-        """Set *stop*, an event of the running loop, at the first signal; now, if that has been."""
-        self._stop = (asyncio.get_running_loop(), stop)
+    def bind(self, stop: asyncio.Event, reload: asyncio.Event | None = None) -> None:
+        """Set *stop*, an event of the running loop, at the first signal, and *reload* at each that asks for one; now,
+        if that has been.
+        """
+        self._loop, self._stop, self._reload = asyncio.get_running_loop(), stop, reload
         if self.received:
             stop.set()
+        if self._reload_asked and reload is not None:
+            reload.set()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         # Whatever this calls may have been interrupted half way: no screen, no lock, no buffered stream.
+        if number == signal.SIGHUP and self._reloads and not (self._had_terminal and not self._has_terminal()):
+            self._reload_asked = True
+            self._set(self._reload)
+            return
         if self.received:
             if number in (signal.SIGINT, signal.SIGTERM):
                 self._end(128 + number, "ended at once by a second signal; the next start takes up what was unfinished")
             return
         self.received = True
-        self._watchdog = threading.Timer(self._limit, self._give_up)
+        self._watchdog = threading.Timer(self.grace + STOP_MARGIN, self._give_up)
         self._watchdog.daemon = True
         self._watchdog.start()
-        if self._stop is not None:
-            loop, stop = self._stop
+        self._set(self._stop)
+
+    def _set(self, event: asyncio.Event | None) -> None:
+        if self._loop is not None and event is not None:
             with contextlib.suppress(RuntimeError):  # the loop has just been closed
-                loop.call_soon_threadsafe(stop.set)
+                self._loop.call_soon_threadsafe(event.set)
 
     def _give_up(self) -> None:
         code = exit_codes.BUG if self.outcome is None else self.outcome
@@ -91,3 +116,12 @@ class StopSignals:
                 line = f"{self._spell(words, code)}\n" if words else ""
                 os.write(self._stderr, (cursor + line).encode())
         self._leave(code)
+
+
+def _has_terminal() -> bool:
+    """Whether this process belongs to a terminal that is still there; one that hung up cannot be opened."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True

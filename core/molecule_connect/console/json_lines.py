@@ -29,6 +29,9 @@ class JsonScreen:
         for summary in summaries:
             self._writer.put(self._line("starting", **attrs.asdict(summary)))
 
+    def forget(self, workspace_id: str) -> None:
+        """Nothing: each line names its workspace."""
+
     def __call__(self, event: events.Event) -> None:
         name, fields = self._shapes.get(type(event)) or self._shape(type(event))
         self._writer.put(self._line(name, **{field: getattr(event, field) for field in fields}))

@@ -29,6 +29,11 @@ def line_of(event: events.Event) -> Line | None:
     return _connection_line(event)
 
 
+def named(line: Line, workspace_id: str) -> Line:
+    """*line* where several workspaces are told of."""
+    return Line(line.level, f"[{workspace_id}] {line.text}")
+
+
 def with_hint(text: str, hint: str) -> str:
     """*text* and what to do about it."""
     return f"{one_line(text, 400)} -> {one_line(hint, 400)}" if hint else one_line(text, 400)
@@ -107,21 +112,24 @@ class LineScreen:
         self._monotonic = monotonic
         self._progress_told: dict[str, float] = {}
         self._writer = LineWriter(stream, lambda count: self._line(Line(WARNING, f"{count} lines were left out")))
-        self._name_workspaces = False
+        self._served: set[str] = set()
 
     def open(self, summaries: list[Summary]) -> None:
         """Say what is about to be served."""
-        self._name_workspaces = len(summaries) > 1
+        self._served.update(summary.workspace_id for summary in summaries)
         for summary in summaries:
             self._writer.put(self._line(Line(INFO, f"molecule connect: {summary.text}")))
+
+    def forget(self, workspace_id: str) -> None:
+        """A workspace is served no more."""
+        self._served.discard(workspace_id)
 
     def __call__(self, event: events.Event) -> None:
         if isinstance(event, events.MessageEvent) and not self._is_due(event):
             return
         line = line_of(event)
         if line is not None:
-            name = f"[{event.workspace_id}] " if self._name_workspaces else ""
-            self._writer.put(self._line(Line(line.level, name + line.text)))
+            self._writer.put(self._line(named(line, event.workspace_id) if len(self._served) > 1 else line))
 
     def note(self, level: str, text: str, hint: str = "") -> None:
         """Say something that is not an event."""

@@ -38,12 +38,21 @@ class LiveScreen:
 
     def open(self, summaries: list[Summary]) -> None:
         """Say what is about to be served, and begin to draw."""
-        for summary in summaries:
-            self._summaries[summary.workspace_id] = summary
-            self._view.add(summary.workspace_id)
-            self._view.tell(Line(INFO, summary.text))
+        with self._lock:
+            for summary in summaries:
+                self._summaries[summary.workspace_id] = summary
+                self._view.add(summary.workspace_id)
+                self._view.tell(Line(INFO, summary.text))
+        if self._thread is not None:
+            return
         self._thread = threading.Thread(target=self._run, name="live view", daemon=True)
         self._thread.start()
+
+    def forget(self, workspace_id: str) -> None:
+        """Draw a workspace no more."""
+        with self._lock:
+            self._view.forget(workspace_id)
+            self._changed = True
 
     def __call__(self, event: Event) -> None:
         with self._lock:

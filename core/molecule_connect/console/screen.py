@@ -33,7 +33,13 @@ class Summary:
 class Screen(Protocol):
     """A listener that shows events. No call of it blocks or raises."""
 
-    def open(self, summaries: list[Summary]) -> None: ...
+    def open(self, summaries: list[Summary]) -> None:
+        """Say what is about to be served; again for what is served from now on too."""
+        ...
+
+    def forget(self, workspace_id: str) -> None:
+        """A workspace is served no more, and nobody waits for it."""
+        ...
 
     def __call__(self, event: Event) -> None: ...
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import attrs
 
 from molecule_connect import events
-from molecule_connect.console.lines import Line, line_of, stopping
+from molecule_connect.console.lines import Line, line_of, named, stopping
 from molecule_connect.console.texts import one_line, span, who
 
 _MAX_ROWS = 500
@@ -19,6 +19,7 @@ _TOLD_ABOVE = (events.Trouble, events.Recovered, events.Notice, events.Dead, eve
 class MessageRow:
     """One message, as the table shows it. ``time`` is seconds since 1970."""
 
+    workspace_id: str
     time: float
     caller: str
     text: str = ""
@@ -97,6 +98,10 @@ class View:
         """A workspace that is about to be served."""
         self._health.setdefault(workspace_id, Health())
 
+    def forget(self, workspace_id: str) -> None:
+        """A workspace that is served no more. What its messages became stays."""
+        self._health.pop(workspace_id, None)
+
     def tell(self, line: Line) -> None:
         """A line to be printed over the view."""
         self._above.append(line)
@@ -106,7 +111,7 @@ class View:
         if isinstance(event, _TOLD_ABOVE):
             line = line_of(event)
             if line is not None:
-                self._above.append(line)
+                self._above.append(named(line, event.workspace_id) if len(self._health) > 1 else line)
         if isinstance(event, events.MessageEvent):
             self._apply_message(event)
         else:
@@ -135,7 +140,9 @@ class View:
         key = (event.workspace_id, event.row_id)
         row = self._rows.get(key)
         if row is None:
-            row = self._rows[key] = MessageRow(time=self._wall(), caller=who(event.caller_id))
+            row = self._rows[key] = MessageRow(
+                workspace_id=event.workspace_id, time=self._wall(), caller=who(event.caller_id)
+            )
             if len(self._rows) > _MAX_ROWS:
                 self._rows.popitem(last=False)
         match event:
@@ -175,6 +182,7 @@ class View:
         match event:
             case events.Registered():
                 health.registered = True
+                _begins(health)
             case events.Listening():
                 health.listening = event.by
             case events.Beat():
@@ -185,7 +193,14 @@ class View:
                 health.troubles = {part: told for part, told in health.troubles.items() if part != event.part}
             case events.Paused() | events.Resumed():
                 health.paused = isinstance(event, events.Paused)
+                _begins(health)
             case events.Stopping():
                 health.stopping = stopping(event)
             case events.Stopped():
                 health.stopping = "stopped"
+
+
+def _begins(health: Health) -> None:
+    """It serves, perhaps after an earlier end."""
+    health.stopping = ""
+    health.troubles = {part: told for part, told in health.troubles.items() if part != "connection"}

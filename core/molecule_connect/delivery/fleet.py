@@ -108,7 +108,8 @@ class Fleet:
         berth = self._berths.get(workspace_id)
         if berth is not None:
             berth.stop.set()
-            await asyncio.wait([berth.task])
+            # What it ends with has been told.
+            await asyncio.gather(berth.task, return_exceptions=True)
             if not self._stopping:
                 del self._berths[workspace_id]
 

@@ -65,27 +65,27 @@ class Registration:
                 self._pause(True)
                 break
             try:
-                await self._register(info)
+                await self._register(info, tries=TRIES if rounds == 1 else 1)
             except TransientPlatformError as exc:
                 if not self._patient:
                     raise
-                wait = self._backoff.delay(rounds * TRIES, at_least=exc.retry_after)
+                wait = self._backoff.delay(TRIES + rounds, at_least=exc.retry_after)
                 self._reports.trouble("register", str(exc), f"trying again in {wait:.0f} s, for as long as it takes")
                 await asyncio.sleep(wait)
             else:
                 return True
         return False
 
-    async def _register(self, info: WorkspaceInfo) -> None:
+    async def _register(self, info: WorkspaceInfo, *, tries: int = TRIES) -> None:
         card = dict(info.card or {"name": info.name or self._workspace_id}) | dict(self._card)
-        for failures in range(1, TRIES + 1):
+        for failures in range(1, tries + 1):
             try:
                 await self._registry.register(card)
             except TransientPlatformError as exc:
-                if failures == TRIES:
+                if failures == tries:
                     raise
                 wait = self._backoff.delay(failures, at_least=exc.retry_after)
-                self._reports.trouble("register", str(exc), f"trying again in {wait:.0f} s ({failures} of {TRIES})")
+                self._reports.trouble("register", str(exc), f"trying again in {wait:.0f} s ({failures} of {tries})")
                 await asyncio.sleep(wait)
             else:
                 self._reports.trouble("register", "")

@@ -1,0 +1,138 @@
+"""What the flags of ``molecule connect`` and the environment ask for: one workspace, or a list of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from molecule_connect import environment
+from molecule_connect.errors import BackendNotFoundError, ConfigError
+from molecule_connect.platform.address import parse_address
+from molecule_connect.plugins import discovery
+from molecule_connect.plugins.options import parse_options
+from molecule_connect.plugins.scan import BACKENDS
+from molecule_connect.settings import DEFAULT_BACKEND, ConnectionSettings, check_workspace_id
+from molecule_connect.workspaces import load_config, load_workspaces, plugin_check
+
+# Flags that say of every workspace of a list what its block could say, and the key of a block.
+_KEYS = {
+    "backend_opts": "options",
+    "middleware": "use",
+    "middleware_opts": "use_options",
+    **{name: name for name in ("api_url", "org_id", "backend", "strict", "interval_ms", "since_secs", "concurrency")},
+    **{name: name for name in ("grace", "peer_budget", "max_cost_per_day", "agent_name", "unpause", "insecure")},
+}
+_VARIABLE_HINT = f"unset {environment.WORKSPACES_VARIABLE} to serve one workspace, or leave that out to serve all"
+
+
+@attrs.frozen(kw_only=True)
+class Asked:
+    """What is to be served.
+
+    Attributes:
+        source: The file or variable that lists the workspaces; empty for a single one.
+        again: Reads the list anew; None where it cannot have changed.
+    """
+
+    settings: Sequence[ConnectionSettings]
+    source: str = ""
+    again: Callable[[], Sequence[ConnectionSettings]] | None = None
+
+    @property
+    def grace(self) -> float:
+        """The longest grace of all."""
+        return max(one.grace for one in self.settings)
+
+
+def ask(flags: Mapping[str, Any], given: frozenset[str], environ: Mapping[str, str], planned: Path) -> Asked:
+    """What *flags* ask for, of which *given* were written on the command line.
+
+    Args:
+        planned: The state folder, which may hold tokens that the platform handed out.
+
+    Raises:
+        ConfigError: It makes no sense.
+    """
+    if flags["mode"] == "push" and not flags["dry_run"]:
+        raise ConfigError("--mode push is not built yet", hint="use --mode poll, which needs no public address")
+    config = flags["config"]
+    if config is None and not environ.get(environment.WORKSPACES_VARIABLE):
+        return Asked(settings=[_single(flags, environ, planned)])
+    _refuse_single(flags, "--config" if config is not None else environment.WORKSPACES_VARIABLE)
+    reading: dict[str, Any] = {"state_dir": planned, "flags": _flags_for_all(flags, given), "check": plugin_check()}
+    if config is None:
+        settings = load_workspaces(environ, **reading)
+        return Asked(settings=_ready(settings, flags), source=environment.WORKSPACES_VARIABLE)
+
+    def again() -> Sequence[ConnectionSettings]:
+        return _ready(load_config(config, environ, **{**reading, "check": plugin_check()}), flags)
+
+    return Asked(settings=again(), source=str(config), again=again)
+
+
+def _ready(settings: Sequence[ConnectionSettings], flags: Mapping[str, Any]) -> Sequence[ConnectionSettings]:
+    return [attrs.evolve(one, once=flags["once"]) for one in settings]
+
+
+def _refuse_single(flags: Mapping[str, Any], source: str) -> None:
+    """A list names its ids and tokens itself."""
+    single = {"workspace_id": "a workspace id", "token": "--token", "token_file": "--token-file"}
+    for name, words in single.items():
+        if flags[name] is not None:
+            hint = "name the workspace in the file, or leave --config out" if source == "--config" else _VARIABLE_HINT
+            raise ConfigError(f"{words} beside {source}, which lists the workspaces", hint=hint)
+
+
+def _flags_for_all(flags: Mapping[str, Any], given: frozenset[str]) -> dict[str, Any]:
+    found = {key: flags[name] for name, key in _KEYS.items() if name in given}
+    for name in ("options", "use_options"):
+        if name in found:
+            found[name] = parse_options(found[name])
+    return found
+
+
+def _single(flags: Mapping[str, Any], environ: Mapping[str, str], planned: Path) -> ConnectionSettings:
+    workspace_id = environment.workspace_id(flags["workspace_id"], environ)
+    check_workspace_id(workspace_id)
+    api_url = environment.api_url(flags["api_url"], None, environ)
+    parse_address(api_url, insecure=flags["insecure"])
+    source = environment.token_source(flags["token"], flags["token_file"], environ)
+    # What an earlier register handed out is kept there, and is enough.
+    if source is None and not (planned / f"{workspace_id}.token").exists():
+        raise environment.no_token()
+    _check_backend(flags["backend"])
+    interval = flags["interval_ms"]
+    return ConnectionSettings(
+        workspace_id=workspace_id,
+        api_url=api_url,
+        org_id=flags["org_id"] or environ.get(environment.ORG_VARIABLE) or None,
+        token=source.token if source else None,
+        token_source=source.name if source else "the state folder",
+        token_file=source.file if source else None,
+        backend=flags["backend"],
+        options=parse_options(flags["backend_opts"]),
+        middleware=flags["middleware"],
+        middleware_options=parse_options(flags["middleware_opts"]),
+        strict=flags["strict"],
+        poll_interval=None if interval is None else interval / 1000,
+        since_secs=float(flags["since_secs"]),
+        concurrency=flags["concurrency"],
+        grace=flags["grace"],
+        peer_budget=flags["peer_budget"],
+        max_cost_per_day=flags["max_cost_per_day"],
+        agent_name=flags["agent_name"],
+        once=flags["once"],
+        unpause=flags["unpause"],
+        insecure=flags["insecure"],
+    ).check()
+
+
+def _check_backend(name: str) -> None:
+    try:
+        discovery.find(BACKENDS, name)
+    except BackendNotFoundError as error:
+        others = f"; or choose an installed one with --backend {error.available[0]}" if error.available else ""
+        if name == DEFAULT_BACKEND:
+            error.hint += others
+        raise

@@ -1,0 +1,59 @@
+"""SIGHUP: the file of workspaces is read again, and what it says is followed."""
+
+import asyncio
+from collections.abc import Callable
+
+from molecule_connect.cli.asked import Asked
+from molecule_connect.cli.signals import StopSignals
+from molecule_connect.console.lines import ERROR, INFO
+from molecule_connect.console.screen import Screen, Summary
+from molecule_connect.errors import MoleculeError
+from molecule_connect.serve import Plan, Served
+from molecule_connect.settings import ConnectionSettings
+from molecule_connect.workspaces import WorkspacesError
+
+_NOTHING = "nothing was changed; mend it and send SIGHUP again"
+
+
+async def follow_the_list(
+    asked: Asked,
+    reload: asyncio.Event,
+    served: Served,
+    *,
+    screen: Screen,
+    signals: StopSignals,
+    summary: Callable[[ConnectionSettings], Summary],
+) -> None:
+    """Read the list again each time that *reload* is set, until cancelled. One with a fault changes nothing."""
+    if asked.again is None:
+        return
+    while True:
+        await reload.wait()
+        reload.clear()
+        try:
+            plan = await served.plan(asked.again())
+        except WorkspacesError as error:
+            for fault in error.faults:
+                screen.note(ERROR, f"{asked.source}: {fault}")
+            screen.note(ERROR, f"{asked.source} was read again and not followed", _NOTHING)
+        except MoleculeError as error:
+            screen.note(ERROR, f"{asked.source} was read again and not followed: {error}", error.hint or _NOTHING)
+        except Exception as error:  # a bug in reading must not end what is served
+            screen.note(ERROR, f"{asked.source} was not followed: {type(error).__name__}: {error}", _NOTHING)
+        else:
+            screen.note(INFO, f"{asked.source} was read again: {_story(plan)}")
+            signals.grace = max(signals.grace, *(one.grace for one in plan.wanted))
+            screen.open([summary(one) for one in plan.starting])
+            await served.follow(plan)
+            for name in plan.gone:
+                screen.forget(name)
+
+
+def _story(plan: Plan) -> str:
+    parts = (
+        ("new: ", plan.new),
+        ("changed, drain and start anew: ", plan.changed),
+        ("gone, drain: ", plan.gone),
+    )
+    told = [words + ", ".join(names) for words, names in parts if names]
+    return "; ".join([*told, f"{len(plan.same)} stay as they are"])
