@@ -12,6 +12,7 @@ from molecule_connect import events
 from molecule_connect.delivery.connection import Connection
 from molecule_connect.delivery.journal import Journal
 from molecule_connect.errors import AuthError, CloseError
+from molecule_connect.models import Handler
 from molecule_connect.platform.address import parse_address
 from molecule_connect.platform.client import AsyncPlatformClient
 from molecule_connect.platform.credentials import Credentials
@@ -57,13 +58,13 @@ class Block:
         """
         settings, ground = self.settings.check(), self._ground
         async with AsyncExitStack() as stack:
-            self.client = _client(settings, ground)
+            self.client = client_of(settings, ground)
             stack.push_async_callback(self.client.aclose)
             token = self.client.credentials.current()
             self._host = await stack.enter_async_context(
                 plugin_host(settings, token, ground.state_dir, ground.listener)
             )
-            self.connection = _connection(settings, self.client, self._host, ground)
+            self.connection = connection_of(settings, self.client, ground, handler=self._host.handler)
             self._stack = stack.pop_all()
         return self
 
@@ -152,7 +153,8 @@ def notice(workspace_id: str, listener: events.Listener) -> Callable[[str], None
     return lambda text: listener(events.Notice(workspace_id=workspace_id, text=text))
 
 
-def _client(settings: ConnectionSettings, ground: Ground) -> AsyncPlatformClient:
+def client_of(settings: ConnectionSettings, ground: Ground) -> AsyncPlatformClient:
+    """The workspace's own way to its platform."""
     return AsyncPlatformClient(
         settings.api_url,
         workspace_id=settings.workspace_id,
@@ -163,9 +165,15 @@ def _client(settings: ConnectionSettings, ground: Ground) -> AsyncPlatformClient
     )
 
 
-def _connection(
-    settings: ConnectionSettings, client: AsyncPlatformClient, host: PluginHost, ground: Ground
+def connection_of(
+    settings: ConnectionSettings,
+    client: AsyncPlatformClient,
+    ground: Ground,
+    *,
+    handler: Handler | None,
+    presence: bool = True,
 ) -> Connection:
+    """What serves the workspace. Without a *handler* messages wait for readers; see ``Connection`` for the rest."""
     pacer = client.pacer
 
     def pace(trusted: bool) -> tuple[float, float]:
@@ -176,9 +184,10 @@ def _connection(
     return Connection(
         settings,
         platform=WorkspaceClient(client, say=notice(settings.workspace_id, ground.listener)),
-        handler=host.handler,
+        handler=handler,
         journal=ground.journal,
         folder=ground.state_dir,
         listener=ground.listener,
         pace=pace,
+        presence=presence,
     )
