@@ -1,6 +1,6 @@
 import pytest
 
-from molecule_connect.file_names import safe_name
+from molecule_connect.file_names import pending_id, pending_uri, safe_name
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,25 @@ from molecule_connect.file_names import safe_name
 )
 def test_a_name_is_made_harmless_as_the_platform_does_it(given: str, safe: str) -> None:
     assert safe_name(given) == safe
+
+
+@pytest.mark.parametrize(
+    ("uri", "file_id"),
+    [
+        ("platform-pending:ws-1/F1", "F1"),
+        ("platform-pending:ws-1/8f14e45f-ceea-467f-a1d0-6f6f6f6f6f6f", "8f14e45f-ceea-467f-a1d0-6f6f6f6f6f6f"),
+        ("platform-pending:ws-1/..", None),
+        ("platform-pending:ws-1/a/b", None),
+        ("platform-pending:ws-1/a?b", None),
+        ("platform-pending:ws-1/", None),
+        ("platform-pending:F1", None),
+        ("https://host/platform-pending:ws-1/F1", None),
+        ("", None),
+    ],
+)
+def test_only_the_address_of_an_upload_names_one(uri: str, file_id: str | None) -> None:
+    assert pending_id(uri) == file_id
+
+
+def test_an_address_made_of_ids_names_the_upload() -> None:
+    assert pending_id(pending_uri("ws-1", "F1")) == "F1"

@@ -1,10 +1,12 @@
-"""Names that a file may have on this machine, whatever somebody else called it."""
+"""What files are called: on this machine, whatever somebody else named them, and where the platform keeps uploads."""
 
 import re
 
 LONGEST = 100
 _LONGEST_EXTENSION = 16
 _ODD = re.compile(r"[^A-Za-z0-9._-]")
+_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+PENDING = "platform-pending:"
 
 
 def safe_name(name: str) -> str:
@@ -18,3 +20,15 @@ def safe_name(name: str) -> str:
         kept = dot + extension if stem and len(extension) <= _LONGEST_EXTENSION else ""
         plain = plain[: LONGEST - len(kept)] + kept
     return plain if plain.strip(".") or len(plain) > 2 else "file"
+
+
+def pending_uri(workspace_id: str, file_id: str) -> str:
+    """How the platform names an upload in messages."""
+    return f"{PENDING}{workspace_id}/{file_id}"
+
+
+def pending_id(uri: str) -> str | None:
+    """The id of the upload that *uri* names, or None. Another workspace's is not found when it is asked for."""
+    workspace_id, slash, file_id = uri.removeprefix(PENDING).partition("/")
+    is_one = uri.startswith(PENDING) and bool(workspace_id and slash and _ID.fullmatch(file_id))
+    return file_id if is_one and file_id.strip(".") else None

@@ -24,6 +24,7 @@ class FilePart:
         name: As the sender gave it. Never use it as a path.
         size: Bytes, where it is known.
         path: Where this machine keeps it, once it is here.
+        unavailable: Why it is not here, for people; empty when it is, or when nobody tried to fetch it.
     """
 
     uri: str
@@ -31,6 +32,7 @@ class FilePart:
     mime_type: str = ""
     size: int | None = None
     path: Path | None = None
+    unavailable: str = ""
 
 
 @attrs.frozen
@@ -174,6 +176,14 @@ class Inbound:
     fingerprint: str = ""
     delegation_id: str | None = None
     reason: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class UploadLimits:
+    """How many bytes a chat upload may have. As given here: platforms of 2026-05, which do not tell."""
+
+    per_file: int = 25 << 20
+    per_request: int = 50 << 20
 
 
 @attrs.frozen

@@ -4,10 +4,10 @@ import asyncio
 import hashlib
 import selectors
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import attrs
 
@@ -16,8 +16,15 @@ from molecule_connect.delivery.connection import Connection
 from molecule_connect.delivery.entries import dump_parts
 from molecule_connect.delivery.journal import Journal
 from molecule_connect.delivery.schema import open_file
-from molecule_connect.errors import CursorExpiredError, MoleculeError, PageTooLargeError, PlatformError
+from molecule_connect.errors import (
+    CursorExpiredError,
+    MoleculeError,
+    PageTooLargeError,
+    PermanentPlatformError,
+    PlatformError,
+)
 from molecule_connect.models import (
+    FilePart,
     Inbound,
     Kind,
     Outgoing,
@@ -29,6 +36,7 @@ from molecule_connect.models import (
     RowMark,
     Signal,
     TextPart,
+    UploadLimits,
     WorkspaceInfo,
     WorkspaceStatus,
 )
@@ -152,6 +160,90 @@ class Row:
     visible: float
 
 
+@attrs.define(kw_only=True)
+class Upload:
+    """A file that the platform keeps.
+
+    Attributes:
+        seconds: What its body takes to come, at the end of it.
+        fails: Raised instead of its body, first in first out; after half of it.
+        endless: Its body never ends.
+    """
+
+    content: bytes = b"content"
+    content_type: str = "text/plain"
+    seconds: float = 0.0
+    fails: list[Exception] = attrs.field(factory=list)
+    endless: bool = False
+    acked: int = 0
+    fetched: int = 0
+
+
+@attrs.define
+class Uploads:
+    """The platform's store of uploads.
+
+    Attributes:
+        most: How many were fetched side by side.
+        taken: What was put there by us, in order.
+        fail_take, cut_take: Raised before and after our files were taken.
+    """
+
+    kept: dict[str, Upload] = attrs.field(factory=dict)
+    most: int = 0
+    fail_ack: list[PlatformError] = attrs.field(factory=list)
+    fail_take: list[PlatformError] = attrs.field(factory=list)
+    cut_take: list[PlatformError] = attrs.field(factory=list)
+    taken: list[str] = attrs.field(factory=list)
+    forgets_acked: bool = True
+    _busy: int = 0
+
+    async def fetch(self, file_id: str, sink: IO[bytes], cap: int) -> str:
+        upload = self.kept.get(file_id)
+        if upload is None or (upload.acked and self.forgets_acked):
+            raise PermanentPlatformError("upload: 404 not found", operation="upload", status=404, body="")
+        upload.fetched += 1
+        self._busy += 1
+        self.most = max(self.most, self._busy)
+        try:
+            half = len(upload.content) // 2
+            sink.write(upload.content[:half])
+            await asyncio.sleep(upload.seconds)
+            if upload.fails:
+                raise upload.fails.pop(0)
+            if upload.endless or len(upload.content) > cap:
+                sink.write(b"x" * (cap - half))
+                raise PageTooLargeError("upload: too large", operation="upload", status=200)
+            sink.write(upload.content[half:])
+            return upload.content_type
+        finally:
+            self._busy -= 1
+
+    def acknowledge(self, file_id: str) -> None:
+        if self.fail_ack:
+            raise self.fail_ack.pop(0)
+        self.kept[file_id].acked += 1
+
+    async def take(self, files: Sequence[FilePart], show: Callable[..., str]) -> tuple[FilePart, ...]:
+        await asyncio.sleep(0.01)
+        if self.fail_take:
+            raise self.fail_take.pop(0)
+        named = []
+        for file in files:
+            assert file.path is not None
+            content = file.path.read_bytes()
+            file_id = f"ours-{len(self.kept)}"
+            self.kept[file_id] = Upload(content=content)
+            self.taken.append(file_id)
+            show(file_id, file.name, len(content))
+            named.append(
+                attrs.evolve(file, uri=f"platform-pending:{WORKSPACE}/{file_id}", path=None, size=len(content))
+            )
+        if self.cut_take:
+            raise self.cut_take.pop(0)
+        return tuple(named)
+
+
 @attrs.define
 class FakePlatform:
     """Implements delivery's ports in memory, on the loop's own time.
@@ -199,6 +291,8 @@ class FakePlatform:
     tried: list[float] = attrs.field(factory=list)
     beat_times: list[float] = attrs.field(factory=list)
     changed: asyncio.Event = attrs.field(factory=asyncio.Event)
+    limits: UploadLimits = attrs.field(factory=UploadLimits)
+    uploads: Uploads = attrs.field(factory=Uploads)
     _signals: "asyncio.Queue[Signal | None]" = attrs.field(factory=asyncio.Queue)
     _seq: int = 0
 
@@ -326,6 +420,36 @@ class FakePlatform:
 
     def fingerprint(self, outgoing: Outgoing) -> str:
         return fingerprint(dump_parts(outgoing.parts))
+
+    async def upload_limits(self) -> UploadLimits:
+        return self.limits
+
+    async def fetch_file(self, file_id: str, sink: IO[bytes], *, cap: int) -> str:
+        return await self.uploads.fetch(file_id, sink, cap)
+
+    async def acknowledge_file(self, file_id: str) -> None:
+        self.uploads.acknowledge(file_id)
+
+    async def upload(self, files: Sequence[FilePart]) -> tuple[FilePart, ...]:
+        return await self.uploads.take(files, self.show_upload)
+
+    def show_upload(self, file_id: str, name: str, size: int, late: float = 0.0, **more: Any) -> str:
+        """The row that tells of an upload. Returns its id."""
+        self._seq += 1
+        uri = f"platform-pending:{WORKSPACE}/{file_id}"
+        row_id = f"manifest-{file_id}"
+        item = Inbound(
+            row_id=row_id,
+            kind=Kind.UPLOAD,
+            time=self._time(),
+            seq=self._seq,
+            message_id=row_id,
+            idempotency_key=row_id,
+            method="chat_upload_receive",
+            parts=(FilePart(uri=uri, name=name, mime_type=more.get("mime_type", "text/plain"), size=size),),
+        )
+        self.rows.append(Row(item=item, visible=_now() + late))
+        return row_id
 
     async def workspace(self) -> WorkspaceInfo:
         self.looks.append(_now())

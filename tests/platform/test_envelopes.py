@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from molecule_connect.errors import PermanentPlatformError
 from molecule_connect.models import DataPart, FilePart, Kind, Outgoing, Part, TextPart
-from molecule_connect.platform.envelopes import notify_fingerprint, notify_text, peer_envelope, to_json
+from molecule_connect.platform.envelopes import attachments, notify_fingerprint, notify_text, peer_envelope, to_json
 from molecule_connect.platform.wire import classify
 
 FILE = FilePart(uri="https://x/a.txt", name="a.txt", mime_type="text/plain", size=12)
@@ -97,3 +97,49 @@ def test_no_nul_and_no_half_character_ever_leaves(value: Any) -> None:
 def test_a_nul_is_taken_out_of_keys_and_values_alone() -> None:
     assert json.loads(to_json({"a\0": ["b\0c", "\\u0000"]}, operation="a2a")) == {"a": ["bc", "\\u0000"]}
     assert json.loads(to_json("x\ud800y", operation="a2a")) == "x\ufffdy"
+
+
+UPLOADED = FilePart(uri="platform-pending:ws-1/f1", name="a.txt", mime_type="text/plain", size=3)
+
+
+def test_an_uploaded_file_goes_beside_the_text_and_not_into_it() -> None:
+    parts = (TextPart("see here"), UPLOADED)
+
+    assert notify_text(parts) == "see here"
+    assert attachments(parts) == (UPLOADED,)
+
+
+def test_a_message_of_files_alone_names_them_for_a_notify_needs_a_text() -> None:
+    assert notify_text((UPLOADED,)) == "File: a.txt (text/plain, 3 bytes)"
+
+
+def test_a_file_that_is_not_uploaded_yet_is_only_named() -> None:
+    local = FilePart(uri="platform-pending:ws-1/f1", name="a.txt", path=Path("/somewhere/a.txt"))
+
+    assert attachments((local,)) == ()
+    assert notify_text((TextPart("x"), local)) == "x\n\nFile: a.txt"
+
+
+@pytest.mark.parametrize(
+    "file", [UPLOADED, FilePart(uri="file:///home/me/a.txt", name="a.txt", path=Path("/home/me/a.txt"))]
+)
+def test_a_peer_is_told_of_a_file_that_it_cannot_read(file: FilePart) -> None:
+    (part,) = peer_envelope(outgoing(file))["params"]["message"]["parts"]
+
+    assert part["kind"] == "text"
+    assert part["text"].startswith("File: a.txt")
+    assert "/home" not in part["text"]
+
+
+def test_the_echo_of_an_answer_with_files_is_known_by_them() -> None:
+    shown = {
+        "result": "see here",
+        "parts": [
+            {"kind": "file", "file": {"uri": UPLOADED.uri, "name": "a.txt", "mimeType": "text/plain", "size": 3}}
+        ],
+    }
+    row = {"method": "notify", "response_body": shown}
+    echo = classify(row, row_id="r", workspace_id="ws-1")
+
+    assert notify_fingerprint((TextPart("see here"), UPLOADED)) == echo.fingerprint
+    assert notify_fingerprint((TextPart("see here"),)) != echo.fingerprint

@@ -1,5 +1,6 @@
-"""Files on their way to the platform, against the sandbox's own reading of a form."""
+"""Files on their way to and from the platform, against the sandbox's own reading of a form."""
 
+import io
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,13 @@ from typing import Any
 import attrs
 import pytest
 
-from molecule_connect.errors import ConfigError
-from molecule_connect.models import FilePart
+from molecule_connect.errors import ConfigError, PageTooLargeError, PermanentPlatformError
+from molecule_connect.file_names import pending_id
+from molecule_connect.models import FilePart, UploadLimits
 from molecule_connect.platform import operations
 from molecule_connect.platform.client import AsyncPlatformClient
 from molecule_connect.platform.multipart import PIECE, Multipart
+from molecule_connect.platform.workspace import WorkspaceClient
 from molecule_connect_sandbox.testing import Sandbox, Workspace
 
 
@@ -25,8 +28,7 @@ class Place:
 
     async def content(self, file: FilePart) -> bytes:
         """What the platform keeps of *file*."""
-        file_id = file.uri.rpartition("/")[2]
-        return await self.client.call(operations.upload_content(self.workspace.id, file_id))
+        return await self.client.call(operations.upload_content(self.workspace.id, id_of(file)))
 
 
 @pytest.fixture
@@ -42,6 +44,12 @@ async def place() -> AsyncIterator[Place]:
 def file(path: Path, content: bytes = b"x", **given: Any) -> FilePart:
     path.write_bytes(content)
     return FilePart(uri="", path=path, **given)
+
+
+def id_of(file: FilePart) -> str:
+    file_id = pending_id(file.uri)
+    assert file_id is not None
+    return file_id
 
 
 async def test_files_are_taken_byte_for_byte_and_come_back_as_the_platform_names_them(
@@ -117,3 +125,48 @@ async def test_a_file_that_goes_away_while_it_is_sent_is_told(place: Place, tmp_
 
     with pytest.raises(ConfigError, match="cannot be sent"):
         await place.client.call(operation)
+
+
+async def test_an_upload_is_written_into_a_sink_with_its_type_and_then_acknowledged(
+    place: Place, tmp_path: Path
+) -> None:
+    workspace, sink = WorkspaceClient(place.client), io.BytesIO()
+    (taken,) = await workspace.upload([file(tmp_path / "a.png", b"picture")])
+
+    kind = await workspace.fetch_file(id_of(taken), sink, cap=100)
+    await workspace.acknowledge_file(id_of(taken))
+    await workspace.acknowledge_file(id_of(taken))
+
+    assert (sink.getvalue(), kind) == (b"picture", "image/png")
+
+
+async def test_a_file_over_the_cap_is_cut(place: Place, tmp_path: Path) -> None:
+    workspace, sink = WorkspaceClient(place.client), io.BytesIO()
+    (taken,) = await workspace.upload([file(tmp_path / "a", b"x" * 1000)])
+
+    with pytest.raises(PageTooLargeError):
+        await workspace.fetch_file(id_of(taken), sink, cap=999)
+    assert len(sink.getvalue()) <= 999
+
+
+async def test_a_file_that_is_gone_is_said_so_and_writes_nothing(place: Place) -> None:
+    sink = io.BytesIO()
+
+    with pytest.raises(PermanentPlatformError) as told:
+        await WorkspaceClient(place.client).fetch_file("00000000-0000-4000-8000-000000000000", sink, cap=100)
+    assert told.value.status == 404
+    assert sink.getvalue() == b""
+
+
+async def test_incident_71_the_cap_is_the_platforms_and_25_mib_where_it_does_not_tell() -> None:
+    caps = {}
+    for generation in ("2026-05", "2026-08"):
+        async with Sandbox.in_process(platform=generation) as sandbox:
+            workspace = await sandbox.workspace()
+            async with AsyncPlatformClient(
+                sandbox.url, workspace_id=workspace.id, token=workspace.token, transport=sandbox.transport
+            ) as client:
+                caps[generation] = await WorkspaceClient(client).upload_limits()
+
+    assert caps["2026-05"] == UploadLimits(per_file=25 << 20, per_request=50 << 20)
+    assert caps["2026-08"] == UploadLimits(per_file=100 << 20, per_request=100 << 20)

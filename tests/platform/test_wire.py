@@ -71,6 +71,15 @@ def test_r4_an_upload_is_told_by_its_method_alone() -> None:
         assert inbound.parts == (FilePart(uri="platform-pending:x/F1", name="a.txt", mime_type="text/plain", size=12),)
 
 
+@pytest.mark.parametrize("uri", [{}, {"uri": ""}, {"uri": "somewhere"}])
+def test_the_address_of_an_upload_is_made_of_the_ids_where_it_is_missing(uri: dict[str, str]) -> None:
+    manifest = {"file_id": "F1", "name": "a.txt", **uri}
+
+    (part,) = read(row(source_id=None, method="chat_upload_receive", request_body=manifest)).parts
+
+    assert part == FilePart(uri="platform-pending:ws-1/F1", name="a.txt")
+
+
 @pytest.mark.parametrize("role", ["agent", "assistant", "ROLE_AGENT", "Agent"])
 def test_r5_a_message_in_the_role_of_an_agent_is_an_answer(role: str) -> None:
     assert read(row(request_body=envelope(TEXT, message={"role": role}))).kind is Kind.ANSWER

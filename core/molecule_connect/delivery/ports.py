@@ -1,9 +1,9 @@
 """What delivery needs of the platform, as protocols: its tests bring their own."""
 
-from collections.abc import AsyncIterator, Callable
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import IO, Any, Protocol
 
-from molecule_connect.models import Outgoing, Page, Presence, Signal, WorkspaceInfo
+from molecule_connect.models import FilePart, Outgoing, Page, Presence, Signal, UploadLimits, WorkspaceInfo
 
 
 class Feed(Protocol):
@@ -45,6 +45,37 @@ class Sender(Protocol):
         ...
 
 
+class Files(Protocol):
+    """Where the files of the chat are kept."""
+
+    async def upload_limits(self) -> UploadLimits:
+        """How large files may be. Platforms that do not tell: what those take."""
+        ...
+
+    async def fetch_file(self, file_id: str, sink: IO[bytes], *, cap: int) -> str:
+        """Write an upload into *sink*; its type as the platform calls it, or "".
+
+        Raises:
+            PageTooLargeError: It has more than *cap* bytes; some of them were written.
+            PermanentPlatformError: It is not to be had; 404: it is gone.
+            TransientPlatformError: It may be later; some of it may have been written.
+        """
+        ...
+
+    async def acknowledge_file(self, file_id: str) -> None:
+        """The upload lies on this machine's disk. One that is gone is as good as acknowledged."""
+        ...
+
+    async def upload(self, files: Sequence[FilePart]) -> tuple[FilePart, ...]:
+        """Put files that lie here (``path``) into the chat; as many come back, as the platform names them.
+
+        Raises:
+            ConfigError: One cannot be read, or is empty.
+            PlatformError: They were not taken; a transient one tells by ``outcome`` whether they may have been.
+        """
+        ...
+
+
 class Registry(Protocol):
     """Where we say that we are there."""
 
@@ -74,5 +105,5 @@ class Stream(Protocol):
         ...
 
 
-class Platform(Feed, Sender, Registry, Stream, Protocol):
+class Platform(Feed, Sender, Files, Registry, Stream, Protocol):
     """All of it: one workspace on one platform."""

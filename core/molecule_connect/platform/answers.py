@@ -122,7 +122,13 @@ def _good(operation: Operation[Any], answer: Answer, found: Any, *, redact: Call
             body=redact(sanitised(json.dumps(found), limit=_BODY)),
             hint="the peer's own agent answered with an error; ask who runs it",
         )
-    return Reply(body=answer.body, json=found, status=answer.status, began=lower_bound(answer))
+    return Reply(
+        body=answer.body,
+        json=found,
+        status=answer.status,
+        began=lower_bound(answer),
+        content_type=answer.headers.get("content-type", ""),
+    )
 
 
 def _error(operation: Operation[Any], answer: Answer, found: Any, *, redact: Callable[[str], str]) -> PlatformError:

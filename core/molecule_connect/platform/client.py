@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
 
 from molecule_connect.errors import AuthError
 from molecule_connect.platform.answers import Answer, EndpointAbsentError, judge, not_ours
@@ -81,8 +81,11 @@ class AsyncPlatformClient:
         if self._own_transports is not None:
             await self._own_transports.aclose()
 
-    async def call(self, operation: Operation[T]) -> T:
+    async def call(self, operation: Operation[T], *, sink: IO[bytes] | None = None) -> T:
         """Sends *operation* and returns what it reads in the answer. A refused token is replaced once.
+
+        Args:
+            sink: Takes the body of a good answer, piece by piece.
 
         Raises:
             AuthError: No token that its sources hold is accepted.
@@ -92,12 +95,12 @@ class AsyncPlatformClient:
         self._caller.check_absent(operation)
         token = self._caller.token_for(operation)
         try:
-            return await self._once(operation, token)
+            return await self._once(operation, token, sink)
         except AuthError:
             other = self.credentials.after_refusal(token or "")
             if other is None:
                 raise
-        return await self._once(operation, other)
+        return await self._once(operation, other, sink)
 
     @contextlib.asynccontextmanager
     async def open(self, operation: Operation[Any]) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -123,12 +126,12 @@ class AsyncPlatformClient:
                 if answer is None:
                     self.pacer.ended(operation.lane)
 
-    async def _once(self, operation: Operation[T], token: str | None) -> T:
+    async def _once(self, operation: Operation[T], token: str | None, sink: IO[bytes] | None) -> T:
         await self.pacer.admit(operation.lane)
         answer = None
         try:
             url, headers = self._caller.url(operation), self._caller.headers(token)
-            answer = await self._connections.exchange(operation, url, headers)
+            answer = await self._connections.exchange(operation, url, headers, sink=sink)
         finally:
             self._ended(operation, answer)
         return self._caller.read(operation, answer)

@@ -8,12 +8,17 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+import attrs
+
 from molecule_connect.errors import PermanentPlatformError
+from molecule_connect.file_names import PENDING
 from molecule_connect.models import DataPart, FilePart, Outgoing, Part, TextPart
 from molecule_connect.platform.parts import clean, fingerprint
 
 _DATA_URI = re.compile(r"data:[^,]*;base64,")
 _BACKTICKS = re.compile(r"`+")
+# The platform refuses an attachment without a name.
+UNNAMED = "file"
 
 
 def to_json(value: Any, *, operation: str) -> bytes:
@@ -53,13 +58,29 @@ def peer_envelope(outgoing: Outgoing) -> dict[str, Any]:
 
 
 def notify_text(parts: Iterable[Part]) -> str:
-    """What a person reads of *parts*: pieces joined by a blank line, data as fenced JSON, a line for each file."""
-    return _storable("\n\n".join(_person_part(part) for part in parts))  # type: ignore[no-any-return]
+    """What a person reads of *parts*: pieces joined by a blank line, data as fenced JSON, a line for each file.
+
+    A file that goes with it as an attachment has its line only where there is nothing else to read.
+    """
+    parts = tuple(parts)
+    told = [part for part in parts if not is_attached(part)]
+    text = "\n\n".join(_person_part(part) for part in told)
+    return _storable(text if text.strip() else "\n".join(_person_part(part) for part in parts))  # type: ignore[no-any-return]
+
+
+def is_attached(part: Part) -> bool:
+    """Whether *part* is a file that was uploaded, and goes beside the text of a ``notify``."""
+    return isinstance(part, FilePart) and part.path is None and part.uri.startswith(PENDING)
+
+
+def attachments(parts: Iterable[Part]) -> tuple[FilePart, ...]:
+    """The files of *parts* that go beside the text of a ``notify``."""
+    return tuple(part for part in parts if isinstance(part, FilePart) and is_attached(part))
 
 
 def attachment(file: FilePart) -> dict[str, Any]:
     """What ``notify`` says of a file that was uploaded."""
-    fields: dict[str, Any] = {"uri": file.uri, "name": file.name or "file"}
+    fields: dict[str, Any] = {"uri": file.uri, "name": file.name or UNNAMED}
     fields |= {"mimeType": file.mime_type} if file.mime_type else {}
     fields |= {"size": file.size} if file.size is not None else {}
     return fields
@@ -67,7 +88,9 @@ def attachment(file: FilePart) -> dict[str, Any]:
 
 def notify_fingerprint(parts: Iterable[Part]) -> str:
     """The fingerprint that the echo of these *parts*, sent to a person, will have."""
-    return fingerprint((TextPart(notify_text(parts)),))
+    parts = tuple(parts)
+    shown = (attrs.evolve(file, name=file.name or UNNAMED) for file in attachments(parts))
+    return fingerprint((TextPart(notify_text(parts)), *shown))
 
 
 def _peer_part(part: Part) -> dict[str, Any]:
@@ -75,7 +98,8 @@ def _peer_part(part: Part) -> dict[str, Any]:
         return {"kind": "text", "text": part.text}
     if isinstance(part, DataPart):
         return {"kind": "data", "data": part.data}
-    if not part.uri:
+    if not part.uri or part.path is not None or part.uri.startswith((PENDING, "file:")):
+        # A peer can read neither our disk nor our person's uploads.
         return {"kind": "text", "text": _file_line(part)}
     match = _DATA_URI.match(part.uri)
     file: dict[str, Any] = {"bytes": part.uri[match.end() :]} if match else {"uri": part.uri}
@@ -103,7 +127,8 @@ def _person_part(part: Part) -> str:
 def _file_line(part: FilePart) -> str:
     address = part.uri if part.uri.startswith(("http://", "https://")) else ""
     name = part.name or (part.path.name if part.path else "") or "without a name"
-    facts = ", ".join(fact for fact in (part.mime_type, f"{part.size} bytes" if part.size is not None else "") if fact)
+    size = f"{part.size} bytes" if part.size is not None else ""
+    facts = ", ".join(fact for fact in (part.mime_type, size, part.unavailable) if fact)
     line = f"File: {name}" + (f" ({facts})" if facts else "") + (f" {address}" if address else "")
     return " ".join(line.split())
 

@@ -12,7 +12,7 @@ import attrs
 
 from molecule_connect.errors import ConfigError
 from molecule_connect.models import FilePart, Inbound, Outgoing, Presence, WorkspaceInfo, WorkspaceStatus
-from molecule_connect.platform.envelopes import attachment, notify_text, peer_envelope, to_json
+from molecule_connect.platform.envelopes import attachment, attachments, notify_text, peer_envelope, to_json
 from molecule_connect.platform.multipart import Multipart
 from molecule_connect.platform.parts import read_file
 from molecule_connect.platform.times import format_time
@@ -58,12 +58,14 @@ class Reply:
         json: The decoded body where the form is JSON; None when it was empty.
         began: A lower bound of the platform's clock when the request was made, in microseconds:
             its ``Date`` header less the request's duration. None when it did not tell.
+        content_type: The type of a body that is no JSON, as the platform gave it.
     """
 
     body: bytes = attrs.field(repr=False)
     json: Any = attrs.field(default=None, repr=False)
     status: int = 200
     began: int | None = None
+    content_type: str = ""
 
 
 @attrs.frozen(kw_only=True)
@@ -185,7 +187,7 @@ def notify(workspace_id: str, message: str, *, attachments: Sequence[FilePart] =
 def answer(workspace_id: str, outgoing: Outgoing) -> Operation[Any]:
     """What carries *outgoing* to whom it is for: ``a2a`` to a peer, ``notify`` to a person."""
     if outgoing.caller_id is None:
-        return notify(workspace_id, notify_text(outgoing.parts))
+        return notify(workspace_id, notify_text(outgoing.parts), attachments=attachments(outgoing.parts))
     return a2a(outgoing.caller_id, peer_envelope(outgoing))
 
 

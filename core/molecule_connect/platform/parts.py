@@ -9,6 +9,9 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import attrs
+
+from molecule_connect.file_names import pending_id, pending_uri
 from molecule_connect.models import DataPart, FilePart, Part, TextPart
 
 _FILE_KINDS = frozenset({"file", "image", "audio", "video"})
@@ -86,6 +89,16 @@ def read_file(part: Mapping[str, Any]) -> FilePart | None:
         mime_type=mime_type,
         size=size if isinstance(size, int) and not isinstance(size, bool) and 0 <= size < 2**63 else None,
     )
+
+
+def read_manifest(body: Mapping[str, Any], workspace_id: str) -> tuple[FilePart, ...]:
+    """The file that an upload row announces; its address is made of the ids where the row has none that can be used."""
+    file_id = first_text(body, "file_id", "fileId", "id")
+    built = pending_uri(workspace_id, file_id) if file_id else ""
+    file = read_file(body if first_text(body, *_URI_KEYS) or not built else {**body, "uri": built})
+    if file is not None and built and pending_id(file.uri) is None:
+        file = attrs.evolve(file, uri=built)
+    return (file,) if file is not None else ()
 
 
 def fingerprint(parts: Iterable[Part]) -> str:

@@ -12,7 +12,7 @@ import time
 import types
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from molecule_connect.errors import ConfigError, Outcome, PageTooLargeError, TransientPlatformError
@@ -176,8 +176,10 @@ class Connections:
         self._streams: httpx.AsyncBaseTransport | None = None
         self._senders = Senders(lambda: open_transport(1), patience=patience)
 
-    async def exchange(self, operation: Operation[Any], url: str, headers: Headers) -> Answer:
-        """Sends *operation* and returns whatever came back.
+    async def exchange(
+        self, operation: Operation[Any], url: str, headers: Headers, *, sink: IO[bytes] | None = None
+    ) -> Answer:
+        """Sends *operation* and returns whatever came back; with a *sink*, a good body goes there and not into it.
 
         Raises:
             PageTooLargeError: A page over the operation's cap.
@@ -187,6 +189,9 @@ class Connections:
         try:
             if operation.lane is Lane.SEND:
                 return await self._senders.run(lambda transport: self._answer(transport, operation, request))
+            if sink is not None:
+                # Files take their time, and reads must not wait for them.
+                return await self._answer(self._endless(), operation, request, sink)
             if self._reads is None:
                 self._reads = self._open(self._readers)
             return await self._answer(self._reads, operation, request)
@@ -198,14 +203,13 @@ class Connections:
         self, operation: Operation[Any], url: str, headers: Headers
     ) -> AsyncIterator[tuple[Answer, AsyncIterator[bytes]]]:
         """Opens *operation* and gives its head, then its body in pieces as they come, without an end in time."""
-        if self._streams is None:
-            self._streams = self._open(None)
+        streams = self._endless()
         request = self._request(operation, url, headers, endless=True)
         began = self._clock()
         response = None
         try:
             async with asyncio.timeout(operation.timeout):
-                response = await self._streams.handle_async_request(request)
+                response = await streams.handle_async_request(request)
                 body = b"" if response.status_code == 200 else (await _body(response, REFUSAL_CAP))[0]
             head = answer_of(response, body, seconds=self._clock() - began)
             yield head, response.aiter_bytes()
@@ -214,6 +218,11 @@ class Connections:
         finally:
             if response is not None:
                 await response.aclose()
+
+    def _endless(self) -> "httpx.AsyncBaseTransport":
+        if self._streams is None:
+            self._streams = self._open(None)
+        return self._streams
 
     async def aclose(self) -> None:
         """Closes what is idle at once, and what is busy when it ends."""
@@ -232,7 +241,11 @@ class Connections:
         return request
 
     async def _answer(
-        self, transport: "httpx.AsyncBaseTransport", operation: Operation[Any], request: "httpx.Request"
+        self,
+        transport: "httpx.AsyncBaseTransport",
+        operation: Operation[Any],
+        request: "httpx.Request",
+        sink: IO[bytes] | None = None,
     ) -> Answer:
         began = self._clock()
         response = await transport.handle_async_request(request)
@@ -240,7 +253,7 @@ class Connections:
             seconds = self._clock() - began
             good = 200 <= response.status_code < 300
             async with asyncio.timeout(WHOLE_ANSWER_TIMEOUT):
-                body, whole = await _body(response, operation.cap if good else REFUSAL_CAP)
+                body, whole = await _body(response, operation.cap if good else REFUSAL_CAP, sink=sink if good else None)
         finally:
             await response.aclose()
         if not whole and good and operation.form is not Form.JSON:
@@ -323,14 +336,18 @@ def was_written(request: "httpx.Request") -> bool:
     return request.stream.is_written if isinstance(request.stream, _Body | _Files) else True
 
 
-async def _body(response: "httpx.Response", cap: int) -> tuple[bytes, bool]:
-    """The body up to *cap* bytes, and whether that is all of it."""
-    pieces, size = [], 0
+async def _body(response: "httpx.Response", cap: int, *, sink: IO[bytes] | None = None) -> tuple[bytes, bool]:
+    """The body up to *cap* bytes, unless it went to the *sink*, and whether that is all of it."""
+    pieces: list[bytes] = []
+    size = 0
     async for piece in response.aiter_bytes():
-        pieces.append(piece)
         size += len(piece)
         if size > cap:
-            return b"".join(pieces)[:cap], False
+            return b"".join([*pieces, piece])[:cap], False
+        if sink is None:
+            pieces.append(piece)
+        else:
+            sink.write(piece)
     return b"".join(pieces), True
 
 

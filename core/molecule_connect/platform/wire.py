@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import attrs
 
 from molecule_connect.models import Inbound, Kind, Page, Part, RowMark, TextPart
-from molecule_connect.platform.parts import clean, fingerprint, first_text, read_file, read_part, read_parts
+from molecule_connect.platform.parts import clean, fingerprint, first_text, read_manifest, read_part, read_parts
 from molecule_connect.platform.rows import RawRow, read_rows
 from molecule_connect.platform.times import parse_time
 
@@ -144,8 +144,7 @@ def _judge(
     if method == "notify" and source in (None, workspace_id):
         return Kind.ECHO, _reply_parts(row.get("response_body")), ""
     if method == "chat_upload_receive":
-        file = read_file(envelope.body)
-        return Kind.UPLOAD, (file,) if file else (), ""
+        return Kind.UPLOAD, read_manifest(envelope.body, workspace_id), ""
     if method == "delegate_result":
         return Kind.RESULT, _reply_parts(row.get("response_body")) or _parts_of(envelope), ""
     if source == workspace_id:

@@ -1,11 +1,20 @@
 """One workspace on one platform, as delivery sees it: feed, sender, registry and stream in one."""
 
-from collections.abc import AsyncGenerator, Callable
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import IO, Any
 
 from molecule_connect.errors import AuthError, ConfigError, PermanentPlatformError, TransientPlatformError
-from molecule_connect.models import Outgoing, Page, Presence, Signal, WorkspaceInfo, WorkspaceStatus
-from molecule_connect.platform import operations
+from molecule_connect.models import (
+    FilePart,
+    Outgoing,
+    Page,
+    Presence,
+    Signal,
+    UploadLimits,
+    WorkspaceInfo,
+    WorkspaceStatus,
+)
+from molecule_connect.platform import operations, uploads
 from molecule_connect.platform.client import AsyncPlatformClient
 from molecule_connect.platform.envelopes import notify_fingerprint
 from molecule_connect.platform.operations import Reply
@@ -118,6 +127,25 @@ class WorkspaceClient:
     async def beat(self, presence: Presence) -> None:
         """One heartbeat."""
         await self._client.call(operations.heartbeat(self._id, presence))
+
+    async def upload_limits(self) -> UploadLimits:
+        """How large files may be; see ``ports.Files``."""
+        try:
+            return await self._client.call(uploads.limits())
+        except PermanentPlatformError:
+            return UploadLimits()
+
+    async def fetch_file(self, file_id: str, sink: IO[bytes], *, cap: int) -> str:
+        """Writes an upload into *sink*, and gives its type; see ``ports.Files``."""
+        return await self._client.call(uploads.fetch(self._id, file_id, cap=cap), sink=sink)
+
+    async def acknowledge_file(self, file_id: str) -> None:
+        """Tells the platform that an upload is here; see ``ports.Files``."""
+        await self._client.call(uploads.acknowledge(self._id, file_id))
+
+    async def upload(self, files: Sequence[FilePart]) -> tuple[FilePart, ...]:
+        """Puts files into the chat; see ``ports.Files``."""
+        return await self._client.call(uploads.upload(self._id, files))
 
     async def signals(self) -> AsyncGenerator[Signal, None]:
         """The signals of one connection to the event stream; see ``ports.Stream``."""
