@@ -1,10 +1,8 @@
 """What both clients are made of: their arguments, checked, and the parts that know what to do."""
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import attrs
 
@@ -12,6 +10,7 @@ from molecule_connect.errors import ArgumentError, ConfigError
 from molecule_connect.platform.address import parse_address
 from molecule_connect.platform.times import PlatformClock
 from molecule_connect.remote_agent.chat import Chat
+from molecule_connect.remote_agent.checks import check_seconds
 from molecule_connect.remote_agent.feed import ActivityFeed
 from molecule_connect.remote_agent.peers import Peers
 from molecule_connect.remote_agent.plugins import Installer
@@ -22,7 +21,7 @@ from molecule_connect.remote_agent.values import (
     DEFAULT_STATE_POLL_INTERVAL,
     DEFAULT_URL_CACHE_TTL,
 )
-from molecule_connect.settings import MAX_SECONDS, MAX_SINCE_SECS, check_workspace_id
+from molecule_connect.settings import MAX_SINCE_SECS, check_workspace_id
 
 
 @attrs.frozen(kw_only=True)
@@ -105,16 +104,6 @@ class Agent:
             poll_interval=poll_interval,
             follow=follow,
             is_removed=self.registrar.is_removed,
-        )
-
-
-def check_seconds(name: str, seconds: Any, *, zero: bool = False) -> None:
-    """ArgumentError unless *seconds* is a duration that can be waited for."""
-    is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool) and math.isfinite(seconds)
-    if not is_number or not (0 < seconds <= MAX_SECONDS or (zero and seconds == 0)):
-        raise ArgumentError(
-            f"{name} must be more than 0 and at most {MAX_SECONDS} seconds, not {seconds!r}",
-            hint="give a plain number of seconds, or leave it out for the default",
         )
 
 

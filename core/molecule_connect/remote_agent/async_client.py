@@ -171,10 +171,16 @@ class AsyncRemoteAgentClient:
         timeout: float = A2A_TIMEOUT,
         *,
         context_id: str | None = None,
+        message_id: str | None = None,
     ) -> JsonObject:
         """See ``RemoteAgentClient.call_peer``."""
         flow = self._agent.peers.call(
-            peer_id, message, prefer_direct=prefer_direct, timeout=timeout, context_id=context_id
+            peer_id,
+            message,
+            prefer_direct=prefer_direct,
+            timeout=timeout,
+            context_id=context_id,
+            message_id=message_id,
         )
         return await self._run(flow)
 

@@ -10,7 +10,7 @@ import attrs
 from molecule_connect.errors import ArgumentError
 from molecule_connect.models import FilePart, Outgoing, TextPart
 from molecule_connect.platform import operations
-from molecule_connect.remote_agent.peers import check_text
+from molecule_connect.remote_agent.checks import check_text
 from molecule_connect.remote_agent.steps import Flow, ask
 from molecule_connect.remote_agent.values import Message
 

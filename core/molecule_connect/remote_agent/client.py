@@ -214,6 +214,7 @@ class RemoteAgentClient:
         timeout: float = A2A_TIMEOUT,
         *,
         context_id: str | None = None,
+        message_id: str | None = None,
     ) -> JsonObject:
         """Asks a peer, by way of the platform, and gives its JSON-RPC answer as it came; see ``is_queued``.
 
@@ -222,13 +223,19 @@ class RemoteAgentClient:
                 cannot have arrived there, and never when nobody knows.
             timeout: Seconds to wait for the answer.
             context_id: The conversation that it belongs to.
+            message_id: What the message is called; a later answer may name it as ``in_reply_to``. None: a new id.
 
         Raises:
             PermanentPlatformError: The platform refused.
             TransientPlatformError: No answer came; ``outcome`` says whether the message may have arrived.
         """
         flow = self._agent.peers.call(
-            peer_id, message, prefer_direct=prefer_direct, timeout=timeout, context_id=context_id
+            peer_id,
+            message,
+            prefer_direct=prefer_direct,
+            timeout=timeout,
+            context_id=context_id,
+            message_id=message_id,
         )
         return self._run(flow)
 

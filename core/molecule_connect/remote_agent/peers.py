@@ -5,7 +5,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any
 
 import attrs
 
@@ -13,10 +12,10 @@ from molecule_connect.errors import ArgumentError, Outcome, PlatformError, Trans
 from molecule_connect.platform import operations
 from molecule_connect.platform.direct import A2A_CAP, direct_post, is_web_address, read_rpc_answer
 from molecule_connect.platform.envelopes import to_json
+from molecule_connect.remote_agent.checks import check_peer_id, check_seconds, check_text
 from molecule_connect.remote_agent.readings import read_delegation, read_peers
 from molecule_connect.remote_agent.steps import AskPeer, Flow, ask
 from molecule_connect.remote_agent.values import DEFAULT_URL_CACHE_TTL, Delegation, PeerInfo
-from molecule_connect.settings import WORKSPACE_ID
 
 JsonObject = dict[str, object]
 _log = logging.getLogger(__name__)
@@ -88,11 +87,19 @@ class Peers:
         return url
 
     def call(
-        self, peer_id: str, text: str, *, prefer_direct: bool, timeout: float, context_id: str | None
+        self,
+        peer_id: str,
+        text: str,
+        *,
+        prefer_direct: bool,
+        timeout: float,
+        context_id: str | None,
+        message_id: str | None,
     ) -> Flow[JsonObject]:
         """A question to a peer; its JSON-RPC answer as it came."""
         self._check(peer_id, text, "message")
-        message_id = str(uuid.uuid4())
+        check_seconds("timeout", timeout)
+        message_id = message_id or str(uuid.uuid4())
         message: JsonObject = {"role": "user", "messageId": message_id, "parts": [{"kind": "text", "text": text}]}
         message |= {"contextId": context_id} if context_id else {}
         envelope = {"jsonrpc": "2.0", "id": message_id, "method": "message/send", "params": {"message": message}}
@@ -146,18 +153,6 @@ class Peers:
                 f"{peer_id} is this workspace itself", hint="a workspace that writes to itself answers itself"
             )
         check_text(text, what)
-
-
-def check_peer_id(peer_id: Any) -> None:
-    """ArgumentError unless *peer_id* can be a workspace's."""
-    if not isinstance(peer_id, str) or not WORKSPACE_ID.match(peer_id):
-        raise ArgumentError(f"{peer_id!r} cannot be a peer's id", hint="get_peers() lists the ids")
-
-
-def check_text(text: Any, what: str) -> None:
-    """ArgumentError unless there is something in *text* to read."""
-    if not isinstance(text, str) or not text.strip():
-        raise ArgumentError(f"the {what} is blank", hint="pass a text")
 
 
 def _has_no_address(exc: PlatformError) -> bool:

@@ -73,6 +73,11 @@ class Delegation:
     created_at: str = ""
     direction: str = ""
 
+    @property
+    def is_queued(self) -> bool:
+        """Whether the peer fetches its messages: then the platform calls it completed as soon as it waits there."""
+        return '"status":"queued"' in self.response_preview.replace(" ", "")
+
 
 @attrs.frozen(kw_only=True)
 class Message:

@@ -1,0 +1,29 @@
+"""Refuses arguments that cannot work, before any request."""
+
+import math
+from typing import Any
+
+from molecule_connect.errors import ArgumentError
+from molecule_connect.settings import MAX_SECONDS, WORKSPACE_ID
+
+
+def check_peer_id(peer_id: Any) -> None:
+    """ArgumentError unless *peer_id* can be a workspace's."""
+    if not isinstance(peer_id, str) or not WORKSPACE_ID.match(peer_id):
+        raise ArgumentError(f"{peer_id!r} cannot be a peer's id", hint="get_peers() lists the ids")
+
+
+def check_text(text: Any, what: str) -> None:
+    """ArgumentError unless there is something in *text* to read."""
+    if not isinstance(text, str) or not text.strip():
+        raise ArgumentError(f"the {what} is blank", hint="pass a text")
+
+
+def check_seconds(name: str, seconds: Any, *, zero: bool = False) -> None:
+    """ArgumentError unless *seconds* is a duration that can be waited for."""
+    is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool) and math.isfinite(seconds)
+    if not is_number or not (0 < seconds <= MAX_SECONDS or (zero and seconds == 0)):
+        raise ArgumentError(
+            f"{name} must be more than 0 and at most {MAX_SECONDS} seconds, not {seconds!r}",
+            hint="give a plain number of seconds, or leave it out for the default",
+        )
