@@ -112,9 +112,10 @@ def sandbox(
     """Chat, or serve. What is heavy is imported here: ``molecule --help`` loads this module."""
     import asyncio
 
-    from molecule_connect_sandbox.chat import ChatOptions, run_chat
+    from molecule_connect_sandbox.chat import run_chat
     from molecule_connect_sandbox.options import SandboxOptions
     from molecule_connect_sandbox.serving import run_server
+    from molecule_connect_sandbox.session import ChatOptions
 
     if admin_token is None and not GENERATIONS[platform].anonymous_people:
         admin_token = secrets.token_urlsafe(16)

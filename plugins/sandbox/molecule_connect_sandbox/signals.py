@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C, for a program of one event loop."""
+"""SIGTERM, Ctrl-C and a closed terminal, for a program of one event loop."""
 
 import asyncio
 import contextlib
@@ -12,9 +12,11 @@ NUMBERS = (signal.SIGINT, signal.SIGTERM)
 def stopping(stop: Callable[[], object]) -> Iterator[None]:
     """The first signal calls *stop*; a second one ends the program as usual."""
     loop = asyncio.get_running_loop()
+    # Under nohup a closed terminal means nothing.
+    numbers = NUMBERS if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (*NUMBERS, signal.SIGHUP)
 
     def restore() -> None:
-        for number in NUMBERS:
+        for number in numbers:
             loop.remove_signal_handler(number)
 
     def first() -> None:
@@ -23,7 +25,7 @@ def stopping(stop: Callable[[], object]) -> Iterator[None]:
 
     # Only the main thread can have handlers; elsewhere signals are somebody else's affair.
     with contextlib.suppress(ValueError, RuntimeError):
-        for number in NUMBERS:
+        for number in numbers:
             loop.add_signal_handler(number, first)
     try:
         yield

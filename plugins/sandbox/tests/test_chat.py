@@ -12,9 +12,10 @@ import httpx
 import pytest
 
 from molecule_connect import BackendError, BackendNotFoundError, MoleculeError, Request, Response, events, hookimpl
-from molecule_connect_sandbox.chat import ChatOptions, chat, clean
+from molecule_connect_sandbox.chat import chat
 from molecule_connect_sandbox.lines import read_lines
 from molecule_connect_sandbox.options import SandboxOptions
+from molecule_connect_sandbox.session import ChatOptions, clean
 
 OPTIONS = SandboxOptions(admin_token="admin")
 

@@ -1,8 +1,6 @@
 """``molecule sandbox``: its options, and real processes."""
 
 import json
-import os
-import pty
 import signal
 import subprocess
 import sys
@@ -112,24 +110,3 @@ def test_a_port_in_use_ends_with_2_and_what_to_do() -> None:
     assert second.stdout == ""
     assert "in use" in second.stderr
     assert "--port" in second.stderr
-
-
-def test_a_terminal_gets_a_prompt_and_ctrl_c_ends_it() -> None:
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(PROGRAM, stdin=theirs, stdout=theirs, start_new_session=True)
-    os.close(theirs)
-    shown = b""
-
-    def until(text: bytes) -> None:
-        nonlocal shown
-        while text not in shown:
-            shown += os.read(ours, 4096)
-
-    until(b"you> ")
-    os.write(ours, b"hello\n")
-    until(b"mock> echo: hello")
-    process.send_signal(signal.SIGINT)
-    until(b"Next: molecule connect")
-    assert process.wait(10) == 0
-    assert b"Ctrl-D ends the chat" in shown
-    os.close(ours)

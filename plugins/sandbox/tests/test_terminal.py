@@ -1,0 +1,220 @@
+"""The chat on a terminal: with a keyboard of the test's own, and real processes on a pseudo-terminal."""
+
+import asyncio
+import os
+import pty
+import signal
+import subprocess
+import sys
+import termios
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import attrs
+import pytest
+
+from molecule_connect import events
+from molecule_connect_sandbox.options import SandboxOptions
+from molecule_connect_sandbox.session import ChatOptions, Session
+from molecule_connect_sandbox.terminal import Terminal
+
+PROGRAM = [sys.executable, "-m", "molecule_connect_sandbox"]
+LEFT, UP, DELETE = b"\x1b[D", b"\x1b[A", b"\x1b[3~"
+
+
+class Keyboard:
+    """Types what the test says; None is Ctrl-D."""
+
+    def __init__(self) -> None:
+        self.typed: asyncio.Queue[str | None] = asyncio.Queue()
+        self.shown: asyncio.Queue[str] = asyncio.Queue()
+
+    async def line(self) -> str | None:
+        return await self.typed.get()
+
+    def above(self, text: str) -> None:
+        self.shown.put_nowait(text)
+
+
+@attrs.define
+class Person:
+    """Is told "answer" to everything."""
+
+    said: "asyncio.Queue[str]" = attrs.field(factory=asyncio.Queue)
+
+    async def say(self, text: str) -> None:
+        self.said.put_nowait(text)
+
+    async def hear(self) -> list[str]:
+        return ["answer"]
+
+
+class Chatting:
+    """A terminal that runs inside ``async with``, for at most five seconds."""
+
+    def __init__(self, *, patience: float = 60.0) -> None:
+        self.keyboard, self.person = Keyboard(), Person()
+        self.told: asyncio.Queue[Any] = asyncio.Queue()
+        session: Any = Session(url="http://here", workspace_id="ws", person=self.person, told=self.told)  # type: ignore[arg-type]
+        options = ChatOptions(backend="mock", sandbox=SandboxOptions())
+        self.terminal = Terminal(options, session, self.keyboard, patience=patience)
+
+    async def __aenter__(self) -> "Chatting":
+        self.running = asyncio.ensure_future(self.terminal.run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        async with asyncio.timeout(5):
+            await self.running
+
+    def type(self, *lines: str | None) -> None:
+        for line in lines:
+            self.keyboard.typed.put_nowait(line)
+
+    def tell(self, kind: Any, row_id: str, **given: Any) -> None:
+        self.told.put_nowait(kind(workspace_id="ws", row_id=row_id, caller_id=None, context_id=None, **given))
+
+    async def shown(self) -> str:
+        async with asyncio.timeout(5):
+            return await self.keyboard.shown.get()
+
+
+async def test_ctrl_d_waits_for_what_is_pending_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    async with Chatting() as chat:
+        chat.type("one", "", "two", None)
+        assert await chat.shown() == "(waiting for 2 messages; Ctrl-D or Ctrl-C ends at once)"
+        chat.tell(events.Delivered, "row-1")
+        assert await chat.shown() == "mock> answer"
+        assert not chat.running.done()
+        chat.tell(events.Answered, "row-2", seconds=0.1, text="", silent=True)
+        assert await chat.shown() == "(mock chose to say nothing)"
+    assert "left without an answer" not in capsys.readouterr().out
+
+
+async def test_a_second_ctrl_d_ends_at_once_and_tells_what_is_left(capsys: pytest.CaptureFixture[str]) -> None:
+    async with Chatting() as chat:
+        chat.type("one", None)
+        await chat.shown()
+        chat.type(None)
+    assert "1 message left without an answer." in capsys.readouterr().out
+
+
+async def test_a_message_that_was_given_up_is_not_waited_for() -> None:
+    async with Chatting() as chat:
+        chat.type("one", None)
+        await chat.shown()
+        chat.tell(events.Dead, "row-1", reason="no")
+        assert await chat.shown() == "error: given up: no"
+        assert (await chat.shown()).startswith("what to do: ")
+
+
+async def test_ctrl_d_with_nothing_pending_ends_the_chat(capsys: pytest.CaptureFixture[str]) -> None:
+    async with Chatting() as chat:
+        chat.type("one")
+        await chat.person.said.get()
+        chat.tell(events.Delivered, "row-1")
+        await chat.shown()
+        chat.type(None)
+    assert chat.keyboard.shown.empty()
+
+
+async def test_a_slow_backend_is_said_to_be_at_work_and_its_progress_is_shown() -> None:
+    async with Chatting(patience=0.0) as chat:
+        chat.type("one")
+        assert await chat.shown() == "(mock is at work; you can write on meanwhile)"
+        chat.tell(events.Progressed, "row-1", text="reading\x1b[2J files\n")
+        assert await chat.shown() == "(mock: reading[2J files)"
+        chat.tell(events.Delivered, "row-1")
+        chat.type(None)
+
+
+class Screen:
+    """A chat on a pseudo-terminal."""
+
+    def __init__(self, *arguments: str, **environ: str) -> None:
+        self.keys, self.tty = pty.openpty()
+        self.modes = termios.tcgetattr(self.tty)
+        self.process = subprocess.Popen(
+            [*PROGRAM, *arguments],
+            stdin=self.tty,
+            stdout=self.tty,
+            stderr=self.tty,
+            start_new_session=True,
+            env={**os.environ, "TERM": "xterm", **environ},
+        )
+        self.shown = b""
+
+    def until(self, text: bytes) -> None:
+        while text not in self.shown:
+            self.shown += os.read(self.keys, 4096)
+
+    def type(self, keys: bytes) -> None:
+        os.write(self.keys, keys)
+
+
+@contextmanager
+def on_a_terminal(*arguments: str, **environ: str) -> Iterator[Screen]:
+    screen = Screen(*arguments, **environ)
+    try:
+        yield screen
+    finally:
+        screen.process.kill()
+        screen.process.wait()
+        os.close(screen.keys)
+        os.close(screen.tty)
+
+
+def test_a_line_can_be_edited_and_called_back_and_the_terminal_is_left_as_it_was() -> None:
+    with on_a_terminal() as screen:
+        screen.until(b"you> ")
+        screen.type(b"hxllo" + 4 * LEFT + DELETE + b"e\r")
+        screen.until(b"mock> echo: hello\r\n")
+        screen.until(b"you> ")
+        screen.type(UP + b"!\r")
+        screen.until(b"mock> echo: hello!\r\n")
+        screen.type(b"half a line")
+        screen.until(b"half a line")
+        screen.process.send_signal(signal.SIGINT)
+        screen.until(b"Next: molecule connect")
+        assert screen.process.wait(10) == 0
+        assert termios.tcgetattr(screen.tty) == screen.modes
+
+
+def test_ctrl_d_shows_the_answer_that_is_still_to_come(tmp_path: Any) -> None:
+    go = tmp_path / "go"
+    command = f"while [ ! -e {go} ]; do sleep 0.05; done; cat"
+    with on_a_terminal("--backend", "exec", "--backend-opt", f"cmd={command}") as screen:
+        screen.until(b"you> ")
+        screen.type(b"hello\r")
+        screen.until(b"(exec is at work")
+        screen.type(b"\x04")
+        screen.until(b"(waiting for 1 message; Ctrl-D or Ctrl-C ends at once)")
+        go.touch()
+        screen.until(b"exec> hello")
+        screen.until(b"Next: molecule connect")
+        assert screen.process.wait(10) == 0
+
+
+def test_a_terminal_that_is_closed_ends_the_chat_and_what_the_backend_runs(tmp_path: Any) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with on_a_terminal("--backend", "exec", "--backend-opt", f"cmd=sleep 60 >{fifo}") as screen:
+        screen.until(b"you> ")
+        screen.type(b"hello\r")
+        with fifo.open("rb") as held:
+            screen.process.send_signal(signal.SIGHUP)
+            assert held.read() == b""
+        screen.process.wait(10)
+
+
+def test_a_terminal_for_the_input_alone_is_read_by_lines(tmp_path: Any) -> None:
+    keys, tty = pty.openpty()
+    with subprocess.Popen(PROGRAM, stdin=tty, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        os.write(keys, b"hello\n\x04")
+        out, _ = process.communicate(timeout=20)
+    os.close(keys)
+    os.close(tty)
+    assert process.returncode == 0
+    assert "mock> echo: hello" in out
