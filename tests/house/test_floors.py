@@ -25,6 +25,7 @@ HOMES = {
     "pluggy": {"plugins"},
     "httpx": {"platform"},
     "httpcore": {"platform"},
+    "h11": {"platform"},
     "rich": {"console", "cli"},
 }
 PLUGIN_SOURCES = sorted(path for path in CORE.parents[1].glob("plugins/*/**/*.py") if ".venv" not in path.parts)

@@ -4,13 +4,12 @@ import time
 from collections.abc import Callable
 from typing import IO, Any, Self, TypeVar
 
-import httpx
-
 from molecule_connect.errors import AuthError, PageTooLargeError
 from molecule_connect.platform.address import ApiAddress
 from molecule_connect.platform.answers import Answer
 from molecule_connect.platform.calling import Caller, Headers, TokenSource
 from molecule_connect.platform.operations import Form, Operation
+from molecule_connect.platform.quick_httpx import httpx
 from molecule_connect.platform.transports import (
     REFUSAL_CAP,
     WHOLE_ANSWER_TIMEOUT,

@@ -1,4 +1,4 @@
-"""The connections of one process, by origin. The one module that knows httpx.
+"""The connections of one process, by origin. With ``one_connection`` and ``blocking`` all that knows httpx.
 
 Figures and traps: a pool of several connections asks each idle one three times a request, so every sender is a pool of
 one; a pool's two limits must be equal, or it reopens connections; the default keep-alive of 5 s reopens them too.
@@ -7,12 +7,10 @@ one; a pool's two limits must be equal, or it reopens connections; the default k
 import asyncio
 import contextlib
 import ssl
-import sys
 import time
-import types
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 from molecule_connect.errors import ConfigError, Outcome, PageTooLargeError, TransientPlatformError
@@ -20,25 +18,13 @@ from molecule_connect.platform.address import ApiAddress
 from molecule_connect.platform.answers import Answer
 from molecule_connect.platform.calling import Headers
 from molecule_connect.platform.multipart import Multipart
+from molecule_connect.platform.one_connection import KEEPALIVE, OneConnection
 from molecule_connect.platform.operations import Form, Lane, Operation
 from molecule_connect.platform.pacer import Pacer
+from molecule_connect.platform.quick_httpx import httpx
 from molecule_connect.platform.senders import PATIENCE, Senders
 
-if TYPE_CHECKING:
-    import httpx
-else:
-    # httpx imports its own command line when click and rich are there: 40 ms that nothing here uses.
-    _stub = "httpx" not in sys.modules and "httpx._main" not in sys.modules
-    if _stub:
-        sys.modules["httpx._main"] = types.ModuleType("httpx._main")
-        sys.modules["httpx._main"].main = lambda: None
-    import httpx
-
-    if _stub:
-        del sys.modules["httpx._main"]
-
 READERS = 2
-KEEPALIVE = 75.0
 CONNECT_TIMEOUT, WRITE_TIMEOUT, POOL_TIMEOUT = 5.0, 10.0, 5.0
 # An answer that drips in keeps within the read timeout for ever.
 WHOLE_ANSWER_TIMEOUT = 300.0
@@ -103,7 +89,10 @@ class Transports:
         if self._transport is not None:
             return self._transport
         with proxies_checked():
-            return httpx.AsyncHTTPTransport(**self._trust.options(address, connections))
+            options = self._trust.options(address, connections)
+            if connections == 1 and options["proxy"] is None:
+                return OneConnection(options["verify"] if address.origin.startswith("https:") else None)
+            return httpx.AsyncHTTPTransport(**options)
 
 
 class Trust:

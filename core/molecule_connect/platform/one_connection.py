@@ -1,0 +1,220 @@
+"""A transport of one HTTP/1.1 connection, for one request at a time. The wire format is h11's affair.
+
+Sends are most of a busy connection's work, and httpcore does much for each that one connection has no use for: a pool,
+locks, traces, a second event library, separate writes for head and body.
+"""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, cast
+
+import h11
+
+from molecule_connect.platform.quick_httpx import httpx
+
+KEEPALIVE = 75.0
+# What the head of an answer may take; h11's own cap of 16 KiB is less than proxies let through.
+_HEAD_CAP = 100 * 1024
+_EYEBALLS_DELAY = 0.25
+
+
+class OneConnection(httpx.AsyncBaseTransport):
+    """Connects at the first request, and again when the server closed the connection or it was idle too long.
+
+    Args:
+        tls: For https; None for plain http.
+        keepalive: Seconds without a request after which the connection is not used again.
+    """
+
+    def __init__(self, tls: ssl.SSLContext | None, *, keepalive: float = KEEPALIVE) -> None:
+        self._tls, self._keepalive = tls, keepalive
+        self._socket: _Socket | None = None
+        self._http = h11.Connection(h11.CLIENT)
+        self._idle_since = 0.0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Sends *request*, and reads the head of its answer; the body is read as it is iterated.
+
+        Raises:
+            httpx.TransportError: As httpx's own transport does.
+        """
+        timeouts = request.extensions["timeout"]
+        try:
+            socket = await self._connected(request.url, timeouts["connect"])
+            await self._send(socket, request, timeouts["write"])
+            head = await self._next(socket, timeouts["read"])
+            while isinstance(head, h11.InformationalResponse):
+                head = await self._next(socket, timeouts["read"])
+        except BaseException:
+            self._close()
+            raise
+        body = _Body(lambda: self._next(socket, timeouts["read"]), self._ended)
+        return httpx.Response(head.status_code, headers=head.headers.raw_items(), stream=body)
+
+    async def aclose(self) -> None:
+        """Closes the connection."""
+        self._close()
+
+    async def _connected(self, url: httpx.URL, timeout: float) -> "_Socket":
+        loop = asyncio.get_running_loop()
+        if self._socket is not None:
+            if self._socket.is_quiet and loop.time() - self._idle_since < self._keepalive:
+                return self._socket
+            self._close()
+        host, port = url.raw_host.decode("ascii"), url.port or (443 if self._tls else 80)
+        try:
+            async with asyncio.timeout(timeout):
+                _, self._socket = await loop.create_connection(
+                    _Socket,
+                    *(host, port),
+                    ssl=self._tls,
+                    server_hostname=host if self._tls else None,
+                    happy_eyeballs_delay=_EYEBALLS_DELAY,
+                )
+        except TimeoutError as exc:
+            raise httpx.ConnectTimeout("nobody answers") from exc
+        except OSError as exc:
+            raise httpx.ConnectError(str(exc)) from exc
+        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD_CAP)
+        return self._socket
+
+    async def _send(self, socket: "_Socket", request: httpx.Request, timeout: float) -> None:
+        send, body = self._http.send, cast("httpx.AsyncByteStream", request.stream)
+        try:
+            waiting = send(h11.Request(method=request.method, target=request.url.raw_path, headers=request.headers.raw))
+            async for piece in body:
+                await socket.write((waiting or b"") + (send(h11.Data(data=piece)) or b""), timeout)
+                waiting = b""
+            await socket.write((waiting or b"") + (send(h11.EndOfMessage()) or b""), timeout)
+        except h11.LocalProtocolError as exc:
+            raise httpx.LocalProtocolError(str(exc)) from exc
+        except httpx.WriteError:
+            # A server may refuse a request that it has not read to its end, and close.
+            pass
+
+    async def _next(self, socket: "_Socket", timeout: float) -> Any:
+        """The next event of the answer."""
+        while True:
+            try:
+                event = self._http.next_event()
+            except h11.RemoteProtocolError as exc:
+                raise httpx.RemoteProtocolError(str(exc)) from exc
+            if event is not h11.NEED_DATA:
+                return event
+            data = await socket.read(timeout)
+            if not data and self._http.their_state is h11.SEND_RESPONSE:
+                raise httpx.RemoteProtocolError("the server disconnected without an answer")
+            self._http.receive_data(data)
+
+    def _ended(self) -> None:
+        http = self._http
+        if http.our_state is http.their_state is h11.DONE and not http.trailing_data[0]:
+            http.start_next_cycle()
+            self._idle_since = asyncio.get_running_loop().time()
+        else:
+            self._close()
+
+    def _close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+class _Body(httpx.AsyncByteStream):
+    def __init__(self, next_event: Callable[[], Coroutine[Any, Any, Any]], ended: Callable[[], None]) -> None:
+        self._next_event, self._ended = next_event, ended
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while isinstance(event := await self._next_event(), h11.Data):
+            yield bytes(event.data)
+
+    async def aclose(self) -> None:
+        self._ended()
+
+
+class _Socket(asyncio.Protocol):
+    """What came and was not taken yet, and whether more can come. One task waits at a time."""
+
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport | None = None
+        self._received = bytearray()
+        self._is_over = False
+        self._error: Exception | None = None
+        self._is_full = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether it can be written to, and nothing came that nobody asked for."""
+        return not self._is_over and not self._received
+
+    async def write(self, data: bytes, timeout: float) -> None:
+        """Returns when *data* was handed to the system."""
+        if self._transport is None or self._is_over:
+            raise httpx.WriteError(str(self._error or "the connection is closed"))
+        if data:
+            self._transport.write(data)
+        while self._is_full:
+            if self._is_over:
+                raise httpx.WriteError(str(self._error or "the connection was closed"))
+            try:
+                await self._change(timeout)
+            except TimeoutError as exc:
+                raise httpx.WriteTimeout("nobody takes it") from exc
+
+    async def read(self, timeout: float) -> bytes:
+        """What came; empty at the end."""
+        while not self._received:
+            if self._error is not None:
+                raise httpx.ReadError(str(self._error)) from self._error
+            if self._is_over:
+                return b""
+            try:
+                await self._change(timeout)
+            except TimeoutError as exc:
+                raise httpx.ReadTimeout("nothing comes") from exc
+        data = bytes(self._received)
+        self._received.clear()
+        return data
+
+    def close(self) -> None:
+        """Close it, whatever still waits to be written."""
+        if self._transport is not None:
+            self._transport.close()
+            self._transport.abort()
+
+    async def _change(self, timeout: float) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        async with asyncio.timeout(timeout):
+            await self._waiter
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # What the event loop calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        # What is in the buffer of this process was not sent.
+        self._transport.set_write_buffer_limits(0)
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        self._wake()
+
+    def eof_received(self) -> None:
+        self._is_over = True
+        self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._is_over, self._error = True, exc
+        self._wake()
+
+    def pause_writing(self) -> None:
+        self._is_full = True
+
+    def resume_writing(self) -> None:
+        self._is_full = False
+        self._wake()

@@ -1,0 +1,198 @@
+"""One connection, over real sockets: when it is used again, and that no answer goes to another request."""
+
+import asyncio
+import shutil
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from molecule_connect.platform.one_connection import OneConnection
+
+from .kit import http, raw_server, read_request
+
+TIMEOUTS = {"timeout": {"connect": 5.0, "read": 5.0, "write": 5.0, "pool": 5.0}}
+
+
+def post(url: str, body: bytes = b"{}", headers: dict[str, str] | None = None) -> httpx.Request:
+    return httpx.Request("POST", f"{url}/x", headers=headers, content=body, extensions=TIMEOUTS)
+
+
+async def read(connection: OneConnection, request: httpx.Request) -> tuple[int, bytes]:
+    response = await connection.handle_async_request(request)
+    try:
+        return response.status_code, await response.aread()
+    finally:
+        await response.aclose()
+
+
+class Server:
+    """Answers each request by its number; counts the connections that it was asked on."""
+
+    def __init__(self, answers: Callable[[int], bytes], *, close_after: int = 0) -> None:
+        self._answers, self._close_after = answers, close_after
+        self.connections = self.requests = 0
+        self.closed = asyncio.Event()
+
+    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        while True:
+            await read_request(reader)
+            self.requests += 1
+            writer.write(self._answers(self.requests))
+            await writer.drain()
+            if self.requests == self._close_after:
+                writer.close()
+                await writer.wait_closed()
+                self.closed.set()
+                return
+
+
+@asynccontextmanager
+async def connected(server: Server) -> AsyncIterator[tuple[OneConnection, str]]:
+    connection = OneConnection(None)
+    async with asyncio.timeout(10), raw_server(server.talk) as url:
+        try:
+            yield connection, url
+        finally:
+            await connection.aclose()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        http(b"abc"),
+        b"HTTP/1.1 100 Continue\r\n\r\n" + http(b"abc"),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n",
+    ],
+)
+async def test_requests_follow_each_other_on_one_connection(answer: bytes) -> None:
+    server = Server(lambda number: answer)
+    async with connected(server) as (connection, url):
+        assert [await read(connection, post(url)) for _ in range(3)] == [(200, b"abc")] * 3
+    assert server.connections == 1
+
+
+async def test_an_answer_that_ends_with_its_connection_is_whole() -> None:
+    server = Server(lambda number: b"HTTP/1.1 200 OK\r\n\r\nabc", close_after=1)
+    async with connected(server) as (connection, url):
+        assert await read(connection, post(url)) == (200, b"abc")
+
+
+async def test_a_connection_that_the_server_closed_meanwhile_is_opened_again() -> None:
+    server = Server(lambda number: http(b"abc"), close_after=1)
+    async with connected(server) as (connection, url):
+        await read(connection, post(url))
+        await server.closed.wait()
+        await asyncio.sleep(0.01)
+        assert await read(connection, post(url)) == (200, b"abc")
+    assert server.connections == 2
+
+
+async def test_a_connection_that_was_idle_too_long_is_opened_again() -> None:
+    server = Server(lambda number: http(b"abc"))
+    connection = OneConnection(None, keepalive=0.0)
+    async with raw_server(server.talk) as url:
+        assert [await read(connection, post(url)) for _ in range(2)] == [(200, b"abc")] * 2
+        await connection.aclose()
+    assert server.connections == 2
+
+
+@pytest.mark.parametrize("headers", [{}, {"Connection": "close"}])
+async def test_what_nobody_asked_for_is_no_answer_to_the_next_request(headers: dict[str, str]) -> None:
+    server = Server(lambda number: http(b"%d" % number) + http(b"stale"))
+    async with connected(server) as (connection, url):
+        assert [await read(connection, post(url, headers=headers)) for _ in range(2)] == [(200, b"1"), (200, b"2")]
+    assert server.connections == 2
+
+
+async def test_a_request_that_was_cancelled_leaves_its_answer_to_nobody() -> None:
+    arrived, release = asyncio.Event(), asyncio.Event()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = await read_request(reader)
+        if request.endswith(b"first"):
+            arrived.set()
+            await release.wait()
+        writer.write(http(request[-5:]))
+        await writer.drain()
+
+    connection = OneConnection(None)
+    async with asyncio.timeout(10), raw_server(talk) as url:
+        task = asyncio.create_task(read(connection, post(url, b"first")))
+        await arrived.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        release.set()
+        assert await read(connection, post(url, b"later")) == (200, b"later")
+        await connection.aclose()
+
+
+async def test_a_body_that_is_not_read_to_its_end_takes_its_connection_along() -> None:
+    server = Server(lambda number: http(b"%d" % number + b"x" * 300_000))
+    async with connected(server) as (connection, url):
+        response = await connection.handle_async_request(post(url))
+        await response.aclose()
+        assert (await read(connection, post(url)))[1].startswith(b"2")
+    assert server.connections == 2
+
+
+async def test_a_header_that_cannot_be_sent_is_our_own_fault() -> None:
+    server = Server(lambda number: http())
+    async with connected(server) as (connection, url):
+        with pytest.raises(httpx.LocalProtocolError):
+            await read(connection, post(url, headers={"Authorization": "a\nb"}))
+        assert await read(connection, post(url)) == (200, b"{}")
+
+
+async def test_a_server_that_takes_nothing_is_given_up() -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.Event().wait()
+
+    connection = OneConnection(None)
+    async with raw_server(talk) as url:
+        request = httpx.Request(
+            "POST", url, content=b"x" * 20_000_000, extensions={"timeout": {"connect": 5, "write": 0.05, "read": 5}}
+        )
+        with pytest.raises(httpx.WriteTimeout):
+            await read(connection, request)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate of this machine by itself, and its key in the same file."""
+    if shutil.which("openssl") is None:
+        pytest.skip("there is no openssl to make a certificate with")
+    folder = tmp_path_factory.mktemp("certificate")
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+            *("-keyout", "key", "-out", "certificate", "-subj", "/CN=localhost"),
+            *("-addext", "subjectAltName=DNS:localhost"),
+        ],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+    )
+    both = folder / "both"
+    both.write_text((folder / "key").read_text() + (folder / "certificate").read_text())
+    return both
+
+
+async def test_tls_is_spoken_with_those_alone_whose_certificate_is_trusted(certificate: Path) -> None:
+    ours = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    ours.load_cert_chain(certificate)
+    server = Server(lambda number: http(b"abc"))
+    trusting = OneConnection(ssl.create_default_context(cafile=certificate))
+    strict = OneConnection(ssl.create_default_context())
+    async with asyncio.timeout(10), raw_server(server.talk, tls=ours) as url:
+        assert [await read(trusting, post(url)) for _ in range(2)] == [(200, b"abc")] * 2
+        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            await read(strict, post(url))
+        await trusting.aclose()
+    assert server.connections == 1
