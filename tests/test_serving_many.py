@@ -1,0 +1,246 @@
+"""Several workspaces over one journal and one set of connections: nothing of one is ever another's."""
+
+import asyncio
+import json
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import attrs
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from molecule_connect import events
+from molecule_connect.errors import AuthError, ConfigError, FleetError
+from molecule_connect.models import Request, Response
+from molecule_connect.plugins.hookspecs import hookimpl
+from molecule_connect.serve import Served, serve, serving
+from molecule_connect.settings import ConnectionSettings
+from molecule_connect.workspaces import WorkspacesError
+
+ORIGINS = ("https://one.example", "https://two.example:8443", "http://localhost:8080")
+
+
+@attrs.frozen(eq=False)
+class Parrot:
+    """Answers with what it hears."""
+
+    problem: str = ""
+
+    @hookimpl
+    def check(self) -> list[str]:
+        return [self.problem] if self.problem else []
+
+    @hookimpl
+    async def handle_a2a(self, request: Request) -> Response:
+        return Response.from_text(request.text)
+
+
+@attrs.define
+class Tenant:
+    """A workspace as its platform knows it, and how we are told of it.
+
+    Attributes:
+        kind: Where its token comes from: given, in a file, rotated while we start, handed out, or wrong.
+    """
+
+    number: int
+    origin: str
+    org_id: str | None
+    kind: str
+    file: Path | None = None
+    refused: int = 0
+    read: bool = False
+    sent: list[str] = attrs.field(factory=list)
+    was_answered: asyncio.Event = attrs.field(factory=asyncio.Event)
+
+    @property
+    def name(self) -> str:
+        return f"ws-{self.number}"
+
+    @property
+    def tokens(self) -> set[str]:
+        """All that ever belonged to it."""
+        return {f"{word}-token-of-{self.number}" for word in ("given", "rotated", "handed", "wrong")}
+
+    def settings(self, folder: Path) -> ConnectionSettings:
+        given = "wrong" if self.kind == "wrong" else "given"
+        token = f"{given}-token-of-{self.number}"
+        if self.kind in ("file", "rotated"):
+            self.file = folder / f"{self.name}.secret"
+            self.file.write_text(token)
+            self.file.chmod(0o600)
+        return ConnectionSettings(
+            workspace_id=self.name,
+            api_url=f"{self.origin}/api",
+            org_id=self.org_id,
+            token=None if self.file else token,
+            token_file=self.file,
+            backend=Parrot(),
+            once=True,
+            patient=True,
+        )
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        path = request.url.path.removeprefix("/api")
+        token = request.headers["authorization"].removeprefix("Bearer ")
+        if self.kind == "wrong" and path == "/registry/register":
+            return httpx.Response(401, json={"error": "invalid workspace auth token"})
+        if self.kind == "rotated" and token.startswith("given") and path == "/registry/register":
+            assert self.file is not None
+            self.file.write_text(f"rotated-token-of-{self.number}")
+            return httpx.Response(401, json={"error": "invalid workspace auth token"})
+        if path == "/registry/register":
+            handed = {"auth_token": f"handed-token-of-{self.number}"} if self.kind == "handed" else {}
+            return httpx.Response(200, json=handed)
+        if path == f"/workspaces/{self.name}/activity":
+            message = {"messageId": "m", "role": "user", "parts": [{"kind": "text", "text": f"for {self.number}"}]}
+            row = {
+                "id": "the-same-row",
+                "activity_type": "a2a_receive",
+                "source_id": "peer",
+                "method": "message/send",
+                "request_body": {"params": {"message": message}},
+            }
+            rows, self.read = ([] if self.read else [row]), True
+            return httpx.Response(200, json=rows)
+        if path == "/workspaces/peer/a2a":
+            self.sent.append(json.loads(request.content)["params"]["message"]["parts"][0]["text"])
+            self.was_answered.set()
+        return httpx.Response(200, json={})
+
+
+class Platforms(httpx.AsyncBaseTransport):
+    """All of them, on one wire. Each request must belong to one tenant, whole."""
+
+    def __init__(self, tenants: list[Tenant]) -> None:
+        self.tenants = {tenant.name: tenant for tenant in tenants}
+        self.requests = 0
+        self.mixed: list[str] = []
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        await request.aread()
+        self.requests += 1
+        tenant = self.tenants[request.headers["x-workspace-id"]]
+        path = request.url.path.removeprefix("/api")
+        named = path.split("/")[2] if path.startswith("/workspaces/") else json.loads(request.content).get("id")
+        named = named or json.loads(request.content).get("workspace_id")
+        belongs = (
+            request.headers["authorization"].removeprefix("Bearer ") in tenant.tokens,
+            request.headers["origin"] == tenant.origin == f"{request.url.scheme}://{request.url.netloc.decode()}",
+            request.headers.get("x-molecule-org-id") == tenant.org_id,
+            named in (tenant.name, "peer"),
+        )
+        if not all(belongs):
+            self.mixed.append(f"{request.method} {request.url}: {belongs}")
+        if path.endswith("/events/stream"):
+            return httpx.Response(404)
+        return tenant.answer(request)
+
+
+@st.composite
+def fleets(draw: st.DrawFn) -> list[Tenant]:
+    kinds = st.sampled_from(["given", "file", "rotated", "handed", "wrong"])
+    return [
+        Tenant(number, draw(st.sampled_from(ORIGINS)), draw(st.sampled_from([None, "org-1", "org-2"])), draw(kinds))
+        for number in range(draw(st.integers(2, 5)))
+    ]
+
+
+@hypothesis_settings(max_examples=12, deadline=None)
+@given(fleets())
+async def test_token_id_origin_and_organisation_of_every_request_belong_together(tenants: list[Tenant]) -> None:
+    platforms = Platforms(tenants)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        told: list[events.Event] = []
+        with suppress(AuthError, FleetError):
+            await serve(
+                [tenant.settings(folder) for tenant in tenants],
+                state_dir=folder,
+                listener=told.append,
+                stop=asyncio.Event(),
+                transport=platforms,
+            )
+    assert platforms.mixed == []
+    assert [tenant.sent for tenant in tenants] == [
+        [] if tenant.kind == "wrong" else [f"for {tenant.number}"] for tenant in tenants
+    ]
+    assert not any("-token-of-" in str(event) for event in told)
+    ended = {event.workspace_id for event in told if isinstance(event, events.Trouble) and event.part == "connection"}
+    assert ended == {tenant.name for tenant in tenants if tenant.kind == "wrong"}
+
+
+@asynccontextmanager
+async def running(folder: Path, *tenants: Tenant) -> AsyncIterator[tuple[Served, Platforms]]:
+    """A fleet that serves until the block ends."""
+    platforms, stop = Platforms(list(tenants)), asyncio.Event()
+    settings = [attrs.evolve(tenant.settings(folder), once=False) for tenant in tenants]
+    async with serving(settings, state_dir=folder, listener=events.ignore, transport=platforms) as served:
+        task = asyncio.ensure_future(served.run(stop))
+        await asyncio.sleep(0)
+        try:
+            async with asyncio.timeout(20):
+                yield served, platforms
+        finally:
+            stop.set()
+            await task
+
+
+def tenant(number: int) -> Tenant:
+    return Tenant(number, ORIGINS[0], None, "given")
+
+
+async def test_a_new_list_tells_what_is_new_changed_gone_and_the_same(tmp_path: Path) -> None:
+    async with running(tmp_path, *map(tenant, range(3))) as (served, platforms):
+        zero, one = (attrs.evolve(tenant(n).settings(tmp_path), once=False, backend="mock") for n in range(2))
+        three = tenant(3)
+        platforms.tenants["ws-3"] = three
+        first = await served.plan([zero, one])
+        assert (first.new, first.changed, first.same, first.gone) == ((), ("ws-0", "ws-1"), (), ("ws-2",))
+        await served.follow(first)
+
+        second = await served.plan([attrs.evolve(one, concurrency=2), three.settings(tmp_path), zero])
+        assert (second.new, second.changed, second.same, second.gone) == (("ws-3",), ("ws-1",), ("ws-0",), ())
+        await served.follow(second)
+        await three.was_answered.wait()
+    assert platforms.mixed == []
+
+
+async def test_a_new_list_that_cannot_be_served_is_told_in_full_and_changes_nothing(tmp_path: Path) -> None:
+    async with running(tmp_path, tenant(0)) as (served, _):
+        old = attrs.evolve(tenant(0).settings(tmp_path), once=False)
+        wrong = attrs.evolve(old, backend="mock", options={"rply": "x"}, strict=True)
+        unready = attrs.evolve(old, workspace_id="ws-1", backend=Parrot("no login"))
+        with pytest.raises(WorkspacesError) as caught:
+            await served.plan([wrong, unready])
+    first, second = caught.value.faults
+    assert first.startswith("workspace ws-0: backend mock has no option 'rply'")
+    assert second == "workspace ws-1: backend Parrot: no login"
+
+
+async def test_of_several_every_one_that_cannot_be_served_is_told_before_any_request(tmp_path: Path) -> None:
+    platforms = Platforms([])
+    settings = [
+        attrs.evolve(tenant(number).settings(tmp_path), backend=backend)
+        for number, backend in enumerate([Parrot(), Parrot("no login"), "nobody", Parrot("no program")])
+    ]
+    with pytest.raises(WorkspacesError) as caught:
+        await serve(settings, state_dir=tmp_path, listener=events.ignore, stop=asyncio.Event(), transport=platforms)
+    starts = [fault.partition(" (installed")[0] for fault in caught.value.faults]
+    assert starts == [
+        "workspace ws-1: backend Parrot: no login",
+        "workspace ws-2: no backend named 'nobody'",
+        "workspace ws-3: backend Parrot: no program",
+    ]
+    assert platforms.requests == 0
+
+
+async def test_of_one_it_is_told_as_it_is(tmp_path: Path) -> None:
+    settings = attrs.evolve(tenant(0).settings(tmp_path), backend=Parrot("no login"))
+    with pytest.raises(ConfigError, match="the backend is not ready: backend Parrot: no login"):
+        await serve([settings], state_dir=tmp_path, listener=events.ignore, stop=asyncio.Event())
