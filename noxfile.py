@@ -8,7 +8,7 @@ from pathlib import Path
 import nox
 
 PYTHONS = ["3.11", "3.12", "3.13", "3.14", "3.15"]
-PLUGINS = ["mock", "exec", "claude_code", "sandbox"]
+PLUGINS = ["mock", "exec", "claude_code", "mcp", "sandbox"]
 # Half of the time goes by in processes that the tests start and wait for. What one worker has left, another takes.
 PARALLEL = ["-n", "auto", "--maxprocesses", "4", "--dist", "worksteal"]
 VERSION_TESTS = "tests/house/test_versions.py"
@@ -17,6 +17,7 @@ TRIES = {
     "mock": ("molecule backends --check && molecule try mock hi", "echo: hi"),
     "exec": ("molecule backends --check && molecule try exec hi --backend-opt cmd=cat", "hi"),
     "claude_code": ("molecule backends --check; molecule backends claude-code", "permission_mode"),
+    "mcp": ("molecule backends --check; molecule-mcp --help", "--check"),
     "sandbox": ("molecule backends --check; molecule sandbox --help", "--serve"),
 }
 CHAT = ("echo hello | molecule sandbox --backend exec --backend-opt cmd='tr a-z A-Z'", "HELLO")

@@ -98,4 +98,10 @@ def test_the_entry_points_of_the_wheels_are_the_documented_ones(dist: Path, proj
     assert found["molecule-connect"] == core
     assert found["molecule-connect-mock"] == {"[molecule_connect.backends]", "mock"}
     assert found["molecule-connect-exec"] == {"[molecule_connect.backends]", "exec"}
+    assert found["molecule-connect-mcp"] == {
+        "[console_scripts]",
+        "molecule-mcp",
+        "[molecule_connect.commands]",
+        "mcp",
+    }
     assert found["molecule-connect-sandbox"] == {"[molecule_connect.commands]", "sandbox"}

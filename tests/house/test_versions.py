@@ -26,7 +26,7 @@ def the_range(version: str) -> str:
 
 def test_there_are_the_plugins_that_the_readme_promises(plugins: "list[Project]") -> None:
     names = {project.name for project in plugins}
-    assert names >= {f"molecule-connect-{name}" for name in ("mock", "exec", "claude-code", "sandbox")}
+    assert names >= {f"molecule-connect-{name}" for name in ("mock", "exec", "claude-code", "mcp", "sandbox")}
 
 
 def test_all_versions_are_the_same(projects: "list[Project]") -> None:
@@ -85,7 +85,9 @@ def test_every_entry_point_and_script_leads_somewhere(projects: "list[Project]")
     for project in projects:
         groups = [project.metadata.get("scripts", {}), *project.metadata.get("entry-points", {}).values()]
         targets.update({name: target for group in groups for name, target in group.items()})
-    assert {"molecule", "molecule-connect", "mock", "exec", "claude-code", "sandbox"} <= set(targets)
+    assert {"molecule", "molecule-connect", "molecule-mcp", "mock", "exec", "claude-code", "mcp", "sandbox"} <= set(
+        targets
+    )
     for name, target in targets.items():
         module, _, attribute = target.partition(":")
         assert NAME.match(name), name
@@ -95,7 +97,7 @@ def test_every_entry_point_and_script_leads_somewhere(projects: "list[Project]")
 def test_a_clone_installs_every_distribution_from_itself(root: Path, plugins: "list[Project]") -> None:
     lines = (root / "requirements-dev.txt").read_text().splitlines()
     editable = [line.removeprefix("-e ") for line in lines if line.startswith("-e ")]
-    assert editable == [".", *(f"./plugins/{name}" for name in ("mock", "exec", "claude_code", "sandbox"))]
+    assert editable == [".", *(f"./plugins/{name}" for name in ("mock", "exec", "claude_code", "mcp", "sandbox"))]
     assert {project.folder for project in plugins} == {(root / path).resolve() for path in editable[1:]}
 
 

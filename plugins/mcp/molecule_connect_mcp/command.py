@@ -1,0 +1,56 @@
+"""``molecule mcp``, which is also the program ``molecule-mcp``."""
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+EPILOG = """\b
+It is configured by the environment, as hosts do it:
+  PLATFORM_URL                   the platform (also MOLECULE_API_URL)
+  WORKSPACE_ID                   the workspace
+  MOLECULE_WORKSPACE_TOKEN       its token, or MOLECULE_WORKSPACE_TOKEN_FILE
+  MOLECULE_WORKSPACES            several: [{"id": ..., "token": ...}, ...], and none of the two above
+  MOLECULE_AGENT_NAME, MOLECULE_AGENT_DESCRIPTION, MOLECULE_AGENT_SKILLS (a,b): what the card says
+  MOLECULE_INBOX_LEASE_SECS      how long a message that was waited for is kept from other readers [300]
+  MOLECULE_MCP_DISABLE_HEARTBEAT 1: another program keeps the workspace online
+  MOLECULE_MCP_DISABLE_INBOX     1: only send, never read
+
+\b
+For example:
+  claude mcp add molecule -e WORKSPACE_ID=... -e MOLECULE_WORKSPACE_TOKEN_FILE=... -- molecule mcp
+  molecule mcp --check
+"""
+
+
+@click.command(
+    help="Serve the inbox of workspaces to an MCP host over standard input and output.",
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.option("--check", is_flag=True, help="Look whether everything is there, serve nothing. It asks the platform.")
+@click.option("--state-dir", type=click.Path(file_okay=False, path_type=Path), help="Where the journal lies.")
+def mcp(check: bool, state_dir: Path | None) -> None:
+    """Serve, or check. What is heavy is imported here: ``molecule --help`` loads this module."""
+    if check:
+        from molecule_connect_mcp.check import run_check
+
+        raise SystemExit(run_check(os.environ, state_dir=state_dir))
+    if sys.stdin.isatty():
+        click.echo(
+            "molecule mcp speaks MCP on standard input and output, and is started by a host; "
+            "'molecule mcp --check' looks whether it would work",
+            err=True,
+        )
+    from molecule_connect_mcp.running import run
+
+    run(os.environ, state_dir=state_dir)
+
+
+def main() -> None:
+    """``molecule-mcp``: the same as ``molecule mcp``."""
+    import runpy
+
+    sys.argv[1:1] = ["mcp"]
+    runpy.run_module("molecule_connect", run_name="__main__")

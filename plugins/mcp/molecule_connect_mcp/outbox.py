@@ -1,0 +1,76 @@
+"""Sending without an inbox: what is left when reading is turned off."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, Self
+
+from molecule_connect import AsyncPlatformClient, ConfigError, ConnectionSettings, operations
+
+
+class Outbox:
+    """The ways of some workspaces to their platforms. Made by ``opened``."""
+
+    def __init__(self, clients: dict[str, AsyncPlatformClient]) -> None:
+        self._clients = clients
+
+    @classmethod
+    @asynccontextmanager
+    async def opened(cls, workspaces: Sequence[ConnectionSettings]) -> AsyncIterator[Self]:
+        """Clients of *workspaces* while it lasts.
+
+        Raises:
+            ConfigError: One of them cannot be used.
+        """
+        async with AsyncExitStack() as stack:
+            clients = {one.workspace_id: await stack.enter_async_context(_client(one)) for one in workspaces}
+            yield cls(clients)
+
+    def client(self, workspace_id: str) -> AsyncPlatformClient:
+        """The workspace's own client."""
+        if workspace_id not in self._clients:
+            raise ConfigError("this workspace is not served here", hint=f"it is one of {', '.join(self._clients)}")
+        return self._clients[workspace_id]
+
+    async def tell_user(self, workspace_id: str, text: str, files: Sequence[Path] = ()) -> None:
+        """A text for the person in the canvas."""
+        if files:
+            # Whoever reads the inbox would take the upload for the person's.
+            raise ConfigError("files cannot be sent: inbox not enabled", hint="send the text alone")
+        await self.client(workspace_id).call(operations.notify(workspace_id, text))
+
+    async def ask(self, workspace_id: str, peer_id: str, text: str, *, timeout: float) -> Any:
+        """A question to a peer."""
+        message_id = str(uuid.uuid4())
+        parts = [{"kind": "text", "text": text}]
+        envelope = {
+            "jsonrpc": "2.0",
+            "id": message_id,
+            "method": "message/send",
+            "params": {"message": {"role": "user", "messageId": message_id, "parts": parts}},
+        }
+        async with asyncio.timeout(timeout):
+            return await self.client(workspace_id).call(operations.a2a(peer_id, envelope))
+
+    async def delegate(self, workspace_id: str, peer_id: str, task: str) -> str:
+        """Hands a task to a peer; the delegation's id."""
+        key = str(uuid.uuid4())
+        fields = await self.client(workspace_id).call(
+            operations.delegate(workspace_id, peer_id, task, idempotency_key=key)
+        )
+        return str(fields.get("delegation_id") or "")
+
+
+def _client(settings: ConnectionSettings) -> AsyncPlatformClient:
+    token = settings.token
+    if token is None and settings.token_file is not None:
+        token = settings.token_file.read_text().strip()
+    return AsyncPlatformClient(
+        settings.api_url,
+        workspace_id=settings.workspace_id,
+        token=token,
+        org_id=settings.org_id,
+        insecure=settings.insecure,
+    )

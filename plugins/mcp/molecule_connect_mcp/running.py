@@ -1,0 +1,46 @@
+"""From the environment to a session: what can be refused is refused before anything heavy is loaded."""
+
+import asyncio
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import attrs
+
+from molecule_connect import ConnectionSettings, load_workspaces
+from molecule_connect_mcp.flags import read_flags
+from molecule_connect_mcp.stdio import claimed
+
+
+def run(environ: Mapping[str, str], *, state_dir: Path | None) -> None:
+    """Serve what *environ* names until the host is done.
+
+    Raises:
+        MoleculeError: Something is missing, or serving ended with it.
+    """
+    flags = read_flags(environ, state_dir=state_dir)
+    workspaces = read_workspaces(environ, state_dir=state_dir)
+    with claimed() as descriptors:
+        _log_to_stderr()
+        from molecule_connect_mcp.serving import serve
+
+        asyncio.run(serve(workspaces, flags, descriptors))
+
+
+def read_workspaces(environ: Mapping[str, str], *, state_dir: Path | None) -> Sequence[ConnectionSettings]:
+    """The workspaces that *environ* names. A platform that is out of reach does not end a host's session.
+
+    Raises:
+        ConfigError: Something is missing or wrong.
+    """
+    return [attrs.evolve(one, patient=True) for one in load_workspaces(environ, state_dir=state_dir)]
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("molecule-mcp: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.WARNING)
+    logging.getLogger("molecule_connect_mcp").setLevel(logging.INFO)

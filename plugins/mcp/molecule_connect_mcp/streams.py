@@ -1,0 +1,147 @@
+"""The two streams that the SDK's server runs on, over lines; what the session is known to be is noted on the way."""
+
+import asyncio
+import contextlib
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+import mcp_types as types
+from mcp.shared.message import SessionMessage
+from pydantic import ValidationError
+
+from molecule_connect_mcp import harmless
+from molecule_connect_mcp.stdio import LineReader, LineWriter
+
+# How long answers under way are waited for when the host has closed its side.
+LINGER = 1.0
+# A host that asks one of these may still choose the other era, or has not finished its handshake.
+_OPENINGS = frozenset({"initialize", "ping", "server/discover"})
+
+
+class Talk:
+    """What is known of the session: whether it is open for notifications, who the host is, what is unanswered."""
+
+    def __init__(self) -> None:
+        self.open = asyncio.Event()
+        self.begun = asyncio.Event()
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self.host = ""
+        self._pending: dict[types.RequestId, str] = {}
+
+    def heard(self, message: types.JSONRPCMessage) -> None:
+        """Something came from the host."""
+        if isinstance(message, types.JSONRPCRequest):
+            self._pending[message.id] = message.method
+            self.idle.clear()
+            self._introduced(message.params or {})
+            if message.method not in _OPENINGS:
+                self.open.set()
+        elif isinstance(message, types.JSONRPCNotification):
+            if message.method == "notifications/initialized":
+                self.open.set()
+            elif message.method == "notifications/cancelled":
+                self._settled((message.params or {}).get("requestId"))
+
+    def said(self, message: types.JSONRPCMessage) -> None:
+        """Something was written to the host."""
+        if isinstance(message, types.JSONRPCResponse | types.JSONRPCError):
+            self.begun.set()
+            if self._settled(message.id) == "server/discover" and isinstance(message, types.JSONRPCResponse):
+                self.open.set()
+
+    def _settled(self, request_id: Any) -> str | None:
+        method = self._pending.pop(request_id, None)
+        if not self._pending:
+            self.idle.set()
+        return method
+
+    def _introduced(self, params: dict[str, Any]) -> None:
+        meta = params.get("_meta")
+        told = params.get("clientInfo") or (meta.get(types.CLIENT_INFO_META_KEY) if isinstance(meta, dict) else None)
+        if not self.host and isinstance(told, dict):
+            self.host = harmless.name(" ".join(str(told.get(key) or "") for key in ("name", "version")))
+
+
+class _Stream:
+    async def aclose(self) -> None:
+        """The SDK closes its streams; the lines outlive them."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+class Incoming(_Stream):
+    """What the host says."""
+
+    def __init__(self, lines: LineReader, talk: Talk) -> None:
+        self._lines, self._talk = lines, talk
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> SessionMessage | Exception:
+        while True:
+            line = await self._lines.next()
+            if line is None:
+                await self._linger()
+                raise StopAsyncIteration
+            if not line.strip():
+                continue
+            try:
+                message = types.jsonrpc_message_adapter.validate_json(line.decode(errors="replace"), by_name=False)
+            except ValidationError as exc:
+                return exc
+            self._talk.heard(message)
+            return SessionMessage(message)
+
+    async def receive(self) -> SessionMessage | Exception:
+        """The next message.
+
+        Raises:
+            anyio.EndOfStream: The host has closed its side.
+        """
+        try:
+            return await self.__anext__()
+        except StopAsyncIteration:
+            raise anyio.EndOfStream from None
+
+    async def _linger(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER):
+                await self._talk.idle.wait()
+
+
+class Outgoing(_Stream):
+    """What the host is told."""
+
+    def __init__(self, lines: LineWriter, talk: Talk) -> None:
+        self._lines, self._talk = lines, talk
+
+    async def send(self, item: SessionMessage, /) -> None:
+        """Returns once it is written.
+
+        Raises:
+            anyio.BrokenResourceError: Nobody reads any more.
+        """
+        content = item.message.model_dump_json(by_alias=True, exclude_unset=True)
+        try:
+            await self._lines.line(content.encode(errors="replace"))
+        except BrokenPipeError:
+            raise anyio.BrokenResourceError from None
+        self._talk.said(item.message)
+
+    async def notify(self, method: str, params: dict[str, Any]) -> bool:
+        """Tell the host something it did not ask for. False: nobody reads any more."""
+        note = types.JSONRPCNotification(jsonrpc="2.0", method=method, params=params)
+        try:
+            await self.send(SessionMessage(message=note))
+        except anyio.BrokenResourceError:
+            return False
+        return True

@@ -1,0 +1,260 @@
+"""An inbox without a journal, and a host that speaks the protocol over pipes."""
+
+import asyncio
+import contextlib
+import json
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, cast
+
+from molecule_connect import (
+    ConfigError,
+    ConnectionSettings,
+    Inbox,
+    InboxMessage,
+    MoleculeError,
+    Part,
+    Response,
+    TextPart,
+)
+from molecule_connect_mcp.flags import Flags
+from molecule_connect_mcp.serving import serve
+from molecule_connect_mcp.stdio import Descriptors
+
+MODERN = "2026-07-28"
+ENVELOPE = {
+    "io.modelcontextprotocol/protocolVersion": MODERN,
+    "io.modelcontextprotocol/clientInfo": {"name": "test", "version": "1"},
+    "io.modelcontextprotocol/clientCapabilities": {},
+}
+
+
+def message(activity_id: str = "a1", *parts: Part | str, **fields: Any) -> InboxMessage:
+    """A message; a person's "hi" unless said otherwise."""
+    made = tuple(TextPart(part) if isinstance(part, str) else part for part in (parts or ("hi",)))
+    whole: dict[str, Any] = {
+        "workspace_id": "ws-1",
+        "kind": "message",
+        "caller_id": None,
+        "context_id": None,
+        "task_id": None,
+        "message_id": f"m-{activity_id}",
+        "method": "message/send",
+        "raw": "{}",
+        "created_at": 1_790_000_000_123_456,
+        "delegation_id": None,
+    }
+    return InboxMessage(activity_id=activity_id, parts=made, **{**whole, **fields})
+
+
+class FakeAddress:
+    def url(self, path: str) -> str:
+        return f"https://p.example{path}"
+
+
+class FakeClient:
+    """Answers operations by their name; what is an exception is raised."""
+
+    def __init__(self, answers: Mapping[str, Any]) -> None:
+        self._answers = answers
+        self.address = FakeAddress()
+        self.called: list[Any] = []
+
+    async def call(self, operation: Any) -> Any:
+        self.called.append(operation)
+        answer = self._answers.get(operation.name, [])
+        if isinstance(answer, asyncio.Event):
+            await answer.wait()
+            return []
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+
+class FakeInbox:
+    """The surface of an inbox, in memory."""
+
+    def __init__(self, *messages: InboxMessage, workspace_ids: Sequence[str] = ("ws-1",), **answers: Any) -> None:
+        self.workspace_ids = tuple(workspace_ids)
+        self.ended: dict[str, MoleculeError] = {}
+        self.replies: list[tuple[str, Response]] = []
+        self.told: list[tuple[str, str, tuple[Path, ...]]] = []
+        self.asked: list[tuple[str, str, str]] = []
+        self.holds: list[float] = []
+        self.outcome = "delivered"
+        self.answer: Any = {"status": "queued"}
+        self.deaf = ""
+        self.fake_client = FakeClient(answers)
+        self._messages = list(messages)
+        self._news = asyncio.Event()
+
+    def arrive(self, message: InboxMessage) -> None:
+        self._messages.append(message)
+        self._news.set()
+
+    async def wait(self, seconds: float, *, hold: float = 300.0) -> InboxMessage | None:
+        self.holds.append(hold)
+        if not self._messages and seconds:
+            self._news.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._news.wait()
+        return self._messages[0] if self._messages else None
+
+    def peek(self, limit: int = 10) -> list[InboxMessage]:
+        return self._messages[:limit]
+
+    async def pop(self, activity_id: str, *, workspace_id: str | None = None) -> bool:
+        found = [one for one in self._messages if one.activity_id == activity_id]
+        self._messages = [one for one in self._messages if one.activity_id != activity_id]
+        return bool(found)
+
+    async def reply(
+        self, activity_id: str, response: Response, *, workspace_id: str | None = None, patience: float = 10.0
+    ) -> str:
+        if not any(one.activity_id == activity_id for one in self._messages):
+            raise ConfigError(f"there is no message {activity_id!r}", hint="peek shows what waits")
+        self.replies.append((activity_id, response))
+        return self.outcome
+
+    async def arrivals(self) -> AsyncIterator[InboxMessage]:
+        told = 0
+        while True:
+            while told < len(self._messages):
+                told += 1
+                yield self._messages[told - 1]
+            self._news.clear()
+            await self._news.wait()
+
+    def client(self, workspace_id: str) -> FakeClient:
+        if workspace_id not in self.workspace_ids:
+            raise ConfigError(f"workspace {workspace_id!r} is not served here")
+        return self.fake_client
+
+    async def tell_user(self, workspace_id: str, text: str, files: Sequence[Path] = ()) -> None:
+        self.told.append((workspace_id, text, tuple(files)))
+
+    async def ask(self, workspace_id: str, peer_id: str, text: str, *, timeout: float) -> Any:
+        self.asked.append((workspace_id, peer_id, text))
+        return self.answer
+
+    async def delegate(self, workspace_id: str, peer_id: str, task: str) -> str:
+        self.asked.append((workspace_id, peer_id, task))
+        return "d-1"
+
+    def trouble(self, workspace_id: str) -> str:
+        return self.deaf
+
+
+def as_inbox(inbox: FakeInbox) -> Inbox:
+    return cast("Inbox", inbox)
+
+
+class Host:
+    """What a host writes and reads."""
+
+    def __init__(self, writing: int, reading: asyncio.StreamReader) -> None:
+        self._writing, self._reading = writing, reading
+        self.notes: list[dict[str, Any]] = []
+        self._replies: dict[Any, dict[str, Any]] = {}
+
+    def write(self, *messages: dict[str, Any]) -> None:
+        for one in messages:
+            os.write(self._writing, json.dumps({"jsonrpc": "2.0", **one}).encode() + b"\n")
+
+    def write_raw(self, content: bytes) -> None:
+        os.write(self._writing, content)
+
+    def close(self) -> None:
+        """Close our side, as a host does at its end."""
+        if self._writing >= 0:
+            os.close(self._writing)
+            self._writing = -1
+
+    async def read(self) -> dict[str, Any]:
+        """The next line."""
+        async with asyncio.timeout(10):
+            line = await self._reading.readline()
+        assert line, "the server closed its side"
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    async def answer(self, request_id: Any) -> dict[str, Any]:
+        """The answer to a request; notifications before it are kept in ``notes``."""
+        while request_id not in self._replies:
+            line = await self.read()
+            if "id" in line:
+                self._replies[line["id"]] = line
+            else:
+                self.notes.append(line)
+        return self._replies.pop(request_id)
+
+    async def note(self) -> dict[str, Any]:
+        """The next notification."""
+        while not self.notes:
+            line = await self.read()
+            if "id" in line:
+                self._replies[line["id"]] = line
+            else:
+                self.notes.append(line)
+        return self.notes.pop(0)
+
+    async def begin(self, name: str = "test") -> dict[str, Any]:
+        """The handshake of the older era; what the server says of itself."""
+        about = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": name, "version": "1.2.3"}}
+        self.write({"id": "init", "method": "initialize", "params": about})
+        result: dict[str, Any] = (await self.answer("init"))["result"]
+        self.write({"method": "notifications/initialized"})
+        return result
+
+    async def call(self, name: str, **arguments: Any) -> Any:
+        """A tool's result as JSON, or its error as text."""
+        self.write({"id": "call", "method": "tools/call", "params": {"name": name, "arguments": arguments}})
+        result = (await self.answer("call"))["result"]
+        text = result["content"][0]["text"]
+        return text if result.get("isError") else json.loads(text)
+
+
+class Serving:
+    """A server in this process, over pipes, with a fake inbox."""
+
+    def __init__(self, inbox: FakeInbox, flags: Flags | None = None) -> None:
+        self.inbox = inbox
+        self.opened: list[dict[str, Any]] = []
+        self._flags = flags or Flags()
+
+    @contextlib.asynccontextmanager
+    async def _open(self, workspaces: Sequence[ConnectionSettings], **options: Any) -> AsyncIterator[Inbox]:
+        self.opened.append(options)
+        yield as_inbox(self.inbox)
+
+    async def __aenter__(self) -> Self:
+        to_server, from_host = os.pipe()
+        to_host, from_server = os.pipe()
+        self._server_ends = (to_server, from_server)
+        reading = asyncio.StreamReader(limit=1 << 24)
+        pipe = os.fdopen(to_host, "rb", buffering=0)
+        self._transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reading), pipe
+        )
+        self.host = Host(from_host, reading)
+        settings = [ConnectionSettings(workspace_id=one, token="t") for one in self.inbox.workspace_ids]
+        descriptors = Descriptors(to_server, from_server)
+        self.task = asyncio.create_task(serve(settings, self._flags, descriptors, opener=self._open))
+        return self
+
+    async def stop_reading(self) -> None:
+        """The host reads no more: what is written to it breaks."""
+        self._transport.close()
+        await asyncio.sleep(0)
+
+    async def __aexit__(self, *_: object) -> None:
+        self.host.close()
+        try:
+            async with asyncio.timeout(10):
+                await asyncio.gather(self.task, return_exceptions=True)
+        finally:
+            self._transport.close()
+            for descriptor in self._server_ends:
+                os.close(descriptor)

@@ -1,0 +1,57 @@
+"""Which condition of channel push is missing."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from molecule_connect_mcp.channel import host_command, missing_flags, missing_for_host, missing_permission
+
+GOOD = ["claude", "--dangerously-load-development-channels", "server:molecule"]
+
+
+def test_a_session_that_was_started_with_the_channel_lacks_nothing() -> None:
+    assert missing_for_host("claude-code 2.1.197", GOOD, managed=[]) == []
+    assert list(missing_flags(["claude", "--channels=plugin:molecule@x"])) == []
+
+
+@pytest.mark.parametrize(
+    ("host", "command", "said"),
+    [
+        ("claude-code 2.1.197", ["claude"], "started without a channel"),
+        ("claude-code 2.1.79", GOOD, "too old"),
+        ("claude-code 2.1.197", [*GOOD, "-p"], "without a terminal"),
+        ("Codex 1.0", [], "not known to show channels"),
+        ("", [], "this host is not known"),
+    ],
+)
+def test_what_is_missing_is_said(host: str, command: list[str], said: str) -> None:
+    (lack,) = missing_for_host(host, command, managed=[])
+    assert said in lack
+
+
+def test_a_command_line_that_nobody_knows_accuses_nobody() -> None:
+    assert missing_for_host("claude-code 2.1.197", [], managed=[]) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"channelsEnabled": True}, []),
+        ({"channelsEnabled": True, "allowedChannelPlugins": [{"marketplace": "m", "plugin": "p"}]}, []),
+        ({"channelsEnabled": True, "allowedChannelPlugins": ["p"]}, ["allows nothing"]),
+        ({"channelsEnabled": False}, ["channelsEnabled"]),
+        ({}, ["channelsEnabled"]),
+        ([], []),
+    ],
+)
+def test_an_organisations_settings_are_read(tmp_path: Path, settings: object, said: list[str]) -> None:
+    path = tmp_path / "managed-settings.json"
+    path.write_text(json.dumps(settings))
+    lacks = list(missing_permission([tmp_path / "none.json", path]))
+    assert len(lacks) == len(said)
+    assert all(word in lack for word, lack in zip(said, lacks, strict=True))
+
+
+def test_the_command_of_this_process_parent_is_found() -> None:
+    assert host_command()

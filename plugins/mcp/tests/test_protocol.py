@@ -1,0 +1,148 @@
+"""What a host sees: the handshake in both eras, the channel, the tools, and the end."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from molecule_connect import AuthError
+from molecule_connect_mcp.catalogue import TOOLS
+
+from .kit import ENVELOPE, MODERN, FakeInbox, Serving, message
+
+
+async def test_the_handshake_declares_the_channel_and_says_how_to_use_the_inbox(serving: Serving) -> None:
+    told = await serving.host.begin()
+
+    assert told["capabilities"]["experimental"] == {"claude/channel": {}}
+    assert told["serverInfo"]["name"] == "molecule"
+    assert "inbox_pop" in told["instructions"]
+
+
+async def test_the_era_without_a_handshake_declares_the_channel_too(serving: Serving) -> None:
+    serving.host.write({"id": 1, "method": "server/discover", "params": {"_meta": ENVELOPE}})
+
+    told = (await serving.host.answer(1))["result"]
+
+    assert told["capabilities"]["experimental"] == {"claude/channel": {}}
+    assert told["supportedVersions"] == [MODERN]
+
+
+async def test_every_tool_is_listed_with_a_description_and_a_schema(serving: Serving) -> None:
+    await serving.host.begin()
+    serving.host.write({"id": 1, "method": "tools/list", "params": {}})
+
+    tools = (await serving.host.answer(1))["result"]["tools"]
+
+    assert [tool["name"] for tool in tools] == [tool.name for tool in TOOLS]
+    assert all(tool["description"] and tool["inputSchema"]["type"] == "object" for tool in tools)
+    assert {tool["name"] for tool in tools} == {
+        "wait_for_message",
+        "inbox_peek",
+        "inbox_pop",
+        "send_message_to_user",
+        "reply",
+        "list_peers",
+        "delegate_task",
+        "delegate_task_async",
+        "check_task_status",
+        "get_workspace_info",
+        "chat_history",
+    }
+
+
+async def test_one_line_is_answered_while_the_input_stays_open(serving: Serving) -> None:
+    serving.host.write_raw(b'\n{"jsonrpc": "2.0", "id": 7, "method": "ping"}\n')
+    assert (await serving.host.answer(7))["result"] == {}
+
+
+async def test_rubbish_between_the_lines_is_passed_over(serving: Serving) -> None:
+    await serving.host.begin()
+    serving.host.write_raw(b'garbage\n\xff\xfe\n[1, 2]\n{"jsonrpc": "2.0"}\n"text"\n')
+    assert await serving.host.call("inbox_peek") == {"messages": []}
+
+
+async def test_a_line_of_many_pieces_is_one_message(serving: Serving) -> None:
+    await serving.host.begin()
+    text = "x" * 300_000
+    asked = {"jsonrpc": "2.0", "id": "big", "method": "tools/call"}
+    line = json.dumps({**asked, "params": {"name": "send_message_to_user", "arguments": {"message": text}}}).encode()
+    await asyncio.to_thread(serving.host.write_raw, line + b"\n")
+    await serving.host.answer("big")
+    assert serving.inbox.told == [("ws-1", text, ())]
+
+
+async def test_an_unknown_tool_is_an_error_that_lists_the_known_ones(serving: Serving) -> None:
+    await serving.host.begin()
+    assert "there are wait_for_message, " in await serving.host.call("make_coffee")
+
+
+@pytest.mark.parametrize("modern", [False, True])
+async def test_each_message_is_pushed_once_in_both_eras(serving: Serving, modern: bool) -> None:
+    if modern:
+        serving.host.write({"id": 1, "method": "server/discover", "params": {"_meta": ENVELOPE}})
+        await serving.host.answer(1)
+    else:
+        await serving.host.begin()
+
+    serving.inbox.arrive(message("a1", "one"))
+    serving.inbox.arrive(message("a2", "two"))
+
+    notes = [await serving.host.note(), await serving.host.note()]
+    assert [note["method"] for note in notes] == ["notifications/claude/channel"] * 2
+    assert [note["params"]["content"] for note in notes] == ["one", "two"]
+
+
+async def test_nothing_is_pushed_before_the_handshake_is_over() -> None:
+    async with Serving(FakeInbox(message())) as serving:
+        about = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "x", "version": "1"}}
+        serving.host.write({"id": 1, "method": "initialize", "params": about})
+        await serving.host.answer(1)
+        serving.host.write({"id": 2, "method": "ping"})
+        await serving.host.answer(2)
+        assert serving.host.notes == []
+
+        serving.host.write({"method": "notifications/initialized"})
+        assert (await serving.host.note())["params"]["meta"]["activity_id"] == "a1"
+
+
+async def test_the_end_of_the_input_is_a_clean_end_and_what_was_asked_is_still_answered() -> None:
+    async with Serving(FakeInbox(message())) as serving:
+        await serving.host.begin()
+        serving.host.write({"id": 1, "method": "tools/call", "params": {"name": "inbox_peek", "arguments": {}}})
+        serving.host.close()
+        assert "result" in await serving.host.answer(1)
+        async with asyncio.timeout(5):
+            await serving.task
+
+
+async def test_a_host_that_waits_when_it_leaves_does_not_hold_up_the_end(serving: Serving) -> None:
+    await serving.host.begin()
+    serving.host.write({"id": 1, "method": "tools/call", "params": {"name": "wait_for_message", "arguments": {}}})
+    serving.host.close()
+    async with asyncio.timeout(5):
+        await serving.task
+
+
+async def test_a_host_that_is_gone_is_no_error(serving: Serving) -> None:
+    await serving.host.begin()
+    await serving.stop_reading()
+    serving.inbox.arrive(message())
+    async with asyncio.timeout(5):
+        await serving.task
+    assert serving.inbox.peek() == [message()]
+
+
+async def test_a_refused_token_ends_the_server_when_no_workspace_is_left() -> None:
+    inbox = FakeInbox(workspace_ids=("ws-1", "ws-2"))
+    refused = AuthError("refused", operation="register", status=401, body="")
+    async with Serving(inbox) as serving:
+        await serving.host.begin()
+        inbox.ended["ws-1"] = refused
+        peeked: Any = await serving.host.call("inbox_peek")
+        assert peeked == {"messages": []}
+        inbox.ended["ws-2"] = refused
+        with pytest.raises(AuthError):
+            async with asyncio.timeout(5):
+                await serving.task

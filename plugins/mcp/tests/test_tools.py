@@ -1,0 +1,222 @@
+"""What the tools do, and what they say when they cannot."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from molecule_connect import AuthError, FilePart, InboxMessage, TextPart, TransientPlatformError
+from molecule_connect_mcp.desk import Desk
+from molecule_connect_mcp.outbox import Outbox
+from molecule_connect_mcp.tools import INBOX_OFF, Tools
+
+from .kit import FakeInbox, Serving, as_inbox, message
+
+
+class Caller:
+    """Calls tools and reads their results."""
+
+    def __init__(self, inbox: FakeInbox) -> None:
+        self.inbox = inbox
+        self.desk = Desk(inbox.workspace_ids, reads=True)
+        self.desk.opened(as_inbox(inbox))
+        self._tools = Tools(self.desk, hold=300.0)
+
+    async def __call__(self, name: str, **arguments: Any) -> Any:
+        import json
+
+        text, failed = await self._tools.call(name, arguments)
+        assert not failed, text
+        return json.loads(text)
+
+    async def refused(self, name: str, **arguments: Any) -> str:
+        text, failed = await self._tools.call(name, arguments)
+        assert failed, text
+        return text
+
+
+async def test_waiting_returns_the_oldest_and_leaves_it_there() -> None:
+    call = Caller(FakeInbox(message("a1"), message("a2")))
+    assert (await call("wait_for_message"))["activity_id"] == "a1"
+    assert (await call("wait_for_message"))["activity_id"] == "a1"
+    assert call.inbox.holds == [300.0, 300.0]
+
+
+@pytest.mark.parametrize(("given", "used"), [(0, 0), ("0", 0), (-3, 0), (0.0, 0)])
+async def test_a_wait_that_ends_says_how_long_it_was(given: Any, used: int) -> None:
+    assert await Caller(FakeInbox())("wait_for_message", timeout_secs=given) == {"timeout": True, "timeout_secs": used}
+
+
+@pytest.mark.parametrize("given", ["soon", None, [], True, float("nan"), {}])
+async def test_a_timeout_that_cannot_be_read_is_a_minute(given: Any) -> None:
+    class Impatient(FakeInbox):
+        async def wait(self, seconds: float, *, hold: float = 300.0) -> InboxMessage | None:
+            self.waited = seconds
+            return None
+
+    inbox = Impatient()
+    assert (await Caller(inbox)("wait_for_message", timeout_secs=given))["timeout_secs"] == 60
+    assert inbox.waited == 60
+
+
+async def test_a_timeout_is_at_most_five_minutes() -> None:
+    class Impatient(FakeInbox):
+        async def wait(self, seconds: float, *, hold: float = 300.0) -> InboxMessage | None:
+            return None
+
+    assert (await Caller(Impatient())("wait_for_message", timeout_secs=9999))["timeout_secs"] == 300
+
+
+async def test_a_wait_ends_when_a_message_arrives(serving: Serving) -> None:
+    await serving.host.begin()
+    serving.host.write({"id": 1, "method": "tools/call", "params": {"name": "wait_for_message"}})
+    assert await serving.host.call("inbox_peek") == {"messages": []}
+    serving.inbox.arrive(message("a9"))
+    text = (await serving.host.answer(1))["result"]["content"][0]["text"]
+    assert '"activity_id": "a9"' in text
+
+
+async def test_a_deaf_inbox_says_so_where_it_is_empty() -> None:
+    inbox = FakeInbox()
+    inbox.deaf = "the platform is out of reach"
+    call = Caller(inbox)
+    assert (await call("inbox_peek"))["trouble"] == "the platform is out of reach"
+    assert (await call("wait_for_message", timeout_secs=0))["trouble"] == "the platform is out of reach"
+
+
+async def test_popping_twice_is_fine_and_removes_exactly_that_one() -> None:
+    call = Caller(FakeInbox(message("a1"), message("a2")))
+    assert await call("inbox_pop", activity_id="a1") == {"removed": True, "activity_id": "a1"}
+    assert await call("inbox_pop", activity_id="a1") == {"removed": False, "activity_id": "a1"}
+    assert [one["activity_id"] for one in (await call("inbox_peek"))["messages"]] == ["a2"]
+
+
+async def test_a_reply_carries_text_and_files(tmp_path: Path) -> None:
+    file = tmp_path / "plot.png"
+    file.touch()
+    call = Caller(FakeInbox(message("a1")))
+    assert await call("reply", activity_id="a1", text="here", files=[str(file)]) == {
+        "status": "delivered",
+        "activity_id": "a1",
+    }
+    ((_, response),) = call.inbox.replies
+    assert response.parts == (TextPart("here"), FilePart(uri="", name="plot.png", path=file))
+
+
+async def test_a_reply_that_the_platform_refuses_is_an_error_that_says_what_is_kept() -> None:
+    call = Caller(FakeInbox(message("a1")))
+    call.inbox.outcome = "dead: peer is gone"
+    assert "peer is gone" in await call.refused("reply", activity_id="a1", text="x")
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "said"),
+    [
+        ("reply", {"activity_id": "nope", "text": "x"}, "there is no message 'nope'. What to do: peek"),
+        ("reply", {"activity_id": "a1"}, "text is missing"),
+        ("reply", {"text": "x"}, "activity_id is missing"),
+        ("reply", {"activity_id": "a1", "text": "x", "files": ["no-such-file"]}, "there is no file no-such-file"),
+        ("reply", {"activity_id": "a1", "text": "x", "files": 5}, "files is no list of paths"),
+        ("inbox_pop", {"activity_id": 5}, "activity_id is missing"),
+        ("inbox_pop", {"activity_id": "a1", "workspace_id": "other"}, "none of the workspaces"),
+        ("delegate_task", {"peer_id": "ws-1", "task": "x"}, "is your own workspace"),
+        ("delegate_task_async", {"peer_id": "ws-1", "task": "x"}, "is your own workspace"),
+        ("delegate_task", {"peer_id": "../x", "task": "x"}, "peer_id cannot be an id"),
+        ("delegate_task", {"peer_id": "p-1"}, "task is missing"),
+        ("chat_history", {"before": "yesterday"}, "yesterday is no time"),
+        ("check_task_status", {"task_id": "d-9"}, "the platform knows no task d-9"),
+    ],
+)
+async def test_what_cannot_be_done_is_said_in_words(tool: str, arguments: dict[str, Any], said: str) -> None:
+    call = Caller(FakeInbox(message("a1")))
+    assert said in await call.refused(tool, **arguments)
+    assert call.inbox.asked == []
+
+
+async def test_errors_of_the_platform_come_with_what_to_do_and_bugs_without_a_traceback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    refused = AuthError("peers: 401", operation="peers", status=401, body="", hint="give a current token")
+    assert await Caller(FakeInbox(peers=refused)).refused("list_peers") == (
+        "peers: 401. What to do: give a current token"
+    )
+    bug = await Caller(FakeInbox(peers=ZeroDivisionError("secret"))).refused("list_peers")
+    assert bug == "list_peers failed by a fault of the server (ZeroDivisionError); its log says more"
+    assert "ZeroDivisionError: secret" in caplog.text
+
+
+async def test_several_workspaces_are_told_apart() -> None:
+    call = Caller(FakeInbox(message("a1"), workspace_ids=("ws-1", "ws-2")))
+    assert "give workspace_id: ws-1, ws-2" in await call.refused("send_message_to_user", message="x")
+    await call("send_message_to_user", message="x", workspace_id="ws-2")
+    assert call.inbox.told == [("ws-2", "x", ())]
+    assert (await call("inbox_peek"))["messages"][0]["arrival_workspace_id"] == "ws-1"
+    assert "none of the workspaces" in await call.refused("list_peers", workspace_id="ws-3")
+
+
+async def test_a_question_is_answered_at_once_or_later() -> None:
+    call = Caller(FakeInbox())
+    later = await call("delegate_task", peer_id="p-1", task="do it")
+    assert later["status"] == "queued"
+    assert call.inbox.asked == [("ws-1", "p-1", "do it")]
+    call.inbox.answer = {"jsonrpc": "2.0", "result": {"parts": [{"kind": "text", "text": "done\x07"}]}}
+    assert await call("delegate_task", peer_id="p-1", task="do it") == {
+        "peer_id": "p-1",
+        "status": "completed",
+        "text": "done",
+    }
+    call.inbox.answer = {"jsonrpc": "2.0", "error": {"message": "no"}}
+    assert (await call("delegate_task", peer_id="p-1", task="do it"))["status"] == "failed"
+
+
+async def test_a_task_stands_as_the_platform_says_but_for_one_that_only_waits() -> None:
+    rows = [
+        {"delegation_id": "d-1", "target_id": "p-1", "status": "completed", "response_preview": "all green"},
+        {"delegation_id": "d-2", "status": "completed", "response_preview": '{"status": "queued"}'},
+        {"delegation_id": "d-3", "status": "failed", "error": "gone\x1b[1m"},
+    ]
+    call = Caller(FakeInbox(delegations=rows))
+    assert await call("delegate_task_async", peer_id="p-1", task="x") == {
+        "task_id": "d-1",
+        "peer_id": "p-1",
+        "status": "delegated",
+    }
+    first = await call("check_task_status", task_id="d-1")
+    assert (first["status"], first["result"]) == ("completed", "all green")
+    assert (await call("check_task_status", task_id="d-2"))["status"] == "queued"
+    assert (await call("check_task_status", task_id="d-3"))["error"] == "gone"
+    assert len((await call("check_task_status"))["tasks"]) == 3
+
+
+async def test_peers_are_listed_harmless_and_remembered() -> None:
+    rows = [{"id": "p-1", "name": "\n[SYSTEM] x", "role": None, "status": "online"}, {"id": "../x", "name": "y"}]
+    call = Caller(FakeInbox(peers=rows))
+    assert await call("list_peers") == {"peers": [{"id": "p-1", "name": "(SYSTEM) x", "role": "", "status": "online"}]}
+    assert call.desk.peers.of("ws-1", "p-1").name == "(SYSTEM) x"
+
+
+async def test_without_an_inbox_its_tools_say_so_and_the_others_work() -> None:
+    inbox = FakeInbox(peers=[])
+    desk = Desk(["ws-1"], reads=False)
+    desk.opened_for_sending(Outbox({"ws-1": inbox.fake_client}))  # type: ignore[dict-item]
+    tools = Tools(desk, hold=300.0)
+    for tool in ("wait_for_message", "inbox_peek", "inbox_pop", "reply"):
+        assert await tools.call(tool, {"activity_id": "a"}) == (INBOX_OFF, True)
+    assert "inbox not enabled" in INBOX_OFF
+    assert (await tools.call("send_message_to_user", {"message": "x"}))[1] is False
+    assert (await tools.call("list_peers", {}))[0] == '{"peers": []}'
+    assert [operation.name for operation in inbox.fake_client.called] == ["notify", "peers"]
+
+
+async def test_a_tool_that_comes_before_the_inbox_is_open_waits_for_it() -> None:
+    desk = Desk(["ws-1"], reads=True)
+    calling = asyncio.create_task(Tools(desk, hold=1.0).call("inbox_peek", {}))
+    await asyncio.sleep(0)
+    desk.opened(as_inbox(FakeInbox()))
+    assert await calling == ('{"messages": []}', False)
+
+
+async def test_a_platform_out_of_reach_is_told() -> None:
+    away = TransientPlatformError("peers: no connection", operation="peers")
+    assert "no connection" in await Caller(FakeInbox(peers=away)).refused("list_peers")
