@@ -348,4 +348,4 @@ def _objects(reply: Reply) -> list[dict[str, Any]]:
 
 def _handed_out_token(reply: Reply) -> str | None:
     token = _object(reply).get("auth_token")
-    return token if isinstance(token, str) and token else None
+    return token.strip() or None if isinstance(token, str) else None

@@ -1,0 +1,286 @@
+"""Register, state, heartbeat, secrets, and the loop: against every answer that a platform may give."""
+
+from typing import Any
+
+import httpx
+import pytest
+
+from molecule_connect import AuthError, PermanentPlatformError, TransientPlatformError, WorkspaceState
+
+from .kit import API, ME, TOKEN, Make, Platform, Twin, said
+
+REGISTER = "POST /registry/register"
+BEAT = "POST /registry/heartbeat"
+STATE = f"GET /workspaces/{ME}/state"
+CARD = f"GET /workspaces/{ME}"
+SECRETS = f"GET /workspaces/{ME}/secrets/values"
+OK = httpx.Response(200, json={"status": "ok"})
+ONLINE = httpx.Response(200, json={"workspace_id": ME, "status": "online", "paused": False, "deleted": False})
+
+
+def test_registering_states_the_mode_and_sends_the_token_that_is_there(agent: Twin, platform: Platform) -> None:
+    platform.on(REGISTER, httpx.Response(200, json={"status": "registered"}))
+
+    assert agent.register() == TOKEN
+    (request,) = platform.requests
+    assert request.headers["authorization"] == f"Bearer {TOKEN}"
+    assert request.headers["origin"] == API
+    assert platform.body(REGISTER) == {
+        "id": ME,
+        "delivery_mode": "poll",
+        "agent_card": {"name": f"remote-agent-{ME[:8]}"},
+    }
+
+
+def test_a_card_and_an_address_are_told_as_they_are_given(make: Make, platform: Platform) -> None:
+    platform.on(REGISTER, OK)
+    make(platform, agent_card={"name": "mine", "skills": []}, reported_url="https://me.example/a2a").register()
+
+    assert platform.body(REGISTER)["agent_card"] == {"name": "mine", "skills": []}
+    assert platform.body(REGISTER)["url"] == "https://me.example/a2a"
+
+
+def test_a_new_workspace_gets_its_token_and_uses_it_at_once(make: Make, platform: Platform) -> None:
+    platform.on(REGISTER, httpx.Response(200, json={"auth_token": "handed-out"})).on(BEAT, OK)
+    agent = make(platform, token=None)
+
+    assert agent.register() == "handed-out"
+    agent.heartbeat()
+    assert "authorization" not in platform.asked(REGISTER)[0].headers
+    assert platform.asked(BEAT)[0].headers["authorization"] == "Bearer handed-out"
+    assert agent.token_file.read_text().strip() == "handed-out"
+
+
+@pytest.mark.parametrize("answer", [httpx.Response(200), httpx.Response(200, json=None), httpx.Response(200, json=[])])
+def test_without_any_token_registering_says_so(
+    make: Make, platform: Platform, answer: httpx.Response, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert make(platform.on(REGISTER, answer), token=None).register() == ""
+    assert ME in caplog.text
+
+
+@pytest.mark.parametrize("token", [None, "", 5, "  "])
+def test_a_token_that_is_none_is_not_saved(make: Make, platform: Platform, token: Any) -> None:
+    agent = make(platform.on(REGISTER, httpx.Response(200, json={"auth_token": token})))
+
+    assert agent.register() == TOKEN
+    assert agent.load_token() == TOKEN
+
+
+def test_a_register_that_is_refused_raises(agent: Twin, platform: Platform) -> None:
+    platform.on(REGISTER, said(401, "missing workspace auth token"))
+    with pytest.raises(AuthError, match="register: 401"):
+        agent.register()
+
+
+def test_a_slash_at_the_end_of_the_address_is_harmless(make: Make, platform: Platform) -> None:
+    make(platform.on(BEAT, OK), platform_url=f"{API}/").heartbeat()
+
+    assert str(platform.requests[0].url) == f"{API}/registry/heartbeat"
+
+
+def test_a_beat_says_what_it_is_told_and_the_whole_seconds_since_construction(agent: Twin, platform: Platform) -> None:
+    platform.on(BEAT, OK)
+    agent.now += 61.9
+    agent.heartbeat("reading", 2, 0.25, "an error")
+
+    assert platform.body(BEAT) == {
+        "workspace_id": ME,
+        "current_task": "reading",
+        "active_tasks": 2,
+        "error_rate": 0.25,
+        "sample_error": "an error",
+        "uptime_seconds": 61,
+    }
+
+
+def test_a_beat_is_one_request(agent: Twin, platform: Platform) -> None:
+    platform.on(BEAT, said(503))
+    with pytest.raises(TransientPlatformError):
+        agent.heartbeat()
+
+    assert len(platform.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "state", "stops"),
+    [
+        ({"status": "online", "paused": False, "deleted": False}, ("online", False, False), False),
+        ({"status": "paused", "paused": True, "deleted": False}, ("paused", True, False), True),
+        ({"status": "paused"}, ("paused", True, False), True),
+        ({"status": "online", "paused": True}, ("online", True, False), True),
+        ({"status": "removed"}, ("removed", False, True), True),
+        ({"deleted": True}, ("removed", False, True), True),
+        ({"status": None, "paused": None, "deleted": None}, ("unknown", False, False), False),
+        ({"status": 5, "paused": "yes"}, ("unknown", False, False), False),
+        (None, ("unknown", False, False), False),
+        ([], ("unknown", False, False), False),
+    ],
+)
+def test_what_the_state_says(
+    agent: Twin, platform: Platform, answer: Any, state: tuple[str, bool, bool], stops: bool
+) -> None:
+    platform.on(STATE, httpx.Response(200, json=answer))
+    found = agent.poll_state()
+
+    assert found == WorkspaceState(workspace_id=ME, status=state[0], paused=state[1], deleted=state[2])
+    assert found.should_stop is stops
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx.Response(404, json={"workspace_id": ME, "deleted": True, "status": "removed"}),
+        httpx.Response(404, text="404 page not found"),
+        httpx.Response(404),
+        said(404, "workspace not found"),
+    ],
+)
+def test_a_404_is_a_removed_workspace_each_time(agent: Twin, platform: Platform, answer: httpx.Response) -> None:
+    platform.on(STATE, answer)
+    for _ in range(2):
+        state = agent.poll_state()
+        assert (state.status, state.deleted, state.should_stop) == ("removed", True, True)
+
+    assert len(platform.asked(STATE)) == 2
+
+
+def test_a_refused_token_of_a_deleted_workspace_is_a_removed_workspace(agent: Twin, platform: Platform) -> None:
+    platform.on(STATE, said(401)).on(CARD, said(410, "workspace removed", hint="make another"))
+
+    assert agent.poll_state() == WorkspaceState(workspace_id=ME, status="removed", deleted=True)
+
+
+@pytest.mark.parametrize("card", [httpx.Response(200, json={"status": "online"}), httpx.Response(404), said(500)])
+def test_a_refused_token_of_a_living_workspace_is_an_auth_error(
+    agent: Twin, platform: Platform, card: httpx.Response
+) -> None:
+    platform.on(STATE, said(401)).on(CARD, card)
+    with pytest.raises(AuthError):
+        agent.poll_state()
+
+
+@pytest.mark.parametrize(
+    ("answer", "secrets"),
+    [
+        ({"A": "1", "B": "two"}, {"A": "1", "B": "two"}),
+        ({"A": None, "B": 2}, {"B": "2"}),
+        (None, {}),
+        ([], {}),
+    ],
+)
+def test_the_secrets_are_flat(agent: Twin, platform: Platform, answer: Any, secrets: dict[str, str]) -> None:
+    platform.on(SECRETS, httpx.Response(200, json=answer))
+
+    assert agent.pull_secrets() == secrets
+
+
+@pytest.mark.parametrize("member", ["pull_secrets", "poll_state", "register", "get_peers", "delegations"])
+def test_a_page_in_html_is_no_answer(agent: Twin, platform: Platform, member: str) -> None:
+    page = httpx.Response(200, html="<html>Please sign in</html>")
+    for path in (REGISTER, SECRETS, STATE, f"GET /registry/{ME}/peers", f"GET /workspaces/{ME}/delegations"):
+        platform.on(path, page)
+    with pytest.raises(TransientPlatformError, match="text/html"):
+        getattr(agent, member)()
+
+
+class TestLoop:
+    def test_it_ends_after_so_many_beats(self, agent: Twin, platform: Platform) -> None:
+        platform.on(BEAT, OK).on(STATE, ONLINE)
+
+        assert agent.run_heartbeat_loop(max_iterations=3) == "max_iterations"
+        assert (len(platform.asked(BEAT)), len(platform.asked(STATE))) == (3, 3)
+        assert agent.waits == [30.0, 30.0]
+
+    def test_no_beat_is_no_request(self, agent: Twin, platform: Platform) -> None:
+        assert agent.run_heartbeat_loop(max_iterations=0) == "max_iterations"
+        assert platform.requests == []
+
+    def test_beats_and_state_reads_have_each_their_own_interval(self, make: Make, platform: Platform) -> None:
+        platform.on(BEAT, OK).on(STATE, ONLINE)
+        agent = make(platform, heartbeat_interval=10.0, state_poll_interval=25.0)
+        agent.run_heartbeat_loop(max_iterations=6)
+
+        assert (len(platform.asked(BEAT)), len(platform.asked(STATE))) == (6, 3)
+        assert sum(agent.waits) == 50.0
+
+    @pytest.mark.parametrize(
+        ("answer", "result"),
+        [
+            (httpx.Response(200, json={"status": "paused", "paused": True}), "paused"),
+            (httpx.Response(404), "removed"),
+        ],
+    )
+    def test_it_ends_when_the_workspace_should_stop(
+        self, agent: Twin, platform: Platform, answer: httpx.Response, result: str
+    ) -> None:
+        platform.on(BEAT, OK).on(STATE, ONLINE, answer)
+
+        assert agent.run_heartbeat_loop() == result
+        assert len(platform.asked(BEAT)) == 2
+
+    def test_the_supplier_says_what_the_agent_is_at(self, agent: Twin, platform: Platform) -> None:
+        platform.on(BEAT, OK).on(STATE, ONLINE)
+        agent.run_heartbeat_loop(1, lambda: {"current_task": "sorting", "active_tasks": 3, "more": object()})
+
+        assert (platform.body(BEAT)["current_task"], platform.body(BEAT)["active_tasks"]) == ("sorting", 3)
+
+    @pytest.mark.parametrize("told", [None, {}, {"current_task": 5, "active_tasks": "many"}, {"active_tasks": -1}, 7])
+    def test_a_supplier_that_tells_nonsense_counts_as_empty(self, agent: Twin, platform: Platform, told: Any) -> None:
+        platform.on(BEAT, OK).on(STATE, ONLINE)
+        agent.run_heartbeat_loop(1, lambda: told)
+
+        assert (platform.body(BEAT)["current_task"], platform.body(BEAT)["active_tasks"]) == ("", 0)
+
+    def test_a_supplier_that_raises_is_logged_and_counts_as_empty(
+        self, agent: Twin, platform: Platform, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def raises() -> dict[str, object]:
+            raise LookupError("the queue is gone")
+
+        platform.on(BEAT, OK).on(STATE, ONLINE)
+
+        assert agent.run_heartbeat_loop(2, raises) == "max_iterations"
+        assert platform.body(BEAT)["active_tasks"] == 0
+        assert "the queue is gone" in caplog.text
+
+    def test_failures_are_logged_and_it_goes_on_sooner_each_time_later(
+        self, agent: Twin, platform: Platform, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        platform.on(BEAT, *[said(500)] * 6, httpx.ConnectError("refused"), OK).on(STATE, ONLINE)
+
+        assert agent.run_heartbeat_loop(8) == "max_iterations"
+        assert caplog.text.count("heartbeat: ") == 7
+        assert agent.waits[0] <= 1.0
+        assert all(wait <= 30.0 for wait in agent.waits)
+        assert max(agent.waits) >= 1.0
+
+    def test_a_rate_limit_is_waited_for(self, agent: Twin, platform: Platform) -> None:
+        platform.on(BEAT, said(429, headers={"Retry-After": "45"}), OK).on(STATE, ONLINE)
+        agent.run_heartbeat_loop(2)
+
+        assert sum(agent.waits) == pytest.approx(45.0)
+
+    def test_a_refused_token_does_not_end_it_and_a_new_one_is_taken_up(self, agent: Twin, platform: Platform) -> None:
+        def judge(request: httpx.Request) -> httpx.Response:
+            if request.headers["authorization"] == "Bearer fresh-token":
+                return OK
+            agent.token_file.parent.mkdir(exist_ok=True)
+            agent.token_file.write_text("fresh-token")
+            return said(401)
+
+        platform.on(BEAT, judge).on(STATE, ONLINE)
+        agent.run_heartbeat_loop(2)
+
+        assert platform.asked(BEAT)[-1].headers["authorization"] == "Bearer fresh-token"
+
+    def test_an_error_that_is_no_platforms_ends_it(self, agent: Twin, platform: Platform) -> None:
+        platform.on(BEAT, RuntimeError("a bug"))
+        with pytest.raises(RuntimeError):
+            agent.run_heartbeat_loop()
+
+
+def test_every_refusal_names_operation_and_status(agent: Twin, platform: Platform) -> None:
+    platform.on(SECRETS, said(403, "not yours"))
+    with pytest.raises(PermanentPlatformError, match="secrets: 403 not yours"):
+        agent.pull_secrets()
