@@ -24,6 +24,7 @@ FLAGS = {
     "backend_opts": (),
     "state_dir": None,
     "insecure": False,
+    "config": None,
 }
 
 
@@ -154,3 +155,40 @@ def test_what_is_wrong_on_this_machine_is_a_row_and_exits_1(molecule: Molecule, 
     assert result.code == 1
     shown = [" ".join(line.split()) for line in result.stdout.splitlines()]
     assert [line for line in shown if line.startswith(" ".join(row.split()))], shown
+
+
+async def test_of_a_list_each_is_looked_at_with_its_own_token_and_platform(sandbox: Sandbox, tmp_path: Path) -> None:
+    workspace, other = await sandbox.workspace(), await sandbox.workspace()
+    config = tmp_path / "fleet.toml"
+    blocks = [
+        f'[[workspace]]\nid = "{workspace.id}"\ntoken = "{workspace.token}"\napi_url = "{sandbox.url}"\n',
+        f'[[workspace]]\nid = "{other.id}"\ntoken = "{other.token}"\napi_url = "http://127.0.0.1:1"\n',
+    ]
+    config.write_text('[defaults]\nbackend = "mock"\n' + "".join(blocks))
+    config.chmod(0o600)
+
+    both = await look("http://unused", tmp_path, workspace_id=None, config=config)
+    one = await look("http://unused", tmp_path, workspace_id=workspace.id, config=config)
+    unknown = await look("http://unused", tmp_path, workspace_id="nobody", config=config)
+
+    by_workspace = {name: [f for f in both if f.workspace == name] for name in (workspace.id, other.id)}
+    assert levels(by_workspace[workspace.id])["token accepted"] == "ok"
+    assert levels(by_workspace[workspace.id])["backend"] == "ok"
+    assert levels(by_workspace[other.id])["platform"] == "FAIL"
+    assert f"\n{other.id}" in list(checkup.lines(both))
+    assert {finding.workspace for finding in one} == {"", workspace.id}
+    assert (unknown[-1].level, unknown[-1].text) == ("FAIL", "nobody is not on the list")
+    assert not any(workspace.token in line or other.token in line for line in checkup.lines(both))
+
+
+async def test_a_list_with_faults_shows_each_of_them(tmp_path: Path) -> None:
+    environ = {
+        "MOLECULE_WORKSPACES": '[{"id": "a"}, {"token": "some-token"}]',
+        "MOLECULE_WORKSPACE_TOKEN": "not-theirs",
+    }
+
+    found = await look("http://unused", tmp_path, environ, workspace_id=None)
+
+    assert [finding.level for finding in found] == ["ok", "FAIL", "FAIL"]
+    assert "workspace 1 (a): it has neither token nor token_file" in found[1].text
+    assert "workspace 2: it has no id" in found[2].text

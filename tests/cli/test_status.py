@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -156,7 +157,8 @@ def test_what_ended_a_connector_is_told(status: Molecule, state: Path) -> None:
     result = status()
 
     assert result.code == 1
-    assert result.stdout == "ws_1: no connector runs; the last one ended 5 min ago: 401 -> a new token\n"
+    forget = f"    forget it  rm {status_path(state, 'ws_1')}\n"
+    assert result.stdout == "ws_1: no connector runs; the last one ended 5 min ago: 401 -> a new token\n" + forget
     assert json.loads(status("--json").stdout)["workspaces"][0]["ended"]["hint"] == "a new token"
 
 
@@ -169,6 +171,39 @@ def test_what_was_stopped_on_purpose_does_not_count_beside_one_that_runs(status:
         tell(state, WELL, workspace_id="ws_died")
         assert status().code == 1
     assert [one.workspace_id for one in survey(state, None, time.time())] == ["ws_1", "ws_died", "ws_old"]
+
+
+ENDED = Ailment(part="connection", reason="401", hint="a new token", since=NOW - 300)
+
+
+def test_a_try_that_failed_before_it_served_does_not_count_beside_one_that_runs(status: Molecule, state: Path) -> None:
+    with serving(state):
+        tell(state, WELL, workspace_id="ws_typo", pid=1, registered=False, ended=ENDED)
+        result = status()
+        assert result.code == 0
+        assert "ws_typo: no connector runs; the last try failed 5 min ago: 401 -> a new token\n" in result.stdout
+        assert f"forget it  rm {status_path(state, 'ws_typo')}\n" in result.stdout
+        assert status("ws_typo").code == 1
+    assert status().code == 1
+
+
+def test_one_that_served_and_ended_counts_until_it_is_forgotten(status: Molecule, state: Path) -> None:
+    with serving(state):
+        tell(state, WELL, workspace_id="ws_ended", pid=1, ended=ENDED)
+        assert status().code == 1
+        status_path(state, "ws_ended").unlink()
+        assert status().code == 0
+
+
+def test_one_that_a_running_process_gave_up_counts(status: Molecule, state: Path) -> None:
+    with serving(state, host=socket.gethostname()):
+        tell(state, WELL, workspace_id="ws_refused", host=socket.gethostname(), registered=False, ended=ENDED)
+        result = status()
+
+    assert result.code == 1
+    given_up = f"ws_refused: given up 5 min ago by process {os.getpid()}, which serves others: 401 -> a new token\n"
+    assert given_up in result.stdout
+    assert "forget it" not in result.stdout
 
 
 def test_where_nothing_was_ever_served_it_says_so_and_touches_nothing(status: Molecule, state: Path) -> None:

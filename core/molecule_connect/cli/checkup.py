@@ -3,13 +3,15 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import attrs
 
 from molecule_connect import environment, state_folder
+from molecule_connect.blocks import credentials_of
 from molecule_connect.cli.survey import survey
 from molecule_connect.console.texts import span
 from molecule_connect.errors import AuthError, ConfigError, MoleculeError, PlatformError
@@ -23,6 +25,7 @@ from molecule_connect.platform.credentials import Credentials
 from molecule_connect.plugins.options import parse_options
 from molecule_connect.serve import rehearse
 from molecule_connect.settings import ConnectionSettings, check_workspace_id
+from molecule_connect.workspaces import WorkspacesError, load_config, load_workspaces
 
 OK, WARN, FAIL, SKIP = "ok", "warn", "FAIL", "-"
 # Less is the network's doing, and the Date header's whole seconds.
@@ -32,12 +35,16 @@ STREAM_PATIENCE = 10.0
 
 @attrs.frozen
 class Finding:
-    """What one check found: ``level`` is ok, warn, FAIL or -, which is: it was not looked at."""
+    """What one check found: ``level`` is ok, warn, FAIL or -, which is: it was not looked at.
+
+    ``workspace`` is empty for what concerns all of them.
+    """
 
     check: str
     level: str
     text: str
     hint: str = ""
+    workspace: str = ""
 
 
 async def checkup(
@@ -47,30 +54,47 @@ async def checkup(
     folder, finding = _folder(flags, environ)
     yield finding
     try:
-        workspace_id = environment.workspace_id(flags["workspace_id"], environ)
-        check_workspace_id(workspace_id)
-        parse_address(api_url, insecure=flags["insecure"])
+        is_list = flags["config"] is not None or environ.get(environment.WORKSPACES_VARIABLE)
+        settings = _listed(flags, environ, folder) if is_list else [_single(flags, api_url, environ)]
+    except WorkspacesError as exc:
+        for fault in exc.faults:
+            yield Finding("asked for", FAIL, f"{exc.source}: {fault}")
+        return
     except ConfigError as exc:
         yield _failed("asked for", exc)
         return
+    for one in settings:
+        tokens = partial(credentials_of if is_list else partial(_credentials, flags, environ), one, folder)
+        async with contextlib.aclosing(_workspace_checkup(one, folder, tokens, now)) as found:
+            async for finding in found:
+                yield attrs.evolve(finding, workspace=one.workspace_id)
+
+
+async def _workspace_checkup(
+    settings: ConnectionSettings, folder: Path | None, tokens: Callable[[], Credentials], now: float
+) -> AsyncGenerator[Finding, None]:
+    workspace_id, api_url = settings.workspace_id, settings.api_url
     yield Finding("asked for", OK, f"workspace {workspace_id} at {api_url}")
     credentials, error = None, None
     try:
-        credentials = _credentials(flags, workspace_id, api_url, folder, environ)
+        credentials = tokens()
         credentials.current()
     except ConfigError as exc:
         credentials, error = None, exc
     if folder is not None:
         yield _lease(folder, workspace_id, now)
-    yield await _backend(flags, workspace_id, credentials)
+    yield await _backend(settings, credentials)
     if credentials is None:
         yield _failed("token", error or environment.no_token())
         yield Finding("platform", SKIP, "not asked: there is no token")
         return
     yield Finding("token", OK, f"from {credentials.source}")
-    org_id = flags["org_id"] or environ.get(environment.ORG_VARIABLE) or None
     async with AsyncPlatformClient(
-        api_url, workspace_id=workspace_id, credentials=credentials, org_id=org_id, insecure=flags["insecure"]
+        api_url,
+        workspace_id=workspace_id,
+        credentials=credentials,
+        org_id=settings.org_id,
+        insecure=settings.insecure,
     ) as client:
         async for finding in _platform(client, now):
             yield finding
@@ -86,20 +110,47 @@ def _folder(flags: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[Path 
     return folder, Finding("state folder", OK, text)
 
 
+def _listed(flags: Mapping[str, Any], environ: Mapping[str, str], folder: Path | None) -> Sequence[ConnectionSettings]:
+    """Those of the list, or the one of them that is asked for."""
+    if flags["config"] is not None:
+        settings = load_config(flags["config"], environ, state_dir=folder)
+    else:
+        settings = load_workspaces(environ, state_dir=folder)
+    wanted = flags["workspace_id"]
+    chosen = [one for one in settings if wanted in (None, one.workspace_id)]
+    if not chosen:
+        known = ", ".join(one.workspace_id for one in settings)
+        raise ConfigError(f"{wanted} is not on the list", hint=f"it names {known}")
+    return chosen
+
+
+def _single(flags: Mapping[str, Any], api_url: str, environ: Mapping[str, str]) -> ConnectionSettings:
+    workspace_id = environment.workspace_id(flags["workspace_id"], environ)
+    check_workspace_id(workspace_id)
+    parse_address(api_url, insecure=flags["insecure"])
+    return ConnectionSettings(
+        workspace_id=workspace_id,
+        api_url=api_url,
+        org_id=flags["org_id"] or environ.get(environment.ORG_VARIABLE) or None,
+        backend=flags["backend"],
+        options=parse_options(flags["backend_opts"]),
+        insecure=flags["insecure"],
+    )
+
+
 def _credentials(
-    flags: Mapping[str, Any], workspace_id: str, api_url: str, folder: Path | None, environ: Mapping[str, str]
+    flags: Mapping[str, Any], environ: Mapping[str, str], settings: ConnectionSettings, folder: Path | None
 ) -> Credentials:
     source = environment.token_source(flags["token"], flags["token_file"], environ)
-    if source is None and not (folder and (folder / f"{workspace_id}.token").exists()):
+    if source is None and not (folder and (folder / f"{settings.workspace_id}.token").exists()):
         raise environment.no_token()
-    return Credentials(
-        workspace_id,
-        origin=parse_address(api_url, insecure=flags["insecure"]).origin,
+    found = attrs.evolve(
+        settings,
         token=source.token if source else None,
-        source=source.name if source else "the state folder",
+        token_source=source.name if source else "the state folder",
         token_file=source.file if source else None,
-        state_dir=folder,
     )
+    return credentials_of(found, folder)
 
 
 def _lease(folder: Path, workspace_id: str, now: float) -> Finding:
@@ -116,23 +167,18 @@ def _lease(folder: Path, workspace_id: str, now: float) -> Finding:
     return Finding("connector", WARN, f"{process}: {found.state}", "see 'molecule status'")
 
 
-async def _backend(flags: Mapping[str, Any], workspace_id: str, credentials: Credentials | None) -> Finding:
-    if not flags["backend"]:
+async def _backend(settings: ConnectionSettings, credentials: Credentials | None) -> Finding:
+    if not settings.backend:
         return Finding("backend", SKIP, "not looked at", "name it with --backend and its --backend-opt")
-    settings = ConnectionSettings(
-        workspace_id=workspace_id,
-        # A check needs none, and no request is made.
-        token=credentials.current() if credentials else "none-is-needed",
-        backend=flags["backend"],
-        options=parse_options(flags["backend_opts"]),
-    )
+    # A check needs no token, and no request is made.
+    settings = attrs.evolve(settings, token=credentials.current() if credentials else "none-is-needed")
     try:
         problems = await rehearse([settings], state_dir=None, listener=ignore)
     except MoleculeError as exc:
         return _failed("backend", exc)
     if problems:
         return Finding("backend", FAIL, "; ".join(problems), "mend that, then start")
-    return Finding("backend", OK, f"{flags['backend']} is ready")
+    return Finding("backend", OK, f"{settings.backend} is ready")
 
 
 async def _platform(client: AsyncPlatformClient, now: float) -> AsyncGenerator[Finding, None]:
@@ -209,7 +255,12 @@ def lines(findings: list[Finding]) -> Iterator[str]:
     from molecule_connect.console.texts import one_line
 
     width = max(len(finding.check) for finding in findings)
+    several = len({finding.workspace for finding in findings if finding.workspace}) > 1
+    before = ""
     for finding in findings:
+        if several and finding.workspace != before:
+            before = finding.workspace
+            yield f"\n{finding.workspace}"
         hint = f" -> {one_line(finding.hint, 400)}" if finding.hint else ""
         yield f"{finding.check:{width}}  {finding.level:4}  {one_line(finding.text, 400)}{hint}"
 

@@ -23,6 +23,12 @@ NOT_WELL = 1
 @click.option("--backend", type=PluginName(BACKENDS), help="The backend to look at too.")
 @click.option("--backend-opt", "backend_opts", multiple=True, metavar="KEY=VALUE", help="An option of the backend.")
 @click.option("--state-dir", metavar="FOLDER", help="The state folder. [MOLECULE_STATE_DIR]")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Look at the workspaces of this file, or at WORKSPACE_ID of it.",
+)
 @click.option("--insecure", is_flag=True, help="Allow plain http to another machine.")
 @click.pass_context
 def doctor(ctx: click.Context, /, **flags: Any) -> None:

@@ -1,6 +1,7 @@
 """``molecule status``: is a connector running, and is it well?"""
 
 import json
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,8 @@ def status(ctx: click.Context, workspace_id: str | None, as_json: bool, state_di
     molecule status ws_1 --json | jq '.workspaces[0].state'
 
     It exits with 0 when a connector runs and is well, and with 1 when it is in trouble, has died, or when none runs.
-    Without WORKSPACE_ID, what was stopped on purpose does not count, as long as another runs.
+    Without WORKSPACE_ID, what was stopped on purpose does not count, nor a try that failed before it served, as long
+    as another runs.
     """
     from molecule_connect.cli.survey import survey
 
@@ -46,32 +48,30 @@ def status(ctx: click.Context, workspace_id: str | None, as_json: bool, state_di
     else:
         for line in _lines(found, folder, now):
             click.echo(line)
-    asked = [one for one in found if workspace_id or not one.is_stopped]
+    asked = [one for one in found if workspace_id or one.is_expected]
     ctx.exit(0 if asked and all(one.is_well for one in asked) else NOT_WELL)
 
 
 def _lines(found: "Sequence[Found]", folder: "Path", now: float) -> Iterator[str]:
+    from molecule_connect.delivery.status_file import status_path
+
     if not found:
         yield f"no connector runs: nothing was served from {folder} yet"
         yield "what to do: name another folder with --state-dir, or start one with 'molecule connect'"
     for one in found:
         yield f"{one.workspace_id}: {_headline(one, now)}"
+        if one.holder is None and one.keeper is None and one.status is not None:
+            yield f"    {'forget it':10} rm {shlex.quote(str(status_path(folder, one.workspace_id)))}"
         for title, value in _facts(one, now):
             yield f"    {title:10} {value}"
 
 
 def _headline(one: "Found", now: float) -> str:
-    from molecule_connect.console.texts import one_line, span
+    from molecule_connect.console.texts import span
 
     told, by = one.status, one.holder
     if by is None:
-        if told is None:
-            return "no connector runs"
-        if told.ended is None:
-            last = f"it last told of itself {ago(told.written, now)}"
-            return f"no connector runs; process {told.pid} was killed or crashed ({last}) -> start it again"
-        end = one_line(told.ended.reason, 400) + (f" -> {one_line(told.ended.hint, 400)}" if told.ended.hint else "")
-        return f"no connector runs; the last one ended {ago(told.ended.since, now)}: {end}"
+        return _ending(one, now)
     process = f"process {by.pid} on {by.host}" if by.pid else "a process"
     since = f", for {span(now - told.started)}" if told else ""
     words = {
@@ -83,6 +83,22 @@ def _headline(one: "Found", now: float) -> str:
         "silent": f"hangs: it has told nothing for {span(now - told.written) if told else 'a while'} -> restart it",
     }
     return f"{words[one.state]} ({process}{since})"
+
+
+def _ending(one: "Found", now: float) -> str:
+    from molecule_connect.console.texts import one_line
+
+    told = one.status
+    if told is None:
+        return "no connector runs"
+    if told.ended is None:
+        last = f"it last told of itself {ago(told.written, now)}"
+        return f"no connector runs; process {told.pid} was killed or crashed ({last}) -> start it again"
+    end = one_line(told.ended.reason, 400) + (f" -> {one_line(told.ended.hint, 400)}" if told.ended.hint else "")
+    if one.keeper is not None:
+        return f"given up {ago(told.ended.since, now)} by process {one.keeper}, which serves others: {end}"
+    last = "the last one ended" if one.is_expected else "the last try failed"
+    return f"no connector runs; {last} {ago(told.ended.since, now)}: {end}"
 
 
 def _facts(one: "Found", now: float) -> Iterator[tuple[str, str]]:
@@ -135,6 +151,7 @@ def _values(one: "Found") -> dict[str, Any]:
         "workspace_id": one.workspace_id,
         "state": one.state,
         "well": one.is_well,
+        "expected": one.is_expected,
         "pid": by.pid if by else None,
         "host": by.host if by else None,
         "since": moment(told.started) if told and by else None,

@@ -29,6 +29,7 @@ class Found:
         status: What the connector told; None where it is of no use.
         counts: Messages by state; None where the journal cannot be read.
         oldest: When the oldest message that waits was written, in seconds since 1970.
+        keeper: The process that gave this workspace up and still serves others; None where there is none.
     """
 
     workspace_id: str
@@ -39,11 +40,23 @@ class Found:
     counts: dict[State, int] | None = None
     running: tuple[Glance, ...] = ()
     oldest: float | None = None
+    keeper: int | None = None
 
     @property
     def is_well(self) -> bool:
         """Whether it serves, and nothing that costs messages is wrong; a pause is somebody's wish."""
         return self.state in ("running", "paused")
+
+    @property
+    def is_expected(self) -> bool:
+        """Whether it should be served now: it is, a running process gave it up, or it was served and nobody stopped it.
+
+        One try that never got as far as serving, and that nobody repeats, was somebody's slip.
+        """
+        if self.state not in ("ended", "died"):
+            return not self.is_stopped
+        told = self.status
+        return self.keeper is not None or (told is not None and (told.registered or told.paused))
 
     @property
     def is_stopped(self) -> bool:
@@ -66,7 +79,18 @@ def survey(folder: Path, workspace_id: str | None, now: float) -> list[Found]:
         except JournalError as exc:
             problem = str(exc)
         names = [workspace_id] if workspace_id else _names(folder, journal)
-        return [_find(folder, name, journal, problem, now) for name in names]
+        return _kept([_find(folder, name, journal, problem, now) for name in names])
+
+
+def _kept(found: list[Found]) -> list[Found]:
+    """*found*, each that has ended with the process that gave it up, where that still serves another."""
+    alive = {(one.holder.pid, one.holder.host) for one in found if one.holder is not None}
+    return [
+        attrs.evolve(one, keeper=one.status.pid)
+        if one.state == "ended" and one.status and (one.status.pid, one.status.host) in alive
+        else one
+        for one in found
+    ]
 
 
 def _names(folder: Path, journal: Inspection | None) -> list[str]:
