@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         TransientPlatformError,
         WorkspaceDeletedError,
     )
+    from molecule_connect.inboxes import open_inbox
     from molecule_connect.models import (
         DataPart,
         FilePart,
@@ -83,6 +84,7 @@ _HOMES = {
     ),
     "delivery.inbox": ("Inbox",),
     "delivery.inbox_store": ("InboxMessage",),
+    "inboxes": ("open_inbox",),
     "platform.client": ("AsyncPlatformClient",),
     "plugins.discovery": ("installed_backends",),
     "plugins.hookspecs": ("hookimpl",),
@@ -159,6 +161,7 @@ __all__ = [
     "hookimpl",
     "installed_backends",
     "load_workspaces",
+    "open_inbox",
     "operations",
     "options",
 ]

@@ -16,7 +16,7 @@ FLOORS = (
     {"platform", "plugins"},
     {"delivery"},
     {"environment", "workspace_keys", "workspaces"},
-    {"serve", "blocks"},
+    {"serve", "blocks", "inboxes", "inbox_desk"},
     {"remote_agent", "console", "testing"},
     {"cli", "__main__"},
 )

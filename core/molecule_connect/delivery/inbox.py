@@ -1,6 +1,7 @@
 """An inbox: messages wait in the journal until a reader takes, finishes or answers them."""
 
 import asyncio
+import contextlib
 import os
 import socket
 import uuid
@@ -61,6 +62,7 @@ class Inbox:
         self._store = InboxStore(journal)
         self._desks = dict(desks)
         self.workspace_ids = tuple(self._desks)
+        self._bell = asyncio.Event()
         # The process is named, so that people can see who has a message.
         self.holder = f"{os.getpid()}@{socket.gethostname()}:{uuid.uuid4().hex[:8]}"
 
@@ -248,6 +250,15 @@ class Inbox:
         over = self._store.next_over(self.workspace_ids)
         return seconds if over is None else max(0.0, min(seconds, over - self._store.wall))
 
+    def ring(self) -> None:
+        """Something happened in this process: whoever waits need not wait for the next look."""
+        self._bell.set()
+        self._bell = asyncio.Event()
+
+    async def close(self) -> None:
+        """Give back what is held: whoever took it here can finish it no more."""
+        await self._store.release(self.holder)
+
     async def _change(self, version: int, seconds: float | None) -> None:
         """Wait until somebody wrote to the journal, for at most *seconds*."""
         until = None if seconds is None else _now() + seconds
@@ -255,7 +266,9 @@ class Inbox:
             left = LOOK if until is None else min(LOOK, until - _now())
             if left <= 0:
                 return
-            await asyncio.sleep(left)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._bell.wait()
 
 
 def _storable(response: Response) -> Answer:

@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from molecule_connect.delivery import questions
+from molecule_connect.delivery import questions, sayings
 from molecule_connect.delivery.entries import Answer, State, dump_answer, load_parts
 from molecule_connect.delivery.journal import Journal
 from molecule_connect.models import Kind, Part, TextPart
@@ -250,6 +250,34 @@ class InboxStore:
             return cursor.rowcount == 1
 
         return await self._journal.committer.put(run, durable=True)
+
+    # Speaking first
+
+    async def asks(self, workspace_id: str, message_id: str, peer_id: str, text: str) -> None:
+        """A question is about to be sent."""
+        wall = self.wall
+        await self._journal.committer.put(
+            lambda db: questions.ask(db, workspace_id, message_id, peer_id, text, wall), durable=True
+        )
+
+    async def delegated(self, workspace_id: str, message_id: str, delegation_id: str) -> None:
+        """The platform gave what was asked a delegation's id."""
+        await self._journal.committer.put(lambda db: questions.delegated(db, workspace_id, message_id, delegation_id))
+
+    async def settled(self, workspace_id: str, message_id: str) -> None:
+        """The question was answered at once, or was never taken."""
+        await self._journal.committer.put(lambda db: questions.close(db, workspace_id, message_id))
+
+    async def says(self, workspace_id: str, send_print: str) -> int:
+        """Something is about to be said to the person; gives what ``unsays`` takes."""
+        wall = self.wall
+        return await self._journal.committer.put(
+            lambda db: sayings.say(db, workspace_id, send_print, wall), durable=True
+        )
+
+    async def unsays(self, number: int) -> None:
+        """It was not said: no echo will come."""
+        await self._journal.committer.put(lambda db: sayings.unsay(db, number))
 
 
 def _oldest_free(db: sqlite3.Connection, workspace_id: str, wall: float) -> Place | None:

@@ -11,6 +11,7 @@ VERSION = 1
 # place orders a lane: it is the row's time, and for a replayed message a time after all others of the lane.
 # Times are microseconds by the platform's clock, not_before and the like are seconds by ours.
 # question is the message_id of what was asked, on the row that answers it.
+# told is what a reader of an inbox said to the person unasked: its echo shows no answer, and nobody else's work.
 # accepted is when the platform took the answer, 0 before that; echo pairs an answer with the row that shows it.
 TABLES = """
 CREATE TABLE workspace (
@@ -38,6 +39,7 @@ CREATE TABLE asked (
     workspace_id TEXT NOT NULL, message_id TEXT NOT NULL, delegation_id TEXT, peer_id TEXT NOT NULL,
     text TEXT NOT NULL, time REAL NOT NULL, is_open INTEGER NOT NULL DEFAULT 1, PRIMARY KEY (workspace_id, message_id)
 );
+CREATE TABLE told (workspace_id TEXT NOT NULL, send_print TEXT NOT NULL, time REAL NOT NULL, echo TEXT);
 CREATE INDEX message_lane ON message (workspace_id, caller_id, context_id, place, seq, arrival)
     WHERE state IN ('received', 'running', 'answered');
 CREATE INDEX message_answered ON message (workspace_id, caller_id, context_id, place, seq, arrival)

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import attrs
 
-from molecule_connect.delivery import questions
+from molecule_connect.delivery import questions, sayings
 from molecule_connect.delivery.entries import (
     Answer,
     Entry,
@@ -78,10 +78,11 @@ def _receive_one(
             lane = Lane(lane.caller_id, original[2])
     elif inbox and item.kind in (Kind.ANSWER, Kind.RESULT):
         state, question = State.RECEIVED, questions.answered_by(db, workspace_id, item)
+    told = item.kind is Kind.ECHO and sayings.echoed(db, workspace_id, item.fingerprint, item.row_id)
     db.execute(
         "INSERT INTO message (workspace_id, row_id, kind, state, time, seq, place, caller_id, context_id, task_id,"
         " message_id, sender_key, idempotency_key, method, fingerprint, delegation_id, parts, raw, size, reason,"
-        " repeat_of, question, changed) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        " repeat_of, question, echo, changed) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
         (
             *(workspace_id, item.row_id, item.kind.value, state.value, time, item.seq or 0, time),
             *(_plain(item.caller_id), _plain(item.context_id), _plain(item.task_id), _plain(item.message_id)),
@@ -94,11 +95,12 @@ def _receive_one(
                 _plain(reason),
                 repeats,
                 question,
+                sayings.TOLD if told else None,
                 wall,
             ),
         ),
     )
-    foreign = item.kind is Kind.ECHO and not _ours(db, workspace_id, item.fingerprint, time)
+    foreign = item.kind is Kind.ECHO and not told and not _ours(db, workspace_id, item.fingerprint, time)
     return Stored(
         item=item,
         time=time,

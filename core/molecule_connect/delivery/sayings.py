@@ -1,0 +1,31 @@
+"""What readers of an inbox said to the person unasked: each uses one echo up, which then shows no answer."""
+
+import sqlite3
+
+AGE = 24 * 3600.0
+# In the place of the row that an echo belongs to.
+TOLD = "told"
+
+
+def say(db: sqlite3.Connection, workspace_id: str, send_print: str, wall: float) -> int:
+    """Write down what is about to be said; gives its number."""
+    db.execute("DELETE FROM told WHERE workspace_id=? AND time < ?", (workspace_id, wall - AGE))
+    values = (workspace_id, send_print, wall)
+    return int(db.execute("INSERT INTO told (workspace_id, send_print, time) VALUES (?,?,?)", values).lastrowid or 0)
+
+
+def unsay(db: sqlite3.Connection, number: int) -> None:
+    """It was refused: no echo will come."""
+    db.execute("DELETE FROM told WHERE rowid=? AND echo IS NULL", (number,))
+
+
+def echoed(db: sqlite3.Connection, workspace_id: str, fingerprint: str, row_id: str) -> bool:
+    """Whether the echo *row_id* shows something that was said, which uses it up."""
+    return (
+        db.execute(
+            "UPDATE told SET echo=? WHERE rowid=(SELECT rowid FROM told WHERE workspace_id=? AND send_print=?"
+            " AND echo IS NULL ORDER BY rowid LIMIT 1)",
+            (row_id, workspace_id, fingerprint),
+        ).rowcount
+        == 1
+    )

@@ -1,0 +1,111 @@
+"""From settings to an open inbox: the connections beside it, or another process's, read through its journal."""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from molecule_connect import environment, events, state_folder
+from molecule_connect.blocks import Ground, client_of, notice
+from molecule_connect.delivery import older_cursor
+from molecule_connect.delivery.fleet import Fleet
+from molecule_connect.delivery.inbox import Inbox
+from molecule_connect.delivery.journal import Journal
+from molecule_connect.errors import ConfigError, MoleculeError
+from molecule_connect.inbox_desk import InboxDesk, refuse_a_backend
+from molecule_connect.platform.transports import AsyncTransport, Transports
+from molecule_connect.settings import ConnectionSettings
+from molecule_connect.workspaces import load_workspaces
+
+WORKSPACES_PER_READER = 8
+
+
+@asynccontextmanager
+async def open_inbox(
+    workspaces: Sequence[ConnectionSettings] | None = None,
+    *,
+    state_dir: Path | None = None,
+    listener: events.Listener = events.ignore,
+    environ: Mapping[str, str] = os.environ,
+    heartbeat: bool = True,
+    transport: AsyncTransport | None = None,
+) -> AsyncIterator[Inbox]:
+    """The inbox of *workspaces*, kept filled while it is open. It registers, beats and reads beside the caller.
+
+    Where another process on this machine serves a workspace as an inbox, this one reads through the same journal,
+    and takes over when that process is gone. What ends a workspace later is in ``Inbox.ended``. At the end what is
+    held is given back, and answers that are being sent get the workspace's ``grace``.
+
+    Args:
+        workspaces: None: those that the environment names.
+        state_dir: Where the journal lies; None: where ``molecule connect`` would keep it.
+        heartbeat: False: another program keeps the workspaces online; this one neither registers nor beats.
+        transport: Stands in for the network.
+
+    Raises:
+        ConfigError: Something is missing or makes no sense; before any request.
+        LeaseError: Another process on this machine answers for a workspace with a backend.
+        JournalError: The journal cannot be used.
+    """
+    folder = state_folder.resolve(state_dir, environ, home=environment.home())
+    settings = _checked(load_workspaces(environ, state_dir=folder) if workspaces is None else workspaces)
+    for one in settings:
+        await refuse_a_backend(folder, one.workspace_id)
+    async with AsyncExitStack() as stack:
+        transports = Transports(
+            transport=transport,
+            readers=2 + len(settings) // WORKSPACES_PER_READER,
+            say=notice(settings[0].workspace_id, listener),
+        )
+        stack.push_async_callback(transports.aclose)
+        journal = await stack.enter_async_context(Journal.open(folder, wall=time.time))
+        ground = Ground(state_dir=folder, transports=transports, journal=journal, listener=listener)
+        desks = []
+        for one in settings:
+            client = client_of(one, ground)
+            stack.push_async_callback(client.aclose)
+            desks.append(InboxDesk(one, client, ground, presence=heartbeat))
+        folders = older_cursor.folders(environ, home=environment.home())
+        ids = {desk.workspace_id for desk in desks}
+        for name in ids:
+            await older_cursor.take_over(journal, folder, name, folders, others=ids - {name})
+        async with _filled(Inbox(journal, {desk.workspace_id: desk for desk in desks}), desks, ground) as inbox:
+            yield inbox
+
+
+@asynccontextmanager
+async def _filled(inbox: Inbox, desks: Sequence[InboxDesk], ground: Ground) -> AsyncIterator[Inbox]:
+    """*inbox* while its *desks* are at work."""
+    for desk in desks:
+        desk.ring = inbox.ring
+    stop = asyncio.Event()
+    fleet = Fleet(desks, ground.journal, listener=ground.listener)
+    serving = asyncio.get_running_loop().create_task(_serve(fleet, stop), name="inbox")
+    try:
+        yield inbox
+    finally:
+        stop.set()
+        try:
+            await serving
+        finally:
+            await inbox.close()
+
+
+async def _serve(fleet: Fleet, stop: asyncio.Event) -> None:
+    try:
+        await fleet.run(stop)
+    except MoleculeError:
+        # The desks have kept what each of them ended with.
+        await stop.wait()
+
+
+def _checked(workspaces: Sequence[ConnectionSettings]) -> list[ConnectionSettings]:
+    settings = [one.check() for one in workspaces]
+    if not settings:
+        raise ConfigError("no workspace was given", hint="name at least one")
+    ids = [one.workspace_id for one in settings]
+    if doubled := next((name for name in ids if ids.count(name) > 1), None):
+        raise ConfigError(f"workspace {doubled} is given twice", hint="leave out one of them")
+    return settings
