@@ -23,12 +23,21 @@ class Connector:
     """
 
     def __init__(self, sandbox: Sandbox, workspace: Workspace, state: Path, *arguments: str, **environ: str) -> None:
-        self._sandbox = sandbox
-        self._workspace = workspace
-        self._state = state
-        self._arguments = arguments or ("--backend", "mock")
-        token = {} if "--token-file" in self._arguments else {"MOLECULE_WORKSPACE_TOKEN": workspace.token}
-        self._environ = {**clean_environ(), **token, **environ}
+        arguments = arguments or ("--backend", "mock")
+        token = {} if "--token-file" in arguments else {"MOLECULE_WORKSPACE_TOKEN": workspace.token}
+        address = (workspace.id, "--api-url", sandbox.url, "--state-dir", str(state))
+        self._prepare((*address, *arguments), {**token, **environ})
+
+    @classmethod
+    def of_a_list(cls, config: Path, state: Path, *arguments: str, **environ: str) -> Self:
+        """One that serves the workspaces of a file."""
+        connector = cls.__new__(cls)
+        connector._prepare(("--config", str(config), "--state-dir", str(state), *arguments), environ)
+        return connector
+
+    def _prepare(self, arguments: tuple[str, ...], environ: dict[str, str]) -> None:
+        self._arguments = arguments
+        self._environ = {**clean_environ(), **environ}
         self._reading: asyncio.Task[None] | None = None
         self.process: asyncio.subprocess.Process | None = None
         self.output = ""
@@ -38,8 +47,6 @@ class Connector:
         self.process = await asyncio.create_subprocess_exec(
             *PROGRAM,
             "connect",
-            self._workspace.id,
-            *("--api-url", self._sandbox.url, "--state-dir", str(self._state)),
             *self._arguments,
             stdin=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
@@ -54,6 +61,11 @@ class Connector:
         assert self.process.stderr is not None
         while piece := await self.process.stderr.read(PIECE):
             self.output += piece.decode()
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        assert self.process is not None
+        self.process.send_signal(number)
 
     async def says(self, words: str, *, since: int = 0, seconds: float = 20) -> None:
         """Wait until it has written *words*, *since* so many characters."""

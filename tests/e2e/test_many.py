@@ -1,0 +1,130 @@
+"""Several workspaces in one real process: one platform down, one token refused, and lists that change under load."""
+
+import asyncio
+import signal
+import socket
+from pathlib import Path
+
+from molecule_connect_sandbox.testing import Sandbox, Workspace
+
+from .kit import Connector, registered
+
+MOCK = '[defaults]\nbackend = "mock"\noptions.reply = "%s!"\n'
+
+
+def block(workspace: Workspace, url: str, *more: str, token: str = "") -> str:
+    lines = (f'id = "{workspace.id}"', f'token = "{token or workspace.token}"', f'api_url = "{url}"', *more)
+    return "\n".join(("[[workspace]]", *lines, ""))
+
+
+def write(config: Path, *blocks: str) -> None:
+    config.touch(mode=0o600)
+    config.write_text(MOCK + "".join(blocks))
+
+
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+async def texts(sandbox: Sandbox, workspace: Workspace, count: int) -> list[str]:
+    return [answer.text for answer in await sandbox.answers(workspace, count, timeout=20)]
+
+
+async def test_beside_a_platform_that_is_down_and_a_refused_token_the_good_one_answers_all(tmp_path: Path) -> None:
+    config = tmp_path / "fleet.toml"
+    async with Sandbox.over_loopback() as sandbox:
+        good, refused, away = [await sandbox.workspace(name) for name in ("good", "refused", "away")]
+        down = f"http://127.0.0.1:{closed_port()}"
+        write(
+            config,
+            block(refused, sandbox.url, token="not-the-token-1234"),
+            block(away, down),
+            block(good, sandbox.url),
+        )
+        async with Connector.of_a_list(config, tmp_path / "state") as connector:
+            await connector.says(f"[{refused.id}] connection: register: 401")
+            await connector.says(f"workspace {refused.id}, token from {config}: ")
+            await connector.says(f"[{away.id}] register: {down} cannot be reached")
+            for number in range(20):
+                await sandbox.say(good, f"{number}")
+            assert await texts(sandbox, good, 20) == [f"{number}!" for number in range(20)]
+
+            # What is mended is taken up: the list itself did not change for the one that goes on trying.
+            write(config, block(refused, sandbox.url), block(away, down), block(good, sandbox.url))
+            connector.send(signal.SIGHUP)
+            await registered(sandbox, refused)
+            await sandbox.say(refused, "late")
+            assert await texts(sandbox, refused, 1) == ["late!"]
+            assert await connector.stop() == 0
+    starts = [line for line in connector.output.splitlines() if "molecule connect: workspace " in line]
+    assert len(starts) == 4
+    assert not any(one.token in connector.output for one in (good, refused, away))
+
+
+async def test_when_every_token_is_refused_it_ends_with_3_and_names_them(tmp_path: Path) -> None:
+    config = tmp_path / "fleet.toml"
+    async with Sandbox.over_loopback() as sandbox:
+        refused = [await sandbox.workspace(f"refused {number}") for number in range(2)]
+        write(config, *(block(one, sandbox.url, token="not-the-token-1234") for one in refused))
+        async with Connector.of_a_list(config, tmp_path / "state") as connector:
+            assert await connector.ended() == 3
+    assert "error: 2 of 2 workspaces ended with an error: " in connector.output
+    assert all(f"{one.id}: register: 401" in connector.output for one in refused)
+
+
+async def test_lists_that_change_under_load_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
+    config = tmp_path / "fleet.toml"
+    async with Sandbox.over_loopback() as sandbox:
+        stays, changes, comes_and_goes = [await sandbox.workspace(name) for name in ("stays", "changes", "comes")]
+
+        async def write_all(workspace: Workspace) -> None:
+            for number in range(60):
+                await sandbox.say(workspace, f"{number}", contextId=f"c{number % 3}")
+                await asyncio.sleep(0.02)
+
+        def lists(number: int, *, with_third: bool) -> None:
+            more = [block(comes_and_goes, sandbox.url)] if with_third else []
+            changed = block(changes, sandbox.url, f"concurrency = {number}")
+            write(config, block(stays, sandbox.url), changed, *more)
+
+        lists(1, with_third=False)
+        async with Connector.of_a_list(config, tmp_path / "state") as connector:
+            await registered(sandbox, stays)
+            await registered(sandbox, changes)
+            async with asyncio.TaskGroup() as group:
+                for workspace in (stays, changes, comes_and_goes):
+                    group.create_task(write_all(workspace))
+                for number in range(2, 7):
+                    before = len(connector.output)
+                    lists(number, with_third=number % 2 == 0)
+                    connector.send(signal.SIGHUP)
+                    await connector.says(f"{config} was read again: ", since=before)
+                    await asyncio.sleep(0.2)
+            lists(7, with_third=True)
+            connector.send(signal.SIGHUP)
+            for workspace in (stays, changes, comes_and_goes):
+                found = await texts(sandbox, workspace, 60)
+                assert sorted(found) == sorted(f"{number}!" for number in range(60))
+            assert await connector.stop() == 0
+        registrations = connector.output.count(f"[{stays.id}] registered")
+    assert registrations == 1
+
+
+async def test_a_list_with_faults_at_sighup_is_told_and_changes_nothing(tmp_path: Path) -> None:
+    config = tmp_path / "fleet.toml"
+    async with Sandbox.over_loopback() as sandbox:
+        workspace = await sandbox.workspace()
+        write(config, block(workspace, sandbox.url))
+        async with Connector.of_a_list(config, tmp_path / "state") as connector:
+            await registered(sandbox, workspace)
+            write(config, block(workspace, sandbox.url, 'backnd = "mock"', "concurrency = 0"), "[[workspace]]\n")
+            connector.send(signal.SIGHUP)
+            await connector.says("was read again and not followed")
+            assert f"workspace 1 ({workspace.id}): unknown key 'backnd', did you mean 'backend'?" in connector.output
+            assert f"workspace 1 ({workspace.id}): concurrency must be at least 1" in connector.output
+            assert "workspace 2: it has no id" in connector.output
+            await sandbox.say(workspace, "still here")
+            assert await texts(sandbox, workspace, 1) == ["still here!"]
+            assert await connector.stop() == 0
+    assert connector.output.count("registered") == 1
