@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import attrs
 import pytest
@@ -28,9 +29,9 @@ class Ends:
     def said(self) -> str:
         return os.read(self.reading, 4096).decode()
 
-    def signals(self, grace: float = 1000.0) -> StopSignals:
+    def signals(self, grace: float = 1000.0, **more: Any) -> StopSignals:
         return StopSignals(
-            grace=grace, spell=lambda text, code: f"{code}: {text}", leave=self.leave, stderr=self.writing
+            grace=grace, spell=lambda text, code: f"{code}: {text}", leave=self.leave, stderr=self.writing, **more
         )
 
 
@@ -87,6 +88,47 @@ def test_a_hang_up_that_was_ignored_stays_ignored(ends: Ends) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with ends.signals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not signals.received
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+async def test_where_a_list_can_be_read_again_a_hang_up_asks_for_that_and_stops_nothing(ends: Ends) -> None:
+    stop, reload = asyncio.Event(), asyncio.Event()
+    with ends.signals(reloads=True, has_terminal=lambda: False) as signals:
+        os.kill(os.getpid(), signal.SIGHUP)
+        signals.bind(stop, reload)
+        assert reload.is_set()
+        reload.clear()
+        os.kill(os.getpid(), signal.SIGHUP)
+        async with asyncio.timeout(5):
+            await reload.wait()
+
+    assert not stop.is_set()
+    assert not signals.received
+
+
+async def test_a_hang_up_of_a_terminal_that_is_gone_stops_all_the_same(ends: Ends) -> None:
+    stop, reload, terminal = asyncio.Event(), asyncio.Event(), [True]
+    with ends.signals(reloads=True, has_terminal=lambda: terminal[0]) as signals:
+        signals.bind(stop, reload)
+        os.kill(os.getpid(), signal.SIGHUP)
+        async with asyncio.timeout(5):
+            await reload.wait()
+        assert not stop.is_set()
+        terminal[0] = False
+        os.kill(os.getpid(), signal.SIGHUP)
+        async with asyncio.timeout(5):
+            await stop.wait()
+
+
+def test_under_nohup_a_hang_up_asks_for_a_reload_whatever_became_of_the_terminal(ends: Ends) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    terminal = [True]
+    try:
+        with ends.signals(reloads=True, has_terminal=lambda: terminal[0]) as signals:
+            terminal[0] = False
             os.kill(os.getpid(), signal.SIGHUP)
             assert not signals.received
     finally:

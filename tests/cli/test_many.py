@@ -1,0 +1,112 @@
+"""Starts of several workspaces: what is refused, what is shown, and what a flag means for all of them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Molecule = Callable[..., Any]
+
+
+@pytest.fixture
+def config(tmp_path: Path, token: str) -> Path:
+    blocks = [f'[[workspace]]\nid = "ws_{number}"\ntoken = "{token}-{number}"\n' for number in range(3)]
+    path = tmp_path / "fleet.toml"
+    path.touch(mode=0o600)
+    path.write_text('[defaults]\nbackend = "parrot"\napi_url = "http://127.0.0.1:1"\n' + "".join(blocks))
+    return path
+
+
+def test_a_rehearsal_shows_one_line_for_each_and_starts_nothing(
+    molecule: Molecule, config: Path, environ: dict[str, str]
+) -> None:
+    result = molecule("connect", "--config", str(config), "--dry-run")
+
+    assert result.code == 0, result.stderr
+    lines = [line for line in result.stderr.splitlines() if "molecule connect: workspace " in line]
+    assert [line.split("workspace ")[1].split(",")[0] for line in lines] == ["ws_0", "ws_1", "ws_2"]
+    assert all("backend parrot" in line and "api http://127.0.0.1:1" in line for line in lines)
+    assert "nothing was started" in result.stderr
+    assert list(Path(environ["HOME"]).iterdir()) == []
+
+
+def test_a_flag_that_is_given_holds_for_all_and_a_default_for_none(molecule: Molecule, config: Path) -> None:
+    given = molecule(
+        "--api-url", "http://localhost:2", "connect", "--config", str(config), "--backend", "mock", "--dry-run"
+    )
+
+    assert given.stderr.count("backend mock") == given.stderr.count("api http://localhost:2") == 3
+
+
+def test_problems_of_each_are_told_by_their_workspace(molecule: Molecule, config: Path) -> None:
+    config.write_text(
+        config.read_text() + 'backend = "unready"\n[[workspace]]\nid = "ws_3"\ntoken = "t-token"\noptions.times = "x"\n'
+    )
+
+    rehearsed, started = (molecule("connect", "--config", str(config), *more) for more in (["--dry-run"], []))
+
+    for result in (rehearsed, started):
+        assert result.code == 2
+        assert "workspace ws_2: backend unready: no login" in result.stderr
+        assert "workspace ws_3: option 'times' of backend parrot must be" in result.stderr
+    assert "error: the workspaces are not ready: 2 problems" in rehearsed.stderr
+    assert "error: the list has 2 faults, listed above\nwhat to do: " in started.stderr
+
+
+def test_every_fault_is_a_line_and_the_error_counts_them(molecule: Molecule, token: str) -> None:
+    entries = [{"id": "ws_1", "token": token, "tokn": 1}, {"id": "ws_1", "token": token}, {"id": "a b"}]
+
+    result = molecule("connect", MOLECULE_WORKSPACES=json.dumps(entries))
+
+    assert result.code == 2
+    faults = [line.partition("ERROR")[2].strip() for line in result.stderr.splitlines() if " ERROR " in line]
+    assert faults[:2] == [
+        "workspace 1 (ws_1): unknown key 'tokn', did you mean 'token'?",
+        "workspace 2 (ws_1): the id of workspace 1 again",
+    ]
+    assert f"error: MOLECULE_WORKSPACES has {len(faults)} faults, listed above\n" in result.stderr
+
+
+def test_a_single_fault_is_the_error(molecule: Molecule) -> None:
+    result = molecule("connect", MOLECULE_WORKSPACES="{")
+
+    assert result.code == 2
+    assert result.stderr.startswith("error: MOLECULE_WORKSPACES: it is not JSON (line 1, column 2)\nwhat to do: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(["ws_1"], "a workspace id"), (["--token", "t0k3n-x"], "--token"), (["--token-file", "x"], "--token-file")],
+)
+def test_an_id_or_a_token_beside_a_list_is_refused(
+    molecule: Molecule, config: Path, arguments: list[str], words: str
+) -> None:
+    by_file = molecule("connect", *arguments, "--config", str(config))
+    by_variable = molecule("connect", *arguments, MOLECULE_WORKSPACES="[]")
+
+    assert by_file.code == by_variable.code == 2
+    assert by_file.stderr.startswith(f"error: {words} beside --config, which lists the workspaces\nwhat to do: ")
+    assert by_variable.stderr.startswith(f"error: {words} beside MOLECULE_WORKSPACES, which lists the workspaces\n")
+
+
+def test_the_file_wins_over_the_variable(molecule: Molecule, config: Path) -> None:
+    assert molecule("connect", "--config", str(config), "--dry-run", MOLECULE_WORKSPACES="{").code == 0
+
+
+def test_a_backend_that_two_distributions_claim_is_a_fault_with_both_names(
+    molecule: Molecule, config: Path, plugins: Path
+) -> None:
+    info = plugins / "fake_twin-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fake-twin\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[molecule_connect.backends]\nparrot = fake_backends:Parrot\n")
+
+    result = molecule("connect", "--config", str(config), "--dry-run")
+
+    assert result.code == 2
+    for number in range(3):
+        assert (
+            f"workspace {number + 1} (ws_{number}): backend parrot is claimed by fake-good 1.0 and by" in result.stderr
+        )
