@@ -68,18 +68,14 @@ class Twin:
     def __init__(self, is_async: bool, **arguments: Any) -> None:
         self.waits: list[float] = []
         self.now = 1000.0
-        self._runner = asyncio.Runner() if is_async else None
         given: dict[str, Any] = {"platform_url": API, "token": TOKEN, "clock": lambda: self.now, **arguments}
         if is_async:
             given.setdefault("sleep", self._sleep_async)
-            # The pacer of the async client wants a loop.
-            self.client: Any = self._run(self._make(given))
+            self.client: Any = AsyncRemoteAgentClient(ME, **given)
         else:
             given.setdefault("sleep", self._sleep)
             self.client = RemoteAgentClient(ME, **given)
-
-    async def _make(self, given: dict[str, Any]) -> AsyncRemoteAgentClient:
-        return AsyncRemoteAgentClient(ME, **given)
+        self._runner = asyncio.Runner() if is_async else None
 
     def _sleep(self, seconds: float) -> None:
         self.waits.append(seconds)
@@ -127,9 +123,9 @@ async def _collected(result: Any) -> list[Any]:
 Make = Callable[..., Twin]
 
 
-def said(status: int, error: str = "no", headers: dict[str, str] | None = None, **more: Any) -> httpx.Response:
+def said(code: int, error: str = "no", headers: dict[str, str] | None = None, **more: Any) -> httpx.Response:
     """A refusal in the platform's own words."""
-    return httpx.Response(status, json={"error": error, **more}, headers=headers)
+    return httpx.Response(code, json={"error": error, **more}, headers=headers)
 
 
 def row(row_id: str, second: float | None, text: str = "hi", **fields: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import contextlib
 import ssl
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import IO, Any
 from urllib.parse import urlsplit
 
@@ -59,9 +59,10 @@ class Transports:
         readers: int = READERS,
         patience: float = PATIENCE,
         clock: Callable[[], float] = time.monotonic,
-        say: Callable[[str], None] | None = None,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self._transport, self._clock, self._say = transport, clock, say
+        self._transport, self._clock, self._sleep, self._say = transport, clock, sleep, say
         self._readers, self._patience = readers, patience
         self._origins: dict[str, Connections] = {}
         self._trust = Trust()
@@ -69,7 +70,7 @@ class Transports:
     def to(self, address: ApiAddress) -> "Connections":
         """The connections to the origin of *address*, made at the first call."""
         if address.origin not in self._origins:
-            pacer = Pacer(clock=self._clock, say=self._say) if self._say else Pacer(clock=self._clock)
+            pacer = Pacer(clock=self._clock, sleep=self._sleep, say=self._say)
             self._origins[address.origin] = Connections(
                 lambda connections: self._open(address, connections),
                 readers=self._readers,

@@ -73,7 +73,7 @@ class AsyncRemoteAgentClient:
                 clock=clock,
             )
         )
-        self._transports = Transports(transport=transport, clock=clock)
+        self._transports = Transports(transport=transport, clock=clock, sleep=sleep)
         self._platform = AsyncPlatformClient(
             platform_url,
             workspace_id=workspace_id,
@@ -252,13 +252,11 @@ class AsyncRemoteAgentClient:
 
     async def _take(self, step: Step) -> Any:
         match step:
-            case Ask(operation, sink):
-                answer = await self._platform.call(operation)
-                if sink is not None:
-                    sink.seek(0)
-                    sink.truncate()
-                    await asyncio.to_thread(sink.write, answer)
-                return answer
+            case Ask():
+                if step.sink is not None:
+                    step.sink.seek(0)
+                    step.sink.truncate()
+                return await self._platform.call(step.operation, sink=step.sink)
             case AskPeer(post):
                 connections = self._transports.to(post.address)
                 return post.read(await connections.exchange(post.operation, post.url, HEADERS))

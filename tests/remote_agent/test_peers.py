@@ -1,0 +1,314 @@
+"""Writing to peers: by way of the platform, and straight to their own address when that was asked for."""
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from molecule_connect import (
+    ArgumentError,
+    AuthError,
+    PeerInfo,
+    PermanentPlatformError,
+    RemoteAgentClient,
+    TransientPlatformError,
+)
+
+from .kit import API, ME, PEER, TOKEN, Platform, Twin, said
+
+PEERS = f"GET /registry/{ME}/peers"
+DISCOVER = f"GET /registry/discover/{PEER}"
+A2A = f"POST /workspaces/{PEER}/a2a"
+DELEGATE = f"POST /workspaces/{ME}/delegate"
+DELEGATIONS = f"GET /workspaces/{ME}/delegations"
+HOST = "https://peer.example"
+DIRECT = "POST /a2a"
+QUEUED = {"status": "queued", "delivery_mode": "poll", "method": "message/send"}
+RESULT = {"jsonrpc": "2.0", "id": "1", "result": {"parts": [{"kind": "text", "text": "done"}]}}
+
+
+def found(url: Any) -> httpx.Response:
+    return httpx.Response(200, json={"id": PEER, "url": url, "name": "ops"})
+
+
+def test_peers_as_the_platform_lists_them(agent: Twin, platform: Platform) -> None:
+    whole = {
+        "id": PEER,
+        "name": "ops",
+        "url": HOST,
+        "role": "sre",
+        "tier": 3,
+        "status": "online",
+        "agent_card": {"name": "ops"},
+        "new_member": 1,
+    }
+    bare = {"id": "p2", "name": None, "url": None, "role": None, "tier": None, "agent_card": None}
+    nonsense = {"id": "p3", "name": 5, "tier": 0, "role": {}, "agent_card": "x"}
+    platform.on(PEERS, httpx.Response(200, json=[whole, bare, nonsense, {"name": "no id"}, {"id": ""}, None, 5]))
+
+    assert agent.get_peers() == [
+        PeerInfo(id=PEER, name="ops", url=HOST, role="sre", tier=3, status="online", agent_card={"name": "ops"}),
+        PeerInfo(id="p2"),
+        PeerInfo(id="p3"),
+    ]
+
+
+@pytest.mark.parametrize("answer", [None, {}, {"error": None}, "text"])
+def test_a_list_that_is_none_is_no_peers(agent: Twin, platform: Platform, answer: Any) -> None:
+    assert agent.client
+    platform.on(PEERS, httpx.Response(200, json=answer))
+
+    assert agent.get_peers() == []
+
+
+def test_the_list_fills_the_cache_with_web_addresses_alone(agent: Twin, platform: Platform) -> None:
+    platform.on(PEERS, httpx.Response(200, json=[{"id": PEER, "url": HOST}, {"id": "p2", "url": "remote://none"}]))
+    platform.on("GET /registry/discover/p2", httpx.Response(200, json={"url": "remote://none"}))
+    agent.get_peers()
+
+    assert agent.discover_peer(PEER) == HOST
+    assert agent.discover_peer("p2") is None
+    assert platform.asked(DISCOVER) == []
+
+
+def test_an_address_is_kept_until_its_time_is_over(agent: Twin, platform: Platform) -> None:
+    platform.on(DISCOVER, found(HOST))
+    for _ in range(2):
+        assert agent.discover_peer(PEER) == HOST
+    agent.now += 299
+    agent.discover_peer(PEER)
+    assert len(platform.requests) == 1
+
+    agent.now += 2
+    agent.discover_peer(PEER)
+    assert len(platform.requests) == 2
+
+
+def test_an_address_is_asked_for_again_when_it_is_no_good(agent: Twin, platform: Platform) -> None:
+    platform.on(DISCOVER, found(HOST), found("https://other.example"))
+    agent.discover_peer(PEER)
+    agent.invalidate_peer_url(PEER)
+    agent.invalidate_peer_url("never-seen")
+
+    assert agent.discover_peer(PEER) == "https://other.example"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        said(404, "workspace not found"),
+        httpx.Response(404),
+        said(503, "workspace not available", status="awaiting_agent"),
+        httpx.Response(200, json=None),
+        httpx.Response(200, json={}),
+        found(None),
+        found(""),
+        found(5),
+        found("remote://no-inbound"),
+        found("file:///etc/passwd"),
+        found("https://user:word@peer.example"),
+    ],
+)
+def test_a_peer_without_an_address_is_none_at_once(agent: Twin, platform: Platform, answer: httpx.Response) -> None:
+    platform.on(DISCOVER, answer)
+
+    assert agent.discover_peer(PEER) is None
+    assert agent.waits == []
+
+
+@pytest.mark.parametrize(("status", "error"), [(401, AuthError), (403, PermanentPlatformError)])
+def test_what_is_forbidden_raises(agent: Twin, platform: Platform, status: int, error: type[Exception]) -> None:
+    platform.on(DISCOVER, said(status))
+    with pytest.raises(error, match=f"discover: {status}"):
+        agent.discover_peer(PEER)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [RESULT, {"jsonrpc": "2.0", "id": "1", "error": {"code": -32000, "message": "no model"}}, QUEUED, {}],
+)
+def test_an_answer_comes_back_as_it_came(agent: Twin, platform: Platform, answer: dict[str, Any]) -> None:
+    platform.on(A2A, httpx.Response(200, json=answer))
+
+    assert agent.call_peer(PEER, "hello") == answer
+    (request,) = platform.requests
+    assert request.headers["authorization"] == f"Bearer {TOKEN}"
+    assert request.headers["x-workspace-id"] == ME
+
+
+def test_a_question_is_a_users_of_one_text_part(agent: Twin, platform: Platform) -> None:
+    platform.on(A2A, httpx.Response(200, json=QUEUED))
+    agent.call_peer(PEER, "hello\0", context_id="c1", message_id="m1")
+
+    assert platform.body(A2A) == {
+        "jsonrpc": "2.0",
+        "id": "m1",
+        "method": "message/send",
+        "params": {
+            "message": {
+                "role": "user",
+                "messageId": "m1",
+                "parts": [{"kind": "text", "text": "hello"}],
+                "contextId": "c1",
+            }
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("answer", "queued"),
+    [
+        (QUEUED, True),
+        ({"queued": True, "queue_id": "q", "message": "later"}, True),
+        (RESULT, False),
+        ({"status": "ok"}, False),
+        ({}, False),
+    ],
+)
+def test_a_queued_answer_is_told_from_a_real_one(answer: dict[str, object], queued: bool) -> None:
+    assert RemoteAgentClient.is_queued(answer) is queued
+
+
+def test_an_empty_answer_is_an_empty_one(agent: Twin, platform: Platform) -> None:
+    platform.on(A2A, httpx.Response(202))
+
+    assert agent.call_peer(PEER, "hello") == {}
+
+
+@pytest.mark.parametrize("answer", [httpx.Response(200, html="<html>"), httpx.Response(200, json=["no object"])])
+def test_a_page_is_no_answer_and_the_question_is_not_sent_again(
+    agent: Twin, platform: Platform, answer: httpx.Response
+) -> None:
+    platform.on(A2A, answer)
+    with pytest.raises(TransientPlatformError):
+        agent.call_peer(PEER, "hello")
+
+    assert len(platform.requests) == 1
+
+
+@pytest.mark.parametrize("member", ["call_peer", "delegate"])
+@pytest.mark.parametrize(
+    ("peer_id", "text", "words"),
+    [(ME, "hello", "itself"), ("", "hello", "peer's id"), ("a/b", "hello", "peer's id"), (PEER, " ", "blank")],
+)
+def test_what_cannot_be_meant_is_refused_before_any_request(
+    agent: Twin, platform: Platform, member: str, peer_id: str, text: str, words: str
+) -> None:
+    with pytest.raises(ArgumentError, match=words):
+        getattr(agent, member)(peer_id, text)
+
+    assert platform.requests == []
+
+
+class TestDirect:
+    def test_a_foreign_host_sees_no_authorization_and_nothing_else_of_ours(
+        self, agent: Twin, platform: Platform
+    ) -> None:
+        platform.on(DISCOVER, found(f"{HOST}/a2a")).on(DIRECT, httpx.Response(200, json=RESULT))
+
+        assert agent.call_peer(PEER, "hello", prefer_direct=True) == RESULT
+        (request,) = platform.asked(DIRECT)
+        assert request.url.host == "peer.example"
+        assert {"authorization", "origin", "x-workspace-id", "cookie"} & set(request.headers) == set()
+        assert TOKEN not in f"{request.headers}{request.content!r}"
+        assert platform.asked(A2A) == []
+
+    @pytest.mark.parametrize(
+        "url", [None, "", "remote://none", "https://peer.example/a2a?key=1", "https://user:word@peer.example/a2a"]
+    )
+    def test_without_an_address_the_platform_carries_it(self, agent: Twin, platform: Platform, url: Any) -> None:
+        platform.on(DISCOVER, found(url)).on(A2A, httpx.Response(200, json=QUEUED))
+
+        assert agent.call_peer(PEER, "hello", prefer_direct=True) == QUEUED
+
+    @pytest.mark.parametrize("error", [httpx.ConnectError("refused"), httpx.ConnectTimeout("no route")])
+    def test_a_host_that_is_not_there_leaves_it_to_the_platform_with_the_same_id(
+        self, agent: Twin, platform: Platform, error: Exception
+    ) -> None:
+        tried: list[bytes] = []
+
+        def refuse(request: httpx.Request) -> httpx.Response:
+            tried.append(request.content)
+            raise error
+
+        platform.on(DISCOVER, found(f"{HOST}/a2a")).on(DIRECT, refuse).on(A2A, httpx.Response(200, json=QUEUED))
+
+        assert agent.call_peer(PEER, "hello", prefer_direct=True) == QUEUED
+        assert [json.loads(body) for body in tried] == [platform.body(A2A)]
+        assert agent.discover_peer(PEER) == f"{HOST}/a2a"
+        assert len(platform.asked(DISCOVER)) == 2
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            httpx.ReadTimeout("no answer"),
+            httpx.ReadError("cut"),
+            httpx.RemoteProtocolError("cut"),
+            said(500),
+            said(401),
+            httpx.Response(404),
+            httpx.Response(302, headers={"Location": API}),
+            httpx.Response(200, html="<html>"),
+        ],
+    )
+    def test_what_may_have_arrived_is_not_sent_again(self, agent: Twin, platform: Platform, answer: Any) -> None:
+        platform.on(DISCOVER, found(f"{HOST}/a2a")).on(DIRECT, answer).on(A2A, httpx.Response(200, json=QUEUED))
+        with pytest.raises((TransientPlatformError, PermanentPlatformError)) as caught:
+            agent.call_peer(PEER, "hello", prefer_direct=True)
+
+        assert not isinstance(caught.value, AuthError)
+        assert (len(platform.asked(DIRECT)), platform.asked(A2A)) == (1, [])
+
+    def test_a_platform_that_cannot_tell_the_address_may_carry_the_message(
+        self, agent: Twin, platform: Platform
+    ) -> None:
+        platform.on(DISCOVER, said(500)).on(A2A, httpx.Response(200, json=QUEUED))
+
+        assert agent.call_peer(PEER, "hello", prefer_direct=True) == QUEUED
+
+    def test_by_default_no_address_is_asked_for(self, agent: Twin, platform: Platform) -> None:
+        platform.on(PEERS, httpx.Response(200, json=[{"id": PEER, "url": f"{HOST}/a2a"}]))
+        platform.on(A2A, httpx.Response(200, json=QUEUED))
+        agent.get_peers()
+        agent.call_peer(PEER, "hello")
+
+        assert [request.url.host for request in platform.requests] == ["platform.example"] * 2
+
+
+def test_a_delegation_has_a_key_so_that_a_repeat_is_the_same(agent: Twin, platform: Platform) -> None:
+    begun = httpx.Response(202, json={"delegation_id": "d1", "status": "delegated", "target_id": PEER})
+    platform.on(DELEGATE, said(500), begun)
+    delegation = agent.delegate(PEER, "summarise")
+
+    bodies = [json.loads(request.content) for request in platform.requests]
+    assert bodies[0] == bodies[1]
+    assert bodies[0]["idempotency_key"]
+    assert (delegation.id, delegation.status, delegation.target_id, delegation.source_id) == (
+        "d1",
+        "delegated",
+        PEER,
+        ME,
+    )
+
+
+def test_a_key_of_ones_own_is_used(agent: Twin, platform: Platform) -> None:
+    platform.on(DELEGATE, httpx.Response(202, json={}))
+    agent.delegate(PEER, "summarise", idempotency_key="k1")
+
+    assert platform.body(DELEGATE) == {"target_id": PEER, "task": "summarise", "idempotency_key": "k1"}
+
+
+def test_delegations_as_the_platform_lists_them(agent: Twin, platform: Platform) -> None:
+    listed = [
+        {"id": "row", "delegation_id": "d1", "source_id": ME, "target_id": PEER, "status": "failed", "error": "no"},
+        {"delegation_id": "d2", "status": "completed", "response_preview": json.dumps(QUEUED), "summary": None},
+        {},
+        None,
+    ]
+    platform.on(DELEGATIONS, httpx.Response(200, json=listed))
+    first, second, third = agent.delegations()
+
+    assert (first.id, first.error, first.is_queued) == ("d1", "no", False)
+    assert (second.id, second.summary, second.is_queued) == ("d2", "", True)
+    assert (third.id, third.status) == ("", "unknown")
