@@ -48,7 +48,7 @@ class InboxDesk:
         self.ring: Callable[[], None] = lambda: None
         self.ended: MoleculeError | None = None
         # Registering goes on beside the reader, for as long as it takes.
-        self._settings = attrs.evolve(settings, patient=True)
+        self._settings = attrs.evolve(settings, patient=True, backend="inbox")
         self._ground = attrs.evolve(ground, listener=self._tell)
         self._listener = ground.listener
         self._presence = presence

@@ -16,6 +16,7 @@ import pytest
 
 from molecule_connect.cli import message_texts
 from molecule_connect.delivery.entries import Answer, State
+from molecule_connect.delivery.inbox_store import InboxStore
 from molecule_connect.delivery.journal import Journal
 from molecule_connect.delivery.lease import lease
 from molecule_connect.models import DataPart, FilePart, Inbound, Kind, Part, TextPart, Usage
@@ -30,7 +31,9 @@ class Book:
 
     folder: Path
 
-    def write(self, row_id: str, *parts: Part | str, workspace: str = "ws_1", **given: Any) -> None:
+    def write(
+        self, row_id: str, *parts: Part | str, workspace: str = "ws_1", inbox: bool = False, **given: Any
+    ) -> None:
         """A message that waits for the backend."""
         made = tuple(TextPart(part) if isinstance(part, str) else part for part in parts)
         item = Inbound(
@@ -40,7 +43,7 @@ class Book:
             time=round(time.time() * 1e6) - 60_000_000,
             fingerprint=row_id,
         )
-        self._run(workspace, lambda part: part.receive([item], now=0))
+        self._run(workspace, lambda part: part.receive([item], now=0), inbox=inbox)
 
     def kill(self, row_id: str, reason: str, *, answer: Answer | None = None, workspace: str = "ws_1") -> None:
         """A message that was given up, after *answer* was stored, if one is given."""
@@ -68,10 +71,18 @@ class Book:
     def _lanes(self, part: Any) -> list[Any]:
         return [lane for caller in part.callers() for lane in part.lanes(caller, 99)]
 
-    def _run(self, workspace: str, work: Callable[[Any], Any]) -> None:
+    def take(self, seconds: float, workspace: str = "ws_1") -> None:
+        """A reader of the inbox takes the oldest message for *seconds*."""
+
+        async def run(part: Any) -> None:
+            assert await InboxStore(part._journal).hold([workspace], "somebody", seconds)
+
+        self._run(workspace, run)
+
+    def _run(self, workspace: str, work: Callable[[Any], Any], *, inbox: bool = False) -> None:
         async def main() -> None:
             async with Journal.open(self.folder, wall=time.time) as journal:
-                await work(journal.of(workspace))
+                await work(journal.of(workspace, inbox=inbox))
 
         asyncio.run(main())
 
@@ -135,6 +146,29 @@ def test_a_list_is_narrowed_and_says_what_it_leaves_out(messages: Molecule, book
     assert "1 of 4 messages; --limit 0 lists all" in short.stderr
     assert len(messages("list", "--limit", "0").stdout.splitlines()) == 1 + 4
     assert messages("list", "--state", "held").stderr == "no messages\n"
+
+
+def test_an_inbox_shows_its_answers_and_who_has_what(messages: Molecule, book: Book) -> None:
+    book.write("row-a", "forty-two", kind=Kind.ANSWER, caller_id="peer", inbox=True)
+    book.write("row-b", "what now?", inbox=True)
+    book.write("row-c", "an answer to a backend", kind=Kind.ANSWER, caller_id="peer")
+    book.take(90)
+    listed = messages("list").stdout
+    assert "answer: forty-two | with a reader, for " in listed
+    assert "what now?" in listed
+    assert "row-c" not in listed
+    shown = messages("show", "row-a").stdout
+    assert "kind           answer" in shown
+    assert "held           with a reader" in shown
+    (told,) = (one for one in json.loads(messages("list", "--json").stdout)["messages"] if one["row_id"] == "row-a")
+    assert (told["kind"], told["state"]) == ("answer", "held")
+    assert told["held_until"] is not None
+
+
+def test_a_hold_that_is_over_says_so(messages: Molecule, book: Book) -> None:
+    book.write("row-a", "hello", inbox=True)
+    book.take(0)
+    assert "its reader did not finish it" in messages("list").stdout
 
 
 def test_several_workspaces_are_told_apart_and_an_unknown_one_is_refused(messages: Molecule, book: Book) -> None:

@@ -1,6 +1,8 @@
 """Readers of one inbox: nobody gets a message twice at once, none is lost, and each is answered once."""
 
 import asyncio
+import os
+import subprocess
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -149,6 +151,59 @@ async def test_a_program_that_was_killed_leaves_its_message_to_the_next(tmp_path
         assert ids(inbox.peek()) == ["row-1"]
         assert await inbox.wait(0) is None
         assert await inbox.wait(301)
+
+
+def dead_process() -> str:
+    """The number of a process that has ended."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    return str(ended.pid)
+
+
+async def test_a_reader_that_died_gives_back_at_once_what_it_held(journal: Journal) -> None:
+    await arrive(journal, message(1))
+    inbox = open_inbox(journal)
+    assert await inbox.wait(0)
+    waiting = asyncio.ensure_future(open_inbox(journal).wait(60))
+    await asyncio.sleep(10)
+    assert not waiting.done()
+    with other_process(journal.path) as db:
+        db.execute("UPDATE message SET holder=?", (inbox.holder.replace(str(os.getpid()), dead_process()),))
+    again = await waiting
+    assert again is not None
+    assert asyncio.get_running_loop().time() < 15
+
+
+async def test_what_a_reader_holds_is_free_when_it_is_closed(journal: Journal) -> None:
+    await arrive(journal, message(1), message(2))
+    closing, staying = open_inbox(journal), open_inbox(journal)
+    assert await closing.wait(0)
+    assert await staying.wait(0)
+    await closing.close()
+    again = await open_inbox(journal).wait(0)
+    assert again is not None
+    assert again.activity_id == "row-1"
+    assert await open_inbox(journal).wait(0) is None
+
+
+async def test_a_hold_of_another_workspace_that_nobody_reads_keeps_nobody_awake(journal: Journal) -> None:
+    await arrive(journal, message(1), workspace="ws-of-others")
+    assert await open_inbox(journal, "ws-of-others").wait(0, hold=1)
+    assert await open_inbox(journal).wait(3600) is None
+
+
+async def test_of_five_thousand_waiting_messages_none_is_lost_or_out_of_turn(journal: Journal) -> None:
+    await arrive(journal, *(message(number, caller_id=f"peer-{number % 7}") for number in range(5000)))
+    inbox = open_inbox(journal)
+    arrivals = inbox.arrivals()
+    announced = [(await anext(arrivals)).activity_id for _ in range(5000)]
+    assert announced == [f"row-{number}" for number in range(5000)]
+    for row_id in announced[:500]:
+        one = await inbox.wait(0)
+        assert one is not None
+        assert one.activity_id == row_id
+        assert await inbox.pop(row_id)
+    assert len(inbox.peek(10_000)) == 4500
 
 
 async def test_only_messages_answers_and_results_are_shown(journal: Journal) -> None:

@@ -10,7 +10,7 @@ from molecule_connect.cli.lookups import ago, moment
 from molecule_connect.console.texts import one_line, span, visible, who
 from molecule_connect.delivery.entries import State
 from molecule_connect.delivery.inspection import Glance, Record
-from molecule_connect.models import DataPart, FilePart, Part, TextPart
+from molecule_connect.models import DataPart, FilePart, Kind, Part, TextPart
 
 # A line in a pipe may be long, but not as long as a message.
 _PIPE_WIDTH = 400
@@ -40,7 +40,7 @@ def _row(glance: Glance, row_id: str, now: float) -> list[str]:
         who(glance.caller_id)[:24],
         glance.state.value,
         str(glance.attempt),
-        one_line(glance.text, 60) + _note(glance, now),
+        _kind(glance) + one_line(glance.text, 60) + _note(glance, now),
     ]
 
 
@@ -64,6 +64,7 @@ def glance_values(glance: Glance) -> dict[str, Any]:
         "interruptions": glance.interruptions,
         "replays": glance.replay,
         "next_try": moment(glance.not_before),
+        "held_until": moment(glance.held_until),
         "error": glance.error,
         "reason": glance.reason,
         "progress": glance.progress,
@@ -142,6 +143,7 @@ def _facts(record: Record, now: float) -> Iterator[tuple[str, str]]:
     yield "row", one_line(glance.row_id)
     yield "workspace", one_line(glance.workspace_id)
     yield "from", who(glance.caller_id)
+    yield "kind", "" if glance.is_readable else glance.kind
     yield "conversation", one_line(glance.context_id or "")
     yield "message id", "" if record.message_id == glance.row_id else one_line(record.message_id)
     yield "task", one_line(record.task_id or "")
@@ -157,6 +159,7 @@ def _facts(record: Record, now: float) -> Iterator[tuple[str, str]]:
     yield "replays", str(glance.replay or "")
     yield "last error", one_line(glance.error or "", 1000)
     yield "next try", _wait(glance, now)
+    yield "held", _hold(glance, now) if glance.state is State.HELD else ""
     yield "answered", _when(record.answered_at / 1e6, now) if record.answer and record.answered_at else ""
     yield "failed sends", str(record.sends or "")
     yield "accepted", _when(record.accepted / 1e6, now) if record.accepted else ""
@@ -166,6 +169,10 @@ def _facts(record: Record, now: float) -> Iterator[tuple[str, str]]:
         yield "usage", f"{usage.input_tokens:,} tokens in, {usage.output_tokens:,} out{cost}"
 
 
+def _kind(glance: Glance) -> str:
+    return f"{glance.kind}: " if glance.kind in (Kind.ANSWER, Kind.RESULT) else ""
+
+
 def _note(glance: Glance, now: float) -> str:
     waits = _wait(glance, now)
     match glance.state:
@@ -173,6 +180,8 @@ def _note(glance: Glance, now: float) -> str:
             words = glance.reason
         case State.RUNNING:
             words = glance.progress
+        case State.HELD:
+            words = _hold(glance, now)
         case State.ANSWERED:
             words = f"the answer waits to be sent, {waits or 'now'}"
         case State.DONE:
@@ -182,6 +191,12 @@ def _note(glance: Glance, now: float) -> str:
         case _:
             words = ": ".join(filter(None, (waits, glance.error)))
     return f" | {one_line(words)}" if words else ""
+
+
+def _hold(glance: Glance, now: float) -> str:
+    if glance.held_until is None or glance.held_until <= now:
+        return "its reader did not finish it: the next one gets it"
+    return f"with a reader, for {span(glance.held_until - now)} more at most"
 
 
 def _wait(glance: Glance, now: float) -> str:

@@ -2,15 +2,13 @@
 
 import asyncio
 import contextlib
-import os
-import socket
-import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from molecule_connect.delivery.entries import Answer, State, dump_parts, is_too_deep
+from molecule_connect.delivery.holders import is_gone, new_holder
 from molecule_connect.delivery.inbox_store import InboxMessage, InboxStore, Place, Standing
 from molecule_connect.delivery.journal import Journal
 from molecule_connect.errors import ConfigError, MoleculeError
@@ -20,11 +18,13 @@ if TYPE_CHECKING:
     from molecule_connect.platform.client import AsyncPlatformClient
 
 # Seconds between two looks for what other processes did.
-LOOK = 0.2
+LOOK, LEAST_LOOK = 0.2, 0.01
 # A burst of arrivals is looked at together.
 BURST = 0.02
 HOLD = 300.0
 PATIENCE = 10.0
+# Seconds between two looks whether those who hold messages live.
+DEATH_LOOK = 2.0
 
 
 class Desk(Protocol):
@@ -63,8 +63,7 @@ class Inbox:
         self._desks = dict(desks)
         self.workspace_ids = tuple(self._desks)
         self._bell = asyncio.Event()
-        # The process is named, so that people can see who has a message.
-        self.holder = f"{os.getpid()}@{socket.gethostname()}:{uuid.uuid4().hex[:8]}"
+        self.holder = new_holder()
 
     @property
     def ended(self) -> Mapping[str, MoleculeError]:
@@ -100,6 +99,7 @@ class Inbox:
         until = _now() + seconds
         while True:
             version = self._store.version()
+            await self._release_of_the_dead()
             message = await self._store.hold(self.workspace_ids, self.holder, hold)
             left = until - _now()
             if message is not None or left <= 0:
@@ -245,10 +245,18 @@ class Inbox:
         among = self._among(workspace_id)
         return next((one for one in among if self._store.standing(one, activity_id) is not None), among[0])
 
+    async def _release_of_the_dead(self) -> None:
+        """Give back at once what a process of this machine held that died without a word."""
+        for holder, _ in self._store.holds(self.workspace_ids):
+            if is_gone(holder):
+                await self._store.release(holder)
+
     def _wait_at_most(self, seconds: float) -> float:
-        """Less than *seconds* when somebody's hold ends before."""
-        over = self._store.next_over(self.workspace_ids)
-        return seconds if over is None else max(0.0, min(seconds, over - self._store.wall))
+        """Less than *seconds* when somebody's hold ends before, or when its process may die."""
+        holds = self._store.holds(self.workspace_ids)
+        if any(holder != self.holder for holder, _ in holds):
+            seconds = min(seconds, DEATH_LOOK)
+        return max(LEAST_LOOK, min([seconds, *(until - self._store.wall for _, until in holds)]))
 
     def ring(self) -> None:
         """Something happened in this process: whoever waits need not wait for the next look."""

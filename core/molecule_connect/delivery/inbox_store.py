@@ -148,14 +148,13 @@ class InboxStore:
         )
         return [row[0] for row in rows]
 
-    def next_over(self, workspace_ids: Sequence[str]) -> float | None:
-        """When the first hold ends, in seconds since 1970."""
-        marks = ", ".join("?" * len(workspace_ids))
-        row = self._journal.reader.execute(
-            f"SELECT min(held_until) FROM message WHERE workspace_id IN ({marks}) AND {_PENDING} AND state='held'",  # noqa: S608
-            tuple(workspace_ids),
-        ).fetchone()
-        return None if row[0] is None else float(row[0])
+    def holds(self, workspace_ids: Iterable[str]) -> list[tuple[str, float]]:
+        """Who holds something, and until when at first, in seconds since 1970."""
+        return self._journal.reader.execute(
+            "SELECT holder, min(held_until) FROM message WHERE state='held'"
+            " AND workspace_id IN (SELECT value FROM json_each(?)) GROUP BY holder",
+            (json.dumps(list(workspace_ids)),),
+        ).fetchall()
 
     def _load(self, sql: str, *values: object) -> InboxMessage | None:
         row = self._journal.reader.execute(sql, values).fetchone()
@@ -209,7 +208,7 @@ class InboxStore:
         await self._journal.committer.put(
             lambda db: db.execute(
                 "UPDATE message SET state='received', holder=NULL, held_until=NULL, changed=?"
-                " WHERE state NOT IN ('done', 'dead') AND state='held' AND holder=?",
+                " WHERE state='held' AND holder=?",
                 (self.wall, holder),
             )
         )

@@ -20,12 +20,13 @@ BUSY_TIMEOUT = 5.0
 # The connector waits for us too: so many changes to a transaction.
 BATCH = 500
 OPEN = (State.RECEIVED, State.RUNNING, State.ANSWERED, State.HELD)
-# Echoes, our own rows and what no backend is asked about are the reader's memory, not messages.
-_SHOWN = "kind IN ('message', 'unreadable')"
+# Echoes, our own rows and what no backend is asked about are the reader's memory, not messages. In an inbox answers
+# and results wait too.
+_SHOWN = "(kind IN ('message', 'unreadable') OR (kind IN ('answer', 'result') AND state IN ('received', 'held')))"
 # Whole bodies may be megabytes, so SQLite cuts them.
 _GLANCE = (
     "workspace_id, row_id, kind, state, caller_id, context_id, time, changed, attempt, interruptions, replay,"
-    " not_before, error, reason, progress, repeat_of,"
+    " not_before, CASE WHEN state='held' THEN held_until END AS held_until, error, reason, progress, repeat_of,"
     f" (answer IS NOT NULL AND substr(answer, 1, {len(NOTICE_BEGINS)}) <> '{NOTICE_BEGINS}') AS has_answer,"
     " substr(coalesce(json_extract(parts, '$[0].text'), json_extract(parts, '$[0].file.name'), parts), 1, 400) AS text"
 )
@@ -48,6 +49,7 @@ class Glance:
         time: When it was written, in microseconds by the platform's clock.
         changed: When its state changed last, in seconds by ours.
         not_before: When it is tried again, or its answer sent again, in seconds by our clock.
+        held_until: Until when a reader of the inbox has it, in seconds by our clock.
         attempt: How often the backend was asked; the try that runs counts.
     """
 
@@ -63,6 +65,7 @@ class Glance:
     interruptions: int
     replay: int
     not_before: float | None
+    held_until: float | None
     error: str | None
     reason: str | None
     progress: str | None

@@ -44,6 +44,7 @@ CREATE INDEX message_lane ON message (workspace_id, caller_id, context_id, place
     WHERE state IN ('received', 'running', 'answered');
 CREATE INDEX message_answered ON message (workspace_id, caller_id, context_id, place, seq, arrival)
     WHERE (state='answered' OR (state='received' AND answer IS NOT NULL));
+CREATE INDEX message_held ON message (workspace_id, holder, held_until) WHERE state='held';
 CREATE INDEX message_order ON message (workspace_id, time, seq, arrival);
 CREATE INDEX message_unfinished ON message (workspace_id, time, seq, arrival) WHERE state NOT IN ('done', 'dead');
 CREATE INDEX message_sender ON message (workspace_id, sender_key, fingerprint) WHERE sender_key IS NOT NULL;
