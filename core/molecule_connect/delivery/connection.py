@@ -9,11 +9,15 @@ from typing import Any
 
 from molecule_connect import events
 from molecule_connect.backoff import Backoff
+from molecule_connect.delivery.attachments import Attachments
 from molecule_connect.delivery.attempts import Attempts
 from molecule_connect.delivery.attendance import Attendance
 from molecule_connect.delivery.budget import DailyBudget
 from molecule_connect.delivery.cursor_file import CursorFile
 from molecule_connect.delivery.entries import Lane
+from molecule_connect.delivery.file_folder import FileFolder, folder_of
+from molecule_connect.delivery.file_journal import FileJournal
+from molecule_connect.delivery.files import ChatFiles
 from molecule_connect.delivery.health import Health
 from molecule_connect.delivery.heartbeat import Heartbeat
 from molecule_connect.delivery.intake import Intake, insist_on
@@ -33,7 +37,7 @@ from molecule_connect.delivery.upkeep import Upkeep
 from molecule_connect.delivery.vitals import Vitals
 from molecule_connect.delivery.wakeups import Wakeups
 from molecule_connect.errors import JournalError, PlatformError, WorkspaceDeletedError
-from molecule_connect.models import Handler, Presence, Progress, Request, Response, Signal
+from molecule_connect.models import FilePart, Handler, Presence, Progress, Request, Response, Signal
 from molecule_connect.settings import ConnectionSettings
 
 ONCE_INTERVAL = 0.05
@@ -94,6 +98,7 @@ class Connection:
             patient=settings.patient and not settings.once,
         )
         self._build_intake()
+        self._build_files()
         self._build_lanes(handler or _nobody)
         self._upkeep = Upkeep(self._journal, self._cursor, reports=self._reports, now=self._reader.now)
         self._to_wake: dict[Lane, None] = {}
@@ -140,6 +145,25 @@ class Connection:
         )
         self._health.changed = self._heartbeat.beat_now
 
+    def _build_files(self) -> None:
+        folder = FileFolder(folder_of(self._folder, self.workspace_id))
+        journal = FileJournal(self._file, self.workspace_id, folder.path)
+        self._files = ChatFiles(
+            self._platform,
+            journal,
+            folder,
+            reports=self._reports,
+            came=self._files_came,
+            now=self._reader.now,
+            wall=self._wall,
+        )
+        self._attachments = Attachments(
+            self._platform,
+            journal,
+            send_print=lambda entry, answer: self._replies.fingerprint(entry, answer),
+            now=self._reader.now,
+        )
+
     def _build_lanes(self, handler: Handler) -> None:
         breaker = Breaker(
             lambda reason: self._reports.broken("backend", reason, "one message at a time is tried until it answers")
@@ -151,6 +175,7 @@ class Connection:
             now=self._reader.now,
             reread=self._intake.reread,
             beat_accepted_since=lambda since: self._beat_at > since,
+            attachments=self._attachments,
         )
         self._attempts = Attempts(
             handler,
@@ -168,6 +193,7 @@ class Connection:
             slots=self._slots,
             attempts=self._attempts,
             replies=self._replies,
+            files=self._files,
             budget=DailyBudget(self.settings.max_cost_per_day, self._journal, reports=self._reports, wall=self._wall),
             guard=LoopGuard(self.settings.peer_budget, lambda: asyncio.get_running_loop().time()),
             now=self._reader.now,
@@ -248,7 +274,8 @@ class Connection:
     # Serving
 
     async def _serve(self, stop: asyncio.Event, fatal: "asyncio.Future[None]") -> None:
-        staying = [self._spawn(self._upkeep.export_cursor()), self._spawn(self._upkeep.tidy())]
+        beside = (self._upkeep.export_cursor(), self._upkeep.tidy(), self._files.run())
+        staying = [self._spawn(work) for work in beside]
         intake = [self._spawn(self._read_all()), self._spawn(self._wakeups.listen())]
         if self._presence:
             staying.append(self._spawn(self._heartbeat.run()))
@@ -281,12 +308,13 @@ class Connection:
     async def _read_all(self) -> None:
         await self._intake.read_once()
         self._first_read.set()
+        self._files.read_once()
         self._lanes.wake_all()
         await self._intake.run()
 
     async def _all_is_answered(self) -> None:
         await self._first_read.wait()
-        while self._journal.waiting():
+        while self._journal.waiting() or self._files.pending():
             if self._registration.is_paused:
                 self._reports.notice("the workspace is paused: what waits stays in the journal")
                 return
@@ -341,7 +369,18 @@ class Connection:
     def _on_stored(self, stored: Sequence[Stored]) -> None:
         self._upkeep.changed.set()
         self._reports.stored(stored, since=self._since)
+        if any(isinstance(part, FilePart) for one in stored for part in one.item.parts):
+            self._files.wake()
         self._to_wake.update((one.lane, None) for one in stored if one.lane is not None)
+
+    def _files_came(self, row_id: str, lane: Lane, names: str) -> None:
+        self._tell(
+            events.Received(
+                workspace_id=self.workspace_id, row_id=row_id, caller_id=None, context_id=lane.context_id, text=names
+            )
+        )
+        self._upkeep.changed.set()
+        self._lanes.wake([lane])
 
     def _lanes_must_wait(self) -> None:
         self._older_rows_come = True

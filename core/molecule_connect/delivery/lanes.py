@@ -12,6 +12,7 @@ from molecule_connect import events
 from molecule_connect.delivery.attempts import Attempts, teller
 from molecule_connect.delivery.budget import DailyBudget
 from molecule_connect.delivery.entries import Answer, Entry, Lane, State, dump_parts
+from molecule_connect.delivery.files import ChatFiles
 from molecule_connect.delivery.journal import WorkspaceJournal
 from molecule_connect.delivery.loopguard import LoopGuard, Verdict
 from molecule_connect.delivery.replies import Accepted, Later, Refused, Replies
@@ -41,6 +42,7 @@ class Lanes:
         slots: Slots,
         attempts: Attempts,
         replies: Replies,
+        files: ChatFiles,
         guard: LoopGuard,
         budget: DailyBudget,
         now: Callable[[], int],
@@ -53,6 +55,7 @@ class Lanes:
         self._slots = slots
         self._attempts = attempts
         self._replies = replies
+        self._files = files
         self._guard = guard
         self._budget = budget
         self._now = now
@@ -231,7 +234,7 @@ class Lanes:
         elif entry.interruptions >= INTERRUPTIONS:
             await self._bury(entry, f"the process died {entry.interruptions} times while the backend had it")
         elif await self._may_run(entry):
-            await self._run(entry)
+            await self._run(await self._files.resolve(entry))
 
     async def _may_run(self, entry: Entry) -> bool:
         if (dry := self._budget.wait()) is not None:

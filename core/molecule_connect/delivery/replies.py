@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 import attrs
 
 from molecule_connect.backoff import Backoff
+from molecule_connect.delivery.attachments import Attachments, has_local
 from molecule_connect.delivery.entries import Answer, Entry, dump_parts
 from molecule_connect.delivery.journal import WorkspaceJournal
 from molecule_connect.delivery.ports import Sender
@@ -51,6 +52,7 @@ class Replies:
         now: The platform's time in microseconds.
         reread: A whole read of the feed that begins after the call; False when it failed.
         beat_accepted_since: Whether a beat sent after that moment (loop time) was accepted.
+        attachments: Uploads the files of answers to people.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Replies:
         now: Callable[[], int],
         reread: Callable[[], Awaitable[bool]],
         beat_accepted_since: Callable[[float], bool],
+        attachments: Attachments,
         wall: Callable[[], float] = time.time,
         backoff: Backoff | None = None,
     ) -> None:
@@ -69,6 +72,7 @@ class Replies:
         self._now = now
         self._reread = reread
         self._beat_accepted_since = beat_accepted_since
+        self._attachments = attachments
         self._wall = wall
         self._backoff = backoff or Backoff(first=1.0, cap=300.0)
         self._absent: set[str] = set()
@@ -82,8 +86,15 @@ class Replies:
 
     async def deliver(self, entry: Entry) -> Accepted | Refused | Later:
         """Try once to get *entry*'s stored answer accepted."""
-        if entry.answer is None:
+        answer = entry.answer
+        if answer is None:
             return Refused(reason="there is no answer to send")
+        if entry.caller_id is None and has_local(answer):
+            # It was not sent yet: it goes with its files.
+            attached = await self._attach(entry)
+            if not isinstance(attached, Entry):
+                return attached
+            entry, answer = attrs.evolve(attached, in_doubt=False), attached.answer or answer
         if entry.in_doubt and entry.caller_id is None:
             arrived = await self._arrived(entry)
             if arrived is None:
@@ -93,7 +104,20 @@ class Replies:
                 return Accepted()
         if entry.caller_id is None and asyncio.get_running_loop().time() < self._absent_until:
             return Refused(reason="this platform has no notify: people cannot be answered")
-        return await self._send(entry, entry.answer)
+        return await self._send(entry, answer)
+
+    async def _attach(self, entry: Entry) -> Entry | Refused | Later:
+        """*entry* with all files of its answer uploaded."""
+        attached: Entry | None = entry
+        try:
+            while attached is not None and attached.answer is not None and has_local(attached.answer):
+                attached = await self._attachments.attach(attached)
+        except (AuthError, TransientPlatformError, JournalError) as exc:
+            asked = exc.retry_after if isinstance(exc, TransientPlatformError) else None
+            return self._later(entry, str(exc), self._backoff.delay(entry.sends + 1, at_least=asked), in_doubt=False)
+        if attached is None:
+            return self._later(entry, "the journal says otherwise", ECHO_DELAY, in_doubt=False)
+        return attached
 
     async def _arrived(self, entry: Entry) -> bool | None:
         """Whether the feed shows *entry*'s answer, or None while that cannot be found out."""

@@ -40,6 +40,22 @@ CREATE TABLE asked (
     text TEXT NOT NULL, time REAL NOT NULL, is_open INTEGER NOT NULL DEFAULT 1, PRIMARY KEY (workspace_id, message_id)
 );
 CREATE TABLE told (workspace_id TEXT NOT NULL, send_print TEXT NOT NULL, time REAL NOT NULL, echo TEXT);
+CREATE TABLE file (
+    workspace_id TEXT NOT NULL, file_id TEXT NOT NULL, uri TEXT NOT NULL, row_id TEXT, name TEXT NOT NULL,
+    mime_type TEXT NOT NULL, size INTEGER, time INTEGER NOT NULL, arrived REAL NOT NULL, state TEXT NOT NULL,
+    path TEXT, reason TEXT, attempts INTEGER NOT NULL DEFAULT 0, not_before REAL, acked INTEGER NOT NULL DEFAULT 0,
+    changed REAL NOT NULL, PRIMARY KEY (workspace_id, file_id)
+);
+CREATE TABLE file_use (
+    workspace_id TEXT NOT NULL, file_id TEXT NOT NULL, row_id TEXT NOT NULL,
+    PRIMARY KEY (workspace_id, file_id, row_id)
+) WITHOUT ROWID;
+CREATE TABLE upload_note (
+    note INTEGER PRIMARY KEY AUTOINCREMENT, workspace_id TEXT NOT NULL, name TEXT NOT NULL, size INTEGER NOT NULL,
+    time INTEGER NOT NULL
+);
+CREATE INDEX file_due ON file (workspace_id, time) WHERE state='waiting' OR (state='here' AND acked=0);
+CREATE INDEX file_state ON file (workspace_id, state, arrived);
 CREATE INDEX message_lane ON message (workspace_id, caller_id, context_id, place, seq, arrival)
     WHERE state IN ('received', 'running', 'answered');
 CREATE INDEX message_answered ON message (workspace_id, caller_id, context_id, place, seq, arrival)

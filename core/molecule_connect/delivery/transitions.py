@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import attrs
 
-from molecule_connect.delivery import questions, sayings
+from molecule_connect.delivery import file_rows, questions, sayings
 from molecule_connect.delivery.entries import (
     Answer,
     Entry,
@@ -100,6 +100,7 @@ def _receive_one(
             ),
         ),
     )
+    file_rows.receive(db, workspace_id, item, time, wall)
     foreign = item.kind is Kind.ECHO and not told and not _ours(db, workspace_id, item.fingerprint, time)
     return Stored(
         item=item,
