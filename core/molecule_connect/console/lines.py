@@ -1,5 +1,6 @@
 """What an event is in one line of plain text, and the screen that writes such lines to a pipe."""
 
+import functools
 import time
 from collections.abc import Callable
 from typing import TextIO
@@ -159,4 +160,9 @@ class LineScreen:
         return True
 
     def _line(self, line: Line) -> str:
-        return f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(self._wall()))} {line.level:7} {line.text}"
+        return f"{_time_of(int(self._wall()))} {line.level:7} {line.text}"
+
+
+@functools.lru_cache(maxsize=4)
+def _time_of(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(second))

@@ -94,8 +94,10 @@ class Attempts:
             return running.text or running.entry.text[:80]
         return ""
 
-    async def run(self, entry: Entry) -> Callable[[], Awaitable[None]]:
+    async def run(self, entry: Entry) -> Callable[[], Awaitable[Entry | None]]:
         """Run *entry*, which is ``running``, once. Returns what remains to be written; the slot is free meanwhile.
+
+        That in turn gives the entry as it is then, when there is an answer to send.
 
         Raises:
             asyncio.CancelledError: We are stopping; the message was put back.
@@ -165,16 +167,20 @@ class Attempts:
             running.noted = now
             self._journal.progress(entry, running.text)
 
-    async def _answered(self, entry: Entry, response: Response, seconds: float) -> None:
+    async def _answered(self, entry: Entry, response: Response, seconds: float) -> Entry | None:
+        stored = None
         if response.is_silent:
             await self._insist(lambda: self._journal.silenced(entry))
         else:
-            await self._store(entry, Answer.from_response(response))
+            stored = await self._store(entry, Answer.from_response(response))
         self._tell(events.Answered, entry, text=response.text[:200], seconds=seconds, silent=response.is_silent)
+        return stored
 
-    async def _store(self, entry: Entry, answer: Answer) -> None:
+    async def _store(self, entry: Entry, answer: Answer) -> Entry | None:
         at, send_print = self._now(), self._send_print(entry, answer)
-        await self._insist(lambda: self._journal.answered(entry, answer, at=at, send_print=send_print))
+        if not await self._insist(lambda: self._journal.answered(entry, answer, at=at, send_print=send_print)):
+            return None
+        return entry.with_answer(answer, at=at)
 
     async def _failed(self, entry: Entry, error: BackendError) -> None:
         reason, wall = str(error) or "the backend failed", self._wall()

@@ -107,6 +107,19 @@ class Entry:
         """Its text parts, joined."""
         return "".join(part.text for part in self.parts if isinstance(part, TextPart))
 
+    def with_answer(self, answer: Answer, *, at: int) -> "Entry":
+        """The same message once a run's *answer* was stored at *at*."""
+        return attrs.evolve(
+            self,
+            state=State.ANSWERED,
+            attempt=self.attempt + 1,
+            not_before=None,
+            answer=answer,
+            answered_at=at,
+            in_doubt=False,
+            sends=0,
+        )
+
     def request(self, attempt: int) -> Request:
         """The message as a backend gets it."""
         return Request(

@@ -240,7 +240,7 @@ class Lanes:
         if (dry := self._budget.wait()) is not None:
             await self._park(entry, *dry, what="daily budget")
             return False
-        if entry.attempt or entry.caller_id is None:
+        if entry.attempt or not self._guard.may_count(entry):
             return True
         ruling = self._guard.rule(entry, others_wait=self._journal.others_wait(entry))
         if ruling.verdict is Verdict.LOOP:
@@ -262,7 +262,8 @@ class Lanes:
             self._not_begun.discard(entry.lane)
             self._ran[entry.lane] = entry.row_id
             finish = await self._attempts.run(entry)
-        await finish()
+        if (answered := await finish()) is not None:
+            await self._send(answered)
 
     async def _stamp(self, entry: Entry, answer: Answer) -> None:
         """A reader of the inbox answered, perhaps in another process: note what sending it needs."""

@@ -74,15 +74,20 @@ class LoopGuard:
         self._clock = clock
         self._peers: dict[str, _Peer] = {}
 
-    def rule(self, entry: Entry, *, others_wait: bool) -> Ruling:
-        """Whether *entry*, whose first attempt is due, may run. It counts the turn, the last one once."""
+    def may_count(self, entry: Entry) -> bool:
+        """Whether *entry* is a true turn if no other message of its peer waits."""
         # An operator who replays a message wants it run.
         if entry.caller_id is None or entry.delegation_id is not None or entry.replay:
+            return False
+        peer = self._peer(entry.caller_id)
+        return peer.answered_at is not None and entry.time > peer.answered_at and peer.turn != entry.row_id
+
+    def rule(self, entry: Entry, *, others_wait: bool) -> Ruling:
+        """Whether *entry*, whose first attempt is due, may run. It counts the turn, the last one once."""
+        if entry.caller_id is None or others_wait or not self.may_count(entry):
             return Ruling(Verdict.RUN)
         peer = self._peer(entry.caller_id)
-        if others_wait or peer.answered_at is None or entry.time <= peer.answered_at or peer.turn == entry.row_id:
-            return Ruling(Verdict.RUN)
-        prompt = entry.time - peer.answered_at <= PROMPT
+        prompt = entry.time - (peer.answered_at or 0) <= PROMPT
         if prompt and peer.run >= IDENTICAL and peer.exchange and peer.exchange[0] == entry.fingerprint:
             return Ruling(Verdict.LOOP, f"loop: {IDENTICAL} identical exchanges in a row with {entry.caller_id}")
         ruling = self._charge(peer, entry.caller_id)

@@ -1,5 +1,6 @@
 """The platform's times: RFC 3339 text on the wire, whole microseconds since 1970 here. Floats lose digits."""
 
+import functools
 import re
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
@@ -47,6 +48,8 @@ def format_time(microseconds: int) -> str:
     return moment.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
+# Every answer of the same second has the same one.
+@functools.lru_cache(maxsize=16)
 def parse_http_date(value: str | None) -> int | None:
     """Microseconds since 1970 of an HTTP date such as the ``Date`` header; None for anything else."""
     if not value:

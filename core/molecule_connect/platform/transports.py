@@ -10,7 +10,7 @@ import ssl
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import IO, Any
+from typing import IO, Any, cast
 from urllib.parse import urlsplit
 
 from molecule_connect.errors import ConfigError, Outcome, PageTooLargeError, TransientPlatformError
@@ -330,7 +330,8 @@ async def _body(response: "httpx.Response", cap: int, *, sink: IO[bytes] | None 
     """The body up to *cap* bytes, unless it went to the *sink*, and whether that is all of it."""
     pieces: list[bytes] = []
     size = 0
-    async for piece in response.aiter_bytes():
+    packed = "content-encoding" in response.headers
+    async for piece in response.aiter_bytes() if packed else cast("httpx.AsyncByteStream", response.stream):
         size += len(piece)
         if size > cap:
             return b"".join([*pieces, piece])[:cap], False
