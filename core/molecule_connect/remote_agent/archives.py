@@ -4,6 +4,7 @@ The archive comes from elsewhere. Python's own ``tarfile`` filters keep its entr
 """
 
 import contextlib
+import errno
 import fcntl
 import gzip
 import io
@@ -22,6 +23,8 @@ from molecule_connect.errors import ArchiveError, ConfigError
 TREE_CAP = 100 << 20
 # Empty files cost nothing in bytes, and something each on the disk.
 ENTRIES_CAP = 50_000
+# What tarfile lets through of headers that make no sense is not tarfile's own errors alone.
+_BROKEN = (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError, ArithmeticError, LookupError)
 _log = logging.getLogger(__name__)
 
 
@@ -66,7 +69,9 @@ def unpack(archive: IO[bytes], folder: Path, *, cap: int = TREE_CAP, entries: in
                     _log.warning("the link %r to %r is left out", member.name, member.linkname)
                     continue
                 _extract(tar, member, folder, counted)
-    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as exc:
+    except ArchiveError:
+        raise
+    except _BROKEN as exc:
         raise ArchiveError(
             f"the archive is no whole gzip tar ({_words(exc)}); nothing was installed",
             hint="download it again; if that does not help, its publisher has to pack it anew",
@@ -85,6 +90,10 @@ def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, counte
         raise _refused(member, "is a device" if isinstance(exc, tarfile.SpecialFileError) else reason) from exc
     except (FileExistsError, NotADirectoryError, IsADirectoryError, ValueError) as exc:
         raise _refused(member, "does not fit what came before it") from exc
+    except OSError as exc:
+        if exc.errno != errno.ENAMETOOLONG:
+            raise
+        raise _refused(member, "has a name that is too long") from exc
 
 
 def _refused(member: tarfile.TarInfo, reason: str) -> ArchiveError:

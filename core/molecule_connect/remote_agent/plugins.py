@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -83,7 +82,7 @@ class Installer:
             _log.debug("the report of the plugin was not taken: %s", exc)
 
 
-def run_setup(folder: Path, seconds: float = SETUP_SECONDS, *, which: Callable[[], str] = lambda: "bash") -> None:
+def run_setup(folder: Path, seconds: float = SETUP_SECONDS, *, bash: str = "bash") -> None:
     """Runs ``setup.sh`` in *folder*, if there is one; a failure is a warning."""
     script = folder / "setup.sh"
     if not script.is_file():
@@ -93,7 +92,7 @@ def run_setup(folder: Path, seconds: float = SETUP_SECONDS, *, which: Callable[[
     with tempfile.TemporaryFile() as said:
         try:
             process = subprocess.Popen(  # noqa: S603 - whoever asks for it trusts the script
-                [which(), "setup.sh"],
+                [bash, "setup.sh"],
                 cwd=folder,
                 env=environ,
                 stdin=subprocess.DEVNULL,
