@@ -216,6 +216,19 @@ def test_a_token_file_lies_beside_the_file_that_names_it(config: Path) -> None:
     assert one.token_file == config.parent / "a.token"
 
 
+def test_a_token_file_with_another_token_is_no_other_setting_and_a_token_in_the_list_is(config: Path) -> None:
+    secret = config.parent / "a.token"
+    secret.touch(mode=0o600)
+    texts = ['[[workspace]]\nid = "a"\ntoken_file = "a.token"\n', '[[workspace]]\nid = "a"\ntoken = "{}"\n']
+    found = []
+    for token in ("first-token", "second-token"):
+        secret.write_text(token)
+        found.append([read(config, text.format(token))[0] for text in texts])
+
+    assert found[0][0] == found[1][0]
+    assert found[0][1] != found[1][1]
+
+
 @pytest.mark.parametrize(
     ("text", "fault"),
     [

@@ -90,3 +90,26 @@ def test_progress_of_one_message_is_told_once_a_second() -> None:
 def test_the_workspace_is_named_only_where_there_are_several() -> None:
     assert "[ws_1]" not in told(events.Registered(workspace_id="ws_1"))[-1]
     assert "[ws_1]" in told(events.Registered(workspace_id="ws_1"), workspaces=("ws_1", "ws_2"))[-1]
+
+
+def test_a_list_that_grows_or_shrinks_changes_whether_they_are_named() -> None:
+    stream = io.StringIO()
+    screen = LineScreen(stream, wall=lambda: 0.0, monotonic=lambda: 0.0)
+    screen.open([summary()])
+    screen(events.Registered(workspace_id="ws_1"))
+    screen.open([summary("ws_2")])
+    screen(events.Registered(workspace_id="ws_2"))
+    screen.forget("ws_1")
+    screen(events.Paused(workspace_id="ws_2"))
+    screen.close()
+
+    texts = [line.partition("    ")[2] or line for line in stream.getvalue().splitlines()]
+    assert texts[1] == "registered"
+    assert texts[3] == "[ws_2] registered"
+    assert texts[4].endswith("WARNING paused on the platform: messages are kept, none is run")
+
+
+def test_progress_of_alike_rows_of_two_workspaces_is_told_apart() -> None:
+    rows = [events.Progressed(**{**ROW, "workspace_id": name}, text="step") for name in ("ws_1", "ws_2")]
+
+    assert len(told(*rows, workspaces=("ws_1", "ws_2"))) == 4

@@ -145,3 +145,54 @@ def test_text_of_peers_cannot_style_or_move_anything() -> None:
     assert "\x1b" not in text
     assert "[bold red]x[/] :smile:" in text
     assert "evil" in text
+
+
+def several(count: int, *happened: events.Event) -> View:
+    view = View(wall=lambda: 0.0, monotonic=Clock())
+    for number in range(count):
+        view.add(f"ws_{number}")
+        view.apply(events.Registered(workspace_id=f"ws_{number}"))
+    for event in happened:
+        view.apply(event)
+    return view
+
+
+def test_of_several_each_has_a_line_and_messages_name_their_workspace() -> None:
+    received = [events.Received(workspace_id=f"ws_{n}", row_id="same", caller_id=None, text="hi") for n in range(2)]
+
+    lines = screen_text(several(2, *received), width=100).splitlines()
+
+    assert lines[0].startswith("ws_0  online")
+    assert lines[1].startswith("ws_1  online")
+    assert [line.split()[1:4] for line in lines[3:5]] == [["ws_0", "person", "waiting"], ["ws_1", "person", "waiting"]]
+
+
+def test_where_there_is_no_room_for_all_those_in_trouble_are_shown() -> None:
+    trouble = events.Trouble(workspace_id="ws_30", part="intake", reason="no feed", hint="look there")
+
+    lines = screen_text(several(50, trouble), height=12).splitlines()
+
+    assert lines[0].startswith("ws_30  troubled")
+    assert "intake: no feed -> look there" in lines[1]
+    assert "  and 46 more, all online" in lines
+    assert len(lines) <= 12
+
+
+def test_lines_above_name_the_workspace_of_several() -> None:
+    view = several(2, events.Paused(workspace_id="ws_1"))
+
+    assert [line.text.partition(" ")[0] for line in view.snapshot(5).above] == ["[ws_1]"]
+
+
+def test_one_that_starts_anew_is_stopped_no_more_and_one_that_left_is_not_drawn() -> None:
+    view = several(3)
+    for name in ("ws_0", "ws_1"):
+        view.apply(events.Trouble(workspace_id=name, part="connection", reason="401"))
+        view.apply(events.Stopped(workspace_id=name))
+    view.add("ws_0")
+    view.apply(events.Registered(workspace_id="ws_0"))
+    view.forget("ws_1")
+
+    health = dict(view.snapshot(5).connections)
+    assert (health["ws_0"].stopping, health["ws_0"].troubles) == ("", {})
+    assert health.keys() == {"ws_0", "ws_2"}

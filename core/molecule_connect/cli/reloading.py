@@ -1,7 +1,7 @@
 """SIGHUP: the file of workspaces is read again, and what it says is followed."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from molecule_connect.cli.asked import Asked
 from molecule_connect.cli.signals import StopSignals
@@ -12,6 +12,8 @@ from molecule_connect.serve import Plan, Served
 from molecule_connect.settings import ConnectionSettings
 from molecule_connect.workspaces import WorkspacesError
 
+# So many workspaces of a change are named in its line; each that starts has a line of its own.
+_SHOWN = 3
 _NOTHING = "nothing was changed; mend it and send SIGHUP again"
 
 
@@ -55,5 +57,10 @@ def _story(plan: Plan) -> str:
         ("changed, drain and start anew: ", plan.changed),
         ("gone, drain: ", plan.gone),
     )
-    told = [words + ", ".join(names) for words, names in parts if names]
+    told = [words + _some(names) for words, names in parts if names]
     return "; ".join([*told, f"{len(plan.same)} stay as they are"])
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_SHOWN])
+    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown

@@ -111,7 +111,7 @@ class LineScreen:
     ) -> None:
         self._wall = wall
         self._monotonic = monotonic
-        self._progress_told: dict[str, float] = {}
+        self._progress_told: dict[tuple[str, str], float] = {}
         self._writer = LineWriter(stream, lambda count: self._line(Line(WARNING, f"{count} lines were left out")))
         self._served: set[str] = set()
 
@@ -149,14 +149,15 @@ class LineScreen:
         self._writer.close()
 
     def _is_due(self, event: events.MessageEvent) -> bool:
+        key = (event.workspace_id, event.row_id)
         if not isinstance(event, events.Progressed):
             if isinstance(event, events.Answered | events.Retrying | events.Dead):
-                self._progress_told.pop(event.row_id, None)
+                self._progress_told.pop(key, None)
             return True
         now = self._monotonic()
-        if now - self._progress_told.get(event.row_id, -1.0) < 1.0:
+        if now - self._progress_told.get(key, -1.0) < 1.0:
             return False
-        self._progress_told[event.row_id] = now
+        self._progress_told[key] = now
         return True
 
     def _line(self, line: Line) -> str:
