@@ -86,6 +86,22 @@ async def test_a_row_of_sixteen_megabytes_is_answered_and_so_is_the_one_behind_i
     assert [answer.text for answer in answers] == [str(size), "5"]
 
 
+@pytest.mark.drill
+@pytest.mark.timeout(180)
+async def test_a_row_too_large_to_be_read_is_a_dead_letter_and_the_one_behind_it_is_answered(tmp_path: Path) -> None:
+    async with Sandbox.over_loopback() as sandbox:
+        workspace, peer = await sandbox.pair()
+        rows = [message_row(text, sender=peer) for text in ("before", "\x01" * 24_000_000, "behind")]
+        await sandbox.add_rows(workspace, *rows)
+        async with Connector(
+            sandbox, workspace, tmp_path, "--since-secs", "600", "--once", "--backend", "mock"
+        ) as first:
+            assert await first.ended(90) == 0
+        answers = await sandbox.answers(workspace, 2)
+    assert [answer.text for answer in answers] == ["echo: before", "echo: behind"]
+    assert "given up: unreadable: it is too large to be read" in first.output
+
+
 # What the reads meet, and what is said of it where it is more than a blip.
 SPOILT = {
     "html": "not the platform's JSON",

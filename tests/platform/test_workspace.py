@@ -9,7 +9,17 @@ import pytest
 
 from molecule_connect.delivery.ports import Platform
 from molecule_connect.errors import CursorExpiredError, PermanentPlatformError, TransientPlatformError
-from molecule_connect.models import DataPart, Kind, Outgoing, Presence, Signal, TextPart, WorkspaceInfo, WorkspaceStatus
+from molecule_connect.models import (
+    DataPart,
+    Kind,
+    Outgoing,
+    Presence,
+    RowMark,
+    Signal,
+    TextPart,
+    WorkspaceInfo,
+    WorkspaceStatus,
+)
 from molecule_connect.platform.credentials import Credentials, read_token_file
 from molecule_connect.platform.workspace import WorkspaceClient
 
@@ -62,6 +72,47 @@ async def test_the_lower_bound_of_a_request_is_the_date_or_the_newest_row_seen_b
 async def test_a_page_that_is_cut_or_no_page_is_transient(connect: Connect, content: bytes) -> None:
     with pytest.raises(TransientPlatformError):
         await WorkspaceClient(connect(Script(httpx.Response(200, content=content)))).fetch(limit=5, known=nothing_known)
+
+
+class Large(httpx.AsyncByteStream):
+    """The beginning of a row, and then more of it than anybody reads."""
+
+    def __init__(self, head: bytes) -> None:
+        self._head = head
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self._head
+        for _ in range(200):
+            yield b"x" * 1_000_000
+
+
+async def test_a_row_that_is_too_large_to_be_read_is_known_by_its_beginning_and_passed(connect: Connect) -> None:
+    head = b'[{"activity_type":"a2a_receive","created_at":"1970-01-01T00:01:00Z","id":"big","request_body":{"text":"'
+    client = WorkspaceClient(connect(lambda request: httpx.Response(200, stream=Large(head))))
+    page = await client.fetch(since_id="z", limit=1, known=nothing_known)
+    (item,) = page.items
+    assert (item.row_id, item.kind, item.time) == ("big", Kind.UNREADABLE, 60_000_000)
+    assert "too large" in item.reason
+    assert item.raw.startswith('{"activity_type"')
+    assert len(item.raw) < 10_000
+    assert (page.count, page.marks) == (1, (RowMark("big", 60_000_000),))
+    assert (await client.fetch(since_id="z", limit=1, known=lambda row_id: row_id == "big")).items == ()
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b'[{"id":"a","request_body":{"text":"',
+        b'[{"created_at":"1970-01-01T00:01:00Z","id":"bi',
+        b"[" + b" " * 70_000,
+        b"{",
+        b"",
+    ],
+)
+async def test_a_row_that_is_too_large_and_does_not_tell_its_id_is_not_passed(connect: Connect, head: bytes) -> None:
+    client = WorkspaceClient(connect(lambda request: httpx.Response(200, stream=Large(head))))
+    with pytest.raises(TransientPlatformError, match="too large"):
+        await client.fetch(since_id="z", limit=1, known=nothing_known)
 
 
 async def test_a_byte_that_is_no_utf8_does_not_make_us_deaf(connect: Connect) -> None:

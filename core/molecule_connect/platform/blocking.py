@@ -8,7 +8,7 @@ from molecule_connect.errors import AuthError, PageTooLargeError
 from molecule_connect.platform.address import ApiAddress
 from molecule_connect.platform.answers import Answer
 from molecule_connect.platform.calling import Caller, Headers, TokenSource
-from molecule_connect.platform.operations import Form, Operation
+from molecule_connect.platform.operations import Operation
 from molecule_connect.platform.quick_httpx import httpx
 from molecule_connect.platform.transports import (
     REFUSAL_CAP,
@@ -94,7 +94,7 @@ class BlockingTransports:
             body, whole = self._body(response, cap, sink if good else None, until=began + WHOLE_ANSWER_TIMEOUT)
         finally:
             response.close()
-        if not whole and good and operation.form is not Form.JSON:
+        if not whole and good and not operation.form.may_be_cut:
             raise PageTooLargeError(
                 f"{operation.name}: the answer is larger than {operation.cap >> 20} MiB",
                 operation=operation.name,

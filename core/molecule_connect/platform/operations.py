@@ -47,7 +47,13 @@ class Form(enum.Enum):
 
     JSON = "json"
     PAGE = "page"  # JSON that is read without loss, and refused above the operation's cap
+    ROW = "row"  # a page of one row: of one above the cap, the beginning is the answer
     BYTES = "bytes"
+
+    @property
+    def may_be_cut(self) -> bool:
+        """Whether what the cap leaves of an answer is one still."""
+        return self in (Form.JSON, Form.ROW)
 
 
 @attrs.frozen(kw_only=True)
@@ -59,6 +65,7 @@ class Reply:
         began: A lower bound of the platform's clock when the request was made, in microseconds:
             its ``Date`` header less the request's duration. None when it did not tell.
         content_type: The type of a body that is no JSON, as the platform gave it.
+        whole: False where the body is the beginning of one that was too large.
     """
 
     body: bytes = attrs.field(repr=False)
@@ -66,6 +73,7 @@ class Reply:
     status: int = 200
     began: int | None = None
     content_type: str = ""
+    whole: bool = True
 
 
 @attrs.frozen(kw_only=True)
@@ -149,7 +157,7 @@ def activity(
         path=f"/workspaces/{_id(workspace_id)}/activity",
         params=tuple(params),
         read=read,
-        form=Form.PAGE,
+        form=Form.PAGE if limit > 1 else Form.ROW,
         cap=PAGE_CAP if limit > 1 else ROW_CAP,
     )
 

@@ -91,6 +91,20 @@ def read_rows(page: str) -> Iterator[RawRow | None]:
         at = _skip(page, at + 1)
 
 
+def read_head(page: str) -> RawRow | None:
+    """The first row of a page that was cut within it, with the members that came whole; None where there is none."""
+    start = _skip(page, _skip(page, 0) + 1)
+    if not page.lstrip().startswith("[") or not page.startswith("{", start):
+        return None
+    fields = {}
+    try:
+        for key, value_start, _ in _members(page, start):
+            fields[key], _ = _decoder.raw_decode(page, value_start)
+    except (MalformedPageError, RecursionError):
+        pass
+    return RawRow(page, start, len(page), fields)
+
+
 def _read_row(page: str, start: int) -> tuple[RawRow | None, int]:
     try:
         fields, end = _decoder.raw_decode(page, start)

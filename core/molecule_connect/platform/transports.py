@@ -19,7 +19,7 @@ from molecule_connect.platform.answers import Answer
 from molecule_connect.platform.calling import Headers
 from molecule_connect.platform.multipart import Multipart
 from molecule_connect.platform.one_connection import KEEPALIVE, OneConnection
-from molecule_connect.platform.operations import Form, Lane, Operation
+from molecule_connect.platform.operations import Lane, Operation
 from molecule_connect.platform.pacer import Pacer
 from molecule_connect.platform.quick_httpx import httpx
 from molecule_connect.platform.senders import PATIENCE, Senders
@@ -246,7 +246,7 @@ class Connections:
                 body, whole = await _body(response, operation.cap if good else REFUSAL_CAP, sink=sink if good else None)
         finally:
             await response.aclose()
-        if not whole and good and operation.form is not Form.JSON:
+        if not whole and good and not operation.form.may_be_cut:
             raise PageTooLargeError(
                 f"{operation.name}: the answer is larger than {operation.cap >> 20} MiB",
                 operation=operation.name,

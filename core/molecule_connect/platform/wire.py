@@ -14,7 +14,7 @@ import attrs
 
 from molecule_connect.models import Inbound, Kind, Page, Part, RowMark, TextPart
 from molecule_connect.platform.parts import clean, fingerprint, first_text, read_manifest, read_part, read_parts
-from molecule_connect.platform.rows import RawRow, read_rows
+from molecule_connect.platform.rows import MalformedPageError, RawRow, read_head, read_rows
 from molecule_connect.platform.times import parse_time
 
 FEED_TYPE = "a2a_receive"
@@ -23,6 +23,7 @@ _OWN_SUMMARIES = ("(queued for poll)", "(ingest)")
 _PEER_METHODS = frozenset({"peer", "peer_agent", "delegate", "delegation"})
 _ANSWER_ROLES = frozenset({"agent", "assistant", "role_agent", "role_assistant"})
 _KEYS = ("idempotencyKey", "idempotency_key")
+_LARGE_ROW_KEPT = 4_096
 _EMPTY: Mapping[str, Any] = {}
 T = TypeVar("T")
 
@@ -51,13 +52,28 @@ class _Envelope:
 
 
 def read_page(
-    text: str, *, workspace_id: str, limit: int, known: Callable[[str], bool], size: int, earliest: int | None
+    text: str,
+    *,
+    workspace_id: str,
+    limit: int,
+    known: Callable[[str], bool],
+    size: int,
+    earliest: int | None,
+    whole: bool = True,
 ) -> Page:
     """The page of the feed that *text* is. Rows that *known* knows are marked and not opened.
 
+    Args:
+        whole: False for the beginning of a page with one row, which is too large to be read.
+
     Raises:
-        MalformedPageError: It is not a JSON array.
+        MalformedPageError: It is not a JSON array, or the one row does not tell its id and time before it is cut.
     """
+    if not whole:
+        large = _read_large_row(text)
+        unknown = () if known(large.row_id) else (large,)
+        mark = RowMark(large.row_id, large.time)
+        return Page(marks=(mark,), items=unknown, count=1, limit=limit, size=size, earliest=earliest)
     marks, items, count = [], [], 0
     for row in read_rows(text):
         count += 1
@@ -87,6 +103,24 @@ def read_row(row: RawRow, *, row_id: str, workspace_id: str) -> Inbound:
         idempotency_key=row_id,
         raw=row.text,
         reason="it is nested too deeply",
+    )
+
+
+def _read_large_row(text: str) -> Inbound:
+    row = read_head(text)
+    row_id = _id(row.fields.get("id")) if row else None
+    time = parse_time(row.fields.get("created_at")) if row else None
+    if row is None or row_id is None or time is None:
+        # Without them it cannot be told where to read on.
+        raise MalformedPageError("a row is too large to be read, and does not begin with its id and time", cut=True)
+    return Inbound(
+        row_id=row_id,
+        kind=Kind.UNREADABLE,
+        time=time,
+        message_id=row_id,
+        idempotency_key=row_id,
+        raw=row.text[:_LARGE_ROW_KEPT],
+        reason="it is too large to be read: over 128 MiB; its beginning is kept",
     )
 
 

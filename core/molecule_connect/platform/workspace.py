@@ -64,6 +64,7 @@ class WorkspaceClient:
                 limit=limit,
                 known=known,
                 size=len(reply.body),
+                whole=reply.whole,
                 earliest=max(bounds, default=None),
             )
 

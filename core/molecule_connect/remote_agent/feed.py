@@ -139,13 +139,11 @@ class ActivityFeed:
 
     def _back(self) -> Flow[list[Inbound]]:
         """All rows from the newest back to the floor, oldest first."""
-        if self._floor is None:
-            self._floor = self._now() - self._since
-        floor = max(self._floor, (self._last_read or self._floor) - LATENESS)
         rows: list[Inbound] = []
         before: int | None = None
         while True:
             page = yield from self._fetch(before=before)
+            floor = self._lowest()
             # The page is newest first; rows without a time stay as they came.
             items = page.items if any(item.time is None for item in page.items) else page.items[::-1]
             rows = [*(item for item in items if item.time is None or item.time >= floor), *rows]
@@ -156,6 +154,12 @@ class ActivityFeed:
                 return rows  # before_ts is ignored
             # The twins of the edge come along, unless they alone fill the page.
             before = edge + 1 if before is None or edge + 1 < before else edge
+
+    def _lowest(self) -> int:
+        """What is older is not given. By the platform's clock, which the first answer tells."""
+        if self._floor is None:
+            self._floor = (self._began if self._began is not None else self._now()) - self._since
+        return max(self._floor, (self._last_read or self._floor) - LATENESS)
 
     def _fetch(self, *, since_id: str | None = None, before: int | None = None) -> Flow[Page]:
         while True:
@@ -168,6 +172,7 @@ class ActivityFeed:
                     limit=limit,
                     known=self._given.__contains__,
                     size=len(reply.body),
+                    whole=reply.whole,
                     earliest=reply.began,
                 )
 
