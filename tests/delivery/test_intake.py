@@ -133,6 +133,8 @@ async def test_an_anchor_that_was_pruned_costs_a_look_back_and_one_notice(journa
         notices = [event.text for event in serving.events.of(events.Notice)]
     assert len(notices) == 1
     assert "no longer knows" in notices[0]
+    # From the last whole read, before 90 s, less the 45 s that rows may be late.
+    assert "from 2027-01-15 08:00:42 UTC to 2027-01-15 08:01:32 UTC" in notices[0]
     assert Counter(platform.answers()).most_common(1)[0][1] == 1
     assert troubles(serving) == []
 

@@ -113,7 +113,7 @@ class Reader:
             self.expired_in_a_row += 1
             since = attrs.evolve(position, anchor=None, anchor_time=None)
             if self.expired_in_a_row == 1:
-                self._notice(*_gap_words(position))
+                self._notice(*_gap_words(self._look_back(position), self.now()))
             await self._journal.move(since)
             await self._back(since)
             return
@@ -161,9 +161,7 @@ class Reader:
         """Read from the newest row back to the floor. Lanes wait until it has ended: older rows come last."""
         span, older = _Span(), 0
         first = position.floor is None
-        floor = self.now() - self._since
-        if position.floor is not None:
-            floor = max(position.floor, (position.last_read or 0) - LATENESS)
+        floor = self._look_back(position)
         await self._journal.move(attrs.evolve(position, anchor=None, anchor_time=None, floor=floor))
         before: int | None = None
         while True:
@@ -189,6 +187,12 @@ class Reader:
                 "look further back with --since-secs",
             )
         await self._settle(span, floor=floor)
+
+    def _look_back(self, position: Position) -> int:
+        """How far back, in microseconds, a read without an anchor goes."""
+        if position.floor is None:
+            return self.now() - self._since
+        return max(position.floor, (position.last_read or 0) - LATENESS)
 
     async def _fetch(self, *, span: _Span | None, since_id: str | None = None, before: int | None = None) -> Page:
         while True:
@@ -231,10 +235,9 @@ class Reader:
         await self._journal.move(attrs.evolve(position, last_read=last_read))
 
 
-def _gap_words(position: Position) -> tuple[str, str]:
-    since = position.last_read or position.floor
-    start = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime((since or 0) / SECOND)) if since else "the first start"
+def _gap_words(start: int, end: int) -> tuple[str, str]:
+    first, last = (time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(one // SECOND)) for one in (start, end))
     return (
-        f"the platform no longer knows the row that reading starts after; reading again all since {start}",
-        "",
+        f"the platform no longer knows the row that reading starts after: reading again all from {first} to {last}",
+        "there is nothing to do; what the platform itself has deleted meanwhile cannot be read",
     )
