@@ -73,6 +73,19 @@ async def test_when_every_token_is_refused_it_ends_with_3_and_names_them(tmp_pat
     assert all(f"{one.id}: register: 401" in connector.output for one in refused)
 
 
+async def test_once_answers_what_waits_for_each_and_ends(tmp_path: Path) -> None:
+    config = tmp_path / "fleet.toml"
+    async with Sandbox.over_loopback() as sandbox:
+        workspaces = [await sandbox.workspace(name) for name in ("one", "two")]
+        for workspace in workspaces:
+            await sandbox.say(workspace, f"for {workspace.name}")
+        write(config, *(block(workspace, sandbox.url) for workspace in workspaces))
+        async with Connector.of_a_list(config, tmp_path / "state", "--once") as connector:
+            assert await connector.ended() == 0
+        for workspace in workspaces:
+            assert await texts(sandbox, workspace, 1) == [f"for {workspace.name}!"]
+
+
 async def test_lists_that_change_under_load_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
     config = tmp_path / "fleet.toml"
     async with Sandbox.over_loopback() as sandbox:

@@ -145,13 +145,20 @@ async def test_a_plain_call_that_never_returns_does_not_hold_up_the_stop(tmp_pat
 
 @pytest.mark.drill
 @pytest.mark.skipif(shutil.which("tmux") is None, reason="there is no tmux")
-async def test_a_terminal_that_closes_is_a_stop_that_finishes_what_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_list", [False, True], ids=["single", "list"])
+async def test_a_terminal_that_closes_is_a_stop_that_finishes_what_runs(tmp_path: Path, is_list: bool) -> None:
     started, pid = tmp_path / "started", tmp_path / "pid"
     socket = tmp_path / "tmux"
     async with Sandbox.over_loopback() as sandbox:
         workspace = await sandbox.workspace()
         options = exec_options(f"touch {started}; sleep 1; cat")
-        command = [*PROGRAM, "connect", workspace.id, "--api-url", sandbox.url]
+        named = [workspace.id]
+        if is_list:
+            config = tmp_path / "fleet.toml"
+            config.touch(mode=0o600)
+            config.write_text(f'[[workspace]]\nid = "{workspace.id}"\ntoken = "{workspace.token}"\n')
+            named = ["--config", str(config)]
+        command = [*PROGRAM, "connect", *named, "--api-url", sandbox.url]
         command += ["--state-dir", str(tmp_path / "state"), *options]
         line = f"echo $$ > {shlex.quote(str(pid))}; exec {shlex.join(command)}"
         environ = {**clean_environ(), "MOLECULE_WORKSPACE_TOKEN": workspace.token, "TERM": "xterm"}
