@@ -161,6 +161,10 @@ class Served:
         """As ``serve`` does."""
         await self._fleet.run(stop)
 
+    def say(self, text: str) -> None:
+        """Tell what concerns all of them, in the name of one."""
+        notice(next(iter(self._settings)), self._ground.listener)(text)
+
     async def plan(self, wanted: Sequence[ConnectionSettings]) -> Plan:
         """What serving *wanted* from now on would mean. Whatever is to start was rehearsed.
 
@@ -184,9 +188,7 @@ class Served:
 
     async def follow(self, plan: Plan) -> None:
         """Start, drain and restart as *plan* says; returns when all has drained."""
-        for name in plan.gone:
-            del self._settings[name]
-        self._settings.update((one.workspace_id, one) for one in plan.starting)
+        self._settings = {one.workspace_id: one for one in plan.wanted}
         await self._fleet.change([Block(one, self._ground) for one in plan.starting], gone=plan.gone)
 
 
@@ -204,17 +206,20 @@ async def serving(
         ConfigError: Something in the settings cannot work; of several workspaces, everything is told.
         JournalError: The journal cannot be used.
     """
+    if not settings:
+        raise ConfigError("no workspace was given", hint="name at least one")
     async with AsyncExitStack() as stack:
         most = max(len(settings), ROOM if settings[0].patient else 1)
         transports = Transports(
             transport=transport,
             readers=2 + most // WORKSPACES_PER_READER,
-            say=notice(settings[0].workspace_id, listener),
+            say=lambda text: served.say(text),
         )
         stack.push_async_callback(transports.aclose)
         journal = await stack.enter_async_context(Journal.open(state_dir, wall=time.time))
         ground = Ground(state_dir=state_dir, transports=transports, journal=journal, listener=listener)
         blocks = [Block(one, ground) for one in settings]
+        served = Served(blocks, ground)
         for block in blocks:
             stack.push_async_callback(block.aclose)
         problems = await _problems([(block.settings, _building(block)) for block in blocks], several=len(blocks) > 1)
@@ -222,7 +227,7 @@ async def serving(
             raise WorkspacesError("the list", problems)
         if problems:
             raise ConfigError(f"the backend is not ready: {'; '.join(problems)}", hint="mend that, then start again")
-        yield Served(blocks, ground)
+        yield served
 
 
 async def rehearse(

@@ -45,6 +45,7 @@ async def test_beside_a_platform_that_is_down_and_a_refused_token_the_good_one_a
         async with Connector.of_a_list(config, tmp_path / "state") as connector:
             await connector.says(f"[{refused.id}] connection: register: 401")
             await connector.says(f"workspace {refused.id}, token from {config}: ")
+            await connector.says("; then send SIGHUP to process ")
             await connector.says(f"[{away.id}] register: {down} cannot be reached")
             for number in range(20):
                 await sandbox.say(good, f"{number}")

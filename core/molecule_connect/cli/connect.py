@@ -28,6 +28,8 @@ Try it without any agent; the mock backend repeats what it hears:
     molecule connect ws_1 --backend mock --backend-opt reply="echo: %s"
 Let a program of yours answer, text on stdin, the answer on stdout:
     molecule connect ws_1 --backend exec --backend-opt cmd="python myhandler.py"
+Serve all the workspaces that a file lists, and read it again at SIGHUP:
+    molecule connect --config fleet.toml
 """
 
 

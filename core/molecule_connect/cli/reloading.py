@@ -1,8 +1,12 @@
 """SIGHUP: the file of workspaces is read again, and what it says is followed."""
 
 import asyncio
+import os
 from collections.abc import Callable, Sequence
 
+import attrs
+
+from molecule_connect import events
 from molecule_connect.cli.asked import Asked
 from molecule_connect.cli.signals import StopSignals
 from molecule_connect.console.lines import ERROR, INFO
@@ -15,6 +19,18 @@ from molecule_connect.workspaces import WorkspacesError
 # So many workspaces of a change are named in its line; each that starts has a line of its own.
 _SHOWN = 3
 _NOTHING = "nothing was changed; mend it and send SIGHUP again"
+
+
+def with_way_back(listener: events.Listener) -> events.Listener:
+    """*listener*, told at the end of a workspace how to start it again."""
+
+    def told(event: events.Event) -> None:
+        if isinstance(event, events.Trouble) and event.part == "connection":
+            hint = f"{event.hint}; then send SIGHUP to process {os.getpid()}" if event.hint else event.hint
+            event = attrs.evolve(event, hint=hint)
+        listener(event)
+
+    return told
 
 
 async def follow_the_list(

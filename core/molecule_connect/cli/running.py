@@ -37,7 +37,7 @@ def run(flags: Mapping[str, Any], given: frozenset[str], *, screen: Screen) -> N
 
 
 async def _serve(asked: Asked, mode: str, folder: Path, screen: Screen, signals: StopSignals) -> None:
-    from molecule_connect.cli.reloading import follow_the_list
+    from molecule_connect.cli.reloading import follow_the_list, with_way_back
     from molecule_connect.serve import serving
 
     def summary(settings: ConnectionSettings) -> Summary:
@@ -46,7 +46,8 @@ async def _serve(asked: Asked, mode: str, folder: Path, screen: Screen, signals:
     stop, reload = asyncio.Event(), asyncio.Event()
     signals.bind(stop, reload)
     screen.open([summary(one) for one in asked.settings])
-    async with serving(asked.settings, state_dir=folder, listener=screen) as served:
+    listener = with_way_back(screen) if asked.again is not None else screen
+    async with serving(asked.settings, state_dir=folder, listener=listener) as served:
         following = asyncio.ensure_future(
             follow_the_list(asked, reload, served, screen=screen, signals=signals, summary=summary)
         )
