@@ -81,6 +81,8 @@ class Block:
         """
         if self._host is None:
             await self.build()
+        if self._host is not None and self._host.advice:
+            notice(self.workspace_id, self._ground.listener)(self._host.advice)
         async with self._stack:
             try:
                 await self.connection.run(stop)

@@ -54,7 +54,7 @@ async def host_of(plugin: object, *middleware: object) -> PluginHost:
 
 async def ask(plugin: object, progress: Any = no_progress) -> Response:
     async with await host_of(plugin) as host:
-        return await host.handler(make_request(), progress)
+        return await host.answering()(make_request(), progress)
 
 
 class Blocked:
@@ -99,7 +99,7 @@ async def test_eight_blocked_plain_calls_do_not_keep_a_heartbeat_from_resolving_
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
     blocked = Blocked()
     async with await host_of(Plain(blocked)) as host:
-        tasks = [asyncio.ensure_future(host.handler(make_request(), no_progress)) for _ in range(8)]
+        tasks = [asyncio.ensure_future(host.answering()(make_request(), no_progress)) for _ in range(8)]
         for _ in range(8):
             await blocked.entered.acquire()
 
@@ -115,7 +115,7 @@ async def test_eight_blocked_plain_calls_do_not_keep_a_heartbeat_from_resolving_
 async def test_a_cancelled_plain_call_ends_with_its_thread_and_counts_as_stuck_until_then() -> None:
     blocked = Blocked()
     async with await host_of(Plain(blocked)) as host:
-        task = asyncio.ensure_future(host.handler(make_request(), no_progress))
+        task = asyncio.ensure_future(host.answering()(make_request(), no_progress))
         await blocked.entered.acquire()
         assert host.stuck_calls == 0
 
@@ -131,7 +131,7 @@ async def test_a_cancelled_plain_call_ends_with_its_thread_and_counts_as_stuck_u
 async def test_closing_lets_go_of_a_call_whose_thread_does_not_end() -> None:
     blocked = Blocked()
     host = await host_of(Plain(blocked))
-    cancelled, waiting = (asyncio.ensure_future(host.handler(make_request(), no_progress)) for _ in range(2))
+    cancelled, waiting = (asyncio.ensure_future(host.answering()(make_request(), no_progress)) for _ in range(2))
     await blocked.entered.acquire()
     await blocked.entered.acquire()
     cancelled.cancel()
@@ -144,7 +144,7 @@ async def test_closing_lets_go_of_a_call_whose_thread_does_not_end() -> None:
     assert isinstance(waiting.exception(), BackendError)
     assert host.stuck_calls == 1
     with pytest.raises(BackendError, match="is closed"):
-        await host.handler(make_request(), no_progress)
+        await host.answering()(make_request(), no_progress)
     blocked.release.set()
 
 
@@ -195,7 +195,7 @@ async def test_a_cancelled_async_backend_is_cancelled() -> None:
         raise AssertionError
 
     async with await host_of(Async(answer)) as host:
-        task = asyncio.ensure_future(host.handler(make_request(), no_progress))
+        task = asyncio.ensure_future(host.answering()(make_request(), no_progress))
         await entered.wait()
         task.cancel()
         await asyncio.wait((task,))
@@ -241,7 +241,7 @@ async def test_middleware_without_an_answer_is_named() -> None:
 
     async with await host_of(Plain(lambda request, progress: Response.from_text("x")), Forgetful()) as host:
         with pytest.raises(BackendError, match="no answer from middleware Forgetful: it returned None"):
-            await host.handler(make_request(), no_progress)
+            await host.answering()(make_request(), no_progress)
 
 
 async def told_by(plugin: object, *middleware: object) -> list[str | Response]:
@@ -254,7 +254,7 @@ async def told_by(plugin: object, *middleware: object) -> list[str | Response]:
     async with await host_of(plugin, *middleware) as host:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            await host.handler(make_request(), progress)
+            await host.answering()(make_request(), progress)
     return told
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 import pytest
 
-from molecule_connect import Request, Response, create_backend, hookimpl
+from molecule_connect import InboxBackend, Request, Response, create_backend, hookimpl
 from molecule_connect.errors import BackendNotFoundError, OptionError, PluginError
 from molecule_connect.models import Handler, Progress
 from molecule_connect.plugins.host import PluginHost, create_host
@@ -120,7 +120,7 @@ async def host_of(backend: object, **more: Any) -> PluginHost:
 
 
 async def ask(host: PluginHost, text: str = "hi") -> str:
-    return (await host.handler(make_request(text), no_progress)).text
+    return (await host.answering()(make_request(text), no_progress)).text
 
 
 @pytest.mark.parametrize("name", ["shout", "factory", "slow-factory", "declared"])
@@ -450,3 +450,48 @@ def test_create_backend_makes_the_plugin_itself(path: list[str]) -> None:
 def test_create_backend_refuses_an_async_factory_without_a_warning(path: list[str]) -> None:
     with pytest.raises(PluginError, match="async factory"):
         create_backend("slow-factory", {"suffix": "#"}, path=path)
+
+
+# A backend that leaves its messages to the readers of an inbox
+
+
+async def test_an_inbox_has_no_handler_and_says_who_reads_it() -> None:
+    async with await host_of("inbox") as host:
+        assert host.handler is None
+        assert "molecule mcp" in host.advice
+        with pytest.raises(PluginError, match="answers nothing itself") as refused:
+            host.answering()
+        assert "molecule mcp" in refused.value.hint
+    async with await host_of(Echo()) as host:
+        assert host.advice == ""
+
+
+async def test_a_factory_may_leave_its_messages_to_readers_and_check_what_they_need() -> None:
+    class Elsewhere(InboxBackend):
+        @hookimpl
+        def check(self) -> list[str]:
+            return ["nobody is there"]
+
+    async with await host_of(Elsewhere()) as host:
+        assert host.handler is None
+        assert [problem.partition(": ")[2] for problem in await host.check()] == ["nobody is there"]
+
+
+async def test_an_inbox_that_answers_too_is_refused() -> None:
+    class Both(InboxBackend):
+        @hookimpl
+        def handle_a2a(self, request: Request) -> Response:
+            return Response.from_text("")
+
+    with pytest.raises(PluginError, match="answers nothing"):
+        await host_of(Both())
+
+
+async def test_middleware_has_nothing_to_wrap_in_an_inbox() -> None:
+    class Wrapper:
+        @hookimpl
+        def wrap_handler(self, handler: Any) -> Any:
+            return handler
+
+    with pytest.raises(PluginError, match="nothing to wrap"):
+        await create_host(workspace_id="ws_1", backend=InboxBackend(), middleware=[Wrapper()])

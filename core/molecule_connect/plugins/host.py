@@ -50,6 +50,11 @@ class PluginHost:
         return self._plugins[0][1]
 
     @property
+    def advice(self) -> str:
+        """What the operator has to do beside serving; empty for a backend that answers by itself."""
+        return self.backend.advice if isinstance(self.backend, InboxBackend) else ""
+
+    @property
     def stuck_calls(self) -> int:
         """Plain calls that were cancelled and whose threads have not returned."""
         return self._answers.stuck

@@ -83,8 +83,8 @@ class ClaudeCodeBackend:
     timeout: Annotated[Duration, "how long one message may take in all; 0 is without limit"] = 0.0
     session: Annotated[
         Literal["lane", "workspace", "none", "running"],
-        "what remembers: each conversation, the whole workspace, nothing; running comes with the MCP inbox",
-    ] = attrs.field(default="lane", validator=v.session_exists)
+        "what remembers: each conversation, the whole workspace, nothing, or the Claude Code that you have open",
+    ] = "lane"
     pass_meta: Annotated[
         bool, "put MOLECULE_WORKSPACE_ID, _CALLER_ID, _MESSAGE_ID, _TASK_ID and _METHOD into its environment"
     ] = False

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import attrs
 
@@ -76,15 +75,6 @@ def at_least_two(instance: object, attribute: "attrs.Attribute[int | None]", val
 def above_zero(instance: object, attribute: "attrs.Attribute[float | None]", value: float | None) -> None:
     if value is not None and value <= 0:
         raise _refused(attribute.name, "must be more than 0", "or leave it out")
-
-
-def session_exists(instance: object, attribute: "attrs.Attribute[Any]", value: str) -> None:
-    if value == "running":
-        raise _refused(
-            attribute.name,
-            "cannot be 'running': it comes with the MCP inbox, which is not part of this release",
-            "leave it out, or choose lane, workspace or none",
-        )
 
 
 def _require_folder(name: str, path: Path) -> None:

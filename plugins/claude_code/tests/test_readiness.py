@@ -19,7 +19,7 @@ def logged_in(monkeypatch: pytest.MonkeyPatch, asking: Asking) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"session": "running"}, "comes with the MCP inbox"),
+        ({"session": "running", "model": "opus"}, "the Claude Code that is open decides"),
         ({"session": "mine"}, "'session'"),
         ({"bin": " "}, "'bin'"),
         ({"cwd": "/no/such/folder"}, "'cwd'"),
