@@ -61,11 +61,15 @@ class Platform:
 class Twin:
     """Either client. What has to be awaited is; what is iterated over comes as a list.
 
+    Args:
+        waits_before_closing: Closes the client in its so-manieth wait: ends what would go on for ever.
+
     Attributes:
         waits: How long it slept, in order; no time passes for it.
     """
 
-    def __init__(self, is_async: bool, **arguments: Any) -> None:
+    def __init__(self, is_async: bool, *, waits_before_closing: int | None = None, **arguments: Any) -> None:
+        self._last_wait = waits_before_closing
         self.waits: list[float] = []
         self.now = 1000.0
         given: dict[str, Any] = {"platform_url": API, "token": TOKEN, "clock": lambda: self.now, **arguments}
@@ -77,12 +81,19 @@ class Twin:
             self.client = RemoteAgentClient(ME, **given)
         self._runner = asyncio.Runner() if is_async else None
 
-    def _sleep(self, seconds: float) -> None:
+    def _pass(self, seconds: float) -> None:
         self.waits.append(seconds)
         self.now += seconds
 
+    def _sleep(self, seconds: float) -> None:
+        self._pass(seconds)
+        if len(self.waits) == self._last_wait:
+            self.client.close()
+
     async def _sleep_async(self, seconds: float) -> None:
-        self._sleep(seconds)
+        self._pass(seconds)
+        if len(self.waits) == self._last_wait:
+            await self.client.aclose()
 
     def _run(self, work: Any) -> Any:
         assert self._runner is not None

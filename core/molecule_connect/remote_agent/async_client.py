@@ -97,6 +97,8 @@ class AsyncRemoteAgentClient:
 
     async def aclose(self) -> None:
         """Closes the connections; loops end after their next wait."""
+        if self._is_closed:
+            return
         self._is_closed = True
         await self._platform.aclose()
         await self._transports.aclose()

@@ -1,0 +1,276 @@
+"""Following what arrives: nothing is missed that comes late, nothing is given twice, and trouble is survived."""
+
+import logging
+from collections.abc import Generator, Iterable
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from molecule_connect import ArgumentError, AuthError, Message, TransientPlatformError, WorkspaceDeletedError
+from molecule_connect.models import TextPart
+from molecule_connect.platform.times import PlatformClock, format_time, parse_time
+from molecule_connect.remote_agent.feed import ActivityFeed
+from molecule_connect.remote_agent.steps import Ask
+
+from .kit import ME, PEER, Make, Platform, Twin, row, said
+
+FEED = f"GET /workspaces/{ME}/activity"
+CARD = f"GET /workspaces/{ME}"
+SECOND = 1_000_000
+NINE = parse_time("2026-08-14T09:00:00Z") or 0
+
+
+def page(*rows: dict[str, Any], at: float = 60.0) -> httpx.Response:
+    """A page, newest first as it is given, read so many seconds after nine."""
+    minutes, seconds = divmod(int(at), 60)
+    date = f"Fri, 14 Aug 2026 09:{minutes:02}:{seconds:02} GMT"
+    return httpx.Response(200, json=list(rows), headers={"Date": date})
+
+
+def texts(messages: Iterable[Message]) -> list[str]:
+    return [message.text for message in messages]
+
+
+def test_what_is_there_comes_oldest_first_and_then_it_ends(agent: Twin, platform: Platform) -> None:
+    platform.on(FEED, page(row("r2", 58, "two"), row("r1", 57, "one")))
+
+    assert texts(agent.activity(follow=False)) == ["one", "two"]
+    query = platform.requests[0].url.params
+    assert (query["type"], query["limit"]) == ("a2a_receive", "500")
+    assert "since_id" not in query
+
+
+def test_a_message_says_who_wrote_it_and_when(agent: Twin, platform: Platform) -> None:
+    platform.on(FEED, page(row("r1", 57, "one", seq=7)))
+    (message,) = agent.activity(follow=False)
+
+    assert (message.kind, message.activity_id, message.caller_id, message.message_id) == (
+        "message",
+        "r1",
+        PEER,
+        "m-r1",
+    )
+    assert message.parts == (TextPart("one"),)
+    assert message.created_at.isoformat() == "2026-08-14T09:00:57+00:00"
+
+
+def test_only_what_concerns_an_agent_comes(agent: Twin, platform: Platform, caplog: Any) -> None:
+    reply = {
+        "role": "agent",
+        "messageId": "m9",
+        "parts": [{"kind": "text", "text": "an answer"}],
+        "metadata": {"molecule": {"in_reply_to": "my-question", "auto": True}},
+    }
+    rows = [
+        row("r1", 51, source_id=None, method="notify", request_body=None, response_body={"result": "my own words"}),
+        row("r2", 52, source_id=ME),
+        row("r3", 53, method="chat_upload_receive", source_id=None, request_body={"file_id": "F", "uri": "u"}),
+        row("r4", 54, request_body={"params": {"message": reply}}),
+        row("r5", 55, source_id=ME, method="delegate_result", response_body={"text": "a result", "delegation_id": "D"}),
+        row("r6", 56, "a person's", source_id=None),
+        row("r7", 57, request_body={"params": None}, summary=""),
+        row("r8", 58, status="error"),
+        row("r9", 59, "a delegation", activity_type="delegation"),
+    ]
+    platform.on(FEED, page(*rows[::-1]))
+    found = [(one.kind, one.text, one.caller_id, one.in_reply_to) for one in agent.activity(follow=False)]
+
+    assert found == [
+        ("answer", "an answer", PEER, "my-question"),
+        ("result", "a result", None, ""),
+        ("message", "a person's", None, ""),
+    ]
+    assert "row r7" in caplog.text
+
+
+def test_how_far_it_looks_back_is_the_platforms_time(agent: Twin, platform: Platform) -> None:
+    agent.now = 0.0
+    platform.on(f"GET /workspaces/{ME}/state", httpx.Response(200, json={"status": "online"}, headers=page().headers))
+    platform.on(FEED, page(row("r3", 59, "new"), row("r2", 41, "just"), row("r1", 39, "old")))
+    agent.poll_state()
+
+    assert texts(agent.activity(since_secs=20, follow=False)) == ["just", "new"]
+
+
+def test_a_feed_of_bare_rows_is_given_as_it_comes(agent: Twin, platform: Platform) -> None:
+    bare = [
+        {"id": f"r{number}", "request_body": {"params": {"message": {"parts": [{"text": f"{number}"}]}}}}
+        for number in (1, 2)
+    ]
+    platform.on(FEED, httpx.Response(200, json=bare))
+    feed = agent.activity(follow=False)
+
+    assert texts(feed) == ["1", "2"]
+
+
+@pytest.mark.parametrize("answer", [httpx.Response(200), httpx.Response(200, json=None), httpx.Response(200, json=[])])
+def test_an_empty_feed_is_no_message(agent: Twin, platform: Platform, answer: httpx.Response) -> None:
+    platform.on(FEED, answer)
+    if answer.content:
+        assert agent.activity(follow=False) == []
+    else:
+        with pytest.raises(TransientPlatformError):
+            agent.activity(follow=False)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"since_secs": -1}, {"since_secs": 31 * 86400}, {"poll_interval": 0}, {"poll_interval": "5"}]
+)
+def test_what_cannot_work_is_refused_before_any_request(agent: Twin, platform: Platform, wrong: dict[str, Any]) -> None:
+    with pytest.raises(ArgumentError):
+        agent.activity(**wrong)
+
+    assert platform.requests == []
+
+
+class TestFollowing:
+    """What goes on for ever ends here when the client is closed by its third wait."""
+
+    @pytest.fixture
+    def follower(self, make: Make, platform: Platform) -> Twin:
+        return make(platform, waits_before_closing=3)
+
+    def test_it_waits_between_reads_that_bring_nothing(self, follower: Twin, platform: Platform) -> None:
+        platform.on(FEED, page(row("r1", 57, "one")), page(row("r1", 57, "one")))
+
+        assert texts(follower.activity(poll_interval=2.5)) == ["one"]
+        assert follower.waits == [2.5, 2.5, 2.5]
+
+    def test_trouble_is_logged_and_survived(
+        self, follower: Twin, platform: Platform, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        platform.on(FEED, httpx.ConnectError("refused"), httpx.Response(200, html="<html>"), page(row("r1", 57, "one")))
+
+        assert texts(follower.activity()) == ["one"]
+        assert caplog.text.count("reading again in") == 2
+
+    def test_a_refused_token_is_tried_three_times(self, follower: Twin, platform: Platform) -> None:
+        platform.on(FEED, said(401)).on(CARD, httpx.Response(200, json={"status": "online"}))
+        with pytest.raises(AuthError):
+            follower.activity()
+
+        assert len(platform.asked(FEED)) == 3
+
+    def test_one_refusal_is_a_blip(self, follower: Twin, platform: Platform) -> None:
+        platform.on(FEED, said(401), page(row("r1", 57, "one")))
+
+        assert texts(follower.activity()) == ["one"]
+
+    def test_a_deleted_workspace_says_that_it_is(self, follower: Twin, platform: Platform) -> None:
+        platform.on(FEED, said(401)).on(CARD, said(410))
+        with pytest.raises(WorkspaceDeletedError):
+            follower.activity()
+
+    def test_a_row_that_reading_starts_after_may_be_pruned(
+        self, follower: Twin, platform: Platform, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        old, new = row("r1", 5, "old"), row("r2", 57, "new")
+        platform.on(FEED, page(old), said(410, "since_id cursor not found"), page(new, old), page(new, old))
+
+        assert texts(follower.activity(since_secs=3600)) == ["old", "new"]
+        assert "forgot the row" in caplog.text
+
+
+def test_a_page_that_is_too_large_is_asked_for_in_halves(agent: Twin, platform: Platform, monkeypatch: Any) -> None:
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        limit = int(request.url.params["limit"])
+        asked.append(request.url.params["limit"])
+        rows = [row(f"r{number}", number, "x" * 100) for number in range(300)][::-1]
+        before = request.url.params.get("before_ts")
+        rows = [one for one in rows if before is None or one["created_at"] < before]
+        return page(*rows[:limit], at=300)
+
+    monkeypatch.setattr("molecule_connect.platform.operations.PAGE_CAP", 80_000)
+    platform.on(FEED, answer)
+
+    assert len(agent.activity(since_secs=3600, follow=False)) == 300
+    assert asked[:2] == ["500", "250"]
+
+
+class Server:
+    """A feed whose rows may be shown later than they were written, as the real ones do."""
+
+    def __init__(self, rows: list[tuple[int, int]], *, may: bool) -> None:
+        self.rows = [
+            (f"r{number}", NINE + when * SECOND, NINE + (when + late) * SECOND)
+            for number, (when, late) in enumerate(rows)
+        ]
+        self.now = NINE
+        self._may = may
+
+    def page(self, params: dict[str, str]) -> list[dict[str, Any]]:
+        shown = sorted((when, row_id) for row_id, when, seen in self.rows if seen <= self.now)
+        limit = int(params["limit"])
+        if "since_id" in params:
+            after = next((when, row_id) for when, row_id in shown if row_id == params["since_id"])
+            rest = [one for one in shown if (one[0] > after[0] if self._may else one > after)]
+            chosen = rest[:limit]
+        else:
+            before = parse_time(params["before_ts"]) if "before_ts" in params else None
+            chosen = [one for one in shown[::-1] if before is None or one[0] < before][:limit]
+        return [row(row_id, None, row_id, created_at=format_time(when)) for when, row_id in chosen]
+
+
+def read(feed: ActivityFeed, server: Server) -> list[str]:
+    """One read, over a platform that answers at once."""
+    flow: Generator[Any, Any, list[Message] | None] = feed.next()
+    try:
+        step = next(flow)
+        while True:
+            assert isinstance(step, Ask)
+            response = page(*server.page(dict(step.operation.params)))
+            reply = httpx_reply(response, server.now)
+            step = flow.send(step.operation.read(reply))
+    except StopIteration as stop:
+        return texts(stop.value or [])
+
+
+def httpx_reply(response: httpx.Response, now: int) -> Any:
+    from molecule_connect.platform.operations import Reply
+
+    return Reply(body=response.content, began=now)
+
+
+@given(
+    rows=st.lists(
+        st.tuples(st.integers(0, 300), st.integers(0, 30), st.booleans()), max_size=30, unique_by=lambda row: row[0]
+    ),
+    reads=st.lists(st.integers(0, 40), min_size=1, max_size=25),
+    limit=st.integers(3, 8),
+    may=st.booleans(),
+)
+@settings(max_examples=150, deadline=None)
+def test_rows_that_come_late_are_found_and_none_is_given_twice(
+    rows: list[tuple[int, int, bool]], reads: list[int], limit: int, may: bool
+) -> None:
+    twins = [(when, 30 - late) for when, late, has_twin in rows if has_twin]
+    server = Server([*((when, late) for when, late, _ in rows), *twins], may=may)
+    feed = ActivityFeed(
+        ME,
+        PlatformClock(lambda: 0.0),
+        since_secs=0,
+        poll_interval=1,
+        follow=False,
+        is_removed=lambda: iter(()),  # type: ignore[arg-type,return-value]
+        wall=lambda: NINE / SECOND,
+        limit=limit,
+    )
+    given_rows: list[str] = []
+    for pause in [0, *reads, 400]:
+        server.now += pause * SECOND
+        given_rows += read(feed, server)
+
+    assert sorted(given_rows) == sorted(row_id for row_id, _, _ in server.rows)
+
+
+def test_nothing_is_said_of_rows_that_are_no_messages(agent: Twin, platform: Platform, caplog: Any) -> None:
+    caplog.set_level(logging.WARNING)
+    platform.on(FEED, page(row("r1", 57, source_id=ME)))
+
+    assert agent.activity(follow=False) == []
+    assert caplog.records == []
