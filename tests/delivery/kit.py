@@ -523,7 +523,7 @@ class Serving:
         self.platform = platform
         self.journal = journal
         self.clock = given.pop("wall", lambda: EPOCH + loop.time())
-        presence = given.pop("presence", True)
+        presence, room = given.pop("presence", True), given.pop("room", None)
         given.setdefault("workspace_id", WORKSPACE)
         self.connection = Connection(
             ConnectionSettings(backend="fake", **given),
@@ -534,6 +534,7 @@ class Serving:
             listener=self.events,
             wall=self.clock,
             presence=presence,
+            room=room,
         )
         self.stop = asyncio.Event()
         self.error: BaseException | None = None

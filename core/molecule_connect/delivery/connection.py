@@ -17,7 +17,7 @@ from molecule_connect.delivery.cursor_file import CursorFile
 from molecule_connect.delivery.entries import Lane
 from molecule_connect.delivery.file_folder import FileFolder, folder_of
 from molecule_connect.delivery.file_journal import FileJournal
-from molecule_connect.delivery.files import ChatFiles
+from molecule_connect.delivery.files import ChatFiles, FolderLimits
 from molecule_connect.delivery.health import Health
 from molecule_connect.delivery.heartbeat import Heartbeat
 from molecule_connect.delivery.intake import Intake, insist_on
@@ -55,6 +55,7 @@ class Connection:
         pace: How far the platform's rate limit stretches safety reads and beats: the least
             seconds between two of each.
         presence: Register and beat; else another program keeps the workspace online.
+        room: What the folder for the chat's files may come to.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Connection:
         pace: Callable[[bool], tuple[float, float]] = lambda trusted: (0.0, 0.0),
         backoff: Backoff | None = None,
         presence: bool = True,
+        room: FolderLimits | None = None,
     ) -> None:
         self.settings = settings
         self.workspace_id = settings.workspace_id
@@ -98,7 +100,7 @@ class Connection:
             patient=settings.patient and not settings.once,
         )
         self._build_intake()
-        self._build_files()
+        self._build_files(room)
         self._build_lanes(handler or _nobody)
         self._upkeep = Upkeep(self._journal, self._cursor, reports=self._reports, now=self._reader.now)
         self._to_wake: dict[Lane, None] = {}
@@ -145,7 +147,7 @@ class Connection:
         )
         self._health.changed = self._heartbeat.beat_now
 
-    def _build_files(self) -> None:
+    def _build_files(self, room: FolderLimits | None) -> None:
         folder = FileFolder(folder_of(self._folder, self.workspace_id))
         journal = FileJournal(self._file, self.workspace_id, folder.path)
         self._files = ChatFiles(
@@ -156,6 +158,7 @@ class Connection:
             came=self._files_came,
             now=self._reader.now,
             wall=self._wall,
+            room=room,
         )
         self._attachments = Attachments(
             self._platform,

@@ -30,14 +30,27 @@ SIDE_BY_SIDE = 4
 WAIT = 65.0
 # Files that nobody names for so long are a message of their own.
 QUIET = 60.0
-QUOTA = 1 << 30
-KEPT_FOR = 7 * 24 * 3600.0
 TIDY_INTERVAL = 3600.0
 LIMITS_FOR = 3600.0
+# What became of a file is known for so long after it went.
+FORGET_AFTER = 7 * 24 * 3600.0
 JOURNAL_WAIT = 5.0
 # The platform keeps an upload for a day.
 GIVE_UP = 24 * 3600.0
 _PLAIN_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,60}/[A-Za-z0-9!#$&^_.+-]{1,60}")
+
+
+@attrs.frozen(kw_only=True)
+class FolderLimits:
+    """What the folder for files may come to.
+
+    Attributes:
+        quota: Most bytes in it.
+        kept_for: Seconds that the files of finished messages stay.
+    """
+
+    quota: int = 1 << 30
+    kept_for: float = 7 * 24 * 3600.0
 
 
 class NotTakenError(Exception):
@@ -50,8 +63,6 @@ class ChatFiles:
     Args:
         came: Told of a message that files became: its row, its lane, and their names.
         now: The platform's time in microseconds.
-        quota: Most bytes in the folder.
-        kept_for: Seconds that files of finished messages are kept.
     """
 
     def __init__(
@@ -65,8 +76,7 @@ class ChatFiles:
         now: Callable[[], int],
         wall: Callable[[], float] = time.time,
         backoff: Backoff | None = None,
-        quota: int = QUOTA,
-        kept_for: float = KEPT_FOR,
+        room: FolderLimits | None = None,
     ) -> None:
         self._platform = platform
         self._journal = journal
@@ -76,9 +86,9 @@ class ChatFiles:
         self._now = now
         self._wall = wall
         self._backoff = backoff or Backoff(first=1.0, cap=300.0)
-        self._quota = quota
-        self._kept_for = kept_for
-        self._active: set[str] = set()
+        self._room = room or FolderLimits()
+        # What is being seen to, with the bytes that it may need.
+        self._active: dict[str, int] = {}
         self._woken = asyncio.Event()
         self._changed = asyncio.Event()
         self._may_gather = False
@@ -128,7 +138,7 @@ class ChatFiles:
             if len(self._active) >= SIDE_BY_SIDE:
                 return
             if file.file_id not in self._active:
-                self._active.add(file.file_id)
+                self._active[file.file_id] = 0
                 group.create_task(self._see_to(file), name=f"file {file.file_id}")
 
     def _seconds_to_wait(self) -> float:
@@ -145,7 +155,7 @@ class ChatFiles:
             # The intake says so. What was fetched is fetched again.
             await asyncio.sleep(JOURNAL_WAIT)
         finally:
-            self._active.discard(file.file_id)
+            del self._active[file.file_id]
             self._tell_changed()
             self.wake()
 
@@ -230,7 +240,8 @@ class ChatFiles:
     async def _make_room(self, file: FileEntry, cap: int) -> None:
         if file.size is not None and file.size > cap:
             raise NotTakenError(f"it has {file.size >> 20} MiB, more than the {cap >> 20} MiB that are taken")
-        over = self._journal.usage() + (file.size or 0) - self._quota
+        self._active[file.file_id] = file.size or 0
+        over = self._journal.usage() + sum(self._active.values()) - self._room.quota
         if over <= 0:
             return
         removed = 0
@@ -240,7 +251,7 @@ class ChatFiles:
             if await self._remove(old, "it was removed from this machine to make room"):
                 over -= old.size or 0
                 removed += 1
-        quota = f"{self._quota >> 20} MiB"
+        quota = f"{self._room.quota >> 20} MiB"
         if removed:
             self._reports.notice(f"{removed} files of finished messages were removed: the folder holds {quota}")
         if over > 0:
@@ -250,12 +261,12 @@ class ChatFiles:
         if self._wall() - self._tidied < TIDY_INTERVAL:
             return
         self._tidied = self._wall()
-        days = f"{self._kept_for / 86400:g} days"
-        old = self._journal.removable(before=self._wall() - self._kept_for)
+        days = f"{self._room.kept_for / 86400:g} days"
+        old = self._journal.removable(before=self._wall() - self._room.kept_for)
         count = sum([await self._remove(one, f"it was removed from this machine after {days}") for one in old])
         if count:
             self._reports.notice(f"{count} files of finished messages were removed: they are kept for {days}")
-        await self._journal.forget(before=self._wall() - KEPT_FOR, now=self._now())
+        await self._journal.forget(before=self._wall() - FORGET_AFTER, now=self._now())
 
     async def _remove(self, file: FileEntry, reason: str) -> bool:
         if not await self._journal.removed(file, reason):
