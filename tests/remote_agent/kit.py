@@ -72,13 +72,19 @@ class Twin:
         self._last_wait = waits_before_closing
         self.waits: list[float] = []
         self.now = 1000.0
-        given: dict[str, Any] = {"platform_url": API, "token": TOKEN, "clock": lambda: self.now, **arguments}
+        given: dict[str, Any] = {
+            "workspace_id": ME,
+            "platform_url": API,
+            "token": TOKEN,
+            "clock": lambda: self.now,
+            **arguments,
+        }
         if is_async:
             given.setdefault("sleep", self._sleep_async)
-            self.client: Any = AsyncRemoteAgentClient(ME, **given)
+            self.client: Any = AsyncRemoteAgentClient(**given)
         else:
             given.setdefault("sleep", self._sleep)
-            self.client = RemoteAgentClient(ME, **given)
+            self.client = RemoteAgentClient(**given)
         self._runner = asyncio.Runner() if is_async else None
 
     def _pass(self, seconds: float) -> None:
