@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.bench import fleet, idle, latency, startup, throughput
+from benchmarks.hosts import mcp
 
 MEASURES: dict[str, Callable[[], None]] = {
     "startup": startup,
@@ -19,6 +20,7 @@ MEASURES: dict[str, Callable[[], None]] = {
     "throughput": throughput,
     "idle": idle,
     "fleet": fleet,
+    "mcp": mcp,
 }
 
 
