@@ -19,6 +19,13 @@ MANAGED_SETTINGS = (
 )
 STILL = "messages still wait in the inbox: wait_for_message gets them"
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
+_OTHER_LOGINS = (
+    "ANTHROPIC_API_KEY",
+    "ANTHROPIC_AUTH_TOKEN",
+    "CLAUDE_CODE_USE_BEDROCK",
+    "CLAUDE_CODE_USE_VERTEX",
+    "CLAUDE_CODE_USE_FOUNDRY",
+)
 _FLAGS = ("--dangerously-load-development-channels", "--channels")
 
 
@@ -27,11 +34,18 @@ def is_claude_code(host: str) -> bool:
     return "claude-code" in host.lower() or "claude code" in host.lower()
 
 
-def missing_for_host(host: str, command: Sequence[str], managed: Iterable[Path] = MANAGED_SETTINGS) -> list[str]:
-    """What is missing in the session of *host*, which was started as *command* (empty: that is not known)."""
+def missing_for_host(
+    host: str, command: Sequence[str], environ: Mapping[str, str], *, managed: Iterable[Path] = MANAGED_SETTINGS
+) -> list[str]:
+    """What is missing in the session of *host*, which was started as *command* (empty: that is not known).
+
+    Args:
+        environ: Our own; a host hands its environment on.
+    """
     if not is_claude_code(host):
         return [f"{host or 'this host'} is not known to show channels"]
-    return [*missing_version(host), *missing_flags(command), *missing_permission(managed)]
+    lacks = [*missing_version(host), *missing_flags(command)]
+    return [*lacks, *missing_login(environ), *missing_permission(managed)]
 
 
 def missing_version(told: str) -> Iterator[str]:
@@ -64,6 +78,13 @@ def missing_permission(managed: Iterable[Path]) -> Iterator[str]:
         allowed = settings.get("allowedChannelPlugins")
         if allowed is not None and not (isinstance(allowed, list) and all(isinstance(one, dict) for one in allowed)):
             yield f"allowedChannelPlugins in {path} is no list of objects, so it allows nothing"
+
+
+def missing_login(environ: Mapping[str, str]) -> Iterator[str]:
+    """What speaks against it in the environment that Claude Code is started with."""
+    keys = [name for name in _OTHER_LOGINS if environ.get(name)]
+    if keys:
+        yield f"{keys[0]} is set: Claude Code 2.1.197 shows channels to a claude.ai login only"
 
 
 def host_command(process: int | None = None) -> list[str]:

@@ -26,6 +26,7 @@ from molecule_connect_mcp.channel import (
     LAUNCH,
     MANAGED_SETTINGS,
     installed_version,
+    missing_login,
     missing_permission,
     missing_version,
 )
@@ -131,7 +132,7 @@ def _channel_findings(environ: Mapping[str, str]) -> list[Finding]:
         found.append(Finding("note", "channel push: there is no 'claude' on the search path"))
     else:
         version = installed_version(program, environ)
-        lacks = [*missing_version(version), *missing_permission(MANAGED_SETTINGS)]
+        lacks = [*missing_version(version), *missing_login(environ), *missing_permission(MANAGED_SETTINGS)]
         found += [Finding("miss", f"channel push: {lack}") for lack in lacks]
         if not lacks:
             found.append(

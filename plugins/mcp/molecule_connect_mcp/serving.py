@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -111,7 +112,7 @@ class _Session:
 
     async def _push(self, inbox: Inbox) -> None:
         await self._talk.open.wait()
-        for lack in missing_for_host(self._talk.host, await asyncio.to_thread(host_command)):
+        for lack in missing_for_host(self._talk.host, await asyncio.to_thread(host_command), os.environ):
             _log.info("channel push: %s; %s", lack, STILL)
         try:
             await push_arrivals(

@@ -11,7 +11,7 @@ GOOD = ["claude", "--dangerously-load-development-channels", "server:molecule"]
 
 
 def test_a_session_that_was_started_with_the_channel_lacks_nothing() -> None:
-    assert missing_for_host("claude-code 2.1.197", GOOD, managed=[]) == []
+    assert missing_for_host("claude-code 2.1.197", GOOD, {}, managed=[]) == []
     assert list(missing_flags(["claude", "--channels=plugin:molecule@x"])) == []
 
 
@@ -26,12 +26,18 @@ def test_a_session_that_was_started_with_the_channel_lacks_nothing() -> None:
     ],
 )
 def test_what_is_missing_is_said(host: str, command: list[str], said: str) -> None:
-    (lack,) = missing_for_host(host, command, managed=[])
+    (lack,) = missing_for_host(host, command, {}, managed=[])
     assert said in lack
 
 
 def test_a_command_line_that_nobody_knows_accuses_nobody() -> None:
-    assert missing_for_host("claude-code 2.1.197", [], managed=[]) == []
+    assert missing_for_host("claude-code 2.1.197", [], {}, managed=[]) == []
+
+
+def test_an_api_key_in_place_of_a_login_is_said() -> None:
+    (lack,) = missing_for_host("claude-code 2.1.197", GOOD, {"ANTHROPIC_API_KEY": "secret"}, managed=[])
+    assert "ANTHROPIC_API_KEY is set" in lack
+    assert "secret" not in lack
 
 
 @pytest.mark.parametrize(
