@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from molecule_connect.errors import ConfigError
 from molecule_connect.settings import ConnectionSettings, PeerBudget
+from molecule_connect.workspace_keys import KEYS
 from molecule_connect.workspaces import WorkspacesError, load_config, load_workspaces, plugin_check
 
 TOKEN = "t0k3n-of-nobody"
@@ -153,6 +156,7 @@ def test_every_fault_is_told_with_the_number_of_its_entry(tmp_path: Path) -> Non
         ("options", "cmd=x"),
         ("use_options", ["x"]),
         ("peer_budget", "many"),
+        ("peer_budget", "9" * 5000 + "/1"),
         ("peer_budget", 60),
     ],
 )
@@ -240,6 +244,11 @@ def test_a_token_file_with_another_token_is_no_other_setting_and_a_token_in_the_
         ("[defaults]\ntoken = 't0k3n-of-nobody'", "[defaults]: token belongs to one workspace"),
         ("[defaults]\nid = 'a'", "[defaults]: id belongs to one workspace"),
         ("[[workspace]]\nid = 'a'\ntoken_file = '$NOWHERE/x'", "workspace 1 (a): token_file names a variable"),
+        ("[[workspace]]\nid = 'a'\ntoken_file = '~nobody-here/x'", "workspace 1 (a): ~nobody-here/x names a user"),
+        ('[[workspace]]\nid = "a"\ntoken_file = "a\\u0000b"', "workspace 1 (a): a path holds a character"),
+        (f"[[workspace]]\nid = 'a'\ntoken_file = '{'x' * 300}'", "workspace 1 (a): the token file "),
+        (f"[[workspace]]\nid = {'9' * 5000}", "it is not TOML"),
+        ("x = " + "[" * 5000, "it is not TOML"),
         ("[[workspace]]\nid = 'a'\ntoken_file = '/dev/null'", "workspace 1 (a): the token file /dev/null is no file"),
         ("[[workspace]]\nid = 'a'\ntoken = 'x'\ngrace = 2026-01-01", "workspace 1 (a): grace: must be a number"),
     ],
@@ -291,3 +300,24 @@ def test_a_plugin_that_is_not_installed_is_a_fault_of_its_entry() -> None:
     assert found[0].startswith("workspace 1 (a): no backend named 'mokc' (installed: ")
     assert "did you mean 'mock'?" in found[0]
     assert found[1].startswith("workspace 2 (b): no middleware named 'nothing'")
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just("mock"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+ENTRIES = st.dictionaries(st.sampled_from([*KEYS, "other"]), VALUES, max_size=8)
+
+
+@given(st.lists(ENTRIES | VALUES, max_size=4) | VALUES)
+def test_whatever_the_list_holds_it_is_taken_or_refused_in_words(document: Any) -> None:
+    try:
+        found = load_workspaces({"MOLECULE_WORKSPACES": json.dumps(document)})
+    except WorkspacesError as error:
+        found = []
+        told = error.faults
+    else:
+        told = tuple(one.check().workspace_id for one in found)
+    assert told
+    assert all(line.strip() for line in told)

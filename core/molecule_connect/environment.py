@@ -38,6 +38,20 @@ def home() -> Path:
         return Path("/")
 
 
+def path_of(text: str) -> Path:
+    """The path that *text* names; ``~`` is the home of the user, or of the one that is named.
+
+    Raises:
+        ConfigError: No file can have this name, or there is no such user.
+    """
+    if "\0" in text:
+        raise ConfigError("a path holds a character that no path can have", hint="write it again")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as exc:
+        raise ConfigError(f"{text} names a user that this machine does not know", hint="write out the folder") from exc
+
+
 def api_url(flag: str | None, group_flag: str | None, environ: Mapping[str, str]) -> str:
     """The platform: the command's flag, the group's, the variables, the default."""
     if flag is not None or group_flag is not None:
@@ -86,7 +100,7 @@ def no_token() -> ConfigError:
 
 
 def _file_source(name: str, file: Path) -> TokenSource:
-    file = file.expanduser().absolute()
+    file = path_of(str(file)).absolute()
     token = read_token_file(file)
     # A pipe, as in --token-file <(pass show token), can be read only once.
     return TokenSource(name=name, file=file) if file.is_file() else TokenSource(name=name, token=token)

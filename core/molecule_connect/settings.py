@@ -17,6 +17,7 @@ MAX_SINCE_SECS = 30 * 24 * 3600
 # Longer waits overflow the timers of threads on some machines, and are a slip of the pen anyway.
 MAX_SECONDS = 24 * 3600
 MAX_COST = 1_000_000
+_LONGEST_BUDGET = 40
 
 
 @attrs.frozen(kw_only=True)
@@ -34,9 +35,11 @@ class PeerBudget:
             ConfigError: It is neither.
         """
         minute, slash, hour = ("0", "/", "0") if text == "0" else text.partition("/")
-        if not (slash and minute.isdecimal() and hour.isdecimal()):
+        # int() itself refuses thousands of digits.
+        if not (slash and minute.isdecimal() and hour.isdecimal() and len(text) <= _LONGEST_BUDGET):
             raise ConfigError(
-                f"{text!r} is neither like 60/600 (turns a minute and an hour) nor 0", hint="leave it out for 60/600"
+                f"{text[:_LONGEST_BUDGET]!r} is neither like 60/600 (turns a minute and an hour) nor 0",
+                hint="leave it out for 60/600",
             )
         return cls(per_minute=int(minute), per_hour=int(hour))
 

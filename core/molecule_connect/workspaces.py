@@ -3,6 +3,7 @@
 A list is taken whole or not at all, and everything that is wrong with it is told at once.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -106,7 +107,7 @@ def load_config(
     Raises:
         WorkspacesError: The file cannot be read, or something is wrong with it.
     """
-    path = path.expanduser().absolute()
+    path = environment.path_of(str(path)).absolute()
     mode, document = _toml(path)
     faults = [
         f"unknown key {key!r}{discovery.nearest(key, ('workspace', 'defaults'))}"
@@ -203,9 +204,11 @@ class _Reading:
             named = string.Template(text).substitute(self.environ)
         except (KeyError, ValueError):
             raise ConfigError("token_file names a variable that is not set", hint="write it like $NAME/file") from None
-        path = self.folder / Path(named).expanduser()
-        if path.exists() and not path.is_file():
-            raise ConfigError(f"the token file {path} is no file", hint="name a file of one line")
+        path = self.folder / environment.path_of(named)
+        with contextlib.suppress(OSError):  # reading it says why
+            # A pipe can be read once, and would wait for ever the next time.
+            if path.exists() and not path.is_file():
+                raise ConfigError(f"the token file {path} is no file", hint="name a file of one line")
         read_token_file(path)
         return path
 
@@ -260,7 +263,7 @@ def _toml(path: Path) -> tuple[int, dict[str, Any]]:
         raise WorkspacesError(str(path), ["it is not text"]) from None
     except tomllib.TOMLDecodeError as exc:
         raise WorkspacesError(str(path), [f"it is not TOML: {exc}"]) from None
-    except RecursionError:
+    except (ValueError, RecursionError):  # a number without end, tables without end
         raise WorkspacesError(str(path), ["it is not TOML"]) from None
 
 
