@@ -20,7 +20,8 @@ from molecule_connect import (
 )
 from molecule_connect.processes import Ending, Program, RunMarks, require_posix
 from molecule_connect_claude_code import validation as v
-from molecule_connect_claude_code.command import BASE, environment_for, flag, tool_rules
+from molecule_connect_claude_code.command import BASE, OUTBOX, environment_for, flag, tool_rules
+from molecule_connect_claude_code.outbox import Outbox
 from molecule_connect_claude_code.prompt import GROUND, prompt_for, readable_files
 from molecule_connect_claude_code.readiness import INSTALL, find_program, problems_with
 from molecule_connect_claude_code.sessions import Session, Sessions, conversation_of, is_session_id
@@ -97,6 +98,10 @@ class ClaudeCodeBackend:
         default=attrs.Factory(lambda self: Sessions(self.state_folder), takes_self=True), init=False, repr=False
     )
 
+    _outbox: Outbox = attrs.field(
+        default=attrs.Factory(lambda self: Outbox(self.state_folder), takes_self=True), init=False, repr=False
+    )
+
     def __attrs_post_init__(self) -> None:
         require_posix()
 
@@ -137,8 +142,11 @@ class ClaudeCodeBackend:
         self, request: Request, progress: Progress, flags: list[str], *, key: str = "", fresh: bool = False
     ) -> Response:
         turn = Turn()
-        ending = await self._run(turn, progress, self._program(request, flags, fresh=fresh))
+        outbox = await asyncio.to_thread(self._outbox.open, request)
+        ending = await self._run(turn, progress, self._program(request, flags, fresh=fresh, outbox=outbox))
         response = judge(turn, ending, now=time.time())
+        if files := await asyncio.to_thread(self._outbox.take, outbox):
+            response = attrs.evolve(response, parts=(*response.parts, *files))
         session_id = turn.field("session_id")
         if key and is_session_id(session_id):
             await self._sessions.keep(key, Session(id=session_id, folder=str(self.cwd)))
@@ -159,15 +167,15 @@ class ClaudeCodeBackend:
         finally:
             self._running.discard(program)
 
-    def _program(self, request: Request, flags: list[str], *, fresh: bool) -> Program:
-        environment = self._environment(request)
+    def _program(self, request: Request, flags: list[str], *, fresh: bool, outbox: Path | None) -> Program:
+        environment = self._environment(request) | ({OUTBOX: str(outbox)} if outbox is not None else {})
         found = find_program(self.bin, environment)
         if found is None:
             raise BackendError(f"the program {self.bin!r} is not found; {INSTALL}")
         return Program(
-            [str(found), *BASE, *flags, *self._settings(request), *self.args],
+            [str(found), *BASE, *flags, *self._settings(request, outbox), *self.args],
             environment=environment,
-            stdin=prompt_for(request, fresh=fresh).encode(errors="replace"),
+            stdin=prompt_for(request, fresh=fresh, outbox=outbox).encode(errors="replace"),
             cwd=self.cwd,
             marks=self._marks,
             timeout=self.timeout or None,
@@ -175,13 +183,13 @@ class ClaudeCodeBackend:
             most_bytes=LONGEST_LINE,
         )
 
-    def _settings(self, request: Request) -> list[str]:
+    def _settings(self, request: Request, outbox: Path | None) -> list[str]:
         return [
             *flag("model", self.model),
             *flag("fallback-model", self.fallback_model),
             *flag("effort", self.effort),
             *flag("permission-mode", self.permission_mode),
-            *tool_rules(self.allowed_tools, readable_files(request)),
+            *tool_rules(self.allowed_tools, readable_files(request), outbox),
             *flag("disallowedTools", ",".join(self.disallowed_tools)),
             *(word for each in self.mcp_config for word in flag("mcp-config", each)),
             *(word for each in self.add_dirs for word in flag("add-dir", each)),

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from molecule_connect import OptionError, Request
 
@@ -22,6 +23,8 @@ _WITH_OPTION = {
 # A rule holds a path between parentheses, and rules stand between commas.
 _PLAIN_PATH = re.compile(r"/[^(),*?\[\]{}!\x00-\x1f]+\Z")
 
+# Names the folder whose files go along with the answer.
+OUTBOX = "MOLECULE_OUTBOX"
 BASE = ("-p", "--output-format=stream-json", "--verbose", "--include-partial-messages")
 
 
@@ -50,10 +53,12 @@ def flag(name: str, value: object) -> list[str]:
     return [f"--{name}={value}"] if value not in (None, "") else []
 
 
-def tool_rules(allowed: Iterable[str], files: Iterable[str]) -> list[str]:
-    """The flag for what is permitted: *allowed*, and to read each of *files*."""
+def tool_rules(allowed: Iterable[str], files: Iterable[str], outbox: Path | None = None) -> list[str]:
+    """The flag for what is permitted: *allowed*, to read each of *files*, and to write into the *outbox*."""
     reads = [f"Read(/{path})" for path in files if _PLAIN_PATH.match(path)]
-    return flag("allowedTools", ",".join([*allowed, *reads]))
+    # Rules for Edit hold for every tool that writes files.
+    writes = [f"Edit(/{outbox}/**)"] if outbox is not None and _PLAIN_PATH.match(str(outbox)) else []
+    return flag("allowedTools", ",".join([*allowed, *reads, *writes]))
 
 
 def environment_for(base: Mapping[str, str], request: Request | None) -> dict[str, str]:

@@ -215,7 +215,7 @@ async def test_a_session_that_cannot_be_written_down_costs_no_answer(
 
     assert "sessions cannot be kept" in caplog.text
     assert resumed(claude) == [None, None, SESSION]
-    assert [each.name for each in file.parent.iterdir() if each.name != "runs"] == ["sessions.json"]
+    assert [each.name for each in file.parent.iterdir() if each.name not in ("runs", "outbox")] == ["sessions.json"]
 
 
 async def test_a_backend_without_a_state_folder_remembers_as_long_as_it_lives(
@@ -239,7 +239,7 @@ async def test_the_options_reach_the_command_line(asking: Asking, claude: FakeCl
         args=["--settings", "x.json"],
     )  # fmt: skip
 
-    await asking.ask(backend=backend)
+    await asking.ask(backend=backend, caller_id="ws_2")
 
     (run,) = claude.runs
     shown = {name: run.flag(name) for name in ("model", "fallback-model", "effort", "permission-mode", "allowedTools")}
@@ -257,7 +257,7 @@ async def test_the_options_reach_the_command_line(asking: Asking, claude: FakeCl
 
 
 async def test_by_default_what_nobody_allowed_is_refused(asking: Asking, claude: FakeClaude) -> None:
-    await asking.ask()
+    await asking.ask(caller_id="ws_2")
 
     assert claude.runs[0].flag("permission-mode") == "dontAsk"
     assert claude.runs[0].flag("allowedTools") is None
@@ -270,7 +270,8 @@ async def test_a_file_on_this_machine_may_be_read_and_nothing_beside_it(
     for path in (here, odd):
         path.write_text("x")
 
-    await asking.ask(parts=[FilePart(uri="x", name=path.name, path=path) for path in (here, odd)])
+    files = [FilePart(uri="x", name=path.name, path=path) for path in (here, odd)]
+    await asking.ask(parts=files, caller_id="ws_2")
 
     assert claude.runs[0].flag("allowedTools") == f"Read(/{here})"
     assert f"a file.txt: at {here}" in claude.runs[0].stdin

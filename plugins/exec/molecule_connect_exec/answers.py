@@ -97,7 +97,7 @@ class Conversation:
         uri, path, name, mime_type = map(_clean, given.values())
         if not uri and not path:
             raise _wrong("a file has neither 'uri' nor 'path'")
-        place = (self.folder / path).absolute() if path else None
+        place = self._place(path) if path else None
         size = part.get("size")
         return FilePart(
             uri=uri or (place.as_uri() if place is not None else ""),
@@ -106,6 +106,15 @@ class Conversation:
             size=size if isinstance(size, int) and not isinstance(size, bool) else None,
             path=place,
         )
+
+    def _place(self, path: str) -> Path:
+        place = (self.folder / path).absolute()
+        # What is named from the folder stays in it; elsewhere a path has to be named as a whole.
+        if not Path(path).is_absolute() and not place.resolve().is_relative_to(self.folder.resolve()):
+            raise _wrong(f"the file {path!r} leads out of the folder that the command runs in")
+        if place.exists() and not place.is_file():
+            raise _wrong(f"{path!r} is no file")
+        return place
 
 
 def _object(text: bytes) -> dict[str, Any] | None:

@@ -48,6 +48,7 @@ def _part(part: Part) -> dict[str, Any]:
             "mime_type": part.mime_type,
             "size": part.size,
             "path": None if part.path is None else str(part.path),
+            "unavailable": part.unavailable,
         }
         return _filled(told)
     return {"type": "text", "text": part.text}

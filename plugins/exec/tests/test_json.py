@@ -10,6 +10,7 @@ import pytest
 from molecule_connect import BackendError, DataPart, FilePart, Progress, Request, Response, TextPart, Usage
 from molecule_connect.testing import make_request
 from molecule_connect_exec import ExecBackend
+from molecule_connect_exec.requests import as_json
 
 FULL = Request(
     workspace_id="ws_1",
@@ -241,6 +242,8 @@ async def test_without_an_answer_the_status_decides() -> None:
         ([{"parts": [{"type": "video"}]}], "a part is neither"),
         ([{"parts": [{"type": "text", "text": None}]}], "a part is neither"),
         ([{"parts": [{"type": "file", "name": "x"}]}], "neither 'uri' nor 'path'"),
+        ([{"parts": [{"type": "file", "path": "../x"}]}], "leads out of the folder"),
+        ([{"parts": [{"type": "file", "path": "/"}]}], "is no file"),
         ([{"parts": [{"type": "file", "uri": 3}]}], "'uri' of a file"),
         ([{"text": "hi", "usage": 3}], "'usage'"),
         ([{"text": "hi", "usage": {"input_tokens": "many"}}], "'usage'"),
@@ -257,3 +260,22 @@ async def test_what_is_no_answer_is_said_and_not_tried_again(lines: list[Any], w
 
 async def test_half_a_surrogate_pair_is_replaced() -> None:
     assert (await saying('{"text": "half \\ud800"}')).text == "half ?"
+
+
+async def test_a_link_that_leads_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "inside" / "link").symlink_to(tmp_path / "secret")
+
+    with pytest.raises(BackendError, match="leads out of the folder"):
+        await saying({"parts": [{"type": "file", "path": "link"}]}, cwd=tmp_path / "inside")
+
+
+async def test_a_file_that_is_not_here_comes_with_the_reason() -> None:
+    part = FilePart(uri="platform-pending:ws/f1", name="a.txt", unavailable="it is not here yet")
+
+    told = json.loads(as_json(make_request(parts=(part,))))
+
+    assert told["parts"] == [
+        {"type": "file", "uri": "platform-pending:ws/f1", "name": "a.txt", "unavailable": "it is not here yet"}
+    ]

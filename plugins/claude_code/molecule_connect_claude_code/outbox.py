@@ -1,0 +1,71 @@
+"""Files that Claude sends along with an answer: whatever it leaves in a folder of that one message."""
+
+import contextlib
+import mimetypes
+import os
+import shutil
+import stat
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from molecule_connect import FilePart, Request
+
+MOST_FILES = 64
+# An answer is given up after a day; its files are not needed longer.
+KEPT_SECONDS = 2 * 24 * 3600.0
+
+
+class Outbox:
+    """Folders for answers; *folder* returns where they lie, or None: then nothing is sent along."""
+
+    def __init__(self, folder: Callable[[], Path | None]) -> None:
+        self._folder = folder
+
+    def open(self, request: Request) -> Path | None:
+        """A new folder for the answer to *request*; None for a peer, who cannot be sent files."""
+        state = self._folder() if request.caller_id is None else None
+        if state is None:
+            return None
+        place = state / "outbox"
+        try:
+            _sweep(place, before=time.time() - KEPT_SECONDS)
+            opened = place / uuid.uuid4().hex
+            opened.mkdir(mode=0o700, parents=True)
+        except OSError:
+            return None
+        return opened
+
+    def take(self, opened: Path | None) -> tuple[FilePart, ...]:
+        """The files that were left in *opened*, by name: no links, no folders, nothing hidden or empty."""
+        if opened is None:
+            return ()
+        try:
+            found = sorted(entry.name for entry in os.scandir(opened) if _is_file(entry))
+        except OSError:
+            return ()
+        if not found:
+            with contextlib.suppress(OSError):
+                opened.rmdir()
+        return tuple(_part(opened / name) for name in found[:MOST_FILES])
+
+
+def _is_file(entry: "os.DirEntry[str]") -> bool:
+    # Of a file with two names one may be outside.
+    status = entry.stat(follow_symlinks=False)
+    is_plain = stat.S_ISREG(status.st_mode) and status.st_nlink == 1
+    return is_plain and status.st_size > 0 and not entry.name.startswith(".")
+
+
+def _part(path: Path) -> FilePart:
+    kind = mimetypes.guess_type(path.name)[0] or ""
+    return FilePart(uri="", name=path.name, mime_type=kind, size=path.stat().st_size, path=path)
+
+
+def _sweep(place: Path, *, before: float) -> None:
+    if not place.is_dir():
+        return
+    for entry in os.scandir(place):
+        if entry.is_dir(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_mtime < before:
+            shutil.rmtree(entry.path, ignore_errors=True)
