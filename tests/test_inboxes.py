@@ -118,6 +118,23 @@ async def test_what_is_told_unasked_reaches_the_person_and_is_not_taken_for_some
     assert not any("somebody else" in text for text in told)
 
 
+async def test_a_file_that_is_told_is_not_taken_for_the_persons(sandbox: Sandbox, tmp_path: Path) -> None:
+    workspace, report = await sandbox.workspace(), tmp_path / "report.txt"
+    report.write_text("all is well")
+    async with opened(sandbox, tmp_path / "state", workspace) as inbox:
+        await inbox.tell_user(workspace.id, "", [report])
+        (answer,) = await sandbox.answers(workspace, 1)
+        await sandbox.say(workspace, "thanks")
+        assert (await taken(inbox)).text == "thanks"
+        assert len(inbox.peek()) == 1
+        with pytest.raises(ConfigError, match="nothing to say"):
+            await inbox.tell_user(workspace.id, " ")
+        with pytest.raises(ConfigError, match="cannot be sent"):
+            await inbox.tell_user(workspace.id, "look", [tmp_path / "missing"])
+    assert "report.txt" in str(await sandbox.rows(workspace))
+    assert answer.to is None
+
+
 async def test_a_delegations_result_is_a_result_and_shows_the_task(newer: Sandbox, tmp_path: Path) -> None:
     parent, child = await newer.pair()
     async with opened(newer, tmp_path, parent) as inbox:

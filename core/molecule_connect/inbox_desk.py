@@ -11,11 +11,14 @@ import attrs
 
 from molecule_connect import events
 from molecule_connect.blocks import Ground, connection_of, notice
+from molecule_connect.delivery.attachments import Attachments
 from molecule_connect.delivery.connection import Connection
+from molecule_connect.delivery.file_folder import folder_of
+from molecule_connect.delivery.file_journal import FileJournal
 from molecule_connect.delivery.inbox_store import InboxStore
 from molecule_connect.delivery.lease import Holder, holder
 from molecule_connect.delivery.status_file import Status, read_status
-from molecule_connect.errors import AuthError, LeaseError, MoleculeError, PermanentPlatformError
+from molecule_connect.errors import AuthError, ConfigError, LeaseError, MoleculeError, PermanentPlatformError
 from molecule_connect.models import FilePart, Outgoing, Part, TextPart
 from molecule_connect.platform import operations
 from molecule_connect.platform.client import AsyncPlatformClient
@@ -54,6 +57,12 @@ class InboxDesk:
         self._presence = presence
         self._store = InboxStore(ground.journal)
         self._platform = WorkspaceClient(client, say=notice(settings.workspace_id, ground.listener))
+        self._attachments = Attachments(
+            self._platform,
+            FileJournal(ground.journal, self.workspace_id, folder_of(ground.state_dir, self.workspace_id)),
+            send_print=lambda entry, answer: None,
+            now=self._now,
+        )
         self._connection: Connection | None = None
         self._troubles: dict[str, str] = {}
 
@@ -148,9 +157,10 @@ class InboxDesk:
     async def tell_user(self, text: str, files: Sequence[Path]) -> None:
         """See ``Inbox.tell_user``."""
         parts: list[Part] = [TextPart(text)] if text.strip() else []
-        if files:
-            given = [FilePart(uri="", name=file.name, path=file) for file in files]
-            parts += await self._platform.upload(given)
+        if not parts and not files:
+            raise ConfigError("there is nothing to say", hint="give a text, or files")
+        # Uploads come back in the feed too, and must not be taken for the person's.
+        parts += await self._attachments.put([FilePart(uri="", name=file.name, path=file) for file in files])
         outgoing = Outgoing(
             message_id=str(uuid.uuid4()), caller_id=None, context_id=None, in_reply_to="", parts=tuple(parts)
         )
@@ -161,6 +171,10 @@ class InboxDesk:
         except PermanentPlatformError:
             await self._store.unsays(number)
             raise
+
+    def _now(self) -> int:
+        told = self._platform.now()
+        return told if told is not None else round(self._store.wall * 1e6)
 
     async def ask(self, peer_id: str, text: str, *, timeout: float) -> Any:
         """See ``Inbox.ask``."""

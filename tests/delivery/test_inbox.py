@@ -12,7 +12,7 @@ import pytest
 
 from molecule_connect.delivery.entries import Lane
 from molecule_connect.delivery.inbox import Inbox
-from molecule_connect.delivery.inbox_store import InboxMessage
+from molecule_connect.delivery.inbox_store import InboxMessage, InboxStore
 from molecule_connect.delivery.journal import Journal
 from molecule_connect.errors import ConfigError, MoleculeError
 from molecule_connect.models import DataPart, Inbound, Kind, Response, TextPart
@@ -353,6 +353,56 @@ async def test_what_was_popped_before_its_turn_is_not_announced(journal: Journal
     assert (await anext(arrivals)).activity_id == "row-1"
     await inbox.pop("row-2")
     assert (await anext(arrivals)).activity_id == "row-3"
+
+
+# Answers and their questions
+
+
+async def asked(journal: Journal, *questions: tuple[str, str, str]) -> InboxStore:
+    """Message id, peer and text of each."""
+    store = InboxStore(journal)
+    for message_id, peer, text in questions:
+        await store.asks(WORKSPACE, message_id, peer, text)
+    return store
+
+
+def answer(number: int, **given: Any) -> Inbound:
+    return message(number, **{"kind": Kind.ANSWER, "caller_id": "peer-1", **given})
+
+
+async def test_an_answer_that_names_its_question_shows_it(journal: Journal) -> None:
+    await asked(journal, ("q-1", "peer-1", "how many?"), ("q-2", "peer-1", "how much?"))
+    await arrive(journal, answer(1, reason="q-2"), answer(2, reason="q-1"), answer(3, reason="q-1"))
+    assert [one.question for one in open_inbox(journal).peek()] == ["how much?", "how many?", "how many?"]
+
+
+async def test_a_result_shows_the_task_of_its_delegation(journal: Journal) -> None:
+    store = await asked(journal, ("key-1", "peer-1", "count"), ("key-2", "peer-1", "weigh"))
+    await store.delegated(WORKSPACE, "key-2", "delegation-2")
+    await arrive(journal, answer(1, kind=Kind.RESULT, caller_id=WORKSPACE, delegation_id="delegation-2"))
+    assert [one.question for one in open_inbox(journal).peek()] == ["weigh"]
+
+
+async def test_an_answer_that_names_none_is_that_to_the_only_open_question_and_nobody_guesses(journal: Journal) -> None:
+    store = await asked(journal, ("q-1", "peer-1", "first"), ("q-2", "peer-2", "to another"))
+    await arrive(journal, answer(1))
+    await asked(journal, ("q-3", "peer-1", "second"), ("q-4", "peer-1", "third"))
+    await arrive(journal, answer(2), answer(3, caller_id="peer-3"), answer(4, reason="somebody else's"))
+    await store.settled(WORKSPACE, "q-3")
+    await arrive(journal, answer(5), answer(6))
+    shown = [one.question for one in open_inbox(journal).peek()]
+    assert shown == ["first", "", "", "", "third", ""]
+
+
+async def test_a_long_question_is_cut_and_one_of_last_week_is_forgotten(tmp_path: Path) -> None:
+    later = 0.0
+    async with Journal.open(tmp_path, wall=lambda: EPOCH + later) as journal:
+        await asked(journal, ("q-1", "peer-1", "x" * 10_000))
+        await arrive(journal, answer(1, reason="q-1"))
+        assert [len(one.question) for one in open_inbox(journal).peek()] == [4000]
+        later = 8 * 24 * 3600.0
+        await asked(journal, ("q-2", "peer-1", "new"))
+        assert [one.question for one in open_inbox(journal).peek()] == [""]
 
 
 # Speaking first

@@ -193,6 +193,7 @@ def test_r11_another_method_with_parts_is_a_message_of_that_method() -> None:
 )
 def test_r11_a_json_rpc_response_is_an_answer(result: Any, parts: tuple[Any, ...]) -> None:
     inbound = read(row(method="", request_body={"jsonrpc": "2.0", "id": "1", "result": result}))
+    assert inbound.reason == "1"
 
     assert (inbound.kind, inbound.parts) == (Kind.ANSWER, parts)
 

@@ -7,12 +7,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
+import attrs
+
 from molecule_connect.delivery.entries import Answer, State, dump_parts, is_too_deep
 from molecule_connect.delivery.holders import is_gone, new_holder
 from molecule_connect.delivery.inbox_store import InboxMessage, InboxStore, Place, Standing
 from molecule_connect.delivery.journal import Journal
 from molecule_connect.errors import ConfigError, MoleculeError
-from molecule_connect.models import Kind, Response
+from molecule_connect.models import FilePart, Kind, Part, Response
 
 if TYPE_CHECKING:
     from molecule_connect.platform.client import AsyncPlatformClient
@@ -25,6 +27,8 @@ HOLD = 300.0
 PATIENCE = 10.0
 # Seconds between two looks whether those who hold messages live.
 DEATH_LOOK = 2.0
+# The same for messages whose files are awaited.
+FILES_LOOK = 5.0
 
 
 class Desk(Protocol):
@@ -123,8 +127,8 @@ class Inbox:
         while True:
             version = self._store.version()
             pending = sorted(place for one in self.workspace_ids for place in self._store.pending(one))
-            new = [place for place in pending if place not in told]
-            told = set(pending)
+            new = [place for place in pending if place not in told and self._store.is_ready(place)]
+            told = told.intersection(pending).union(new)
             for place in new:
                 message = self._store.at(place)
                 if message is not None:
@@ -132,7 +136,8 @@ class Inbox:
             if new:
                 await asyncio.sleep(BURST)
             else:
-                await self._change(version, None)
+                # One whose files do not come is told of at last.
+                await self._change(version, FILES_LOOK if len(told) < len(pending) else None)
 
     # Finishing
 
@@ -280,7 +285,7 @@ class Inbox:
 
 
 def _storable(response: Response) -> Answer:
-    answer = Answer.from_response(response)
+    answer = Answer(parts=tuple(_whole(part) for part in response.parts), usage=response.usage)
     try:
         dump_parts(answer.parts)
     except (TypeError, ValueError, RecursionError) as exc:
@@ -288,6 +293,16 @@ def _storable(response: Response) -> Answer:
     if is_too_deep(answer.parts):
         raise ConfigError("the reply's data is nested too deeply", hint="send it as text")
     return answer
+
+
+def _whole(part: Part) -> Part:
+    """A file by its whole path: another process, in another folder, may be the one to send it."""
+    if not isinstance(part, FilePart) or part.path is None:
+        return part
+    path = part.path.absolute()
+    if not path.is_file():
+        raise ConfigError(f"the file {path} cannot be sent: it is no file of this machine", hint="name one, or none")
+    return attrs.evolve(part, path=path)
 
 
 def _refusal(activity_id: str, standing: Standing | None) -> ConfigError:

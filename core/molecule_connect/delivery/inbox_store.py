@@ -3,13 +3,16 @@
 import json
 import sqlite3
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import attrs
 
 from molecule_connect.delivery import questions, sayings
 from molecule_connect.delivery.entries import Answer, State, dump_answer, load_parts
+from molecule_connect.delivery.file_folder import folder_of
+from molecule_connect.delivery.file_journal import FileJournal
+from molecule_connect.delivery.files import WAIT
 from molecule_connect.delivery.journal import Journal
+from molecule_connect.file_names import PENDING
 from molecule_connect.models import Kind, Part, TextPart
 
 # What a reader is shown; everything else is the journal's own memory.
@@ -109,6 +112,10 @@ class InboxStore:
         )
         return [Place(row[0], row[1], row[2], workspace_id) for row in rows]
 
+    def is_ready(self, place: Place) -> bool:
+        """Whether the files of the message at *place* are here, or have been waited for long enough."""
+        return _is_ready(self._journal.reader, place, self.wall, self._files(place.workspace_id))
+
     def at(self, place: Place) -> InboxMessage | None:
         """The message at *place* while it is pending."""
         sql = f"SELECT {_COLUMNS} FROM message WHERE arrival=? AND workspace_id=? AND {_PENDING}"  # noqa: S608
@@ -156,6 +163,10 @@ class InboxStore:
             (json.dumps(list(workspace_ids)),),
         ).fetchall()
 
+    def _files(self, workspace_id: str) -> FileJournal:
+        folder = folder_of(self._journal.path.parent, workspace_id)
+        return FileJournal(self._journal, workspace_id, folder)
+
     def _load(self, sql: str, *values: object) -> InboxMessage | None:
         row = self._journal.reader.execute(sql, values).fetchone()
         if row is None:
@@ -170,7 +181,7 @@ class InboxStore:
             task_id=row[5],
             message_id=row[6],
             method=row[7],
-            parts=load_parts(row[8] or "[]"),
+            parts=self._files(row[0]).with_paths(load_parts(row[8] or "[]")),
             raw=row[9] or "{}",
             created_at=row[10],
             delegation_id=row[11],
@@ -181,11 +192,18 @@ class InboxStore:
     # Changing
 
     async def hold(self, workspace_ids: Sequence[str], holder: str, seconds: float) -> InboxMessage | None:
-        """received -> held: the oldest message that nobody has, for *holder*. No two holders get the same one."""
+        """received -> held: the oldest message that nobody has, for *holder*. No two holders get the same one.
+
+        A message whose files are still being fetched is passed over for a while.
+        """
         wall = self.wall
 
+        def find(db: sqlite3.Connection) -> list[Place]:
+            places = (_oldest_free(db, one, wall, self._files(one)) for one in workspace_ids)
+            return [place for place in places if place is not None]
+
         def run(db: sqlite3.Connection) -> int | None:
-            found = [place for one in workspace_ids if (place := _oldest_free(db, one, wall)) is not None]
+            found = find(db)
             if not found:
                 return None
             arrival = min(found).arrival
@@ -195,7 +213,7 @@ class InboxStore:
             )
             return arrival
 
-        if not any(_oldest_free(self._journal.reader, one, wall) for one in workspace_ids):
+        if not find(self._journal.reader):
             # Nobody else has to wait for a commit that changes nothing.
             return None
         arrival = await self._journal.committer.put(run)
@@ -279,10 +297,18 @@ class InboxStore:
         await self._journal.committer.put(lambda db: sayings.unsay(db, number))
 
 
-def _oldest_free(db: sqlite3.Connection, workspace_id: str, wall: float) -> Place | None:
-    row: Any = db.execute(
-        f"SELECT time, seq, arrival FROM message WHERE workspace_id=? AND {_FREE}"  # noqa: S608
-        " ORDER BY time, seq, arrival LIMIT 1",
+def _oldest_free(db: sqlite3.Connection, workspace_id: str, wall: float, files: FileJournal) -> Place | None:
+    rows = db.execute(
+        f"SELECT time, seq, arrival FROM message WHERE workspace_id=? AND {_FREE} ORDER BY time, seq, arrival",  # noqa: S608
         (workspace_id, wall, wall + SET_BACK),
+    )
+    places = (Place(row[0], row[1], row[2], workspace_id) for row in rows)
+    return next((place for place in places if _is_ready(db, place, wall, files)), None)
+
+
+def _is_ready(db: sqlite3.Connection, place: Place, wall: float, files: FileJournal) -> bool:
+    row = db.execute(
+        "SELECT parts FROM message WHERE arrival=? AND changed BETWEEN ? AND ? AND instr(parts, ?)",
+        (place.arrival, wall - WAIT, wall, PENDING),
     ).fetchone()
-    return None if row is None else Place(row[0], row[1], row[2], workspace_id)
+    return row is None or not files.waits_for(load_parts(row[0]))

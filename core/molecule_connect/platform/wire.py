@@ -184,7 +184,7 @@ def _judge(
     if source == workspace_id:
         return Kind.OWN, _parts_of(envelope), ""
     if envelope.is_response:
-        return Kind.ANSWER, _result_parts(envelope.body), "a JSON-RPC response"
+        return Kind.ANSWER, _result_parts(envelope.body), first_text(envelope.body, "id") or ""
     parts = _parts_of(envelope)
     if _is_answer(envelope):
         return Kind.ANSWER, parts, first_text(envelope.molecule, "in_reply_to") or ""
