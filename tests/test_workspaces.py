@@ -80,6 +80,7 @@ def test_without_a_list_the_environment_names_one_workspace(tmp_path: Path) -> N
         load_workspaces(environ, state_dir=tmp_path)
     (tmp_path / "a.token").touch()
     assert load_workspaces(environ, state_dir=tmp_path)[0].token is None
+    assert load_workspaces({**environ, "MOLECULE_STATE_DIR": str(tmp_path)})[0].token is None
     with pytest.raises(ConfigError, match="no workspace id"):
         load_workspaces({})
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import attrs
 
-from molecule_connect import environment
+from molecule_connect import environment, state_folder
 from molecule_connect.errors import ConfigError, MoleculeError
 from molecule_connect.platform.address import parse_address
 from molecule_connect.platform.credentials import check_token, read_token_file
@@ -71,7 +71,7 @@ def load_workspaces(
     """The workspaces that the environment names: those of ``MOLECULE_WORKSPACES`` alone, else ``WORKSPACE_ID``.
 
     Args:
-        state_dir: Where a token that the platform handed out may lie, which is enough.
+        state_dir: Where a token that the platform handed out may lie, which is enough; None: where it would be kept.
         flags: Keys that hold for every workspace of a list, whatever it says.
         check: What else is wrong with one of a list.
 
@@ -79,6 +79,8 @@ def load_workspaces(
         WorkspacesError: Something is wrong with the list.
         ConfigError: There is no id or no token, or they cannot be used.
     """
+    if state_dir is None:
+        state_dir = state_folder.existing(None, environ, home=environment.home())
     text = environ.get(environment.WORKSPACES_VARIABLE)
     if not text:
         return [_single(environ, state_dir)]

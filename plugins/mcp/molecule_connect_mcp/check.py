@@ -66,11 +66,18 @@ def run_check(environ: Mapping[str, str], *, state_dir: Path | None) -> int:
 
 
 async def _platform_findings(workspaces: Sequence[ConnectionSettings]) -> list[Finding]:
-    async with Outbox.opened(workspaces) as outbox:
-        return [await _asked(outbox, one) for one in workspaces]
+    return [await _asked(one) for one in workspaces]
 
 
-async def _asked(outbox: Outbox, settings: ConnectionSettings) -> Finding:
+async def _asked(settings: ConnectionSettings) -> Finding:
+    if settings.token is None and settings.token_file is None:
+        kept = "its token is the one that the platform handed out earlier; it was not tried"
+        return Finding("note", f"{settings.workspace_id} at {settings.api_url}: {kept}")
+    async with Outbox.opened([settings]) as outbox:
+        return await _tried(outbox, settings)
+
+
+async def _tried(outbox: Outbox, settings: ConnectionSettings) -> Finding:
     name, client = settings.workspace_id, outbox.client(settings.workspace_id)
     source = settings.token_source if settings.token else str(settings.token_file or "the state folder")
     try:
