@@ -127,6 +127,19 @@ async def test_a_message_that_arrives_meanwhile_ends_the_wait(journal: Journal, 
     assert asyncio.get_running_loop().time() < 6
 
 
+@pytest.mark.parametrize("steps", range(12))
+async def test_whoever_stops_waiting_at_whatever_moment_holds_nothing(journal: Journal, steps: int) -> None:
+    await arrive(journal, message(1))
+    inbox = open_inbox(journal)
+    waiting = asyncio.ensure_future(inbox.wait(60))
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    waiting.cancel()
+    (outcome,) = await asyncio.gather(waiting, return_exceptions=True)
+    again = await inbox.wait(0)
+    assert (again is None) == isinstance(outcome, InboxMessage)
+
+
 async def test_waiting_ends_with_nothing_after_its_time(journal: Journal) -> None:
     assert await open_inbox(journal).wait(7) is None
     assert asyncio.get_running_loop().time() == pytest.approx(7)

@@ -104,7 +104,7 @@ class Inbox:
         while True:
             version = self._store.version()
             await self._release_of_the_dead()
-            message = await self._store.hold(self.workspace_ids, self.holder, hold)
+            message = await self._hold(hold)
             left = until - _now()
             if message is not None or left <= 0:
                 return message
@@ -249,6 +249,17 @@ class Inbox:
     def _owner(self, activity_id: str, workspace_id: str | None) -> str:
         among = self._among(workspace_id)
         return next((one for one in among if self._store.standing(one, activity_id) is not None), among[0])
+
+    async def _hold(self, seconds: float) -> InboxMessage | None:
+        """Whoever stops waiting in the very moment of holding holds nothing."""
+        holding = asyncio.ensure_future(self._store.hold(self.workspace_ids, self.holder, seconds))
+        try:
+            return await asyncio.shield(holding)
+        except asyncio.CancelledError:
+            message = await holding
+            if message is not None:
+                await self._store.give_back(message, self.holder)
+            raise
 
     async def _release_of_the_dead(self) -> None:
         """Give back at once what a process of this machine held that died without a word."""

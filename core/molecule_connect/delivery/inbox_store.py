@@ -231,6 +231,16 @@ class InboxStore:
             )
         )
 
+    async def give_back(self, message: InboxMessage, holder: str) -> None:
+        """held -> received, for one message of *holder*."""
+        await self._journal.committer.put(
+            lambda db: db.execute(
+                "UPDATE message SET state='received', holder=NULL, held_until=NULL, changed=?"
+                " WHERE workspace_id=? AND row_id=? AND state='held' AND holder=?",
+                (self.wall, message.workspace_id, message.activity_id, holder),
+            )
+        )
+
     async def pop(self, workspace_id: str, row_id: str) -> bool:
         """received or held -> done. False: it was neither."""
         wall = self.wall
