@@ -8,9 +8,11 @@ from pathlib import Path
 
 import attrs
 
-from molecule_connect import ConnectionSettings, load_workspaces
+from molecule_connect import ConfigError, ConnectionSettings, load_workspaces
 from molecule_connect_mcp.flags import read_flags
 from molecule_connect_mcp.stdio import claimed
+
+_NEEDED = (("WORKSPACE_ID",), ("MOLECULE_WORKSPACE_TOKEN", "MOLECULE_WORKSPACE_TOKEN_FILE"))
 
 
 def run(environ: Mapping[str, str], *, state_dir: Path | None) -> None:
@@ -34,7 +36,14 @@ def read_workspaces(environ: Mapping[str, str], *, state_dir: Path | None) -> Se
     Raises:
         ConfigError: Something is missing or wrong.
     """
-    return [attrs.evolve(one, patient=True) for one in load_workspaces(environ, state_dir=state_dir)]
+    try:
+        workspaces = load_workspaces(environ, state_dir=state_dir)
+    except ConfigError as error:
+        if not environ.get("MOLECULE_WORKSPACES") and not all(any(map(environ.get, names)) for names in _NEEDED):
+            needed = ", ".join(" or ".join(names) for names in _NEEDED)
+            error.hint = f"set {needed} in the host's configuration of this server; the platform shows id and token"
+        raise
+    return [attrs.evolve(one, patient=True) for one in workspaces]
 
 
 def _log_to_stderr() -> None:
