@@ -9,13 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from molecule_connect import ArgumentError, AuthError, Message, TransientPlatformError, WorkspaceDeletedError
+from molecule_connect import (
+    ArgumentError,
+    AuthError,
+    Message,
+    RemoteAgentClient,
+    TransientPlatformError,
+    WorkspaceDeletedError,
+)
 from molecule_connect.models import TextPart
 from molecule_connect.platform.times import PlatformClock, format_time, parse_time
 from molecule_connect.remote_agent.feed import ActivityFeed
 from molecule_connect.remote_agent.steps import Ask
 
-from .kit import ME, PEER, Make, Platform, Twin, row, said
+from .kit import API, ME, PEER, TOKEN, Make, Platform, Twin, row, said
 
 FEED = f"GET /workspaces/{ME}/activity"
 CARD = f"GET /workspaces/{ME}"
@@ -124,6 +131,18 @@ def test_what_cannot_work_is_refused_before_any_request(agent: Twin, platform: P
         agent.activity(**wrong)
 
     assert platform.requests == []
+
+
+def test_a_client_that_is_closed_in_the_middle_ends_the_iteration(platform: Platform) -> None:
+    platform.on(FEED, page(row("r2", 58, "two"), row("r1", 57, "one")))
+    with RemoteAgentClient(ME, API, token=TOKEN, transport=httpx.MockTransport(platform)) as client:
+        seen = []
+        for message in client.activity():
+            seen.append(message.text)
+            client.close()
+
+    assert seen == ["one", "two"]
+    assert len(platform.requests) == 1
 
 
 class TestFollowing:

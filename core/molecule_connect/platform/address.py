@@ -54,7 +54,7 @@ def parse_address(api_url: str, *, insecure: bool = False) -> ApiAddress:
     if parts.scheme == "http" and not is_loopback and not insecure:
         raise ConfigError(
             f"http://{host} would carry the token in clear text over the network",
-            hint="use https, or pass --insecure if you know that nobody listens",
+            hint="use https, or allow it if you know that nobody listens: --insecure, or insecure=True from Python",
         )
     shown = f"[{host}]" if ":" in host else host
     suffix = "" if port in (None, _PORTS[parts.scheme]) else f":{port}"

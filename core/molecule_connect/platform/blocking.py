@@ -1,10 +1,11 @@
 """PlatformClient: the blocking client, for programs that run no event loop. Threads may share one."""
 
+import threading
 import time
 from collections.abc import Callable
 from typing import IO, Any, Self, TypeVar
 
-from molecule_connect.errors import AuthError, PageTooLargeError
+from molecule_connect.errors import AuthError, ConfigError, PageTooLargeError
 from molecule_connect.platform.address import ApiAddress
 from molecule_connect.platform.answers import Answer
 from molecule_connect.platform.calling import Caller, Headers, TokenSource
@@ -41,6 +42,9 @@ class BlockingTransports:
         self._transport, self._clock = transport, clock
         self._pools: dict[str, httpx.BaseTransport] = {}
         self._trust = Trust()
+        self._lock = threading.Lock()
+        self._under_way = 0
+        self._is_closed = False
 
     def exchange(
         self,
@@ -54,29 +58,43 @@ class BlockingTransports:
         """Sends *operation* and returns whatever came back; with a *sink*, a good body goes there and not into it.
 
         Raises:
+            ConfigError: It is closed.
             PageTooLargeError: An answer over the operation's cap.
             TransientPlatformError: Nothing came back, or not all of it; the network error is the cause.
         """
         request = make_request(operation, url, headers)
+        with self._lock:
+            pool = self._pool(address)
+            self._under_way += 1
         try:
-            return self._answer(self._pool(address), operation, request, sink)
+            return self._answer(pool, operation, request, sink)
         except httpx.HTTPError as exc:
             raise network_error(operation, url, exc, is_written=was_written(request)) from told(exc)
+        finally:
+            with self._lock:
+                self._under_way -= 1
+                self._close_idle()
 
     def close(self) -> None:
-        """Closes every connection; those at work fail."""
-        while self._pools:
+        """Takes no more requests, and closes the connections; with the last answer where threads still wait for one."""
+        with self._lock:
+            self._is_closed = True
+            self._close_idle()
+
+    def _close_idle(self) -> None:
+        # Closing a pool that is at work cuts what was sent, and leaves what is being opened.
+        while self._is_closed and not self._under_way and self._pools:
             self._pools.popitem()[1].close()
 
     def _pool(self, address: ApiAddress) -> httpx.BaseTransport:
+        if self._is_closed:
+            raise ConfigError("the client is closed", hint="make a new one")
         if self._transport is not None:
             return self._transport
-        pool = self._pools.get(address.origin)
-        if pool is None:
+        if address.origin not in self._pools:
             with proxies_checked():
-                opened = httpx.HTTPTransport(**self._trust.options(address, CONNECTIONS))
-            pool = self._pools.setdefault(address.origin, opened)
-        return pool
+                self._pools[address.origin] = httpx.HTTPTransport(**self._trust.options(address, CONNECTIONS))
+        return self._pools[address.origin]
 
     def _answer(
         self,

@@ -151,7 +151,7 @@ class AsyncRemoteAgentClient:
         self, max_iterations: int | None = None, task_supplier: TaskSupplier | None = None
     ) -> str:
         """See ``RemoteAgentClient.run_heartbeat_loop``."""
-        return await self._run(self._agent.registrar.loop(max_iterations, task_supplier))
+        return await self._until_closed(self._agent.registrar.loop(max_iterations, task_supplier), "closed")
 
     async def get_peers(self) -> list[PeerInfo]:
         """See ``RemoteAgentClient.get_peers``."""
@@ -209,7 +209,7 @@ class AsyncRemoteAgentClient:
         )
 
         async def messages() -> AsyncGenerator[Message, None]:
-            while (batch := await self._run(feed.next())) is not None:
+            while (batch := await self._until_closed(feed.next(), None)) is not None:
                 for message in batch:
                     yield message
 
@@ -232,6 +232,15 @@ class AsyncRemoteAgentClient:
             name, source, run_setup_sh=run_setup_sh, report=report_to_platform, sha256=sha256
         )
         return await self._run(flow)
+
+    async def _until_closed(self, flow: Flow[T], otherwise: T) -> T:
+        """What *flow* gives, or *otherwise* when another task has closed the client."""
+        try:
+            return await self._run(flow)
+        except ConfigError:
+            if not self._is_closed:
+                raise
+            return otherwise
 
     async def _run(self, flow: Flow[T]) -> T:
         """Takes the steps of *flow*."""

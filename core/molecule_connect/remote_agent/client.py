@@ -110,7 +110,7 @@ class RemoteAgentClient:
         self.close()
 
     def close(self) -> None:
-        """Ends loops and iterations of other threads, and closes the connections."""
+        """Ends loops and iterations of other threads, and closes the connections once their requests are answered."""
         self._closed.set()
         self._platform.close()
 
@@ -187,7 +187,7 @@ class RemoteAgentClient:
         Returns:
             ``paused``, ``removed``, ``max_iterations``, or ``closed`` when another thread closed the client.
         """
-        return self._run(self._agent.registrar.loop(max_iterations, task_supplier))
+        return self._until_closed(self._agent.registrar.loop(max_iterations, task_supplier), "closed")
 
     def get_peers(self) -> list[PeerInfo]:
         """The workspaces that this one may write to."""
@@ -276,7 +276,7 @@ class RemoteAgentClient:
         )
 
         def messages() -> Iterator[Message]:
-            while (batch := self._run(feed.next())) is not None:
+            while (batch := self._until_closed(feed.next(), None)) is not None:
                 yield from batch
 
         return messages()
@@ -317,10 +317,17 @@ class RemoteAgentClient:
         )
         return self._run(flow)
 
+    def _until_closed(self, flow: Flow[T], otherwise: T) -> T:
+        """What *flow* gives, or *otherwise* when another thread has closed the client."""
+        try:
+            return self._run(flow)
+        except ConfigError:
+            if not self._closed.is_set():
+                raise
+            return otherwise
+
     def _run(self, flow: Flow[T]) -> T:
         """Takes the steps of *flow*, in this thread."""
-        if self._closed.is_set():
-            raise ConfigError("the client is closed", hint="make a new one")
         try:
             step = next(flow)
             while True:

@@ -22,7 +22,7 @@ class TokenFile:
         self.path, self.origin = path, origin
         self._workspace_id = workspace_id
         self._lock = threading.Lock()
-        self._token = None if given is None else check_token(given, source="token")
+        self._token = None if given is None else check_token(given, source="the token argument")
         self._seen = set() if self._token is None else {self._token}
 
     def __repr__(self) -> str:

@@ -1,0 +1,50 @@
+"""An agent without a connector around it: it answers each message with the number of its words."""
+
+import logging
+import os
+import threading
+import time
+
+from molecule_connect import Message, MoleculeError, RemoteAgentClient, TransientPlatformError
+
+
+def answer(message: Message) -> str:
+    return f"{len(message.text.split())} words"
+
+
+def stay_online(client: RemoteAgentClient) -> None:
+    logging.info("the agent stops: %s", client.run_heartbeat_loop())
+    client.close()  # which also ends the loop over what arrives
+
+
+def reply(client: RemoteAgentClient, message: Message) -> None:
+    for wait in (1, 5, 30, 0):
+        try:
+            client.reply(message, answer(message))
+            return
+        except TransientPlatformError as error:
+            logging.warning("%s", error)
+            time.sleep(error.retry_after or wait)
+    logging.error("nobody heard the answer to %s", message.activity_id)
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with RemoteAgentClient(
+        os.environ["WORKSPACE_ID"], os.environ["MOLECULE_API_URL"], token=os.environ.get("MOLECULE_WORKSPACE_TOKEN")
+    ) as client:
+        client.register()
+        threading.Thread(target=stay_online, args=[client], daemon=True).start()
+        for message in client.activity(poll_interval=1):
+            logging.info("%s: %s", message.kind, message.text)
+            if message.kind == "message":
+                reply(client, message)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except MoleculeError as error:
+        raise SystemExit(f"{error}\nwhat to do: {error.hint}") from error
+    except KeyboardInterrupt:
+        pass
