@@ -10,7 +10,7 @@ from molecule_connect import events
 from molecule_connect.delivery.files import FolderLimits
 from molecule_connect.delivery.journal import Journal
 from molecule_connect.errors import BackendError, PermanentPlatformError, TransientPlatformError
-from molecule_connect.models import FilePart, Kind, Part, Progress, Request, Response, TextPart, UploadLimits
+from molecule_connect.models import FilePart, Kind, Part, Progress, Request, Response, Signal, TextPart, UploadLimits
 
 from .kit import WORKSPACE, Disk, FakePlatform, Row, Serving, Upload, inbound, open_journal
 
@@ -89,6 +89,22 @@ async def test_files_are_fetched_four_at_a_time_and_once_each(journal: Journal) 
         assert serving.clock() < 1_800_000_000 + 10
     assert platform.uploads.most == 4
     assert [upload.fetched for upload in platform.uploads.kept.values()] == [1] * 10
+
+
+async def test_three_files_that_take_120_ms_each_are_here_in_less_than_250(journal: Journal) -> None:
+    platform, backend = FakePlatform(), Reading()
+    platform.has_stream = True
+    loop = asyncio.get_running_loop()
+    async with Serving(platform, journal, backend) as serving:
+        await platform.until(lambda: bool(serving.events.of(events.Registered)))
+        began = loop.time()
+        for number in range(3):
+            uploads(platform, file_id=f"f{number}", seconds=0.12)
+        says(platform, *(named(f"f{number}") for number in range(3)))
+        platform.signal(Signal.ROW)
+        while not backend.requests:  # noqa: ASYNC110 - to the millisecond
+            await asyncio.sleep(0.001)
+        assert loop.time() - began < 0.25
 
 
 async def test_incident_65_a_fetch_that_hangs_holds_up_its_own_message_alone_and_is_attached_when_it_lands(

@@ -8,7 +8,7 @@ import attrs
 
 from molecule_connect import events
 from molecule_connect.backoff import Backoff
-from molecule_connect.delivery.entries import Answer, Entry, State, dump_parts, is_too_deep
+from molecule_connect.delivery.entries import Answer, Entry, State, dump_parts, in_words, is_too_deep
 from molecule_connect.delivery.health import Health
 from molecule_connect.delivery.journal import WorkspaceJournal
 from molecule_connect.delivery.slots import Breaker
@@ -91,7 +91,7 @@ class Attempts:
     def current_task(self) -> str:
         """What the backend is doing, in a few words."""
         for running in self.running.values():
-            return running.text or running.entry.text[:80]
+            return running.text or in_words(running.entry.parts)[:80]
         return ""
 
     async def run(self, entry: Entry) -> Callable[[], Awaitable[Entry | None]]:
@@ -106,7 +106,7 @@ class Attempts:
         began = loop.time()
         self.running[entry.row_id] = running = Running(entry, asyncio.timeout(None))
         self._parked.pop(entry.row_id, None)
-        self._tell(events.Started, entry, attempt=entry.attempt + 1, text=entry.text[:200])
+        self._tell(events.Started, entry, attempt=entry.attempt + 1, text=in_words(entry.parts)[:200])
         try:
             response = _storable(await self._watch(running))
         except asyncio.CancelledError:

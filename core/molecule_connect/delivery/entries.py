@@ -166,6 +166,13 @@ def is_too_deep(parts: tuple[Part, ...]) -> bool:
     return True
 
 
+def in_words(parts: tuple[Part, ...]) -> str:
+    """The text of *parts*, or the names of their files where there is none."""
+    text = "".join(part.text for part in parts if isinstance(part, TextPart))
+    names = (part.name or "a file without a name" for part in parts if isinstance(part, FilePart))
+    return text if text.strip() else ", ".join(names)
+
+
 def dump_parts(parts: tuple[Part, ...]) -> str:
     """*parts* as ASCII JSON, so that lone surrogates and NULs survive SQLite."""
     return json.dumps([_dump_part(part) for part in parts])
@@ -185,6 +192,7 @@ def _dump_part(part: Part) -> dict[str, Any]:
                     "mime_type": part.mime_type,
                     "size": part.size,
                     "path": str(part.path) if part.path else None,
+                    **({"unavailable": part.unavailable} if part.unavailable else {}),
                 }
             }
 

@@ -172,8 +172,7 @@ class ChatFiles:
             with self._folder.new(file.name) as (name, sink):
                 kind = await self._platform.fetch_file(file.file_id, sink, cap=cap)
                 size = await asyncio.to_thread(self._folder.settle, sink)
-                if not await self._journal.stored(file, path=name, size=size, mime_type=_type(kind, file)):
-                    raise NotTakenError("it is not wanted any more")
+            await self._store(file, name, size, _type(kind, file))
         except NotTakenError as exc:
             await self._give_up(file, str(exc), state="failed")
         except PageTooLargeError:
@@ -196,6 +195,16 @@ class ChatFiles:
         else:
             self._reports.trouble("files", "")
             self._tell_changed()
+
+    async def _store(self, file: FileEntry, name: str, size: int, kind: str) -> None:
+        # When we are cut meanwhile it may be in the journal: the next start looks.
+        try:
+            stored = await self._journal.stored(file, path=name, size=size, mime_type=kind)
+        except JournalError:
+            self._folder.remove(name)
+            raise
+        if not stored:
+            self._folder.remove(name)
 
     async def _later(self, file: FileEntry, reason: str, *, at_least: float | None = None) -> None:
         if self._now() - file.time > GIVE_UP * 1_000_000:

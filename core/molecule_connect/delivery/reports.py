@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from molecule_connect import events
-from molecule_connect.delivery.entries import State
+from molecule_connect.delivery.entries import State, in_words
 from molecule_connect.delivery.health import Health
 from molecule_connect.delivery.transitions import Stored
-from molecule_connect.models import Kind, TextPart
+from molecule_connect.models import Kind
 
 
 class Reports:
@@ -58,7 +58,7 @@ class Reports:
     def _stored(self, one: Stored) -> None:
         item = one.item
         row, caller, context = item.row_id, item.caller_id, item.context_id
-        text = "".join(part.text for part in item.parts if isinstance(part, TextPart))[:200]
+        text = in_words(item.parts)[:200]
         if one.state is State.RECEIVED:
             self.tell(
                 events.Received(
