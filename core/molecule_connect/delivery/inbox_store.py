@@ -158,7 +158,7 @@ class InboxStore:
     def holds(self, workspace_ids: Iterable[str]) -> list[tuple[str, float]]:
         """Who holds something, and until when at first, in seconds since 1970."""
         return self._journal.reader.execute(
-            "SELECT holder, min(held_until) FROM message WHERE state='held'"
+            "SELECT holder, min(held_until) FROM message INDEXED BY message_held WHERE state='held'"
             " AND workspace_id IN (SELECT value FROM json_each(?)) GROUP BY holder",
             (json.dumps(list(workspace_ids)),),
         ).fetchall()
@@ -225,7 +225,7 @@ class InboxStore:
         """held -> received, for all that *holder* has."""
         await self._journal.committer.put(
             lambda db: db.execute(
-                "UPDATE message SET state='received', holder=NULL, held_until=NULL, changed=?"
+                "UPDATE message INDEXED BY message_held SET state='received', holder=NULL, held_until=NULL, changed=?"
                 " WHERE state='held' AND holder=?",
                 (self.wall, holder),
             )

@@ -1,20 +1,20 @@
 """What this machine knows of every message: one SQLite file, one writer, a compare-and-set per transition."""
 
 import asyncio
-import json
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import attrs
 
 from molecule_connect.delivery import transitions
 from molecule_connect.delivery.committer import Committer, Operation
-from molecule_connect.delivery.entries import COLUMNS, NOTICE_BEGINS, Answer, Entry, Lane, State, load_entry
+from molecule_connect.delivery.entries import Answer, Entry, State
+from molecule_connect.delivery.lane_reads import LaneReads
 from molecule_connect.delivery.schema import open_file, open_reader
 from molecule_connect.delivery.transitions import Stored
 from molecule_connect.models import Inbound, Usage
@@ -26,11 +26,6 @@ FILE_NAME = "journal.sqlite3"
 RETRY = 5.0
 BODY_AGE = 24 * 3600.0
 ROW_AGE = 7 * 24 * 3600 * 1_000_000
-
-# What lanes work on: all that is not over. In an inbox messages belong to its readers, and lanes only send
-# answers, those of replayed messages too.
-_OPEN = "state IN ('received', 'running', 'answered')"
-_INBOX_OPEN = "(state='answered' OR (state='received' AND answer IS NOT NULL))"
 
 
 @attrs.frozen(kw_only=True)
@@ -105,25 +100,16 @@ class Journal:
         return await self.committer.put(lambda db: int(db.execute("PRAGMA data_version").fetchone()[0]))
 
 
-class WorkspaceJournal:
+class WorkspaceJournal(LaneReads):
     """One workspace's messages. Reads are immediate, writes resolve when they are committed.
 
     Every transition returns False when the message was no longer in the state that it starts from.
     """
 
     def __init__(self, journal: Journal, workspace_id: str, *, inbox: bool = False) -> None:
-        self.workspace_id = workspace_id
+        super().__init__(journal.reader, journal.wall, workspace_id, inbox=inbox)
         self.is_inbox = inbox
-        self._open = _INBOX_OPEN if inbox else _OPEN
-        # The oldest open message of each lane of one caller: of a bare column, min() gives its own row's value.
-        self._heads = (
-            "SELECT context_id, state, not_before, min(place) AS place FROM message WHERE workspace_id=?"  # noqa: S608
-            f" AND caller_id IS ? AND {self._open} AND row_id NOT IN (SELECT value FROM json_each(?))"
-            " GROUP BY context_id"
-        )
         self._journal = journal
-        # Accepted answers whose transition is not committed yet: the reader still sees them as open.
-        self._ending: dict[str, Lane] = {}
         self._settled = asyncio.Event()
 
     # Reading
@@ -166,81 +152,6 @@ class WorkspaceJournal:
         return await self._put(
             lambda db: transitions.receive(db, self.workspace_id, items, now, wall, inbox=self.is_inbox), large=True
         )
-
-    # What waits
-
-    def head(self, lane: Lane) -> Entry | None:
-        """The oldest message of *lane* that is not over."""
-        pending = [row_id for row_id, its_lane in self._ending.items() if its_lane == lane]
-        rows = self._journal.reader.execute(
-            f"SELECT {COLUMNS} FROM message WHERE workspace_id=? AND caller_id IS ? AND context_id IS ?"  # noqa: S608
-            f" AND {self._open} ORDER BY place, seq, arrival LIMIT ?",
-            (self.workspace_id, lane.caller_id, lane.context_id, 1 + len(pending)),
-        )
-        return next((load_entry(row) for row in rows if row[1] not in pending), None)
-
-    def answer_of(self, row_id: str) -> Entry | None:
-        """The message *row_id* while its answer is to be sent."""
-        if row_id in self._ending:
-            return None
-        sql = f"SELECT {COLUMNS} FROM message WHERE workspace_id=? AND row_id=? AND state='answered'"  # noqa: S608
-        row = self._one(sql, self.workspace_id, row_id)
-        return None if row is None else load_entry(row)
-
-    def callers(self) -> list[str | None]:
-        """Who has a message that is not over."""
-        rows = self._journal.reader.execute(
-            f"SELECT DISTINCT caller_id FROM message WHERE workspace_id=? AND {self._open}",  # noqa: S608
-            (self.workspace_id,),
-        )
-        return [row[0] for row in rows]
-
-    def lanes(self, caller_id: str | None, most: int, *, may_begin: bool = True) -> list[Lane]:
-        """Lanes of one caller whose head is due, those that wait longest first; only to send unless one *may_begin*."""
-        rows = self._journal.reader.execute(
-            f"SELECT context_id FROM ({self._heads}) WHERE coalesce(not_before, 0) <= ? AND (? OR state <> 'received')"  # noqa: S608
-            " ORDER BY place LIMIT ?",
-            (self.workspace_id, caller_id, self._ended(), self._journal.wall(), may_begin, most),
-        )
-        return [Lane(caller_id, row[0]) for row in rows]
-
-    def next_due(self, caller_id: str | None) -> float | None:
-        """When the next lane of one caller that waits for a time is due (seconds since 1970)."""
-        row = self._one(
-            f"SELECT min(not_before) FROM ({self._heads}) WHERE not_before > ?",  # noqa: S608
-            *(self.workspace_id, caller_id, self._ended(), self._journal.wall()),
-        )
-        return None if row is None or row[0] is None else float(row[0])
-
-    def others_wait(self, entry: Entry) -> bool:
-        """Whether *entry*'s caller has another message that is due."""
-        row = self._one(
-            f"SELECT 1 FROM message WHERE workspace_id=? AND caller_id IS ? AND {self._open} AND row_id<>?"  # noqa: S608
-            " AND coalesce(not_before, 0) <= ? AND row_id NOT IN (SELECT value FROM json_each(?)) LIMIT 1",
-            *(self.workspace_id, entry.caller_id, entry.row_id, self._journal.wall(), self._ended()),
-        )
-        return row is not None
-
-    def waiting(self) -> int:
-        """How many messages are not over."""
-        row = self._one(
-            f"SELECT count(*) FROM message WHERE workspace_id=? AND {self._open}"  # noqa: S608
-            " AND row_id NOT IN (SELECT value FROM json_each(?))",
-            *(self.workspace_id, self._ended()),
-        )
-        return int(row[0]) if row else 0
-
-    def _ended(self) -> str:
-        return json.dumps(list(self._ending))
-
-    def noticed_since(self, lane: Lane, since: int) -> bool:
-        """Whether *lane* was sent a notice after *since* (µs, platform)."""
-        row = self._one(
-            "SELECT 1 FROM message WHERE workspace_id=? AND caller_id IS ? AND context_id IS ? AND answered_at > ?"
-            " AND substr(answer, 1, ?) = ? LIMIT 1",
-            *(self.workspace_id, lane.caller_id, lane.context_id, since, len(NOTICE_BEGINS), NOTICE_BEGINS),
-        )
-        return row is not None
 
     def cursor(self) -> str | None:
         """The newest row before which every row is over."""
@@ -412,6 +323,3 @@ class WorkspaceJournal:
 
     def _put(self, run: Operation[T], *, durable: bool = False, large: bool = False) -> "asyncio.Future[T]":
         return self._journal.committer.put(run, durable=durable, large=large)
-
-    def _one(self, sql: str, *values: object) -> Any:
-        return self._journal.reader.execute(sql, values).fetchone()
