@@ -58,6 +58,7 @@ def typecheck(session: nox.Session) -> None:
     for plugin in PLUGINS:
         session.run("mypy", f"plugins/{plugin}")
     session.run("mypy", "examples/backend")
+    session.run("mypy", "examples/agent")
 
 
 @nox.session(python=PYTHONS)

@@ -32,7 +32,7 @@ class AgentSettings:
     platform_url: str
     agent_card: Mapping[str, object] | None = None
     reported_url: str = ""
-    token_dir: Path | None = None
+    token_dir: str | Path | None = None
     token: str | None = attrs.field(default=None, repr=False)
     org_id: str | None = None
     insecure: bool = False

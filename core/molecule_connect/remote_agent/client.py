@@ -59,7 +59,7 @@ class RemoteAgentClient:
         platform_url: str,
         agent_card: Mapping[str, object] | None = None,
         reported_url: str = "",
-        token_dir: Path | None = None,
+        token_dir: str | Path | None = None,
         heartbeat_interval: float = DEFAULT_HEARTBEAT_INTERVAL,
         state_poll_interval: float = DEFAULT_STATE_POLL_INTERVAL,
         url_cache_ttl: float = DEFAULT_URL_CACHE_TTL,
