@@ -63,6 +63,18 @@ def test_the_stream_and_the_format_choose_the_screen(
     assert isinstance(screen, kind)
 
 
+def test_what_is_noted_before_the_live_view_is_opened_is_told_at_the_end() -> None:
+    stream = Terminal()
+    screen = choose(stream, environ={"TERM": "xterm"})
+    screen.note("ERROR", "workspace 1: it has no id", "give it one")
+    screen.fail("the list has a fault", "mend it", 2)
+    screen.close()
+
+    assert stream.getvalue() == (
+        "error: workspace 1: it has no id -> give it one\nerror: the list has a fault\nwhat to do: mend it\n"
+    )
+
+
 class Child:
     """A program whose terminal is ours."""
 

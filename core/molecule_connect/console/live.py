@@ -78,6 +78,10 @@ class LiveScreen:
         self._stop.set()
         if self._thread is not None:
             self._thread.join(2.0)
+        else:
+            # What was noted before there was anything to draw.
+            for line in self._snapshot().above:
+                self._stream.write(f"{line.level.lower()}: {line.text}\n")
         if self._failure and (self._thread is None or not self._thread.is_alive()):
             self._stream.write(f"{self._failure}\n")
 
@@ -85,12 +89,13 @@ class LiveScreen:
         from rich.console import Console
 
         console = Console(file=cast("IO[str]", self._stream), highlight=False, markup=False, emoji=False)
-        while not self._stop.is_set():
+        while True:
             with self._live(console) as live:
-                self._draw_until_resized(console, live)
-            if not self._stop.is_set():
-                # A terminal that changed its width has broken the old picture's lines: begin on an empty screen.
-                console.clear()
+                is_over = self._draw_until_resized(console, live)
+            if is_over:
+                return
+            # A terminal that changed its width has broken the old picture's lines: begin on an empty screen.
+            console.clear()
 
     @contextlib.contextmanager
     def _live(self, console: "Console") -> Iterator["Live"]:
@@ -101,18 +106,19 @@ class LiveScreen:
         ) as live:
             yield live
 
-    def _draw_until_resized(self, console: "Console", live: "Live") -> None:
+    def _draw_until_resized(self, console: "Console", live: "Live") -> bool:
+        """Draw until the last picture (True), or until the terminal has another size."""
         size, idle = console.size, 0
         while True:
             stopping = self._stop.is_set()
             if console.size != size and not stopping:
-                return
+                return False
             idle += 1
             if self._changed or stopping or idle >= _IDLE_FRAMES:
                 idle = 0
                 self._draw(console, live)
             if stopping:
-                return
+                return True
             self._stop.wait(_FRAME)
 
     def _draw(self, console: "Console", live: "Live") -> None:
