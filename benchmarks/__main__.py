@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.bench import fleet, idle, latency, startup, throughput
+from benchmarks.files import files
 from benchmarks.hosts import mcp
 
 MEASURES: dict[str, Callable[[], None]] = {
@@ -21,6 +22,7 @@ MEASURES: dict[str, Callable[[], None]] = {
     "idle": idle,
     "fleet": fleet,
     "mcp": mcp,
+    "files": files,
 }
 
 
