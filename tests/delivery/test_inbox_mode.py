@@ -201,6 +201,7 @@ async def test_what_a_reader_finished_is_told(journal: Journal) -> None:
         platform.write("good bye")
         await platform.until(lambda: len(inbox.peek()) == 2)
         await inbox.pop("row-1")
+        await asyncio.sleep(2)
         await inbox.reply("row-2", Response.from_text("bye"))
         told = [(event.row_id, event.text, event.silent) for event in serving.events.of(events.Answered)]
         assert told == [("row-1", "", True), ("row-2", "bye", False)]

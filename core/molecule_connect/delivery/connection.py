@@ -102,7 +102,8 @@ class Connection:
         self._build_intake()
         self._build_files(room)
         self._build_lanes(handler or _nobody)
-        self._upkeep = Upkeep(self._journal, self._cursor, reports=self._reports, now=self._reader.now)
+        look = self._attendance.look if self._attendance is not None else lambda: None
+        self._upkeep = Upkeep(self._journal, self._cursor, reports=self._reports, now=self._reader.now, look=look)
         self._to_wake: dict[Lane, None] = {}
         self._first_read = asyncio.Event()
         self._older_rows_come = False
@@ -243,8 +244,6 @@ class Connection:
     def changed_elsewhere(self) -> None:
         """Another program, or a reader of the inbox, changed the journal."""
         self._wake_lanes()
-        if self._attendance is not None:
-            self._attendance.look()
         self._upkeep.changed.set()
 
     # Starting

@@ -16,17 +16,27 @@ PRUNE_INTERVAL = 3600.0
 class Upkeep:
     """Keeps one workspace's files in order.
 
+    Args:
+        look: Called whenever the cursor may have moved, at most once a second.
+
     Attributes:
         changed: Set it when a message was stored or has ended: the cursor may have moved.
     """
 
     def __init__(
-        self, journal: WorkspaceJournal, cursor: CursorFile, *, reports: Reports, now: Callable[[], int]
+        self,
+        journal: WorkspaceJournal,
+        cursor: CursorFile,
+        *,
+        reports: Reports,
+        now: Callable[[], int],
+        look: Callable[[], None] = lambda: None,
     ) -> None:
         self._journal = journal
         self._cursor = cursor
         self._reports = reports
         self._now = now
+        self._look = look
         self._one_at_a_time = asyncio.Lock()
         self.changed = asyncio.Event()
 
@@ -34,6 +44,7 @@ class Upkeep:
         """Write the cursor file when something changed, at most once a second, until cancelled."""
         while True:
             await self.changed.wait()
+            self._look()
             self.changed.clear()
             await self.save_cursor()
             await asyncio.sleep(CURSOR_INTERVAL)
