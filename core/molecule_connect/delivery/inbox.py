@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Seconds between two looks for what other processes did.
 LOOK, LEAST_LOOK = 0.2, 0.01
 # A burst of arrivals is looked at together.
-BURST = 0.02
+BURST = 0.1
 HOLD = 300.0
 PATIENCE = 10.0
 # Seconds between two looks whether those who hold messages live.

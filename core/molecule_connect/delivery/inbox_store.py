@@ -3,6 +3,7 @@
 import json
 import sqlite3
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import attrs
 
@@ -76,9 +77,8 @@ class Standing:
     repeat_of: str | None
 
 
-@attrs.frozen(order=True)
-class Place:
-    """Names one pending message; they sort from the oldest to the newest."""
+class Place(NamedTuple):
+    """Names one pending message; they sort from the oldest to the newest, thousands at a time."""
 
     time: int
     seq: int
