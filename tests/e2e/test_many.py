@@ -93,7 +93,7 @@ async def test_lists_that_change_under_load_lose_nothing_and_double_nothing(tmp_
         stays, changes, comes_and_goes = [await sandbox.workspace(name) for name in ("stays", "changes", "comes")]
 
         async def write_all(workspace: Workspace) -> None:
-            for number in range(60):
+            for number in range(30):
                 await sandbox.say(workspace, f"{number}", contextId=f"c{number % 3}")
                 await asyncio.sleep(0.02)
 
@@ -109,17 +109,17 @@ async def test_lists_that_change_under_load_lose_nothing_and_double_nothing(tmp_
             async with asyncio.TaskGroup() as group:
                 for workspace in (stays, changes, comes_and_goes):
                     group.create_task(write_all(workspace))
-                for number in range(2, 7):
+                for number in range(2, 6):
                     before = len(connector.output)
                     lists(number, with_third=number % 2 == 0)
                     connector.send(signal.SIGHUP)
                     await connector.says(f"{config} was read again: ", since=before)
                     await asyncio.sleep(0.2)
-            lists(7, with_third=True)
+            lists(6, with_third=True)
             connector.send(signal.SIGHUP)
             for workspace in (stays, changes, comes_and_goes):
-                found = await texts(sandbox, workspace, 60)
-                assert sorted(found) == sorted(f"{number}!" for number in range(60))
+                found = await texts(sandbox, workspace, 30)
+                assert sorted(found) == sorted(f"{number}!" for number in range(30))
             assert await connector.stop() == 0
         registrations = connector.output.count(f"[{stays.id}] registered")
     assert registrations == 1
