@@ -13,8 +13,9 @@ from pydantic import ValidationError
 from molecule_connect_mcp import harmless
 from molecule_connect_mcp.stdio import LineReader, LineWriter
 
-# How long answers under way are waited for when the host has closed its side.
-LINGER = 1.0
+# How long answers under way are waited for when the host has closed its side; one that waits itself is not.
+LINGER = 5.0
+_WAITING = "wait_for_message"
 # A host that asks one of these may still choose the other era, or has not finished its handshake.
 _OPENINGS = frozenset({"initialize", "ping", "server/discover"})
 
@@ -33,9 +34,11 @@ class Talk:
     def heard(self, message: types.JSONRPCMessage) -> None:
         """Something came from the host."""
         if isinstance(message, types.JSONRPCRequest):
-            self._pending[message.id] = message.method
-            self.idle.clear()
-            self._introduced(message.params or {})
+            params = message.params or {}
+            if params.get("name") != _WAITING:
+                self._pending[message.id] = message.method
+                self.idle.clear()
+            self._introduced(params)
             if message.method not in _OPENINGS:
                 self.open.set()
         elif isinstance(message, types.JSONRPCNotification):
