@@ -94,7 +94,7 @@ def packages(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """The pages, by Sphinx; a warning is an error."""
-    session.install("sphinx>=9,<10", "furo>=2025.12", "myst-parser>=5,<6")
+    session.install("-e", ".", "sphinx>=9,<10", "furo>=2025.12", "myst-parser>=5,<6")
     session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html", *session.posargs)
 
 
