@@ -8,11 +8,12 @@ import pytest
 
 from molecule_connect import events
 from molecule_connect.delivery.files import FolderLimits
+from molecule_connect.delivery.inspection import Inspection
 from molecule_connect.delivery.journal import Journal
 from molecule_connect.errors import BackendError, PermanentPlatformError, TransientPlatformError
 from molecule_connect.models import FilePart, Kind, Part, Progress, Request, Response, Signal, TextPart, UploadLimits
 
-from .kit import WORKSPACE, Disk, FakePlatform, Row, Serving, Upload, inbound, open_journal
+from .kit import EPOCH, WORKSPACE, Disk, FakePlatform, Row, Serving, Upload, inbound, open_journal
 
 
 class Reading:
@@ -460,3 +461,37 @@ async def test_one_read_of_everything_waits_for_the_files_too(journal: Journal) 
     async with Serving(platform, journal, backend, once=True) as serving:
         await serving.ended()
     assert backend.contents == [[b"content"]]
+
+
+async def test_a_clock_that_is_set_back_keeps_no_file_waiting(tmp_path: Path) -> None:
+    loop, back = asyncio.get_running_loop(), [0.0]
+    platform, backend = FakePlatform(), Reading()
+
+    def wall() -> float:
+        return EPOCH + loop.time() - back[0]
+
+    async with (
+        Journal.open(tmp_path, wall=wall, opener=Disk().open) as journal,
+        Serving(platform, journal, backend, wall=wall),
+    ):
+        uploads(platform, fails=[transient()])
+        uploads(platform, name="b.txt", file_id="f2")
+        await platform.until(lambda: not platform.uploads.kept["f1"].fails)
+        back[0] = 24 * 3600.0
+        await platform.until(lambda: platform.uploads.kept["f1"].acked == 1, seconds=120)
+        await platform.until(lambda: len(platform.sent) == 1, seconds=300)
+    assert backend.contents == [[b"content", b"content"]]
+
+
+async def test_the_journal_shows_where_the_files_of_a_message_are(journal: Journal) -> None:
+    platform = FakePlatform()
+    async with Serving(platform, journal):
+        uploads(platform)
+        says(platform, named(), named("lost"))
+        await platform.until(lambda: len(platform.sent) == 1)
+        with Inspection.open(journal.path.parent) as inspection:
+            here, lost = inspection.record(inspection.find("message")).parts or ()
+    assert isinstance(here, FilePart)
+    assert isinstance(lost, FilePart)
+    assert here.path == on_disk(journal)[0]
+    assert lost.unavailable == "the platform does not have it any more"

@@ -222,7 +222,8 @@ def _words(part: Part) -> str:
         case FilePart():
             size = "" if part.size is None else f", {part.size:,} bytes"
             uri = f"{part.uri[:80]}..." if part.uri.startswith("data:") else part.uri
-            return f"file {part.name or 'without a name'} ({part.mime_type or 'of unknown type'}{size}) {uri}"
+            about = f"{part.mime_type or 'of unknown type'}{size}{f', {part.unavailable}' if part.unavailable else ''}"
+            return f"file {part.name or 'without a name'} ({about}) {part.path or uri}"
 
 
 def _part_values(part: Part) -> dict[str, Any]:
@@ -232,5 +233,7 @@ def _part_values(part: Part) -> dict[str, Any]:
         case DataPart(data):
             return {"kind": "data", "data": data}
         case FilePart():
-            file = {"uri": part.uri, "name": part.name, "mime_type": part.mime_type, "size": part.size}
+            file: dict[str, Any] = {"uri": part.uri, "name": part.name, "mime_type": part.mime_type, "size": part.size}
+            file |= {"path": str(part.path)} if part.path is not None else {}
+            file |= {"unavailable": part.unavailable} if part.unavailable else {}
             return {"kind": "file", "file": file}

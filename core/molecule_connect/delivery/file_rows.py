@@ -13,6 +13,8 @@ from molecule_connect.models import FilePart, Inbound, Kind, Part
 
 # A manifest that equals a note of an upload of ours is ours for so long (microseconds).
 OURS_FOR = 3600 * 1_000_000
+# Nothing waits for longer: what seems to, met a clock that was set back.
+LONGEST_WAIT = 600.0
 # Whose files are fetched; what other rows name needs only to be known as named.
 _READ = (Kind.MESSAGE, Kind.ANSWER, Kind.RESULT)
 _COLUMNS = (
@@ -125,8 +127,9 @@ def due(db: sqlite3.Connection, workspace_id: str, wall: float, most: int) -> li
     return load(
         db.execute(
             f"SELECT {_COLUMNS} FROM file WHERE workspace_id=? AND (state='waiting' OR (state='here' AND acked=0))"  # noqa: S608
-            f" AND coalesce(not_before, 0) <= ? ORDER BY state='here', NOT {_NAMED}, time, arrived LIMIT ?",
-            (workspace_id, wall, most),
+            " AND (coalesce(not_before, 0) <= ? OR not_before > ?)"
+            f" ORDER BY state='here', NOT {_NAMED}, time, arrived LIMIT ?",
+            (workspace_id, wall, wall + LONGEST_WAIT, most),
         ).fetchall()
     )
 
@@ -187,7 +190,8 @@ def gather(db: sqlite3.Connection, workspace_id: str, wall: float, quiet: float)
     It stands in the conversation in which the person wrote last.
     """
     files = unnamed(db, workspace_id)
-    if not files or max(file.arrived for file in files) > wall - quiet:
+    # An arrival in the future: the clock was set back.
+    if not files or wall - quiet < max(file.arrived for file in files) <= wall:
         return None
     row_id = files[0].row_id or ""
     context = db.execute(

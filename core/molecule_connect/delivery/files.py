@@ -35,6 +35,7 @@ LIMITS_FOR = 3600.0
 # What became of a file is known for so long after it went.
 FORGET_AFTER = 7 * 24 * 3600.0
 JOURNAL_WAIT = 5.0
+SHORTEST_SLEEP, LONGEST_SLEEP = 1.0, 60.0
 # The platform keeps an upload for a day.
 GIVE_UP = 24 * 3600.0
 _PLAIN_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,60}/[A-Za-z0-9!#$&^_.+-]{1,60}")
@@ -142,11 +143,10 @@ class ChatFiles:
                 group.create_task(self._see_to(file), name=f"file {file.file_id}")
 
     def _seconds_to_wait(self) -> float:
-        times = [self._tidied + TIDY_INTERVAL, self._journal.next_due()]
-        times += [self._journal.gathers_at(QUIET)] if self._may_gather else []
-        due = min(when for when in times if when is not None)
+        times = [self._journal.next_due(), self._journal.gathers_at(QUIET) if self._may_gather else None]
+        waits = [when - self._wall() for when in times if when is not None]
         # A clock that jumps must not stop the files for longer than this.
-        return min(max(due - self._wall(), 0.05), 60.0)
+        return max(min([*waits, LONGEST_SLEEP]), SHORTEST_SLEEP)
 
     async def _see_to(self, file: FileEntry) -> None:
         try:
@@ -215,7 +215,7 @@ class ChatFiles:
 
     async def _give_up(self, file: FileEntry, reason: str, *, state: str) -> None:
         if await self._journal.not_fetched(file, reason, not_before=None, state=state):
-            self._reports.notice(f"the file {file.name or file.file_id} is not here: {reason}")
+            self._reports.notice(f"the file {(file.name or file.file_id)[:100]} is not here: {reason}")
 
     async def _current_limits(self) -> UploadLimits:
         loop = asyncio.get_running_loop()
@@ -238,7 +238,7 @@ class ChatFiles:
 
     async def _gather(self) -> None:
         at = self._journal.gathers_at(QUIET) if self._may_gather else None
-        if at is None or at > self._wall():
+        if at is None or self._wall() < at <= self._wall() + QUIET:
             return
         gathered = await self._journal.gather(QUIET)
         if gathered is not None:
@@ -267,9 +267,9 @@ class ChatFiles:
             raise OSError(f"the folder for files is full: it holds {quota}, all of messages that are not finished")
 
     async def _tidy(self) -> None:
-        if self._wall() - self._tidied < TIDY_INTERVAL:
+        if asyncio.get_running_loop().time() - self._tidied < TIDY_INTERVAL:
             return
-        self._tidied = self._wall()
+        self._tidied = asyncio.get_running_loop().time()
         days = f"{self._room.kept_for / 86400:g} days"
         old = self._journal.removable(before=self._wall() - self._room.kept_for)
         count = sum([await self._remove(one, f"it was removed from this machine after {days}") for one in old])

@@ -10,6 +10,8 @@ import attrs
 
 from molecule_connect.delivery import transitions
 from molecule_connect.delivery.entries import NOTICE_BEGINS, Answer, State, load_answer, load_parts
+from molecule_connect.delivery.file_folder import folder_of
+from molecule_connect.delivery.file_rows import with_paths
 from molecule_connect.delivery.journal import FILE_NAME
 from molecule_connect.delivery.schema import VERSION
 from molecule_connect.errors import ConfigError, JournalError
@@ -112,8 +114,9 @@ class Record:
 class Inspection:
     """A journal that is only read. Use ``open``."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
+    def __init__(self, db: sqlite3.Connection, folder: Path) -> None:
         self._db = db
+        self._folder = folder
 
     @classmethod
     @contextlib.contextmanager
@@ -125,7 +128,7 @@ class Inspection:
             JournalError: It cannot be read, or was written by a newer release.
         """
         with _opened(folder, "ro") as db:
-            yield cls(db)
+            yield cls(db, folder)
 
     def workspaces(self) -> list[str]:
         """Who is in it, by name."""
@@ -214,11 +217,14 @@ class Inspection:
             raise ConfigError(f"{key.row_id} is not in the journal any more")
         return Record(
             glance=_glance(row),
-            parts=None if row["parts"] is None else load_parts(row["parts"]),
+            parts=None if row["parts"] is None else self._with_paths(key.workspace_id, load_parts(row["parts"])),
             answer=load_answer(row["answer"]) if row["answer"] else None,
             in_doubt=bool(row["in_doubt"]),
             **{name: row[name] for name in _PLAIN},
         )
+
+    def _with_paths(self, workspace_id: str, parts: tuple[Part, ...]) -> tuple[Part, ...]:
+        return with_paths(self._db, workspace_id, parts, folder_of(self._folder, workspace_id))
 
     def short_ids(self, keys: Iterable[Key], least: int = 8) -> list[str]:
         """The beginnings of row ids that ``find`` knows them by: at least *least* characters, if they have them."""

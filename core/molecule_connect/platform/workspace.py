@@ -133,6 +133,8 @@ class WorkspaceClient:
         """How large files may be; see ``ports.Files``."""
         try:
             return await self._client.call(uploads.limits())
+        except AuthError:
+            raise
         except PermanentPlatformError:
             return UploadLimits()
 
