@@ -1,6 +1,7 @@
 """Several workspaces in one real process: one platform down, one token refused, and lists that change under load."""
 
 import asyncio
+import os
 import signal
 import socket
 from pathlib import Path
@@ -138,6 +139,10 @@ async def test_a_list_with_faults_at_sighup_is_told_and_changes_nothing(tmp_path
             assert f"workspace 1 ({workspace.id}): unknown key 'backnd', did you mean 'backend'?" in connector.output
             assert f"workspace 1 ({workspace.id}): concurrency must be at least 1" in connector.output
             assert "workspace 2: it has no id" in connector.output
+            config.unlink()
+            os.mkfifo(config)
+            connector.send(signal.SIGHUP)
+            await connector.says(f"{config}: it is no file, and can be read only once")
             await sandbox.say(workspace, "still here")
             assert await texts(sandbox, workspace, 1) == ["still here!"]
             assert await connector.stop() == 0

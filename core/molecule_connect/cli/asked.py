@@ -13,7 +13,7 @@ from molecule_connect.plugins import discovery
 from molecule_connect.plugins.options import parse_options
 from molecule_connect.plugins.scan import BACKENDS
 from molecule_connect.settings import DEFAULT_BACKEND, ConnectionSettings, check_workspace_id
-from molecule_connect.workspaces import load_config, load_workspaces, plugin_check
+from molecule_connect.workspaces import WorkspacesError, load_config, load_workspaces, plugin_check
 
 # Flags that say of every workspace of a list what its block could say, and the key of a block.
 _KEYS = {
@@ -65,10 +65,16 @@ def ask(flags: Mapping[str, Any], given: frozenset[str], environ: Mapping[str, s
         settings = load_workspaces(environ, **reading)
         return Asked(settings=_ready(settings, flags), source=environment.WORKSPACES_VARIABLE)
 
-    def again() -> Sequence[ConnectionSettings]:
+    def read() -> Sequence[ConnectionSettings]:
         return _ready(load_config(config, environ, **{**reading, "check": plugin_check()}), flags)
 
-    return Asked(settings=again(), source=str(config), again=again)
+    def again() -> Sequence[ConnectionSettings]:
+        # Opening a pipe that nobody writes to would hold up everything that is served.
+        if config.exists() and not config.is_file():
+            raise WorkspacesError(str(config), ["it is no file, and can be read only once"])
+        return read()
+
+    return Asked(settings=read(), source=str(config), again=again)
 
 
 def _ready(settings: Sequence[ConnectionSettings], flags: Mapping[str, Any]) -> Sequence[ConnectionSettings]:
