@@ -1,0 +1,52 @@
+"""``docs/inbox.md``: its program runs as it stands, and its tables name what there is."""
+
+import asyncio
+import contextlib
+import inspect
+import os
+import re
+import sys
+from pathlib import Path
+
+import attrs
+from tests.docs.pages import block, page
+
+from molecule_connect import Inbox, InboxMessage
+from molecule_connect_sandbox.testing import Sandbox
+
+PAGE = page("inbox.md")
+
+
+async def test_the_pages_program_answers(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(block(PAGE, "python", '"""Answer what people ask'))
+    async with Sandbox.over_loopback() as sandbox:
+        workspace = await sandbox.workspace()
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(tmp_path),
+            "PLATFORM_URL": sandbox.url,
+            "WORKSPACE_ID": workspace.id,
+            "MOLECULE_WORKSPACE_TOKEN": workspace.token,
+            "MOLECULE_STATE_DIR": str(tmp_path / "state"),
+        }
+        program = await asyncio.create_subprocess_exec(*(sys.executable, "program.py"), cwd=tmp_path, env=environment)
+        try:
+            await sandbox.say(workspace, "hello")
+            (answer,) = await sandbox.answers(workspace, 1, timeout=20)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                program.kill()
+            await program.wait()
+    assert answer.text == "HELLO"
+
+
+def test_every_way_of_the_inbox_has_its_line() -> None:
+    public = {
+        name for name, value in inspect.getmembers(Inbox) if not name.startswith("_") and name not in {"ring", "close"}
+    }
+    assert public <= set(re.findall(r"inbox\.(\w+)", PAGE))
+
+
+def test_every_field_of_a_message_is_named() -> None:
+    named = set(re.findall(r"`(\w+)`", PAGE))
+    assert {field.name for field in attrs.fields(InboxMessage)} <= named
