@@ -74,7 +74,8 @@ def _story(plan: Plan) -> str:
         ("gone, drain: ", plan.gone),
     )
     told = [words + _some(names) for words, names in parts if names]
-    return "; ".join([*told, f"{len(plan.same)} stay as they are"])
+    same = "1 stays as it is" if len(plan.same) == 1 else f"{len(plan.same)} stay as they are"
+    return "; ".join([*told, same])
 
 
 def _some(names: Sequence[str]) -> str:
