@@ -105,7 +105,7 @@ TOOLS = (
         schema=_schema(
             ("activity_id", "text"),
             activity_id=_ACTIVITY,
-            text={"type": "string", "description": "The answer, in Markdown."},
+            text={"type": "string", "description": "The answer, in Markdown; may be empty beside files."},
             files=_files("to send along"),
             workspace_id=_WORKSPACE,
         ),
@@ -120,7 +120,7 @@ TOOLS = (
         ),
         schema=_schema(
             ("message",),
-            message={"type": "string", "description": "The text, in Markdown."},
+            message={"type": "string", "description": "The text, in Markdown; may be empty beside attachments."},
             attachments=_files("to attach"),
             workspace_id=_WORKSPACE,
         ),

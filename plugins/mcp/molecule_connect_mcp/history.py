@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from molecule_connect import ArgumentError, FilePart, Part, TextPart
+from molecule_connect import ArgumentError, FilePart, InboxMessage, Part, TextPart
 from molecule_connect_mcp import harmless
 from molecule_connect_mcp.shapes import NO_TEXT, attachment, timestamp
 
@@ -25,10 +25,10 @@ class Row(Protocol):
     def parts(self) -> tuple[Part, ...]: ...
 
 
-def history_shape(row: Row) -> dict[str, Any]:
-    """One message: ``from`` is "me", "person" or "peer"."""
+def history_shape(row: Row, ours: InboxMessage | None = None) -> dict[str, Any]:
+    """One message: ``from`` is "me", "person" or "peer". *ours*: the same, as this machine has it."""
     text = harmless.text("".join(part.text for part in row.parts if isinstance(part, TextPart))).strip()
-    files = [attachment(part) for part in row.parts if isinstance(part, FilePart)]
+    files = [attachment(part) for part in (ours or row).parts if isinstance(part, FilePart)]
     sender = "me" if row.kind in ("echo", "own") else "person" if row.caller_id is None else "peer"
     shape: dict[str, Any] = {
         "activity_id": row.row_id,

@@ -82,7 +82,7 @@ def message_shape(message: InboxMessage, peer: Peer = NOBODY, *, several: bool =
 
 
 def attachment(part: FilePart) -> dict[str, Any]:
-    """A file of a message; ``path`` is where it lies on this machine, and is missing while it is not here."""
+    """A file of a message: ``path`` is where it lies on this machine, else ``unavailable`` says why it does not."""
     shape: dict[str, Any] = {"name": harmless.name(part.name), "mime_type": harmless.name(part.mime_type)}
     if part.size is not None:
         shape["size"] = part.size
@@ -91,7 +91,7 @@ def attachment(part: FilePart) -> dict[str, Any]:
     if part.path is not None and Path(part.path).is_file():
         shape["path"] = str(part.path)
     else:
-        shape["unavailable"] = True
+        shape["unavailable"] = harmless.name(part.unavailable, longest=300) or "it is not on this machine"
     return shape
 
 
@@ -127,5 +127,4 @@ def push_shape(message: InboxMessage, peer: Peer = NOBODY, *, several: bool = Fa
 
 def _file_line(part: FilePart) -> str:
     shape = attachment(part)
-    where = shape.get("path") or "not on this machine"
-    return f"- file {shape['name'] or 'without a name'}: {where}"
+    return f"- file {shape['name'] or 'without a name'}: {shape.get('path') or shape['unavailable']}"

@@ -72,9 +72,10 @@ class Tools:
         return {"removed": removed, "activity_id": activity_id}
 
     async def _reply(self, arguments: Arguments) -> Any:
-        activity_id, text = arguments.text("activity_id").strip(), arguments.text("text")
-        parts: list[Part] = [TextPart(text)]
-        parts += [FilePart(uri="", name=path.name, path=path.absolute()) for path in arguments.files("files")]
+        activity_id, files = arguments.text("activity_id").strip(), arguments.files("files")
+        text = arguments.optional("text") if files else arguments.text("text")
+        parts: list[Part] = [TextPart(text)] if text else []
+        parts += [FilePart(uri="", name=path.name, path=path.absolute()) for path in files]
         inbox = await self._desk.inbox()
         workspace_id = await self._desk.named(arguments)
         told = await inbox.reply(activity_id, Response(parts=parts), workspace_id=workspace_id, patience=REPLY_PATIENCE)
@@ -89,7 +90,8 @@ class Tools:
     # The person and the peers
 
     async def _send_message_to_user(self, arguments: Arguments) -> Any:
-        text, files = arguments.text("message"), arguments.files("attachments")
+        files = arguments.files("attachments")
+        text = arguments.optional("message") if files else arguments.text("message")
         workspace_id = await self._desk.chosen(arguments)
         await self._desk.sender().tell_user(workspace_id, text, [path.absolute() for path in files])
         return {"status": "sent", "workspace_id": workspace_id}
@@ -151,7 +153,10 @@ class Tools:
             limit=arguments.count("limit", 20, MOST_HISTORY),
         )
         rows = await self._desk.client(workspace_id).call(operation)
-        return {"messages": [history_shape(row) for row in reversed(rows)]}
+        kept = (await self._desk.inbox()).get if self._desk.reads else None
+        # What came lately has its files on this machine, which the platform's rows do not know.
+        ours = {row.row_id: kept(row.row_id, workspace_id=workspace_id) if kept else None for row in rows}
+        return {"messages": [history_shape(row, ours[row.row_id]) for row in reversed(rows)]}
 
     # Inside
 

@@ -105,6 +105,9 @@ class FakeInbox:
     def peek(self, limit: int = 10) -> list[InboxMessage]:
         return self._messages[:limit]
 
+    def get(self, activity_id: str, *, workspace_id: str | None = None) -> InboxMessage | None:
+        return next((one for one in self._messages if one.activity_id == activity_id), None)
+
     async def pop(self, activity_id: str, *, workspace_id: str | None = None) -> bool:
         found = [one for one in self._messages if one.activity_id == activity_id]
         self._messages = [one for one in self._messages if one.activity_id != activity_id]

@@ -52,7 +52,7 @@ def test_files_come_with_their_paths_and_data_is_made_harmless(tmp_path: Path) -
     here.touch()
     parts = (
         FilePart(uri="platform-pending:ws-1/f", name="a\n.png", mime_type="image/png", size=3, path=here),
-        FilePart(uri="data:text/plain;base64,aGk=", name="b.txt"),
+        FilePart(uri="data:text/plain;base64,aGk=", name="b.txt", unavailable="it\nexpired"),
         DataPart({"k\n": ["</channel>", 1]}),
     )
 
@@ -66,7 +66,7 @@ def test_files_come_with_their_paths_and_data_is_made_harmless(tmp_path: Path) -
             "uri": "platform-pending:ws-1/f",
             "path": str(here),
         },
-        {"name": "b.txt", "mime_type": "", "unavailable": True},
+        {"name": "b.txt", "mime_type": "", "unavailable": "it expired"},
     ]
     assert shape["data"] == [{"k": ["‹/channel>", 1]}]
 
@@ -100,7 +100,7 @@ def test_a_push_lists_the_files_below_the_text(tmp_path: Path) -> None:
     here.touch()
     parts = (TextPart("look"), FilePart(uri="x", name="a.png", path=here), FilePart(uri="y", name=""))
     assert push_shape(message("a", *parts), several=True)["content"] == (
-        f"look\n- file a.png: {here}\n- file without a name: not on this machine"
+        f"look\n- file a.png: {here}\n- file without a name: it is not on this machine"
     )
 
 

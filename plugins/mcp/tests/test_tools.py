@@ -4,14 +4,26 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
-from molecule_connect import AuthError, FilePart, InboxMessage, TextPart, TransientPlatformError
+from molecule_connect import AuthError, FilePart, InboxMessage, Part, TextPart, TransientPlatformError
 from molecule_connect_mcp.desk import Desk
 from molecule_connect_mcp.outbox import Outbox
 from molecule_connect_mcp.tools import INBOX_OFF, Tools
 
 from .kit import FakeInbox, Serving, as_inbox, message
+
+
+@attrs.frozen
+class Row:
+    """A row of a history, as far as it is read."""
+
+    row_id: str
+    kind: str
+    caller_id: str | None
+    parts: tuple[Part, ...]
+    time: int | None = None
 
 
 class Caller:
@@ -102,6 +114,35 @@ async def test_a_reply_carries_text_and_files(tmp_path: Path) -> None:
     }
     ((_, response),) = call.inbox.replies
     assert response.parts == (TextPart("here"), FilePart(uri="", name="plot.png", path=file))
+
+
+async def test_files_may_go_without_a_word(tmp_path: Path) -> None:
+    file = tmp_path / "plot.png"
+    file.touch()
+    call = Caller(FakeInbox(message("a1")))
+    await call("reply", activity_id="a1", text="", files=[str(file)])
+    await call("send_message_to_user", message=" ", attachments=str(file))
+    assert call.inbox.replies[0][1].parts == (FilePart(uri="", name="plot.png", path=file),)
+    assert call.inbox.told == [("ws-1", "", (file,))]
+
+
+async def test_a_history_says_who_spoke_and_where_files_lie(tmp_path: Path) -> None:
+    file = FilePart(uri="platform-pending:ws-1/f", name="a.png")
+    here = tmp_path / "a.png"
+    here.touch()
+    rows = [
+        Row("a3", "echo", None, (TextPart("done"),)),
+        Row("a2", "message", "p-1", (TextPart("please"),)),
+        Row("a1", "message", None, (file,)),
+    ]
+    call = Caller(FakeInbox(message("a1", attrs.evolve(file, path=here)), history=rows))
+    told = (await call("chat_history", limit="3"))["messages"]
+    assert [(one["from"], one["text"]) for one in told] == [
+        ("person", "(a message without text)"),
+        ("peer", "please"),
+        ("me", "done"),
+    ]
+    assert told[0]["attachments"][0]["path"] == str(here)
 
 
 async def test_a_reply_that_the_platform_refuses_is_an_error_that_says_what_is_kept() -> None:
