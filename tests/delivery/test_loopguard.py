@@ -7,9 +7,9 @@ from typing import Any
 import attrs
 import pytest
 
-from molecule_connect.delivery.entries import Entry, State
+from molecule_connect.delivery.entries import Answer, Entry, State
 from molecule_connect.delivery.journal import Journal
-from molecule_connect.delivery.loopguard import LoopGuard, Ruling, Verdict
+from molecule_connect.delivery.loopguard import Exchange, LoopGuard, Ruling, Verdict
 from molecule_connect.models import Kind, Outgoing, Progress, Request, Response, TextPart
 from molecule_connect.settings import PeerBudget
 
@@ -42,16 +42,21 @@ class Talk:
         return round(self.now * 1e6)
 
     def rules(self, entry: Entry, *, others_wait: bool = False) -> Ruling:
-        return self.guard.rule(entry, others_wait=others_wait)
+        return self.guard.rule(entry, others_wait=lambda: others_wait)
 
-    def answers(self, entry: Entry, answer: str = "") -> None:
-        self.guard.answered(entry, answer or f"answer to {entry.fingerprint}", at=self.micros())
+    def answers(self, entry: Entry, answer: str = "") -> Entry:
+        parts = (TextPart(answer or f"answer to {entry.fingerprint}"),)
+        entry = attrs.evolve(entry, answer=Answer(parts=parts), answered_at=self.micros())
+        self.guard.answered(entry, at=self.micros())
+        return entry
 
-    def turn(self, text: str = "", answer: str = "", *, pause: float = 0.1, **given: Any) -> Verdict:
+    def turn(
+        self, text: str = "", answer: str = "", *, pause: float = 0.1, others_wait: bool = False, **given: Any
+    ) -> Verdict:
         """The peer writes *pause* seconds after the last answer; what may run is answered at once."""
         self.now += pause
         entry = self.message(text, **given)
-        ruling = self.rules(entry)
+        ruling = self.rules(entry, others_wait=others_wait)
         if ruling.verdict is Verdict.RUN:
             self.answers(entry, answer)
         return ruling.verdict
@@ -117,30 +122,86 @@ def test_an_orchestrator_that_asks_ten_times_a_minute_is_undisturbed_for_hours(j
         talk.answers(entry, f"it is {number}")
 
 
-def test_a_burst_is_undisturbed() -> None:
+@pytest.mark.parametrize("contexts", [1, 7, 500])
+def test_bursts_of_five_hundred_are_undisturbed_also_when_the_next_one_follows_the_last_answer(contexts: int) -> None:
     talk = Talk()
-    burst = [talk.message() for _ in range(500)]
-    for number, entry in enumerate(burst):
-        talk.now += 0.01
-        assert talk.rules(entry, others_wait=number < 499).verdict is Verdict.RUN
+    for _ in range(20):
+        talk.now += 60.0
+        burst = [talk.message(context_id=f"talk-{number % contexts}") for number in range(500)]
+        for entry in burst:
+            talk.now += 0.01
+            assert talk.rules(entry).verdict is Verdict.RUN
+            talk.answers(entry)
+
+
+@pytest.mark.parametrize("contexts", [1, 8])
+def test_eight_workers_of_an_orchestrator_that_each_ask_ten_times_a_minute_are_undisturbed(contexts: int) -> None:
+    talk = Talk()
+    asked: dict[int, Entry] = {}
+    for number in range(3 * 600 * 8):
+        worker = number % 8
+        if worker in asked:
+            talk.answers(asked[worker])
+        talk.now = 1000.0 + number * 6.0 / 8
+        asked[worker] = talk.message(context_id=f"talk-{worker % contexts}")
+        ruling = talk.rules(asked[worker])
+        assert ruling.verdict is Verdict.RUN or ruling.until - talk.now < 60
+
+
+def test_conversations_that_are_answered_at_once_are_counted_each_by_itself() -> None:
+    talk = Talk()
+    for number in range(3 * 600 * 8):
+        talk.now = 1000.0 + number * 6.0 / 8
+        entry = talk.message(context_id=f"talk-{number % 8}")
+        ruling = talk.rules(entry)
+        assert ruling.verdict is Verdict.RUN or ruling.until - talk.now < 60
         talk.answers(entry)
 
 
-def test_a_message_beside_which_another_one_waits_is_no_turn() -> None:
+# Loops side by side
+
+
+def side_by_side(talk: Talk, *, many: int, contexts: Callable[[int], str], most: int) -> int:
+    """So many loops with one peer, in each of which it meets an answer with a message; how many ran in a minute."""
+    for number in range(many):
+        talk.answers(talk.message(context_id=contexts(number)))
+    under_way: list[Entry] = []
+    ran = 0
+    for number in range(most):
+        talk.now += 0.05
+        under_way.append(talk.message(context_id=contexts(number)))
+        if len(under_way) < many:
+            continue
+        entry = under_way.pop(0)
+        if talk.rules(entry, others_wait=True).verdict is Verdict.RUN:
+            ran += 1
+            talk.answers(entry)
+        else:
+            under_way.append(entry)
+    return ran
+
+
+@pytest.mark.parametrize("many", [1, 2, 5])
+@pytest.mark.parametrize("kind", ["a context each", "one context", "ever new contexts"])
+def test_loops_that_go_on_side_by_side_are_braked_one_by_one(many: int, kind: str) -> None:
+    contexts = {
+        "a context each": lambda number: f"talk-{number % many}",
+        "one context": lambda number: "talk",
+        "ever new contexts": lambda number: f"talk-{number}",
+    }[kind]
+    assert side_by_side(Talk(), many=many, contexts=contexts, most=1100) <= 60 * many
+
+
+def test_who_has_other_messages_that_wait_may_repeat_itself_within_its_budget() -> None:
     talk = Talk()
-    talk.turn("same", "same")
-    for _ in range(100):
-        talk.now += 0.1
-        entry = talk.message("same")
-        assert talk.rules(entry, others_wait=True).verdict is Verdict.RUN
-        talk.answers(entry, "same")
-    assert talk.turns_until(Verdict.WAIT, pause=0.1) == 60
+    assert {talk.turn("status?", "still at it", others_wait=True) for _ in range(60)} == {Verdict.RUN}
+    assert talk.turn("status?", "still at it", others_wait=False) is Verdict.LOOP
 
 
 def test_delegations_do_not_count() -> None:
     talk = Talk()
     assert {talk.turn(pause=0.1, delegation_id=f"d-{number}") for number in range(700)} == {Verdict.RUN}
-    assert talk.turns_until(Verdict.WAIT, pause=0.1) == 60
+    assert talk.turns_until(Verdict.WAIT, pause=0.1) == 61
 
 
 def test_people_do_not_count() -> None:
@@ -183,6 +244,35 @@ def test_a_message_that_is_asked_about_again_is_charged_once() -> None:
     assert {talk.rules(entry).verdict for _ in range(50)} == {Verdict.RUN}
     talk.answers(entry)
     assert talk.turns_until(Verdict.WAIT, pause=0.1) == 9
+
+
+def restarted(talk: Talk, *, every: int, pause: float, most: int, text: str = "") -> list[tuple[int, Verdict]]:
+    """Turns that are answered at once, with a new guard after *every* so many; the verdicts other than run."""
+    past: list[tuple[Entry, float]] = []
+    others = []
+    for number in range(most):
+        if number % every == 0:
+            earlier = [Exchange(entry, talk.now - at) for entry, at in past]
+            talk.guard = LoopGuard(talk.budget, lambda: talk.now, earlier=lambda known=earlier: known)  # type: ignore[misc]
+        talk.now += pause
+        entry = talk.message(text)
+        while (ruling := talk.rules(entry)).verdict is Verdict.WAIT:
+            others.append((number, Verdict.WAIT))
+            talk.now = ruling.until + 0.1
+        if ruling.verdict is Verdict.LOOP:
+            return [*others, (number, Verdict.LOOP)]
+        past.append((talk.answers(entry, text), talk.now))
+    return others
+
+
+def test_a_restart_every_few_minutes_changes_nothing_for_a_loop() -> None:
+    seldom, often = (restarted(Talk(), every=every, pause=1.1, most=2000) for every in (5000, 40))
+    assert often == seldom == [(601, Verdict.WAIT), (1201, Verdict.LOOP)]
+    assert restarted(Talk(), every=2, pause=1.0, most=10, text="Ready.") == [(5, Verdict.LOOP)]
+
+
+def test_a_restart_every_few_minutes_changes_nothing_for_an_orchestrator() -> None:
+    assert {verdict for _, verdict in restarted(Talk(), every=40, pause=5.99, most=1900)} <= {Verdict.WAIT}
 
 
 # Identical exchanges
@@ -327,6 +417,43 @@ async def test_a_parrot_is_set_aside_as_dead_with_reason_loop(journal: Journal) 
         await asyncio.sleep(3600)
     assert len(platform.sent) == 5
     assert serving.rows("state, reason")[-1] == ("dead", "loop: 5 identical exchanges in a row with peer-1")
+
+
+async def test_a_restart_does_not_let_a_parrot_begin_anew(journal: Journal) -> None:
+    platform = Parrot(has_stream=True)
+    platform.write("Ready.", caller="peer-1", context="talk")
+    for answers in (2, 4):
+        async with Serving(platform, journal, acknowledge):
+            await platform.until(lambda answers=answers: len(platform.sent) == answers)  # type: ignore[misc]
+    async with Serving(platform, journal, acknowledge) as serving:
+        await asyncio.sleep(3600)
+    assert len(platform.sent) == 5
+    assert serving.rows("state, reason")[-1] == ("dead", "loop: 5 identical exchanges in a row with peer-1")
+
+
+async def test_parrots_side_by_side_are_all_braked(journal: Journal) -> None:
+    platform = SeveralParrots(has_stream=True)
+    for number in range(3):
+        platform.write("Ready.", caller="peer-1", context=f"talk-{number}")
+
+    async def slow(request: Request, progress: Progress) -> Response:
+        await asyncio.sleep(2)
+        return await acknowledge(request, progress)
+
+    async with Serving(platform, journal, slow, peer_budget=PeerBudget(per_minute=10, per_hour=20)) as serving:
+        await asyncio.sleep(2 * 3600)
+    assert len(platform.sent) <= 3 * 41
+    assert [state for _, state in serving.rows()].count("dead") == 3
+
+
+@attrs.define
+class SeveralParrots(Parrot):
+    """Each stays in its own conversation."""
+
+    def _take(self, outgoing: Outgoing) -> None:
+        FakePlatform._take(self, outgoing)
+        write = lambda: self.write("Ready.", caller=outgoing.caller_id, context=outgoing.context_id)  # noqa: E731
+        asyncio.get_running_loop().call_later(self.pause, write)
 
 
 @attrs.define

@@ -24,7 +24,7 @@ from molecule_connect.delivery.intake import Intake, insist_on
 from molecule_connect.delivery.journal import Journal, Position
 from molecule_connect.delivery.lanes import Lanes
 from molecule_connect.delivery.lease import lease
-from molecule_connect.delivery.loopguard import LoopGuard
+from molecule_connect.delivery.loopguard import guard_of
 from molecule_connect.delivery.ports import Platform
 from molecule_connect.delivery.reader import SECOND, Reader
 from molecule_connect.delivery.registration import Registration
@@ -199,7 +199,7 @@ class Connection:
             replies=self._replies,
             files=self._files,
             budget=DailyBudget(self.settings.max_cost_per_day, self._journal, reports=self._reports, wall=self._wall),
-            guard=LoopGuard(self.settings.peer_budget, lambda: asyncio.get_running_loop().time()),
+            guard=guard_of(self.settings.peer_budget, self._journal, now=self._reader.now),
             now=self._reader.now,
             insist=self._insist,
             failed=self._fail,

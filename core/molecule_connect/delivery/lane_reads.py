@@ -88,6 +88,15 @@ class LaneReads:
         )
         return row is not None
 
+    def exchanges(self, since: int, most: int) -> list[tuple[Entry, int]]:
+        """The newest messages of peers whose answer was taken after *since* (µs, platform), and when; oldest first."""
+        rows = self._reader.execute(
+            f"SELECT {COLUMNS}, accepted FROM message WHERE workspace_id=? AND time > ? AND kind='message'"  # noqa: S608
+            " AND caller_id IS NOT NULL AND answer IS NOT NULL AND accepted > ? ORDER BY accepted DESC LIMIT ?",
+            (self.workspace_id, since, since, most),
+        )
+        return [(load_entry(row[:-1]), row[-1]) for row in reversed(rows.fetchall())]
+
     def waiting(self) -> int:
         """How many messages are not over."""
         row = self._one(

@@ -11,7 +11,7 @@ import attrs
 from molecule_connect import events
 from molecule_connect.delivery.attempts import Attempts, teller
 from molecule_connect.delivery.budget import DailyBudget
-from molecule_connect.delivery.entries import Answer, Entry, Lane, State, dump_parts
+from molecule_connect.delivery.entries import Answer, Entry, Lane, State
 from molecule_connect.delivery.files import ChatFiles
 from molecule_connect.delivery.journal import WorkspaceJournal
 from molecule_connect.delivery.loopguard import LoopGuard, Verdict
@@ -240,9 +240,9 @@ class Lanes:
         if (dry := self._budget.wait()) is not None:
             await self._park(entry, *dry, what="daily budget")
             return False
-        if entry.attempt or not self._guard.may_count(entry):
+        if entry.attempt:
             return True
-        ruling = self._guard.rule(entry, others_wait=self._journal.others_wait(entry))
+        ruling = self._guard.rule(entry, others_wait=lambda: self._journal.others_wait(entry))
         if ruling.verdict is Verdict.LOOP:
             await self._bury(entry, ruling.reason)
         elif ruling.verdict is Verdict.WAIT:
@@ -280,7 +280,7 @@ class Lanes:
                 self._journal.deliver(entry, at=at)
                 if entry.answer is not None:
                     # A quick peer writes back before we hear that our answer was taken.
-                    self._guard.answered(entry, dump_parts(entry.answer.parts), at=began)
+                    self._guard.answered(entry, at=began)
                 self._tell(events.Delivered, entry, confirmed=confirmed)
             case Refused(reason=reason):
                 await self._bury(entry, _not_accepted(entry, reason))
