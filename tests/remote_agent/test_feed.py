@@ -64,6 +64,14 @@ def test_a_message_says_who_wrote_it_and_when(agent: Twin, platform: Platform) -
     assert message.created_at.isoformat() == "2026-08-14T09:00:57+00:00"
 
 
+@pytest.mark.parametrize("created", ["9999-12-31T23:59:59-23:59", "soon", None])
+def test_a_time_that_no_calendar_has_is_none(agent: Twin, platform: Platform, created: str | None) -> None:
+    platform.on(FEED, page(row("r1", None, "one", created_at=created)))
+    (message,) = agent.activity(follow=False)
+
+    assert (message.text, message.created_at) == ("one", None)
+
+
 def test_only_what_concerns_an_agent_comes(agent: Twin, platform: Platform, caplog: Any) -> None:
     reply = {
         "role": "agent",

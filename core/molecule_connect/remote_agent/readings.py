@@ -76,8 +76,15 @@ def read_message(inbound: Inbound, *, workspace_id: str) -> Message | None:
         in_reply_to=inbound.reason if kind == "answer" else "",
         delegation_id=inbound.delegation_id,
         parts=inbound.parts,
-        created_at=None if inbound.time is None else _EPOCH + timedelta(microseconds=inbound.time),
+        created_at=_moment(inbound.time),
     )
+
+
+def _moment(microseconds: int | None) -> datetime | None:
+    try:
+        return None if microseconds is None else _EPOCH + timedelta(microseconds=microseconds)
+    except OverflowError:  # an offset can lead out of the years 1 to 9999
+        return None
 
 
 def _peer(item: Mapping[str, Any]) -> PeerInfo:

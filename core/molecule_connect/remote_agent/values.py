@@ -19,7 +19,9 @@ class WorkspaceState:
     """How the platform sees the workspace.
 
     Attributes:
+        workspace_id: Whose state it is.
         status: The platform's word: ``online``, ``degraded``, ``paused``, ``removed``, ...
+        paused: Somebody paused it; messages are kept for it.
         deleted: It is gone for good, and its token with it.
     """
 
@@ -39,8 +41,13 @@ class PeerInfo:
     """Another workspace that this one may write to.
 
     Attributes:
+        id: What ``call_peer`` and ``delegate`` take.
+        name: As people read it.
         url: Where it says that it listens; often empty, and never proved.
+        role: What it is for, in its own words.
         tier: 2 where the platform does not tell.
+        status: The platform's word, as in ``WorkspaceState``.
+        agent_card: What it tells of itself.
     """
 
     id: str
@@ -57,7 +64,12 @@ class Delegation:
     """A task that was handed to a peer.
 
     Attributes:
+        id: The platform's id of it.
+        target_id: Who has the task.
         status: ``delegated``, ``pending``, ``dispatched``, ``queued``, ``completed``, ``failed`` or ``stuck``.
+        source_id: Who gave it.
+        summary: The beginning of the task.
+        error: Why it failed.
         response_preview: The beginning of the peer's answer.
         created_at: As the platform writes it.
         direction: Who delegated, as newer platforms tell it; else empty.
@@ -84,6 +96,7 @@ class Message:
     """Something that arrived for the workspace.
 
     Attributes:
+        workspace_id: For whom it is.
         kind: A ``message`` waits for a reply; an ``answer`` is a peer's to something that this workspace wrote; a
             ``result`` is that of a delegation.
         activity_id: The platform's id of its record; the same each time that it is read.
@@ -92,6 +105,7 @@ class Message:
         message_id: As the sender gave it; not always unique.
         in_reply_to: The message id that an answer of molecule-connect says it is for.
         delegation_id: Set where a delegation brought it.
+        parts: Its pieces: text, files, data.
         created_at: By the platform's clock; None where it does not tell.
     """
 
