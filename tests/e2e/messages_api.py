@@ -2,7 +2,8 @@
 
 Its answer to the n-th text of a conversation is ``turn n: `` and the text's last line of words. What a text holds in
 double square brackets it does instead: ``[[status 500]]``, ``[[overflow]]``, ``[[limit 1790000000]]`` (used up until
-then), ``[[use Read {"file_path": "/x"}]]`` (a tool, once; then the answer tells what came of it).
+then), ``[[use Read {"file_path": "/x"}]]`` (a tool, once; then the answer tells what came of it; OUTBOX in
+it is the folder for files that go along).
 """
 
 import json
@@ -15,6 +16,7 @@ from typing import Any, Self
 Json = dict[str, Any]
 
 _REMINDER = re.compile(r"<system-reminder>.*?</system-reminder>", re.DOTALL)
+_OUTBOX = re.compile(r"<molecule-outbox>.* into (\S+) are .*</molecule-outbox>")
 _TAG = re.compile(r"</?molecule[^>]*>")
 
 
@@ -110,14 +112,15 @@ def _content(body: Json, texts: list[str]) -> Json:
         if isinstance(block, dict) and block["type"] == "tool_result"
     ]
     tool = re.search(r"\[\[use (\w+) (\{.*\})\]\]", last)
+    outbox = _OUTBOX.search(last)
     if tool and not results:
         return {
             "type": "tool_use",
             "id": f"toolu_{len(body['messages'])}",
             "name": tool[1],
-            "input": json.loads(tool[2]),
+            "input": json.loads(tool[2].replace("OUTBOX", outbox[1] if outbox else "")),
         }
-    words = [line for line in _TAG.sub("", last).splitlines() if line.strip()]
+    words = [line for line in _TAG.sub("", _OUTBOX.sub("", last)).splitlines() if line.strip()]
     return {"type": "text", "text": f"turn {len(texts)}: {results[0] if results else ''.join(words[-1:])}"}
 
 

@@ -108,3 +108,24 @@ async def test_failures_of_the_real_program_are_told_apart(program: Path, api: M
     assert "could not be answered" in overflow.text
     assert "does not fit into the model's context" in connector.output
     assert after.text.endswith("and on")
+
+
+async def test_a_file_that_it_writes_into_the_outbox_goes_along_and_beside_it_nothing_is_written(
+    program: Path, api: MessagesApi, tmp_path: Path
+) -> None:
+    beside = tmp_path / "beside.txt"
+    async with Sandbox.over_loopback() as sandbox:
+        workspace = await sandbox.workspace()
+        served = Served(sandbox, workspace, tmp_path, program, api)
+        async with served.connector() as connector:
+            await registered(sandbox, workspace)
+            await served.ask('[[use Write {"file_path": "OUTBOX/plot.txt", "content": "drawn"}]]', 1)
+            refused = await served.ask(f'[[use Write {{"file_path": "{beside}", "content": "drawn"}}]]', 2)
+            assert await connector.stop() == 0
+        rows = [row for row in await sandbox.rows(workspace) if row["method"] == "notify"]
+        (part,) = rows[0]["response_body"]["parts"]
+        path = f"/workspaces/{workspace.id}/pending-uploads/{part['file']['uri'].rpartition('/')[2]}/content"
+        kept = await sandbox.call("GET", path, token=workspace.token)
+    assert (part["file"]["name"], kept.content) == ("plot.txt", b"drawn")
+    assert "[not permitted here: Write]" in refused.text
+    assert not beside.exists()

@@ -1,5 +1,6 @@
 """Files on their way to and from the platform, against the sandbox's own reading of a form."""
 
+import asyncio
 import io
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -8,14 +9,21 @@ from typing import Any
 import attrs
 import pytest
 
-from molecule_connect.errors import ConfigError, PageTooLargeError, PermanentPlatformError
+from molecule_connect.errors import (
+    ConfigError,
+    PageTooLargeError,
+    PermanentPlatformError,
+    TransientPlatformError,
+)
 from molecule_connect.file_names import pending_id
 from molecule_connect.models import FilePart, UploadLimits
-from molecule_connect.platform import operations
+from molecule_connect.platform import operations, uploads
 from molecule_connect.platform.client import AsyncPlatformClient
 from molecule_connect.platform.multipart import PIECE, Multipart
 from molecule_connect.platform.workspace import WorkspaceClient
 from molecule_connect_sandbox.testing import Sandbox, Workspace
+
+from .kit import raw_server
 
 
 @attrs.frozen
@@ -170,3 +178,49 @@ async def test_incident_71_the_cap_is_the_platforms_and_25_mib_where_it_does_not
 
     assert caps["2026-05"] == UploadLimits(per_file=25 << 20, per_request=50 << 20)
     assert caps["2026-08"] == UploadLimits(per_file=100 << 20, per_request=100 << 20)
+
+
+async def serve_pieces(writer: asyncio.StreamWriter, *, size: int | None, pieces: int | None) -> None:
+    """An answer that says it has *size* bytes, and goes on for so many pieces of 64 KiB, or for ever."""
+    length = f"Content-Length: {size}" if size is not None else "Transfer-Encoding: chunked"
+    writer.write(f"HTTP/1.1 200 OK\r\n{length}\r\n\r\n".encode())
+    sent = 0
+    while pieces is None or sent < pieces:
+        writer.write((b"10000\r\n" if size is None else b"") + b"x" * 65536 + (b"\r\n" if size is None else b""))
+        await writer.drain()
+        sent += 1
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("size", [None, 1 << 40])
+async def test_incident_69_an_endless_body_is_left_at_the_cap(size: int | None) -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await serve_pieces(writer, size=size, pieces=None)
+
+    sink = io.BytesIO()
+    async with raw_server(talk) as url, AsyncPlatformClient(url, workspace_id="ws-1", token="t") as client:
+        with pytest.raises(PageTooLargeError):
+            await WorkspaceClient(client).fetch_file("f1", sink, cap=1 << 20)
+    assert len(sink.getvalue()) <= 1 << 20
+
+
+async def test_incident_69_a_body_that_hangs_is_cut_when_its_time_is_over() -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await serve_pieces(writer, size=1 << 20, pieces=1)
+
+    operation = attrs.evolve(uploads.fetch("ws-1", "f1", cap=1 << 20), timeout=0.05)
+    async with raw_server(talk) as url, AsyncPlatformClient(url, workspace_id="ws-1", token="t") as client:
+        with pytest.raises(TransientPlatformError):
+            await client.call(operation, sink=io.BytesIO())
+
+
+async def test_a_body_that_is_shorter_than_it_says_is_no_file() -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nshort")
+
+    async with raw_server(talk) as url, AsyncPlatformClient(url, workspace_id="ws-1", token="t") as client:
+        with pytest.raises(TransientPlatformError):
+            await WorkspaceClient(client).fetch_file("f1", io.BytesIO(), cap=100)
