@@ -281,6 +281,20 @@ def test_a_folder_that_cannot_be_made_says_so(make: Make, platform: Platform, tm
         make(platform, token_dir=tmp_path / "file").install_plugin("hello")
 
 
+def test_a_disk_that_is_full_says_so_and_the_old_copy_stays(hello: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = hello.install_plugin("hello")
+
+    def full(**_: Any) -> Any:
+        return Path("/dev/full").open("r+b", buffering=0)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    with pytest.raises(ConfigError, match=str(hello.plugins_dir)) as caught:
+        hello.install_plugin("hello")
+
+    assert "disk" in caught.value.hint
+    assert (place / "plugin.yaml").exists()
+
+
 def test_a_swap_that_fails_puts_the_old_copy_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = TARBALLS["hello"]()
     place = archives.install(io.BytesIO(content), tmp_path, name="hello")
@@ -293,7 +307,7 @@ def test_a_swap_that_fails_puts_the_old_copy_back(tmp_path: Path, monkeypatch: p
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises(ConfigError, match="No space left"):
+    with pytest.raises(OSError, match="No space left"):
         archives.install(io.BytesIO(content), tmp_path, name="hello")
 
     assert (place / "mine.txt").exists()

@@ -59,9 +59,30 @@ def test_a_file_without_a_token_is_none(make: Make, content: bytes | None, caplo
     if content is not None:
         agent.token_file.parent.mkdir()
         agent.token_file.write_bytes(content)
+        agent.token_file.chmod(0o600)
 
     assert agent.load_token() is None
     assert bool(caplog.records) == bool(content and content.strip())
+
+
+def test_a_file_that_others_can_read_is_used_with_a_warning(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    agent = make(token=None)
+    agent.token_file.parent.mkdir()
+    agent.token_file.write_text("a-token")
+    agent.token_file.chmod(0o644)
+
+    assert agent.load_token() == "a-token"
+    assert "chmod 600" in caplog.text
+
+
+def test_a_folder_that_is_everybodys_keeps_its_mode(make: Make, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    make(token=None, token_dir=shared).save_token("a-new-token")
+
+    assert stat.S_IMODE(shared.stat().st_mode) == 0o1777
+    assert stat.S_IMODE((shared / ".auth_token").stat().st_mode) == 0o600
 
 
 def test_a_file_that_cannot_be_read_is_warned_of(make: Make, caplog: pytest.LogCaptureFixture) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from molecule_connect.errors import ArchiveError, ConfigError
+from molecule_connect.errors import ArchiveError
 
 # The platform lets no larger tree out (contract, section (e)); counted on what comes out of the archive.
 TREE_CAP = 100 << 20
@@ -33,21 +33,15 @@ def install(archive: IO[bytes], folder: Path, *, name: str) -> Path:
 
     Raises:
         ArchiveError: The archive is broken or hostile; the text names the entry.
-        ConfigError: The folder cannot be written.
+        OSError: The folder cannot be written.
     """
     target = folder / name
-    try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}.", ignore_cleanup_errors=True) as scratch:
-            staging = Path(scratch) / "new"
-            staging.mkdir(mode=0o700)
-            unpack(archive, staging)
-            with _only_one(folder / f".{name}.lock"):
-                _swap(staging, target, old=folder / f".{name}.old")
-    except OSError as exc:
-        raise ConfigError(
-            f"the plugin {name} cannot be installed in {folder}: {exc.strerror or type(exc).__name__}",
-            hint="make the folder writable, and see that the disk is not full",
-        ) from exc
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}.", ignore_cleanup_errors=True) as scratch:
+        staging = Path(scratch) / "new"
+        staging.mkdir(mode=0o700)
+        unpack(archive, staging)
+        with _only_one(folder / f".{name}.lock"):
+            _swap(staging, target, old=folder / f".{name}.old")
     return target
 
 

@@ -251,7 +251,7 @@ class AsyncRemoteAgentClient:
             while True:
                 try:
                     result = await self._take(step)
-                except MoleculeError as exc:
+                except (MoleculeError, OSError) as exc:
                     step = flow.throw(exc)
                 else:
                     step = flow.send(result)

@@ -333,7 +333,7 @@ class RemoteAgentClient:
             while True:
                 try:
                     result = self._take(step)
-                except MoleculeError as exc:
+                except (MoleculeError, OSError) as exc:
                     step = flow.throw(exc)
                 else:
                     step = flow.send(result)

@@ -41,18 +41,27 @@ class Installer:
         """The folder of the plugin, installed anew."""
         name, digest = _checked_name(name), _checked_digest(sha256)
         yield from call(self._make_folder)
-        with tempfile.TemporaryFile(dir=self.folder) as archive:
-            try:
-                download = operations.plugin_download(self.workspace_id, name, source)
-                yield from ask(download, sink=archive)
-            except PageTooLargeError as exc:
-                raise ArchiveError(f"the archive of {name} is larger than {download.cap >> 20} MiB") from exc
-            place = yield from call(partial(self._place, archive, name, digest))
+        try:
+            with tempfile.TemporaryFile(dir=self.folder) as archive:
+                yield from self._download(name, source, archive)
+                place = yield from call(partial(self._place, archive, name, digest))
+        except OSError as exc:
+            raise ConfigError(
+                f"the plugin {name} cannot be put in {self.folder}: {exc.strerror or type(exc).__name__}",
+                hint="make the folder writable, and see that the disk is not full",
+            ) from exc
         if run_setup_sh:
             yield from call(lambda: run_setup(place, self.setup_seconds))
         if report:
             yield from self._report(source or f"local://{name}", digest)
         return place
+
+    def _download(self, name: str, source: str | None, archive: BinaryIO) -> Flow[None]:
+        download = operations.plugin_download(self.workspace_id, name, source)
+        try:
+            yield from ask(download, sink=archive)
+        except PageTooLargeError as exc:
+            raise ArchiveError(f"the archive of {name} is larger than {download.cap >> 20} MiB") from exc
 
     def _make_folder(self) -> None:
         try:

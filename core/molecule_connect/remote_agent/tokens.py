@@ -1,6 +1,7 @@
 """The token of an agent: in memory, and in a file of its own that other programs of the agent may read and write."""
 
 import logging
+import stat
 import threading
 from pathlib import Path
 
@@ -112,6 +113,8 @@ class TokenFile:
     def _read(self) -> str | None:
         try:
             text = self.path.read_text(encoding="utf-8-sig").strip()
+            if text and self.path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+                _log.warning("others can read the token file %s; run: chmod 600 %s", self.path, self.path)
             return check_token(text, source=f"the token file {self.path}") if text else None
         except FileNotFoundError:
             return None
@@ -125,6 +128,9 @@ class TokenFile:
 
 def _make_private(folder: Path) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # A folder such as /tmp is everybody's.
+    if folder.stat().st_mode & stat.S_ISVTX:
+        return
     try:
         folder.chmod(0o700)
     except OSError:
