@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import BACKENDS
+from .conftest import BACKENDS, distribute
 
 Molecule = Callable[..., Any]
 
@@ -29,6 +29,69 @@ def test_check_imports_each_and_names_what_fails(molecule: Molecule) -> None:
     assert "SystemExit" in lines["broken"]
     assert "broken" in result.stderr
     assert "what to do: " in result.stderr
+
+
+FACTORIES = """
+import attrs
+from molecule_connect import Response, hookimpl
+
+class Empty:
+    pass
+
+@attrs.frozen(eq=False, kw_only=True)
+class Picky:
+    key: str
+
+    @hookimpl
+    async def handle_a2a(self, request):
+        return Response.silent()
+
+class Late:
+    def __init__(self, config):
+        self.folder = config.state_dir
+
+    @hookimpl
+    async def handle_a2a(self, request):
+        return Response.silent()
+
+    @hookimpl
+    def close(self):
+        print("closed")
+
+def empty(config):
+    return Empty()
+
+async def late(config):
+    return Late(config)
+
+def keyed(config):
+    return Late(config) if config.require("key") else None
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "words"),
+    [
+        ("parrot", 0, "parrot  fake-good 1.0  ok"),
+        ("late", 0, "closed\nlate  fake-factories 1.0  ok"),
+        ("picky", 0, "ok so far, and not made: backend picky needs the option 'key'"),
+        ("keyed", 0, "ok so far, and not made: backend keyed needs the option 'key'"),
+        ("empty", 2, "does not implement handle_a2a"),
+        ("unready", 2, "unready is not ready: backend unready: no login"),
+        ("broken", 2, "SystemExit"),
+        ("nosuch", 2, "no backend named 'nosuch'"),
+    ],
+)
+def test_check_makes_the_one_that_is_named(molecule: Molecule, plugins: Path, name: str, code: int, words: str) -> None:
+    (plugins / "fake_factories.py").write_text(FACTORIES)
+    targets = {one: f"fake_factories:{one}" for one in ("empty", "late", "keyed")} | {"picky": "fake_factories:Picky"}
+    distribute(plugins, "fake-factories", {"molecule_connect.backends": targets})
+
+    result = molecule("backends", name, "--check")
+
+    assert result.code == code
+    assert words in result.output
+    assert ("what to do: " in result.stderr) is (code != 0)
 
 
 def test_the_options_of_one_backend_are_shown(molecule: Molecule) -> None:

@@ -3,17 +3,19 @@
 import click
 
 from molecule_connect.cli.connect import PluginName
-from molecule_connect.errors import PluginError
+from molecule_connect.errors import OptionError, PluginError
 from molecule_connect.plugins.scan import BACKENDS
 
 
 @click.command(short_help="List the installed backends, or the options of one.")
 @click.argument("name", required=False, type=PluginName(BACKENDS))
-@click.option("--check", is_flag=True, help="Import each, look at its hooks, and say what fails.")
+@click.option("--check", is_flag=True, help="Import each and look at its hooks; make the one that is named.")
 def backends(name: str | None, check: bool) -> None:
-    """List the installed backends; with NAME, the options of that one. Nothing is started."""
+    """List the installed backends; with NAME, the options of that one. Nothing is served."""
     if name is None:
         _list(check)
+    elif check:
+        _check(name)
     else:
         _show(name)
 
@@ -35,6 +37,38 @@ def _list(check: bool) -> None:
             f"{len(broken)} of {len(found)} backends cannot be used: {', '.join(broken)}",
             hint="mend, upgrade or remove the distributions named above; the others work",
         )
+
+
+def _check(name: str) -> None:
+    """Make it without options and close it: only its factory tells what comes of it."""
+    import asyncio
+
+    from molecule_connect.plugins import discovery
+
+    plugin = discovery.find(BACKENDS, name)
+    said, problems = asyncio.run(_make(name))
+    click.echo(f"{plugin.name}  {plugin.origin}  {said}")
+    if problems:
+        raise PluginError(f"{plugin.label} is not ready: {'; '.join(problems)}", hint="mend this, then check again")
+
+
+async def _make(name: str) -> tuple[str, list[str]]:
+    """What is to be said of the backend, and what stands in its way."""
+    from molecule_connect.plugins import discovery
+    from molecule_connect.plugins.host import create_host
+
+    try:
+        host = await create_host(workspace_id="check", backend=name)
+    except OptionError as exc:
+        # Without its options only the class itself can be looked at.
+        problem = discovery.load_problem(discovery.find(BACKENDS, name))
+        return problem or f"ok so far, and not made: {exc}", [problem] if problem else []
+    try:
+        problems = await host.check()
+    finally:
+        failed = await host.close()
+    problems += [str(each) for each in failed]
+    return "made" if problems else "ok", problems
 
 
 def _show(name: str) -> None:
