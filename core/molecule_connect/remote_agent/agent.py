@@ -107,6 +107,48 @@ class Agent:
         )
 
 
-def is_queued(answer: Mapping[str, object]) -> bool:
-    """Whether an answer of ``call_peer`` says no more than that the peer will read the message later."""
-    return answer.get("status") == "queued" or answer.get("queued") is True
+class AgentClient:
+    """What both clients have: the members that ask nobody."""
+
+    def __init__(self, settings: AgentSettings) -> None:
+        self._agent = Agent(settings)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.workspace_id!r})"
+
+    @property
+    def workspace_id(self) -> str:
+        """Whose client this is."""
+        return self._agent.workspace_id
+
+    @property
+    def token_file(self) -> Path:
+        """Where the token is kept."""
+        return self._agent.token_file
+
+    @property
+    def plugins_dir(self) -> Path:
+        """Where plugins are installed."""
+        return self._agent.plugins_dir
+
+    def load_token(self) -> str | None:
+        """The token in memory, else the one in ``token_file``, else None. A file that cannot be read is warned of."""
+        return self._agent.tokens.load()
+
+    def save_token(self, token: str) -> None:
+        """Uses *token* from now on, and writes it to ``token_file``, readable by its owner alone.
+
+        Raises:
+            ArgumentError: It is blank.
+            ConfigError: It cannot be a token, or the file cannot be written.
+        """
+        self._agent.tokens.save(token)
+
+    def invalidate_peer_url(self, peer_id: str) -> None:
+        """Asks the platform again for the address of a peer the next time."""
+        self._agent.peers.addresses.forget(peer_id)
+
+    @staticmethod
+    def is_queued(answer: Mapping[str, object]) -> bool:
+        """Whether an answer of ``call_peer`` says no more than that the peer will read the message later."""
+        return answer.get("status") == "queued" or answer.get("queued") is True

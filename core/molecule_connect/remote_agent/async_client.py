@@ -12,7 +12,7 @@ from molecule_connect.platform.client import AsyncPlatformClient
 from molecule_connect.platform.direct import HEADERS
 from molecule_connect.platform.operations import A2A_TIMEOUT
 from molecule_connect.platform.transports import AsyncTransport, Transports
-from molecule_connect.remote_agent.agent import Agent, AgentSettings, is_queued
+from molecule_connect.remote_agent.agent import AgentClient, AgentSettings
 from molecule_connect.remote_agent.peers import JsonObject
 from molecule_connect.remote_agent.presence import TaskSupplier
 from molecule_connect.remote_agent.steps import Ask, AskPeer, Flow, Step, Wait
@@ -29,7 +29,7 @@ from molecule_connect.remote_agent.values import (
 T = TypeVar("T")
 
 
-class AsyncRemoteAgentClient:
+class AsyncRemoteAgentClient(AgentClient):
     """``RemoteAgentClient`` for an event loop: the same members, awaited. Use it as a context manager, or ``aclose``.
 
     Cancelling ends any of them. The arguments are those of ``RemoteAgentClient``; *transport* is an async one, and
@@ -57,7 +57,7 @@ class AsyncRemoteAgentClient:
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._agent = Agent(
+        super().__init__(
             AgentSettings(
                 workspace_id=workspace_id,
                 platform_url=platform_url,
@@ -86,9 +86,6 @@ class AsyncRemoteAgentClient:
         self._sleep = sleep
         self._is_closed = False
 
-    def __repr__(self) -> str:
-        return f"AsyncRemoteAgentClient({self.workspace_id!r})"
-
     async def __aenter__(self) -> Self:
         return self
 
@@ -102,29 +99,6 @@ class AsyncRemoteAgentClient:
         self._is_closed = True
         await self._platform.aclose()
         await self._transports.aclose()
-
-    @property
-    def workspace_id(self) -> str:
-        """Whose client this is."""
-        return self._agent.workspace_id
-
-    @property
-    def token_file(self) -> Path:
-        """Where the token is kept."""
-        return self._agent.token_file
-
-    @property
-    def plugins_dir(self) -> Path:
-        """Where plugins are installed."""
-        return self._agent.plugins_dir
-
-    def load_token(self) -> str | None:
-        """See ``RemoteAgentClient.load_token``; not awaited."""
-        return self._agent.tokens.load()
-
-    def save_token(self, token: str) -> None:
-        """See ``RemoteAgentClient.save_token``; not awaited."""
-        self._agent.tokens.save(token)
 
     async def register(self) -> str:
         """See ``RemoteAgentClient.register``."""
@@ -161,10 +135,6 @@ class AsyncRemoteAgentClient:
         """See ``RemoteAgentClient.discover_peer``."""
         return await self._run(self._agent.peers.discover(peer_id))
 
-    def invalidate_peer_url(self, peer_id: str) -> None:
-        """See ``RemoteAgentClient.invalidate_peer_url``; not awaited."""
-        self._agent.peers.addresses.forget(peer_id)
-
     async def call_peer(
         self,
         peer_id: str,
@@ -185,8 +155,6 @@ class AsyncRemoteAgentClient:
             message_id=message_id,
         )
         return await self._run(flow)
-
-    is_queued = staticmethod(is_queued)
 
     async def delegate(self, target_id: str, task: str, *, idempotency_key: str | None = None) -> Delegation:
         """See ``RemoteAgentClient.delegate``."""

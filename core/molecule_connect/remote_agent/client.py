@@ -11,7 +11,7 @@ from molecule_connect.models import Presence
 from molecule_connect.platform.blocking import BlockingTransport, BlockingTransports, PlatformClient
 from molecule_connect.platform.direct import HEADERS
 from molecule_connect.platform.operations import A2A_TIMEOUT
-from molecule_connect.remote_agent.agent import Agent, AgentSettings, is_queued
+from molecule_connect.remote_agent.agent import AgentClient, AgentSettings
 from molecule_connect.remote_agent.peers import JsonObject
 from molecule_connect.remote_agent.presence import TaskSupplier
 from molecule_connect.remote_agent.steps import Ask, AskPeer, Flow, Step, Wait
@@ -28,7 +28,7 @@ from molecule_connect.remote_agent.values import (
 T = TypeVar("T")
 
 
-class RemoteAgentClient:
+class RemoteAgentClient(AgentClient):
     """A workspace's way to its platform, for a program that is the agent itself. Threads may share one.
 
     Use it as a context manager, or call ``close``. Requests that cannot do harm twice are repeated, up to three times,
@@ -71,7 +71,7 @@ class RemoteAgentClient:
         sleep: Callable[[float], object] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._agent = Agent(
+        super().__init__(
             AgentSettings(
                 workspace_id=workspace_id,
                 platform_url=platform_url,
@@ -100,9 +100,6 @@ class RemoteAgentClient:
         self._sleep = sleep
         self._closed = threading.Event()
 
-    def __repr__(self) -> str:
-        return f"RemoteAgentClient({self.workspace_id!r})"
-
     def __enter__(self) -> Self:
         return self
 
@@ -113,34 +110,6 @@ class RemoteAgentClient:
         """Ends loops and iterations of other threads, and closes the connections once their requests are answered."""
         self._closed.set()
         self._platform.close()
-
-    @property
-    def workspace_id(self) -> str:
-        """Whose client this is."""
-        return self._agent.workspace_id
-
-    @property
-    def token_file(self) -> Path:
-        """Where the token is kept."""
-        return self._agent.token_file
-
-    @property
-    def plugins_dir(self) -> Path:
-        """Where plugins are installed."""
-        return self._agent.plugins_dir
-
-    def load_token(self) -> str | None:
-        """The token in memory, else the one in ``token_file``, else None. A file that cannot be read is warned of."""
-        return self._agent.tokens.load()
-
-    def save_token(self, token: str) -> None:
-        """Uses *token* from now on, and writes it to ``token_file``, readable by its owner alone.
-
-        Raises:
-            ArgumentError: It is blank.
-            ConfigError: It cannot be a token, or the file cannot be written.
-        """
-        self._agent.tokens.save(token)
 
     def register(self) -> str:
         """Tells the platform that this agent answers for the workspace, and that it fetches its messages itself.
@@ -202,10 +171,6 @@ class RemoteAgentClient:
         """
         return self._run(self._agent.peers.discover(peer_id))
 
-    def invalidate_peer_url(self, peer_id: str) -> None:
-        """Asks the platform again for the address of a peer the next time."""
-        self._agent.peers.addresses.forget(peer_id)
-
     def call_peer(
         self,
         peer_id: str,
@@ -238,8 +203,6 @@ class RemoteAgentClient:
             message_id=message_id,
         )
         return self._run(flow)
-
-    is_queued = staticmethod(is_queued)
 
     def delegate(self, target_id: str, task: str, *, idempotency_key: str | None = None) -> Delegation:
         """Hands a task to a peer; the platform keeps the list. The same key twice is the same delegation."""
