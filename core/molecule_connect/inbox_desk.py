@@ -18,7 +18,15 @@ from molecule_connect.delivery.file_journal import FileJournal
 from molecule_connect.delivery.inbox_store import InboxStore
 from molecule_connect.delivery.lease import Holder, holder
 from molecule_connect.delivery.status_file import Status, read_status
-from molecule_connect.errors import AuthError, ConfigError, LeaseError, MoleculeError, PermanentPlatformError
+from molecule_connect.errors import (
+    AuthError,
+    ConfigError,
+    LeaseError,
+    MoleculeError,
+    Outcome,
+    PermanentPlatformError,
+    TransientPlatformError,
+)
 from molecule_connect.models import FilePart, Outgoing, Part, TextPart
 from molecule_connect.platform import operations
 from molecule_connect.platform.client import AsyncPlatformClient
@@ -170,6 +178,10 @@ class InboxDesk:
             await self._platform.send(outgoing)
         except PermanentPlatformError:
             await self._store.unsays(number)
+            raise
+        except TransientPlatformError as exc:
+            if exc.outcome is Outcome.NOT_TAKEN:
+                await self._store.unsays(number)
             raise
 
     def _now(self) -> int:

@@ -1,6 +1,7 @@
 """From settings to an open inbox: the connections beside it, or another process's, read through its journal."""
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from molecule_connect.delivery import older_cursor
 from molecule_connect.delivery.fleet import Fleet
 from molecule_connect.delivery.inbox import Inbox
 from molecule_connect.delivery.journal import Journal
-from molecule_connect.errors import ConfigError, MoleculeError
+from molecule_connect.errors import ConfigError, JournalError, MoleculeError
 from molecule_connect.inbox_desk import InboxDesk, refuse_a_backend
 from molecule_connect.platform.transports import AsyncTransport, Transports
 from molecule_connect.settings import ConnectionSettings
@@ -90,7 +91,9 @@ async def _filled(inbox: Inbox, desks: Sequence[InboxDesk], ground: Ground) -> A
         try:
             await serving
         finally:
-            await inbox.close()
+            # What cannot be given back is free when its time is over.
+            with contextlib.suppress(JournalError):
+                await inbox.close()
 
 
 async def _serve(fleet: Fleet, stop: asyncio.Event) -> None:

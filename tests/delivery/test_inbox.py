@@ -225,6 +225,28 @@ async def test_only_messages_answers_and_results_are_shown(journal: Journal) -> 
     assert [one.kind for one in open_inbox(journal).peek()] == ["message", "answer", "result"]
 
 
+@pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf"), 1e9])
+async def test_times_that_nobody_can_wait_are_refused_before_anything_is_held(journal: Journal, seconds: float) -> None:
+    await arrive(journal, message(1))
+    inbox = open_inbox(journal)
+    with pytest.raises(ConfigError, match="hold must lie between"):
+        await inbox.wait(0, hold=seconds)
+    with pytest.raises(ConfigError, match="wait must lie between"):
+        await inbox.wait(seconds)
+    assert await inbox.wait(0)
+
+
+async def test_an_id_that_can_be_none_is_none(journal: Journal) -> None:
+    await arrive(journal, message(1))
+    inbox = open_inbox(journal)
+    for odd in ("", "\ud800", "\0", "' OR 1=1 --", "x" * 100_000):
+        assert await inbox.pop(odd) is False
+        assert inbox.get(odd) is None
+        with pytest.raises(ConfigError, match="no message"):
+            await inbox.reply(odd, Response.from_text("hi"))
+    assert ids(inbox.peek()) == ["row-1"]
+
+
 # Finishing
 
 

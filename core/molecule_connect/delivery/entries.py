@@ -173,6 +173,11 @@ def in_words(parts: tuple[Part, ...]) -> str:
     return text if text.strip() else ", ".join(names)
 
 
+def plain(text: str) -> str:
+    """*text* as SQLite takes it: without lone surrogates, which JSON can hold."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def dump_parts(parts: tuple[Part, ...]) -> str:
     """*parts* as ASCII JSON, so that lone surrogates and NULs survive SQLite."""
     return json.dumps([_dump_part(part) for part in parts])

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from molecule_connect.delivery import file_rows, transitions
 from molecule_connect.delivery.committer import Operation
-from molecule_connect.delivery.entries import Answer, Entry, Lane
+from molecule_connect.delivery.entries import Answer, Entry, Lane, plain
 from molecule_connect.delivery.file_rows import FileEntry
 from molecule_connect.delivery.journal import Journal
 from molecule_connect.file_names import pending_id
@@ -71,7 +71,7 @@ class FileJournal:
 
     async def not_fetched(self, file: FileEntry, reason: str, *, not_before: float | None, state: str) -> bool:
         """waiting -> waiting until then, or -> gone or failed for good."""
-        changes = {"state": state, "reason": file_rows.plain(reason), "not_before": not_before}
+        changes = {"state": state, "reason": plain(reason), "not_before": not_before}
         return await self._move(file, {**changes, "attempts": file.attempts + 1})
 
     async def acknowledged(self, file: FileEntry) -> bool:

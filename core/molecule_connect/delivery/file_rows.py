@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from molecule_connect.delivery.entries import Lane, dump_parts
+from molecule_connect.delivery.entries import Lane, dump_parts, plain
 from molecule_connect.file_names import pending_id, safe_name
 from molecule_connect.models import FilePart, Inbound, Kind, Part
 
@@ -281,8 +281,3 @@ def uploaded(
             " AND n.name=file.name AND n.size=file.size)",
             (wall, workspace_id, name, size),
         )
-
-
-def plain(text: str) -> str:
-    # SQLite takes no lone surrogates, which JSON can hold.
-    return text.encode("utf-8", "replace").decode()

@@ -7,14 +7,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
-import attrs
-
-from molecule_connect.delivery.entries import Answer, State, dump_parts, is_too_deep
+from molecule_connect.delivery.entries import State
 from molecule_connect.delivery.holders import is_gone, new_holder
-from molecule_connect.delivery.inbox_store import InboxMessage, InboxStore, Place, Standing
+from molecule_connect.delivery.inbox_replies import refusal, storable
+from molecule_connect.delivery.inbox_store import InboxMessage, InboxStore, Place
 from molecule_connect.delivery.journal import Journal
 from molecule_connect.errors import ConfigError, MoleculeError
-from molecule_connect.models import FilePart, Kind, Part, Response
+from molecule_connect.models import Response
+from molecule_connect.settings import MAX_SECONDS
 
 if TYPE_CHECKING:
     from molecule_connect.platform.client import AsyncPlatformClient
@@ -98,8 +98,15 @@ class Inbox:
         """The oldest message that nobody has, held for the caller for *hold* seconds; None after *seconds* without one.
 
         Raises:
+            ConfigError: A time is not one that can be waited for.
             JournalError: The journal cannot be used.
         """
+        for name, value in (("wait", seconds), ("hold", hold)):
+            if not 0 <= value <= MAX_SECONDS:
+                raise ConfigError(
+                    f"{name} must lie between 0 and {MAX_SECONDS} seconds, not {value}",
+                    hint="give a number within these bounds",
+                )
         until = _now() + seconds
         while True:
             version = self._store.version()
@@ -170,14 +177,10 @@ class Inbox:
             ConfigError: There is no such message, it is no message, it was answered before, or nothing is said.
             JournalError: The journal cannot be written.
         """
-        if response.is_silent:
-            raise ConfigError("a reply says something", hint="pop the message to finish it without an answer")
-        if response.is_blank:
-            raise ConfigError("the reply is empty", hint="pop the message to finish it without an answer")
-        answer = _storable(response)
+        answer = storable(response)
         workspace = self._owner(activity_id, workspace_id)
         if not await self._store.answer(workspace, activity_id, answer):
-            raise _refusal(activity_id, self._store.standing(workspace, activity_id))
+            raise refusal(activity_id, self._store.standing(workspace, activity_id))
         self._desks[workspace].changed()
         return await self._outcome(workspace, activity_id, patience)
 
@@ -293,48 +296,6 @@ class Inbox:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left):
                     await self._bell.wait()
-
-
-def _storable(response: Response) -> Answer:
-    answer = Answer(parts=tuple(_whole(part) for part in response.parts), usage=response.usage)
-    try:
-        dump_parts(answer.parts)
-    except (TypeError, ValueError, RecursionError) as exc:
-        raise ConfigError(f"the reply cannot be written as JSON: {exc}", hint="send it as text") from exc
-    if is_too_deep(answer.parts):
-        raise ConfigError("the reply's data is nested too deeply", hint="send it as text")
-    return answer
-
-
-def _whole(part: Part) -> Part:
-    """A file by its whole path: another process, in another folder, may be the one to send it."""
-    if not isinstance(part, FilePart) or part.path is None:
-        return part
-    path = part.path.absolute()
-    if not path.is_file():
-        raise ConfigError(f"the file {path} cannot be sent: it is no file of this machine", hint="name one, or none")
-    return attrs.evolve(part, path=path)
-
-
-def _refusal(activity_id: str, standing: Standing | None) -> ConfigError:
-    if standing is None:
-        return ConfigError(f"there is no message {activity_id!r}", hint="peek shows what waits")
-    if standing.kind in (Kind.ANSWER, Kind.RESULT):
-        return ConfigError(
-            f"{activity_id} is an answer to us, which nobody waits for a reply to",
-            hint="pop it; to go on with the peer, ask it or delegate to it",
-        )
-    if standing.repeat_of is not None:
-        return ConfigError(f"{activity_id} repeats {standing.repeat_of}", hint=f"reply to {standing.repeat_of}")
-    if standing.has_answer:
-        return ConfigError(f"{activity_id} was replied to already", hint="to say more, write to whoever sent it")
-    if standing.kind != Kind.MESSAGE:
-        return ConfigError(f"there is no message {activity_id!r}", hint="peek shows what waits")
-    return ConfigError(
-        f"{activity_id} cannot be replied to: it is {standing.state.value}"
-        + (f" ({standing.reason})" if standing.reason else ""),
-        hint=f"see 'molecule messages show {activity_id}'",
-    )
 
 
 def _now() -> float:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import attrs
 
 from molecule_connect.delivery import questions, sayings
-from molecule_connect.delivery.entries import Answer, State, dump_answer, load_parts
+from molecule_connect.delivery.entries import Answer, State, dump_answer, load_parts, plain
 from molecule_connect.delivery.file_folder import folder_of
 from molecule_connect.delivery.file_journal import FileJournal
 from molecule_connect.delivery.files import WAIT
@@ -124,14 +124,14 @@ class InboxStore:
     def message(self, workspace_id: str, row_id: str) -> InboxMessage | None:
         """The message of that row, also one that is over, while its body is kept."""
         sql = f"SELECT {_COLUMNS} FROM message WHERE workspace_id=? AND row_id=? AND {_SHOWN} AND raw IS NOT NULL"  # noqa: S608
-        return self._load(sql, workspace_id, row_id)
+        return self._load(sql, workspace_id, plain(row_id))
 
     def standing(self, workspace_id: str, row_id: str) -> Standing | None:
         """How far the row has come, or None when it is not known."""
         row = self._journal.reader.execute(
             "SELECT state, kind, answer IS NOT NULL, coalesce(reason, ''), repeat_of FROM message"
             " WHERE workspace_id=? AND row_id=?",
-            (workspace_id, row_id),
+            (workspace_id, plain(row_id)),
         ).fetchone()
         if row is None:
             return None
@@ -249,7 +249,7 @@ class InboxStore:
             cursor = db.execute(
                 "UPDATE message SET state='done', holder=NULL, held_until=NULL, changed=?"  # noqa: S608
                 f" WHERE workspace_id=? AND row_id=? AND {_PENDING}",
-                (wall, workspace_id, row_id),
+                (wall, workspace_id, plain(row_id)),
             )
             return cursor.rowcount == 1
 
@@ -272,7 +272,7 @@ class InboxStore:
                 " AND other.context_id IS message.context_id AND other.state='answered'), 0))"
                 " WHERE workspace_id=? AND row_id=? AND kind='message' AND repeat_of IS NULL AND answer IS NULL"
                 " AND state IN ('received', 'held', 'done')",
-                (text, wall, workspace_id, row_id),
+                (text, wall, workspace_id, plain(row_id)),
             )
             return cursor.rowcount == 1
 

@@ -2,6 +2,7 @@
 
 import sqlite3
 
+from molecule_connect.delivery.entries import plain
 from molecule_connect.models import Inbound
 
 AGE = 7 * 24 * 3600.0
@@ -14,7 +15,7 @@ def ask(db: sqlite3.Connection, workspace_id: str, message_id: str, peer_id: str
     db.execute("DELETE FROM asked WHERE workspace_id=? AND time < ?", (workspace_id, wall - AGE))
     db.execute(
         "REPLACE INTO asked (workspace_id, message_id, peer_id, text, time) VALUES (?,?,?,?,?)",
-        (workspace_id, message_id, peer_id, text[:LONGEST].encode("utf-8", "replace").decode(), wall),
+        (workspace_id, message_id, plain(peer_id), plain(text[:LONGEST]), wall),
     )
 
 
@@ -54,7 +55,7 @@ def _named(db: sqlite3.Connection, workspace_id: str, item: Inbound) -> str | No
             continue
         row = db.execute(
             f"SELECT message_id FROM asked WHERE workspace_id=? AND {column}=?",  # noqa: S608
-            (workspace_id, value.encode("utf-8", "replace").decode()),
+            (workspace_id, plain(value)),
         ).fetchone()
         if row is not None:
             return str(row[0])
@@ -66,6 +67,6 @@ def _only_open(db: sqlite3.Connection, workspace_id: str, item: Inbound) -> str 
         return None
     rows = db.execute(
         "SELECT message_id FROM asked WHERE workspace_id=? AND peer_id=? AND is_open AND delegation_id IS NULL LIMIT 2",
-        (workspace_id, item.caller_id.encode("utf-8", "replace").decode()),
+        (workspace_id, plain(item.caller_id)),
     ).fetchall()
     return str(rows[0][0]) if len(rows) == 1 else None
