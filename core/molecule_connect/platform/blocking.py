@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import IO, Any, Self, TypeVar
 
-from molecule_connect.errors import AuthError, ConfigError, PageTooLargeError
+from molecule_connect.errors import AuthError, ConfigError
 from molecule_connect.platform.address import ApiAddress
 from molecule_connect.platform.answers import Answer
 from molecule_connect.platform.calling import Caller, Headers, TokenSource
@@ -16,6 +16,7 @@ from molecule_connect.platform.transports import (
     WHOLE_ANSWER_TIMEOUT,
     Trust,
     answer_of,
+    check_cut,
     make_request,
     network_error,
     proxies_checked,
@@ -112,13 +113,8 @@ class BlockingTransports:
             body, whole = self._body(response, cap, sink if good else None, until=began + WHOLE_ANSWER_TIMEOUT)
         finally:
             response.close()
-        if not whole and good and not operation.form.may_be_cut:
-            raise PageTooLargeError(
-                f"{operation.name}: the answer is larger than {operation.cap >> 20} MiB",
-                operation=operation.name,
-                status=response.status_code,
-                hint="a smaller limit gives a smaller page",
-            )
+        if not whole and good:
+            check_cut(operation, response.status_code)
         return answer_of(response, body, whole=whole, seconds=seconds)
 
     def _body(self, response: httpx.Response, cap: int, sink: IO[bytes] | None, *, until: float) -> tuple[bytes, bool]:

@@ -246,14 +246,20 @@ class Connections:
                 body, whole = await _body(response, operation.cap if good else REFUSAL_CAP, sink=sink if good else None)
         finally:
             await response.aclose()
-        if not whole and good and not operation.form.may_be_cut:
-            raise PageTooLargeError(
-                f"{operation.name}: the answer is larger than {operation.cap >> 20} MiB",
-                operation=operation.name,
-                status=response.status_code,
-                hint="a smaller limit gives a smaller page",
-            )
+        if not whole and good:
+            check_cut(operation, response.status_code)
         return answer_of(response, body, whole=whole, seconds=seconds)
+
+
+def check_cut(operation: Operation[Any], status: int) -> None:
+    """PageTooLargeError, unless *operation* can do with the beginning of its answer."""
+    if not operation.form.may_be_cut:
+        raise PageTooLargeError(
+            f"{operation.name}: the answer is larger than {operation.cap >> 20} MiB",
+            operation=operation.name,
+            status=status,
+            hint="a smaller limit gives a smaller page",
+        )
 
 
 def make_request(
