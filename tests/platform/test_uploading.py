@@ -180,6 +180,20 @@ async def test_incident_71_the_cap_is_the_platforms_and_25_mib_where_it_does_not
     assert caps["2026-08"] == UploadLimits(per_file=100 << 20, per_request=100 << 20)
 
 
+async def test_the_limits_are_asked_for_once_an_hour() -> None:
+    now = [0.0]
+    async with Sandbox.in_process() as sandbox:
+        workspace = await sandbox.workspace()
+        async with AsyncPlatformClient(
+            sandbox.url, workspace_id=workspace.id, token=workspace.token, transport=sandbox.transport
+        ) as client:
+            asking = WorkspaceClient(client, clock=lambda: now[0])
+            for now[0] in (0.0, 3599.0, 3600.0):
+                await asking.upload_limits()
+        asked = await sandbox.requests()
+    assert asked["GET", "/uploads/limits"] == 2
+
+
 async def serve_pieces(writer: asyncio.StreamWriter, *, size: int | None, pieces: int | None) -> None:
     """An answer that says it has *size* bytes, and goes on for so many pieces of 64 KiB, or for ever."""
     length = f"Content-Length: {size}" if size is not None else "Transfer-Encoding: chunked"

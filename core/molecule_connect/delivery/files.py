@@ -23,7 +23,7 @@ from molecule_connect.errors import (
     PermanentPlatformError,
     PlatformError,
 )
-from molecule_connect.models import FilePart, UploadLimits
+from molecule_connect.models import FilePart
 
 SIDE_BY_SIDE = 4
 # A message waits for its files: a minute of fetching, and what goes on around it.
@@ -31,7 +31,6 @@ WAIT = 65.0
 # Files that nobody names for so long are a message of their own.
 QUIET = 60.0
 TIDY_INTERVAL = 3600.0
-LIMITS_FOR = 3600.0
 # What became of a file is known for so long after it went.
 FORGET_AFTER = 7 * 24 * 3600.0
 JOURNAL_WAIT = 5.0
@@ -93,7 +92,6 @@ class ChatFiles:
         self._woken = asyncio.Event()
         self._changed = asyncio.Event()
         self._may_gather = False
-        self._limits: tuple[float, UploadLimits] | None = None
         self._tidied = float("-inf")
 
     def wake(self) -> None:
@@ -167,7 +165,7 @@ class ChatFiles:
 
     async def _fetch(self, file: FileEntry) -> None:
         try:
-            cap = (await self._current_limits()).per_file
+            cap = (await self._platform.upload_limits()).per_file
             await self._make_room(file, cap)
             with self._folder.new(file.name) as (name, sink):
                 kind = await self._platform.fetch_file(file.file_id, sink, cap=cap)
@@ -216,12 +214,6 @@ class ChatFiles:
     async def _give_up(self, file: FileEntry, reason: str, *, state: str) -> None:
         if await self._journal.not_fetched(file, reason, not_before=None, state=state):
             self._reports.notice(f"the file {(file.name or file.file_id)[:100]} is not here: {reason}")
-
-    async def _current_limits(self) -> UploadLimits:
-        loop = asyncio.get_running_loop()
-        if self._limits is None or self._limits[0] <= loop.time():
-            self._limits = (loop.time() + LIMITS_FOR, await self._platform.upload_limits())
-        return self._limits[1]
 
     async def _acknowledge(self, file: FileEntry) -> None:
         try:

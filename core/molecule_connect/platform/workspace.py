@@ -1,5 +1,6 @@
 """One workspace on one platform, as delivery sees it: feed, sender, registry and stream in one."""
 
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import IO, Any
 
@@ -22,6 +23,9 @@ from molecule_connect.platform.pacer import Pacer
 from molecule_connect.platform.stream import meaning, read_events
 from molecule_connect.platform.wire import read_page
 
+# An operator may raise them while we run.
+LIMITS_FOR = 3600.0
+
 
 def _say_nothing(text: str) -> None:
     pass
@@ -35,11 +39,19 @@ class WorkspaceClient:
         say: Told what the operator should read once.
     """
 
-    def __init__(self, client: AsyncPlatformClient, *, say: Callable[[str], None] = _say_nothing) -> None:
+    def __init__(
+        self,
+        client: AsyncPlatformClient,
+        *,
+        say: Callable[[str], None] = _say_nothing,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._client, self._say = client, say
         self._id = client.workspace_id
         self._newest: int | None = None
         self._token_told = False
+        self._clock = clock
+        self._limits: tuple[float, UploadLimits] | None = None
 
     @property
     def pacer(self) -> Pacer:
@@ -130,13 +142,16 @@ class WorkspaceClient:
         await self._client.call(operations.heartbeat(self._id, presence))
 
     async def upload_limits(self) -> UploadLimits:
-        """How large files may be; see ``ports.Files``."""
-        try:
-            return await self._client.call(uploads.limits())
-        except AuthError:
-            raise
-        except PermanentPlatformError:
-            return UploadLimits()
+        """How large files may be, asked once an hour; see ``ports.Files``."""
+        if self._limits is None or self._limits[0] <= self._clock():
+            try:
+                told = await self._client.call(uploads.limits())
+            except AuthError:
+                raise
+            except PermanentPlatformError:
+                told = UploadLimits()
+            self._limits = (self._clock() + LIMITS_FOR, told)
+        return self._limits[1]
 
     async def fetch_file(self, file_id: str, sink: IO[bytes], *, cap: int) -> str:
         """Writes an upload into *sink*, and gives its type; see ``ports.Files``."""
