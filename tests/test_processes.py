@@ -12,6 +12,7 @@ import pytest
 
 from molecule_connect.errors import ConfigError
 from molecule_connect.processes import Ending, Program, RunMarks, Stop, readable, require_posix
+from molecule_connect.testing import is_running, pids_in, until_gone
 
 linux_alone = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="there is no /proc")
 
@@ -29,36 +30,8 @@ async def lines(command: str, **options: object) -> list[bytes]:
         return [line async for line in started.lines()]
 
 
-def is_running(pid: int) -> bool:
-    """A zombie that nobody collects has ended all the same."""
-    try:
-        os.kill(pid, 0)
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return not Path("/proc").is_dir()
-    except ProcessLookupError:
-        return False
-    return state not in "ZX"
-
-
 def written(file: Path) -> list[int]:
     return [int(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Another process brings it about, so there is no event to wait for."""
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-
-
-async def pids_in(file: Path, count: int) -> list[int]:
-    await until(lambda: len(written(file)) >= count)
-    return written(file)
-
-
-async def until_gone(*pids: int) -> None:
-    await until(lambda: not any(map(is_running, pids)))
 
 
 @pytest.fixture
@@ -376,6 +349,11 @@ async def test_the_program_itself_dies_with_us(pids: Path, tmp_path: Path) -> No
     process.kill()
     process.wait()
 
-    await until(lambda: not all(map(is_running, left)))
+    gone = [asyncio.ensure_future(until_gone(pid)) for pid in left]
+    first, others = await asyncio.wait(gone, return_when=asyncio.FIRST_COMPLETED)
+    for other in others:
+        other.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    await asyncio.gather(*first)
     begin(tmp_path)
     await until_gone(*left)

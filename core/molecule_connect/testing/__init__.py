@@ -1,8 +1,18 @@
 """For the tests of plugins. Needs no pytest; fixtures for it are in ``molecule_connect.testing.fixtures``."""
 
 from molecule_connect.testing.checks import check_backend
+from molecule_connect.testing.children import is_running, pids_in, until_gone
 from molecule_connect.testing.requests import make_request
 from molecule_connect.testing.running import Running, running
 from molecule_connect.testing.serving import serving
 
-__all__ = ["Running", "check_backend", "make_request", "running", "serving"]
+__all__ = [
+    "Running",
+    "check_backend",
+    "is_running",
+    "make_request",
+    "pids_in",
+    "running",
+    "serving",
+    "until_gone",
+]

@@ -1,9 +1,7 @@
 """The exec backend, on real processes."""
 
 import asyncio
-import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from molecule_connect import (
     TextPart,
     create_backend,
 )
-from molecule_connect.testing import check_backend, make_request
+from molecule_connect.testing import check_backend, is_running, make_request, pids_in, until_gone
 from molecule_connect_exec import ExecBackend
 from molecule_connect_exec.shells import shell_line
 
@@ -42,38 +40,6 @@ async def failure(cmd: str, **options: Any) -> BackendError:
     with pytest.raises(BackendError) as caught:
         await answer(cmd, **options)
     return caught.value
-
-
-def is_running(pid: int) -> bool:
-    """A zombie that nobody collects has ended all the same."""
-    try:
-        os.kill(pid, 0)
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return not Path("/proc").is_dir()
-    except ProcessLookupError:
-        return False
-    return state not in "ZX"
-
-
-def written(file: Path) -> list[int]:
-    return [int(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Another process brings it about, so there is no event to wait for."""
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-
-
-async def pids_in(file: Path, count: int) -> list[int]:
-    await until(lambda: len(written(file)) >= count)
-    return written(file)
-
-
-async def until_gone(*pids: int) -> None:
-    await until(lambda: not any(map(is_running, pids)))
 
 
 async def test_the_text_comes_on_standard_input_and_the_output_is_the_answer() -> None:

@@ -1,0 +1,49 @@
+"""What became of the programs that a backend started. Another process brings it about, so there is no event."""
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+SECONDS = 10.0
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process *pid* runs. A zombie that nobody collects has ended all the same."""
+    try:
+        os.kill(pid, 0)
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return not Path("/proc").is_dir()
+    except ProcessLookupError:
+        return False
+    return state not in "ZX"
+
+
+async def pids_in(file: Path, count: int = 1) -> list[int]:
+    """What stands in *file*, a number a line, once it has *count* lines.
+
+    Raises:
+        TimeoutError: It has not, after ten seconds.
+    """
+
+    def written() -> list[int]:
+        return [int(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    await _until(lambda: len(written()) >= count)
+    return written()
+
+
+async def until_gone(*pids: int) -> None:
+    """Wait until none of *pids* runs.
+
+    Raises:
+        TimeoutError: One does, after ten seconds.
+    """
+    await _until(lambda: not any(map(is_running, pids)))
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(SECONDS):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
