@@ -281,6 +281,13 @@ def test_a_replay_says_what_will_happen_and_happens(messages: Molecule, book: Bo
     assert (book.state("row-1"), book.state("row-2")) == (State.RECEIVED, State.RECEIVED)
 
 
+def test_a_replay_in_an_inbox_says_that_a_reader_gets_it(messages: Molecule, book: Book) -> None:
+    book.write("row-1", "hello")
+    book.kill("row-1", "loop")
+    (book.folder / "ws_1.status").write_text(json.dumps({"workspace_id": "ws_1", "inbox": True}))
+    assert "it waits for a reader of the inbox again" in messages("replay", "row-1", "--yes").stdout
+
+
 def test_a_replay_says_when_a_connector_takes_it_up(messages: Molecule, book: Book) -> None:
     book.write("row-1", "hello")
     book.kill("row-1", "it broke")

@@ -126,9 +126,11 @@ def name(glance: Glance) -> str:
     return f'{one_line(glance.row_id, 64)} of {who(glance.caller_id)}, "{one_line(glance.text, 40)}"'
 
 
-def effect_of_replay(glance: Glance) -> str:
-    """What a replay does."""
-    return "the stored answer is sent again" if glance.has_answer else "the backend runs again"
+def effect_of_replay(glance: Glance, *, is_inbox: bool) -> str:
+    """What a replay does. *is_inbox*: no backend answers the workspace's messages."""
+    if glance.has_answer:
+        return "the stored answer is sent again"
+    return "it waits for a reader of the inbox again" if is_inbox else "the backend runs again"
 
 
 def raw_text(raw: str) -> str:

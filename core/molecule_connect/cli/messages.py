@@ -149,7 +149,8 @@ def replay(
     if not chosen:
         click.echo("no dead letter fits; nothing to do")
         return
-    effects = [message_texts.effect_of_replay(glance) for glance in chosen]
+    inboxes = {name for name in {glance.workspace_id for glance in chosen} if _is_inbox(folder, name)}
+    effects = [message_texts.effect_of_replay(one, is_inbox=one.workspace_id in inboxes) for one in chosen]
     if _may(chosen, effects, "Replay", yes):
         changed = inspection.replay(folder, [glance.key for glance in chosen], time.time())
         _tell(folder, chosen, changed, "replayed", takes_up=True)
@@ -230,6 +231,13 @@ def _may(chosen: "Sequence[Glance]", effects: Sequence[str], verb: str, yes: boo
         return True
     click.echo("nothing was changed")
     return False
+
+
+def _is_inbox(folder: Path, workspace_id: str) -> bool:
+    from molecule_connect.delivery.status_file import read_status
+
+    status = read_status(folder, workspace_id)
+    return status is not None and status.inbox
 
 
 def _tell(folder: Path, chosen: "Sequence[Glance]", changed: "Sequence[Key]", verb: str, *, takes_up: bool) -> None:
