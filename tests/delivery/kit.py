@@ -152,6 +152,16 @@ def inbound(text: str = "hi", **given: Any) -> Inbound:
     return Inbound(**given)
 
 
+def rows_after(rows: list[Inbound], since_id: str, *, newer: bool, expired: bool) -> list[Inbound]:
+    """What a platform, *newer* or older, shows of *rows* after the row *since_id*; a 410 where it is not there."""
+    cursor = next((item for item in rows if item.row_id == since_id), None)
+    if cursor is None or expired:
+        raise CursorExpiredError("activity: 410", operation="activity", status=410, body="")
+    if newer:
+        return [item for item in rows if (item.time, item.seq or 0) > (cursor.time, cursor.seq or 0)]
+    return [item for item in rows if (item.time or 0) > (cursor.time or 0)]
+
+
 @attrs.define(kw_only=True)
 class Row:
     """A row of the fake feed. ``visible`` is loop time."""
@@ -365,7 +375,7 @@ class FakePlatform:
         visible = [row.item for row in self.rows if row.visible <= _now()]
         visible.sort(key=lambda item: (item.time or 0, item.seq or 0))
         if since_id is not None and not self.ignores_since:
-            visible = self._after(visible, since_id)
+            visible = rows_after(visible, since_id, newer=self.newer, expired=self.expired)
         else:
             before = None if self.ignores_since else before
             visible = [item for item in reversed(visible) if before is None or (item.time or 0) < before]
@@ -381,14 +391,6 @@ class FakePlatform:
             limit=limit,
             earliest=began,
         )
-
-    def _after(self, visible: list[Inbound], since_id: str) -> list[Inbound]:
-        cursor = next((item for item in visible if item.row_id == since_id), None)
-        if cursor is None or self.expired:
-            raise CursorExpiredError("activity: 410", operation="activity", status=410, body="")
-        if self.newer:
-            return [item for item in visible if (item.time, item.seq or 0) > (cursor.time, cursor.seq or 0)]
-        return [item for item in visible if (item.time or 0) > (cursor.time or 0)]
 
     async def send(self, outgoing: Outgoing) -> None:
         self.tried.append(_now())

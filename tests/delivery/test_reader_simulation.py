@@ -11,8 +11,10 @@ from molecule_connect.delivery.entries import State
 from molecule_connect.delivery.journal import Position
 from molecule_connect.delivery.reader import Reader
 from molecule_connect.delivery.transitions import Stored
-from molecule_connect.errors import CursorExpiredError, PlatformError
+from molecule_connect.errors import PlatformError
 from molecule_connect.models import Inbound, Kind, Page, RowMark
+
+from .kit import rows_after
 
 SECOND = 1_000_000
 START = 1_800_000_000 * SECOND
@@ -59,7 +61,7 @@ class World:
         visible = [item for when, item in self.rows if when <= self.now and item.row_id not in self.pruned]
         visible.sort(key=lambda item: (item.time, item.seq or 0))
         if since_id is not None and self.obeys_since:
-            visible = self._after(visible, since_id)
+            visible = rows_after(visible, since_id, newer=self.newer, expired=self.forgets)
         else:
             visible = [item for item in reversed(visible) if before is None or (item.time or 0) < before]
         page = visible[:limit]
@@ -71,14 +73,6 @@ class World:
             limit=limit,
             earliest=began,
         )
-
-    def _after(self, visible: list[Inbound], since_id: str) -> list[Inbound]:
-        cursor = next((item for item in visible if item.row_id == since_id), None)
-        if cursor is None or self.forgets:
-            raise CursorExpiredError("activity: 410", operation="activity", status=410, body="")
-        if self.newer:
-            return [item for item in visible if (item.time, item.seq or 0) > (cursor.time, cursor.seq or 0)]
-        return [item for item in visible if (item.time or 0) > (cursor.time or 0)]
 
     def platform_now(self) -> int | None:
         return self.now
