@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import httpx
 import pytest
 
 from molecule_connect.errors import (
     ConfigError,
+    Outcome,
     PageTooLargeError,
     PermanentPlatformError,
     TransientPlatformError,
@@ -18,12 +20,13 @@ from molecule_connect.errors import (
 from molecule_connect.file_names import pending_id
 from molecule_connect.models import FilePart, UploadLimits
 from molecule_connect.platform import operations, uploads
+from molecule_connect.platform.answers import EndpointAbsentError
 from molecule_connect.platform.client import AsyncPlatformClient
 from molecule_connect.platform.multipart import PIECE, Multipart
 from molecule_connect.platform.workspace import WorkspaceClient
 from molecule_connect_sandbox.testing import Sandbox, Workspace
 
-from .kit import raw_server
+from .kit import Connect, Script, raw_server
 
 
 @attrs.frozen
@@ -238,3 +241,22 @@ async def test_a_body_that_is_shorter_than_it_says_is_no_file() -> None:
     async with raw_server(talk) as url, AsyncPlatformClient(url, workspace_id="ws-1", token="t") as client:
         with pytest.raises(TransientPlatformError):
             await WorkspaceClient(client).fetch_file("f1", io.BytesIO(), cap=100)
+
+
+async def test_a_platform_that_takes_no_files_is_known_by_its_404(connect: Connect, tmp_path: Path) -> None:
+    script = Script(httpx.Response(404, text="404 page not found"))
+    workspace = WorkspaceClient(connect(script))
+
+    for _ in range(2):
+        with pytest.raises(EndpointAbsentError):
+            await workspace.upload([file(tmp_path / "a")])
+
+    assert len(script.requests) == 1
+
+
+async def test_an_upload_that_does_not_name_each_file_may_have_been_taken(connect: Connect, tmp_path: Path) -> None:
+    workspace = WorkspaceClient(connect(Script(httpx.Response(200, json={"files": []}))))
+
+    with pytest.raises(TransientPlatformError) as told:
+        await workspace.upload([file(tmp_path / "a")])
+    assert told.value.outcome is Outcome.UNKNOWN

@@ -52,7 +52,8 @@ def upload(workspace_id: str, files: Sequence[FilePart]) -> Operation[tuple[File
             )
         return taken
 
-    return _reading(operation, read)
+    # A platform that takes no files says so at once, and is not asked again for each answer.
+    return _reading(operation, read, is_optional=True)
 
 
 def _reading(operation: Operation[Any], read: Callable[[Reply], T], **changes: Any) -> Operation[T]:
