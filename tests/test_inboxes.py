@@ -135,6 +135,17 @@ async def test_a_file_that_is_told_is_not_taken_for_the_persons(sandbox: Sandbox
     assert answer.to is None
 
 
+async def test_the_answer_of_whom_a_task_was_delegated_to_shows_the_task(sandbox: Sandbox, tmp_path: Path) -> None:
+    parent, child = await sandbox.pair()
+    async with opened(sandbox, tmp_path, parent, child) as inbox:
+        delegation = await inbox.delegate(parent.id, child.id, "count the sheep")
+        task = await taken(inbox)
+        assert (task.workspace_id, task.delegation_id) == (child.id, delegation)
+        await inbox.reply(task.activity_id, Response.from_text("seven"))
+        answer = await taken(inbox)
+        assert (answer.kind, answer.text, answer.question) == ("answer", "seven", "count the sheep")
+
+
 async def test_a_delegations_result_is_a_result_and_shows_the_task(newer: Sandbox, tmp_path: Path) -> None:
     parent, child = await newer.pair()
     async with opened(newer, tmp_path, parent) as inbox:

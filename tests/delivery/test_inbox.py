@@ -414,8 +414,13 @@ async def test_an_answer_that_names_its_question_shows_it(journal: Journal) -> N
 async def test_a_result_shows_the_task_of_its_delegation(journal: Journal) -> None:
     store = await asked(journal, ("key-1", "peer-1", "count"), ("key-2", "peer-1", "weigh"))
     await store.delegated(WORKSPACE, "key-2", "delegation-2")
-    await arrive(journal, answer(1, kind=Kind.RESULT, caller_id=WORKSPACE, delegation_id="delegation-2"))
-    assert [one.question for one in open_inbox(journal).peek()] == ["weigh"]
+    await store.delegated(WORKSPACE, "key-1", "delegation-1")
+    await arrive(
+        journal,
+        answer(1, kind=Kind.RESULT, caller_id=WORKSPACE, delegation_id="delegation-2"),
+        answer(2, reason="delegation-1"),
+    )
+    assert [one.question for one in open_inbox(journal).peek()] == ["weigh", "count"]
 
 
 async def test_an_answer_that_names_none_is_that_to_the_only_open_question_and_nobody_guesses(journal: Journal) -> None:

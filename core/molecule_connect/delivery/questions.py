@@ -49,8 +49,9 @@ def text(db: sqlite3.Connection, workspace_id: str, message_id: str) -> str:
 
 
 def _named(db: sqlite3.Connection, workspace_id: str, item: Inbound) -> str | None:
-    # The reason of an answer is what it says that it replies to.
-    for column, value in (("message_id", item.reason), ("delegation_id", item.delegation_id)):
+    # The reason of an answer is what it says that it replies to. A delegation's message has the delegation's id.
+    names = (("message_id", item.reason), ("delegation_id", item.reason), ("delegation_id", item.delegation_id))
+    for column, value in names:
         if not value:
             continue
         row = db.execute(
@@ -66,7 +67,7 @@ def _only_open(db: sqlite3.Connection, workspace_id: str, item: Inbound) -> str 
     if item.reason or item.delegation_id or item.caller_id is None or item.caller_id == workspace_id:
         return None
     rows = db.execute(
-        "SELECT message_id FROM asked WHERE workspace_id=? AND peer_id=? AND is_open AND delegation_id IS NULL LIMIT 2",
+        "SELECT message_id FROM asked WHERE workspace_id=? AND peer_id=? AND is_open LIMIT 2",
         (workspace_id, plain(item.caller_id)),
     ).fetchall()
     return str(rows[0][0]) if len(rows) == 1 else None
