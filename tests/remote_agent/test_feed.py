@@ -132,7 +132,8 @@ def test_an_empty_feed_is_no_message(agent: Twin, platform: Platform, answer: ht
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"since_secs": -1}, {"since_secs": 31 * 86400}, {"poll_interval": 0}, {"poll_interval": "5"}]
+    "wrong",
+    [{"since_secs": -1}, {"since_secs": 31 * 86400}, {"since_secs": "5"}, {"poll_interval": 0}, {"poll_interval": "5"}],
 )
 def test_what_cannot_work_is_refused_before_any_request(agent: Twin, platform: Platform, wrong: dict[str, Any]) -> None:
     with pytest.raises(ArgumentError):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import attrs
 
-from molecule_connect.errors import ArgumentError, ConfigError
+from molecule_connect.errors import ConfigError
 from molecule_connect.platform.address import parse_address
 from molecule_connect.platform.times import PlatformClock
 from molecule_connect.remote_agent.chat import Chat
@@ -91,11 +91,7 @@ class Agent:
         self, platform_clock: PlatformClock, *, since_secs: float, poll_interval: float, follow: bool
     ) -> ActivityFeed:
         """An iteration over what arrives."""
-        if not 0 <= since_secs <= MAX_SINCE_SECS:
-            raise ArgumentError(
-                f"since_secs must lie between 0 and {MAX_SINCE_SECS} (30 days), not {since_secs:g}",
-                hint="0 is only what comes from now on",
-            )
+        check_seconds("since_secs", since_secs, zero=True, most=MAX_SINCE_SECS)
         check_seconds("poll_interval", poll_interval)
         return ActivityFeed(
             self.workspace_id,

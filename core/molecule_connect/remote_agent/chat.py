@@ -7,7 +7,7 @@ from pathlib import Path
 
 import attrs
 
-from molecule_connect.errors import ArgumentError
+from molecule_connect.errors import ArgumentError, Outcome, TransientPlatformError
 from molecule_connect.models import FilePart, Outgoing, TextPart
 from molecule_connect.platform import operations
 from molecule_connect.remote_agent.checks import check_text
@@ -32,6 +32,13 @@ class Chat:
         if files:
             local = [FilePart(uri="", name=Path(file).name, path=Path(file)) for file in files]
             attachments = yield from ask(operations.upload_files(self.workspace_id, local))
+            if len(attachments) != len(local):
+                raise TransientPlatformError(
+                    f"upload: {len(local)} files were sent, and the platform names {len(attachments)}",
+                    operation="upload",
+                    outcome=Outcome.UNKNOWN,
+                    hint="nothing was said; try again, the files that it took expire by themselves",
+                )
         yield from ask(operations.notify(self.workspace_id, text, attachments=attachments))
 
     def reply(self, message: Message, text: str) -> Flow[None]:

@@ -19,11 +19,11 @@ def check_text(text: Any, what: str) -> None:
         raise ArgumentError(f"the {what} is blank", hint="pass a text")
 
 
-def check_seconds(name: str, seconds: Any, *, zero: bool = False) -> None:
+def check_seconds(name: str, seconds: Any, *, zero: bool = False, most: float = MAX_SECONDS) -> None:
     """ArgumentError unless *seconds* is a duration that can be waited for."""
     is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool) and math.isfinite(seconds)
-    if not is_number or not (0 < seconds <= MAX_SECONDS or (zero and seconds == 0)):
+    if not is_number or not (0 < seconds <= most or (zero and seconds == 0)):
         raise ArgumentError(
-            f"{name} must be more than 0 and at most {MAX_SECONDS} seconds, not {seconds!r}",
+            f"{name} must be {'at least' if zero else 'more than'} 0 and at most {most:g} seconds, not {seconds!r}",
             hint="give a plain number of seconds, or leave it out for the default",
         )
