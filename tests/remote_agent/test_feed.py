@@ -189,8 +189,10 @@ class TestFollowing:
 
     def test_a_deleted_workspace_says_that_it_is(self, follower: Twin, platform: Platform) -> None:
         platform.on(FEED, said(401)).on(CARD, said(410))
-        with pytest.raises(WorkspaceDeletedError):
+        with pytest.raises(WorkspaceDeletedError) as caught:
             follower.activity()
+
+        assert caught.value.hint
 
     def test_a_row_that_reading_starts_after_may_be_pruned(
         self, follower: Twin, platform: Platform, caplog: pytest.LogCaptureFixture

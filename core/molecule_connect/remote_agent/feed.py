@@ -90,7 +90,10 @@ class ActivityFeed:
                 _log.warning("%s; reading again in %.0f s", exc, wait)
             except AuthError as exc:
                 if (yield from self._is_removed()):
-                    raise WorkspaceDeletedError(f"workspace {self._id} was deleted on the platform") from exc
+                    raise WorkspaceDeletedError(
+                        f"workspace {self._id} was deleted on the platform",
+                        hint="make a new one there, and use its id and token",
+                    ) from exc
                 refusals += 1
                 if refusals == REFUSALS:
                     raise
