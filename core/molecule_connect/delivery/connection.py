@@ -9,35 +9,27 @@ from typing import Any
 
 from molecule_connect import events
 from molecule_connect.backoff import Backoff
-from molecule_connect.delivery.attachments import Attachments
-from molecule_connect.delivery.attempts import Attempts
+from molecule_connect.delivery.answering import Answering, Surroundings
 from molecule_connect.delivery.attendance import Attendance
-from molecule_connect.delivery.budget import DailyBudget
 from molecule_connect.delivery.cursor_file import CursorFile
 from molecule_connect.delivery.entries import Lane
-from molecule_connect.delivery.file_folder import FileFolder, folder_of
-from molecule_connect.delivery.file_journal import FileJournal
-from molecule_connect.delivery.files import ChatFiles, FolderLimits
+from molecule_connect.delivery.files import FolderLimits
 from molecule_connect.delivery.health import Health
 from molecule_connect.delivery.heartbeat import Heartbeat
 from molecule_connect.delivery.intake import Intake, insist_on
 from molecule_connect.delivery.journal import Journal, Position
-from molecule_connect.delivery.lanes import Lanes
 from molecule_connect.delivery.lease import lease
-from molecule_connect.delivery.loopguard import guard_of
 from molecule_connect.delivery.ports import Platform
 from molecule_connect.delivery.reader import SECOND, Reader
 from molecule_connect.delivery.registration import Registration
-from molecule_connect.delivery.replies import Replies
 from molecule_connect.delivery.reports import Reports
-from molecule_connect.delivery.slots import Breaker, Slots
 from molecule_connect.delivery.status_file import StatusFile
 from molecule_connect.delivery.transitions import Stored
 from molecule_connect.delivery.upkeep import Upkeep
 from molecule_connect.delivery.vitals import Vitals
 from molecule_connect.delivery.wakeups import Wakeups
 from molecule_connect.errors import JournalError, PlatformError, WorkspaceDeletedError
-from molecule_connect.models import FilePart, Handler, Presence, Progress, Request, Response, Signal
+from molecule_connect.models import FilePart, Handler, Presence, Signal
 from molecule_connect.settings import ConnectionSettings
 
 ONCE_INTERVAL = 0.05
@@ -100,8 +92,7 @@ class Connection:
             patient=settings.patient and not settings.once,
         )
         self._build_intake()
-        self._build_files(room)
-        self._build_lanes(handler or _nobody)
+        self._build_answering(handler, room)
         look = self._attendance.look if self._attendance is not None else lambda: None
         self._upkeep = Upkeep(self._journal, self._cursor, reports=self._reports, now=self._reader.now, look=look)
         self._to_wake: dict[Lane, None] = {}
@@ -148,64 +139,25 @@ class Connection:
         )
         self._health.changed = self._heartbeat.beat_now
 
-    def _build_files(self, room: FolderLimits | None) -> None:
-        folder = FileFolder(folder_of(self._folder, self.workspace_id))
-        journal = FileJournal(self._file, self.workspace_id, folder.path)
-        self._files = ChatFiles(
-            self._platform,
-            journal,
-            folder,
+    def _build_answering(self, handler: Handler | None, room: FolderLimits | None) -> None:
+        around = Surroundings(
+            platform=self._platform,
+            file=self._file,
+            journal=self._journal,
+            folder=self._folder,
             reports=self._reports,
-            came=self._files_came,
-            now=self._reader.now,
-            wall=self._wall,
-            room=room,
-        )
-        self._attachments = Attachments(
-            self._platform,
-            journal,
-            send_print=lambda entry, answer: self._replies.fingerprint(entry, answer),
-            now=self._reader.now,
-        )
-
-    def _build_lanes(self, handler: Handler) -> None:
-        breaker = Breaker(
-            lambda reason: self._reports.broken("backend", reason, "one message at a time is tried until it answers")
-        )
-        self._slots = Slots(self.settings.concurrency, breaker)
-        self._replies = Replies(
-            self._platform,
-            self._journal,
             now=self._reader.now,
             reread=self._intake.reread,
             beat_accepted_since=lambda since: self._beat_at > since,
-            attachments=self._attachments,
-        )
-        self._attempts = Attempts(
-            handler,
-            self._journal,
-            health=self._health,
-            breaker=breaker,
-            now=self._reader.now,
-            send_print=self._replies.fingerprint,
-            insist=self._insist,
-            listener=self._tell,
-            wall=self._wall,
-        )
-        self._lanes = Lanes(
-            self._journal,
-            slots=self._slots,
-            attempts=self._attempts,
-            replies=self._replies,
-            files=self._files,
-            budget=DailyBudget(self.settings.max_cost_per_day, self._journal, reports=self._reports, wall=self._wall),
-            guard=guard_of(self.settings.peer_budget, self._journal, now=self._reader.now),
-            now=self._reader.now,
+            files_came=self._files_came,
             insist=self._insist,
             failed=self._fail,
             listener=self._tell,
             wall=self._wall,
         )
+        answering = Answering(self.settings, around, handler=handler, room=room)
+        self._files, self._slots = answering.files, answering.slots
+        self._attempts, self._lanes = answering.attempts, answering.lanes
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until *stop* is set, then drain; with ``once``, until all that waits is answered.
@@ -448,10 +400,6 @@ class Connection:
         if self._attendance is not None:
             self._attendance(event)
         self._listener(event)
-
-
-async def _nobody(request: Request, progress: Progress) -> Response:
-    raise AssertionError("the messages of an inbox are its readers'")
 
 
 async def _cancel(tasks: "Sequence[asyncio.Future[Any]]") -> None:
