@@ -47,13 +47,10 @@ class DirectPost:
         return TransientPlatformError(str(exc), operation="direct", status=status, outcome=Outcome.UNKNOWN, hint=hint)
 
 
-def direct_post(url: str, body: bytes, *, timeout: float) -> DirectPost | None:
-    """A post to *url*, or None when it is no address that can be posted to."""
-    try:
-        # Nothing secret is in it, so that plain http is the peer's own choice.
-        address = parse_address(url, insecure=True)
-    except ConfigError:
-        return None
+def direct_post(url: str, body: bytes, *, timeout: float) -> DirectPost:
+    """A post to *url*, which ``is_web_address``."""
+    # Nothing secret is in it, so that plain http is the peer's own choice.
+    address = parse_address(url, insecure=True)
     operation: Operation[dict[str, Any]] = Operation(
         name="direct",
         method="POST",
@@ -69,7 +66,7 @@ def direct_post(url: str, body: bytes, *, timeout: float) -> DirectPost | None:
 
 
 def is_web_address(value: object) -> bool:
-    """Whether *value* is an http(s) address that could be asked."""
+    """Whether *value* is an http(s) address that can be posted to: no user, no query."""
     if not isinstance(value, str):
         return False
     try:

@@ -120,11 +120,10 @@ class Peers:
         except TransientPlatformError as exc:
             _log.info("the address of %s cannot be asked for (%s); the platform carries the message", peer_id, exc)
             return None
-        post = direct_post(url, body, timeout=timeout) if url is not None else None
-        if post is None:
+        if url is None:
             return None
         try:
-            answer: JsonObject = yield AskPeer(post)
+            answer: JsonObject = yield AskPeer(direct_post(url, body, timeout=timeout))
         except TransientPlatformError as exc:
             if exc.status is not None or exc.outcome is not Outcome.NOT_TAKEN:
                 raise
