@@ -112,10 +112,11 @@ class Lives:
         ]
 
 
-def soak(platform: str, rounds: int, seed: int, mean_life: float) -> bool:
-    """Kill *rounds* times; whether all was well."""
+def soak(platform: str, rounds: int, seed: int, mean_life: float, faults: list[str]) -> bool:
+    """Kill *rounds* times while the platform has *faults*; whether all was well."""
     chance = random.Random(seed)
-    with tempfile.TemporaryDirectory() as folder, rig("--platform", platform, "--fault", "late-commits=1-5") as sandbox:
+    options = [word for fault in faults for word in ("--fault", fault)]
+    with tempfile.TemporaryDirectory() as folder, rig("--platform", platform, *options) as sandbox:
         target = sandbox.workspace()
         lives, writers = Lives(sandbox, target, Path(folder)), Writers(sandbox, target, seed)
         began = time.monotonic()
@@ -175,12 +176,16 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=300, help="kills per platform generation")
     parser.add_argument("--platform", choices=["2026-05", "2026-08"], action="append")
     parser.add_argument("--life", type=float, default=MEAN_LIFE, help="mean seconds between kills")
+    parser.add_argument(
+        "--fault", action="append", default=["late-commits=1-5"], help="as of molecule sandbox; besides"
+    )
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1_000_000))
     given = parser.parse_args()
     print(f"seed {given.seed}")
     try:
         results = [
-            soak(name, given.rounds, given.seed, given.life) for name in given.platform or ["2026-05", "2026-08"]
+            soak(name, given.rounds, given.seed, given.life, given.fault)
+            for name in given.platform or ["2026-05", "2026-08"]
         ]
     except subprocess.SubprocessError as exc:
         print(f"the soak itself failed: {exc}")
