@@ -191,7 +191,8 @@ async def test_the_limits_are_asked_for_once_an_hour() -> None:
             sandbox.url, workspace_id=workspace.id, token=workspace.token, transport=sandbox.transport
         ) as client:
             asking = WorkspaceClient(client, clock=lambda: now[0])
-            for now[0] in (0.0, 3599.0, 3600.0):
+            for seconds in (0.0, 3599.0, 3600.0):
+                now[0] = seconds
                 await asking.upload_limits()
         asked = await sandbox.requests()
     assert asked["GET", "/uploads/limits"] == 2

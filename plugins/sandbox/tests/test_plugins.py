@@ -69,3 +69,8 @@ async def test_any_bytes_can_be_put_in_the_place_of_one() -> None:
 @pytest.mark.parametrize("name", TARBALLS)
 def test_each_archive_can_be_made_and_is_small(name: str) -> None:
     assert 0 < len(TARBALLS[name]()) < 3_000_000
+
+
+def test_a_plugin_has_the_same_digest_at_each_download() -> None:
+    # Where gzip keeps a time.
+    assert TARBALLS["hello"]()[4:8] == bytes(4)
