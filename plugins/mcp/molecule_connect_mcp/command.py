@@ -37,7 +37,7 @@ def mcp(check: bool, state_dir: Path | None) -> None:
         from molecule_connect_mcp.check import run_check
 
         raise SystemExit(run_check(os.environ, state_dir=state_dir))
-    if sys.stdin.isatty():
+    if sys.stdin is not None and sys.stdin.isatty():
         click.echo(
             "molecule mcp speaks MCP on standard input and output, and is started by a host; "
             "'molecule mcp --check' looks whether it would work",

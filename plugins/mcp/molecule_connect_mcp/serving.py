@@ -44,7 +44,9 @@ async def serve(
         return await (await asyncio.shield(tools))(name, given)
 
     async def attend() -> None:
-        await within(HEAD_START, talk.begun)
+        beginnings = [asyncio.create_task(event.wait()) for event in (talk.begun, leave)]
+        await asyncio.wait(beginnings, timeout=HEAD_START, return_when=asyncio.FIRST_COMPLETED)
+        await end(beginnings)
         if leave.is_set():
             return
         from molecule_connect_mcp.attendance import Attendance

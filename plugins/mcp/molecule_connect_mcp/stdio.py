@@ -13,6 +13,9 @@ from contextlib import contextmanager
 import attrs
 
 PIECE = 1 << 16
+# A host that writes faster than it is read is held back from here on.
+MOST_UNREAD, AT_ONCE = 1024, 256
+LONGEST_LINE = 256 << 20
 
 
 @attrs.frozen
@@ -46,24 +49,34 @@ class LineReader:
         self._descriptor = descriptor
         self._loop = asyncio.get_running_loop()
         self._lines: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._room = threading.Semaphore(MOST_UNREAD)
+        self._ended = False
         threading.Thread(target=self._read, name="stdin", daemon=True).start()
 
     async def next(self) -> bytes | None:
-        """The next line without its end; None once there are no more."""
-        return await self._lines.get()
+        """The next line without its end; None once there are no more, however often it is asked."""
+        if self._ended:
+            return None
+        line = await self._lines.get()
+        self._room.release()
+        self._ended = line is None
+        return line
 
     def _read(self) -> None:
         pieces: list[bytes] = []
-        while piece := self._piece():
+        length = 0
+        while (piece := self._piece()) and length < LONGEST_LINE:
             head, newline, tail = piece.rpartition(b"\n")
             if not newline:
                 pieces.append(piece)
+                length += len(piece)
                 continue
             lines = b"".join([*pieces, head]).split(b"\n")
-            pieces = [tail] if tail else []
+            pieces, length = ([tail] if tail else []), len(tail)
             if not self._tell(lines):
                 return
-        rest = b"".join(pieces)
+        # A line without end is no protocol; what can still be told is that there is no more.
+        rest = b"".join(pieces) if length < LONGEST_LINE else b""
         self._tell([*([rest] if rest else []), None])
 
     def _piece(self) -> bytes:
@@ -73,10 +86,14 @@ class LineReader:
             return b""
 
     def _tell(self, lines: Sequence[bytes | None]) -> bool:
-        try:
-            self._loop.call_soon_threadsafe(self._put, lines)
-        except RuntimeError:  # the loop has ended
-            return False
+        for start in range(0, len(lines), AT_ONCE):
+            some = lines[start : start + AT_ONCE]
+            for _ in some:
+                self._room.acquire()
+            try:
+                self._loop.call_soon_threadsafe(self._put, some)
+            except RuntimeError:  # the loop has ended
+                return False
         return True
 
     def _put(self, lines: Sequence[bytes | None]) -> None:

@@ -124,6 +124,13 @@ async def test_the_end_of_the_input_is_a_clean_end_and_what_was_asked_is_still_a
             await serving.task
 
 
+async def test_a_host_that_says_nothing_and_leaves_is_a_clean_end(serving: Serving) -> None:
+    serving.host.close()
+    async with asyncio.timeout(5):
+        await serving.task
+    assert serving.opened == []
+
+
 async def test_a_host_that_waits_when_it_leaves_does_not_hold_up_the_end(serving: Serving) -> None:
     await serving.host.begin()
     serving.host.write({"id": 1, "method": "tools/call", "params": {"name": "wait_for_message", "arguments": {}}})
