@@ -2,6 +2,10 @@
 
 import asyncio
 import contextlib
+import json
+import os
+import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -22,6 +26,7 @@ from molecule_connect import (
     open_inbox,
     operations,
 )
+from molecule_connect.delivery.lease import lease
 from molecule_connect.delivery.status_file import read_status
 from molecule_connect_sandbox.testing import Sandbox, Workspace
 
@@ -198,6 +203,29 @@ async def test_a_workspace_that_a_backend_answers_for_is_refused(newer: Sandbox,
     serving.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await serving
+
+
+def tell(folder: Path, **said: Any) -> None:
+    """What the process that holds the workspace says of itself."""
+    facts = {"workspace_id": "ws-1", "pid": os.getpid(), "host": socket.gethostname(), "written": time.time(), **said}
+    (folder / "ws-1.status").write_text(json.dumps(facts))
+
+
+async def test_who_reads_along_is_told_what_is_wrong_with_the_process_that_serves(tmp_path: Path) -> None:
+    one = ConnectionSettings(workspace_id="ws-1", api_url="http://127.0.0.1:9", token="t-1")
+    deaf = {"part": "intake", "reason": "no route to the platform"}
+    slow = {"part": "stream", "reason": "cut"}
+    with lease(tmp_path, "ws-1"):
+        tell(tmp_path, inbox=True)
+        async with open_inbox([one], state_dir=tmp_path) as inbox:
+            assert inbox.trouble("ws-1") == ""
+            tell(tmp_path, inbox=True, ailments=[deaf, slow])
+            assert inbox.trouble("ws-1") == "intake: no route to the platform"
+            tell(tmp_path, inbox=True, written=time.time() - 600)
+            assert "does not move" in inbox.trouble("ws-1")
+            tell(tmp_path, inbox=False, backend="exec")
+            assert "with the backend exec" in inbox.trouble("ws-1")
+            assert not inbox.ended
 
 
 async def test_it_reads_along_with_a_connector_whose_backend_is_inbox(newer: Sandbox, tmp_path: Path) -> None:
