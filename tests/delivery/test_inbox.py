@@ -296,6 +296,26 @@ async def test_a_popped_message_can_be_replied_to(journal: Journal) -> None:
     assert await inbox.reply("row-1", Response.from_text("late"), patience=0) == "stored"
 
 
+async def test_days_later_a_second_reply_is_still_refused_and_a_first_one_is_taken(tmp_path: Path) -> None:
+    later = 0.0
+    async with Journal.open(tmp_path, wall=lambda: EPOCH + later) as journal:
+        await arrive(journal, message(1), message(2))
+        inbox, mine = open_inbox(journal), journal.of(WORKSPACE, inbox=True)
+        await inbox.reply("row-1", Response.from_text("yes"), patience=0)
+        entry = mine.head(Lane(None, None))
+        assert entry is not None
+        assert await mine.stamped(entry, at=NOW, send_print=None)
+        mine.deliver(entry, at=NOW)
+        await mine.settled()
+        await inbox.pop("row-2")
+        later = 3 * 24 * 3600.0
+        await mine.prune(NOW)
+        assert inbox.get("row-1") is None
+        with pytest.raises(ConfigError, match="replied to already"):
+            await inbox.reply("row-1", Response.from_text("again"))
+        assert await inbox.reply("row-2", Response.from_text("late"), patience=0) == "stored"
+
+
 async def test_of_two_replies_one_is_refused(journal: Journal, second: Journal) -> None:
     await arrive(journal, message(1))
     both = [open_inbox(journal), open_inbox(second)]

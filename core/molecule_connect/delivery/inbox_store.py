@@ -129,7 +129,8 @@ class InboxStore:
     def standing(self, workspace_id: str, row_id: str) -> Standing | None:
         """How far the row has come, or None when it is not known."""
         row = self._journal.reader.execute(
-            "SELECT state, kind, answer IS NOT NULL, coalesce(reason, ''), repeat_of FROM message"
+            "SELECT state, kind, answer IS NOT NULL OR (state='done' AND answered_at IS NOT NULL), coalesce(reason, ''),"
+            " repeat_of FROM message"
             " WHERE workspace_id=? AND row_id=?",
             (workspace_id, plain(row_id)),
         ).fetchone()
@@ -271,7 +272,8 @@ class InboxStore:
                 " other.workspace_id=message.workspace_id AND other.caller_id IS message.caller_id"
                 " AND other.context_id IS message.context_id AND other.state='answered'), 0))"
                 " WHERE workspace_id=? AND row_id=? AND kind='message' AND repeat_of IS NULL AND answer IS NULL"
-                " AND state IN ('received', 'held', 'done')",
+                # Of a message that was answered days ago only the time is kept.
+                " AND (state IN ('received', 'held') OR (state='done' AND answered_at IS NULL))",
                 (text, wall, workspace_id, plain(row_id)),
             )
             return cursor.rowcount == 1
