@@ -129,9 +129,8 @@ class InboxStore:
     def standing(self, workspace_id: str, row_id: str) -> Standing | None:
         """How far the row has come, or None when it is not known."""
         row = self._journal.reader.execute(
-            "SELECT state, kind, answer IS NOT NULL OR (state='done' AND answered_at IS NOT NULL), coalesce(reason, ''),"
-            " repeat_of FROM message"
-            " WHERE workspace_id=? AND row_id=?",
+            "SELECT state, kind, answer IS NOT NULL OR (state='done' AND answered_at IS NOT NULL),"
+            " coalesce(reason, ''), repeat_of FROM message WHERE workspace_id=? AND row_id=?",
             (workspace_id, plain(row_id)),
         ).fetchone()
         if row is None:
