@@ -1,5 +1,7 @@
 """What a connection without a backend says of its inbox: how much waits, how much is held, what was finished."""
 
+import asyncio
+
 from molecule_connect import events
 from molecule_connect.delivery.inbox_store import InboxStore
 from molecule_connect.delivery.journal import Journal
@@ -12,19 +14,20 @@ class Attendance:
         self._store = InboxStore(journal)
         self._workspace_id = workspace_id
         self._listener = listener
-        self._open: dict[str, events.Received] = {}
+        # What came since we began, and when by the loop's clock.
+        self._open: dict[str, tuple[events.Received, float]] = {}
 
     def __call__(self, event: events.Event) -> None:
         """Take in what happened to a message."""
         if isinstance(event, events.Received):
-            self._open[event.row_id] = event
+            self._open[event.row_id] = event, asyncio.get_running_loop().time()
         elif isinstance(event, events.Answered | events.Dead):
             self._open.pop(event.row_id, None)
 
     def look(self) -> None:
         """Tell of messages that readers finished without an answer since the last look."""
         for row_id in self._store.finished(self._workspace_id, self._open):
-            came = self._open.pop(row_id)
+            came, when = self._open.pop(row_id)
             self._listener(
                 events.Answered(
                     workspace_id=self._workspace_id,
@@ -32,7 +35,7 @@ class Attendance:
                     caller_id=came.caller_id,
                     context_id=came.context_id,
                     text="",
-                    seconds=0.0,
+                    seconds=asyncio.get_running_loop().time() - when,
                     silent=True,
                 )
             )
