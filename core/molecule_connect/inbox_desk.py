@@ -30,6 +30,7 @@ from molecule_connect.errors import (
 from molecule_connect.models import FilePart, Outgoing, Part, TextPart
 from molecule_connect.platform import operations
 from molecule_connect.platform.client import AsyncPlatformClient
+from molecule_connect.platform.envelopes import question_envelope
 from molecule_connect.platform.workspace import WorkspaceClient
 from molecule_connect.settings import ConnectionSettings
 
@@ -191,7 +192,7 @@ class InboxDesk:
     async def ask(self, peer_id: str, text: str, *, timeout: float) -> Any:
         """See ``Inbox.ask``."""
         message_id = str(uuid.uuid4())
-        operation = operations.a2a(peer_id, _question(message_id, text))
+        operation = operations.a2a(peer_id, question_envelope(message_id, text))
         operation = attrs.evolve(operation, timeout=max(operation.timeout, timeout))
         await self._store.asks(self.workspace_id, message_id, peer_id, text)
         try:
@@ -252,8 +253,3 @@ def _served_otherwise(workspace_id: str, found: Holder, status: Status) -> str:
 
 def _words(troubles: Mapping[str, str]) -> str:
     return "; ".join(f"{part}: {reason}" for part, reason in troubles.items() if part in _DEAF)
-
-
-def _question(message_id: str, text: str) -> dict[str, Any]:
-    message = {"role": "user", "messageId": message_id, "parts": [{"kind": "text", "text": text}]}
-    return {"jsonrpc": "2.0", "id": message_id, "method": "message/send", "params": {"message": message}}

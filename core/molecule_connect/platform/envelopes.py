@@ -57,6 +57,13 @@ def peer_envelope(outgoing: Outgoing) -> dict[str, Any]:
     return {"jsonrpc": "2.0", "id": outgoing.message_id, "method": "message/send", "params": {"message": message}}
 
 
+def question_envelope(message_id: str, text: str, *, context_id: str | None = None) -> dict[str, Any]:
+    """The ``message/send`` that asks a peer something on purpose: of the role that every client answers, unmarked."""
+    message: dict[str, Any] = {"role": "user", "messageId": message_id, "parts": [{"kind": "text", "text": text}]}
+    message |= {"contextId": context_id} if context_id else {}
+    return {"jsonrpc": "2.0", "id": message_id, "method": "message/send", "params": {"message": message}}
+
+
 def notify_text(parts: Iterable[Part]) -> str:
     """What a person reads of *parts*: pieces joined by a blank line, data as fenced JSON, a line for each file.
 

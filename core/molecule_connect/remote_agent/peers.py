@@ -11,7 +11,7 @@ import attrs
 from molecule_connect.errors import ArgumentError, Outcome, PlatformError, TransientPlatformError
 from molecule_connect.platform import operations
 from molecule_connect.platform.direct import A2A_CAP, direct_post, is_web_address, read_rpc_answer
-from molecule_connect.platform.envelopes import to_json
+from molecule_connect.platform.envelopes import question_envelope, to_json
 from molecule_connect.remote_agent.checks import check_peer_id, check_seconds, check_text
 from molecule_connect.remote_agent.readings import read_delegation, read_peers
 from molecule_connect.remote_agent.steps import AskPeer, Flow, ask
@@ -100,9 +100,7 @@ class Peers:
         self._check(peer_id, text, "message")
         check_seconds("timeout", timeout)
         message_id = message_id or str(uuid.uuid4())
-        message: JsonObject = {"role": "user", "messageId": message_id, "parts": [{"kind": "text", "text": text}]}
-        message |= {"contextId": context_id} if context_id else {}
-        envelope = {"jsonrpc": "2.0", "id": message_id, "method": "message/send", "params": {"message": message}}
+        envelope = question_envelope(message_id, text, context_id=context_id)
         if prefer_direct:
             answer: JsonObject | None = yield from self._direct(peer_id, to_json(envelope, operation="direct"), timeout)
             if answer is not None:
