@@ -24,13 +24,12 @@ def _list(check: bool) -> None:
     from molecule_connect.plugins.discovery import installed_backends
 
     found = installed_backends(check=check)
-    if not found:
-        click.echo('no backend is installed; a first one: pip install "molecule-connect[mock]"')
-        return
-    width = max(len(plugin.name) for plugin in found)
+    width = max((len(plugin.name) for plugin in found), default=0)
     for plugin in found:
         state = plugin.problem or ("ok" if check else "")
         click.echo(f"{plugin.name:{width}}  {plugin.origin}" + (f"  {state}" if state else ""))
+    if all(plugin.name == "inbox" for plugin in found):
+        click.echo('no backend that answers is installed; a first one: pip install "molecule-connect[mock]"')
     broken = [plugin.name for plugin in found if plugin.problem]
     if check and broken:
         raise PluginError(

@@ -52,5 +52,5 @@ def main() -> None:
     """``molecule-mcp``: the same as ``molecule mcp``."""
     import runpy
 
-    sys.argv[1:1] = ["mcp"]
+    sys.argv = ["molecule", "mcp", *sys.argv[1:]]
     runpy.run_module("molecule_connect", run_name="__main__")
