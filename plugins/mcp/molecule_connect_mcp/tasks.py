@@ -8,12 +8,13 @@ from molecule_connect_mcp import harmless
 from molecule_connect_mcp.shapes import harmless_data
 
 LATER = "the peer has it; its answer arrives in the inbox as a message from this peer: use wait_for_message"
+ELSEWHERE = "the peer has it; its answer goes to whoever reads this workspace's messages"
 
 
-def answer_shape(answer: Any) -> dict[str, Any]:
-    """What the platform said to a question: the peer's answer, or that it comes later."""
+def answer_shape(answer: Any, *, later: str = LATER) -> dict[str, Any]:
+    """What the platform said to a question: the peer's answer, or that it comes *later*."""
     if is_queued(answer):
-        return {"status": "queued", "note": LATER}
+        return {"status": "queued", "note": later}
     fields = answer if isinstance(answer, dict) else {}
     if "error" in fields:
         return {"status": "failed", "error": harmless_data(fields["error"])}

@@ -13,7 +13,7 @@ from molecule_connect_mcp.catalogue import TOOLS
 from molecule_connect_mcp.desk import Desk
 from molecule_connect_mcp.history import history_shape, parse_moment
 from molecule_connect_mcp.shapes import harmless_data, message_shape
-from molecule_connect_mcp.tasks import answer_shape, task_shape
+from molecule_connect_mcp.tasks import ELSEWHERE, LATER, answer_shape, task_shape
 
 MOST_PEEKED, MOST_HISTORY = 100, 200
 ASK_TIMEOUT = 120.0
@@ -107,7 +107,7 @@ class Tools:
         peer_id, workspace_id = await self._peer(arguments)
         task = arguments.text("task")
         answer = await self._desk.sender().ask(workspace_id, peer_id, task, timeout=ASK_TIMEOUT)
-        return {"peer_id": peer_id, **answer_shape(answer)}
+        return {"peer_id": peer_id, **answer_shape(answer, later=LATER if self._desk.reads else ELSEWHERE)}
 
     async def _delegate_task_async(self, arguments: Arguments) -> Any:
         peer_id, workspace_id = await self._peer(arguments)
@@ -173,8 +173,9 @@ class Tools:
 
     def _trouble(self, inbox: Inbox) -> dict[str, Any]:
         """Why nothing may be arriving, where that is so."""
-        told = {one: why for one in inbox.workspace_ids if (why := inbox.trouble(one))}
-        return {"trouble": "; ".join(told.values())} if told else {}
+        ids = inbox.workspace_ids
+        told = [f"{one}: {why}" if len(ids) > 1 else why for one in ids if (why := inbox.trouble(one))]
+        return {"trouble": "; ".join(told)} if told else {}
 
 
 def _told(error: MoleculeError) -> str:
