@@ -192,6 +192,30 @@ def test_a_sparse_file_counts_as_what_it_unpacks_to(tmp_path: Path, sparse_map: 
     assert not any(path.stat().st_size for path in tmp_path.iterdir())
 
 
+def test_a_size_below_nothing_makes_no_room_for_a_bomb(tmp_path: Path) -> None:
+    folder = tarfile.TarInfo("folder")
+    folder.type, folder.pax_headers = tarfile.DIRTYPE, {"size": str(-(1 << 50))}
+    sparse = tarfile.TarInfo("sparse")
+    sparse.pax_headers = {"GNU.sparse.size": str(1 << 40), "GNU.sparse.map": "0,0", "GNU.sparse.name": "sparse"}
+    with pytest.raises(ArchiveError, match="'folder' has a size below 0"):
+        archives.unpack(io.BytesIO(packed(folder, sparse)), tmp_path)
+
+
+@pytest.mark.parametrize("depth", [65, 1800])
+def test_a_tree_that_is_too_deep_to_be_removed_again_is_refused(hello: Twin, platform: Platform, depth: int) -> None:
+    platform.on(download("deep"), archive(packed(**{"a/" * depth + "file": b"x"})))
+    with pytest.raises(ArchiveError, match="deeper than 64 folders"):
+        hello.install_plugin("deep")
+
+    assert tree(hello.plugins_dir) == []
+
+
+def test_folders_that_no_entry_names_count_too(tmp_path: Path) -> None:
+    content = packed(**{f"{number}/b/c/file": b"x" for number in range(4)})
+    with pytest.raises(ArchiveError, match="more than 10 entries"):
+        archives.unpack(io.BytesIO(content), tmp_path, entries=10)
+
+
 PLAIN = gzip.decompress(TARBALLS["links"]())
 
 

@@ -14,7 +14,7 @@ import tarfile
 import tempfile
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO
 
 from molecule_connect.errors import ArchiveError
@@ -23,6 +23,8 @@ from molecule_connect.errors import ArchiveError
 TREE_CAP = 100 << 20
 # Empty files cost nothing in bytes, and something each on the disk.
 ENTRIES_CAP = 50_000
+# Python makes and removes folders by recursion, which a deep enough tree ends.
+DEPTH_CAP = 64
 # What tarfile lets through of headers that make no sense is not tarfile's own errors alone.
 _BROKEN = (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError, ArithmeticError, LookupError)
 _log = logging.getLogger(__name__)
@@ -52,12 +54,17 @@ def unpack(archive: IO[bytes], folder: Path, *, cap: int = TREE_CAP, entries: in
         ArchiveError: An entry would leave the folder, is a device, or does not fit; or there is too much of it.
     """
     counted = _Counted(archive, cap)
-    count = 0
+    count, made = 0, set[PurePosixPath]()
     try:
         with tarfile.open(fileobj=counted, mode="r|", errorlevel=1) as tar:
             for member in tar:
+                if member.name.count("/") > DEPTH_CAP:
+                    raise _refused(member, f"lies deeper than {DEPTH_CAP} folders")
+                # An entry may imply the folders above it.
+                place = PurePosixPath(member.name)
+                made |= {place, *place.parents}
                 count += 1
-                if count > entries:
+                if max(count, len(made)) > entries:
                     raise ArchiveError(f"the archive holds more than {entries} entries; nothing was installed")
                 if member.issym() or member.islnk():
                     _log.warning("the link %r to %r is left out", member.name, member.linkname)
@@ -75,6 +82,8 @@ def unpack(archive: IO[bytes], folder: Path, *, cap: int = TREE_CAP, entries: in
 def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, counted: "_Counted") -> None:
     if member.name.startswith(("/", "\\")):
         raise _refused(member, "has an absolute path")
+    if member.size < 0:
+        raise _refused(member, "has a size below 0")
     # A sparse file is larger than the bytes that stand for it.
     counted.expect(member.size, member.name)
     try:
