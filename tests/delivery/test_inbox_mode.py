@@ -207,6 +207,21 @@ async def test_what_a_reader_finished_is_told(journal: Journal) -> None:
         assert told == [("row-1", "", True), ("row-2", "bye", False)]
 
 
+@pytest.mark.parametrize("steps", range(1, 6))
+async def test_a_reply_whose_caller_stops_waiting_is_sent_all_the_same(journal: Journal, steps: int) -> None:
+    platform = FakePlatform()
+    async with Serving(platform, journal, None) as serving:
+        platform.write("hello")
+        inbox = reader(serving)
+        assert await inbox.wait(60)
+        replying = asyncio.ensure_future(inbox.reply("row-1", Response.from_text("hi")))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        replying.cancel()
+        await platform.until(lambda: serving.rows() == [("row-1", "done")], seconds=60)
+    assert platform.answers() == ["hi"]
+
+
 # From one mode to the other
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -155,8 +155,7 @@ class Inbox:
             JournalError: The journal cannot be written.
         """
         for one in self._among(workspace_id):
-            if await self._store.pop(one, activity_id):
-                self._desks[one].changed()
+            if await self._told(one, self._store.pop(one, activity_id)):
                 return True
         return False
 
@@ -179,9 +178,8 @@ class Inbox:
         """
         answer = storable(response)
         workspace = self._owner(activity_id, workspace_id)
-        if not await self._store.answer(workspace, activity_id, answer):
+        if not await self._told(workspace, self._store.answer(workspace, activity_id, answer)):
             raise refusal(activity_id, self._store.standing(workspace, activity_id))
-        self._desks[workspace].changed()
         return await self._outcome(workspace, activity_id, patience)
 
     async def _outcome(self, workspace_id: str, activity_id: str, patience: float) -> str:
@@ -252,6 +250,12 @@ class Inbox:
     def _owner(self, activity_id: str, workspace_id: str | None) -> str:
         among = self._among(workspace_id)
         return next((one for one in among if self._store.standing(one, activity_id) is not None), among[0])
+
+    async def _told(self, workspace_id: str, change: Coroutine[Any, Any, bool]) -> bool:
+        """What *change* gives. Its connection is told also when the caller stops waiting before it is committed."""
+        changing = asyncio.ensure_future(change)
+        changing.add_done_callback(lambda _: self._desks[workspace_id].changed())
+        return await asyncio.shield(changing)
 
     async def _hold(self, seconds: float) -> InboxMessage | None:
         """Whoever stops waiting in the very moment of holding holds nothing."""
