@@ -1,5 +1,6 @@
 """Register, state, heartbeat, secrets, and the loop: against every answer that a platform may give."""
 
+from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -225,12 +226,24 @@ class TestLoop:
 
         assert (platform.body(BEAT)["current_task"], platform.body(BEAT)["active_tasks"]) == ("sorting", 3)
 
-    @pytest.mark.parametrize("told", [None, {}, {"current_task": 5, "active_tasks": "many"}, {"active_tasks": -1}, 7])
+    @pytest.mark.parametrize(
+        "told",
+        [
+            None,
+            {},
+            {"current_task": 5, "active_tasks": "many"},
+            {"active_tasks": -1},
+            {"active_tasks": False},
+            {"active_tasks": 2**31},
+            7,
+        ],
+    )
     def test_a_supplier_that_tells_nonsense_counts_as_empty(self, agent: Twin, platform: Platform, told: Any) -> None:
         platform.on(BEAT, OK).on(STATE, ONLINE)
         agent.run_heartbeat_loop(1, lambda: told)
 
         assert (platform.body(BEAT)["current_task"], platform.body(BEAT)["active_tasks"]) == ("", 0)
+        assert b"false" not in platform.asked(BEAT)[-1].content
 
     def test_a_supplier_that_raises_is_logged_and_counts_as_empty(
         self, agent: Twin, platform: Platform, caplog: pytest.LogCaptureFixture
@@ -260,6 +273,21 @@ class TestLoop:
         agent.run_heartbeat_loop(2)
 
         assert sum(agent.waits) == pytest.approx(45.0)
+
+    @pytest.mark.parametrize("answer", [said(503, headers={"Retry-After": "60"}), said(429), said(401)])
+    def test_beats_do_not_wait_for_a_state_that_cannot_be_read(
+        self, agent: Twin, platform: Platform, answer: httpx.Response
+    ) -> None:
+        beats: list[float] = []
+
+        def beat(request: httpx.Request) -> httpx.Response:
+            beats.append(agent.now)
+            return OK
+
+        platform.on(BEAT, beat).on(STATE, answer).on(CARD, said(503, headers={"Retry-After": "60"}))
+        agent.run_heartbeat_loop(5)
+
+        assert [later - earlier for earlier, later in pairwise(beats)] == pytest.approx([30.0] * 4)
 
     def test_a_refused_token_does_not_end_it_and_a_new_one_is_taken_up(self, agent: Twin, platform: Platform) -> None:
         def judge(request: httpx.Request) -> httpx.Response:

@@ -11,7 +11,7 @@ from molecule_connect.errors import AuthError, ConfigError, PlatformError, Trans
 from molecule_connect.models import Presence, WorkspaceStatus
 from molecule_connect.platform import operations
 from molecule_connect.remote_agent.readings import read_secrets, read_state, removed_state
-from molecule_connect.remote_agent.steps import BACKOFF, Ask, Flow, Wait, ask
+from molecule_connect.remote_agent.steps import BACKOFF, REPEATS, Ask, Flow, Wait, ask
 from molecule_connect.remote_agent.tokens import TokenFile
 from molecule_connect.remote_agent.values import (
     DEFAULT_HEARTBEAT_INTERVAL,
@@ -22,6 +22,8 @@ from molecule_connect.remote_agent.values import (
 TaskSupplier = Callable[[], Mapping[str, object]]
 REGISTER_FIRST = "call register() first; if it was, the token was replaced: save_token() takes the new one"
 T = TypeVar("T")
+# The platform refuses a beat with more than its column holds, and with true for a number.
+_MOST_TASKS = 2**31 - 1
 _log = logging.getLogger(__name__)
 
 
@@ -62,12 +64,13 @@ class Registrar:
             raise
         return read_secrets(found)
 
-    def state(self) -> Flow[WorkspaceState]:
+    def state(self, *, repeats: int = REPEATS) -> Flow[WorkspaceState]:
         """The workspace's state. A deleted one is told from a refused token by its public card."""
+        operation = attrs.evolve(operations.state(self.workspace_id), is_optional=False)
         try:
-            fields = yield from ask(attrs.evolve(operations.state(self.workspace_id), is_optional=False))
+            fields = yield from ask(operation, repeats=repeats)
         except AuthError:
-            if not (yield from self.is_removed()):
+            if not (yield from self.is_removed(repeats=repeats)):
                 raise
             return removed_state(self.workspace_id)
         except PlatformError as exc:
@@ -76,10 +79,10 @@ class Registrar:
             return removed_state(self.workspace_id)
         return read_state(fields, workspace_id=self.workspace_id)
 
-    def is_removed(self) -> Flow[bool]:
+    def is_removed(self, *, repeats: int = REPEATS) -> Flow[bool]:
         """Whether the public card says that the workspace was deleted; False where it cannot be read."""
         try:
-            info = yield from ask(operations.workspace(self.workspace_id))
+            info = yield from ask(operations.workspace(self.workspace_id), repeats=repeats)
         except PlatformError:
             return False
         return info.status is WorkspaceStatus.REMOVED
@@ -101,7 +104,8 @@ class Registrar:
                 beat_due = now + _pause(self.heartbeat_interval, failed_beats, failed)
             if now >= state_due:
                 states: list[WorkspaceState] = []
-                failed = yield from self._try(self.state(), states.append)
+                # Beats must not wait for repeats, which may take minutes: the loop reads again anyway.
+                failed = yield from self._try(self.state(repeats=0), states.append)
                 if states and states[0].should_stop:
                     return "removed" if states[0].deleted else "paused"
                 failed_reads = failed_reads + 1 if failed else 0
@@ -143,5 +147,5 @@ def _presence(supplier: TaskSupplier | None) -> Presence:
     task, active = told.get("current_task"), told.get("active_tasks")
     return Presence(
         current_task=task if isinstance(task, str) else "",
-        active_tasks=active if isinstance(active, int) and active >= 0 else 0,
+        active_tasks=active if type(active) is int and 0 <= active <= _MOST_TASKS else 0,
     )

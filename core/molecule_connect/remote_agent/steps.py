@@ -57,10 +57,11 @@ def ask(
     operation: Operation[T],
     *,
     same: bool | None = None,
+    repeats: int = REPEATS,
     gives_up: Callable[[TransientPlatformError], bool] = lambda error: False,
     sink: IO[bytes] | None = None,
 ) -> Flow[T]:
-    """Sends *operation*; again, up to three times, where that cannot do harm.
+    """Sends *operation*; again, up to *repeats* times, where that cannot do harm.
 
     Args:
         same: Whether the platform takes a repeat for the same request; None: a GET is, a POST is not. What is not the
@@ -76,7 +77,7 @@ def ask(
         except TransientPlatformError as exc:
             failures += 1
             is_worth_it = exc.status == _LIMITED or (may_repeat and (exc.status or 0) >= 500)
-            if failures > REPEATS or not is_worth_it or gives_up(exc):
+            if failures > repeats or not is_worth_it or gives_up(exc):
                 raise
             closed = yield Wait(BACKOFF.delay(failures, at_least=exc.retry_after))
             if closed:
