@@ -87,6 +87,28 @@ def request(connection: socket.socket) -> bytes:
     return head + b"\r\n\r\n" + body
 
 
+def test_threads_that_wait_for_slow_answers_do_not_hold_up_another(client: PlatformClient, server: RawServer) -> None:
+    answer, waiting = threading.Event(), threading.Semaphore(0)
+
+    def talk(connection: socket.socket) -> None:
+        if b"/notify" in request(connection):
+            waiting.release()
+            answer.wait(10)
+        connection.sendall(GOOD)
+
+    server.talk = talk
+    threads = [threading.Thread(target=client.call, args=[NOTIFY]) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert all(waiting.acquire(timeout=4) for _ in threads)
+        assert client.call(STATE) == {"status": "online"}
+    finally:
+        answer.set()
+        for thread in threads:
+            thread.join(10)
+
+
 def test_one_connection_serves_request_after_request(server: RawServer, client: PlatformClient) -> None:
     def talk(connection: socket.socket) -> None:
         while request(connection):

@@ -25,8 +25,8 @@ from molecule_connect.platform.transports import (
 )
 
 BlockingTransport = httpx.BaseTransport
-# As many threads of one program may wait for an answer at once.
-CONNECTIONS = 10
+# As many threads of one program may wait for an answer at once. A peer may take 90 s for its own; beats must not wait.
+CONNECTIONS = 100
 T = TypeVar("T")
 
 
