@@ -12,7 +12,7 @@ from molecule_connect.delivery.inbox import Inbox
 from molecule_connect.delivery.journal import Journal
 from molecule_connect.delivery.status_file import read_status
 from molecule_connect.errors import Outcome, PermanentPlatformError, TransientPlatformError
-from molecule_connect.models import Kind, Response
+from molecule_connect.models import Kind, Progress, Request, Response
 
 from .kit import WORKSPACE, FakePlatform, Serving, open_journal, other_process
 from .test_inbox import FakeDesk, ids
@@ -253,6 +253,25 @@ async def test_an_inbox_takes_over_what_a_backend_had_without_an_interruption(tm
         async with Serving(platform, journal, None) as serving:
             assert ids([message for message in [await reader(serving).wait(60)] if message]) == ["row-1"]
             assert serving.rows("attempt, interruptions") == [(0, 0)]
+
+
+async def test_a_backend_loses_nothing_to_a_reader_that_reads_on(journal: Journal, tmp_path: Path) -> None:
+    platform, go = FakePlatform(), asyncio.Event()
+
+    async def busy(request: Request, progress: Progress) -> Response:
+        await go.wait()
+        return Response.from_text(f"echo: {request.text}")
+
+    async with open_journal(tmp_path) as elsewhere, Serving(platform, journal, busy, concurrency=1) as serving:
+        platform.write("one")
+        platform.write("two")
+        await platform.until(lambda: serving.rows() == [("row-1", "running"), ("row-2", "received")])
+        assert await Inbox(elsewhere, {WORKSPACE: FakeDesk()}).wait(0)
+        # What a fleet does once a second, when the file was changed by somebody else.
+        serving.connection.changed_elsewhere()
+        go.set()
+        await platform.until(lambda: len(platform.sent) == 2)
+    assert platform.answers() == ["echo: one", "echo: two"]
 
 
 @pytest.mark.parametrize("handler", [None, "echo"])

@@ -195,6 +195,9 @@ class Connection:
 
     def changed_elsewhere(self) -> None:
         """Another program, or a reader of the inbox, changed the journal."""
+        if self._attendance is None and self._journal.is_held():
+            # Whoever reads on since this was an inbox may never finish it.
+            self._journal.take_back().add_done_callback(lambda _: self._wake_lanes())
         self._wake_lanes()
         self._upkeep.changed.set()
 

@@ -176,6 +176,10 @@ class WorkspaceJournal(LaneReads):
         wall = self._journal.wall()
         return await self._put(lambda db: transitions.recover(db, self.workspace_id, wall, inbox=self.is_inbox))
 
+    def take_back(self) -> "asyncio.Future[None]":
+        """held -> received, for all."""
+        return self._put(lambda db: transitions.take_back(db, self.workspace_id, self._journal.wall()))
+
     async def put_all_back(self) -> int:
         """At the end of a process: what still runs did not get its try, and nobody died. Returns how many."""
         return await self._put(lambda db: transitions.put_all_back(db, self.workspace_id, self._journal.wall()))

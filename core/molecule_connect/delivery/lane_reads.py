@@ -97,6 +97,11 @@ class LaneReads:
         )
         return [(load_entry(row[:-1]), row[-1]) for row in reversed(rows.fetchall())]
 
+    def is_held(self) -> bool:
+        """Whether a reader of an inbox has a message."""
+        sql = "SELECT 1 FROM message INDEXED BY message_held WHERE workspace_id=? AND state='held' LIMIT 1"
+        return self._one(sql, self.workspace_id) is not None
+
     def waiting(self) -> int:
         """How many messages are not over."""
         row = self._one(

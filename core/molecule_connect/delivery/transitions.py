@@ -282,13 +282,18 @@ def recover(db: sqlite3.Connection, workspace_id: str, wall: float, *, inbox: bo
         (wall + ECHO_DELAY, workspace_id),
     )
     if not inbox:
-        db.execute(
-            "UPDATE message SET state=CASE WHEN kind='message' THEN 'received' ELSE 'done' END, holder=NULL,"
-            " held_until=NULL, changed=? WHERE workspace_id=? AND state NOT IN ('done', 'dead')"
-            " AND (state='held' OR (state='received' AND kind IN ('answer', 'result')))",
-            (wall, workspace_id),
-        )
+        take_back(db, workspace_id, wall)
     return cursor.rowcount
+
+
+def take_back(db: sqlite3.Connection, workspace_id: str, wall: float) -> None:
+    """held -> received: a backend answers, nobody else. Answers and results are not waited for."""
+    db.execute(
+        "UPDATE message SET state=CASE WHEN kind='message' THEN 'received' ELSE 'done' END, holder=NULL,"
+        " held_until=NULL, changed=? WHERE workspace_id=? AND state NOT IN ('done', 'dead')"
+        " AND (state='held' OR (state='received' AND kind IN ('answer', 'result')))",
+        (wall, workspace_id),
+    )
 
 
 def put_all_back(db: sqlite3.Connection, workspace_id: str, wall: float) -> int:
