@@ -463,6 +463,49 @@ async def test_an_echo_of_what_nobody_here_sent_is_told_apart(mine: WorkspaceJou
     assert [one.foreign_echo for one in stored] == [False, True]
 
 
+async def give_up(mine: WorkspaceJournal, *, at: int = NOW) -> Entry:
+    """The person's message is run, and the notice that it cannot be answered is stored."""
+    entry = head(mine)
+    assert await mine.start(entry)
+    assert await mine.answered(entry, NOTICE, at=at, send_print=fingerprint("sorry"))
+    return head(mine)
+
+
+async def replay_after_a_notice(mine: WorkspaceJournal) -> None:
+    await receive(mine, inbound())
+    mine.deliver(await give_up(mine), at=NOW)
+    await mine.settled()
+    assert await mine.replay("row-1")
+
+
+async def test_the_echo_of_a_notice_is_ours_also_when_a_replay_was_answered_before(mine: WorkspaceJournal) -> None:
+    await replay_after_a_notice(mine)
+    await answer(mine, at=NOW + SECOND)
+    stored = await mine.receive([shown("sorry", 1), shown("ok", 2), shown("sorry", 3)], now=NOW)
+    assert [one.foreign_echo for one in stored] == [False, False, True]
+
+
+async def test_the_echo_of_a_first_notice_settles_no_second_one(mine: WorkspaceJournal) -> None:
+    await replay_after_a_notice(mine)
+    assert await mine.send_failed(await give_up(mine, at=NOW + SECOND), not_before=None, in_doubt=True)
+    await receive(mine, shown("sorry", 1, after=2 * SECOND))
+    assert not await mine.settle(head(mine))
+    await receive(mine, shown("sorry", 2, after=3 * SECOND))
+    assert await mine.settle(head(mine))
+
+
+async def test_a_notice_whose_echo_came_before_the_replay_takes_none_from_the_second(mine: WorkspaceJournal) -> None:
+    await receive(mine, inbound())
+    mine.deliver(await give_up(mine), at=NOW)
+    await mine.settled()
+    await receive(mine, shown("sorry", 1, after=0))
+    assert await mine.replay("row-1")
+    assert await mine.send_failed(await give_up(mine, at=NOW + SECOND), not_before=None, in_doubt=True)
+    assert not await mine.settle(head(mine))
+    await receive(mine, shown("sorry", 2, after=2 * SECOND))
+    assert await mine.settle(head(mine))
+
+
 async def test_storing_a_message_takes_no_longer_the_more_of_them_are_kept(journal: Journal) -> None:
     mine = journal.of(WORKSPACE)
 

@@ -1,4 +1,4 @@
-"""What readers of an inbox said to the person unasked: each uses one echo up, which then shows no answer."""
+"""What was said to the person and answers nothing: each uses one echo up, which then shows no answer."""
 
 import sqlite3
 
@@ -12,6 +12,28 @@ def say(db: sqlite3.Connection, workspace_id: str, send_print: str, wall: float)
     db.execute("DELETE FROM told WHERE workspace_id=? AND time < ?", (workspace_id, wall - AGE))
     values = (workspace_id, send_print, wall)
     return int(db.execute("INSERT INTO told (workspace_id, send_print, time) VALUES (?,?,?)", values).lastrowid or 0)
+
+
+def outlive(db: sqlite3.Connection, workspace_id: str, row_id: str, wall: float, *, lateness: int) -> None:
+    """The notice of *row_id* is about to be forgotten; if it may be out, it still uses an echo up.
+
+    That echo may have come, at most *lateness* µs older than the notice, or be still to come.
+    """
+    notice = db.execute(
+        "SELECT send_print, answered_at FROM message WHERE workspace_id=? AND row_id=? AND send_print IS NOT NULL"
+        " AND echo IS NULL AND (accepted > 0 OR in_doubt=1)",
+        (workspace_id, row_id),
+    ).fetchone()
+    if notice is None:
+        return
+    send_print, answered_at = notice
+    came = db.execute(
+        "UPDATE message SET echo=? WHERE arrival=(SELECT arrival FROM message WHERE workspace_id=? AND kind='echo'"
+        " AND fingerprint=? AND echo IS NULL AND time >= ? ORDER BY time, arrival LIMIT 1)",
+        (TOLD, workspace_id, send_print, answered_at - lateness),
+    )
+    if came.rowcount == 0:
+        say(db, workspace_id, send_print, wall)
 
 
 def unsay(db: sqlite3.Connection, number: int) -> None:

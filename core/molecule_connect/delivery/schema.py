@@ -11,7 +11,8 @@ VERSION = 1
 # place orders a lane: it is the row's time, and for a replayed message a time after all others of the lane.
 # Times are microseconds by the platform's clock, not_before and the like are seconds by ours.
 # question is the message_id of what was asked, on the row that answers it.
-# told is what a reader of an inbox said to the person unasked: its echo shows no answer, and nobody else's work.
+# told is what a reader of an inbox said to the person unasked, and notices of what was replayed: their echoes show no
+# answer, and nobody else's work.
 # accepted is when the platform took the answer, 0 before that; echo pairs an answer with the row that shows it.
 TABLES = """
 CREATE TABLE workspace (

@@ -253,11 +253,13 @@ def replay(db: sqlite3.Connection, workspace_id: str, row_id: str, wall: float) 
         " AND state IN ('received', 'running', 'answered')",
         (workspace_id, row[0], row[1]),
     ).fetchone()[0]
-    keep = row[2] is not None and not load_answer(row[2]).is_notice
+    notice = row[2] is not None and load_answer(row[2]).is_notice
+    if notice:
+        sayings.outlive(db, workspace_id, row_id, wall, lateness=LATENESS)
     db.execute(
         "UPDATE message SET state='received', place=max(place, ?), attempt=0, interruptions=0, replay=replay+1,"
         " not_before=NULL, first_failed=NULL, reason=NULL, answer=?, changed=? WHERE workspace_id=? AND row_id=?",
-        ((last or 0) + 1, row[2] if keep else None, wall, workspace_id, row_id),
+        ((last or 0) + 1, None if notice else row[2], wall, workspace_id, row_id),
     )
     return True
 
