@@ -34,6 +34,8 @@ def test_origin_and_path_are_told_apart(api_url: str, origin: str, prefix: str) 
         "https://platform.example:port",
         "https://a b",
         "https://a..b\u200d",
+        "https://a..b",
+        f"https://{'a' * 64}.example",
         "https://a|b",
         "https://[::g]",
         "https://user:secret@platform.example",

@@ -215,7 +215,19 @@ class TestDirect:
         assert platform.asked(A2A) == []
 
     @pytest.mark.parametrize(
-        "url", [None, "", "remote://none", "https://peer.example/a2a?key=1", "https://user:word@peer.example/a2a"]
+        "url",
+        [
+            None,
+            "",
+            "remote://none",
+            "https://peer.example/a2a?key=1",
+            "https://user:word@peer.example/a2a",
+            f"https://{'a' * 64}.example",
+            "https://...",
+            "https://xn--a",
+            "https://peer.example/\x7f",
+            f"https://peer.example/{'a' * 70_000}",
+        ],
     )
     def test_without_an_address_the_platform_carries_it(self, agent: Twin, platform: Platform, url: Any) -> None:
         platform.on(DISCOVER, found(url)).on(A2A, httpx.Response(200, json=QUEUED))

@@ -39,7 +39,8 @@ def parse_address(api_url: str, *, insecure: bool = False) -> ApiAddress:
     try:
         parts = urlsplit(api_url.strip())
         host, port = parts.hostname or "", parts.port
-        host = host if host.isascii() else host.encode("idna").decode()
+        # What resolves names raises for a label that is empty or too long.
+        host = host if ":" in host else host.encode("idna").decode()
     except (ValueError, AttributeError) as exc:
         raise ConfigError("the API address cannot be read", hint="write it like https://platform.example") from exc
     if parts.username is not None or parts.password is not None:

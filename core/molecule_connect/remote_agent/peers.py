@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import attrs
 
-from molecule_connect.errors import ArgumentError, Outcome, PlatformError, TransientPlatformError
+from molecule_connect.errors import ArgumentError, ConfigError, Outcome, PlatformError, TransientPlatformError
 from molecule_connect.platform import operations
 from molecule_connect.platform.direct import A2A_CAP, direct_post, is_web_address, read_rpc_answer
 from molecule_connect.platform.envelopes import question_envelope, to_json
@@ -122,8 +122,9 @@ class Peers:
             return None
         try:
             answer: JsonObject = yield AskPeer(direct_post(url, body, timeout=timeout))
-        except TransientPlatformError as exc:
-            if exc.status is not None or exc.outcome is not Outcome.NOT_TAKEN:
+        except (TransientPlatformError, ConfigError) as exc:
+            # A ConfigError: no request can be made of the address that the peer gave.
+            if isinstance(exc, PlatformError) and (exc.status is not None or exc.outcome is not Outcome.NOT_TAKEN):
                 raise
             _log.info("%s; the platform carries the message", exc)
             self.addresses.forget(peer_id)
