@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import socket
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
@@ -282,6 +283,18 @@ async def test_a_platform_that_is_down_does_not_keep_the_inbox_from_opening(tmp_
         assert await inbox.wait(0) is None
         await until(lambda: inbox.trouble("ws-1") != "")
         assert not inbox.ended
+
+
+async def test_a_journal_that_cannot_be_written_for_a_while_ends_nothing(newer: Sandbox, tmp_path: Path) -> None:
+    workspace = await newer.workspace()
+    async with opened(newer, tmp_path, workspace):
+        pass
+    with contextlib.closing(sqlite3.connect(tmp_path / "journal.sqlite3")) as db:
+        db.execute("ALTER TABLE message RENAME TO away")
+        async with opened(newer, tmp_path, workspace) as inbox:
+            await until(lambda: "journal" in inbox.trouble(workspace.id))
+            assert not inbox.ended
+            db.execute("ALTER TABLE away RENAME TO message")
 
 
 async def test_each_workspace_has_its_own_way_to_the_platform(newer: Sandbox, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from molecule_connect.delivery.status_file import Status, read_status
 from molecule_connect.errors import (
     AuthError,
     ConfigError,
+    JournalError,
     LeaseError,
     MoleculeError,
     Outcome,
@@ -74,6 +75,8 @@ class InboxDesk:
         )
         self._connection: Connection | None = None
         self._troubles: dict[str, str] = {}
+        # Why it is not being served until the next try.
+        self._failure = ""
 
     # For the fleet
 
@@ -107,12 +110,17 @@ class InboxDesk:
         """False: another process has the workspace."""
         if holder(self._ground.state_dir, self.workspace_id) is not None:
             return False
+        self._failure = ""
         self._connection = connection_of(
             self._settings, self.client, self._ground, handler=None, presence=self._presence
         )
         try:
             await self._connection.run(stop)
         except LeaseError:
+            return False
+        except JournalError as exc:
+            # A full disk, or a file that is locked for long, is so for a while.
+            self._failure = f"journal: {exc}"
             return False
         finally:
             self._connection = None
@@ -148,7 +156,7 @@ class InboxDesk:
         folder = self._ground.state_dir
         found = holder(folder, self.workspace_id)
         if found is None:
-            return ""
+            return self._failure
         status = _status_of(folder, self.workspace_id, found)
         if status is None:
             return ""
