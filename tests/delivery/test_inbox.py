@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sqlite3
 import subprocess
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from molecule_connect.delivery.entries import Lane
 from molecule_connect.delivery.inbox import Inbox
 from molecule_connect.delivery.inbox_store import InboxMessage, InboxStore
 from molecule_connect.delivery.journal import Journal
+from molecule_connect.delivery.schema import open_file
 from molecule_connect.errors import ConfigError, MoleculeError
 from molecule_connect.models import DataPart, Inbound, Kind, Response, TextPart
 from molecule_connect.platform.client import AsyncPlatformClient
@@ -287,6 +289,33 @@ async def test_a_reply_is_stored_and_waits_to_be_sent(journal: Journal) -> None:
     assert entry.answer.parts == (TextPart("yes"),)
     assert inbox.peek() == []
     assert await inbox.wait(400) is None
+
+
+async def test_a_reply_and_when_it_was_sent_are_on_the_disk_before_it_is_sent(tmp_path: Path) -> None:
+    levels: list[str] = []
+
+    class Watched(sqlite3.Connection):
+        level = ""
+
+        def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
+            if sql.startswith("PRAGMA synchronous="):
+                self.level, sql = sql.partition("=")[2], "PRAGMA synchronous=OFF"
+            elif sql == "COMMIT":
+                levels.append(self.level)
+            return super().execute(sql, *values)
+
+    def watched(path: Path) -> sqlite3.Connection:
+        return open_file(path, factory=Watched)
+
+    async with Journal.open(tmp_path, wall=lambda: EPOCH, opener=watched) as journal:
+        await arrive(journal, message(1))
+        levels.clear()
+        await open_inbox(journal).reply("row-1", Response.from_text("yes"), patience=0)
+        mine = journal.of(WORKSPACE, inbox=True)
+        entry = mine.head(Lane(None, None))
+        assert entry is not None
+        assert await mine.stamped(entry, at=NOW, send_print="yes")
+    assert levels == ["FULL", "FULL"]
 
 
 async def test_a_popped_message_can_be_replied_to(journal: Journal) -> None:

@@ -214,9 +214,9 @@ class WorkspaceJournal(LaneReads):
         return await self._put(lambda db: transitions.silenced(db, entry, self._journal.wall()))
 
     async def stamped(self, entry: Entry, *, at: int, send_print: str | None) -> bool:
-        """answered -> answered, with what the sending of a reader's answer needs."""
+        """answered -> answered, with what the sending of a reader's answer needs, on the disk when this returns."""
         return await self._put(
-            lambda db: transitions.stamped(db, entry, self._journal.wall(), at=at, send_print=send_print)
+            lambda db: transitions.stamped(db, entry, self._journal.wall(), at=at, send_print=send_print), durable=True
         )
 
     async def shortened(self, entry: Entry, answer: Answer, *, send_print: str | None) -> bool:
