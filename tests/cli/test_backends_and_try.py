@@ -4,7 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
+
+from molecule_connect.cli.asked import or_another
+from molecule_connect.cli.root import BUILT_IN, MoleculeGroup
+from molecule_connect.errors import ConfigError
 
 from .conftest import BACKENDS, distribute
 
@@ -172,3 +177,21 @@ def test_an_unknown_command_is_told_with_the_nearest(molecule: Molecule) -> None
     assert result.code == 2
     assert "'connect'" in result.stderr
     assert "what to do: see 'molecule --help'" in result.stderr
+
+
+class CoreAlone(MoleculeGroup):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(BUILT_IN)
+
+
+@pytest.mark.parametrize("name", ["mcp", "sandbox"])
+def test_a_command_of_ours_that_is_not_installed_says_how_to_install_it(name: str) -> None:
+    group = CoreAlone("molecule")
+    with pytest.raises(ConfigError, match=f"'{name}' is not installed") as missing:
+        group.resolve_command(click.Context(group), [name, "--check"])
+    assert f'pip install "molecule-connect[{name}]"' in missing.value.hint
+
+
+def test_an_inbox_is_no_backend_to_choose_where_the_default_one_is_missing() -> None:
+    assert "--backend shout" in or_another(("inbox", "shout"))
+    assert or_another(("inbox",)) == ""

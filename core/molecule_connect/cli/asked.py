@@ -138,7 +138,12 @@ def _check_backend(name: str) -> None:
     try:
         discovery.find(BACKENDS, name)
     except BackendNotFoundError as error:
-        others = f"; or choose an installed one with --backend {error.available[0]}" if error.available else ""
         if name == DEFAULT_BACKEND:
-            error.hint += others
+            error.hint += or_another(error.available)
         raise
+
+
+def or_another(available: Sequence[str]) -> str:
+    """What to add to the advice to install the default backend; an inbox answers nobody, so it is no other one."""
+    answering = [name for name in available if name != "inbox"]
+    return f"; or choose an installed one with --backend {answering[0]}" if answering else ""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from molecule_connect import __version__
+from molecule_connect.errors import ConfigError
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -22,6 +23,9 @@ BUILT_IN = {
     "doctor": ("Look for what could keep a workspace from being served.", "doctor:doctor"),
     "completion": ("Print the completion script of a shell.", "completion:completion"),
 }
+
+# Our own plugins' commands; an extra of the same name brings each.
+WITH_AN_EXTRA = frozenset({"mcp", "sandbox"})
 
 
 class MoleculeGroup(click.Group):
@@ -41,6 +45,8 @@ class MoleculeGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if not ctx.resilient_parsing and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
+            if args[0] in WITH_AN_EXTRA:
+                raise _not_installed(args[0])
             raise click.NoSuchCommand(args[0], possibilities=self.list_commands(ctx), ctx=ctx)
         return super().resolve_command(ctx, args)
 
@@ -71,6 +77,12 @@ class MoleculeGroup(click.Group):
         except click.exceptions.NoArgsIsHelpError as error:
             error.show()
             raise SystemExit(error.exit_code) from None
+
+
+def _not_installed(name: str) -> ConfigError:
+    from molecule_connect.plugins.discovery import how_to_install
+
+    return ConfigError(f"the command {name!r} is not installed", hint=how_to_install(name))
 
 
 def _plugin_commands() -> dict[str, str]:

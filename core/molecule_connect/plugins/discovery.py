@@ -234,12 +234,17 @@ def _not_found(group: str, name: str, everything: Sequence[InstalledPlugin]) -> 
             hint="install the distribution that offers it into this environment",
         )
     if name in FIRST_PARTY:
-        hint = f'install it: {_pip()} install "molecule-connect[{name}]"'
+        hint = how_to_install(name)
     elif guess:
         hint = guess.removeprefix(", ")
     else:
         hint = "other backends are distributions of their own: install the one that offers this name"
     return BackendNotFoundError(name, available=names, hint=hint)
+
+
+def how_to_install(extra: str) -> str:
+    """The hint for one of our own distributions that is missing, by its extra."""
+    return f'install it: {_pip()} install "molecule-connect[{extra}]"'
 
 
 def _pip() -> str:
