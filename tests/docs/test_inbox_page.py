@@ -18,7 +18,7 @@ PAGE = page("inbox.md")
 
 
 async def test_the_pages_program_answers(tmp_path: Path) -> None:
-    (tmp_path / "program.py").write_text(block(PAGE, "python", '"""Answer what people ask'))
+    (tmp_path / "program.py").write_text(block(PAGE, "python", '"""Answer what is asked'))
     async with Sandbox.over_loopback() as sandbox:
         workspace = await sandbox.workspace()
         environment = {
@@ -31,6 +31,7 @@ async def test_the_pages_program_answers(tmp_path: Path) -> None:
         }
         program = await asyncio.create_subprocess_exec(*(sys.executable, "program.py"), cwd=tmp_path, env=environment)
         try:
+            await sandbox.say(workspace, "", parts=[{"kind": "data", "data": {"no": "text"}}])
             await sandbox.say(workspace, "hello")
             (answer,) = await sandbox.answers(workspace, 1, timeout=20)
         finally:
