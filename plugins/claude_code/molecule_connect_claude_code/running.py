@@ -15,8 +15,9 @@ class RunningSession(InboxBackend):
 
     server: ClassVar[str] = "molecule-connect-mcp"
     advice: ClassVar[str] = (
-        "messages wait for your open Claude Code: give it the server once with"
-        " 'claude mcp add molecule -- molecule mcp', and see 'molecule mcp --check'"
+        "messages wait for your open Claude Code: give it the server once with 'claude mcp add molecule"
+        " -e PLATFORM_URL=... -e WORKSPACE_ID=... -e MOLECULE_WORKSPACE_TOKEN_FILE=... -- molecule mcp',"
+        " and see 'molecule mcp --check'"
     )
 
     @hookimpl

@@ -11,6 +11,7 @@ def test_an_open_session_takes_the_messages_from_the_inbox() -> None:
     backend = create_backend("claude-code", {"session": "running"})
     assert isinstance(backend, InboxBackend)
     assert "claude mcp add molecule" in backend.advice
+    assert "-e WORKSPACE_ID=" in backend.advice
 
 
 @pytest.mark.parametrize("session", ["lane", "workspace", "none"])
