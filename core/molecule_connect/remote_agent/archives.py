@@ -27,6 +27,7 @@ ENTRIES_CAP = 50_000
 DEPTH_CAP = 64
 # What tarfile lets through of headers that make no sense is not tarfile's own errors alone.
 _BROKEN = (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError, ArithmeticError, LookupError)
+TOO_MUCH = "it is no plugin for this platform before its publisher has made it smaller"
 _log = logging.getLogger(__name__)
 
 
@@ -65,7 +66,9 @@ def unpack(archive: IO[bytes], folder: Path, *, cap: int = TREE_CAP, entries: in
                 made |= {place, *place.parents}
                 count += 1
                 if max(count, len(made)) > entries:
-                    raise ArchiveError(f"the archive holds more than {entries} entries; nothing was installed")
+                    raise ArchiveError(
+                        f"the archive holds more than {entries} entries; nothing was installed", hint=TOO_MUCH
+                    )
                 if member.issym() or member.islnk():
                     _log.warning("the link %r to %r is left out", member.name, member.linkname)
                     continue
@@ -127,7 +130,7 @@ class _Counted(io.BufferedIOBase):
             raise self._bomb(f"the archive, with its entry {name[:200]!r},")
 
     def _bomb(self, what: str) -> ArchiveError:
-        return ArchiveError(f"{what} unpacks to more than {self._cap >> 20} MiB; nothing was installed")
+        return ArchiveError(f"{what} unpacks to more than {self._cap >> 20} MiB; nothing was installed", hint=TOO_MUCH)
 
 
 def _swap(staging: Path, target: Path, *, old: Path) -> None:
@@ -145,8 +148,10 @@ def _swap(staging: Path, target: Path, *, old: Path) -> None:
     target.rename(old)
     try:
         staging.rename(target)
-    except OSError:
-        old.rename(target)
+    except BaseException:
+        # Also for a Ctrl-C that came after the rename.
+        if not target.exists():
+            old.rename(target)
         raise
     shutil.rmtree(old, ignore_errors=True)
 

@@ -32,7 +32,7 @@ class RemoteAgentClient(AgentClient):
     """A workspace's way to its platform, for a program that is the agent itself. Threads may share one.
 
     Use it as a context manager, or call ``close``. Requests that cannot do harm twice are repeated, up to three times,
-    when the platform answers 429 or 5xx; it is waited for as long as the platform asks.
+    when the platform answers 429 or 5xx; it is waited for as long as the platform asks, a minute at most.
 
     Args:
         workspace_id: As the platform shows it.

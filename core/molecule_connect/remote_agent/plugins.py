@@ -61,7 +61,10 @@ class Installer:
         try:
             yield from ask(download, sink=archive)
         except PageTooLargeError as exc:
-            raise ArchiveError(f"the archive of {name} is larger than {download.cap >> 20} MiB") from exc
+            raise ArchiveError(
+                f"the archive of {name} is larger than {download.cap >> 20} MiB; nothing was installed",
+                hint=archives.TOO_MUCH,
+            ) from exc
 
     def _make_folder(self) -> None:
         try:
