@@ -11,8 +11,8 @@ from molecule_connect.delivery.connection import Connection
 from molecule_connect.delivery.inbox import Inbox
 from molecule_connect.delivery.journal import Journal
 from molecule_connect.delivery.status_file import read_status
-from molecule_connect.errors import Outcome, PermanentPlatformError, TransientPlatformError
-from molecule_connect.models import Kind, Progress, Request, Response
+from molecule_connect.errors import BackendError, Outcome, PermanentPlatformError, TransientPlatformError
+from molecule_connect.models import BLANK, Kind, Progress, Request, Response
 
 from .kit import WORKSPACE, FakePlatform, Serving, open_journal, other_process
 from .test_inbox import FakeDesk, ids
@@ -222,6 +222,19 @@ async def test_a_reply_whose_caller_stops_waiting_is_sent_all_the_same(journal: 
     assert platform.answers() == ["hi"]
 
 
+async def test_a_message_with_nothing_in_it_waits_for_a_reader_and_can_be_answered(journal: Journal) -> None:
+    platform = FakePlatform()
+    async with Serving(platform, journal, None) as serving:
+        platform.write(caller="peer-1")
+        row = platform.rows[-1]
+        row.item = attrs.evolve(row.item, kind=Kind.UNREADABLE, parts=(), reason=BLANK)
+        message = await reader(serving).wait(60)
+        assert message is not None
+        assert (message.kind, message.text) == ("message", "")
+        assert await reader(serving).reply(message.activity_id, Response.from_text("you said nothing")) == "delivered"
+    assert platform.answers() == ["you said nothing"]
+
+
 # From one mode to the other
 
 
@@ -253,6 +266,23 @@ async def test_an_inbox_takes_over_what_a_backend_had_without_an_interruption(tm
         async with Serving(platform, journal, None) as serving:
             assert ids([message for message in [await reader(serving).wait(60)] if message]) == ["row-1"]
             assert serving.rows("attempt, interruptions") == [(0, 0)]
+
+
+async def test_what_a_backend_failed_at_is_replayed_popped_and_replied_to_late(tmp_path: Path) -> None:
+    platform = FakePlatform()
+
+    async def broken(request: Request, progress: Progress) -> Response:
+        raise BackendError("no", retryable=False)
+
+    async with open_journal(tmp_path) as journal:
+        async with Serving(platform, journal, broken) as serving:
+            platform.write("one")
+            await platform.until(lambda: serving.rows() == [("row-1", "dead")])
+        async with Serving(platform, journal, None) as serving:
+            assert await journal.of(WORKSPACE).replay("row-1")
+            assert await reader(serving).pop("row-1")
+            assert await reader(serving).reply("row-1", Response.from_text("late")) == "delivered"
+    assert platform.answers()[1:] == ["late"]
 
 
 async def test_a_backend_loses_nothing_to_a_reader_that_reads_on(journal: Journal, tmp_path: Path) -> None:

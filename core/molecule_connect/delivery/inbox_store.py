@@ -247,8 +247,9 @@ class InboxStore:
 
         def run(db: sqlite3.Connection) -> bool:
             cursor = db.execute(
-                "UPDATE message SET state='done', holder=NULL, held_until=NULL, changed=?"  # noqa: S608
-                f" WHERE workspace_id=? AND row_id=? AND {_PENDING}",
+                # What was sent was the notice of a backend, and the message is replayed: a late reply is its first.
+                "UPDATE message SET state='done', holder=NULL, held_until=NULL, answered_at=NULL, send_print=NULL,"  # noqa: S608
+                f" changed=? WHERE workspace_id=? AND row_id=? AND {_PENDING}",
                 (wall, workspace_id, plain(row_id)),
             )
             return cursor.rowcount == 1
