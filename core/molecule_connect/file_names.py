@@ -12,12 +12,12 @@ PENDING = "platform-pending:"
 def safe_name(name: str) -> str:
     """*name* as the platform would write it: base name, plain characters, at most 100 of them.
 
-    A long one keeps an extension of at most 16 characters after its dot. The rule is the platform's (contract 2.12).
+    A long one keeps an extension of at most 16 characters with its dot. The rule is the platform's (contract 2.12).
     """
     plain = _ODD.sub("_", name.rpartition("/")[2])
     if len(plain) > LONGEST:
-        stem, dot, extension = plain.rpartition(".")
-        kept = dot + extension if stem and len(extension) <= _LONGEST_EXTENSION else ""
+        _, dot, extension = plain.rpartition(".")
+        kept = dot + extension if dot and len(dot + extension) <= _LONGEST_EXTENSION else ""
         plain = plain[: LONGEST - len(kept)] + kept
     return plain if plain.strip(".") or len(plain) > 2 else "file"
 

@@ -20,15 +20,20 @@ from molecule_connect_sandbox.store import is_uuid
 
 MAX_FILES = 64
 NAME_LENGTH = 100
+EXTENSION_LENGTH = 16
 SUMMARY_LENGTH = 80
 UPLOAD_LIFE = 24 * 3600 * 1_000_000
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
 def safe_name(name: str | None) -> str:
-    """A file's name as the platform keeps it."""
-    base = re.split(r"[/\\]", name or "")[-1]
-    return _UNSAFE.sub("_", base)[:NAME_LENGTH] or "file"
+    """A file's name as the platform keeps it: a long one with its extension, if that is a short one."""
+    plain = _UNSAFE.sub("_", (name or "").rpartition("/")[2])
+    if len(plain) > NAME_LENGTH:
+        _, dot, rest = plain.rpartition(".")
+        extension = dot + rest if dot and len(dot + rest) <= EXTENSION_LENGTH else ""
+        plain = plain[: NAME_LENGTH - len(extension)] + extension
+    return "file" if plain in ("", ".", "..") else plain
 
 
 class People:

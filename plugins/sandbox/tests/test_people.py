@@ -114,7 +114,17 @@ async def test_a_file_over_the_cap_is_refused_with_its_size(may: Sandbox) -> Non
 
 @pytest.mark.parametrize(
     ("name", "kept"),
-    [("../../etc/passwd", "passwd"), ("a b.txt", "a_b.txt"), ("", "file"), (None, "file"), ("é" * 300, "_" * 100)],
+    [
+        ("../../etc/passwd", "passwd"),
+        ("a b.txt", "a_b.txt"),
+        ("a\\b.txt", "a_b.txt"),
+        ("", "file"),
+        (None, "file"),
+        ("..", "file"),
+        ("é" * 300, "_" * 100),
+        ("x" * 300 + ".jpeg", "x" * 95 + ".jpeg"),
+        ("x" * 90 + "." + "y" * 16, "x" * 90 + "." + "y" * 9),
+    ],
 )
 def test_names_are_made_harmless(name: str | None, kept: str) -> None:
     assert safe_name(name) == kept
