@@ -145,6 +145,9 @@ class Kind(enum.StrEnum):
     UNREADABLE = "unreadable"
 
 
+BLANK = "there is no text, file or data in it"
+
+
 @attrs.frozen(kw_only=True)
 class Inbound:
     """One classified row of the feed: all that the journal keeps of it.
@@ -176,6 +179,11 @@ class Inbound:
     fingerprint: str = ""
     delegation_id: str | None = None
     reason: str = ""
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether it would be a message if it said anything."""
+        return self.kind is Kind.UNREADABLE and self.reason == BLANK
 
 
 @attrs.frozen(kw_only=True)

@@ -121,6 +121,15 @@ def test_r7_the_echo_of_our_own_words_is_never_a_message_and_can_be_compared() -
     assert full.parts == (TextPart("done"), FilePart(uri="platform-pending:ws-1/F1", name="a.txt"))
 
 
+def test_a_notify_of_somebody_else_is_a_message_wherever_its_words_stand() -> None:
+    base: dict[str, Any] = {"source_id": "peer-1", "method": "notify", "summary": "Agent message: done"}
+    told = read(row(**base, request_body=None, response_body={"result": "done"}))
+    asked = read(row(**base, request_body=envelope(TEXT)))
+
+    assert (told.kind, told.caller_id, told.parts) == (Kind.MESSAGE, "peer-1", (TextPart("done"),))
+    assert (asked.kind, asked.caller_id, asked.parts) == (Kind.MESSAGE, "peer-1", (TextPart("hi"),))
+
+
 @pytest.mark.parametrize("source", ["ws-1", None, "peer-1"])
 def test_r8_a_delegations_result_is_a_result_even_when_it_comes_from_us(source: str | None) -> None:
     body: dict[str, Any] = {

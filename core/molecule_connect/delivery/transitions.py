@@ -40,6 +40,7 @@ class Stored:
     repeats: str | None = None
     revived: bool = False
     foreign_echo: bool = False
+    own_upload: bool = False
     lane: Lane | None = None
 
 
@@ -48,7 +49,7 @@ def receive(
 ) -> list[Stored]:
     """Store rows that are new. *now* stands in for a missing time, in the order in which they came.
 
-    In an *inbox* answers and results wait for a reader too.
+    In an *inbox* answers and results wait for a reader too, and messages with nothing in them.
     """
     stored = []
     for number, item in enumerate(items):
@@ -65,6 +66,8 @@ def _receive_one(
     if is_too_deep(item.parts):
         kind = Kind.UNREADABLE if item.kind is Kind.MESSAGE else item.kind
         item = attrs.evolve(item, kind=kind, parts=(), reason="it is nested too deeply")
+    if inbox and item.is_blank:
+        item = attrs.evolve(item, kind=Kind.MESSAGE, reason="")
     state, repeats, revived, reason, question = State.DONE, None, False, None, None
     lane = Lane(_plain(item.caller_id), _plain(item.context_id))
     if item.kind is Kind.UNREADABLE:
@@ -109,6 +112,7 @@ def _receive_one(
         repeats=repeats,
         revived=revived,
         foreign_echo=foreign,
+        own_upload=file_rows.is_own_upload(db, workspace_id, item),
         lane=lane if revived or (state is State.RECEIVED and not inbox) else None,
     )
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import attrs
 
-from molecule_connect.models import Inbound, Kind, Page, Part, RowMark, TextPart
+from molecule_connect.models import BLANK, Inbound, Kind, Page, Part, RowMark, TextPart
 from molecule_connect.platform.parts import clean, fingerprint, first_text, read_manifest, read_part, read_parts
 from molecule_connect.platform.rows import MalformedPageError, RawRow, read_head, read_rows
 from molecule_connect.platform.times import parse_time
@@ -175,8 +175,12 @@ def _judge(
     activity = first_text(row, "activity_type", "type")
     if activity not in (None, FEED_TYPE):
         return (Kind.OWN if source == workspace_id else Kind.HISTORY), _parts_of(envelope), f"activity {activity}"
-    if method == "notify" and source in (None, workspace_id):
-        return Kind.ECHO, _reply_parts(row.get("response_body")), ""
+    if method == "notify":
+        told = _reply_parts(row.get("response_body"))
+        if source in (None, workspace_id):
+            return Kind.ECHO, told, ""
+        if told:
+            return Kind.MESSAGE, told, ""
     if method == "chat_upload_receive":
         return Kind.UPLOAD, read_manifest(envelope.body, workspace_id), ""
     if method == "delegate_result":
@@ -193,7 +197,7 @@ def _judge(
     if source is None and (method in _PEER_METHODS or "delegation_id" in envelope.metadata):
         return Kind.UNREADABLE, parts, "a peer wrote it, and the row does not say which"
     parts = parts or _summary_parts(row)
-    return (Kind.MESSAGE, parts, "") if parts else (Kind.UNREADABLE, (), "there is no text, file or data in it")
+    return (Kind.MESSAGE, parts, "") if parts else (Kind.UNREADABLE, (), BLANK)
 
 
 def _open(body: object, raw: str) -> _Envelope:
