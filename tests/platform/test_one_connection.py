@@ -163,6 +163,19 @@ async def test_a_server_that_takes_nothing_is_given_up() -> None:
             await read(connection, request)
 
 
+async def test_a_server_that_refuses_and_takes_no_more_is_heard() -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
+        await asyncio.Event().wait()
+
+    connection = OneConnection(None)
+    async with raw_server(talk) as url:
+        request = httpx.Request(
+            "POST", url, content=b"x" * 20_000_000, extensions={"timeout": {"connect": 5, "write": 0.25, "read": 5}}
+        )
+        assert await read(connection, request) == (413, b"no")
+
+
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certificate of this machine by itself, and its key in the same file."""

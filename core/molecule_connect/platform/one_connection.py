@@ -90,7 +90,7 @@ class OneConnection(httpx.AsyncBaseTransport):
         except h11.LocalProtocolError as exc:
             raise httpx.LocalProtocolError(str(exc)) from exc
         except httpx.WriteError:
-            # A server may refuse a request that it has not read to its end, and close.
+            # A server may refuse a request that it has not read to its end, and close or read no further.
             pass
 
     async def _next(self, socket: "_Socket", timeout: float) -> Any:
@@ -161,6 +161,8 @@ class _Socket(asyncio.Protocol):
             try:
                 await self._change(timeout)
             except TimeoutError as exc:
+                if self._received:
+                    raise httpx.WriteError("it was answered before it was taken") from exc
                 raise httpx.WriteTimeout("nobody takes it") from exc
 
     async def read(self, timeout: float) -> bytes:
