@@ -80,6 +80,17 @@ def receive(db: sqlite3.Connection, workspace_id: str, item: Inbound, time: int,
             _insert(db, workspace_id, file_id, part, None, time, wall, state="waiting", on_conflict="NOTHING")
 
 
+def is_own_upload(db: sqlite3.Connection, workspace_id: str, item: Inbound) -> bool:
+    """Whether *item*, which was taken in, announces nothing but files that we uploaded ourselves."""
+    own = "SELECT 1 FROM file WHERE workspace_id=? AND file_id=? AND state='ours'"
+    announced = [pending_id(part.uri) for part in item.parts if isinstance(part, FilePart)]
+    return (
+        item.kind is Kind.UPLOAD
+        and bool(announced)
+        and all(db.execute(own, (workspace_id, file_id)).fetchone() for file_id in announced)
+    )
+
+
 def _announce(
     db: sqlite3.Connection, workspace_id: str, file_id: str, part: FilePart, row_id: str, time: int, wall: float
 ) -> None:
