@@ -50,12 +50,13 @@ async def test_a_file_is_uploaded_and_attached_and_its_own_row_neither_fetched_n
     journal: Journal, picture: Path
 ) -> None:
     platform, backend = FakePlatform(), Drawing(picture)
-    async with Serving(platform, journal, backend):
+    async with Serving(platform, journal, backend) as serving:
         platform.write("draw")
         await platform.until(lambda: len(platform.sent) == 1)
         await asyncio.sleep(200)
 
     assert attached(platform) == ["ours-0"]
+    assert serving.events.of(events.Recorded) == []
     assert platform.answers() == ["here"]
     upload = platform.uploads.kept["ours-0"]
     assert (upload.content, upload.fetched, upload.acked) == (b"pixels", 0, 0)

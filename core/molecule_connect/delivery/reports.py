@@ -72,7 +72,7 @@ class Reports:
                     workspace_id=self.workspace_id, row_id=row, caller_id=caller, context_id=context, reason=reason
                 )
             )
-        elif item.kind in (Kind.ANSWER, Kind.RESULT, Kind.UPLOAD):
+        elif item.kind in (Kind.ANSWER, Kind.RESULT, Kind.UPLOAD) and not one.own_upload:
             self.tell(
                 events.Recorded(
                     workspace_id=self.workspace_id,
