@@ -45,6 +45,6 @@ if __name__ == "__main__":
     try:
         main()
     except MoleculeError as error:
-        raise SystemExit(f"{error}\nwhat to do: {error.hint}") from error
+        raise SystemExit(f"{error}\nwhat to do: {error.hint}" if error.hint else str(error)) from error
     except KeyboardInterrupt:
         pass

@@ -74,6 +74,13 @@ def test_a_register_that_is_refused_raises(agent: Twin, platform: Platform) -> N
         agent.register()
 
 
+def test_an_id_that_the_platform_cannot_read_says_what_to_look_at(agent: Twin, platform: Platform) -> None:
+    platform.on(REGISTER, said(500, "registration failed"))
+    with pytest.raises(TransientPlatformError) as failed:
+        agent.register()
+    assert "compare it with the platform's" in failed.value.hint
+
+
 def test_a_slash_at_the_end_of_the_address_is_harmless(make: Make, platform: Platform) -> None:
     make(platform.on(BEAT, OK), platform_url=f"{API}/").heartbeat()
 

@@ -42,7 +42,13 @@ class Registrar:
 
     def register(self) -> Flow[str]:
         """Gives the token that the platform handed out, else the one that is there, else an empty text."""
-        token = yield from ask(operations.register(self.workspace_id, self.card, url=self.reported_url), same=True)
+        try:
+            token = yield from ask(operations.register(self.workspace_id, self.card, url=self.reported_url), same=True)
+        except TransientPlatformError as exc:
+            if exc.status is not None and exc.status >= 500 and not exc.hint:
+                # A platform that cannot read an id answers 500 "registration failed" (contract 2.1).
+                exc.hint = "if it stays so, the id may be wrong: compare it with the platform's"
+            raise
         if token is None:
             cached = self.tokens.load()
             if cached is None:
