@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
 
 from molecule_connect.errors import AuthError
@@ -27,6 +28,7 @@ class AsyncPlatformClient:
     Args:
         api_url: With or without a path and a slash at its end.
         token: The workspace's token; or give *credentials*.
+        token_file: Read when there is no *token*, and again whenever the token is refused.
         org_id: The organisation that hosted tenants are told apart by.
         insecure: Allows plain http to another machine.
         transports: Shared connections; they outlive this client. None: its own.
@@ -42,6 +44,7 @@ class AsyncPlatformClient:
         *,
         workspace_id: str,
         token: str | None = None,
+        token_file: Path | None = None,
         credentials: TokenSource | None = None,
         org_id: str | None = None,
         insecure: bool = False,
@@ -52,7 +55,9 @@ class AsyncPlatformClient:
         self._caller = Caller(
             api_url,
             workspace_id=workspace_id,
-            credentials=lambda origin: credentials or Credentials(workspace_id, origin=origin, token=token),
+            credentials=lambda origin: (
+                credentials or Credentials(workspace_id, origin=origin, token=token, token_file=token_file)
+            ),
             org_id=org_id,
             insecure=insecure,
             clock=clock,

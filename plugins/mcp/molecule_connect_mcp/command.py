@@ -19,7 +19,8 @@ It is configured by the environment, as hosts do it:
 
 \b
 For example:
-  claude mcp add molecule -e WORKSPACE_ID=... -e MOLECULE_WORKSPACE_TOKEN_FILE=... -- molecule mcp
+  claude mcp add molecule -e PLATFORM_URL=... -e WORKSPACE_ID=... \\
+      -e MOLECULE_WORKSPACE_TOKEN_FILE=... -- molecule mcp
   molecule mcp --check
 """
 

@@ -64,13 +64,11 @@ class Outbox:
 
 
 def _client(settings: ConnectionSettings) -> AsyncPlatformClient:
-    token = settings.token
-    if token is None and settings.token_file is not None:
-        token = settings.token_file.read_text().strip()
     return AsyncPlatformClient(
         settings.api_url,
         workspace_id=settings.workspace_id,
-        token=token,
+        token=settings.token,
+        token_file=settings.token_file,
         org_id=settings.org_id,
         insecure=settings.insecure,
     )

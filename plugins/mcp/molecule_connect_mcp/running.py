@@ -12,7 +12,8 @@ from molecule_connect import ConfigError, ConnectionSettings, load_workspaces
 from molecule_connect_mcp.flags import read_flags
 from molecule_connect_mcp.stdio import claimed
 
-_NEEDED = (("WORKSPACE_ID",), ("MOLECULE_WORKSPACE_TOKEN", "MOLECULE_WORKSPACE_TOKEN_FILE"))
+_PLATFORM = ("PLATFORM_URL", "MOLECULE_API_URL", "MOLECULE_PLATFORM_URL")
+_NEEDED = (_PLATFORM[:2], ("WORKSPACE_ID",), ("MOLECULE_WORKSPACE_TOKEN", "MOLECULE_WORKSPACE_TOKEN_FILE"))
 
 
 def run(environ: Mapping[str, str], *, state_dir: Path | None) -> None:
@@ -36,10 +37,13 @@ def read_workspaces(environ: Mapping[str, str], *, state_dir: Path | None) -> Se
     Raises:
         ConfigError: Something is missing or wrong.
     """
+    is_single = not environ.get("MOLECULE_WORKSPACES")
     try:
+        if is_single and not any(map(environ.get, _PLATFORM)):
+            raise ConfigError("no address of the platform was given")
         workspaces = load_workspaces(environ, state_dir=state_dir)
     except ConfigError as error:
-        if not environ.get("MOLECULE_WORKSPACES") and not all(any(map(environ.get, names)) for names in _NEEDED):
+        if is_single and not all(any(map(environ.get, names)) for names in _NEEDED):
             needed = ", ".join(" or ".join(names) for names in _NEEDED)
             error.hint = f"set {needed} in the host's configuration of this server; the platform shows id and token"
         raise

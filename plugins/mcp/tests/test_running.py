@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from molecule_connect import ConfigError
+from molecule_connect import ConfigError, ConnectionSettings
+from molecule_connect_mcp.outbox import Outbox
 from molecule_connect_mcp.running import read_workspaces
 
-WHOLE = {"WORKSPACE_ID": "ws-1", "MOLECULE_WORKSPACE_TOKEN": "t-1"}
+WHOLE = {"PLATFORM_URL": "http://127.0.0.1:9", "WORKSPACE_ID": "ws-1", "MOLECULE_WORKSPACE_TOKEN": "t-1"}
 
 
 @pytest.mark.parametrize("missing", WHOLE)
@@ -22,3 +23,15 @@ def test_what_is_missing_is_named_in_the_words_of_a_host(tmp_path: Path, missing
 def test_a_platform_that_is_out_of_reach_is_waited_for() -> None:
     (one,) = read_workspaces(WHOLE, state_dir=None)
     assert (one.workspace_id, one.patient) == ("ws-1", True)
+
+
+async def test_without_an_inbox_a_token_file_is_read_as_with_one(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("# made in the canvas\nt-123456\n")
+    file.chmod(0o600)
+    settings = ConnectionSettings(workspace_id="ws-1", api_url="http://127.0.0.1:9", token_file=file)
+    async with Outbox.opened([settings]) as outbox:
+        client = outbox.client("ws-1")
+        assert client.credentials.current() == "t-123456"
+        file.write_text("t-rotated\n")
+        assert client.credentials.after_refusal("t-123456") == "t-rotated"
