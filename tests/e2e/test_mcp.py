@@ -15,9 +15,9 @@ from .kit import Connector, message_row, registered
 from .mcp_host import PROGRAM, environ_for, host
 
 
-@pytest.mark.parametrize("mode", ["legacy", "auto"])
-async def test_a_host_takes_messages_and_answers_them(tmp_path: Path, mode: str) -> None:
-    async with Sandbox.over_loopback() as sandbox:
+@pytest.mark.parametrize(("mode", "platform"), [("legacy", "2026-05"), ("auto", "2026-08")])
+async def test_a_host_takes_messages_and_answers_them(tmp_path: Path, mode: str, platform: str) -> None:
+    async with Sandbox.over_loopback(platform=platform) as sandbox:
         workspace, peer = await sandbox.pair()
         async with host(sandbox, workspace, tmp_path, mode=mode) as session:
             await registered(sandbox, workspace)
