@@ -354,6 +354,20 @@ def test_what_a_killed_install_left_is_put_right_by_the_next(tmp_path: Path, tar
     assert (tmp_path / "hello" / "plugin.yaml").exists()
 
 
+def test_a_copy_that_its_owner_cannot_write_is_replaced_time_and_again(tmp_path: Path) -> None:
+    for _ in range(3):
+        place = archives.install(io.BytesIO(TARBALLS["hello"]()), tmp_path, name="hello")
+        cache = place / "go" / "mod"
+        cache.mkdir(parents=True)
+        (cache / "a.go").touch()
+        for folder in (cache, place):
+            folder.chmod(0o500)
+
+    place.chmod(0o700)
+    cache.chmod(0o700)
+    assert [name for name in tree(tmp_path) if "/" not in name] == ["hello"]
+
+
 def test_a_link_in_the_plugins_place_is_replaced_and_not_followed(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

@@ -9,7 +9,6 @@ import fcntl
 import gzip
 import io
 import logging
-import shutil
 import tarfile
 import tempfile
 import zlib
@@ -137,7 +136,7 @@ def _swap(staging: Path, target: Path, *, old: Path) -> None:
     if old.exists():
         # Another install died between its two renames, or before it had removed the old copy.
         if target.exists():
-            shutil.rmtree(old)
+            _discard(old, staging.with_name("stale"))
         else:
             old.rename(target)
     if target.is_symlink() or target.is_file():
@@ -153,7 +152,14 @@ def _swap(staging: Path, target: Path, *, old: Path) -> None:
         if not target.exists():
             old.rename(target)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        _discard(old, staging.with_name("old"))
+
+
+def _discard(copy: Path, place: Path) -> None:
+    # Module caches of a setup.sh are folders that not even their owner can write; a temporary folder removes those too.
+    copy.chmod(0o700)
+    copy.rename(place)
 
 
 @contextlib.contextmanager
