@@ -183,6 +183,23 @@ async def test_incident_71_the_cap_is_the_platforms_and_25_mib_where_it_does_not
     assert caps["2026-08"] == UploadLimits(per_file=100 << 20, per_request=100 << 20)
 
 
+@pytest.mark.parametrize(
+    "answer", [httpx.Response(200, html="<html>the canvas</html>"), httpx.Response(403, html="<html>the edge</html>")]
+)
+async def test_a_page_of_somebody_else_in_place_of_the_limits_stops_no_file(
+    connect: Connect, answer: httpx.Response
+) -> None:
+    assert await WorkspaceClient(connect(Script(answer))).upload_limits() == UploadLimits()
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_a_platform_that_is_busy_is_asked_for_its_limits_again(connect: Connect, status: int) -> None:
+    asking = WorkspaceClient(connect(Script(httpx.Response(status), httpx.Response(200, json={"per_file_bytes": 7}))))
+    with pytest.raises(TransientPlatformError):
+        await asking.upload_limits()
+    assert (await asking.upload_limits()).per_file == 7
+
+
 async def test_the_limits_are_asked_for_once_an_hour() -> None:
     now = [0.0]
     async with Sandbox.in_process() as sandbox:

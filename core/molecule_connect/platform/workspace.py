@@ -25,6 +25,7 @@ from molecule_connect.platform.wire import read_page
 
 # An operator may raise them while we run.
 LIMITS_FOR = 3600.0
+_BUSY = (402, 408, 425, 429)
 
 
 def _say_nothing(text: str) -> None:
@@ -149,6 +150,11 @@ class WorkspaceClient:
             except AuthError:
                 raise
             except PermanentPlatformError:
+                told = UploadLimits()
+            except TransientPlatformError as exc:
+                if exc.status is None or exc.status >= 500 or exc.status in _BUSY:
+                    raise
+                # Where the platform has no such page, whatever stands before it may answer with one of its own.
                 told = UploadLimits()
             self._limits = (self._clock() + LIMITS_FOR, told)
         return self._limits[1]
