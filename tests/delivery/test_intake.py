@@ -329,6 +329,7 @@ async def test_a_first_start_looks_back_as_far_as_it_was_told_and_says_what_it_l
     assert platform.answers() == ["echo: 59", "echo: 5"]
     assert notice.text.startswith("3 older rows")
     assert "--since-secs" in notice.hint
+    assert "later starts leave them too" in notice.hint
 
 
 async def test_more_older_rows_than_a_page_are_told_as_so_many_or_more(journal: Journal) -> None:

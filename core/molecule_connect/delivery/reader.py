@@ -184,7 +184,8 @@ class Reader:
             count = f"{older} or more" if page.count >= page.limit else str(older)
             self._notice(
                 f"{count} older rows were left alone: this first start looks back {self._since / SECOND:g} s",
-                "look further back with --since-secs",
+                "later starts leave them too; a first one, as with a new state folder, looks back for --since-secs"
+                " (since_secs in a list), and answers all that it finds",
             )
         await self._settle(span, floor=floor)
 
