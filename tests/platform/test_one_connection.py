@@ -150,6 +150,11 @@ async def test_a_header_that_cannot_be_sent_is_our_own_fault() -> None:
         assert await read(connection, post(url)) == (200, b"{}")
 
 
+async def test_a_name_that_can_be_none_cannot_be_connected_to() -> None:
+    with pytest.raises(httpx.ConnectError):
+        await read(OneConnection(None), post(f"http://{'x' * 70}.example"))
+
+
 async def test_a_server_that_takes_nothing_is_given_up() -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await asyncio.Event().wait()

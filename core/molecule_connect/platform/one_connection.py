@@ -74,7 +74,7 @@ class OneConnection(httpx.AsyncBaseTransport):
                 )
         except TimeoutError as exc:
             raise httpx.ConnectTimeout("nobody answers") from exc
-        except OSError as exc:
+        except (OSError, UnicodeError) as exc:  # the latter for what can be no name
             raise httpx.ConnectError(str(exc)) from exc
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD_CAP)
         return self._socket
