@@ -430,6 +430,13 @@ class TestSetup:
         assert "x" * 200 in caplog.text
         assert "x" * 201 not in caplog.text
 
+    def test_what_it_said_cannot_steer_a_terminal(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        (tmp_path / "setup.sh").write_text(r"printf '\033[31mred\007' >&2; exit 1")
+        run_setup(tmp_path)
+
+        assert "red" in caplog.text
+        assert caplog.records[0].getMessage().isprintable()
+
     def test_one_that_hangs_is_ended_with_all_that_it_started(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:

@@ -16,6 +16,7 @@ import attrs
 
 from molecule_connect.errors import ArchiveError, ArgumentError, ConfigError, PageTooLargeError, PlatformError
 from molecule_connect.platform import operations
+from molecule_connect.platform.answers import sanitised
 from molecule_connect.remote_agent import archives
 from molecule_connect.remote_agent.steps import Ask, Flow, ask, call
 
@@ -122,7 +123,7 @@ def run_setup(folder: Path, seconds: float = SETUP_SECONDS, *, bash: str = "bash
         finally:
             _end_group(process)
         said.seek(0)
-        words = " ".join(said.read(4 * _STDERR_SHOWN).decode("utf-8", "replace").split())[:_STDERR_SHOWN]
+        words = sanitised(said.read(4 * _STDERR_SHOWN).decode("utf-8", "replace"), limit=_STDERR_SHOWN)
     if code is None:
         _log.warning("setup.sh of %s was ended after %.0f s: %s", folder.name, seconds, words)
     elif code:
