@@ -220,15 +220,17 @@ class Host:
 
 
 class Serving:
-    """A server in this process, over pipes, with a fake inbox."""
+    """A server in this process, over pipes, with a fake inbox, which takes until *may_open* to open."""
 
-    def __init__(self, inbox: FakeInbox, flags: Flags | None = None) -> None:
-        self.inbox = inbox
+    def __init__(self, inbox: FakeInbox, flags: Flags | None = None, *, may_open: asyncio.Event | None = None) -> None:
+        self.inbox, self._may_open = inbox, may_open
         self.opened: list[dict[str, Any]] = []
         self._flags = flags or Flags()
 
     @contextlib.asynccontextmanager
     async def _open(self, workspaces: Sequence[ConnectionSettings], **options: Any) -> AsyncIterator[Inbox]:
+        if self._may_open is not None:
+            await self._may_open.wait()
         self.opened.append(options)
         yield as_inbox(self.inbox)
 

@@ -57,11 +57,16 @@ async def test_one_line_is_answered_while_the_input_stays_open(serving: Serving)
     assert (await serving.host.answer(7))["result"] == {}
 
 
-async def test_the_first_answer_comes_before_the_inbox_is_opened(serving: Serving) -> None:
-    assert serving.opened == []
-    await serving.host.begin()
-    assert await serving.host.call("inbox_peek") == {"messages": []}
-    assert [set(options) for options in serving.opened] == [{"state_dir", "listener", "heartbeat"}]
+async def test_the_first_answer_comes_before_the_inbox_is_opened() -> None:
+    may_open = asyncio.Event()
+    async with Serving(FakeInbox(), may_open=may_open) as serving:
+        async with asyncio.timeout(10):
+            await serving.host.begin()
+        assert serving.opened == []
+
+        may_open.set()
+        assert await serving.host.call("inbox_peek") == {"messages": []}
+        assert [set(options) for options in serving.opened] == [{"state_dir", "listener", "heartbeat"}]
 
 
 async def test_rubbish_between_the_lines_is_passed_over(serving: Serving) -> None:
