@@ -15,7 +15,7 @@ from molecule_connect.models import FilePart, Progress, Request, Response, TextP
 from molecule_connect.settings import ConnectionSettings
 
 from .kit import EPOCH, WORKSPACE, Disk, Row, Upload, inbound, open_journal
-from .test_kills import Fuse, Mortal, bury
+from .test_kills import Fuse, Mortal, dies
 
 
 class MortalWithFiles(Mortal):
@@ -101,17 +101,9 @@ async def lives(folder: Path, kill_at: int) -> tuple[int, MortalWithFiles, Artis
     picture = folder / "drawn.png"
     picture.write_bytes(b"drawn")
     backend = Artist(picture, fuse)
-    others = asyncio.all_tasks()
-    life = asyncio.ensure_future(live(folder, platform, backend))
-    dying = asyncio.ensure_future(fuse.blown.wait())
-    await asyncio.wait({life, dying}, return_when=asyncio.FIRST_COMPLETED)
-    dying.cancel()
-    if fuse.blown.is_set():
-        await bury(others)
+    if await dies(fuse, live(folder, platform, backend)):
         platform.fuse = backend.fuse = Fuse()
         await live(folder, platform, backend)
-    else:
-        await life
     return fuse.passed, platform, backend
 
 

@@ -16,7 +16,7 @@ from molecule_connect.settings import ConnectionSettings
 
 from .kit import EPOCH, WORKSPACE, Disk, open_journal
 from .test_inbox_mode import Beside
-from .test_kills import EXPECTED, Fuse, Mortal, bury, talk
+from .test_kills import EXPECTED, Fuse, Mortal, dies, talk
 
 
 async def read(inbox: Inbox, fuse: Fuse) -> None:
@@ -64,17 +64,9 @@ async def lives(folder: Path, *, newer: bool, kill_at: int) -> tuple[int, Mortal
     platform, fuse = Mortal(newer=newer, send_delay=0.3), Fuse(kill_at)
     platform.fuse, platform.cut = fuse, {"echo: in doubt", "echo: cut"}
     talk(platform)
-    others = asyncio.all_tasks()
-    life = asyncio.ensure_future(live(folder, platform))
-    dying = asyncio.ensure_future(fuse.blown.wait())
-    await asyncio.wait({life, dying}, return_when=asyncio.FIRST_COMPLETED)
-    dying.cancel()
-    if fuse.blown.is_set():
-        await bury(others)
+    if await dies(fuse, live(folder, platform)):
         platform.fuse = Fuse()
         await live(folder, platform)
-    else:
-        await life
     return fuse.passed, platform
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import tempfile
 from collections import Counter
+from collections.abc import Coroutine
 from pathlib import Path
 
 import attrs
@@ -140,22 +141,22 @@ async def lives(folder: Path, *, newer: bool, kill_at: int) -> tuple[int, Mortal
     platform.fuse, platform.cut = fuse, {"echo: in doubt", "echo: cut"}
     talk(platform)
     backend = Backend(folder / FILE_NAME, fuse)
-    others = asyncio.all_tasks()
-    life = asyncio.ensure_future(live(folder, platform, backend))
-    dying = asyncio.ensure_future(fuse.blown.wait())
-    await asyncio.wait({life, dying}, return_when=asyncio.FIRST_COMPLETED)
-    dying.cancel()
-    if fuse.blown.is_set():
-        await bury(others)
+    if await dies(fuse, live(folder, platform, backend)):
         platform.fuse = backend.fuse = Fuse()
         await live(folder, platform, backend)
-    else:
-        await life
     return fuse.passed, platform, backend
 
 
-async def bury(others: set["asyncio.Task[object]"]) -> None:
-    """End what still moves of the dead process."""
+async def dies(fuse: Fuse, life: Coroutine[None, None, None]) -> bool:
+    """Run *life* to its end, or until *fuse* ends it; nothing of a dead process moves after that."""
+    others = asyncio.all_tasks()
+    living = asyncio.ensure_future(life)
+    dying = asyncio.ensure_future(fuse.blown.wait())
+    await asyncio.wait({living, dying}, return_when=asyncio.FIRST_COMPLETED)
+    dying.cancel()
+    if not fuse.blown.is_set():
+        await living
+        return False
     while moving := asyncio.all_tasks() - others:
         for task in moving:
             task.cancel()
@@ -163,6 +164,7 @@ async def bury(others: set["asyncio.Task[object]"]) -> None:
         for task in moving:
             if task.done() and not task.cancelled():
                 task.exception()
+    return True
 
 
 @pytest.mark.parametrize("newer", [True, False], ids=["newer", "older"])
