@@ -1,7 +1,10 @@
 """Making a host: what it accepts, what it refuses, and that nothing stays open."""
 
+import asyncio
 import functools
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ import attrs
 import pytest
 
 from molecule_connect import InboxBackend, Request, Response, create_backend, hookimpl
-from molecule_connect.errors import BackendNotFoundError, OptionError, PluginError
+from molecule_connect.errors import BackendNotFoundError, ConfigError, OptionError, PluginError
 from molecule_connect.models import Handler, Progress
 from molecule_connect.plugins.host import PluginHost, create_host
 from molecule_connect.testing import make_request
@@ -436,6 +439,52 @@ async def test_a_plugins_folder_lies_in_the_state_folder_or_ends_with_the_host(p
         there = folder.is_dir()  # noqa: ASYNC240
     assert there
     assert not folder.exists()  # noqa: ASYNC240
+
+
+async def test_threads_that_ask_for_the_folder_at_once_get_the_same_one() -> None:
+    for _ in range(20):
+        async with await host_of(Echo()) as host:
+            ready = threading.Barrier(8)
+
+            def asked(host: PluginHost = host, ready: threading.Barrier = ready) -> Path:
+                ready.wait()
+                return host.state_folder()
+
+            with ThreadPoolExecutor(8) as pool:
+                folders = {each.result() for each in [pool.submit(asked) for _ in range(8)]}
+
+        assert len(folders) == 1
+
+
+async def test_a_folder_that_is_first_asked_for_after_the_end_is_not_made() -> None:
+    async with await host_of(Echo()) as host:
+        pass
+
+    with pytest.raises(ConfigError, match="closed"):
+        host.state_folder()
+
+
+def test_the_folder_ends_also_with_a_loop_that_ends_while_plugins_are_closed() -> None:
+    class Staying:
+        closing = asyncio.Event()
+
+        @hookimpl
+        async def handle_a2a(self, request: Request) -> Response:
+            return Response.from_text(request.text)
+
+        @hookimpl
+        async def close(self) -> None:
+            self.closing.set()
+            await asyncio.Event().wait()
+
+    async def ends_early() -> Path:
+        host = await host_of(Staying())
+        folder = host.state_folder()
+        closing = asyncio.ensure_future(host.close())
+        await asyncio.wait((closing, asyncio.ensure_future(Staying.closing.wait())), return_when="FIRST_COMPLETED")
+        return folder
+
+    assert not asyncio.run(ends_early()).exists()
 
 
 def test_create_backend_makes_the_plugin_itself(path: list[str]) -> None:

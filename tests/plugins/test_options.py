@@ -2,6 +2,9 @@
 
 import enum
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -249,6 +252,20 @@ def test_the_state_folder_is_made_on_demand_and_private(tmp_path: Path) -> None:
     assert given.state_dir == folder
 
     assert {stat.S_IMODE(each.stat().st_mode) for each in (folder, folder.parent, tmp_path / "state")} == {0o700}
+
+
+def test_threads_that_ask_for_the_state_folder_at_once_all_get_it(tmp_path: Path) -> None:
+    for n in range(20):
+        folder = tmp_path / str(n) / "backends" / "acme"
+        given = BackendConfig(name="acme", state_folder=partial(Path, folder))
+        ready = threading.Barrier(8)
+
+        def asked(given: BackendConfig = given, ready: threading.Barrier = ready) -> Path:
+            ready.wait()
+            return given.state_dir
+
+        with ThreadPoolExecutor(8) as pool:
+            assert {each.result() for each in [pool.submit(asked) for _ in range(8)]} == {folder}
 
 
 def test_a_state_folder_that_cannot_be_is_said_with_its_path(tmp_path: Path) -> None:

@@ -3,13 +3,14 @@
 import asyncio
 import inspect
 import tempfile
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from molecule_connect.errors import MoleculeError, OptionError, PluginError
+from molecule_connect.errors import ConfigError, MoleculeError, OptionError, PluginError
 from molecule_connect.models import Handler, Progress, Request
 from molecule_connect.plugins.chores import run_check, run_close
 from molecule_connect.plugins.creation import Creation, Warn, log_warning, split_options
@@ -42,6 +43,8 @@ class PluginHost:
         self._answers = WorkerThreads("the backend")
         self._chores = WorkerThreads("the plugin")
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._scratch_lock = threading.Lock()
+        self._scratch_ended = False
         self._closing: asyncio.Task[list[Exception]] | None = None
 
     @property
@@ -83,10 +86,17 @@ class PluginHost:
             raise failed[0]
 
     def state_folder(self) -> Path:
-        """A folder that lasts as long as the host does, for a host that was given none."""
-        if self._scratch is None:
-            self._scratch = tempfile.TemporaryDirectory(prefix="molecule-")
-        return Path(self._scratch.name)
+        """A folder that lasts as long as the host does, for a host that was given none. Any thread may ask.
+
+        Raises:
+            ConfigError: The host is closed: what a plugin left running asks for the folder.
+        """
+        with self._scratch_lock:
+            if self._scratch_ended:
+                raise ConfigError("the plugins are closed, and their folder is gone", hint="end with close()")
+            if self._scratch is None:
+                self._scratch = tempfile.TemporaryDirectory(prefix="molecule-", ignore_cleanup_errors=True)
+            return Path(self._scratch.name)
 
     def own(self, plugin: object, label: str) -> None:
         """From now on *plugin* is closed with the host."""
@@ -175,15 +185,22 @@ class PluginHost:
     async def _close_all(self) -> list[Exception]:
         self._answers.abandon()
         failed: list[Exception] = []
-        for label, plugin in reversed(self._plugins):
-            impl = close_impl(self._manager, plugin, label)
-            problem = impl and await run_close(impl, self._chores)
-            if problem:
-                failed.append(problem)
-        self._chores.abandon()
-        if self._scratch is not None:
-            self._scratch.cleanup()
+        try:
+            for label, plugin in reversed(self._plugins):
+                impl = close_impl(self._manager, plugin, label)
+                problem = impl and await run_close(impl, self._chores)
+                if problem:
+                    failed.append(problem)
+        finally:
+            self._chores.abandon()
+            self._end_scratch()
         return failed
+
+    def _end_scratch(self) -> None:
+        with self._scratch_lock:
+            self._scratch_ended = True
+            if self._scratch is not None:
+                self._scratch.cleanup()
 
 
 async def create_host(

@@ -118,7 +118,7 @@ class BackendConfig:
         try:
             for each in (*reversed(folder.parents), folder):
                 if not each.is_dir():
-                    each.mkdir(mode=0o700)
+                    each.mkdir(mode=0o700, exist_ok=True)
             folder.chmod(0o700)
         except OSError as exc:
             raise ConfigError(
