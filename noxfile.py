@@ -54,7 +54,7 @@ def lint(session: nox.Session) -> None:
 def typecheck(session: nox.Session) -> None:
     """Types, by mypy in strict mode; each distribution by itself."""
     session.install("-r", "requirements-dev.txt")
-    session.run("mypy", "core", "tests", "benchmarks", "noxfile.py")
+    session.run("mypy", "core", "tests", "benchmarks", "noxfile.py", "conftest.py")
     for plugin in PLUGINS:
         session.run("mypy", f"plugins/{plugin}")
     session.run("mypy", "examples/backend")
