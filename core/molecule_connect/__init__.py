@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from molecule_connect import events
-    from molecule_connect.delivery.inbox import Inbox
-    from molecule_connect.delivery.inbox_store import InboxMessage
+    from molecule_connect.delivery.inbox.inbox import Inbox
+    from molecule_connect.delivery.inbox.store import InboxMessage
     from molecule_connect.errors import (
         ArchiveError,
         ArgumentError,
@@ -82,8 +82,8 @@ _HOMES = {
         "TransientPlatformError",
         "WorkspaceDeletedError",
     ),
-    "delivery.inbox": ("Inbox",),
-    "delivery.inbox_store": ("InboxMessage",),
+    "delivery.inbox.inbox": ("Inbox",),
+    "delivery.inbox.store": ("InboxMessage",),
     "inboxes": ("open_inbox",),
     "platform.client": ("AsyncPlatformClient",),
     "plugins.discovery": ("installed_backends",),

@@ -10,7 +10,7 @@ import attrs
 
 from molecule_connect import events
 from molecule_connect.delivery.connection import Connection
-from molecule_connect.delivery.journal import Journal
+from molecule_connect.delivery.journal.journal import Journal
 from molecule_connect.errors import AuthError, CloseError
 from molecule_connect.models import Handler
 from molecule_connect.platform.address import parse_address

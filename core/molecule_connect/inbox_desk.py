@@ -11,11 +11,11 @@ import attrs
 
 from molecule_connect import events
 from molecule_connect.blocks import Ground, connection_of, notice
-from molecule_connect.delivery.attachments import Attachments
 from molecule_connect.delivery.connection import Connection
-from molecule_connect.delivery.file_folder import folder_of
-from molecule_connect.delivery.file_journal import FileJournal
-from molecule_connect.delivery.inbox_store import InboxStore
+from molecule_connect.delivery.files.attachments import Attachments
+from molecule_connect.delivery.files.folder import folder_of
+from molecule_connect.delivery.files.journal import FileJournal
+from molecule_connect.delivery.inbox.store import InboxStore
 from molecule_connect.delivery.lease import Holder, holder
 from molecule_connect.delivery.status_file import Status, read_status
 from molecule_connect.errors import (

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from molecule_connect import environment, events, state_folder
 from molecule_connect.blocks import Ground, client_of, notice
-from molecule_connect.delivery import older_cursor
 from molecule_connect.delivery.fleet import Fleet
-from molecule_connect.delivery.inbox import Inbox
-from molecule_connect.delivery.journal import Journal
+from molecule_connect.delivery.inbox import older_cursor
+from molecule_connect.delivery.inbox.inbox import Inbox
+from molecule_connect.delivery.journal.journal import Journal
 from molecule_connect.errors import ConfigError, JournalError, MoleculeError
 from molecule_connect.inbox_desk import InboxDesk, refuse_a_backend
 from molecule_connect.platform.transports import AsyncTransport, Transports

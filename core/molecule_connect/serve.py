@@ -12,7 +12,7 @@ import attrs
 from molecule_connect import events, state_folder
 from molecule_connect.blocks import Block, Ground, credentials_of, notice, plugin_host
 from molecule_connect.delivery.fleet import Fleet
-from molecule_connect.delivery.journal import Journal
+from molecule_connect.delivery.journal.journal import Journal
 from molecule_connect.errors import ConfigError, MoleculeError
 from molecule_connect.platform.transports import AsyncTransport, Transports
 from molecule_connect.settings import DEFAULT_API_URL, ConnectionSettings, PeerBudget

@@ -15,9 +15,9 @@ import attrs
 import pytest
 
 from molecule_connect.cli import message_texts
-from molecule_connect.delivery.entries import Answer, State
-from molecule_connect.delivery.inbox_store import InboxStore
-from molecule_connect.delivery.journal import Journal
+from molecule_connect.delivery.inbox.store import InboxStore
+from molecule_connect.delivery.journal.entries import Answer, State
+from molecule_connect.delivery.journal.journal import Journal
 from molecule_connect.delivery.lease import lease
 from molecule_connect.models import DataPart, FilePart, Inbound, Kind, Part, TextPart, Usage
 

@@ -14,8 +14,8 @@ import attrs
 import pytest
 
 from molecule_connect.cli.survey import survey
-from molecule_connect.delivery.entries import Lane
-from molecule_connect.delivery.journal import FILE_NAME, Journal
+from molecule_connect.delivery.journal.entries import Lane
+from molecule_connect.delivery.journal.journal import FILE_NAME, Journal
 from molecule_connect.delivery.lease import lease
 from molecule_connect.delivery.status_file import Ailment, Status, status_path
 from molecule_connect.models import Inbound, Kind, TextPart

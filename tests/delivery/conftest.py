@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.delivery.kit import VirtualLoop, open_journal
 
-from molecule_connect.delivery.journal import Journal
+from molecule_connect.delivery.journal.journal import Journal
 
 
 def pytest_asyncio_loop_factories(

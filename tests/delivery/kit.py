@@ -13,9 +13,9 @@ import attrs
 
 from molecule_connect import events
 from molecule_connect.delivery.connection import Connection
-from molecule_connect.delivery.entries import dump_parts
-from molecule_connect.delivery.journal import Journal
-from molecule_connect.delivery.schema import open_file
+from molecule_connect.delivery.journal.entries import dump_parts
+from molecule_connect.delivery.journal.journal import Journal
+from molecule_connect.delivery.journal.schema import open_file
 from molecule_connect.errors import (
     CursorExpiredError,
     MoleculeError,

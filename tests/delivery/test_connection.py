@@ -6,7 +6,7 @@ import json
 import pytest
 
 from molecule_connect import events
-from molecule_connect.delivery.journal import Journal
+from molecule_connect.delivery.journal.journal import Journal
 from molecule_connect.models import Progress, Request, Response
 from molecule_connect.settings import PeerBudget
 

@@ -8,7 +8,7 @@ import pytest
 
 from molecule_connect import events
 from molecule_connect.delivery.cursor_file import CursorFile
-from molecule_connect.delivery.journal import Journal
+from molecule_connect.delivery.journal.journal import Journal
 from molecule_connect.errors import JournalError
 from molecule_connect.models import Progress, Request, Response
 

@@ -9,7 +9,7 @@ import pytest
 from molecule_connect import events
 from molecule_connect.delivery.connection import Connection
 from molecule_connect.delivery.fleet import Fleet
-from molecule_connect.delivery.journal import Journal
+from molecule_connect.delivery.journal.journal import Journal
 from molecule_connect.errors import AuthError, FleetError, TransientPlatformError
 from molecule_connect.models import Progress, Request, Response
 from molecule_connect.settings import ConnectionSettings

@@ -5,7 +5,7 @@ import random
 
 from molecule_connect.delivery.connection import Connection
 from molecule_connect.delivery.fleet import Fleet
-from molecule_connect.delivery.journal import Journal
+from molecule_connect.delivery.journal.journal import Journal
 from molecule_connect.settings import ConnectionSettings
 
 from .kit import EPOCH, FakePlatform, echo

@@ -8,7 +8,7 @@ import pytest
 from molecule_connect import events
 from molecule_connect.delivery.health import Health
 from molecule_connect.delivery.heartbeat import Heartbeat
-from molecule_connect.delivery.journal import Journal
+from molecule_connect.delivery.journal.journal import Journal
 from molecule_connect.errors import (
     AuthError,
     BackendError,

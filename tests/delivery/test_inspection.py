@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from tests.delivery.kit import EPOCH, WORKSPACE, FakePlatform, Serving, inbound, open_journal
 
-from molecule_connect.delivery.entries import Answer, State
 from molecule_connect.delivery.inspection import BATCH, Inspection, Key, drop, replay
-from molecule_connect.delivery.journal import FILE_NAME, Journal
+from molecule_connect.delivery.journal.entries import Answer, State
+from molecule_connect.delivery.journal.journal import FILE_NAME, Journal
 from molecule_connect.delivery.lease import holder, lease
 from molecule_connect.delivery.status_file import Status, read_status, status_path
 from molecule_connect.errors import (

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from molecule_connect import events
-from molecule_connect.delivery.journal import Journal
+from molecule_connect.delivery.journal.journal import Journal
 from molecule_connect.errors import (
     AuthError,
     BackendError,

@@ -10,7 +10,7 @@ import attrs
 import pytest
 
 from molecule_connect.delivery.connection import Connection
-from molecule_connect.delivery.journal import FILE_NAME
+from molecule_connect.delivery.journal.journal import FILE_NAME
 from molecule_connect.errors import Outcome, TransientPlatformError
 from molecule_connect.models import Outgoing, Page, Presence, Progress, Request, Response, TextPart
 from molecule_connect.settings import ConnectionSettings

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from molecule_connect.delivery.journal import Journal
+from molecule_connect.delivery.journal.journal import Journal
 from molecule_connect.delivery.lease import lease
 from molecule_connect.errors import ConfigError, LeaseError, TransientPlatformError
 

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 from molecule_connect import events
-from molecule_connect.delivery.journal import Journal
+from molecule_connect.delivery.journal.journal import Journal
 from molecule_connect.errors import TransientPlatformError
 from molecule_connect.models import Page, Progress, Request, Response, Signal, WorkspaceStatus
 

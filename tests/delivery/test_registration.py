@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from molecule_connect import events
-from molecule_connect.delivery.journal import Journal
+from molecule_connect.delivery.journal.journal import Journal
 from molecule_connect.errors import (
     AuthError,
     PermanentPlatformError,

@@ -10,7 +10,7 @@ import pytest
 
 from molecule_connect import events
 from molecule_connect.delivery.connection import Connection
-from molecule_connect.delivery.journal import Journal
+from molecule_connect.delivery.journal.journal import Journal
 from molecule_connect.errors import BackendError, TransientPlatformError
 from molecule_connect.models import Outgoing, Page, Progress, Request, Response, WorkspaceStatus
 

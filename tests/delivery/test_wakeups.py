@@ -10,7 +10,7 @@ import attrs
 import pytest
 
 from molecule_connect import events
-from molecule_connect.delivery.journal import Journal
+from molecule_connect.delivery.journal.journal import Journal
 from molecule_connect.delivery.reader import Read
 from molecule_connect.delivery.wakeups import Trigger, Wakeups
 from molecule_connect.errors import PlatformError, TransientPlatformError

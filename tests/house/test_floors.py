@@ -100,7 +100,7 @@ def test_a_module_imports_its_own_floor_or_below(path: Path) -> None:
     ("module", "source", "complaint"),
     [
         ("models", "from molecule_connect.settings import ConnectionSettings", "above"),
-        ("models", "def f():\n    import molecule_connect.delivery.journal", "above"),
+        ("models", "def f():\n    import molecule_connect.delivery.journal.journal", "above"),
         ("delivery.lanes", "from ..serve import connect", "above"),
         ("delivery.lanes", "from molecule_connect import connect", "above"),
         ("delivery.lanes", "from molecule_connect import serve", "above"),

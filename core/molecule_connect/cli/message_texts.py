@@ -8,8 +8,8 @@ from typing import Any
 
 from molecule_connect.cli.lookups import ago, moment
 from molecule_connect.console.texts import one_line, span, visible, who
-from molecule_connect.delivery.entries import State
 from molecule_connect.delivery.inspection import Glance, Record
+from molecule_connect.delivery.journal.entries import State
 from molecule_connect.models import DataPart, FilePart, Kind, Part, TextPart
 
 # A line in a pipe may be long, but not as long as a message.

@@ -11,8 +11,8 @@ import click
 from molecule_connect.cli.lookups import JSON, STATE_DIR, count, folder_of
 
 if TYPE_CHECKING:
-    from molecule_connect.delivery.entries import State
     from molecule_connect.delivery.inspection import Glance, Inspection, Key
+    from molecule_connect.delivery.journal.entries import State
 
 STATES = ("received", "running", "answered", "held", "done", "dead")
 WORKSPACE = click.option("--workspace", metavar="ID", help="Where row ids of two workspaces are alike: which one.")
@@ -178,8 +178,8 @@ def drop(row_ids: tuple[str, ...], yes: bool, workspace: str | None, state_dir: 
 
 
 def _states(names: Sequence[str]) -> "list[State]":
-    from molecule_connect.delivery.entries import State
     from molecule_connect.delivery.inspection import OPEN
+    from molecule_connect.delivery.journal.entries import State
 
     chosen = {state for name in names for state in (OPEN if name == "open" else (State(name),))}
     return sorted(chosen)
@@ -199,7 +199,7 @@ def _dead(journal: "Inspection", row_ids: Sequence[str], workspace: str | None, 
     Raises:
         ConfigError: One of them is not there, is not dead, or cannot be replayed; nothing was changed.
     """
-    from molecule_connect.delivery.entries import State
+    from molecule_connect.delivery.journal.entries import State
     from molecule_connect.errors import ConfigError
 
     chosen: dict[Key, Glance] = {}

@@ -123,7 +123,7 @@ def _ailment(ailment: "Ailment", now: float) -> str:
 
 def _messages(one: "Found", now: float) -> Iterator[tuple[str, str]]:
     from molecule_connect.console.texts import one_line, span, who
-    from molecule_connect.delivery.entries import State
+    from molecule_connect.delivery.journal.entries import State
 
     if one.counts is None:
         return

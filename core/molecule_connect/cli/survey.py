@@ -6,8 +6,8 @@ from pathlib import Path
 
 import attrs
 
-from molecule_connect.delivery.entries import State
 from molecule_connect.delivery.inspection import Glance, Inspection
+from molecule_connect.delivery.journal.entries import State
 from molecule_connect.delivery.lease import Holder, holder
 from molecule_connect.delivery.status_file import REFRESH, Ailment, Status, read_status
 from molecule_connect.errors import ConfigError, JournalError

@@ -9,22 +9,22 @@ from typing import Any
 
 from molecule_connect import events
 from molecule_connect.backoff import Backoff
-from molecule_connect.delivery.answering import Answering, Surroundings
-from molecule_connect.delivery.attendance import Attendance
+from molecule_connect.delivery.answering.answering import Answering, Surroundings
 from molecule_connect.delivery.cursor_file import CursorFile
-from molecule_connect.delivery.entries import Lane
-from molecule_connect.delivery.files import FolderLimits
+from molecule_connect.delivery.files.files import FolderLimits
 from molecule_connect.delivery.health import Health
 from molecule_connect.delivery.heartbeat import Heartbeat
+from molecule_connect.delivery.inbox.attendance import Attendance
 from molecule_connect.delivery.intake import Intake, insist_on
-from molecule_connect.delivery.journal import Journal, Position
+from molecule_connect.delivery.journal.entries import Lane
+from molecule_connect.delivery.journal.journal import Journal, Position
+from molecule_connect.delivery.journal.transitions import Stored
 from molecule_connect.delivery.lease import lease
 from molecule_connect.delivery.ports import Platform
 from molecule_connect.delivery.reader import SECOND, Reader
 from molecule_connect.delivery.registration import Registration
 from molecule_connect.delivery.reports import Reports
 from molecule_connect.delivery.status_file import StatusFile
-from molecule_connect.delivery.transitions import Stored
 from molecule_connect.delivery.upkeep import Upkeep
 from molecule_connect.delivery.vitals import Vitals
 from molecule_connect.delivery.wakeups import Wakeups

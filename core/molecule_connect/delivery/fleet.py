@@ -10,7 +10,7 @@ from typing import Protocol
 import attrs
 
 from molecule_connect import events
-from molecule_connect.delivery.journal import Journal
+from molecule_connect.delivery.journal.journal import Journal
 from molecule_connect.errors import CloseError, FleetError, JournalError, MoleculeError
 
 TICK = 1.0

@@ -8,12 +8,12 @@ from typing import Any, Self
 
 import attrs
 
-from molecule_connect.delivery import transitions
-from molecule_connect.delivery.entries import NOTICE_BEGINS, Answer, State, load_answer, load_parts
-from molecule_connect.delivery.file_folder import folder_of
-from molecule_connect.delivery.file_rows import with_paths
-from molecule_connect.delivery.journal import FILE_NAME
-from molecule_connect.delivery.schema import VERSION
+from molecule_connect.delivery.files.folder import folder_of
+from molecule_connect.delivery.journal import transitions
+from molecule_connect.delivery.journal.entries import NOTICE_BEGINS, Answer, State, load_answer, load_parts
+from molecule_connect.delivery.journal.file_rows import with_paths
+from molecule_connect.delivery.journal.journal import FILE_NAME
+from molecule_connect.delivery.journal.schema import VERSION
 from molecule_connect.errors import ConfigError, JournalError
 from molecule_connect.models import Part
 

@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import Callable
 
 from molecule_connect.delivery.cursor_file import CursorFile
-from molecule_connect.delivery.journal import WorkspaceJournal
+from molecule_connect.delivery.journal.journal import WorkspaceJournal
 from molecule_connect.delivery.reports import Reports
 from molecule_connect.errors import JournalError
 

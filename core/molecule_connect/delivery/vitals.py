@@ -2,11 +2,11 @@
 
 import asyncio
 
-from molecule_connect.delivery.attempts import Attempts
-from molecule_connect.delivery.attendance import Attendance
+from molecule_connect.delivery.answering.attempts import Attempts
+from molecule_connect.delivery.answering.slots import Slots
 from molecule_connect.delivery.health import Health
-from molecule_connect.delivery.journal import WorkspaceJournal
-from molecule_connect.delivery.slots import Slots
+from molecule_connect.delivery.inbox.attendance import Attendance
+from molecule_connect.delivery.journal.journal import WorkspaceJournal
 from molecule_connect.models import Presence
 
 # With every slot taken for so long, and messages waiting, the operator should look.

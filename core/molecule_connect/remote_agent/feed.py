@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from molecule_connect.delivery.transitions import LATENESS
+from molecule_connect.delivery.journal.transitions import LATENESS
 from molecule_connect.errors import (
     AuthError,
     CursorExpiredError,

@@ -1,0 +1,1 @@
+"""From a stored message to its accepted answer: lanes, attempts, replies, and the brake."""

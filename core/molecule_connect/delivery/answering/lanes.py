@@ -1,0 +1,301 @@
+"""Lanes: one caller and context is answered in order, one at a time, until its answer is accepted or dead."""
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
+
+import attrs
+
+from molecule_connect import events
+from molecule_connect.delivery.answering.attempts import Attempts, teller
+from molecule_connect.delivery.answering.budget import DailyBudget
+from molecule_connect.delivery.answering.loopguard import LoopGuard, Verdict
+from molecule_connect.delivery.answering.replies import Accepted, Later, Refused, Replies
+from molecule_connect.delivery.answering.slots import Slots
+from molecule_connect.delivery.files.files import ChatFiles
+from molecule_connect.delivery.journal.entries import Answer, Entry, Lane, State
+from molecule_connect.delivery.journal.journal import WorkspaceJournal
+
+# So many lanes of one caller are in memory at once; the others wait in the journal.
+LIVE_LANES = 64
+INTERRUPTIONS = 8
+# A lane is parked for at least so many seconds: clocks round.
+LEAST_PARKED = 0.1
+SECOND = 1_000_000
+
+
+class Lanes:
+    """The lanes of one workspace. A lane's task lives while its head can be worked on.
+
+    Args:
+        now: The platform's time in microseconds.
+        failed: Told of an error in a lane that is a bug; the connection ends by it.
+        insist: Runs a journal write until it succeeds.
+    """
+
+    def __init__(
+        self,
+        journal: WorkspaceJournal,
+        *,
+        slots: Slots,
+        attempts: Attempts,
+        replies: Replies,
+        files: ChatFiles,
+        guard: LoopGuard,
+        budget: DailyBudget,
+        now: Callable[[], int],
+        insist: Callable[[Callable[[], Awaitable[bool]]], Awaitable[bool]],
+        failed: Callable[[BaseException], None],
+        listener: events.Listener,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._journal = journal
+        self._slots = slots
+        self._attempts = attempts
+        self._replies = replies
+        self._files = files
+        self._guard = guard
+        self._budget = budget
+        self._now = now
+        self._insist = insist
+        self._failed = failed
+        self._tell = teller(listener)
+        self._wall = wall
+        self._live: dict[Lane, asyncio.Task[None]] = {}
+        self._timers: dict[Lane, asyncio.TimerHandle] = {}
+        self._caller_timers: dict[str | None, asyncio.TimerHandle] = {}
+        # Until when by the loop's clock a head waits: it and its time by the wall, which may be set back.
+        self._due: dict[Lane, tuple[str, float | None, float]] = {}
+        self._not_begun: set[Lane] = set()
+        # What was run last: its answer is sent first, although an older message may have become visible.
+        self._ran: dict[Lane, str] = {}
+        self._per_caller: Counter[str | None] = Counter()
+        self._crowded: set[str | None] = set()
+        self._paused = False
+        self._stopping = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def live(self) -> int:
+        """Lanes that are being worked on."""
+        return len(self._live)
+
+    def wake(self, lanes: Iterable[Lane]) -> None:
+        """These lanes may have a new head."""
+        for lane in lanes:
+            self._wake(lane)
+
+    def wake_all(self) -> None:
+        """Every lane may have a new head."""
+        for caller in self._journal.callers():
+            self._wake_caller(caller)
+
+    def pause(self) -> None:
+        """Begin no new message."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """Begin messages again, once they are woken."""
+        self._paused = False
+
+    async def idle(self) -> None:
+        """Wait until no lane is being worked on. Lanes that wait for a time are not."""
+        await self._idle.wait()
+
+    async def drain(self, grace: float) -> None:
+        """Begin no new message, and let what runs finish and be sent for at most *grace* seconds; then cut it."""
+        self._stopping = True
+        for timer in (*self._timers.values(), *self._caller_timers.values()):
+            timer.cancel()
+        for lane in self._not_begun:
+            self._live[lane].cancel()
+        try:
+            async with asyncio.timeout(grace):
+                await self._idle.wait()
+        except TimeoutError:
+            for task in self._live.values():
+                task.cancel()
+
+    async def abandon(self, seconds: float) -> None:
+        """Wait *seconds* more, then put back what still runs: a plain backend cannot be stopped."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        await self._journal.put_all_back()
+
+    def _wake_caller(self, caller: str | None) -> None:
+        room = LIVE_LANES + self._per_caller[caller] + 1
+        lanes = self._journal.lanes(caller, room, may_begin=not self._paused)
+        if len(lanes) < room:
+            self._crowded.discard(caller)
+            self._wake_caller_later(caller)
+        for lane in lanes:
+            self._wake(lane)
+
+    def _wake_caller_later(self, caller: str | None) -> None:
+        if (timer := self._caller_timers.pop(caller, None)) is not None:
+            timer.cancel()
+        if (when := self._journal.next_due(caller)) is not None and not self._stopping:
+            loop, wait = asyncio.get_running_loop(), max(0.0, when - self._wall())
+            self._caller_timers[caller] = loop.call_later(wait, self._wake_caller, caller)
+
+    def _wake(self, lane: Lane) -> None:
+        if lane in self._live or self._stopping:
+            return
+        if self._per_caller[lane.caller_id] >= LIVE_LANES:
+            self._crowded.add(lane.caller_id)
+            return
+        if (timer := self._timers.pop(lane, None)) is not None:
+            timer.cancel()
+        self._per_caller[lane.caller_id] += 1
+        self._idle.clear()
+        self._live[lane] = asyncio.get_running_loop().create_task(self._work(lane), name="lane")
+
+    async def _work(self, lane: Lane) -> None:
+        try:
+            while (entry := self._due_head(lane)) is not None:
+                await self._advance(entry)
+        except asyncio.CancelledError:
+            if not self._stopping:
+                raise
+        except BaseException as exc:
+            self._failed(exc)
+            raise
+        finally:
+            self._end(lane)
+
+    def _end(self, lane: Lane) -> None:
+        del self._live[lane]
+        caller = lane.caller_id
+        self._per_caller[caller] -= 1
+        if caller in self._crowded and self._per_caller[caller] <= LIVE_LANES // 2 and not self._stopping:
+            self._wake_caller(caller)
+        if not self._per_caller[caller]:
+            del self._per_caller[caller]
+        if not self._live:
+            self._idle.set()
+
+    def _due_head(self, lane: Lane) -> Entry | None:
+        entry = self._head(lane)
+        if entry is None:
+            return None
+        if entry.state is State.RECEIVED and (self._paused or self._stopping):
+            return None
+        wait = self._seconds_until_due(lane, entry)
+        if wait > 0:
+            if not self._stopping:
+                self._timers[lane] = asyncio.get_running_loop().call_later(wait, self._wake, lane)
+            return None
+        return entry
+
+    def _head(self, lane: Lane) -> Entry | None:
+        if (row_id := self._ran.get(lane)) is not None:
+            if (entry := self._journal.answer_of(row_id)) is not None:
+                return entry
+            del self._ran[lane]
+        return self._journal.head(lane)
+
+    def _seconds_until_due(self, lane: Lane, entry: Entry) -> float:
+        """A wall clock that is set forward ends the wait; one that is set back does not prolong it."""
+        now = asyncio.get_running_loop().time()
+        wait = (entry.not_before or 0.0) - self._wall()
+        row_id, not_before, due = self._due.pop(lane, ("", None, 0.0))
+        if (row_id, not_before) == (entry.row_id, entry.not_before):
+            wait = min(wait, due - now)
+        if wait > 0:
+            self._due[lane] = (entry.row_id, entry.not_before, now + wait)
+        return wait
+
+    async def _advance(self, entry: Entry) -> None:
+        if entry.state is State.ANSWERED:
+            if entry.answered_at is None and entry.answer is not None:
+                await self._stamp(entry, entry.answer)
+            else:
+                await self._send(entry)
+            return
+        if entry.state is State.RUNNING:
+            # Nobody runs it: its start was told to have failed, and had not.
+            await self._attempts.put_back(attrs.evolve(entry, attempt=entry.attempt - 1))
+            return
+        self._not_begun.add(entry.lane)
+        try:
+            await self._begin(entry)
+        finally:
+            self._not_begun.discard(entry.lane)
+
+    async def _begin(self, entry: Entry) -> None:
+        if entry.answer is not None:
+            print_ = self._replies.fingerprint(entry, entry.answer)
+            answer, at = entry.answer, self._now()
+            await self._insist(lambda: self._journal.answered(entry, answer, at=at, send_print=print_, ran=False))
+        elif entry.interruptions >= INTERRUPTIONS:
+            await self._bury(entry, f"the process died {entry.interruptions} times while the backend had it")
+        elif await self._may_run(entry):
+            await self._run(await self._files.resolve(entry))
+
+    async def _may_run(self, entry: Entry) -> bool:
+        if (dry := self._budget.wait()) is not None:
+            await self._park(entry, *dry, what="daily budget")
+            return False
+        if entry.attempt:
+            return True
+        ruling = self._guard.rule(entry, others_wait=lambda: self._journal.others_wait(entry))
+        if ruling.verdict is Verdict.LOOP:
+            await self._bury(entry, ruling.reason)
+        elif ruling.verdict is Verdict.WAIT:
+            seconds = max(LEAST_PARKED, ruling.until - asyncio.get_running_loop().time())
+            await self._park(entry, self._wall() + seconds, ruling.reason, what="loop brake")
+        return ruling.verdict is Verdict.RUN
+
+    async def _park(self, entry: Entry, until: float, reason: str, *, what: str) -> None:
+        await self._insist(lambda: self._journal.defer(entry, not_before=until, error=reason))
+        self._tell(events.Retrying, entry, what=what, reason=reason, seconds=until - self._wall())
+
+    async def _run(self, entry: Entry) -> None:
+        async with self._slots.hold(entry):
+            # It may have been paused, stopped or dropped while it waited.
+            if self._paused or self._stopping or not await self._insist(lambda: self._journal.start(entry)):
+                return
+            self._not_begun.discard(entry.lane)
+            self._ran[entry.lane] = entry.row_id
+            finish = await self._attempts.run(entry)
+        if (answered := await finish()) is not None:
+            await self._send(answered)
+
+    async def _stamp(self, entry: Entry, answer: Answer) -> None:
+        """A reader of the inbox answered, perhaps in another process: note what sending it needs."""
+        at, print_ = self._now(), self._replies.fingerprint(entry, answer)
+        if await self._insist(lambda: self._journal.stamped(entry, at=at, send_print=print_)):
+            seconds = max(0.0, (at - entry.time) / SECOND)
+            self._tell(events.Answered, entry, text=answer.text[:200], seconds=seconds)
+
+    async def _send(self, entry: Entry) -> None:
+        began = self._now()
+        match await self._replies.deliver(entry):
+            case Accepted(confirmed=confirmed):
+                at = self._now()
+                self._journal.deliver(entry, at=at)
+                if entry.answer is not None:
+                    # A quick peer writes back before we hear that our answer was taken.
+                    self._guard.answered(entry, at=began)
+                self._tell(events.Delivered, entry, confirmed=confirmed)
+            case Refused(reason=reason):
+                await self._bury(entry, _not_accepted(entry, reason))
+            case Later(reason=reason, seconds=seconds, in_doubt=in_doubt):
+                when = self._wall() + seconds
+                await self._insist(lambda: self._journal.send_failed(entry, not_before=when, in_doubt=in_doubt))
+                self._tell(events.Retrying, entry, what="sending", reason=reason, seconds=seconds)
+
+    async def _bury(self, entry: Entry, reason: str) -> None:
+        state = State.ANSWERED if entry.state is State.ANSWERED else State.RECEIVED
+        await self._insist(lambda: self._journal.bury(entry, state, reason))
+        self._tell(events.Dead, entry, reason=reason)
+
+
+def _not_accepted(entry: Entry, reason: str) -> str:
+    if entry.answer is not None and entry.answer.is_notice:
+        return f"{entry.answer.reason} (the caller could not be told: {reason})"
+    return f"the answer was not accepted: {reason}"

@@ -1,0 +1,1 @@
+"""Messages that wait for readers, which are other programs, instead of a backend."""

@@ -1,0 +1,1 @@
+"""What this machine knows of every message: the journal, and each change of it as SQL."""

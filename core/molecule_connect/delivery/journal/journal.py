@@ -1,0 +1,329 @@
+"""What this machine knows of every message: one SQLite file, one writer, a compare-and-set per transition."""
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import attrs
+
+from molecule_connect.delivery.journal import transitions
+from molecule_connect.delivery.journal.committer import Committer, Operation
+from molecule_connect.delivery.journal.entries import Answer, Entry, State
+from molecule_connect.delivery.journal.lane_reads import LaneReads
+from molecule_connect.delivery.journal.schema import open_file, open_reader
+from molecule_connect.delivery.journal.transitions import Stored
+from molecule_connect.models import Inbound, Usage
+
+T = TypeVar("T")
+
+FILE_NAME = "journal.sqlite3"
+# A journal that cannot be written is tried again after so many seconds.
+RETRY = 5.0
+BODY_AGE = 24 * 3600.0
+ROW_AGE = 7 * 24 * 3600 * 1_000_000
+
+
+@attrs.frozen(kw_only=True)
+class Position:
+    """Where reading stands. Times are microseconds by the platform's clock.
+
+    Attributes:
+        floor: Rows older than this are not ours to read.
+        last_read: When the last whole read began.
+        ignores_since: The platform was seen to ignore ``since_id``.
+    """
+
+    anchor: str | None = None
+    anchor_time: int | None = None
+    floor: int | None = None
+    last_read: int | None = None
+    ignores_since: bool = False
+
+
+class Journal:
+    """The file. ``of`` gives one workspace's part of it."""
+
+    def __init__(self, path: Path, committer: Committer, reader: sqlite3.Connection, wall: Callable[[], float]) -> None:
+        self.path = path
+        self.committer = committer
+        self.reader = reader
+        self.wall = wall
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        folder: Path,
+        *,
+        wall: Callable[[], float],
+        executor: Executor | None = None,
+        opener: Callable[[Path], sqlite3.Connection] = open_file,
+    ) -> "AsyncIterator[Journal]":
+        """The journal in *folder*, which must exist. Closing commits what waits.
+
+        Args:
+            wall: Seconds since 1970.
+            executor: Where commits run; None: a thread of its own.
+            opener: How the file is opened for writing.
+
+        Raises:
+            JournalError: The file cannot be used.
+        """
+        path = folder / FILE_NAME
+        thread = executor or ThreadPoolExecutor(1, thread_name_prefix="journal")
+        connection = opener(path)
+        reader = open_reader(path)
+        committer = Committer(connection, thread)
+        committer.start()
+        try:
+            yield cls(path, committer, reader, wall)
+        finally:
+            try:
+                await committer.stop()
+            finally:
+                reader.close()
+                connection.close()
+                if executor is None:
+                    thread.shutdown(wait=False)
+
+    def of(self, workspace_id: str, *, inbox: bool = False) -> "WorkspaceJournal":
+        """The part that belongs to one workspace. *inbox*: no backend answers, readers take what arrives."""
+        return WorkspaceJournal(self, workspace_id, inbox=inbox)
+
+    async def data_version(self) -> int:
+        """A number that changes when another process writes to the file."""
+        return await self.committer.put(lambda db: int(db.execute("PRAGMA data_version").fetchone()[0]))
+
+
+class WorkspaceJournal(LaneReads):
+    """One workspace's messages. Reads are immediate, writes resolve when they are committed.
+
+    Every transition returns False when the message was no longer in the state that it starts from.
+    """
+
+    def __init__(self, journal: Journal, workspace_id: str, *, inbox: bool = False) -> None:
+        super().__init__(journal.reader, journal.wall, workspace_id, inbox=inbox)
+        self.is_inbox = inbox
+        self._journal = journal
+        self._settled = asyncio.Event()
+
+    # Reading
+
+    def position(self) -> Position:
+        """Where reading stands."""
+        row = self._one("SELECT * FROM workspace WHERE workspace_id=?", self.workspace_id)
+        if row is None:
+            return Position()
+        return Position(anchor=row[1], anchor_time=row[2], floor=row[3], last_read=row[4], ignores_since=bool(row[5]))
+
+    async def move(self, position: Position) -> None:
+        """Write down where reading stands."""
+        values = (
+            *(self.workspace_id, position.anchor, position.anchor_time, position.floor),
+            *(position.last_read, int(position.ignores_since)),
+        )
+        await self._put(lambda db: db.execute("REPLACE INTO workspace VALUES (?,?,?,?,?,?)", values))
+
+    def known(self, row_id: str) -> bool:
+        """Whether the row was stored before."""
+        return (
+            self._one("SELECT 1 FROM message WHERE workspace_id=? AND row_id=?", self.workspace_id, row_id) is not None
+        )
+
+    def rows_after(self, time: int, most: int) -> tuple[int, int]:
+        """How many rows are newer than *time* (counted up to *most*), and the characters that they hold."""
+        row = self._one(
+            "SELECT count(*), coalesce(sum(size), 0) FROM (SELECT size FROM message"
+            " WHERE workspace_id=? AND time > ? LIMIT ?)",
+            *(self.workspace_id, time, most),
+        )
+        return (int(row[0]), int(row[1])) if row else (0, 0)
+
+    async def receive(self, items: Iterable[Inbound], *, now: int) -> list[Stored]:
+        """Store the rows that are new, in one commit; *now* (µs) stands in for a missing time."""
+        items, wall = tuple(items), self._journal.wall()
+        if not items:
+            return []
+        return await self._put(
+            lambda db: transitions.receive(db, self.workspace_id, items, now, wall, inbox=self.is_inbox), large=True
+        )
+
+    def cursor(self) -> str | None:
+        """The newest row before which every row is over."""
+        row = self._one(
+            "SELECT time, seq FROM message WHERE workspace_id=? AND state NOT IN ('done', 'dead')"
+            " ORDER BY time, seq, arrival LIMIT 1",
+            self.workspace_id,
+        )
+        # Not by arrival: a reader that starts after a row never sees its twins.
+        first_open = row or (1 << 62, 0)
+        newest = self._one(
+            "SELECT row_id FROM message WHERE workspace_id=? AND (time, seq) < (?, ?)"
+            " ORDER BY time DESC, seq DESC, arrival DESC LIMIT 1",
+            *(self.workspace_id, *first_open),
+        )
+        return newest[0] if newest else None
+
+    # Transitions
+
+    async def recover(self) -> int:
+        """Undo what an earlier process left half done. Returns how many runs it cut short."""
+        wall = self._journal.wall()
+        return await self._put(lambda db: transitions.recover(db, self.workspace_id, wall, inbox=self.is_inbox))
+
+    def take_back(self) -> "asyncio.Future[None]":
+        """held -> received, for all."""
+        return self._put(lambda db: transitions.take_back(db, self.workspace_id, self._journal.wall()))
+
+    async def put_all_back(self) -> int:
+        """At the end of a process: what still runs did not get its try, and nobody died. Returns how many."""
+        return await self._put(lambda db: transitions.put_all_back(db, self.workspace_id, self._journal.wall()))
+
+    async def start(self, entry: Entry) -> bool:
+        """received -> running. The attempt is on disk before the backend sees the message."""
+        return await self._put(lambda db: transitions.start(db, entry, self._journal.wall()))
+
+    async def put_back(
+        self, entry: Entry, *, counts: bool, failed: bool, not_before: float | None = None, error: str = ""
+    ) -> bool:
+        """running -> received."""
+        return await self._put(
+            lambda db: transitions.put_back(
+                db, entry, self._journal.wall(), counts=counts, failed=failed, not_before=not_before, error=error
+            )
+        )
+
+    async def answered(
+        self, entry: Entry, answer: Answer, *, at: int, send_print: str | None, ran: bool = True
+    ) -> bool:
+        """running -> answered, on the disk when this returns."""
+        return await self._put(
+            lambda db: transitions.answered(
+                db, entry, answer, self._journal.wall(), at=at, send_print=send_print, ran=ran
+            ),
+            durable=True,
+        )
+
+    async def silenced(self, entry: Entry) -> bool:
+        """running -> done."""
+        return await self._put(lambda db: transitions.silenced(db, entry, self._journal.wall()))
+
+    async def stamped(self, entry: Entry, *, at: int, send_print: str | None) -> bool:
+        """answered -> answered, with what the sending of a reader's answer needs, on the disk when this returns."""
+        return await self._put(
+            lambda db: transitions.stamped(db, entry, self._journal.wall(), at=at, send_print=send_print), durable=True
+        )
+
+    async def shortened(self, entry: Entry, answer: Answer, *, send_print: str | None) -> bool:
+        """answered -> answered, with less to send."""
+        return await self._put(
+            lambda db: transitions.shortened(db, entry, answer, self._journal.wall(), send_print=send_print),
+            durable=True,
+        )
+
+    async def send_failed(self, entry: Entry, *, not_before: float | None, in_doubt: bool) -> bool:
+        """answered -> answered, to be tried again."""
+        return await self._put(
+            lambda db: transitions.send_failed(
+                db, entry, self._journal.wall(), not_before=not_before, in_doubt=in_doubt
+            )
+        )
+
+    async def bury(self, entry: Entry, frm: State, reason: str) -> bool:
+        """Any open state -> dead."""
+        return await self._put(lambda db: transitions.bury(db, entry, frm, reason, self._journal.wall()))
+
+    async def defer(self, entry: Entry, *, not_before: float, error: str) -> bool:
+        """received -> received: the lane waits."""
+        return await self._put(
+            lambda db: transitions.defer(db, entry, self._journal.wall(), not_before=not_before, error=error)
+        )
+
+    async def settle(self, entry: Entry) -> bool:
+        """Whether an echo shows that *entry*'s answer arrived."""
+        return await self._put(lambda db: transitions.settle(db, entry))
+
+    async def replay(self, row_id: str) -> bool:
+        """dead -> received."""
+        return await self._put(lambda db: transitions.replay(db, self.workspace_id, row_id, self._journal.wall()))
+
+    def spent(self, usage: Usage | None) -> None:
+        """Add to the day's cost; not awaited."""
+        if usage is None or not usage.cost_usd > 0:
+            return
+        values = (self.workspace_id, self._day(), usage.cost_usd)
+        self._put(
+            lambda db: db.execute(
+                "INSERT INTO spend VALUES (?,?,?) ON CONFLICT DO UPDATE SET cost_usd=cost_usd+excluded.cost_usd", values
+            )
+        )
+
+    def spend(self, *, month: bool = False) -> float:
+        """US dollars spent today, or this month (UTC), by what backends said."""
+        pattern = f"{self._day()[:7]}-%" if month else self._day()
+        sql = "SELECT coalesce(sum(cost_usd), 0) FROM spend WHERE workspace_id=? AND day LIKE ?"
+        return float(self._one(sql, self.workspace_id, pattern)[0])
+
+    def _day(self) -> str:
+        return time.strftime("%Y-%m-%d", time.gmtime(self._journal.wall()))
+
+    def progress(self, entry: Entry, text: str) -> None:
+        """Note what the backend is doing with a running message; not awaited."""
+        self._put(
+            lambda db: db.execute(
+                "UPDATE message SET progress=? WHERE workspace_id=? AND row_id=? AND state='running'",
+                (text.encode("utf-8", "replace").decode(), entry.workspace_id, entry.row_id),
+            )
+        )
+
+    def deliver(self, entry: Entry, *, at: int) -> None:
+        """answered -> done, or dead after a notice; the platform took the answer at *at* (µs, its clock).
+
+        Not awaited: ``head`` passes over the message at once. A journal that cannot be written is tried again every
+        5 seconds.
+        """
+        self._ending[entry.row_id] = entry.lane
+        self._settled.clear()
+        self._try_to_deliver(entry, at)
+
+    def _try_to_deliver(self, entry: Entry, at: int) -> None:
+        outcome = self._put(lambda db: transitions.delivered(db, entry, self._journal.wall(), at=at))
+        outcome.add_done_callback(lambda outcome: self._delivered(outcome, entry, at))
+
+    def _delivered(self, outcome: "asyncio.Future[bool]", entry: Entry, at: int) -> None:
+        if outcome.cancelled() or outcome.exception() is None:
+            del self._ending[entry.row_id]
+        elif not self._journal.committer.closed:
+            asyncio.get_running_loop().call_later(RETRY, self._try_to_deliver, entry, at)
+            return
+        if not self._ending or self._journal.committer.closed:
+            self._settled.set()
+
+    async def settled(self) -> None:
+        """Wait until every ``deliver`` is committed."""
+        if self._ending:
+            await self._settled.wait()
+
+    async def prune(self, now: int) -> None:
+        """Forget the bodies of what was over a day ago, and rows older than the anchor and a week (*now*: µs)."""
+        position, wall = self.position(), self._journal.wall()
+        before = min(position.anchor_time or 0, now - ROW_AGE)
+
+        def run(db: sqlite3.Connection) -> None:
+            over = "workspace_id=? AND state IN ('done', 'dead')"
+            db.execute(
+                f"UPDATE message SET parts=NULL, raw=NULL, answer=NULL WHERE {over} AND state='done'"  # noqa: S608
+                " AND raw IS NOT NULL AND changed < ?",
+                (self.workspace_id, wall - BODY_AGE),
+            )
+            db.execute(f"DELETE FROM message WHERE {over} AND state='done' AND time < ?", (self.workspace_id, before))  # noqa: S608
+
+        await self._put(run)
+
+    def _put(self, run: Operation[T], *, durable: bool = False, large: bool = False) -> "asyncio.Future[T]":
+        return self._journal.committer.put(run, durable=durable, large=large)

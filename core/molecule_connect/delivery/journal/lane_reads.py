@@ -1,0 +1,127 @@
+"""What the lanes of one workspace ask of the journal: who waits, for what, and since when."""
+
+import json
+import sqlite3
+from collections.abc import Callable
+from typing import Any
+
+from molecule_connect.delivery.journal.entries import COLUMNS, NOTICE_BEGINS, Entry, Lane, load_entry
+
+# What lanes work on: all that is not over. In an inbox messages belong to its readers, and lanes only send
+# answers, those of replayed messages too.
+_OPEN = "state IN ('received', 'running', 'answered')"
+_INBOX_OPEN = "(state='answered' OR (state='received' AND answer IS NOT NULL))"
+
+
+class LaneReads:
+    """What waits in one workspace. Reads are immediate, and see what is committed.
+
+    Args:
+        inbox: Messages belong to readers, and lanes only send answers.
+    """
+
+    def __init__(
+        self, reader: sqlite3.Connection, wall: Callable[[], float], workspace_id: str, *, inbox: bool
+    ) -> None:
+        self.workspace_id = workspace_id
+        self._reader = reader
+        self._wall = wall
+        self._open = _INBOX_OPEN if inbox else _OPEN
+        # The oldest open message of each lane of one caller: of a bare column, min() gives its own row's value.
+        self._heads = (
+            "SELECT context_id, state, not_before, min(place) AS place FROM message WHERE workspace_id=?"  # noqa: S608
+            f" AND caller_id IS ? AND {self._open} AND row_id NOT IN (SELECT value FROM json_each(?))"
+            " GROUP BY context_id"
+        )
+        # Accepted answers whose transition is not committed yet: the reader still sees them as open.
+        self._ending: dict[str, Lane] = {}
+
+    def head(self, lane: Lane) -> Entry | None:
+        """The oldest message of *lane* that is not over."""
+        pending = [row_id for row_id, its_lane in self._ending.items() if its_lane == lane]
+        rows = self._reader.execute(
+            f"SELECT {COLUMNS} FROM message WHERE workspace_id=? AND caller_id IS ? AND context_id IS ?"  # noqa: S608
+            f" AND {self._open} ORDER BY place, seq, arrival LIMIT ?",
+            (self.workspace_id, lane.caller_id, lane.context_id, 1 + len(pending)),
+        )
+        return next((load_entry(row) for row in rows if row[1] not in pending), None)
+
+    def answer_of(self, row_id: str) -> Entry | None:
+        """The message *row_id* while its answer is to be sent."""
+        if row_id in self._ending:
+            return None
+        sql = f"SELECT {COLUMNS} FROM message WHERE workspace_id=? AND row_id=? AND state='answered'"  # noqa: S608
+        row = self._one(sql, self.workspace_id, row_id)
+        return None if row is None else load_entry(row)
+
+    def callers(self) -> list[str | None]:
+        """Who has a message that is not over."""
+        rows = self._reader.execute(
+            f"SELECT DISTINCT caller_id FROM message WHERE workspace_id=? AND {self._open}",  # noqa: S608
+            (self.workspace_id,),
+        )
+        return [row[0] for row in rows]
+
+    def lanes(self, caller_id: str | None, most: int, *, may_begin: bool = True) -> list[Lane]:
+        """Lanes of one caller whose head is due, those that wait longest first; only to send unless one *may_begin*."""
+        rows = self._reader.execute(
+            f"SELECT context_id FROM ({self._heads}) WHERE coalesce(not_before, 0) <= ? AND (? OR state <> 'received')"  # noqa: S608
+            " ORDER BY place LIMIT ?",
+            (self.workspace_id, caller_id, self._ended(), self._wall(), may_begin, most),
+        )
+        return [Lane(caller_id, row[0]) for row in rows]
+
+    def next_due(self, caller_id: str | None) -> float | None:
+        """When the next lane of one caller that waits for a time is due (seconds since 1970)."""
+        row = self._one(
+            f"SELECT min(not_before) FROM ({self._heads}) WHERE not_before > ?",  # noqa: S608
+            *(self.workspace_id, caller_id, self._ended(), self._wall()),
+        )
+        return None if row is None or row[0] is None else float(row[0])
+
+    def others_wait(self, entry: Entry) -> bool:
+        """Whether *entry*'s caller has another message that is due."""
+        row = self._one(
+            f"SELECT 1 FROM message WHERE workspace_id=? AND caller_id IS ? AND {self._open} AND row_id<>?"  # noqa: S608
+            " AND coalesce(not_before, 0) <= ? AND row_id NOT IN (SELECT value FROM json_each(?)) LIMIT 1",
+            *(self.workspace_id, entry.caller_id, entry.row_id, self._wall(), self._ended()),
+        )
+        return row is not None
+
+    def exchanges(self, since: int, most: int) -> list[tuple[Entry, int]]:
+        """The newest messages of peers whose answer was taken after *since* (µs, platform), and when; oldest first."""
+        rows = self._reader.execute(
+            f"SELECT {COLUMNS}, accepted FROM message WHERE workspace_id=? AND time > ? AND kind='message'"  # noqa: S608
+            " AND caller_id IS NOT NULL AND answer IS NOT NULL AND accepted > ? ORDER BY accepted DESC LIMIT ?",
+            (self.workspace_id, since, since, most),
+        )
+        return [(load_entry(row[:-1]), row[-1]) for row in reversed(rows.fetchall())]
+
+    def is_held(self) -> bool:
+        """Whether a reader of an inbox has a message."""
+        sql = "SELECT 1 FROM message INDEXED BY message_held WHERE workspace_id=? AND state='held' LIMIT 1"
+        return self._one(sql, self.workspace_id) is not None
+
+    def waiting(self) -> int:
+        """How many messages are not over."""
+        row = self._one(
+            f"SELECT count(*) FROM message WHERE workspace_id=? AND {self._open}"  # noqa: S608
+            " AND row_id NOT IN (SELECT value FROM json_each(?))",
+            *(self.workspace_id, self._ended()),
+        )
+        return int(row[0]) if row else 0
+
+    def _ended(self) -> str:
+        return json.dumps(list(self._ending))
+
+    def noticed_since(self, lane: Lane, since: int) -> bool:
+        """Whether *lane* was sent a notice after *since* (µs, platform)."""
+        row = self._one(
+            "SELECT 1 FROM message WHERE workspace_id=? AND caller_id IS ? AND context_id IS ? AND answered_at > ?"
+            " AND substr(answer, 1, ?) = ? LIMIT 1",
+            *(self.workspace_id, lane.caller_id, lane.context_id, since, len(NOTICE_BEGINS), NOTICE_BEGINS),
+        )
+        return row is not None
+
+    def _one(self, sql: str, *values: object) -> Any:
+        return self._reader.execute(sql, values).fetchone()

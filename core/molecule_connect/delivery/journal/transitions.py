@@ -1,0 +1,375 @@
+"""Every change of a message's state, as SQL. Each is a compare-and-set: False means that somebody else was faster."""
+
+import sqlite3
+from collections.abc import Iterable
+
+import attrs
+
+from molecule_connect.delivery.journal import file_rows, questions, sayings
+from molecule_connect.delivery.journal.entries import (
+    Answer,
+    Entry,
+    Lane,
+    State,
+    dump_answer,
+    dump_parts,
+    is_too_deep,
+    load_answer,
+)
+from molecule_connect.models import Inbound, Kind
+
+# A sender that retries repeats its message; some use one constant id for ever, so only for so long.
+REPEAT_WINDOW = 3600 * 1_000_000
+# An echo may be older than the answer that it shows, by as much as a row may be late.
+LATENESS = 45 * 1_000_000
+# Seconds until the echo of an answer to a person is looked for.
+ECHO_DELAY = 5.0
+_NEVER = 1 << 62
+
+
+@attrs.frozen(kw_only=True)
+class Stored:
+    """What ``receive`` did with one row. ``repeats`` is the row that it repeats; ``revived`` if that one was dead.
+
+    ``lane`` is the one that has a message more by it, if any has.
+    """
+
+    item: Inbound
+    time: int
+    state: State
+    repeats: str | None = None
+    revived: bool = False
+    foreign_echo: bool = False
+    own_upload: bool = False
+    lane: Lane | None = None
+
+
+def receive(
+    db: sqlite3.Connection, workspace_id: str, items: Iterable[Inbound], now: int, wall: float, *, inbox: bool = False
+) -> list[Stored]:
+    """Store rows that are new. *now* stands in for a missing time, in the order in which they came.
+
+    In an *inbox* answers and results wait for a reader too, and messages with nothing in them.
+    """
+    stored = []
+    for number, item in enumerate(items):
+        time = item.time if item.time is not None else now + number
+        known = db.execute("SELECT 1 FROM message WHERE workspace_id=? AND row_id=?", (workspace_id, item.row_id))
+        if known.fetchone() is None:
+            stored.append(_receive_one(db, workspace_id, item, time, wall, inbox))
+    return stored
+
+
+def _receive_one(
+    db: sqlite3.Connection, workspace_id: str, item: Inbound, time: int, wall: float, inbox: bool
+) -> Stored:
+    if is_too_deep(item.parts):
+        kind = Kind.UNREADABLE if item.kind is Kind.MESSAGE else item.kind
+        item = attrs.evolve(item, kind=kind, parts=(), reason="it is nested too deeply")
+    if inbox and item.is_blank:
+        item = attrs.evolve(item, kind=Kind.MESSAGE, reason="")
+    state, repeats, revived, reason, question = State.DONE, None, False, None, None
+    lane = Lane(_plain(item.caller_id), _plain(item.context_id))
+    if item.kind is Kind.UNREADABLE:
+        state, reason = State.DEAD, f"unreadable: {item.reason}"
+    elif item.kind is Kind.MESSAGE:
+        original = _original(db, workspace_id, item, time)
+        state = State.DONE if original else State.RECEIVED
+        if original:
+            repeats = str(original[0])
+            revived = original[1] == State.DEAD and replay(db, workspace_id, repeats, wall)
+            lane = Lane(lane.caller_id, original[2])
+    elif inbox and item.kind in (Kind.ANSWER, Kind.RESULT):
+        state, question = State.RECEIVED, questions.answered_by(db, workspace_id, item)
+    told = item.kind is Kind.ECHO and sayings.echoed(db, workspace_id, item.fingerprint, item.row_id)
+    db.execute(
+        "INSERT INTO message (workspace_id, row_id, kind, state, time, seq, place, caller_id, context_id, task_id,"
+        " message_id, sender_key, idempotency_key, method, fingerprint, delegation_id, parts, raw, size, reason,"
+        " repeat_of, question, echo, changed) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        (
+            *(workspace_id, item.row_id, item.kind.value, state.value, time, item.seq or 0, time),
+            *(_plain(item.caller_id), _plain(item.context_id), _plain(item.task_id), _plain(item.message_id)),
+            *(_plain(item.sender_key), _plain(item.idempotency_key), _plain(item.method), item.fingerprint),
+            *(
+                _plain(item.delegation_id),
+                dump_parts(item.parts),
+                _plain(item.raw),
+                len(item.raw),
+                _plain(reason),
+                repeats,
+                question,
+                sayings.TOLD if told else None,
+                wall,
+            ),
+        ),
+    )
+    file_rows.receive(db, workspace_id, item, time, wall)
+    foreign = item.kind is Kind.ECHO and not told and not _ours(db, workspace_id, item.fingerprint, time)
+    return Stored(
+        item=item,
+        time=time,
+        state=state,
+        repeats=repeats,
+        revived=revived,
+        foreign_echo=foreign,
+        own_upload=file_rows.is_own_upload(db, workspace_id, item),
+        lane=lane if revived or (state is State.RECEIVED and not inbox) else None,
+    )
+
+
+def _original(
+    db: sqlite3.Connection, workspace_id: str, item: Inbound, time: int
+) -> tuple[str, str, str | None] | None:
+    """Row id, state and context of the message that *item* repeats."""
+    if item.sender_key is None:
+        return None
+    # Left to itself, SQLite looks at every row of the two hours.
+    found: tuple[str, str, str | None] | None = db.execute(
+        "SELECT row_id, state, context_id FROM message INDEXED BY message_sender"
+        " WHERE workspace_id=? AND sender_key=? AND fingerprint=?"
+        " AND caller_id IS ? AND kind='message' AND repeat_of IS NULL AND time > ? AND time < ?"
+        " ORDER BY arrival LIMIT 1",
+        (
+            *(workspace_id, _plain(item.sender_key), item.fingerprint, _plain(item.caller_id)),
+            *(time - REPEAT_WINDOW, time + REPEAT_WINDOW),
+        ),
+    ).fetchone()
+    return found
+
+
+def _ours(db: sqlite3.Connection, workspace_id: str, fingerprint: str, time: int) -> bool:
+    found = db.execute(
+        "SELECT 1 FROM message WHERE workspace_id=? AND send_print=? AND answered_at < ? LIMIT 1",
+        (workspace_id, fingerprint, time + LATENESS),
+    )
+    return found.fetchone() is not None
+
+
+def start(db: sqlite3.Connection, entry: Entry, wall: float) -> bool:
+    """received -> running: one more attempt, counted before the backend sees the message."""
+    return _move(db, entry, State.RECEIVED, "state='running', attempt=attempt+1, not_before=NULL", (), wall)
+
+
+def put_back(
+    db: sqlite3.Connection,
+    entry: Entry,
+    wall: float,
+    *,
+    counts: bool,
+    failed: bool,
+    not_before: float | None,
+    error: str,
+) -> bool:
+    """running -> received: the try failed, was parked, or was stopped. *counts*: it was an attempt."""
+    return _move(
+        db,
+        entry,
+        State.RUNNING,
+        "state='received', attempt=?, not_before=?, error=?, progress=NULL,"
+        " first_failed=CASE WHEN ? THEN coalesce(first_failed, ?) ELSE first_failed END",
+        (entry.attempt + (1 if counts else 0), not_before, _plain(error), failed, wall),
+        wall,
+        attempt=entry.attempt + 1,
+    )
+
+
+def answered(
+    db: sqlite3.Connection, entry: Entry, answer: Answer, wall: float, *, at: int, send_print: str | None, ran: bool
+) -> bool:
+    """running (or, with a stored answer, received) -> answered."""
+    return _move(
+        db,
+        entry,
+        State.RUNNING if ran else State.RECEIVED,
+        "state='answered', answer=?, answered_at=?, send_print=?, not_before=NULL, sends=0, in_doubt=0, accepted=0,"
+        " echo=NULL, progress=NULL",
+        (dump_answer(answer), at, send_print),
+        wall,
+        attempt=entry.attempt + (1 if ran else 0),
+    )
+
+
+def silenced(db: sqlite3.Connection, entry: Entry, wall: float) -> bool:
+    """running -> done: the backend chose to send nothing."""
+    return _move(db, entry, State.RUNNING, "state='done', progress=NULL", (), wall, attempt=entry.attempt + 1)
+
+
+def stamped(db: sqlite3.Connection, entry: Entry, wall: float, *, at: int, send_print: str | None) -> bool:
+    """answered -> answered: a reader's answer, before it is sent for the first time."""
+    return _move(db, entry, State.ANSWERED, "answered_at=?, send_print=?", (at, send_print), wall)
+
+
+def shortened(db: sqlite3.Connection, entry: Entry, answer: Answer, wall: float, *, send_print: str | None) -> bool:
+    """answered -> answered: the platform found the answer too long, and gets less of it."""
+    return _move(db, entry, State.ANSWERED, "answer=?, send_print=?", (dump_answer(answer), send_print), wall)
+
+
+def send_failed(db: sqlite3.Connection, entry: Entry, wall: float, *, not_before: float | None, in_doubt: bool) -> bool:
+    """answered -> answered: a send failed; *in_doubt*: it may have arrived all the same."""
+    return _move(
+        db,
+        entry,
+        State.ANSWERED,
+        "sends=sends+1, not_before=?, in_doubt=?",
+        (not_before, int(in_doubt)),
+        wall,
+    )
+
+
+def delivered(db: sqlite3.Connection, entry: Entry, wall: float, *, at: int) -> bool:
+    """answered -> done, or dead after a notice; the platform took it at *at*."""
+    answer = entry.answer
+    if answer is None:
+        return False
+    return _move(
+        db,
+        entry,
+        State.ANSWERED,
+        "state=?, reason=?, accepted=?, in_doubt=0, not_before=NULL",
+        (answer.then.value, _plain(answer.reason) or None, at),
+        wall,
+    )
+
+
+def bury(db: sqlite3.Connection, entry: Entry, frm: State, reason: str, wall: float) -> bool:
+    """Any open state -> dead: given up, kept with its reason."""
+    attempt = entry.attempt + (1 if frm is State.RUNNING else 0)
+    set_ = "state='dead', reason=?, not_before=NULL, progress=NULL"
+    return _move(db, entry, frm, set_, (_plain(reason),), wall, attempt=attempt)
+
+
+def defer(db: sqlite3.Connection, entry: Entry, wall: float, *, not_before: float, error: str) -> bool:
+    """received -> received: its lane waits."""
+    return _move(db, entry, State.RECEIVED, "not_before=?, error=?", (not_before, _plain(error)), wall)
+
+
+def replay(db: sqlite3.Connection, workspace_id: str, row_id: str, wall: float) -> bool:
+    """dead -> received, at the tail of its lane. An answer that could not be sent is kept; a notice is not."""
+    row = db.execute(
+        "SELECT caller_id, context_id, answer FROM message WHERE workspace_id=? AND row_id=? AND state='dead'"
+        " AND kind='message'",
+        (workspace_id, row_id),
+    ).fetchone()
+    if row is None:
+        return False
+    last = db.execute(
+        "SELECT max(place) FROM message WHERE workspace_id=? AND caller_id IS ? AND context_id IS ?"
+        " AND state IN ('received', 'running', 'answered')",
+        (workspace_id, row[0], row[1]),
+    ).fetchone()[0]
+    notice = row[2] is not None and load_answer(row[2]).is_notice
+    if notice:
+        sayings.outlive(db, workspace_id, row_id, wall, lateness=LATENESS)
+    db.execute(
+        "UPDATE message SET state='received', place=max(place, ?), attempt=0, interruptions=0, replay=replay+1,"
+        " not_before=NULL, first_failed=NULL, reason=NULL, answer=?, changed=? WHERE workspace_id=? AND row_id=?",
+        ((last or 0) + 1, None if notice else row[2], wall, workspace_id, row_id),
+    )
+    return True
+
+
+def recover(db: sqlite3.Connection, workspace_id: str, wall: float, *, inbox: bool = False) -> int:
+    """At the start of a process: what our own death cut short was no attempt, and any stored answer may be out.
+
+    What an earlier process did in the other mode is put right: no message of a backend runs in an *inbox*, and
+    nobody holds one outside of it, where answers and results are not waited for.
+
+    Returns how many runs were cut short.
+    """
+    cursor = db.execute(
+        "UPDATE message SET state='received', attempt=attempt-1, interruptions=interruptions+?, changed=?"
+        " WHERE workspace_id=? AND state='running'",
+        (0 if inbox else 1, wall, workspace_id),
+    )
+    # A notify that may be out shows itself by its echo, which takes a moment.
+    db.execute(
+        "UPDATE message SET in_doubt=1, not_before=CASE WHEN caller_id IS NULL THEN max(coalesce(not_before, 0), ?)"
+        " ELSE not_before END WHERE workspace_id=? AND state='answered' AND answered_at IS NOT NULL",
+        (wall + ECHO_DELAY, workspace_id),
+    )
+    if not inbox:
+        take_back(db, workspace_id, wall)
+    return cursor.rowcount
+
+
+def take_back(db: sqlite3.Connection, workspace_id: str, wall: float) -> None:
+    """held -> received: a backend answers, nobody else. Answers and results are not waited for."""
+    db.execute(
+        "UPDATE message SET state=CASE WHEN kind='message' THEN 'received' ELSE 'done' END, holder=NULL,"
+        " held_until=NULL, changed=? WHERE workspace_id=? AND state NOT IN ('done', 'dead')"
+        " AND (state='held' OR (state='received' AND kind IN ('answer', 'result')))",
+        (wall, workspace_id),
+    )
+
+
+def put_all_back(db: sqlite3.Connection, workspace_id: str, wall: float) -> int:
+    """running -> received, for all: a stop that was asked for is neither an attempt nor an interruption."""
+    return db.execute(
+        "UPDATE message SET state='received', attempt=attempt-1, progress=NULL, changed=?"
+        " WHERE workspace_id=? AND state='running'",
+        (wall, workspace_id),
+    ).rowcount
+
+
+def settle(db: sqlite3.Connection, entry: Entry) -> bool:
+    """Whether the feed's echoes show that *entry*'s answer, sent to a person with unknown outcome, arrived.
+
+    Each accepted answer with the same text and files uses up one echo; one that is left
+    over settles the oldest answer in doubt. Both are written down.
+    """
+    send_print, answered_at, shown_by = db.execute(
+        "SELECT send_print, answered_at, echo FROM message WHERE workspace_id=? AND row_id=?",
+        (entry.workspace_id, entry.row_id),
+    ).fetchone()
+    if send_print is None or shown_by is not None:
+        return shown_by is not None
+    oldest = answered_at - REPEAT_WINDOW
+    echoes = db.execute(
+        "SELECT row_id, time FROM message WHERE workspace_id=? AND kind='echo' AND fingerprint=? AND echo IS NULL"
+        " AND time >= ? ORDER BY time, arrival",
+        (entry.workspace_id, send_print, oldest),
+    ).fetchall()
+    sends = db.execute(
+        "SELECT row_id, answered_at, accepted FROM message WHERE workspace_id=? AND send_print=? AND echo IS NULL"
+        " AND (accepted >= ? OR (state='answered' AND in_doubt=1))"
+        " ORDER BY accepted=0, answered_at, arrival",
+        (entry.workspace_id, send_print, oldest),
+    ).fetchall()
+    settled = False
+    for row_id, since, accepted in sends:
+        until = accepted + LATENESS if accepted else _NEVER
+        match = next((echo for echo in echoes if since - LATENESS <= echo[1] <= until), None)
+        if match is None:
+            continue
+        echoes.remove(match)
+        pairs = ((row_id, entry.workspace_id, match[0]), (match[0], entry.workspace_id, row_id))
+        db.executemany("UPDATE message SET echo=? WHERE workspace_id=? AND row_id=?", pairs)
+        settled = settled or row_id == entry.row_id
+    return settled
+
+
+def _move(
+    db: sqlite3.Connection,
+    entry: Entry,
+    frm: State,
+    assignments: str,
+    values: tuple[object, ...],
+    wall: float,
+    *,
+    attempt: int | None = None,
+) -> bool:
+    # The assignments are literals of this module; every value is bound.
+    cursor = db.execute(
+        f"UPDATE message SET {assignments}, changed=? WHERE workspace_id=? AND row_id=? AND state=? AND attempt=?"  # noqa: S608
+        " AND replay=?",
+        (
+            *(*values, wall, entry.workspace_id, entry.row_id, frm.value),
+            *(entry.attempt if attempt is None else attempt, entry.replay),
+        ),
+    )
+    return cursor.rowcount == 1
+
+
+def _plain(text: str | None) -> str | None:
+    # SQLite takes no lone surrogates, which JSON can hold.
+    return None if text is None else text.encode("utf-8", "replace").decode()

@@ -1,0 +1,307 @@
+"""Who gets the backend next: fair between callers, room for the next one, and careful while the backend fails."""
+
+import asyncio
+from typing import Any
+
+import attrs
+import pytest
+
+from molecule_connect.delivery.answering.slots import Breaker, Slots
+from molecule_connect.delivery.journal.entries import Entry, State
+from molecule_connect.delivery.journal.journal import Journal
+from molecule_connect.errors import BackendError
+from molecule_connect.models import Progress, Request, Response
+
+from ..kit import EPOCH, FakePlatform, Serving
+
+
+def entry(row_id: str, caller: str | None = "peer-1", **given: Any) -> Entry:
+    """A message that waits."""
+    values: dict[str, Any] = {name.name: None for name in attrs.fields(Entry)}
+    values |= {"workspace_id": "ws-1", "row_id": row_id, "state": State.RECEIVED, "caller_id": caller, "raw": "{}"}
+    values |= {"attempt": 0, "interruptions": 0, "replay": 0, "time": 0, "in_doubt": False, "sends": 0, "parts": ()}
+    return Entry(**(values | given))
+
+
+class Hall:
+    """Messages that want a slot; each keeps it until it is let go."""
+
+    def __init__(self, capacity: int, breaker: Breaker | None = None) -> None:
+        self.slots = Slots(capacity, breaker or Breaker())
+        self.entered: list[str] = []
+        self._leave: dict[str, asyncio.Event] = {}
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+
+    def comes(self, row_id: str, caller: str | None = "peer-1", **given: Any) -> None:
+        self._leave[row_id] = asyncio.Event()
+        self.tasks[row_id] = asyncio.ensure_future(self._hold(entry(row_id, caller, **given)))
+
+    async def _hold(self, one: Entry) -> None:
+        async with self.slots.hold(one):
+            self.entered.append(one.row_id)
+            await self._leave[one.row_id].wait()
+
+    def lets_go(self, row_id: str) -> None:
+        self._leave[row_id].set()
+
+    async def leaves(self, row_id: str) -> None:
+        self.lets_go(row_id)
+        await self.tasks[row_id]
+        await asyncio.sleep(0.01)
+
+    async def settled(self) -> list[str]:
+        await asyncio.sleep(0.01)
+        return self.entered
+
+    async def empty(self) -> None:
+        for task in self.tasks.values():
+            task.cancel()
+        outcomes = await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+        assert all(outcome is None or isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
+        assert (self.slots.busy, self.slots.waiting) == (0, 0)
+
+
+@pytest.fixture
+def breaker() -> Breaker:
+    return Breaker()
+
+
+async def test_one_who_floods_leaves_the_last_free_slot_to_somebody_else() -> None:
+    hall = Hall(4)
+    for number in range(9):
+        hall.comes(f"flood-{number}")
+    assert await hall.settled() == ["flood-0", "flood-1", "flood-2"]
+    hall.comes("other", "peer-2")
+    assert (await hall.settled())[-1] == "other"
+    await hall.empty()
+
+
+async def test_a_single_slot_is_given_to_anybody() -> None:
+    hall = Hall(1)
+    hall.comes("one")
+    hall.comes("two")
+    assert await hall.settled() == ["one"]
+    await hall.leaves("one")
+    assert hall.entered == ["one", "two"]
+    await hall.empty()
+
+
+async def test_free_slots_go_round_by_caller_then_in_the_order_of_coming() -> None:
+    hall = Hall(1)
+    hall.comes("first")
+    await hall.settled()
+    for caller in ("a", "b"):
+        for number in range(3):
+            hall.comes(f"{caller}{number}", caller)
+    hall.comes("person", None)
+    order = ["first", "a0", "b0", "person", "a1", "b1", "a2", "b2"]
+    for row_id in order:
+        await hall.settled()
+        await hall.leaves(row_id)
+    assert hall.entered == order
+
+
+async def test_a_waiter_that_was_cancelled_a_moment_ago_is_not_chosen() -> None:
+    hall = Hall(1)
+    hall.comes("holder")
+    await hall.settled()
+    hall.comes("gives up", "peer-2")
+    hall.comes("waits", "peer-3")
+    await hall.settled()
+    # The holder's task runs before the cancelled one notices.
+    hall.lets_go("holder")
+    hall.tasks["gives up"].cancel()
+    assert await hall.settled() == ["holder", "waits"]
+    assert not hall.tasks["holder"].exception()
+    assert (hall.slots.busy, hall.slots.waiting) == (1, 0)
+    await hall.empty()
+
+
+async def test_a_waiter_that_is_cancelled_while_it_gets_its_slot_gives_it_on() -> None:
+    hall = Hall(1)
+    hall.comes("holder")
+    await hall.settled()
+    hall.comes("gives up", "peer-2")
+    hall.comes("waits", "peer-3")
+    await hall.settled()
+    hall.lets_go("holder")
+    await hall.tasks["holder"]
+    hall.tasks["gives up"].cancel()
+    assert (await hall.settled())[-1] == "waits"
+    assert hall.slots.busy == 1
+    await hall.empty()
+
+
+async def test_messages_that_killed_us_twice_run_one_at_a_time_and_others_go_on() -> None:
+    hall = Hall(8)
+    for number in range(3):
+        hall.comes(f"suspect-{number}", f"peer-{number}", interruptions=2)
+    hall.comes("once only", "peer-3", interruptions=1)
+    hall.comes("innocent", "peer-4")
+    assert sorted(await hall.settled()) == ["innocent", "once only", "suspect-0"]
+    await hall.leaves("suspect-0")
+    assert hall.entered[-1] == "suspect-1"
+    await hall.empty()
+
+
+async def test_how_long_nobody_got_a_slot_is_counted_while_somebody_waits() -> None:
+    hall = Hall(2)
+    hall.comes("one", "peer-1")
+    await asyncio.sleep(400)
+    assert hall.slots.full_for() == 0
+    hall.comes("two", "peer-1")
+    await asyncio.sleep(400)
+    # A free slot is left, but not for this caller.
+    assert hall.slots.full_for() == pytest.approx(400)
+    hall.comes("three", "peer-2")
+    await asyncio.sleep(100)
+    assert hall.slots.full_for() == pytest.approx(100)
+    await hall.leaves("one")
+    assert hall.slots.full_for() == 0
+    await hall.empty()
+
+
+async def test_slots_that_nobody_gets_for_five_minutes_show_in_the_beat(journal: Journal) -> None:
+    platform = FakePlatform()
+
+    async def handler(request: Request, progress: Progress) -> Response:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    for number in range(9):
+        platform.write(context=f"talk-{number}")
+    async with Serving(platform, journal, handler, grace=0.0) as serving:
+        await asyncio.sleep(280)
+        assert {beat.sample_error for beat in platform.beats} == {""}
+        await asyncio.sleep(60)
+        assert platform.beats[-1].sample_error == "all slots busy for 5 minutes, 2 conversations wait"
+        assert platform.beats[-1].active_tasks == 7
+    assert serving.error is None
+
+
+def fail(breaker: Breaker, *row_ids: str) -> None:
+    for row_id in row_ids:
+        breaker.failed(entry(row_id), "the model is out")
+
+
+async def test_the_breaker_opens_at_the_third_failure_in_a_row_over_two_messages(breaker: Breaker) -> None:
+    fail(breaker, "one", "one", "one", "one")
+    assert not breaker.is_open
+    fail(breaker, "two")
+    assert breaker.is_open
+
+
+async def test_an_answer_between_failures_keeps_the_breaker_closed(breaker: Breaker) -> None:
+    fail(breaker, "one", "two")
+    breaker.succeeded()
+    fail(breaker, "one", "two")
+    assert not breaker.is_open
+
+
+async def test_an_open_breaker_lets_one_message_through_at_5_10_20_40_and_then_each_60_seconds(
+    breaker: Breaker,
+) -> None:
+    hall, loop = Hall(8, breaker), asyncio.get_running_loop()
+    fail(breaker, "x", "y", "z")
+    opened = loop.time()
+    for number in range(8):
+        hall.comes(f"m{number}", f"peer-{number}")
+    times = []
+    for number in range(7):
+        while len(hall.entered) == number:  # noqa: ASYNC110
+            await asyncio.sleep(0.5)
+        assert len(hall.entered) == number + 1
+        times.append(round(loop.time() - opened))
+        await hall.leaves(hall.entered[-1])
+    assert times == pytest.approx([5, 15, 35, 75, 135, 195, 255], abs=1)
+    await hall.empty()
+
+
+async def test_probes_try_untried_messages_first_then_go_round_the_callers(breaker: Breaker) -> None:
+    hall = Hall(8, breaker)
+    fail(breaker, "x", "y", "z")
+    hall.comes("tried", "peer-1", first_failed=1.0)
+    hall.comes("tried too", "peer-2", first_failed=1.0)
+    hall.comes("untried", "peer-3")
+    for row_id in ("untried", "tried", "tried too"):
+        while row_id not in hall.entered:  # noqa: ASYNC110
+            await asyncio.sleep(0.5)
+        await hall.leaves(row_id)
+    assert hall.entered == ["untried", "tried", "tried too"]
+
+
+async def test_a_breaker_that_opens_again_probes_after_five_seconds_although_an_older_probe_was_set_later(
+    breaker: Breaker,
+) -> None:
+    hall = Hall(8, breaker)
+    fail(breaker, "x", "y", "z")
+    for number in range(4):
+        hall.comes(f"m{number}", f"peer-{number}")
+    await asyncio.sleep(40)
+    assert hall.entered == ["m0", "m1", "m2"]  # the next is due at 75 s
+    breaker.succeeded()
+    fail(breaker, "x", "y", "z")
+    hall.slots.reconsider()
+    await asyncio.sleep(5.5)
+    assert hall.entered == ["m0", "m1", "m2", "m3"]
+    await hall.empty()
+
+
+async def test_when_the_breaker_closes_everybody_who_waits_goes_on(breaker: Breaker) -> None:
+    hall = Hall(8, breaker)
+    fail(breaker, "x", "y", "z")
+    for number in range(5):
+        hall.comes(f"m{number}", f"peer-{number}")
+    await asyncio.sleep(5.1)
+    assert hall.entered == ["m0"]
+    breaker.succeeded()
+    await hall.leaves("m0")
+    assert hall.entered == [f"m{number}" for number in range(5)]
+    await hall.empty()
+
+
+@attrs.define
+class Model:
+    """A backend that can be out."""
+
+    out: bool = True
+    calls: list[tuple[float, str]] = attrs.field(factory=list)
+
+    async def __call__(self, request: Request, progress: Progress) -> Response:
+        self.calls.append((asyncio.get_running_loop().time(), request.message_id))
+        if self.out:
+            raise BackendError("the model is out")
+        return Response.from_text(request.text)
+
+
+async def test_a_model_that_is_out_for_ten_minutes_costs_no_message(journal: Journal) -> None:
+    platform, model = FakePlatform(), Model()
+    for number in range(20):
+        platform.write(str(number), caller=f"peer-{number % 5}", context=f"talk-{number}")
+    async with Serving(platform, journal, model) as serving:
+        await asyncio.sleep(60)
+        assert platform.beats[-1].wedged == "backend: the model is out"
+        await asyncio.sleep(540)
+        assert len(model.calls) < 35  # eight at once before it opens, then probes
+        model.out = False
+        await platform.until(lambda: len(platform.sent) == 20, seconds=130)
+        await asyncio.sleep(31)
+        assert platform.beats[-1].wedged == ""
+    assert sorted(platform.answers(), key=int) == [str(number) for number in range(20)]
+    assert {state for _, state in serving.rows()} == {"done"}
+
+
+async def test_a_message_is_dead_a_day_after_its_first_failure_although_the_breaker_is_open(journal: Journal) -> None:
+    platform, model, offset = FakePlatform(), Model(), 0.0
+    loop = asyncio.get_running_loop()
+    for number in range(3):
+        platform.write(str(number), caller=f"peer-{number}")
+    async with Serving(platform, journal, model, wall=lambda: EPOCH + loop.time() + offset) as serving:
+        await asyncio.sleep(600)
+        offset = 23.5 * 3600
+        await asyncio.sleep(600)
+        assert {state for _, state in serving.rows()} == {"received"}
+        offset = 24 * 3600
+        await asyncio.sleep(600)
+        assert {state for _, state in serving.rows()} == {"dead"}
+    assert len(platform.sent) == 3  # each caller is told
