@@ -12,6 +12,7 @@ from molecule_connect.backoff import Backoff
 from molecule_connect.delivery.answering.answering import Answering, Surroundings
 from molecule_connect.delivery.cursor_file import CursorFile
 from molecule_connect.delivery.files.files import FolderLimits
+from molecule_connect.delivery.gate import Gate
 from molecule_connect.delivery.health import Health
 from molecule_connect.delivery.heartbeat import Heartbeat
 from molecule_connect.delivery.inbox.attendance import Attendance
@@ -95,9 +96,7 @@ class Connection:
         self._build_answering(handler, room)
         look = self._attendance.look if self._attendance is not None else lambda: None
         self._upkeep = Upkeep(self._journal, self._cursor, reports=self._reports, now=self._reader.now, look=look)
-        self._to_wake: dict[Lane, None] = {}
         self._first_read = asyncio.Event()
-        self._older_rows_come = False
         self._was_trusted = False
         self._since = 0
         self._beat_at = float("-inf")
@@ -119,8 +118,8 @@ class Connection:
             since_secs=settings.since_secs,
             wall=self._wall,
             on_stored=self._on_stored,
-            lanes_may_run=self._lanes_may_run,
-            lanes_must_wait=self._lanes_must_wait,
+            lanes_may_run=lambda: self._gate.open(),
+            lanes_must_wait=lambda: self._gate.close(),
             woken=self._wakeups.take,
             notice=self._reports.notice,
         )
@@ -158,6 +157,7 @@ class Connection:
         answering = Answering(self.settings, around, handler=handler, room=room)
         self._files, self._slots = answering.files, answering.slots
         self._attempts, self._lanes = answering.attempts, answering.lanes
+        self._gate = Gate(self._lanes, self._journal)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until *stop* is set, then drain; with ``once``, until all that waits is answered.
@@ -191,14 +191,14 @@ class Connection:
         self._heartbeat.beat_now()
         self._wakeups.reopen()
         self._wakeups.wake()
-        self._wake_lanes()
+        self._gate.wake_all()
 
     def changed_elsewhere(self) -> None:
         """Another program, or a reader of the inbox, changed the journal."""
         if self._attendance is None and self._journal.is_held():
             # Whoever reads on since this was an inbox may never finish it.
-            self._journal.take_back().add_done_callback(lambda _: self._wake_lanes())
-        self._wake_lanes()
+            self._journal.take_back().add_done_callback(lambda _: self._gate.wake_all())
+        self._gate.wake_all()
         self._upkeep.changed.set()
 
     # Starting
@@ -237,7 +237,7 @@ class Connection:
         if self._presence:
             staying.append(self._spawn(self._heartbeat.run()))
             intake.append(self._spawn(self._registration.watch()))
-        self._wake_lanes()
+        self._gate.wake_all()
         gone = False
         try:
             await self._until(stop, fatal)
@@ -266,7 +266,7 @@ class Connection:
         await self._intake.read_once()
         self._first_read.set()
         self._files.read_once()
-        self._lanes.wake_all()
+        self._gate.first_read_ended()
         await self._intake.run()
 
     async def _all_is_answered(self) -> None:
@@ -318,17 +318,12 @@ class Connection:
 
     # What the parts tell
 
-    def _wake_lanes(self) -> None:
-        """All of them, unless a first read, which brings the oldest rows last, is still under way."""
-        if self._first_read.is_set() or self._journal.position().anchor is not None:
-            self._lanes.wake_all()
-
     def _on_stored(self, stored: Sequence[Stored]) -> None:
         self._upkeep.changed.set()
         self._reports.stored(stored, since=self._since)
         if any(isinstance(part, FilePart) for one in stored for part in one.item.parts):
             self._files.wake()
-        self._to_wake.update((one.lane, None) for one in stored if one.lane is not None)
+        self._gate.stored(one.lane for one in stored if one.lane is not None)
 
     def _files_came(self, row_id: str, lane: Lane, names: str) -> None:
         self._tell(
@@ -338,19 +333,6 @@ class Connection:
         )
         self._upkeep.changed.set()
         self._lanes.wake([lane])
-
-    def _lanes_must_wait(self) -> None:
-        self._older_rows_come = True
-        self._lanes.pause()
-
-    def _lanes_may_run(self) -> None:
-        if self._older_rows_come:
-            self._older_rows_come = False
-            if not self._registration.is_paused:
-                self._lanes.resume()
-            self._lanes.wake_all()
-        lanes, self._to_wake = self._to_wake, {}
-        self._lanes.wake(lanes)
 
     def _on_signal(self, signal: Signal) -> None:
         if signal is Signal.ROTATED:
@@ -370,13 +352,11 @@ class Connection:
 
     def _paused(self, paused: bool) -> None:
         if paused:
-            self._lanes.pause()
+            self._gate.pause()
             self._tell(events.Paused(workspace_id=self.workspace_id))
         else:
             self._tell(events.Resumed(workspace_id=self.workspace_id))
-            if not self._older_rows_come:
-                self._lanes.resume()
-            self._wake_lanes()
+            self._gate.resume()
             self._heartbeat.beat_now()
 
     def _beat_accepted(self, presence: Presence, began: float) -> None:
