@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from molecule_connect.errors import ConfigError
-from molecule_connect.plugins.discovery import nearest
+from molecule_connect.plugins.wording import nearest
 from molecule_connect.settings import DEFAULT_BACKEND, PeerBudget, check_workspace_id
 
 # What only a workspace of its own can have.

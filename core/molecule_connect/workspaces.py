@@ -22,6 +22,7 @@ from molecule_connect.platform.address import parse_address
 from molecule_connect.platform.credentials import check_token, read_token_file
 from molecule_connect.plugins import discovery
 from molecule_connect.plugins.scan import BACKENDS, MIDDLEWARE
+from molecule_connect.plugins.wording import nearest
 from molecule_connect.settings import ConnectionSettings
 from molecule_connect.workspace_keys import OWN, read_keys, stack
 
@@ -112,7 +113,7 @@ def load_config(
     path = environment.path_of(str(path)).absolute()
     mode, document = _toml(path)
     faults = [
-        f"unknown key {key!r}{discovery.nearest(key, ('workspace', 'defaults'))}"
+        f"unknown key {key!r}{nearest(key, ('workspace', 'defaults'))}"
         for key in document
         if key not in ("workspace", "defaults")
     ]

@@ -15,15 +15,17 @@ from pathlib import Path
 
 import pytest
 
+from molecule_connect.console.choice import choose
 from molecule_connect.console.json_lines import JsonScreen
 from molecule_connect.console.lines import LineScreen
 from molecule_connect.console.live import LiveScreen
-from molecule_connect.console.screen import Screen, choose
+from molecule_connect.console.screen import Screen
 
 PROGRAM = """
 import sys
 from molecule_connect import events
-from molecule_connect.console.screen import Summary, choose
+from molecule_connect.console.choice import choose
+from molecule_connect.console.screen import Summary
 screen = choose(sys.stderr)
 screen.open([Summary(workspace_id="ws_1", backend="mock", mode="poll", api_url="http://x", state_dir="/s")])
 screen(events.Registered(workspace_id="ws_1"))

@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from molecule_connect import environment
-from molecule_connect.console.screen import LOG_FORMATS, choose
+from molecule_connect.console.choice import LOG_FORMATS, choose
 from molecule_connect.errors import ConfigError
 from molecule_connect.plugins.scan import BACKENDS, MIDDLEWARE, scan_names
 from molecule_connect.settings import DEFAULT_BACKEND, MAX_COST, MAX_SECONDS, MAX_SINCE_SECS, PeerBudget

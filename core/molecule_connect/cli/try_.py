@@ -59,8 +59,8 @@ async def _ask(
     middleware_options: dict[str, str | list[str]],
     strict: bool,
 ) -> "Response":
-    from molecule_connect.plugins.discovery import first_line
     from molecule_connect.plugins.host import create_host
+    from molecule_connect.plugins.wording import first_line
 
     host = await create_host(
         workspace_id="try",

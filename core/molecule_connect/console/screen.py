@@ -1,14 +1,10 @@
-"""What all screens have in common, and which one a stream gets."""
+"""What all screens have in common."""
 
-import os
-from collections.abc import Mapping
-from typing import Protocol, TextIO
+from typing import Protocol
 
 import attrs
 
 from molecule_connect.events import Event
-
-LOG_FORMATS = ("auto", "lines", "json")
 
 
 @attrs.frozen(kw_only=True)
@@ -52,25 +48,3 @@ class Screen(Protocol):
         ...
 
     def close(self) -> None: ...
-
-
-def choose(stream: TextIO, log_format: str = "auto", *, environ: Mapping[str, str] = os.environ) -> Screen:
-    """The screen for *stream*: JSON or plain lines if asked for, else a live view on a terminal and lines elsewhere."""
-    if log_format == "json":
-        from molecule_connect.console.json_lines import JsonScreen
-
-        return JsonScreen(stream)
-    if log_format == "auto" and _is_terminal(stream) and environ.get("TERM", "") not in ("", "dumb", "unknown"):
-        from molecule_connect.console.live import LiveScreen
-
-        return LiveScreen(stream)
-    from molecule_connect.console.lines import LineScreen
-
-    return LineScreen(stream)
-
-
-def _is_terminal(stream: TextIO) -> bool:
-    try:
-        return stream.isatty()
-    except (OSError, ValueError):
-        return False

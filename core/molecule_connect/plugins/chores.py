@@ -8,8 +8,8 @@ from typing import Any
 import attrs
 
 from molecule_connect.errors import CloseError, MoleculeError
-from molecule_connect.plugins.discovery import first_line
 from molecule_connect.plugins.impls import Impl
+from molecule_connect.plugins.wording import first_line
 from molecule_connect.plugins.worker_threads import WorkerThreads
 
 CHECK_SECONDS = 30.0

@@ -11,10 +11,11 @@ from typing import Any
 import attrs
 
 from molecule_connect.errors import MoleculeError, PluginError
-from molecule_connect.plugins.discovery import InstalledPlugin, first_line, load
+from molecule_connect.plugins.discovery import InstalledPlugin, load
 from molecule_connect.plugins.given import GivenOptions, Value, unknown_options
 from molecule_connect.plugins.options import BackendConfig, declared_class, option_fields
 from molecule_connect.plugins.scan import BACKENDS
+from molecule_connect.plugins.wording import first_line
 
 Warn = Callable[[str], None]
 

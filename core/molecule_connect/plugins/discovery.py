@@ -1,6 +1,5 @@
 """Which plugins are installed, and loading one of them. Only loading imports a plugin's code."""
 
-import difflib
 import functools
 import importlib.metadata
 import os
@@ -17,6 +16,7 @@ from molecule_connect import __version__
 from molecule_connect.errors import BackendNotFoundError, MoleculeError, PluginError
 from molecule_connect.plugins.requirements import unmet
 from molecule_connect.plugins.scan import BACKENDS, COMMANDS, MIDDLEWARE, NAME, entries, normalised
+from molecule_connect.plugins.wording import first_line, nearest
 
 # Names whose distributions are ours. Any other package name would be a guess, and a guess invites typo-squatting.
 FIRST_PARTY = ("claude-code", "exec", "mock")
@@ -147,18 +147,6 @@ def load_problem(plugin: InstalledPlugin) -> str:
         return hook_problem(load(plugin), plugin.label)
     except PluginError as exc:
         return str(exc)
-
-
-def first_line(exc: BaseException) -> str:
-    """The class of *exc* and the first line of its text."""
-    text = str(exc).strip().splitlines()
-    return f"{type(exc).__name__}: {text[0]}" if text else type(exc).__name__
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    """``, did you mean 'x'?`` for the nearest of *known*, or an empty string."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f", did you mean {close[0]!r}?" if close else ""
 
 
 def _place(exc: BaseException) -> str:

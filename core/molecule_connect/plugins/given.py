@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 
 from molecule_connect.errors import OptionError
-from molecule_connect.plugins.discovery import nearest
+from molecule_connect.plugins.wording import nearest
 
 Value = str | list[str]
 

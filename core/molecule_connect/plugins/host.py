@@ -14,12 +14,13 @@ from molecule_connect.errors import ConfigError, MoleculeError, OptionError, Plu
 from molecule_connect.models import Handler, Progress, Request
 from molecule_connect.plugins.chores import run_check, run_close
 from molecule_connect.plugins.creation import Creation, Warn, log_warning, split_options
-from molecule_connect.plugins.discovery import find, first_line
+from molecule_connect.plugins.discovery import find
 from molecule_connect.plugins.given import GivenOptions, Value
 from molecule_connect.plugins.impls import Impl, close_impl, new_manager, register
 from molecule_connect.plugins.inbox import InboxBackend
 from molecule_connect.plugins.layers import layer
 from molecule_connect.plugins.scan import BACKENDS, MIDDLEWARE
+from molecule_connect.plugins.wording import first_line
 from molecule_connect.plugins.worker_threads import WorkerThreads
 
 

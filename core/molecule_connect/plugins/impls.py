@@ -11,8 +11,8 @@ import pluggy
 
 from molecule_connect.errors import PluginError
 from molecule_connect.plugins import hookspecs
-from molecule_connect.plugins.discovery import nearest
 from molecule_connect.plugins.inbox import InboxBackend
+from molecule_connect.plugins.wording import nearest
 from molecule_connect.plugins.worker_threads import WorkerThreads
 
 # What each hook gives its implementations, and what they cannot do without.

@@ -10,7 +10,7 @@ from typing import Any
 
 from molecule_connect.errors import BackendError
 from molecule_connect.models import DataPart, FilePart, Handler, Progress, Request, Response, TextPart
-from molecule_connect.plugins.discovery import first_line
+from molecule_connect.plugins.wording import first_line
 
 _LOG = logging.getLogger(__name__)
 

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 
 from molecule_connect import ConnectionSettings, Inbox, MoleculeError, events, open_inbox
 from molecule_connect_mcp.channel import STILL, host_command, missing_for_host
@@ -12,9 +13,11 @@ from molecule_connect_mcp.flags import Flags
 from molecule_connect_mcp.outbox import Outbox
 from molecule_connect_mcp.push import push_arrivals
 from molecule_connect_mcp.server import CHANNEL_NOTIFICATION
-from molecule_connect_mcp.serving import Opener, end, within
 from molecule_connect_mcp.streams import Outgoing, Talk
 from molecule_connect_mcp.tools import Tools
+from molecule_connect_mcp.waiting import end, within
+
+Opener = Callable[..., AbstractAsyncContextManager[Inbox]]
 
 LOOK = 0.5
 _log = logging.getLogger(__name__)

@@ -4,23 +4,22 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
 from molecule_connect_mcp.flags import Flags
 from molecule_connect_mcp.server import Call, create_server
 from molecule_connect_mcp.stdio import Descriptors, LineReader, LineWriter
 from molecule_connect_mcp.streams import Incoming, Outgoing, Talk
+from molecule_connect_mcp.waiting import end
 
 if TYPE_CHECKING:
-    from molecule_connect import ConnectionSettings, Inbox
+    from molecule_connect import ConnectionSettings
+    from molecule_connect_mcp.attendance import Opener
 
 # The rest is loaded once the host has its first answer, or after this long.
 HEAD_START = 1.0
 # How long answers that are being sent are waited for at the end. What is left goes out at the next start.
 DRAIN = 5.0
-
-Opener = Callable[..., "AbstractAsyncContextManager[Inbox]"]
 
 
 async def serve(
@@ -28,7 +27,7 @@ async def serve(
     flags: Flags,
     descriptors: Descriptors,
     *,
-    opener: Opener | None = None,
+    opener: "Opener | None" = None,
 ) -> None:
     """Serve until the host closes its side, or a signal comes.
 
@@ -102,17 +101,3 @@ async def _drain(work: "asyncio.Task[None]", stop: asyncio.Event) -> None:
     await asyncio.wait([work, *([hurry] if hurry else [])], timeout=DRAIN, return_when=asyncio.FIRST_COMPLETED)
     if hurry is not None:
         await end([hurry])
-
-
-async def end(tasks: "Sequence[asyncio.Task[Any]]") -> None:
-    """Cancel *tasks*, and wait until they are over."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def within(seconds: float, event: asyncio.Event) -> None:
-    """Wait for *event*, for at most so many seconds."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await event.wait()

@@ -1,0 +1,31 @@
+"""Which screen a stream gets."""
+
+import os
+from collections.abc import Mapping
+from typing import TextIO
+
+from molecule_connect.console.screen import Screen
+
+LOG_FORMATS = ("auto", "lines", "json")
+
+
+def choose(stream: TextIO, log_format: str = "auto", *, environ: Mapping[str, str] = os.environ) -> Screen:
+    """The screen for *stream*: JSON or plain lines if asked for, else a live view on a terminal and lines elsewhere."""
+    if log_format == "json":
+        from molecule_connect.console.json_lines import JsonScreen
+
+        return JsonScreen(stream)
+    if log_format == "auto" and _is_terminal(stream) and environ.get("TERM", "") not in ("", "dumb", "unknown"):
+        from molecule_connect.console.live import LiveScreen
+
+        return LiveScreen(stream)
+    from molecule_connect.console.lines import LineScreen
+
+    return LineScreen(stream)
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    try:
+        return stream.isatty()
+    except (OSError, ValueError):
+        return False
