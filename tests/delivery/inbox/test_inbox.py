@@ -4,7 +4,7 @@ import asyncio
 import os
 import sqlite3
 import subprocess
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -533,3 +533,33 @@ async def test_what_ended_a_workspace_is_its_trouble_for_good(journal: Journal) 
     inbox = Inbox(journal, desks)
     assert (inbox.trouble("ws-a"), inbox.trouble("ws-b")) == ("the platform is down", "deleted")
     assert {one: str(error) for one, error in inbox.ended.items()} == {"ws-b": "deleted"}
+
+
+async def test_who_waits_hears_what_ended_the_workspaces_once_nothing_is_left_to_take(journal: Journal) -> None:
+    desks = {"ws-a": FakeDesk(), "ws-b": FakeDesk(ended=MoleculeError("deleted"))}
+    await arrive(journal, message(1), workspace="ws-a")
+    inbox = Inbox(journal, desks)
+    assert await inbox.wait(0)
+    assert await inbox.pop("row-1")
+    async with asyncio.TaskGroup() as group:
+        waiting = group.create_task(refused(inbox.wait(3600)))
+        listening = group.create_task(refused(drained(inbox)))
+        await asyncio.sleep(600)
+        assert not waiting.done()
+        desks["ws-a"].ended = MoleculeError("the token was refused")
+        inbox.ring()
+    both = "2 of 2 workspaces ended with an error: ws-a: the token was refused; ws-b: deleted"
+    assert (waiting.result(), listening.result()) == (both, both)
+    alone = Inbox(journal, {"ws-b": desks["ws-b"]})
+    assert await refused(alone.wait(0)) == "deleted"
+
+
+async def drained(inbox: Inbox) -> None:
+    async for _ in inbox.arrivals():
+        pass
+
+
+async def refused(work: Awaitable[object]) -> str:
+    with pytest.raises(MoleculeError) as caught:
+        await work
+    return str(caught.value)

@@ -12,7 +12,7 @@ from molecule_connect.delivery.inbox.replies import refusal, storable
 from molecule_connect.delivery.inbox.store import InboxMessage, InboxStore, Place
 from molecule_connect.delivery.journal.entries import State
 from molecule_connect.delivery.journal.journal import Journal
-from molecule_connect.errors import ConfigError, MoleculeError
+from molecule_connect.errors import ConfigError, FleetError, MoleculeError
 from molecule_connect.models import Response
 from molecule_connect.settings import MAX_SECONDS
 
@@ -100,6 +100,8 @@ class Inbox:
         Raises:
             ConfigError: A time is not one that can be waited for.
             JournalError: The journal cannot be used.
+            MoleculeError: What ended the only workspace, once nothing is left to hold; FleetError when all of several
+                have ended.
         """
         for name, value in (("wait", seconds), ("hold", hold)):
             if not 0 <= value <= MAX_SECONDS:
@@ -112,6 +114,8 @@ class Inbox:
             version = self._store.version()
             await self._release_of_the_dead()
             message = await self._hold(hold)
+            if message is None:
+                self._require_a_workspace()
             left = until - _now()
             if message is not None or left <= 0:
                 return message
@@ -129,7 +133,12 @@ class Inbox:
         return next((message for message in found if message is not None), None)
 
     async def arrivals(self) -> AsyncIterator[InboxMessage]:
-        """Each pending message once, the oldest first, beginning with those that wait already. It does not end."""
+        """Each pending message once, the oldest first, beginning with those that wait already.
+
+        Raises:
+            JournalError: The journal cannot be used.
+            MoleculeError: What ended the only workspace; FleetError when all of several have ended.
+        """
         told: set[Place] = set()
         while True:
             version = self._store.version()
@@ -143,6 +152,7 @@ class Inbox:
             if new:
                 await asyncio.sleep(BURST)
             else:
+                self._require_a_workspace()
                 # One whose files do not come is told of at last.
                 await self._change(version, FILES_LOOK if len(told) < len(pending) else None)
 
@@ -235,6 +245,11 @@ class Inbox:
             )
         return self._desks[workspace_id]
 
+    def _require_a_workspace(self) -> None:
+        ended = self.ended
+        if len(ended) == len(self._desks):
+            raise next(iter(ended.values())) if len(ended) == 1 else FleetError(ended, of=len(ended))
+
     def _other_than_itself(self, workspace_id: str, peer_id: str) -> Desk:
         desk = self._desk(workspace_id)
         if peer_id.strip() == workspace_id:
@@ -291,9 +306,10 @@ class Inbox:
         await self._store.release(self.holder)
 
     async def _change(self, version: int, seconds: float | None) -> None:
-        """Wait until somebody wrote to the journal, for at most *seconds*."""
+        """Wait until somebody wrote to the journal, or a workspace ended, for at most *seconds*."""
         until = None if seconds is None else _now() + seconds
-        while self._store.version() == version:
+        ended = len(self.ended)
+        while self._store.version() == version and len(self.ended) == ended:
             left = LOOK if until is None else min(LOOK, until - _now())
             if left <= 0:
                 return
