@@ -1,12 +1,14 @@
 """What only real sockets show: how far a request came when its connection failed, and which connections are kept."""
 
 import asyncio
+import contextlib
 import gzip
 import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+import attrs
 import httpx
 import pytest
 
@@ -15,7 +17,7 @@ from molecule_connect.models import Presence, Signal
 from molecule_connect.platform import operations
 from molecule_connect.platform.address import parse_address
 from molecule_connect.platform.client import AsyncPlatformClient
-from molecule_connect.platform.operations import Form, Operation
+from molecule_connect.platform.operations import Form, Lane, Operation
 from molecule_connect.platform.senders import Senders
 from molecule_connect.platform.transports import Transports, proxy_for
 from molecule_connect.platform.workspace import WorkspaceClient
@@ -97,6 +99,33 @@ async def test_a_request_that_was_written_and_never_answered_is_told_apart(begun
 
     assert error.outcome is Outcome.WRITTEN
     assert isinstance(error.__cause__, httpx.ReadTimeout)
+
+
+@pytest.mark.parametrize("lane", [Lane.SEND, Lane.READ])
+@pytest.mark.parametrize(
+    ("begun", "drop"),
+    [(b"HTTP/1.1 200 OK\r\n", b"X-Still: here\r\n"), (b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n", b"x")],
+)
+async def test_an_answer_that_drips_in_ends_with_the_patience_of_the_whole(
+    lane: Lane, begun: bytes, drop: bytes
+) -> None:
+    async def talk(reader: Reader, writer: Writer) -> None:
+        await read_request(reader)
+        writer.write(begun)
+        while not writer.is_closing():
+            writer.write(drop)
+            await asyncio.sleep(0.005)
+
+    operation = attrs.evolve(with_timeout(0.2), lane=lane)
+    async with (
+        raw_server(talk) as url,
+        contextlib.aclosing(Transports(whole_answer=0.05)) as transports,
+        client_of(url, transports=transports) as client,
+    ):
+        with pytest.raises(TransientPlatformError) as caught:
+            await client.call(operation)
+
+    assert caught.value.outcome is not Outcome.NOT_TAKEN
 
 
 async def test_a_body_that_was_never_written_whole_is_not_called_written() -> None:

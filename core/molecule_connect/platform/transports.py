@@ -26,7 +26,6 @@ from molecule_connect.platform.senders import PATIENCE, Senders
 
 READERS = 2
 CONNECT_TIMEOUT, WRITE_TIMEOUT, POOL_TIMEOUT = 5.0, 10.0, 5.0
-# An answer that drips in keeps within the read timeout for ever.
 WHOLE_ANSWER_TIMEOUT = 300.0
 _URLS_KEPT = 256
 REFUSAL_CAP = 64 * 1024
@@ -49,6 +48,8 @@ class Transports:
         transport: Stands in for the network; tests give one.
         readers: Connections per origin for reads and beats. A fleet needs more than two.
         patience: Seconds after which a send that still waits makes room for another.
+        whole_answer: Seconds in which an answer that has begun has to be here, or is none: what drips in keeps
+            within the timeout of each read for ever.
         say: Told what the operator should know of the rate limit.
     """
 
@@ -58,12 +59,13 @@ class Transports:
         transport: "httpx.AsyncBaseTransport | None" = None,
         readers: int = READERS,
         patience: float = PATIENCE,
+        whole_answer: float = WHOLE_ANSWER_TIMEOUT,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._transport, self._clock, self._sleep, self._say = transport, clock, sleep, say
-        self._readers, self._patience = readers, patience
+        self._readers, self._patience, self._whole_answer = readers, patience, whole_answer
         self._origins: dict[str, Connections] = {}
         self._trust = Trust()
 
@@ -75,6 +77,7 @@ class Transports:
                 lambda connections: self._open(address, connections),
                 readers=self._readers,
                 patience=self._patience,
+                whole_answer=self._whole_answer,
                 pacer=pacer,
                 clock=self._clock,
             )
@@ -155,11 +158,12 @@ class Connections:
         *,
         readers: int,
         patience: float,
+        whole_answer: float,
         pacer: Pacer,
         clock: Callable[[], float],
     ) -> None:
         self.pacer = pacer
-        self._clock, self._readers = clock, readers
+        self._clock, self._readers, self._whole_answer = clock, readers, whole_answer
         self._open = open_transport
         self._urls: dict[str, httpx.URL] = {}
         self._reads: httpx.AsyncBaseTransport | None = None
@@ -238,11 +242,13 @@ class Connections:
         sink: IO[bytes] | None = None,
     ) -> Answer:
         began = self._clock()
-        response = await transport.handle_async_request(request)
+        # Files take as long to send as they take.
+        async with asyncio.timeout(None if operation.files is not None else operation.timeout + self._whole_answer):
+            response = await transport.handle_async_request(request)
         try:
             seconds = self._clock() - began
             good = 200 <= response.status_code < 300
-            async with asyncio.timeout(WHOLE_ANSWER_TIMEOUT):
+            async with asyncio.timeout(self._whole_answer):
                 body, whole = await _body(response, operation.cap if good else REFUSAL_CAP, sink=sink if good else None)
         finally:
             await response.aclose()
