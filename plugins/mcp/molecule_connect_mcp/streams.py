@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 from types import TracebackType
 from typing import Any, Self
 
@@ -98,7 +99,7 @@ class Incoming(_Stream):
             if not line.strip():
                 continue
             try:
-                message = types.jsonrpc_message_adapter.validate_json(line.decode(errors="replace"), by_name=False)
+                message = _read(line)
             except ValidationError as exc:
                 return exc
             self._talk.heard(message)
@@ -148,3 +149,22 @@ class Outgoing(_Stream):
         except anyio.BrokenResourceError:
             return False
         return True
+
+
+def _read(line: bytes) -> types.JSONRPCMessage:
+    """The message that *line* is.
+
+    Raises:
+        ValidationError: It is none.
+    """
+    try:
+        return types.jsonrpc_message_adapter.validate_json(line.decode(errors="replace"), by_name=False)
+    except ValidationError:
+        # Half a surrogate pair, as JavaScript writes a text that was cut within an emoji, is no reason for no answer.
+        try:
+            mended = json.dumps(json.loads(line), ensure_ascii=False).encode(errors="replace")
+        except (ValueError, RecursionError):
+            mended = b""
+        if b"\\u" not in line or not mended:
+            raise
+        return types.jsonrpc_message_adapter.validate_json(mended, by_name=False)

@@ -75,6 +75,14 @@ async def test_rubbish_between_the_lines_is_passed_over(serving: Serving) -> Non
     assert await serving.host.call("inbox_peek") == {"messages": []}
 
 
+async def test_half_an_emoji_in_a_call_does_not_leave_it_without_an_answer(serving: Serving) -> None:
+    await serving.host.begin()
+    said = {"name": "send_message_to_user", "arguments": {"message": "well done \ud83d"}}
+    serving.host.write({"id": 1, "method": "tools/call", "params": said})
+    assert "result" in await serving.host.answer(1)
+    assert serving.inbox.told == [("ws-1", "well done ?", ())]
+
+
 async def test_a_line_of_many_pieces_is_one_message(serving: Serving) -> None:
     await serving.host.begin()
     text = "x" * 300_000
