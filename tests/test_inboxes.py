@@ -124,6 +124,15 @@ async def test_what_is_told_unasked_reaches_the_person_and_is_not_taken_for_some
     assert not any("somebody else" in text for text in told)
 
 
+async def test_a_text_without_files_does_not_wait_for_the_limits_of_files(newer: Sandbox, tmp_path: Path) -> None:
+    workspace = await newer.workspace()
+    async with opened(newer, tmp_path, workspace) as inbox:
+        await newer.faults("status=500,path=/uploads/limits")
+        await inbox.tell_user(workspace.id, "the build is green")
+    (answer,) = await newer.answers(workspace)
+    assert answer.text == "the build is green"
+
+
 async def test_a_file_that_is_told_is_not_taken_for_the_persons(sandbox: Sandbox, tmp_path: Path) -> None:
     workspace, report = await sandbox.workspace(), tmp_path / "report.txt"
     report.write_text("all is well")

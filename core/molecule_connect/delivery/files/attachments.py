@@ -48,6 +48,8 @@ class Attachments:
             PlatformError: They were not taken.
             JournalError: It could not be written down that they are ours.
         """
+        if not files:
+            return ()
         limits = await self._platform.upload_limits()
         for file in files:
             if reason := unfit(file, limits):
