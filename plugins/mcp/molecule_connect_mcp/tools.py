@@ -163,7 +163,8 @@ class Tools:
     async def _peer(self, arguments: Arguments) -> tuple[str, str]:
         """The peer that is asked, and the workspace of ours that asks."""
         peer_id, workspace_id = arguments.identifier("peer_id"), await self._desk.chosen(arguments)
-        if peer_id in self._desk.workspace_ids:
+        # The platform reads an id in capitals as the same one.
+        if peer_id.lower() in {one.lower() for one in self._desk.workspace_ids}:
             raise ArgumentError(f"{peer_id} is your own workspace", hint="name a peer: list_peers shows them")
         return peer_id, workspace_id
 

@@ -163,6 +163,7 @@ async def test_a_reply_that_the_platform_refuses_is_an_error_that_says_what_is_k
         ("inbox_pop", {"activity_id": "a1", "workspace_id": "other"}, "none of the workspaces"),
         ("delegate_task", {"peer_id": "ws-1", "task": "x"}, "is your own workspace"),
         ("delegate_task_async", {"peer_id": "ws-1", "task": "x"}, "is your own workspace"),
+        ("delegate_task_async", {"peer_id": "WS-1", "task": "x"}, "is your own workspace"),
         ("delegate_task", {"peer_id": "../x", "task": "x"}, "peer_id cannot be an id"),
         ("delegate_task", {"peer_id": "p-1"}, "task is missing"),
         ("chat_history", {"before": "yesterday"}, "yesterday is no time"),

@@ -525,6 +525,8 @@ async def test_asking_oneself_is_refused_before_any_request(journal: Journal) ->
         await inbox.delegate(WORKSPACE, WORKSPACE, "work")
     with pytest.raises(ConfigError, match="this workspace itself"):
         await inbox.ask(WORKSPACE, f" {WORKSPACE} ", "hi", timeout=1)
+    with pytest.raises(ConfigError, match="this workspace itself"):
+        await inbox.ask(WORKSPACE, WORKSPACE.upper(), "hi", timeout=1)
     assert desk.asked == []
 
 

@@ -252,7 +252,8 @@ class Inbox:
 
     def _other_than_itself(self, workspace_id: str, peer_id: str) -> Desk:
         desk = self._desk(workspace_id)
-        if peer_id.strip() == workspace_id:
+        # The platform reads an id in capitals as the same one.
+        if peer_id.strip().lower() == workspace_id.lower():
             raise ConfigError(f"{peer_id} is this workspace itself", hint="name a peer: it would wait for itself")
         return desk
 
