@@ -68,13 +68,7 @@ class Arguments:
         value = [value] if isinstance(value, str) else value
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise ArgumentError(f"{name} is no list of paths", hint=f'give it like {name}: ["/path/to/file"]')
-        paths = [Path(item).expanduser() for item in value]
-        for path in paths:
-            if not path.is_file():
-                raise ArgumentError(
-                    f"there is no file {harmless.name(str(path))}", hint="give the whole path of a file on this machine"
-                )
-        return paths
+        return [_file(item) for item in value]
 
     def _number(self, name: str) -> float | None:
         value = self._given.get(name)
@@ -85,3 +79,17 @@ class Arguments:
         except (TypeError, ValueError):
             return None
         return number if math.isfinite(number) else None
+
+
+def _file(given: str) -> Path:
+    try:
+        path = Path(given).expanduser()
+        is_one = path.is_file()
+    except (OSError, RuntimeError):  # a folder that is not ours to look into, a name that is too long, nobody's home
+        is_one = False
+    if not is_one:
+        raise ArgumentError(
+            f"there is no file {harmless.name(given)} that can be read",
+            hint="give the whole path of a file on this machine",
+        )
+    return path

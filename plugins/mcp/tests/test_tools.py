@@ -158,6 +158,8 @@ async def test_a_reply_that_the_platform_refuses_is_an_error_that_says_what_is_k
         ("reply", {"activity_id": "a1"}, "text is missing"),
         ("reply", {"text": "x"}, "activity_id is missing"),
         ("reply", {"activity_id": "a1", "text": "x", "files": ["no-such-file"]}, "there is no file no-such-file"),
+        ("reply", {"activity_id": "a1", "text": "x", "files": ["n" * 5000]}, "there is no file n"),
+        ("reply", {"activity_id": "a1", "text": "x", "files": ["~nobody-of-that-name/x"]}, "there is no file ~nobody"),
         ("reply", {"activity_id": "a1", "text": "x", "files": 5}, "files is no list of paths"),
         ("inbox_pop", {"activity_id": 5}, "activity_id is missing"),
         ("inbox_pop", {"activity_id": "a1", "workspace_id": "other"}, "none of the workspaces"),
@@ -167,6 +169,7 @@ async def test_a_reply_that_the_platform_refuses_is_an_error_that_says_what_is_k
         ("delegate_task", {"peer_id": "../x", "task": "x"}, "peer_id cannot be an id"),
         ("delegate_task", {"peer_id": "p-1"}, "task is missing"),
         ("chat_history", {"before": "yesterday"}, "yesterday is no time"),
+        ("chat_history", {"before": "0001-01-01T00:00:00+14:00"}, "is no time"),
         ("check_task_status", {"task_id": "d-9"}, "the platform knows no task d-9"),
     ],
 )
