@@ -79,6 +79,24 @@ async def test_a_message_gets_its_file_as_a_path_and_keeps_the_platforms_address
     assert platform.uploads.kept["f1"].acked == 1
 
 
+async def test_a_page_in_place_of_a_file_is_not_taken_for_it_and_the_platform_keeps_it(journal: Journal) -> None:
+    platform, backend = FakePlatform(), Reading()
+    async with Serving(platform, journal, backend):
+        uploads(platform, content=b"the picture")
+        upload = platform.uploads.kept["f1"]
+        upload.content = b"<html>Sign in</html>"
+        await platform.until(lambda: upload.fetched == 1)
+        assert upload.acked == 0
+
+        upload.content = b"the picture"
+        says(platform, TextPart("look"), named())
+        await platform.until(lambda: len(platform.sent) == 1)
+
+    assert backend.contents == [[b"the picture"]]
+    assert len(on_disk(journal)) == 1
+    assert upload.acked == 1
+
+
 async def test_files_are_fetched_four_at_a_time_and_once_each(journal: Journal) -> None:
     platform, backend = FakePlatform(), Reading()
     async with Serving(platform, journal, backend) as serving:

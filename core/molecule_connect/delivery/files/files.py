@@ -57,6 +57,10 @@ class NotTakenError(Exception):
     """A file that this machine will not keep."""
 
 
+class OtherBytesError(Exception):
+    """What came is not the file."""
+
+
 class ChatFiles:
     """Looks after the files of one workspace's chat.
 
@@ -170,9 +174,14 @@ class ChatFiles:
             with self._folder.new(file.name) as (name, sink):
                 kind = await self._platform.fetch_file(file.file_id, sink, cap=cap)
                 size = await asyncio.to_thread(self._folder.settle, sink)
+                # A page of something on the way, say; to acknowledge that would take the file from the platform.
+                if file.size not in (None, size):
+                    raise OtherBytesError(f"{size} bytes came, and it has {file.size}")
             await self._store(file, name, size, _type(kind, file))
         except NotTakenError as exc:
             await self._give_up(file, str(exc), state="failed")
+        except OtherBytesError as exc:
+            await self._later(file, str(exc))
         except PageTooLargeError:
             await self._give_up(file, f"it has more than {cap >> 20} MiB", state="failed")
         except AuthError as exc:
