@@ -97,6 +97,16 @@ async def test_a_page_in_place_of_a_file_is_not_taken_for_it_and_the_platform_ke
     assert upload.acked == 1
 
 
+async def test_files_that_drip_in_without_end_give_way_to_others(journal: Journal) -> None:
+    platform = FakePlatform()
+    async with Serving(platform, journal, Reading()):
+        for number in range(4):
+            uploads(platform, file_id=f"slow{number}", seconds=1e6)
+        await platform.until(lambda: platform.uploads.most == 4)
+        uploads(platform, content=b"hello")
+        await platform.until(lambda: platform.uploads.kept["f1"].acked == 1)
+
+
 async def test_files_are_fetched_four_at_a_time_and_once_each(journal: Journal) -> None:
     platform, backend = FakePlatform(), Reading()
     async with Serving(platform, journal, backend) as serving:

@@ -28,6 +28,8 @@ from molecule_connect.models import FilePart
 SIDE_BY_SIDE = 4
 # A message waits for its files: a minute of fetching, and what goes on around it.
 WAIT = 65.0
+# One that drips in must give way to others: so many seconds, and what its bytes take at the least speed (per second).
+LONGEST_FETCH, LEAST_SPEED = 300.0, 16 << 10
 # Files that nobody names for so long are a message of their own.
 QUIET = 60.0
 TIDY_INTERVAL = 3600.0
@@ -172,7 +174,8 @@ class ChatFiles:
             cap = (await self._platform.upload_limits()).per_file
             await self._make_room(file, cap)
             with self._folder.new(file.name) as (name, sink):
-                kind = await self._platform.fetch_file(file.file_id, sink, cap=cap)
+                async with asyncio.timeout(_longest(file, cap)):
+                    kind = await self._platform.fetch_file(file.file_id, sink, cap=cap)
                 size = await asyncio.to_thread(self._folder.settle, sink)
                 # A page of something on the way, say; to acknowledge that would take the file from the platform.
                 if file.size not in (None, size):
@@ -182,6 +185,8 @@ class ChatFiles:
             await self._give_up(file, str(exc), state="failed")
         except OtherBytesError as exc:
             await self._later(file, str(exc))
+        except TimeoutError:
+            await self._later(file, f"it was still coming after {_longest(file, cap):.0f} s")
         except PageTooLargeError:
             await self._give_up(file, f"it has more than {cap >> 20} MiB", state="failed")
         except AuthError as exc:
@@ -283,6 +288,11 @@ class ChatFiles:
             return False
         await asyncio.to_thread(self._folder.remove, file.path or "")
         return True
+
+
+def _longest(file: FileEntry, cap: int) -> float:
+    """Seconds that fetching *file* may take."""
+    return LONGEST_FETCH + (cap if file.size is None else file.size) / LEAST_SPEED
 
 
 def _type(told: str, file: FileEntry) -> str:
