@@ -13,7 +13,8 @@ ELSEWHERE = "the peer has it; its answer goes to whoever reads this workspace's 
 
 def answer_shape(answer: Any, *, later: str = LATER) -> dict[str, Any]:
     """What the platform said to a question: the peer's answer, or that it comes *later*."""
-    if is_queued(answer):
+    # An answer without a body, and a 502 that says that the peer has it, tell no more than that.
+    if answer is None or is_queued(answer):
         return {"status": "queued", "note": later}
     fields = answer if isinstance(answer, dict) else {}
     if "error" in fields:
@@ -49,7 +50,8 @@ def task_shape(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def is_queued(answer: Any) -> bool:
     """Whether *answer* only says that the peer will get it."""
-    return isinstance(answer, dict) and (answer.get("status") == "queued" or answer.get("queued") is True)
+    told = answer if isinstance(answer, dict) else {}
+    return told.get("status") == "queued" or told.get("queued") is True or told.get("delivery_confirmed") is True
 
 
 def _text(result: Any) -> str:

@@ -215,6 +215,13 @@ async def test_a_question_is_answered_at_once_or_later() -> None:
     assert (await call("delegate_task", peer_id="p-1", task="do it"))["status"] == "failed"
 
 
+@pytest.mark.parametrize("answer", [None, {"error": "failed to reach workspace agent", "delivery_confirmed": True}])
+async def test_a_question_that_was_only_taken_is_neither_answered_nor_failed(answer: Any) -> None:
+    call = Caller(FakeInbox())
+    call.inbox.answer = answer
+    assert (await call("delegate_task", peer_id="p-1", task="do it"))["status"] == "queued"
+
+
 async def test_a_task_stands_as_the_platform_says_but_for_one_that_only_waits() -> None:
     rows = [
         {"delegation_id": "d-1", "target_id": "p-1", "status": "completed", "response_preview": "all green"},
