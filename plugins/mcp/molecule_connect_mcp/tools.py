@@ -6,7 +6,17 @@ import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from molecule_connect import ArgumentError, FilePart, Inbox, MoleculeError, Part, Response, TextPart, operations
+from molecule_connect import (
+    ArgumentError,
+    FilePart,
+    Inbox,
+    MoleculeError,
+    Part,
+    Response,
+    TextPart,
+    TransientPlatformError,
+    operations,
+)
 from molecule_connect_mcp import harmless
 from molecule_connect_mcp.arguments import Arguments
 from molecule_connect_mcp.catalogue import TOOLS
@@ -19,6 +29,8 @@ MOST_PEEKED, MOST_HISTORY = 100, 200
 ASK_TIMEOUT = 120.0
 REPLY_PATIENCE = 10.0
 INBOX_OFF = "inbox not enabled: this server was started with MOLECULE_MCP_DISABLE_INBOX; unset it and start it again"
+IN_DOUBT = ". It may have arrived all the same, so do not simply say it again"
+_SPEAKS = frozenset({"send_message_to_user", "delegate_task", "delegate_task_async"})
 _SPECS = {tool.name: tool for tool in TOOLS}
 _log = logging.getLogger(__name__)
 
@@ -44,7 +56,7 @@ class Tools:
         except TimeoutError:
             return f"{name} took too long and was given up; look at the state of things before you try again", True
         except MoleculeError as error:
-            return _told(error), True
+            return _told(error) + (IN_DOUBT if name in _SPEAKS and _in_doubt(error) else ""), True
         except Exception as error:  # the host has to be answered, whatever went wrong
             _log.error("%s failed: %s", name, "".join(traceback.format_exception(error)))
             return f"{name} failed by a fault of the server ({type(error).__name__}); its log says more", True
@@ -177,6 +189,11 @@ class Tools:
         ids = inbox.workspace_ids
         told = [f"{one}: {why}" if len(ids) > 1 else why for one in ids if (why := inbox.trouble(one))]
         return {"trouble": "; ".join(told)} if told else {}
+
+
+def _in_doubt(error: MoleculeError) -> bool:
+    """Whether the platform may have acted on what failed."""
+    return isinstance(error, TransientPlatformError) and error.outcome.value != "not taken"
 
 
 def _told(error: MoleculeError) -> str:

@@ -191,6 +191,21 @@ async def test_errors_of_the_platform_come_with_what_to_do_and_bugs_without_a_tr
     assert "ZeroDivisionError: secret" in caplog.text
 
 
+@pytest.mark.parametrize(("how_far", "doubtful"), [("unknown", True), ("written", True), ("not taken", False)])
+async def test_what_may_have_arrived_is_not_to_be_said_again(how_far: str, doubtful: bool) -> None:
+    cut = TransientPlatformError("cut", operation="a2a")
+    cut.outcome = type(cut.outcome)(how_far)
+    inbox = FakeInbox(a2a=cut, peers=cut)
+    desk = Desk(["ws-1"], reads=False)
+    desk.opened_for_sending(Outbox({"ws-1": inbox.fake_client}))  # type: ignore[dict-item]
+    tools = Tools(desk, hold=300.0)
+
+    text, _ = await tools.call("delegate_task", {"peer_id": "p-1", "task": "x"})
+
+    assert ("may have arrived" in text) is doubtful
+    assert "arrived" not in (await tools.call("list_peers", {}))[0]
+
+
 async def test_several_workspaces_are_told_apart() -> None:
     call = Caller(FakeInbox(message("a1"), workspace_ids=("ws-1", "ws-2")))
     assert "give workspace_id: ws-1, ws-2" in await call.refused("send_message_to_user", message="x")
