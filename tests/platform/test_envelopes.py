@@ -131,6 +131,12 @@ def test_a_peer_is_told_of_a_file_that_it_cannot_read(file: FilePart) -> None:
     assert "/home" not in part["text"]
 
 
+def test_what_a_peer_is_told_of_a_file_stands_on_a_line_of_its_own() -> None:
+    parts = peer_envelope(outgoing(TextPart("see here"), UPLOADED))["params"]["message"]["parts"]
+
+    assert "".join(part["text"] for part in parts) == "see here\nFile: a.txt (text/plain, 3 bytes)"
+
+
 def test_the_echo_of_an_answer_with_files_is_known_by_them() -> None:
     shown = {
         "result": "see here",

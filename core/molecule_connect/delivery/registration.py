@@ -85,7 +85,8 @@ class Registration:
                 if failures == tries:
                     raise
                 wait = self._backoff.delay(failures, at_least=exc.retry_after)
-                self._reports.trouble("register", str(exc), f"trying again in {wait:.0f} s ({failures} of {tries})")
+                count = "" if self._patient else f" ({failures} of {tries})"
+                self._reports.trouble("register", str(exc), f"trying again in {wait:.0f} s{count}")
                 await asyncio.sleep(wait)
             else:
                 self._reports.trouble("register", "")

@@ -49,7 +49,7 @@ def peer_envelope(outgoing: Outgoing) -> dict[str, Any]:
     message: dict[str, Any] = {
         "role": "agent",
         "messageId": outgoing.message_id,
-        "parts": [_peer_part(part) for part in outgoing.parts],
+        "parts": [_peer_part(part, is_first=not number) for number, part in enumerate(outgoing.parts)],
         "metadata": {"molecule": {"in_reply_to": outgoing.in_reply_to, "auto": True}},
     }
     if outgoing.context_id:
@@ -100,14 +100,15 @@ def notify_fingerprint(parts: Iterable[Part]) -> str:
     return fingerprint((TextPart(notify_text(parts)), *shown))
 
 
-def _peer_part(part: Part) -> dict[str, Any]:
+def _peer_part(part: Part, *, is_first: bool) -> dict[str, Any]:
     if isinstance(part, TextPart):
         return {"kind": "text", "text": part.text}
     if isinstance(part, DataPart):
         return {"kind": "data", "data": part.data}
     if not part.uri or part.path is not None or part.uri.startswith((PENDING, "file:")):
         # A peer can read neither our disk nor our person's uploads.
-        return {"kind": "text", "text": _file_line(part)}
+        # Peers join the texts of a message without anything between.
+        return {"kind": "text", "text": _file_line(part) if is_first else f"\n{_file_line(part)}"}
     match = _DATA_URI.match(part.uri)
     file: dict[str, Any] = {"bytes": part.uri[match.end() :]} if match else {"uri": part.uri}
     file |= {"name": part.name} if part.name else {}
