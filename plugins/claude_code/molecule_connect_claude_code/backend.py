@@ -16,6 +16,7 @@ from molecule_connect import (
     Progress,
     Request,
     Response,
+    Usage,
     hookimpl,
 )
 from molecule_connect.processes import Ending, Program, RunMarks, require_posix
@@ -111,15 +112,21 @@ class ClaudeCodeBackend:
             return await self._take_turn(request, progress, ["--no-session-persistence"], fresh=False)
         key = conversation_of(request, whole_workspace=self.session == "workspace")
         async with self._sessions.alone(key):
-            known = await self._sessions.find(key)
+            known, spent = await self._sessions.find(key), Usage()
             if known is not None and known.folder == str(self.cwd):
                 try:
                     return await self._take_turn(request, progress, [f"--resume={known.id}"], key=key)
                 except UnusableSessionError as exc:
                     # The old one stays known until the new one has answered: the message may be at fault.
                     progress(f"beginning a new session: {exc}")
+                    spent = exc.usage or spent
             flags = [f"--session-id={uuid.uuid4()}"]
-            return await self._take_turn(request, progress, flags, key=key, fresh=known is not None)
+            try:
+                response = await self._take_turn(request, progress, flags, key=key, fresh=known is not None)
+            except BackendError as exc:
+                exc.usage = _sum(spent, exc.usage)
+                raise
+            return attrs.evolve(response, usage=_sum(spent, response.usage))
 
     @hookimpl
     async def check(self) -> list[str]:
@@ -200,3 +207,12 @@ class ClaudeCodeBackend:
 
     def _environment(self, request: Request | None) -> dict[str, str]:
         return environment_for(self.config.child_environment(), request if self.pass_meta else None)
+
+
+def _sum(first: Usage, second: Usage | None) -> Usage:
+    other = second or Usage()
+    return Usage(
+        input_tokens=first.input_tokens + other.input_tokens,
+        output_tokens=first.output_tokens + other.output_tokens,
+        cost_usd=first.cost_usd + other.cost_usd,
+    )

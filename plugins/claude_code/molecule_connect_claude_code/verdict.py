@@ -41,6 +41,14 @@ def judge(turn: Turn, ending: Ending, *, now: float) -> Response:
         UnusableSessionError: Try once more in a new session, if this was an old one.
         BackendError: There is no answer.
     """
+    try:
+        return _answer(turn, ending, now)
+    except BackendError as exc:
+        exc.usage = turn.usage if turn.result is not None else None
+        raise
+
+
+def _answer(turn: Turn, ending: Ending, now: float) -> Response:
     if turn.result is None:
         raise _without_result(ending)
     if turn.field("subtype") in ("error_max_turns", "error_max_budget_usd"):

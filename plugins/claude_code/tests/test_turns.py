@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from molecule_connect import BackendError, FilePart, create_backend
+from molecule_connect import BackendError, FilePart, Usage, create_backend
 from molecule_connect.testing import check_backend, make_request
 
 from .kit import SESSION, Asking, FakeClaude, assistant, failed, result, says, text
@@ -139,6 +139,19 @@ async def test_a_message_that_is_too_long_by_itself_is_reported_and_the_conversa
 
     assert not caught.value.retryable
     assert resumed(claude) == [None, SESSION, None, SESSION]
+
+
+@pytest.mark.parametrize("then", [says(result("short again", session_id=OTHER)), OVERFLOW])
+async def test_what_the_old_session_cost_is_counted_too(asking: Asking, claude: FakeClaude, then: str) -> None:
+    claude.will(says(result()), OVERFLOW, then)
+    await asking.ask()
+
+    try:
+        usage = (await asking.ask()).usage
+    except BackendError as exc:
+        usage = exc.usage
+
+    assert usage == Usage(input_tokens=420, output_tokens=6, cost_usd=0.5)
 
 
 async def test_a_session_that_holds_what_the_api_does_not_take_is_left(asking: Asking, claude: FakeClaude) -> None:

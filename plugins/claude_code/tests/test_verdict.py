@@ -55,6 +55,14 @@ def test_whatever_does_not_say_that_it_went_well_did_not(fields: dict[str, Any])
     assert error(result(**fields)).retryable
 
 
+@pytest.mark.parametrize("events", [failed("API Error: 500"), result(""), failed("Prompt is too long")])
+def test_a_failure_tells_what_it_cost(events: dict[str, Any]) -> None:
+    usage = error(events).usage
+
+    assert usage is not None
+    assert (usage.input_tokens, usage.output_tokens, usage.cost_usd) == (210, 3, 0.25)
+
+
 def test_an_older_result_without_a_terminal_reason_counts() -> None:
     old = result()
     del old["terminal_reason"]
