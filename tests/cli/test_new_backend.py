@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from collections.abc import Callable
@@ -64,6 +65,7 @@ def test_nothing_is_written_over(molecule: Molecule, tmp_path: Path) -> None:
         ("", "cannot be the name"),
         ("a" * 51, "cannot be the name"),
         ("exec", "exists already"),
+        ("inbox", "comes with molecule-connect"),
         ("claude_code", "exists already"),
         ("molecule-connect-acme", "molecule new-backend acme"),
     ],
@@ -106,6 +108,19 @@ def run(folder: Path, *arguments: str, **environment: str) -> str:
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stdout
+
+
+def test_an_environment_beside_the_code_is_not_packed(folder: Path, tmp_path: Path) -> None:
+    (folder / "fresh" / "bin").mkdir(parents=True)
+    (folder / "fresh" / "bin" / "python").symlink_to(sys.executable)
+
+    run(folder, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path / "dist"))
+
+    (sdist,) = (tmp_path / "dist").glob("*.tar.gz")
+    with tarfile.open(sdist) as built:
+        names = {name.split("/")[1] for name in built.getnames()}
+    assert "fresh" not in names
+    assert {"README.md", "pyproject.toml", "tests"} < names
 
 
 def test_what_is_written_builds_and_the_wheel_passes_its_tests(folder: Path, tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from molecule_connect.errors import ConfigError
 from molecule_connect.plugins.scan import NAME
 
 PREFIX = "molecule-connect-"
+# A backend of the core's own.
+INBOX = "inbox"
 # Distributions of ours have these names.
 TAKEN = ("claude-code", "exec", "mcp", "mock", "sandbox")
 
@@ -30,6 +32,8 @@ def check_name(name: str) -> None:
         )
     if name.replace("_", "-") in TAKEN:
         raise ConfigError(f"{PREFIX}{name.replace('_', '-')} exists already", hint="give yours another name")
+    if name == INBOX:
+        raise ConfigError(f"a backend {name!r} comes with molecule-connect", hint="give yours another name")
 
 
 def distribution_name(name: str) -> str:
@@ -72,6 +76,9 @@ test = ["pytest>=8", "pytest-asyncio>=1.3"]
 
 [project.entry-points."molecule_connect.backends"]
 $name = "$package:$cls"
+
+[tool.hatch.build.targets.sdist]
+only-include = ["$package", "tests"]
 
 [tool.hatch.build.targets.wheel]
 packages = ["$package"]
