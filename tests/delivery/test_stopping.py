@@ -1,6 +1,7 @@
 """A stop at any moment: what was begun is finished within the grace, nothing is left running, nothing is lost."""
 
 import asyncio
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,33 @@ async def test_what_a_cut_backend_does_is_no_attempt_and_the_stop_is_in_time(jou
     release.set()
     await asyncio.sleep(1)
     assert serving.rows("state, attempt, interruptions") == expected
+
+
+@pytest.mark.parametrize("behaves", ["cancelled", "fails", "answers"])
+async def test_a_backend_that_ends_after_the_journal_was_closed_is_no_error(tmp_path: Path, behaves: str) -> None:
+    platform, backend, told = FakePlatform(), Slow(), list[dict[str, Any]]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+
+    async def handler(request: Request, progress: Progress) -> Response:
+        try:
+            return await backend(request, progress)
+        except asyncio.CancelledError:
+            await asyncio.sleep(60)
+            if behaves == "fails":
+                raise BackendError("cut short") from None
+            if behaves == "answers":
+                return Response.from_text("late")
+            raise
+
+    platform.write("hi")
+    async with open_journal(tmp_path) as journal, Serving(platform, journal, handler, grace=0.0) as serving:
+        await backend.gate.reached.wait()
+        await stopped(serving)
+        assert serving.rows("state, attempt, interruptions") == [("received", 0, 0)]
+    await asyncio.sleep(120)
+    del serving
+    gc.collect()
+    assert told == []
 
 
 async def test_a_stop_ends_in_time_although_all_of_it_takes_its_time(journal: Journal) -> None:

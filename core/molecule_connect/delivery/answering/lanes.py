@@ -17,6 +17,7 @@ from molecule_connect.delivery.answering.slots import Slots
 from molecule_connect.delivery.files.files import ChatFiles
 from molecule_connect.delivery.journal.entries import Answer, Entry, Lane, State
 from molecule_connect.delivery.journal.journal import WorkspaceJournal
+from molecule_connect.errors import JournalError
 
 # So many lanes of one caller are in memory at once; the others wait in the journal.
 LIVE_LANES = 64
@@ -75,6 +76,7 @@ class Lanes:
         self._crowded: set[str | None] = set()
         self._paused = False
         self._stopping = False
+        self._abandoned = False
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -124,6 +126,7 @@ class Lanes:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._idle.wait()
+        self._abandoned = True
         await self._journal.put_all_back()
 
     def _wake_caller(self, caller: str | None) -> None:
@@ -162,6 +165,9 @@ class Lanes:
             if not self._stopping:
                 raise
         except BaseException as exc:
+            # A backend that ends after that finds the journal closed, and its message put back already.
+            if self._abandoned and isinstance(exc, JournalError):
+                return
             self._failed(exc)
             raise
         finally:
