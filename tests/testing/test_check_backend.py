@@ -108,6 +108,21 @@ class LeaksTheTokenAsync:
         return Response.from_text("done")
 
 
+class SpawnsWithTheToken:
+    @hookimpl
+    def handle_a2a(self, request: Request) -> Response:
+        os.waitpid(os.posix_spawn("/bin/sh", ["sh", "-c", ":"], os.environ), 0)
+        return Response.from_text("done")
+
+
+class PutsTheTokenOnACommandLine:
+    @hookimpl
+    def handle_a2a(self, request: Request) -> Response:
+        words = ["true", os.environ.get("MOLECULE_WORKSPACE_TOKEN", "")]
+        subprocess.run(words, check=True, env={"PATH": os.environ["PATH"]})
+        return Response.from_text("done")
+
+
 class NeedsText:
     @hookimpl
     async def handle_a2a(self, request: Request) -> Response:
@@ -149,6 +164,8 @@ async def test_a_good_backend_passes(backend: type) -> None:
         (LetsAProgramPrint, "prints nothing", "'from a program"),
         (LeaksTheToken, "keeps the token to itself", "started 'true' with the platform's token"),
         (LeaksTheTokenAsync, "keeps the token to itself", "config.child_environment()"),
+        (SpawnsWithTheToken, "keeps the token to itself", "started 'sh -c :' with the platform's token"),
+        (PutsTheTokenOnACommandLine, "keeps the token to itself", "with the platform's token"),
         (NeedsText, "survives any input", "an empty message: it raised IndexError"),
         (NeedsNoFiles, "survives any input", "a file alone: it raised KeyError"),
         (ClosesOnce, "can be closed twice", "pop from empty list"),

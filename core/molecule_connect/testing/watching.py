@@ -88,11 +88,12 @@ def watch_programs(watch: Watch, token: str) -> Iterator[None]:
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if not active:
             return
-        if event == "subprocess.Popen":
-            _, command, _, environment = arguments
+        if event in ("subprocess.Popen", "os.posix_spawn"):
+            command, environment = arguments[1], arguments[-1]
             shown = command if isinstance(command, str) else subprocess.list2cmdline(map(os.fsdecode, command))
             given = os.environ if environment is None else environment
-            if any(token in os.fsdecode(value) for value in given.values()):
+            # Everybody on the machine can read a command line.
+            if any(token in os.fsdecode(value) for value in (shown, *given.values())):
                 watch.leaks.append(shown[:200])
         elif event == "os.system":
             watch.leaks.append(os.fsdecode(arguments[0])[:200])
