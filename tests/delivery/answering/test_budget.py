@@ -35,6 +35,17 @@ async def test_when_the_day_is_used_up_messages_wait_for_the_next_one_and_it_is_
     assert serving.rows("state, attempt") == [("done", 1)] * 3
 
 
+async def test_with_a_higher_limit_the_next_start_takes_up_what_waits_for_the_next_day(journal: Journal) -> None:
+    platform = FakePlatform()
+    for number in range(3):
+        platform.write(f"{number}", caller="peer", age=3 - number)
+    for limit, answered in ((1.0, 1), (2.0, 2), (2.0, 2), (None, 3)):
+        async with Serving(platform, journal, dear, max_cost_per_day=limit) as serving:
+            await asyncio.sleep(60)
+        assert platform.answers() == ["0", "1", "2"][:answered]
+    assert serving.rows("state, attempt") == [("done", 1)] * 3
+
+
 async def test_a_try_that_failed_and_an_answer_that_is_silence_cost_what_they_cost(journal: Journal) -> None:
     platform = FakePlatform()
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 
 from molecule_connect.delivery.journal.journal import WorkspaceJournal
+from molecule_connect.delivery.journal.transitions import DAY_SPENT
 from molecule_connect.delivery.reports import Reports
 
 DAY = 24 * 3600
@@ -37,6 +38,7 @@ class DailyBudget:
         if spent < self._limit:
             self._reports.trouble("budget", "")
             return None
-        reason = f"{spent:.2f} of {self._limit:.2f} US dollars a day are spent"
-        self._reports.trouble("budget", reason, "messages wait for the next day (UTC), or raise --max-cost-per-day")
+        reason = f"{spent:.2f} of {self._limit:.2f} {DAY_SPENT}"
+        hint = "messages wait for the next day (UTC), or for a start with a higher --max-cost-per-day"
+        self._reports.trouble("budget", reason, hint)
         return (self._wall() // DAY + 1) * DAY, reason

@@ -24,6 +24,8 @@ REPEAT_WINDOW = 3600 * 1_000_000
 LATENESS = 45 * 1_000_000
 # Seconds until the echo of an answer to a person is looked for.
 ECHO_DELAY = 5.0
+# How the reason ends for which a message waits for the next day.
+DAY_SPENT = "US dollars a day are spent"
 _NEVER = 1 << 62
 
 
@@ -286,6 +288,11 @@ def recover(db: sqlite3.Connection, workspace_id: str, wall: float, *, inbox: bo
         "UPDATE message SET in_doubt=1, not_before=CASE WHEN caller_id IS NULL THEN max(coalesce(not_before, 0), ?)"
         " ELSE not_before END WHERE workspace_id=? AND state='answered' AND answered_at IS NOT NULL",
         (wall + ECHO_DELAY, workspace_id),
+    )
+    # Another limit may hold since; where it does not, they are put off again.
+    db.execute(
+        "UPDATE message SET not_before=NULL WHERE workspace_id=? AND state='received' AND error LIKE ?",
+        (workspace_id, f"%{DAY_SPENT}"),
     )
     if not inbox:
         take_back(db, workspace_id, wall)
