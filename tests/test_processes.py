@@ -328,6 +328,28 @@ async def test_what_our_own_death_left_behind_is_killed_at_the_next_start(pids: 
     assert list((tmp_path / "runs").iterdir()) == []
 
 
+@linux_alone
+async def test_what_was_left_behind_is_killed_without_a_run_of_our_own_too(pids: Path, tmp_path: Path) -> None:
+    process = owner(pids, tmp_path)
+    left = await pids_in(pids, 2)
+
+    RunMarks(tmp_path).sweep()
+    assert all(map(is_running, left)), "the owner lives, and its record is locked"
+    process.kill()
+    process.wait()
+    RunMarks(tmp_path).sweep()
+
+    await until_gone(*left)
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_where_nothing_ran_nothing_is_swept_and_nothing_made(tmp_path: Path) -> None:
+    RunMarks(tmp_path).sweep()
+    RunMarks().sweep()
+
+    assert list(tmp_path.iterdir()) == []
+
+
 async def test_the_record_goes_with_its_marks(tmp_path: Path) -> None:
     marks = RunMarks(lambda: tmp_path)
     first, second = marks.new(), marks.new()

@@ -35,6 +35,16 @@ class RunMarks:
         self._count = 0
         self._record: tuple[Path, int] | None = None
 
+    def sweep(self) -> None:
+        """Kill what an earlier process left behind, at the start and not only before the first run.
+
+        Raises:
+            OSError: The folder cannot be read.
+        """
+        folder = self._folder() if callable(self._folder) else self._folder
+        if folder is not None and (folder / "runs").is_dir():
+            _bury_all(folder / "runs")
+
     def new(self) -> str:
         """The mark of the next run, unlike any other.
 
@@ -60,9 +70,7 @@ class RunMarks:
     def _keep(self, folder: Path) -> None:
         folder = folder / "runs"
         folder.mkdir(mode=0o700, exist_ok=True)
-        for record in sorted(folder.iterdir()):
-            if _RECORD.match(record.name):
-                _bury(record)
+        _bury_all(folder)
         # Named last: a record that can be seen is locked already.
         path = folder / f"{self._session}.new"
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDONLY, 0o600)
@@ -112,6 +120,12 @@ def _death_watch() -> tuple[str, ...]:
     except (OSError, subprocess.SubprocessError):
         return ()
     return words if tried and tried.returncode == 0 else ()
+
+
+def _bury_all(folder: Path) -> None:
+    for record in sorted(folder.iterdir()):
+        if _RECORD.match(record.name):
+            _bury(record)
 
 
 def _bury(record: Path) -> None:

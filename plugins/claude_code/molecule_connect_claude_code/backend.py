@@ -1,6 +1,7 @@
 """The backend: each conversation is a headless session of Claude Code, each message a turn of it."""
 
 import asyncio
+import contextlib
 import time
 import uuid
 from pathlib import Path
@@ -130,7 +131,9 @@ class ClaudeCodeBackend:
 
     @hookimpl
     async def check(self) -> list[str]:
-        """The program, its version, and its login."""
+        """The program, its version, and its login. What an earlier process left when it was killed is ended."""
+        with contextlib.suppress(OSError):
+            await asyncio.to_thread(self._marks.sweep)
         return await problems_with(self.bin, self._environment(None))
 
     @hookimpl

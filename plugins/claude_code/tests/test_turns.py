@@ -3,6 +3,8 @@
 import asyncio
 import json
 import os
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -395,3 +397,17 @@ async def test_a_program_that_vanished_is_tried_again_later(asking: Asking, clau
         await asking.ask(backend=backend)
 
     assert caught.value.retryable
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="marks are found in /proc")
+async def test_check_ends_what_an_earlier_process_left_running(asking: Asking) -> None:
+    backend = asking.backend()
+    runs, mark = backend.config.state_dir / "runs", "0" * 32
+    runs.mkdir()
+    (runs / f"{mark}.run").touch()
+    left = await asyncio.create_subprocess_exec("sleep", "60", env={**os.environ, "MOLECULE_RUN_ID": f"{mark}.1"})
+
+    await backend.check()
+
+    assert await left.wait() == -signal.SIGKILL
+    assert list(runs.iterdir()) == []

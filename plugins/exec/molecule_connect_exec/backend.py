@@ -100,7 +100,12 @@ class ExecBackend:
 
     @hookimpl
     def check(self) -> list[str]:
-        """The folder is looked for; the shell is asked whether it can read the command and finds its first word."""
+        """The folder is looked for; the shell is asked whether it can read the command and finds its first word.
+
+        What an earlier process left running when it was killed is ended.
+        """
+        with contextlib.suppress(OSError):
+            self._marks.sweep()
         if self.cwd is not None and not self.cwd.is_dir():
             return [f"cwd is no folder: {self.cwd}"]
         environment = self._environment(None)

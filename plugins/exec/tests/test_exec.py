@@ -1,6 +1,8 @@
 """The exec backend, on real processes."""
 
 import asyncio
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -334,3 +336,17 @@ async def test_a_command_that_runs_on_is_cancelled_within_a_second() -> None:
     slow = "if grep -q slow; then sleep 60; fi; echo done"
 
     await check_backend("exec", {"cmd": slow}, slow=make_request("slow"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="marks are found in /proc")
+async def test_check_ends_what_an_earlier_process_left_running(tmp_path: Path) -> None:
+    backend: Any = create_backend("exec", {"cmd": "cat"}, workspace_id="ws_1", state_dir=tmp_path)
+    runs, mark = backend.config.state_dir / "runs", "0" * 32
+    runs.mkdir()
+    (runs / f"{mark}.run").touch()
+    left = await asyncio.create_subprocess_exec("sleep", "60", env={**os.environ, "MOLECULE_RUN_ID": f"{mark}.1"})
+
+    assert await asyncio.to_thread(backend.check) == []
+
+    assert await left.wait() == -signal.SIGKILL
+    assert list(runs.iterdir()) == []
