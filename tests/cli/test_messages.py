@@ -57,6 +57,15 @@ class Book:
 
         self._run(workspace, run)
 
+    def put_off(self, row_id: str, reason: str, *, seconds: float, workspace: str = "ws_1") -> None:
+        """A message that waits for a time."""
+
+        async def run(part: Any) -> None:
+            entry = next(e for e in (part.head(lane) for lane in self._lanes(part)) if e.row_id == row_id)
+            assert await part.defer(entry, not_before=time.time() + seconds, error=reason)
+
+        self._run(workspace, run)
+
     def state(self, row_id: str, workspace: str = "ws_1") -> str:
         """Where a message stands."""
         found: list[str] = []
@@ -281,6 +290,21 @@ def test_a_replay_says_what_will_happen_and_happens(messages: Molecule, book: Bo
     assert (book.state("row-1"), book.state("row-2")) == (State.RECEIVED, State.RECEIVED)
 
 
+def test_what_was_put_off_for_days_can_be_tried_at_once(messages: Molecule, book: Book) -> None:
+    book.write("row-1", "hello")
+    book.put_off("row-1", "the usage limit is reached", seconds=8 * 86_400)
+    assert "in 8 d" in messages("list").stdout
+
+    result = messages("replay", "row-1")
+
+    assert result.stdout.splitlines()[:2] == [
+        'row-1 of person, "hello": it is tried at once, and put off again if what it waits for has not come',
+        "replayed 1 message",
+    ]
+    assert "in 8 d" not in messages("list").stdout
+    assert messages("replay", "row-1").code == 2
+
+
 def test_a_replay_in_an_inbox_says_that_a_reader_gets_it(messages: Molecule, book: Book) -> None:
     book.write("row-1", "hello")
     book.kill("row-1", "loop")
@@ -330,7 +354,7 @@ def test_many_are_told_in_short(messages: Molecule, book: Book) -> None:
         (["replay"], "name row ids, or pass --all-dead"),
         (["replay", "row-1", "--all-dead"], "one of the two"),
         (["replay", "row-1", "--reason", "loop"], "--reason goes with --all-dead"),
-        (["replay", "row-1", "row-open"], "row-open is received: only dead letters can be replayed"),
+        (["replay", "row-1", "row-open"], "row-open is received: only what is dead, or waits"),
         (["replay", "row-1", "gone"], "no message has a row id that begins with 'gone'"),
         (["replay", "row-1", "odd"], "odd cannot be replayed: unreadable:"),
         (["replay", "row"], "fits more than one message"),
@@ -393,6 +417,6 @@ def test_on_a_terminal_it_asks_first(
     os.close(keyboard)
     os.close(terminal)
 
-    assert ("Replay 1 dead letter? [y/N]" in done.stdout) == (not flags)
+    assert ("Replay 1 message? [y/N]" in done.stdout) == (not flags)
     assert ("nothing was changed" in done.stdout) == (state == "dead")
     assert book.state("row-1") == state

@@ -46,6 +46,11 @@ def looking(folder: Path, workspace: str | None = None) -> list[tuple[str, str]]
         return [(glance.row_id, glance.state.value) for glance in journal.glances(workspace)]
 
 
+def waits_until(folder: Path, row_id: str) -> float:
+    with Inspection.open(folder) as journal:
+        return next((one.not_before or 0.0 for one in journal.glances() if one.row_id == row_id), 0.0)
+
+
 async def failing(request: Request, progress: Progress) -> Response:
     raise BackendError("cannot", retryable=False)
 
@@ -249,6 +254,32 @@ async def test_a_replay_from_outside_runs_the_backend_again_within_a_second(jour
         await platform.until(lambda: looking(tmp_path) == [(row, "done")])
 
     assert platform.answers()[1:] == ["now it can"]
+
+
+async def test_what_waits_for_days_runs_at_once_when_it_is_replayed(journal: Journal, tmp_path: Path) -> None:
+    platform, is_out = FakePlatform(), True
+
+    async def handler(request: Request, progress: Progress) -> Response:
+        if is_out:
+            raise BackendError("the usage limit is reached", retryable=True, retry_after=8 * 86_400.0)
+        return Response.from_text(f"now it can: {request.text}")
+
+    async with Serving(platform, journal, handler) as serving:
+        row = platform.write("one")
+        await platform.until(lambda: waits_until(tmp_path, row) > serving.clock() + 86_400)
+        is_out = False
+        assert replay(tmp_path, [Key(WORKSPACE, row)], serving.clock()) == [Key(WORKSPACE, row)]
+        serving.connection.changed_elsewhere()
+        await platform.until(lambda: looking(tmp_path) == [(row, "done")])
+
+    assert platform.answers() == ["now it can: one"]
+
+
+async def test_an_answer_that_waits_for_its_echo_keeps_its_time(journal: Journal, tmp_path: Path) -> None:
+    await store(journal, inbound(row_id="out"))
+    await journal.committer.put(lambda db: db.execute("UPDATE message SET state='answered', not_before=9e9"))
+
+    assert replay(tmp_path, [Key(WORKSPACE, "out")], EPOCH) == []
 
 
 async def test_a_replayed_message_whose_answer_is_stored_says_so_and_a_notice_is_none(

@@ -130,6 +130,8 @@ def effect_of_replay(glance: Glance, *, is_inbox: bool) -> str:
     """What a replay does. *is_inbox*: no backend answers the workspace's messages."""
     if glance.has_answer:
         return "the stored answer is sent again"
+    if glance.state is not State.DEAD:
+        return "it is tried at once, and put off again if what it waits for has not come"
     return "it waits for a reader of the inbox again" if is_inbox else "the backend runs again"
 
 

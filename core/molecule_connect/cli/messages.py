@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -112,7 +112,7 @@ def show(row_id: str, raw: bool, as_json: bool, workspace: str | None, state_dir
         click.echo("\n".join(message_texts.details(record, now=time.time())))
 
 
-@messages.command("replay", short_help="Take dead letters up again.")
+@messages.command("replay", short_help="Take dead letters up again, and what was put off.")
 @click.argument("row_ids", nargs=-1, metavar="[ROW_ID]...")
 @click.option("--all-dead", is_flag=True, help="Every dead letter that can be replayed.")
 @click.option("--reason", metavar="TEXT", help="With --all-dead: only those whose reason begins with TEXT.")
@@ -129,8 +129,9 @@ def replay(
 ) -> None:
     """Take dead letters up again: each goes to the end of its conversation, and has all its tries before it.
 
-    An answer that was stored and could not be sent is sent again; without one the backend runs again. On a terminal
-    it asks before it changes anything.
+    An answer that was stored and could not be sent is sent again; without one the backend runs again. A message that
+    was put off, for a usage limit or the day's budget say, is tried at once. On a terminal it asks before it changes
+    anything.
 
     \b
     molecule messages replay 3f2a9c1d 77aa01bc
@@ -145,7 +146,8 @@ def replay(
         raise click.UsageError("--reason goes with --all-dead")
     folder = folder_of(state_dir)
     with inspection.Inspection.open(folder) as journal:
-        chosen = journal.dead(workspace, reason or "") if all_dead else _dead(journal, row_ids, workspace, "replayed")
+        named = _chosen(journal, row_ids, workspace, _replayable)
+        chosen = journal.dead(workspace, reason or "") if all_dead else named
     if not chosen:
         click.echo("no dead letter fits; nothing to do")
         return
@@ -171,7 +173,7 @@ def drop(row_ids: tuple[str, ...], yes: bool, workspace: str | None, state_dir: 
 
     folder = folder_of(state_dir)
     with inspection.Inspection.open(folder) as journal:
-        chosen = _dead(journal, row_ids, workspace, "dropped")
+        chosen = _chosen(journal, row_ids, workspace, _droppable)
     if _may(chosen, ["it stays unanswered"] * len(chosen), "Drop", yes):
         changed = inspection.drop(folder, [glance.key for glance in chosen], time.time())
         _tell(folder, chosen, changed, "dropped", takes_up=False)
@@ -193,28 +195,47 @@ def _check_known(workspace_id: str, names: Sequence[str]) -> None:
         raise ConfigError(f"the journal knows nothing of {workspace_id!r}", hint=known)
 
 
-def _dead(journal: "Inspection", row_ids: Sequence[str], workspace: str | None, what: str) -> "list[Glance]":
-    """The dead letters that are named, each once.
-
-    Raises:
-        ConfigError: One of them is not there, is not dead, or cannot be replayed; nothing was changed.
-    """
+def _replayable(glance: "Glance") -> None:
+    """ConfigError for what cannot be replayed: it is neither dead nor put off, or no message."""
     from molecule_connect.delivery.journal.entries import State
     from molecule_connect.errors import ConfigError
 
+    if glance.state is not State.DEAD and not glance.is_put_off(time.time()):
+        raise ConfigError(
+            f"{glance.row_id} is {glance.state.value}: only what is dead, or waits for its next try, can be replayed",
+            hint="'molecule messages list' shows how each stands, and when it is tried again",
+        )
+    if not glance.is_readable:
+        raise ConfigError(
+            f"{glance.row_id} cannot be replayed: {glance.reason}",
+            hint=f"'molecule messages show {glance.row_id} --raw' shows what came; 'drop' is done with it",
+        )
+
+
+def _droppable(glance: "Glance") -> None:
+    """ConfigError for what is not dead."""
+    from molecule_connect.delivery.journal.entries import State
+    from molecule_connect.errors import ConfigError
+
+    if glance.state is not State.DEAD:
+        raise ConfigError(
+            f"{glance.row_id} is {glance.state.value}: only dead letters can be dropped",
+            hint="'molecule messages list --state dead' shows those",
+        )
+
+
+def _chosen(
+    journal: "Inspection", row_ids: Sequence[str], workspace: str | None, check: "Callable[[Glance], None]"
+) -> "list[Glance]":
+    """The messages that are named, each once.
+
+    Raises:
+        ConfigError: One of them is not there, or *check* refuses it; nothing was changed.
+    """
     chosen: dict[Key, Glance] = {}
     for row_id in row_ids:
         glance = journal.record(journal.find(row_id, workspace)).glance
-        if glance.state is not State.DEAD:
-            raise ConfigError(
-                f"{glance.row_id} is {glance.state.value}: only dead letters can be {what}",
-                hint="'molecule messages list --state dead' shows those",
-            )
-        if what == "replayed" and not glance.is_readable:
-            raise ConfigError(
-                f"{glance.row_id} cannot be replayed: {glance.reason}",
-                hint=f"'molecule messages show {glance.row_id} --raw' shows what came; 'drop' is done with it",
-            )
+        check(glance)
         chosen[glance.key] = glance
     return list(chosen.values())
 
@@ -227,7 +248,7 @@ def _may(chosen: "Sequence[Glance]", effects: Sequence[str], verb: str, yes: boo
         click.echo(f"{message_texts.name(glance)}: {effect}")
     if len(chosen) > _TOLD:
         click.echo(f"and {len(chosen) - _TOLD:,} more")
-    if yes or not sys.stdin.isatty() or click.confirm(f"{verb} {count(len(chosen), 'dead letter')}?"):
+    if yes or not sys.stdin.isatty() or click.confirm(f"{verb} {count(len(chosen), 'message')}?"):
         return True
     click.echo("nothing was changed")
     return False

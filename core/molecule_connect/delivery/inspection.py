@@ -85,6 +85,10 @@ class Glance:
         """Whether there is a message in the row; only then can it be replayed."""
         return self.kind == "message"
 
+    def is_put_off(self, now: float) -> bool:
+        """Whether it waits for a time to be tried; a replay does not wait."""
+        return self.state is State.RECEIVED and self.not_before is not None and self.not_before > now
+
 
 @attrs.frozen(kw_only=True)
 class Record:
@@ -245,12 +249,19 @@ class Inspection:
 
 
 def replay(folder: Path, keys: Iterable[Key], wall: float) -> list[Key]:
-    """dead -> received, at the tail of the lane; a connector that runs sees it within a second. Returns those it was.
+    """dead -> received, at the tail of the lane; what waits for its next try is due now. Returns those it was.
+
+    A connector that runs sees it within a second.
 
     Raises:
         JournalError: The journal cannot be written.
     """
-    return _change(folder, keys, lambda db, key: transitions.replay(db, key.workspace_id, key.row_id, wall))
+
+    def run(db: sqlite3.Connection, key: Key) -> bool:
+        place = (db, key.workspace_id, key.row_id, wall)
+        return transitions.replay(*place) or transitions.hasten(*place)
+
+    return _change(folder, keys, run)
 
 
 def drop(folder: Path, keys: Iterable[Key], wall: float) -> list[Key]:

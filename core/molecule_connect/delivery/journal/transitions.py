@@ -270,6 +270,16 @@ def replay(db: sqlite3.Connection, workspace_id: str, row_id: str, wall: float) 
     return True
 
 
+def hasten(db: sqlite3.Connection, workspace_id: str, row_id: str, wall: float) -> bool:
+    """What waits for its next try is due now. An answer keeps its time: it may be out, and shows itself meanwhile."""
+    cursor = db.execute(
+        "UPDATE message SET not_before=NULL, changed=? WHERE workspace_id=? AND row_id=? AND state='received'"
+        " AND kind='message' AND not_before>?",
+        (wall, workspace_id, row_id, wall),
+    )
+    return cursor.rowcount == 1
+
+
 def recover(db: sqlite3.Connection, workspace_id: str, wall: float, *, inbox: bool = False) -> int:
     """At the start of a process: what our own death cut short was no attempt, and any stored answer may be out.
 
