@@ -151,7 +151,7 @@ def fleets(draw: st.DrawFn) -> list[Tenant]:
     ]
 
 
-@hypothesis_settings(max_examples=12, deadline=None)
+@hypothesis_settings(max_examples=12)
 @given(fleets())
 async def test_token_id_origin_and_organisation_of_every_request_belong_together(tenants: list[Tenant]) -> None:
     platforms = Platforms(tenants)

@@ -274,7 +274,7 @@ def httpx_reply(response: httpx.Response, now: int) -> Any:
     limit=st.integers(3, 8),
     may=st.booleans(),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_rows_that_come_late_are_found_and_none_is_given_twice(
     rows: list[tuple[int, int, bool]], reads: list[int], limit: int, may: bool
 ) -> None:

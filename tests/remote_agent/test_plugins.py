@@ -221,7 +221,7 @@ PLAIN = gzip.decompress(TARBALLS["links"]())
 
 
 @given(st.lists(st.tuples(st.integers(0, len(PLAIN) - 1), st.integers(0, 255)), min_size=1, max_size=20))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_whatever_is_wrong_with_an_archive_it_is_an_archive_error_and_nothing_gets_out(
     changes: list[tuple[int, int]],
 ) -> None:
