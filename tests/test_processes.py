@@ -127,9 +127,12 @@ async def test_the_end_of_standard_error_is_kept_and_harmless() -> None:
 
 
 async def test_a_silent_program_is_ended_and_one_that_goes_on_is_not() -> None:
-    silent = await ending("echo hi; sleep 60", idle_timeout=0.3)
-    busy = await ending("for i in 1 2 3 4 5; do echo $i; sleep 0.15; done", idle_timeout=0.6)
-    murmuring = await ending("for i in 1 2 3 4 5; do echo $i >&2; sleep 0.15; done; echo done", idle_timeout=0.6)
+    # All of it takes longer than the limit, and no part of it nearly as long.
+    silent, busy, murmuring = await asyncio.gather(
+        ending("echo hi; sleep 60", idle_timeout=2),
+        ending("for i in 1 2 3 4 5; do echo $i; sleep 0.5; done", idle_timeout=2),
+        ending("for i in 1 2 3 4 5; do echo $i >&2; sleep 0.5; done; echo done", idle_timeout=2),
+    )
 
     assert (silent.stop, silent.output) == (Stop.IDLE, b"hi\n")
     assert (busy.stop, busy.output) == (Stop.NONE, b"1\n2\n3\n4\n5\n")
@@ -165,8 +168,14 @@ async def test_a_program_that_closes_its_output_and_ends_has_its_status() -> Non
 async def test_the_whole_group_ends_even_if_it_ignores_the_request(pids: Path, how: str) -> None:
     grandchild = f"sh -c 'echo $PPID' >> {pids}; sleep 60; true"
     stubborn = f"trap '' TERM; ({grandchild}) & echo $$ >> {pids}; sleep 60; true"
-    started = program(stubborn, term_seconds=0.2, timeout=0.5 if how == "timeout" else 60)
-    task = asyncio.create_task(started.run())
+    started = program(stubborn, term_seconds=0.2)
+
+    async def run() -> Ending:
+        async with started:
+            await pids_in(pids, 2)
+            return await started.finish(within=0.1 if how == "timeout" else None)
+
+    task = asyncio.create_task(run())
     running = await pids_in(pids, 2)
 
     if how == "cancel":
@@ -268,13 +277,15 @@ QUIET = "</dev/null >/dev/null 2>&1"
 async def test_nothing_that_a_program_started_outlives_it(pids: Path, leaving: str, ends: str) -> None:
     written_first = f"while [ ! -s {pids} ]; do sleep 0.01; done"
     command = f"{leaving.format(pids=pids, quiet=QUIET)}\n{written_first}; echo hi"
-    if ends == "by a limit":
+    limit = 0.1 if ends == "by a limit" else None
+    if limit is not None:
         command += "; sleep 60"
 
-    ended = await ending(command, idle_timeout=0.8, term_seconds=0.3)
+    async with program(command, term_seconds=0.3) as started:
+        assert await anext(started.lines()) == b"hi"
+        ended = await started.finish(within=limit)
 
-    assert ended.output == b"hi\n"
-    assert ended.stop is (Stop.NONE if ends == "by itself" else Stop.IDLE)
+    assert ended.stop is (Stop.NONE if limit is None else Stop.TOTAL)
     await until_gone(*written(pids))
 
 
