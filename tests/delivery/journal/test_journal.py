@@ -1,6 +1,7 @@
 """The journal's file: who may read it, what it survives, and what it says of many messages at once."""
 
 import asyncio
+import sqlite3
 from pathlib import Path
 
 import attrs
@@ -8,7 +9,7 @@ import pytest
 
 from molecule_connect.delivery.journal.entries import Answer, Entry, Lane, State
 from molecule_connect.delivery.journal.journal import FILE_NAME, Journal, Position, WorkspaceJournal
-from molecule_connect.delivery.journal.schema import VERSION
+from molecule_connect.delivery.journal.schema import VERSION, open_file
 from molecule_connect.errors import JournalError
 from molecule_connect.models import DataPart, FilePart, Inbound, Kind, TextPart
 
@@ -85,6 +86,27 @@ async def test_a_folder_that_is_not_there_is_refused_by_its_name(tmp_path: Path)
     with pytest.raises(JournalError, match="missing"):
         async with open_journal(tmp_path / "missing"):
             pass
+
+
+async def test_a_journal_that_only_half_opens_is_refused_by_its_name_and_left_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[sqlite3.Connection] = []
+
+    def open_first(path: Path) -> sqlite3.Connection:
+        opened.append(open_file(path))
+        # What opens after this finds a file that it cannot open.
+        monkeypatch.setattr(sqlite3, "connect", refuse)
+        return opened[0]
+
+    def refuse(*_: object, **__: object) -> sqlite3.Connection:
+        raise sqlite3.OperationalError("unable to open database file")
+
+    with pytest.raises(JournalError, match=f"{FILE_NAME} cannot be opened: unable"):
+        async with Journal.open(tmp_path, wall=lambda: EPOCH, opener=open_first):
+            pass
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        opened[0].execute("SELECT 1")
 
 
 async def test_writes_that_come_together_are_one_commit(tmp_path: Path) -> None:

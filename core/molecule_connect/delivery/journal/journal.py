@@ -77,7 +77,11 @@ class Journal:
         path = folder / FILE_NAME
         thread = executor or ThreadPoolExecutor(1, thread_name_prefix="journal")
         connection = opener(path)
-        reader = open_reader(path)
+        try:
+            reader = open_reader(path)
+        except BaseException:
+            connection.close()
+            raise
         committer = Committer(connection, thread)
         committer.start()
         try:

@@ -88,18 +88,33 @@ def open_file(path: Path, *, factory: type[sqlite3.Connection] = sqlite3.Connect
             connection.close()
             raise
     except (OSError, sqlite3.Error) as exc:
-        raise JournalError(
-            f"the journal {path} cannot be opened: {exc}",
-            hint="check the state folder and its disk (not a network file system), or name another with --state-dir",
-        ) from exc
+        raise _unusable(path, exc) from exc
     return connection
 
 
 def open_reader(path: Path) -> sqlite3.Connection:
-    """A second connection that sees what is committed and writes nothing."""
-    connection = sqlite3.connect(path, isolation_level=None, timeout=5.0)
-    connection.execute("PRAGMA query_only=1")
+    """A second connection that sees what is committed and writes nothing.
+
+    Raises:
+        JournalError: It cannot be opened.
+    """
+    try:
+        connection = sqlite3.connect(path, isolation_level=None, timeout=5.0)
+        try:
+            connection.execute("PRAGMA query_only=1")
+        except BaseException:
+            connection.close()
+            raise
+    except sqlite3.Error as exc:
+        raise _unusable(path, exc) from exc
     return connection
+
+
+def _unusable(path: Path, exc: Exception) -> JournalError:
+    return JournalError(
+        f"the journal {path} cannot be opened: {exc}",
+        hint="check the state folder and its disk (not a network file system), or name another with --state-dir",
+    )
 
 
 def _ensure_tables(connection: sqlite3.Connection, path: Path) -> None:
