@@ -167,6 +167,7 @@ async def dies(fuse: Fuse, life: Coroutine[None, None, None]) -> bool:
     return True
 
 
+@pytest.mark.timeout(300)  # some hundred lives, each with a journal of its own
 @pytest.mark.parametrize("newer", [True, False], ids=["newer", "older"])
 async def test_whatever_moment_the_process_dies_at(tmp_path: Path, newer: bool) -> None:
     def folder() -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO
 
 import attrs
+import pytest
 
 from molecule_connect.delivery.connection import Connection
 from molecule_connect.delivery.files.folder import folder_of
@@ -107,6 +108,7 @@ async def lives(folder: Path, kill_at: int) -> tuple[int, MortalWithFiles, Artis
     return fuse.passed, platform, backend
 
 
+@pytest.mark.timeout(300)  # some hundred lives, each with a journal of its own
 async def test_whatever_moment_the_process_dies_at_no_file_is_lost(tmp_path: Path) -> None:
     def folder() -> Path:
         return Path(tempfile.mkdtemp(dir=tmp_path))
