@@ -93,7 +93,7 @@ def test_threads_that_wait_for_slow_answers_do_not_hold_up_another(client: Platf
     def talk(connection: socket.socket) -> None:
         if b"/notify" in request(connection):
             waiting.release()
-            answer.wait(10)
+            answer.wait(30)
         connection.sendall(GOOD)
 
     server.talk = talk
@@ -101,7 +101,7 @@ def test_threads_that_wait_for_slow_answers_do_not_hold_up_another(client: Platf
     for thread in threads:
         thread.start()
     try:
-        assert all(waiting.acquire(timeout=4) for _ in threads)
+        assert all(waiting.acquire(timeout=20) for _ in threads)
         assert client.call(STATE) == {"status": "online"}
     finally:
         answer.set()

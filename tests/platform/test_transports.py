@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gzip
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -46,9 +47,10 @@ def with_timeout(seconds: float) -> Operation[None]:
 
 
 async def test_a_platform_that_nobody_listens_for_has_taken_nothing() -> None:
-    async with raw_server(lambda reader, writer: asyncio.sleep(0)) as url:
-        pass
-    error = await failure(url, SMALL)
+    with socket.socket() as nobody:  # has the port for itself, and does not listen
+        nobody.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        error = await failure(url, SMALL)
 
     assert (error.outcome, error.status) == (Outcome.NOT_TAKEN, None)
     assert isinstance(error.__cause__, httpx.ConnectError)
