@@ -18,6 +18,7 @@ from molecule_connect.errors import BackendError, BackendNotFoundError, CloseErr
 from molecule_connect.models import FilePart, Progress, Request, Response
 from molecule_connect.plugins.hookspecs import hookimpl
 from molecule_connect.testing import check_backend, make_request, running
+from molecule_connect.testing.watching import Watch, watch_loop
 
 
 class Good:
@@ -178,6 +179,28 @@ async def test_what_is_wrong_is_named(backend: Callable[[], Any], check: str, wo
     head, *failed = str(caught.value).splitlines()
     assert "does not keep to" in head
     assert any(line.startswith(f"- {check}") and words in line for line in failed), failed
+
+
+def test_a_loop_that_is_closed_while_it_is_watched_is_nobodys_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, closed, threads = threading.Event(), threading.Event(), set(threading.enumerate())
+
+    async def watched() -> None:
+        loop = asyncio.get_running_loop()
+        ask = loop.call_soon_threadsafe
+
+        def late(*given: Any) -> Any:
+            asked.set()
+            closed.wait(10)
+            return ask(*given)
+
+        monkeypatch.setattr(loop, "call_soon_threadsafe", late)
+        with watch_loop(Watch()):
+            assert asked.wait(10)
+
+    asyncio.run(watched())
+    closed.set()
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(10)
 
 
 async def test_everything_that_is_wrong_is_named_at_once() -> None:

@@ -44,7 +44,10 @@ def watch_loop(watch: Watch, *, seconds: float = BLOCKED_SECONDS) -> Iterator[No
     def look() -> None:
         while not over.is_set() and not watch.blocked_at:
             answered = threading.Event()
-            loop.call_soon_threadsafe(answered.set)
+            try:
+                loop.call_soon_threadsafe(answered.set)
+            except RuntimeError:  # the loop is closed: nobody waits for it any more
+                return
             if not answered.wait(seconds) and not over.is_set():
                 frame = sys._current_frames().get(thread_id)
                 place = _place(frame) if frame is not None else ""
