@@ -75,8 +75,11 @@ class SwallowsCancellation:
 class Blocks:
     @hookimpl
     async def handle_a2a(self, request: Request) -> Response:
-        if "watch the loop" in {thread.name for thread in threading.enumerate()}:
-            time.sleep(0.8)  # noqa: ASYNC251 - this is what it does wrong
+        watching = {thread.ident for thread in threading.enumerate() if thread.name == "watch the loop"}
+        until = time.monotonic() + 20
+        # Until it is noticed, without a call into another file: the place would be there.
+        while watching.intersection(sys._current_frames()) and time.monotonic() < until:
+            time.sleep(0.05)  # noqa: ASYNC251 - this is what it does wrong
         return Response.from_text("done")
 
 
