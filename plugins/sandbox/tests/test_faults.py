@@ -148,7 +148,8 @@ async def test_a_connection_is_cut_before_or_after_the_work(august: Sandbox, fau
 
 async def test_late_rows_appear_behind_others_and_are_told_then(august: Sandbox) -> None:
     parent, child = await august.pair()
-    await august.faults("late-commits=0.05,chance=1,times=1")
+    # It has to be late still when the page is read.
+    await august.faults("late-commits=1,chance=1,times=1")
     headers = {"Authorization": f"Bearer {parent.token}"}
     async with august.client.stream("GET", f"/workspaces/{parent.id}/events/stream", headers=headers) as stream:
         await august.say(parent, "late", sender=child)

@@ -75,7 +75,7 @@ def test_a_cut_is_a_real_one(
 
 
 def test_a_slow_body_comes_in_pieces(client: httpx.Client) -> None:
-    client.put("/sandbox/faults", json={"faults": ["slow-bodies=0.2,path=/health"]}, headers=ADMIN)
+    client.put("/sandbox/faults", json={"faults": ["slow-bodies=1,path=/health"]}, headers=ADMIN)
     with client.stream("GET", "/health") as answered:
         assert len(list(answered.iter_raw())) > 1
 
