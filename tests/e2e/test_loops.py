@@ -25,6 +25,8 @@ async def exchanged(tmp_path: Path, sandbox: Sandbox, *workspaces: Workspace) ->
         for workspace in workspaces:
             # Its own question, and its answer.
             await sandbox.answers(workspace, 2)
+        for connector in connectors:
+            await connector.says("answer from")
         # A second round would come by now.
         await asyncio.sleep(1)
         for connector in connectors:
