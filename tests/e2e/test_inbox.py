@@ -7,7 +7,7 @@ from pathlib import Path
 
 from molecule_connect_sandbox.testing import Sandbox, Workspace
 
-from .kit import Connector, clean_environ, registered, until
+from .kit import Connector, clean_environ, registered, until, until_asked
 
 # It says what it takes, and answers once it is told to.
 READER = """
@@ -86,7 +86,8 @@ async def test_a_reply_that_nobody_could_send_goes_out_once_when_somebody_can(tm
         async with Reader(sandbox, workspace, tmp_path) as reader:
             await sandbox.say(workspace, "answer me")
             await until(lambda: "took answer me" in reader.output)
-            await asyncio.sleep(0.5)
+            # A reply is kept before it is sent.
+            await until_asked(sandbox, "/notify")
             await reader.kill()
         assert await sandbox.answers(workspace) == []
         await sandbox.faults()
