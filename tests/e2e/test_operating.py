@@ -75,12 +75,13 @@ async def test_status_tells_a_running_a_killed_and_a_stopped_connector_apart(tmp
         workspace = await sandbox.workspace()
         async with Connector(sandbox, workspace, tmp_path) as connector:
             await registered(sandbox, workspace)
-            # What changes is written once a second.
-            await asyncio.sleep(1.5)
             assert connector.process is not None
-            code, found = await status()
-            assert (code, found["state"], found["pid"]) == (0, "running", connector.process.pid)
-            assert found["last_beat"]
+            # What changes is written once a second.
+            async with asyncio.timeout(20):
+                while not (found := (await status())[1])["last_beat"]:
+                    pass
+            assert (found["state"], found["pid"]) == ("running", connector.process.pid)
+            assert (await status())[0] == 0
             await connector.stop(signal.SIGKILL)
             code, found = await status()
             assert (code, found["state"], found["pid"]) == (1, "died", None)
