@@ -4,7 +4,10 @@ import asyncio
 import os
 import signal
 import socket
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from molecule_connect_sandbox.testing import Sandbox, Workspace
 
@@ -23,20 +26,24 @@ def write(config: Path, *blocks: str) -> None:
     config.write_text(MOCK + "".join(blocks))
 
 
-def closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+@pytest.fixture
+def down() -> Iterator[str]:
+    """An address where nobody listens. Its port stays taken, so that no other test is given it."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
 
 
 async def texts(sandbox: Sandbox, workspace: Workspace, count: int) -> list[str]:
     return [answer.text for answer in await sandbox.answers(workspace, count, timeout=20)]
 
 
-async def test_beside_a_platform_that_is_down_and_a_refused_token_the_good_one_answers_all(tmp_path: Path) -> None:
+async def test_beside_a_platform_that_is_down_and_a_refused_token_the_good_one_answers_all(
+    down: str, tmp_path: Path
+) -> None:
     config = tmp_path / "fleet.toml"
     async with Sandbox.over_loopback() as sandbox:
         good, refused, away = [await sandbox.workspace(name) for name in ("good", "refused", "away")]
-        down = f"http://127.0.0.1:{closed_port()}"
         write(
             config,
             block(refused, sandbox.url, token="not-the-token-1234"),
