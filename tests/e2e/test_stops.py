@@ -88,8 +88,8 @@ async def test_a_stop_while_an_answer_is_sent_waits_for_the_platform_to_take_it(
         workspace, peer = await sandbox.pair()
         async with Connector(sandbox, workspace, tmp_path) as connector:
             await registered(sandbox, workspace)
-            await sandbox.say(workspace, "hello", sender=peer)
             await sandbox.faults(f"slow-answers=1,path=/workspaces/{peer.id}/a2a")
+            await sandbox.say(workspace, "hello", sender=peer)
             await sandbox.answers(workspace, 1)
             assert await connector.stop() == 0
         await sandbox.faults()
