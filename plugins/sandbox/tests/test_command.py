@@ -1,14 +1,13 @@
 """``molecule sandbox``: its options, and real processes."""
 
-import json
 import signal
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 from click.testing import CliRunner
 
@@ -85,12 +84,12 @@ def test_serving_tells_the_address_first_and_ends_cleanly(platform: str) -> None
         assert url.startswith("http://127.0.0.1:")
         assert lines[1] == f"export MOLECULE_API_URL={url}"
         exported = dict(line.removeprefix("export ").split("=", 1) for line in lines[1:])
-        request = urllib.request.Request(
+        answered = httpx.get(
             f"{url}/workspaces/{exported['WORKSPACE_ID']}/state",
             headers={"Authorization": f"Bearer {exported['MOLECULE_WORKSPACE_TOKEN']}"},
+            trust_env=False,
         )
-        with urllib.request.urlopen(request) as answered:
-            assert json.load(answered)["status"] == "awaiting_agent"
+        assert answered.json()["status"] == "awaiting_agent"
         process.send_signal(signal.SIGTERM if platform == "2026-05" else signal.SIGINT)
         assert process.wait(10) == 0
 
