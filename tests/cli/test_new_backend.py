@@ -123,6 +123,8 @@ def test_an_environment_beside_the_code_is_not_packed(folder: Path, tmp_path: Pa
     assert {"README.md", "pyproject.toml", "tests"} < names
 
 
+# Tools that begin without a cache take a minute on a machine with other work.
+@pytest.mark.timeout(300)
 def test_what_is_written_builds_and_the_wheel_passes_its_tests(folder: Path, tmp_path: Path) -> None:
     run(folder, "-m", "hatchling", "build", "-d", str(tmp_path / "dist"))
     (wheel,) = (tmp_path / "dist").glob("*.whl")
@@ -145,6 +147,7 @@ def test_what_is_written_builds_and_the_wheel_passes_its_tests(folder: Path, tmp
     assert f"('molecule-connect-{name} 0.1.0', '')" in checked
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.skipif(importlib.util.find_spec("ruff") is None, reason="ruff and mypy are not installed")
 @pytest.mark.parametrize("folder", ["acme", "example"], indirect=True)
 def test_what_is_written_is_clean_to_the_usual_tools(folder: Path) -> None:
