@@ -56,7 +56,7 @@ def test_a_fault_that_there_is_not_is_refused_before_anything_starts(fault: str)
 
 @pytest.mark.parametrize("given", [("--backend", "exec"), ("--backend-opt", "cmd=cat")])
 def test_serving_takes_no_backend_and_says_what_to_run(given: tuple[str, str]) -> None:
-    outcome = subprocess.run([*PROGRAM, "--serve", *given], capture_output=True, text=True, timeout=20)
+    outcome = subprocess.run([*PROGRAM, "--serve", *given], capture_output=True, text=True, timeout=40)
     assert (outcome.returncode, outcome.stdout) == (2, "")
     what, to_do = outcome.stderr.splitlines()
     assert what.startswith(f"error: {given[0]} ")
@@ -91,7 +91,7 @@ def test_serving_tells_the_address_first_and_ends_cleanly(platform: str) -> None
         )
         assert answered.json()["status"] == "awaiting_agent"
         process.send_signal(signal.SIGTERM if platform == "2026-05" else signal.SIGINT)
-        assert process.wait(10) == 0
+        assert process.wait(40) == 0
 
 
 async def test_the_line_to_write_with_prints_the_answer_and_nothing_else() -> None:
@@ -104,7 +104,7 @@ async def test_the_line_to_write_with_prints_the_answer_and_nothing_else() -> No
 def test_a_port_in_use_ends_with_2_and_what_to_do() -> None:
     with served() as (_, lines):
         port = lines[0].rsplit(":", 1)[1]
-        second = subprocess.run([*PROGRAM, "--serve", "--port", port], capture_output=True, text=True, timeout=20)
+        second = subprocess.run([*PROGRAM, "--serve", "--port", port], capture_output=True, text=True, timeout=40)
     assert second.returncode == 2
     assert second.stdout == ""
     assert "in use" in second.stderr

@@ -177,7 +177,7 @@ def test_a_line_can_be_edited_and_called_back_and_the_terminal_is_left_as_it_was
         screen.until(b"half a line")
         screen.process.send_signal(signal.SIGINT)
         screen.until(b"Next: molecule connect")
-        assert screen.process.wait(10) == 0
+        assert screen.process.wait(40) == 0
         assert termios.tcgetattr(screen.tty) == screen.modes
 
 
@@ -193,7 +193,7 @@ def test_ctrl_d_shows_the_answer_that_is_still_to_come(tmp_path: Any) -> None:
         go.touch()
         screen.until(b"exec> hello")
         screen.until(b"Next: molecule connect")
-        assert screen.process.wait(10) == 0
+        assert screen.process.wait(40) == 0
 
 
 def test_a_terminal_that_is_closed_ends_the_chat_and_what_the_backend_runs(tmp_path: Any) -> None:
@@ -205,7 +205,7 @@ def test_a_terminal_that_is_closed_ends_the_chat_and_what_the_backend_runs(tmp_p
         with fifo.open("rb") as held:
             screen.process.send_signal(signal.SIGHUP)
             assert held.read() == b""
-        screen.process.wait(10)
+        screen.process.wait(40)
 
 
 def test_a_terminal_for_the_input_alone_is_read_by_lines(tmp_path: Any) -> None:
@@ -213,7 +213,7 @@ def test_a_terminal_for_the_input_alone_is_read_by_lines(tmp_path: Any) -> None:
     with subprocess.Popen(PROGRAM, stdin=tty, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         os.write(keys, b"hello\n\x04")
-        out, _ = process.communicate(timeout=20)
+        out, _ = process.communicate(timeout=40)
     os.close(keys)
     os.close(tty)
     assert process.returncode == 0
