@@ -170,6 +170,16 @@ def test_a_queued_answer_is_told_from_a_real_one(answer: dict[str, object], queu
     assert RemoteAgentClient.is_queued(answer) is queued
 
 
+def test_an_answer_that_is_begun_late_is_an_answer(agent: Twin, platform: Platform) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        agent.now += 550
+        return httpx.Response(200, json=RESULT)
+
+    platform.on(A2A, answer)
+
+    assert agent.call_peer(PEER, "think hard", timeout=600) == RESULT
+
+
 def test_an_empty_answer_is_an_empty_one(agent: Twin, platform: Platform) -> None:
     platform.on(A2A, httpx.Response(202))
 

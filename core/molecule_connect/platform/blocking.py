@@ -110,7 +110,8 @@ class BlockingTransports:
             seconds = self._clock() - began
             good = 200 <= response.status_code < 300
             cap = operation.cap if good else REFUSAL_CAP
-            body, whole = self._body(response, cap, sink if good else None, until=began + WHOLE_ANSWER_TIMEOUT)
+            until = began + seconds + WHOLE_ANSWER_TIMEOUT
+            body, whole = self._body(response, cap, sink if good else None, until=until)
         finally:
             response.close()
         if not whole and good:

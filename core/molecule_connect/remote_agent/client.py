@@ -186,7 +186,7 @@ class RemoteAgentClient(AgentClient):
         Args:
             prefer_direct: Post to the peer's own address, without the token. The platform carries the message when it
                 cannot have arrived there, and never when nobody knows.
-            timeout: Seconds to wait for the answer.
+            timeout: Seconds to wait for the answer to begin, and for each piece of it.
             context_id: The conversation that it belongs to.
             message_id: What the message is called; a later answer may name it as ``in_reply_to``. None: a new id.
 
