@@ -142,6 +142,14 @@ def test_what_cannot_work_is_refused_before_any_request(agent: Twin, platform: P
     assert platform.requests == []
 
 
+def test_a_refused_token_is_told_at_once_where_nothing_is_followed(agent: Twin, platform: Platform) -> None:
+    platform.on(FEED, said(401)).on(CARD, httpx.Response(200, json={"status": "online"}))
+    with pytest.raises(AuthError):
+        agent.activity(follow=False)
+
+    assert agent.waits == []
+
+
 def test_a_client_that_is_closed_in_the_middle_ends_the_iteration(platform: Platform) -> None:
     platform.on(FEED, page(row("r2", 58, "two"), row("r1", 57, "one")))
     with RemoteAgentClient(ME, API, token=TOKEN, transport=httpx.MockTransport(platform)) as client:
@@ -175,12 +183,16 @@ class TestFollowing:
         assert texts(follower.activity()) == ["one"]
         assert caplog.text.count("reading again in") == 2
 
-    def test_a_refused_token_is_tried_three_times(self, follower: Twin, platform: Platform) -> None:
+    def test_a_refused_token_is_tried_for_more_than_a_minute(
+        self, agent: Twin, platform: Platform, caplog: pytest.LogCaptureFixture
+    ) -> None:
         platform.on(FEED, said(401)).on(CARD, httpx.Response(200, json={"status": "online"}))
         with pytest.raises(AuthError):
-            follower.activity()
+            agent.activity()
 
-        assert len(platform.asked(FEED)) == 3
+        assert sum(agent.waits) > 60
+        assert len(platform.asked(FEED)) == 5
+        assert caplog.text.count("it may pass") == 4
 
     def test_one_refusal_is_a_blip(self, follower: Twin, platform: Platform) -> None:
         platform.on(FEED, said(401), page(row("r1", 57, "one")))

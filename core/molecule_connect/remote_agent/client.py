@@ -232,7 +232,7 @@ class RemoteAgentClient(AgentClient):
 
         Raises:
             WorkspaceDeletedError: The workspace is gone.
-            AuthError: The token stayed refused.
+            AuthError: The token stayed refused, for more than a minute while it is followed.
         """
         feed = self._agent.feed(
             self._platform.platform_clock, since_secs=since_secs, poll_interval=poll_interval, follow=follow

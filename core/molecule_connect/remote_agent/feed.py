@@ -28,7 +28,8 @@ from molecule_connect.remote_agent.values import Message
 LIMIT = 500
 # Of rows without a time nothing tells when they may be forgotten.
 TIMELESS_KEPT = 10_000
-REFUSALS = 3
+# A 401 may be a database that is away for a moment (contract 1.3): only what lasts for a minute is final.
+REFUSED_WAITS = (5.0, 10.0, 20.0, 30.0)
 _log = logging.getLogger(__name__)
 
 
@@ -95,9 +96,10 @@ class ActivityFeed:
                         hint="make a new one there, and use its id and token",
                     ) from exc
                 refusals += 1
-                if refusals == REFUSALS:
+                if refusals > len(REFUSED_WAITS) or not self._follow:
                     raise
-                wait = BACKOFF.delay(refusals)
+                wait = REFUSED_WAITS[refusals - 1]
+                _log.warning("%s; it may pass: reading again in %.0f s", exc, wait)
             closed = yield Wait(wait)
             if closed:
                 return None
