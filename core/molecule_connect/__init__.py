@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         LeaseError,
         MoleculeError,
         OptionError,
+        Outcome,
         PermanentPlatformError,
         PlatformError,
         PluginError,
@@ -76,6 +77,7 @@ _HOMES = {
         "LeaseError",
         "MoleculeError",
         "OptionError",
+        "Outcome",
         "PermanentPlatformError",
         "PlatformError",
         "PluginError",
@@ -141,6 +143,7 @@ __all__ = [
     "Message",
     "MoleculeError",
     "OptionError",
+    "Outcome",
     "Part",
     "PeerInfo",
     "PermanentPlatformError",
@@ -167,19 +170,22 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # Importing the package must cost nothing: `molecule --help` does it too.
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
+# Seen by a type checker, it would make any misspelt name of this package an Any.
+if not TYPE_CHECKING:
 
-    home = _HOME_OF[name]
-    if home in _PACKAGES:
-        value = import_module(".".join(filter(None, (__name__, home, name))))
-    else:
-        value = getattr(import_module(f"{__name__}.{home}"), name)
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> Any:
+        # Importing the package must cost nothing: `molecule --help` does it too.
+        if name not in _HOME_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        home = _HOME_OF[name]
+        if home in _PACKAGES:
+            value = import_module(".".join(filter(None, (__name__, home, name))))
+        else:
+            value = getattr(import_module(f"{__name__}.{home}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

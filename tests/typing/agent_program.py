@@ -2,17 +2,23 @@
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import assert_type
+from typing import TYPE_CHECKING, assert_type
 
 from molecule_connect import (
     DEFAULT_HEARTBEAT_INTERVAL,
     AsyncRemoteAgentClient,
     Delegation,
     Message,
+    Outcome,
     PeerInfo,
     RemoteAgentClient,
+    TransientPlatformError,
     WorkspaceState,
 )
+
+if TYPE_CHECKING:
+    # A name that the package does not have is an error, and not silently Any.
+    from molecule_connect import RemoteAgentClint  # type: ignore[attr-defined] # noqa: F401
 
 
 def supplier() -> dict[str, object]:
@@ -39,7 +45,11 @@ def blocking(workspace_id: str, url: str, folder: Path) -> list[str]:
         assert_type(client.run_heartbeat_loop(1, supplier), str)
         messages = client.activity(follow=False)
         assert_type(messages, Iterator[Message])
-        client.notify("hello", [folder / "a.txt", "b.txt"])
+        try:
+            client.notify("hello", [folder / "a.txt", "b.txt"])
+        except TransientPlatformError as error:
+            if error.outcome is Outcome.NOT_TAKEN:
+                client.notify("hello")
         for message in messages:
             client.reply(message, message.text)
         return [peer.name for peer in client.get_peers()]
