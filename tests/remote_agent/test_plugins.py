@@ -173,6 +173,19 @@ def test_an_archive_that_makes_no_sense_is_a_value_error(hello: Twin, platform: 
     assert tree(hello.plugins_dir) == []
 
 
+@pytest.mark.parametrize("end", [b"", b"\0" * 8])
+def test_an_archive_whose_checksum_is_missing_or_wrong_changes_nothing(
+    hello: Twin, platform: Platform, end: bytes
+) -> None:
+    hello.install_plugin("hello")
+    before = tree(hello.plugins_dir)
+    platform.on(download("hello"), archive(packed(other=b"x")[:-8] + end))
+    with pytest.raises(ArchiveError, match="no whole gzip tar"):
+        hello.install_plugin("hello")
+
+    assert tree(hello.plugins_dir) == before
+
+
 def test_an_archive_of_too_many_entries_is_refused(tmp_path: Path) -> None:
     content = packed(*(tarfile.TarInfo(str(number)) for number in range(12)))
     with pytest.raises(ArchiveError, match="more than 10 entries"):

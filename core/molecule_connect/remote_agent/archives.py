@@ -24,6 +24,7 @@ TREE_CAP = 100 << 20
 ENTRIES_CAP = 50_000
 # Python makes and removes folders by recursion, which a deep enough tree ends.
 DEPTH_CAP = 64
+_PIECE = 1 << 20
 # What tarfile lets through of headers that make no sense is not tarfile's own errors alone.
 _BROKEN = (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError, ArithmeticError, LookupError)
 TOO_MUCH = "it is no plugin for this platform before its publisher has made it smaller"
@@ -72,6 +73,9 @@ def unpack(archive: IO[bytes], folder: Path, *, cap: int = TREE_CAP, entries: in
                     _log.warning("the link %r to %r is left out", member.name, member.linkname)
                     continue
                 _extract(tar, member, folder, counted)
+        # The checksum stands behind the tar's own end, where tarfile stops to read.
+        while counted.read(_PIECE):
+            pass
     except ArchiveError:
         raise
     except _BROKEN as exc:
