@@ -66,11 +66,13 @@ class Twin:
 
     Attributes:
         waits: How long it slept, in order; no time passes for it.
+        passing: What happens meanwhile.
     """
 
     def __init__(self, is_async: bool, *, waits_before_closing: int | None = None, **arguments: Any) -> None:
         self._last_wait = waits_before_closing
         self.waits: list[float] = []
+        self.passing: Callable[[float], None] = lambda seconds: None
         self.now = 1000.0
         given: dict[str, Any] = {
             "workspace_id": ME,
@@ -90,6 +92,7 @@ class Twin:
     def _pass(self, seconds: float) -> None:
         self.waits.append(seconds)
         self.now += seconds
+        self.passing(seconds)
 
     def _sleep(self, seconds: float) -> None:
         self._pass(seconds)

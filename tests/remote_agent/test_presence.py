@@ -52,6 +52,20 @@ def test_a_new_workspace_gets_its_token_and_uses_it_at_once(make: Make, platform
     assert agent.token_file.read_text().strip() == "handed-out"
 
 
+def test_two_that_register_a_new_workspace_at_once_share_its_token(make: Make, platform: Platform) -> None:
+    agent = make(platform, token=None)
+
+    def save_late(seconds: float) -> None:
+        agent.token_file.parent.mkdir()
+        agent.token_file.write_text("of-the-other")
+
+    agent.passing = save_late
+    platform.on(REGISTER, said(401, "missing workspace auth token"), OK)
+
+    assert agent.register() == "of-the-other"
+    assert platform.asked(REGISTER)[1].headers["authorization"] == "Bearer of-the-other"
+
+
 @pytest.mark.parametrize("answer", [httpx.Response(200), httpx.Response(200, json=None), httpx.Response(200, json=[])])
 def test_without_any_token_registering_says_so(
     make: Make, platform: Platform, answer: httpx.Response, caplog: pytest.LogCaptureFixture

@@ -21,6 +21,7 @@ from molecule_connect.remote_agent.values import (
 
 TaskSupplier = Callable[[], Mapping[str, object]]
 REGISTER_FIRST = "call register() first; if it was, the token was replaced: save_token() takes the new one"
+SAVED_WITHIN = 1.0
 T = TypeVar("T")
 # The platform refuses a beat with more than its column holds, and with true for a number.
 _MOST_TASKS = 2**31 - 1
@@ -42,8 +43,16 @@ class Registrar:
 
     def register(self) -> Flow[str]:
         """Gives the token that the platform handed out, else the one that is there, else an empty text."""
+        operation = operations.register(self.workspace_id, self.card, url=self.reported_url)
+        had_none = self.tokens.load() is None
         try:
-            token = yield from ask(operations.register(self.workspace_id, self.card, url=self.reported_url), same=True)
+            try:
+                token = yield from ask(operation, same=True)
+            except AuthError:
+                # Another thread or program may be handed the token of a new workspace, and not have saved it yet.
+                if not had_none or (yield Wait(SAVED_WITHIN)) or self.tokens.load() is None:
+                    raise
+                token = yield from ask(operation, same=True)
         except TransientPlatformError as exc:
             if exc.status is not None and exc.status >= 500 and not exc.hint:
                 # A platform that cannot read an id answers 500 "registration failed" (contract 2.1).
