@@ -62,6 +62,12 @@ def test_a_list_that_is_none_is_no_peers(agent: Twin, platform: Platform, answer
     assert agent.get_peers() == []
 
 
+def test_peers_can_be_put_in_a_set(agent: Twin, platform: Platform) -> None:
+    platform.on(PEERS, httpx.Response(200, json=[{"id": PEER, "agent_card": {"name": "one"}}]))
+
+    assert set(agent.get_peers()) == set(agent.get_peers())
+
+
 def test_the_list_fills_the_cache_with_web_addresses_alone(agent: Twin, platform: Platform) -> None:
     platform.on(PEERS, httpx.Response(200, json=[{"id": PEER, "url": HOST}, {"id": "p2", "url": "remote://none"}]))
     platform.on("GET /registry/discover/p2", httpx.Response(200, json={"url": "remote://none"}))

@@ -56,7 +56,8 @@ class PeerInfo:
     role: str = ""
     tier: int = 2
     status: str = ""
-    agent_card: Mapping[str, object] = attrs.field(factory=dict)
+    # A card is no key; peers are put in sets and dicts all the same.
+    agent_card: Mapping[str, object] = attrs.field(factory=dict, hash=False)
 
 
 @attrs.frozen(kw_only=True)
