@@ -186,6 +186,17 @@ def test_an_archive_whose_checksum_is_missing_or_wrong_changes_nothing(
     assert tree(hello.plugins_dir) == before
 
 
+def test_a_python_whose_tarfile_has_no_filters_says_which_one_has(
+    hello: Twin, platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(tarfile, "data_filter")
+    with pytest.raises(ConfigError) as caught:
+        hello.install_plugin("hello")
+
+    assert "3.11.4" in caught.value.hint
+    assert platform.requests == []
+
+
 def test_an_archive_of_too_many_entries_is_refused(tmp_path: Path) -> None:
     content = packed(*(tarfile.TarInfo(str(number)) for number in range(12)))
     with pytest.raises(ArchiveError, match="more than 10 entries"):

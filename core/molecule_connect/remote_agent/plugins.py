@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import tarfile
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -41,6 +42,11 @@ class Installer:
     ) -> Flow[Path]:
         """The folder of the plugin, installed anew."""
         name, digest = _checked_name(name), _checked_digest(sha256)
+        if not hasattr(tarfile, "data_filter"):
+            raise ConfigError(
+                "the tarfile of this Python has no filters, so it cannot unpack plugins safely",
+                hint="use Python 3.11.4 or newer",
+            )
         yield from call(self._make_folder)
         try:
             with tempfile.TemporaryFile(dir=self.folder) as archive:
