@@ -165,6 +165,11 @@ def test_the_folder_is_the_users_own_unless_it_is_named(monkeypatch: pytest.Monk
     assert not (tmp_path / ".molecule").exists()
 
 
+def test_the_home_of_a_user_who_is_not_there_is_named() -> None:
+    with pytest.raises(ConfigError, match="'~nobody-of-this-name/x' names has no home"):
+        RemoteAgentClient(ME, API, token_dir="~nobody-of-this-name/x")
+
+
 def test_two_processes_that_save_at_once_never_leave_an_empty_file(tmp_path: Path) -> None:
     program = (
         "import sys\n"

@@ -52,12 +52,13 @@ class AgentSettings:
     @property
     def folder(self) -> Path:
         """Where the token and the plugins are."""
-        if self.token_dir is not None:
-            return Path(self.token_dir).expanduser()
         try:
+            if self.token_dir is not None:
+                return Path(self.token_dir).expanduser()
             return Path.home() / ".molecule" / self.workspace_id
         except RuntimeError as exc:
-            raise ConfigError("this user has no home folder", hint="name a folder with token_dir") from exc
+            whose = "this user" if self.token_dir is None else f"the user that token_dir {str(self.token_dir)!r} names"
+            raise ConfigError(f"{whose} has no home folder", hint="name a folder with token_dir, without a ~") from exc
 
     @property
     def card(self) -> Mapping[str, object]:
