@@ -176,6 +176,15 @@ def test_a_queued_answer_is_told_from_a_real_one(answer: dict[str, object], queu
     assert RemoteAgentClient.is_queued(answer) is queued
 
 
+@pytest.mark.parametrize("refusal", [said(400, "invalid JSON"), said(413, "request body too large")])
+def test_a_question_that_is_too_long_is_told_so(agent: Twin, platform: Platform, refusal: httpx.Response) -> None:
+    platform.on(A2A, refusal)
+    with pytest.raises(PermanentPlatformError) as caught:
+        agent.call_peer(PEER, "x" * (1 << 20))
+
+    assert "1 MiB" in caught.value.hint
+
+
 def test_an_answer_that_is_begun_late_is_an_answer(agent: Twin, platform: Platform) -> None:
     def answer(request: httpx.Request) -> httpx.Response:
         agent.now += 550

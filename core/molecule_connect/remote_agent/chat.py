@@ -11,7 +11,7 @@ from molecule_connect.errors import ArgumentError, Outcome, TransientPlatformErr
 from molecule_connect.models import FilePart, Outgoing, TextPart
 from molecule_connect.platform import operations
 from molecule_connect.remote_agent.checks import check_text
-from molecule_connect.remote_agent.steps import Flow, ask
+from molecule_connect.remote_agent.steps import Flow, ask, ask_at_length
 from molecule_connect.remote_agent.values import Message
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "molecule-connect/remote-agent")
@@ -63,4 +63,4 @@ class Chat:
             in_reply_to=message.message_id,
             parts=(TextPart(text),),
         )
-        yield from ask(operations.answer(self.workspace_id, outgoing))
+        yield from ask_at_length(operations.answer(self.workspace_id, outgoing))

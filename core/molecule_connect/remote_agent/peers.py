@@ -14,7 +14,7 @@ from molecule_connect.platform.direct import A2A_CAP, direct_post, is_web_addres
 from molecule_connect.platform.envelopes import question_envelope, to_json
 from molecule_connect.remote_agent.checks import check_peer_id, check_seconds, check_text
 from molecule_connect.remote_agent.readings import read_delegation, read_peers
-from molecule_connect.remote_agent.steps import AskPeer, Flow, ask
+from molecule_connect.remote_agent.steps import AskPeer, Flow, ask, ask_at_length
 from molecule_connect.remote_agent.values import DEFAULT_URL_CACHE_TTL, Delegation, PeerInfo
 
 JsonObject = dict[str, object]
@@ -108,7 +108,7 @@ class Peers:
         operation = attrs.evolve(
             operations.a2a(peer_id, envelope), read=read_rpc_answer, accepts=(200,), timeout=timeout, cap=A2A_CAP
         )
-        told: JsonObject = yield from ask(operation)
+        told: JsonObject = yield from ask_at_length(operation)
         return told
 
     def _direct(self, peer_id: str, body: bytes, timeout: float) -> Flow[JsonObject | None]:

@@ -9,9 +9,9 @@ from typing import IO, Any, Final, Generic, TypeAlias, TypeVar
 import attrs
 
 from molecule_connect.backoff import Backoff
-from molecule_connect.errors import TransientPlatformError
+from molecule_connect.errors import PermanentPlatformError, TransientPlatformError
 from molecule_connect.platform.direct import DirectPost
-from molecule_connect.platform.operations import Operation
+from molecule_connect.platform.operations import MIB, Operation
 
 T = TypeVar("T")
 REPEATS = 3
@@ -82,6 +82,18 @@ def ask(
             closed = yield Wait(BACKOFF.delay(failures, at_least=exc.retry_after))
             if closed:
                 raise
+
+
+def ask_at_length(operation: Operation[T]) -> Flow[T]:
+    """``ask`` for what a person or a program may have made too long: the platform's own words do not say so."""
+    try:
+        answer = yield from ask(operation)
+    except PermanentPlatformError as exc:
+        # Platforms of 2026-05 cut a body at 1 MiB, and call the rest invalid.
+        if exc.status in (400, 413) and not exc.hint and len(operation.body or b"") > MIB:
+            exc.hint = "it is longer than the platform takes (1 MiB on 2026-05, 16 MiB on 2026-08); send it in pieces"
+        raise
+    return answer
 
 
 def call(do: Callable[[], T]) -> Flow[T]:
