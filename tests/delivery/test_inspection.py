@@ -90,6 +90,7 @@ async def test_the_beginning_of_a_text_is_shown_whatever_it_is_made_of(journal: 
         "half a pair": (TextPart("a\ud800b"),),
         "file": (FilePart(uri="platform:1", name="cat.png"),),
         "data": (DataPart({"a": 1}),),
+        "no number": (DataPart({"a": float("inf"), "b": float("nan")}),),
         "nothing": (),
     }
     await store(journal, *(inbound(row_id=name, parts=given) for name, given in parts.items()))
@@ -100,6 +101,7 @@ async def test_the_beginning_of_a_text_is_shown_whatever_it_is_made_of(journal: 
     assert shown["long"] == "x" * 400
     assert shown["half a pair"].startswith("a")
     assert (shown["file"], shown["data"], shown["nothing"]) == ("cat.png", '[{"data": {"a": 1}}]', "[]")
+    assert shown["no number"] == '[{"data": {"a": Infinity, "b": NaN}}]'
 
 
 async def test_a_message_is_found_by_the_beginning_of_its_row_id(journal: Journal, tmp_path: Path) -> None:

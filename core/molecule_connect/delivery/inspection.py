@@ -25,12 +25,13 @@ OPEN = (State.RECEIVED, State.RUNNING, State.ANSWERED, State.HELD)
 # Echoes, our own rows and what no backend is asked about are the reader's memory, not messages. In an inbox answers
 # and results wait too.
 _SHOWN = "(kind IN ('message', 'unreadable') OR (kind IN ('answer', 'result') AND state IN ('received', 'held')))"
-# Whole bodies may be megabytes, so SQLite cuts them.
+# Whole bodies may be megabytes, so SQLite cuts them. Numbers that are none (NaN, Infinity) are no JSON to it.
 _GLANCE = (
     "workspace_id, row_id, kind, state, caller_id, context_id, time, changed, attempt, interruptions, replay,"
     " not_before, CASE WHEN state='held' THEN held_until END AS held_until, error, reason, progress, repeat_of,"
     f" (answer IS NOT NULL AND substr(answer, 1, {len(NOTICE_BEGINS)}) <> '{NOTICE_BEGINS}') AS has_answer,"
-    " substr(coalesce(json_extract(parts, '$[0].text'), json_extract(parts, '$[0].file.name'), parts), 1, 400) AS text"
+    " substr(CASE WHEN json_valid(parts) THEN coalesce(json_extract(parts, '$[0].text'),"
+    " json_extract(parts, '$[0].file.name'), parts) ELSE parts END, 1, 400) AS text"
 )
 
 
