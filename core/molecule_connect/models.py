@@ -1,9 +1,10 @@
 """What a backend is handed, what it gives back, and what the journal keeps. No I/O and no JSON: see ``wire``."""
 
 import enum
+import math
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, SupportsFloat
 
 import attrs
 
@@ -79,13 +80,22 @@ class Request:
         return "".join(part.text for part in self.parts if isinstance(part, TextPart))
 
 
+def _amount(value: SupportsFloat | None) -> float:
+    amount = 0.0 if value is None else float(value)
+    return amount if math.isfinite(amount) else 0.0
+
+
+def _tokens(value: SupportsFloat | None) -> int:
+    return int(_amount(value))
+
+
 @attrs.frozen(kw_only=True)
 class Usage:
-    """What one answer cost, as far as the backend knows."""
+    """What one answer cost, as far as the backend knows. None, NaN and infinity count as nothing."""
 
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cost_usd: float = 0.0
+    input_tokens: int = attrs.field(default=0, converter=_tokens)
+    output_tokens: int = attrs.field(default=0, converter=_tokens)
+    cost_usd: float = attrs.field(default=0.0, converter=_amount)
 
 
 @attrs.frozen(kw_only=True)

@@ -161,8 +161,17 @@ async def test_what_no_task_may_raise_becomes_a_backend_error(raised: BaseExcept
     assert caught.value.retryable
 
 
+class Panic(BaseException):
+    """As libraries in Rust raise it."""
+
+
 @pytest.mark.parametrize(
-    ("raised", "text"), [(SystemExit(2), "exit status 2"), (asyncio.CancelledError(), "cancelled")]
+    ("raised", "text"),
+    [
+        (SystemExit(2), "exit status 2"),
+        (asyncio.CancelledError(), "cancelled"),
+        (Panic("index"), "failed: Panic: index"),
+    ],
 )
 async def test_an_async_backend_cannot_end_the_program_nor_its_task(raised: BaseException, text: str) -> None:
     async def answer(request: Request, progress: Progress) -> Response:
@@ -213,6 +222,7 @@ async def test_a_cancelled_async_backend_is_cancelled() -> None:
         (Response(parts=(TextPart("half"),), final=False), "final=False"),
         (Response(parts="hello"), "a part of its Response is a str"),  # type: ignore[arg-type]
         (Response(parts=(TextPart(7),)), "a part of its Response is a TextPart"),  # type: ignore[arg-type]
+        (Response.from_text("hi", usage={"cost_usd": 1}), "usage of its Response is a dict"),  # type: ignore[arg-type]
     ],
 )
 async def test_what_is_no_answer_is_an_error_that_is_not_tried_again(answer: Any, text: str) -> None:

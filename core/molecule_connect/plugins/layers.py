@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Generator
 from typing import Any
 
 from molecule_connect.errors import BackendError
-from molecule_connect.models import DataPart, FilePart, Handler, Progress, Request, Response, TextPart
+from molecule_connect.models import DataPart, FilePart, Handler, Progress, Request, Response, TextPart, Usage
 from molecule_connect.plugins.wording import first_line
 
 _LOG = logging.getLogger(__name__)
@@ -18,8 +18,8 @@ _LOG = logging.getLogger(__name__)
 def layer(handler: Callable[[Request, Progress], Any], label: str) -> Handler:
     """*handler* of the plugin *label* as the next layer may rely on it.
 
-    The returned handler raises BackendError for what is no answer, for SystemExit, and for a cancellation that
-    nobody asked for. Progress may be called from any thread, and awaited or not.
+    The returned handler raises BackendError for what is no answer, for SystemExit and other exceptions that are no
+    Exception, and for a cancellation that nobody asked for. Progress may be called from any thread, and awaited or not.
     """
 
     async def answer(request: Request, progress: Progress) -> Response:
@@ -35,6 +35,10 @@ def layer(handler: Callable[[Request, Progress], Any], label: str) -> Handler:
             if task is None or task.cancelling():
                 raise
             raise BackendError(f"{label} cancelled itself") from exc
+        except (Exception, KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as exc:  # what a library in Rust raises when it panics
+            raise BackendError(f"{label} failed: {first_line(exc)}") from exc
         finally:
             if reporter is not progress:
                 await reporter.finish()
@@ -55,6 +59,8 @@ def require_answer(response: object, label: str) -> Response:
         problem = f"a part of its Response is a {type(wrong[0]).__name__}"
     elif response.is_blank:
         problem = "its Response has nothing in it that anybody could read"
+    elif not _is_usage(response.usage):
+        problem = f"the usage of its Response is a {type(response.usage).__name__}"
     else:
         return response
     raise BackendError(f"no answer from {label}: {problem}", retryable=False)
@@ -126,6 +132,10 @@ class _Told:
     def __await__(self) -> Generator[Any, None, None]:
         if self._task is not None:
             yield from asyncio.shield(self._task).__await__()
+
+
+def _is_usage(usage: object) -> bool:
+    return usage is None or isinstance(usage, Usage)
 
 
 def _is_part(part: object) -> bool:

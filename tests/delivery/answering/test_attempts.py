@@ -143,6 +143,44 @@ async def test_a_retry_after_of_nothing_does_not_spin(journal: Journal, seconds:
     assert 10 <= len(backend.calls) <= 21
 
 
+async def test_an_error_that_cannot_say_what_it_is_fails_its_message_alone(journal: Journal) -> None:
+    class MuteError(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no words")
+
+    platform, backend = FakePlatform(), Backend([MuteError(), FINE])
+    platform.write("hi")
+    async with Serving(platform, journal, backend) as serving:
+        await platform.until(lambda: len(platform.sent) == 1)
+    assert serving.error is None
+    assert platform.answers() == ["fine"]
+
+
+@pytest.mark.parametrize("usage", [{"cost_usd": 1.0}, "1 dollar"])
+async def test_an_error_with_an_odd_usage_fails_its_message_alone(journal: Journal, usage: Any) -> None:
+    platform, backend = FakePlatform(), Backend([BackendError("busy", usage=usage), FINE])
+    platform.write("hi")
+    async with Serving(platform, journal, backend) as serving:
+        await platform.until(lambda: len(platform.sent) == 1)
+    assert serving.error is None
+    assert platform.answers() == ["fine"]
+
+
+@pytest.mark.parametrize("caller", ["peer-1", None])
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+async def test_an_answer_with_a_number_that_is_none_fails_its_message_alone(
+    journal: Journal, number: float, caller: str | None
+) -> None:
+    platform, backend = FakePlatform(), Backend([Response(parts=(DataPart({"rate": number}),))])
+    platform.write("hi", caller=caller)
+    async with Serving(platform, journal, backend) as serving:
+        await platform.until(lambda: len(platform.sent) == 1)
+        await asyncio.sleep(10)
+    assert serving.error is None
+    assert serving.rows("state") == [("dead",)]
+    assert "cannot be written as JSON" in serving.rows("reason")[0][0]
+
+
 @pytest.mark.parametrize(
     "part",
     [DataPart({"when": object()}), DataPart({1, 2}), TextPart(b"bytes"), FilePart(uri=object())],  # type: ignore[arg-type]

@@ -1,6 +1,9 @@
 """What answers cost: added up in the journal, told in the heartbeat, and limited by the day."""
 
 import asyncio
+from decimal import Decimal
+
+import pytest
 
 from molecule_connect import events
 from molecule_connect.delivery.journal.journal import Journal
@@ -10,6 +13,15 @@ from molecule_connect.models import Progress, Request, Response, Usage
 from ..kit import EPOCH, WORKSPACE, FakePlatform, Serving
 
 DAY = 24 * 3600
+
+
+def test_what_a_cost_may_be_written_as_counts_and_what_is_no_amount_is_nothing() -> None:
+    dear = Usage(input_tokens=None, output_tokens=7.0, cost_usd=Decimal("0.25"))
+    assert (dear.input_tokens, dear.output_tokens, dear.cost_usd) == (0, 7, 0.25)
+    assert isinstance(dear.cost_usd, float)
+    assert [Usage(cost_usd=cost).cost_usd for cost in (None, float("nan"), float("inf"))] == [0, 0, 0]
+    with pytest.raises(TypeError):
+        Usage(cost_usd=[1.0])  # type: ignore[arg-type]
 
 
 async def dear(request: Request, progress: Progress) -> Response:

@@ -367,6 +367,7 @@ async def test_of_two_replies_one_is_refused(journal: Journal, second: Journal) 
         ("row-1", Response.from_text("  "), "empty"),
         ("row-1", Response.silent(), "says something"),
         ("row-1", Response(parts=[DataPart({1, 2})]), "JSON"),
+        ("row-1", Response(parts=[DataPart(float("nan"))]), "JSON"),
     ],
 )
 async def test_a_reply_that_makes_no_sense_is_refused_and_loses_nothing(

@@ -116,7 +116,7 @@ class Attempts:
             error = exc
             self._journal.spent(exc.usage)
         except Exception as exc:  # whatever a plugin raises is a failed attempt
-            error = BackendError(f"{type(exc).__name__}: {exc}")
+            error = BackendError(_in_words(exc))
         else:
             self._health.sample()
             self._breaker.succeeded()
@@ -217,9 +217,16 @@ class Attempts:
         self._tell(events.Dead, entry, reason=reason)
 
 
+def _in_words(exc: Exception) -> str:
+    try:
+        return f"{type(exc).__name__}: {exc}"
+    except Exception:  # its own __str__ fails
+        return type(exc).__name__
+
+
 def _storable(response: Response) -> Response:
     try:
-        dump_parts(response.parts)
+        dump_parts(response.parts, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as exc:
         raise BackendError(f"the answer cannot be written as JSON: {exc}", retryable=False) from exc
     if is_too_deep(response.parts):

@@ -23,7 +23,7 @@ def storable(response: Response) -> Answer:
         raise ConfigError("the reply is empty", hint="pop the message to finish it without an answer")
     answer = Answer(parts=tuple(_whole(part) for part in response.parts), usage=response.usage)
     try:
-        dump_parts(answer.parts)
+        dump_parts(answer.parts, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as exc:
         raise ConfigError(f"the reply cannot be written as JSON: {exc}", hint="send it as text") from exc
     if is_too_deep(answer.parts):

@@ -178,9 +178,13 @@ def plain(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def dump_parts(parts: tuple[Part, ...]) -> str:
-    """*parts* as ASCII JSON, so that lone surrogates and NULs survive SQLite."""
-    return json.dumps([_dump_part(part) for part in parts])
+def dump_parts(parts: tuple[Part, ...], *, allow_nan: bool = True) -> str:
+    """*parts* as ASCII JSON, so that lone surrogates and NULs survive SQLite.
+
+    Raises:
+        ValueError: There is a number that is none, and *allow_nan* is False.
+    """
+    return json.dumps([_dump_part(part) for part in parts], allow_nan=allow_nan)
 
 
 def _dump_part(part: Part) -> dict[str, Any]:

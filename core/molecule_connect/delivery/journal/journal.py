@@ -258,7 +258,7 @@ class WorkspaceJournal(LaneReads):
 
     def spent(self, usage: Usage | None) -> None:
         """Add to the day's cost; not awaited."""
-        if usage is None or not usage.cost_usd > 0:
+        if not isinstance(usage, Usage) or not usage.cost_usd > 0:  # whatever a plugin's error carries
             return
         values = (self.workspace_id, self._day(), usage.cost_usd)
         self._put(
