@@ -130,7 +130,8 @@ class Response:
     @property
     def is_blank(self) -> bool:
         """True when there is nothing in it that anybody could read."""
-        return not any(not isinstance(part, TextPart) or part.text.strip() for part in self.parts)
+        # U+0000 is taken out of what is sent.
+        return not any(not isinstance(part, TextPart) or part.text.replace("\0", "").strip() for part in self.parts)
 
 
 class Progress(Protocol):

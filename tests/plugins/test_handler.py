@@ -219,6 +219,7 @@ async def test_a_cancelled_async_backend_is_cancelled() -> None:
         ("hello", "it returned a str"),
         (Response(), "nothing in it"),
         (Response.from_text(" \n\t"), "nothing in it"),
+        (Response.from_text("\0 \0"), "nothing in it"),
         (Response(parts=(TextPart("half"),), final=False), "final=False"),
         (Response(parts="hello"), "a part of its Response is a str"),  # type: ignore[arg-type]
         (Response(parts=(TextPart(7),)), "a part of its Response is a TextPart"),  # type: ignore[arg-type]
