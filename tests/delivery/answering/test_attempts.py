@@ -14,7 +14,7 @@ from molecule_connect.delivery.journal.journal import Journal
 from molecule_connect.errors import BackendError, PermanentPlatformError
 from molecule_connect.models import DataPart, FilePart, Progress, Request, Response, TextPart
 
-from ..kit import FakePlatform, Serving
+from ..kit import EPOCH, FakePlatform, Serving
 
 # Nothing but the message itself is awaited for hours: these need few beats and reads.
 CALM = {"heartbeat_interval": 600.0, "safety_interval": 600.0, "poll_interval": 600.0}
@@ -141,6 +141,15 @@ async def test_a_retry_after_of_nothing_does_not_spin(journal: Journal, seconds:
     async with Serving(platform, journal, backend):
         await asyncio.sleep(20)
     assert 10 <= len(backend.calls) <= 21
+
+
+async def test_a_retry_after_without_end_is_a_month(journal: Journal) -> None:
+    platform, backend = FakePlatform(), Backend([BackendError("no more", retry_after=float("inf"))])
+    platform.write("hi")
+    async with Serving(platform, journal, backend) as serving:
+        await asyncio.sleep(20)
+        parked_until = serving.rows("not_before")[0][0]
+    assert parked_until == pytest.approx(EPOCH + 31 * 24 * 3600, abs=60)
 
 
 async def test_an_error_that_cannot_say_what_it_is_fails_its_message_alone(journal: Journal) -> None:

@@ -25,6 +25,8 @@ NOTICE_PAUSE = 600 * 1_000_000
 PROGRESS_PAUSE = 1.0
 # A backend that asks for no pause is not called in a circle.
 LEAST_PAUSE = 1.0
+# Nor is a message put off beyond the next month's budget, or until infinity.
+MOST_PAUSE = 31 * 24 * 3600.0
 
 
 @attrs.define(eq=False)
@@ -185,7 +187,7 @@ class Attempts:
     async def _failed(self, entry: Entry, error: BackendError) -> None:
         reason, wall = str(error) or "the backend failed", self._wall()
         if error.retry_after is not None and error.retryable:
-            wait = max(LEAST_PAUSE, error.retry_after)
+            wait = min(max(LEAST_PAUSE, error.retry_after), MOST_PAUSE)
             self._parked[entry.row_id] = (wall + wait, reason)
             await self._retry(entry, reason, wait, counts=False, failed=False)
             return
