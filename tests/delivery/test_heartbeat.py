@@ -165,8 +165,33 @@ async def test_a_read_that_hangs_until_it_fails_shows_within_the_minute_that_the
         await asyncio.sleep(31)
         at = asyncio.get_running_loop().time()
         platform.fetch_delay, platform.fail_fetch = 30.0, [timeout] * 100
-        await platform.until(lambda: "no answer" in platform.beats[-1].wedged)
-        assert asyncio.get_running_loop().time() - at <= 40
+        await platform.until(lambda: platform.beats[-1].wedged != "")
+        assert asyncio.get_running_loop().time() - at <= 35
+        await platform.until(lambda: "no answer" in platform.beats[-1].wedged, 60)
+
+
+async def test_a_read_that_neither_fails_nor_ends_shows_within_half_a_minute_and_no_longer(journal: Journal) -> None:
+    platform = FakePlatform()
+    async with Serving(platform, journal):
+        await asyncio.sleep(31)
+        platform.fetch_delay = 200.0
+        fetches = len(platform.fetches)
+        await platform.until(lambda: len(platform.fetches) > fetches)
+        at = asyncio.get_running_loop().time()
+        await platform.until(lambda: "is not here yet" in platform.beats[-1].wedged, 60)
+        assert asyncio.get_running_loop().time() - at <= 30
+        platform.fetch_delay = 0.0
+        await asyncio.sleep(300)
+        assert platform.beats[-1].wedged == ""
+
+
+async def test_one_read_that_is_refused_for_long_shows_at_once(journal: Journal) -> None:
+    refused = TransientPlatformError("activity: 429", operation="activity", status=429, retry_after=100_000.0)
+    platform = FakePlatform()
+    async with Serving(platform, journal):
+        await asyncio.sleep(29.5)
+        platform.fail_fetch = [refused]
+        await platform.until(lambda: platform.beats[-1].wedged == "intake: activity: 429", 6)
 
 
 async def test_one_failed_read_is_no_wedge(journal: Journal) -> None:

@@ -23,8 +23,10 @@ REFUSED_WAIT = Backoff(first=2.0, cap=30.0)
 READ_WAIT = Backoff(first=0.5, cap=30.0)
 JOURNAL_WAIT = 5.0
 EXPIRED_TOO_OFTEN = 2
-# A read that fails for so many seconds is no blip, even if it is the first one.
+# A read that fails for so many seconds, or must not be tried again for so long, is no blip, even if it is the first.
 LASTING = 10.0
+# A page that takes so long, by a trickle of bytes or a rate limit: meanwhile nobody is heard.
+QUIET = 25.0
 
 
 class Intake:
@@ -52,6 +54,9 @@ class Intake:
         self._one_at_a_time = asyncio.Lock()
         self._whole_began = float("-inf")
         self._seconds = 0.0
+        self._lasting = False
+        self._asked_at = float("-inf")
+        reader.asking = self._asking
 
     async def run(self) -> None:
         """Read whenever it is due.
@@ -93,8 +98,8 @@ class Intake:
             except (PlatformError, JournalError) as exc:
                 refused_since = None
                 failures += 1
-                self._broken(exc, lasting=failures > 1 or _now() - began >= LASTING)
                 wait = self._wait_after(exc, failures)
+                self._broken(exc, lasting=failures > 1 or _now() - began + wait >= LASTING)
             else:
                 self._works()
                 return read
@@ -103,11 +108,32 @@ class Intake:
 
     async def _timed_read(self, *, woken: bool = False) -> Read:
         began = _now()
-        read = await self._reader.read(woken=woken)
+        self._look_after(QUIET)
+        try:
+            read = await self._reader.read(woken=woken)
+        finally:
+            self._watch.cancel()
         self._seconds = _now() - began
         if read.whole:
             self._whole_began = began
         return read
+
+    def _asking(self) -> None:
+        self._asked_at = _now()
+
+    def _look_after(self, seconds: float) -> None:
+        self._watch = asyncio.get_running_loop().call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        wait = self._asked_at + QUIET - _now()
+        self._look_after(wait if wait > 0 else QUIET)
+        if wait <= 0 and not self._lasting:
+            self._lasting = True
+            self._trouble(
+                f"activity: a page of the feed was asked for {QUIET:g} s ago and is not here yet",
+                "messages wait until it is; look at the network, and at the platform's rate limit",
+                True,
+            )
 
     def _wait_after(self, exc: MoleculeError, failures: int) -> float:
         if isinstance(exc, JournalError):
@@ -116,6 +142,7 @@ class Intake:
         return self._waits.delay(failures, at_least=asked)
 
     def _works(self) -> None:
+        self._lasting = False
         if self._reader.expired_in_a_row >= EXPIRED_TOO_OFTEN:
             self._trouble(
                 "the platform answers each read with 410: it does not know the rows that it showed before",
@@ -126,6 +153,7 @@ class Intake:
             self._trouble("", "", False)
 
     def _broken(self, exc: MoleculeError, *, lasting: bool) -> None:
+        self._lasting = self._lasting or lasting
         self._trouble(str(exc), exc.hint, lasting)
 
     async def _refused(self, exc: AuthError, failures: int, seconds: float) -> None:

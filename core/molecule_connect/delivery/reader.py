@@ -48,6 +48,9 @@ class Reader:
             still come, so that lanes must wait.
         woken: Whether a wake-up came since it was last asked.
         notice: Told, in words and a hint, what the operator should know once.
+
+    Attributes:
+        asking: Called before each page is asked for.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class Reader:
         self._limit = self._usual_limit = limit
         self._messages = 0
         self.expired_in_a_row = 0
+        self.asking: Callable[[], None] = lambda: None
 
     def now(self) -> int:
         """The platform's time in microseconds, else ours."""
@@ -198,6 +202,7 @@ class Reader:
     async def _fetch(self, *, span: _Span | None, since_id: str | None = None, before: int | None = None) -> Page:
         while True:
             began = self.now()
+            self.asking()
             try:
                 page = await self._feed.fetch(
                     since_id=since_id, before=before, limit=self._limit, known=self._journal.known

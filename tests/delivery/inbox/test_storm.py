@@ -53,8 +53,13 @@ class Storm:
             if message is None or self.dice.random() < 0.2:
                 continue
             if self.dice.random() < 0.2:
-                if await inbox.pop(message.activity_id):
+                try:
+                    if await inbox.pop(message.activity_id):
+                        self.popped.add(message.text)
+                except asyncio.CancelledError:
+                    # It may have been written by then.
                     self.popped.add(message.text)
+                    raise
                 continue
             text = f"by hand {message.text}"
             replying = asyncio.ensure_future(inbox.reply(message.activity_id, Response.from_text(text), patience=2))
