@@ -7,9 +7,9 @@ import attrs
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from molecule_connect.delivery.journal.arrivals import Stored
 from molecule_connect.delivery.journal.entries import State
 from molecule_connect.delivery.journal.journal import Position
-from molecule_connect.delivery.journal.transitions import Stored
 from molecule_connect.delivery.reader import Reader
 from molecule_connect.errors import PlatformError
 from molecule_connect.models import Inbound, Kind, Page, RowMark

@@ -17,9 +17,9 @@ from molecule_connect.delivery.health import Health
 from molecule_connect.delivery.heartbeat import Heartbeat
 from molecule_connect.delivery.inbox.attendance import Attendance
 from molecule_connect.delivery.intake import Intake, insist_on
+from molecule_connect.delivery.journal.arrivals import Stored
 from molecule_connect.delivery.journal.entries import Lane
 from molecule_connect.delivery.journal.journal import Journal, Position
-from molecule_connect.delivery.journal.transitions import Stored
 from molecule_connect.delivery.lease import lease
 from molecule_connect.delivery.ports import Platform
 from molecule_connect.delivery.reader import SECOND, Reader

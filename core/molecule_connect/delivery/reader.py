@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 
 import attrs
 
+from molecule_connect.delivery.journal.arrivals import Stored
 from molecule_connect.delivery.journal.entries import State
 from molecule_connect.delivery.journal.journal import Position, WorkspaceJournal
-from molecule_connect.delivery.journal.transitions import LATENESS, Stored
+from molecule_connect.delivery.journal.transitions import LATENESS
 from molecule_connect.delivery.ports import Feed
 from molecule_connect.errors import CursorExpiredError, PageTooLargeError
 from molecule_connect.models import Inbound, Page, RowMark

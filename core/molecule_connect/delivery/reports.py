@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from molecule_connect import events
 from molecule_connect.delivery.health import Health
+from molecule_connect.delivery.journal.arrivals import Stored
 from molecule_connect.delivery.journal.entries import State, in_words
-from molecule_connect.delivery.journal.transitions import Stored
 from molecule_connect.models import Kind
 
 

@@ -178,6 +178,11 @@ def plain(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
+def plain_or_none(text: str | None) -> str | None:
+    """``plain`` for what may be missing."""
+    return None if text is None else plain(text)
+
+
 def dump_parts(parts: tuple[Part, ...], *, allow_nan: bool = True) -> str:
     """*parts* as ASCII JSON, so that lone surrogates and NULs survive SQLite.
 

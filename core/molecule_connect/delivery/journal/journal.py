@@ -11,12 +11,12 @@ from typing import TypeVar
 
 import attrs
 
-from molecule_connect.delivery.journal import transitions
+from molecule_connect.delivery.journal import arrivals, transitions
+from molecule_connect.delivery.journal.arrivals import Stored
 from molecule_connect.delivery.journal.committer import Committer, Operation
 from molecule_connect.delivery.journal.entries import Answer, Entry, State
 from molecule_connect.delivery.journal.lane_reads import LaneReads
 from molecule_connect.delivery.journal.schema import open_file, open_reader
-from molecule_connect.delivery.journal.transitions import Stored
 from molecule_connect.models import Inbound, Usage
 
 T = TypeVar("T")
@@ -154,7 +154,7 @@ class WorkspaceJournal(LaneReads):
         if not items:
             return []
         return await self._put(
-            lambda db: transitions.receive(db, self.workspace_id, items, now, wall, inbox=self.is_inbox), large=True
+            lambda db: arrivals.receive(db, self.workspace_id, items, now, wall, inbox=self.is_inbox), large=True
         )
 
     def cursor(self) -> str | None:

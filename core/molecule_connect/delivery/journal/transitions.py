@@ -1,22 +1,16 @@
 """Every change of a message's state, as SQL. Each is a compare-and-set: False means that somebody else was faster."""
 
 import sqlite3
-from collections.abc import Iterable
 
-import attrs
-
-from molecule_connect.delivery.journal import file_rows, questions, sayings
+from molecule_connect.delivery.journal import sayings
 from molecule_connect.delivery.journal.entries import (
     Answer,
     Entry,
-    Lane,
     State,
     dump_answer,
-    dump_parts,
-    is_too_deep,
     load_answer,
+    plain,
 )
-from molecule_connect.models import Inbound, Kind
 
 # A sender that retries repeats its message; some use one constant id for ever, so only for so long.
 REPEAT_WINDOW = 3600 * 1_000_000
@@ -27,124 +21,6 @@ ECHO_DELAY = 5.0
 # How the reason ends for which a message waits for the next day.
 DAY_SPENT = "US dollars a day are spent"
 _NEVER = 1 << 62
-
-
-@attrs.frozen(kw_only=True)
-class Stored:
-    """What ``receive`` did with one row. ``repeats`` is the row that it repeats; ``revived`` if that one was dead.
-
-    ``lane`` is the one that has a message more by it, if any has.
-    """
-
-    item: Inbound
-    time: int
-    state: State
-    repeats: str | None = None
-    revived: bool = False
-    foreign_echo: bool = False
-    own_upload: bool = False
-    lane: Lane | None = None
-
-
-def receive(
-    db: sqlite3.Connection, workspace_id: str, items: Iterable[Inbound], now: int, wall: float, *, inbox: bool = False
-) -> list[Stored]:
-    """Store rows that are new. *now* stands in for a missing time, in the order in which they came.
-
-    In an *inbox* answers and results wait for a reader too, and messages with nothing in them.
-    """
-    stored = []
-    for number, item in enumerate(items):
-        time = item.time if item.time is not None else now + number
-        known = db.execute("SELECT 1 FROM message WHERE workspace_id=? AND row_id=?", (workspace_id, item.row_id))
-        if known.fetchone() is None:
-            stored.append(_receive_one(db, workspace_id, item, time, wall, inbox))
-    return stored
-
-
-def _receive_one(
-    db: sqlite3.Connection, workspace_id: str, item: Inbound, time: int, wall: float, inbox: bool
-) -> Stored:
-    if is_too_deep(item.parts):
-        kind = Kind.UNREADABLE if item.kind is Kind.MESSAGE else item.kind
-        item = attrs.evolve(item, kind=kind, parts=(), reason="it is nested too deeply")
-    if inbox and item.is_blank:
-        item = attrs.evolve(item, kind=Kind.MESSAGE, reason="")
-    state, repeats, revived, reason, question = State.DONE, None, False, None, None
-    lane = Lane(_plain(item.caller_id), _plain(item.context_id))
-    if item.kind is Kind.UNREADABLE:
-        state, reason = State.DEAD, f"unreadable: {item.reason}"
-    elif item.kind is Kind.MESSAGE:
-        original = _original(db, workspace_id, item, time)
-        state = State.DONE if original else State.RECEIVED
-        if original:
-            repeats = str(original[0])
-            revived = original[1] == State.DEAD and replay(db, workspace_id, repeats, wall)
-            lane = Lane(lane.caller_id, original[2])
-    elif inbox and item.kind in (Kind.ANSWER, Kind.RESULT):
-        state, question = State.RECEIVED, questions.answered_by(db, workspace_id, item)
-    told = item.kind is Kind.ECHO and sayings.echoed(db, workspace_id, item.fingerprint, item.row_id)
-    db.execute(
-        "INSERT INTO message (workspace_id, row_id, kind, state, time, seq, place, caller_id, context_id, task_id,"
-        " message_id, sender_key, idempotency_key, method, fingerprint, delegation_id, parts, raw, size, reason,"
-        " repeat_of, question, echo, changed) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
-        (
-            *(workspace_id, item.row_id, item.kind.value, state.value, time, item.seq or 0, time),
-            *(_plain(item.caller_id), _plain(item.context_id), _plain(item.task_id), _plain(item.message_id)),
-            *(_plain(item.sender_key), _plain(item.idempotency_key), _plain(item.method), item.fingerprint),
-            *(
-                _plain(item.delegation_id),
-                dump_parts(item.parts),
-                _plain(item.raw),
-                len(item.raw),
-                _plain(reason),
-                repeats,
-                question,
-                sayings.TOLD if told else None,
-                wall,
-            ),
-        ),
-    )
-    file_rows.receive(db, workspace_id, item, time, wall)
-    foreign = item.kind is Kind.ECHO and not told and not _ours(db, workspace_id, item.fingerprint, time)
-    return Stored(
-        item=item,
-        time=time,
-        state=state,
-        repeats=repeats,
-        revived=revived,
-        foreign_echo=foreign,
-        own_upload=file_rows.is_own_upload(db, workspace_id, item),
-        lane=lane if revived or (state is State.RECEIVED and not inbox) else None,
-    )
-
-
-def _original(
-    db: sqlite3.Connection, workspace_id: str, item: Inbound, time: int
-) -> tuple[str, str, str | None] | None:
-    """Row id, state and context of the message that *item* repeats."""
-    if item.sender_key is None:
-        return None
-    # Left to itself, SQLite looks at every row of the two hours.
-    found: tuple[str, str, str | None] | None = db.execute(
-        "SELECT row_id, state, context_id FROM message INDEXED BY message_sender"
-        " WHERE workspace_id=? AND sender_key=? AND fingerprint=?"
-        " AND caller_id IS ? AND kind='message' AND repeat_of IS NULL AND time > ? AND time < ?"
-        " ORDER BY arrival LIMIT 1",
-        (
-            *(workspace_id, _plain(item.sender_key), item.fingerprint, _plain(item.caller_id)),
-            *(time - REPEAT_WINDOW, time + REPEAT_WINDOW),
-        ),
-    ).fetchone()
-    return found
-
-
-def _ours(db: sqlite3.Connection, workspace_id: str, fingerprint: str, time: int) -> bool:
-    found = db.execute(
-        "SELECT 1 FROM message WHERE workspace_id=? AND send_print=? AND answered_at < ? LIMIT 1",
-        (workspace_id, fingerprint, time + LATENESS),
-    )
-    return found.fetchone() is not None
 
 
 def start(db: sqlite3.Connection, entry: Entry, wall: float) -> bool:
@@ -169,7 +45,7 @@ def put_back(
         State.RUNNING,
         "state='received', attempt=?, not_before=?, error=?, progress=NULL,"
         " first_failed=CASE WHEN ? THEN coalesce(first_failed, ?) ELSE first_failed END",
-        (entry.attempt + (1 if counts else 0), not_before, _plain(error), failed, wall),
+        (entry.attempt + (1 if counts else 0), not_before, plain(error), failed, wall),
         wall,
         attempt=entry.attempt + 1,
     )
@@ -228,7 +104,7 @@ def delivered(db: sqlite3.Connection, entry: Entry, wall: float, *, at: int) -> 
         entry,
         State.ANSWERED,
         "state=?, reason=?, accepted=?, in_doubt=0, not_before=NULL",
-        (answer.then.value, _plain(answer.reason) or None, at),
+        (answer.then.value, plain(answer.reason) or None, at),
         wall,
     )
 
@@ -237,12 +113,12 @@ def bury(db: sqlite3.Connection, entry: Entry, frm: State, reason: str, wall: fl
     """Any open state -> dead: given up, kept with its reason."""
     attempt = entry.attempt + (1 if frm is State.RUNNING else 0)
     set_ = "state='dead', reason=?, not_before=NULL, progress=NULL"
-    return _move(db, entry, frm, set_, (_plain(reason),), wall, attempt=attempt)
+    return _move(db, entry, frm, set_, (plain(reason),), wall, attempt=attempt)
 
 
 def defer(db: sqlite3.Connection, entry: Entry, wall: float, *, not_before: float, error: str) -> bool:
     """received -> received: its lane waits."""
-    return _move(db, entry, State.RECEIVED, "not_before=?, error=?", (not_before, _plain(error)), wall)
+    return _move(db, entry, State.RECEIVED, "not_before=?, error=?", (not_before, plain(error)), wall)
 
 
 def replay(db: sqlite3.Connection, workspace_id: str, row_id: str, wall: float) -> bool:
@@ -385,8 +261,3 @@ def _move(
         ),
     )
     return cursor.rowcount == 1
-
-
-def _plain(text: str | None) -> str | None:
-    # SQLite takes no lone surrogates, which JSON can hold.
-    return None if text is None else text.encode("utf-8", "replace").decode()

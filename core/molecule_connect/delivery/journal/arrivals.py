@@ -1,0 +1,130 @@
+"""Rows that arrive, as SQL: stored once, each in the state that it begins with."""
+
+import sqlite3
+from collections.abc import Iterable
+
+import attrs
+
+from molecule_connect.delivery.journal import file_rows, questions, sayings
+from molecule_connect.delivery.journal.entries import Lane, State, dump_parts, is_too_deep, plain_or_none
+from molecule_connect.delivery.journal.transitions import LATENESS, REPEAT_WINDOW, replay
+from molecule_connect.models import Inbound, Kind
+
+
+@attrs.frozen(kw_only=True)
+class Stored:
+    """What ``receive`` did with one row. ``repeats`` is the row that it repeats; ``revived`` if that one was dead.
+
+    ``lane`` is the one that has a message more by it, if any has.
+    """
+
+    item: Inbound
+    time: int
+    state: State
+    repeats: str | None = None
+    revived: bool = False
+    foreign_echo: bool = False
+    own_upload: bool = False
+    lane: Lane | None = None
+
+
+def receive(
+    db: sqlite3.Connection, workspace_id: str, items: Iterable[Inbound], now: int, wall: float, *, inbox: bool = False
+) -> list[Stored]:
+    """Store rows that are new. *now* stands in for a missing time, in the order in which they came.
+
+    In an *inbox* answers and results wait for a reader too, and messages with nothing in them.
+    """
+    stored = []
+    for number, item in enumerate(items):
+        time = item.time if item.time is not None else now + number
+        known = db.execute("SELECT 1 FROM message WHERE workspace_id=? AND row_id=?", (workspace_id, item.row_id))
+        if known.fetchone() is None:
+            stored.append(_receive_one(db, workspace_id, item, time, wall, inbox))
+    return stored
+
+
+def _receive_one(
+    db: sqlite3.Connection, workspace_id: str, item: Inbound, time: int, wall: float, inbox: bool
+) -> Stored:
+    if is_too_deep(item.parts):
+        kind = Kind.UNREADABLE if item.kind is Kind.MESSAGE else item.kind
+        item = attrs.evolve(item, kind=kind, parts=(), reason="it is nested too deeply")
+    if inbox and item.is_blank:
+        item = attrs.evolve(item, kind=Kind.MESSAGE, reason="")
+    told = item.kind is Kind.ECHO and sayings.echoed(db, workspace_id, item.fingerprint, item.row_id)
+    foreign = item.kind is Kind.ECHO and not told and not _ours(db, workspace_id, item.fingerprint, time)
+    stored = attrs.evolve(_begun(db, workspace_id, item, time, wall, inbox), foreign_echo=foreign)
+    question = None
+    if inbox and item.kind in (Kind.ANSWER, Kind.RESULT):
+        question = questions.answered_by(db, workspace_id, item)
+    _insert(db, workspace_id, stored, wall, question=question, echo=sayings.TOLD if told else None)
+    file_rows.receive(db, workspace_id, item, time, wall)
+    return attrs.evolve(stored, own_upload=file_rows.is_own_upload(db, workspace_id, item))
+
+
+def _begun(db: sqlite3.Connection, workspace_id: str, item: Inbound, time: int, wall: float, inbox: bool) -> Stored:
+    """Where *item* begins: it waits, or is done or dead already."""
+    if item.kind is Kind.UNREADABLE:
+        return Stored(item=item, time=time, state=State.DEAD)
+    if item.kind is not Kind.MESSAGE:
+        waits = inbox and item.kind in (Kind.ANSWER, Kind.RESULT)
+        return Stored(item=item, time=time, state=State.RECEIVED if waits else State.DONE)
+    lane = Lane(plain_or_none(item.caller_id), plain_or_none(item.context_id))
+    original = _original(db, workspace_id, item, time)
+    if original is None:
+        return Stored(item=item, time=time, state=State.RECEIVED, lane=None if inbox else lane)
+    row_id, state, context_id = original
+    revived = state == State.DEAD and replay(db, workspace_id, row_id, wall)
+    lane = Lane(lane.caller_id, context_id)
+    return Stored(
+        item=item, time=time, state=State.DONE, repeats=row_id, revived=revived, lane=lane if revived else None
+    )
+
+
+def _insert(
+    db: sqlite3.Connection, workspace_id: str, stored: Stored, wall: float, *, question: str | None, echo: str | None
+) -> None:
+    item, time = stored.item, stored.time
+    reason = f"unreadable: {item.reason}" if item.kind is Kind.UNREADABLE else None
+    db.execute(
+        "INSERT INTO message (workspace_id, row_id, kind, state, time, seq, place, caller_id, context_id, task_id,"
+        " message_id, sender_key, idempotency_key, method, fingerprint, delegation_id, parts, raw, size, reason,"
+        " repeat_of, question, echo, changed) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        (
+            *(workspace_id, item.row_id, item.kind.value, stored.state.value, time, item.seq or 0, time),
+            *map(plain_or_none, (item.caller_id, item.context_id, item.task_id, item.message_id)),
+            *map(plain_or_none, (item.sender_key, item.idempotency_key, item.method)),
+            *(item.fingerprint, plain_or_none(item.delegation_id), dump_parts(item.parts)),
+            *(plain_or_none(item.raw), len(item.raw), plain_or_none(reason)),
+            *(stored.repeats, question, echo, wall),
+        ),
+    )
+
+
+def _original(
+    db: sqlite3.Connection, workspace_id: str, item: Inbound, time: int
+) -> tuple[str, str, str | None] | None:
+    """Row id, state and context of the message that *item* repeats."""
+    if item.sender_key is None:
+        return None
+    # Left to itself, SQLite looks at every row of the two hours.
+    found: tuple[str, str, str | None] | None = db.execute(
+        "SELECT row_id, state, context_id FROM message INDEXED BY message_sender"
+        " WHERE workspace_id=? AND sender_key=? AND fingerprint=?"
+        " AND caller_id IS ? AND kind='message' AND repeat_of IS NULL AND time > ? AND time < ?"
+        " ORDER BY arrival LIMIT 1",
+        (
+            *(workspace_id, plain_or_none(item.sender_key), item.fingerprint, plain_or_none(item.caller_id)),
+            *(time - REPEAT_WINDOW, time + REPEAT_WINDOW),
+        ),
+    ).fetchone()
+    return found
+
+
+def _ours(db: sqlite3.Connection, workspace_id: str, fingerprint: str, time: int) -> bool:
+    found = db.execute(
+        "SELECT 1 FROM message WHERE workspace_id=? AND send_print=? AND answered_at < ? LIMIT 1",
+        (workspace_id, fingerprint, time + LATENESS),
+    )
+    return found.fetchone() is not None
