@@ -8,7 +8,13 @@ from typing import Any
 import attrs
 import pytest
 
-from molecule_connect import ArchiveError, AuthError, PermanentPlatformError, TransientPlatformError
+from molecule_connect import (
+    ArchiveError,
+    AuthError,
+    PermanentPlatformError,
+    TransientPlatformError,
+    WorkspaceDeletedError,
+)
 from molecule_connect_sandbox.testing import Sandbox, Workspace
 
 from .kit import Twin
@@ -78,6 +84,15 @@ def test_a_workspace_that_is_new_to_the_platform_gets_a_token_that_works(field: 
         assert twin.poll_state().status == "online"
     finally:
         twin.end()
+
+
+def test_a_deleted_workspace_is_not_registered_again(agent: Twin, field: Field) -> None:
+    agent.save_token(field.me.token)
+    field.do(field.sandbox.delete(field.me))
+    with pytest.raises(WorkspaceDeletedError):
+        agent.register()
+
+    assert agent.load_token() == agent.token_file.read_text().strip() == field.me.token
 
 
 def test_secrets_are_pulled(agent: Twin, field: Field) -> None:

@@ -6,7 +6,14 @@ from typing import Any
 import httpx
 import pytest
 
-from molecule_connect import AuthError, PermanentPlatformError, TransientPlatformError, WorkspaceState
+from molecule_connect import (
+    AuthError,
+    PermanentPlatformError,
+    RemoteAgentClient,
+    TransientPlatformError,
+    WorkspaceDeletedError,
+    WorkspaceState,
+)
 
 from .kit import API, ME, TOKEN, Make, Platform, Twin, said
 
@@ -64,6 +71,67 @@ def test_two_that_register_a_new_workspace_at_once_share_its_token(make: Make, p
 
     assert agent.register() == "of-the-other"
     assert platform.asked(REGISTER)[1].headers["authorization"] == "Bearer of-the-other"
+
+
+def test_the_token_of_a_deleted_workspace_does_not_replace_the_one_that_is_there(
+    make: Make, platform: Platform
+) -> None:
+    platform.on(REGISTER, httpx.Response(200, json={"auth_token": "never-accepted"}))
+    platform.on(CARD, said(410, "workspace removed"))
+    agent = make(platform, token=None)
+    agent.save_token(TOKEN)
+    with pytest.raises(WorkspaceDeletedError, match=ME) as caught:
+        agent.register()
+
+    assert "make a new one" in caught.value.hint
+    assert agent.load_token() == agent.token_file.read_text().strip() == TOKEN
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        httpx.Response(200, json={"status": "online"}),
+        httpx.Response(200, html="<html>"),
+        httpx.Response(410, html="<html>"),
+        httpx.Response(404),
+        said(401),
+        said(429, headers={"Retry-After": "60"}),
+        said(503),
+        httpx.ConnectError("refused"),
+        httpx.ReadTimeout("no answer"),
+    ],
+)
+def test_a_second_token_is_kept_unless_the_workspace_is_known_to_be_gone(
+    agent: Twin, platform: Platform, card: Any
+) -> None:
+    platform.on(REGISTER, httpx.Response(200, json={"auth_token": "handed-out"})).on(CARD, card)
+
+    assert agent.register() == "handed-out"
+    assert agent.load_token() == agent.token_file.read_text().strip() == "handed-out"
+    assert (len(platform.asked(CARD)), agent.waits) == (1, [])
+
+
+def test_a_second_token_is_returned_also_when_the_client_is_closed_meanwhile(make: Make, platform: Platform) -> None:
+    agent = make(platform)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if isinstance(agent.client, RemoteAgentClient):
+            agent.client.close()
+        return httpx.Response(200, json={"auth_token": "handed-out"})
+
+    platform.on(REGISTER, answer)
+
+    assert agent.register() == "handed-out"
+
+
+@pytest.mark.parametrize(("has", "told"), [(None, "handed-out"), (TOKEN, TOKEN), (TOKEN, None), (None, None)])
+def test_nobody_asks_whether_the_workspace_is_there_unless_a_second_token_came(
+    make: Make, platform: Platform, has: str | None, told: str | None
+) -> None:
+    platform.on(REGISTER, httpx.Response(200, json={"auth_token": told}))
+    make(platform, token=has).register()
+
+    assert len(platform.requests) == 1
 
 
 @pytest.mark.parametrize("answer", [httpx.Response(200), httpx.Response(200, json=None), httpx.Response(200, json=[])])

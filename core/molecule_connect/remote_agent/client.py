@@ -118,6 +118,10 @@ class RemoteAgentClient(AgentClient):
 
         Returns:
             That token, else the one that is there, else an empty text.
+
+        Raises:
+            AuthError: The workspace has a token, and it is not the one that is there.
+            WorkspaceDeletedError: The workspace is gone; the token that is there stays.
         """
         return self._run(self._agent.registrar.register())
 

@@ -9,19 +9,13 @@ import time
 from collections.abc import Callable
 
 from molecule_connect.delivery.journal.transitions import LATENESS
-from molecule_connect.errors import (
-    AuthError,
-    CursorExpiredError,
-    PageTooLargeError,
-    TransientPlatformError,
-    WorkspaceDeletedError,
-)
+from molecule_connect.errors import AuthError, CursorExpiredError, PageTooLargeError, TransientPlatformError
 from molecule_connect.models import Inbound, Kind, Page, RowMark
 from molecule_connect.platform import operations
 from molecule_connect.platform.operations import Reply
 from molecule_connect.platform.times import SECOND_US, PlatformClock
 from molecule_connect.platform.wire import read_page
-from molecule_connect.remote_agent.readings import read_message
+from molecule_connect.remote_agent.readings import deleted_error, read_message
 from molecule_connect.remote_agent.steps import BACKOFF, Flow, Wait, ask
 from molecule_connect.remote_agent.values import Message
 
@@ -91,10 +85,7 @@ class ActivityFeed:
                 _log.warning("%s; reading again in %.0f s", exc, wait)
             except AuthError as exc:
                 if (yield from self._is_removed()):
-                    raise WorkspaceDeletedError(
-                        f"workspace {self._id} was deleted on the platform",
-                        hint="make a new one there, and use its id and token",
-                    ) from exc
+                    raise deleted_error(self._id) from exc
                 refusals += 1
                 if refusals > len(REFUSED_WAITS) or not self._follow:
                     raise

@@ -10,7 +10,7 @@ import attrs
 from molecule_connect.errors import AuthError, ConfigError, PlatformError, TransientPlatformError
 from molecule_connect.models import Presence, WorkspaceStatus
 from molecule_connect.platform import operations
-from molecule_connect.remote_agent.readings import read_secrets, read_state, removed_state
+from molecule_connect.remote_agent.readings import deleted_error, read_secrets, read_state, removed_state
 from molecule_connect.remote_agent.steps import BACKOFF, REPEATS, Ask, Flow, Wait, ask
 from molecule_connect.remote_agent.tokens import TokenFile
 from molecule_connect.remote_agent.values import (
@@ -42,7 +42,12 @@ class Registrar:
     born: float = attrs.field(default=attrs.Factory(lambda self: self.clock(), takes_self=True), init=False)
 
     def register(self) -> Flow[str]:
-        """Gives the token that the platform handed out, else the one that is there, else an empty text."""
+        """Gives the token that the platform handed out, else the one that is there, else an empty text.
+
+        Raises:
+            WorkspaceDeletedError: The workspace is gone. The platform registers it all the same, with a token that
+                is never accepted (contract 2.1).
+        """
         operation = operations.register(self.workspace_id, self.card, url=self.reported_url)
         had_none = self.tokens.load() is None
         try:
@@ -63,12 +68,22 @@ class Registrar:
             if cached is None:
                 _log.warning("the platform registered %s without giving a token, and none is kept", self.workspace_id)
             return cached or ""
+        if self.tokens.load() not in (None, token) and (yield from self._is_gone()):
+            raise deleted_error(self.workspace_id)
         try:
             self.tokens.keep(token)
         except ConfigError as exc:
             # It is shown once: what cannot be kept must still be used.
             _log.warning("%s; it is used until this program ends; %s", exc, exc.hint)
         return token
+
+    def _is_gone(self) -> Flow[bool]:
+        """``is_removed``, asked once: the token in hand is shown once, so that nothing may come between."""
+        try:
+            removed = yield from self.is_removed(repeats=0)
+        except ConfigError:  # closed by another thread
+            return False
+        return removed
 
     def secrets(self) -> Flow[dict[str, str]]:
         """The workspace's secrets."""

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
+from molecule_connect.errors import WorkspaceDeletedError
 from molecule_connect.models import Inbound, Kind
 from molecule_connect.platform.parts import first_text
 from molecule_connect.remote_agent.values import REMOVED, Delegation, Message, PeerInfo, WorkspaceState
@@ -31,6 +32,13 @@ def read_state(fields: Mapping[str, Any], *, workspace_id: str) -> WorkspaceStat
 def removed_state(workspace_id: str) -> WorkspaceState:
     """The state of a workspace that the platform no longer has."""
     return WorkspaceState(workspace_id=workspace_id, status=REMOVED, deleted=True)
+
+
+def deleted_error(workspace_id: str) -> WorkspaceDeletedError:
+    """What to raise where there is nothing to do for such a workspace."""
+    return WorkspaceDeletedError(
+        f"workspace {workspace_id} was deleted on the platform", hint="make a new one there, and use its id and token"
+    )
 
 
 def read_peers(items: Iterable[Mapping[str, Any]]) -> list[PeerInfo]:
