@@ -5,10 +5,12 @@ import contextlib
 import gzip
 import hashlib
 import io
+import os
 import stat
 import tarfile
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -378,6 +380,59 @@ def test_what_a_killed_install_left_is_put_right_by_the_next(tmp_path: Path, tar
 
     assert not old.exists()
     assert (tmp_path / "hello" / "plugin.yaml").exists()
+
+
+def leftover(folder: Path, name: str, *, age: float) -> Path:
+    """What an install leaves that is killed while it unpacks."""
+    left = Path(tempfile.mkdtemp(dir=folder, prefix=f".{name}."))
+    (left / "new").mkdir()
+    (left / "new" / "half").touch()
+    (left / "new").chmod(0o500)
+    then = time.time() - age
+    os.utime(left, (then, then))
+    return left
+
+
+def test_the_folder_of_a_killed_install_goes_with_the_next_one(hello: Twin) -> None:
+    hello.install_plugin("hello")
+    leftover(hello.plugins_dir, "hello", age=3700)
+    leftover(hello.plugins_dir, "hello", age=86400)
+    hello.install_plugin("hello")
+
+    assert sorted(path.name for path in hello.plugins_dir.iterdir()) == [".hello.lock", "hello"]
+
+
+def test_the_folder_of_a_killed_install_goes_also_when_the_next_one_fails(hello: Twin, platform: Platform) -> None:
+    platform.on(download("hello"), said(404, "plugin not found"))
+    hello.plugins_dir.mkdir(parents=True)
+    left = leftover(hello.plugins_dir, "hello", age=3700)
+    with pytest.raises(PermanentPlatformError):
+        hello.install_plugin("hello")
+
+    assert not left.exists()
+
+
+def test_what_is_newer_or_of_another_plugin_or_not_ours_stays(hello: Twin, tmp_path: Path) -> None:
+    folder = hello.plugins_dir
+    folder.mkdir(parents=True)
+    kept = [
+        leftover(folder, "hello", age=3500),
+        leftover(folder, "hello", age=-3700),
+        leftover(folder, "hello.a", age=3700),
+        leftover(folder, "hell", age=3700),
+    ]
+    (folder / "hello.abcdefgh").mkdir()
+    (folder / ".hello.abcd-efgh").mkdir()
+    (folder / ".hello.notafold").touch()
+    (folder / ".hello.alinkaaa").symlink_to(leftover(tmp_path, "elsewhere", age=3700))
+    for path in folder.iterdir():
+        if path not in kept:
+            os.utime(path, (0, 0), follow_symlinks=False)
+    before = {path.name for path in folder.iterdir()}
+    hello.install_plugin("hello")
+
+    assert {path.name for path in folder.iterdir()} == before | {".hello.lock", "hello"}
+    assert all((path / "new" / "half").exists() for path in [*kept, folder / ".hello.alinkaaa"])
 
 
 def test_a_copy_that_its_owner_cannot_write_is_replaced_time_and_again(tmp_path: Path) -> None:

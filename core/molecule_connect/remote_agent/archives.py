@@ -9,8 +9,11 @@ import fcntl
 import gzip
 import io
 import logging
+import re
+import stat
 import tarfile
 import tempfile
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -24,6 +27,9 @@ TREE_CAP = 100 << 20
 ENTRIES_CAP = 50_000
 # Python makes and removes folders by recursion, which a deep enough tree ends.
 DEPTH_CAP = 64
+# No install takes that long: what is older belongs to none that runs.
+LEFTOVER_SECONDS = 3600.0
+_SCRATCH = re.compile(r"\.[a-z0-9_]{8}")
 _PIECE = 1 << 20
 # What tarfile lets through of headers that make no sense is not tarfile's own errors alone.
 _BROKEN = (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError, ArithmeticError, LookupError)
@@ -46,6 +52,27 @@ def install(archive: IO[bytes], folder: Path, *, name: str) -> Path:
         with _only_one(folder / f".{name}.lock"):
             _swap(staging, target, old=folder / f".{name}.old")
     return target
+
+
+def remove_leftovers(folder: Path, *, name: str) -> None:
+    """Removes what installs of the plugin left in *folder* when they were killed."""
+    left = [path for path in folder.glob(f".{name}.*") if _is_leftover(path, name)]
+    if left:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}.", ignore_cleanup_errors=True) as scratch:
+            for path in left:
+                # Another install may be at the same.
+                with contextlib.suppress(OSError):
+                    _discard(path, Path(scratch) / path.name)
+
+
+def _is_leftover(path: Path, name: str) -> bool:
+    if not _SCRATCH.fullmatch(path.name.removeprefix(f".{name}")):
+        return False
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_mtime < time.time() - LEFTOVER_SECONDS
 
 
 def unpack(archive: IO[bytes], folder: Path, *, cap: int = TREE_CAP, entries: int = ENTRIES_CAP) -> None:

@@ -49,6 +49,8 @@ class Installer:
             )
         yield from call(self._make_folder)
         try:
+            # Before the download, which they may have left no room for.
+            yield from call(lambda: archives.remove_leftovers(self.folder, name=name))
             with tempfile.TemporaryFile(dir=self.folder) as archive:
                 yield from self._download(name, source, archive)
                 place = yield from call(partial(self._place, archive, name, digest))
