@@ -175,6 +175,35 @@ def test_an_archive_that_makes_no_sense_is_a_value_error(hello: Twin, platform: 
     assert tree(hello.plugins_dir) == []
 
 
+def of_type(kind: bytes, name: str, target: str = "") -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.linkname = kind, target
+    return entry
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (packed(), "is empty"),
+        (packed(of_type(tarfile.SYMTYPE, "a", "/etc/passwd"), of_type(tarfile.LNKTYPE, "b", "a")), "only links"),
+        (packed(of_type(tarfile.DIRTYPE, "skills")), "holds no file, only links or folders"),
+    ],
+    ids=["empty", "links", "folder"],
+)
+def test_an_archive_without_any_file_takes_no_plugins_place(
+    hello: Twin, platform: Platform, content: bytes, words: str
+) -> None:
+    hello.install_plugin("hello")
+    before = tree(hello.plugins_dir)
+    platform.on(download("hello"), archive(content))
+    with pytest.raises(ArchiveError, match=words) as caught:
+        hello.install_plugin("hello")
+
+    assert caught.value.hint
+    assert tree(hello.plugins_dir) == before
+    assert len(platform.asked(REPORT)) == 1
+
+
 @pytest.mark.parametrize("end", [b"", b"\0" * 8])
 def test_an_archive_whose_checksum_is_missing_or_wrong_changes_nothing(
     hello: Twin, platform: Platform, end: bytes

@@ -79,10 +79,11 @@ def unpack(archive: IO[bytes], folder: Path, *, cap: int = TREE_CAP, entries: in
     """Unpacks *archive* into an empty *folder*. Links are skipped, with a warning each.
 
     Raises:
-        ArchiveError: An entry would leave the folder, is a device, or does not fit; or there is too much of it.
+        ArchiveError: An entry would leave the folder, is a device, or does not fit; or there is too much of it, or no
+            file at all.
     """
     counted = _Counted(archive, cap)
-    count, made = 0, set[PurePosixPath]()
+    count, made, has_file = 0, set[PurePosixPath](), False
     try:
         with tarfile.open(fileobj=counted, mode="r|", errorlevel=1) as tar:
             for member in tar:
@@ -100,9 +101,16 @@ def unpack(archive: IO[bytes], folder: Path, *, cap: int = TREE_CAP, entries: in
                     _log.warning("the link %r to %r is left out", member.name, member.linkname)
                     continue
                 _extract(tar, member, folder, counted)
+                has_file |= member.isreg()
         # The checksum stands behind the tar's own end, where tarfile stops to read.
         while counted.read(_PIECE):
             pass
+        if not has_file:
+            holds = "holds no file, only links or folders" if count else "is empty"
+            raise ArchiveError(
+                f"the archive {holds}; nothing was installed",
+                hint="its publisher has to pack it anew, with the files themselves",
+            )
     except ArchiveError:
         raise
     except _BROKEN as exc:
