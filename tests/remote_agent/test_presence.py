@@ -1,5 +1,6 @@
 """Register, state, heartbeat, secrets, and the loop: against every answer that a platform may give."""
 
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -7,6 +8,7 @@ import httpx
 import pytest
 
 from molecule_connect import (
+    ArgumentError,
     AuthError,
     PermanentPlatformError,
     RemoteAgentClient,
@@ -46,6 +48,21 @@ def test_a_card_and_an_address_are_told_as_they_are_given(make: Make, platform: 
 
     assert platform.body(REGISTER)["agent_card"] == {"name": "mine", "skills": []}
     assert platform.body(REGISTER)["url"] == "https://me.example/a2a"
+
+
+@pytest.mark.parametrize(
+    ("card", "words"),
+    [
+        ({"name": {"a", "set"}}, "set is not JSON serializable"),
+        ({"load": math.nan}, "not JSON compliant"),
+        ({("a", "b"): 1}, "keys must be str"),
+    ],
+)
+def test_a_card_that_is_no_json_is_refused_when_the_client_is_made(make: Make, card: Any, words: str) -> None:
+    with pytest.raises(ArgumentError, match=f"agent_card is not JSON .*{words}") as caught:
+        make(agent_card=card)
+
+    assert "may hold dicts" in caught.value.hint
 
 
 def test_a_new_workspace_gets_its_token_and_uses_it_at_once(make: Make, platform: Platform) -> None:
@@ -182,6 +199,23 @@ def test_a_beat_says_what_it_is_told_and_the_whole_seconds_since_construction(ag
         "sample_error": "an error",
         "uptime_seconds": 61,
     }
+
+
+@pytest.mark.parametrize("rate", [math.nan, math.inf, -math.inf, -0.1, 1.5, "0.5", None])
+def test_an_error_rate_that_is_none_is_refused_before_any_request(agent: Twin, platform: Platform, rate: Any) -> None:
+    with pytest.raises(ArgumentError, match="error_rate must be from 0 to 1") as caught:
+        agent.heartbeat(error_rate=rate)
+
+    assert caught.value.hint
+    assert platform.requests == []
+
+
+@pytest.mark.parametrize("rate", [0, 1, 1.0])
+def test_none_and_all_are_error_rates(agent: Twin, platform: Platform, rate: float) -> None:
+    platform.on(BEAT, OK)
+    agent.heartbeat(error_rate=rate)
+
+    assert platform.body(BEAT)["error_rate"] == rate
 
 
 def test_a_beat_is_one_request(agent: Twin, platform: Platform) -> None:

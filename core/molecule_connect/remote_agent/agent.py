@@ -10,7 +10,7 @@ from molecule_connect.errors import ConfigError
 from molecule_connect.platform.address import parse_address
 from molecule_connect.platform.times import PlatformClock
 from molecule_connect.remote_agent.chat import Chat
-from molecule_connect.remote_agent.checks import check_seconds
+from molecule_connect.remote_agent.checks import check_json, check_seconds
 from molecule_connect.remote_agent.feed import ActivityFeed
 from molecule_connect.remote_agent.peers import Peers
 from molecule_connect.remote_agent.plugins import Installer
@@ -48,6 +48,7 @@ class AgentSettings:
         for name in ("heartbeat_interval", "state_poll_interval"):
             check_seconds(name, getattr(self, name))
         check_seconds("url_cache_ttl", self.url_cache_ttl, zero=True)
+        check_json("agent_card", self.agent_card)
 
     @property
     def folder(self) -> Path:

@@ -3,7 +3,8 @@
 import math
 from typing import Any
 
-from molecule_connect.errors import ArgumentError
+from molecule_connect.errors import ArgumentError, PermanentPlatformError
+from molecule_connect.platform.envelopes import to_json
 from molecule_connect.settings import MAX_SECONDS, WORKSPACE_ID
 
 
@@ -17,6 +18,24 @@ def check_text(text: Any, what: str) -> None:
     """ArgumentError unless there is something in *text* to read."""
     if not isinstance(text, str) or not text.strip():
         raise ArgumentError(f"the {what} is blank", hint="pass a text")
+
+
+def check_rate(name: str, rate: Any) -> None:
+    """ArgumentError unless *rate* is a share of all."""
+    # NaN lies between nothing.
+    if not isinstance(rate, int | float) or isinstance(rate, bool) or not 0 <= rate <= 1:
+        raise ArgumentError(f"{name} must be from 0 to 1, not {rate!r}", hint="give failed tasks divided by all tasks")
+
+
+def check_json(name: str, value: Any) -> None:
+    """ArgumentError unless *value* can be sent as JSON."""
+    try:
+        to_json(value, operation=name)
+    except PermanentPlatformError as exc:
+        raise ArgumentError(
+            f"the {name} is not JSON ({exc.__cause__})",
+            hint="it may hold dicts, lists, text, finite numbers, True, False and None",
+        ) from exc
 
 
 def check_seconds(name: str, seconds: Any, *, zero: bool = False, most: float = MAX_SECONDS) -> None:

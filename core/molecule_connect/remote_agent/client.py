@@ -144,6 +144,9 @@ class RemoteAgentClient(AgentClient):
 
         Args:
             error_rate: 0 to 1; from 0.5 on the platform shows the workspace as degraded.
+
+        Raises:
+            ArgumentError: The rate is none.
         """
         presence = Presence(
             current_task=current_task, active_tasks=active_tasks, error_rate=error_rate, sample_error=sample_error

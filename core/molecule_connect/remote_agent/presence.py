@@ -10,6 +10,7 @@ import attrs
 from molecule_connect.errors import AuthError, ConfigError, PlatformError, TransientPlatformError
 from molecule_connect.models import Presence, WorkspaceStatus
 from molecule_connect.platform import operations
+from molecule_connect.remote_agent.checks import check_rate
 from molecule_connect.remote_agent.readings import deleted_error, read_secrets, read_state, removed_state
 from molecule_connect.remote_agent.steps import BACKOFF, REPEATS, Ask, Flow, Wait, ask
 from molecule_connect.remote_agent.tokens import TokenFile
@@ -119,6 +120,7 @@ class Registrar:
 
     def beat(self, presence: Presence) -> Flow[None]:
         """One heartbeat."""
+        check_rate("error_rate", presence.error_rate)
         uptime = int(self.clock() - self.born)
         yield Ask(operations.heartbeat(self.workspace_id, attrs.evolve(presence, uptime_seconds=uptime)))
 
