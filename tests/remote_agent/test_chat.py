@@ -65,6 +65,7 @@ def test_files_that_the_platform_does_not_name_are_not_left_out_silently(
     [
         ("", (), ArgumentError),
         (" \n", (), ArgumentError),
+        ("\0 \0", (), ArgumentError),
         (None, (), ArgumentError),
         ("hi", "a.txt", ArgumentError),
         ("hi", ["no-such-file"], ConfigError),
@@ -108,6 +109,7 @@ def test_the_same_reply_is_the_same_message_and_another_is_another(agent: Twin, 
         (message(kind="result"), "thanks", "of kind result"),
         (message(workspace_id="other"), "well", "for workspace other"),
         (message(), "  ", "blank"),
+        (message(), "\0", "blank"),
     ],
 )
 def test_what_nobody_should_reply_is_refused_before_any_request(

@@ -215,7 +215,13 @@ def test_a_page_is_no_answer_and_the_question_is_not_sent_again(
 @pytest.mark.parametrize("member", ["call_peer", "delegate"])
 @pytest.mark.parametrize(
     ("peer_id", "text", "words"),
-    [(ME, "hello", "itself"), ("", "hello", "peer's id"), ("a/b", "hello", "peer's id"), (PEER, " ", "blank")],
+    [
+        (ME, "hello", "itself"),
+        ("", "hello", "peer's id"),
+        ("a/b", "hello", "peer's id"),
+        (PEER, " ", "blank"),
+        (PEER, "\0", "blank"),
+    ],
 )
 def test_what_cannot_be_meant_is_refused_before_any_request(
     agent: Twin, platform: Platform, member: str, peer_id: str, text: str, words: str

@@ -16,7 +16,8 @@ def check_peer_id(peer_id: Any) -> None:
 
 def check_text(text: Any, what: str) -> None:
     """ArgumentError unless there is something in *text* to read."""
-    if not isinstance(text, str) or not text.strip():
+    # U+0000 is taken out of what is sent.
+    if not isinstance(text, str) or not text.replace("\0", "").strip():
         raise ArgumentError(f"the {what} is blank", hint="pass a text")
 
 
