@@ -342,6 +342,19 @@ def test_a_key_of_ones_own_is_used(agent: Twin, platform: Platform) -> None:
     assert platform.body(DELEGATE) == {"target_id": PEER, "task": "summarise", "idempotency_key": "k1"}
 
 
+@pytest.mark.parametrize(
+    ("own", "shown"), [({}, "compare the peer's id with those of get_peers()"), ({"hint": "try later"}, "try later")]
+)
+def test_a_delegation_that_is_refused_says_what_to_compare(
+    agent: Twin, platform: Platform, own: dict[str, Any], shown: str
+) -> None:
+    platform.on(DELEGATE, said(400, "target_id must be a valid UUID", **own))
+    with pytest.raises(PermanentPlatformError, match="target_id must be a valid UUID") as caught:
+        agent.delegate("not-a-uuid", "summarise")
+
+    assert shown in caught.value.hint
+
+
 def test_delegations_as_the_platform_lists_them(agent: Twin, platform: Platform) -> None:
     listed = [
         {"id": "row", "delegation_id": "d1", "source_id": ME, "target_id": PEER, "status": "failed", "error": "no"},

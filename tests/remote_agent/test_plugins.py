@@ -348,6 +348,24 @@ def test_a_download_that_fails_leaves_nothing(
     assert tree(agent.plugins_dir) == []
 
 
+@pytest.mark.parametrize(
+    ("source", "own", "shown"),
+    [
+        (None, {}, "compare the name with the platform's plugins"),
+        ("github://acme/hello#v1", {}, "compare name and source"),
+        (None, {"hint": "it was renamed"}, "it was renamed"),
+    ],
+)
+def test_a_plugin_that_is_not_there_says_what_to_compare(
+    agent: Twin, platform: Platform, source: str | None, own: dict[str, Any], shown: str
+) -> None:
+    platform.on(download("hello"), said(404, "plugin not found", **own))
+    with pytest.raises(PermanentPlatformError, match="plugin: 404 plugin not found") as caught:
+        agent.install_plugin("hello", source)
+
+    assert shown in caught.value.hint
+
+
 def test_a_download_that_is_tried_again_begins_anew(hello: Twin, platform: Platform) -> None:
     def cut(request: httpx.Request) -> httpx.Response:
         return httpx.Response(503, content=b"half an answer")

@@ -8,7 +8,14 @@ from collections.abc import Callable
 
 import attrs
 
-from molecule_connect.errors import ArgumentError, ConfigError, Outcome, PlatformError, TransientPlatformError
+from molecule_connect.errors import (
+    ArgumentError,
+    ConfigError,
+    Outcome,
+    PermanentPlatformError,
+    PlatformError,
+    TransientPlatformError,
+)
 from molecule_connect.platform import operations
 from molecule_connect.platform.direct import A2A_CAP, direct_post, is_web_address, read_rpc_answer
 from molecule_connect.platform.envelopes import question_envelope, to_json
@@ -136,7 +143,12 @@ class Peers:
         self._check(target_id, task, "task")
         key = idempotency_key or str(uuid.uuid4())
         operation = operations.delegate(self.workspace_id, target_id, task, idempotency_key=key)
-        told = yield from ask(operation, same=True)
+        try:
+            told = yield from ask(operation, same=True)
+        except PermanentPlatformError as exc:
+            if exc.status == 400 and not exc.hint:
+                exc.hint = "compare the peer's id with those of get_peers(): the platform takes no other form of it"
+            raise
         return read_delegation(told, source_id=self.workspace_id, target_id=target_id)
 
     def delegations(self) -> Flow[list[Delegation]]:

@@ -15,7 +15,14 @@ from typing import Any, BinaryIO
 
 import attrs
 
-from molecule_connect.errors import ArchiveError, ArgumentError, ConfigError, PageTooLargeError, PlatformError
+from molecule_connect.errors import (
+    ArchiveError,
+    ArgumentError,
+    ConfigError,
+    PageTooLargeError,
+    PermanentPlatformError,
+    PlatformError,
+)
 from molecule_connect.platform import operations
 from molecule_connect.platform.answers import sanitised
 from molecule_connect.remote_agent import archives
@@ -74,6 +81,14 @@ class Installer:
                 f"the archive of {name} is larger than {download.cap >> 20} MiB; nothing was installed",
                 hint=archives.TOO_MUCH,
             ) from exc
+        except PermanentPlatformError as exc:
+            if exc.status == 404 and not exc.hint:
+                exc.hint = (
+                    "compare name and source with where the plugin is published"
+                    if source
+                    else "compare the name with the platform's plugins; one from elsewhere needs its source too"
+                )
+            raise
 
     def _make_folder(self) -> None:
         try:
