@@ -30,9 +30,9 @@ def reply(client: RemoteAgentClient, message: Message) -> None:
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with RemoteAgentClient(
-        os.environ["WORKSPACE_ID"], os.environ["MOLECULE_API_URL"], token=os.environ.get("MOLECULE_WORKSPACE_TOKEN")
-    ) as client:
+    if not (workspace := os.environ.get("WORKSPACE_ID")) or not (platform := os.environ.get("MOLECULE_API_URL")):
+        raise SystemExit("export WORKSPACE_ID and MOLECULE_API_URL first; the sandbox prints the lines to paste")
+    with RemoteAgentClient(workspace, platform, token=os.environ.get("MOLECULE_WORKSPACE_TOKEN")) as client:
         client.register()
         threading.Thread(target=stay_online, args=[client], daemon=True).start()
         for message in client.activity(poll_interval=1):

@@ -51,6 +51,24 @@ async def test_the_example_answers_people_and_peers_and_ends_cleanly(platform: s
     assert me.token not in said
 
 
+@pytest.mark.parametrize("given", [{}, {"WORKSPACE_ID": "ws-1"}, {"MOLECULE_API_URL": "http://127.0.0.1:9"}])
+async def test_without_its_variables_it_says_what_to_export(given: dict[str, str], tmp_path: Path) -> None:
+    environ = {**clean_environ(), "HOME": str(tmp_path), **given}
+    process = await asyncio.create_subprocess_exec(*RUN, env=environ, stderr=asyncio.subprocess.PIPE)
+    _, said = await process.communicate()
+
+    assert process.returncode == 1
+    assert said.decode().startswith("export WORKSPACE_ID and MOLECULE_API_URL first")
+    assert said.count(b"\n") == 1
+
+
+def test_its_readme_says_how_long_it_is() -> None:
+    words = {30: "Thirty", 40: "Forty", 50: "Fifty", 60: "Sixty"}
+    lines = len(AGENT.read_text().splitlines())
+
+    assert f"\n{words[round(lines, -1)]} lines that" in AGENT.with_name("README.md").read_text()
+
+
 async def test_without_a_platform_it_says_what_to_do(tmp_path: Path) -> None:
     environ = {
         **clean_environ(),
