@@ -83,6 +83,12 @@ class Blocks:
         return Response.from_text("done")
 
 
+class BlocksOverMuchText(Blocks):
+    @hookimpl
+    async def handle_a2a(self, request: Request) -> Response:
+        return await super().handle_a2a(request) if len(request.text) > 1000 else Response.from_text("done")
+
+
 class Prints:
     @hookimpl
     async def handle_a2a(self, request: Request) -> Response:
@@ -164,6 +170,7 @@ async def test_a_good_backend_passes(backend: type) -> None:
         (OneAtATime, "answers two at once", "AssertionError: one at a time"),
         (SwallowsCancellation, "ends within a second when cancelled", "let CancelledError through"),
         (Blocks, "keeps out of the loops way", "stood still at test_check_backend.py, line"),
+        (BlocksOverMuchText, "survives any input", "a big message: the event loop stood still at test_check"),
         (Prints, "prints nothing", "'debug: here"),
         (LetsAProgramPrint, "prints nothing", "'from a program"),
         (LeaksTheToken, "keeps the token to itself", "started 'true' with the platform's token"),

@@ -140,9 +140,7 @@ async def _keeps_out_of_the_loops_way(trial: _Trial) -> str:
     async with trial.running() as started:
         with watch_loop(watch):
             await trial.ask(started, trial.request)
-    if watch.blocked_at:
-        return f"the event loop stood still at {watch.blocked_at}; await there, or make the method a plain def"
-    return ""
+    return _blocked(watch)
 
 
 async def _prints_nothing(trial: _Trial) -> str:
@@ -178,17 +176,33 @@ async def _survives_any_input(trial: _Trial) -> str:
         "a peer's message without a conversation": make_request(caller_id="ws_2", context_id=None, task_id=None),
     }
     for name, request in unusual.items():
+        watch = Watch()
         async with trial.running() as started:
-            try:
-                async with asyncio.timeout(trial.seconds):
-                    await started.ask(request)
-            except BackendError:
-                continue
-            except TimeoutError:
-                return f"{name}: no answer came within {trial.seconds:g} s"
-            except Exception as exc:  # the backend's own code
-                return f"{name}: it raised {type(exc).__name__}: {exc}; answer it, or raise BackendError"
+            with watch_loop(watch):
+                problem = await _outcome_of(trial, started, request)
+        if problem := problem or _blocked(watch):
+            return f"{name}: {problem}"
     return ""
+
+
+async def _outcome_of(trial: _Trial, started: Running, request: Request) -> str:
+    """What is wrong with how it bore *request*; an answer and a BackendError are both right."""
+    try:
+        async with asyncio.timeout(trial.seconds):
+            await started.ask(request)
+    except BackendError:
+        return ""
+    except TimeoutError:
+        return f"no answer came within {trial.seconds:g} s"
+    except Exception as exc:  # the backend's own code
+        return f"it raised {type(exc).__name__}: {exc}; answer it, or raise BackendError"
+    return ""
+
+
+def _blocked(watch: Watch) -> str:
+    if not watch.blocked_at:
+        return ""
+    return f"the event loop stood still at {watch.blocked_at}; await there, or make the method a plain def"
 
 
 async def _can_be_closed_twice_and_without_a_message(trial: _Trial) -> str:
