@@ -137,7 +137,8 @@ def _error(said: dict[str, Any]) -> BackendError:
         raise _wrong("'retryable' is neither true nor false")
     if wait is not None and not (_is_number(wait) and wait < 1e9):
         raise _wrong("'retry_after' is no number of seconds")
-    return BackendError(_clean(message), retryable=retryable, retry_after=wait)
+    usage = _usage(said.get("usage"))
+    return BackendError(_clean(message), retryable=retryable, retry_after=wait, usage=usage)
 
 
 def _usage(said: Any) -> Usage | None:

@@ -147,7 +147,7 @@ class ExecBackend:
         answer = talk.answer() if talk.final is not None or ending.stop is Stop.NONE else None
         if answer is not None:
             if not answer.is_silent and answer.is_blank:
-                raise BackendError("the command's answer holds nothing to read", retryable=False)
+                raise BackendError("the command's answer holds nothing to read", retryable=False, usage=answer.usage)
             return answer
         if silent := self._failed(ending):
             return silent

@@ -212,6 +212,14 @@ async def test_an_error_says_what_is_to_be_done(
     assert (str(error), error.retryable, error.retry_after) == ("quota is used up", retryable, retry_after)
 
 
+async def test_an_error_tells_what_it_cost() -> None:
+    error = await failing({"type": "error", "message": "quota", "usage": {"input_tokens": 3, "cost_usd": 0.5}})
+
+    assert error.usage == Usage(input_tokens=3, cost_usd=0.5)
+    assert (await failing({"type": "error", "message": "quota"})).usage is None
+    assert (await failing({"text": " ", "usage": {"cost_usd": 0.5}})).usage == Usage(cost_usd=0.5)
+
+
 async def test_an_answer_counts_whatever_happens_after_it() -> None:
     assert (await saying({"text": "hi"}, then="exit 3")).text == "hi"
     assert (await saying({"text": "hi"}, then="kill -9 $$")).text == "hi"
@@ -249,6 +257,7 @@ async def test_without_an_answer_the_status_decides() -> None:
         ([{"text": "hi", "usage": {"input_tokens": "many"}}], "'usage'"),
         ([{"type": "error", "retryable": "no"}], "'retryable'"),
         ([{"type": "error", "retry_after": -1}], "'retry_after'"),
+        ([{"type": "error", "usage": 3}], "'usage'"),
     ],
 )
 async def test_what_is_no_answer_is_said_and_not_tried_again(lines: list[Any], words: str) -> None:
