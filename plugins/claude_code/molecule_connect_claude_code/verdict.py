@@ -28,6 +28,8 @@ _LOGIN = re.compile(
     r"|disabled organi[sz]ation|does not have access to claude",
     re.IGNORECASE,
 )
+# It reads its command line before it writes anything, and ends there when it does not understand it.
+_COMMAND_LINE = re.compile(r"^error: (unknown option|option '.*' argument (missing|'.*' is invalid))", re.MULTILINE)
 
 
 class UnusableSessionError(BackendError):
@@ -105,6 +107,12 @@ def _without_result(ending: Ending) -> BackendError:
         return UnusableSessionError(tail)
     if _LOGIN.search(tail):
         return _no_login(tail)
+    if _COMMAND_LINE.search(ending.error_tail):
+        return BackendError(
+            f"claude does not take its command line: {tail} (look at the backend's option args; an option that is not"
+            " from there needs a newer claude)",
+            retryable=False,
+        )
     if ending.stop is Stop.CLOSED:
         return BackendError(f"claude closed its output without a result, and was ended{after}")
     # 143 without a signal of ours was reported from the field, after many tool calls.

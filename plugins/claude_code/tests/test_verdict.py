@@ -210,6 +210,27 @@ def test_a_refused_login_is_known_without_a_result_too() -> None:
     assert crash(1, "Invalid API key · Please run /login").retry_after == 600
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "error: unknown option '--nosuchflag'\n",
+        "Warning: something else\nerror: unknown option '--permision-mode'\n(Did you mean --permission-mode?)\n",
+        "error: option '--agent <agent>' argument missing\n",
+        "error: option '--input-format <format>' argument 'x' is invalid. Allowed choices are text, stream-json.\n",
+    ],
+)
+def test_a_command_line_that_is_not_understood_is_not_tried_again_and_says_where_it_comes_from(words: str) -> None:
+    found = crash(1, words)
+
+    assert not found.retryable
+    assert "look at the backend's option args" in str(found)
+    assert " ".join(words.split()) in str(found)
+
+
+def test_a_program_of_its_own_that_complains_of_an_option_is_no_mistake_in_args() -> None:
+    assert crash(1, "Error: MCP server ended, it wrote error: unknown option '--x'").retryable
+
+
 def test_a_line_beyond_measure_is_not_tried_again() -> None:
     assert not crash(-15, stop=Stop.OUTPUT).retryable
 
