@@ -109,6 +109,20 @@ async def test_two_workspaces_ask_and_answer_each_other_and_the_answer_shows_its
         assert await inbox.pop(answer.activity_id)
 
 
+async def test_a_question_that_a_502_says_was_delivered_stays_open_for_its_answer(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    parent, child = await sandbox.pair()
+    async with opened(sandbox, tmp_path, parent) as inbox:
+        await sandbox.faults("delivery-confirmed,path=/a2a")
+        told = await inbox.ask(parent.id, child.id, "what is 6 times 7?", timeout=10)
+        assert told["delivery_confirmed"] is True
+        await sandbox.faults()
+        await sandbox.say(parent, "42", sender=child, role="agent")
+        answer = await taken(inbox)
+        assert (answer.kind, answer.text, answer.question) == ("answer", "42", "what is 6 times 7?")
+
+
 async def test_what_is_told_unasked_reaches_the_person_and_is_not_taken_for_somebody_elses(
     newer: Sandbox, tmp_path: Path
 ) -> None:

@@ -209,7 +209,7 @@ class InboxDesk:
         except PermanentPlatformError:
             await self._store.settled(self.workspace_id, message_id)
             raise
-        if isinstance(told, Mapping) and ("result" in told or "error" in told):
+        if isinstance(told, Mapping) and ("result" in told or "error" in told) and not _was_delivered(told):
             await self._store.settled(self.workspace_id, message_id)
         return told
 
@@ -257,6 +257,11 @@ def _served_otherwise(workspace_id: str, found: Holder, status: Status) -> str:
         f"{workspace_id} is served by process {found.pid} on {found.host} with the backend {status.backend},"
         " which answers its messages itself"
     )
+
+
+def _was_delivered(told: Mapping[str, Any]) -> bool:
+    """Whether it is the 502 that says that the peer has the question; its answer comes later."""
+    return told.get("delivery_confirmed") is True
 
 
 def _words(troubles: Mapping[str, str]) -> str:
