@@ -9,6 +9,9 @@ from molecule_connect_mcp.shapes import harmless_data
 
 LATER = "the peer has it; its answer arrives in the inbox as a message from this peer: use wait_for_message"
 ELSEWHERE = "the peer has it; its answer goes to whoever reads this workspace's messages"
+_NAMELESS = "the platform took the task but named no task_id: check_task_status without one lists the newest tasks"
+NAMELESS = f"{_NAMELESS}, and the result also arrives in the inbox, if the platform sends it"
+NAMELESS_ELSEWHERE = f"{_NAMELESS}; a result that the platform sends goes to whoever reads this workspace's messages"
 
 
 def answer_shape(answer: Any, *, later: str = LATER) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from molecule_connect_mcp.catalogue import TOOLS
 from molecule_connect_mcp.desk import Desk
 from molecule_connect_mcp.history import history_shape, parse_moment
 from molecule_connect_mcp.shapes import harmless_data, message_shape
-from molecule_connect_mcp.tasks import ELSEWHERE, LATER, answer_shape, task_shape
+from molecule_connect_mcp.tasks import ELSEWHERE, LATER, NAMELESS, NAMELESS_ELSEWHERE, answer_shape, task_shape
 
 MOST_PEEKED, MOST_HISTORY = 100, 200
 ASK_TIMEOUT = 120.0
@@ -124,7 +124,9 @@ class Tools:
     async def _delegate_task_async(self, arguments: Arguments) -> Any:
         peer_id, workspace_id = await self._peer(arguments)
         task_id = await self._desk.sender().delegate(workspace_id, peer_id, arguments.text("task"))
-        return {"task_id": task_id, "peer_id": peer_id, "status": "delegated"}
+        if task_id:
+            return {"task_id": task_id, "peer_id": peer_id, "status": "delegated"}
+        return {"peer_id": peer_id, "status": "delegated", "note": NAMELESS if self._desk.reads else NAMELESS_ELSEWHERE}
 
     async def _check_task_status(self, arguments: Arguments) -> Any:
         task_id = arguments.optional("task_id")

@@ -85,6 +85,7 @@ class FakeInbox:
         self.outcome = "delivered"
         self.answer: Any = {"status": "queued"}
         self.deaf = ""
+        self.delegation = "d-1"
         self.fake_client = FakeClient(answers)
         self._messages = list(messages)
         self._news = asyncio.Event()
@@ -144,7 +145,7 @@ class FakeInbox:
 
     async def delegate(self, workspace_id: str, peer_id: str, task: str) -> str:
         self.asked.append((workspace_id, peer_id, task))
-        return "d-1"
+        return self.delegation
 
     def trouble(self, workspace_id: str) -> str:
         return self.deaf
