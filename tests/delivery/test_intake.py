@@ -342,6 +342,20 @@ async def test_more_older_rows_than_a_page_are_told_as_so_many_or_more(journal: 
     assert notice.text.startswith("500 or more older rows")
 
 
+async def test_what_comes_into_an_empty_feed_with_a_time_of_long_ago_is_left_alone_and_told(journal: Journal) -> None:
+    platform = FakePlatform()
+    async with Serving(platform, journal) as serving:
+        await asyncio.sleep(60)
+        platform.write("from a clock that lags", caller="peer", age=90)
+        await asyncio.sleep(60)
+        platform.write("the next one", caller="peer", age=90)
+        await asyncio.sleep(60)
+        (notice,) = serving.events.of(events.Notice)
+    assert platform.answers() == ["echo: the next one"]
+    assert notice.text.startswith("1 row came into an empty feed and was left alone: it is dated before 20")
+    assert "Date header is ahead" in notice.hint
+
+
 async def test_with_since_secs_0_only_what_comes_from_now_on_is_answered(journal: Journal) -> None:
     platform = FakePlatform()
     platform.write("before", caller="peer", age=0.001)

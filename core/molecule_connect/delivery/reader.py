@@ -80,6 +80,7 @@ class Reader:
         self._tip: RowMark | None = None
         self._limit = self._usual_limit = limit
         self._messages = 0
+        self._saw_no_row = False
         self.expired_in_a_row = 0
         self.asking: Callable[[], None] = lambda: None
 
@@ -185,6 +186,7 @@ class Reader:
             # The twins of the edge come along, unless they alone fill the page.
             before = edge + 1 if before is None or edge + 1 < before else edge
         self._lanes_may_run()
+        was_empty, self._saw_no_row = self._saw_no_row, not span.marks
         if first and older:
             count = f"{older} or more" if page.count >= page.limit else str(older)
             self._notice(
@@ -192,6 +194,8 @@ class Reader:
                 "later starts leave them too; a first one, as with a new state folder, looks back for --since-secs"
                 " (since_secs in a list), and answers all that it finds",
             )
+        elif was_empty and older and not position.ignores_since:
+            self._notice(*_too_old_words(older, floor))
         await self._settle(span, floor=floor)
 
     def _look_back(self, position: Position) -> int:
@@ -243,8 +247,23 @@ class Reader:
 
 
 def _gap_words(start: int, end: int) -> tuple[str, str]:
-    first, last = (time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(one // SECOND)) for one in (start, end))
     return (
-        f"the platform no longer knows the row that reading starts after: reading again all from {first} to {last}",
+        "the platform no longer knows the row that reading starts after: reading again all"
+        f" from {_in_words(start)} to {_in_words(end)}",
         "there is nothing to do; what the platform itself has deleted meanwhile cannot be read",
     )
+
+
+def _too_old_words(count: int, floor: int) -> tuple[str, str]:
+    came = "1 row came into an empty feed and was left alone: it is"
+    if count > 1:
+        came = f"{count} rows came into an empty feed and were left alone: they are"
+    return (
+        f"{came} dated before {_in_words(floor)}",
+        "if that is wrong, the platform's Date header is ahead of the times that it gives its rows, which has"
+        " to be mended there; what comes after this is read all the same",
+    )
+
+
+def _in_words(moment: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(moment // SECOND))
