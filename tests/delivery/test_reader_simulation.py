@@ -28,7 +28,7 @@ class Killed(BaseException):
 
 @attrs.define
 class World:
-    """A feed and the clock that it lives by, in microseconds."""
+    """A feed and the clock that it lives by, in microseconds. Its Date is *ahead* of that clock."""
 
     newer: bool
     obeys_since: bool
@@ -37,6 +37,7 @@ class World:
     page_time: int = SECOND // 10
     forgets: bool = False
     pruned: set[str] = attrs.field(factory=set)
+    ahead: int = 0
 
     def write(self, back: int, late: int) -> None:
         time = self.now - back
@@ -71,11 +72,11 @@ class World:
             items=tuple(item for item in page if not known(item.row_id)),
             count=len(page),
             limit=limit,
-            earliest=began,
+            earliest=began + self.ahead,
         )
 
     def platform_now(self) -> int | None:
-        return self.now
+        return self.now + self.ahead
 
 
 @attrs.define
@@ -192,14 +193,17 @@ LATE_DURING_A_SLOW_READ = [
     newer=st.booleans(),
     obeys_since=st.sampled_from([True, True, True, False]),
     limit=st.sampled_from([14, 14, 500]),
+    ahead=st.sampled_from([0, 0, 20 * SECOND, 60 * SECOND, 570 * SECOND]),
 )
-@example(script=BEHIND_A_READ_ROW, newer=True, obeys_since=True, limit=14)
-@example(script=TWINS_AT_THE_EDGE, newer=False, obeys_since=True, limit=14)
-@example(script=LATE_DURING_A_SLOW_READ, newer=True, obeys_since=True, limit=14)
+@example(script=BEHIND_A_READ_ROW, newer=True, obeys_since=True, limit=14, ahead=0)
+@example(script=BEHIND_A_READ_ROW, newer=True, obeys_since=True, limit=14, ahead=60 * SECOND)
+@example(script=TWINS_AT_THE_EDGE, newer=False, obeys_since=True, limit=14, ahead=0)
+@example(script=LATE_DURING_A_SLOW_READ, newer=True, obeys_since=True, limit=14, ahead=0)
+@example(script=[("write", 0, 0)], newer=True, obeys_since=True, limit=14, ahead=570 * SECOND)
 def test_no_row_is_lost_and_none_is_received_twice(
-    script: list[tuple[Any, ...]], newer: bool, obeys_since: bool, limit: int
+    script: list[tuple[Any, ...]], newer: bool, obeys_since: bool, limit: int, ahead: int
 ) -> None:
-    world, memory = World(newer=newer, obeys_since=obeys_since), Memory()
+    world, memory = World(newer=newer, obeys_since=obeys_since, ahead=ahead), Memory()
     reader = new_reader(world, memory, limit)
     floor = START - FIRST_LOOK * SECOND
     finish(reader.read())

@@ -1,7 +1,8 @@
 """Reading the feed so that no row is lost: whole reads start after an anchor behind which nothing can still appear.
 
 Rows become visible up to 30 s late, behind rows that are already read, so following ``since_id`` loses some. The
-algorithm was simulated over late rows, equal times, kills around each write, pruning and 410; change it only with
+platform's time is that of its Date header, which may be ahead of the clock that dates the rows. The algorithm was
+simulated over late rows, equal times, clocks apart, kills around each write, pruning and 410; change it only with
 ``tests/delivery/test_reader_simulation.py``.
 """
 
@@ -23,6 +24,8 @@ SECOND = 1_000_000
 # A wake-up that would read more than this again reads from the tip instead.
 REREAD_ROWS = 100
 REREAD_SIZE = 1 << 20
+# How far the platform's Date is believed to be ahead of its rows' times at most, until a fresh row tells better.
+MOST_AHEAD = 600 * SECOND
 
 
 @attrs.frozen(kw_only=True)
@@ -81,6 +84,7 @@ class Reader:
         self._limit = self._usual_limit = limit
         self._messages = 0
         self._saw_no_row = False
+        self._ahead = MOST_AHEAD
         self.expired_in_a_row = 0
         self.asking: Callable[[], None] = lambda: None
 
@@ -202,7 +206,7 @@ class Reader:
         """How far back, in microseconds, a read without an anchor goes."""
         if position.floor is None:
             return self.now() - self._since
-        return max(position.floor, (position.last_read or 0) - LATENESS)
+        return max(position.floor, (position.last_read or 0) - LATENESS - self._ahead)
 
     async def _fetch(self, *, span: _Span | None, since_id: str | None = None, before: int | None = None) -> Page:
         while True:
@@ -237,8 +241,15 @@ class Reader:
         """Move the anchor, forward only, to the newest row that was too old for anything to appear behind it."""
         began = span.began if span.began is not None else self.now()
         position = self._journal.position()
+        times = [mark.time for mark in span.marks if mark.time is not None]
+        # No row is dated later than the clock that dates them, so Date is ahead of it by this at the most.
+        self._ahead = min([self._ahead, *(max(0, began - time) for time in times)])
+        edge = began - self._ahead - LATENESS
+        if floor is not None and not span.marks:
+            # There was nothing at all: whatever comes is new, however it is dated.
+            position = attrs.evolve(position, floor=min(floor, began - self._since - MOST_AHEAD))
         for mark in span.marks:
-            if mark.time is None or not (mark.time <= began - LATENESS or mark.time < (floor or 0)):
+            if mark.time is None or not (mark.time <= edge or mark.time < (floor or 0)):
                 continue
             if position.anchor_time is None or mark.time > position.anchor_time:
                 position = attrs.evolve(position, anchor=mark.row_id, anchor_time=mark.time)
@@ -260,7 +271,7 @@ def _too_old_words(count: int, floor: int) -> tuple[str, str]:
         came = f"{count} rows came into an empty feed and were left alone: they are"
     return (
         f"{came} dated before {_in_words(floor)}",
-        "if that is wrong, the platform's Date header is ahead of the times that it gives its rows, which has"
+        "if that is wrong, the platform's Date header is far ahead of the times that it gives its rows, which has"
         " to be mended there; what comes after this is read all the same",
     )
 
