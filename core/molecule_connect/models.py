@@ -21,7 +21,7 @@ class FilePart:
     """A file that a message names.
 
     Attributes:
-        uri: Where the platform keeps it, or a ``data:`` URI when the bytes came inline.
+        uri: Where the platform keeps it, or a ``data:`` URI when the bytes came inline. They lie at ``path`` too then.
         name: As the sender gave it. Never use it as a path.
         size: Bytes, where it is known.
         path: Where this machine keeps it, once it is here.

@@ -55,6 +55,12 @@ def test_our_own_answer_is_read_as_an_answer_with_the_same_parts() -> None:
     assert inbound.parts == (TextPart("hi"), FILE, inline, DataPart([1]))
 
 
+def test_a_peer_gets_inline_bytes_back_as_bytes_also_when_they_lie_here_too() -> None:
+    inline = FilePart(uri="data:text/plain;base64,aGk=", name="b.txt", path=Path("/secret/place/b.txt"))
+    (part,) = peer_envelope(outgoing(inline))["params"]["message"]["parts"]
+    assert part == {"kind": "file", "file": {"bytes": "aGk=", "name": "b.txt"}}
+
+
 def test_a_person_reads_text_data_and_the_names_of_files() -> None:
     local = FilePart(uri="", path=Path("/secret/place/report.pdf"))
     parts: list[Part] = [TextPart("Done."), DataPart({"a": "é"}), FILE, local]

@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 
 from molecule_connect.errors import PermanentPlatformError
-from molecule_connect.file_names import PENDING
+from molecule_connect.file_names import INLINE, PENDING
 from molecule_connect.models import DataPart, FilePart, Outgoing, Part, TextPart
 from molecule_connect.platform.parts import clean, fingerprint
 
@@ -105,7 +105,8 @@ def _peer_part(part: Part, *, is_first: bool) -> dict[str, Any]:
         return {"kind": "text", "text": part.text}
     if isinstance(part, DataPart):
         return {"kind": "data", "data": part.data}
-    if not part.uri or part.path is not None or part.uri.startswith((PENDING, "file:")):
+    is_inline = part.uri.startswith(INLINE)
+    if not is_inline and (not part.uri or part.path is not None or part.uri.startswith((PENDING, "file:"))):
         # A peer can read neither our disk nor our person's uploads.
         # Peers join the texts of a message without anything between.
         return {"kind": "text", "text": _file_line(part) if is_first else f"\n{_file_line(part)}"}

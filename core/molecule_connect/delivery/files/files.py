@@ -6,6 +6,7 @@ import mimetypes
 import re
 import time
 from collections.abc import Callable
+from typing import IO
 
 import attrs
 
@@ -23,6 +24,7 @@ from molecule_connect.errors import (
     PermanentPlatformError,
     PlatformError,
 )
+from molecule_connect.file_names import inline_bytes
 from molecule_connect.models import FilePart
 
 SIDE_BY_SIDE = 4
@@ -154,7 +156,10 @@ class ChatFiles:
 
     async def _see_to(self, file: FileEntry) -> None:
         try:
-            await (self._acknowledge(file) if file.state == "here" else self._fetch(file))
+            if file.state == "here":
+                await self._acknowledge(file)
+            else:
+                await (self._unpack(file) if file.is_inline else self._fetch(file))
         except JournalError:
             # The intake says so. What was fetched is fetched again.
             await asyncio.sleep(JOURNAL_WAIT)
@@ -201,12 +206,34 @@ class ChatFiles:
         except PlatformError as exc:
             await self._later(file, str(exc), at_least=getattr(exc, "retry_after", None))
         except OSError as exc:
-            reason = f"this machine could not store it: {exc.strerror or exc}"
-            self._reports.trouble("files", reason, f"look at the folder {self._folder.path} and its disk")
-            await self._later(file, reason)
+            await self._no_place(file, exc)
         else:
             self._reports.trouble("files", "")
             self._tell_changed()
+
+    async def _unpack(self, file: FileEntry) -> None:
+        """Put a file that came in its message into the folder."""
+        uri = self._journal.inline(file.file_id)
+        try:
+            if uri is None:
+                raise NotTakenError("its message is not kept any more")
+            await self._make_room(file, self._room.quota)
+            with self._folder.new(file.name) as (name, sink):
+                size = await asyncio.to_thread(_unpack, uri, sink, self._folder)
+            await self._store(file, name, size, _type("", file))
+        except NotTakenError as exc:
+            await self._give_up(file, str(exc), state="failed")
+        except ValueError as exc:
+            await self._give_up(file, f"its bytes cannot be read: {exc}", state="failed")
+        except OSError as exc:
+            await self._no_place(file, exc)
+        else:
+            self._reports.trouble("files", "")
+
+    async def _no_place(self, file: FileEntry, exc: OSError) -> None:
+        reason = f"this machine could not store it: {exc.strerror or exc}"
+        self._reports.trouble("files", reason, f"look at the folder {self._folder.path} and its disk")
+        await self._later(file, reason)
 
     async def _store(self, file: FileEntry, name: str, size: int, kind: str) -> None:
         # When we are cut meanwhile it may be in the journal: the next start looks.
@@ -288,6 +315,11 @@ class ChatFiles:
             return False
         await asyncio.to_thread(self._folder.remove, file.path or "")
         return True
+
+
+def _unpack(uri: str, sink: IO[bytes], folder: FileFolder) -> int:
+    sink.write(inline_bytes(uri))
+    return folder.settle(sink)
 
 
 def _longest(file: FileEntry, cap: int) -> float:

@@ -10,7 +10,7 @@ from molecule_connect.delivery.journal.committer import Operation
 from molecule_connect.delivery.journal.entries import Answer, Entry, Lane, plain
 from molecule_connect.delivery.journal.file_rows import FileEntry
 from molecule_connect.delivery.journal.journal import Journal
-from molecule_connect.file_names import pending_id
+from molecule_connect.file_names import file_key
 from molecule_connect.models import FilePart, Part
 
 T = TypeVar("T")
@@ -35,14 +35,18 @@ class FileJournal:
         return file_rows.next_due(self._journal.reader, self.workspace_id, self._journal.wall())
 
     def waits_for(self, parts: Collection[Part]) -> bool:
-        """Whether *parts* name an upload that is still being fetched."""
-        ids = (pending_id(part.uri) for part in parts if isinstance(part, FilePart))
+        """Whether *parts* name a file that is not here yet, and may come."""
+        ids = (file_key(part.uri, part.name) for part in parts if isinstance(part, FilePart))
         files = (file_rows.of(self._journal.reader, self.workspace_id, one) for one in ids if one)
         return any(file is not None and file.state == "waiting" for file in files)
 
     def with_paths(self, parts: tuple[Part, ...]) -> tuple[Part, ...]:
-        """*parts* with the path of each upload that is here, and for the others why not."""
+        """*parts* with the path of each file that is here, and for the others why not."""
         return file_rows.with_paths(self._journal.reader, self.workspace_id, parts, self._folder)
+
+    def inline(self, file_id: str) -> str | None:
+        """The ``data:`` URI in which a message brought that file, while one that did is kept."""
+        return file_rows.inline(self._journal.reader, self.workspace_id, file_id)
 
     def gathers_at(self, quiet: float) -> float | None:
         """When the files that nobody named become a message, *quiet* seconds after the newest (since 1970)."""
@@ -67,6 +71,8 @@ class FileJournal:
     async def stored(self, file: FileEntry, *, path: str, size: int, mime_type: str) -> bool:
         """waiting -> here, on the disk when this returns. False: somebody said otherwise meanwhile."""
         changes = {"state": "here", "path": path, "size": size, "mime_type": mime_type, "reason": None}
+        if file.is_inline:
+            changes["acked"] = 1
         return await self._move(file, {**changes, "attempts": 0, "not_before": None}, durable=True)
 
     async def not_fetched(self, file: FileEntry, reason: str, *, not_before: float | None, state: str) -> bool:

@@ -13,7 +13,7 @@ from molecule_connect.delivery.files.journal import FileJournal
 from molecule_connect.delivery.journal import questions, sayings
 from molecule_connect.delivery.journal.entries import Answer, State, dump_answer, load_parts, plain
 from molecule_connect.delivery.journal.journal import Journal
-from molecule_connect.file_names import PENDING
+from molecule_connect.file_names import INLINE, PENDING
 from molecule_connect.models import Kind, Part, TextPart
 
 # What a reader is shown; everything else is the journal's own memory.
@@ -320,7 +320,8 @@ def _oldest_free(db: sqlite3.Connection, workspace_id: str, wall: float, files: 
 
 def _is_ready(db: sqlite3.Connection, place: Place, wall: float, files: FileJournal) -> bool:
     row = db.execute(
-        "SELECT parts FROM message WHERE arrival=? AND changed BETWEEN ? AND ? AND instr(parts, ?)",
-        (place.arrival, wall - WAIT, wall, PENDING),
+        "SELECT parts FROM message WHERE arrival=? AND changed BETWEEN ? AND ?"
+        " AND (instr(parts, ?) OR instr(parts, ?))",
+        (place.arrival, wall - WAIT, wall, PENDING, INLINE),
     ).fetchone()
     return row is None or not files.waits_for(load_parts(row[0]))

@@ -7,8 +7,8 @@ from typing import Any
 
 import attrs
 
-from molecule_connect.delivery.journal.entries import Lane, dump_parts, plain
-from molecule_connect.file_names import pending_id, safe_name
+from molecule_connect.delivery.journal.entries import Lane, dump_parts, load_parts, plain
+from molecule_connect.file_names import INLINE, INLINE_ID, file_key, safe_name
 from molecule_connect.models import FilePart, Inbound, Kind, Part
 
 # A manifest that equals a note of an upload of ours is ours for so long (microseconds).
@@ -59,6 +59,11 @@ class FileEntry:
     not_before: float | None
     acked: int
 
+    @property
+    def is_inline(self) -> bool:
+        """Whether its bytes came in the message itself."""
+        return self.file_id.startswith(INLINE_ID)
+
 
 def load(rows: Sequence[tuple[Any, ...]]) -> list[FileEntry]:
     """The files in rows of ``_COLUMNS``."""
@@ -69,26 +74,39 @@ def load(rows: Sequence[tuple[Any, ...]]) -> list[FileEntry]:
 def receive(db: sqlite3.Connection, workspace_id: str, item: Inbound, time: int, wall: float) -> None:
     """Take in the files that a new row announces or names."""
     for part in item.parts:
-        file_id = pending_id(part.uri) if isinstance(part, FilePart) else None
+        file_id = file_key(part.uri, part.name) if isinstance(part, FilePart) else None
         if file_id is None or not isinstance(part, FilePart):
             continue
+        is_inline = part.uri.startswith(INLINE)
         if item.kind is Kind.UPLOAD:
-            _announce(db, workspace_id, file_id, part, item.row_id, time, wall)
+            if not is_inline:
+                _announce(db, workspace_id, file_id, part, item.row_id, time, wall)
             continue
         use(db, workspace_id, [file_id], item.row_id)
-        if item.kind in _READ:
+        if item.kind in _READ and is_inline:
+            # Of its bytes, which the row keeps, only what they may need is told here.
+            about = attrs.evolve(part, uri=INLINE, size=len(part.uri) * 3 // 4)
+            _insert(db, workspace_id, file_id, about, None, time, wall, state="waiting", on_conflict=_AGAIN)
+        elif item.kind in _READ:
             _insert(db, workspace_id, file_id, part, None, time, wall, state="waiting", on_conflict="NOTHING")
 
 
 def is_own_upload(db: sqlite3.Connection, workspace_id: str, item: Inbound) -> bool:
     """Whether *item*, which was taken in, announces nothing but files that we uploaded ourselves."""
     own = "SELECT 1 FROM file WHERE workspace_id=? AND file_id=? AND state='ours'"
-    announced = [pending_id(part.uri) for part in item.parts if isinstance(part, FilePart)]
+    announced = [file_key(part.uri, part.name) for part in item.parts if isinstance(part, FilePart)]
     return (
         item.kind is Kind.UPLOAD
         and bool(announced)
         and all(db.execute(own, (workspace_id, file_id)).fetchone() for file_id in announced)
     )
+
+
+# The same bytes came again, after they were removed from here.
+_AGAIN = (
+    "UPDATE SET state='waiting', time=excluded.time, arrived=excluded.arrived, changed=excluded.changed, reason=NULL,"
+    " size=excluded.size, attempts=0, not_before=NULL, acked=0 WHERE file.state IN ('gone', 'failed')"
+)
 
 
 def _announce(
@@ -162,12 +180,12 @@ def of(db: sqlite3.Connection, workspace_id: str, file_id: str) -> FileEntry | N
 
 
 def with_paths(db: sqlite3.Connection, workspace_id: str, parts: tuple[Part, ...], folder: Path) -> tuple[Part, ...]:
-    """*parts* with the path of each upload that is here, and for the others why not."""
+    """*parts* with the path of each file that is here, and for the others why not."""
     return tuple(_with_path(db, workspace_id, part, folder) if isinstance(part, FilePart) else part for part in parts)
 
 
 def _with_path(db: sqlite3.Connection, workspace_id: str, part: FilePart, folder: Path) -> FilePart:
-    file_id = pending_id(part.uri)
+    file_id = file_key(part.uri, part.name)
     file = of(db, workspace_id, file_id) if file_id else None
     if file is None or file.state == "ours":
         return part
@@ -180,6 +198,17 @@ def _with_path(db: sqlite3.Connection, workspace_id: str, part: FilePart, folder
 
 
 REMOVED = "it was removed from this machine"
+
+
+def inline(db: sqlite3.Connection, workspace_id: str, file_id: str) -> str | None:
+    """The ``data:`` URI in which a row brought that file, while one that did is kept."""
+    rows = db.execute(
+        "SELECT m.parts FROM file_use u JOIN message m ON m.workspace_id=u.workspace_id AND m.row_id=u.row_id"
+        " WHERE u.workspace_id=? AND u.file_id=? AND m.parts IS NOT NULL",
+        (workspace_id, file_id),
+    )
+    files = (part for row in rows for part in load_parts(row[0]) if isinstance(part, FilePart))
+    return next((file.uri for file in files if file_key(file.uri, file.name) == file_id), None)
 
 
 def unnamed(db: sqlite3.Connection, workspace_id: str) -> list[FileEntry]:
@@ -280,7 +309,7 @@ def uploaded(
     noted = {db.execute("SELECT name, size FROM upload_note WHERE note=?", (number,)).fetchone() for number in notes}
     db.executemany("DELETE FROM upload_note WHERE note=?", [(number,) for number in notes])
     for file in files:
-        if file_id := pending_id(file.uri):
+        if file_id := file_key(file.uri, file.name):
             ours = "UPDATE SET state='ours', acked=1"
             _insert(db, workspace_id, file_id, file, None, at, wall, state="ours", on_conflict=ours)
             db.execute("UPDATE file SET acked=1 WHERE workspace_id=? AND file_id=?", (workspace_id, file_id))
