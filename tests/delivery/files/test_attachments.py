@@ -12,6 +12,7 @@ from molecule_connect.errors import Outcome, PermanentPlatformError, TransientPl
 from molecule_connect.models import FilePart, Kind, Progress, Request, Response, TextPart, UploadLimits
 
 from ..kit import EPOCH, WORKSPACE, FakePlatform, Serving, Upload, inbound, open_journal
+from .test_files import Reading, named, says, uploads
 
 
 class Drawing:
@@ -223,3 +224,41 @@ async def test_a_file_that_a_person_sent_goes_back_as_a_new_upload(journal: Jour
         await platform.until(lambda: len(platform.sent) == 1)
     assert attached(platform) == ["ours-1"]
     assert platform.uploads.kept["ours-1"].content == b"theirs"
+
+
+async def test_a_file_that_passes_for_ours_is_fetched_once_a_person_names_it_and_never_acknowledged(
+    journal: Journal, picture: Path
+) -> None:
+    platform, backend = FakePlatform(), Reading()
+    files = FileJournal(journal, WORKSPACE, journal.path.parent / WORKSPACE / "files")
+    async with Serving(platform, journal, backend):
+        # An upload of ours whose outcome nobody knows, and a person's that equals it.
+        await files.note([("picture.png", 6)], at=round(EPOCH * 1e6))
+        uploads(platform, "picture.png", content=b"pixels")
+        await platform.until(lambda: files_known(journal) == ["ours"])
+        says(platform, TextPart("look"), named(name="picture.png"))
+        await platform.until(lambda: len(platform.sent) == 1, seconds=10)
+        await asyncio.sleep(200)
+
+    assert backend.contents == [[b"pixels"]]
+    assert (platform.uploads.kept["f1"].fetched, platform.uploads.kept["f1"].acked) == (1, 0)
+
+
+async def test_a_file_of_ours_that_a_person_names_is_here_and_the_person_keeps_it(
+    journal: Journal, picture: Path
+) -> None:
+    platform = FakePlatform()
+    async with Serving(platform, journal, Drawing(picture)):
+        platform.write("draw")
+        await platform.until(lambda: len(platform.sent) == 1)
+    backend = Reading()
+    async with Serving(platform, journal, backend):
+        says(platform, TextPart("this one?"), named("ours-0", "picture.png"))
+        await platform.until(lambda: len(platform.sent) == 2, seconds=10)
+        await asyncio.sleep(200)
+    assert backend.contents == [[b"pixels"]]
+    assert platform.uploads.kept["ours-0"].acked == 0
+
+
+def files_known(journal: Journal) -> list[str]:
+    return [row[0] for row in journal.reader.execute("SELECT state FROM file")]

@@ -88,7 +88,7 @@ def receive(db: sqlite3.Connection, workspace_id: str, item: Inbound, time: int,
             about = attrs.evolve(part, uri=INLINE, size=len(part.uri) * 3 // 4)
             _insert(db, workspace_id, file_id, about, None, time, wall, state="waiting", on_conflict=_AGAIN)
         elif item.kind in _READ:
-            _insert(db, workspace_id, file_id, part, None, time, wall, state="waiting", on_conflict="NOTHING")
+            _insert(db, workspace_id, file_id, part, None, time, wall, state="waiting", on_conflict=_NAMES_OURS)
 
 
 def is_own_upload(db: sqlite3.Connection, workspace_id: str, item: Inbound) -> bool:
@@ -102,6 +102,8 @@ def is_own_upload(db: sqlite3.Connection, workspace_id: str, item: Inbound) -> b
     )
 
 
+# What passed for ours, and may be, is wanted now. To acknowledge it would take it away from the person.
+_NAMES_OURS = "UPDATE SET state='waiting', acked=1, changed=excluded.changed WHERE file.state='ours'"
 # The same bytes came again, after they were removed from here.
 _AGAIN = (
     "UPDATE SET state='waiting', time=excluded.time, arrived=excluded.arrived, changed=excluded.changed, reason=NULL,"
@@ -310,7 +312,7 @@ def uploaded(
     db.executemany("DELETE FROM upload_note WHERE note=?", [(number,) for number in notes])
     for file in files:
         if file_id := file_key(file.uri, file.name):
-            ours = "UPDATE SET state='ours', acked=1"
+            ours = f"UPDATE SET state='ours', acked=1 WHERE NOT {_NAMED}"
             _insert(db, workspace_id, file_id, file, None, at, wall, state="ours", on_conflict=ours)
             db.execute("UPDATE file SET acked=1 WHERE workspace_id=? AND file_id=?", (workspace_id, file_id))
     for name, size in filter(None, noted):
