@@ -109,6 +109,18 @@ def test_what_is_no_list_is_refused(text: str, fault: str) -> None:
     assert caught.value.faults == (fault,)
 
 
+def test_a_key_that_stands_twice_is_a_fault_of_its_entry() -> None:
+    twice = f'''[{{"id": "a", "token": "{TOKEN}", "options": {{"reply": "1", "reply": "2"}}}},
+        {{"id": "b", "token": "{TOKEN}", "token": "other", "id": "c"}}]'''
+    with pytest.raises(WorkspacesError) as caught:
+        load_workspaces({"MOLECULE_WORKSPACES": twice})
+    assert caught.value.faults == (
+        "workspace 1 (a): the key 'reply' twice",
+        "workspace 2 (c): the key 'id' twice",
+        "workspace 2 (c): the key 'token' twice",
+    )
+
+
 def test_every_fault_is_told_with_the_number_of_its_entry(tmp_path: Path) -> None:
     found = faults(
         {"token": TOKEN},

@@ -87,7 +87,7 @@ def load_workspaces(
         return [_single(environ, state_dir)]
     source = environment.WORKSPACES_VARIABLE
     try:
-        entries = json.loads(text)
+        entries = json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as exc:
         where = f" (line {exc.lineno}, column {exc.colno})" if isinstance(exc, json.JSONDecodeError) else ""
         raise WorkspacesError(source, [f"it is not JSON{where}"]) from None
@@ -173,6 +173,8 @@ class _Reading:
         if not isinstance(entry, dict):
             return None, None, ["it is no table of keys"]
         own, faults = read_keys(entry)
+        tables = [entry, *(value for value in entry.values() if isinstance(value, _Doubled))]
+        faults += [f"the key {key!r} twice" for table in tables for key in getattr(table, "twice", ())]
         name = own.get("id")
         if "id" not in entry:
             faults.append("it has no id")
@@ -234,6 +236,21 @@ def _single(environ: Mapping[str, str], state_dir: Path | None) -> ConnectionSet
     ).check()
     parse_address(settings.api_url)
     return settings
+
+
+class _Doubled(dict[str, Any]):
+    """A JSON object that says something twice, which JSON alone would let pass with the last word."""
+
+    twice: tuple[str, ...] = ()
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) == len(keys):
+        return dict(pairs)
+    table = _Doubled(pairs)
+    table.twice = tuple(key for key in table if keys.count(key) > 1)
+    return table
 
 
 def _listed(text: str) -> tuple[str, ...]:
