@@ -34,6 +34,8 @@ class FakeDesk:
     ended: MoleculeError | None = None
     changes: int = 0
     asked: list[tuple[str, str]] = attrs.field(factory=list)
+    files: list[Path] = attrs.field(factory=list)
+    timeout: float = 0.0
 
     @property
     def client(self) -> AsyncPlatformClient:
@@ -44,8 +46,10 @@ class FakeDesk:
 
     async def tell_user(self, text: str, files: Sequence[Path]) -> None:
         self.asked.append(("user", text))
+        self.files += files
 
     async def ask(self, peer_id: str, text: str, *, timeout: float) -> Any:
+        self.timeout = timeout
         self.asked.append((peer_id, text))
 
     async def delegate(self, peer_id: str, task: str) -> str:
@@ -529,6 +533,23 @@ async def test_asking_oneself_is_refused_before_any_request(journal: Journal) ->
     with pytest.raises(ConfigError, match="this workspace itself"):
         await inbox.ask(WORKSPACE, WORKSPACE.upper(), "hi", timeout=1)
     assert desk.asked == []
+
+
+async def test_a_peer_is_asked_something_for_a_minute_unless_told_otherwise(journal: Journal) -> None:
+    desk = FakeDesk()
+    inbox = Inbox(journal, {WORKSPACE: desk})
+    for nothing in (inbox.ask(WORKSPACE, "peer", " \n"), inbox.delegate(WORKSPACE, "peer", "")):
+        with pytest.raises(ConfigError, match="nothing to ask"):
+            await nothing
+    assert desk.asked == []
+    await inbox.ask(WORKSPACE, "peer", "how are you?")
+    assert (desk.asked, desk.timeout) == ([("peer", "how are you?")], 60.0)
+
+
+async def test_files_for_the_person_may_be_named_by_text(journal: Journal) -> None:
+    desk = FakeDesk()
+    await Inbox(journal, {WORKSPACE: desk}).tell_user(WORKSPACE, "look", ["/tmp/a.txt"])
+    assert desk.files == [Path("/tmp/a.txt")]
 
 
 async def test_what_ended_a_workspace_is_its_trouble_for_good(journal: Journal) -> None:

@@ -24,6 +24,7 @@ LOOK, LEAST_LOOK = 0.2, 0.01
 # A burst of arrivals is looked at together.
 BURST = 0.1
 HOLD = 300.0
+ASK_TIMEOUT = 60.0
 PATIENCE = 10.0
 # Seconds between two looks whether those who hold messages live.
 DEATH_LOOK = 2.0
@@ -208,33 +209,37 @@ class Inbox:
 
     # Speaking first
 
-    async def tell_user(self, workspace_id: str, text: str, files: Sequence[Path] = ()) -> None:
+    async def tell_user(self, workspace_id: str, text: str, files: Sequence[Path | str] = ()) -> None:
         """Show the person in the canvas of the workspace a text, with files beside it.
 
         Raises:
             ConfigError: The workspace is not served here, or a file cannot be sent.
             PlatformError: It was not accepted.
         """
-        await self._desk(workspace_id).tell_user(text, files)
+        await self._desk(workspace_id).tell_user(text, [Path(file) for file in files])
 
-    async def ask(self, workspace_id: str, peer_id: str, text: str, *, timeout: float) -> Any:
+    async def ask(self, workspace_id: str, peer_id: str, text: str, *, timeout: float = ASK_TIMEOUT) -> Any:
         """Ask a peer. What the platform answers is returned; the peer's own answer may come later, as an arrival.
 
         Raises:
-            ConfigError: The workspace is not served here, or it would ask itself.
+            ConfigError: The workspace is not served here, it would ask itself, or nothing is asked.
             PlatformError: It was not accepted.
             TimeoutError: No answer came in *timeout* seconds; the peer may have the question all the same.
         """
-        return await self._other_than_itself(workspace_id, peer_id).ask(peer_id, text, timeout=timeout)
+        desk = self._other_than_itself(workspace_id, peer_id)
+        _require_words(text)
+        return await desk.ask(peer_id, text, timeout=timeout)
 
     async def delegate(self, workspace_id: str, peer_id: str, task: str) -> str:
         """Hand a task to a peer. Returns the delegation's id; its result comes as an arrival.
 
         Raises:
-            ConfigError: The workspace is not served here, or it would delegate to itself.
+            ConfigError: The workspace is not served here, it would delegate to itself, or there is no task.
             PlatformError: It was not accepted.
         """
-        return await self._other_than_itself(workspace_id, peer_id).delegate(peer_id, task)
+        desk = self._other_than_itself(workspace_id, peer_id)
+        _require_words(task)
+        return await desk.delegate(peer_id, task)
 
     # Inside
 
@@ -317,6 +322,11 @@ class Inbox:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left):
                     await self._bell.wait()
+
+
+def _require_words(text: str) -> None:
+    if not text.strip():
+        raise ConfigError("there is nothing to ask of the peer", hint="give a text")
 
 
 def _now() -> float:
