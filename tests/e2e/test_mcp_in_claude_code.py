@@ -36,7 +36,8 @@ async def asked(
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         cwd=folder,
-        env={**clean_environ(), **claude_environ(api, folder)},
+        # The program does not wait for its servers otherwise, and on a busy machine begins without the tools.
+        env={**clean_environ(), **claude_environ(api, folder), "MCP_CONNECTION_NONBLOCKING": "false"},
     )
     async with asyncio.timeout(120):
         said, _ = await process.communicate(prompt.encode())
