@@ -1,5 +1,7 @@
 """``molecule backends``, ``molecule try``, and commands that plugins add."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -123,6 +125,18 @@ def test_try_prints_the_answer_alone_on_stdout(molecule: Molecule) -> None:
 
 def test_try_reads_its_message_from_stdin(molecule: Molecule) -> None:
     assert molecule("try", "parrot", stdin="from a pipe").stdout == "from a pipe!\n"
+
+
+def test_try_with_closed_standard_input_asks_for_the_text() -> None:
+    result = subprocess.run(
+        ["sh", "-c", 'exec "$0" -m molecule_connect try parrot <&-', sys.executable],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: no text was given\nwhat to do: ")
 
 
 def test_try_says_what_a_failed_backend_said(molecule: Molecule) -> None:

@@ -42,7 +42,7 @@ def try_command(
     from molecule_connect.plugins.options import parse_options
 
     if text is None:
-        if sys.stdin.isatty():
+        if sys.stdin is None or sys.stdin.isatty():  # None: it was closed
             raise ConfigError("no text was given", hint=f'write it behind the name: molecule try {name} "hello"')
         text = sys.stdin.read()
     response = asyncio.run(
