@@ -1,6 +1,7 @@
 """Faults by name: what there are, how they are written, and when one strikes."""
 
 import difflib
+import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -114,21 +115,23 @@ def _kind(name: str) -> FaultKind:
 
 
 def _check_value(fault: Fault) -> None:
-    readers: dict[str, Callable[[], object]] = {
-        "SECONDS": lambda: fault.seconds,
-        "LOW-HIGH": lambda: fault.range,
-        "N": lambda: fault.number,
-        "CODE": lambda: fault.number,
+    readers: dict[str, Callable[[], bool]] = {
+        "SECONDS": lambda: 0 <= fault.seconds < math.inf,
+        "LOW-HIGH": lambda: 0 <= fault.range[0] <= fault.range[1] < math.inf,
+        "N": lambda: fault.number >= 1,
+        "CODE": lambda: 200 <= fault.number <= 599,
     }
     if not fault.kind.argument:
         if fault.value:
             raise _bad(fault.text, f"{fault.kind.name} takes no value", f"only filters: {', '.join(FILTERS)}")
         return
     try:
-        readers[fault.kind.argument]()
-    except ValueError as exc:
+        fits = readers[fault.kind.argument]()
+    except ValueError:
+        fits = False
+    if not fits:
         hint = f"write {fault.kind.name}={fault.kind.default} ({fault.kind.argument})"
-        raise _bad(fault.text, f"{fault.value!r} is not {fault.kind.argument}", hint) from exc
+        raise _bad(fault.text, f"{fault.value!r} is not {fault.kind.argument}", hint)
 
 
 def parse_fault(text: str) -> Fault:
@@ -152,10 +155,10 @@ def parse_fault(text: str) -> Fault:
             raise _bad(text, f"no filter named {key!r}", f"filters are {', '.join(FILTERS)}")
     try:
         chance, times = float(filters["chance"]), int(filters["times"]) if filters["times"] else None
-    except ValueError as exc:
-        raise _bad(
-            text, "chance is a number from 0 to 1, times a whole number", f"write {name},chance=0.5,times=3"
-        ) from exc
+    except ValueError:
+        chance, times = math.nan, None
+    if not 0 <= chance <= 1 or (times is not None and times < 0):
+        raise _bad(text, "chance is a number from 0 to 1, times a whole number", f"write {name},chance=0.5,times=3")
     fault = Fault(
         kind=kind,
         text=text,

@@ -44,7 +44,17 @@ def test_a_value_may_be_left_out_before_filters() -> None:
         ("html=1", "only filters"),
         ("html,colour=red", "filters are path"),
         ("html,chance=often", "chance=0.5"),
+        ("html,chance=7", "chance=0.5"),
+        ("html,chance=nan", "chance=0.5"),
+        ("html,times=-1", "times=3"),
         ("status=x", "write status=500"),
+        ("status=999", "write status=500"),
+        ("bare-status=99", "write bare-status=404"),
+        ("equal-times=0", "write equal-times=2"),
+        ("late-commits=30-1", "write late-commits=1-30"),
+        ("rate-limited=nan", "write rate-limited=1"),
+        ("unavailable=inf", "write unavailable=1"),
+        ("slow-answers=-1", "write slow-answers=1"),
     ],
 )
 def test_a_fault_that_makes_no_sense_is_refused_with_what_to_write(text: str, words: str) -> None:
