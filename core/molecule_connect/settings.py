@@ -103,10 +103,11 @@ class ConnectionSettings:
 
     def faults(self) -> Iterator[ConfigError]:
         """Everything in them that cannot work."""
-        try:
-            check_workspace_id(self.workspace_id)
-        except ConfigError as exc:
-            yield exc
+        for check, value in ((check_workspace_id, self.workspace_id), (check_org_id, self.org_id)):
+            try:
+                check(value)
+            except ConfigError as exc:
+                yield exc
         if not self.backend:
             yield ConfigError(
                 "no backend was given", hint="name one, for example backend='mock', or pass a plugin object"
@@ -146,3 +147,9 @@ def check_workspace_id(workspace_id: Any) -> None:
             f"{workspace_id!r} cannot be a workspace id",
             hint="an id is 1 to 128 characters of A-Z a-z 0-9 . _ - (no slash, no space); copy it from the platform",
         )
+
+
+def check_org_id(org_id: str | None) -> None:
+    """ConfigError unless *org_id* is None, or can stand in a header."""
+    if org_id is not None and not (org_id.isascii() and org_id.isprintable() and org_id.strip() == org_id != ""):
+        raise ConfigError("the organisation id cannot stand in a header", hint="copy it from the platform again")

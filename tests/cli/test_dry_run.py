@@ -35,6 +35,13 @@ def test_problems_of_the_backend_are_told_and_end_it_with_2(molecule: Molecule, 
     assert "nothing was started" in result.stderr
 
 
+def test_an_organisation_that_no_header_can_hold_is_refused(molecule: Molecule, token: str) -> None:
+    result = molecule("connect", "ws_1", "--backend", "parrot", "--org-id", "a\nb", "--dry-run", "--token", token)
+
+    assert result.code == 2
+    assert "the organisation id cannot stand in a header" in result.stderr
+
+
 def test_an_unknown_option_is_a_warning_with_the_nearest(molecule: Molecule, token: str) -> None:
     result = molecule(
         "connect", "ws_1", "--backend", "parrot", "--backend-opt", "sufix=?", "--dry-run", "--token", token

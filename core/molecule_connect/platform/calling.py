@@ -14,7 +14,7 @@ from molecule_connect.platform.answers import Answer, EndpointAbsentError, judge
 from molecule_connect.platform.operations import Operation
 from molecule_connect.platform.rows import MalformedPageError
 from molecule_connect.platform.times import PlatformClock, parse_http_date
-from molecule_connect.settings import check_workspace_id
+from molecule_connect.settings import check_org_id, check_workspace_id
 
 ABSENT_FOR = 3600.0
 USER_AGENT = ("User-Agent", f"molecule-connect/{__version__}")
@@ -74,8 +74,7 @@ class Caller:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         check_workspace_id(workspace_id)
-        if org_id is not None and not (org_id.isascii() and org_id.isprintable() and org_id.strip() == org_id != ""):
-            raise ConfigError("the organisation id cannot stand in a header", hint="copy it from the platform again")
+        check_org_id(org_id)
         self.workspace_id = workspace_id
         self.address = parse_address(api_url, insecure=insecure)
         self.credentials = credentials(self.address.origin)
