@@ -1,5 +1,6 @@
 """``molecule backends``, ``molecule try``, and commands that plugins add."""
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -137,6 +138,45 @@ def test_try_with_closed_standard_input_asks_for_the_text() -> None:
 
     assert result.returncode == 2
     assert result.stderr.startswith("error: no text was given\nwhat to do: ")
+
+
+PATIENT = """
+import asyncio
+import attrs
+from molecule_connect import hookimpl
+
+@attrs.frozen(eq=False)
+class Patient:
+    @hookimpl
+    async def handle_a2a(self, request, progress):
+        try:
+            await progress("waiting")
+            await asyncio.Event().wait()
+        finally:
+            print("stopped", flush=True)
+
+    @hookimpl
+    def close(self):
+        print("closed", flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_try_stops_its_backend_before_a_signal_ends_it(
+    environ: dict[str, str], plugins: Path, number: signal.Signals
+) -> None:
+    (plugins / "fake_patient.py").write_text(PATIENT)
+    distribute(plugins, "fake-patient", {"molecule_connect.backends": {"patient": "fake_patient:Patient"}})
+    command = [sys.executable, "-m", "molecule_connect", "try", "patient", "hello"]
+    pipe = subprocess.PIPE
+
+    with subprocess.Popen(command, env=environ, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "... waiting\n"
+        process.send_signal(number)
+        said, told = process.communicate(timeout=60)
+
+    assert (said, told.strip(), process.returncode) == ("stopped\nclosed\n", "error: interrupted", 128 + number)
 
 
 def test_try_says_what_a_failed_backend_said(molecule: Molecule) -> None:

@@ -1,6 +1,8 @@
 """``molecule try``: one message through a backend, without any platform."""
 
+import contextlib
 import json
+import signal
 import sys
 import traceback
 from typing import TYPE_CHECKING
@@ -13,6 +15,8 @@ from molecule_connect.errors import BackendError, ConfigError, MoleculeError
 from molecule_connect.plugins.scan import BACKENDS, MIDDLEWARE
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from molecule_connect.models import Request, Response
 
 
@@ -45,10 +49,34 @@ def try_command(
         if sys.stdin is None or sys.stdin.isatty():  # None: it was closed
             raise ConfigError("no text was given", hint=f'write it behind the name: molecule try {name} "hello"')
         text = sys.stdin.read()
-    response = asyncio.run(
-        _ask(name, text, parse_options(backend_opts), middleware, parse_options(middleware_opts), strict)
-    )
-    _print(response)
+    asking = _ask(name, text, parse_options(backend_opts), middleware, parse_options(middleware_opts), strict)
+    _print(asyncio.run(_unless_ended(asking)))
+
+
+async def _unless_ended(asking: "Coroutine[object, object, Response]") -> "Response":
+    """The answer. SIGTERM, or a terminal that closes, first ends what the backend runs, as Ctrl-C does."""
+    import asyncio
+
+    loop, told = asyncio.get_running_loop(), list[signal.Signals]()
+    task = asyncio.ensure_future(asking)
+
+    def end(number: signal.Signals) -> None:
+        loop.remove_signal_handler(number)  # a second one ends it as usual
+        told.append(number)
+        task.cancel()
+
+    # Only the main thread can have handlers, and under nohup a closed terminal means nothing.
+    with contextlib.suppress(ValueError, RuntimeError):
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                loop.add_signal_handler(number, end, number)
+    try:
+        return await task
+    except (asyncio.CancelledError, MoleculeError):
+        if not told:
+            raise
+        _tell("error: interrupted")
+        raise SystemExit(128 + told[0]) from None
 
 
 async def _ask(
