@@ -140,6 +140,20 @@ def test_try_with_closed_standard_input_asks_for_the_text() -> None:
     assert result.stderr.startswith("error: no text was given\nwhat to do: ")
 
 
+STUCK = """
+import attrs
+from molecule_connect import Response, hookimpl
+
+@attrs.frozen(eq=False)
+class Stuck:
+    @hookimpl
+    async def handle_a2a(self, request):
+        return Response.from_text("answered")
+
+    @hookimpl
+    def close(self):
+        raise RuntimeError("still open")
+"""
 PATIENT = """
 import asyncio
 import attrs
@@ -177,6 +191,18 @@ def test_try_stops_its_backend_before_a_signal_ends_it(
         said, told = process.communicate(timeout=60)
 
     assert (said, told.strip(), process.returncode) == ("stopped\nclosed\n", "error: interrupted", 128 + number)
+
+
+def test_try_prints_the_answer_of_a_backend_that_cannot_be_closed_and_ends_with_1(
+    molecule: Molecule, plugins: Path
+) -> None:
+    (plugins / "fake_stuck.py").write_text(STUCK)
+    distribute(plugins, "fake-stuck", {"molecule_connect.backends": {"stuck": "fake_stuck:Stuck"}})
+
+    result = molecule("try", "stuck", "hello")
+
+    assert (result.code, result.stdout) == (1, "answered\n")
+    assert "error: backend stuck could not be closed: RuntimeError: still open\nwhat to do: " in result.stderr
 
 
 def test_try_says_what_a_failed_backend_said(molecule: Molecule) -> None:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from molecule_connect.models import Request, Response
 
+    # The answer, and what could not be closed after it.
+    Asked = tuple[Response, list[Exception]]
+
 
 @click.command("try", short_help="Ask a backend once, without any platform.")
 @click.argument("name", type=PluginName(BACKENDS))
@@ -50,11 +53,14 @@ def try_command(
             raise ConfigError("no text was given", hint=f'write it behind the name: molecule try {name} "hello"')
         text = sys.stdin.read()
     asking = _ask(name, text, parse_options(backend_opts), middleware, parse_options(middleware_opts), strict)
-    _print(asyncio.run(_unless_ended(asking)))
+    response, unclosed = asyncio.run(_unless_ended(asking))
+    _print(response)
+    if unclosed:
+        raise unclosed[0]
 
 
-async def _unless_ended(asking: "Coroutine[object, object, Response]") -> "Response":
-    """The answer. SIGTERM, or a terminal that closes, first ends what the backend runs, as Ctrl-C does."""
+async def _unless_ended(asking: "Coroutine[object, object, Asked]") -> "Asked":
+    """What comes of *asking*. SIGTERM, or a terminal that closes, first ends what the backend runs, as Ctrl-C does."""
     import asyncio
 
     loop, told = asyncio.get_running_loop(), list[signal.Signals]()
@@ -86,7 +92,7 @@ async def _ask(
     middleware: tuple[str, ...],
     middleware_options: dict[str, str | list[str]],
     strict: bool,
-) -> "Response":
+) -> "Asked":
     from molecule_connect.plugins.host import create_host
     from molecule_connect.plugins.wording import first_line
 
@@ -99,10 +105,11 @@ async def _ask(
         strict=strict,
         warn=_tell,
     )
+    failed: list[Exception] = []
     try:
         if problems := await host.check():
             raise ConfigError(f"not ready: {'; '.join(problems)}", hint="mend this, then try again")
-        return await host.answering()(_request(text), _progress)
+        response = await host.answering()(_request(text), _progress)
     except BackendError as error:
         error.hint = error.hint or f"'molecule backends {name}' shows its options"
         raise
@@ -113,8 +120,10 @@ async def _ask(
         broken.hint = f"look at {_place(exc, host.backend)}, where the backend raised it"
         raise broken from exc
     finally:
-        for failed in await host.close():
-            _tell(str(failed))
+        failed = await host.close()
+        for each in failed:
+            _tell(f"warning: {each}")
+    return response, failed
 
 
 def _place(exc: Exception, backend: object) -> str:
