@@ -39,6 +39,16 @@ def test_check_imports_each_and_names_what_fails(molecule: Molecule) -> None:
     assert "what to do: " in result.stderr
 
 
+def test_check_says_that_an_entry_point_names_a_module(molecule: Molecule, plugins: Path) -> None:
+    (plugins / "fake_whole.py").write_text("")
+    distribute(plugins, "fake-whole", {"molecule_connect.backends": {"whole": "fake_whole"}})
+
+    result = molecule("backends", "--check")
+
+    (line,) = (line for line in result.stdout.splitlines() if line.startswith("whole "))
+    assert "the entry point of backend whole names a module -> an entry point names an attrs class" in line
+
+
 FACTORIES = """
 import attrs
 from molecule_connect import Response, hookimpl

@@ -13,6 +13,7 @@ import attrs
 from molecule_connect.errors import MoleculeError, PluginError
 from molecule_connect.plugins.discovery import InstalledPlugin, load
 from molecule_connect.plugins.given import GivenOptions, Value, unknown_options
+from molecule_connect.plugins.impls import ENTRY_POINT_RULE, kind_of
 from molecule_connect.plugins.options import BackendConfig, declared_class, option_fields
 from molecule_connect.plugins.scan import BACKENDS
 from molecule_connect.plugins.wording import first_line
@@ -111,7 +112,7 @@ class Creation:
         return self.state_folder() / kind / self.installed.name / self.workspace_id
 
     def _require_factory(self, target: Any, config: BackendConfig) -> None:
-        problem = "a module" if inspect.ismodule(target) else "" if callable(target) else f"a {type(target).__name__}"
+        problem = "" if callable(target) else kind_of(target)
         if not problem:
             with contextlib.suppress(ValueError):  # a builtin without a signature
                 try:
@@ -121,7 +122,7 @@ class Creation:
         if problem:
             raise PluginError(
                 f"{self.installed.label} ({self.installed.origin}): {self.installed.target} is {problem}",
-                hint="an entry point names an attrs class, or a function that takes a BackendConfig, as module:name",
+                hint=ENTRY_POINT_RULE,
             )
 
 

@@ -93,11 +93,21 @@ def close_impl(manager: pluggy.PluginManager, plugin: object, label: str) -> Imp
     return None
 
 
-def hook_problem(target: object, label: str) -> str:
+ENTRY_POINT_RULE = "an entry point names an attrs class, or a function that takes a BackendConfig, as module:name"
+
+
+def kind_of(target: object) -> str:
+    """What *target* is, where it can make no plugin."""
+    return "a module" if inspect.ismodule(target) else f"a {type(target).__name__}"
+
+
+def hook_problem(target: Any, label: str) -> str:
     """Why an instance of the backend class *target* would be refused, or an empty string; nothing of it is run.
 
     What only a factory or ``__init__`` could tell is not told.
     """
+    if not callable(target):
+        return f"the entry point of {label} names {kind_of(target)} -> {ENTRY_POINT_RULE}"
     if not inspect.isclass(target):
         return ""
     try:
