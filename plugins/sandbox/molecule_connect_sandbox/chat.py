@@ -74,6 +74,9 @@ async def run_chat(options: ChatOptions) -> bool:
             good = await chatting
     except asyncio.CancelledError:
         good = options.stdin.isatty()
+        if not good:
+            click.echo("error: interrupted before every message was answered", err=True)
+            click.echo("what to do: run it again with the messages that have no answer", err=True)
     if options.stdin.isatty():
         click.echo(f"Next: molecule connect WORKSPACE_ID --backend {options.name}   (a real workspace)")
         click.echo("      molecule sandbox --serve   (this platform, for connectors of your own)")

@@ -1,5 +1,6 @@
 """``molecule sandbox``: its options, and real processes."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -109,3 +110,19 @@ def test_a_port_in_use_ends_with_2_and_what_to_do() -> None:
     assert second.stdout == ""
     assert "in use" in second.stderr
     assert "--port" in second.stderr
+
+
+def test_a_pipe_that_is_interrupted_says_that_answers_are_missing(tmp_path: Path) -> None:
+    running = tmp_path / "running"
+    os.mkfifo(running)
+    command = [*PROGRAM, "--backend", "exec", "--backend-opt", f"cmd=echo > {running}; sleep 60"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdin is not None
+        process.stdin.write("hello\n")
+        process.stdin.flush()
+        running.read_text()
+        process.send_signal(signal.SIGTERM)
+        said, told = process.communicate(timeout=60)
+    assert (process.returncode, said) == (1, "")
+    assert told.startswith("error: interrupted before every message was answered\nwhat to do: ")
