@@ -281,6 +281,20 @@ async def test_a_replayed_message_gets_four_new_attempts(journal: Journal) -> No
     assert serving.rows() == [("row-1", "done")]
 
 
+async def test_a_message_that_is_replayed_and_fails_again_is_told_of_once_in_ten_minutes(journal: Journal) -> None:
+    platform, backend = FakePlatform(), Backend([BackendError("no", retryable=False)])
+    platform.write("hi")
+    async with Serving(platform, journal, backend) as serving:
+        for minutes in (2, 4, 12, 14):
+            await asyncio.sleep(minutes * 60 - asyncio.get_running_loop().time())
+            await journal.of("ws-1").replay("row-1")
+            serving.connection.changed_elsewhere()
+        await asyncio.sleep(60)
+    assert len(backend.calls) == 5
+    assert platform.answers() == ["This message could not be answered (reference row-1)."] * 2
+    assert serving.rows("state, reason") == [("dead", "no")]
+
+
 async def test_silence_ends_a_message_and_sends_nothing(journal: Journal) -> None:
     platform, backend = FakePlatform(), Backend([Response.silent(), FINE])
     platform.write("one")

@@ -115,10 +115,10 @@ class LaneReads:
         return json.dumps(list(self._ending))
 
     def noticed_since(self, lane: Lane, since: int) -> bool:
-        """Whether *lane* was sent a notice after *since* (µs, platform)."""
+        """Whether *lane* was sent a notice after *since* (µs, platform). One that a replay took out was sent too."""
         row = self._one(
             "SELECT 1 FROM message WHERE workspace_id=? AND caller_id IS ? AND context_id IS ? AND answered_at > ?"
-            " AND substr(answer, 1, ?) = ? LIMIT 1",
+            " AND (substr(answer, 1, ?) = ? OR (answer IS NULL AND replay > 0)) LIMIT 1",
             *(self.workspace_id, lane.caller_id, lane.context_id, since, len(NOTICE_BEGINS), NOTICE_BEGINS),
         )
         return row is not None
