@@ -35,7 +35,9 @@ class FileFolder:
         Raises:
             OSError: It cannot be made or written.
         """
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # With parents=True, mkdir would leave those open to others.
+        for folder in (self.path.parent, self.path):
+            folder.mkdir(mode=0o700, exist_ok=True)
         chosen = f"{uuid.uuid4().hex}-{safe_name(name)}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(self.path / chosen, flags, 0o600)
