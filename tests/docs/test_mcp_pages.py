@@ -36,8 +36,14 @@ def test_the_page_names_every_argument_of_a_tool() -> None:
         assert arguments == set(re.findall(r"`([a-z_]+)`", row.split("|")[0]))
 
 
+def test_the_page_says_which_tools_take_no_workspace() -> None:
+    without = {tool.name for tool in TOOLS if "workspace_id" not in tool.schema["properties"]}
+    (said,) = re.findall(r"^All but (.*), which look at every workspace", page("mcp.md"), re.MULTILINE)
+    assert without == set(re.findall(r"`([a-z_]+)`", said))
+
+
 def test_help_page_and_readme_know_the_same_variables() -> None:
-    ours = {flags.NO_HEARTBEAT, flags.NO_INBOX, flags.LEASE_SECS}
+    ours = {flags.NO_HEARTBEAT, flags.NO_INBOX, flags.LEASE_SECS, "MOLECULE_ORG_ID", "MOLECULE_STATE_DIR"}
     for text in (page("mcp.md"), README, command.EPILOG):
         assert ours <= set(VARIABLE.findall(text))
     assert set(VARIABLE.findall(command.EPILOG)) <= set(VARIABLE.findall(page("mcp.md")))

@@ -12,6 +12,8 @@ It is configured by the environment, as hosts do it:
   WORKSPACE_ID                   the workspace
   MOLECULE_WORKSPACE_TOKEN       its token, or MOLECULE_WORKSPACE_TOKEN_FILE
   MOLECULE_WORKSPACES            several: [{"id": ..., "token": ...}, ...], and none of the two above
+  MOLECULE_ORG_ID                the organisation of a hosted platform
+  MOLECULE_STATE_DIR             where the journal lies, without --state-dir
   MOLECULE_AGENT_NAME, MOLECULE_AGENT_DESCRIPTION, MOLECULE_AGENT_SKILLS (a,b): what the card says
   MOLECULE_INBOX_LEASE_SECS      how long a message that was waited for is kept from other readers [300]
   MOLECULE_MCP_DISABLE_HEARTBEAT 1: another program keeps the workspace online
