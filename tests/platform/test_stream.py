@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 from collections.abc import AsyncIterator
 
 import pytest
@@ -41,7 +42,27 @@ async def test_a_line_of_sixteen_megabytes_is_one_event() -> None:
     line = b"x" * (1 << 16)
 
     (found,) = await events(b"data: ", *[line] * 256, b"\n\n")
-    assert len(found) == 1 << 24
+    assert meaning(found) is Signal.ROW
+
+
+@pytest.mark.parametrize("chunk", [b"x" * (1 << 16), b"data: x\n" * (1 << 13), b"data:\n" * (1 << 13)])
+async def test_an_event_that_never_ends_is_not_kept(chunk: bytes) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        yield b"data: "
+        for _ in range(64):
+            yield bytes(bytearray(chunk))  # each is a copy
+        sizes.append(tracemalloc.get_traced_memory()[0] - before)
+        yield b"\n\ndata: next\n\n"
+
+    sizes: list[int] = []
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        first, second = [event async for event in read_events(endless())]
+    finally:
+        tracemalloc.stop()
+    assert sizes[0] < 1 << 20
+    assert (meaning(first), second) == (Signal.ROW, b"next")
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\n\r"), min_size=1), max_size=4), st.data())

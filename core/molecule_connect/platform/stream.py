@@ -12,6 +12,8 @@ from molecule_connect.models import Signal
 from molecule_connect.platform.wire import FEED_TYPE
 
 _LARGE = 256 * 1024
+# Together with the name of the field, more than is large.
+_KEPT = _LARGE + 64
 _MEANINGS: Final = {
     "WORKSPACE_HEARTBEAT": Signal.BEAT,
     "EXTERNAL_CREDENTIALS_ROTATED": Signal.ROTATED,
@@ -39,21 +41,42 @@ _MEANINGS: Final = {
 
 
 async def read_events(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The ``data`` of each event, its lines joined by line feeds. An event that was cut off is not given."""
-    data: list[bytes] = []
-    begun: list[bytes] = []  # the pieces of a line that has not ended
+    """The ``data`` of each event, its lines joined by line feeds. An event that was cut off is not given.
+
+    Of a large event the beginning is enough to know what it means; the rest is not kept, however much comes.
+    """
+    data = _Kept()
+    line = _Kept()
     async for piece in pieces:
         *ends, rest = piece.split(b"\n")
         for end in ends:
-            line = b"".join((*begun, end)).removesuffix(b"\r")
-            begun.clear()
-            if line.startswith(b"data:"):
-                data.append(line[5:].removeprefix(b" "))
-            elif not line and data:
-                yield b"\n".join(data)
-                data.clear()
+            line.add(end)
+            whole = line.taken().removesuffix(b"\r")
+            if whole.startswith(b"data:"):
+                data.add((b"\n" if data else b"") + whole[5:].removeprefix(b" "))
+            elif not whole and data:
+                yield data.taken()
         if rest:
-            begun.append(rest)
+            line.add(rest)
+
+
+class _Kept:
+    """Bytes that come in pieces, up to what ``meaning`` looks at."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def __bool__(self) -> bool:
+        return bool(self._bytes)
+
+    def add(self, piece: bytes) -> None:
+        self._bytes += piece[: _KEPT - len(self._bytes)]
+
+    def taken(self) -> bytes:
+        """All of it; then there is none."""
+        whole = bytes(self._bytes)
+        self._bytes.clear()
+        return whole
 
 
 def meaning(data: bytes) -> Signal:
