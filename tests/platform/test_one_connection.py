@@ -214,3 +214,24 @@ async def test_tls_is_spoken_with_those_alone_whose_certificate_is_trusted(certi
             await read(strict, post(url))
         await trusting.aclose()
     assert server.connections == 1
+
+
+async def test_of_what_comes_unasked_little_is_read_and_the_next_request_has_a_new_connection() -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(http(b"abc"))
+        await go_on.wait()
+        writer.write(b"x" * (64 << 20))
+        await writer.drain()
+        taken.set()
+
+    go_on, taken = asyncio.Event(), asyncio.Event()
+    connection = OneConnection(None)
+    async with raw_server(talk) as url:
+        assert await read(connection, post(url)) == (200, b"abc")
+        go_on.set()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(taken.wait(), 0.5)
+        go_on.clear()
+        assert await read(connection, post(url)) == (200, b"abc")
+        await connection.aclose()

@@ -17,6 +17,7 @@ KEEPALIVE = 75.0
 # What the head of an answer may take; h11's own cap of 16 KiB is less than proxies let through.
 _HEAD_CAP = 100 * 1024
 _EYEBALLS_DELAY = 0.25
+_WAITING_CAP = 256 * 1024
 
 
 class OneConnection(httpx.AsyncBaseTransport):
@@ -178,6 +179,8 @@ class _Socket(asyncio.Protocol):
                 raise httpx.ReadTimeout("nothing comes") from exc
         data = bytes(self._received)
         self._received.clear()
+        if self._transport is not None:
+            self._transport.resume_reading()
         return data
 
     def close(self) -> None:
@@ -204,6 +207,9 @@ class _Socket(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._received += data
+        if len(self._received) > _WAITING_CAP and self._transport is not None:
+            # What nobody asked for may have no end.
+            self._transport.pause_reading()
         self._wake()
 
     def eof_received(self) -> None:
