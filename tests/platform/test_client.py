@@ -170,6 +170,17 @@ async def test_a_portals_page_is_no_answer(connect: Connect, operation: Operatio
     assert "portal" in error.hint
 
 
+@pytest.mark.parametrize(("begins", "is_answer"), [(b' {"result":"', True), (b"<html>", False), (b"x", False)])
+async def test_of_an_answer_without_end_the_beginning_tells_whether_it_is_one(
+    connect: Connect, begins: bytes, is_answer: bool
+) -> None:
+    response = httpx.Response(200, content=begins + b"x" * A2A.cap)
+    if is_answer:
+        await connect(Script(response)).call(A2A)
+    else:
+        assert isinstance(await failure(connect, response), TransientPlatformError)
+
+
 async def test_a_redirect_is_not_followed_and_says_where_it_points(connect: Connect) -> None:
     script = Script(httpx.Response(302, headers={"Location": "https://u:pw@evil.example/x?key=1"}))
     with pytest.raises(TransientPlatformError) as caught:

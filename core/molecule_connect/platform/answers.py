@@ -112,7 +112,7 @@ def _was_delivered(answer: Answer, found: Any) -> bool:
 
 def _good(operation: Operation[Any], answer: Answer, found: Any, *, redact: Callable[[str], str]) -> Reply:
     if found is _NOT_JSON:
-        if answer.whole:
+        if answer.whole or not answer.body.lstrip().startswith(b"{"):
             raise not_ours(operation, answer)
         found = None
     if operation.lane is Lane.SEND and isinstance(found, dict) and found.get("error") and answer.status == 200:
