@@ -1,8 +1,10 @@
 """The blocking client over real sockets: what no fake can do."""
 
+import gzip
 import socket
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -170,6 +172,24 @@ def test_an_answer_over_its_cap_is_not_read_to_its_end(server: RawServer, client
     server.talk = talk
     with pytest.raises(PageTooLargeError):
         client.call(attrs.evolve(operations.plugin_download("ws-1", "hello"), cap=1 << 20))
+
+
+def test_what_a_packed_answer_unpacks_to_never_fills_the_memory(server: RawServer, client: PlatformClient) -> None:
+    packed = gzip.compress(bytes(64 << 20))
+
+    def talk(connection: socket.socket) -> None:
+        request(connection)
+        head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(packed)}\r\n\r\n"
+        connection.sendall(head.encode() + packed)
+
+    server.talk = talk
+    tracemalloc.start()
+    try:
+        with pytest.raises(PageTooLargeError):
+            client.call(attrs.evolve(operations.plugin_download("ws-1", "hello"), cap=50_000))
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_body_goes_to_a_sink_and_not_into_memory(server: RawServer, client: PlatformClient, tmp_path: Path) -> None:

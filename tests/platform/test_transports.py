@@ -6,6 +6,7 @@ import gzip
 import socket
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -195,6 +196,40 @@ async def test_a_compressed_page_is_read() -> None:
         client = WorkspaceClient(client_of(url))
         assert (await client.fetch(limit=5, known=lambda row_id: False)).count == 0
         await client.aclose()
+
+
+@pytest.mark.parametrize("lane", [Lane.READ, Lane.SEND])
+async def test_what_a_packed_answer_unpacks_to_never_fills_the_memory(lane: Lane) -> None:
+    packed = gzip.compress(bytes(64 << 20))
+
+    async def talk(reader: Reader, writer: Writer) -> None:
+        await read_request(reader)
+        head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(packed)}\r\n\r\n"
+        writer.write(head.encode() + packed)
+
+    operation: Operation[None] = Operation(
+        name="activity", method="GET", path="/x", read=lambda reply: None, form=Form.PAGE, lane=lane, cap=50_000
+    )
+    async with raw_server(talk) as url:
+        tracemalloc.start()
+        try:
+            assert isinstance(await failure(url, operation), PageTooLargeError)
+            assert tracemalloc.get_traced_memory()[1] < 4 << 20
+        finally:
+            tracemalloc.stop()
+
+
+@pytest.mark.parametrize("encoding", ["gzip, gzip", "br"])
+async def test_an_answer_that_is_packed_twice_or_otherwise_is_not_unpacked(encoding: str) -> None:
+    async def talk(reader: Reader, writer: Writer) -> None:
+        await read_request(reader)
+        head = f"HTTP/1.1 200 OK\r\nContent-Encoding: {encoding}\r\nContent-Length: 2\r\n\r\n{{}}"
+        writer.write(head.encode())
+
+    async with raw_server(talk) as url:
+        error = await failure(url, SMALL)
+    assert "not asked for" in str(error)
+    assert error.outcome is Outcome.UNKNOWN
 
 
 class Counting:

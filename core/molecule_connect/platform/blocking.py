@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
-from typing import IO, Any, Self, TypeVar
+from typing import IO, Any, Self, TypeVar, cast
 
 from molecule_connect.errors import AuthError, ConfigError
 from molecule_connect.platform.address import ApiAddress
@@ -23,6 +23,7 @@ from molecule_connect.platform.transports import (
     told,
     was_written,
 )
+from molecule_connect.platform.unpacking import Unpacking
 
 BlockingTransport = httpx.BaseTransport
 # As many threads of one program may wait for an answer at once. A peer may take 90 s for its own; beats must not wait.
@@ -122,14 +123,16 @@ class BlockingTransports:
         """The body up to *cap* bytes, unless it went to the *sink*, and whether that is all of it."""
         pieces: list[bytes] = []
         size = 0
-        for piece in response.iter_bytes():
-            size += len(piece)
-            if size > cap:
-                return b"".join([*pieces, piece])[:cap], False
-            if sink is None:
-                pieces.append(piece)
-            else:
-                sink.write(piece)
+        unpacking = Unpacking(response.headers.get("content-encoding", ""))
+        for packed in cast("httpx.SyncByteStream", response.stream):
+            for piece in unpacking.pieces(packed):
+                size += len(piece)
+                if size > cap:
+                    return b"".join([*pieces, piece])[:cap], False
+                if sink is None:
+                    pieces.append(piece)
+                else:
+                    sink.write(piece)
             if self._clock() > until:
                 raise httpx.ReadTimeout("the answer takes too long")
         return b"".join(pieces), True

@@ -23,6 +23,7 @@ from molecule_connect.platform.operations import Lane, Operation
 from molecule_connect.platform.pacer import Pacer
 from molecule_connect.platform.quick_httpx import httpx
 from molecule_connect.platform.senders import PATIENCE, Senders
+from molecule_connect.platform.unpacking import Unpacking
 
 READERS = 2
 CONNECT_TIMEOUT, WRITE_TIMEOUT, POOL_TIMEOUT = 5.0, 10.0, 5.0
@@ -206,7 +207,7 @@ class Connections:
                 response = await streams.handle_async_request(request)
                 body = b"" if response.status_code == 200 else (await _body(response, REFUSAL_CAP))[0]
             head = answer_of(response, body, seconds=self._clock() - began)
-            yield head, response.aiter_bytes()
+            yield head, _unpacked(response)
         except (httpx.HTTPError, TimeoutError) as exc:
             raise network_error(operation, url, exc, is_written=True) from told(exc)
         finally:
@@ -342,8 +343,7 @@ async def _body(response: "httpx.Response", cap: int, *, sink: IO[bytes] | None 
     """The body up to *cap* bytes, unless it went to the *sink*, and whether that is all of it."""
     pieces: list[bytes] = []
     size = 0
-    packed = "content-encoding" in response.headers
-    async for piece in response.aiter_bytes() if packed else cast("httpx.AsyncByteStream", response.stream):
+    async for piece in _unpacked(response):
         size += len(piece)
         if size > cap:
             return b"".join([*pieces, piece])[:cap], False
@@ -352,6 +352,13 @@ async def _body(response: "httpx.Response", cap: int, *, sink: IO[bytes] | None 
         else:
             sink.write(piece)
     return b"".join(pieces), True
+
+
+async def _unpacked(response: "httpx.Response") -> AsyncIterator[bytes]:
+    unpacking = Unpacking(response.headers.get("content-encoding", ""))
+    async for packed in cast("httpx.AsyncByteStream", response.stream):
+        for piece in unpacking.pieces(packed):
+            yield piece
 
 
 def answer_of(response: "httpx.Response", body: bytes, *, whole: bool = True, seconds: float = 0.0) -> Answer:
