@@ -15,6 +15,8 @@ from molecule_connect.models import Signal
 LATE_READS = (1.0, 5.0)
 WHOLE_READS = (1.0, 3.0, 10.0)
 WHOLE_READ_REST = 10.0
+# After so many wake-ups in a row that brought nothing, the next ones are answered once in so many seconds.
+FRUITLESS, FRUITLESS_REST = 20, 1.0
 DISTRUST = 300.0
 ECHO_TIMEOUT = 5.0
 STABLE_LIFE = 30.0
@@ -75,6 +77,7 @@ class Wakeups:
         self._echo_timer: asyncio.TimerHandle | None = None
         self._opened_at = self._heard_at = float("-inf")
         self._taken = False
+        self._fruitless = 0
 
     @property
     def trusted(self) -> bool:
@@ -104,11 +107,12 @@ class Wakeups:
             # Before wake-ups: a busy feed has one at any time.
             if self._whole_reads and min(self._whole_reads) <= _now():
                 return self._begin(Trigger.DUE)
-            if self.take():
+            now = _now()
+            woken = self._last_read + FRUITLESS_REST if self._fruitless >= FRUITLESS else now
+            if woken <= now and self.take():
                 return self._begin(Trigger.WOKEN)
             regular = self._regular()
-            due = min([regular, *self._late_reads, *self._whole_reads])
-            now = _now()
+            due = min([regular, *self._late_reads, *self._whole_reads, *([woken] if self._pending else [])])
             if due <= now:
                 return self._begin(Trigger.REGULAR if regular <= now else Trigger.DUE)
             self._wake.clear()
@@ -148,8 +152,11 @@ class Wakeups:
                 self._distrusted_until = now + DISTRUST
                 self._tell()
             self._easing = min(SLOWEST_POLL, self._easing * POLL_EASING)
+        if self._taken:
+            self._fruitless += 1
         if read.messages:
             self._easing = FASTEST_POLL
+            self._fruitless = 0
         if not self._pending:
             self._event_since_read = False
 
