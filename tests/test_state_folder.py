@@ -1,6 +1,9 @@
 """Which folder the state goes to, and how a folder that cannot be used is told."""
 
+import errno
+import os
 import stat
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -118,6 +121,16 @@ def test_a_named_folder_that_cannot_be_used_is_refused_by_its_source(
     with pytest.raises(ConfigError, match=source):
         preview(named, environ, home=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["file"], "nothing else was tried"
+
+
+def test_a_full_disk_is_no_question_of_permissions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", no_room)
+    with pytest.raises(ConfigError, match="No space left") as caught:
+        resolve(str(tmp_path), {}, home=tmp_path)
+    assert caught.value.hint.startswith("free disk space")
 
 
 def test_when_nothing_can_be_written_all_that_was_tried_is_named(tmp_path: Path) -> None:

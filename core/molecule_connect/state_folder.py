@@ -1,5 +1,6 @@
 """Where this machine keeps what it knows of the workspaces it serves: one resolver for all commands."""
 
+import errno
 import os
 import stat
 import tempfile
@@ -28,7 +29,7 @@ def resolve(named: str | Path | None, environ: Mapping[str, str], *, home: Path,
         except OSError as error:
             raise ConfigError(
                 f"the state folder {folder} ({source}) cannot be used: {_reason(error)}",
-                hint=f"make it writable for this user, or point {source} to another folder",
+                hint=f"{_remedy(error)}, or point {source} to another folder",
             ) from error
     tried = []
     for folder in _unnamed(home, configs):
@@ -120,3 +121,7 @@ def _user() -> int:
 
 def _reason(error: OSError) -> str:
     return error.strerror or type(error).__name__
+
+
+def _remedy(error: OSError) -> str:
+    return "free disk space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable for this user"
