@@ -12,6 +12,7 @@ import pytest
 from molecule_connect_sandbox.testing import Sandbox, Workspace
 
 from .kit import Connector, exec_options, registered, until
+from .test_operating import molecule
 
 
 @pytest.fixture
@@ -72,6 +73,10 @@ async def test_a_full_disk_is_said_in_the_beat_and_when_there_is_room_all_is_ans
             assert "journal" in beat["sample_error"] or "full" in beat["sample_error"]
             await connector.says("full")
             assert await sandbox.answers(workspace) == []
+            async with asyncio.timeout(15):
+                while "journal cannot be written" not in (told := await molecule(small_disk, "status"))[1]:
+                    pass
+            assert told[0] == 1
             ballast.unlink()
             answers = await sandbox.answers(workspace, 2, timeout=30)
             await until(lambda: "well again" in connector.output)

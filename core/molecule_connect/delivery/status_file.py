@@ -156,11 +156,17 @@ class StatusFile:
         self._status = attrs.evolve(self._status, written=self._wall())
         # Only the lease's holder writes, so one name is enough, and a kill leaves no more than one file.
         new = self._path.with_name(f".{self._path.name}.new")
-        with contextlib.suppress(OSError):
+        content = json.dumps(attrs.asdict(self._status)).encode()
+        try:
             descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with os.fdopen(descriptor, "w") as file:
-                json.dump(attrs.asdict(self._status), file)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
             new.replace(self._path)
+        except OSError:
+            # On a full disk what is there has its room, and then it matters most that what it says is so.
+            with contextlib.suppress(OSError), self._path.open("r+b") as file:
+                file.write(content)
+                file.truncate()
 
 
 def status_path(folder: Path, workspace_id: str) -> Path:
