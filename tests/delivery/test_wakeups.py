@@ -122,7 +122,7 @@ async def test_many_events_that_bring_nothing_are_followed_by_a_bounded_number_o
         assert last + 4 < max(time for time in reads(platform) if time < last + 7) <= last + 6
 
 
-async def test_a_stream_that_announces_what_does_not_come_for_hours_costs_two_reads_a_second(journal: Journal) -> None:
+async def test_a_stream_that_announces_what_does_not_come_costs_two_reads_a_second(journal: Journal) -> None:
     platform = FakePlatform(has_stream=True)
     async with Serving(platform, journal) as serving:
         await trusted(platform, serving)
