@@ -93,6 +93,17 @@ async def test_what_runs_when_the_pause_comes_is_finished_and_sent_and_what_wait
         await platform.until(lambda: len(platform.sent) == 3, seconds=5)
 
 
+async def test_events_of_a_changed_status_without_end_cost_a_look_a_second(journal: Journal) -> None:
+    platform = FakePlatform(has_stream=True)
+    async with Serving(platform, journal):
+        await asyncio.sleep(5)
+        before = len(platform.looks)
+        for _ in range(500):
+            platform.signal(Signal.STATUS)
+            await asyncio.sleep(0.02)
+        assert 1 <= len(platform.looks) - before <= 11
+
+
 async def test_stored_answers_are_sent_while_paused(journal: Journal) -> None:
     cut = TransientPlatformError("a2a: 503", operation="a2a", status=503, retry_after=200.0)
     platform = FakePlatform(fail_send=[cut])

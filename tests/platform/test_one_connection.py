@@ -77,6 +77,14 @@ async def test_requests_follow_each_other_on_one_connection(answer: bytes) -> No
     assert server.connections == 1
 
 
+async def test_a_server_that_only_announces_its_answer_is_given_up() -> None:
+    server = Server(lambda number: b"HTTP/1.1 100 Continue\r\n\r\n" * 200 if number == 1 else http(b"abc"))
+    async with connected(server) as (connection, url):
+        with pytest.raises(httpx.RemoteProtocolError, match="gives none"):
+            await read(connection, post(url))
+        assert await read(connection, post(url)) == (200, b"abc")
+
+
 async def test_an_answer_that_ends_with_its_connection_is_whole() -> None:
     server = Server(lambda number: b"HTTP/1.1 200 OK\r\n\r\nabc", close_after=1)
     async with connected(server) as (connection, url):

@@ -14,6 +14,8 @@ from molecule_connect.models import WorkspaceInfo, WorkspaceStatus
 TRIES = 5
 LOOKS = 3
 STATUS_INTERVAL = 300.0
+# Events may come in any number.
+LEAST_BETWEEN_LOOKS = 1.0
 
 
 class Registration:
@@ -138,6 +140,7 @@ class Registration:
                 self._pause(True)
             elif info.status is WorkspaceStatus.ACTIVE and self.is_paused:
                 await self._resume(info)
+            await asyncio.sleep(LEAST_BETWEEN_LOOKS)
 
     async def _resume(self, info: WorkspaceInfo) -> None:
         try:

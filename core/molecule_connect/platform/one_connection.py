@@ -17,6 +17,7 @@ KEEPALIVE = 75.0
 # What the head of an answer may take; h11's own cap of 16 KiB is less than proxies let through.
 _HEAD_CAP = 100 * 1024
 _EYEBALLS_DELAY = 0.25
+_HEADS_BEFORE = 100
 _WAITING_CAP = 256 * 1024
 
 
@@ -44,9 +45,7 @@ class OneConnection(httpx.AsyncBaseTransport):
         try:
             socket = await self._connected(request.url, timeouts["connect"])
             await self._send(socket, request, timeouts["write"])
-            head = await self._next(socket, timeouts["read"])
-            while isinstance(head, h11.InformationalResponse):
-                head = await self._next(socket, timeouts["read"])
+            head = await self._head(socket, timeouts["read"])
         except BaseException:
             self._close()
             raise
@@ -93,6 +92,14 @@ class OneConnection(httpx.AsyncBaseTransport):
         except httpx.WriteError:
             # A server may refuse a request that it has not read to its end, and close or read no further.
             pass
+
+    async def _head(self, socket: "_Socket", timeout: float) -> Any:
+        """The head of the answer itself; a server may send others before it, such as 100 Continue."""
+        for _ in range(_HEADS_BEFORE + 1):
+            head = await self._next(socket, timeout)
+            if not isinstance(head, h11.InformationalResponse):
+                return head
+        raise httpx.RemoteProtocolError("the server goes on to announce an answer, and gives none")
 
     async def _next(self, socket: "_Socket", timeout: float) -> Any:
         """The next event of the answer."""
