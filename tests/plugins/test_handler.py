@@ -217,12 +217,13 @@ async def test_a_cancelled_async_backend_is_cancelled() -> None:
     [
         (None, "it returned None"),
         ("hello", "it returned a str"),
+        (5, "it returned an int"),
         (Response(), "nothing in it"),
         (Response.from_text(" \n\t"), "nothing in it"),
         (Response.from_text("\0 \0"), "nothing in it"),
         (Response(parts=(TextPart("half"),), final=False), "final=False"),
         (Response(parts="hello"), "a part of its Response is a str"),  # type: ignore[arg-type]
-        (Response(parts=(TextPart(7),)), "a part of its Response is a TextPart"),  # type: ignore[arg-type]
+        (Response(parts=(TextPart(7),)), "the text of a part of its Response is an int"),  # type: ignore[arg-type]
         (Response.from_text("hi", usage={"cost_usd": 1}), "usage of its Response is a dict"),  # type: ignore[arg-type]
     ],
 )
@@ -357,13 +358,20 @@ async def test_progress_after_the_answer_is_dropped() -> None:
     assert told == []
 
 
-@pytest.mark.parametrize(("update", "error"), [(7, TypeError), (Response.from_text("final"), ValueError)])
-async def test_progress_refuses_what_is_none(update: Any, error: type[Exception]) -> None:
+@pytest.mark.parametrize(
+    ("update", "error", "words"),
+    [
+        (7, TypeError, "not an int"),
+        (None, TypeError, "not None"),
+        (Response.from_text("final"), ValueError, "final=False"),
+    ],
+)
+async def test_progress_refuses_what_is_none(update: Any, error: type[Exception], words: str) -> None:
     async def answer(request: Request, progress: Progress) -> Response:
         progress(update)
         return Response.from_text("done")
 
-    with pytest.raises(error):
+    with pytest.raises(error, match=words):
         await ask(Async(answer))
 
 
@@ -402,8 +410,8 @@ async def strange() -> AsyncIterator[str]:
         (lambda: ("a", "b"), ["a", "b"]),
         (yielding, ["one", "two"]),
         (lambda: later(["late"]), ["late"]),
-        (lambda: 7, ["check failed: TypeError: it returned a int"]),
-        (strange, ["check failed: TypeError: it returned a async_generator"]),
+        (lambda: 7, ["check failed: TypeError: it returned an int"]),
+        (strange, ["check failed: TypeError: it returned an async_generator"]),
         (lambda: int("x"), ["check failed: ValueError: invalid literal"]),
         (lambda: sys.exit(3), ["check failed: BackendError: "]),
     ],

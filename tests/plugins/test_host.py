@@ -151,7 +151,7 @@ async def test_an_unknown_option_is_a_warning_and_under_strict_an_error(path: li
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("constant", "shout_mod:constant is a int"),
+        ("constant", "shout_mod:constant is an int"),
         ("module", "shout_mod is a module"),
         ("returns-class", "backend returns-class is a class, not an instance"),
         ("returns-none", "backend returns-none is None"),
@@ -363,14 +363,14 @@ async def test_middleware_that_is_none_is_refused_and_the_backend_closed(middlew
     assert backend.closed == 1
 
 
-@pytest.mark.parametrize("returned", [None, 7])
-async def test_wrap_handler_has_to_return_a_handler(returned: Any) -> None:
+@pytest.mark.parametrize(("returned", "words"), [(None, "None"), (7, "an int"), ("x", "a str")])
+async def test_wrap_handler_has_to_return_a_handler(returned: Any, words: str) -> None:
     class Forgetful:
         @hookimpl
         def wrap_handler(self, handler: Handler) -> Any:
             return returned
 
-    with pytest.raises(PluginError, match="wrap_handler of middleware Forgetful returned a"):
+    with pytest.raises(PluginError, match=f"wrap_handler of middleware Forgetful returned {words}$"):
         await host_of(Echo(), middleware=[Forgetful()])
 
 

@@ -9,7 +9,7 @@ import attrs
 
 from molecule_connect.errors import CloseError, MoleculeError
 from molecule_connect.plugins.impls import Impl
-from molecule_connect.plugins.wording import first_line
+from molecule_connect.plugins.wording import first_line, kind
 from molecule_connect.plugins.worker_threads import WorkerThreads
 
 CHECK_SECONDS = 30.0
@@ -76,7 +76,7 @@ def _as_list(found: object) -> list[str]:
     if found is None or isinstance(found, str):
         return [found] if found else []
     if not isinstance(found, Iterable):
-        raise TypeError(f"it returned a {type(found).__name__}")
+        raise TypeError(f"it returned {kind(found)}")
     return [str(problem) for problem in found]
 
 

@@ -20,7 +20,7 @@ from molecule_connect.plugins.impls import Impl, close_impl, new_manager, regist
 from molecule_connect.plugins.inbox import InboxBackend
 from molecule_connect.plugins.layers import layer
 from molecule_connect.plugins.scan import BACKENDS, MIDDLEWARE
-from molecule_connect.plugins.wording import first_line
+from molecule_connect.plugins.wording import first_line, kind
 from molecule_connect.plugins.worker_threads import WorkerThreads
 
 
@@ -178,7 +178,7 @@ class PluginHost:
             outer.close()
         if not callable(outer):
             raise PluginError(
-                f"wrap_handler of {impl.label} returned a {type(outer).__name__}",
+                f"wrap_handler of {impl.label} returned {kind(outer)}",
                 hint="it is a plain function that returns an async function of request and progress",
             )
         return layer(outer, impl.label)

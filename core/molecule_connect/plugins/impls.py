@@ -12,7 +12,7 @@ import pluggy
 from molecule_connect.errors import PluginError
 from molecule_connect.plugins import hookspecs
 from molecule_connect.plugins.inbox import InboxBackend
-from molecule_connect.plugins.wording import nearest
+from molecule_connect.plugins.wording import kind, nearest
 from molecule_connect.plugins.worker_threads import WorkerThreads
 
 # What each hook gives its implementations, and what they cannot do without.
@@ -98,7 +98,7 @@ ENTRY_POINT_RULE = "an entry point names an attrs class, or a function that take
 
 def kind_of(target: object) -> str:
     """What *target* is, where it can make no plugin."""
-    return "a module" if inspect.ismodule(target) else f"a {type(target).__name__}"
+    return "a module" if inspect.ismodule(target) else kind(target)
 
 
 def hook_problem(target: Any, label: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from molecule_connect.errors import BackendError
 from molecule_connect.models import DataPart, FilePart, Handler, Progress, Request, Response, TextPart, Usage
-from molecule_connect.plugins.wording import first_line
+from molecule_connect.plugins.wording import first_line, kind
 
 _LOG = logging.getLogger(__name__)
 
@@ -50,17 +50,17 @@ def layer(handler: Callable[[Request, Progress], Any], label: str) -> Handler:
 def require_answer(response: object, label: str) -> Response:
     """*response*, or a BackendError that is not to be tried again unless it can be sent or is silent on purpose."""
     if not isinstance(response, Response):
-        problem = f"it returned {'None' if response is None else f'a {type(response).__name__}'}"
+        problem = f"it returned {kind(response)}"
     elif response.is_silent:
         return response
     elif not response.final:
         problem = "it returned a Response with final=False"
     elif wrong := [part for part in response.parts if not _is_part(part)]:
-        problem = f"a part of its Response is a {type(wrong[0]).__name__}"
+        problem = _wrong_part(wrong[0])
     elif response.is_blank:
         problem = "its Response has nothing in it that anybody could read"
     elif not _is_usage(response.usage):
-        problem = f"the usage of its Response is a {type(response.usage).__name__}"
+        problem = f"the usage of its Response is {kind(response.usage)}"
     else:
         return response
     raise BackendError(f"no answer from {label}: {problem}", retryable=False)
@@ -79,7 +79,7 @@ class Reporter:
 
     def __call__(self, update: str | Response, /) -> Awaitable[None]:
         if not isinstance(update, str | Response):
-            raise TypeError(f"progress takes text or a Response, not a {type(update).__name__}")
+            raise TypeError(f"progress takes text or a Response, not {kind(update)}")
         if isinstance(update, Response) and update.final:
             raise ValueError("a Response given to progress must say final=False")
         if threading.get_ident() == self._thread:
@@ -140,3 +140,9 @@ def _is_usage(usage: object) -> bool:
 
 def _is_part(part: object) -> bool:
     return isinstance(part, FilePart | DataPart) or (isinstance(part, TextPart) and isinstance(part.text, str))
+
+
+def _wrong_part(part: object) -> str:
+    if isinstance(part, TextPart):
+        return f"the text of a part of its Response is {kind(part.text)}"
+    return f"a part of its Response is {kind(part)}"

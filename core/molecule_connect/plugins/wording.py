@@ -10,6 +10,14 @@ def first_line(exc: BaseException) -> str:
     return f"{type(exc).__name__}: {text[0]}" if text else type(exc).__name__
 
 
+def kind(value: object) -> str:
+    """What *value* is, in a sentence: ``None``, ``a str``, ``an int``."""
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeio' else 'a'} {name}"
+
+
 def nearest(word: str, known: Sequence[str]) -> str:
     """``, did you mean 'x'?`` for the nearest of *known*, or an empty string."""
     close = difflib.get_close_matches(word, known, n=1)
