@@ -431,7 +431,8 @@ async def test_old_files_of_finished_messages_go_and_those_of_open_ones_stay(jou
         await asyncio.sleep(3 * 3600)
 
         assert [path.name[33:] for path in on_disk(journal)] == ["open.txt"]
-        assert any("0.0208333 days" in notice.text for notice in serving.events.of(events.Notice))
+        told = [notice.text for notice in serving.events.of(events.Notice)]
+        assert "1 file of finished messages was removed: files are kept for 0.0208333 days" in told
         says(platform, TextPart("again"), named(), row_id="c", context_id="third")
         await platform.until(lambda: len(platform.sent) == 2)
     assert "removed from this machine after" in platform.answers()[1]
@@ -445,7 +446,8 @@ async def test_the_folder_keeps_within_its_quota_by_the_oldest_finished_files(jo
             says(platform, named(f"f{number}"), row_id=f"m{number}")
             await until_sent(platform, number + 1)
         assert sorted(path.name[33:] for path in on_disk(journal)) == ["1.txt", "2.txt"]
-        assert any("the folder holds" in notice.text for notice in serving.events.of(events.Notice))
+        told = [notice.text for notice in serving.events.of(events.Notice)]
+        assert "1 file of finished messages was removed: the folder holds 0 MiB" in told
         says(platform, named("f0"), row_id="again")
         await until_sent(platform, 4)
     assert backend.files()[0].unavailable == "it was removed from this machine to make room"

@@ -80,7 +80,7 @@ async def test_the_quota_holds_for_them_too_and_bytes_that_come_again_are_here_a
             says(platform, file, row_id=f"row-{number}", caller_id="peer")
             await platform.until(lambda answered=number + 1: len(platform.sent) == answered)  # type: ignore[misc]
             assert len(on_disk(journal)) == 1
-        assert any("to make room" in one.text or "were removed" in one.text for one in serving.events.of(events.Notice))
+        assert any("to make room" in one.text or "was removed" in one.text for one in serving.events.of(events.Notice))
     assert backend.contents == [[b"1" * 600], [b"2" * 600], [b"1" * 600]]
 
 

@@ -295,7 +295,7 @@ class ChatFiles:
                 removed += 1
         quota = f"{self._room.quota >> 20} MiB"
         if removed:
-            self._reports.notice(f"{removed} files of finished messages were removed: the folder holds {quota}")
+            self._reports.notice(f"{_removed(removed)}: the folder holds {quota}")
         if over > 0:
             raise OSError(f"the folder for files is full: it holds {quota}, all of messages that are not finished")
 
@@ -307,7 +307,7 @@ class ChatFiles:
         old = self._journal.removable(before=self._wall() - self._room.kept_for)
         count = sum([await self._remove(one, f"it was removed from this machine after {days}") for one in old])
         if count:
-            self._reports.notice(f"{count} files of finished messages were removed: they are kept for {days}")
+            self._reports.notice(f"{_removed(count)}: files are kept for {days}")
         await self._journal.forget(before=self._wall() - FORGET_AFTER, now=self._now())
 
     async def _remove(self, file: FileEntry, reason: str) -> bool:
@@ -320,6 +320,10 @@ class ChatFiles:
 def _unpack(uri: str, sink: IO[bytes], folder: FileFolder) -> int:
     sink.write(inline_bytes(uri))
     return folder.settle(sink)
+
+
+def _removed(count: int) -> str:
+    return f"{count:,} file{' of finished messages was' if count == 1 else 's of finished messages were'} removed"
 
 
 def _longest(file: FileEntry, cap: int) -> float:
