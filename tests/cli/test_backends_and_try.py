@@ -1,5 +1,6 @@
 """``molecule backends``, ``molecule try``, and commands that plugins add."""
 
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from molecule_connect.cli.asked import or_another
 from molecule_connect.cli.root import BUILT_IN, MoleculeGroup
 from molecule_connect.errors import ConfigError
+from molecule_connect.plugins import discovery
 
 from .conftest import BACKENDS, distribute
 
@@ -26,6 +28,17 @@ def test_backends_are_listed_without_loading_them(molecule: Molecule) -> None:
     lines = result.stdout.splitlines()
     assert any(line.split() == ["parrot", "fake-good", "1.0"] for line in lines)
     assert any(line.split()[:3] == ["broken", "fake-broken", "1.0"] for line in lines)
+
+
+def test_where_no_backend_answers_the_install_line_is_that_of_this_interpreter(
+    molecule: Molecule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(discovery, "installed_backends", lambda **given: ())
+
+    assert molecule("backends").stdout == (
+        "no backend that answers is installed; "
+        f'a first one: {shlex.quote(sys.executable)} -m pip install "molecule-connect[mock]"\n'
+    )
 
 
 def test_check_imports_each_and_names_what_fails(molecule: Molecule) -> None:

@@ -21,7 +21,7 @@ def backends(name: str | None, check: bool) -> None:
 
 
 def _list(check: bool) -> None:
-    from molecule_connect.plugins.discovery import installed_backends
+    from molecule_connect.plugins.discovery import install_line, installed_backends
 
     found = installed_backends(check=check)
     width = max((len(plugin.name) for plugin in found), default=0)
@@ -29,7 +29,7 @@ def _list(check: bool) -> None:
         state = plugin.problem or ("ok" if check else "")
         click.echo(f"{plugin.name:{width}}  {plugin.origin}" + (f"  {state}" if state else ""))
     if all(plugin.name == "inbox" for plugin in found):
-        click.echo('no backend that answers is installed; a first one: pip install "molecule-connect[mock]"')
+        click.echo(f"no backend that answers is installed; a first one: {install_line('mock')}")
     broken = [plugin.name for plugin in found if plugin.problem]
     if check and broken:
         raise PluginError(

@@ -232,7 +232,12 @@ def _not_found(group: str, name: str, everything: Sequence[InstalledPlugin]) -> 
 
 def how_to_install(extra: str) -> str:
     """The hint for one of our own distributions that is missing, by its extra."""
-    return f'install it: {_pip()} install "molecule-connect[{extra}]"'
+    return f"install it: {install_line(extra)}"
+
+
+def install_line(extra: str) -> str:
+    """The command that installs one of our own distributions beside this interpreter."""
+    return f'{_pip()} install "molecule-connect[{extra}]"'
 
 
 def _pip() -> str:
