@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import click
 
-from molecule_connect import OptionError
+from molecule_connect import ConfigError, OptionError
 from molecule_connect_sandbox.faults import KINDS
 from molecule_connect_sandbox.generation import AUGUST, GENERATIONS
 
@@ -117,6 +117,8 @@ def sandbox(
     from molecule_connect_sandbox.serving import run_server
     from molecule_connect_sandbox.session import ChatOptions
 
+    if admin_token is not None and not admin_token.strip():
+        raise ConfigError("--admin-token is empty", hint="give a token, or leave --admin-token out")
     if admin_token is None and not GENERATIONS[platform].anonymous_people:
         admin_token = secrets.token_urlsafe(16)
     options = SandboxOptions(

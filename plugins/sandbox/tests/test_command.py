@@ -55,6 +55,16 @@ def test_a_fault_that_there_is_not_is_refused_before_anything_starts(fault: str)
     assert outcome.output == ""
 
 
+@pytest.mark.parametrize("platform", ["2026-05", "2026-08"])
+@pytest.mark.parametrize("token", ["", "  "])
+def test_an_empty_administrators_token_is_refused(token: str, platform: str) -> None:
+    # Without the refusal this would start a chat, which ends with its input.
+    outcome = CliRunner().invoke(sandbox, ["--platform", platform, "--admin-token", token], input="")
+    assert isinstance(outcome.exception, ConfigError)
+    assert str(outcome.exception) == "--admin-token is empty"
+    assert "leave --admin-token out" in outcome.exception.hint
+
+
 @pytest.mark.parametrize("given", [("--backend", "exec"), ("--backend-opt", "cmd=cat")])
 def test_serving_takes_no_backend_and_says_what_to_run(given: tuple[str, str]) -> None:
     outcome = subprocess.run([*PROGRAM, "--serve", *given], capture_output=True, text=True, timeout=40)
