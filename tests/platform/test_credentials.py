@@ -50,6 +50,13 @@ def test_a_folder_or_bytes_in_place_of_a_token_file_are_refused(tmp_path: Path) 
             read_token_file(path)
 
 
+def test_a_device_in_place_of_a_token_file_is_not_to_be_closed_to_others() -> None:
+    with pytest.raises(ConfigError, match="the token file /dev/null is blank") as caught:
+        read_token_file(Path("/dev/null"))
+
+    assert "chmod" not in caught.value.hint
+
+
 @pytest.mark.parametrize(
     "token",
     [

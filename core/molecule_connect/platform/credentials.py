@@ -44,7 +44,7 @@ def read_token_file(path: Path) -> str:
     """The token in *path*. Lines that begin with ``#`` are remarks.
 
     Raises:
-        ConfigError: The file is missing, blank, of two lines, readable by others, or holds no token.
+        ConfigError: It is missing, blank, of two lines, a file that others can read, or holds no token.
     """
     try:
         mode = path.stat().st_mode
@@ -60,7 +60,7 @@ def read_token_file(path: Path) -> str:
     except OSError as exc:
         reason = exc.strerror or type(exc).__name__
         raise ConfigError(f"the token file {path} cannot be read: {reason}", hint="make it readable for you") from exc
-    if mode & (stat.S_IROTH | stat.S_IWOTH):
+    if stat.S_ISREG(mode) and mode & (stat.S_IROTH | stat.S_IWOTH):
         raise ConfigError(
             f"the token file {path} is open to others (mode {stat.S_IMODE(mode):04o})", hint=f"run: chmod 600 {path}"
         )
