@@ -74,7 +74,7 @@ def workspace_id(argument: str | None, environ: Mapping[str, str]) -> str:
     return found
 
 
-def token_source(token: str | None, token_file: Path | None, environ: Mapping[str, str]) -> TokenSource | None:
+def token_source(token: str | None, token_file: str | Path | None, environ: Mapping[str, str]) -> TokenSource | None:
     """The first source that is named: the flags, then the variables. It is read and checked here, before any request.
 
     Raises:
@@ -83,11 +83,14 @@ def token_source(token: str | None, token_file: Path | None, environ: Mapping[st
     if token is not None:
         return TokenSource(name="--token", token=check_token(token, source="--token"))
     if token_file is not None:
+        # A path cannot tell: an empty one is the current folder.
+        if not str(token_file).strip():
+            raise ConfigError("--token-file is empty", hint="name a file, or leave --token-file out")
         return _file_source("--token-file", token_file)
     if environ.get(TOKEN_VARIABLE):
         return TokenSource(name=TOKEN_VARIABLE, token=check_token(environ[TOKEN_VARIABLE], source=TOKEN_VARIABLE))
     if environ.get(TOKEN_FILE_VARIABLE):
-        return _file_source(TOKEN_FILE_VARIABLE, Path(environ[TOKEN_FILE_VARIABLE]))
+        return _file_source(TOKEN_FILE_VARIABLE, environ[TOKEN_FILE_VARIABLE])
     return None
 
 
@@ -99,8 +102,8 @@ def no_token() -> ConfigError:
     )
 
 
-def _file_source(name: str, file: Path) -> TokenSource:
-    file = path_of(str(file)).absolute()
+def _file_source(name: str, named: str | Path) -> TokenSource:
+    file = path_of(str(named)).absolute()
     token = read_token_file(file)
     # A pipe, as in --token-file <(pass show token), can be read only once.
     return TokenSource(name=name, file=file) if file.is_file() else TokenSource(name=name, token=token)

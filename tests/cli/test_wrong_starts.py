@@ -115,6 +115,16 @@ def test_a_token_file_that_cannot_be_used_is_refused_and_no_other_source_is_trie
     assert_refused(result, words, str(file))
 
 
+@pytest.mark.parametrize("command", ["connect", "doctor"])
+@pytest.mark.parametrize("value", ["", " "])
+def test_an_empty_token_file_flag_is_refused_by_its_name(molecule: Molecule, command: str, value: str) -> None:
+    result = molecule(command, "ws_1", "--token-file", value, "--api-url", "http://127.0.0.1:1")
+
+    assert result.code != 0
+    assert "--token-file is empty" in result.output
+    assert "name a file, or leave --token-file out" in result.output
+
+
 @pytest.mark.parametrize("value", ["<your token>", "YOUR_TOKEN", "two words", " "])
 def test_what_is_no_token_is_refused_by_its_source(molecule: Molecule, value: str) -> None:
     assert_refused(start(molecule, MOLECULE_WORKSPACE_TOKEN=value), "MOLECULE_WORKSPACE_TOKEN")

@@ -97,7 +97,7 @@ class PluginName(click.ParamType[str]):
 )
 @click.option(
     "--token-file",
-    type=click.Path(path_type=Path),
+    type=click.Path(),
     metavar="FILE",
     help="A file of one line, readable by you alone, that holds the token.",
 )
