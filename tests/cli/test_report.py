@@ -1,10 +1,14 @@
 """Whatever ends a command comes with a next step."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import click
 import pytest
 
 from molecule_connect import errors
-from molecule_connect.cli.report import reported
+from molecule_connect.cli.report import fail_on_stderr, reported
 
 ERRORS = [
     errors.MoleculeError("x"),
@@ -30,6 +34,38 @@ def test_an_error_without_a_hint_ends_with_a_next_step_all_the_same(error: Excep
     ((text, hint),) = told
     assert text == "x"
     assert hint
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["backends"], ["backends", "parrot"], ["--help"], ["try", "parrot", "hello"]])
+def test_standard_output_that_cannot_be_written_is_told_in_one_line(
+    environ: dict[str, str], arguments: list[str], unbuffered: str
+) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "molecule_connect", *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**environ, "PYTHONUNBUFFERED": unbuffered},
+            timeout=60,
+            check=False,
+        )
+
+    assert done.returncode == 2
+    assert done.stderr.removeprefix("... repeating\n") == (
+        "error: standard output cannot be written: No space left on device\n"
+        "what to do: make room there, or send the output elsewhere, then try again\n"
+    )
+
+
+def test_any_other_error_of_the_system_stays_a_bug(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, reported(fail_on_stderr):
+        Path("/nowhere/at/all").read_text()
+
+    assert ended.value.code == 1
+    assert "this is a bug" in capsys.readouterr().err
 
 
 def test_a_hint_of_its_own_is_kept() -> None:

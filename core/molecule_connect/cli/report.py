@@ -10,7 +10,7 @@ import click
 
 from molecule_connect.cli import exit_codes
 from molecule_connect.console.texts import failure
-from molecule_connect.errors import MoleculeError
+from molecule_connect.errors import ConfigError, MoleculeError
 
 ISSUE_HINT = "this is a bug in molecule-connect or in a plugin: report it with the lines above"
 
@@ -39,7 +39,9 @@ def reported(fail: Fail) -> Iterator[None]:
         fail("interrupted", "", exit_codes.INTERRUPTED)
         sys.exit(exit_codes.INTERRUPTED)
     except BrokenPipeError:
-        _leave_a_closed_pipe()
+        # The reader of our output has gone (`molecule backends | head -1`).
+        _give_output_up()
+        sys.exit(exit_codes.BROKEN_PIPE)
     except Exception as error:  # the top of the program: nobody above could tell it better
         sys.exit(_tell(fail, error))
 
@@ -60,6 +62,8 @@ def _tell(fail: Fail, error: BaseException) -> int:
     if isinstance(error, click.ClickException):
         fail(error.format_message(), _usage_hint(error), error.exit_code)
         return error.exit_code
+    if isinstance(error, OSError) and _is_of_output(error):
+        error = _no_output(error)
     code = exit_codes.exit_code(error)
     if isinstance(error, MoleculeError):
         fail(str(error), next_step(error), code)
@@ -76,8 +80,22 @@ def _usage_hint(error: click.ClickException) -> str:
     return f"see '{context.command_path} --help'" if context is not None else "see 'molecule --help'"
 
 
-def _leave_a_closed_pipe() -> None:
-    # The reader of our output has gone (`molecule backends | head -1`); the interpreter's own flush must not complain.
+def _is_of_output(error: OSError) -> bool:
+    from traceback import walk_tb
+
+    # All commands print by it, and what it does beside writing raises nothing of the kind.
+    return any(frame.f_code is click.echo.__code__ for frame, _ in walk_tb(error.__traceback__))
+
+
+def _no_output(error: OSError) -> ConfigError:
+    _give_output_up()
+    return ConfigError(
+        f"standard output cannot be written: {error.strerror or type(error).__name__}",
+        hint="make room there, or send the output elsewhere, then try again",
+    )
+
+
+def _give_output_up() -> None:
+    # What could not be written is still in the buffer, and the interpreter's own flush must not complain.
     with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(exit_codes.BROKEN_PIPE)
