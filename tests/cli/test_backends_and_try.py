@@ -62,6 +62,30 @@ def test_check_says_that_an_entry_point_names_a_module(molecule: Molecule, plugi
     assert "the entry point of backend whole names a module -> an entry point names an attrs class" in line
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"[molecule_connect.backends]\njust a line\n", "line 2 is not name = module:attribute"),
+        (b"[molecule_connect.backends\nlost = m:x\n", "line 1 opens a group whose bracket is not closed"),
+        (b"lost = m:x\n", "line 1 stands before any [group]"),
+        (b"[molecule_connect.backends]\n\xff = m:x\n", "it is not UTF-8"),
+    ],
+)
+def test_check_names_a_distribution_whose_entry_points_are_malformed(
+    molecule: Molecule, plugins: Path, text: bytes, words: str
+) -> None:
+    distribute(plugins, "fake-malformed", {})
+    (plugins / "fake_malformed-1.0.dist-info" / "entry_points.txt").write_bytes(text)
+
+    checked, listed = molecule("backends", "--check"), molecule("backends")
+
+    assert checked.code == 2
+    assert f"fake-malformed 1.0  entry_points.txt is malformed: {words}\n" in checked.stdout
+    assert any(line.startswith("parrot ") and line.endswith("ok") for line in checked.stdout.splitlines())
+    assert "broken; the entry points of fake-malformed are malformed" in checked.stderr
+    assert (listed.code, "malformed" in listed.output) == (0, False)
+
+
 FACTORIES = """
 import attrs
 from molecule_connect import Response, hookimpl

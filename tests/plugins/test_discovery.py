@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from molecule_connect.errors import BackendNotFoundError, PluginError
-from molecule_connect.plugins.discovery import find, installed, installed_backends, load
+from molecule_connect.plugins.discovery import find, installed, installed_backends, load, malformed
 from molecule_connect.plugins.scan import BACKENDS, COMMANDS, MIDDLEWARE, scan_names
 
 from .distributions import backends, write_distribution
@@ -56,6 +56,19 @@ def test_a_malformed_file_hides_no_other_distribution(site: Path, broken: str | 
 
     assert [plugin.name for plugin in installed_backends(path=[path])] == ["acme"]
     assert list(scan_names(BACKENDS, path=[path])) == ["acme"]
+
+
+def test_everything_that_is_malformed_is_told_by_its_distribution(site: Path) -> None:
+    lines = "# a remark\n[console_scripts]\nnot ours\n[molecule_connect.backends]\n; another\noops\n= m:x\nok = m:x\n"
+    write_distribution(site, "acme", entry_points=lines)
+    write_distribution(site, "Plain", entry_points="first\n[molecule_connect.backends\nlost\n")
+    write_distribution(site, "tidy", entry_points=backends(tidy="m:x"))
+    path = write_distribution(site, "empty")
+
+    assert malformed(path=[path]) == {
+        "Plain 1.0": ("line 1 stands before any [group]", "line 2 opens a group whose bracket is not closed"),
+        "acme 1.0": ("line 6 is not name = module:attribute", "line 7 is not name = module:attribute"),
+    }
 
 
 def test_a_malformed_line_hides_no_other_line_of_its_file(site: Path) -> None:

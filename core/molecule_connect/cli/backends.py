@@ -21,7 +21,7 @@ def backends(name: str | None, check: bool) -> None:
 
 
 def _list(check: bool) -> None:
-    from molecule_connect.plugins.discovery import install_line, installed_backends
+    from molecule_connect.plugins.discovery import install_line, installed_backends, malformed
 
     found = installed_backends(check=check)
     width = max((len(plugin.name) for plugin in found), default=0)
@@ -30,11 +30,21 @@ def _list(check: bool) -> None:
         click.echo(f"{plugin.name:{width}}  {plugin.origin}" + (f"  {state}" if state else ""))
     if all(plugin.name == "inbox" for plugin in found):
         click.echo(f"no backend that answers is installed; a first one: {install_line('mock')}")
-    broken = [plugin.name for plugin in found if plugin.problem]
-    if check and broken:
+    if not check:
+        return
+    # What such a distribution meant to offer may be missing from the list, and nothing else would say so.
+    files = malformed()
+    for origin, faults in files.items():
+        click.echo(f"{'?':{width}}  {origin}  entry_points.txt is malformed: {'; '.join(faults)}")
+    wrong = []
+    if broken := [plugin.name for plugin in found if plugin.problem]:
+        wrong.append(f"{len(broken)} of {len(found)} backends cannot be used: {', '.join(broken)}")
+    if files:
+        names = [origin.partition(" ")[0] for origin in files]
+        wrong.append(f"the entry points of {', '.join(names)} are malformed")
+    if wrong:
         raise PluginError(
-            f"{len(broken)} of {len(found)} backends cannot be used: {', '.join(broken)}",
-            hint="mend, upgrade or remove the distributions named above; the others work",
+            "; ".join(wrong), hint="mend, upgrade or remove the distributions named above; the others work"
         )
 
 

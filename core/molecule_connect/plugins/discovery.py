@@ -15,7 +15,7 @@ import attrs
 from molecule_connect import __version__
 from molecule_connect.errors import BackendNotFoundError, MoleculeError, PluginError
 from molecule_connect.plugins.requirements import unmet
-from molecule_connect.plugins.scan import BACKENDS, COMMANDS, MIDDLEWARE, NAME, entries, normalised
+from molecule_connect.plugins.scan import BACKENDS, COMMANDS, MIDDLEWARE, NAME, entries, faults, normalised
 from molecule_connect.plugins.wording import first_line, nearest
 
 # Names whose distributions are ours. Any other package name would be a guess, and a guess invites typo-squatting.
@@ -91,6 +91,25 @@ def installed_backends(*, check: bool = False, path: Sequence[str] | None = None
         if check
         else found
     )
+
+
+def malformed(*, path: Sequence[str] | None = None) -> dict[str, tuple[str, ...]]:
+    """What is wrong with the ``entry_points.txt`` of installed distributions, by name and version; nothing is loaded.
+
+    Whatever such a file offers beside its faults can be used.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for distribution in _distributions(path):
+        try:
+            wrong = tuple(faults(distribution.read_text("entry_points.txt") or ""))
+        except UnicodeDecodeError:
+            wrong = ("it is not UTF-8",)
+        except OSError as exc:
+            wrong = (f"it cannot be read: {exc.strerror}",)
+        if wrong:
+            known = distribution.metadata
+            found[" ".join(known[field] for field in ("Name", "Version") if field in known)] = wrong
+    return dict(sorted(found.items()))
 
 
 def find(group: str, name: str, *, path: Sequence[str] | None = None) -> InstalledPlugin:

@@ -31,6 +31,22 @@ def entries(text: str, group: str) -> Iterator[tuple[str, str]]:
             yield name.strip(), target.strip()
 
 
+def faults(text: str) -> Iterator[str]:
+    """What of an ``entry_points.txt`` is passed over because it is malformed; lines of strangers' groups are theirs."""
+    section: str | None = None
+    for number, line in enumerate(map(str.strip, text.splitlines()), 1):
+        if not line or line.startswith(("#", ";")):
+            continue
+        if line.startswith("["):
+            section = line.strip("[]").strip() if line.endswith("]") else ""
+            if not line.endswith("]"):
+                yield f"line {number} opens a group whose bracket is not closed"
+        elif section is None:
+            yield f"line {number} stands before any [group]"
+        elif section in (BACKENDS, MIDDLEWARE, COMMANDS) and ("=" not in line or line.startswith("=")):
+            yield f"line {number} is not name = module:attribute"
+
+
 def scan_names(group: str, *, path: Iterable[str] | None = None) -> dict[str, str]:
     """Names that installed distributions offer in *group*, each with its distribution, sorted by name.
 
