@@ -303,6 +303,14 @@ def test_a_token_that_the_platform_handed_out_earlier_is_enough(tmp_path: Path) 
     assert (one.token, one.token_file) == (None, None)
 
 
+def test_each_knows_its_number_and_another_number_is_no_other_setting() -> None:
+    first, second = listed({"id": "a", "token": TOKEN}, {"id": "b", "token": TOKEN})
+    (moved,) = listed({"id": "b", "token": TOKEN})
+
+    assert (first.entry, second.entry, moved.entry) == (1, 2, 1)
+    assert moved == second
+
+
 def test_a_plugin_that_is_not_installed_is_a_fault_of_its_entry() -> None:
     found = faults(
         {"id": "a", "token": TOKEN, "backend": "mokc"},

@@ -136,6 +136,7 @@ async def plugin_host(
         middleware=settings.middleware,
         middleware_options=settings.middleware_options,
         strict=settings.strict,
+        listed=settings.entry > 0,
         state_dir=state_dir,
         warn=say,
         secrets=[token],

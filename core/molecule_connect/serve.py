@@ -280,7 +280,7 @@ async def _problems(steps: Sequence[tuple[ConnectionSettings, _Step]], *, severa
 
     found = await asyncio.gather(*(take(step) for _, step in steps))
     return [
-        f"workspace {one.workspace_id}: {problem}"
+        f"workspace {f'{one.entry} ({one.workspace_id})' if one.entry else one.workspace_id}: {problem}"
         for (one, _), problems in zip(steps, found, strict=True)
         for problem in problems
     ]

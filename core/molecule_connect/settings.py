@@ -58,6 +58,7 @@ class ConnectionSettings:
         max_cost_per_day: US dollars by what backends say of their usage, at most a million; None is without limit.
         since_secs: How far a first start looks back, in seconds.
         agent_name, agent_description, agent_skills: What the card is to say; the rest of it stays as it is.
+        entry: The number of its entry in the list that names it; 0 for one that is served by itself.
         patient: Go on trying to register while the platform cannot be reached; else five tries end it.
     """
 
@@ -87,6 +88,7 @@ class ConnectionSettings:
     patient: bool = False
     unpause: bool = False
     insecure: bool = False
+    entry: int = attrs.field(default=0, eq=False)
 
     @property
     def card(self) -> dict[str, Any]:

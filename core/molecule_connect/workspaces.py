@@ -157,7 +157,7 @@ class _Reading:
         below, found = stack(below, defaults), []
         first: dict[str, int] = {}
         for number, entry in enumerate(entries or [], 1):
-            name, settings, faults = self._entry(entry, below)
+            name, settings, faults = self._entry(number, entry, below)
             if name and first.setdefault(name, number) != number:
                 faults.append(f"the id of workspace {first[name]} again")
             label = f"workspace {number} ({name})" if name else f"workspace {number}"
@@ -169,7 +169,9 @@ class _Reading:
             raise WorkspacesError(self.source, self.faults)
         return [settings for settings in found if settings is not None]
 
-    def _entry(self, entry: Any, below: Mapping[str, Any]) -> tuple[str | None, ConnectionSettings | None, list[str]]:
+    def _entry(
+        self, number: int, entry: Any, below: Mapping[str, Any]
+    ) -> tuple[str | None, ConnectionSettings | None, list[str]]:
         if not isinstance(entry, dict):
             return None, None, ["it is no table of keys"]
         own, faults = read_keys(entry)
@@ -184,7 +186,7 @@ class _Reading:
             token = self._token(values, entry, name)
         except ConfigError as exc:
             faults.append(_with_hint(exc))
-        settings = _settings({**values, "id": name or "unknown"}, token)
+        settings = _settings({**values, "id": name or "unknown", "entry": number}, token)
         try:
             parse_address(settings.api_url, insecure=settings.insecure)
         except ConfigError as exc:

@@ -7,7 +7,21 @@ from typing import Any
 
 import pytest
 
+from .conftest import distribute
+
 Molecule = Callable[..., Any]
+PICKY = """
+import attrs
+from molecule_connect import hookimpl
+
+@attrs.frozen(eq=False, kw_only=True)
+class Picky:
+    key: str
+
+    @hookimpl
+    def wrap_handler(self, handler):
+        return handler
+"""
 
 
 @pytest.fixture
@@ -49,10 +63,35 @@ def test_problems_of_each_are_told_by_their_workspace(molecule: Molecule, config
 
     for result in (rehearsed, started):
         assert result.code == 2
-        assert "workspace ws_2: backend unready: no login" in result.stderr
-        assert "workspace ws_3: option 'times' of backend parrot must be" in result.stderr
+        assert "workspace 3 (ws_2): backend unready: no login" in result.stderr
+        assert "workspace 4 (ws_3): option 'times' of backend parrot must be" in result.stderr
+        assert "-> write it options.times=..." in result.stderr
     assert "error: the workspaces are not ready: 2 problems" in rehearsed.stderr
     assert "error: the list has 2 faults, listed above\nwhat to do: " in started.stderr
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ('backend = "exec"', "backend exec needs the option 'cmd' -> give it: options.cmd=..."),
+        ('use = "picky"', "middleware picky needs the option 'key' -> give it: use_options.picky.key=..."),
+        (
+            'use = "picky"\nuse_options.other.key = "x"',
+            "'other.key' is an option of no middleware in use (in use: picky) -> write it use_options.NAME.key=...",
+        ),
+    ],
+)
+def test_what_a_plugin_of_a_list_refuses_is_told_with_its_number_and_spelt_as_in_the_list(
+    molecule: Molecule, config: Path, plugins: Path, keys: str, words: str
+) -> None:
+    (plugins / "fake_picky.py").write_text(PICKY)
+    distribute(plugins, "fake-picky", {"molecule_connect.middleware": {"picky": "fake_picky:Picky"}})
+    config.write_text(f"{config.read_text()}{keys}\n")
+
+    result = molecule("connect", "--config", str(config), "--dry-run")
+
+    assert result.code == 2
+    assert f"workspace 3 (ws_2): {words}" in result.stderr
 
 
 def test_every_fault_is_a_line_and_the_error_counts_them(molecule: Molecule, token: str) -> None:

@@ -35,6 +35,7 @@ class Creation:
     Attributes:
         given: Its options, as the operator wrote them.
         strict: An unknown option is an error, not a warning.
+        listed: A list of workspaces gave the options; else flags did.
     """
 
     installed: InstalledPlugin
@@ -43,6 +44,7 @@ class Creation:
     state_folder: Callable[[], Path] | None = None
     secrets: frozenset[str] = frozenset()
     strict: bool = False
+    listed: bool = False
     warn: Warn = log_warning
 
     def start(self) -> Any:
@@ -101,10 +103,15 @@ class Creation:
             workspace_id=self.workspace_id,
             options=self.given,
             label=self.installed.label,
-            spelling="--backend-opt " if self.installed.group == BACKENDS else f"--use-opt {name}.",
+            spelling=self._spelling(),
             state_folder=self.state_folder and self._own_folder,
             secrets=self.secrets,
         )
+
+    def _spelling(self) -> str:
+        if self.installed.group == BACKENDS:
+            return "options." if self.listed else "--backend-opt "
+        return f"{'use_options.' if self.listed else '--use-opt '}{self.installed.name}."
 
     def _own_folder(self) -> Path:
         assert self.state_folder is not None  # noqa: S101
@@ -126,7 +133,7 @@ class Creation:
             )
 
 
-def split_options(given: Mapping[str, Value], names: list[str]) -> dict[str, dict[str, Value]]:
+def split_options(given: Mapping[str, Value], names: list[str], *, listed: bool = False) -> dict[str, dict[str, Value]]:
     """Options of middleware, keyed ``name.key``, by name.
 
     Raises:
@@ -138,7 +145,9 @@ def split_options(given: Mapping[str, Value], names: list[str]) -> dict[str, dic
         if not rest or name not in found:
             raise PluginError(
                 f"{key!r} is an option of no middleware in use (in use: {', '.join(names) or 'none'})",
-                hint="write it as --use NAME --use-opt NAME.key=value",
+                hint="write it use_options.NAME.key=..."
+                if listed
+                else "write it as --use NAME --use-opt NAME.key=value",
             )
         found[name][rest] = value
     return found

@@ -212,6 +212,7 @@ async def create_host(
     middleware: Sequence[str | object] = (),
     middleware_options: Mapping[str, Value] | None = None,
     strict: bool = False,
+    listed: bool = False,
     state_dir: Path | None = None,
     warn: Warn = log_warning,
     secrets: Iterable[str] = (),
@@ -219,6 +220,7 @@ async def create_host(
 ) -> PluginHost:
     """The host of one connection. ``middleware`` names the outermost first; its options are keyed ``name.key``.
 
+    Hints spell options as the entry of a list has them if it is ``listed``, else as flags.
     Without ``state_dir`` a plugin's folder lasts as long as the host. ``secrets`` are kept from the environment of
     child processes. ``path`` takes the place of ``sys.path`` in the search for names. When it fails, every plugin
     that was made is closed.
@@ -232,7 +234,7 @@ async def create_host(
     if doubled := [name for name in names if names.count(name) > 1]:
         raise PluginError(f"middleware {doubled[0]} is named twice", hint=f"leave out one --use {doubled[0]}")
     short_names = [name.rpartition(":")[2] for name in names]
-    options_of = split_options(middleware_options or {}, short_names)
+    options_of = split_options(middleware_options or {}, short_names, listed=listed)
     if options and not isinstance(backend, str):
         raise OptionError("a backend object takes no options", hint="pass them to its class, or pass a name")
     host = PluginHost()
@@ -242,6 +244,7 @@ async def create_host(
         state_folder=host.state_folder if state_dir is None else lambda: state_dir,
         secrets=frozenset(secrets),
         strict=strict,
+        listed=listed,
         warn=warn,
     )
     try:
