@@ -1,5 +1,6 @@
 """Whatever ends a command comes with a next step."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,25 @@ def test_standard_output_that_cannot_be_written_is_told_in_one_line(
         "error: standard output cannot be written: No space left on device\n"
         "what to do: make room there, or send the output elsewhere, then try again\n"
     )
+
+
+@pytest.mark.parametrize("arguments", [["backends"], ["backends", "parrot"]])
+def test_a_reader_that_has_gone_ends_a_command_as_the_signal_would(
+    environ: dict[str, str], arguments: list[str]
+) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "molecule_connect", *arguments],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        env=environ,
+        timeout=60,
+        check=False,
+    )
+    os.close(writing)
+
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_any_other_error_of_the_system_stays_a_bug(capsys: pytest.CaptureFixture[str]) -> None:

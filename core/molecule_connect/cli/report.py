@@ -40,7 +40,7 @@ def reported(fail: Fail) -> Iterator[None]:
         sys.exit(exit_codes.INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output has gone (`molecule backends | head -1`).
-        _give_output_up()
+        give_output_up()
         sys.exit(exit_codes.BROKEN_PIPE)
     except Exception as error:  # the top of the program: nobody above could tell it better
         sys.exit(_tell(fail, error))
@@ -88,14 +88,15 @@ def _is_of_output(error: OSError) -> bool:
 
 
 def _no_output(error: OSError) -> ConfigError:
-    _give_output_up()
+    give_output_up()
     return ConfigError(
         f"standard output cannot be written: {error.strerror or type(error).__name__}",
         hint="make room there, or send the output elsewhere, then try again",
     )
 
 
-def _give_output_up() -> None:
+def give_output_up() -> None:
+    """Nobody reads what was printed, or nothing holds it."""
     # What could not be written is still in the buffer, and the interpreter's own flush must not complain.
     with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -65,7 +65,14 @@ class MoleculeGroup(click.Group):
         return names + click.Command.shell_complete(self, ctx, incomplete)
 
     def invoke(self, ctx: click.Context) -> None:
-        super().invoke(ctx)
+        from molecule_connect.cli import exit_codes, report
+
+        try:
+            super().invoke(ctx)
+        except BrokenPipeError:
+            # click would end with 1, as if something had failed.
+            report.give_output_up()
+            raise click.exceptions.Exit(exit_codes.BROKEN_PIPE) from None
 
     def main(self, args: Sequence[str] | None = None, **extra: Any) -> None:  # type: ignore[override]
         from molecule_connect.cli import report
