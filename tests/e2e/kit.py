@@ -116,7 +116,7 @@ def exec_options(command: str, **options: str) -> tuple[str, ...]:
 
 async def registered(sandbox: Sandbox, workspace: Workspace) -> None:
     """Wait until the workspace is online."""
-    beats: list[dict[str, Any]] = await sandbox.beats(workspace, 1, timeout=20)
+    beats: list[dict[str, Any]] = await sandbox.beats(workspace, 1, timeout=40)
     assert beats
 
 
