@@ -23,7 +23,7 @@ from molecule_connect.platform.transports import (
     told,
     was_written,
 )
-from molecule_connect.platform.unpacking import Unpacking
+from molecule_connect.platform.unpacking import Body
 
 BlockingTransport = httpx.BaseTransport
 # As many threads of one program may wait for an answer at once. A peer may take 90 s for its own; beats must not wait.
@@ -121,21 +121,13 @@ class BlockingTransports:
 
     def _body(self, response: httpx.Response, cap: int, sink: IO[bytes] | None, *, until: float) -> tuple[bytes, bool]:
         """The body up to *cap* bytes, unless it went to the *sink*, and whether that is all of it."""
-        pieces: list[bytes] = []
-        size = 0
-        unpacking = Unpacking(response.headers.get("content-encoding", ""))
+        body = Body(response.headers.get("content-encoding", ""), cap, sink)
         for packed in cast("httpx.SyncByteStream", response.stream):
-            for piece in unpacking.pieces(packed):
-                size += len(piece)
-                if size > cap:
-                    return b"".join([*pieces, piece])[:cap], False
-                if sink is None:
-                    pieces.append(piece)
-                else:
-                    sink.write(piece)
+            if not body.take(packed):
+                break
             if self._clock() > until:
                 raise httpx.ReadTimeout("the answer takes too long")
-        return b"".join(pieces), True
+        return body.kept, body.is_whole
 
 
 class PlatformClient:

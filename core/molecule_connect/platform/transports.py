@@ -23,7 +23,7 @@ from molecule_connect.platform.operations import Lane, Operation
 from molecule_connect.platform.pacer import Pacer
 from molecule_connect.platform.quick_httpx import httpx
 from molecule_connect.platform.senders import PATIENCE, Senders
-from molecule_connect.platform.unpacking import Unpacking
+from molecule_connect.platform.unpacking import Body, Unpacking
 
 READERS = 2
 CONNECT_TIMEOUT, WRITE_TIMEOUT, POOL_TIMEOUT = 5.0, 10.0, 5.0
@@ -341,17 +341,11 @@ def was_written(request: "httpx.Request") -> bool:
 
 async def _body(response: "httpx.Response", cap: int, *, sink: IO[bytes] | None = None) -> tuple[bytes, bool]:
     """The body up to *cap* bytes, unless it went to the *sink*, and whether that is all of it."""
-    pieces: list[bytes] = []
-    size = 0
-    async for piece in _unpacked(response):
-        size += len(piece)
-        if size > cap:
-            return b"".join([*pieces, piece])[:cap], False
-        if sink is None:
-            pieces.append(piece)
-        else:
-            sink.write(piece)
-    return b"".join(pieces), True
+    body = Body(response.headers.get("content-encoding", ""), cap, sink)
+    async for packed in cast("httpx.AsyncByteStream", response.stream):
+        if not body.take(packed):
+            break
+    return body.kept, body.is_whole
 
 
 async def _unpacked(response: "httpx.Response") -> AsyncIterator[bytes]:

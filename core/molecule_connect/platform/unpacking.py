@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Iterator
+from typing import IO
 
 from molecule_connect.platform.quick_httpx import httpx
 
@@ -52,3 +53,41 @@ class Unpacking:
             return _GZIP
         # By the standard it has a header of its own; some servers leave that out.
         return _ZLIB if piece[0] & 0x0F == 8 else _RAW
+
+
+class Body:
+    """The body of an answer while it comes, as far as anybody asked for it.
+
+    Args:
+        encoding: The answer's ``Content-Encoding``.
+        cap: Bytes; what is beyond is not taken.
+        sink: Where it goes; None: it is kept here.
+
+    Raises:
+        httpx.DecodingError: As ``Unpacking`` does.
+    """
+
+    def __init__(self, encoding: str, cap: int, sink: IO[bytes] | None) -> None:
+        self._unpacking = Unpacking(encoding)
+        self._cap, self._sink = cap, sink
+        self._kept: list[bytes] = []
+        self._size = 0
+        self.is_whole = True
+
+    @property
+    def kept(self) -> bytes:
+        """What did not go to the sink."""
+        return b"".join(self._kept)[: self._cap]
+
+    def take(self, packed: bytes) -> bool:
+        """Take one piece as it came. False: that was over the cap, and no more is to be read."""
+        for piece in self._unpacking.pieces(packed):
+            self._size += len(piece)
+            self.is_whole = self._size <= self._cap
+            if self._sink is None or not self.is_whole:
+                self._kept.append(piece)
+            else:
+                self._sink.write(piece)
+            if not self.is_whole:
+                return False
+        return True

@@ -11,6 +11,7 @@ from molecule_connect import (
     FilePart,
     Inbox,
     MoleculeError,
+    Outcome,
     Part,
     Response,
     TextPart,
@@ -195,7 +196,7 @@ class Tools:
 
 def _in_doubt(error: MoleculeError) -> bool:
     """Whether the platform may have acted on what failed."""
-    return isinstance(error, TransientPlatformError) and error.outcome.value != "not taken"
+    return isinstance(error, TransientPlatformError) and error.outcome is not Outcome.NOT_TAKEN
 
 
 def _told(error: MoleculeError) -> str:
