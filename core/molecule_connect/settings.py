@@ -20,6 +20,11 @@ MAX_COST = 1_000_000
 _LONGEST_BUDGET = 40
 
 
+def is_same_workspace(one: str, other: str) -> bool:
+    """Whether both ids name one workspace: the platform reads capitals as small letters."""
+    return one.lower() == other.lower()
+
+
 @attrs.frozen(kw_only=True)
 class PeerBudget:
     """How many true turns a peer may have with us before its lane is parked. 0 is without limit."""

@@ -217,6 +217,7 @@ def test_a_page_is_no_answer_and_the_question_is_not_sent_again(
     ("peer_id", "text", "words"),
     [
         (ME, "hello", "itself"),
+        (ME.upper(), "hello", "itself"),
         ("", "hello", "peer's id"),
         ("a/b", "hello", "peer's id"),
         (PEER, " ", "blank"),

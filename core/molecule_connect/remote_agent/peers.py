@@ -23,6 +23,7 @@ from molecule_connect.remote_agent.checks import check_peer_id, check_seconds, c
 from molecule_connect.remote_agent.readings import read_delegation, read_peers
 from molecule_connect.remote_agent.steps import AskPeer, Flow, ask, ask_at_length
 from molecule_connect.remote_agent.values import DEFAULT_URL_CACHE_TTL, Delegation, PeerInfo
+from molecule_connect.settings import is_same_workspace
 
 JsonObject = dict[str, object]
 _log = logging.getLogger(__name__)
@@ -158,7 +159,7 @@ class Peers:
 
     def _check(self, peer_id: str, text: str, what: str) -> None:
         check_peer_id(peer_id)
-        if peer_id == self.workspace_id:
+        if is_same_workspace(peer_id, self.workspace_id):
             raise ArgumentError(
                 f"{peer_id} is this workspace itself", hint="a workspace that writes to itself answers itself"
             )

@@ -14,7 +14,7 @@ from molecule_connect.delivery.journal.entries import State
 from molecule_connect.delivery.journal.journal import Journal
 from molecule_connect.errors import ConfigError, FleetError, MoleculeError
 from molecule_connect.models import Response
-from molecule_connect.settings import MAX_SECONDS
+from molecule_connect.settings import MAX_SECONDS, is_same_workspace
 
 if TYPE_CHECKING:
     from molecule_connect.platform.client import AsyncPlatformClient
@@ -257,8 +257,7 @@ class Inbox:
 
     def _other_than_itself(self, workspace_id: str, peer_id: str) -> Desk:
         desk = self._desk(workspace_id)
-        # The platform reads an id in capitals as the same one.
-        if peer_id.strip().lower() == workspace_id.lower():
+        if is_same_workspace(peer_id.strip(), workspace_id):
             raise ConfigError(f"{peer_id} is this workspace itself", hint="name a peer: it would wait for itself")
         return desk
 
