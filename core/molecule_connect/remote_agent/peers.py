@@ -12,7 +12,6 @@ from molecule_connect.errors import (
     ArgumentError,
     ConfigError,
     Outcome,
-    PermanentPlatformError,
     PlatformError,
     TransientPlatformError,
 )
@@ -21,7 +20,7 @@ from molecule_connect.platform.direct import A2A_CAP, direct_post, is_web_addres
 from molecule_connect.platform.envelopes import question_envelope, to_json
 from molecule_connect.remote_agent.checks import check_peer_id, check_seconds, check_text
 from molecule_connect.remote_agent.readings import read_delegation, read_peers
-from molecule_connect.remote_agent.steps import AskPeer, Flow, ask, ask_at_length
+from molecule_connect.remote_agent.steps import AskPeer, Flow, ask, ask_at_length, hinting
 from molecule_connect.remote_agent.values import DEFAULT_URL_CACHE_TTL, Delegation, PeerInfo
 from molecule_connect.settings import is_same_workspace
 
@@ -144,12 +143,8 @@ class Peers:
         self._check(target_id, task, "task")
         key = idempotency_key or str(uuid.uuid4())
         operation = operations.delegate(self.workspace_id, target_id, task, idempotency_key=key)
-        try:
+        with hinting("compare the peer's id with those of get_peers(): the platform takes no other form of it", 400):
             told = yield from ask(operation, same=True)
-        except PermanentPlatformError as exc:
-            if exc.status == 400 and not exc.hint:
-                exc.hint = "compare the peer's id with those of get_peers(): the platform takes no other form of it"
-            raise
         return read_delegation(told, source_id=self.workspace_id, target_id=target_id)
 
     def delegations(self) -> Flow[list[Delegation]]:

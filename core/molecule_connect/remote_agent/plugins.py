@@ -20,13 +20,12 @@ from molecule_connect.errors import (
     ArgumentError,
     ConfigError,
     PageTooLargeError,
-    PermanentPlatformError,
     PlatformError,
 )
 from molecule_connect.platform import operations
 from molecule_connect.platform.answers import sanitised
 from molecule_connect.remote_agent import archives
-from molecule_connect.remote_agent.steps import Ask, Flow, ask, call
+from molecule_connect.remote_agent.steps import Ask, Flow, ask, call, hinting
 
 SETUP_SECONDS = 120.0
 _STDERR_SHOWN = 200
@@ -74,21 +73,17 @@ class Installer:
 
     def _download(self, name: str, source: str | None, archive: BinaryIO) -> Flow[None]:
         download = operations.plugin_download(self.workspace_id, name, source)
+        hint = "compare the name with the platform's plugins; one from elsewhere needs its source too"
+        if source:
+            hint = "compare name and source with where the plugin is published"
         try:
-            yield from ask(download, sink=archive)
+            with hinting(hint, 404):
+                yield from ask(download, sink=archive)
         except PageTooLargeError as exc:
             raise ArchiveError(
                 f"the archive of {name} is larger than {download.cap >> 20} MiB; nothing was installed",
                 hint=archives.TOO_MUCH,
             ) from exc
-        except PermanentPlatformError as exc:
-            if exc.status == 404 and not exc.hint:
-                exc.hint = (
-                    "compare name and source with where the plugin is published"
-                    if source
-                    else "compare the name with the platform's plugins; one from elsewhere needs its source too"
-                )
-            raise
 
     def _make_folder(self) -> None:
         try:

@@ -3,7 +3,8 @@
 A flow is a generator. It yields a step and is sent what came of it, or thrown the error.
 """
 
-from collections.abc import Callable, Generator
+import contextlib
+from collections.abc import Callable, Generator, Iterator
 from typing import IO, Any, Final, Generic, TypeAlias, TypeVar
 
 import attrs
@@ -86,14 +87,23 @@ def ask(
 
 def ask_at_length(operation: Operation[T]) -> Flow[T]:
     """``ask`` for what a person or a program may have made too long: the platform's own words do not say so."""
+    if len(operation.body or b"") <= MIB:
+        return (yield from ask(operation))
+    # Platforms of 2026-05 cut a body at 1 MiB, and call the rest invalid.
+    hint = "it is longer than the platform takes (1 MiB on 2026-05, 16 MiB on 2026-08); send it in pieces"
+    with hinting(hint, 400, 413):
+        return (yield from ask(operation))
+
+
+@contextlib.contextmanager
+def hinting(hint: str, *statuses: int) -> Iterator[None]:
+    """Adds *hint* to what the platform refuses with one of *statuses*, and no next step of its own."""
     try:
-        answer = yield from ask(operation)
+        yield
     except PermanentPlatformError as exc:
-        # Platforms of 2026-05 cut a body at 1 MiB, and call the rest invalid.
-        if exc.status in (400, 413) and not exc.hint and len(operation.body or b"") > MIB:
-            exc.hint = "it is longer than the platform takes (1 MiB on 2026-05, 16 MiB on 2026-08); send it in pieces"
+        if exc.status in statuses and not exc.hint:
+            exc.hint = hint
         raise
-    return answer
 
 
 def call(do: Callable[[], T]) -> Flow[T]:
