@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from molecule_connect.errors import ConfigError
-from molecule_connect.settings import ConnectionSettings
+from molecule_connect.settings import ConnectionSettings, canonical_id
 
 FLOATS = ("poll_interval", "heartbeat_interval", "safety_interval", "since_secs", "grace", "max_cost_per_day")
 
@@ -24,3 +24,18 @@ def test_a_sane_number_is_taken(name: str) -> None:
     given: dict[str, Any] = {name: 60.0}
     settings = ConnectionSettings(workspace_id="ws_1", backend="mock", **given)
     assert settings.check() is settings
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("DC98486F-8E1E-44FC-94C0-BA89C005241B", "dc98486f-8e1e-44fc-94c0-ba89c005241b"),
+        (" dc98486f-8E1E-44fc-94c0-ba89c005241b\n", "dc98486f-8e1e-44fc-94c0-ba89c005241b"),
+        (" WS_1\t", "WS_1"),
+        ("DC98486F8E1E44FC94C0BA89C005241B", "DC98486F8E1E44FC94C0BA89C005241B"),
+        ("{DC98486F-8E1E-44FC-94C0-BA89C005241B}", "{DC98486F-8E1E-44FC-94C0-BA89C005241B}"),
+        ("DC98486F-8E1E-44FC-94C0-BA89C005241B-2", "DC98486F-8E1E-44FC-94C0-BA89C005241B-2"),
+    ],
+)
+def test_only_uuids_are_folded_to_lower_case(given: str, expected: str) -> None:
+    assert canonical_id(given) == expected
