@@ -151,16 +151,14 @@ class Proxy:
         envelope = normalise(body, uniform=platform.generation.uniform_parts, canvas=canvas)
         if target.delivery_mode != "poll":
             raise _unreachable(target)
-        if platform.generation.stored_before_answer:
-            self._store(target, caller, envelope)
-        else:
-            asyncio.get_running_loop().call_soon(self._store, target, caller, envelope)
+        self.queue(target, caller, envelope)
         return to_json({"delivery_mode": "poll", "method": envelope.method, "status": "queued"})
 
-    def _store(self, target: Workspace, caller: str | None, envelope: Envelope) -> None:
+    def queue(self, target: Workspace, caller: str | None, envelope: Envelope) -> str | None:
+        """Write a message to a workspace in poll mode; the id of its row, or None when no row is written."""
         platform = self._platform
         if envelope.body is None:
-            return
+            return None
         row = Row(
             workspace_id=target.id,
             source_id=caller,
@@ -171,11 +169,14 @@ class Proxy:
             message_id=envelope.message_id,
             late=True,
         )
-        once = platform.generation.stored_before_answer
-        if once and envelope.message_id and platform.rows.has_message(target.id, envelope.message_id):
+        if not platform.generation.stored_before_answer:
+            asyncio.get_running_loop().call_soon(lambda: platform.log(row, then=platform.tell_activity))
+        elif envelope.message_id and platform.rows.has_message(target.id, envelope.message_id):
             platform.tell_activity(row)
-            return
-        platform.log(row, then=platform.tell_activity)
+            return None
+        else:
+            platform.log(row, then=platform.tell_activity)
+        return row.id
 
     async def queue_item(self, request: Request) -> Response:
         """Nothing is ever in the queue of pushed messages: workspaces here poll."""

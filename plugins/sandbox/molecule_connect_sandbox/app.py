@@ -16,6 +16,7 @@ from molecule_connect_sandbox.answers import Refusal, answer, internal_error, pa
 from molecule_connect_sandbox.auth import Auth
 from molecule_connect_sandbox.delegation import Delegations
 from molecule_connect_sandbox.feed import Feed
+from molecule_connect_sandbox.forger import Forger
 from molecule_connect_sandbox.gate import Gate
 from molecule_connect_sandbox.options import SandboxOptions
 from molecule_connect_sandbox.people import People
@@ -45,6 +46,7 @@ def create_app(options: SandboxOptions) -> Starlette:
     platform = Platform(options)
     auth = Auth(platform)
     proxy = Proxy(platform, auth)
+    forger = Forger(platform, auth, proxy)
     # The busiest come first: routes are tried in order.
     parts = (
         proxy,
@@ -56,6 +58,7 @@ def create_app(options: SandboxOptions) -> Starlette:
         Delegations(platform, auth, proxy),
         Plugins(platform, auth),
         Views(platform, auth),
+        forger,
     )
     routes = [route for part in parts for route in part.routes()]
     routes += [Route("/health", _health), Route("/buildinfo", _buildinfo)]
@@ -63,6 +66,7 @@ def create_app(options: SandboxOptions) -> Starlette:
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         platform.spawn(keep_sweeping(platform))
+        platform.spawn(forger.run())
         try:
             yield
         finally:

@@ -60,6 +60,7 @@ KINDS = {
         FaultKind("stream-drop", "SECONDS", "0", "event streams are cut after this time"),
         FaultKind("stream-stall", "", "", "event streams stay open and tell nothing more"),
         FaultKind("stream-silent", "", "", "event streams open without a byte of body, and tell nothing"),
+        FaultKind("forged-rows", "RATE", "5", "a hostile peer writes RATE forged rows a second to each workspace"),
     )
 }
 FILTERS = ("path", "method", "chance", "times")
@@ -120,6 +121,7 @@ def _check_value(fault: Fault) -> None:
         "LOW-HIGH": lambda: 0 <= fault.range[0] <= fault.range[1] < math.inf,
         "N": lambda: fault.number >= 1,
         "CODE": lambda: 200 <= fault.number <= 599,
+        "RATE": lambda: 1 <= fault.number <= 100,
     }
     if not fault.kind.argument:
         if fault.value:
@@ -221,6 +223,10 @@ class Faults:
                 fault.times -= 1
             return fault
         return None
+
+    def find(self, name: str) -> Fault | None:
+        """A fault of this name that is on and has times left, whatever its filters."""
+        return next((fault for fault in self._on if fault.kind.name == name and fault.times != 0), None)
 
     def is_on(self, name: str, path: str = "") -> Fault | None:
         """A fault of this name that is on for a path, its chance and times apart."""

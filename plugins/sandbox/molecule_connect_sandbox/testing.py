@@ -6,6 +6,7 @@ async with Sandbox.in_process() as sandbox:
 """
 
 import contextlib
+import json
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Self
@@ -14,11 +15,12 @@ import attrs
 import httpx
 
 from molecule_connect_sandbox.app import create_app
+from molecule_connect_sandbox.forger import DEEP, DEEP_MARK, FORGERIES
 from molecule_connect_sandbox.options import SandboxOptions
 from molecule_connect_sandbox.server import running_server
 from molecule_connect_sandbox.transport import StreamingTransport
 
-__all__ = ["Answer", "Sandbox", "StreamingTransport", "Workspace"]
+__all__ = ["FORGERIES", "Answer", "ForgedRow", "Sandbox", "StreamingTransport", "Workspace"]
 
 ADMIN = "sandbox-admin"
 IN_PROCESS_URL = "http://127.0.0.1:8080"
@@ -43,6 +45,21 @@ class Answer:
     message: dict[str, Any]
     row_id: str
     created_at: str
+
+
+@attrs.frozen(kw_only=True)
+class ForgedRow:
+    """A row that a hostile peer wrote.
+
+    Attributes:
+        kind: One of ``FORGERIES``.
+        sender_id: The peer, which is the row's ``source_id``.
+        row_id: None when the platform absorbed it, because it had the message id already.
+    """
+
+    kind: str
+    sender_id: str
+    row_id: str | None
 
 
 @attrs.frozen(kw_only=True)
@@ -104,10 +121,13 @@ class Sandbox:
 
     async def admin(self, method: str, path: str, body: Any = None, **headers: str) -> Any:
         """A request of the administrator's that has to succeed; its JSON."""
+        return (await self._admin(method, path, body, **headers)).json()
+
+    async def _admin(self, method: str, path: str, body: Any = None, **headers: str) -> httpx.Response:
         answered = await self.call(method, path, body, token=self.options.admin_token, **headers)
         if not answered.is_success:
             raise AssertionError(f"{method} {path}: {answered.status_code} {answered.text}")
-        return answered.json()
+        return answered
 
     async def workspace(
         self, name: str = "tester", *, parent: Workspace | None = None, registered: bool = False
@@ -149,9 +169,13 @@ class Sandbox:
         return [Answer(**told) for told in await self.admin("GET", path)]
 
     async def rows(self, workspace: Workspace, count: int = 0, *, timeout: float = 10) -> list[dict[str, Any]]:
-        """Every row of a feed, oldest first, late ones too. Waits until there are *count*."""
+        """Every row of a feed, oldest first, late ones too. Waits until there are *count*.
+
+        The deeply nested list of a forged row, which ``json`` cannot read, is the text ``DEEP_MARK``.
+        """
         path = f"/sandbox/workspaces/{workspace.id}/rows?count={count}&timeout={timeout}"
-        rows: list[dict[str, Any]] = await self.admin("GET", path)
+        answered = await self._admin("GET", path)
+        rows: list[dict[str, Any]] = json.loads(answered.text.replace(DEEP, f'"{DEEP_MARK}"'))
         return rows
 
     async def beats(self, workspace: Workspace, count: int = 0, *, timeout: float = 10) -> list[dict[str, Any]]:
@@ -173,6 +197,18 @@ class Sandbox:
         added = await self.admin("POST", f"/sandbox/workspaces/{workspace.id}/rows", {"rows": list(rows)})
         ids: list[str] = added["ids"]
         return ids
+
+    async def forge(self, workspace: Workspace, *kinds: str, sender: Workspace | None = None) -> tuple[ForgedRow, ...]:
+        """Let a hostile peer write a forged row of each of *kinds* (of ``FORGERIES``; none: of all) into a feed.
+
+        They use what is there when this is called: pending uploads, delegations, message ids of others.
+
+        Args:
+            sender: The peer. None: a child of the workspace that the sandbox makes.
+        """
+        body = {"kinds": list(kinds), "sender": sender.id if sender else None}
+        told = await self.admin("POST", f"/sandbox/workspaces/{workspace.id}/forge", body)
+        return tuple(ForgedRow(sender_id=told["sender"], **row) for row in told["rows"])
 
     async def prune(self, workspace: Workspace, *, keep: int = 0) -> int:
         """Delete all rows but the newest *keep*; how many."""

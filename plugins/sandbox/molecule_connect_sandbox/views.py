@@ -78,6 +78,7 @@ class Views:
         elif request.method == "DELETE":
             faults.set(())
         self._platform.events.stir()
+        self._platform.bell.ring()
         return answer({"faults": faults.texts})
 
     async def requests(self, request: Request) -> Response:
