@@ -7,7 +7,7 @@ import attrs
 
 from molecule_connect.errors import ConfigError
 from molecule_connect.platform.credentials import check_token, read_token_file
-from molecule_connect.settings import DEFAULT_API_URL
+from molecule_connect.settings import DEFAULT_API_URL, check_workspace_id
 
 # The last two are what neighbouring clients and the platform's own containers set.
 API_URL_VARIABLES = ("MOLECULE_API_URL", "MOLECULE_PLATFORM_URL", "PLATFORM_URL")
@@ -60,18 +60,18 @@ def api_url(flag: str | None, group_flag: str | None, environ: Mapping[str, str]
 
 
 def workspace_id(argument: str | None, environ: Mapping[str, str]) -> str:
-    """The workspace: the argument, else ``WORKSPACE_ID``.
+    """The workspace, in its canonical form: the argument, else ``WORKSPACE_ID``.
 
     Raises:
-        ConfigError: There is neither.
+        ConfigError: There is neither, or it can't be an id.
     """
     found = argument if argument is not None else environ.get(WORKSPACE_VARIABLE)
-    if not found:
+    if not found or not found.strip():
         raise ConfigError(
             "no workspace id was given",
             hint=f"run 'molecule connect WORKSPACE_ID', or set {WORKSPACE_VARIABLE}; the platform shows the id",
         )
-    return found
+    return check_workspace_id(found)
 
 
 def token_source(token: str | None, token_file: str | Path | None, environ: Mapping[str, str]) -> TokenSource | None:

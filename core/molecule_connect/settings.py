@@ -31,8 +31,13 @@ def canonical_id(text: str) -> str:
 
 
 def is_same_workspace(one: str, other: str) -> bool:
-    """Whether both ids name one workspace: the platform reads capitals as small letters."""
-    return one.lower() == other.lower()
+    """Whether both may name one workspace. A message to oneself is refused in any spelling."""
+    return canonical_id(one).lower() == canonical_id(other).lower()
+
+
+def _canonical(workspace_id: Any) -> Any:
+    # Programs pass anything, and check_workspace_id says so with a better text.
+    return canonical_id(workspace_id) if isinstance(workspace_id, str) else workspace_id
 
 
 @attrs.frozen(kw_only=True)
@@ -64,6 +69,7 @@ class ConnectionSettings:
     """One workspace to serve.
 
     Attributes:
+        workspace_id: In its canonical form, whatever the spelling it is given in.
         token: The token itself; in no repr. None: ``token_file``, else what the state folder keeps.
         token_source: Where ``token`` came from, in the operator's words ("--token").
         options: Options of the backend, as the operator wrote them; a repeated key is a list.
@@ -77,7 +83,7 @@ class ConnectionSettings:
         patient: Go on trying to register while the platform cannot be reached; else five tries end it.
     """
 
-    workspace_id: str
+    workspace_id: str = attrs.field(converter=_canonical)
     api_url: str = DEFAULT_API_URL
     org_id: str | None = None
     token: str | None = attrs.field(default=None, repr=False)
@@ -155,15 +161,21 @@ class ConnectionSettings:
 _SECONDS = "give a plain number of seconds within these bounds, or leave it out for the default"
 
 
-def check_workspace_id(workspace_id: Any) -> None:
-    """ConfigError unless *workspace_id* can be an id: 1 to 128 of ``A-Z a-z 0-9 . _ -``, not ``.`` or ``..``."""
+def check_workspace_id(workspace_id: Any) -> str:
+    """*workspace_id* in its canonical form.
+
+    Raises:
+        ConfigError: It can't be an id: 1 to 128 of ``A-Z a-z 0-9 . _ -``, not ``.`` or ``..``.
+    """
+    given, workspace_id = workspace_id, _canonical(workspace_id)
     if not workspace_id:
         raise ConfigError("no workspace id was given", hint="pass the id that the platform shows for the workspace")
     if not isinstance(workspace_id, str) or not WORKSPACE_ID.match(workspace_id):
         raise ConfigError(
-            f"{workspace_id!r} cannot be a workspace id",
+            f"{given!r} cannot be a workspace id",
             hint="an id is 1 to 128 characters of A-Z a-z 0-9 . _ - (no slash, no space); copy it from the platform",
         )
+    return workspace_id
 
 
 def check_org_id(org_id: str | None) -> None:

@@ -4,10 +4,11 @@ import errno
 import os
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from molecule_connect.errors import ConfigError
+from molecule_connect.settings import canonical_id
 
 CONFIGS = Path("/configs")
 
@@ -85,6 +86,41 @@ def named_folder(named: str | Path | None, environ: Mapping[str, str]) -> tuple[
         if environ.get(variable):
             return variable, Path(environ[variable]).expanduser().absolute()
     return None
+
+
+def file_of(folder: Path, workspace_id: str, suffix: str) -> Path:
+    """``<workspace-id><suffix>`` in *folder*; an earlier release's where that alone exists.
+
+    Earlier releases spelled an id as it was given, so a UUID may stand in capitals there.
+    """
+    path = folder / f"{workspace_id}{suffix}"
+    if os.path.lexists(path):
+        return path
+    return next(_otherwise_spelled(folder, workspace_id, suffix), path)
+
+
+def adopt(folder: Path, workspace_id: str, suffixes: Iterable[str]) -> None:
+    """Give the files of an earlier release the canonical spelling of *workspace_id*; one that is taken is left alone.
+
+    Raises:
+        OSError: One can't be renamed.
+    """
+    for suffix in suffixes:
+        path = folder / f"{workspace_id}{suffix}"
+        for other in list(_otherwise_spelled(folder, workspace_id, suffix)):
+            # On a file system that ignores case both names are one file.
+            if not os.path.lexists(path) or path.samefile(other):
+                other.rename(path)
+
+
+def _otherwise_spelled(folder: Path, workspace_id: str, suffix: str) -> Iterator[Path]:
+    if canonical_id(workspace_id.upper()) != workspace_id or not folder.is_dir():
+        return
+    length = len(workspace_id)
+    for entry in folder.iterdir():
+        written = entry.name[:length]
+        if written != workspace_id and entry.name[length:] == suffix and written.lower() == workspace_id:
+            yield entry
 
 
 def _unnamed(home: Path, configs: Path) -> Iterator[Path]:

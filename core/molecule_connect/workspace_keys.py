@@ -54,9 +54,7 @@ def _optional_text(value: Any) -> str | None:
 
 
 def _id(value: Any) -> str:
-    name = _text(value)
-    check_workspace_id(name)
-    return name
+    return check_workspace_id(_text(value))
 
 
 def _flag(value: Any) -> bool:

@@ -294,7 +294,7 @@ def _holds_token(entries: Any) -> bool:
 
 
 def _is_kept(state_dir: Path | None, name: str | None) -> bool:
-    return bool(state_dir and name and (state_dir / f"{name}.token").exists())
+    return bool(state_dir and name and state_folder.file_of(state_dir, name, ".token").exists())
 
 
 def _org_id(environ: Mapping[str, str]) -> str | None:

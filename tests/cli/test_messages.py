@@ -120,6 +120,14 @@ def test_help_tells_each_command_with_an_example(molecule: Molecule) -> None:
         assert f"\n  molecule messages {name}" in result.stdout
 
 
+def test_an_id_in_capitals_is_the_same_workspace(messages: Molecule, book: Book) -> None:
+    name = "dc98486f-8e1e-44fc-94c0-ba89c005241b"
+    book.write("row-of-that-workspace", "hello", workspace=name)
+
+    assert "hello" in messages("list", name.upper()).stdout
+    assert "hello" in messages("show", "row-of", "--workspace", name.upper()).stdout
+
+
 def test_without_a_journal_it_says_so_and_makes_none(messages: Molecule, book: Book) -> None:
     for arguments in (["list"], ["show", "x"], ["replay", "x"], ["drop", "x"], ["replay", "--all-dead"]):
         result = messages(*arguments)

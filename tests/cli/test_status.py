@@ -93,6 +93,15 @@ def fill(state: Path, waiting: int, *, running: bool = False, workspace_id: str 
     asyncio.run(main())
 
 
+def test_an_id_in_capitals_is_the_same_workspace(status: Molecule, state: Path) -> None:
+    name = "dc98486f-8e1e-44fc-94c0-ba89c005241b"
+    with serving(state, attrs.evolve(WELL, workspace_id=name)):
+        result = status(f" {name.upper()}")
+
+    assert result.code == 0
+    assert result.stdout.startswith(f"{name}: runs well")
+
+
 def test_a_connector_that_is_well_is_told_in_full_and_exits_0(status: Molecule, state: Path) -> None:
     fill(state, 3, running=True)
     with serving(state):

@@ -6,13 +6,13 @@ from typing import Any
 
 import attrs
 
-from molecule_connect import environment
+from molecule_connect import environment, state_folder
 from molecule_connect.errors import BackendNotFoundError, ConfigError
 from molecule_connect.platform.address import parse_address
 from molecule_connect.plugins import discovery
 from molecule_connect.plugins.options import parse_options
 from molecule_connect.plugins.scan import BACKENDS
-from molecule_connect.settings import DEFAULT_BACKEND, ConnectionSettings, check_workspace_id
+from molecule_connect.settings import DEFAULT_BACKEND, ConnectionSettings
 from molecule_connect.workspaces import WorkspacesError, load_config, load_workspaces, plugin_check
 
 # Flags that say of every workspace of a list what its block could say, and the key of a block.
@@ -100,12 +100,11 @@ def _flags_for_all(flags: Mapping[str, Any], given: frozenset[str]) -> dict[str,
 
 def _single(flags: Mapping[str, Any], environ: Mapping[str, str], planned: Path) -> ConnectionSettings:
     workspace_id = environment.workspace_id(flags["workspace_id"], environ)
-    check_workspace_id(workspace_id)
     api_url = environment.api_url(flags["api_url"], None, environ)
     parse_address(api_url, insecure=flags["insecure"])
     source = environment.token_source(flags["token"], flags["token_file"], environ)
     # What an earlier register handed out is kept there, and is enough.
-    if source is None and not (planned / f"{workspace_id}.token").exists():
+    if source is None and not state_folder.file_of(planned, workspace_id, ".token").exists():
         raise environment.no_token()
     _check_backend(flags["backend"])
     interval = flags["interval_ms"]

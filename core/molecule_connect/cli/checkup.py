@@ -24,7 +24,7 @@ from molecule_connect.platform.client import AsyncPlatformClient
 from molecule_connect.platform.credentials import Credentials
 from molecule_connect.plugins.options import parse_options
 from molecule_connect.serve import rehearse
-from molecule_connect.settings import ConnectionSettings, check_workspace_id
+from molecule_connect.settings import ConnectionSettings, canonical_id
 from molecule_connect.workspaces import WorkspacesError, load_config, load_workspaces
 
 OK, WARN, FAIL, SKIP = "ok", "warn", "FAIL", "-"
@@ -117,7 +117,7 @@ def _listed(flags: Mapping[str, Any], environ: Mapping[str, str], folder: Path |
         settings = load_config(flags["config"], environ, state_dir=folder)
     else:
         settings = load_workspaces(environ, state_dir=folder)
-    wanted = flags["workspace_id"]
+    wanted = canonical_id(flags["workspace_id"]) if flags["workspace_id"] is not None else None
     chosen = [one for one in settings if wanted in (None, one.workspace_id)]
     if not chosen:
         known = ", ".join(one.workspace_id for one in settings)
@@ -127,7 +127,6 @@ def _listed(flags: Mapping[str, Any], environ: Mapping[str, str], folder: Path |
 
 def _single(flags: Mapping[str, Any], api_url: str, environ: Mapping[str, str]) -> ConnectionSettings:
     workspace_id = environment.workspace_id(flags["workspace_id"], environ)
-    check_workspace_id(workspace_id)
     parse_address(api_url, insecure=flags["insecure"])
     return ConnectionSettings(
         workspace_id=workspace_id,
@@ -143,7 +142,7 @@ def _credentials(
     flags: Mapping[str, Any], environ: Mapping[str, str], settings: ConnectionSettings, folder: Path | None
 ) -> Credentials:
     source = environment.token_source(flags["token"], flags["token_file"], environ)
-    if source is None and not (folder and (folder / f"{settings.workspace_id}.token").exists()):
+    if source is None and not (folder and state_folder.file_of(folder, settings.workspace_id, ".token").exists()):
         raise environment.no_token()
     found = attrs.evolve(
         settings,

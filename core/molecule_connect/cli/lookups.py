@@ -17,6 +17,13 @@ STATE_DIR = click.option(
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 
 
+def canonical(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """A click callback: a workspace id in the form in which the state folder has it."""
+    from molecule_connect.settings import canonical_id
+
+    return None if value is None else canonical_id(value)
+
+
 def folder_of(state_dir: str | None) -> Path:
     """The state folder to look into.
 

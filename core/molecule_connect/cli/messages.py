@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from molecule_connect.cli.lookups import JSON, STATE_DIR, count, folder_of
+from molecule_connect.cli.lookups import JSON, STATE_DIR, canonical, count, folder_of
 
 if TYPE_CHECKING:
     from molecule_connect.delivery.inspection import Glance, Inspection, Key
     from molecule_connect.delivery.journal.entries import State
 
 STATES = ("received", "running", "answered", "held", "done", "dead")
-WORKSPACE = click.option("--workspace", metavar="ID", help="Where row ids of two workspaces are alike: which one.")
+WORKSPACE = click.option(
+    "--workspace", metavar="ID", callback=canonical, help="Where row ids of two workspaces are alike: which one."
+)
 YES = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 # So many are told one by one before a question; of the others, how many.
 _TOLD = 20
@@ -38,7 +40,7 @@ def messages() -> None:
 
 
 @messages.command("list", short_help="List messages, those that came last first.")
-@click.argument("workspace_id", required=False)
+@click.argument("workspace_id", required=False, callback=canonical)
 @click.option(
     "--state",
     "states",
@@ -189,8 +191,9 @@ def _states(names: Sequence[str]) -> "list[State]":
 
 def _check_known(workspace_id: str, names: Sequence[str]) -> None:
     from molecule_connect.errors import ConfigError
+    from molecule_connect.settings import canonical_id
 
-    if workspace_id not in names:
+    if workspace_id not in map(canonical_id, names):
         known = f"it knows {', '.join(names)}" if names else "it is empty"
         raise ConfigError(f"the journal knows nothing of {workspace_id!r}", hint=known)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from molecule_connect.cli.lookups import JSON, STATE_DIR, ago, count, folder_of, moment
+from molecule_connect.cli.lookups import JSON, STATE_DIR, ago, canonical, count, folder_of, moment
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,7 +20,7 @@ NOT_WELL = 1
 
 
 @click.command(short_help="Tell whether a connector runs, and whether it is well.")
-@click.argument("workspace_id", required=False)
+@click.argument("workspace_id", required=False, callback=canonical)
 @JSON
 @STATE_DIR
 @click.pass_context

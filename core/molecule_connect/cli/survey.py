@@ -11,6 +11,7 @@ from molecule_connect.delivery.journal.entries import State
 from molecule_connect.delivery.lease import Holder, holder
 from molecule_connect.delivery.status_file import REFRESH, Ailment, Status, read_status
 from molecule_connect.errors import ConfigError, JournalError
+from molecule_connect.settings import canonical_id
 
 # The platform gives a workspace up after 90 s without a heartbeat; a status file is written thrice in that time.
 SILENT, BEAT_LATE = 3 * REFRESH + 5, 120.0
@@ -95,7 +96,7 @@ def _kept(found: list[Found]) -> list[Found]:
 
 def _names(folder: Path, journal: Inspection | None) -> list[str]:
     names = {path.stem for pattern in ("*.lock", "*.status") for path in folder.glob(pattern)}
-    return sorted(names.union(journal.workspaces() if journal else ()))
+    return sorted({canonical_id(name) for name in names.union(journal.workspaces() if journal else ())})
 
 
 def _find(folder: Path, workspace_id: str, journal: Inspection | None, problem: str, now: float) -> Found:

@@ -16,6 +16,7 @@ from molecule_connect.delivery.journal.journal import FILE_NAME
 from molecule_connect.delivery.journal.schema import VERSION
 from molecule_connect.errors import ConfigError, JournalError
 from molecule_connect.models import Part
+from molecule_connect.settings import canonical_id
 
 # Seconds to wait for the connector's own commits, which take milliseconds.
 BUSY_TIMEOUT = 5.0
@@ -140,11 +141,17 @@ class Inspection:
         rows = self._db.execute("SELECT workspace_id FROM workspace UNION SELECT DISTINCT workspace_id FROM message")
         return sorted(row[0] for row in rows)
 
+    def _spelled(self, workspace_id: str) -> str:
+        # An earlier release wrote ids as they were given; a journal is corrected when its workspace is served again.
+        names = self.workspaces()
+        known = (name for name in names if canonical_id(name) == canonical_id(workspace_id))
+        return workspace_id if workspace_id in names else next(known, workspace_id)
+
     def counts(self, workspace_id: str) -> dict[State, int]:
         """How many messages are in which state."""
         rows = self._db.execute(
             f"SELECT state, count(*) FROM message WHERE workspace_id=? AND {_SHOWN} GROUP BY state",  # noqa: S608
-            (workspace_id,),
+            (self._spelled(workspace_id),),
         )
         counts = {State(row[0]): int(row[1]) for row in rows}
         return {state: counts.get(state, 0) for state in State}
@@ -152,21 +159,21 @@ class Inspection:
     def oldest(self, workspace_id: str) -> int | None:
         """When the oldest message that waits for the backend was written, in microseconds by the platform's clock."""
         found = self._db.execute(
-            "SELECT min(time) FROM message WHERE workspace_id=? AND state='received'", (workspace_id,)
+            "SELECT min(time) FROM message WHERE workspace_id=? AND state='received'", (self._spelled(workspace_id),)
         )
         time: int | None = found.fetchone()[0]
         return time
 
     def total(self, workspace_id: str | None = None, states: Sequence[State] = ()) -> int:
         """How many messages ``glances`` would give without a limit."""
-        where, values = _filter(workspace_id, states)
+        where, values = _filter(workspace_id and self._spelled(workspace_id), states)
         return int(self._db.execute(f"SELECT count(*) FROM message WHERE {where}", values).fetchone()[0])  # noqa: S608
 
     def glances(
         self, workspace_id: str | None = None, states: Sequence[State] = (), *, limit: int | None = None
     ) -> list[Glance]:
         """Messages, those that came last first."""
-        where, values = _filter(workspace_id, states)
+        where, values = _filter(workspace_id and self._spelled(workspace_id), states)
         rows = self._db.execute(
             f"SELECT {_GLANCE} FROM message WHERE {where} ORDER BY arrival DESC LIMIT ?",  # noqa: S608
             (*values, -1 if limit is None else limit),
@@ -188,7 +195,7 @@ class Inspection:
             ConfigError: There is none, or more than one.
         """
         found: list[Key] = []
-        for one in [workspace_id] if workspace_id else self.workspaces():
+        for one in [self._spelled(workspace_id)] if workspace_id else self.workspaces():
             rows = self._db.execute(
                 f"SELECT row_id FROM message WHERE workspace_id=? AND row_id>=? AND row_id<? AND {_SHOWN}"  # noqa: S608
                 " ORDER BY row_id LIMIT 4",

@@ -5,16 +5,19 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import attrs
 
+from molecule_connect import state_folder
 from molecule_connect.errors import ConfigError, LeaseError
 
 # Whoever asks who holds it has it for some microseconds, which must turn no process away.
 TRIES, TRY_PAUSE = 5, 0.01
+# What else lies in the state folder under the id of a workspace; the last one is its folder.
+OTHER_SUFFIXES = (".json", ".status", ".token", "")
 
 
 @attrs.frozen
@@ -34,6 +37,7 @@ def lease(folder: Path, workspace_id: str) -> Iterator[None]:
         ConfigError: The file cannot be locked.
     """
     path = folder / f"{workspace_id}.lock"
+    _adopt(folder, workspace_id, [".lock"])
     descriptor = _open(path)
     try:
         try:
@@ -45,6 +49,7 @@ def lease(folder: Path, workspace_id: str) -> Iterator[None]:
             ) from exc
         except OSError as exc:
             raise _unusable(path, exc) from exc
+        _adopt(folder, workspace_id, OTHER_SUFFIXES)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
         yield
@@ -58,7 +63,7 @@ def holder(folder: Path, workspace_id: str) -> Holder | None:
     Raises:
         LeaseError: The lease's file cannot be read.
     """
-    path = folder / f"{workspace_id}.lock"
+    path = state_folder.file_of(folder, workspace_id, ".lock")
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -72,6 +77,16 @@ def holder(folder: Path, workspace_id: str) -> Holder | None:
     finally:
         os.close(descriptor)
     return None
+
+
+def _adopt(folder: Path, workspace_id: str, suffixes: Iterable[str]) -> None:
+    try:
+        state_folder.adopt(folder, workspace_id, suffixes)
+    except OSError as exc:
+        raise ConfigError(
+            f"the files of {workspace_id} in {folder} can't be renamed to its id in lower case: {exc.strerror}",
+            hint="make the state folder writable for this user",
+        ) from exc
 
 
 def _open(path: Path) -> int:

@@ -12,12 +12,13 @@ from typing import Any
 
 import attrs
 
-from molecule_connect import events
+from molecule_connect import events, state_folder
 from molecule_connect.errors import MoleculeError
 from molecule_connect.settings import ConnectionSettings
 
 # Written at each change and each beat, and at least so often: its age tells a process that hangs.
 REFRESH, PAUSE = 30.0, 1.0
+SUFFIX = ".status"
 
 
 @attrs.frozen(kw_only=True)
@@ -171,13 +172,13 @@ class StatusFile:
 
 def status_path(folder: Path, workspace_id: str) -> Path:
     """Where the status of *workspace_id* is told. No cursor of another workspace has this name: those end in .json."""
-    return folder / f"{workspace_id}.status"
+    return folder / f"{workspace_id}{SUFFIX}"
 
 
 def read_status(folder: Path, workspace_id: str) -> Status | None:
     """What the connection last told, or None where there is nothing, or nothing that makes sense."""
     try:
-        content = json.loads(status_path(folder, workspace_id).read_bytes())
+        content = json.loads(state_folder.file_of(folder, workspace_id, SUFFIX).read_bytes())
         known = {field.name for field in attrs.fields(Status)}
         values = {name: value for name, value in content.items() if name in known}
         values["ailments"] = tuple(Ailment(**one) for one in values.get("ailments", ()))

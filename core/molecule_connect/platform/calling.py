@@ -73,9 +73,8 @@ class Caller:
         insecure: bool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        check_workspace_id(workspace_id)
+        self.workspace_id = check_workspace_id(workspace_id)
         check_org_id(org_id)
-        self.workspace_id = workspace_id
         self.address = parse_address(api_url, insecure=insecure)
         self.credentials = credentials(self.address.origin)
         if self.credentials.origin != self.address.origin:

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from molecule_connect import private_file
+from molecule_connect import private_file, state_folder
 from molecule_connect.errors import ConfigError
 
 _PLACEHOLDER = re.compile(
@@ -95,7 +95,7 @@ class Credentials:
         self._workspace_id, self.origin = workspace_id, origin
         self._given = check_token(token, source=source) if token is not None else None
         self._file = token_file if token is None else None
-        self._kept_path = state_dir / f"{workspace_id}.token" if state_dir is not None else None
+        self._state_dir = state_dir
         self._handed_out: str | None = None
         self._current: str | None = None
         self._seen: set[str] = set()
@@ -107,7 +107,7 @@ class Credentials:
     @property
     def kept_path(self) -> Path | None:
         """Where a handed-out token is kept; None: nowhere but in memory."""
-        return self._kept_path
+        return None if self._state_dir is None else self._state_dir / f"{self._workspace_id}.token"
 
     def check(self) -> None:
         """Raises ConfigError when there is no token."""
@@ -152,13 +152,14 @@ class Credentials:
         token = check_token(token, source="the platform's register")
         self._handed_out = token
         self._use(token)
-        if self._kept_path is None:
+        path = self.kept_path
+        if path is None:
             return
         try:
-            _keep(self._kept_path, f"# {self.origin}\n{token}\n")
+            _keep(path, f"# {self.origin}\n{token}\n")
         except OSError as exc:
             raise ConfigError(
-                f"the token that the platform handed out cannot be kept in {self._kept_path}: {exc.strerror}",
+                f"the token that the platform handed out cannot be kept in {path}: {exc.strerror}",
                 hint="make the folder writable, and make a new token on the platform: this one is shown once",
             ) from exc
 
@@ -188,13 +189,14 @@ class Credentials:
             yield kept
 
     def _kept(self) -> str | None:
-        if self._kept_path is None:
+        if self._state_dir is None:
             return None
+        path = state_folder.file_of(self._state_dir, self._workspace_id, ".token")
         try:
-            first = self._kept_path.read_text(encoding="utf-8").partition("\n")[0]
+            first = path.read_text(encoding="utf-8").partition("\n")[0]
             if first.startswith("# ") and first != f"# {self.origin}":
                 return None
-            return read_token_file(self._kept_path)
+            return read_token_file(path)
         except (OSError, UnicodeDecodeError, ConfigError):
             return None
 

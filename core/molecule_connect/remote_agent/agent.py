@@ -21,14 +21,15 @@ from molecule_connect.remote_agent.values import (
     DEFAULT_STATE_POLL_INTERVAL,
     DEFAULT_URL_CACHE_TTL,
 )
-from molecule_connect.settings import MAX_SINCE_SECS, check_workspace_id
+from molecule_connect.settings import MAX_SINCE_SECS, canonical_id, check_workspace_id
+from molecule_connect.state_folder import file_of
 
 
 @attrs.frozen(kw_only=True)
 class AgentSettings:
     """The arguments of a client; see ``RemoteAgentClient``."""
 
-    workspace_id: str
+    workspace_id: str = attrs.field(converter=check_workspace_id)
     platform_url: str
     agent_card: Mapping[str, object] | None = None
     reported_url: str = ""
@@ -42,7 +43,6 @@ class AgentSettings:
     clock: Callable[[], float] = time.monotonic
 
     def __attrs_post_init__(self) -> None:
-        check_workspace_id(self.workspace_id)
         if not self.platform_url:
             raise ConfigError("no platform URL was given", hint="pass the address of the platform's API")
         for name in ("heartbeat_interval", "state_poll_interval"):
@@ -56,7 +56,7 @@ class AgentSettings:
         try:
             if self.token_dir is not None:
                 return Path(self.token_dir).expanduser()
-            return Path.home() / ".molecule" / self.workspace_id
+            return file_of(Path.home() / ".molecule", self.workspace_id, "")
         except RuntimeError as exc:
             whose = "this user" if self.token_dir is None else f"the user that token_dir {str(self.token_dir)!r} names"
             raise ConfigError(f"{whose} has no home folder", hint="name a folder with token_dir, without a ~") from exc
@@ -144,7 +144,7 @@ class AgentClient:
 
     def invalidate_peer_url(self, peer_id: str) -> None:
         """Asks the platform again for the address of a peer the next time."""
-        self._agent.peers.addresses.forget(peer_id)
+        self._agent.peers.addresses.forget(canonical_id(peer_id))
 
     @staticmethod
     def is_queued(answer: Mapping[str, object]) -> bool:

@@ -5,13 +5,14 @@ from typing import Any
 
 from molecule_connect.errors import ArgumentError, PermanentPlatformError
 from molecule_connect.platform.envelopes import to_json
-from molecule_connect.settings import MAX_SECONDS, WORKSPACE_ID
+from molecule_connect.settings import MAX_SECONDS, WORKSPACE_ID, canonical_id
 
 
-def check_peer_id(peer_id: Any) -> None:
-    """ArgumentError unless *peer_id* can be a workspace's."""
-    if not isinstance(peer_id, str) or not WORKSPACE_ID.match(peer_id):
+def check_peer_id(peer_id: Any) -> str:
+    """*peer_id* in its canonical form; ArgumentError unless it can be a workspace's."""
+    if not isinstance(peer_id, str) or not WORKSPACE_ID.match(canonical_id(peer_id)):
         raise ArgumentError(f"{peer_id!r} cannot be a peer's id", hint="get_peers() lists the ids")
+    return canonical_id(peer_id)
 
 
 def check_text(text: Any, what: str) -> None:

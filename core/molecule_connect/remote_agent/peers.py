@@ -77,7 +77,7 @@ class Peers:
 
     def discover(self, peer_id: str) -> Flow[str | None]:
         """Where a peer says that it listens, or None."""
-        check_peer_id(peer_id)
+        peer_id = check_peer_id(peer_id)
         known = self.addresses.get(peer_id)
         if known is not None:
             return known
@@ -104,7 +104,7 @@ class Peers:
         message_id: str | None,
     ) -> Flow[JsonObject]:
         """A question to a peer; its JSON-RPC answer as it came."""
-        self._check(peer_id, text, "message")
+        peer_id = self._check(peer_id, text, "message")
         check_seconds("timeout", timeout)
         message_id = message_id or str(uuid.uuid4())
         envelope = question_envelope(message_id, text, context_id=context_id)
@@ -140,7 +140,7 @@ class Peers:
 
     def delegate(self, target_id: str, task: str, *, idempotency_key: str | None) -> Flow[Delegation]:
         """Hands a task to a peer. A repeat with the same key is the same delegation, so it is repeated."""
-        self._check(target_id, task, "task")
+        target_id = self._check(target_id, task, "task")
         key = idempotency_key or str(uuid.uuid4())
         operation = operations.delegate(self.workspace_id, target_id, task, idempotency_key=key)
         with hinting("compare the peer's id with those of get_peers(): the platform takes no other form of it", 400):
@@ -152,13 +152,14 @@ class Peers:
         listed = yield from ask(operations.delegations(self.workspace_id))
         return [read_delegation(item) for item in listed]
 
-    def _check(self, peer_id: str, text: str, what: str) -> None:
-        check_peer_id(peer_id)
+    def _check(self, peer_id: str, text: str, what: str) -> str:
+        peer_id = check_peer_id(peer_id)
         if is_same_workspace(peer_id, self.workspace_id):
             raise ArgumentError(
                 f"{peer_id} is this workspace itself", hint="a workspace that writes to itself answers itself"
             )
         check_text(text, what)
+        return peer_id
 
 
 def _has_no_address(exc: PlatformError) -> bool:

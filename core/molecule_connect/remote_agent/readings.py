@@ -8,6 +8,7 @@ from molecule_connect.errors import WorkspaceDeletedError
 from molecule_connect.models import Inbound, Kind
 from molecule_connect.platform.parts import first_text
 from molecule_connect.remote_agent.values import REMOVED, Delegation, Message, PeerInfo, WorkspaceState
+from molecule_connect.settings import canonical_id
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _KINDS: Mapping[Kind, Literal["message", "answer", "result"]] = {
@@ -22,7 +23,7 @@ def read_state(fields: Mapping[str, Any], *, workspace_id: str) -> WorkspaceStat
     status = first_text(fields, "status") or "unknown"
     deleted = fields.get("deleted") is True or status == REMOVED
     return WorkspaceState(
-        workspace_id=first_text(fields, "workspace_id") or workspace_id,
+        workspace_id=_workspace(fields, "workspace_id") or workspace_id,
         status=REMOVED if deleted else status,
         paused=fields.get("paused") is True or status == "paused",
         deleted=deleted,
@@ -50,8 +51,8 @@ def read_delegation(fields: Mapping[str, Any], *, source_id: str = "", target_id
     """A delegation, as it is begun or listed."""
     return Delegation(
         id=first_text(fields, "delegation_id", "id") or "",
-        source_id=first_text(fields, "source_id") or source_id,
-        target_id=first_text(fields, "target_id") or target_id,
+        source_id=_workspace(fields, "source_id") or source_id,
+        target_id=_workspace(fields, "target_id") or target_id,
         status=first_text(fields, "status") or "unknown",
         summary=first_text(fields, "summary") or "",
         error=first_text(fields, "error") or "",
@@ -95,10 +96,14 @@ def _moment(microseconds: int | None) -> datetime | None:
         return None
 
 
+def _workspace(fields: Mapping[str, Any], member: str) -> str:
+    return canonical_id(first_text(fields, member) or "")
+
+
 def _peer(item: Mapping[str, Any]) -> PeerInfo:
     tier, card = item.get("tier"), item.get("agent_card")
     return PeerInfo(
-        id=first_text(item, "id") or "",
+        id=_workspace(item, "id"),
         name=first_text(item, "name") or "",
         url=first_text(item, "url") or "",
         role=first_text(item, "role") or "",

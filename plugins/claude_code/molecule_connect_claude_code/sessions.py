@@ -126,4 +126,14 @@ def _read(data: Any) -> dict[str, Session]:
         found = {str(key): Session(id=each["id"], folder=each["folder"]) for key, each in data["sessions"].items()}
     except (TypeError, KeyError, AttributeError) as exc:
         raise ValueError("it does not hold sessions") from exc
-    return {key: session for key, session in found.items() if is_session_id(session.id)}
+    return {_canonical(key): session for key, session in found.items() if is_session_id(session.id)}
+
+
+def _canonical(key: str) -> str:
+    """*key* with its workspace's id in lower case; an earlier release kept a UUID as it was spelled.
+
+    Raises:
+        ValueError: It isn't the key of a conversation.
+    """
+    workspace, *lane = json.loads(key)
+    return json.dumps([workspace.lower() if is_session_id(workspace) else workspace, *lane])

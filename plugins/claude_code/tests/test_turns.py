@@ -50,6 +50,15 @@ async def test_a_conversation_goes_on_in_its_session_also_after_a_restart(asking
     assert second.flag("session-id") is None
 
 
+async def test_a_session_of_a_workspace_in_capitals_goes_on(asking: Asking, claude: FakeClaude) -> None:
+    await asking.ask(workspace_id=OTHER.replace("9", "a"))
+    (file,) = asking.state.rglob("sessions.json")
+    file.write_text(file.read_text().replace(OTHER.replace("9", "a"), OTHER.replace("9", "A")))
+    await asking.ask(backend=asking.backend(), workspace_id=OTHER.replace("9", "a"))
+
+    assert resumed(claude) == [None, SESSION]
+
+
 async def test_the_session_of_the_last_result_counts(asking: Asking, claude: FakeClaude) -> None:
     claude.will(says(result()), says(result(session_id=OTHER)))
 

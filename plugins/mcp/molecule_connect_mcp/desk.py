@@ -71,12 +71,14 @@ class Desk:
             ArgumentError: It is not ours.
         """
         named = arguments.optional("workspace_id")
-        if named and named not in self.workspace_ids:
+        # The platform reads an id in capitals as the same one.
+        ours = next((one for one in self.workspace_ids if one.lower() == named.lower()), None)
+        if named and ours is None:
             raise ArgumentError(
                 "workspace_id is none of the workspaces of this server",
                 hint=f"leave it out, or give one of: {', '.join(self.workspace_ids)}",
             )
-        return named or None
+        return ours
 
     async def chosen(self, arguments: Arguments) -> str:
         """The workspace of ours that a call is about: the one it names, else the only one.

@@ -209,7 +209,7 @@ async def test_what_may_have_arrived_is_not_to_be_said_again(how_far: str, doubt
 async def test_several_workspaces_are_told_apart() -> None:
     call = Caller(FakeInbox(message("a1"), workspace_ids=("ws-1", "ws-2")))
     assert "give workspace_id: ws-1, ws-2" in await call.refused("send_message_to_user", message="x")
-    await call("send_message_to_user", message="x", workspace_id="ws-2")
+    await call("send_message_to_user", message="x", workspace_id=" WS-2 ")
     assert call.inbox.told == [("ws-2", "x", ())]
     assert (await call("inbox_peek"))["messages"][0]["arrival_workspace_id"] == "ws-1"
     assert "none of the workspaces" in await call.refused("list_peers", workspace_id="ws-3")

@@ -14,7 +14,7 @@ from molecule_connect.delivery.journal.entries import State
 from molecule_connect.delivery.journal.journal import Journal
 from molecule_connect.errors import ConfigError, FleetError, MoleculeError
 from molecule_connect.models import Response
-from molecule_connect.settings import MAX_SECONDS, is_same_workspace
+from molecule_connect.settings import MAX_SECONDS, canonical_id, is_same_workspace
 
 if TYPE_CHECKING:
     from molecule_connect.platform.client import AsyncPlatformClient
@@ -228,7 +228,7 @@ class Inbox:
         """
         desk = self._other_than_itself(workspace_id, peer_id)
         _require_words(text)
-        return await desk.ask(peer_id, text, timeout=timeout)
+        return await desk.ask(canonical_id(peer_id), text, timeout=timeout)
 
     async def delegate(self, workspace_id: str, peer_id: str, task: str) -> str:
         """Hand a task to a peer. Returns the delegation's id; its result comes as an arrival.
@@ -239,16 +239,17 @@ class Inbox:
         """
         desk = self._other_than_itself(workspace_id, peer_id)
         _require_words(task)
-        return await desk.delegate(peer_id, task)
+        return await desk.delegate(canonical_id(peer_id), task)
 
     # Inside
 
     def _desk(self, workspace_id: str) -> Desk:
-        if workspace_id not in self._desks:
+        desk = self._desks.get(canonical_id(workspace_id))
+        if desk is None:
             raise ConfigError(
                 f"workspace {workspace_id!r} is not served here", hint=f"it is one of {', '.join(self.workspace_ids)}"
             )
-        return self._desks[workspace_id]
+        return desk
 
     def _require_a_workspace(self) -> None:
         ended = self.ended
@@ -257,7 +258,7 @@ class Inbox:
 
     def _other_than_itself(self, workspace_id: str, peer_id: str) -> Desk:
         desk = self._desk(workspace_id)
-        if is_same_workspace(peer_id.strip(), workspace_id):
+        if is_same_workspace(peer_id, workspace_id):
             raise ConfigError(f"{peer_id} is this workspace itself", hint="name a peer: it would wait for itself")
         return desk
 
@@ -265,7 +266,7 @@ class Inbox:
         if workspace_id is None:
             return self.workspace_ids
         self._desk(workspace_id)
-        return (workspace_id,)
+        return (canonical_id(workspace_id),)
 
     def _owner(self, activity_id: str, workspace_id: str | None) -> str:
         among = self._among(workspace_id)

@@ -4,8 +4,9 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from molecule_connect.delivery.cursor_file import CursorFile
 from molecule_connect.delivery.journal.journal import Journal, Position
+from molecule_connect.settings import canonical_id
+from molecule_connect.state_folder import file_of
 
 NAME = ".mcp_inbox_cursor"
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
@@ -27,13 +28,16 @@ async def take_over(
             one that names the beginning of an id is not its own where that is the beginning of another's too.
     """
     mine = journal.of(workspace_id)
-    if mine.position() != Position() or CursorFile(state_dir, workspace_id).path.exists():
+    if mine.position() != Position() or file_of(state_dir, workspace_id, ".json").exists():
         return None
-    names = [f"{NAME}_{workspace_id}"]
+    suffixes = [f"_{workspace_id}"]
     if not any(other.startswith(workspace_id[:8]) for other in others):
-        names.append(f"{NAME}_{workspace_id[:8]}")
+        suffixes.append(f"_{workspace_id[:8]}")
     if not others:
-        names.append(NAME)
+        suffixes.append("")
+    # That program spelled an id as it was given.
+    spellings = (str.lower, str.upper) if canonical_id(workspace_id.upper()) == workspace_id else (str,)
+    names = [f"{NAME}{spelling(suffix)}" for suffix in suffixes for spelling in spellings]
     for path in (folder / name for folder in folders for name in names):
         try:
             cursor = path.read_text(encoding="utf-8").strip()

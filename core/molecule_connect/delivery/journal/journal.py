@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import attrs
 
-from molecule_connect.delivery.journal import arrivals, transitions
+from molecule_connect.delivery.journal import arrivals, schema, transitions
 from molecule_connect.delivery.journal.arrivals import Stored
 from molecule_connect.delivery.journal.committer import Committer, Operation
 from molecule_connect.delivery.journal.entries import Answer, Entry, State
@@ -178,7 +178,12 @@ class WorkspaceJournal(LaneReads):
     async def recover(self) -> int:
         """Undo what an earlier process left half done. Returns how many runs it cut short."""
         wall = self._journal.wall()
-        return await self._put(lambda db: transitions.recover(db, self.workspace_id, wall, inbox=self.is_inbox))
+
+        def run(db: sqlite3.Connection) -> int:
+            schema.adopt(db, self.workspace_id)
+            return transitions.recover(db, self.workspace_id, wall, inbox=self.is_inbox)
+
+        return await self._put(run)
 
     def take_back(self) -> "asyncio.Future[None]":
         """held -> received, for all."""

@@ -5,6 +5,7 @@ import sqlite3
 from pathlib import Path
 
 from molecule_connect.errors import JournalError
+from molecule_connect.settings import canonical_id
 
 VERSION = 1
 
@@ -108,6 +109,51 @@ def open_reader(path: Path) -> sqlite3.Connection:
     except sqlite3.Error as exc:
         raise _unusable(path, exc) from exc
     return connection
+
+
+def adopt(db: sqlite3.Connection, workspace_id: str) -> None:
+    """Give the rows of an earlier release, which kept an id as it was spelled, the canonical spelling.
+
+    Where both spellings were served, each message keeps the state that is nearer to its end, so that none is answered
+    again. The later position wins: behind it everything was read by then.
+    """
+    spelled = db.execute(
+        "SELECT workspace_id FROM workspace WHERE workspace_id<>? AND lower(workspace_id)=?",
+        (workspace_id, workspace_id),
+    ).fetchall()
+    for (other,) in spelled:
+        if canonical_id(other) == workspace_id:
+            _adopt_one(db, {"ours": workspace_id, "other": other})
+
+
+def _adopt_one(db: sqlite3.Connection, names: dict[str, str]) -> None:
+    rank = "CASE {0}.state WHEN 'done' THEN 3 WHEN 'answered' THEN 2 WHEN 'dead' THEN 1 ELSE 0 END"
+    db.execute(
+        "DELETE FROM message WHERE workspace_id=:ours AND EXISTS (SELECT 1 FROM message AS twin"  # noqa: S608
+        " WHERE twin.workspace_id=:other AND twin.row_id=message.row_id"
+        f" AND {rank.format('twin')} > {rank.format('message')})",
+        names,
+    )
+    db.execute(
+        "DELETE FROM workspace WHERE workspace_id=:ours AND coalesce(last_read, 0) <"
+        " (SELECT coalesce(last_read, 0) FROM workspace WHERE workspace_id=:other)",
+        names,
+    )
+    db.execute(
+        "INSERT INTO spend SELECT :ours, day, cost_usd FROM spend WHERE workspace_id=:other"
+        " ON CONFLICT DO UPDATE SET cost_usd=cost_usd+excluded.cost_usd",
+        names,
+    )
+    db.execute("DELETE FROM spend WHERE workspace_id=:other", names)
+    for table in ("workspace", "message", "asked", "told", "file", "file_use", "upload_note"):
+        db.execute(f"UPDATE OR IGNORE {table} SET workspace_id=:ours WHERE workspace_id=:other", names)  # noqa: S608
+        db.execute(f"DELETE FROM {table} WHERE workspace_id=:other", names)  # noqa: S608
+    # What we wrote ourselves bears our id in lower case, and was taken for a peer's.
+    db.execute(
+        "UPDATE message SET state='done' WHERE workspace_id=:ours AND caller_id=:ours AND kind='message'"
+        " AND state NOT IN ('done', 'dead')",
+        names,
+    )
 
 
 def _unusable(path: Path, exc: Exception) -> JournalError:
