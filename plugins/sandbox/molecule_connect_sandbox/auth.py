@@ -44,6 +44,14 @@ class Auth:
         if not self.is_admin(token):
             raise Refusal(401, "invalid admin auth token")
 
+    def control(self, request: Request) -> None:
+        """For the sandbox's own endpoints, which every generation keeps closed."""
+        token = bearer(request)
+        if not token:
+            raise Refusal(401, "admin auth required")
+        if not hmac.compare_digest(token.encode(), self._options.control_token.encode()):
+            raise Refusal(401, "invalid admin auth token")
+
     def workspace(self, request: Request, *, admin: bool = True) -> str:
         """For the endpoints of the workspace in the path; its id. *admin*: the administrator may too."""
         workspace_id: str = request.path_params["id"]

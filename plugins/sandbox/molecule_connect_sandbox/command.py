@@ -1,6 +1,5 @@
 """``molecule sandbox``."""
 
-import secrets
 import shlex
 from collections.abc import Iterable
 
@@ -74,7 +73,12 @@ def _typed(context: click.Context, name: str) -> bool:
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 @click.option("--serve", is_flag=True, help="Serve until stopped; the first line is the address, then what to export.")
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Where --serve listens; 0 is a free port.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    help="Where --serve listens; 0 is where the last run with --store did, else a free port.",
+)
 @click.option(
     "--platform",
     type=click.Choice(list(GENERATIONS)),
@@ -82,7 +86,7 @@ def _typed(context: click.Context, name: str) -> bool:
     show_default=True,
     help="Whose rules to keep.",
 )
-@click.option("--admin-token", metavar="T", help="The administrator's token; 2026-08 makes one if there is none.")
+@click.option("--admin-token", metavar="T", help="The administrator's token; one is made if there is none.")
 @click.option("--store", type=click.Path(dir_okay=False), metavar="FILE", help="Keep everything here; else in memory.")
 @click.option("--fault", "faults", multiple=True, metavar="NAME[=VALUE]", help="Do something wrong; repeatable.")
 @click.option(
@@ -116,14 +120,17 @@ def sandbox(
     from molecule_connect_sandbox.options import SandboxOptions
     from molecule_connect_sandbox.serving import run_server
     from molecule_connect_sandbox.session import ChatOptions
+    from molecule_connect_sandbox.store import kept_token
 
     if admin_token is not None and not admin_token.strip():
         raise ConfigError("--admin-token is empty", hint="give a token, or leave --admin-token out")
-    if admin_token is None and not GENERATIONS[platform].anonymous_people:
-        admin_token = secrets.token_urlsafe(16)
+    control_token = admin_token or kept_token(store)
+    if not GENERATIONS[platform].anonymous_people:
+        admin_token = control_token
     options = SandboxOptions(
         platform=platform,
         admin_token=admin_token,
+        control_token=control_token,
         store=store,
         faults=faults,
         rate_limit=rate_limit,

@@ -161,7 +161,7 @@ class Forger:
 
     async def forge(self, request: Request) -> Response:
         """Write one forged row of each kind now, or of the ``kinds`` named, as ``sender``."""
-        self._auth.admin(request)
+        self._auth.control(request)
         body = await read_object(request)
         target, kinds = self._platform.store.workspace(request.path_params["id"]), body.get("kinds") or list(FORGERIES)
         if target is None or target.removed:

@@ -1,4 +1,4 @@
-"""What every request passes before its endpoint: counting, the organisation, the rate limit, the faults."""
+"""What every request passes before its endpoint: host and origin, organisation, rate limit, faults; and counting."""
 
 import re
 from email.utils import formatdate
@@ -8,6 +8,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from molecule_connect_sandbox.answers import answer
+from molecule_connect_sandbox.hosts import foreign
 from molecule_connect_sandbox.interference import AFTERWARDS, INSTEAD, afterwards, instead
 from molecule_connect_sandbox.platform import Platform
 from molecule_connect_sandbox.ratelimit import RateLimit
@@ -17,7 +18,7 @@ _ID = re.compile(r"/[0-9a-fA-F]{8}-[0-9a-fA-F-]{27}")
 
 
 class Gate:
-    """ASGI middleware. What lies under ``/sandbox/`` is not the platform's, and passes freely."""
+    """ASGI middleware. What lies under ``/sandbox/`` is not the platform's: only its host and origin are looked at."""
 
     def __init__(self, app: ASGIApp, platform: Platform) -> None:
         self._app = app
@@ -27,7 +28,14 @@ class Gate:
         self._date = (0, b"")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].startswith("/sandbox/"):
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        refused = foreign(Headers(scope=scope))
+        if refused is not None:
+            await refused(scope, receive, send)
+            return
+        if scope["path"].startswith("/sandbox/"):
             await self._app(scope, receive, send)
             return
         headers, wait = self._limit.take(scope)

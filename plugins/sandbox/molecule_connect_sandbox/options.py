@@ -1,5 +1,6 @@
 """What a sandbox is asked to be."""
 
+import secrets
 import time
 from collections.abc import Callable
 
@@ -21,6 +22,7 @@ class SandboxOptions:
         store: A file for the embedded database. None: in memory.
         faults: Faults to begin with, as ``NAME[=VALUE]``.
         rate_limit: Requests per minute and key; 0 is without limit.
+        control_token: What ``/sandbox/`` asks for: the administrator's token, else one that is made.
         seed: Of all that is left to chance in the faults.
         retry_delegation_after: Seconds until a delegation that failed is tried once more.
         now: Gives seconds since 1970.
@@ -28,6 +30,7 @@ class SandboxOptions:
 
     platform: str = AUGUST.name
     admin_token: str | None = attrs.field(default=None, repr=False)
+    control_token: str = attrs.field(repr=False)
     org_id: str | None = None
     store: str | None = None
     faults: tuple[str, ...] = attrs.field(default=(), converter=tuple[str, ...])
@@ -35,6 +38,10 @@ class SandboxOptions:
     seed: int = 0
     retry_delegation_after: float = 8.0
     now: Callable[[], float] = time.time
+
+    @control_token.default
+    def _make_control_token(self) -> str:
+        return self.admin_token or secrets.token_urlsafe(16)
 
     @property
     def generation(self) -> Generation:

@@ -63,7 +63,9 @@ class Person:
         new = [row for row in rows if row["id"] not in self._read]
         self._read.update(row["id"] for row in new)
         self._cursor = rows[-1]["id"] if rows else self._cursor
-        return [row["response_body"]["result"] for row in new if row["method"] == "notify"]
+        # On 2026-05 a stranger may write without a name too, with this method but without this body.
+        told = [row.get("response_body") for row in new if row["method"] == "notify"]
+        return [body["result"] for body in told if isinstance(body, dict) and "result" in body]
 
     async def _request(self, method: str, path: str, **content: object) -> httpx.Response:
         try:

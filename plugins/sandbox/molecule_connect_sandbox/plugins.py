@@ -67,6 +67,6 @@ class Plugins:
 
     async def put(self, request: Request) -> Response:
         """Any bytes as the archive of a plugin, for every workspace."""
-        self._auth.admin(request)
+        self._auth.control(request)
         self._put[request.path_params["name"]], _ = await read_body(request, MAX_UPLOAD)
         return answer({"status": "set"})

@@ -18,7 +18,7 @@ class ReadyWorkspace:
 
 
 def ready_workspace(platform: Platform) -> ReadyWorkspace:
-    """The workspace called ``sandbox``, with a new token; a store that is used again has it already."""
+    """The workspace called ``sandbox``; a store that is used again has it already, with its token."""
     store = platform.store
     found = store.workspaces("name = ? AND status != 'removed' AND runtime = 'external'", NAME)
     if found:
@@ -26,4 +26,9 @@ def ready_workspace(platform: Platform) -> ReadyWorkspace:
     else:
         workspace_id = str(uuid.uuid4())
         store.add_workspace(workspace_id, name=NAME, status="awaiting_agent", runtime="external", delivery_mode="poll")
-    return ReadyWorkspace(workspace_id, store.add_token(workspace_id, "instance", platform.now()))
+    key = f"token of {workspace_id}"
+    token = store.remembered(key)
+    if token is None or store.token_owner(token) != workspace_id:
+        token = store.add_token(workspace_id, "instance", platform.now())
+        store.remember(key, token)
+    return ReadyWorkspace(workspace_id, token)

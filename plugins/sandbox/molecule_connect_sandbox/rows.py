@@ -168,10 +168,14 @@ class Rows:
         ).fetchall()
 
     def answers(self, workspace_id: str) -> list[tuple[str, str]]:
-        """What a workspace said, in order: the workspace whose feed holds it, and the row as JSON text."""
+        """What a workspace said, in order: the workspace whose feed holds it, and the row as JSON text.
+
+        A row of ``notify`` has no target; a stranger's with that method, which 2026-05 stores without a source, has.
+        """
         return self._db.execute(
             "SELECT workspace_id, wire FROM activity WHERE activity_type = 'a2a_receive' AND "
-            "(source_id = ? OR workspace_id = ? AND source_id IS NULL AND method = 'notify') ORDER BY seq",
+            "(source_id = ? OR workspace_id = ? AND source_id IS NULL AND target_id IS NULL AND method = 'notify') "
+            "ORDER BY seq",
             (workspace_id, workspace_id),
         ).fetchall()
 

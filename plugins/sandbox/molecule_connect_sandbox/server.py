@@ -96,8 +96,8 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def listen(port: int = 0) -> socket.socket:
-    """A listening socket on loopback; port 0 takes a free one.
+def listen(port: int = 0, *, hint: str = "choose another --port, or leave it out to get a free one") -> socket.socket:
+    """A listening socket on loopback; port 0 takes a free one. *hint* is for a port that is in use.
 
     Raises:
         ConfigError: The port is in use, or may not be used.
@@ -112,7 +112,7 @@ def listen(port: int = 0) -> socket.socket:
         listening.close()
         raise ConfigError(
             f"cannot listen on {HOST}:{port}: {getattr(exc, 'strerror', None) or exc}",
-            hint="choose another --port, or leave it out to get a free one",
+            hint=hint,
         ) from exc
     return listening
 

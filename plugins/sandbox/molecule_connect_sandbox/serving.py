@@ -1,6 +1,7 @@
 """``molecule sandbox --serve``."""
 
 import asyncio
+import socket
 
 import click
 
@@ -10,13 +11,15 @@ from molecule_connect_sandbox.platform import Platform
 from molecule_connect_sandbox.ready import ready_workspace
 from molecule_connect_sandbox.server import address, listen, serve
 from molecule_connect_sandbox.signals import stopping
+from molecule_connect_sandbox.store import Store
 
 
 def announce(platform: Platform, url: str) -> str:
     """What is printed once the server answers: the address, what to export, what to do."""
     workspace = ready_workspace(platform)
-    admin = platform.options.admin_token
+    admin, control = platform.options.admin_token, platform.options.control_token
     header = f"-H 'Authorization: Bearer {admin}' " if admin else ""
+    faults = '{"faults":["unavailable=3,times=2"]}'
     message = '{"method":"message/send","params":{"message":{"content":"hello"}}}'
     return "\n".join(
         (
@@ -26,10 +29,26 @@ def announce(platform: Platform, url: str) -> str:
             f"export MOLECULE_WORKSPACE_TOKEN={workspace.token}",
             "# In another terminal, with these lines pasted, answer its messages:",
             "#   molecule connect --backend mock",
+            "# Switch faults while it runs:",
+            f"#   curl -s -w '\\n' -X PUT -H 'Authorization: Bearer {control}' {url}/sandbox/faults -d '{faults}'",
             "# Write to it as a person:",
             f"#   curl -s -w '\\n' {header}{url}/workspaces/{workspace.id}/a2a -d '{message}'",
         )
     )
+
+
+def _listen(store: Store, port: int) -> socket.socket:
+    """Listen on *port*; without one where the last run with this store did, so that connectors find it again."""
+    remembered = None if port else store.remembered("port")
+    if remembered is None:
+        listening = listen(port)
+    else:
+        listening = listen(
+            int(remembered),
+            hint="the last run with this --store had this port: end what uses it, or give another --port",
+        )
+    store.remember("port", str(listening.getsockname()[1]))
+    return listening
 
 
 async def run_server(options: SandboxOptions, port: int) -> None:
@@ -39,7 +58,7 @@ async def run_server(options: SandboxOptions, port: int) -> None:
         ConfigError: An option makes no sense, or the port cannot be had.
     """
     app = create_app(options)
-    listening, stop = listen(port), asyncio.Event()
+    listening, stop = _listen(app.state.platform.store, port), asyncio.Event()
 
     def ready() -> None:
         click.echo(announce(app.state.platform, address(listening)))

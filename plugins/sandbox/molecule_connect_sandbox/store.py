@@ -1,7 +1,9 @@
 """The embedded database: workspaces, tokens, uploads and secrets. Feed rows are in ``rows``."""
 
+import contextlib
 import hashlib
 import json
+import os
 import secrets
 import sqlite3
 import uuid
@@ -40,6 +42,7 @@ CREATE TABLE IF NOT EXISTS delegations (
 CREATE INDEX IF NOT EXISTS delegations_of ON delegations (workspace_id, created_at);
 CREATE TABLE IF NOT EXISTS secrets (
   workspace_id TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (workspace_id, key));
+CREATE TABLE IF NOT EXISTS remembered (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 
 
@@ -104,6 +107,10 @@ def _hash(token: str) -> str:
 
 
 def _open(path: str) -> sqlite3.Connection:
+    if path != ":memory:":
+        # Tokens are in it. SQLite gives the files beside it the same mode.
+        with contextlib.suppress(OSError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     try:
         db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA busy_timeout=5000;" + SCHEMA)
@@ -218,6 +225,15 @@ class Store:
             (workspace_id, token_id),
         ).rowcount
 
+    def remembered(self, key: str) -> str | None:
+        """What was remembered for the next start with this store."""
+        row = self.db.execute("SELECT value FROM remembered WHERE key = ?", (key,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def remember(self, key: str, value: str) -> None:
+        """Keep *value* for the next start with this store."""
+        self.db.execute("INSERT OR REPLACE INTO remembered VALUES (?, ?)", (key, value))
+
     def secrets_of(self, workspace_id: str) -> dict[str, str]:
         """The global secrets, overlaid by the workspace's own."""
         rows = self.db.execute(
@@ -229,3 +245,18 @@ class Store:
         """Set secrets of a workspace, or global ones under the empty id."""
         rows = [(workspace_id, key, value) for key, value in values.items()]
         self.db.executemany("INSERT OR REPLACE INTO secrets VALUES (?, ?, ?)", rows)
+
+
+def kept_token(path: str | None) -> str:
+    """The administrator's token that the last run with this store made, else a new one that the next run gets too.
+
+    Raises:
+        ConfigError: The store cannot be opened.
+    """
+    store = Store(path)
+    try:
+        token = store.remembered("admin token") or secrets.token_urlsafe(16)
+        store.remember("admin token", token)
+    finally:
+        store.close()
+    return token

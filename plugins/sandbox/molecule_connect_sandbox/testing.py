@@ -124,7 +124,7 @@ class Sandbox:
         return (await self._admin(method, path, body, **headers)).json()
 
     async def _admin(self, method: str, path: str, body: Any = None, **headers: str) -> httpx.Response:
-        answered = await self.call(method, path, body, token=self.options.admin_token, **headers)
+        answered = await self.call(method, path, body, token=self.options.control_token, **headers)
         if not answered.is_success:
             raise AssertionError(f"{method} {path}: {answered.status_code} {answered.text}")
         return answered

@@ -12,6 +12,7 @@ from starlette.routing import Route
 from molecule_connect import ConfigError
 from molecule_connect_sandbox.answers import Refusal, answer, raw_answer, read_object, to_json
 from molecule_connect_sandbox.auth import Auth
+from molecule_connect_sandbox.forger import DEEP, DEEP_MARK
 from molecule_connect_sandbox.platform import Platform
 from molecule_connect_sandbox.rows import Row
 from molecule_connect_sandbox.sweep import sweep
@@ -20,28 +21,35 @@ MAX_WAIT = 60.0
 _FIELDS = tuple(field.name for field in attrs.fields(Row) if field.name not in ("workspace_id", "late"))
 
 
-def told_answer(home: str, text: str) -> dict[str, Any]:
-    """What a workspace said, read from the row that it became in the feed of *home*."""
-    row = json.loads(text)
+def told_answer(home: str, text: str) -> dict[str, Any] | None:
+    """What a workspace said, read from the row that it became in the feed of *home*; None where it said nothing."""
+    row = json.loads(text.replace(DEEP, f'"{DEEP_MARK}"'))
     to_person = row["source_id"] is None
-    message: dict[str, Any] = {}
-    if not to_person:
-        params = (row.get("request_body") or {}).get("params") or {}
-        message = params.get("message") or {}
-    parts = message.get("parts") or []
-    said = row["response_body"]["result"] if to_person else "".join(part.get("text", "") for part in parts)
+    if to_person and not isinstance(row.get("response_body"), dict):
+        return None
+    if to_person:
+        message = row["response_body"]
+        said = [message.get("result")]
+    else:
+        message = _object(_object(_object(row.get("request_body")).get("params")).get("message"))
+        parts = message.get("parts")
+        said = [_object(part).get("text") for part in parts] if isinstance(parts, list) else []
     return {
         "to": None if to_person else home,
-        "text": said,
-        "message_id": message.get("messageId"),
-        "message": row["response_body"] if to_person else message,
+        "text": "".join(text for text in said if isinstance(text, str)),
+        "message_id": None if to_person else message.get("messageId"),
+        "message": message,
         "row_id": row["id"],
         "created_at": row["created_at"],
     }
 
 
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
 class Views:
-    """The sandbox's own endpoints; they take the administrator's token."""
+    """The sandbox's own endpoints; they ask for the control token."""
 
     def __init__(self, platform: Platform, auth: Auth) -> None:
         self._platform = platform
@@ -65,7 +73,7 @@ class Views:
 
     async def faults(self, request: Request) -> Response:
         """The faults that are on; PUT ``{"faults": [...]}`` turns these on and all others off, DELETE all off."""
-        self._auth.admin(request)
+        self._auth.control(request)
         faults = self._platform.faults
         if request.method == "PUT":
             texts = (await read_object(request)).get("faults")
@@ -83,7 +91,7 @@ class Views:
 
     async def requests(self, request: Request) -> Response:
         """How many requests came, as ``[method, path, status, count]``; DELETE begins anew. Status 0: cut."""
-        self._auth.admin(request)
+        self._auth.control(request)
         counts = [[*key, count] for key, count in sorted(self._platform.requests.items())]
         if request.method == "DELETE":
             self._platform.requests.clear()
@@ -91,7 +99,7 @@ class Views:
 
     async def sweep(self, request: Request) -> Response:
         """Do now what is done every 15 seconds."""
-        self._auth.admin(request)
+        self._auth.control(request)
         sweep(self._platform)
         return answer({"status": "swept"})
 
@@ -110,21 +118,29 @@ class Views:
 
     async def answers(self, request: Request) -> Response:
         """What a workspace said, to people and peers, in order. ``count=N`` waits for N of them."""
-        self._auth.admin(request)
+        self._auth.control(request)
         workspace_id, wanted = request.path_params["id"], self._wanted(request)
-        await self._wait(request, lambda: len(self._platform.rows.answers(workspace_id)) >= wanted)
-        return answer([told_answer(*found) for found in self._platform.rows.answers(workspace_id)])
+
+        def ready() -> bool:
+            return len(self._platform.rows.answers(workspace_id)) >= wanted and len(self._said(workspace_id)) >= wanted
+
+        await self._wait(request, ready)
+        return answer(self._said(workspace_id))
+
+    def _said(self, workspace_id: str) -> list[dict[str, Any]]:
+        told = (told_answer(*found) for found in self._platform.rows.answers(workspace_id))
+        return [one for one in told if one is not None]
 
     async def rows(self, request: Request) -> Response:
         """Every row of a feed, those that are still late too. ``count=N`` waits for N of them."""
-        self._auth.admin(request)
+        self._auth.control(request)
         workspace_id, wanted = request.path_params["id"], self._wanted(request)
         await self._wait(request, lambda: len(self._platform.rows.all(workspace_id)) >= wanted)
         return raw_answer(f"[{','.join(text for text, _ in self._platform.rows.all(workspace_id))}]")
 
     async def add_rows(self, request: Request) -> Response:
         """Write rows as they are given, ``{"rows": [{...}]}``: any shape that a platform may have."""
-        self._auth.admin(request)
+        self._auth.control(request)
         given = (await read_object(request, cap=256 * 1024 * 1024)).get("rows")
         if not isinstance(given, list):
             raise Refusal(400, "rows must be a list")
@@ -145,7 +161,7 @@ class Views:
 
     async def prune(self, request: Request) -> Response:
         """Delete rows: the one that ``row_id`` names, else all but the newest ``keep``."""
-        self._auth.admin(request)
+        self._auth.control(request)
         query = request.query_params
         keep = query.get("keep", "0")
         count = self._platform.rows.prune(
@@ -155,19 +171,19 @@ class Views:
 
     async def beats(self, request: Request) -> Response:
         """The newest heartbeats, as they came. ``count=N`` waits for N of them."""
-        self._auth.admin(request)
+        self._auth.control(request)
         workspace_id, wanted = request.path_params["id"], self._wanted(request)
         await self._wait(request, lambda: len(self._platform.beats.get(workspace_id, ())) >= wanted)
         return answer(list(self._platform.beats.get(workspace_id, ())))
 
     async def streams(self, request: Request) -> Response:
         """How many event streams of a workspace are open."""
-        self._auth.admin(request)
+        self._auth.control(request)
         return answer({"open": self._platform.events.count(request.path_params["id"])})
 
     async def secrets(self, request: Request) -> Response:
         """Set secrets of a workspace."""
-        self._auth.admin(request)
+        self._auth.control(request)
         body = await read_object(request)
         self._platform.store.set_secrets(request.path_params["id"], {key: str(value) for key, value in body.items()})
         return answer({"status": "set"})

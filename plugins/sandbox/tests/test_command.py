@@ -17,6 +17,7 @@ from molecule_connect_sandbox.command import parse_backend_options, sandbox
 from molecule_connect_sandbox.faults import KINDS
 from molecule_connect_sandbox.options import SandboxOptions
 from molecule_connect_sandbox.platform import Platform
+from molecule_connect_sandbox.ready import ready_workspace
 from molecule_connect_sandbox.serving import announce
 
 PROGRAM = [sys.executable, "-m", "molecule_connect_sandbox"]
@@ -136,3 +137,40 @@ def test_a_pipe_that_is_interrupted_says_that_answers_are_missing(tmp_path: Path
         said, told = process.communicate(timeout=60)
     assert (process.returncode, said) == (1, "")
     assert told.startswith("error: interrupted before every message was answered\nwhat to do: ")
+
+
+@pytest.mark.parametrize("platform", ["2026-05", "2026-08"])
+def test_a_store_keeps_ids_tokens_and_port(tmp_path: Path, platform: str) -> None:
+    options = ("--platform", platform, "--store", str(tmp_path / "store.db"))
+    seen = []
+    for _ in range(2):
+        with served(*options) as (process, lines):
+            assert process.stdout is not None
+            commands = [process.stdout.readline() for _ in range(6)]
+            seen.append((lines, commands))
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(40) == 0
+    assert seen[0] == seen[1]
+    assert any("/sandbox/faults" in command for command in seen[0][1])
+    assert (tmp_path / "store.db").stat().st_mode & 0o077 == 0
+
+
+def test_a_kept_port_that_is_taken_is_told(tmp_path: Path) -> None:
+    store = str(tmp_path / "store.db")
+    with served("--store", store):
+        second = subprocess.run([*PROGRAM, "--serve", "--store", store], capture_output=True, text=True, timeout=40)
+    assert (second.returncode, second.stdout) == (2, "")
+    assert "the last run with this --store" in second.stderr
+    assert "--port" in second.stderr
+
+
+def test_a_token_that_was_ended_is_not_kept(tmp_path: Path) -> None:
+    options = SandboxOptions(store=str(tmp_path / "store.db"))
+    platform = Platform(options)
+    first = ready_workspace(platform)
+    assert ready_workspace(platform) == first
+    platform.store.revoke(first.id)
+    second = ready_workspace(platform)
+    assert second.id == first.id
+    assert platform.store.token_owner(second.token) == first.id
+    platform.store.close()

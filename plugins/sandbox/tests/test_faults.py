@@ -11,6 +11,8 @@ from molecule_connect import ConfigError
 from molecule_connect_sandbox.faults import KINDS, Faults, parse_fault
 from molecule_connect_sandbox.testing import Sandbox, Workspace
 
+IDLE = "5d3c1f6a-1111-4222-8333-944445555666"
+
 
 async def notify(sandbox: Sandbox, workspace: Workspace, text: str = "done") -> httpx.Response:
     return await sandbox.call("POST", f"/workspaces/{workspace.id}/notify", {"message": text}, token=workspace.token)
@@ -95,6 +97,22 @@ async def test_faults_are_switched_while_it_runs(august: Sandbox) -> None:
     assert await august.admin("DELETE", "/sandbox/faults") == {"faults": []}
     assert (await august.call("GET", "/health")).status_code == 200
     assert (await august.call("PUT", "/sandbox/faults", {"faults": []})).status_code == 401
+
+
+@pytest.mark.parametrize("admin_token", [None, "admin"])
+async def test_the_sandboxs_own_endpoints_ask_for_its_token(generation: str, admin_token: str | None) -> None:
+    async with Sandbox.in_process(platform=generation, admin_token=admin_token) as sandbox:
+        made = await sandbox.call("POST", "/registry/register", {"id": IDLE, "delivery_mode": "poll", "agent_card": {}})
+        one, owner = f"/sandbox/workspaces/{IDLE}", made.json()["auth_token"]
+        endpoints = [(method, "/sandbox/faults") for method in ("GET", "PUT", "DELETE")]
+        endpoints += [("GET", "/sandbox/requests"), ("DELETE", "/sandbox/requests"), ("POST", "/sandbox/sweep")]
+        endpoints += [("GET", f"{one}/answers"), ("GET", f"{one}/rows"), ("POST", f"{one}/rows")]
+        endpoints += [("DELETE", f"{one}/rows"), ("GET", f"{one}/beats"), ("GET", f"{one}/streams")]
+        endpoints += [("PUT", f"{one}/secrets"), ("POST", f"{one}/forge"), ("PUT", "/sandbox/plugins/x")]
+        for method, path in endpoints:
+            for token in (None, "wrong", owner):
+                assert (await sandbox.call(method, path, {}, token=token)).status_code == 401, (method, path)
+        assert await sandbox.admin("PUT", "/sandbox/faults", {"faults": ["prune"]}) == {"faults": ["prune"]}
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,27 @@ async def test_a_repeated_message_id_is_absorbed_where_the_platform_does_so(sand
     assert (forged.row_id is None) is newer
 
 
+async def test_answers_are_read_whatever_a_sender_wrote(sandbox: Sandbox) -> None:
+    parent, child = await sandbox.pair()
+    shapes: list[Any] = [5, [1], {"params": 5}, {"params": {"message": {"parts": [1, {"text": 5}], "content": "x"}}}]
+    await sandbox.add_rows(child, *({"source_id": parent.id, "request_body": shape} for shape in shapes))
+    await sandbox.add_rows(parent, {"method": "notify"}, {"method": "notify", "response_body": 5})
+    await sandbox.add_rows(parent, {"method": "notify", "response_body": {"result": 5}})
+    await sandbox.forge(child, sender=parent)
+    said = await sandbox.call("POST", f"/workspaces/{parent.id}/notify", {"message": "done"}, token=parent.token)
+    assert said.json() == {"status": "sent"}
+    answers = await sandbox.answers(parent, len(shapes) + 2)
+    assert [one.text for one in answers if one.to is None] == ["", "done"]
+
+
+async def test_a_stranger_without_a_name_is_not_taken_for_the_workspace(may: Sandbox) -> None:
+    workspace = await may.workspace()
+    body = {"jsonrpc": "2.0", "method": "notify", "response_body": {"result": "forged"}}
+    assert (await may.call("POST", f"/workspaces/{workspace.id}/a2a", body)).status_code == 200
+    assert [row["source_id"] for row in await may.rows(workspace, 1)] == [None]
+    assert await may.answers(workspace) == []
+
+
 async def test_the_fault_writes_to_every_workspace_until_it_is_off(sandbox: Sandbox) -> None:
     parent, child = await sandbox.pair()
     await sandbox.faults("forged-rows=100,times=8")
