@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         TransientPlatformError,
         WorkspaceDeletedError,
     )
-    from molecule_connect.inboxes import open_inbox
+    from molecule_connect.inboxes import open_inbox, state_folders
     from molecule_connect.models import (
         DataPart,
         FilePart,
@@ -86,7 +86,7 @@ _HOMES = {
     ),
     "delivery.inbox.inbox": ("Inbox",),
     "delivery.inbox.store": ("InboxMessage",),
-    "inboxes": ("open_inbox",),
+    "inboxes": ("open_inbox", "state_folders"),
     "platform.client": ("AsyncPlatformClient",),
     "plugins.discovery": ("installed_backends",),
     "plugins.hookspecs": ("hookimpl",),
@@ -167,6 +167,7 @@ __all__ = [
     "open_inbox",
     "operations",
     "options",
+    "state_folders",
 ]
 
 

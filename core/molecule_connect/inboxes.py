@@ -76,6 +76,18 @@ async def open_inbox(
             yield inbox
 
 
+def state_folders(environ: Mapping[str, str] = os.environ, *, state_dir: Path | None = None) -> list[Path]:
+    """The folder where ``open_inbox`` keeps its journal, then every other one where this user's journals may be.
+
+    A program that sends files which an agent names must keep them out of it: journals and tokens are in these folders.
+    Received files are in ``WORKSPACE/files`` of the first.
+
+    Raises:
+        ConfigError: The folder can't be used.
+    """
+    return state_folder.everywhere(state_dir, environ, home=environment.home())
+
+
 @asynccontextmanager
 async def _filled(inbox: Inbox, desks: Sequence[InboxDesk], ground: Ground) -> AsyncIterator[Inbox]:
     """*inbox* while its *desks* are at work."""

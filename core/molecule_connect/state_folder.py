@@ -11,6 +11,7 @@ from molecule_connect.errors import ConfigError
 from molecule_connect.settings import canonical_id
 
 CONFIGS = Path("/configs")
+_VARIABLES = ("MOLECULE_STATE_DIR", "CONFIGS_DIR")
 
 
 def resolve(named: str | Path | None, environ: Mapping[str, str], *, home: Path, configs: Path = CONFIGS) -> Path:
@@ -76,13 +77,26 @@ def existing(named: str | Path | None, environ: Mapping[str, str], *, home: Path
     return next((folder for folder in folders if any(folder.glob("journal*"))), folders[0])
 
 
+def everywhere(
+    named: str | Path | None, environ: Mapping[str, str], *, home: Path, configs: Path = CONFIGS
+) -> list[Path]:
+    """The state folder, as ``resolve`` finds it, then every other folder where this user's state may be.
+
+    Raises:
+        ConfigError: As ``resolve`` does.
+    """
+    others = [Path(environ[name]).expanduser().absolute() for name in _VARIABLES if environ.get(name)]
+    folders = [resolve(named, environ, home=home, configs=configs), *others, *_unnamed(home, configs)]
+    return list(dict.fromkeys(folders))
+
+
 def named_folder(named: str | Path | None, environ: Mapping[str, str]) -> tuple[str, Path] | None:
     """What the operator chose and with what words, or None. An empty variable counts as unset."""
     if named is not None:
         if not str(named).strip():
             raise ConfigError("--state-dir is empty", hint="name a folder, or leave --state-dir out")
         return "--state-dir", Path(named).expanduser().absolute()
-    for variable in ("MOLECULE_STATE_DIR", "CONFIGS_DIR"):
+    for variable in _VARIABLES:
         if environ.get(variable):
             return variable, Path(environ[variable]).expanduser().absolute()
     return None

@@ -1,7 +1,7 @@
 """What a model gave a tool, read with patience: a number may come as text, an empty text counts as missing."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ DEFAULT_WAIT, LONGEST_WAIT = 60.0, 300.0
 
 
 class Arguments:
-    """The arguments of one call."""
+    """The arguments of one call, and the host's roots at that time."""
 
-    def __init__(self, given: Mapping[str, Any]) -> None:
+    def __init__(self, given: Mapping[str, Any], roots: Sequence[Path] = ()) -> None:
         self._given = given
+        self.roots = tuple(roots)
 
     def text(self, name: str) -> str:
         """A text that has to be there.
@@ -58,17 +59,17 @@ class Arguments:
         value = self._number(name)
         return default if value is None else int(min(max(value, 1), most))
 
-    def files(self, name: str) -> list[Path]:
-        """Paths of files that are there.
+    def paths(self, name: str) -> list[str]:
+        """Paths of files, as they were given.
 
         Raises:
-            ArgumentError: One is not, or it is no list.
+            ArgumentError: It is no list of them.
         """
         value = self._given.get(name) or []
         value = [value] if isinstance(value, str) else value
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise ArgumentError(f"{name} is no list of paths", hint=f'give it like {name}: ["/path/to/file"]')
-        return [_file(item) for item in value]
+        return value
 
     def _number(self, name: str) -> float | None:
         value = self._given.get(name)
@@ -79,17 +80,3 @@ class Arguments:
         except (TypeError, ValueError):
             return None
         return number if math.isfinite(number) else None
-
-
-def _file(given: str) -> Path:
-    try:
-        path = Path(given).expanduser()
-        is_one = path.is_file()
-    except (OSError, RuntimeError):  # a folder that is not ours to look into, a name that is too long, nobody's home
-        is_one = False
-    if not is_one:
-        raise ArgumentError(
-            f"there is no file {harmless.name(given)} that can be read",
-            hint="give the whole path of a file on this machine",
-        )
-    return path

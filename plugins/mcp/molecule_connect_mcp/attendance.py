@@ -1,6 +1,7 @@
 """The inbox's side of a session: open it, push what arrives, give the tools what they need, close it."""
 
 import asyncio
+import functools
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from molecule_connect_mcp.desk import Desk
 from molecule_connect_mcp.flags import Flags
 from molecule_connect_mcp.outbox import Outbox
 from molecule_connect_mcp.push import push_arrivals
+from molecule_connect_mcp.sendable import SendableFiles
 from molecule_connect_mcp.server import CHANNEL_NOTIFICATION
 from molecule_connect_mcp.streams import Outgoing, Talk
 from molecule_connect_mcp.tools import Tools
@@ -38,7 +40,8 @@ class Attendance:
         self._talk, self._outgoing = talk, outgoing
         self._opener = opener or open_inbox
         self._desk = Desk([one.workspace_id for one in workspaces], reads=flags.reads)
-        self.tools = Tools(self._desk, hold=flags.hold)
+        sendable = functools.partial(SendableFiles.of, workspaces, named=flags.files_roots, state_dir=flags.state_dir)
+        self.tools = Tools(self._desk, hold=flags.hold, sendable=sendable)
 
     async def run(self, leave: asyncio.Event) -> None:
         """Open the inbox, push what arrives, and close it when it is time to leave.

@@ -27,7 +27,11 @@ _ACTIVITY = {"type": "string", "description": "The activity_id of the message."}
 
 
 def _files(what: str) -> dict[str, Any]:
-    return {"type": "array", "items": {"type": "string"}, "description": f"Paths of files on this machine {what}."}
+    description = (
+        f"Paths of files on this machine {what}. They must be in one of the host's roots, the server's working "
+        "directory, or a folder that the operator named; received files can be sent on."
+    )
+    return {"type": "array", "items": {"type": "string"}, "description": description}
 
 
 def _schema(required: tuple[str, ...] = (), /, **properties: dict[str, Any]) -> dict[str, Any]:
@@ -41,6 +45,7 @@ class Tool:
     Attributes:
         needs_inbox: It is of no use when the inbox is turned off.
         repeatable: A second call with the same arguments changes nothing more.
+        files: The argument that names files to send.
     """
 
     name: str
@@ -51,6 +56,7 @@ class Tool:
     reads_only: bool = False
     removes: bool = False
     repeatable: bool = False
+    files: str = ""
 
 
 TOOLS = (
@@ -110,6 +116,7 @@ TOOLS = (
             workspace_id=_WORKSPACE,
         ),
         needs_inbox=True,
+        files="files",
     ),
     Tool(
         name="send_message_to_user",
@@ -124,6 +131,7 @@ TOOLS = (
             attachments=_files("to attach"),
             workspace_id=_WORKSPACE,
         ),
+        files="attachments",
     ),
     Tool(
         name="list_peers",

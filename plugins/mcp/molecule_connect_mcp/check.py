@@ -33,6 +33,7 @@ from molecule_connect_mcp.channel import (
 from molecule_connect_mcp.flags import NO_HEARTBEAT, NO_INBOX, Flags, read_flags
 from molecule_connect_mcp.outbox import Outbox
 from molecule_connect_mcp.running import read_workspaces
+from molecule_connect_mcp.sendable import working_root
 
 # As the group's own commands exit; the worst comes first.
 REFUSED, DELETED, ELSEWHERE, OUT_OF_REACH = 3, 4, 5, 6
@@ -48,17 +49,17 @@ class Finding:
     code: int = 0
 
 
-def run_check(environ: Mapping[str, str], *, state_dir: Path | None) -> int:
+def run_check(environ: Mapping[str, str], *, state_dir: Path | None, files_roots: Sequence[str] = ()) -> int:
     """Report on standard output; the exit code.
 
     Raises:
         ConfigError: The configuration is not complete.
     """
-    flags = read_flags(environ, state_dir=state_dir)
+    flags = read_flags(environ, state_dir=state_dir, files_roots=files_roots)
     workspaces = read_workspaces(environ, state_dir=state_dir)
     findings = [*asyncio.run(_platform_findings(workspaces))]
     findings += [_held(one.workspace_id, holder(one.workspace_id, state_dir)) for one in workspaces]
-    findings += [*_flag_findings(flags), *_channel_findings(environ)]
+    findings += [*_flag_findings(flags), _files_finding(flags), *_channel_findings(environ)]
     for finding in findings:
         click.echo(f"{finding.mark:5} {finding.text}")
     codes = {finding.code for finding in findings}
@@ -129,6 +130,12 @@ def _flag_findings(flags: Flags) -> list[Finding]:
     if not flags.reads:
         found.append(Finding("note", f"{NO_INBOX} is set: nothing is read, and the inbox's tools say so"))
     return found
+
+
+def _files_finding(flags: Flags) -> Finding:
+    roots = [root for root in (working_root(), *flags.files_roots) if root is not None]
+    named = ", ".join(map(str, roots)) or "none here"
+    return Finding("note", f"folders that files may be sent from: {named}; also the host's roots, and received files")
 
 
 def _channel_findings(environ: Mapping[str, str]) -> list[Finding]:

@@ -18,6 +18,7 @@ It is configured by the environment, as hosts do it:
   MOLECULE_INBOX_LEASE_SECS      how long a message that was waited for is kept from other readers [300]
   MOLECULE_MCP_DISABLE_HEARTBEAT 1: another program keeps the workspace online
   MOLECULE_MCP_DISABLE_INBOX     1: only send, never read
+  MOLECULE_MCP_FILES_ROOTS       folders that files may be sent from, without --files-root; a colon between two
 
 \b
 For example:
@@ -34,12 +35,27 @@ For example:
 )
 @click.option("--check", is_flag=True, help="Look whether everything is there, serve nothing. It asks the platform.")
 @click.option("--state-dir", type=click.Path(file_okay=False, path_type=Path), help="Where the journal lies.")
-def mcp(check: bool, state_dir: Path | None) -> None:
+@click.option(
+    "--files-root",
+    "files_roots",
+    multiple=True,
+    metavar="DIR",
+    help="A folder that files may be sent from, beside the host's roots and the working directory; repeatable. "
+    "[MOLECULE_MCP_FILES_ROOTS]",
+)
+@click.option(
+    "--since-secs",
+    type=click.IntRange(0, 30 * 24 * 3600),
+    metavar="SECONDS",
+    help="How far a first start looks back; 0: only new messages; at most 30 days. It holds for each workspace of "
+    "a list. [default: 30]",
+)
+def mcp(check: bool, state_dir: Path | None, files_roots: tuple[str, ...], since_secs: int | None) -> None:
     """Serve, or check. What is heavy is imported here: ``molecule --help`` loads this module."""
     if check:
         from molecule_connect_mcp.check import run_check
 
-        raise SystemExit(run_check(os.environ, state_dir=state_dir))
+        raise SystemExit(run_check(os.environ, state_dir=state_dir, files_roots=files_roots))
     if sys.stdin is not None and sys.stdin.isatty():
         click.echo(
             "molecule mcp speaks MCP on standard input and output, and is started by a host; "
@@ -48,7 +64,7 @@ def mcp(check: bool, state_dir: Path | None) -> None:
         )
     from molecule_connect_mcp.running import run
 
-    run(os.environ, state_dir=state_dir)
+    run(os.environ, state_dir=state_dir, files_roots=files_roots, since_secs=since_secs)
 
 
 def main() -> None:

@@ -35,10 +35,7 @@ class Outbox:
         return self._clients[workspace_id]
 
     async def tell_user(self, workspace_id: str, text: str, files: Sequence[Path] = ()) -> None:
-        """A text for the person in the canvas."""
-        if files:
-            # Whoever reads the inbox would take the upload for the person's.
-            raise ConfigError("files cannot be sent: inbox not enabled", hint="send the text alone")
+        """A text for the person in the canvas. There are no files: the tools refuse them without an inbox."""
         await self.client(workspace_id).call(operations.notify(workspace_id, text))
 
     async def ask(self, workspace_id: str, peer_id: str, text: str, *, timeout: float) -> Any:

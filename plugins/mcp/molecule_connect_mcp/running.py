@@ -16,14 +16,20 @@ _PLATFORM = ("PLATFORM_URL", "MOLECULE_API_URL", "MOLECULE_PLATFORM_URL")
 _NEEDED = (_PLATFORM[:2], ("WORKSPACE_ID",), ("MOLECULE_WORKSPACE_TOKEN", "MOLECULE_WORKSPACE_TOKEN_FILE"))
 
 
-def run(environ: Mapping[str, str], *, state_dir: Path | None) -> None:
+def run(
+    environ: Mapping[str, str],
+    *,
+    state_dir: Path | None,
+    files_roots: Sequence[str] = (),
+    since_secs: float | None = None,
+) -> None:
     """Serve what *environ* names until the host is done.
 
     Raises:
         MoleculeError: Something is missing, or serving ended with it.
     """
-    flags = read_flags(environ, state_dir=state_dir)
-    workspaces = read_workspaces(environ, state_dir=state_dir)
+    flags = read_flags(environ, state_dir=state_dir, files_roots=files_roots)
+    workspaces = read_workspaces(environ, state_dir=state_dir, since_secs=since_secs)
     with claimed() as descriptors:
         _log_to_stderr()
         from molecule_connect_mcp.serving import serve
@@ -31,8 +37,13 @@ def run(environ: Mapping[str, str], *, state_dir: Path | None) -> None:
         asyncio.run(serve(workspaces, flags, descriptors))
 
 
-def read_workspaces(environ: Mapping[str, str], *, state_dir: Path | None) -> Sequence[ConnectionSettings]:
+def read_workspaces(
+    environ: Mapping[str, str], *, state_dir: Path | None, since_secs: float | None = None
+) -> Sequence[ConnectionSettings]:
     """The workspaces that *environ* names. A platform that is out of reach does not end a host's session.
+
+    Args:
+        since_secs: How far a first start looks back, whatever a list says; None: as the list says, else 30.
 
     Raises:
         ConfigError: Something is missing or wrong.
@@ -47,7 +58,8 @@ def read_workspaces(environ: Mapping[str, str], *, state_dir: Path | None) -> Se
             needed = ", ".join(" or ".join(names) for names in _NEEDED)
             error.hint = f"set {needed} in the host's configuration of this server; the platform shows id and token"
         raise
-    return [attrs.evolve(one, patient=True) for one in workspaces]
+    patient = [attrs.evolve(one, patient=True) for one in workspaces]
+    return patient if since_secs is None else [attrs.evolve(one, since_secs=since_secs) for one in patient]
 
 
 def _log_to_stderr() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from molecule_connect_mcp.flags import Flags
@@ -39,8 +40,8 @@ async def serve(
     outgoing = Outgoing(writer, talk)
     tools: asyncio.Future[Call] = asyncio.get_running_loop().create_future()
 
-    async def call(name: str, given: Mapping[str, Any]) -> tuple[str, bool]:
-        return await (await asyncio.shield(tools))(name, given)
+    async def call(name: str, given: Mapping[str, Any], roots: Sequence[Path]) -> tuple[str, bool]:
+        return await (await asyncio.shield(tools))(name, given, roots)
 
     async def attend() -> None:
         beginnings = [asyncio.create_task(event.wait()) for event in (talk.begun, leave)]

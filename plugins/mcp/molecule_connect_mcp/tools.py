@@ -1,13 +1,18 @@
 """What the tools do. Each takes its arguments and returns a JSON value, or raises what the model should read."""
 
+import asyncio
+import functools
 import json
 import logging
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from molecule_connect import (
     ArgumentError,
+    ConfigError,
+    ConnectionSettings,
     FilePart,
     Inbox,
     MoleculeError,
@@ -23,6 +28,7 @@ from molecule_connect_mcp.arguments import Arguments
 from molecule_connect_mcp.catalogue import TOOLS
 from molecule_connect_mcp.desk import Desk
 from molecule_connect_mcp.history import history_shape, parse_moment
+from molecule_connect_mcp.sendable import Copies, SendableFiles
 from molecule_connect_mcp.shapes import harmless_data, message_shape
 from molecule_connect_mcp.tasks import ELSEWHERE, LATER, NAMELESS, NAMELESS_ELSEWHERE, answer_shape, task_shape
 
@@ -37,23 +43,34 @@ _log = logging.getLogger(__name__)
 
 
 class Tools:
-    """The tools over one desk. *hold* is how long a message that was waited for is kept from other readers."""
+    """The tools over one desk.
 
-    def __init__(self, desk: Desk, *, hold: float) -> None:
+    Args:
+        hold: How long a message that was waited for is kept from other readers, in seconds.
+        sendable: Makes the rule for files, once the first is to be sent. None: without roots that were named.
+    """
+
+    def __init__(self, desk: Desk, *, hold: float, sendable: Callable[[], SendableFiles] | None = None) -> None:
         self._desk, self._hold = desk, hold
+        workspaces = [ConnectionSettings(workspace_id=one) for one in desk.workspace_ids]
+        self._sendable = functools.cache(sendable or functools.partial(SendableFiles.of, workspaces))
         self._functions: dict[str, Callable[[Arguments], Awaitable[Any]]] = {
             name: getattr(self, f"_{name}") for name in _SPECS
         }
 
-    async def call(self, name: str, given: Mapping[str, Any]) -> tuple[str, bool]:
-        """The text of the result, and whether it tells of an error. Never raises what a model could not read."""
+    async def call(self, name: str, given: Mapping[str, Any], roots: Sequence[Path] = ()) -> tuple[str, bool]:
+        """The text of the result, and whether it tells of an error. Never raises what a model could not read.
+
+        Args:
+            roots: The host's roots, for a tool that sends files.
+        """
         spec = _SPECS.get(name)
         if spec is None:
             return f"there is no tool {harmless.name(name)!r}; there are {', '.join(_SPECS)}", True
         if spec.needs_inbox and not self._desk.reads:
             return INBOX_OFF, True
         try:
-            result = await self._functions[name](Arguments(given))
+            result = await self._functions[name](Arguments(given, roots))
         except TimeoutError:
             return f"{name} took too long and was given up; look at the state of things before you try again", True
         except MoleculeError as error:
@@ -85,13 +102,20 @@ class Tools:
         return {"removed": removed, "activity_id": activity_id}
 
     async def _reply(self, arguments: Arguments) -> Any:
-        activity_id, files = arguments.text("activity_id").strip(), arguments.files("files")
+        activity_id, files = arguments.text("activity_id").strip(), arguments.paths("files")
         text = arguments.optional("text") if files else arguments.text("text")
-        parts: list[Part] = [TextPart(text)] if text else []
-        parts += [FilePart(uri="", name=path.name, path=path.absolute()) for path in files]
         inbox = await self._desk.inbox()
         workspace_id = await self._desk.named(arguments)
-        told = await inbox.reply(activity_id, Response(parts=parts), workspace_id=workspace_id, patience=REPLY_PATIENCE)
+        copies = await self._copied(files, arguments)
+        parts: list[Part] = [TextPart(text)] if text else []
+        # They stay: the answer may be sent later, by another process.
+        parts += [FilePart(uri="", name=copy.name, path=copy) for copy in copies.files]
+        response = Response(parts=parts)
+        try:
+            told = await inbox.reply(activity_id, response, workspace_id=workspace_id, patience=REPLY_PATIENCE)
+        except ConfigError:  # nothing was stored
+            copies.discard()
+            raise
         if told.startswith("dead"):
             reason = harmless.name(told.partition(":")[2], longest=500)
             raise ArgumentError(
@@ -103,10 +127,14 @@ class Tools:
     # The person and the peers
 
     async def _send_message_to_user(self, arguments: Arguments) -> Any:
-        files = arguments.files("attachments")
+        files = arguments.paths("attachments")
         text = arguments.optional("message") if files else arguments.text("message")
         workspace_id = await self._desk.chosen(arguments)
-        await self._desk.sender().tell_user(workspace_id, text, [path.absolute() for path in files])
+        copies = await self._copied(files, arguments)
+        try:
+            await self._desk.sender().tell_user(workspace_id, text, copies.files)
+        finally:
+            copies.discard()
         return {"status": "sent", "workspace_id": workspace_id}
 
     async def _list_peers(self, arguments: Arguments) -> Any:
@@ -174,6 +202,12 @@ class Tools:
         return {"messages": [history_shape(row, ours[row.row_id]) for row in reversed(rows)]}
 
     # Inside
+
+    async def _copied(self, files: Sequence[str], arguments: Arguments) -> Copies:
+        if files and not self._desk.reads:
+            # Whoever reads the inbox would take the upload for the person's.
+            raise ArgumentError("files cannot be sent: inbox not enabled", hint="send the text alone")
+        return await asyncio.to_thread(self._sendable().copy, files, arguments.roots)
 
     async def _peer(self, arguments: Arguments) -> tuple[str, str]:
         """The peer that is asked, and the workspace of ours that asks."""

@@ -156,11 +156,13 @@ def as_inbox(inbox: FakeInbox) -> Inbox:
 
 
 class Host:
-    """What a host writes and reads."""
+    """What a host writes and reads. It offers its roots, as URIs, where it was given some."""
 
     def __init__(self, writing: int, reading: asyncio.StreamReader) -> None:
         self._writing, self._reading = writing, reading
         self.notes: list[dict[str, Any]] = []
+        self.roots: list[str] | None = None
+        self.asked_for_roots = 0
         self._replies: dict[Any, dict[str, Any]] = {}
 
     def write(self, *messages: dict[str, Any]) -> None:
@@ -188,7 +190,10 @@ class Host:
         """The answer to a request; notifications before it are kept in ``notes``."""
         while request_id not in self._replies:
             line = await self.read()
-            if "id" in line:
+            if line.get("method") == "roots/list":
+                self.asked_for_roots += 1
+                self.write({"id": line["id"], "result": {"roots": [{"uri": uri} for uri in self.roots or ()]}})
+            elif "id" in line:
                 self._replies[line["id"]] = line
             else:
                 self.notes.append(line)
@@ -206,7 +211,9 @@ class Host:
 
     async def begin(self, name: str = "test") -> dict[str, Any]:
         """The handshake of the older era; what the server says of itself."""
-        about = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": name, "version": "1.2.3"}}
+        capabilities = {} if self.roots is None else {"roots": {"listChanged": True}}
+        client = {"name": name, "version": "1.2.3"}
+        about = {"protocolVersion": "2025-11-25", "capabilities": capabilities, "clientInfo": client}
         self.write({"id": "init", "method": "initialize", "params": about})
         result: dict[str, Any] = (await self.answer("init"))["result"]
         self.write({"method": "notifications/initialized"})

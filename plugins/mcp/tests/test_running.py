@@ -25,6 +25,16 @@ def test_a_platform_that_is_out_of_reach_is_waited_for() -> None:
     assert (one.workspace_id, one.patient) == ("ws-1", True)
 
 
+def test_a_first_start_looks_back_as_far_as_the_flag_says(tmp_path: Path) -> None:
+    (usual,) = read_workspaces(WHOLE, state_dir=tmp_path)
+    (one,) = read_workspaces(WHOLE, state_dir=tmp_path, since_secs=3600)
+    assert (usual.since_secs, one.since_secs) == (30, 3600)
+    several = '[{"id": "ws-1", "token": "t-1", "since_secs": 5}, {"id": "ws-2", "token": "t-2"}]'
+    listed = {"PLATFORM_URL": "http://127.0.0.1:9", "MOLECULE_WORKSPACES": several}
+    assert [one.since_secs for one in read_workspaces(listed, state_dir=tmp_path)] == [5, 30]
+    assert [one.since_secs for one in read_workspaces(listed, state_dir=tmp_path, since_secs=0)] == [0, 0]
+
+
 async def test_without_an_inbox_a_token_file_is_read_as_with_one(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("# made in the canvas\nt-123456\n")

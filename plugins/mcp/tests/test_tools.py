@@ -104,28 +104,6 @@ async def test_popping_twice_is_fine_and_removes_exactly_that_one() -> None:
     assert [one["activity_id"] for one in (await call("inbox_peek"))["messages"]] == ["a2"]
 
 
-async def test_a_reply_carries_text_and_files(tmp_path: Path) -> None:
-    file = tmp_path / "plot.png"
-    file.touch()
-    call = Caller(FakeInbox(message("a1")))
-    assert await call("reply", activity_id="a1", text="here", files=[str(file)]) == {
-        "status": "delivered",
-        "activity_id": "a1",
-    }
-    ((_, response),) = call.inbox.replies
-    assert response.parts == (TextPart("here"), FilePart(uri="", name="plot.png", path=file))
-
-
-async def test_files_may_go_without_a_word(tmp_path: Path) -> None:
-    file = tmp_path / "plot.png"
-    file.touch()
-    call = Caller(FakeInbox(message("a1")))
-    await call("reply", activity_id="a1", text="", files=[str(file)])
-    await call("send_message_to_user", message=" ", attachments=str(file))
-    assert call.inbox.replies[0][1].parts == (FilePart(uri="", name="plot.png", path=file),)
-    assert call.inbox.told == [("ws-1", "", (file,))]
-
-
 async def test_a_history_says_who_spoke_and_where_files_lie(tmp_path: Path) -> None:
     file = FilePart(uri="platform-pending:ws-1/f", name="a.png")
     here = tmp_path / "a.png"

@@ -1,0 +1,320 @@
+"""Which files a model may send, and which it may not, whatever it names."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from molecule_connect import ArgumentError, ConfigError, ConnectionSettings, FilePart, TextPart
+from molecule_connect_mcp.desk import Desk
+from molecule_connect_mcp.flags import Flags, read_flags
+from molecule_connect_mcp.outbox import Outbox
+from molecule_connect_mcp.sendable import KEPT_SECONDS, LARGEST, SendableFiles, working_root
+from molecule_connect_mcp.tools import Tools
+
+from .kit import ENVELOPE, FakeInbox, Serving, as_inbox, message
+
+TOKEN = "secret-token-value"
+
+
+@attrs.frozen
+class Place:
+    """A machine's folders: a project, a state folder, and something that is neither."""
+
+    base: Path
+    project: Path
+    state: Path
+    outside: Path
+
+    def sendable(self, **changes: Any) -> SendableFiles:
+        rule = SendableFiles.of(
+            [ConnectionSettings(workspace_id="ws-1", token=TOKEN)], state_dir=self.state, environ={}
+        )
+        return attrs.evolve(rule, **{"working": self.project, **changes})
+
+    def refused(self, path: Path | str, *roots: Path, **changes: Any) -> str:
+        with pytest.raises(ArgumentError) as caught:
+            self.sendable(**changes).copy([str(path)], roots)
+        assert not list(self.state.glob("ws-1/outgoing/*"))
+        return f"{caught.value} {caught.value.hint}"
+
+    def sent(self, path: Path | str, *roots: Path, **changes: Any) -> bytes:
+        (copy,) = self.sendable(**changes).copy([str(path)], roots).files
+        return copy.read_bytes()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    project, state, outside = tmp_path / "project", tmp_path / "state", tmp_path / "outside"
+    for folder in (project, state / "ws-1" / "files", outside):
+        folder.mkdir(parents=True)
+    (project / "plot.png").write_bytes(b"plot")
+    (outside / "id_rsa").write_bytes(b"key")
+    (state / "journal.db").write_bytes(b"journal")
+    (state / "ws-1.token").write_bytes(b"token")
+    (state / "ws-1" / "files" / "0-photo.png").write_bytes(b"photo")
+    return Place(tmp_path, project, state, outside)
+
+
+def test_files_of_the_roots_are_sent(place: Place) -> None:
+    assert place.sent(place.project / "plot.png") == b"plot"
+    assert place.sent(place.outside / "id_rsa", place.outside) == b"key"
+    assert place.sent(place.outside / "id_rsa", named=(place.outside,)) == b"key"
+    assert place.sent(place.state / "ws-1" / "files" / "0-photo.png") == b"photo"
+
+
+def test_a_file_elsewhere_is_refused_with_the_roots_and_the_flag(place: Place) -> None:
+    said = place.refused(place.outside / "id_rsa")
+    assert str(place.outside / "id_rsa") in said
+    assert str(place.project) in said
+    assert str(place.state / "ws-1" / "files") in said
+    assert "--files-root" in said
+
+
+@pytest.mark.parametrize("name", ["journal.db", "ws-1.token", "ws-1/new", "ws-1/outgoing/x"])
+@pytest.mark.parametrize("root", ["/", "base", "state"])
+def test_nothing_of_the_state_folder_is_sent_whatever_the_roots_are(place: Place, name: str, root: str) -> None:
+    file = place.state / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(b"state")
+    roots = {"/": Path("/"), "base": place.base, "state": place.state}
+    changes: tuple[dict[str, Any], ...] = ({}, {"named": (roots[root],)}, {"working": roots[root]})
+    for change in changes:
+        with pytest.raises(ArgumentError, match="state folder"):
+            place.sendable(**change).copy([str(file)], [roots[root]])
+
+
+def test_links_are_followed_before_the_roots_are_asked(place: Place) -> None:
+    for number, target in enumerate(
+        [place.outside / "id_rsa", place.state / "journal.db", Path("/etc/passwd"), place.state / "ws-1.token"]
+    ):
+        link = place.project / f"link-{number}"
+        link.symlink_to(target)
+        assert str(target) in place.refused(link) or "state folder" in place.refused(link)
+    (place.project / "folder").symlink_to(place.outside)
+    place.refused(place.project / "folder" / "id_rsa")
+    place.refused(place.project / ".." / "outside" / "id_rsa")
+    (place.state / "ws-1" / "files" / "1-link").symlink_to(place.state / "journal.db")
+    place.refused(place.state / "ws-1" / "files" / "1-link")
+
+
+def test_a_link_into_a_root_is_sent_under_the_name_of_its_file(place: Place) -> None:
+    (place.outside / "link").symlink_to(place.project / "plot.png")
+    (copy,) = place.sendable().copy([str(place.outside / "link")]).files
+    assert (copy.name, copy.read_bytes()) == ("plot.png", b"plot")
+
+
+def test_what_was_opened_is_sent_when_its_path_changes_meanwhile(place: Place) -> None:
+    (copy,) = place.sendable().copy([str(place.project / "plot.png")]).files
+    (place.project / "plot.png").unlink()
+    (place.project / "plot.png").symlink_to(place.outside / "id_rsa")
+    assert copy.read_bytes() == b"plot"
+    assert copy.stat().st_mode & 0o777 == 0o600
+    assert copy.parent.parent.parent == place.state / "ws-1" / "outgoing"
+
+
+def test_a_path_that_is_swapped_for_a_link_while_it_is_opened_is_judged_by_what_was_opened(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening = os.open
+
+    def swapping(path: Any, flags: int, *mode: int) -> int:
+        if Path(path) == place.project / "plot.png":
+            Path(path).unlink()
+            Path(path).symlink_to(place.outside / "id_rsa")
+        return opening(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", swapping)
+    assert "outside of the folders" in place.refused(place.project / "plot.png")
+
+
+def test_a_token_is_not_sent(place: Place) -> None:
+    token_file = place.project / "token"
+    token_file.write_text("t-1")
+    (place.project / "again").hardlink_to(token_file)
+    for name in ("token", "again"):
+        assert "token" in place.refused(place.project / name, token_files=(token_file,))
+    (place.project / ".mcp.json").write_text(json.dumps({"env": {"MOLECULE_WORKSPACE_TOKEN": TOKEN}}))
+    said = place.refused(place.project / ".mcp.json")
+    assert "token" in said
+    assert TOKEN not in said
+
+
+def test_other_folders_of_state_are_private_too(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(place.base))
+    usual = place.base / ".config" / "molecule" / "state"
+    usual.mkdir(parents=True)
+    (usual / "ws-2.token").write_text("t-2")
+    assert "state folder" in place.refused(usual / "ws-2.token", place.base)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+def test_what_is_no_file_is_refused_without_waiting(place: Place, make: Callable[[Path], None]) -> None:
+    make(place.project / "odd")
+    assert "there is no file" in place.refused(place.project / "odd")
+
+
+def test_a_process_is_not_read_through_proc(place: Place) -> None:
+    assert place.sent("/proc/self/environ", Path("/")) == b""
+
+
+def test_a_file_that_is_too_large_is_refused_before_it_is_copied(place: Place) -> None:
+    with (place.project / "large").open("wb") as file:
+        file.truncate(LARGEST + 1)
+    assert "256 MiB" in place.refused(place.project / "large")
+
+
+def test_old_copies_are_removed(place: Place) -> None:
+    first = place.sendable().copy([str(place.project / "plot.png")])
+    assert first.folder is not None
+    os.utime(first.folder, (0, first.folder.stat().st_mtime - KEPT_SECONDS - 1))
+    second = place.sendable().copy([str(place.project / "plot.png")])
+    assert not first.folder.exists()
+    assert second.files[0].exists()
+
+
+@pytest.mark.parametrize(
+    ("working", "counts"),
+    [("/", False), ("home/me", False), ("home", False), ("home/me/project", True), ("srv", True)],
+)
+def test_a_working_directory_that_nobody_chose_does_not_count(tmp_path: Path, working: str, counts: bool) -> None:
+    home, folder = tmp_path / "home" / "me", tmp_path / working
+    for each in (home, folder):
+        each.mkdir(parents=True, exist_ok=True)
+    assert working_root(folder, [home]) == (folder if counts else None)
+
+
+def test_the_home_of_the_account_counts_as_one_whatever_home_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pwd
+
+    monkeypatch.setenv("HOME", "/nowhere")
+    assert working_root(Path(pwd.getpwuid(os.getuid()).pw_dir)) is None
+
+
+# The tools
+
+
+def tools_of(inbox: FakeInbox, place: Place) -> Tools:
+    desk = Desk(inbox.workspace_ids, reads=True)
+    desk.opened(as_inbox(inbox))
+    return Tools(desk, hold=300.0, sendable=place.sendable)
+
+
+async def test_a_reply_keeps_copies_until_they_are_sent(place: Place) -> None:
+    inbox = FakeInbox(message("a1"))
+    given = {"activity_id": "a1", "text": "here", "files": [str(place.project / "plot.png")]}
+    assert (await tools_of(inbox, place).call("reply", given))[1] is False
+    ((_, response),) = inbox.replies
+    text, file = response.parts
+    assert text == TextPart("here")
+    assert isinstance(file, FilePart)
+    assert file.path is not None
+    assert (file.name, file.path.read_bytes()) == ("plot.png", b"plot")
+
+
+async def test_a_reply_that_is_refused_leaves_no_copy(place: Place) -> None:
+    given = {"activity_id": "a9", "text": "here", "files": str(place.project / "plot.png")}
+    text, failed = await tools_of(FakeInbox(), place).call("reply", given)
+    assert failed
+    assert "no message" in text
+    assert list((place.state / "ws-1" / "outgoing").iterdir()) == []
+
+
+async def test_attachments_may_go_without_a_word_and_leave_no_copy(place: Place) -> None:
+    inbox = FakeInbox()
+    given = {"message": " ", "attachments": str(place.project / "plot.png")}
+    assert (await tools_of(inbox, place).call("send_message_to_user", given))[1] is False
+    ((_, text, (file,)),) = inbox.told
+    assert (text, file.name) == ("", "plot.png")
+    assert list((place.state / "ws-1" / "outgoing").iterdir()) == []
+
+
+async def test_without_an_inbox_no_file_is_sent(place: Place) -> None:
+    desk = Desk(["ws-1"], reads=False)
+    desk.opened_for_sending(Outbox({"ws-1": FakeInbox().fake_client}))  # type: ignore[dict-item]
+    tools = Tools(desk, hold=300.0, sendable=place.sendable)
+    given = {"message": "x", "attachments": [str(place.project / "plot.png")]}
+    text, failed = await tools.call("send_message_to_user", given)
+    assert failed
+    assert "inbox not enabled" in text
+
+
+# The host's roots
+
+
+def flags(place: Place) -> Flags:
+    return Flags(state_dir=place.state)
+
+
+async def test_the_hosts_roots_are_asked_for_at_each_call(place: Place) -> None:
+    async with Serving(FakeInbox(message("a1")), flags(place)) as serving:
+        host, file = serving.host, str(place.outside / "id_rsa")
+        host.roots = []
+        await host.begin()
+        assert "--files-root" in await host.call("reply", activity_id="a1", text="x", files=[file])
+        host.roots = [place.outside.as_uri()]
+        host.write({"method": "notifications/roots/list_changed"})
+        assert (await host.call("reply", activity_id="a1", text="x", files=[file]))["status"] == "delivered"
+        host.roots = ["file:///nowhere"]
+        assert "/nowhere" in await host.call("send_message_to_user", message="x", attachments=[file])
+        assert host.asked_for_roots == 3
+
+
+async def test_a_root_with_odd_characters_in_its_name_counts(place: Place) -> None:
+    odd = place.base / "a b#%41"
+    odd.mkdir()
+    (odd / "x").write_text("x")
+    async with Serving(FakeInbox(message("a1")), flags(place)) as serving:
+        serving.host.roots = [odd.as_uri()]
+        await serving.host.begin()
+        told = await serving.host.call("reply", activity_id="a1", text="x", files=[str(odd / "x")])
+    assert told["status"] == "delivered"
+
+
+async def test_a_host_without_roots_is_not_asked_for_them(place: Place) -> None:
+    async with Serving(FakeInbox(message("a1")), flags(place)) as serving:
+        await serving.host.begin()
+        said = await serving.host.call("reply", activity_id="a1", text="x", files=[str(place.outside / "id_rsa")])
+        assert "outside of the folders" in said
+        assert serving.host.asked_for_roots == 0
+
+
+async def test_a_host_of_the_newer_era_is_asked_for_its_roots_in_the_answer(place: Place) -> None:
+    meta = {**ENVELOPE, "io.modelcontextprotocol/clientCapabilities": {"roots": {}}}
+    given = {"activity_id": "a1", "text": "x", "files": [str(place.outside / "id_rsa")]}
+    params = {"_meta": meta, "name": "reply", "arguments": given}
+    async with Serving(FakeInbox(message("a1")), flags(place)) as serving:
+        host = serving.host
+        host.write({"id": 1, "method": "tools/call", "params": params})
+        asked = (await host.answer(1))["result"]
+        assert asked["resultType"] == "input_required"
+        (name, request), *_ = asked["inputRequests"].items()
+        assert request["method"] == "roots/list"
+        assert serving.inbox.replies == []
+        responses = {name: {"roots": [{"uri": place.outside.as_uri()}]}}
+        host.write({"id": 2, "method": "tools/call", "params": {**params, "inputResponses": responses}})
+        told = json.loads((await host.answer(2))["result"]["content"][0]["text"])
+    assert told["status"] == "delivered"
+
+
+# The flag
+
+
+def test_the_flag_wins_over_its_variable(tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    for folder in (first, second):
+        folder.mkdir()
+    environ = {"MOLECULE_MCP_FILES_ROOTS": f"{first}:{second}"}
+    assert read_flags(environ).files_roots == (first, second)
+    assert read_flags(environ, files_roots=[str(second)]).files_roots == (second,)
+    assert read_flags({"MOLECULE_MCP_FILES_ROOTS": ""}).files_roots == ()
+
+
+@pytest.mark.parametrize("named", ["/no/such/folder", "/etc/passwd", "~nobody-of-that-name", "x\0y"])
+def test_a_root_that_is_no_folder_is_refused_at_the_start(named: str) -> None:
+    with pytest.raises(ConfigError, match="--files-root"):
+        read_flags({}, files_roots=[named])
