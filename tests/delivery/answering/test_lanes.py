@@ -153,6 +153,30 @@ async def test_a_caller_with_a_hundred_conversations_delays_nobody_and_loses_non
     assert {state for _, state in serving.rows()} == {"done"}
 
 
+async def test_conversations_with_a_backlog_do_not_keep_out_others_of_the_same_caller(journal: Journal) -> None:
+    platform = FakePlatform(has_stream=True)
+    began: list[str] = []
+
+    async def handler(request: Request, progress: Progress) -> Response:
+        began.append(request.text)
+        await asyncio.sleep(1)
+        return Response.from_text(request.text)
+
+    for number in range(64 * 20):
+        platform.write("backlog", context=f"talk-{number % 64}", age=25 - number / 100)
+    async with Serving(platform, journal, handler):
+        await asyncio.sleep(5)
+        for number in range(10):
+            platform.write(f"other {number}", context=f"chat-{number}")
+        await platform.until(lambda: sum("other" in answer for answer in platform.answers()) == 10, seconds=60)
+        # New messages of those that had their turn do not take the place of others either.
+        for number in range(64):
+            platform.write("more", context=f"talk-{number}")
+        platform.write("last", context="chat-last")
+        await platform.until(lambda: "last" in platform.answers(), seconds=60)
+        await platform.until(lambda: len(platform.sent) == 64 * 21 + 11)
+
+
 async def test_many_conversations_that_wait_for_a_time_cost_nothing_until_then(journal: Journal) -> None:
     platform, calls = FakePlatform(has_stream=True), 0
 

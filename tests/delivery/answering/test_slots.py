@@ -6,7 +6,8 @@ from typing import Any
 import attrs
 import pytest
 
-from molecule_connect.delivery.answering.slots import Breaker, Slots
+from molecule_connect.delivery.answering.breaker import Breaker
+from molecule_connect.delivery.answering.slots import Slots
 from molecule_connect.delivery.journal.entries import Entry, State
 from molecule_connect.delivery.journal.journal import Journal
 from molecule_connect.errors import BackendError
@@ -66,13 +67,56 @@ def breaker() -> Breaker:
     return Breaker()
 
 
-async def test_one_who_floods_leaves_the_last_free_slot_to_somebody_else() -> None:
-    hall = Hall(4)
+async def test_a_peer_that_floods_leaves_slots_to_others(breaker: Breaker) -> None:
+    hall = Hall(4, breaker)
     for number in range(9):
         hall.comes(f"flood-{number}")
-    assert await hall.settled() == ["flood-0", "flood-1", "flood-2"]
+    assert await hall.settled() == ["flood-0", "flood-1"]
     hall.comes("other", "peer-2")
-    assert (await hall.settled())[-1] == "other"
+    hall.comes("third", "peer-3")
+    assert (await hall.settled())[2:] == ["other"]
+    hall.comes("person", None)
+    assert (await hall.settled())[3:] == ["person"]
+    await hall.empty()
+
+
+async def test_peers_together_leave_one_slot_to_people() -> None:
+    hall = Hall(8)
+    for number in range(8):
+        hall.comes(f"long-{number}", f"peer-{number}")
+    assert len(await hall.settled()) == 7
+    hall.comes("person", None)
+    assert (await hall.settled())[7:] == ["person"]
+    await hall.empty()
+
+
+async def test_people_may_use_every_slot() -> None:
+    hall = Hall(3)
+    for number in range(4):
+        hall.comes(f"talk-{number}", None, context_id=f"talk-{number}")
+    assert await hall.settled() == ["talk-0", "talk-1", "talk-2"]
+    await hall.empty()
+
+
+async def test_two_people_are_served_side_by_side_at_a_capacity_of_two() -> None:
+    hall = Hall(2)
+    hall.comes("one", None, context_id="talk-1")
+    hall.comes("other", None, context_id="talk-2")
+    assert await hall.settled() == ["one", "other"]
+    await hall.empty()
+
+
+async def test_the_last_of_two_slots_goes_to_one_that_holds_none() -> None:
+    hall = Hall(2)
+    for number in range(3):
+        hall.comes(f"flood-{number}")
+    hall.comes("other", "peer-2")
+    # Lent while the other had not come yet.
+    assert await hall.settled() == ["flood-0", "flood-1"]
+    await hall.leaves("flood-0")
+    assert hall.entered[2:] == ["other"]
+    await hall.leaves("flood-1")
+    assert hall.entered[3:] == ["flood-2"]
     await hall.empty()
 
 
@@ -93,8 +137,9 @@ async def test_free_slots_go_round_by_caller_then_in_the_order_of_coming() -> No
     for caller in ("a", "b"):
         for number in range(3):
             hall.comes(f"{caller}{number}", caller)
-    hall.comes("person", None)
-    order = ["first", "a0", "b0", "person", "a1", "b1", "a2", "b2"]
+    for number in range(3):
+        hall.comes(f"person{number}", None, context_id=f"talk-{number}")
+    order = ["first", *(f"{caller}{number}" for number in range(3) for caller in ("a", "b", "person"))]
     for row_id in order:
         await hall.settled()
         await hall.leaves(row_id)
@@ -132,6 +177,19 @@ async def test_a_waiter_that_is_cancelled_while_it_gets_its_slot_gives_it_on() -
     await hall.empty()
 
 
+async def test_messages_that_killed_us_twice_take_turns_by_caller() -> None:
+    hall = Hall(8)
+    for number in range(3):
+        hall.comes(f"suspect-{number}", interruptions=2)
+    hall.comes("person", None, interruptions=2)
+    assert await hall.settled() == ["suspect-0"]
+    assert hall.slots.full_for() == 0
+    for row_id in ("suspect-0", "suspect-1", "person"):
+        await hall.leaves(row_id)
+    assert hall.entered == ["suspect-0", "suspect-1", "person", "suspect-2"]
+    await hall.empty()
+
+
 async def test_messages_that_killed_us_twice_run_one_at_a_time_and_others_go_on() -> None:
     hall = Hall(8)
     for number in range(3):
@@ -145,7 +203,7 @@ async def test_messages_that_killed_us_twice_run_one_at_a_time_and_others_go_on(
 
 
 async def test_how_long_nobody_got_a_slot_is_counted_while_somebody_waits() -> None:
-    hall = Hall(2)
+    hall = Hall(3)
     hall.comes("one", "peer-1")
     await asyncio.sleep(400)
     assert hall.slots.full_for() == 0
@@ -169,7 +227,7 @@ async def test_slots_that_nobody_gets_for_five_minutes_show_in_the_beat(journal:
         raise AssertionError
 
     for number in range(9):
-        platform.write(context=f"talk-{number}")
+        platform.write(caller=f"peer-{number}")
     async with Serving(platform, journal, handler, grace=0.0) as serving:
         await asyncio.sleep(280)
         assert {beat.sample_error for beat in platform.beats} == {""}
@@ -179,23 +237,75 @@ async def test_slots_that_nobody_gets_for_five_minutes_show_in_the_beat(journal:
     assert serving.error is None
 
 
+async def test_eight_peers_with_long_runs_do_not_block_a_person(journal: Journal) -> None:
+    platform = FakePlatform(has_stream=True)
+
+    async def handler(request: Request, progress: Progress) -> Response:
+        if request.caller_id is not None:
+            await asyncio.sleep(3000)
+        return Response.from_text(request.text)
+
+    for number in range(8):
+        platform.write("long", caller=f"peer-{number}")
+    async with Serving(platform, journal, handler, grace=0.0):
+        await asyncio.sleep(60)
+        platform.write("hello")
+        await platform.until(lambda: platform.answers() == ["hello"], seconds=5)
+
+
 def fail(breaker: Breaker, *row_ids: str) -> None:
+    """Failures of as many callers as there are ids."""
     for row_id in row_ids:
-        breaker.failed(entry(row_id), "the model is out")
+        breaker.failed(entry(row_id, f"fails-{row_id}"), "the model is out")
 
 
-async def test_the_breaker_opens_at_the_third_failure_in_a_row_over_two_messages(breaker: Breaker) -> None:
+async def test_the_circuit_of_the_backend_opens_at_three_failures_in_a_row_of_two_callers(breaker: Breaker) -> None:
     fail(breaker, "one", "one", "one", "one")
     assert not breaker.is_open
     fail(breaker, "two")
     assert breaker.is_open
 
 
-async def test_an_answer_between_failures_keeps_the_breaker_closed(breaker: Breaker) -> None:
+async def test_two_conversations_of_people_count_as_two_callers(breaker: Breaker) -> None:
+    for context in ("talk-1", "talk-1", "talk-2"):
+        breaker.failed(entry(f"in {context}", None, context_id=context), "the model is out")
+    assert breaker.is_open
+
+
+async def test_one_caller_that_fails_does_not_open_the_circuit_of_the_backend(breaker: Breaker) -> None:
+    for number in range(20):
+        breaker.failed(entry(f"bad-{number}", "attacker"), "cannot be passed on")
+    assert not breaker.is_open
+    hall = Hall(8, breaker)
+    for number in range(4):
+        hall.comes(f"attack-{number}", "attacker")
+    for number in range(3):
+        hall.comes(f"other-{number}", f"peer-{number}")
+    assert await hall.settled() == ["other-0", "other-1", "other-2"]
+    assert hall.slots.full_for() == 0
+    await asyncio.sleep(5.1)
+    assert hall.entered[3:] == ["attack-0"]
+    await asyncio.sleep(10)
+    assert hall.entered[4:] == ["attack-1"]
+    await hall.empty()
+
+
+async def test_a_success_between_failures_keeps_the_circuit_closed(breaker: Breaker) -> None:
     fail(breaker, "one", "two")
-    breaker.succeeded()
+    breaker.succeeded(entry("good", "peer-1"))
     fail(breaker, "one", "two")
     assert not breaker.is_open
+
+
+async def test_failures_of_one_caller_count_as_attempts_once_another_had_a_success(breaker: Breaker) -> None:
+    bad = entry("bad", "attacker")
+    breaker.failed(bad, "no")
+    assert breaker.counts(bad)
+    for row_id in ("bad", "worse"):
+        breaker.failed(entry(row_id, "attacker"), "no")
+    assert not breaker.counts(bad)
+    breaker.succeeded(entry("good", "peer-1"))
+    assert breaker.counts(bad)
 
 
 async def test_an_open_breaker_lets_one_message_through_at_5_10_20_40_and_then_each_60_seconds(
@@ -217,17 +327,42 @@ async def test_an_open_breaker_lets_one_message_through_at_5_10_20_40_and_then_e
     await hall.empty()
 
 
-async def test_probes_try_untried_messages_first_then_go_round_the_callers(breaker: Breaker) -> None:
+async def test_probes_go_round_the_callers_and_people_are_first(breaker: Breaker) -> None:
     hall = Hall(8, breaker)
     fail(breaker, "x", "y", "z")
-    hall.comes("tried", "peer-1", first_failed=1.0)
-    hall.comes("tried too", "peer-2", first_failed=1.0)
-    hall.comes("untried", "peer-3")
-    for row_id in ("untried", "tried", "tried too"):
+    for number in range(20):
+        hall.comes(f"untried-{number}", "peer-1")
+    hall.comes("tried", "peer-2", first_failed=1.0)
+    hall.comes("person", None, first_failed=1.0)
+    order = ["person", "untried-0", "tried", "untried-1"]
+    for row_id in order:
         while row_id not in hall.entered:  # noqa: ASYNC110
             await asyncio.sleep(0.5)
         await hall.leaves(row_id)
-    assert hall.entered == ["untried", "tried", "tried too"]
+    assert hall.entered == order
+    await hall.empty()
+
+
+async def test_a_caller_in_good_standing_is_tried_at_once_one_message_at_a_time(breaker: Breaker) -> None:
+    hall = Hall(8, breaker)
+    breaker.succeeded(entry("before", None, context_id="talk-0"))
+    fail(breaker, "x", "y", "z")
+    for number in range(1, 4):
+        hall.comes(f"person-{number}", None, context_id=f"talk-{number}")
+    hall.comes("stranger", "peer-1")
+    assert await hall.settled() == ["person-1"]
+    breaker.failed(entry("person-1", None, context_id="talk-1"), "the model is out")
+    await hall.leaves("person-1")
+    assert hall.entered == ["person-1"]
+    await hall.empty()
+
+
+async def test_good_standing_lasts_an_hour_after_the_last_success(breaker: Breaker) -> None:
+    breaker.succeeded(entry("before", None))
+    await asyncio.sleep(3600)
+    assert breaker.trusts(None)
+    await asyncio.sleep(1)
+    assert not breaker.trusts(None)
 
 
 async def test_a_breaker_that_opens_again_probes_after_five_seconds_although_an_older_probe_was_set_later(
@@ -239,7 +374,7 @@ async def test_a_breaker_that_opens_again_probes_after_five_seconds_although_an_
         hall.comes(f"m{number}", f"peer-{number}")
     await asyncio.sleep(40)
     assert hall.entered == ["m0", "m1", "m2"]  # the next is due at 75 s
-    breaker.succeeded()
+    breaker.succeeded(entry("good", "peer-9"))
     fail(breaker, "x", "y", "z")
     hall.slots.reconsider()
     await asyncio.sleep(5.5)
@@ -254,7 +389,7 @@ async def test_when_the_breaker_closes_everybody_who_waits_goes_on(breaker: Brea
         hall.comes(f"m{number}", f"peer-{number}")
     await asyncio.sleep(5.1)
     assert hall.entered == ["m0"]
-    breaker.succeeded()
+    breaker.succeeded(entry("good", "peer-9"))
     await hall.leaves("m0")
     assert hall.entered == [f"m{number}" for number in range(5)]
     await hall.empty()
@@ -289,6 +424,55 @@ async def test_a_model_that_is_out_for_ten_minutes_costs_no_message(journal: Jou
         assert platform.beats[-1].wedged == ""
     assert sorted(platform.answers(), key=int) == [str(number) for number in range(20)]
     assert {state for _, state in serving.rows()} == {"done"}
+
+
+async def picky(request: Request, progress: Progress) -> Response:
+    """Fails for peers whose text is bad."""
+    if request.text == "bad":
+        raise BackendError("the arguments are too long")
+    return Response.from_text(request.text)
+
+
+async def test_eight_failing_peers_do_not_delay_a_person_in_good_standing(journal: Journal) -> None:
+    platform = FakePlatform(has_stream=True)
+    async with Serving(platform, journal, picky):
+        platform.write("first")
+        await platform.until(lambda: len(platform.sent) == 1)
+        for number in range(80):
+            platform.write("bad", caller=f"peer-{number % 8}", context=f"talk-{number}")
+        for number in range(20):
+            await asyncio.sleep(30)
+            sent = len(platform.sent)
+            platform.write(f"hello {number}", context=f"chat-{number % 3}")
+            await platform.until(lambda sent=sent: len(platform.sent) > sent, seconds=1)  # type: ignore[misc]
+
+
+async def test_a_failing_peer_alone_is_wedged_and_loses_no_attempts(journal: Journal) -> None:
+    platform, model = FakePlatform(), Model()
+    for number in range(5):
+        platform.write("bad", caller="peer-1", context=f"talk-{number}")
+    async with Serving(platform, journal, model) as serving:
+        await asyncio.sleep(3600)
+        assert platform.beats[-1].wedged == "backend: the model is out"
+    assert {state for _, state in serving.rows()} == {"received"}
+
+
+async def test_messages_of_a_failing_peer_are_dead_after_four_attempts_while_others_are_answered(
+    journal: Journal,
+) -> None:
+    platform = FakePlatform(has_stream=True)
+    for number in range(5):
+        platform.write("bad", caller="attacker", context=f"talk-{number}")
+    async with Serving(platform, journal, picky) as serving:
+        await asyncio.sleep(60)
+        assert platform.beats[-1].wedged != ""
+        platform.write("good", caller="peer-1")
+        await platform.until(lambda: "good" in platform.answers(), seconds=5)
+        await asyncio.sleep(31)
+        assert platform.beats[-1].wedged == ""
+        await asyncio.sleep(3600)
+    states = dict(serving.rows("message_id, state"))
+    assert sorted(states.values()) == ["dead"] * 5 + ["done"]
 
 
 async def test_a_message_is_dead_a_day_after_its_first_failure_although_the_breaker_is_open(journal: Journal) -> None:

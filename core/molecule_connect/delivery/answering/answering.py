@@ -7,11 +7,12 @@ import attrs
 
 from molecule_connect import events
 from molecule_connect.delivery.answering.attempts import Attempts
+from molecule_connect.delivery.answering.breaker import Breaker
 from molecule_connect.delivery.answering.budget import DailyBudget
 from molecule_connect.delivery.answering.lanes import Lanes
 from molecule_connect.delivery.answering.loopguard import guard_of
 from molecule_connect.delivery.answering.replies import Replies
-from molecule_connect.delivery.answering.slots import Breaker, Slots
+from molecule_connect.delivery.answering.slots import Slots
 from molecule_connect.delivery.files.attachments import Attachments
 from molecule_connect.delivery.files.files import ChatFiles, FolderLimits
 from molecule_connect.delivery.files.folder import FileFolder, folder_of

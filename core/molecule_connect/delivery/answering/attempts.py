@@ -8,7 +8,7 @@ import attrs
 
 from molecule_connect import events
 from molecule_connect.backoff import Backoff
-from molecule_connect.delivery.answering.slots import Breaker
+from molecule_connect.delivery.answering.breaker import Breaker
 from molecule_connect.delivery.health import Health
 from molecule_connect.delivery.journal.entries import Answer, Entry, State, dump_parts, in_words, is_too_deep
 from molecule_connect.delivery.journal.journal import WorkspaceJournal
@@ -121,13 +121,18 @@ class Attempts:
             error = BackendError(_in_words(exc))
         else:
             self._health.sample()
-            self._breaker.succeeded()
+            self._breaker.succeeded(entry)
             self._journal.spent(response.usage)
             return lambda: self._answered(entry, response, loop.time() - began)
         finally:
             self.running.pop(entry.row_id, None)
-        self._health.sample(str(error) or "the backend failed")
-        return lambda: self._failed(entry, error)
+        reason = str(error) or "the backend failed"
+        self._health.sample(reason)
+        if error.retryable and error.retry_after is None:
+            # Before the slot is free: who gets it next depends on this.
+            self._breaker.failed(entry, reason)
+        counts = self._breaker.counts(entry)
+        return lambda: self._failed(entry, error, reason, counts=counts)
 
     async def put_back(self, entry: Entry) -> None:
         """The message did not get its try: another one, as if this had not been."""
@@ -184,16 +189,13 @@ class Attempts:
             return None
         return entry.with_answer(answer, at=at)
 
-    async def _failed(self, entry: Entry, error: BackendError) -> None:
-        reason, wall = str(error) or "the backend failed", self._wall()
+    async def _failed(self, entry: Entry, error: BackendError, reason: str, *, counts: bool) -> None:
+        wall = self._wall()
         if error.retry_after is not None and error.retryable:
             wait = min(max(LEAST_PAUSE, error.retry_after), MOST_PAUSE)
             self._parked[entry.row_id] = (wall + wait, reason)
             await self._retry(entry, reason, wait, counts=False, failed=False)
             return
-        if error.retryable:
-            self._breaker.failed(entry, reason)
-        counts = not self._breaker.is_open
         attempt = entry.attempt + 1
         too_old = wall - (entry.first_failed or wall) >= GIVE_UP
         if error.retryable and not too_old and (attempt < ATTEMPTS or not counts):

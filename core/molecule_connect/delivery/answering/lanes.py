@@ -19,7 +19,8 @@ from molecule_connect.delivery.journal.entries import Answer, Entry, Lane, State
 from molecule_connect.delivery.journal.journal import WorkspaceJournal
 from molecule_connect.errors import JournalError
 
-# So many lanes of one caller are in memory at once; the others wait in the journal.
+# Conversations of one caller that are in memory at once. When there are more, they take turns: each gives its place up
+# after a message, so that those with a long backlog don't keep the others out.
 LIVE_LANES = 64
 INTERRUPTIONS = 8
 # A lane is parked for at least so many seconds: clocks round.
@@ -74,6 +75,8 @@ class Lanes:
         self._ran: dict[Lane, str] = {}
         self._per_caller: Counter[str | None] = Counter()
         self._crowded: set[str | None] = set()
+        # Conversations of crowded callers that had their turn and may have more messages.
+        self._had_turn: dict[str | None, dict[Lane, None]] = {}
         self._paused = False
         self._stopping = False
         self._abandoned = False
@@ -131,12 +134,17 @@ class Lanes:
 
     def _wake_caller(self, caller: str | None) -> None:
         room = LIVE_LANES + self._per_caller[caller] + 1
-        lanes = self._journal.lanes(caller, room, may_begin=not self._paused)
+        had_turn = self._had_turn.pop(caller, {})
+        lanes = self._journal.lanes(caller, room, may_begin=not self._paused, without=had_turn)
+        self._crowded.discard(caller)
         if len(lanes) < room:
-            self._crowded.discard(caller)
             self._wake_caller_later(caller)
-        for lane in lanes:
+        for lane in (*lanes, *had_turn):
             self._wake(lane)
+        if len(lanes) >= room:
+            self._crowded.add(caller)
+        if caller in self._crowded and (waiting := [lane for lane in had_turn if lane not in self._live]):
+            self._had_turn[caller] = dict.fromkeys(waiting)
 
     def _wake_caller_later(self, caller: str | None) -> None:
         if (timer := self._caller_timers.pop(caller, None)) is not None:
@@ -148,7 +156,8 @@ class Lanes:
     def _wake(self, lane: Lane) -> None:
         if lane in self._live or self._stopping:
             return
-        if self._per_caller[lane.caller_id] >= LIVE_LANES:
+        if lane.caller_id in self._crowded or self._per_caller[lane.caller_id] >= LIVE_LANES:
+            # Those that wait in the journal already have their turn first.
             self._crowded.add(lane.caller_id)
             return
         if (timer := self._timers.pop(lane, None)) is not None:
@@ -161,6 +170,9 @@ class Lanes:
         try:
             while (entry := self._due_head(lane)) is not None:
                 await self._advance(entry)
+                if lane.caller_id in self._crowded:
+                    self._had_turn.setdefault(lane.caller_id, {})[lane] = None
+                    break
         except asyncio.CancelledError:
             if not self._stopping:
                 raise

@@ -1,78 +1,58 @@
 """Who may use the backend next: fair between callers, and careful while the backend fails."""
 
 import asyncio
-from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable
+from collections import Counter, OrderedDict, deque
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import attrs
 
-from molecule_connect.delivery.journal.entries import Entry
+from molecule_connect.delivery.answering.breaker import Breaker, party_of
+from molecule_connect.delivery.journal.entries import Entry, Lane
 
-FIRST_PROBE, LAST_PROBE = 5.0, 60.0
-FAILURES, MESSAGES = 3, 2
-
-
-class Breaker:
-    """Open after three failures in a row over at least two messages; then one message at a time probes."""
-
-    def __init__(self, changed: Callable[[str], None] = lambda reason: None) -> None:
-        self._changed = changed
-        self._failures = 0
-        self._failed: set[str] = set()
-        self._delay = FIRST_PROBE
-        self.is_open = False
-        self.next_probe = 0.0
-
-    def failed(self, entry: Entry, reason: str) -> None:
-        """An attempt failed, and not because of its message."""
-        self._failures += 1
-        self._failed.add(entry.row_id)
-        if not self.is_open and self._failures >= FAILURES and len(self._failed) >= MESSAGES:
-            self.is_open, self._delay = True, FIRST_PROBE
-            self.next_probe = asyncio.get_running_loop().time() + self._delay
-            self._changed(reason)
-
-    def succeeded(self) -> None:
-        """The backend answered."""
-        self._failures = 0
-        self._failed.clear()
-        if self.is_open:
-            self.is_open = False
-            self._changed("")
-
-    def probe(self, now: float) -> None:
-        """One message is tried; the next one after twice the time."""
-        self._delay = min(LAST_PROBE, self._delay * 2)
-        self.next_probe = now + self._delay
+# A message during which this process died so often runs without others of its kind.
+SUSPECT = 2
 
 
 @attrs.define(eq=False)
 class _Waiter:
     entry: Entry
     granted: "asyncio.Future[None]"
+    is_trusted_try: bool = False
+
+    @property
+    def is_suspect(self) -> bool:
+        return self.entry.interruptions >= SUSPECT
 
 
 class Slots:
-    """At most *capacity* messages at the backend. Free slots go round by caller, then by lane.
+    """At most *capacity* messages at the backend.
 
-    The last free slot goes only to a caller that holds none, so that one who floods leaves room.
+    Free slots go round by caller: people are one caller here, and their conversations take turns among themselves.
+    So that one who floods leaves room for others:
+
+    - With a capacity of at least 3, peers together use at most all slots but one, which is reserved for people, and
+      the last slot that peers can have goes only to a peer that holds none.
+    - With a capacity of 2, the last slot goes to a peer or conversation that holds none, and is lent to any other
+      while none of those waits.
+    - A single slot goes round.
     """
 
     def __init__(self, capacity: int, breaker: Breaker) -> None:
         self._capacity = capacity
         self._breaker = breaker
-        self._holding: dict[str | None, int] = {}
+        self._holding: Counter[Lane] = Counter()
+        self._held_by_peers = 0
         self._waiting: OrderedDict[str | None, deque[_Waiter]] = OrderedDict()
         self._timer: asyncio.TimerHandle | None = None
         self._full_since: float | None = None
-        # A message during which this process died twice runs without company of its kind.
-        self._suspects = asyncio.Lock()
+        self._suspect_runs = False
+        self._trusted_tries: set[str | None] = set()
 
     @property
     def busy(self) -> int:
         """Slots in use."""
-        return sum(self._holding.values())
+        return self._holding.total()
 
     @property
     def waiting(self) -> int:
@@ -80,36 +60,29 @@ class Slots:
         return sum(len(waiters) for waiters in self._waiting.values())
 
     def full_for(self) -> float:
-        """Seconds since which nobody got a slot although somebody waits; 0 while nobody does."""
+        """How long messages that could be tried have waited without any of them getting a slot, in seconds."""
         return 0.0 if self._full_since is None else asyncio.get_running_loop().time() - self._full_since
 
     @asynccontextmanager
     async def hold(self, entry: Entry) -> AsyncIterator[None]:
         """Wait for a slot, and keep it inside the block."""
-        if entry.interruptions >= 2:
-            async with self._suspects:
-                await self._acquire(entry)
-                try:
-                    yield
-                finally:
-                    self._release(entry.caller_id)
-            return
-        await self._acquire(entry)
+        waiter = await self._acquire(entry)
         try:
             yield
         finally:
-            self._release(entry.caller_id)
+            self._release(waiter)
 
     def reconsider(self) -> None:
-        """Hand out what is free: the breaker may have closed."""
+        """Hand out what is free: a circuit may have closed."""
         while (waiter := self._choose()) is not None:
             self._take(waiter)
-        if not self._waiting:
+        if next(self._due(), None) is None:
             self._full_since = None
         elif self._full_since is None:
             self._full_since = asyncio.get_running_loop().time()
+        self._set_timer()
 
-    async def _acquire(self, entry: Entry) -> None:
+    async def _acquire(self, entry: Entry) -> _Waiter:
         waiter = _Waiter(entry, asyncio.get_running_loop().create_future())
         self._waiting.setdefault(entry.caller_id, deque()).append(waiter)
         self.reconsider()
@@ -120,38 +93,72 @@ class Slots:
                 self._forget(waiter)
                 self.reconsider()
             else:
-                self._release(entry.caller_id)
+                self._release(waiter)
             raise
+        return waiter
 
     def _choose(self) -> _Waiter | None:
-        free = self._capacity - self.busy
-        if free <= 0 or not self._waiting:
+        if self.busy >= self._capacity or not self._waiting:
             return None
+        if (waiter := next(self._due(fitting=True), None)) is not None:
+            return waiter
         if self._breaker.is_open:
             return self._choose_probe()
-        for caller, waiters in self._waiting.items():
-            if free > 1 or self._capacity == 1 or not self._holding.get(caller):
-                return waiters[0]
-        return None
+        return next(self._due(), None) if self._capacity == 2 else None
 
     def _choose_probe(self) -> _Waiter | None:
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        if now < self._breaker.next_probe:
-            if self._timer is not None and self._timer.when() > self._breaker.next_probe:
-                self._timer.cancel()
-                self._timer = None
-            if self._timer is None:
-                self._timer = loop.call_at(self._breaker.next_probe, self._probe_is_due)
+        if asyncio.get_running_loop().time() < self._breaker.next_probe:
             return None
-        self._breaker.probe(now)
-        everybody = [waiter for waiters in self._waiting.values() for waiter in waiters]
-        untried = [waiter for waiter in everybody if waiter.entry.first_failed is None]
-        return (untried or everybody)[0]
+        # Callers in good standing have their own turns.
+        callers = (caller for caller in self._waiting if not self._breaker.trusts(caller))
+        for caller in sorted(callers, key=self._breaker.turn):
+            for waiter in self._waiting[caller]:
+                if self._may_run(waiter) and (self._fits(waiter) or self._capacity == 2):
+                    return waiter
+        return None
 
-    def _probe_is_due(self) -> None:
-        self._timer = None
-        self.reconsider()
+    def _due(self, *, fitting: bool = False) -> Iterator[_Waiter]:
+        """Messages that no circuit holds back, in the order of their turns; only those for which there is a slot."""
+        now = asyncio.get_running_loop().time()
+        for caller, waiters in self._waiting.items():
+            if self._breaker.is_open and (caller in self._trusted_tries or not self._breaker.trusts(caller)):
+                continue
+            for waiter in waiters:
+                if fitting and not self._fits(waiter):
+                    # For all messages of a peer it is the same, and no conversation of people holds a slot already.
+                    break
+                if self._may_run(waiter) and self._breaker.held_until(waiter.entry) <= now:
+                    yield waiter
+
+    def _may_run(self, waiter: _Waiter) -> bool:
+        return not (waiter.is_suspect and self._suspect_runs)
+
+    def _fits(self, waiter: _Waiter) -> bool:
+        """Whether a free slot is one that this caller may have."""
+        free = self._capacity - self.busy
+        holds_none = not self._holding[party_of(waiter.entry)]
+        if self._capacity == 1:
+            return free > 0
+        if self._capacity == 2:
+            return free > 1 or holds_none
+        if waiter.entry.caller_id is None:
+            return free > 0
+        left = min(free, self._capacity - 1 - self._held_by_peers)
+        return left > 1 or (left == 1 and holds_none)
+
+    def _set_timer(self) -> None:
+        """Look again when the next probe is due."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        loop = asyncio.get_running_loop()
+        times = [self._breaker.next_probe] if self._waiting and self._breaker.is_open else []
+        if self._breaker.holds_callers:
+            waiting = (waiter.entry for waiters in self._waiting.values() for waiter in waiters)
+            times += map(self._breaker.held_until, waiting)
+        when = min((time for time in times if time > loop.time()), default=None)
+        if when is not None:
+            self._timer = loop.call_at(when, self.reconsider)
 
     def _take(self, waiter: _Waiter) -> None:
         caller = waiter.entry.caller_id
@@ -161,14 +168,26 @@ class Slots:
         if waiter.granted.cancelled():
             # Its task has not noticed yet.
             return
-        self._holding[caller] = self._holding.get(caller, 0) + 1
+        if self._breaker.is_open and self._breaker.trusts(caller):
+            waiter.is_trusted_try = True
+            self._trusted_tries.add(caller)
+        self._breaker.tries(waiter.entry)
+        self._suspect_runs = self._suspect_runs or waiter.is_suspect
+        self._holding[party_of(waiter.entry)] += 1
+        self._held_by_peers += caller is not None
         self._full_since = None
         waiter.granted.set_result(None)
 
-    def _release(self, caller: str | None) -> None:
-        self._holding[caller] -= 1
-        if not self._holding[caller]:
-            del self._holding[caller]
+    def _release(self, waiter: _Waiter) -> None:
+        party = party_of(waiter.entry)
+        self._holding[party] -= 1
+        if not self._holding[party]:
+            del self._holding[party]
+        self._held_by_peers -= waiter.entry.caller_id is not None
+        if waiter.is_suspect:
+            self._suspect_runs = False
+        if waiter.is_trusted_try:
+            self._trusted_tries.discard(waiter.entry.caller_id)
         self.reconsider()
 
     def _forget(self, waiter: _Waiter) -> None:

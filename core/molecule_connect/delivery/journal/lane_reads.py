@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from molecule_connect.delivery.journal.entries import COLUMNS, NOTICE_BEGINS, Entry, Lane, load_entry
@@ -62,14 +62,20 @@ class LaneReads:
         )
         return [row[0] for row in rows]
 
-    def lanes(self, caller_id: str | None, most: int, *, may_begin: bool = True) -> list[Lane]:
-        """Lanes of one caller whose head is due, those that wait longest first; only to send unless one *may_begin*."""
+    def lanes(
+        self, caller_id: str | None, most: int, *, may_begin: bool = True, without: Collection[Lane] = ()
+    ) -> list[Lane]:
+        """Lanes of one caller whose head is due, those that wait longest first; only to send unless one *may_begin*.
+
+        Those in *without* are left out.
+        """
         rows = self._reader.execute(
             f"SELECT context_id FROM ({self._heads}) WHERE coalesce(not_before, 0) <= ? AND (? OR state <> 'received')"  # noqa: S608
             " ORDER BY place LIMIT ?",
-            (self.workspace_id, caller_id, self._ended(), self._wall(), may_begin, most),
+            (self.workspace_id, caller_id, self._ended(), self._wall(), may_begin, most + len(without)),
         )
-        return [Lane(caller_id, row[0]) for row in rows]
+        lanes = (Lane(caller_id, row[0]) for row in rows)
+        return [lane for lane in lanes if lane not in without][:most]
 
     def next_due(self, caller_id: str | None) -> float | None:
         """When the next lane of one caller that waits for a time is due (seconds since 1970)."""
