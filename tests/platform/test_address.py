@@ -58,3 +58,26 @@ def test_plain_http_is_for_this_machine_alone_unless_it_is_asked_for() -> None:
     assert parse_address("http://platform.example", insecure=True).origin == "http://platform.example"
     assert parse_address("http://127.8.8.8").is_loopback
     assert not parse_address("http://localhost.example", insecure=True).is_loopback
+
+
+@pytest.mark.parametrize(
+    ("addresses", "is_loopback"),
+    [(["127.0.0.1", "::1"], True), (["127.0.0.1", "10.0.0.1"], False), (["93.184.215.14"], False), ([], False)],
+)
+def test_a_name_below_localhost_is_loopback_where_it_leads_there(addresses: list[str], is_loopback: bool) -> None:
+    asked: list[str] = []
+
+    def resolve(host: str) -> list[str]:
+        asked.append(host)
+        return addresses
+
+    parsed = parse_address("http://app.localhost:8080", insecure=True, resolve=resolve)
+    assert (parsed.is_loopback, asked) == (is_loopback, ["app.localhost"])
+    if not is_loopback:
+        with pytest.raises(ConfigError, match="clear text"):
+            parse_address("http://app.localhost:8080", resolve=resolve)
+
+
+def test_no_other_name_is_looked_up() -> None:
+    for url in ("http://localhost", "https://platform.example", "http://127.0.0.1", "https://localhost.example"):
+        parse_address(url, resolve=lambda host: pytest.fail(f"{host} was looked up"))

@@ -11,7 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from molecule_connect.platform import operations
 from molecule_connect.platform.one_connection import OneConnection
+from molecule_connect.platform.transports import make_request
 
 from .kit import http, raw_server, read_request
 
@@ -222,6 +224,28 @@ async def test_tls_is_spoken_with_those_alone_whose_certificate_is_trusted(certi
             await read(strict, post(url))
         await trusting.aclose()
     assert server.connections == 1
+
+
+async def test_an_address_is_connected_to_in_the_name_of_its_host(certificate: Path) -> None:
+    ours = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    ours.load_cert_chain(certificate)
+    trust = ssl.create_default_context(cafile=certificate)
+    ours.sni_callback = lambda _, name, __: names.append(name)
+    operation = operations.notify("ws", "hello")
+    names: list[str | None] = []
+    async with asyncio.timeout(10), raw_server(Server(lambda number: http(b"abc")).talk, tls=ours) as url:
+        request = make_request(operation, url, [], connect_to="127.0.0.1")
+        assert (request.url.host, request.headers["host"]) == ("127.0.0.1", url.removeprefix("https://"))
+        connection = OneConnection(trust)
+        assert await read(connection, request) == (200, b"abc")
+        await connection.aclose()
+        with httpx.HTTPTransport(verify=trust) as blocking:
+            answered = await asyncio.to_thread(
+                blocking.handle_request, make_request(operation, url, [], connect_to="127.0.0.1")
+            )
+            assert answered.status_code == 200
+            await asyncio.to_thread(answered.close)
+    assert names == ["localhost", "localhost"]
 
 
 async def test_of_what_comes_unasked_little_is_read_and_the_next_request_has_a_new_connection() -> None:

@@ -15,7 +15,7 @@ from molecule_connect import (
     TransientPlatformError,
 )
 
-from .kit import API, ME, PEER, TOKEN, Platform, Twin, said
+from .kit import API, ME, PEER, TOKEN, Make, Platform, Twin, said
 
 PEERS = f"GET /registry/{ME}/peers"
 DISCOVER = f"GET /registry/discover/{PEER}"
@@ -303,6 +303,116 @@ class TestDirect:
 
         assert not isinstance(caught.value, AuthError)
         assert (len(platform.asked(DIRECT)), platform.asked(A2A)) == (1, [])
+
+    @pytest.mark.parametrize(
+        "host",
+        [
+            "127.0.0.1",
+            "127.1",
+            "0x7f000001",
+            "localhost",
+            "evil.localhost",
+            "0.0.0.0",
+            "10.0.0.1",
+            "172.16.0.1",
+            "192.168.1.1",
+            "100.64.0.1",
+            "100.100.100.200",
+            "169.254.169.254",
+            "168.63.129.16",
+            "192.0.0.192",
+            "224.0.0.1",
+            "240.0.0.1",
+            "255.255.255.255",
+            "[::]",
+            "[::1]",
+            "[fe80::1]",
+            "[fc00::1]",
+            "[fd00:ec2::254]",
+            "[fec0::1]",
+            "[ff02::1]",
+            "[::ffff:127.0.0.1]",
+            "[::ffff:169.254.169.254]",
+            "[::127.0.0.1]",
+            "[64:ff9b::7f00:1]",
+            "[64:ff9b:1::1]",
+            "[2002:7f00:1::]",
+            "[2002:a9fe:a9fe::1]",
+            "[2001:0:7f00:1::]",
+            "[2001:db8::1]",
+        ],
+    )
+    @pytest.mark.parametrize("scheme", ["http", "https"])
+    def test_an_address_that_is_not_public_is_not_posted_to(
+        self, agent: Twin, platform: Platform, host: str, scheme: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        platform.on(DISCOVER, found(f"{scheme}://{host}/a2a")).on(A2A, httpx.Response(200, json=QUEUED))
+
+        assert agent.call_peer(PEER, "hello", prefer_direct=True) == QUEUED
+        assert {request.url.host for request in platform.requests} == {"platform.example"}
+        assert "allow_private=True" in caplog.text
+
+    @pytest.mark.parametrize(
+        "addresses", [["10.0.0.1"], ["93.184.215.14", "::1"], ["2606:2800:21f::1", "fd00::1"], ["nonsense"]]
+    )
+    def test_every_address_of_the_name_has_to_be_public(
+        self, make: Make, platform: Platform, addresses: list[str]
+    ) -> None:
+        asked: list[tuple[str, int]] = []
+
+        def resolve(host: str, port: int) -> list[str]:
+            asked.append((host, port))
+            return addresses
+
+        agent = make(platform, resolve=resolve)
+        platform.on(DISCOVER, found(f"{HOST}/a2a")).on(A2A, httpx.Response(200, json=QUEUED))
+
+        assert agent.call_peer(PEER, "hello", prefer_direct=True) == QUEUED
+        assert asked == [("peer.example", 443)]
+        assert platform.asked(DIRECT) == []
+
+    @pytest.mark.parametrize("address", ["93.184.215.14", "2606:2800:21f::1", "64:ff9b::5db8:d70e"])
+    def test_it_connects_to_the_address_that_was_checked(self, make: Make, platform: Platform, address: str) -> None:
+        agent = make(platform, resolve=lambda host, port: [address])
+        platform.on(DISCOVER, found(f"{HOST}:8443/a2a")).on(DIRECT, httpx.Response(200, json=RESULT))
+
+        assert agent.call_peer(PEER, "hello", prefer_direct=True) == RESULT
+        (request,) = platform.asked(DIRECT)
+        assert (request.url.host, request.url.port) == (address, 8443)
+        assert request.headers["host"] == "peer.example:8443"
+        assert request.extensions["sni_hostname"] == "peer.example"
+
+    def test_the_next_address_is_tried_when_one_is_not_there(self, make: Make, platform: Platform) -> None:
+        tried: list[str] = []
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            tried.append(request.url.host)
+            if len(tried) == 1:
+                raise httpx.ConnectError("refused")
+            return httpx.Response(200, json=RESULT)
+
+        agent = make(platform, resolve=lambda host, port: ["2606:2800:21f::1", "93.184.215.14"])
+        platform.on(DISCOVER, found(f"{HOST}/a2a")).on(DIRECT, answer)
+
+        assert agent.call_peer(PEER, "hello", prefer_direct=True) == RESULT
+        assert tried == ["2606:2800:21f::1", "93.184.215.14"]
+
+    def test_a_name_that_cannot_be_resolved_leaves_it_to_the_platform(self, make: Make, platform: Platform) -> None:
+        def resolve(host: str, port: int) -> list[str]:
+            raise OSError("no such name")
+
+        agent = make(platform, resolve=resolve)
+        platform.on(DISCOVER, found(f"{HOST}/a2a")).on(A2A, httpx.Response(200, json=QUEUED))
+
+        assert agent.call_peer(PEER, "hello", prefer_direct=True) == QUEUED
+        assert platform.asked(DIRECT) == []
+
+    def test_private_addresses_can_be_allowed(self, make: Make, platform: Platform) -> None:
+        agent = make(platform, allow_private=True)
+        platform.on(DISCOVER, found("http://10.0.0.1/a2a")).on(DIRECT, httpx.Response(200, json=RESULT))
+
+        assert agent.call_peer(PEER, "hello", prefer_direct=True) == RESULT
+        assert [request.url.host for request in platform.asked(DIRECT)] == ["10.0.0.1"]
 
     def test_a_platform_that_cannot_tell_the_address_may_carry_the_message(
         self, agent: Twin, platform: Platform

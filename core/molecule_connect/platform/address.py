@@ -2,6 +2,8 @@
 
 import ipaddress
 import re
+import socket
+from collections.abc import Callable, Iterable
 from urllib.parse import urlsplit
 
 import attrs
@@ -30,8 +32,18 @@ class ApiAddress:
         return f"{self.origin}{self.prefix}{path}"
 
 
-def parse_address(api_url: str, *, insecure: bool = False) -> ApiAddress:
-    """*api_url*, checked before any request.
+def system_addresses(host: str) -> tuple[str, ...]:
+    """What *host* resolves to on this system; nothing where it does not."""
+    try:
+        return tuple(str(address[0]) for *_, address in socket.getaddrinfo(host, None))
+    except OSError:
+        return ()
+
+
+def parse_address(
+    api_url: str, *, insecure: bool = False, resolve: Callable[[str], Iterable[str]] = system_addresses
+) -> ApiAddress:
+    """*api_url*, checked before any request. A name below ``localhost`` is looked up: no other name is.
 
     Raises:
         ConfigError: It is no http(s) address, or plain http to another machine without *insecure*.
@@ -51,7 +63,7 @@ def parse_address(api_url: str, *, insecure: bool = False) -> ApiAddress:
         raise ConfigError(f"{api_url!r} is not an API address", hint="write it like https://platform.example")
     if parts.query or parts.fragment:
         raise ConfigError(f"the API address of {host} holds a query or fragment", hint="end it after the path")
-    is_loopback = _is_loopback(host)
+    is_loopback = _is_loopback(host, resolve)
     if parts.scheme == "http" and not is_loopback and not insecure:
         raise ConfigError(
             f"http://{host} would carry the token in clear text over the network",
@@ -64,9 +76,13 @@ def parse_address(api_url: str, *, insecure: bool = False) -> ApiAddress:
     )
 
 
-def _is_loopback(host: str) -> bool:
-    if host == "localhost" or host.endswith(".localhost"):
+def _is_loopback(host: str, resolve: Callable[[str], Iterable[str]] = lambda host: ()) -> bool:
+    if host == "localhost":
         return True
+    if host.endswith(".localhost"):
+        # A resolver may send such a name anywhere: only some keep to RFC 6761.
+        addresses = list(resolve(host))
+        return bool(addresses) and all(map(_is_loopback, addresses))
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

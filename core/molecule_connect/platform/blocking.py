@@ -56,15 +56,19 @@ class BlockingTransports:
         headers: Headers,
         *,
         sink: IO[bytes] | None = None,
+        connect_to: str | None = None,
     ) -> Answer:
         """Sends *operation* and returns whatever came back; with a *sink*, a good body goes there and not into it.
+
+        Args:
+            connect_to: The IP address to connect to, whatever the host of *url* leads to.
 
         Raises:
             ConfigError: It is closed.
             PageTooLargeError: An answer over the operation's cap.
             TransientPlatformError: Nothing came back, or not all of it; the network error is the cause.
         """
-        request = make_request(operation, url, headers)
+        request = make_request(operation, url, headers, connect_to=connect_to)
         with self._lock:
             pool = self._pool(address)
             self._under_way += 1

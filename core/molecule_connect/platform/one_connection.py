@@ -43,7 +43,7 @@ class OneConnection(httpx.AsyncBaseTransport):
         """
         timeouts = request.extensions["timeout"]
         try:
-            socket = await self._connected(request.url, timeouts["connect"])
+            socket = await self._connected(request, timeouts["connect"])
             await self._send(socket, request, timeouts["write"])
             head = await self._head(socket, timeouts["read"])
         except BaseException:
@@ -56,8 +56,8 @@ class OneConnection(httpx.AsyncBaseTransport):
         """Closes the connection."""
         self._close()
 
-    async def _connected(self, url: httpx.URL, timeout: float) -> "_Socket":
-        loop = asyncio.get_running_loop()
+    async def _connected(self, request: httpx.Request, timeout: float) -> "_Socket":
+        url, loop = request.url, asyncio.get_running_loop()
         if self._socket is not None:
             if self._socket.is_quiet and loop.time() - self._idle_since < self._keepalive:
                 return self._socket
@@ -69,7 +69,7 @@ class OneConnection(httpx.AsyncBaseTransport):
                     _Socket,
                     *(host, port),
                     ssl=self._tls,
-                    server_hostname=host if self._tls else None,
+                    server_hostname=request.extensions.get("sni_hostname", host) if self._tls else None,
                     happy_eyeballs_delay=_EYEBALLS_DELAY,
                 )
         except TimeoutError as exc:

@@ -172,15 +172,24 @@ class Connections:
         self._senders = Senders(lambda: open_transport(1), patience=patience)
 
     async def exchange(
-        self, operation: Operation[Any], url: str, headers: Headers, *, sink: IO[bytes] | None = None
+        self,
+        operation: Operation[Any],
+        url: str,
+        headers: Headers,
+        *,
+        sink: IO[bytes] | None = None,
+        connect_to: str | None = None,
     ) -> Answer:
         """Sends *operation* and returns whatever came back; with a *sink*, a good body goes there and not into it.
+
+        Args:
+            connect_to: The IP address to connect to, whatever the host of *url* leads to.
 
         Raises:
             PageTooLargeError: A page over the operation's cap.
             TransientPlatformError: Nothing came back, or not all of it; the network error is the cause.
         """
-        request = self._request(operation, url, headers)
+        request = self._request(operation, url, headers, connect_to=connect_to)
         try:
             if operation.lane is Lane.SEND:
                 return await self._senders.run(lambda transport: self._answer(transport, operation, request))
@@ -227,8 +236,16 @@ class Connections:
         await self._senders.aclose()
 
     def _request(
-        self, operation: Operation[Any], url: str, headers: Headers, *, endless: bool = False
+        self,
+        operation: Operation[Any],
+        url: str,
+        headers: Headers,
+        *,
+        endless: bool = False,
+        connect_to: str | None = None,
     ) -> "httpx.Request":
+        if connect_to is not None:
+            return make_request(operation, url, headers, connect_to=connect_to)
         request = make_request(operation, self._urls.get(url) or url, headers, endless=endless)
         if len(self._urls) >= _URLS_KEPT:
             self._urls.clear()
@@ -270,9 +287,14 @@ def check_cut(operation: Operation[Any], status: int) -> None:
 
 
 def make_request(
-    operation: Operation[Any], url: "str | httpx.URL", headers: Headers, *, endless: bool = False
+    operation: Operation[Any],
+    url: "str | httpx.URL",
+    headers: Headers,
+    *,
+    endless: bool = False,
+    connect_to: str | None = None,
 ) -> "httpx.Request":
-    """*operation* as httpx sends it.
+    """*operation* as httpx sends it; to the IP address *connect_to* in the name of *url*'s host.
 
     Raises:
         ConfigError: *url* is none.
@@ -295,7 +317,12 @@ def make_request(
         if stream is not None:
             # httpx adds nothing to a request with a stream, which spares it going through the headers three times.
             headers = [("Host", url.netloc.decode()), *headers, ("Content-Length", str(stream.length))]
-        return httpx.Request(operation.method, url, headers=headers, stream=stream, extensions={"timeout": timeout})
+        extensions: dict[str, Any] = {"timeout": timeout}
+        if connect_to is not None:
+            # The certificate has to be the name's, not the address's.
+            extensions["sni_hostname"] = url.raw_host.decode("ascii")
+            url = url.copy_with(host=connect_to)
+        return httpx.Request(operation.method, url, headers=headers, stream=stream, extensions=extensions)
     except (httpx.InvalidURL, UnicodeError) as exc:
         raise ConfigError(f"the API address {_place(str(url))} cannot be used", hint="check its host name") from exc
 

@@ -8,6 +8,7 @@ import attrs
 
 from molecule_connect.errors import ConfigError
 from molecule_connect.platform.address import parse_address
+from molecule_connect.platform.direct import Resolve, system_addresses
 from molecule_connect.platform.times import PlatformClock
 from molecule_connect.remote_agent.chat import Chat
 from molecule_connect.remote_agent.checks import check_json, check_seconds
@@ -41,6 +42,8 @@ class AgentSettings:
     state_poll_interval: float = DEFAULT_STATE_POLL_INTERVAL
     url_cache_ttl: float = DEFAULT_URL_CACHE_TTL
     clock: Callable[[], float] = time.monotonic
+    allow_private: bool = False
+    resolve: Resolve = system_addresses
 
     def __attrs_post_init__(self) -> None:
         if not self.platform_url:
@@ -85,7 +88,12 @@ class Agent:
             state_poll_interval=settings.state_poll_interval,
             clock=settings.clock,
         )
-        self.peers = Peers(workspace_id=self.workspace_id, url_cache_ttl=settings.url_cache_ttl, clock=settings.clock)
+        self.peers = Peers(
+            workspace_id=self.workspace_id,
+            url_cache_ttl=settings.url_cache_ttl,
+            clock=settings.clock,
+            resolve=None if settings.allow_private else settings.resolve,
+        )
         self.chat = Chat(workspace_id=self.workspace_id)
         self.installer = Installer(workspace_id=self.workspace_id, folder=self.plugins_dir)
 

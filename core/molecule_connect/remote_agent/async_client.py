@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 from molecule_connect.errors import ConfigError, MoleculeError
 from molecule_connect.models import Presence
 from molecule_connect.platform.client import AsyncPlatformClient
-from molecule_connect.platform.direct import HEADERS
+from molecule_connect.platform.direct import HEADERS, Resolve, literal_addresses, system_addresses
 from molecule_connect.platform.operations import A2A_TIMEOUT
 from molecule_connect.platform.transports import AsyncTransport, Transports
 from molecule_connect.remote_agent.agent import AgentClient, AgentSettings
@@ -53,9 +53,11 @@ class AsyncRemoteAgentClient(AgentClient):
         token: str | None = None,
         org_id: str | None = None,
         insecure: bool = False,
+        allow_private: bool = False,
         transport: AsyncTransport | None = None,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
+        resolve: Resolve | None = None,
     ) -> None:
         super().__init__(
             AgentSettings(
@@ -71,6 +73,8 @@ class AsyncRemoteAgentClient(AgentClient):
                 state_poll_interval=state_poll_interval,
                 url_cache_ttl=url_cache_ttl,
                 clock=clock,
+                allow_private=allow_private,
+                resolve=resolve or (system_addresses if transport is None else literal_addresses),
             )
         )
         self._transports = Transports(transport=transport, clock=clock, sleep=sleep)
@@ -238,7 +242,8 @@ class AsyncRemoteAgentClient(AgentClient):
                 return await self._platform.call(step.operation, sink=step.sink)
             case AskPeer(post):
                 connections = self._transports.to(post.address)
-                return post.read(await connections.exchange(post.operation, post.url, HEADERS))
+                answer = await connections.exchange(post.operation, post.url, HEADERS, connect_to=post.connect_to)
+                return post.read(answer)
             case Wait(seconds):
                 await self._sleep(seconds)
                 return self._is_closed

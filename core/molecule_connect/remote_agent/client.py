@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 from molecule_connect.errors import ConfigError, MoleculeError
 from molecule_connect.models import Presence
 from molecule_connect.platform.blocking import BlockingTransport, BlockingTransports, PlatformClient
-from molecule_connect.platform.direct import HEADERS
+from molecule_connect.platform.direct import HEADERS, Resolve, literal_addresses, system_addresses
 from molecule_connect.platform.operations import A2A_TIMEOUT
 from molecule_connect.remote_agent.agent import AgentClient, AgentSettings
 from molecule_connect.remote_agent.peers import JsonObject
@@ -43,11 +43,14 @@ class RemoteAgentClient(AgentClient):
         token: The workspace's token; None: the one that the folder holds, or that ``register`` is given.
         org_id: The organisation that hosted tenants are told apart by.
         insecure: Allows plain http to another machine.
+        allow_private: Lets ``prefer_direct`` post to addresses of this machine and of private networks.
         heartbeat_interval: Seconds between the beats of ``run_heartbeat_loop``.
         state_poll_interval: Seconds between its state reads.
         url_cache_ttl: Seconds for which a peer's address is kept.
         transport: An httpx transport that stands in for the network; tests give one.
         sleep: Waits for so many seconds; None: until then, or until ``close``.
+        resolve: Gives the addresses of a peer's host and port; None: as this system resolves it, and with *transport*
+            none for a name.
 
     Raises:
         ConfigError: Something of it cannot be used; before any request.
@@ -67,9 +70,11 @@ class RemoteAgentClient(AgentClient):
         token: str | None = None,
         org_id: str | None = None,
         insecure: bool = False,
+        allow_private: bool = False,
         transport: BlockingTransport | None = None,
         sleep: Callable[[float], object] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        resolve: Resolve | None = None,
     ) -> None:
         super().__init__(
             AgentSettings(
@@ -85,6 +90,8 @@ class RemoteAgentClient(AgentClient):
                 state_poll_interval=state_poll_interval,
                 url_cache_ttl=url_cache_ttl,
                 clock=clock,
+                allow_private=allow_private,
+                resolve=resolve or (system_addresses if transport is None else literal_addresses),
             )
         )
         self._transports = BlockingTransports(transport=transport, clock=clock)
@@ -192,7 +199,8 @@ class RemoteAgentClient(AgentClient):
 
         Args:
             prefer_direct: Post to the peer's own address, without the token. The platform carries the message when it
-                cannot have arrived there, and never when nobody knows.
+                cannot have arrived there, and never when nobody knows. An address that is not public counts as none,
+                unless the client was made with *allow_private*.
             timeout: Seconds to wait for the answer to begin, and for each piece of it.
             context_id: The conversation that it belongs to.
             message_id: What the message is called; a later answer may name it as ``in_reply_to``. None: a new id.
@@ -321,7 +329,10 @@ class RemoteAgentClient(AgentClient):
                     step.sink.truncate()
                 return self._platform.call(step.operation, sink=step.sink)
             case AskPeer(post):
-                return post.read(self._transports.exchange(post.address, post.operation, post.url, HEADERS))
+                answer = self._transports.exchange(
+                    post.address, post.operation, post.url, HEADERS, connect_to=post.connect_to
+                )
+                return post.read(answer)
             case Wait(seconds):
                 if self._sleep is not None:
                     self._sleep(seconds)

@@ -16,11 +16,11 @@ from molecule_connect.errors import (
     TransientPlatformError,
 )
 from molecule_connect.platform import operations
-from molecule_connect.platform.direct import A2A_CAP, direct_post, is_web_address, read_rpc_answer
+from molecule_connect.platform.direct import A2A_CAP, DirectPost, Resolve, direct_post, is_web_address, read_rpc_answer
 from molecule_connect.platform.envelopes import question_envelope, to_json
 from molecule_connect.remote_agent.checks import check_peer_id, check_seconds, check_text
 from molecule_connect.remote_agent.readings import read_delegation, read_peers
-from molecule_connect.remote_agent.steps import AskPeer, Flow, ask, ask_at_length, hinting
+from molecule_connect.remote_agent.steps import AskPeer, Flow, ask, ask_at_length, call, hinting
 from molecule_connect.remote_agent.values import DEFAULT_URL_CACHE_TTL, Delegation, PeerInfo
 from molecule_connect.settings import is_same_workspace
 
@@ -59,11 +59,16 @@ class Addresses:
 
 @attrs.frozen(kw_only=True)
 class Peers:
-    """The other workspaces, as one workspace reaches them."""
+    """The other workspaces, as one workspace reaches them.
+
+    Attributes:
+        resolve: Finds what a peer's own address leads to, which has to be public; None: it may lead anywhere.
+    """
 
     workspace_id: str
     url_cache_ttl: float = DEFAULT_URL_CACHE_TTL
     clock: Callable[[], float] = time.monotonic
+    resolve: Resolve | None = None
     addresses: Addresses = attrs.field(
         default=attrs.Factory(lambda self: Addresses(self.url_cache_ttl, self.clock), takes_self=True), init=False
     )
@@ -128,15 +133,32 @@ class Peers:
         if url is None:
             return None
         try:
-            answer: JsonObject = yield AskPeer(direct_post(url, body, timeout=timeout))
-        except (TransientPlatformError, ConfigError) as exc:
-            # A ConfigError: no request can be made of the address that the peer gave.
-            if isinstance(exc, PlatformError) and (exc.status is not None or exc.outcome is not Outcome.NOT_TAKEN):
-                raise
-            _log.info("%s; the platform carries the message", exc)
-            self.addresses.forget(peer_id)
-            return None
-        return answer
+            posts = yield from self._posts(direct_post(url, body, timeout=timeout))
+            for post in posts:
+                try:
+                    answer: JsonObject = yield AskPeer(post)
+                except TransientPlatformError as exc:
+                    if exc.status is not None or exc.outcome is not Outcome.NOT_TAKEN:
+                        raise
+                    _log.info("%s; the platform carries the message unless another address answers", exc)
+                else:
+                    return answer
+        except ConfigError as exc:
+            # No request can be made of the address that the peer gave, or none may be.
+            _log.warning("%s; the platform carries the message%s", exc, f" ({exc.hint})" if exc.hint else "")
+        self.addresses.forget(peer_id)
+        return None
+
+    def _posts(self, post: DirectPost) -> Flow[list[DirectPost]]:
+        """*post* to each address that may be tried; none where the name leads to none."""
+        resolve = self.resolve
+        if resolve is None:
+            return [post]
+        try:
+            return (yield from call(lambda: post.to_public(resolve)))
+        except OSError as exc:
+            _log.info("%s cannot be resolved (%s); the platform carries the message", post.address.origin, exc)
+            return []
 
     def delegate(self, target_id: str, task: str, *, idempotency_key: str | None) -> Flow[Delegation]:
         """Hands a task to a peer. A repeat with the same key is the same delegation, so it is repeated."""
