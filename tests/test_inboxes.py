@@ -185,6 +185,7 @@ async def test_a_delegations_result_is_a_result_and_shows_the_task(newer: Sandbo
         await newer.add_rows(parent, {**row, "response_body": {"text": "seven"}})
         result = await taken(inbox)
         assert (result.kind, result.text, result.question) == ("result", "seven", "count the sheep")
+        assert (result.caller_id, result.delegation_id) == (child.id, delegation)
 
 
 async def test_a_second_reader_attaches_and_takes_over_when_the_first_is_gone(newer: Sandbox, tmp_path: Path) -> None:

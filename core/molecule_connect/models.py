@@ -55,8 +55,9 @@ class Request:
     """One A2A message addressed to this workspace.
 
     Attributes:
-        message_id: As the sender gave it; not always unique.
-        idempotency_key: Unique per message, the same for every redelivery.
+        message_id: Chosen by the sender, at most 1,024 characters; not always unique.
+        idempotency_key: Unique per message and stable across redeliveries. Made from the platform's id of the row, the
+            workspace and the caller, so that a sender can't choose it.
         caller_id: The peer workspace, or None when a person wrote it.
         method: The JSON-RPC method, usually ``message/send``.
         raw: The platform's ``request_body`` as JSON text, as it came.
@@ -167,8 +168,10 @@ class Inbound:
         row_id: The platform's id of the row; opaque.
         time: Microseconds since 1970 by the platform's clock, or None when the row has no time.
         seq: The platform's tie-break of equal times, where it has one.
+        caller_id: The attested sender; None for a person. For a result, the peer that has the delegation, where the
+            platform names it.
         sender_key: The sender's idempotency key, else its message id, else None. A retry repeats it.
-        idempotency_key: The sender's idempotency key, else the row's id.
+        idempotency_key: What ``Request.idempotency_key`` will be; see ``wire.request_key``.
         fingerprint: The same for two rows exactly when their parts are the same.
         delegation_id: Set when the platform's delegation sent it.
         reason: Why the row is unreadable, or what it answers; for people.

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from molecule_connect.models import DataPart, FilePart, Inbound, Kind, Page, RowMark, TextPart
 from molecule_connect.platform.parts import fingerprint
-from molecule_connect.platform.wire import read_history, read_page
+from molecule_connect.platform.wire import read_history, read_page, request_key
 
 from .kit import envelope, row
 
@@ -18,9 +18,9 @@ TEXT = {"kind": "text", "text": "hi"}
 DEEP = "[" * 200_000 + "]" * 200_000
 
 
-def page(text: str, *known: str) -> Page:
+def page(text: str, *known: str, workspace_id: str = "ws-1") -> Page:
     return read_page(
-        text, workspace_id="ws-1", limit=500, known=lambda row_id: row_id in known, size=len(text), earliest=None
+        text, workspace_id=workspace_id, limit=500, known=lambda row_id: row_id in known, size=len(text), earliest=None
     )
 
 
@@ -40,7 +40,7 @@ def test_r1_a_persons_text_of_the_platform_of_may() -> None:
         time=1_786_698_753_104_518,
         message_id="m1",
         sender_key="m1",
-        idempotency_key="r1",
+        idempotency_key=request_key("ws-1", None, "r1"),
         parts=[TextPart("hi")],
         raw=json.dumps(body),
         fingerprint=fingerprint([TextPart("hi")]),
@@ -63,12 +63,36 @@ def test_r3_a_persons_file_with_and_without_text() -> None:
     assert read(row(source_id=None, request_body=envelope(file))).parts == (expected,)
 
 
-def test_r4_an_upload_is_told_by_its_method_alone() -> None:
-    manifest = {"file_id": "F1", "name": "a.txt", "mimeType": "text/plain", "size": 12, "uri": "platform-pending:x/F1"}
-    for source in (None, "peer-1", "ws-1"):
-        inbound = read(row(source_id=source, method="chat_upload_receive", request_body=manifest))
-        assert inbound.kind is Kind.UPLOAD
-        assert inbound.parts == (FilePart(uri="platform-pending:x/F1", name="a.txt", mime_type="text/plain", size=12),)
+MANIFEST = {"file_id": "F1", "name": "a.txt", "mimeType": "text/plain", "size": 12, "uri": "platform-pending:x/F1"}
+
+
+def test_r4_manifest_of_the_platform_is_an_upload() -> None:
+    inbound = read(row(source_id=None, method="chat_upload_receive", request_body=MANIFEST))
+
+    assert inbound.kind is Kind.UPLOAD
+    assert inbound.parts == (FilePart(uri="platform-pending:x/F1", name="a.txt", mime_type="text/plain", size=12),)
+
+
+@pytest.mark.parametrize("source", ["peer-1", "ws-1"])
+def test_manifest_with_a_source_is_no_upload(source: str) -> None:
+    inbound = read(row(source_id=source, method="chat_upload_receive", request_body=MANIFEST, summary=""))
+
+    assert (inbound.kind, inbound.parts) == (Kind.OWN if source == "ws-1" else Kind.UNREADABLE, ())
+    assert inbound.caller_id == source
+
+
+@pytest.mark.parametrize("source", ["peer-1", None])
+def test_posted_manifest_is_no_upload(source: str | None) -> None:
+    posted = {"jsonrpc": "2.0", "id": "1", "method": "chat_upload_receive", **MANIFEST}
+    inbound = read(row(source_id=source, method="chat_upload_receive", request_body=posted))
+
+    assert (inbound.kind, inbound.caller_id) == (Kind.UNREADABLE, source)
+
+
+def test_peer_message_with_a_forged_method_stays_a_message() -> None:
+    for method in ("chat_upload_receive", "delegate_result", "notify"):
+        inbound = read(row(method=method, request_body=envelope(TEXT) | MANIFEST | {"method": method}))
+        assert (inbound.kind, inbound.caller_id, inbound.parts) == (Kind.MESSAGE, "peer-1", (TextPart("hi"),))
 
 
 @pytest.mark.parametrize("uri", [{}, {"uri": ""}, {"uri": "somewhere"}])
@@ -121,24 +145,72 @@ def test_r7_the_echo_of_our_own_words_is_never_a_message_and_can_be_compared() -
     assert full.parts == (TextPart("done"), FilePart(uri="platform-pending:ws-1/F1", name="a.txt"))
 
 
-def test_a_notify_of_somebody_else_is_a_message_wherever_its_words_stand() -> None:
-    base: dict[str, Any] = {"source_id": "peer-1", "method": "notify", "summary": "Agent message: done"}
-    told = read(row(**base, request_body=None, response_body={"result": "done"}))
-    asked = read(row(**base, request_body=envelope(TEXT)))
+def test_echo_needs_a_response_and_no_request() -> None:
+    base: dict[str, Any] = {"source_id": None, "method": "notify", "summary": "Agent message: done"}
 
-    assert (told.kind, told.caller_id, told.parts) == (Kind.MESSAGE, "peer-1", (TextPart("done"),))
-    assert (asked.kind, asked.caller_id, asked.parts) == (Kind.MESSAGE, "peer-1", (TextPart("hi"),))
+    assert read(row(**base)).kind is Kind.HISTORY
+    assert read(row(**base, response_body={"result": "x"}, request_body=envelope(TEXT))).kind is Kind.HISTORY
+    assert read(row(**base, request_body=envelope(TEXT))).kind is Kind.MESSAGE
+    assert read(row(**{**base, "source_id": "peer-1"}, response_body={"result": "done"})).kind is Kind.HISTORY
+    assert read(row(**{**base, "source_id": "ws-1"}, response_body={"result": "done"})).kind is Kind.OWN
 
 
-@pytest.mark.parametrize("source", ["ws-1", None, "peer-1"])
-def test_r8_a_delegations_result_is_a_result_even_when_it_comes_from_us(source: str | None) -> None:
-    body: dict[str, Any] = {
-        "response_body": {"text": "result", "delegation_id": "D2"},
-        "request_body": {"delegation_id": "D2"},
-    }
-    inbound = read(row(source_id=source, method="delegate_result", **body))
+RESULT: dict[str, Any] = {
+    "method": "delegate_result",
+    "request_body": {"delegation_id": "D2"},
+    "response_body": {"text": "result", "delegation_id": "D2"},
+}
+
+
+@pytest.mark.parametrize(("target", "callee"), [("peer-2", "peer-2"), ("ws-1", None), (None, None)])
+def test_r8_result_that_the_platform_wrote_names_the_callee(target: str | None, callee: str | None) -> None:
+    inbound = read(row(source_id="ws-1", target_id=target, **RESULT))
 
     assert (inbound.kind, inbound.parts, inbound.delegation_id) == (Kind.RESULT, (TextPart("result"),), "D2")
+    assert inbound.caller_id == callee
+
+
+@pytest.mark.parametrize("source", ["peer-1", None])
+def test_result_of_another_source_is_none(source: str | None) -> None:
+    posted = envelope(TEXT) | {"method": "delegate_result", "delegation_id": "D2"}
+
+    assert read(row(source_id=source, **RESULT)).kind is Kind.HISTORY
+    inbound = read(row(source_id=source, method="delegate_result", request_body=posted))
+    assert (inbound.kind, inbound.caller_id) == (Kind.UNREADABLE if source is None else Kind.MESSAGE, source)
+
+
+def test_posted_result_in_our_own_name_is_our_own_row() -> None:
+    posted = envelope(TEXT) | {"method": "delegate_result", "delegation_id": "D2"}
+
+    assert read(row(source_id="ws-1", method="delegate_result", request_body=posted)).kind is Kind.OWN
+
+
+@pytest.mark.parametrize("source", ["x" * 129, "x" * 70_000, "a b", "../x", "..", {"a": 1}, ["ws-1"], True, 1.5])
+def test_source_that_is_no_id_is_unreadable_and_never_a_person(source: Any) -> None:
+    inbound = read(row(source_id=source, request_body=envelope(TEXT)))
+
+    assert inbound.kind is Kind.UNREADABLE
+    assert inbound.caller_id is not None
+    assert len(inbound.caller_id) <= 1024
+
+
+def test_capitals_in_a_uuid_name_the_same_workspace() -> None:
+    peer = "056d2365-b427-4bdd-9cd3-711c7ce27068"
+
+    assert read(row(source_id=peer.upper(), request_body=envelope(TEXT))).caller_id == peer
+    own = page(json.dumps([row(source_id=peer.upper(), request_body=envelope(TEXT))]), workspace_id=peer)
+    assert own.items[0].kind is Kind.OWN
+
+
+def test_long_ids_are_cut_and_stay_distinct() -> None:
+    ids = [f"{'x' * 200_000}{number}" for number in range(2)]
+    keys = ("messageId", "contextId", "taskId", "idempotencyKey")
+    first, second = (read(row(request_body=envelope(TEXT, message=dict.fromkeys(keys, one)))) for one in ids)
+
+    for inbound in (first, second):
+        found = (inbound.message_id, inbound.context_id, inbound.task_id, inbound.sender_key)
+        assert {len(one or "") for one in found} == {1024}
+    assert first.message_id != second.message_id
 
 
 def test_a_row_that_we_wrote_ourselves_is_our_own() -> None:
@@ -241,7 +313,7 @@ def test_a_bare_row_is_a_message(kind: str) -> None:
         kind=Kind.MESSAGE,
         caller_id="ws-peer",
         message_id="act-1",
-        idempotency_key="act-1",
+        idempotency_key=request_key("ws-1", "ws-peer", "act-1"),
         parts=[TextPart("ping")],
         raw=json.dumps(body),
         fingerprint=fingerprint([TextPart("ping")]),
@@ -257,17 +329,27 @@ def test_a_bare_row_is_a_message(kind: str) -> None:
         {"metadata": {"idempotency_key": "k1"}},
     ],
 )
-def test_the_senders_own_key_is_the_idempotency_key(message: dict[str, Any]) -> None:
+def test_sender_key_marks_retries_only(message: dict[str, Any]) -> None:
     inbound = read(row(request_body=envelope(TEXT, message=message)))
 
-    assert (inbound.idempotency_key, inbound.sender_key, inbound.message_id) == ("k1", "k1", "m1")
+    assert (inbound.sender_key, inbound.message_id) == ("k1", "m1")
+    assert inbound.idempotency_key == request_key("ws-1", "peer-1", "r1")
 
 
-def test_without_a_key_a_message_id_tells_a_retry_but_is_not_unique() -> None:
-    inbound = read(row(request_body=envelope(TEXT)))
-
-    assert (inbound.idempotency_key, inbound.sender_key) == ("r1", "m1")
+def test_sender_key_falls_back_to_the_message_id() -> None:
+    assert read(row(request_body=envelope(TEXT))).sender_key == "m1"
     assert read(row(request_body={"parts": [TEXT]})).sender_key is None
+
+
+def test_idempotency_key_is_unique_per_message_and_stable() -> None:
+    body = envelope(TEXT, message={"idempotencyKey": "order-1"})
+    keys = [
+        read(row(row_id, source_id=source, request_body=body)).idempotency_key
+        for row_id, source in (("r1", "peer-1"), ("r2", "peer-1"), ("r3", "peer-2"), ("r4", None))
+    ]
+
+    assert len({*keys, request_key("ws-2", "peer-1", "r1")}) == 5
+    assert read(row("r1", request_body=body)).idempotency_key == keys[0]
 
 
 def test_the_raw_body_keeps_key_order_and_every_digit() -> None:

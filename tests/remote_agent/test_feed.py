@@ -20,12 +20,17 @@ from molecule_connect import (
 from molecule_connect.models import TextPart
 from molecule_connect.platform.times import PlatformClock, format_time, parse_time
 from molecule_connect.remote_agent.feed import ActivityFeed
+from molecule_connect.remote_agent.peers import Peers
 from molecule_connect.remote_agent.steps import Ask
 
 from .kit import API, ME, PEER, TOKEN, Make, Platform, Twin, row, said
 
 FEED = f"GET /workspaces/{ME}/activity"
 CARD = f"GET /workspaces/{ME}"
+ASK = f"POST /workspaces/{PEER}/a2a"
+DELEGATE = f"POST /workspaces/{ME}/delegate"
+DELEGATIONS = f"GET /workspaces/{ME}/delegations"
+OTHER = "11111111-b427-4bdd-9cd3-711c7ce27068"
 SECOND = 1_000_000
 NINE = parse_time("2026-08-14T09:00:00Z") or 0
 
@@ -35,6 +40,13 @@ def page(*rows: dict[str, Any], at: float = 60.0) -> httpx.Response:
     minutes, seconds = divmod(int(at), 60)
     date = f"Fri, 14 Aug 2026 09:{minutes:02}:{seconds:02} GMT"
     return httpx.Response(200, json=list(rows), headers={"Date": date})
+
+
+def result(row_id: str, second: float, delegation_id: str, **more: Any) -> dict[str, Any]:
+    """The row that the platform writes for a delegation that ended."""
+    response = {"text": "a result", "delegation_id": delegation_id}
+    given = {"source_id": ME, "method": "delegate_result", "request_body": {"delegation_id": delegation_id}}
+    return row(row_id, second, **{**given, "response_body": response, **more})
 
 
 def texts(messages: Iterable[Message]) -> list[str]:
@@ -84,21 +96,81 @@ def test_only_what_concerns_an_agent_comes(agent: Twin, platform: Platform, capl
         row("r2", 52, source_id=ME),
         row("r3", 53, method="chat_upload_receive", source_id=None, request_body={"file_id": "F", "uri": "u"}),
         row("r4", 54, request_body={"params": {"message": reply}}),
-        row("r5", 55, source_id=ME, method="delegate_result", response_body={"text": "a result", "delegation_id": "D"}),
+        result("r5", 55, "D"),
         row("r6", 56, "a person's", source_id=None),
         row("r7", 57, request_body={"params": None}, summary=""),
         row("r8", 58, status="error"),
         row("r9", 59, "a delegation", activity_type="delegation"),
     ]
     platform.on(FEED, page(*rows[::-1]))
+    platform.on(ASK, httpx.Response(200, json={"status": "queued"}))
+    platform.on(DELEGATE, httpx.Response(202, json={"delegation_id": "D", "status": "delegated"}))
+    agent.call_peer(PEER, "how many?", message_id="my-question")
+    agent.delegate(PEER, "count")
     found = [(one.kind, one.text, one.caller_id, one.in_reply_to) for one in agent.activity(follow=False)]
 
     assert found == [
         ("answer", "an answer", PEER, "my-question"),
-        ("result", "a result", None, ""),
+        ("result", "a result", PEER, ""),
         ("message", "a person's", None, ""),
     ]
     assert "row r7" in caplog.text
+
+
+def test_answer_of_another_peer_replies_to_nothing(agent: Twin, platform: Platform) -> None:
+    claim = {"metadata": {"delegation_id": "D", "molecule": {"in_reply_to": "my-question", "auto": True}}}
+    message = {"role": "agent", "messageId": "m", "parts": [{"text": "forged"}], **claim}
+    forged = row("r1", 57, source_id=OTHER, request_body={"jsonrpc": "2.0", "params": {"message": message}})
+    platform.on(FEED, page(forged))
+    platform.on(ASK, httpx.Response(200, json={"status": "queued"}))
+    platform.on(DELEGATE, httpx.Response(202, json={"delegation_id": "D", "status": "delegated"}))
+    agent.call_peer(PEER, "how many?", message_id="my-question")
+    agent.delegate(PEER, "count")
+    (answer,) = agent.activity(follow=False)
+
+    assert (answer.caller_id, answer.in_reply_to, answer.delegation_id) == (OTHER, "", None)
+
+
+def test_result_of_an_earlier_process_is_known_by_the_platform(agent: Twin, platform: Platform) -> None:
+    listed = [{"delegation_id": "D", "source_id": ME, "target_id": PEER, "status": "completed"}]
+    platform.on(FEED, page(result("r1", 57, "D"))).on(DELEGATIONS, httpx.Response(200, json=listed))
+    (message,) = agent.activity(follow=False)
+
+    assert (message.kind, message.caller_id, message.delegation_id) == ("result", PEER, "D")
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [
+        httpx.Response(200, json=[]),
+        httpx.Response(200, json=[{"delegation_id": "D", "source_id": OTHER, "target_id": ME}]),
+        httpx.Response(404, text="404 page not found"),
+    ],
+)
+def test_result_of_no_delegation_of_ours_is_left_out(
+    agent: Twin, platform: Platform, caplog: Any, listed: httpx.Response
+) -> None:
+    platform.on(FEED, page(row("r2", 58, "next"), result("r1", 57, "D"))).on(DELEGATIONS, listed)
+
+    assert texts(agent.activity(follow=False)) == ["next"]
+    assert "row r1" in caplog.text
+
+
+def test_result_with_another_callee_is_left_out(agent: Twin, platform: Platform) -> None:
+    platform.on(FEED, page(result("r1", 57, "D", target_id=OTHER)))
+    platform.on(DELEGATE, httpx.Response(202, json={"delegation_id": "D", "status": "delegated"}))
+    agent.delegate(PEER, "count")
+
+    assert agent.activity(follow=False) == []
+
+
+def test_result_waits_until_the_platform_tells_its_callee(make: Make, platform: Platform) -> None:
+    listed = [{"delegation_id": "D", "source_id": ME, "target_id": PEER}]
+    agent = make(platform, waits_before_closing=8)
+    platform.on(FEED, page(result("r1", 57, "D")))
+    platform.on(DELEGATIONS, *[said(503)] * 4, httpx.Response(200, json=listed))
+
+    assert [message.caller_id for message in agent.activity()] == [PEER]
 
 
 def test_how_far_it_looks_back_is_the_platforms_time(agent: Twin, platform: Platform) -> None:
@@ -299,6 +371,7 @@ def test_rows_that_come_late_are_found_and_none_is_given_twice(
         poll_interval=1,
         follow=False,
         is_removed=lambda: iter(()),  # type: ignore[arg-type,return-value]
+        attributed=Peers(workspace_id=ME).attributed,
         wall=lambda: NINE / SECOND,
         limit=limit,
     )

@@ -1,12 +1,16 @@
-"""What a row of the feed is to us, and what stands in it: all tolerance for old, new and bare shapes lives here.
+"""Classify the rows of the feed and read their contents. All tolerance for old, new and bare shapes lives here.
 
-The row shapes R1 to R12 are those of the platform contract, section (a). Two rows that it leaves open:
+The row shapes R1 to R12 are those of the platform contract, section (a). Rows are classified by what the platform
+attests: ``activity_type``, ``source_id``, and whether the platform itself wrote the row. The ``method`` and everything
+inside ``request_body`` are the sender's choice (``docs/security.md``). Two cases that the contract leaves open:
 
-- an organisation broadcast (``broadcast_receive``, R12) is history: nobody waits for an answer to it;
-- a row that says that a peer wrote it, without saying which, is unreadable: an answer would go to the wrong one.
+- an organisation broadcast (``broadcast_receive``, R12) is history: it expects no answer;
+- a row whose text says that a peer wrote it, but which has no source, is unreadable: the answer would go to a person.
 """
 
+import hashlib
 import json
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -16,14 +20,20 @@ from molecule_connect.models import BLANK, Inbound, Kind, Page, Part, RowMark, T
 from molecule_connect.platform.parts import clean, fingerprint, first_text, read_manifest, read_part, read_parts
 from molecule_connect.platform.rows import MalformedPageError, RawRow, read_head, read_rows
 from molecule_connect.platform.times import parse_time
+from molecule_connect.settings import WORKSPACE_ID, canonical_id
 
 FEED_TYPE = "a2a_receive"
 _TALK = frozenset({None, FEED_TYPE, "a2a_send", "delegation"})
 _OWN_SUMMARIES = ("(queued for poll)", "(ingest)")
-_PEER_METHODS = frozenset({"peer", "peer_agent", "delegate", "delegation"})
+_PEER_METHODS = frozenset({"peer", "peer_agent", "delegate", "delegation", "delegate_result"})
 _ANSWER_ROLES = frozenset({"agent", "assistant", "role_agent", "role_assistant"})
 _KEYS = ("idempotencyKey", "idempotency_key")
 _LARGE_ROW_KEPT = 4_096
+# Stands for a source that is there and can't be read. It is no workspace id, so nothing is ever sent to it.
+UNKNOWN_SENDER = "?"
+# Ids that a sender chooses reach environments, argument lists and logs.
+MAX_ID_LENGTH = 1_024
+_REQUEST_NAMESPACE = uuid.UUID("6ffdc3b7-5f0e-4c0e-9d5b-3a4e1f0c9a5e")
 _EMPTY: Mapping[str, Any] = {}
 T = TypeVar("T")
 
@@ -38,8 +48,13 @@ class _Envelope:
     metadata: Mapping[str, Any]
     raw: str
 
-    def first(self, *keys: str) -> str | None:
-        return first_text(self.message, *keys) or first_text(self.params, *keys)
+    def first_id(self, *keys: str) -> str | None:
+        return bounded_id(first_text(self.message, *keys) or first_text(self.params, *keys))
+
+    @property
+    def was_posted(self) -> bool:
+        """Whether a sender posted it: the platform adds ``jsonrpc`` to every posted body, and to none of its own."""
+        return "jsonrpc" in self.body
 
     @property
     def molecule(self) -> Mapping[str, Any]:
@@ -98,7 +113,7 @@ def read_row(row: RawRow, *, row_id: str, workspace_id: str) -> Inbound:
         row_id=row_id,
         kind=Kind.UNREADABLE,
         time=parse_time(row.fields.get("created_at")),
-        caller_id=_id(row.fields.get("source_id")),
+        caller_id=_source(row.fields.get("source_id")),
         message_id=row_id,
         idempotency_key=row_id,
         raw=row.text,
@@ -117,6 +132,7 @@ def _read_large_row(text: str) -> Inbound:
         row_id=row_id,
         kind=Kind.UNREADABLE,
         time=time,
+        caller_id=_source(row.fields.get("source_id", UNKNOWN_SENDER)),
         message_id=row_id,
         idempotency_key=row_id,
         raw=row.text[:_LARGE_ROW_KEPT],
@@ -132,17 +148,17 @@ def read_history(rows: Iterable[Mapping[str, Any]], *, workspace_id: str) -> tup
 
 
 def classify(row: Mapping[str, Any], *, row_id: str, workspace_id: str, raw: str | None = None) -> Inbound:
-    """What *row* is to the workspace *workspace_id*.
+    """Classify *row* for the workspace *workspace_id*.
 
     Args:
         raw: The JSON text of the row's ``request_body``.
     """
     envelope = _open(row.get("request_body"), raw or "{}")
-    source = _id(row.get("source_id"))
-    method = first_text(row, "method") or first_text(envelope.body, "method") or ""
+    source = _source(row.get("source_id"))
+    method = bounded_id(first_text(row, "method") or first_text(envelope.body, "method")) or ""
     kind, parts, reason = _judge(row, envelope, method=method, source=source, workspace_id=workspace_id)
-    message_id = envelope.first("messageId", "message_id")
-    key = (
+    message_id = envelope.first_id("messageId", "message_id")
+    key = bounded_id(
         first_text(envelope.message, *_KEYS)
         or first_text(envelope.metadata, *_KEYS)
         or first_text(_mapping(envelope.params.get("metadata")), *_KEYS)
@@ -153,51 +169,85 @@ def classify(row: Mapping[str, Any], *, row_id: str, workspace_id: str, raw: str
         kind=kind,
         time=parse_time(row.get("created_at")),
         seq=seq if isinstance(seq, int) and not isinstance(seq, bool) and abs(seq) < 2**63 else None,
-        caller_id=source,
-        context_id=envelope.first("contextId", "context_id"),
-        task_id=envelope.first("taskId", "task_id"),
+        caller_id=_callee(row, workspace_id) if kind is Kind.RESULT else source,
+        context_id=envelope.first_id("contextId", "context_id"),
+        task_id=envelope.first_id("taskId", "task_id"),
         message_id=message_id or row_id,
         sender_key=key or message_id,
-        idempotency_key=key or row_id,
+        idempotency_key=request_key(workspace_id, source, row_id),
         method=method or "message/send",
         parts=parts,
         raw=envelope.raw,
         fingerprint=fingerprint(parts),
-        delegation_id=first_text(envelope.metadata, "delegation_id") or first_text(envelope.body, "delegation_id"),
+        delegation_id=bounded_id(
+            first_text(envelope.metadata, "delegation_id")
+            or first_text(envelope.body, "delegation_id")
+            or (first_text(_mapping(row.get("response_body")), "delegation_id") if kind is Kind.RESULT else None)
+        ),
         reason=reason,
     )
+
+
+def request_key(workspace_id: str, caller_id: str | None, row_id: str) -> str:
+    """The idempotency key of a message: unique per message, the same each time that its row is read.
+
+    No part of it is the sender's choice, so one caller can't use up the key of another caller's message.
+    """
+    return str(uuid.uuid5(_REQUEST_NAMESPACE, json.dumps([workspace_id, caller_id, row_id])))
+
+
+def bounded_id(text: str | None) -> str | None:
+    """*text* with at most 1,024 characters. The end of a longer one is replaced by a hash, so ids stay distinct."""
+    if text is None or len(text) <= MAX_ID_LENGTH:
+        return text
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+    return f"{text[: MAX_ID_LENGTH - len(digest) - 1]}~{digest}"
 
 
 def _judge(
     row: Mapping[str, Any], envelope: _Envelope, *, method: str, source: str | None, workspace_id: str
 ) -> tuple[Kind, tuple[Part, ...], str]:
     """Kind, parts and reason; the order of the questions is what makes the classes disjoint."""
+    if source is not None and WORKSPACE_ID.match(source) is None:
+        return Kind.UNREADABLE, (), "its source_id is not a workspace id (1 to 128 letters, digits, '.', '_' or '-')"
     activity = first_text(row, "activity_type", "type")
     if activity not in (None, FEED_TYPE):
         return (Kind.OWN if source == workspace_id else Kind.HISTORY), _parts_of(envelope), f"activity {activity}"
-    if method == "notify":
-        told = _reply_parts(row.get("response_body"))
-        if source in (None, workspace_id):
-            return Kind.ECHO, told, ""
-        if told:
-            return Kind.MESSAGE, told, ""
-    if method == "chat_upload_receive":
+    response = row.get("response_body")
+    if source is None and method == "notify" and row.get("request_body") is None:
+        # Without its text it can't be matched to an answer of ours, and it is no person's message either.
+        return (Kind.HISTORY if response is None else Kind.ECHO), _reply_parts(response), ""
+    if source is None and method == "chat_upload_receive" and not envelope.was_posted:
         return Kind.UPLOAD, read_manifest(envelope.body, workspace_id), ""
-    if method == "delegate_result":
-        return Kind.RESULT, _reply_parts(row.get("response_body")) or _parts_of(envelope), ""
     if source == workspace_id:
+        # A posted row of a workspace that polls has no response: the platform wrote this one.
+        if method == "delegate_result" and response is not None:
+            return Kind.RESULT, _reply_parts(response) or _parts_of(envelope), ""
         return Kind.OWN, _parts_of(envelope), ""
     if envelope.is_response:
-        return Kind.ANSWER, _result_parts(envelope.body), first_text(envelope.body, "id") or ""
+        return Kind.ANSWER, _result_parts(envelope.body), bounded_id(first_text(envelope.body, "id")) or ""
     parts = _parts_of(envelope)
     if _is_answer(envelope):
-        return Kind.ANSWER, parts, first_text(envelope.molecule, "in_reply_to") or ""
-    if row.get("response_body") is not None or str(row.get("status")).lower() == "error":
+        return Kind.ANSWER, parts, bounded_id(first_text(envelope.molecule, "in_reply_to")) or ""
+    if response is not None or str(row.get("status")).lower() == "error":
         return Kind.HISTORY, parts, first_text(row, "error_detail") or ""
     if source is None and (method in _PEER_METHODS or "delegation_id" in envelope.metadata):
         return Kind.UNREADABLE, parts, "a peer wrote it, and the row does not say which"
     parts = parts or _summary_parts(row)
     return (Kind.MESSAGE, parts, "") if parts else (Kind.UNREADABLE, (), BLANK)
+
+
+def _source(value: object) -> str | None:
+    """The attested sender; None is a person. A value that is no id stays, cut short: it must not pass for a person."""
+    if value is None or value == "":
+        return None
+    return canonical_id(_id(value) or "")[:MAX_ID_LENGTH] or UNKNOWN_SENDER
+
+
+def _callee(row: Mapping[str, Any], workspace_id: str) -> str | None:
+    """The peer whose result it is. Platforms of 2026-05 don't name it in the row."""
+    target = _source(row.get("target_id"))
+    return target if target != workspace_id else None
 
 
 def _open(body: object, raw: str) -> _Envelope:

@@ -110,6 +110,7 @@ class Agent:
             poll_interval=poll_interval,
             follow=follow,
             is_removed=self.registrar.is_removed,
+            attributed=self.peers.attributed,
         )
 
 

@@ -35,6 +35,7 @@ class ActivityFeed:
         poll_interval: Seconds between reads that bring nothing.
         follow: Wait for more when all was read.
         is_removed: Asks whether the workspace was deleted.
+        attributed: Checks who a row is from; None leaves the row out.
     """
 
     def __init__(
@@ -46,12 +47,14 @@ class ActivityFeed:
         poll_interval: float,
         follow: bool,
         is_removed: Callable[[], Flow[bool]],
+        attributed: Callable[[Inbound], Flow[Inbound | None]],
         wall: Callable[[], float] = time.time,
         limit: int = LIMIT,
     ) -> None:
         self._id, self._platform_clock, self._wall = workspace_id, platform_clock, wall
         self._since, self._interval, self._follow = round(since_secs * SECOND_US), poll_interval, follow
         self._is_removed = is_removed
+        self._attributed = attributed
         self._limit = self._usual_limit = limit
         self._anchor: RowMark | None = None
         self._last_read: int | None = None
@@ -106,9 +109,13 @@ class ActivityFeed:
         for row in fresh.values():
             if row.kind is Kind.UNREADABLE:
                 _log.warning("row %s cannot be read and is left out: %s", row.row_id, row.reason)
+        messages: list[Message | None] = []
+        for row in fresh.values():
+            attributed = yield from self._attributed(row)
+            messages.append(read_message(attributed, workspace_id=self._id) if attributed is not None else None)
+        # Only now: when the platform can't be asked about one of them, all are read again.
         self._settle(fresh)
-        found = (read_message(row, workspace_id=self._id) for row in fresh.values())
-        return [message for message in found if message is not None]
+        return [message for message in messages if message is not None]
 
     def _is_before_start(self, row: Inbound) -> bool:
         return row.time is not None and self._floor is not None and row.time < self._floor

@@ -5,6 +5,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from typing import Any
 
 import attrs
 
@@ -15,6 +16,7 @@ from molecule_connect.errors import (
     PlatformError,
     TransientPlatformError,
 )
+from molecule_connect.models import Inbound, Kind
 from molecule_connect.platform import operations
 from molecule_connect.platform.direct import A2A_CAP, DirectPost, Resolve, direct_post, is_web_address, read_rpc_answer
 from molecule_connect.platform.envelopes import question_envelope, to_json
@@ -22,8 +24,9 @@ from molecule_connect.remote_agent.checks import check_peer_id, check_seconds, c
 from molecule_connect.remote_agent.readings import read_delegation, read_peers
 from molecule_connect.remote_agent.steps import AskPeer, Flow, ask, ask_at_length, call, hinting
 from molecule_connect.remote_agent.values import DEFAULT_URL_CACHE_TTL, Delegation, PeerInfo
-from molecule_connect.settings import is_same_workspace
+from molecule_connect.settings import canonical_id, is_same_workspace
 
+MOST_QUESTIONS = 10_000
 JsonObject = dict[str, object]
 _log = logging.getLogger(__name__)
 
@@ -57,6 +60,46 @@ class Addresses:
             self._known.pop(peer_id, None)
 
 
+class Questions:
+    """What was asked of which peer, so that only that peer can answer it.
+
+    Kept in memory, the newest 10,000 of each kind. Threads may share it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._asked: dict[tuple[str, str], None] = {}
+        self._delegated: dict[str, str] = {}
+
+    def ask(self, peer_id: str, message_id: str) -> None:
+        """The message is about to be sent to the peer."""
+        with self._lock:
+            self._asked[canonical_id(peer_id), message_id] = None
+            _trim(self._asked)
+
+    def delegate(self, peer_id: str, delegation_id: str) -> None:
+        """The platform accepted the delegation. The message that carries it has the delegation's id."""
+        self.ask(peer_id, delegation_id)
+        with self._lock:
+            self._delegated[delegation_id] = canonical_id(peer_id)
+            _trim(self._delegated)
+
+    def was_asked(self, peer_id: str | None, message_id: str) -> bool:
+        """Whether that very peer was sent the message."""
+        with self._lock:
+            return peer_id is not None and (peer_id, message_id) in self._asked
+
+    def callee(self, delegation_id: str) -> str | None:
+        """The peer that has the delegation, or None if this client did not open it."""
+        with self._lock:
+            return self._delegated.get(delegation_id)
+
+
+def _trim(known: dict[Any, Any]) -> None:
+    if len(known) > MOST_QUESTIONS:
+        del known[next(iter(known))]
+
+
 @attrs.frozen(kw_only=True)
 class Peers:
     """The other workspaces, as one workspace reaches them.
@@ -72,6 +115,7 @@ class Peers:
     addresses: Addresses = attrs.field(
         default=attrs.Factory(lambda self: Addresses(self.url_cache_ttl, self.clock), takes_self=True), init=False
     )
+    questions: Questions = attrs.field(factory=Questions, init=False)
 
     def neighbours(self) -> Flow[list[PeerInfo]]:
         """Whom this workspace may write to; their addresses are kept."""
@@ -112,6 +156,7 @@ class Peers:
         peer_id = self._check(peer_id, text, "message")
         check_seconds("timeout", timeout)
         message_id = message_id or str(uuid.uuid4())
+        self.questions.ask(peer_id, message_id)
         envelope = question_envelope(message_id, text, context_id=context_id)
         if prefer_direct:
             answer: JsonObject | None = yield from self._direct(peer_id, to_json(envelope, operation="direct"), timeout)
@@ -167,12 +212,51 @@ class Peers:
         operation = operations.delegate(self.workspace_id, target_id, task, idempotency_key=key)
         with hinting("compare the peer's id with those of get_peers(): the platform takes no other form of it", 400):
             told = yield from ask(operation, same=True)
-        return read_delegation(told, source_id=self.workspace_id, target_id=target_id)
+        delegation = read_delegation(told, source_id=self.workspace_id, target_id=target_id)
+        self.questions.delegate(target_id, delegation.id)
+        return delegation
 
     def delegations(self) -> Flow[list[Delegation]]:
         """The newest delegations."""
         listed = yield from ask(operations.delegations(self.workspace_id))
         return [read_delegation(item) for item in listed]
+
+    def attributed(self, row: Inbound) -> Flow[Inbound | None]:
+        """*row* with the peer that it is from, and without claims that this workspace's own questions don't bear out.
+
+        None for a result of a delegation that this workspace did not open with the peer.
+        """
+        if row.kind is Kind.ANSWER:
+            peer, delegation = row.caller_id, row.delegation_id
+            is_ours = delegation is not None and self.questions.was_asked(peer, delegation)
+            reason = row.reason if self.questions.was_asked(peer, row.reason) else ""
+            return attrs.evolve(row, reason=reason, delegation_id=delegation if is_ours else None)
+        if row.kind is not Kind.RESULT:
+            return row
+        callee = yield from self._callee(row.delegation_id or "")
+        if callee is None or row.caller_id not in (None, callee):
+            _log.warning("row %s is left out: this workspace opened no delegation that it is the result of", row.row_id)
+            return None
+        return attrs.evolve(row, caller_id=callee)
+
+    def _callee(self, delegation_id: str) -> Flow[str | None]:
+        """The peer that has a delegation of this workspace; the platform knows those of earlier processes."""
+        known = self.questions.callee(delegation_id)
+        if known is not None or not delegation_id:
+            return known
+        try:
+            listed = yield from self.delegations()
+        except PlatformError as exc:
+            # A platform without this list can't say whose result it is.
+            if isinstance(exc, TransientPlatformError) and exc.status not in (404, 405):
+                raise
+            return None
+        ours = (one for one in listed if canonical_id(one.source_id or self.workspace_id) == self.workspace_id)
+        target = next((one.target_id for one in ours if one.id == delegation_id and one.target_id), None)
+        if target is None:
+            return None
+        self.questions.delegate(target, delegation_id)
+        return canonical_id(target)
 
     def _check(self, peer_id: str, text: str, what: str) -> str:
         peer_id = check_peer_id(peer_id)

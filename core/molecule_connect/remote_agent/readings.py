@@ -78,8 +78,7 @@ def read_message(inbound: Inbound, *, workspace_id: str) -> Message | None:
         workspace_id=workspace_id,
         kind=kind,
         activity_id=inbound.row_id,
-        # The platform names the delegating workspace, ourselves, as the writer of a result.
-        caller_id=inbound.caller_id if kind != "result" else None,
+        caller_id=inbound.caller_id,
         context_id=inbound.context_id,
         message_id=inbound.message_id,
         in_reply_to=inbound.reason if kind == "answer" else "",

@@ -101,11 +101,12 @@ class Message:
         kind: A ``message`` waits for a reply; an ``answer`` is a peer's to something that this workspace wrote; a
             ``result`` is that of a delegation.
         activity_id: The platform's id of its record; the same each time that it is read.
-        caller_id: The peer that wrote it, or None for a person in the canvas.
+        caller_id: The peer that wrote it, or None for a person in the canvas. For a result, the peer that has the task.
         context_id: The conversation that it belongs to, where the sender names one.
-        message_id: As the sender gave it; not always unique.
-        in_reply_to: The message id that an answer of molecule-connect says it is for.
-        delegation_id: Set where a delegation brought it.
+        message_id: Chosen by the sender, at most 1,024 characters; not always unique.
+        in_reply_to: The message id of the question that an answer is for. Set only if this client sent that question
+            to that peer; empty for questions of an earlier process.
+        delegation_id: For a result, the delegation that this workspace opened. For a message, what the sender claims.
         parts: Its pieces: text, files, data.
         created_at: By the platform's clock; None where it does not tell.
     """

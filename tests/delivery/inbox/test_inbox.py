@@ -227,7 +227,10 @@ async def test_of_five_thousand_waiting_messages_none_is_lost_or_out_of_turn(jou
 
 async def test_only_messages_answers_and_results_are_shown(journal: Journal) -> None:
     kinds = (Kind.MESSAGE, Kind.ANSWER, Kind.RESULT, Kind.ECHO, Kind.OWN, Kind.HISTORY, Kind.UPLOAD, Kind.UNREADABLE)
-    await arrive(journal, *(message(number, kind=kind) for number, kind in enumerate(kinds)))
+    store = await asked(journal, ("key-1", "peer-1", "count"))
+    await store.delegated(WORKSPACE, "key-1", "delegation-1")
+    given = {Kind.RESULT: {"delegation_id": "delegation-1"}}
+    await arrive(journal, *(message(number, kind=kind, **given.get(kind, {})) for number, kind in enumerate(kinds)))
     assert [one.kind for one in open_inbox(journal).peek()] == ["message", "answer", "result"]
 
 
@@ -378,11 +381,13 @@ async def test_a_reply_that_makes_no_sense_is_refused_and_loses_nothing(
     journal: Journal, row_id: str, response: Response, complaint: str
 ) -> None:
     repeated = {"sender_key": "key", "fingerprint": "same"}
+    store = await asked(journal, ("key-1", "peer-1", "count"))
+    await store.delegated(WORKSPACE, "key-1", "delegation-1")
     await arrive(
         journal,
         message(1, **repeated),
         message(2, kind=Kind.ANSWER, caller_id="peer"),
-        message(3, kind=Kind.RESULT),
+        message(3, kind=Kind.RESULT, delegation_id="delegation-1"),
         message(4, **repeated),
         message(5, kind=Kind.ECHO),
     )
@@ -471,10 +476,47 @@ async def test_a_result_shows_the_task_of_its_delegation(journal: Journal) -> No
     await store.delegated(WORKSPACE, "key-1", "delegation-1")
     await arrive(
         journal,
-        answer(1, kind=Kind.RESULT, caller_id=WORKSPACE, delegation_id="delegation-2"),
+        answer(1, kind=Kind.RESULT, caller_id=None, delegation_id="delegation-2"),
         answer(2, reason="delegation-1"),
     )
-    assert [one.question for one in open_inbox(journal).peek()] == ["weigh", "count"]
+    found = [(one.question, one.caller_id) for one in open_inbox(journal).peek()]
+    assert found == [("weigh", "peer-1"), ("count", "peer-1")]
+
+
+async def test_result_read_before_its_delegation_is_known_waits_after(journal: Journal) -> None:
+    store = await asked(journal, ("key-1", "peer-1", "count"))
+    await arrive(journal, answer(1, kind=Kind.RESULT, caller_id=None, delegation_id="delegation-1"))
+    assert open_inbox(journal).peek() == []
+    await store.delegated(WORKSPACE, "key-1", "delegation-1")
+    found = [(one.kind, one.question, one.caller_id) for one in open_inbox(journal).peek()]
+    assert found == [("result", "count", "peer-1")]
+
+
+async def test_result_needs_a_delegation_opened_with_that_peer(journal: Journal) -> None:
+    store = await asked(journal, ("key-1", "peer-1", "count"))
+    await store.delegated(WORKSPACE, "key-1", "delegation-1")
+    await arrive(
+        journal,
+        answer(1, kind=Kind.RESULT, caller_id="peer-2", delegation_id="delegation-1"),
+        answer(2, kind=Kind.RESULT, caller_id=None, delegation_id="delegation-9"),
+        answer(3, kind=Kind.RESULT, caller_id=None, delegation_id=None),
+    )
+    assert open_inbox(journal).peek() == []
+
+
+async def test_answer_of_another_peer_settles_no_question(journal: Journal) -> None:
+    store = await asked(journal, ("q-1", "peer-1", "how many?"), ("key-1", "peer-1", "count"))
+    await store.delegated(WORKSPACE, "key-1", "delegation-1")
+    forged = [
+        answer(1, caller_id="peer-2", reason="q-1"),
+        answer(2, caller_id="peer-2", reason="delegation-1"),
+        answer(3, caller_id="peer-2", delegation_id="delegation-1"),
+        answer(4, caller_id=None, reason="q-1"),
+    ]
+    await arrive(journal, *forged)
+    assert [(one.question, one.delegation_id) for one in open_inbox(journal).peek()] == [("", None)] * 4
+    await arrive(journal, answer(5, reason="q-1"))
+    assert open_inbox(journal).peek()[-1].question == "how many?"
 
 
 async def test_an_answer_that_names_none_is_that_to_the_only_open_question_and_nobody_guesses(journal: Journal) -> None:

@@ -9,6 +9,7 @@ import pytest
 from molecule_connect import events
 from molecule_connect.delivery.connection import Connection
 from molecule_connect.delivery.inbox.inbox import Inbox
+from molecule_connect.delivery.inbox.store import InboxStore
 from molecule_connect.delivery.journal.journal import Journal
 from molecule_connect.delivery.status_file import read_status
 from molecule_connect.errors import BackendError, Outcome, PermanentPlatformError, TransientPlatformError
@@ -88,9 +89,11 @@ async def test_answers_and_results_wait_for_a_reader_too(journal: Journal) -> No
     platform = FakePlatform()
     async with Serving(platform, journal, None) as serving:
         platform.write("an answer", caller="peer-1", kind=Kind.ANSWER)
-        platform.write("a result", kind=Kind.RESULT)
+        inbox, store = reader(serving), InboxStore(journal)
+        await store.asks(WORKSPACE, "key-1", "peer-1", "count")
+        await store.delegated(WORKSPACE, "key-1", "delegation-1")
+        platform.write("a result", kind=Kind.RESULT, delegation="delegation-1")
         platform.write("our own", kind=Kind.OWN)
-        inbox = reader(serving)
         await platform.until(lambda: len(inbox.peek()) == 2)
         assert [message.kind for message in inbox.peek()] == ["answer", "result"]
 

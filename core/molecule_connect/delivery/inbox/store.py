@@ -291,7 +291,10 @@ class InboxStore:
 
     async def delegated(self, workspace_id: str, message_id: str, delegation_id: str) -> None:
         """The platform gave what was asked a delegation's id."""
-        await self._journal.committer.put(lambda db: questions.delegated(db, workspace_id, message_id, delegation_id))
+        wall = self.wall
+        await self._journal.committer.put(
+            lambda db: questions.delegated(db, workspace_id, message_id, delegation_id, wall)
+        )
 
     async def settled(self, workspace_id: str, message_id: str) -> None:
         """The question was answered at once, or was never taken."""

@@ -33,7 +33,7 @@ def receive(
 ) -> list[Stored]:
     """Store rows that are new. *now* stands in for a missing time, in the order in which they came.
 
-    In an *inbox* answers and results wait for a reader too, and messages with nothing in them.
+    In an *inbox* answers, results of delegations that were opened here, and empty messages wait for a reader too.
     """
     stored = []
     for number, item in enumerate(items):
@@ -52,23 +52,34 @@ def _receive_one(
         item = attrs.evolve(item, kind=kind, parts=(), reason="it is nested too deeply")
     if inbox and item.is_blank:
         item = attrs.evolve(item, kind=Kind.MESSAGE, reason="")
-    told = item.kind is Kind.ECHO and sayings.echoed(db, workspace_id, item.fingerprint, item.row_id)
-    foreign = item.kind is Kind.ECHO and not told and not _ours(db, workspace_id, item.fingerprint, time)
-    stored = attrs.evolve(_begun(db, workspace_id, item, time, wall, inbox), foreign_echo=foreign)
     question = None
     if inbox and item.kind in (Kind.ANSWER, Kind.RESULT):
         question = questions.answered_by(db, workspace_id, item)
-    _insert(db, workspace_id, stored, wall, question=question, echo=sayings.TOLD if told else None)
+        item = _attributed(item, question)
+    told = item.kind is Kind.ECHO and sayings.echoed(db, workspace_id, item.fingerprint, item.row_id)
+    foreign = item.kind is Kind.ECHO and not told and not _ours(db, workspace_id, item.fingerprint, time)
+    waits = inbox and (item.kind is Kind.ANSWER or (item.kind is Kind.RESULT and question is not None))
+    stored = attrs.evolve(_begun(db, workspace_id, item, time, wall, inbox, waits), foreign_echo=foreign)
+    asked = question[0] if question is not None else None
+    _insert(db, workspace_id, stored, wall, question=asked, echo=sayings.TOLD if told else None)
     file_rows.receive(db, workspace_id, item, time, wall)
     return attrs.evolve(stored, own_upload=file_rows.is_own_upload(db, workspace_id, item))
 
 
-def _begun(db: sqlite3.Connection, workspace_id: str, item: Inbound, time: int, wall: float, inbox: bool) -> Stored:
-    """Where *item* begins: it waits, or is done or dead already."""
+def _attributed(item: Inbound, question: tuple[str, str] | None) -> Inbound:
+    """*item* with the peer that was asked; without the delegation that an answer claims, where we opened none."""
+    if question is not None:
+        return attrs.evolve(item, caller_id=question[1])
+    return item if item.kind is Kind.RESULT else attrs.evolve(item, delegation_id=None)
+
+
+def _begun(
+    db: sqlite3.Connection, workspace_id: str, item: Inbound, time: int, wall: float, inbox: bool, waits: bool
+) -> Stored:
+    """The state in which *item* is stored. An answer or a result *waits* for a reader, or is done."""
     if item.kind is Kind.UNREADABLE:
         return Stored(item=item, time=time, state=State.DEAD)
     if item.kind is not Kind.MESSAGE:
-        waits = inbox and item.kind in (Kind.ANSWER, Kind.RESULT)
         return Stored(item=item, time=time, state=State.RECEIVED if waits else State.DONE)
     lane = Lane(plain_or_none(item.caller_id), plain_or_none(item.context_id))
     original = _original(db, workspace_id, item, time)

@@ -1,9 +1,9 @@
-"""What was asked of peers, so that an answer can be shown beside its question."""
+"""Questions asked of peers: an answer or a result is shown beside the question that it answers."""
 
 import sqlite3
 
 from molecule_connect.delivery.journal.entries import plain
-from molecule_connect.models import Inbound
+from molecule_connect.models import Inbound, Kind
 
 AGE = 7 * 24 * 3600.0
 # Enough to recognise a question by.
@@ -19,12 +19,21 @@ def ask(db: sqlite3.Connection, workspace_id: str, message_id: str, peer_id: str
     )
 
 
-def delegated(db: sqlite3.Connection, workspace_id: str, message_id: str, delegation_id: str) -> None:
-    """The platform gave the delegation this id."""
-    db.execute(
-        "UPDATE asked SET delegation_id=? WHERE workspace_id=? AND message_id=?",
-        (delegation_id, workspace_id, message_id),
+def delegated(db: sqlite3.Connection, workspace_id: str, message_id: str, delegation_id: str, wall: float) -> None:
+    """The platform gave the delegation this id. A result of it that was read before is waiting from now on."""
+    found = db.execute(
+        "UPDATE asked SET delegation_id=? WHERE workspace_id=? AND message_id=? RETURNING peer_id",
+        (plain(delegation_id), workspace_id, message_id),
+    ).fetchone()
+    if found is None:
+        return
+    early = db.execute(
+        "UPDATE message SET state='received', caller_id=?, question=?, changed=? WHERE workspace_id=? AND kind='result'"
+        " AND state='done' AND question IS NULL AND delegation_id=? AND coalesce(caller_id, ?)=?",
+        (found[0], message_id, wall, workspace_id, plain(delegation_id), found[0], found[0]),
     )
+    if early.rowcount:
+        close(db, workspace_id, message_id)
 
 
 def close(db: sqlite3.Connection, workspace_id: str, message_id: str) -> None:
@@ -32,11 +41,14 @@ def close(db: sqlite3.Connection, workspace_id: str, message_id: str) -> None:
     db.execute("UPDATE asked SET is_open=0 WHERE workspace_id=? AND message_id=?", (workspace_id, message_id))
 
 
-def answered_by(db: sqlite3.Connection, workspace_id: str, item: Inbound) -> str | None:
-    """The message id of the question that *item* answers; None where that is not certain. It is open no more."""
+def answered_by(db: sqlite3.Connection, workspace_id: str, item: Inbound) -> tuple[str, str] | None:
+    """Message id and peer of the question that *item* answers, which is closed; None where that is not certain.
+
+    Only the peer that was asked can answer. Platforms of 2026-05 don't name the peer of a delegation's result.
+    """
     found = _named(db, workspace_id, item) or _only_open(db, workspace_id, item)
     if found is not None:
-        close(db, workspace_id, found)
+        close(db, workspace_id, found[0])
     return found
 
 
@@ -48,26 +60,28 @@ def text(db: sqlite3.Connection, workspace_id: str, message_id: str) -> str:
     return str(row[0]) if row else ""
 
 
-def _named(db: sqlite3.Connection, workspace_id: str, item: Inbound) -> str | None:
-    # The reason of an answer is what it says that it replies to. A delegation's message has the delegation's id.
+def _named(db: sqlite3.Connection, workspace_id: str, item: Inbound) -> tuple[str, str] | None:
+    if item.caller_id is None and item.kind is not Kind.RESULT:
+        return None
+    # An answer's reason is the id that it says it replies to. A delegation's message has the delegation's id.
     names = (("message_id", item.reason), ("delegation_id", item.reason), ("delegation_id", item.delegation_id))
     for column, value in names:
         if not value:
             continue
         row = db.execute(
-            f"SELECT message_id FROM asked WHERE workspace_id=? AND {column}=?",  # noqa: S608
-            (workspace_id, plain(value)),
+            f"SELECT message_id, peer_id FROM asked WHERE workspace_id=? AND {column}=? AND coalesce(?, peer_id)=peer_id",  # noqa: S608
+            (workspace_id, plain(value), item.caller_id),
         ).fetchone()
         if row is not None:
-            return str(row[0])
+            return str(row[0]), str(row[1])
     return None
 
 
-def _only_open(db: sqlite3.Connection, workspace_id: str, item: Inbound) -> str | None:
-    if item.reason or item.delegation_id or item.caller_id is None or item.caller_id == workspace_id:
+def _only_open(db: sqlite3.Connection, workspace_id: str, item: Inbound) -> tuple[str, str] | None:
+    if item.kind is not Kind.ANSWER or item.reason or item.delegation_id or item.caller_id is None:
         return None
     rows = db.execute(
-        "SELECT message_id FROM asked WHERE workspace_id=? AND peer_id=? AND is_open LIMIT 2",
+        "SELECT message_id, peer_id FROM asked WHERE workspace_id=? AND peer_id=? AND is_open LIMIT 2",
         (workspace_id, plain(item.caller_id)),
     ).fetchall()
-    return str(rows[0][0]) if len(rows) == 1 else None
+    return (str(rows[0][0]), str(rows[0][1])) if len(rows) == 1 else None
