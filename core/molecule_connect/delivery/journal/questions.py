@@ -2,7 +2,7 @@
 
 import sqlite3
 
-from molecule_connect.delivery.journal.entries import plain
+from molecule_connect.delivery.journal.entries import plain, plain_or_none
 from molecule_connect.models import Inbound, Kind
 
 AGE = 7 * 24 * 3600.0
@@ -69,8 +69,9 @@ def _named(db: sqlite3.Connection, workspace_id: str, item: Inbound) -> tuple[st
         if not value:
             continue
         row = db.execute(
-            f"SELECT message_id, peer_id FROM asked WHERE workspace_id=? AND {column}=? AND coalesce(?, peer_id)=peer_id",  # noqa: S608
-            (workspace_id, plain(value), item.caller_id),
+            f"SELECT message_id, peer_id FROM asked WHERE workspace_id=? AND {column}=?"  # noqa: S608
+            " AND peer_id=coalesce(?, peer_id)",
+            (workspace_id, plain(value), plain_or_none(item.caller_id)),
         ).fetchone()
         if row is not None:
             return str(row[0]), str(row[1])
