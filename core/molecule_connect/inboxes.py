@@ -20,8 +20,6 @@ from molecule_connect.platform.transports import AsyncTransport, Transports
 from molecule_connect.settings import ConnectionSettings
 from molecule_connect.workspaces import load_workspaces
 
-WORKSPACES_PER_READER = 8
-
 
 @asynccontextmanager
 async def open_inbox(
@@ -55,11 +53,7 @@ async def open_inbox(
     for one in settings:
         await refuse_a_backend(folder, one.workspace_id)
     async with AsyncExitStack() as stack:
-        transports = Transports(
-            transport=transport,
-            readers=2 + len(settings) // WORKSPACES_PER_READER,
-            say=notice(settings[0].workspace_id, listener),
-        )
+        transports = Transports(transport=transport, say=notice(settings[0].workspace_id, listener))
         stack.push_async_callback(transports.aclose)
         journal = await stack.enter_async_context(Journal.open(folder, wall=time.time))
         ground = Ground(state_dir=folder, transports=transports, journal=journal, listener=listener)

@@ -18,8 +18,6 @@ from molecule_connect.platform.transports import AsyncTransport, Transports
 from molecule_connect.settings import DEFAULT_API_URL, ConnectionSettings, PeerBudget
 from molecule_connect.workspaces import WorkspacesError
 
-# Reads and beats of a fleet share the connections to their platform; a list may grow to so many while it is served.
-WORKSPACES_PER_READER, ROOM = 8, 64
 # So many plugins are asked for problems at a time.
 AT_ONCE = 8
 
@@ -209,12 +207,7 @@ async def serving(
     if not settings:
         raise ConfigError("no workspace was given", hint="name at least one")
     async with AsyncExitStack() as stack:
-        most = max(len(settings), ROOM if settings[0].patient else 1)
-        transports = Transports(
-            transport=transport,
-            readers=2 + most // WORKSPACES_PER_READER,
-            say=lambda text: served.say(text),
-        )
+        transports = Transports(transport=transport, say=lambda text: served.say(text))
         stack.push_async_callback(transports.aclose)
         journal = await stack.enter_async_context(Journal.open(state_dir, wall=time.time))
         ground = Ground(state_dir=state_dir, transports=transports, journal=journal, listener=listener)

@@ -279,6 +279,101 @@ async def test_many_sends_share_eight_connections_and_beats_do_not_wait_for_them
     assert platform.most == 9
 
 
+@pytest.mark.parametrize(
+    "hanging", [operations.peers("ws-1"), operations.upload_ack("ws-1", "f1"), operations.workspace("ws-1"), SMALL]
+)
+async def test_an_endpoint_that_hangs_delays_no_other(hanging: Operation[Any]) -> None:
+    hung = asyncio.Event()
+
+    async def talk(reader: Reader, writer: Writer) -> None:
+        while request := await read_request(reader):
+            if hanging.path.encode() + b" " in request:
+                hung.set()
+                await asyncio.Event().wait()
+            writer.write(http(b"[]" if b"/activity" in request else b"{}"))
+
+    beat, register = operations.heartbeat("ws-1", Presence()), operations.register("ws-1", {})
+    read = operations.activity("ws-1", lambda reply: None, since_id=None, before=None, limit=5)
+    transports = Transports(patience=600)
+    async with raw_server(talk) as url, client_of(url, transports=transports) as client:
+        waiting = [asyncio.create_task(client.call(hanging)) for _ in range(50)]
+        await hung.wait()
+        async with asyncio.timeout(5):
+            await client.call(beat)
+            await client.call(read)
+            await client.call(register)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        await transports.aclose()
+
+
+async def test_a_workspace_whose_calls_hang_delays_no_other_workspace() -> None:
+    async def talk(reader: Reader, writer: Writer) -> None:
+        while request := await read_request(reader):
+            if b"/workspaces/ws-1" in request:
+                await asyncio.Event().wait()
+            writer.write(http())
+
+    transports = Transports(patience=600)
+    async with raw_server(talk) as url, client_of(url, transports=transports) as first:
+        second = AsyncPlatformClient(url, workspace_id="ws-2", token="token-2", transports=transports)
+        hanging: list[Operation[Any]] = [operations.workspace("ws-1"), operations.notify("ws-1", "hi")]
+        waiting = [asyncio.create_task(first.call(operation)) for operation in hanging * 100]
+        await asyncio.sleep(0)
+        async with asyncio.timeout(5):
+            await second.call(operations.workspace("ws-2"))
+            await second.call(operations.notify("ws-2", "hi"))
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        await second.aclose()
+        await transports.aclose()
+
+
+async def test_calls_that_hang_make_room_for_others_of_their_kind() -> None:
+    platform = Counting()
+    platform.answer.clear()
+    transports = Transports(patience=0.0)
+    async with raw_server(platform.talk) as url, contextlib.AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(
+                AsyncPlatformClient(url, workspace_id=f"ws-{number}", token="token-1", transports=transports)
+            )
+            for number in range(40)
+        ]
+        async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+            for client in clients:
+                group.create_task(client.call(operations.heartbeat(client.workspace_id, Presence())))
+            await platform.until(40)
+            platform.answer.set()
+        await transports.aclose()
+
+
+@pytest.mark.parametrize("operation", [with_timeout(0.05), attrs.evolve(operations.peers("ws-1"), timeout=0.05)])
+async def test_an_error_names_the_endpoint_that_hangs(operation: Operation[Any]) -> None:
+    async def talk(reader: Reader, writer: Writer) -> None:
+        await read_request(reader)
+        await asyncio.Event().wait()
+
+    async with raw_server(talk) as url:
+        error = await failure(url, operation)
+
+    assert str(error) == f"{operation.name}: no answer within 0.05 s from {url}"
+    assert "other endpoints" in error.hint
+
+
+async def test_a_stream_that_never_opens_is_called_an_endpoint_that_hangs() -> None:
+    async def talk(reader: Reader, writer: Writer) -> None:
+        await read_request(reader)
+        await asyncio.Event().wait()
+
+    async with raw_server(talk) as url, client_of(url) as client:
+        with pytest.raises(TransientPlatformError, match=r"events: no answer within 0\.05 s"):
+            async with client.open(attrs.evolve(operations.events("ws-1"), timeout=0.05)):
+                pass
+
+
 async def test_connections_are_kept_between_requests_and_shared_between_workspaces() -> None:
     platform = Counting()
     async with raw_server(platform.talk) as url:

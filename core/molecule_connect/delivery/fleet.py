@@ -14,7 +14,7 @@ from molecule_connect.delivery.journal.journal import Journal
 from molecule_connect.errors import CloseError, FleetError, JournalError, MoleculeError
 
 TICK = 1.0
-STARTS_A_SECOND = 50
+STARTS_A_SECOND = 100
 # The clocks drift apart by more than this only when the machine slept, or somebody set the clock.
 SLEPT = 5.0
 

@@ -74,7 +74,7 @@ class BlockingTransports:
             self._under_way += 1
         try:
             return self._answer(pool, operation, request, sink)
-        except httpx.HTTPError as exc:
+        except (httpx.HTTPError, TimeoutError) as exc:
             raise network_error(operation, url, exc, is_written=was_written(request)) from told(exc)
         finally:
             with self._lock:
@@ -130,7 +130,7 @@ class BlockingTransports:
             if not body.take(packed):
                 break
             if self._clock() > until:
-                raise httpx.ReadTimeout("the answer takes too long")
+                raise TimeoutError
         return body.kept, body.is_whole
 
 

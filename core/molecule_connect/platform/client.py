@@ -12,6 +12,7 @@ from molecule_connect.platform.calling import Caller, TokenSource
 from molecule_connect.platform.credentials import Credentials
 from molecule_connect.platform.operations import Operation
 from molecule_connect.platform.pacer import Pacer
+from molecule_connect.platform.senders import Places
 from molecule_connect.platform.transports import Transports
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 # What the platform asks to be left alone for when a 429 does not say how long.
 _USUAL_REFUSAL = 5.0
+# Calls of one kind that a workspace may start at once, so that one busy workspace leaves room for the others.
+PER_WORKSPACE = 4
 T = TypeVar("T")
 
 
@@ -68,6 +71,7 @@ class AsyncPlatformClient:
         self._own_transports = Transports(transport=transport) if transports is None else None
         self._connections = (transports or self._own_transports or Transports()).to(self.address)
         self._connections.pacer.join()
+        self._places = Places(PER_WORKSPACE)
 
     @property
     def pacer(self) -> Pacer:
@@ -136,7 +140,8 @@ class AsyncPlatformClient:
         answer = None
         try:
             url, headers = self._caller.url(operation), self._caller.headers(token)
-            answer = await self._connections.exchange(operation, url, headers, sink=sink)
+            async with self._places.of(operation.kind):
+                answer = await self._connections.exchange(operation, url, headers, sink=sink)
         finally:
             self._ended(operation, answer)
         return self._caller.read(operation, answer)

@@ -106,6 +106,11 @@ class Operation(Generic[T]):
     timeout: float = READ_TIMEOUT
     cap: int = ANSWER_CAP
 
+    @property
+    def kind(self) -> str:
+        """Calls of one kind may wait for each other; those of two kinds never do."""
+        return "send" if self.lane is Lane.SEND else self.name
+
 
 def register(workspace_id: str, card: Mapping[str, Any], *, url: str = "") -> Operation[str | None]:
     """Says that this program answers for the workspace. Gives the token that was handed out, if one was.

@@ -1,7 +1,8 @@
-"""Eight places for sends, each with a transport of one connection; whoever waits long gives its place to the next."""
+"""One-connection transports for concurrent calls, and the limit on how many calls of a kind start at once."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Generic, Protocol, TypeVar
 
 SENDERS = 8
@@ -16,50 +17,68 @@ C = TypeVar("C", bound=Closable)
 R = TypeVar("R")
 
 
-class Senders(Generic[C]):
-    """A free list of transports, made when they are first needed.
+class Places:
+    """Limits how many calls start at once, by kind. Kinds don't wait for each other.
 
     Args:
-        patience: Seconds after which a send that still waits for its answer no longer counts: a peer that thinks for a
-            minute holds nobody up.
+        count: Calls of one kind that may wait for their answer.
+        patience: Seconds after which a call that still waits no longer counts: an endpoint that hangs doesn't keep
+            the next call from starting.
     """
 
-    def __init__(self, open_transport: Callable[[], C], *, count: int = SENDERS, patience: float = PATIENCE) -> None:
-        self._open, self._count, self._patience = open_transport, count, patience
-        self._places = asyncio.Semaphore(count)
-        self._free: list[C] = []
-        self._closed = False
+    def __init__(self, count: int, *, patience: float = PATIENCE) -> None:
+        self._count, self._patience = count, patience
+        self._kinds: dict[str, asyncio.Semaphore] = {}
 
-    async def run(self, work: Callable[[C], Awaitable[R]]) -> R:
-        """What *work* gives when it is handed a transport that nobody else uses."""
-        await self._places.acquire()
+    @contextlib.asynccontextmanager
+    async def of(self, kind: str) -> AsyncIterator[None]:
+        """Hold a place of *kind*, at most for the patience; waits while all of them are taken."""
+        places = self._kinds.setdefault(kind, asyncio.Semaphore(self._count))
+        await places.acquire()
         holds_place = True
 
         def give_back() -> None:
             nonlocal holds_place
             if holds_place:
                 holds_place = False
-                self._places.release()
+                places.release()
 
-        try:
-            transport = self._free.pop() if self._free else self._open()
-        except BaseException:
-            give_back()
-            raise
         timer = asyncio.get_running_loop().call_later(self._patience, give_back)
         try:
-            return await work(transport)
+            yield
         finally:
             timer.cancel()
-            is_kept = len(self._free) < self._count and not self._closed
-            if is_kept:
-                self._free.append(transport)
             give_back()
-            if not is_kept:
-                await transport.aclose()
+
+
+class Senders(Generic[C]):
+    """A free list of transports, opened when they are first needed. A transport serves one call at a time.
+
+    Args:
+        count: Calls of one kind that may wait for their answer, and transports that are kept open while idle.
+        patience: As in ``Places``: a peer that thinks for a minute delays no other call.
+    """
+
+    def __init__(self, open_transport: Callable[[], C], *, count: int = SENDERS, patience: float = PATIENCE) -> None:
+        self._open, self._count = open_transport, count
+        self._places = Places(count, patience=patience)
+        self._free: list[C] = []
+        self._closed = False
+
+    async def run(self, work: Callable[[C], Awaitable[R]], *, kind: str = "") -> R:
+        """The result of *work*, which gets a transport that no other call uses."""
+        async with self._places.of(kind):
+            transport = self._free.pop() if self._free else self._open()
+            try:
+                return await work(transport)
+            finally:
+                if len(self._free) < self._count and not self._closed:
+                    self._free.append(transport)
+                else:
+                    await transport.aclose()
 
     async def aclose(self) -> None:
-        """Closes the free ones now, and those at work when they end."""
+        """Closes the idle transports now, and those in use when their calls end."""
         self._closed = True
         while self._free:
             await self._free.pop().aclose()

@@ -1,7 +1,8 @@
 """The connections of one process, by origin. With ``one_connection`` and ``blocking`` all that knows httpx.
 
-Figures and traps: a pool of several connections asks each idle one three times a request, so every sender is a pool of
-one; a pool's two limits must be equal, or it reopens connections; the default keep-alive of 5 s reopens them too.
+Figures and traps: httpcore's pool looks at every connection and every waiting request for each request, which takes
+minutes of processor time for 1,000 workspaces, so each transport has one connection and no pool is shared; a pool's two
+limits must be equal, or it reopens connections; the default keep-alive of 5 s reopens them too.
 """
 
 import asyncio
@@ -22,10 +23,11 @@ from molecule_connect.platform.one_connection import KEEPALIVE, OneConnection
 from molecule_connect.platform.operations import Lane, Operation
 from molecule_connect.platform.pacer import Pacer
 from molecule_connect.platform.quick_httpx import httpx
-from molecule_connect.platform.senders import PATIENCE, Senders
+from molecule_connect.platform.senders import PATIENCE, Places, Senders
 from molecule_connect.platform.unpacking import Body, Unpacking
 
-READERS = 2
+# Calls of one kind, other than sends, that may wait for their answers before the next start is put off.
+CALLS = 32
 CONNECT_TIMEOUT, WRITE_TIMEOUT, POOL_TIMEOUT = 5.0, 10.0, 5.0
 WHOLE_ANSWER_TIMEOUT = 300.0
 _URLS_KEPT = 256
@@ -47,8 +49,7 @@ class Transports:
 
     Args:
         transport: Stands in for the network; tests give one.
-        readers: Connections per origin for reads and beats. A fleet needs more than two.
-        patience: Seconds after which a send that still waits makes room for another.
+        patience: Seconds after which a call that still waits for its answer makes room for another of its kind.
         whole_answer: Seconds in which an answer that has begun has to be here, or is none: what drips in keeps
             within the timeout of each read for ever.
         say: Told what the operator should know of the rate limit.
@@ -58,7 +59,6 @@ class Transports:
         self,
         *,
         transport: "httpx.AsyncBaseTransport | None" = None,
-        readers: int = READERS,
         patience: float = PATIENCE,
         whole_answer: float = WHOLE_ANSWER_TIMEOUT,
         clock: Callable[[], float] = time.monotonic,
@@ -66,7 +66,7 @@ class Transports:
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._transport, self._clock, self._sleep, self._say = transport, clock, sleep, say
-        self._readers, self._patience, self._whole_answer = readers, patience, whole_answer
+        self._patience, self._whole_answer = patience, whole_answer
         self._origins: dict[str, Connections] = {}
         self._trust = Trust()
 
@@ -75,8 +75,7 @@ class Transports:
         if address.origin not in self._origins:
             pacer = Pacer(clock=self._clock, sleep=self._sleep, say=self._say)
             self._origins[address.origin] = Connections(
-                lambda connections: self._open(address, connections),
-                readers=self._readers,
+                lambda: self._open(address),
                 patience=self._patience,
                 whole_answer=self._whole_answer,
                 pacer=pacer,
@@ -90,12 +89,13 @@ class Transports:
             await connections.aclose()
         self._origins.clear()
 
-    def _open(self, address: ApiAddress, connections: int | None) -> "httpx.AsyncBaseTransport":
+    def _open(self, address: ApiAddress) -> "httpx.AsyncBaseTransport":
+        """A transport of one connection."""
         if self._transport is not None:
             return self._transport
         with proxies_checked():
-            options = self._trust.options(address, connections)
-            if connections == 1 and options["proxy"] is None:
+            options = self._trust.options(address, 1)
+            if options["proxy"] is None:
                 return OneConnection(options["verify"] if address.origin.startswith("https:") else None)
             return httpx.AsyncHTTPTransport(**options)
 
@@ -151,25 +151,27 @@ def proxy_for(
 
 
 class Connections:
-    """The connections to one origin: a small pool for reads and beats, eight senders, and one pool for streams."""
+    """The connections to one origin. Each serves one request at a time, so a call that hangs blocks no other.
+
+    Calls of different kinds don't wait for each other: heartbeats go on while any other endpoint hangs.
+    """
 
     def __init__(
         self,
-        open_transport: "Callable[[int | None], httpx.AsyncBaseTransport]",
+        open_transport: "Callable[[], httpx.AsyncBaseTransport]",
         *,
-        readers: int,
         patience: float,
         whole_answer: float,
         pacer: Pacer,
         clock: Callable[[], float],
     ) -> None:
         self.pacer = pacer
-        self._clock, self._readers, self._whole_answer = clock, readers, whole_answer
+        self._clock, self._whole_answer = clock, whole_answer
         self._open = open_transport
         self._urls: dict[str, httpx.URL] = {}
-        self._reads: httpx.AsyncBaseTransport | None = None
-        self._streams: httpx.AsyncBaseTransport | None = None
-        self._senders = Senders(lambda: open_transport(1), patience=patience)
+        self._senders = Senders(open_transport, patience=patience)
+        self._callers = Senders(open_transport, count=CALLS, patience=patience)
+        self._opening = Places(CALLS, patience=patience)
 
     async def exchange(
         self,
@@ -190,15 +192,11 @@ class Connections:
             TransientPlatformError: Nothing came back, or not all of it; the network error is the cause.
         """
         request = self._request(operation, url, headers, connect_to=connect_to)
+        places = self._senders if operation.lane is Lane.SEND else self._callers
         try:
-            if operation.lane is Lane.SEND:
-                return await self._senders.run(lambda transport: self._answer(transport, operation, request))
-            if sink is not None:
-                # Files take their time, and reads must not wait for them.
-                return await self._answer(self._endless(), operation, request, sink)
-            if self._reads is None:
-                self._reads = self._open(self._readers)
-            return await self._answer(self._reads, operation, request)
+            return await places.run(
+                lambda transport: self._answer(transport, operation, request, sink), kind=operation.kind
+            )
         except (httpx.HTTPError, TimeoutError) as exc:
             raise network_error(operation, url, exc, is_written=was_written(request)) from told(exc)
 
@@ -207,33 +205,31 @@ class Connections:
         self, operation: Operation[Any], url: str, headers: Headers
     ) -> AsyncIterator[tuple[Answer, AsyncIterator[bytes]]]:
         """Opens *operation* and gives its head, then its body in pieces as they come, without an end in time."""
-        streams = self._endless()
+        transport = self._open()
         request = self._request(operation, url, headers, endless=True)
-        began = self._clock()
         response = None
         try:
-            async with asyncio.timeout(operation.timeout):
-                response = await streams.handle_async_request(request)
-                body = b"" if response.status_code == 200 else (await _body(response, REFUSAL_CAP))[0]
+            async with self._opening.of(operation.kind):
+                began = self._clock()
+                try:
+                    async with asyncio.timeout(operation.timeout):
+                        response = await transport.handle_async_request(request)
+                        body = b"" if response.status_code == 200 else (await _body(response, REFUSAL_CAP))[0]
+                except TimeoutError as exc:
+                    raise httpx.ReadTimeout("") from exc
             head = answer_of(response, body, seconds=self._clock() - began)
             yield head, _unpacked(response)
-        except (httpx.HTTPError, TimeoutError) as exc:
+        except httpx.HTTPError as exc:
             raise network_error(operation, url, exc, is_written=True) from told(exc)
         finally:
             if response is not None:
                 await response.aclose()
-
-    def _endless(self) -> "httpx.AsyncBaseTransport":
-        if self._streams is None:
-            self._streams = self._open(None)
-        return self._streams
+            await transport.aclose()
 
     async def aclose(self) -> None:
         """Closes what is idle at once, and what is busy when it ends."""
-        for transport in (self._reads, self._streams):
-            if transport is not None:
-                await transport.aclose()
         await self._senders.aclose()
+        await self._callers.aclose()
 
     def _request(
         self,
@@ -403,15 +399,20 @@ def network_error(operation: Operation[Any], url: str, exc: Exception, *, is_wri
     place = _place(url)
     outcome = Outcome.UNKNOWN
     text, hint = f"the connection to {place} was cut", "if it goes on: look at the network, and at proxies on the way"
+    reason = "" if isinstance(exc, httpx.LocalProtocolError) else " ".join(str(exc).split())[:120]
     if isinstance(exc, _NOT_TAKEN):
         outcome = Outcome.NOT_TAKEN
         text = f"{place} cannot be reached"
         hint = "check the network and the API address, and that the platform runs"
-    elif is_written and isinstance(exc, httpx.ReadTimeout | TimeoutError):
+    elif isinstance(exc, httpx.WriteTimeout):
+        text, reason = f"{place} did not take the request within {WRITE_TIMEOUT:g} s", ""
+    elif isinstance(exc, httpx.ReadTimeout | TimeoutError):
         # A cut after the write is less than that: the platform may have died before it looked.
-        outcome = Outcome.WRITTEN
-        text = f"{place} took the request and did not answer in time"
-    reason = "" if isinstance(exc, httpx.LocalProtocolError) else " ".join(str(exc).split())[:120]
+        outcome = Outcome.WRITTEN if is_written else Outcome.UNKNOWN
+        text, reason = f"no answer within {operation.timeout:g} s from {place}", ""
+        hint = "other endpoints may still answer; if it goes on, ask the platform's operator about this one"
+    if isinstance(exc, TimeoutError):
+        text = f"no complete answer from {place}: it arrives too slowly"
     return TransientPlatformError(
         f"{operation.name}: {text}" + (f" ({reason})" if reason else ""),
         operation=operation.name,
