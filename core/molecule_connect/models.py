@@ -1,7 +1,6 @@
 """What a backend is handed, what it gives back, and what the journal keeps. No I/O and no JSON: see ``wire``."""
 
 import enum
-import math
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol, SupportsFloat
@@ -81,18 +80,32 @@ class Request:
         return "".join(part.text for part in self.parts if isinstance(part, TextPart))
 
 
-def _amount(value: SupportsFloat | None) -> float:
-    amount = 0.0 if value is None else float(value)
-    return amount if math.isfinite(amount) else 0.0
+# More than any answer can cost, and what 64 bits and a float hold exactly: beyond it lies a mistake.
+_MOST_USD, _MOST_TOKENS = 1e6, 2.0**53
 
 
-def _tokens(value: SupportsFloat | None) -> int:
-    return int(_amount(value))
+def _number(value: SupportsFloat | str | None, most: float) -> float:
+    try:
+        number = 0.0 if value is None else float(value)
+    except Exception:  # accounting must not cost the answer, whatever a plugin puts there
+        return 0.0
+    return number if 0.0 <= number <= most else 0.0
+
+
+def _amount(value: SupportsFloat | str | None) -> float:
+    return _number(value, _MOST_USD)
+
+
+def _tokens(value: SupportsFloat | str | None) -> int:
+    return int(_number(value, _MOST_TOKENS))
 
 
 @attrs.frozen(kw_only=True)
 class Usage:
-    """What one answer cost, as far as the backend knows. None, NaN and infinity count as nothing."""
+    """What one answer cost, as far as the backend knows.
+
+    Anything that is no sensible number counts as nothing: None, NaN, text, less than 0, more than 1,000,000 dollars.
+    """
 
     input_tokens: int = attrs.field(default=0, converter=_tokens)
     output_tokens: int = attrs.field(default=0, converter=_tokens)

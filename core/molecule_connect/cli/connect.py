@@ -177,7 +177,8 @@ class PluginName(click.ParamType[str]):
     "--max-cost-per-day",
     type=BoundedFloat(min=0, min_open=True, max=MAX_COST),
     metavar="USD",
-    help="Messages wait for the next day (UTC) when the backend says that this much is spent; default: no limit.",
+    help="Messages wait for the next day (UTC) when the backend says that this much is spent. One peer may spend half "
+    "of it, peers together three quarters. Default: no limit.",
 )
 @click.option(
     "--state-dir",

@@ -11,6 +11,8 @@ from molecule_connect.models import Presence
 
 # With every slot taken for so long, and messages waiting, the operator should look.
 CROWDED = 300.0
+# The platform clamps there (contract 2.2).
+MOST_CENTS = 10**12
 
 
 class Vitals:
@@ -45,7 +47,7 @@ class Vitals:
             error_rate=self._health.error_rate(),
             sample_error=self._remark() or self._health.sample_error(),
             wedged=self._health.wedged,
-            monthly_spend_cents=round(self._journal.spend(month=True) * 100),
+            monthly_spend_cents=round(min(self._journal.month_spend() * 100, MOST_CENTS)),
         )
 
     def farewell(self) -> Presence:

@@ -9,7 +9,7 @@ import pytest
 
 from molecule_connect.delivery.journal.entries import Answer, Entry, Lane, State
 from molecule_connect.delivery.journal.journal import FILE_NAME, Journal, Position, WorkspaceJournal
-from molecule_connect.delivery.journal.schema import VERSION, open_file
+from molecule_connect.delivery.journal.schema import TABLES, VERSION, open_file
 from molecule_connect.errors import JournalError
 from molecule_connect.models import DataPart, FilePart, Inbound, Kind, TextPart
 
@@ -66,6 +66,17 @@ async def test_a_journal_of_a_newer_release_is_refused_and_left_as_it_is(tmp_pat
             pass
     with other_process(tmp_path / FILE_NAME) as db:
         assert db.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
+
+
+async def test_a_journal_of_the_first_version_is_brought_to_this_one(tmp_path: Path) -> None:
+    with other_process(tmp_path / FILE_NAME) as db:
+        db.executescript(TABLES)
+        db.executescript("PRAGMA user_version=1; INSERT INTO spend VALUES ('ws-1', '2027-01-15', 2.5);")
+    for _ in range(2):
+        async with open_journal(tmp_path) as journal:
+            assert journal.reader.execute("PRAGMA user_version").fetchone() == (VERSION,)
+            ours = journal.of(WORKSPACE)
+            assert (ours.spend_by_caller(), ours.month_spend()) == ({None: 2.5}, 2.5)
 
 
 async def test_an_empty_file_becomes_a_journal_of_this_version(tmp_path: Path) -> None:

@@ -76,14 +76,15 @@ class Answering:
         self.files = self._chat_files(files, folder, room)
         self.slots = Slots(settings.concurrency, breaker)
         self.replies = self._make_replies(files)
-        self.attempts = self._make_attempts(handler or _nobody, breaker)
+        budget = DailyBudget(settings.max_cost_per_day, around.journal, reports=reports, wall=around.wall)
+        self.attempts = self._make_attempts(handler or _nobody, breaker, budget)
         self.lanes = Lanes(
             around.journal,
             slots=self.slots,
             attempts=self.attempts,
             replies=self.replies,
             files=self.files,
-            budget=DailyBudget(settings.max_cost_per_day, around.journal, reports=reports, wall=around.wall),
+            budget=budget,
             guard=guard_of(settings.peer_budget, around.journal, now=around.now),
             now=around.now,
             insist=around.insist,
@@ -121,13 +122,14 @@ class Answering:
             ),
         )
 
-    def _make_attempts(self, handler: Handler, breaker: Breaker) -> Attempts:
+    def _make_attempts(self, handler: Handler, breaker: Breaker, budget: DailyBudget) -> Attempts:
         around = self._around
         return Attempts(
             handler,
             around.journal,
             health=around.reports.health,
             breaker=breaker,
+            budget=budget,
             now=around.now,
             send_print=self.replies.fingerprint,
             insist=around.insist,

@@ -9,11 +9,12 @@ import attrs
 from molecule_connect import events
 from molecule_connect.backoff import Backoff
 from molecule_connect.delivery.answering.breaker import Breaker
+from molecule_connect.delivery.answering.budget import DailyBudget
 from molecule_connect.delivery.health import Health
 from molecule_connect.delivery.journal.entries import Answer, Entry, State, dump_parts, in_words, is_too_deep
 from molecule_connect.delivery.journal.journal import WorkspaceJournal
 from molecule_connect.errors import BackendError
-from molecule_connect.models import Handler, Response, TextPart
+from molecule_connect.models import Handler, Response, TextPart, Usage
 
 ATTEMPTS = 4
 WAITS = (5.0, 30.0, 120.0)
@@ -56,6 +57,7 @@ class Attempts:
         *,
         health: Health,
         breaker: Breaker,
+        budget: DailyBudget,
         now: Callable[[], int],
         send_print: Callable[[Entry, Answer], str | None],
         insist: Callable[[Callable[[], Awaitable[bool]]], Awaitable[bool]],
@@ -68,6 +70,7 @@ class Attempts:
         self._journal = journal
         self._health = health
         self._breaker = breaker
+        self._budget = budget
         self._now = now
         self._send_print = send_print
         self._insist = insist
@@ -116,13 +119,13 @@ class Attempts:
             raise
         except BackendError as exc:
             error = exc
-            self._journal.spent(exc.usage)
+            self._budget.spent(entry.caller_id, _usage(exc.usage))
         except Exception as exc:  # whatever a plugin raises is a failed attempt
             error = BackendError(_in_words(exc))
         else:
             self._health.sample()
             self._breaker.succeeded(entry)
-            self._journal.spent(response.usage)
+            self._budget.spent(entry.caller_id, _usage(response.usage))
             return lambda: self._answered(entry, response, loop.time() - began)
         finally:
             self.running.pop(entry.row_id, None)
@@ -179,7 +182,7 @@ class Attempts:
         if response.is_silent:
             await self._insist(lambda: self._journal.silenced(entry))
         else:
-            stored = await self._store(entry, Answer.from_response(response))
+            stored = await self._store(entry, Answer(parts=response.parts, usage=_usage(response.usage)))
         self._tell(events.Answered, entry, text=response.text[:200], seconds=seconds, silent=response.is_silent)
         return stored
 
@@ -226,6 +229,11 @@ def _in_words(exc: Exception) -> str:
         return f"{type(exc).__name__}: {exc}"
     except Exception:  # its own __str__ fails
         return type(exc).__name__
+
+
+def _usage(value: object) -> Usage | None:
+    """A plugin can put anything there, which must not cost the answer."""
+    return value if isinstance(value, Usage) else None
 
 
 def _storable(response: Response) -> Response:

@@ -255,8 +255,7 @@ class Lanes:
             await self._run(await self._files.resolve(entry))
 
     async def _may_run(self, entry: Entry) -> bool:
-        if (dry := self._budget.wait()) is not None:
-            await self._park(entry, *dry, what="daily budget")
+        if await self._is_over_budget(entry):
             return False
         if entry.attempt:
             return True
@@ -268,14 +267,22 @@ class Lanes:
             await self._park(entry, self._wall() + seconds, ruling.reason, what="loop brake")
         return ruling.verdict is Verdict.RUN
 
+    async def _is_over_budget(self, entry: Entry) -> bool:
+        if (dry := self._budget.wait(entry.caller_id)) is None:
+            return False
+        await self._park(entry, *dry, what="daily budget")
+        return True
+
     async def _park(self, entry: Entry, until: float, reason: str, *, what: str) -> None:
         await self._insist(lambda: self._journal.defer(entry, not_before=until, error=reason))
         self._tell(events.Retrying, entry, what=what, reason=reason, seconds=until - self._wall())
 
     async def _run(self, entry: Entry) -> None:
         async with self._slots.hold(entry):
-            # It may have been paused, stopped or dropped while it waited.
-            if self._paused or self._stopping or not await self._insist(lambda: self._journal.start(entry)):
+            # While it waited it may have been paused, stopped or dropped, and others have spent.
+            if self._paused or self._stopping or await self._is_over_budget(entry):
+                return
+            if not await self._insist(lambda: self._journal.start(entry)):
                 return
             self._not_begun.discard(entry.lane)
             self._ran[entry.lane] = entry.row_id

@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from molecule_connect.models import DataPart, FilePart, Part, Request, Response, TextPart, Usage
+from molecule_connect.models import DataPart, FilePart, Part, Request, TextPart, Usage
 
 
 class State(enum.StrEnum):
@@ -53,11 +53,6 @@ class Answer:
     def text(self) -> str:
         """Its text parts, joined."""
         return "".join(part.text for part in self.parts if isinstance(part, TextPart))
-
-    @classmethod
-    def from_response(cls, response: Response) -> "Answer":
-        """The answer that a backend gave."""
-        return cls(parts=response.parts, usage=response.usage)
 
 
 @attrs.frozen(kw_only=True)

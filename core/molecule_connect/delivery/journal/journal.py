@@ -14,10 +14,10 @@ import attrs
 from molecule_connect.delivery.journal import arrivals, schema, transitions
 from molecule_connect.delivery.journal.arrivals import Stored
 from molecule_connect.delivery.journal.committer import Committer, Operation
-from molecule_connect.delivery.journal.entries import Answer, Entry, State
+from molecule_connect.delivery.journal.entries import Answer, Entry, State, plain
 from molecule_connect.delivery.journal.lane_reads import LaneReads
 from molecule_connect.delivery.journal.schema import open_file, open_reader
-from molecule_connect.models import Inbound, Usage
+from molecule_connect.models import Inbound
 
 T = TypeVar("T")
 
@@ -261,22 +261,39 @@ class WorkspaceJournal(LaneReads):
         """dead -> received."""
         return await self._put(lambda db: transitions.replay(db, self.workspace_id, row_id, self._journal.wall()))
 
-    def spent(self, usage: Usage | None) -> None:
-        """Add to the day's cost; not awaited."""
-        if not isinstance(usage, Usage) or not usage.cost_usd > 0:  # whatever a plugin's error carries
-            return
-        values = (self.workspace_id, self._day(), usage.cost_usd)
-        self._put(
-            lambda db: db.execute(
-                "INSERT INTO spend VALUES (?,?,?) ON CONFLICT DO UPDATE SET cost_usd=cost_usd+excluded.cost_usd", values
-            )
-        )
+    def spent(self, caller_id: str | None, cost_usd: float) -> None:
+        """Add to the day's cost, and to the caller's part of it; not awaited."""
+        day = self._day()
 
-    def spend(self, *, month: bool = False) -> float:
-        """US dollars spent today, or this month (UTC), by what backends said."""
-        pattern = f"{self._day()[:7]}-%" if month else self._day()
+        def run(db: sqlite3.Connection) -> None:
+            db.execute(
+                "INSERT INTO spend VALUES (?,?,?) ON CONFLICT DO UPDATE SET cost_usd=cost_usd+excluded.cost_usd",
+                (self.workspace_id, day, cost_usd),
+            )
+            if caller_id is not None:
+                db.execute(
+                    "INSERT INTO peer_spend VALUES (?,?,?,?)"
+                    " ON CONFLICT DO UPDATE SET cost_usd=cost_usd+excluded.cost_usd",
+                    (self.workspace_id, day, plain(caller_id), cost_usd),
+                )
+
+        self._put(run)
+
+    def spend_by_caller(self) -> dict[str | None, float]:
+        """US dollars spent today (UTC) for each peer, and under None for people, as backends reported it."""
+        sql = "SELECT caller_id, cost_usd FROM peer_spend WHERE workspace_id=? AND day=?"
+        rows = self._reader.execute(sql, (self.workspace_id, self._day()))
+        spent: dict[str | None, float] = {row[0]: float(row[1]) for row in rows}
+        spent[None] = max(0.0, self._spend(self._day()) - sum(spent.values()))
+        return spent
+
+    def month_spend(self) -> float:
+        """US dollars spent this month (UTC), as backends reported it."""
+        return self._spend(f"{self._day()[:7]}-%")
+
+    def _spend(self, days: str) -> float:
         sql = "SELECT coalesce(sum(cost_usd), 0) FROM spend WHERE workspace_id=? AND day LIKE ?"
-        return float(self._one(sql, self.workspace_id, pattern)[0])
+        return float(self._one(sql, self.workspace_id, days)[0])
 
     def _day(self) -> str:
         return time.strftime("%Y-%m-%d", time.gmtime(self._journal.wall()))

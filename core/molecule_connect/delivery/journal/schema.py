@@ -7,8 +7,6 @@ from pathlib import Path
 from molecule_connect.errors import JournalError
 from molecule_connect.settings import canonical_id
 
-VERSION = 1
-
 # place orders a lane: it is the row's time, and for a replayed message a time after all others of the lane.
 # Times are microseconds by the platform's clock, not_before and the like are seconds by ours.
 # question is the message_id of what was asked, on the row that answers it.
@@ -69,6 +67,19 @@ CREATE INDEX message_sender ON message (workspace_id, sender_key, fingerprint) W
 CREATE INDEX message_echo ON message (workspace_id, fingerprint, time) WHERE kind = 'echo';
 CREATE INDEX message_sent ON message (workspace_id, send_print, answered_at) WHERE send_print IS NOT NULL;
 """
+
+# Each entry brings a journal to the next version. Entries only add: another process of an older release may have the
+# file open, and goes on with the tables that it knows.
+MIGRATIONS = (
+    # 2: what of a day's cost is whose; the rest of spend is people's.
+    """
+CREATE TABLE peer_spend (
+    workspace_id TEXT NOT NULL, day TEXT NOT NULL, caller_id TEXT NOT NULL, cost_usd REAL NOT NULL,
+    PRIMARY KEY (workspace_id, day, caller_id)
+);
+""",
+)
+VERSION = 1 + len(MIGRATIONS)
 
 
 def open_file(path: Path, *, factory: type[sqlite3.Connection] = sqlite3.Connection) -> sqlite3.Connection:
@@ -166,9 +177,10 @@ def _unusable(path: Path, exc: Exception) -> JournalError:
 def _ensure_tables(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("BEGIN IMMEDIATE")
     version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version == 0:
-        for statement in TABLES.split(";\n"):
-            connection.execute(statement)
+    if version < VERSION:
+        for script in (TABLES, *MIGRATIONS)[version:]:
+            for statement in script.split(";\n"):
+                connection.execute(statement)
         connection.execute(f"PRAGMA user_version={VERSION}")
     connection.execute("COMMIT")
     if version > VERSION:
