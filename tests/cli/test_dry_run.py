@@ -20,6 +20,15 @@ def test_it_shows_the_summary_and_starts_nothing(molecule: Molecule, environ: di
     assert list(Path(environ["HOME"]).iterdir()) == []
 
 
+def test_a_token_on_the_command_line_is_warned_of(molecule: Molecule, token: str) -> None:
+    result = molecule("connect", "ws_1", "--backend", "parrot", "--dry-run", "--token", token)
+
+    assert result.code == 0
+    assert "--token puts the token into the list of processes" in result.stderr
+    assert "--token-file" in result.stderr
+    assert token not in result.stderr
+
+
 def test_push_can_be_rehearsed(molecule: Molecule, token: str) -> None:
     result = molecule("connect", "ws_1", "--backend", "parrot", "--mode", "push", "--dry-run", "--token", token)
 

@@ -12,7 +12,7 @@ import molecule_connect
 CORE = Path(__file__).parents[2] / "core" / "molecule_connect"
 FLOORS = (
     {"models", "errors", "events", "backoff"},
-    {"settings", "state_folder", "file_names", "private_file", "run_marks", "pipes", "processes"},
+    {"settings", "state_folder", "file_names", "private_file", "run_marks", "pipes", "processes", "process_start"},
     {"platform", "plugins"},
     {"delivery"},
     {"environment", "workspace_keys", "workspaces"},

@@ -18,7 +18,11 @@ NOT_WELL = 1
 @click.argument("workspace_id", required=False)
 @click.option("--api-url", metavar="URL", help="The platform; as in 'molecule connect'.")
 @click.option("--org-id", metavar="ID", help="The organisation, on platforms that have several. [MOLECULE_ORG_ID]")
-@click.option("--token", metavar="TOKEN", help="The workspace token; --token-file keeps it to yourself.")
+@click.option(
+    "--token",
+    metavar="TOKEN",
+    help="The workspace token. Others can see it in the list of processes; --token-file keeps it to yourself.",
+)
 @click.option("--token-file", type=click.Path(), metavar="FILE", help="A file that holds the token.")
 @click.option("--backend", type=PluginName(BACKENDS), help="The backend to look at too.")
 @click.option("--backend-opt", "backend_opts", multiple=True, metavar="KEY=VALUE", help="An option of the backend.")

@@ -27,6 +27,13 @@ def run(flags: Mapping[str, Any], given: frozenset[str], *, screen: Screen) -> N
     planned = state_folder.preview(flags["state_dir"], os.environ, home=environment.home())
     with _each_fault(screen):
         asked = ask(flags, given, os.environ, planned)
+        if flags["token"] is not None:
+            # Every user can read /proc/PID/cmdline, and so can every program that a backend starts.
+            screen.note(
+                "WARNING",
+                "--token puts the token into the list of processes, where every program on this machine can read it",
+                f"use --token-file, or {environment.TOKEN_VARIABLE}",
+            )
         if flags["dry_run"]:
             _rehearse(asked, flags["mode"], planned, screen)
             return
