@@ -280,11 +280,15 @@ def test_a_file_that_cannot_be_read_is_told(config: Path) -> None:
 
 @pytest.mark.parametrize(
     ("mode", "key", "is_refused"),
-    [(0o604, "token", True), (0o604, "token_file", False), (0o602, "token_file", True), (0o640, "token", False)],
+    [
+        (0o604, "token", True),
+        (0o604, "token_file", True),
+        (0o602, "token_file", True),
+        (0o620, "token_file", True),
+        (0o640, "token", False),
+    ],
 )
-def test_a_file_with_tokens_that_others_can_read_is_refused(
-    config: Path, mode: int, key: str, is_refused: bool
-) -> None:
+def test_a_file_that_is_open_to_others_is_refused(config: Path, mode: int, key: str, is_refused: bool) -> None:
     (config.parent / "a.token").write_text("token-of-a\n")
     (config.parent / "a.token").chmod(0o600)
     text = f'[[workspace]]\nid = "a"\n{key} = "a.token"\n'

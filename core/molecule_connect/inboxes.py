@@ -17,6 +17,7 @@ from molecule_connect.delivery.journal.journal import Journal
 from molecule_connect.errors import ConfigError, JournalError, MoleculeError
 from molecule_connect.inbox_desk import InboxDesk, refuse_a_backend
 from molecule_connect.platform.transports import AsyncTransport, Transports
+from molecule_connect.serve import warn_of_dangers
 from molecule_connect.settings import ConnectionSettings
 from molecule_connect.workspaces import load_workspaces
 
@@ -50,6 +51,7 @@ async def open_inbox(
     """
     folder = state_folder.resolve(state_dir, environ, home=environment.home())
     settings = _checked(load_workspaces(environ, state_dir=folder) if workspaces is None else workspaces)
+    warn_of_dangers(settings, folder, listener)
     for one in settings:
         await refuse_a_backend(folder, one.workspace_id)
     async with AsyncExitStack() as stack:

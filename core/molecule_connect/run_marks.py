@@ -10,6 +10,8 @@ import uuid
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from molecule_connect import private_file
+
 VARIABLE = "MOLECULE_RUN_ID"
 
 _PROCESSES = Path("/proc")
@@ -42,7 +44,8 @@ class RunMarks:
             OSError: The folder cannot be read.
         """
         folder = self._folder() if callable(self._folder) else self._folder
-        if folder is not None and (folder / "runs").is_dir():
+        if folder is not None and os.path.lexists(folder / "runs"):
+            private_file.check_folder(folder / "runs")
             _bury_all(folder / "runs")
 
     def new(self) -> str:
@@ -69,11 +72,11 @@ class RunMarks:
 
     def _keep(self, folder: Path) -> None:
         folder = folder / "runs"
-        folder.mkdir(mode=0o700, exist_ok=True)
+        private_file.make_folder(folder)
         _bury_all(folder)
         # Named last: a record that can be seen is locked already.
         path = folder / f"{self._session}.new"
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDONLY, 0o600)
+        descriptor = private_file.open_file(path, os.O_CREAT | os.O_EXCL | os.O_RDONLY)
         _lock(descriptor)
         self._record = path.rename(path.with_suffix(".run")), descriptor
 
@@ -129,10 +132,14 @@ def _bury_all(folder: Path) -> None:
 
 
 def _bury(record: Path) -> None:
-    with contextlib.suppress(OSError), record.open("rb") as opened:  # locked: its owner lives
-        _lock(opened.fileno())
-        kill_marked(f"{record.stem}.")
-        record.unlink()
+    with contextlib.suppress(OSError):  # locked: its owner lives
+        descriptor = private_file.open_file(record, os.O_RDONLY)
+        try:
+            _lock(descriptor)
+            kill_marked(f"{record.stem}.")
+            record.unlink()
+        finally:
+            os.close(descriptor)
 
 
 def _lock(descriptor: int) -> None:

@@ -206,6 +206,7 @@ async def serving(
     """
     if not settings:
         raise ConfigError("no workspace was given", hint="name at least one")
+    warn_of_dangers(settings, state_dir, listener)
     async with AsyncExitStack() as stack:
         transports = Transports(transport=transport, say=lambda text: served.say(text))
         stack.push_async_callback(transports.aclose)
@@ -223,6 +224,18 @@ async def serving(
         yield served
 
 
+def warn_of_dangers(settings: Sequence[ConnectionSettings], state_dir: Path, listener: events.Listener) -> None:
+    """Report what lets other users replace the state folder.
+
+    Raises:
+        ConfigError: There is such a thing, and a workspace is served strictly.
+    """
+    for text, hint in state_folder.dangers(state_dir):
+        if any(one.strict for one in settings):
+            raise ConfigError(text, hint=hint)
+        listener(events.Notice(workspace_id=settings[0].workspace_id, text=text, hint=hint))
+
+
 async def rehearse(
     settings: Sequence[ConnectionSettings], *, state_dir: Path | None, listener: events.Listener
 ) -> list[str]:
@@ -234,6 +247,8 @@ async def rehearse(
     Raises:
         ConfigError: The settings of the only workspace make no sense; those of several are problems.
     """
+    if state_dir is not None:
+        warn_of_dangers(settings, state_dir, listener)
     steps = [(one, _rehearsal(one, state_dir, listener)) for one in settings]
     return await _problems(steps, several=len(steps) > 1)
 

@@ -1,13 +1,23 @@
 """Where this machine keeps what it knows of the workspaces it serves: one resolver for all commands."""
 
 import errno
+import grp
 import os
+import pwd
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from molecule_connect.errors import ConfigError
+from molecule_connect.private_file import (
+    FOLDER_MODE,
+    ForeignError,
+    check_folder,
+    is_trusted,
+    make_folder,
+    user_name,
+)
 from molecule_connect.settings import canonical_id
 
 CONFIGS = Path("/configs")
@@ -21,47 +31,80 @@ def resolve(named: str | Path | None, environ: Mapping[str, str], *, home: Path,
     *configs* where it exists and can be written, ``.config/molecule/state`` and ``.molecule-workspace`` in *home*.
 
     Raises:
-        ConfigError: A folder that was named cannot be used (it is never passed over), or none of the others can.
+        ConfigError: A folder that was named cannot be used (it is never passed over), it belongs to another user, or
+            none of the others can be used.
     """
+    return _choose(named, environ, _prove, home=home, configs=configs)
+
+
+def preview(named: str | Path | None, environ: Mapping[str, str], *, home: Path, configs: Path = CONFIGS) -> Path:
+    """The folder that ``resolve`` would give, proved as far as that is possible without making it.
+
+    Raises:
+        ConfigError: As ``resolve`` does.
+    """
+    return _choose(named, environ, _try, home=home, configs=configs)
+
+
+def _choose(
+    named: str | Path | None, environ: Mapping[str, str], prove: Callable[[Path], None], *, home: Path, configs: Path
+) -> Path:
     chosen = named_folder(named, environ)
     if chosen is not None:
         source, folder = chosen
         try:
-            return _prove(folder)
+            prove(folder)
         except OSError as error:
             raise ConfigError(
                 f"the state folder {folder} ({source}) cannot be used: {_reason(error)}",
-                hint=f"{_remedy(error)}, or point {source} to another folder",
+                hint=f"{_remedy(error, folder)}, or point {source} to another folder",
             ) from error
+        return folder
     tried = []
     for folder in _unnamed(home, configs):
         try:
-            return _prove(folder)
+            prove(folder)
+        except ForeignError as error:
+            # Another one would be empty, and what is in this one would be answered again.
+            raise ConfigError(
+                f"the state folder {folder} cannot be used: {_reason(error)}",
+                hint=f"{_remedy(error, folder)}, or name another folder with --state-dir",
+            ) from error
         except OSError as error:
             tried.append(f"{folder} ({_reason(error)})")
+        else:
+            return folder
     raise ConfigError(
         f"no state folder can be written; tried {', '.join(tried)}",
         hint="name a writable folder with --state-dir or MOLECULE_STATE_DIR",
     )
 
 
-def preview(named: str | Path | None, environ: Mapping[str, str], *, home: Path, configs: Path = CONFIGS) -> Path:
-    """The folder that ``resolve`` would try first, without touching it.
+def dangers(folder: Path) -> Iterator[tuple[str, str]]:
+    """What lets other users replace *folder* or what is in it, and what to do about each.
 
-    Raises:
-        ConfigError: A folder that was named lies where none can be made.
+    That is a folder on the way to it that others can write, unless the sticky bit keeps them from renaming what isn't
+    theirs. Volumes of Kubernetes look like this, so it is no more than a warning.
     """
-    chosen = named_folder(named, environ)
-    if chosen is None:
-        return next(_unnamed(home, configs))
-    source, folder = chosen
-    ground = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
-    if not ground.is_dir() or not os.access(ground, os.W_OK | os.X_OK):
-        raise ConfigError(
-            f"the state folder {folder} ({source}) cannot be used: {ground} is not a folder that can be written",
-            hint=f"make it writable for this user, or point {source} to another folder",
-        )
-    return folder
+    for each in dict.fromkeys((folder, *folder.parents, *folder.resolve().parents)):
+        try:
+            status = each.stat()
+        except OSError:
+            continue
+        mode = status.st_mode
+        if not is_trusted(status.st_uid):
+            yield (
+                f"{each} belongs to {user_name(status.st_uid)}, who could replace the state folder {folder}",
+                "choose a folder below one of your own with --state-dir, or run as its owner",
+            )
+        elif not mode & stat.S_ISVTX and (
+            mode & stat.S_IWOTH or (mode & stat.S_IWGRP and not _is_own_group(status.st_gid))
+        ):
+            yield (
+                f"others can write to {each} (mode {stat.S_IMODE(mode):04o}), and so replace the state folder {folder}"
+                + (" or what is in it" if each == folder else ""),
+                f"run: chmod go-w {each}; or choose another folder with --state-dir",
+            )
 
 
 def existing(named: str | Path | None, environ: Mapping[str, str], *, home: Path, configs: Path = CONFIGS) -> Path:
@@ -144,34 +187,62 @@ def _unnamed(home: Path, configs: Path) -> Iterator[Path]:
     yield home / ".molecule-workspace"
 
 
-def _prove(folder: Path) -> Path:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+def _prove(folder: Path) -> None:
+    make_folder(folder)
+    _write(folder)
+    _close_to_others(folder)
+
+
+def _try(folder: Path) -> None:
+    """As ``_prove``, without leaving a trace: where the folder is missing, in what would hold it."""
+    ground = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    if ground == folder:
+        check_folder(folder)
+    elif not ground.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"{ground} is not a folder")
+    try:
+        _write(ground)
+    except OSError as error:
+        error.strerror = f"{_reason(error)} ({ground})"
+        raise
+
+
+def _write(folder: Path) -> None:
     with tempfile.TemporaryFile(dir=folder) as proof:
         # A full disk takes the name of a file, but not its contents.
         proof.write(b"molecule-connect\n" * 256)
         proof.flush()
         os.fsync(proof.fileno())
-    _close_to_others(folder)
-    return folder
 
 
 def _close_to_others(folder: Path) -> None:
     status = folder.stat()
-    if stat.S_IMODE(status.st_mode) & 0o077 == 0 or status.st_uid != _user():
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & 0o077 == 0 or mode & stat.S_ISVTX or status.st_uid != os.geteuid():
         return
-    # Closing somebody's /tmp or a shared folder would break other programs; our files in it are 0600 anyway.
+    # What others read in a folder that other programs use too is theirs to read: our files in it are 0600 anyway.
     is_ours = not any(folder.iterdir()) or any(folder.glob("journal*"))
-    if is_ours and not status.st_mode & stat.S_ISVTX:
-        folder.chmod(0o700)
+    wanted = FOLDER_MODE if is_ours else mode & ~0o022
+    if mode != wanted:
+        folder.chmod(wanted)
 
 
-def _user() -> int:
-    return os.getuid() if hasattr(os, "getuid") else 0
+def _is_own_group(group: int) -> bool:
+    """Whether nobody else is in *group*: it is root's, or has our name, as the private groups of users have."""
+    if group == 0:
+        return True
+    try:
+        name, found = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(group)
+    except KeyError:
+        return False
+    return found.gr_name == name and set(found.gr_mem) <= {name}
 
 
 def _reason(error: OSError) -> str:
     return error.strerror or type(error).__name__
 
 
-def _remedy(error: OSError) -> str:
+def _remedy(error: OSError, folder: Path) -> str:
+    if isinstance(error, ForeignError):
+        return f"give it to this user (chown -R {user_name(os.geteuid()).removeprefix('user ')} {folder})"
     return "free disk space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable for this user"

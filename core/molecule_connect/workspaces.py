@@ -7,7 +7,6 @@ import contextlib
 import functools
 import json
 import os
-import stat
 import string
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
@@ -16,7 +15,7 @@ from typing import Any
 
 import attrs
 
-from molecule_connect import environment, state_folder
+from molecule_connect import environment, private_file, state_folder
 from molecule_connect.errors import ConfigError, MoleculeError
 from molecule_connect.platform.address import parse_address
 from molecule_connect.platform.credentials import check_token, read_token_file
@@ -111,7 +110,7 @@ def load_config(
         WorkspacesError: The file cannot be read, or something is wrong with it.
     """
     path = environment.path_of(str(path)).absolute()
-    mode, document = _toml(path)
+    status, document = _toml(path)
     faults = [
         f"unknown key {key!r}{nearest(key, ('workspace', 'defaults'))}"
         for key in document
@@ -124,8 +123,9 @@ def load_config(
     if not isinstance(defaults, dict):
         faults.append("defaults must be a table: [defaults]")
         defaults = {}
-    if mode & stat.S_IWOTH or (mode & stat.S_IROTH and _holds_token(entries)):
-        faults.append(f"it is open to others (mode {stat.S_IMODE(mode):04o}): run chmod 600 {path}")
+    # Also without a token in it: it names commands that are run as this user.
+    if exposed := private_file.exposure(status, path):
+        faults.append(f"it {exposed[0]}: {exposed[1].replace('run: ', 'run ', 1)}")
     reading = _Reading(
         source=str(path),
         environ=environ,
@@ -274,11 +274,10 @@ def _settings(values: Mapping[str, Any], token: Mapping[str, Any]) -> Connection
     )
 
 
-def _toml(path: Path) -> tuple[int, dict[str, Any]]:
+def _toml(path: Path) -> tuple[os.stat_result, dict[str, Any]]:
     try:
         with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            return mode, tomllib.loads(file.read().decode("utf-8-sig"))
+            return os.fstat(file.fileno()), tomllib.loads(file.read().decode("utf-8-sig"))
     except OSError as exc:
         raise WorkspacesError(str(path), [f"it cannot be read: {exc.strerror or type(exc).__name__}"]) from exc
     except UnicodeDecodeError:
@@ -287,10 +286,6 @@ def _toml(path: Path) -> tuple[int, dict[str, Any]]:
         raise WorkspacesError(str(path), [f"it is not TOML: {exc}"]) from None
     except (ValueError, RecursionError):  # a number without end, tables without end
         raise WorkspacesError(str(path), ["it is not TOML"]) from None
-
-
-def _holds_token(entries: Any) -> bool:
-    return isinstance(entries, list) and any(isinstance(entry, dict) and "token" in entry for entry in entries)
 
 
 def _is_kept(state_dir: Path | None, name: str | None) -> bool:

@@ -1,3 +1,4 @@
+import os
 import stat
 from pathlib import Path
 
@@ -36,6 +37,46 @@ def test_each_fault_of_a_token_file_has_its_own_message(tmp_path: Path) -> None:
         "has 2 lines",
         "is open to others (mode 0604)",
     ]
+
+
+@pytest.mark.parametrize(("mode", "is_refused"), [(0o640, False), (0o440, False), (0o660, True), (0o602, True)])
+def test_a_token_file_may_be_read_by_its_group_and_written_by_nobody_else(
+    tmp_path: Path, mode: int, is_refused: bool
+) -> None:
+    path = token_file(tmp_path, "a-token\n", mode=mode)
+    if is_refused:
+        with pytest.raises(ConfigError, match="open to others"):
+            read_token_file(path)
+    else:
+        assert read_token_file(path) == "a-token"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_token_file_of_another_user_is_refused(tmp_path: Path) -> None:
+    path = token_file(tmp_path, "a-token\n")
+    os.chown(path, 54321, 54321)
+    with pytest.raises(ConfigError, match="belongs to user 54321") as caught:
+        read_token_file(path)
+    assert f"chown root {path}" in caught.value.hint
+
+
+def test_a_token_file_may_be_a_link_as_kubernetes_has_it(tmp_path: Path) -> None:
+    token_file(tmp_path, "a-token\n", mode=0o440)
+    (tmp_path / "link").symlink_to("token")
+    assert read_token_file(tmp_path / "link") == "a-token"
+
+
+def test_a_kept_token_is_read_through_no_link_and_survives_the_group_of_a_volume(tmp_path: Path) -> None:
+    given(tmp_path).keep("kept-token")
+    kept = tmp_path / "ws-1.token"
+    kept.chmod(0o660)
+    assert given(tmp_path, token=None).current() == "kept-token"
+    kept.rename(tmp_path / "elsewhere")
+    kept.symlink_to("elsewhere")
+    with pytest.raises(ConfigError, match="not a plain file") as caught:
+        given(tmp_path, token=None).current()
+    assert caught.value.hint
+    assert given(tmp_path).after_refusal("first-token") is None
 
 
 def test_a_token_file_of_windows_is_read(tmp_path: Path) -> None:

@@ -65,14 +65,28 @@ def test_a_file_without_a_token_is_none(make: Make, content: bytes | None, caplo
     assert bool(caplog.records) == bool(content and content.strip())
 
 
-def test_a_file_that_others_can_read_is_used_with_a_warning(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("mode", [0o604, 0o644, 0o620, 0o602])
+def test_a_file_that_is_open_to_others_is_refused(make: Make, platform: Platform, mode: int) -> None:
+    agent = make(platform, token=None)
+    agent.token_file.parent.mkdir()
+    agent.token_file.write_text("a-token")
+    agent.token_file.chmod(mode)
+
+    for ask in (agent.load_token, agent.poll_state):
+        with pytest.raises(ConfigError, match=f"is open to others \\(mode 0{mode:o}\\)") as caught:
+            ask()
+        assert f"chmod 600 {agent.token_file}" in caught.value.hint
+    assert platform.requests == []
+
+
+def test_a_file_that_the_group_can_read_is_used(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     agent = make(token=None)
     agent.token_file.parent.mkdir()
     agent.token_file.write_text("a-token")
-    agent.token_file.chmod(0o644)
+    agent.token_file.chmod(0o640)
 
     assert agent.load_token() == "a-token"
-    assert "chmod 600" in caplog.text
+    assert not caplog.records
 
 
 def test_a_folder_that_is_everybodys_keeps_its_mode(make: Make, tmp_path: Path) -> None:
@@ -109,6 +123,7 @@ def test_a_token_that_another_program_stored_is_taken_up_when_ours_is_refused(ma
     agent = make(platform.on(STATE, judge), token="stale-token")
     agent.token_file.parent.mkdir()
     agent.token_file.write_text("fresh-token\n")
+    agent.token_file.chmod(0o600)
 
     assert agent.poll_state().status == "online"
     assert agent.load_token() == "fresh-token"

@@ -51,8 +51,9 @@ async def checkup(
     flags: Mapping[str, Any], *, api_url: str, environ: Mapping[str, str], now: float
 ) -> AsyncGenerator[Finding, None]:
     """Look at everything that *flags* and *environ* ask for, and tell of each in its turn."""
-    folder, finding = _folder(flags, environ)
-    yield finding
+    folder, findings = _folder(flags, environ)
+    for finding in findings:
+        yield finding
     try:
         is_list = flags["config"] is not None or environ.get(environment.WORKSPACES_VARIABLE)
         settings = _listed(flags, environ, folder) if is_list else [_single(flags, api_url, environ)]
@@ -101,14 +102,14 @@ async def _workspace_checkup(
             yield finding
 
 
-def _folder(flags: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[Path | None, Finding]:
+def _folder(flags: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[Path | None, list[Finding]]:
     try:
-        state_folder.preview(flags["state_dir"], environ, home=environment.home())
-        folder = state_folder.existing(flags["state_dir"], environ, home=environment.home())
+        folder = state_folder.preview(flags["state_dir"], environ, home=environment.home())
     except ConfigError as exc:
-        return None, _failed("state folder", exc)
+        return None, [_failed("state folder", exc)]
     text = str(folder) if folder.exists() else f"{folder}, which a start would make"
-    return folder, Finding("state folder", OK, text)
+    warnings = [Finding("state folder", WARN, text, hint) for text, hint in state_folder.dangers(folder)]
+    return folder, [Finding("state folder", OK, text), *warnings]
 
 
 def _listed(flags: Mapping[str, Any], environ: Mapping[str, str], folder: Path | None) -> Sequence[ConnectionSettings]:

@@ -30,7 +30,7 @@ class CursorFile:
         A file that makes no sense is moved aside.
         """
         try:
-            content = json.loads(self.path.read_bytes())
+            content = json.loads(private_file.read(self.path))
             if not isinstance(content, dict):
                 raise TypeError("it holds no object")
         except FileNotFoundError:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import attrs
 
-from molecule_connect import state_folder
+from molecule_connect import private_file, state_folder
 from molecule_connect.errors import ConfigError, LeaseError
 
 # Whoever asks who holds it has it for some microseconds, which must turn no process away.
@@ -65,7 +65,7 @@ def holder(folder: Path, workspace_id: str) -> Holder | None:
     """
     path = state_folder.file_of(folder, workspace_id, ".lock")
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = private_file.open_file(path, os.O_RDONLY, of_anyone=True)
     except FileNotFoundError:
         return None
     except OSError as exc:
@@ -91,12 +91,17 @@ def _adopt(folder: Path, workspace_id: str, suffixes: Iterable[str]) -> None:
 
 def _open(path: Path) -> int:
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return private_file.open_file(path, os.O_RDWR | os.O_CREAT)
     except OSError as exc:
         raise _unusable(path, exc) from exc
 
 
 def _unusable(path: Path, exc: OSError) -> ConfigError:
+    if isinstance(exc, private_file.ForeignError):
+        return ConfigError(
+            f"the lock file {path} cannot be used: {exc.strerror}",
+            hint="remove it, and find out who put it there; the state folder must be for this user alone",
+        )
     return ConfigError(
         f"the lock file {path} cannot be used: {exc.strerror}",
         hint="check the state folder (not a network file system), or name another with --state-dir",

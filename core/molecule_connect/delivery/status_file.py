@@ -12,7 +12,7 @@ from typing import Any
 
 import attrs
 
-from molecule_connect import events, state_folder
+from molecule_connect import events, private_file, state_folder
 from molecule_connect.errors import MoleculeError
 from molecule_connect.settings import ConnectionSettings
 
@@ -159,13 +159,14 @@ class StatusFile:
         new = self._path.with_name(f".{self._path.name}.new")
         content = json.dumps(attrs.asdict(self._status)).encode()
         try:
-            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            new.unlink(missing_ok=True)
+            descriptor = private_file.open_file(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(content)
             new.replace(self._path)
         except OSError:
             # On a full disk what is there has its room, and then it matters most that what it says is so.
-            with contextlib.suppress(OSError), self._path.open("r+b") as file:
+            with contextlib.suppress(OSError), os.fdopen(private_file.open_file(self._path, os.O_RDWR), "r+b") as file:
                 file.write(content)
                 file.truncate()
 
@@ -178,7 +179,7 @@ def status_path(folder: Path, workspace_id: str) -> Path:
 def read_status(folder: Path, workspace_id: str) -> Status | None:
     """What the connection last told, or None where there is nothing, or nothing that makes sense."""
     try:
-        content = json.loads(state_folder.file_of(folder, workspace_id, SUFFIX).read_bytes())
+        content = json.loads(private_file.read(state_folder.file_of(folder, workspace_id, SUFFIX), of_anyone=True))
         known = {field.name for field in attrs.fields(Status)}
         values = {name: value for name, value in content.items() if name in known}
         values["ailments"] = tuple(Ailment(**one) for one in values.get("ailments", ()))

@@ -5,7 +5,6 @@ No message and no repr here holds a token.
 
 import os
 import re
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,14 +40,15 @@ def check_token(token: str, *, source: str) -> str:
 
 
 def read_token_file(path: Path) -> str:
-    """The token in *path*. Lines that begin with ``#`` are remarks.
+    """The token in *path*, which may be a link or a pipe. Lines that begin with ``#`` are remarks.
 
     Raises:
-        ConfigError: It is missing, blank, of two lines, a file that others can read, or holds no token.
+        ConfigError: It is missing, blank, of two lines, open to others or theirs, or holds no token.
     """
     try:
-        mode = path.stat().st_mode
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            text = file.read().decode("utf-8-sig")
     except FileNotFoundError as exc:
         raise ConfigError(
             f"the token file {path} does not exist", hint="check the path, or write the token there"
@@ -60,10 +60,12 @@ def read_token_file(path: Path) -> str:
     except OSError as exc:
         reason = exc.strerror or type(exc).__name__
         raise ConfigError(f"the token file {path} cannot be read: {reason}", hint="make it readable for you") from exc
-    if stat.S_ISREG(mode) and mode & (stat.S_IROTH | stat.S_IWOTH):
-        raise ConfigError(
-            f"the token file {path} is open to others (mode {stat.S_IMODE(mode):04o})", hint=f"run: chmod 600 {path}"
-        )
+    if exposed := private_file.exposure(status, path):
+        raise ConfigError(f"the token file {path} {exposed[0]}", hint=exposed[1])
+    return _token_in(text, path)
+
+
+def _token_in(text: str, path: Path) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
     if not lines:
         raise ConfigError(f"the token file {path} is blank", hint="write the token there, in one line")
@@ -184,20 +186,40 @@ class Credentials:
                     raise
         if self._handed_out is not None:
             yield self._handed_out
-        kept = self._kept()
+        try:
+            kept = self._kept()
+        except ConfigError:
+            if strict:
+                raise
+            return
         if kept is not None:
             yield kept
 
     def _kept(self) -> str | None:
+        """The token that an earlier register handed out.
+
+        Raises:
+            ConfigError: It is open to others, or theirs.
+        """
         if self._state_dir is None:
             return None
         path = state_folder.file_of(self._state_dir, self._workspace_id, ".token")
         try:
-            first = path.read_text(encoding="utf-8").partition("\n")[0]
-            if first.startswith("# ") and first != f"# {self.origin}":
-                return None
-            return read_token_file(path)
-        except (OSError, UnicodeDecodeError, ConfigError):
+            with os.fdopen(private_file.open_file(path, os.O_RDONLY), "rb") as file:
+                exposed = private_file.exposure(os.fstat(file.fileno()), path, group_may_write=True)
+                text = file.read().decode()
+        except private_file.ForeignError as exc:
+            exposed, text = (exc.strerror or "", "remove it, and find out who put it there"), ""
+        except (OSError, UnicodeDecodeError):
+            return None
+        if exposed is not None:
+            raise ConfigError(f"the token file {path} {exposed[0].removeprefix('it ')}", hint=exposed[1])
+        first = text.partition("\n")[0]
+        if first.startswith("# ") and first != f"# {self.origin}":
+            return None
+        try:
+            return _token_in(text, path)
+        except ConfigError:
             return None
 
 

@@ -19,6 +19,7 @@ from molecule_connect.plugins.option_types import (
     spelled,
     type_name,
 )
+from molecule_connect.private_file import make_folder
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -116,9 +117,7 @@ class BackendConfig:
             raise ConfigError(f"{self._label} needs a state folder, and was given none", hint="pass state_dir=")
         folder = self._state_folder()
         try:
-            for each in (*reversed(folder.parents), folder):
-                if not each.is_dir():
-                    each.mkdir(mode=0o700, exist_ok=True)
+            make_folder(folder)
             folder.chmod(0o700)
         except OSError as exc:
             raise ConfigError(

@@ -139,7 +139,11 @@ class AgentClient:
         return self._agent.plugins_dir
 
     def load_token(self) -> str | None:
-        """The token in memory, else the one in ``token_file``, else None. A file that cannot be read is warned of."""
+        """The token in memory, else the one in ``token_file``, else None. A file that cannot be read is warned of.
+
+        Raises:
+            ConfigError: Others can read or write the file, or it belongs to another user.
+        """
         return self._agent.tokens.load()
 
     def save_token(self, token: str) -> None:

@@ -9,6 +9,7 @@ import fcntl
 import gzip
 import io
 import logging
+import os
 import re
 import stat
 import tarfile
@@ -19,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from molecule_connect import private_file
 from molecule_connect.errors import ArchiveError
 
 # The platform lets no larger tree out (contract, section (e)); counted on what comes out of the archive.
@@ -203,9 +205,12 @@ def _discard(copy: Path, place: Path) -> None:
 
 @contextlib.contextmanager
 def _only_one(path: Path) -> Iterator[None]:
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    descriptor = private_file.open_file(path, os.O_WRONLY | os.O_CREAT)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(descriptor)
 
 
 def _words(exc: BaseException) -> str:

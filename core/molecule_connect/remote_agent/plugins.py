@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 import attrs
 
+from molecule_connect import private_file
 from molecule_connect.errors import (
     ArchiveError,
     ArgumentError,
@@ -87,7 +88,7 @@ class Installer:
 
     def _make_folder(self) -> None:
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            private_file.make_folder(self.folder)
         except OSError as exc:
             raise ConfigError(
                 f"the plugins folder {self.folder} cannot be made: {exc.strerror}", hint="name another with token_dir"

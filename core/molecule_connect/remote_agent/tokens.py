@@ -1,6 +1,7 @@
 """The token of an agent: in memory, and in a file of its own that other programs of the agent may read and write."""
 
 import logging
+import os
 import stat
 import threading
 from pathlib import Path
@@ -40,7 +41,11 @@ class TokenFile:
         return self.path
 
     def load(self) -> str | None:
-        """The token in memory, else the file's, else None; a file that cannot be read is warned of."""
+        """The token in memory, else the file's, else None; a file that cannot be read is warned of.
+
+        Raises:
+            ConfigError: The file is open to others, or theirs.
+        """
         with self._lock:
             if self._token is None:
                 self._use(self._read())
@@ -89,7 +94,11 @@ class TokenFile:
         with self._lock:
             if self._token not in (None, refused):
                 return self._token
-            token = self._read()
+            try:
+                token = self._read()
+            except ConfigError as exc:
+                _log.warning("%s; it is not used -> %s", exc, exc.hint)
+                return None
             if token is None or token == refused:
                 return None
             self._use(token)
@@ -112,22 +121,26 @@ class TokenFile:
 
     def _read(self) -> str | None:
         try:
-            text = self.path.read_text(encoding="utf-8-sig").strip()
-            if text and self.path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-                _log.warning("others can read the token file %s; run: chmod 600 %s", self.path, self.path)
-            return check_token(text, source=f"the token file {self.path}") if text else None
+            with self.path.open("rb") as file:
+                exposed = private_file.exposure(os.fstat(file.fileno()), self.path)
+                text = file.read().decode("utf-8-sig").strip()
         except FileNotFoundError:
             return None
         except (OSError, UnicodeDecodeError) as exc:
             reason = getattr(exc, "strerror", None) or "it is not text"
             _log.warning("the token file %s cannot be read: %s", self.path, reason)
+            return None
+        if exposed is not None:
+            raise ConfigError(f"the token file {self.path} {exposed[0]}", hint=exposed[1])
+        try:
+            return check_token(text, source=f"the token file {self.path}") if text else None
         except ConfigError as exc:
             _log.warning("%s; it is not used", exc)
         return None
 
 
 def _make_private(folder: Path) -> None:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private_file.make_folder(folder)
     # A folder such as /tmp is everybody's.
     if folder.stat().st_mode & stat.S_ISVTX:
         return

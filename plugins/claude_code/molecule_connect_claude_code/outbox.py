@@ -32,7 +32,9 @@ class Outbox:
         try:
             _sweep(place, before=time.time() - KEPT_SECONDS)
             opened = place / uuid.uuid4().hex
-            opened.mkdir(mode=0o700, parents=True)
+            # With parents=True, the one above would be as open as the umask lets it be.
+            place.mkdir(mode=0o700, exist_ok=True)
+            opened.mkdir(mode=0o700)
         except OSError:
             return None
         return opened

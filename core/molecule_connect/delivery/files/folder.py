@@ -10,6 +10,7 @@ from typing import IO
 
 import attrs
 
+from molecule_connect import private_file
 from molecule_connect.file_names import safe_name
 
 _OURS = re.compile(r"[0-9a-f]{32}-")
@@ -35,9 +36,7 @@ class FileFolder:
         Raises:
             OSError: It cannot be made or written.
         """
-        # With parents=True, mkdir would leave those open to others.
-        for folder in (self.path.parent, self.path):
-            folder.mkdir(mode=0o700, exist_ok=True)
+        private_file.make_folder(self.path)
         chosen = f"{uuid.uuid4().hex}-{safe_name(name)}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(self.path / chosen, flags, 0o600)

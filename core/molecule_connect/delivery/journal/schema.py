@@ -1,9 +1,12 @@
 """The journal's tables, and how its file is opened."""
 
+import contextlib
+import errno
 import os
 import sqlite3
 from pathlib import Path
 
+from molecule_connect import private_file
 from molecule_connect.errors import JournalError
 from molecule_connect.settings import canonical_id
 
@@ -89,9 +92,11 @@ def open_file(path: Path, *, factory: type[sqlite3.Connection] = sqlite3.Connect
         JournalError: It cannot be opened, is no journal, or was written by a newer release.
     """
     try:
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        before = _create(path)
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0, factory=factory)
         try:
+            # SQLite opens by name, and has no way to be kept from following a link.
+            _check_same(path, before)
             connection.execute("PRAGMA journal_mode=WAL")
             _ensure_tables(connection, path)
             # The committer waits for a lock itself, and not on the loop.
@@ -99,9 +104,30 @@ def open_file(path: Path, *, factory: type[sqlite3.Connection] = sqlite3.Connect
         except BaseException:
             connection.close()
             raise
+    except private_file.ForeignError as exc:
+        raise _foreign(path, exc) from exc
     except (OSError, sqlite3.Error) as exc:
         raise _unusable(path, exc) from exc
     return connection
+
+
+def _create(path: Path) -> os.stat_result:
+    """The file *path*, ours, and neither it nor its companions a link; created (0600) if it is missing."""
+    for companion in ("-wal", "-shm", "-journal"):
+        private_file.check_file(path.with_name(path.name + companion))
+    # A file that exists is not opened: to close it would give up the locks of this process on it.
+    with contextlib.suppress(FileExistsError):
+        os.close(private_file.open_file(path, os.O_CREAT | os.O_EXCL | os.O_RDWR))
+    found = private_file.check_file(path)
+    if found is None:
+        raise FileNotFoundError(errno.ENOENT, "it was removed while it was opened", str(path))
+    return found
+
+
+def _check_same(path: Path, before: os.stat_result) -> None:
+    found = private_file.check_file(path)
+    if found is None or (found.st_dev, found.st_ino) != (before.st_dev, before.st_ino):
+        raise private_file.ForeignError(path, "it was replaced while it was opened")
 
 
 def open_reader(path: Path) -> sqlite3.Connection:
@@ -171,6 +197,13 @@ def _unusable(path: Path, exc: Exception) -> JournalError:
     return JournalError(
         f"the journal {path} cannot be opened: {exc}",
         hint="check the state folder and its disk (not a network file system), or name another with --state-dir",
+    )
+
+
+def _foreign(path: Path, exc: private_file.ForeignError) -> JournalError:
+    return JournalError(
+        f"the journal {path} cannot be used: {exc.strerror} ({exc.filename})",
+        hint="find out who put it there; if it is yours after all, give it to this user with chown, else remove it",
     )
 
 
