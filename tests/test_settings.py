@@ -39,3 +39,22 @@ def test_a_sane_number_is_taken(name: str) -> None:
 )
 def test_only_uuids_are_folded_to_lower_case(given: str, expected: str) -> None:
     assert canonical_id(given) == expected
+
+
+def test_no_repr_shows_the_credentials_of_an_address() -> None:
+    settings = ConnectionSettings(workspace_id="ws_1", api_url="https://user:hunter2@platform.example")
+    assert "hunter2" not in repr(settings)
+    assert "platform.example" in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("no way to http://user:pw@proxy:3128 (407)", "no way to http://***@proxy:3128 (407)"),
+        ("'https://token@a', socks5://u:p@b/x", "'https://***@a', socks5://***@b/x"),
+        ("see https://example.com/@user and a@b.example", "see https://example.com/@user and a@b.example"),
+    ],
+)
+def test_errors_leave_the_credentials_of_urls_out(text: str, shown: str) -> None:
+    error = ConfigError(text, hint=text)
+    assert (str(error), error.hint) == (shown, shown)

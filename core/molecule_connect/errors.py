@@ -1,6 +1,7 @@
 """The errors of molecule-connect. The class says what to do next, ``hint`` says it to a person."""
 
 import enum
+import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -10,18 +11,24 @@ if TYPE_CHECKING:
 
 # The error of a fleet quotes so many of its workspaces.
 _MOST_TOLD = 5
+_CREDENTIALS = re.compile(r"(?<=://)[^\s/?#'\"<>]*@")
+
+
+def without_credentials(text: str) -> str:
+    """*text* with ``***`` in place of the user name and password of each URL in it."""
+    return _CREDENTIALS.sub("***@", text)
 
 
 class MoleculeError(Exception):
-    """Anything that molecule-connect raises on purpose.
+    """Anything that molecule-connect raises on purpose. Neither text nor hint shows the credentials of a URL.
 
     Attributes:
         hint: One line: what the operator can do. Empty where the text says it all.
     """
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
+        super().__init__(without_credentials(message))
+        self.hint = without_credentials(hint)
 
 
 class ConfigError(MoleculeError):

@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from molecule_connect.errors import ConfigError
+from molecule_connect.errors import ConfigError, without_credentials
 
 DEFAULT_API_URL = "http://localhost:8080"
 DEFAULT_BACKEND = "claude-code"
@@ -33,6 +33,11 @@ def canonical_id(text: str) -> str:
 def is_same_workspace(one: str, other: str) -> bool:
     """Whether both may name one workspace. A message to oneself is refused in any spelling."""
     return canonical_id(one).lower() == canonical_id(other).lower()
+
+
+def shown_address(api_url: str) -> str:
+    """How a repr shows an address: what is not checked yet may hold a password."""
+    return repr(without_credentials(str(api_url)))
 
 
 def _canonical(workspace_id: Any) -> Any:
@@ -84,7 +89,7 @@ class ConnectionSettings:
     """
 
     workspace_id: str = attrs.field(converter=_canonical)
-    api_url: str = DEFAULT_API_URL
+    api_url: str = attrs.field(default=DEFAULT_API_URL, repr=shown_address)
     org_id: str | None = None
     token: str | None = attrs.field(default=None, repr=False)
     token_source: str = "token"  # noqa: S105

@@ -175,3 +175,39 @@ def test_a_process_of_its_own_reaches_for_nothing_when_the_backend_is_not_ready(
     result = start(molecule_process, "--backend", "unready", MOLECULE_WORKSPACE_TOKEN=token)
 
     assert_refused(result, "no login", "workspace ws_1, backend unready, mode poll, api http://localhost:8080, state ")
+
+
+WITH_CREDENTIALS = "https://user:hunter2@platform.example"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("connect", "ws_1", "--token", "t0k3n", "--api-url", WITH_CREDENTIALS),
+        ("connect", "ws_1", "--token", "t0k3n", "--dry-run", "--api-url", WITH_CREDENTIALS),
+        ("--api-url", WITH_CREDENTIALS, "connect", "ws_1", "--token", "t0k3n"),
+        ("--api-url", WITH_CREDENTIALS, "doctor", "ws_1", "--token", "t0k3n"),
+        ("doctor", "ws_1", "--token", "t0k3n", "--api-url", f"ftp{WITH_CREDENTIALS[5:]}"),
+        ("connect", WITH_CREDENTIALS, "--token", "t0k3n"),
+        ("connect", "ws_1", WITH_CREDENTIALS),
+        (WITH_CREDENTIALS,),
+        ("connect", "ws_1", "--token", "t0k3n", "--api-url", "user:hunter2@platform.example"),
+    ],
+)
+def test_credentials_in_an_address_are_never_shown(molecule: Molecule, words: tuple[str, ...]) -> None:
+    result = molecule(*words)
+
+    assert result.code != 0
+    assert "hunter2" not in result.output
+
+
+def test_credentials_in_an_address_of_a_list_are_never_shown(molecule: Molecule) -> None:
+    listed = f'[{{"id": "ws_1", "token": "t0k3n", "api_url": "{WITH_CREDENTIALS}"}}]'
+    result = molecule("connect", "--backend", "parrot", MOLECULE_WORKSPACES=listed)
+
+    assert_refused(result, "the API address of platform.example holds a user name or password")
+    assert "hunter2" not in result.output
+
+
+def test_credentials_in_a_variable_are_in_no_help(molecule: Molecule) -> None:
+    assert "hunter2" not in molecule("connect", "--help", MOLECULE_API_URL=WITH_CREDENTIALS).output

@@ -10,7 +10,7 @@ import click
 
 from molecule_connect.cli import exit_codes
 from molecule_connect.console.texts import failure
-from molecule_connect.errors import ConfigError, MoleculeError
+from molecule_connect.errors import ConfigError, MoleculeError, without_credentials
 
 ISSUE_HINT = "this is a bug in molecule-connect or in a plugin: report it with the lines above"
 
@@ -60,7 +60,7 @@ def next_step(error: MoleculeError) -> str:
 def _tell(fail: Fail, error: BaseException) -> int:
     error = exit_codes.decisive(error)
     if isinstance(error, click.ClickException):
-        fail(error.format_message(), _usage_hint(error), error.exit_code)
+        fail(without_credentials(error.format_message()), _usage_hint(error), error.exit_code)
         return error.exit_code
     if isinstance(error, OSError) and _is_of_output(error):
         error = _no_output(error)
@@ -71,7 +71,8 @@ def _tell(fail: Fail, error: BaseException) -> int:
         import traceback
 
         text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        fail(text, ISSUE_HINT, code, "".join(traceback.format_exception(error)))
+        lines = "".join(traceback.format_exception(error))
+        fail(without_credentials(text), ISSUE_HINT, code, without_credentials(lines))
     return code
 
 

@@ -13,7 +13,7 @@ from molecule_connect.cli import exit_codes
 from molecule_connect.cli.asked import Asked, ask
 from molecule_connect.cli.signals import StopSignals
 from molecule_connect.console.screen import Screen, Summary
-from molecule_connect.errors import ConfigError
+from molecule_connect.errors import ConfigError, without_credentials
 from molecule_connect.settings import ConnectionSettings
 from molecule_connect.workspaces import WorkspacesError
 
@@ -116,7 +116,7 @@ class _ScreenHandler(logging.Handler):
         level = "ERROR" if record.levelno >= logging.ERROR else "WARNING"
         cause = record.exc_info[1] if record.exc_info else None
         ending = f" ({type(cause).__name__}: {cause})" if cause is not None else ""
-        self._screen.note(level, f"{record.name}: {record.getMessage()}{ending}")
+        self._screen.note(level, without_credentials(f"{record.name}: {record.getMessage()}{ending}"))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 
 from molecule_connect import events, private_file, state_folder
-from molecule_connect.errors import MoleculeError
+from molecule_connect.errors import MoleculeError, without_credentials
 from molecule_connect.settings import ConnectionSettings
 
 # Written at each change and each beat, and at least so often: its age tells a process that hangs.
@@ -79,7 +79,10 @@ class StatusFile:
         self._wall = wall
         self._changed = asyncio.Event()
         self._status = Status(
-            workspace_id=settings.workspace_id, api_url=settings.api_url, backend=backend, inbox=inbox
+            workspace_id=settings.workspace_id,
+            api_url=without_credentials(settings.api_url),
+            backend=backend,
+            inbox=inbox,
         )
 
     def __call__(self, event: events.Event) -> None:

@@ -48,19 +48,27 @@ def parse_address(
     Raises:
         ConfigError: It is no http(s) address, or plain http to another machine without *insecure*.
     """
+    # What takes addresses apart drops line endings, and everything that shows them would not.
+    if not str(api_url).isprintable():
+        raise ConfigError(
+            "the API address holds a line ending or another character that cannot be seen",
+            hint="write it again, in one line, like https://platform.example",
+        )
     try:
         parts = urlsplit(api_url.strip())
         host, port = parts.hostname or "", parts.port
         # What resolves names raises for a label that is empty or too long.
         host = host if ":" in host else host.encode("idna").decode()
-    except (ValueError, AttributeError) as exc:
-        raise ConfigError("the API address cannot be read", hint="write it like https://platform.example") from exc
+    except (ValueError, AttributeError):
+        # The cause may quote a password.
+        raise ConfigError("the API address cannot be read", hint="write it like https://platform.example") from None
     if parts.username is not None or parts.password is not None:
         raise ConfigError(
             f"the API address of {host} holds a user name or password", hint="leave them out; the token stands for you"
         )
     if parts.scheme not in _PORTS or not _HOST.fullmatch(host):
-        raise ConfigError(f"{api_url!r} is not an API address", hint="write it like https://platform.example")
+        shown = "what was given" if "@" in api_url else repr(api_url)
+        raise ConfigError(f"{shown} is not an API address", hint="write it like https://platform.example")
     if parts.query or parts.fragment:
         raise ConfigError(f"the API address of {host} holds a query or fragment", hint="end it after the path")
     is_loopback = _is_loopback(host, resolve)

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import IO, Any, cast
 from urllib.parse import urlsplit
 
-from molecule_connect.errors import ConfigError, Outcome, PageTooLargeError, TransientPlatformError
+from molecule_connect.errors import ConfigError, Outcome, PageTooLargeError, TransientPlatformError, without_credentials
 from molecule_connect.platform.address import ApiAddress
 from molecule_connect.platform.answers import Answer
 from molecule_connect.platform.calling import Headers
@@ -391,7 +391,7 @@ def told(exc: Exception) -> Exception | None:
 
 
 def _place(url: str) -> str:
-    return "/".join(url.split("/")[:3])
+    return without_credentials("/".join(url.split("/")[:3]))
 
 
 def network_error(operation: Operation[Any], url: str, exc: Exception, *, is_written: bool) -> TransientPlatformError:

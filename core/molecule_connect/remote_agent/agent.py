@@ -22,7 +22,7 @@ from molecule_connect.remote_agent.values import (
     DEFAULT_STATE_POLL_INTERVAL,
     DEFAULT_URL_CACHE_TTL,
 )
-from molecule_connect.settings import MAX_SINCE_SECS, canonical_id, check_workspace_id
+from molecule_connect.settings import MAX_SINCE_SECS, canonical_id, check_workspace_id, shown_address
 from molecule_connect.state_folder import file_of
 
 
@@ -31,7 +31,7 @@ class AgentSettings:
     """The arguments of a client; see ``RemoteAgentClient``."""
 
     workspace_id: str = attrs.field(converter=check_workspace_id)
-    platform_url: str
+    platform_url: str = attrs.field(repr=shown_address)
     agent_card: Mapping[str, object] | None = None
     reported_url: str = ""
     token_dir: str | Path | None = None
