@@ -82,6 +82,7 @@ def test_two_that_register_a_new_workspace_at_once_share_its_token(make: Make, p
     def save_late(seconds: float) -> None:
         agent.token_file.parent.mkdir()
         agent.token_file.write_text("of-the-other")
+        agent.token_file.chmod(0o600)
 
     agent.passing = save_late
     platform.on(REGISTER, said(401, "missing workspace auth token"), OK)
@@ -418,6 +419,7 @@ class TestLoop:
                 return OK
             agent.token_file.parent.mkdir(exist_ok=True)
             agent.token_file.write_text("fresh-token")
+            agent.token_file.chmod(0o600)
             return said(401)
 
         platform.on(BEAT, judge).on(STATE, ONLINE)
