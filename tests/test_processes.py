@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from molecule_connect.errors import ConfigError
-from molecule_connect.processes import Ending, Program, RunMarks, Stop, readable, require_posix
-from molecule_connect.testing import is_running, pids_in, until_gone
+from molecule_connect.models import FilePart
+from molecule_connect.processes import Ending, Program, RunMarks, Stop, readable, request_variables, require_posix
+from molecule_connect.testing import is_running, make_request, pids_in, until_gone
 
 linux_alone = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="there is no /proc")
 
@@ -390,3 +391,25 @@ async def test_the_program_itself_dies_with_us(pids: Path, tmp_path: Path) -> No
     await asyncio.gather(*first)
     begin(tmp_path)
     await until_gone(*left)
+
+
+def test_the_facts_of_a_request_are_bounded_together(caplog: pytest.LogCaptureFixture) -> None:
+    here = [FilePart(uri="x", path=Path(f"/state/ws/files/{number:032x}-{'n' * 100}")) for number in range(2000)]
+    long = "ü" * 100_000
+    request = make_request(caller_id=long, message_id=long, task_id=long, method=long, parts=here)
+
+    variables = request_variables(request, files=True)
+
+    assert sum(len(f"{name}={value}".encode()) + 1 for name, value in variables.items()) < 64 * 1024
+    assert variables["MOLECULE_CALLER_ID"] == "ü" * 512
+    paths = variables["MOLECULE_FILES"].split("\n")
+    assert paths == [str(part.path) for part in here[: len(paths)]]
+    assert len(paths) > 200
+    assert "MOLECULE_FILES of a message is cut" in caplog.text
+
+
+def test_a_file_that_is_not_here_is_in_no_variable() -> None:
+    request = make_request(parts=(FilePart(uri="file:///etc/passwd", name="/etc/passwd"),))
+
+    assert request_variables(request, files=True)["MOLECULE_FILES"] == ""
+    assert "MOLECULE_FILES" not in request_variables(request)

@@ -1,11 +1,16 @@
 """What a backend is handed, what it gives back, and what the journal keeps. No I/O and no JSON: see ``wire``."""
 
 import enum
+import re
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol, SupportsFloat
 
 import attrs
+
+# One letter is a drive.
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
+_NO_ADDRESS = frozenset({"data", "file"})
 
 
 @attrs.frozen
@@ -20,10 +25,11 @@ class FilePart:
     """A file that a message names.
 
     Attributes:
-        uri: Where the platform keeps it, or a ``data:`` URI when the bytes came inline. They lie at ``path`` too then.
+        uri: Where the sender says that it is: an upload of the platform, a ``data:`` URI when the bytes came inline
+            (they lie at ``path`` too then), or anything else. Never open it as a file of this machine; see ``address``.
         name: As the sender gave it. Never use it as a path.
         size: Bytes, where it is known.
-        path: Where this machine keeps it, once it is here.
+        path: Where this machine keeps it, once it is here. Set by us alone: no sender can.
         unavailable: Why it is not here, for people; empty when it is, or when nobody tried to fetch it.
     """
 
@@ -33,6 +39,12 @@ class FilePart:
     size: int | None = None
     path: Path | None = None
     unavailable: str = ""
+
+    @property
+    def address(self) -> str:
+        """``uri`` where it is an address on another machine; empty for inline bytes, and for what looks like a path."""
+        scheme = _SCHEME.match(self.uri)
+        return self.uri if scheme and scheme[1].lower() not in _NO_ADDRESS else ""
 
 
 @attrs.frozen

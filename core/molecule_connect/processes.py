@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import enum
 import errno
+import logging
 import os
 import shutil
 import signal
@@ -23,11 +24,16 @@ from typing import Self
 import attrs
 
 from molecule_connect.errors import ConfigError
+from molecule_connect.models import FilePart, Request
 from molecule_connect.pipes import Pipes, readable
 from molecule_connect.run_marks import VARIABLE, RunMarks, kill_marked, running_processes
 
-__all__ = ["Ending", "Program", "RunMarks", "Stop", "readable", "require_posix"]
+__all__ = ["Ending", "Program", "RunMarks", "Stop", "readable", "request_variables", "require_posix"]
 
+# Linux takes no variable over 128 KiB, and at the least 128 KiB for all of them and the arguments. Ids of the platform
+# have at most 128 characters.
+LONGEST_FACT, LONGEST_FILES = 1024, 32 * 1024
+_log = logging.getLogger(__name__)
 MOST_BYTES = 32 * 2**20
 TERM_SECONDS = 5.0
 # How long a grandchild may still hold the output once the program itself has ended.
@@ -265,6 +271,44 @@ class Program:
         if pipes.output_closed_at is not None:
             limits.append((pipes.output_closed_at + self._closed_seconds, Stop.CLOSED))
         return limits
+
+
+def request_variables(request: Request, *, files: bool = False) -> dict[str, str]:
+    """The facts of *request* as variables of a program's environment; empty where there is none.
+
+    The sender chose most of them. A variable that is too long would keep the program from starting, so it is cut, which
+    is logged as a warning: of an id to 1024 bytes, which is longer than any id that is valid.
+
+    Args:
+        files: Add ``MOLECULE_FILES``, the paths of its files on this machine, one a line, at most 32 KiB.
+    """
+    facts = {
+        "MOLECULE_WORKSPACE_ID": request.workspace_id,
+        "MOLECULE_CALLER_ID": request.caller_id,
+        "MOLECULE_MESSAGE_ID": request.message_id,
+        "MOLECULE_TASK_ID": request.task_id,
+        "MOLECULE_METHOD": request.method,
+    }
+    variables = {name: _cut(name, _storable(value or ""), LONGEST_FACT) for name, value in facts.items()}
+    if files:
+        paths = [str(part.path) for part in request.parts if isinstance(part, FilePart) and part.path is not None]
+        whole = _storable("\n".join(paths))
+        kept = _cut("MOLECULE_FILES", whole, LONGEST_FILES)
+        variables["MOLECULE_FILES"] = kept if kept == whole else kept.rpartition("\n")[0]
+    return variables
+
+
+def _storable(value: str) -> str:
+    # A NUL or half a surrogate pair would keep the program from starting.
+    return value.replace("\0", "").encode(errors="replace").decode()
+
+
+def _cut(name: str, value: str, longest: int) -> str:
+    told = value.encode()
+    if len(told) <= longest:
+        return value
+    _log.warning("%s of a message is cut to %d of its %d bytes for the program's environment", name, longest, len(told))
+    return told[:longest].decode(errors="ignore")
 
 
 def require_posix(platform: str = os.name) -> None:

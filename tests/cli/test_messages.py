@@ -242,6 +242,15 @@ def test_all_of_a_message_is_shown(messages: Molecule, book: Book) -> None:
     assert shown.endswith("Answer:\n    the answer\n")
 
 
+@pytest.mark.parametrize("uri", ["file:///etc/passwd", "/etc/passwd"])
+def test_a_senders_uri_is_not_shown_as_a_path(messages: Molecule, book: Book, uri: str) -> None:
+    book.write("row-1", FilePart(uri=uri, name="x"))
+
+    assert f'    file x (of unknown type) no path; its uri is given as "{uri}"\n' in messages("show", "row").stdout
+    (part,) = json.loads(messages("show", "row", "--json").stdout)["parts"]
+    assert "path" not in part["file"]
+
+
 def test_a_message_for_machines_has_its_parts_and_its_answer(messages: Molecule, book: Book) -> None:
     book.write("row-1", "one ", "two")
     book.kill("row-1", "refused", answer=Answer(parts=(TextPart("the answer"),)))

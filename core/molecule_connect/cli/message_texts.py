@@ -225,7 +225,9 @@ def _words(part: Part) -> str:
             return json.dumps(data, indent=2, ensure_ascii=False)
         case FilePart():
             size = "" if part.size is None else f", {part.size:,} bytes"
-            uri = f"{part.uri[:80]}..." if part.uri.startswith("data:") else part.uri
+            # What looks like a path of this machine must not be taken for one.
+            named = f"no path; its uri is given as {json.dumps(part.uri)}" if part.uri else "no path"
+            uri = f"{part.uri[:80]}..." if part.uri.startswith("data:") else part.address or named
             about = f"{part.mime_type or 'of unknown type'}{size}{f', {part.unavailable}' if part.unavailable else ''}"
             return f"file {part.name or 'without a name'} ({about}) {part.path or uri}"
 

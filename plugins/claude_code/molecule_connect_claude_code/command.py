@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from molecule_connect import OptionError, Request
+from molecule_connect.processes import request_variables
 
 # What makes a program believe that it runs inside of another Claude Code.
 _NESTING = ("CLAUDECODE", "CLAUDE_CODE_ENTRYPOINT", "CLAUDE_CODE_SESSION_ID", "CLAUDE_CODE_SSE_PORT")
@@ -65,17 +66,5 @@ def environment_for(base: Mapping[str, str], request: Request | None) -> dict[st
     """*base* without what steers a nested Claude Code, and with the facts of *request* where it is given."""
     environment = {name: value for name, value in base.items() if name not in _NESTING}
     if request is not None:
-        meta = {
-            "MOLECULE_WORKSPACE_ID": request.workspace_id,
-            "MOLECULE_CALLER_ID": request.caller_id,
-            "MOLECULE_MESSAGE_ID": request.message_id,
-            "MOLECULE_TASK_ID": request.task_id,
-            "MOLECULE_METHOD": request.method,
-        }
-        environment |= {name: _storable(value or "") for name, value in meta.items()}
+        environment |= request_variables(request)
     return environment
-
-
-def _storable(value: str) -> str:
-    # The sender chose these: a NUL or half a surrogate pair would keep the program from starting.
-    return value.replace("\0", "").encode(errors="replace").decode()

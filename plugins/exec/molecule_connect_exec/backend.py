@@ -21,10 +21,10 @@ from molecule_connect import (
     Response,
     hookimpl,
 )
-from molecule_connect.processes import Ending, Program, RunMarks, Stop
+from molecule_connect.processes import Ending, Program, RunMarks, Stop, request_variables
 from molecule_connect_exec.answers import Conversation
 from molecule_connect_exec.exit_codes import Meaning, check_rules, meaning
-from molecule_connect_exec.requests import as_json, as_text, file_paths
+from molecule_connect_exec.requests import as_json, as_text
 from molecule_connect_exec.shells import ask_shell, shell_line
 
 # What a command has to end by itself once its answer is here.
@@ -199,15 +199,7 @@ class ExecBackend:
             wanted = {name for name in environment if any(fnmatch.fnmatchcase(name, each) for each in self.env)}
             environment = {name: value for name, value in environment.items() if name in wanted}
         if self.pass_meta and request is not None:
-            meta = {
-                "MOLECULE_WORKSPACE_ID": request.workspace_id,
-                "MOLECULE_CALLER_ID": request.caller_id,
-                "MOLECULE_MESSAGE_ID": request.message_id,
-                "MOLECULE_TASK_ID": request.task_id,
-                "MOLECULE_METHOD": request.method,
-                "MOLECULE_FILES": file_paths(request),
-            }
-            environment |= {name: _for_environment(value or "") for name, value in meta.items()}
+            environment |= request_variables(request, files=True)
         return environment
 
     def _state_folder(self) -> Path | None:
@@ -219,8 +211,3 @@ class ExecBackend:
 
 def _tail(ending: Ending) -> str:
     return f": {ending.error_tail}" if ending.error_tail else ""
-
-
-def _for_environment(value: str) -> str:
-    # The sender chose these: a NUL or half a surrogate pair would keep the command from starting.
-    return value.replace("\0", "").encode(errors="replace").decode()

@@ -1,9 +1,13 @@
 """A request as the command gets it: one JSON object, or text. The names are a promise: new ones may come, none goes."""
 
 import json
+import re
 from typing import Any
 
 from molecule_connect import DataPart, FilePart, Part, Request
+
+LONGEST_NAME = 200
+_NOT_PLAIN = re.compile(r"[^\w.-]")
 
 
 def as_json(request: Request, *, raw: bool = False) -> bytes:
@@ -25,16 +29,11 @@ def as_json(request: Request, *, raw: bool = False) -> bytes:
 
 
 def as_text(request: Request) -> bytes:
-    """The text of *request*; a message without any is its files instead, a line each."""
+    """The text of *request*; a message without any is its files instead, a line each: see ``_line``."""
     if request.text.strip():
         return request.text.encode(errors="replace")
-    lines = [_place(part) + "\n" for part in request.parts if isinstance(part, FilePart)]
+    lines = [_line(part) + "\n" for part in request.parts if isinstance(part, FilePart)]
     return "".join(lines).encode(errors="replace") or request.text.encode(errors="replace")
-
-
-def file_paths(request: Request) -> str:
-    """The files of *request* that are on disk, a path each line."""
-    return "\n".join(str(part.path) for part in request.parts if isinstance(part, FilePart) and part.path is not None)
 
 
 def _part(part: Part) -> dict[str, Any]:
@@ -58,7 +57,11 @@ def _filled(told: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in told.items() if value not in (None, "", [])}
 
 
-def _place(file: FilePart) -> str:
-    # Inline bytes are no place, and a sender's name may hold anything.
-    place = str(file.path) if file.path is not None else "" if file.uri.startswith("data:") else file.uri
-    return " ".join((place or file.name or "a file without a name").split())
+def _line(file: FilePart) -> str:
+    """The path of *file*, else a word that no command takes for a path: ``unavailable:`` and its name.
+
+    The sender chose name and uri. A command that reads each line as a path would open ``/etc/passwd`` for it.
+    """
+    if file.path is not None:
+        return str(file.path)
+    return f"unavailable:{_NOT_PLAIN.sub('_', file.name)[:LONGEST_NAME] or 'unnamed'}"

@@ -296,7 +296,7 @@ async def test_no_more_run_at_once_than_are_allowed(tmp_path: Path) -> None:
 FILES = (
     FilePart(uri="platform://1", name="a.txt", path=Path("/data/a.txt")),
     FilePart(uri="platform://2", name="b\nc.txt"),
-    FilePart(uri="data:text/plain;base64,eA==", name="inline\n.txt"),
+    FilePart(uri="data:text/plain;base64,eA=="),
 )
 
 
@@ -304,9 +304,34 @@ async def test_a_message_without_text_is_its_files() -> None:
     alone = make_request(parts=FILES)
     beside = make_request(parts=(TextPart("look"), *FILES))
 
-    assert (await response("cat", alone)).text == "/data/a.txt\nplatform://2\ninline .txt"
+    assert (await response("cat", alone)).text == "/data/a.txt\nunavailable:b_c.txt\nunavailable:unnamed"
     assert (await response("cat", beside)).text == "look"
     assert (await response('echo "$MOLECULE_FILES"', beside, pass_meta=True)).text == "/data/a.txt"
+
+
+@pytest.mark.parametrize(
+    "uri", ["file:///etc/passwd", "FILE:/etc/passwd", "/etc/passwd", "../secret", "~/x", "x\n/y", "https://h/x"]
+)
+@pytest.mark.parametrize("name", ["", "/etc/passwd", ".env", "-rf", "a b /etc/passwd", "..", "\u2028/etc/passwd"])
+async def test_a_file_that_is_not_here_never_looks_like_a_path(uri: str, name: str) -> None:
+    request = make_request(parts=(FilePart(uri=uri, name=name),))
+
+    (word,) = (await response("cat", request)).text.split()
+    assert word.startswith("unavailable:")
+    assert "/" not in word
+    assert (await response('echo "[$MOLECULE_FILES]"', request, pass_meta=True)).text == "[]"
+
+
+@pytest.mark.parametrize("mode", ["text", "json"])
+async def test_ids_that_are_too_long_are_cut_for_the_environment(mode: str, caplog: pytest.LogCaptureFixture) -> None:
+    long = "m" * 200_000
+    request = make_request(caller_id=long, message_id=long, task_id=long, method=long)
+    show = 'echo "{\\"text\\": \\"${#MOLECULE_MESSAGE_ID} ${#MOLECULE_CALLER_ID} ${#MOLECULE_TASK_ID}\\"}"'
+
+    told = await response(show, request, pass_meta=True, format=mode)
+
+    assert "1024 1024 1024" in told.text
+    assert "MOLECULE_MESSAGE_ID of a message is cut to 1024 of its 200000 bytes" in caplog.text
 
 
 def records(folder: Path) -> list[Path]:

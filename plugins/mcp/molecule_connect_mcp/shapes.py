@@ -86,8 +86,9 @@ def attachment(part: FilePart) -> dict[str, Any]:
     shape: dict[str, Any] = {"name": harmless.name(part.name), "mime_type": harmless.name(part.mime_type)}
     if part.size is not None:
         shape["size"] = part.size
-    if not part.uri.startswith("data:"):
-        shape["uri"] = harmless.name(part.uri, longest=2000)
+    # A sender can write file:///etc/passwd, which a model would take for a file that it may open.
+    if part.address:
+        shape["uri"] = harmless.name(part.address, longest=2000)
     if part.path is not None and Path(part.path).is_file():
         shape["path"] = str(part.path)
     else:

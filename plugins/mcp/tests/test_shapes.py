@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from molecule_connect import DataPart, FilePart, TextPart
 from molecule_connect_mcp.shapes import Peer, message_shape, push_shape
 
@@ -106,3 +108,10 @@ def test_a_push_lists_the_files_below_the_text(tmp_path: Path) -> None:
 
 def test_an_impossible_time_is_empty() -> None:
     assert message_shape(message(created_at=10**30))["created_at"] == ""
+
+
+@pytest.mark.parametrize("uri", ["file:///etc/passwd", "/etc/passwd", "../x", "FILE:x"])
+def test_a_senders_uri_that_looks_like_a_path_is_not_shown(uri: str) -> None:
+    shape = message_shape(message("a1", FilePart(uri=uri, name="x")))["attachments"][0]
+    assert shape == {"name": "x", "mime_type": "", "unavailable": "it is not on this machine"}
+    assert uri not in str(push_shape(message("a1", FilePart(uri=uri, name="x"))))
