@@ -1,10 +1,10 @@
 """What serves one workspace (its client, its plugins, its connection), and what the blocks of a process share."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 import attrs
 
@@ -151,9 +151,15 @@ async def plugin_host(
         raise failed[0] if isinstance(failed[0], CloseError) else CloseError(str(failed[0]))
 
 
-def notice(workspace_id: str, listener: events.Listener) -> Callable[[str], None]:
-    """Tells *listener* a text of one workspace."""
-    return lambda text: listener(events.Notice(workspace_id=workspace_id, text=text))
+class NoticeSink(Protocol):
+    """Takes a text for the operator, and what to do about it."""
+
+    def __call__(self, text: str, hint: str = "") -> None: ...
+
+
+def notice(workspace_id: str, listener: events.Listener) -> NoticeSink:
+    """Passes texts to *listener* as notices of one workspace."""
+    return lambda text, hint="": listener(events.Notice(workspace_id=workspace_id, text=text, hint=hint))
 
 
 def client_of(settings: ConnectionSettings, ground: Ground) -> AsyncPlatformClient:

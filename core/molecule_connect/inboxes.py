@@ -55,9 +55,10 @@ async def open_inbox(
     for one in settings:
         await refuse_a_backend(folder, one.workspace_id)
     async with AsyncExitStack() as stack:
-        transports = Transports(transport=transport, say=notice(settings[0].workspace_id, listener))
+        say = notice(settings[0].workspace_id, listener)
+        transports = Transports(transport=transport, say=say)
         stack.push_async_callback(transports.aclose)
-        journal = await stack.enter_async_context(Journal.open(folder, wall=time.time))
+        journal = await stack.enter_async_context(Journal.open(folder, wall=time.time, notice=say))
         ground = Ground(state_dir=folder, transports=transports, journal=journal, listener=listener)
         desks = []
         for one in settings:

@@ -210,7 +210,9 @@ async def serving(
     async with AsyncExitStack() as stack:
         transports = Transports(transport=transport, say=lambda text: served.say(text))
         stack.push_async_callback(transports.aclose)
-        journal = await stack.enter_async_context(Journal.open(state_dir, wall=time.time))
+        journal = await stack.enter_async_context(
+            Journal.open(state_dir, wall=time.time, notice=notice(settings[0].workspace_id, listener))
+        )
         ground = Ground(state_dir=state_dir, transports=transports, journal=journal, listener=listener)
         blocks = [Block(one, ground) for one in settings]
         served = Served(blocks, ground)

@@ -16,7 +16,7 @@ from molecule_connect.delivery.gate import Gate
 from molecule_connect.delivery.health import Health
 from molecule_connect.delivery.heartbeat import Heartbeat
 from molecule_connect.delivery.inbox.attendance import Attendance
-from molecule_connect.delivery.intake import Intake, insist_on
+from molecule_connect.delivery.intake import JOURNAL_WAIT, Intake, insist_on
 from molecule_connect.delivery.journal.arrivals import Stored
 from molecule_connect.delivery.journal.entries import Lane
 from molecule_connect.delivery.journal.journal import Journal, Position
@@ -231,12 +231,12 @@ class Connection:
     # Serving
 
     async def _serve(self, stop: asyncio.Event, fatal: "asyncio.Future[None]") -> None:
-        beside = (self._upkeep.export_cursor(), self._upkeep.tidy(), self._files.run())
+        beside = (self._upkeep.export_cursor, self._upkeep.tidy, self._files.run)
         staying = [self._spawn(work) for work in beside]
-        intake = [self._spawn(self._read_all()), self._spawn(self._wakeups.listen())]
+        intake = [self._spawn(self._read_all), self._spawn(self._wakeups.listen)]
         if self._presence:
-            staying.append(self._spawn(self._heartbeat.run()))
-            intake.append(self._spawn(self._registration.watch()))
+            staying.append(self._spawn(self._heartbeat.run))
+            intake.append(self._spawn(self._registration.watch))
         self._gate.wake_all()
         gone = False
         try:
@@ -278,12 +278,16 @@ class Connection:
             await self._lanes.idle()
             await asyncio.sleep(ONCE_INTERVAL)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+    def _spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> "asyncio.Task[None]":
         async def guarded() -> None:
-            try:
-                await work
-            except Exception as exc:  # a part that fails takes the connection with it
-                self._fail(exc)
+            while True:
+                try:
+                    return await work()
+                except JournalError as exc:
+                    self._reports.broken("journal", str(exc), exc.hint)
+                    await asyncio.sleep(JOURNAL_WAIT)
+                except Exception as exc:  # a part that fails takes the connection with it
+                    return self._fail(exc)
 
         return asyncio.get_running_loop().create_task(guarded(), name=f"connection {self.workspace_id}")
 

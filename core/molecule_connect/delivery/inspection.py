@@ -14,6 +14,7 @@ from molecule_connect.delivery.journal.entries import NOTICE_BEGINS, Answer, Sta
 from molecule_connect.delivery.journal.file_rows import with_paths
 from molecule_connect.delivery.journal.journal import FILE_NAME
 from molecule_connect.delivery.journal.schema import VERSION
+from molecule_connect.delivery.journal.sqlite_errors import journal_error
 from molecule_connect.errors import ConfigError, JournalError
 from molecule_connect.models import Part
 from molecule_connect.settings import canonical_id
@@ -318,11 +319,7 @@ def _opened(folder: Path, mode: str) -> Iterator[sqlite3.Connection]:
             _check_version(db, path)
             yield db
     except sqlite3.Error as exc:
-        verb = "read" if mode == "ro" else "written"
-        raise JournalError(
-            f"the journal {path} cannot be {verb}: {exc}",
-            hint="run this as the user who serves from that folder, and look at its disk",
-        ) from exc
+        raise journal_error(exc, path, "read" if mode == "ro" else "written") from exc
 
 
 def _check_version(db: sqlite3.Connection, path: Path) -> None:

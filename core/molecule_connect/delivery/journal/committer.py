@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import attrs
 
+from molecule_connect.delivery.journal.sqlite_errors import journal_error
 from molecule_connect.errors import JournalError
 
 # How long another process may hold the file before a commit fails, in seconds.
@@ -36,8 +38,9 @@ class Committer:
     process, not of the machine.
     """
 
-    def __init__(self, connection: sqlite3.Connection, executor: Executor) -> None:
+    def __init__(self, connection: sqlite3.Connection, path: Path, executor: Executor) -> None:
         self._connection = connection
+        self._path = path
         self._executor = executor
         self._waiting: list[_Waiting] = []
         self._wake = asyncio.Event()
@@ -92,7 +95,7 @@ class Committer:
                     await self._finish([waiting])
             else:
                 for waiting in batch:
-                    _fail(waiting.outcome, exc)
+                    self._fail(waiting.outcome, exc)
             return
         for waiting, result in zip(batch, results, strict=True):
             if not waiting.outcome.cancelled():
@@ -146,6 +149,12 @@ class Committer:
                 self._connection.execute("ROLLBACK")
             raise
 
+    def _fail(self, outcome: "asyncio.Future[Any]", cause: Exception) -> None:
+        if not outcome.cancelled():
+            if isinstance(cause, sqlite3.Error):
+                cause = journal_error(cause, self._path, "written", is_running=True)
+            outcome.set_exception(cause)
+
     def _set_synchronous(self, value: str) -> None:
         if self._synchronous != value:
             self._connection.execute(f"PRAGMA synchronous={value}")
@@ -160,14 +169,3 @@ def _seen(outcome: "asyncio.Future[Any]") -> None:
     # Some transitions are not awaited: the journal's trouble is told by those that are.
     if not outcome.cancelled():
         outcome.exception()
-
-
-def _fail(outcome: "asyncio.Future[Any]", cause: Exception) -> None:
-    if outcome.cancelled():
-        return
-    if not isinstance(cause, sqlite3.Error):
-        outcome.set_exception(cause)
-        return
-    error = JournalError(f"the journal cannot be written: {cause}", hint="free disk space, or check the state folder")
-    error.__cause__ = cause
-    outcome.set_exception(error)

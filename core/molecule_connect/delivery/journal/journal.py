@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import attrs
 
-from molecule_connect.delivery.journal import arrivals, schema, transitions
+from molecule_connect.delivery.journal import arrivals, integrity, schema, transitions
 from molecule_connect.delivery.journal.arrivals import Stored
 from molecule_connect.delivery.journal.committer import Committer, Operation
 from molecule_connect.delivery.journal.entries import Answer, Entry, State, plain
@@ -63,26 +63,35 @@ class Journal:
         wall: Callable[[], float],
         executor: Executor | None = None,
         opener: Callable[[Path], sqlite3.Connection] = open_file,
+        notice: Callable[[str, str], None] = lambda text, hint: None,
     ) -> "AsyncIterator[Journal]":
         """The journal in *folder*, which must exist. Closing commits what waits.
+
+        After an unclean stop, or beside another process, it is checked for damage first.
 
         Args:
             wall: Seconds since 1970.
             executor: Where commits run; None: a thread of its own.
             opener: How the file is opened for writing.
+            notice: Called with a text and a hint if changes were lost, so that messages may be answered again.
 
         Raises:
-            JournalError: The file cannot be used.
+            JournalError: The file can't be used, or is damaged.
         """
         path = folder / FILE_NAME
         thread = executor or ThreadPoolExecutor(1, thread_name_prefix="journal")
+        committed = integrity.committed_frames(integrity.wal_of(path))
         connection = opener(path)
         try:
+            if committed:
+                await asyncio.get_running_loop().run_in_executor(thread, integrity.check, path)
+                if lost := integrity.lost_frames(connection, path, committed):
+                    notice(*_lost_words(path, lost))
             reader = open_reader(path)
         except BaseException:
             connection.close()
             raise
-        committer = Committer(connection, thread)
+        committer = Committer(connection, path, thread)
         committer.start()
         try:
             yield cls(path, committer, reader, wall)
@@ -102,6 +111,13 @@ class Journal:
     async def data_version(self) -> int:
         """A number that changes when another process writes to the file."""
         return await self.committer.put(lambda db: int(db.execute("PRAGMA data_version").fetchone()[0]))
+
+
+def _lost_words(path: Path, frames: int) -> tuple[str, str]:
+    return (
+        f"the write-ahead log of {path} is damaged: its last {frames} pages of changes were left out",
+        "messages that were answered shortly before the last stop may be answered again; check the disk",
+    )
 
 
 class WorkspaceJournal(LaneReads):

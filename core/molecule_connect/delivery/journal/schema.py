@@ -7,6 +7,7 @@ import sqlite3
 from pathlib import Path
 
 from molecule_connect import private_file
+from molecule_connect.delivery.journal.sqlite_errors import ReadConnection, journal_error
 from molecule_connect.errors import JournalError
 from molecule_connect.settings import canonical_id
 
@@ -107,7 +108,7 @@ def open_file(path: Path, *, factory: type[sqlite3.Connection] = sqlite3.Connect
     except private_file.ForeignError as exc:
         raise _foreign(path, exc) from exc
     except (OSError, sqlite3.Error) as exc:
-        raise _unusable(path, exc) from exc
+        raise journal_error(exc, path, "opened") from exc
     return connection
 
 
@@ -137,14 +138,14 @@ def open_reader(path: Path) -> sqlite3.Connection:
         JournalError: It cannot be opened.
     """
     try:
-        connection = sqlite3.connect(path, isolation_level=None, timeout=5.0)
+        connection = sqlite3.connect(path, isolation_level=None, timeout=5.0, factory=ReadConnection)
         try:
             connection.execute("PRAGMA query_only=1")
         except BaseException:
             connection.close()
             raise
     except sqlite3.Error as exc:
-        raise _unusable(path, exc) from exc
+        raise journal_error(exc, path, "opened") from exc
     return connection
 
 
@@ -190,13 +191,6 @@ def _adopt_one(db: sqlite3.Connection, names: dict[str, str]) -> None:
         "UPDATE message SET state='done' WHERE workspace_id=:ours AND caller_id=:ours AND kind='message'"
         " AND state NOT IN ('done', 'dead')",
         names,
-    )
-
-
-def _unusable(path: Path, exc: Exception) -> JournalError:
-    return JournalError(
-        f"the journal {path} cannot be opened: {exc}",
-        hint="check the state folder and its disk (not a network file system), or name another with --state-dir",
     )
 
 
