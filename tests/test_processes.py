@@ -1,10 +1,12 @@
 """Programs that misbehave, and what is left of them: nothing. Incidents 27 to 31, on real processes."""
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +14,16 @@ import pytest
 
 from molecule_connect.errors import ConfigError
 from molecule_connect.models import FilePart
-from molecule_connect.processes import Ending, Program, RunMarks, Stop, readable, request_variables, require_posix
+from molecule_connect.processes import (
+    Ending,
+    Program,
+    RunMarks,
+    Stop,
+    not_started,
+    readable,
+    request_variables,
+    require_posix,
+)
 from molecule_connect.testing import is_running, make_request, pids_in, until_gone
 
 linux_alone = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="there is no /proc")
@@ -413,3 +424,25 @@ def test_a_file_that_is_not_here_is_in_no_variable() -> None:
 
     assert request_variables(request, files=True)["MOLECULE_FILES"] == ""
     assert "MOLECULE_FILES" not in request_variables(request)
+
+
+@linux_alone
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="asyncio waits for a child without a thread")
+async def test_a_child_that_nothing_can_wait_for_is_ended(monkeypatch: pytest.MonkeyPatch, pids: Path) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(OSError, match="no more threads") as caught:
+        await program(f"echo $$ >> {pids}; read line; touch {pids}.late").run()
+    assert caught.value.errno == errno.EAGAIN
+    assert not_started("it could not be started", caught.value).retry_after
+    for pid in written(pids):
+        await until_gone(pid)
+    assert pids.with_suffix(".late") not in set(pids.parent.iterdir())
+
+
+def test_a_shortage_costs_no_attempt_and_any_other_failure_does() -> None:
+    assert not_started("x", OSError(errno.ENOMEM, "no memory")).retry_after
+    other = not_started("x", OSError(errno.ENOENT, "no such file"))
+    assert (str(other), other.retryable, other.retry_after) == ("x: no such file", True, None)

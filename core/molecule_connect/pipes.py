@@ -20,6 +20,7 @@ class Pipes(asyncio.SubprocessProtocol):
         self.news = asyncio.Event()
         self.exited = asyncio.Event()
         self.drained = asyncio.Event()
+        self.known = asyncio.Event()
         self.heard_at = 0.0
         self.exited_at: float | None = None
         self.output_closed_at: float | None = None
@@ -27,7 +28,7 @@ class Pipes(asyncio.SubprocessProtocol):
         self._most_bytes = most_bytes
         self._open = {1, 2}
         self._searched = 0
-        self._transport: asyncio.SubprocessTransport | None = None
+        self.transport: asyncio.SubprocessTransport | None = None
         self._is_paused = False
 
     @property
@@ -60,7 +61,8 @@ class Pipes(asyncio.SubprocessProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.SubprocessTransport)  # noqa: S101
-        self._transport = transport
+        self.transport = transport
+        self.known.set()
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         self.heard_at = asyncio.get_running_loop().time()
@@ -89,9 +91,9 @@ class Pipes(asyncio.SubprocessProtocol):
         self.tell()
 
     def _pause(self, paused: bool) -> None:
-        if self._transport is None or paused == self._is_paused:
+        if self.transport is None or paused == self._is_paused:
             return
-        stdout = self._transport.get_pipe_transport(1)
+        stdout = self.transport.get_pipe_transport(1)
         if isinstance(stdout, asyncio.ReadTransport) and not stdout.is_closing():
             (stdout.pause_reading if paused else stdout.resume_reading)()
             self._is_paused = paused

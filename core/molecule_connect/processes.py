@@ -23,12 +23,12 @@ from typing import Self
 
 import attrs
 
-from molecule_connect.errors import ConfigError
+from molecule_connect.errors import BackendError, ConfigError
 from molecule_connect.models import FilePart, Request
 from molecule_connect.pipes import Pipes, readable
 from molecule_connect.run_marks import VARIABLE, RunMarks, kill_marked, running_processes
 
-__all__ = ["Ending", "Program", "RunMarks", "Stop", "readable", "request_variables", "require_posix"]
+__all__ = ["Ending", "Program", "RunMarks", "Stop", "not_started", "readable", "request_variables", "require_posix"]
 
 # Linux takes no variable over 128 KiB, and at the least 128 KiB for all of them and the arguments. Ids of the platform
 # have at most 128 characters.
@@ -39,6 +39,11 @@ TERM_SECONDS = 5.0
 # How long a grandchild may still hold the output once the program itself has ended.
 LINGER_SECONDS = 0.5
 CLOSED_SECONDS = 5.0
+# How long a message waits for another try when this machine is short of processes, memory or open files.
+SHORTAGE_WAIT = 5.0
+_SHORTAGES = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+# How long a child that nothing waits for has to become known.
+_KNOWN_SECONDS = 1.0
 
 
 class Stop(enum.Enum):
@@ -227,20 +232,39 @@ class Program:
     async def _spawn(self) -> None:
         loop = asyncio.get_running_loop()
         program = _found(self._argv[0], self._environment, self._cwd)
-        self._transport, _ = await loop.subprocess_exec(
-            lambda: self._pipes,
-            *self._marks.death_watch,
-            program,
-            *self._argv[1:],
-            env={**self._environment, VARIABLE: self._mark},
-            cwd=self._cwd,
-            start_new_session=True,
-        )
+        try:
+            self._transport, _ = await loop.subprocess_exec(
+                lambda: self._pipes,
+                *self._marks.death_watch,
+                program,
+                *self._argv[1:],
+                env={**self._environment, VARIABLE: self._mark},
+                cwd=self._cwd,
+                start_new_session=True,
+            )
+        except RuntimeError as exc:
+            # Where asyncio waits for each child in a thread, it starts the thread after the child.
+            await self._end_unwatched()
+            raise OSError(errno.EAGAIN, "no more threads can be started") from exc
         self._started = loop.time()
         stdin = self._transport.get_pipe_transport(0)
         assert isinstance(stdin, asyncio.WriteTransport)  # noqa: S101
         stdin.write(self._stdin)
         stdin.write_eof()
+
+    async def _end_unwatched(self) -> None:
+        """Kill a child that was started although nothing waits for it, and collect it."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_KNOWN_SECONDS):
+                await self._pipes.known.wait()
+        if self._pipes.transport is not None:
+            _signal_group(self._pipes.transport.get_pid(), signal.SIGKILL)
+        kill_marked(self._mark, passing_over=self._before)
+        if self._pipes.transport is not None:
+            child = self._pipes.transport.get_extra_info("subprocess")
+            while child.poll() is None:  # noqa: ASYNC110 - nothing tells when it has ended
+                await asyncio.sleep(0.01)
+            self._pipes.transport.close()
 
     def _is_over(self) -> bool:
         """Whether all of its output is here."""
@@ -309,6 +333,15 @@ def _cut(name: str, value: str, longest: int) -> str:
         return value
     _log.warning("%s of a message is cut to %d of its %d bytes for the program's environment", name, longest, len(told))
     return told[:longest].decode(errors="ignore")
+
+
+def not_started(what: str, exc: OSError) -> BackendError:
+    """The error of a backend whose program could not be started.
+
+    Where this machine is short of processes, threads, memory or open files, it costs the message no attempt.
+    """
+    wait = SHORTAGE_WAIT if exc.errno in _SHORTAGES else None
+    return BackendError(f"{what}: {exc.strerror or exc}", retry_after=wait)
 
 
 def require_posix(platform: str = os.name) -> None:

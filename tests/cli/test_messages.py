@@ -262,6 +262,23 @@ def test_a_message_for_machines_has_its_parts_and_its_answer(messages: Molecule,
     assert document["answer"] == {"parts": [{"kind": "text", "text": "the answer"}], "is_notice": False}
 
 
+@pytest.mark.parametrize(
+    "arguments", [("list",), ("show", "row-1"), ("show", "row-1", "--raw"), ("show", "row-1", "--json")]
+)
+def test_a_terminal_without_a_character_shows_another_sign(book: Book, arguments: tuple[str, ...]) -> None:
+    raw = json.dumps({"text": "fine \U0001f600 \xe9"}, ensure_ascii=False)
+    book.write("row-1", "fine \U0001f600 \xe9", raw=raw)
+    environ = {"PATH": os.environ["PATH"], "PYTHONIOENCODING": "latin-1", "MOLECULE_STATE_DIR": str(book.folder)}
+
+    done = subprocess.run(
+        [sys.executable, "-m", "molecule_connect", "messages", *arguments], capture_output=True, env=environ, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"fine " in done.stdout
+    if arguments[-1].startswith("--"):
+        assert "fine \U0001f600 \xe9" in str(json.loads(done.stdout.decode("latin-1")))
+
+
 def test_raw_is_what_came_to_the_letter_in_a_pipe(messages: Molecule, book: Book) -> None:
     raw = '{"a": 1.10, "b": "\x9b31m\u202e", "z": 12345678901234567890}'
     book.write("row-1", "text", raw=raw)

@@ -211,3 +211,15 @@ def test_credentials_in_an_address_of_a_list_are_never_shown(molecule: Molecule)
 
 def test_credentials_in_a_variable_are_in_no_help(molecule: Molecule) -> None:
     assert "hunter2" not in molecule("connect", "--help", MOLECULE_API_URL=WITH_CREDENTIALS).output
+
+
+@pytest.mark.parametrize("flags", [("--state-dir", "state"), ("--token-file", "token")])
+def test_a_deleted_working_directory_is_named(
+    molecule: Molecule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...]
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+
+    assert_refused(start(molecule, *flags), "the folder that this was started in was deleted", "whole paths")

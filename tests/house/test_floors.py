@@ -12,7 +12,17 @@ import molecule_connect
 CORE = Path(__file__).parents[2] / "core" / "molecule_connect"
 FLOORS = (
     {"models", "errors", "events", "backoff"},
-    {"settings", "state_folder", "file_names", "private_file", "run_marks", "pipes", "processes", "process_start"},
+    {
+        "settings",
+        "state_folder",
+        "file_names",
+        "private_file",
+        "run_marks",
+        "pipes",
+        "processes",
+        "process_start",
+        "threads",
+    },
     {"platform", "plugins"},
     {"delivery"},
     {"environment", "workspace_keys", "workspaces"},

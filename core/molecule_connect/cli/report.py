@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Protocol
 
 import click
@@ -64,6 +65,10 @@ def _tell(fail: Fail, error: BaseException) -> int:
         return error.exit_code
     if isinstance(error, OSError) and _is_of_output(error):
         error = _no_output(error)
+    elif isinstance(error, FileNotFoundError) and _is_nowhere():
+        error = ConfigError(
+            "the folder that this was started in was deleted", hint="change to one that is there, or give whole paths"
+        )
     code = exit_codes.exit_code(error)
     if isinstance(error, MoleculeError):
         fail(str(error), next_step(error), code)
@@ -94,6 +99,14 @@ def _no_output(error: OSError) -> ConfigError:
         f"standard output cannot be written: {error.strerror or type(error).__name__}",
         hint="make room there, or send the output elsewhere, then try again",
     )
+
+
+def _is_nowhere() -> bool:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def give_output_up() -> None:

@@ -76,7 +76,9 @@ class MoleculeGroup(click.Group):
 
     def main(self, args: Sequence[str] | None = None, **extra: Any) -> None:  # type: ignore[override]
         from molecule_connect.cli import report
+        from molecule_connect.console.encoding import tolerate_encodings
 
+        tolerate_encodings()
         extra["standalone_mode"] = False
         try:
             with report.reported(report.fail_on_stderr):

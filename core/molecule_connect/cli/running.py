@@ -15,6 +15,7 @@ from molecule_connect.cli.signals import StopSignals
 from molecule_connect.console.screen import Screen, Summary
 from molecule_connect.errors import ConfigError, without_credentials
 from molecule_connect.settings import ConnectionSettings
+from molecule_connect.threads import PatientExecutor
 from molecule_connect.workspaces import WorkspacesError
 
 
@@ -50,6 +51,7 @@ async def _serve(asked: Asked, mode: str, folder: Path, screen: Screen, signals:
     def summary(settings: ConnectionSettings) -> Summary:
         return _summary(settings, mode, folder)
 
+    asyncio.get_running_loop().set_default_executor(PatientExecutor())
     stop, reload = asyncio.Event(), asyncio.Event()
     signals.bind(stop, reload)
     screen.open([summary(one) for one in asked.settings])

@@ -10,6 +10,8 @@ from typing import Any
 import attrs
 
 from molecule_connect.errors import BackendError
+from molecule_connect.processes import SHORTAGE_WAIT
+from molecule_connect.threads import start
 
 
 @attrs.define(eq=False)
@@ -40,7 +42,8 @@ class WorkerThreads:
         or ``abandon`` is called, and is cancelled then.
 
         Raises:
-            BackendError: The call was abandoned, or raised what no task may raise (StopIteration, SystemExit).
+            BackendError: The call was abandoned, or raised what no task may raise (StopIteration, SystemExit), or no
+                thread can be started for it: then *function* is not called.
         """
         if self._abandoned:
             raise BackendError(f"{self._name} is closed")
@@ -55,7 +58,12 @@ class WorkerThreads:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(self._ended, call)
 
-        threading.Thread(target=copy_context().run, args=(work,), name=self._name, daemon=True).start()
+        thread = threading.Thread(target=copy_context().run, args=(work,), name=self._name, daemon=True)
+        try:
+            start(thread)
+        except OSError as exc:
+            # Nothing was tried, so this costs no attempt.
+            raise BackendError(f"{self._name}: {exc.strerror}", retry_after=SHORTAGE_WAIT) from exc
         self._calls.add(call)
         return await self._result(call)
 

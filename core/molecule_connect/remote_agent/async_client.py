@@ -25,6 +25,7 @@ from molecule_connect.remote_agent.values import (
     PeerInfo,
     WorkspaceState,
 )
+from molecule_connect.threads import in_thread
 
 T = TypeVar("T")
 
@@ -248,4 +249,4 @@ class AsyncRemoteAgentClient(AgentClient):
                 await self._sleep(seconds)
                 return self._is_closed
             case _:
-                return await asyncio.to_thread(step.do)
+                return await in_thread(step.do)

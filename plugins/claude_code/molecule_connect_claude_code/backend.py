@@ -20,7 +20,7 @@ from molecule_connect import (
     Usage,
     hookimpl,
 )
-from molecule_connect.processes import Ending, Program, RunMarks, require_posix
+from molecule_connect.processes import Ending, Program, RunMarks, not_started, require_posix
 from molecule_connect_claude_code import validation as v
 from molecule_connect_claude_code.command import BASE, OUTBOX, environment_for, flag, tool_rules
 from molecule_connect_claude_code.outbox import Outbox
@@ -173,7 +173,7 @@ class ClaudeCodeBackend:
                         break
                 return await program.finish(within=AFTER_RESULT_SECONDS if turn.result is not None else None)
         except OSError as exc:
-            raise BackendError(f"claude could not be started in {self.cwd}: {exc.strerror or exc}") from exc
+            raise not_started(f"claude could not be started in {self.cwd}", exc) from exc
         finally:
             self._running.discard(program)
 

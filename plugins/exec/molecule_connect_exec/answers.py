@@ -11,6 +11,8 @@ from molecule_connect import BackendError, DataPart, FilePart, Part, Response, T
 
 # A program that chatters beside its answers is not remembered for ever.
 MOST_STRAY_BYTES = 2**20
+# Of a path, in an error.
+MOST_SHOWN = 100
 
 _FINAL = ("response", "silent", "error")
 
@@ -108,12 +110,18 @@ class Conversation:
         )
 
     def _place(self, path: str) -> Path:
-        place = (self.folder / path).absolute()
-        # What is named from the folder stays in it; elsewhere a path has to be named as a whole.
-        if not Path(path).is_absolute() and not place.resolve().is_relative_to(self.folder.resolve()):
-            raise _wrong(f"the file {path!r} leads out of the folder that the command runs in")
-        if place.exists() and not place.is_file():
-            raise _wrong(f"{path!r} is no file")
+        try:
+            place = (self.folder / path).absolute()
+            # What is named from the folder stays in it; elsewhere a path has to be named as a whole.
+            is_inside = Path(path).is_absolute() or place.resolve().is_relative_to(self.folder.resolve())
+            is_file = not place.exists() or place.is_file()
+        except (OSError, ValueError, RuntimeError) as exc:
+            # Its name is too long, holds a NUL, is a loop of links, or starts from a folder that was deleted.
+            raise _wrong(f"the file {_shortened(path)!r} cannot be looked at: {_reason(exc)}") from exc
+        if not is_inside:
+            raise _wrong(f"the file {_shortened(path)!r} leads out of the folder that the command runs in")
+        if not is_file:
+            raise _wrong(f"{_shortened(path)!r} is no file")
         return place
 
 
@@ -155,6 +163,14 @@ def _usage(said: Any) -> Usage | None:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+def _shortened(path: str) -> str:
+    return path if len(path) <= MOST_SHOWN else f"{path[:MOST_SHOWN]}..."
+
+
+def _reason(exc: Exception) -> str:
+    return (isinstance(exc, OSError) and exc.strerror) or str(exc)
 
 
 def _clean(text: str) -> str:

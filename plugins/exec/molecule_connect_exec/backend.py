@@ -21,7 +21,7 @@ from molecule_connect import (
     Response,
     hookimpl,
 )
-from molecule_connect.processes import Ending, Program, RunMarks, Stop, request_variables
+from molecule_connect.processes import Ending, Program, RunMarks, Stop, not_started, request_variables
 from molecule_connect_exec.answers import Conversation
 from molecule_connect_exec.exit_codes import Meaning, check_rules, meaning
 from molecule_connect_exec.requests import as_json, as_text
@@ -31,6 +31,7 @@ from molecule_connect_exec.shells import ask_shell, shell_line
 AFTER_ANSWER_SECONDS = 5.0
 
 # A first word that has no meaning of its own to the shell.
+_LINE_END = re.compile(r"\r(?=\n|\Z)")
 _PLAIN_WORD = re.compile(r"\s*([\w./+-]+)(?=[\s;|&]|$)")
 
 
@@ -92,11 +93,7 @@ class ExecBackend:
     @hookimpl
     async def handle_a2a(self, request: Request, progress: Progress) -> Response:
         async with self._places or contextlib.nullcontext():
-            try:
-                return await (self._converse(request, progress) if self.format == "json" else self._print(request))
-            except OSError as exc:
-                what = f" in {self.cwd}" if self.cwd else ""
-                raise BackendError(f"the command could not be started{what}: {exc.strerror or exc}") from exc
+            return await (self._converse(request, progress) if self.format == "json" else self._print(request))
 
     @hookimpl
     def check(self) -> list[str]:
@@ -108,6 +105,11 @@ class ExecBackend:
             self._marks.sweep()
         if self.cwd is not None and not self.cwd.is_dir():
             return [f"cwd is no folder: {self.cwd}"]
+        if _LINE_END.search(self.cmd):
+            return [
+                "a line of cmd ends in a carriage return, which the shell takes for a part of the last word; "
+                "remove it, as from a file with the line ends of Windows"
+            ]
         environment = self._environment(None)
         syntax = ask_shell("-n", "-c", self.cmd, environment=environment)
         if syntax.returncode != 0:
@@ -136,7 +138,7 @@ class ExecBackend:
         return Response.from_text(text)
 
     async def _converse(self, request: Request, progress: Progress) -> Response:
-        talk = Conversation(folder=(self.cwd or Path()).absolute())
+        talk = Conversation(folder=self.cwd or Path())
         async with self._started(request, as_json(request, raw=self.raw)) as program:
             async for line in program.lines():
                 if told := talk.hear(line):
@@ -168,8 +170,15 @@ class ExecBackend:
         )
         self._running.add(program)
         try:
-            async with program:
+            try:
+                await program.start()
+            except OSError as exc:
+                what = f" in {self.cwd}" if self.cwd else ""
+                raise not_started(f"the command could not be started{what}", exc) from exc
+            try:
                 yield program
+            finally:
+                await program.end()
         finally:
             self._running.discard(program)
 

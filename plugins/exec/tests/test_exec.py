@@ -378,3 +378,13 @@ async def test_check_ends_what_an_earlier_process_left_running(tmp_path: Path) -
 
     assert await left.wait() == -signal.SIGKILL
     assert list(runs.iterdir()) == []
+
+
+@pytest.mark.parametrize("cmd", ["cat\r", "cat\r\ncat", "cat |\r\ncat", "tr a-z A-Z\r"])
+def test_a_command_with_the_line_ends_of_windows_is_not_ready(cmd: str) -> None:
+    (problem,) = ExecBackend(cmd=cmd).check()
+    assert "carriage return" in problem
+
+
+def test_a_carriage_return_inside_of_a_command_is_its_own_affair() -> None:
+    assert ExecBackend(cmd="printf 'a\rb'").check() == []

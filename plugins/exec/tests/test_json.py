@@ -252,6 +252,9 @@ async def test_without_an_answer_the_status_decides() -> None:
         ([{"parts": [{"type": "file", "name": "x"}]}], "neither 'uri' nor 'path'"),
         ([{"parts": [{"type": "file", "path": "../x"}]}], "leads out of the folder"),
         ([{"parts": [{"type": "file", "path": "/"}]}], "is no file"),
+        ([{"parts": [{"type": "file", "path": "/tmp/" + "n" * 300}]}], "File name too long"),
+        ([{"parts": [{"type": "file", "path": "n" * 300}]}], "File name too long"),
+        ([{"parts": [{"type": "file", "path": "a\0b"}]}], "null byte"),
         ([{"parts": [{"type": "file", "uri": 3}]}], "'uri' of a file"),
         ([{"text": "hi", "usage": 3}], "'usage'"),
         ([{"text": "hi", "usage": {"input_tokens": "many"}}], "'usage'"),
@@ -278,6 +281,23 @@ async def test_a_link_that_leads_out_of_the_folder_is_not_followed(tmp_path: Pat
 
     with pytest.raises(BackendError, match="leads out of the folder"):
         await saying({"parts": [{"type": "file", "path": "link"}]}, cwd=tmp_path / "inside")
+
+
+async def test_a_deleted_working_directory_stops_only_files_that_start_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone, kept = tmp_path / "gone", tmp_path / "kept.txt"
+    gone.mkdir()
+    kept.write_text("kept")
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+
+    assert (await saying({"text": "ok"})).text == "ok"
+    (part,) = (await saying({"parts": [{"type": "file", "path": str(kept)}]})).parts
+    assert part == FilePart(uri=kept.as_uri(), name="kept.txt", path=kept)
+    with pytest.raises(BackendError, match="cannot be looked at") as caught:
+        await saying({"parts": [{"type": "file", "path": "kept.txt"}]})
+    assert not caught.value.retryable
 
 
 async def test_a_file_that_is_not_here_comes_with_the_reason() -> None:

@@ -1,5 +1,6 @@
 """``python -m molecule_connect_sandbox`` is ``molecule sandbox``."""
 
+import io
 import sys
 
 import click
@@ -10,6 +11,8 @@ from molecule_connect_sandbox.command import sandbox
 
 def main() -> None:
     """Run the command; an error is one line of what and one of what to do."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         sandbox(prog_name="molecule sandbox")
     except MoleculeError as error:

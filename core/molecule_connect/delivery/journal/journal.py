@@ -4,7 +4,7 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +18,7 @@ from molecule_connect.delivery.journal.entries import Answer, Entry, State, plai
 from molecule_connect.delivery.journal.lane_reads import LaneReads
 from molecule_connect.delivery.journal.schema import open_file, open_reader
 from molecule_connect.models import Inbound
+from molecule_connect.threads import PatientExecutor
 
 T = TypeVar("T")
 
@@ -77,9 +78,10 @@ class Journal:
 
         Raises:
             JournalError: The file can't be used, or is damaged.
+            ConfigError: No thread can be started for it.
         """
         path = folder / FILE_NAME
-        thread = executor or ThreadPoolExecutor(1, thread_name_prefix="journal")
+        thread = executor or PatientExecutor(1, thread_name_prefix="journal")
         committed = integrity.committed_frames(integrity.wal_of(path))
         connection = opener(path)
         try:
