@@ -81,8 +81,10 @@ class Block:
         """
         if self._host is None:
             await self.build()
-        if self._host is not None and self._host.advice:
-            notice(self.workspace_id, self._ground.listener)(self._host.advice)
+        if self._host is not None:
+            await report_permissions(self._host, self.workspace_id, self._ground.listener)
+            if self._host.advice:
+                notice(self.workspace_id, self._ground.listener)(self._host.advice)
         async with self._stack:
             try:
                 await self.connection.run(stop)
@@ -120,9 +122,16 @@ def credentials_of(settings: ConnectionSettings, state_dir: Path | None) -> Cred
 
 @asynccontextmanager
 async def plugin_host(
-    settings: ConnectionSettings, token: str, state_dir: Path | None, listener: events.Listener
+    settings: ConnectionSettings,
+    token: str,
+    state_dir: Path | None,
+    listener: events.Listener,
+    *,
+    state_root: Path | None = None,
 ) -> AsyncIterator[PluginHost]:
     """The plugins of one workspace, closed at the end. They keep *token* from the programs that they start.
+
+    Without *state_dir* nothing is written; *state_root* is then the folder that a start would use.
 
     Raises:
         ConfigError: A plugin cannot be made.
@@ -138,6 +147,7 @@ async def plugin_host(
         strict=settings.strict,
         listed=settings.entry > 0,
         state_dir=state_dir,
+        state_root=state_root,
         warn=say,
         secrets=[token],
     )
@@ -149,6 +159,12 @@ async def plugin_host(
             say(str(error))
     if failed:
         raise failed[0] if isinstance(failed[0], CloseError) else CloseError(str(failed[0]))
+
+
+async def report_permissions(host: PluginHost, workspace_id: str, listener: events.Listener) -> None:
+    """Emit what the plugins of *host* may do on this machine."""
+    for line in await host.describe():
+        listener(events.Described(workspace_id=workspace_id, text=line))
 
 
 class NoticeSink(Protocol):

@@ -120,6 +120,13 @@ class Notice(Event):
 
 
 @attrs.frozen(kw_only=True)
+class Described(Event):
+    """What a plugin may do on this machine, in its own words; reported at the start."""
+
+    text: str
+
+
+@attrs.frozen(kw_only=True)
 class Beat(Event):
     """A heartbeat was accepted."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import attrs
 
 from molecule_connect import events, state_folder
-from molecule_connect.blocks import Block, Ground, credentials_of, notice, plugin_host
+from molecule_connect.blocks import Block, Ground, credentials_of, notice, plugin_host, report_permissions
 from molecule_connect.delivery.fleet import Fleet
 from molecule_connect.delivery.journal.journal import Journal
 from molecule_connect.errors import ConfigError, MoleculeError
@@ -239,19 +239,24 @@ def warn_of_dangers(settings: Sequence[ConnectionSettings], state_dir: Path, lis
 
 
 async def rehearse(
-    settings: Sequence[ConnectionSettings], *, state_dir: Path | None, listener: events.Listener
+    settings: Sequence[ConnectionSettings],
+    *,
+    state_dir: Path | None,
+    listener: events.Listener,
+    state_root: Path | None = None,
 ) -> list[str]:
     """Build everything, ask the plugins for problems, close it again: no request, no state. Returns the problems.
 
     Args:
         state_dir: Where a token that the platform handed out may lie. Nothing is written there.
+        state_root: The state folder that plugins keep out of; *state_dir* where it is None.
 
     Raises:
         ConfigError: The settings of the only workspace make no sense; those of several are problems.
     """
     if state_dir is not None:
         warn_of_dangers(settings, state_dir, listener)
-    steps = [(one, _rehearsal(one, state_dir, listener)) for one in settings]
+    steps = [(one, _rehearsal(one, state_dir, listener, state_root)) for one in settings]
     return await _problems(steps, several=len(steps) > 1)
 
 
@@ -266,10 +271,13 @@ def _building(block: Block) -> _Step:
     return step
 
 
-def _rehearsal(settings: ConnectionSettings, state_dir: Path | None, listener: events.Listener) -> _Step:
+def _rehearsal(
+    settings: ConnectionSettings, state_dir: Path | None, listener: events.Listener, state_root: Path | None = None
+) -> _Step:
     async def step() -> list[str]:
         token = credentials_of(settings.check(), state_dir).current()
-        async with plugin_host(settings, token, None, listener) as host:
+        async with plugin_host(settings, token, None, listener, state_root=state_root or state_dir) as host:
+            await report_permissions(host, settings.workspace_id, listener)
             return await host.check()
 
     return step

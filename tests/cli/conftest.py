@@ -43,6 +43,10 @@ class Unready:
         return ["no login"]
 
     @hookimpl
+    def describe(self):
+        yield "unready may: do nothing"
+
+    @hookimpl
     async def handle_a2a(self, request):
         return Response.silent()
 '''

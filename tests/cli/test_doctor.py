@@ -145,6 +145,7 @@ async def test_clocks_that_disagree_are_told(minutes: int, words: str) -> None:
         (["ws_1", "--api-url", "http://far.example"], "asked for  FAIL  http://far.example would carry the token"),
         (["ws_1", "--token-file", "/nowhere"], "token  FAIL  the token file /nowhere "),
         (["ws_1", "--backend", "unready"], "backend  FAIL  backend unready: no login -> "),
+        (["ws_1", "--backend", "unready"], "permissions  ok  unready may: do nothing"),
         (
             ["ws_1", "--backend", "parrot", "--backend-opt", "sufix=?"],
             "backend  warn  backend parrot has no option 'sufix', did you mean 'suffix'?; its options are ",

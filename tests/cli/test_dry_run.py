@@ -41,6 +41,7 @@ def test_problems_of_the_backend_are_told_and_end_it_with_2(molecule: Molecule, 
 
     assert result.code == 2
     assert "no login" in result.stderr
+    assert "INFO    unready may: do nothing" in result.stderr
     assert "nothing was started" in result.stderr
 
 

@@ -59,6 +59,7 @@ def test_a_line_is_time_level_and_text() -> None:
         (events.Notice(workspace_id="ws_1", text="read this", hint="do that"), "WARNING", "read this -> do that"),
         (events.Stopping(workspace_id="ws_1", running=0, grace=20), "INFO", "stopping"),
         (events.Stopped(workspace_id="ws_1"), "INFO", "stopped"),
+        (events.Described(workspace_id="ws_1", text="x may: read"), "INFO", "x may: read"),
     ],
 )
 def test_what_matters_is_told_in_one_line(event: events.Event, level: str, words: str) -> None:

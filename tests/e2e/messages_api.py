@@ -3,7 +3,7 @@
 Its answer to the n-th text of a conversation is ``turn n: `` and the text's last line of words. What a text holds in
 double square brackets it does instead: ``[[status 500]]``, ``[[overflow]]``, ``[[limit 1790000000]]`` (used up until
 then), ``[[use Read {"file_path": "/x"}]]`` (a tool, once; then the answer tells what came of it; OUTBOX in
-it is the folder for files that go along).
+it is the folder for files that go along). Several of them are used in one turn; ``outcomes`` returns all results.
 """
 
 import json
@@ -104,44 +104,60 @@ def spoken(body: Json) -> list[str]:
     return texts
 
 
-def _content(body: Json, texts: list[str]) -> Json:
+def outcomes(body: Json) -> list[tuple[bool, str]]:
+    """For each tool used in the last turn of a request, in order: whether it ran, and what it returned."""
+    blocks = [block for message in body["messages"] for block in message["content"] if isinstance(block, dict)]
+    results = {block["tool_use_id"]: block for block in blocks if block["type"] == "tool_result"}
+    uses = [message["content"] for message in body["messages"] if message["role"] == "assistant"][-1]
+    found = [results[block["id"]] for block in uses if isinstance(block, dict) and block["type"] == "tool_use"]
+    return [(not result.get("is_error"), json.dumps(result.get("content"))) for result in found]
+
+
+def _content(body: Json, texts: list[str]) -> list[Json]:
     last = texts[-1] if texts else ""
     results = [
         str(block.get("content", ""))
         for block in body["messages"][-1]["content"]
         if isinstance(block, dict) and block["type"] == "tool_result"
     ]
-    tool = re.search(r"\[\[use (\w+) (\{.*\})\]\]", last)
+    tools = re.findall(r"\[\[use (\w+) (\{.*?\})\]\]", last)
     outbox = _OUTBOX.search(last)
-    if tool and not results:
-        return {
-            "type": "tool_use",
-            "id": f"toolu_{len(body['messages'])}",
-            "name": tool[1],
-            "input": json.loads(tool[2].replace("OUTBOX", outbox[1] if outbox else "")),
-        }
+    if tools and not results:
+        return [
+            {
+                "type": "tool_use",
+                "id": f"toolu_{len(body['messages'])}_{number}",
+                "name": name,
+                "input": json.loads(given.replace("OUTBOX", outbox[1] if outbox else "")),
+            }
+            for number, (name, given) in enumerate(tools)
+        ]
     words = [line for line in _TAG.sub("", _OUTBOX.sub("", last)).splitlines() if line.strip()]
-    return {"type": "text", "text": f"turn {len(texts)}: {results[0] if results else ''.join(words[-1:])}"}
+    return [{"type": "text", "text": f"turn {len(texts)}: {results[0] if results else ''.join(words[-1:])}"}]
 
 
-def _events(number: int, body: Json, content: Json) -> Iterator[bytes]:
-    reason = "tool_use" if content["type"] == "tool_use" else "end_turn"
+def _events(number: int, body: Json, content: list[Json]) -> Iterator[bytes]:
+    reason = "tool_use" if content[0]["type"] == "tool_use" else "end_turn"
     usage = {"input_tokens": 100, "output_tokens": 7}
-    delta: Json = {"type": "text_delta", "text": content.get("text", "")}
-    start: Json = {**content, "text": ""} if reason == "end_turn" else {**content, "input": {}}
-    if reason == "tool_use":
-        delta = {"type": "input_json_delta", "partial_json": json.dumps(content["input"])}
     message: Json = {
         "id": f"msg_{number}", "type": "message", "role": "assistant", "model": body.get("model"),
         "content": [], "stop_reason": None, "stop_sequence": None, "usage": {**usage, "output_tokens": 0},
     }  # fmt: skip
     events: list[Json] = [
         {"type": "message_start", "message": message},
-        {"type": "content_block_start", "index": 0, "content_block": start},
-        {"type": "content_block_delta", "index": 0, "delta": delta},
-        {"type": "content_block_stop", "index": 0},
+        *(event for index, block in enumerate(content) for event in _block(index, block)),
         {"type": "message_delta", "delta": {"stop_reason": reason, "stop_sequence": None}, "usage": usage},
         {"type": "message_stop"},
     ]
     for event in events:
         yield f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode()
+
+
+def _block(index: int, block: Json) -> Iterator[Json]:
+    start, delta = {**block, "text": ""}, {"type": "text_delta", "text": block.get("text", "")}
+    if block["type"] == "tool_use":
+        start = {**block, "input": {}}
+        delta = {"type": "input_json_delta", "partial_json": json.dumps(block["input"])}
+    yield {"type": "content_block_start", "index": index, "content_block": start}
+    yield {"type": "content_block_delta", "index": index, "delta": delta}
+    yield {"type": "content_block_stop", "index": index}

@@ -14,7 +14,7 @@ import pytest
 from molecule_connect import Request, Response, TextPart, hookimpl
 from molecule_connect.errors import BackendError, CloseError
 from molecule_connect.models import Handler, Progress
-from molecule_connect.plugins.chores import run_check, run_close
+from molecule_connect.plugins.chores import run_check, run_close, run_describe
 from molecule_connect.plugins.host import PluginHost, create_host
 from molecule_connect.plugins.impls import Impl
 from molecule_connect.plugins.worker_threads import WorkerThreads
@@ -446,6 +446,25 @@ async def test_a_check_or_a_close_that_does_not_return_is_left_alone() -> None:
     threads.abandon()
     assert "did not close" in str(await late)
     release.set()
+
+
+async def test_a_describe_is_bounded_and_its_failures_are_lines() -> None:
+    async def hanging() -> None:
+        await asyncio.Event().wait()
+
+    def broken() -> None:
+        raise RuntimeError("no folder")
+
+    threads = WorkerThreads("x")
+
+    assert await run_describe(impl_of("describe", lambda: "may: read"), threads) == ["may: read"]
+    assert await run_describe(impl_of("describe", lambda: None), threads) == []
+    assert await run_describe(impl_of("describe", broken), threads) == [
+        "backend x: describe failed: RuntimeError: no folder"
+    ]
+    assert await run_describe(impl_of("describe", hanging), threads, seconds=0.01) == [
+        "backend x: describe did not return within 0.01 s"
+    ]
 
 
 async def test_plugins_are_closed_once_in_reverse_order_and_one_that_fails_stops_no_other() -> None:

@@ -308,6 +308,59 @@ async def test_a_data_attribute_with_a_hooks_name_is_no_mistake() -> None:
         assert await host.check() == []
 
 
+async def test_backend_and_middleware_describe_themselves_in_order() -> None:
+    class Describing(Echo):
+        @hookimpl
+        async def describe(self) -> list[str]:
+            return ["backend"]
+
+    class Around:
+        @hookimpl
+        def wrap_handler(self, handler: Handler) -> Handler:
+            return handler
+
+        @hookimpl
+        def describe(self) -> str:
+            return "around"
+
+    async with await host_of(Describing(), middleware=[Around()]) as host:
+        assert await host.describe() == ["backend", "around"]
+    async with await host_of(Echo()) as host:
+        assert await host.describe() == []
+
+
+async def test_a_backend_knows_the_state_folder_that_a_start_would_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = """
+import attrs
+from molecule_connect import BackendConfig, hookimpl
+
+@attrs.frozen(eq=False)
+class Rooted:
+    config: BackendConfig
+
+    @hookimpl
+    def describe(self):
+        return str(self.config.state_root)
+
+    @hookimpl
+    def handle_a2a(self, request): ...
+"""
+    folder = write_distribution(
+        tmp_path / "site", "acme-root", entry_points=backends(rooted="root_mod:Rooted"), root_mod=source
+    )
+    monkeypatch.syspath_prepend(folder)
+    root = tmp_path / "state"
+
+    for given in ({"state_dir": root}, {"state_root": root}):
+        async with await host_of("rooted", path=[folder], **given) as host:
+            assert await host.describe() == [str(root)]
+    async with await host_of("rooted", path=[folder]) as host:
+        assert await host.describe() == ["None"]
+    assert not root.exists()
+
+
 async def test_an_optional_hook_of_a_later_version_is_passed_over() -> None:
     class Ahead(Echo):
         @hookimpl(optionalhook=True)

@@ -15,7 +15,7 @@ from molecule_connect.blocks import credentials_of
 from molecule_connect.cli.survey import survey
 from molecule_connect.console.texts import span
 from molecule_connect.errors import AuthError, ConfigError, MoleculeError, PlatformError
-from molecule_connect.events import Event, Notice
+from molecule_connect.events import Described, Event, Notice
 from molecule_connect.models import WorkspaceStatus
 from molecule_connect.platform import operations
 from molecule_connect.platform.address import parse_address
@@ -84,7 +84,7 @@ async def _workspace_checkup(
         credentials, error = None, exc
     if folder is not None:
         yield _lease(folder, workspace_id, now)
-    for found in await _backend(settings, credentials):
+    for found in await _backend(settings, folder, credentials):
         yield found
     if credentials is None:
         yield _failed("token", error or environment.no_token())
@@ -168,26 +168,29 @@ def _lease(folder: Path, workspace_id: str, now: float) -> Finding:
     return Finding("connector", WARN, f"{process}: {found.state}", "see 'molecule status'")
 
 
-async def _backend(settings: ConnectionSettings, credentials: Credentials | None) -> list[Finding]:
-    """Whether the backend is ready, and what a start would warn of."""
+async def _backend(settings: ConnectionSettings, folder: Path | None, credentials: Credentials | None) -> list[Finding]:
+    """Whether the backend is ready, what it may do on this machine, and what a start would warn of."""
     if not settings.backend:
         return [Finding("backend", SKIP, "not looked at", "name it with --backend and its --backend-opt")]
     warnings: list[Finding] = []
+    permissions: list[Finding] = []
 
     def listen(event: Event) -> None:
         if isinstance(event, Notice):
             warnings.append(Finding("backend", WARN, event.text, "correct it, or leave it out"))
+        if isinstance(event, Described):
+            permissions.append(Finding("permissions", OK, event.text))
 
     # A check needs no token, and no request is made.
     settings = attrs.evolve(settings, token=credentials.current() if credentials else "none-is-needed")
     try:
-        problems = await rehearse([settings], state_dir=None, listener=listen)
+        problems = await rehearse([settings], state_dir=None, listener=listen, state_root=folder)
     except MoleculeError as exc:
         # One that cannot be closed was told of before it was raised.
         return [_failed("backend", exc), *(each for each in warnings if each.text != str(exc))]
     if problems:
-        return [Finding("backend", FAIL, "; ".join(problems), "mend that, then start"), *warnings]
-    return [Finding("backend", OK, f"{settings.backend} is ready"), *warnings]
+        return [Finding("backend", FAIL, "; ".join(problems), "mend that, then start"), *permissions, *warnings]
+    return [Finding("backend", OK, f"{settings.backend} is ready"), *permissions, *warnings]
 
 
 async def _platform(client: AsyncPlatformClient, now: float) -> AsyncGenerator[Finding, None]:

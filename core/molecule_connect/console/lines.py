@@ -76,6 +76,8 @@ def _connection_line(event: events.Event) -> Line | None:
             return Line(INFO, f"{event.part}: well again")
         case events.Notice():
             return Line(WARNING, with_hint(event.text, event.hint))
+        case events.Described():
+            return Line(INFO, event.text)
         case events.Paused():
             return Line(WARNING, "paused on the platform: messages are kept, none is run")
         case events.Resumed():

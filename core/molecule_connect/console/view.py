@@ -12,7 +12,9 @@ from molecule_connect.console.texts import one_line, span, who
 
 _MAX_ROWS = 500
 _FINISHED = frozenset(("delivered", "silent", "failed", "recorded"))
-_TOLD_ABOVE = (events.Trouble, events.Recovered, events.Notice, events.Dead, events.Paused, events.Resumed)
+_TOLD_ABOVE = (
+    events.Trouble, events.Recovered, events.Notice, events.Described, events.Dead, events.Paused, events.Resumed,
+)  # fmt: skip
 
 
 @attrs.define(kw_only=True)

@@ -33,6 +33,17 @@ async def run_check(impl: Impl, threads: WorkerThreads, *, seconds: float = CHEC
     return problems if ended else [f"check did not return within {seconds:g} s"]
 
 
+async def run_describe(impl: Impl, threads: WorkerThreads, *, seconds: float = CHECK_SECONDS) -> list[str]:
+    """The lines that a ``describe`` returns. One that raises or takes longer than *seconds* is a line too."""
+    if not inspect.iscoroutinefunction(impl.function):
+        impl = attrs.evolve(impl, function=_listing(impl.function))
+    try:
+        ended, found = await _within(seconds, impl.run(threads))
+        return _as_list(found) if ended else [f"{impl.label}: describe did not return within {seconds:g} s"]
+    except (Exception, SystemExit) as exc:  # plugin code
+        return [f"{impl.label}: describe failed: {first_line(exc)}"]
+
+
 async def run_close(impl: Impl, threads: WorkerThreads, *, seconds: float = CLOSE_SECONDS) -> CloseError | None:
     """Close; what went wrong, or None."""
     try:

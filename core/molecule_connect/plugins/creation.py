@@ -35,6 +35,7 @@ class Creation:
     Attributes:
         given: Its options, as the operator wrote them.
         strict: An unknown option is an error, not a warning.
+        state_root: The state folder of the program, which may not exist yet; None where it is not known.
         listed: A list of workspaces gave the options; else flags did.
     """
 
@@ -42,6 +43,7 @@ class Creation:
     given: GivenOptions
     workspace_id: str = ""
     state_folder: Callable[[], Path] | None = None
+    state_root: Path | None = None
     secrets: frozenset[str] = frozenset()
     strict: bool = False
     listed: bool = False
@@ -105,6 +107,7 @@ class Creation:
             label=self.installed.label,
             spelling=self._spelling(),
             state_folder=self.state_folder and self._own_folder,
+            state_root=self.state_root,
             secrets=self.secrets,
         )
 

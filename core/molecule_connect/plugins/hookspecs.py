@@ -55,6 +55,16 @@ def check() -> Iterable[str] | str | Awaitable[Iterable[str] | str | None] | Non
 
 
 @hookspec
+def describe() -> Iterable[str] | str | Awaitable[Iterable[str] | str | None] | None:
+    """Say what the plugin may do on this machine: tools, folders, settings.
+
+    Called at the start, by ``--dry-run``, and by ``molecule doctor``, after the
+    plugin was made. Return complete lines for the operator to read, or nothing.
+    Plain or ``async``; 30 seconds at most. Don't put secrets into them.
+    """
+
+
+@hookspec
 def close() -> Awaitable[None] | None:
     """Let go of what the plugin holds: connections, processes, temporary files.
 

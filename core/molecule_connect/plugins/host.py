@@ -12,7 +12,7 @@ from typing import Any
 
 from molecule_connect.errors import ConfigError, MoleculeError, OptionError, PluginError
 from molecule_connect.models import Handler, Progress, Request
-from molecule_connect.plugins.chores import run_check, run_close
+from molecule_connect.plugins.chores import run_check, run_close, run_describe
 from molecule_connect.plugins.creation import Creation, Warn, log_warning, split_options
 from molecule_connect.plugins.discovery import find
 from molecule_connect.plugins.given import GivenOptions, Value
@@ -41,6 +41,7 @@ class PluginHost:
         self._manager = new_manager()
         self._plugins: list[tuple[str, object]] = []
         self._checks: list[Impl] = []
+        self._descriptions: list[Impl] = []
         self._answers = WorkerThreads("the backend")
         self._chores = WorkerThreads("the plugin")
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
@@ -66,6 +67,10 @@ class PluginHost:
     async def check(self) -> list[str]:
         """What the plugins say stands in the way of serving; raising and silence are problems too."""
         return [f"{impl.label}: {problem}" for impl in self._checks for problem in await run_check(impl, self._chores)]
+
+    async def describe(self) -> list[str]:
+        """What the plugins may do on this machine, in their own words."""
+        return [line for impl in self._descriptions for line in await run_describe(impl, self._chores)]
 
     async def close(self) -> list[Exception]:
         """Close the plugins, the last made first, each once and within its time. What failed, as CloseErrors.
@@ -154,6 +159,8 @@ class PluginHost:
         hooks = register(self._manager, plugin, label)
         if "check" in hooks:
             self._checks.append(hooks["check"])
+        if "describe" in hooks:
+            self._descriptions.append(hooks["describe"])
         return hooks
 
     def _innermost(self, impl: Impl) -> Handler:
@@ -214,6 +221,7 @@ async def create_host(
     strict: bool = False,
     listed: bool = False,
     state_dir: Path | None = None,
+    state_root: Path | None = None,
     warn: Warn = log_warning,
     secrets: Iterable[str] = (),
     path: Sequence[str] | None = None,
@@ -221,7 +229,8 @@ async def create_host(
     """The host of one connection. ``middleware`` names the outermost first; its options are keyed ``name.key``.
 
     Hints spell options as the entry of a list has them if it is ``listed``, else as flags.
-    Without ``state_dir`` a plugin's folder lasts as long as the host. ``secrets`` are kept from the environment of
+    Without ``state_dir`` a plugin's folder lasts as long as the host; ``state_root`` is then the folder that a start
+    would use, where that is known. ``secrets`` are kept from the environment of
     child processes. ``path`` takes the place of ``sys.path`` in the search for names. When it fails, every plugin
     that was made is closed.
 
@@ -242,6 +251,7 @@ async def create_host(
         Creation,
         workspace_id=workspace_id,
         state_folder=host.state_folder if state_dir is None else lambda: state_dir,
+        state_root=state_dir or state_root,
         secrets=frozenset(secrets),
         strict=strict,
         listed=listed,
@@ -281,6 +291,7 @@ def create_backend(
         given=GivenOptions(options),
         workspace_id=workspace_id,
         state_folder=None if state_dir is None else lambda: state_dir,
+        state_root=state_dir,
         warn=warn,
     )
     made = creation.start()

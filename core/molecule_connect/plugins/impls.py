@@ -20,6 +20,7 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "handle_a2a": ("request", "progress"),
     "wrap_handler": ("handler",),
     "check": (),
+    "describe": (),
     "close": (),
 }
 NEEDED: Mapping[str, str] = {"handle_a2a": "request", "wrap_handler": "handler"}
@@ -165,7 +166,8 @@ def _examined(manager: pluggy.PluginManager, plugin: object, name: str, label: s
             f"there is no hook {hook!r} for {label} to implement{nearest(hook, list(ARGUMENTS))}", hint=_SEE
         )
     function = getattr(plugin, name)
-    if inspect.isasyncgenfunction(function) or (inspect.isgeneratorfunction(function) and hook != "check"):
+    may_yield = hook in ("check", "describe")
+    if inspect.isasyncgenfunction(function) or (inspect.isgeneratorfunction(function) and not may_yield):
         raise PluginError(f"{name} of {label} yields, and must return", hint="tell what happens meanwhile to progress")
     return _bound(hook, function, label)
 

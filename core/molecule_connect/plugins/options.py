@@ -52,6 +52,8 @@ class BackendConfig:
         name: The name that the operator chose it by.
         workspace_id: The workspace that it will answer for; empty where there is none yet.
         options: As given; a repeated key is a list. In no repr.
+        state_root: The folder that holds the journal, the tokens and the files of every workspace on this machine,
+            whether it exists yet or not; None where it is not known. Keep what you start out of it.
     """
 
     name: str
@@ -59,6 +61,7 @@ class BackendConfig:
     options: GivenOptions = attrs.field(default=None, converter=_given)
     _label: str = attrs.field(default="the backend", repr=False)
     _spelling: str = attrs.field(default="--backend-opt ", repr=False)
+    state_root: Path | None = attrs.field(default=None, repr=False)
     _state_folder: Callable[[], Path] | None = attrs.field(default=None, repr=False)
     _secrets: frozenset[str] = attrs.field(default=frozenset(), repr=False)
 

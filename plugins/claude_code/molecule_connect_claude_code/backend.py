@@ -22,8 +22,9 @@ from molecule_connect import (
 )
 from molecule_connect.processes import Ending, Program, RunMarks, not_started, require_posix
 from molecule_connect_claude_code import validation as v
-from molecule_connect_claude_code.command import BASE, OUTBOX, environment_for, flag, tool_rules
+from molecule_connect_claude_code.command import BASE, OUTBOX, environment_for, flag
 from molecule_connect_claude_code.outbox import Outbox
+from molecule_connect_claude_code.permissions import Mode, Permissions
 from molecule_connect_claude_code.prompt import GROUND, prompt_for, readable_files
 from molecule_connect_claude_code.readiness import INSTALL, find_program, problems_with
 from molecule_connect_claude_code.sessions import Session, Sessions, conversation_of, is_session_id
@@ -34,7 +35,6 @@ from molecule_connect_claude_code.verdict import UnusableSessionError, judge
 AFTER_RESULT_SECONDS = 10.0
 LONGEST_LINE = 64 * 2**20
 
-Mode = Literal["acceptEdits", "auto", "bypassPermissions", "default", "dontAsk", "plan"]
 Effort = Literal["low", "medium", "high", "xhigh", "max"]
 
 
@@ -42,8 +42,8 @@ Effort = Literal["low", "medium", "high", "xhigh", "max"]
 class ClaudeCodeBackend:
     """Answer with Claude Code: a session per conversation, resumed for each message, also after a restart.
 
-    It runs ``claude -p`` in ``cwd`` with the settings, memory and login of whoever runs molecule-connect. Tools that
-    nobody allowed are refused, and the answer says so. POSIX only.
+    It runs ``claude -p`` in ``cwd`` with the operator's login. Unless options allow more, Claude may read the files of
+    a message and write to its outbox; no settings, memory, hooks, skills or MCP servers are loaded. POSIX only.
     """
 
     bin: Annotated[str, "the program: a name or a path"] = attrs.field(default="claude", validator=v.not_blank)
@@ -62,10 +62,17 @@ class ClaudeCodeBackend:
         "the folder that it works in; by default the one that molecule was started in",
         "(a new one: new sessions)",
     ] = attrs.field(factory=Path.cwd, converter=v.whole, validator=v.is_folder)
+    allow_unsafe_cwd: Annotated[bool, "accept a cwd that holds the home directory or the state folder"] = False
+    settings: Annotated[
+        list[str], "whose settings, memory, hooks, skills and MCP servers to load: user,project,local; by default none"
+    ] = attrs.field(factory=list, converter=v.split_by_commas, validator=v.setting_sources)
     permission_mode: Annotated[Mode, "what becomes of tools that no rule allows; dontAsk refuses them"] = "dontAsk"
-    allowed_tools: Annotated[list[str], "a tool it may use: Edit, or Bash(git log *)"] = attrs.field(
-        factory=list, validator=v.words
-    )
+    allowed_tools: Annotated[
+        list[str], "a tool it may use: Read(./**) for the files in cwd, Edit, or Bash(git log *)"
+    ] = attrs.field(factory=list, validator=v.words)
+    tools: Annotated[
+        list[str], "one more tool that exists, under Claude Code's own rules: Agent, or default for all"
+    ] = attrs.field(factory=list, converter=v.split_by_commas, validator=v.tool_names)
     disallowed_tools: Annotated[list[str], "a tool it may never use"] = attrs.field(factory=list, validator=v.words)
     mcp_config: Annotated[list[str], "MCP servers: a JSON file, or the JSON itself"] = attrs.field(
         factory=list, converter=v.mcp_configs, repr=False
@@ -106,6 +113,8 @@ class ClaudeCodeBackend:
 
     def __attrs_post_init__(self) -> None:
         require_posix()
+        if self.session != "running" and not self.allow_unsafe_cwd:
+            v.require_safe_cwd(self.cwd, self.config.state_root)
 
     @hookimpl
     async def handle_a2a(self, request: Request, progress: Progress) -> Response:
@@ -135,6 +144,11 @@ class ClaudeCodeBackend:
         with contextlib.suppress(OSError):
             await asyncio.to_thread(self._marks.sweep)
         return await problems_with(self.bin, self._environment(None))
+
+    @hookimpl
+    def describe(self) -> list[str]:
+        """What Claude may do here."""
+        return [self._permissions.describe()]
 
     @hookimpl
     async def close(self) -> None:
@@ -198,9 +212,7 @@ class ClaudeCodeBackend:
             *flag("model", self.model),
             *flag("fallback-model", self.fallback_model),
             *flag("effort", self.effort),
-            *flag("permission-mode", self.permission_mode),
-            *tool_rules(self.allowed_tools, readable_files(request), outbox),
-            *flag("disallowedTools", ",".join(self.disallowed_tools)),
+            *self._permissions.flags(readable_files(request), outbox, self._environment(request)),
             *(word for each in self.mcp_config for word in flag("mcp-config", each)),
             *(word for each in self.add_dirs for word in flag("add-dir", each)),
             *flag("append-system-prompt", "\n\n".join(filter(None, [GROUND, self.append_prompt]))),
@@ -209,7 +221,22 @@ class ClaudeCodeBackend:
         ]
 
     def _environment(self, request: Request | None) -> dict[str, str]:
-        return environment_for(self.config.child_environment(), request if self.pass_meta else None)
+        base = environment_for(self.config.child_environment(), request if self.pass_meta else None)
+        return base | self._permissions.environment()
+
+    @property
+    def _permissions(self) -> Permissions:
+        return Permissions(
+            cwd=self.cwd,
+            mode=self.permission_mode,
+            tools=tuple(self.tools),
+            allowed=tuple(self.allowed_tools),
+            disallowed=tuple(self.disallowed_tools),
+            settings=tuple(self.settings),
+            add_dirs=tuple(self.add_dirs),
+            has_own_settings=any(word.partition("=")[0] == "--settings" for word in self.args),
+            state_root=self.config.state_root,
+        )
 
 
 def _sum(first: Usage, second: Usage | None) -> Usage:

@@ -1,8 +1,6 @@
 """The command line and the environment that ``claude`` is started with."""
 
-import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 from molecule_connect import OptionError, Request
 from molecule_connect.processes import request_variables
@@ -20,9 +18,8 @@ _WITH_OPTION = {
     "--permission-mode": "permission_mode", "--allowedTools": "allowed_tools", "--allowed-tools": "allowed_tools",
     "--disallowedTools": "disallowed_tools", "--disallowed-tools": "disallowed_tools", "--add-dir": "add_dirs",
     "--append-system-prompt": "append_prompt", "--max-turns": "max_turns", "--max-budget-usd": "max_budget_usd",
+    "--tools": "tools", "--setting-sources": "settings", "--dangerously-skip-permissions": "permission_mode",
 }  # fmt: skip
-# A rule holds a path between parentheses, and rules stand between commas.
-_PLAIN_PATH = re.compile(r"/[^(),*?\[\]{}!\x00-\x1f]+\Z")
 
 # Names the folder whose files go along with the answer.
 OUTBOX = "MOLECULE_OUTBOX"
@@ -52,14 +49,6 @@ def check_extra(arguments: Iterable[str]) -> None:
 def flag(name: str, value: object) -> list[str]:
     """``--name=value``, or nothing without a value. In one word: a value that begins with a dash stays a value."""
     return [f"--{name}={value}"] if value not in (None, "") else []
-
-
-def tool_rules(allowed: Iterable[str], files: Iterable[str], outbox: Path | None = None) -> list[str]:
-    """The flag for what is permitted: *allowed*, to read each of *files*, and to write into the *outbox*."""
-    reads = [f"Read(/{path})" for path in files if _PLAIN_PATH.match(path)]
-    # Rules for Edit hold for every tool that writes files.
-    writes = [f"Edit(/{outbox}/**)"] if outbox is not None and _PLAIN_PATH.match(str(outbox)) else []
-    return flag("allowedTools", ",".join([*allowed, *reads, *writes]))
 
 
 def environment_for(base: Mapping[str, str], request: Request | None) -> dict[str, str]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from molecule_connect.processes import Ending, Program, Stop
+from molecule_connect_claude_code.permissions import config_folder
 
 INSTALL = "install it with: npm install -g @anthropic-ai/claude-code, or name it with --backend-opt bin=/path/to/claude"
 # `--permission-mode=dontAsk` and `--include-partial-messages` are in all of 2.1.
@@ -69,7 +70,7 @@ async def _is_logged_in(program: Path, environment: Mapping[str, str]) -> bool:
     """By what lies here, which is quick; else by the program, which also knows keychains and helpers."""
     if (
         any(environment.get(name) for name in CREDENTIALS)
-        or (_config_folder(environment) / ".credentials.json").exists()
+        or (config_folder(environment) / ".credentials.json").exists()
     ):
         return True
     said = await _ask(program, "auth", "status", environment=environment)
@@ -82,11 +83,6 @@ async def _is_logged_in(program: Path, environment: Mapping[str, str]) -> bool:
 
 def _not_logged_in(environment: Mapping[str, str]) -> str:
     return (
-        f"Claude Code is not logged in (no credentials in {_config_folder(environment)}); run claude once and log in,"
+        f"Claude Code is not logged in (no credentials in {config_folder(environment)}); run claude once and log in,"
         " or set ANTHROPIC_API_KEY or CLAUDE_CODE_OAUTH_TOKEN"
     )
-
-
-def _config_folder(environment: Mapping[str, str]) -> Path:
-    given = environment.get("CLAUDE_CONFIG_DIR")
-    return Path(given) if given else Path(environment.get("HOME") or Path.home()) / ".claude"

@@ -34,9 +34,9 @@ class RunningSession(InboxBackend):
 def create_backend(config: BackendConfig) -> ClaudeCodeBackend | RunningSession:
     """Answer with Claude Code: a session per conversation, resumed for each message, also after a restart.
 
-    It runs ``claude -p`` in ``cwd`` with the settings, memory and login of whoever runs molecule-connect. Tools that
-    nobody allowed are refused, and the answer says so. With ``session=running`` the Claude Code that you have open
-    answers instead. POSIX only.
+    It runs ``claude -p`` in ``cwd`` with the operator's login. Unless options allow more, Claude may read the files of
+    a message and write to its outbox, and no settings are loaded. With ``session=running`` the Claude Code that you
+    have open answers instead. POSIX only.
 
     Raises:
         OptionError: An option does not fit.

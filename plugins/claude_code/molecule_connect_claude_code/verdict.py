@@ -57,10 +57,17 @@ def _answer(turn: Turn, ending: Ending, now: float) -> Response:
         return _stopped_at_limit(turn)
     if turn.result.get("is_error") is not False or turn.field("terminal_reason") not in ("", "completed"):
         raise _failed(turn, now)
-    text = turn.field("result").strip()
+    text = _final_text(turn)
     if not text:
         raise BackendError("no answer: Claude ended its turn without a text", retryable=False)
     return Response.from_text(_with_refusals(turn, text), usage=turn.usage)
+
+
+def _final_text(turn: Turn) -> str:
+    """The result's text, or the text of the last message where the result holds nothing or only a part of it."""
+    result = turn.field("result").strip()
+    holds_less = len(turn.final) > len(result) and "".join(result.split()) in "".join(turn.final.split())
+    return turn.final if holds_less else result
 
 
 def _stopped_at_limit(turn: Turn) -> Response:

@@ -176,12 +176,14 @@ async def test_a_session_that_holds_what_the_api_does_not_take_is_left(asking: A
 async def test_in_another_folder_a_conversation_begins_anew(asking: Asking, claude: FakeClaude, tmp_path: Path) -> None:
     await asking.ask()
 
-    await asking.ask(backend=asking.backend(cwd=str(tmp_path)))
+    other = tmp_path / "other"
+    other.mkdir()
+    await asking.ask(backend=asking.backend(cwd=str(other)))
 
     assert resumed(claude) == [None, None]
-    assert claude.runs[1].cwd.samefile(tmp_path)
+    assert claude.runs[1].cwd.samefile(other)
     assert "earlier part of this conversation" in claude.runs[1].stdin
-    assert [each["folder"] for each in kept(asking).values()] == [str(tmp_path)]
+    assert [each["folder"] for each in kept(asking).values()] == [str(other)]
 
 
 async def test_a_failed_first_turn_leaves_no_session_behind(asking: Asking, claude: FakeClaude) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from molecule_connect import BackendError, Response
+from molecule_connect import BackendError, Response, Usage
 from molecule_connect.processes import Ending, Stop
 from molecule_connect_claude_code.limits import seconds_until_reset
 from molecule_connect_claude_code.stream import Turn
@@ -245,3 +245,124 @@ def test_figures_that_are_none_count_as_zero(fields: dict[str, Any]) -> None:
 
     assert usage is not None
     assert usage.input_tokens == 0
+
+
+# The text of the last message
+
+
+def streamed(kind: str, **fields: Any) -> dict[str, Any]:
+    return {"type": "stream_event", "event": {"type": kind, **fields}, "parent_tool_use_id": None}
+
+
+def started(name: str) -> dict[str, Any]:
+    return streamed("message_start", message={"id": name, "role": "assistant"})
+
+
+def piece(words: str, index: int = 0) -> dict[str, Any]:
+    return streamed("content_block_delta", index=index, delta={"type": "text_delta", "text": words})
+
+
+def block(name: str, *blocks: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    event = assistant(*blocks, **fields)
+    event["message"]["id"] = name
+    return event
+
+
+THINKING = {"type": "thinking", "thinking": "a secret thought"}
+TOOL = {"type": "tool_use", "id": "t1", "name": "Read", "input": {}}
+
+
+@pytest.mark.parametrize("words", ["", " \n", "The answer"])
+def test_a_result_with_less_than_was_streamed_is_completed(words: str) -> None:
+    blocks = block("m1", THINKING), block("m1", text("The answer")), block("m1", text(" is long."))
+
+    assert verdict(*blocks, result(words)).text == "The answer is long."
+
+
+def test_blocks_that_stand_apart_are_paragraphs() -> None:
+    blocks = block("m1", text("First part.")), block("m1", THINKING), block("m1", text("Second part."))
+
+    assert verdict(*blocks, result("First part.")).text == "First part.\n\nSecond part."
+
+
+def test_pieces_count_where_the_complete_block_is_missing() -> None:
+    pieces = started("m1"), piece("The ans"), piece("wer is"), piece(" long.")
+
+    assert verdict(*pieces, result("")).text == "The answer is long."
+    assert verdict(*pieces, block("m1", text("The answer is long.")), result("The")).text == "The answer is long."
+
+
+def test_only_the_last_message_counts() -> None:
+    before = block("m1", text("Let me look.")), block("m1", TOOL), {"type": "user", "message": {"content": []}}
+
+    assert verdict(*before, started("m2"), piece("Done."), result("")).text == "Done."
+    assert "no answer" in str(error(*before, block("m2", THINKING), result("")))
+
+
+def test_a_text_beside_the_last_tool_is_the_answer() -> None:
+    assert verdict(block("m1", text("Here it is.")), block("m1", TOOL), result("")).text == "Here it is."
+
+
+def test_sub_agents_thoughts_and_the_programs_own_words_never_count() -> None:
+    of_agent = block("m2", text("of an agent"), parent_tool_use_id="t1")
+    piece_of_agent = {**piece("of an agent"), "parent_tool_use_id": "t1"}
+    own = block("m3", text("No response requested."))
+    own["message"]["model"] = "<synthetic>"
+    thought = streamed("content_block_delta", index=0, delta={"type": "thinking_delta", "thinking": "a secret"})
+
+    answer = verdict(block("m1", text("mine")), of_agent, piece_of_agent, own, thought, result(""))
+
+    assert answer.text == "mine"
+
+
+def test_a_result_that_says_something_else_is_kept() -> None:
+    assert verdict(block("m1", text("a long text that was streamed")), result("the result")).text == "the result"
+
+
+def test_a_streamed_text_never_hides_a_failure() -> None:
+    assert "API Error" in str(error(block("m1", text("half an ans")), failed("API Error: 500")))
+
+
+# Numbers
+
+
+@pytest.mark.parametrize(
+    "number", ["1e400", "-1e400", "NaN", "Infinity", "9" * 500, "9" * 5000, "-1", '"1"', "null", "[]", "true"]
+)
+def test_no_number_costs_the_answer(number: str) -> None:
+    names = "input_tokens", "output_tokens", "cache_read_input_tokens"
+    line = json.dumps(result(total_cost_usd=0, usage=dict.fromkeys(names, 0), num_turns=0))
+    turn = Turn()
+    turn.hear(line.replace(": 0", f": {number}").encode())
+
+    usage = judge(turn, ENDED, now=NOW).usage
+
+    assert usage == Usage()
+
+
+@pytest.mark.parametrize("number", ["1e400", "NaN", "9" * 5000])
+def test_no_number_makes_a_pause_endless(number: str) -> None:
+    turn = Turn()
+    info = json.dumps({"type": "rate_limit_event", "rate_limit_info": {"status": "rejected", "resetsAt": 0}})
+    turn.hear(info.replace(": 0", f": {number}").encode())
+    turn.hear(json.dumps(failed("You've hit your limit")).encode())
+
+    with pytest.raises(BackendError) as caught:
+        judge(turn, ENDED, now=NOW)
+
+    assert caught.value.retry_after == 900
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "<tool_use_error>Error: No such tool available: Read</tool_use_error>",
+        "<tool_use_error>File is in a directory that is denied by your permission settings.</tool_use_error>",
+    ],
+)
+def test_a_refusal_that_is_no_listed_denial_is_named_too(words: str) -> None:
+    answered = {"type": "tool_result", "tool_use_id": "t1", "is_error": True, "content": words}
+
+    found = verdict(block("m1", TOOL), {"type": "user", "message": {"content": [answered]}}, result("I could not."))
+
+    assert found.text == "I could not.\n\n[not permitted here: Read]"
