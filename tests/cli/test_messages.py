@@ -251,6 +251,21 @@ def test_a_senders_uri_is_not_shown_as_a_path(messages: Molecule, book: Book, ur
     assert "path" not in part["file"]
 
 
+def test_the_traceback_of_an_unexpected_error_is_shown_as_it_is(messages: Molecule, book: Book) -> None:
+    book.write("row-1", "hello")
+    trace = 'Traceback (most recent call last):\n  File "x.py", line 1, in f\nValueError: \x1b[2Jnull byte\n'
+
+    async def run(part: Any) -> None:
+        assert await part.set_aside("row-1", "internal error, please report it: ValueError", trace)
+
+    book._run("ws_1", run)
+    shown = messages("show", "row-1").output
+    assert "reason         internal error, please report it: ValueError\n" in shown
+    assert '\nError:\n    Traceback (most recent call last):\n      File "x.py", line 1, in f\n' in shown
+    assert "    ValueError: \\x1b[2Jnull byte\n" in shown
+    assert json.loads(messages("show", "row-1", "--json").output)["error"] == trace
+
+
 def test_a_message_for_machines_has_its_parts_and_its_answer(messages: Molecule, book: Book) -> None:
     book.write("row-1", "one ", "two")
     book.kill("row-1", "refused", answer=Answer(parts=(TextPart("the answer"),)))

@@ -119,6 +119,10 @@ def details(record: Record, *, now: float) -> Iterator[str]:
         yield ""
         yield "Notice to the caller:" if record.answer.is_notice else "Answer:"
         yield from _indented(record.answer.parts)
+    if _is_traceback(record.glance):
+        yield ""
+        yield "Error:"
+        yield from _indented((TextPart(record.glance.error or ""),))
 
 
 def name(glance: Glance) -> str:
@@ -161,7 +165,7 @@ def _facts(record: Record, now: float) -> Iterator[tuple[str, str]]:
     yield "tries", str(glance.attempt)
     yield "interruptions", str(glance.interruptions or "")
     yield "replays", str(glance.replay or "")
-    yield "last error", one_line(glance.error or "", 1000)
+    yield "last error", "" if _is_traceback(glance) else one_line(glance.error or "", 1000)
     yield "next try", _wait(glance, now)
     yield "held", _hold(glance, now) if glance.state is State.HELD else ""
     yield "answered", _when(record.answered_at / 1e6, now) if record.answer and record.answered_at else ""
@@ -171,6 +175,11 @@ def _facts(record: Record, now: float) -> Iterator[tuple[str, str]]:
     if record.answer is not None and (usage := record.answer.usage) is not None:
         cost = f", {usage.cost_usd:.4f} USD" if usage.cost_usd else ""
         yield "usage", f"{usage.input_tokens:,} tokens in, {usage.output_tokens:,} out{cost}"
+
+
+def _is_traceback(glance: Glance) -> bool:
+    """Whether the error is the traceback of an unexpected one."""
+    return (glance.error or "").startswith("Traceback ")
 
 
 def _kind(glance: Glance) -> str:

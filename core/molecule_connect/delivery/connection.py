@@ -386,7 +386,11 @@ class Connection:
         self._status(event)
         if self._attendance is not None:
             self._attendance(event)
-        self._listener(event)
+        try:
+            self._listener(event)
+        except Exception as exc:  # no message is to blame for the program that listens
+            context = {"message": "the listener for events failed", "exception": exc}
+            asyncio.get_running_loop().call_exception_handler(context)
 
 
 async def _cancel(tasks: "Sequence[asyncio.Future[Any]]") -> None:

@@ -147,12 +147,12 @@ async def test_a_commit_that_fails_fails_all_that_came_with_it_and_nothing_later
 async def test_a_write_that_is_itself_impossible_fails_alone(journal: Journal) -> None:
     mine = journal.of(WORKSPACE)
     good = mine.receive([inbound(row_id="good")], now=NOW)
-    too_large = mine.receive([inbound(row_id="bad", time=1 << 70)], now=NOW)
-    forbidden = mine.receive([attrs.evolve(inbound(row_id="void"), message_id=None)], now=NOW)  # type: ignore[arg-type]
+    too_large = mine.move(Position(floor=1 << 70))
+    forbidden = journal.committer.put(lambda db: db.execute("INSERT INTO told (workspace_id) VALUES (NULL)"))
     also_good = mine.receive([inbound(row_id="also-good")], now=NOW)
     outcomes = await asyncio.gather(good, too_large, forbidden, also_good, return_exceptions=True)
-    assert [isinstance(outcome, list) for outcome in outcomes] == [True, False, False, True]
-    assert [mine.known(row) for row in ("good", "bad", "void", "also-good")] == [True, False, False, True]
+    assert [type(outcome) for outcome in outcomes] == [list, OverflowError, sqlite3.IntegrityError, list]
+    assert [mine.known(row) for row in ("good", "also-good")] == [True, True]
 
 
 async def test_a_write_whose_caller_was_cancelled_is_committed_all_the_same(journal: Journal) -> None:

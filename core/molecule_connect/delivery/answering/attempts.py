@@ -14,7 +14,7 @@ from molecule_connect.delivery.health import Health
 from molecule_connect.delivery.journal.entries import Answer, Entry, State, dump_parts, in_words, is_too_deep
 from molecule_connect.delivery.journal.journal import WorkspaceJournal
 from molecule_connect.errors import BackendError
-from molecule_connect.models import Handler, Response, TextPart, Usage
+from molecule_connect.models import Handler, Response, TextPart
 
 ATTEMPTS = 4
 WAITS = (5.0, 30.0, 120.0)
@@ -24,6 +24,8 @@ DEADLINE = 3600.0
 GIVE_UP = 24 * 3600.0
 NOTICE_PAUSE = 600 * 1_000_000
 PROGRESS_PAUSE = 1.0
+# Characters of an error that are kept and shown.
+LONGEST_REASON = 2000
 # A backend that asks for no pause is not called in a circle.
 LEAST_PAUSE = 1.0
 # Nor is a message put off beyond the next month's budget, or until infinity.
@@ -119,23 +121,25 @@ class Attempts:
             raise
         except BackendError as exc:
             error = exc
-            self._budget.spent(entry.caller_id, _usage(exc.usage))
+            self._budget.spent(entry.caller_id, exc.usage)
         except Exception as exc:  # whatever a plugin raises is a failed attempt
-            error = BackendError(_in_words(exc))
+            error = BackendError(exception_text(exc))
         else:
             self._health.sample()
             self._breaker.succeeded(entry)
-            self._budget.spent(entry.caller_id, _usage(response.usage))
+            self._budget.spent(entry.caller_id, response.usage)
             return lambda: self._answered(entry, response, loop.time() - began)
         finally:
             self.running.pop(entry.row_id, None)
-        reason = str(error) or "the backend failed"
+        reason, pause = _reason(error), _pause(error) if error.retryable else None
         self._health.sample(reason)
-        if error.retryable and error.retry_after is None:
+        if error.retryable and pause is None:
             # Before the slot is free: who gets it next depends on this.
             self._breaker.failed(entry, reason)
         counts = self._breaker.counts(entry)
-        return lambda: self._failed(entry, error, reason, counts=counts)
+        if pause is not None:
+            return lambda: self._park(entry, reason, pause)
+        return lambda: self._failed(entry, reason, retryable=error.retryable, counts=counts)
 
     async def put_back(self, entry: Entry) -> None:
         """The message did not get its try: another one, as if this had not been."""
@@ -182,7 +186,7 @@ class Attempts:
         if response.is_silent:
             await self._insist(lambda: self._journal.silenced(entry))
         else:
-            stored = await self._store(entry, Answer(parts=response.parts, usage=_usage(response.usage)))
+            stored = await self._store(entry, Answer(parts=response.parts, usage=response.usage))
         self._tell(events.Answered, entry, text=response.text[:200], seconds=seconds, silent=response.is_silent)
         return stored
 
@@ -192,16 +196,14 @@ class Attempts:
             return None
         return entry.with_answer(answer, at=at)
 
-    async def _failed(self, entry: Entry, error: BackendError, reason: str, *, counts: bool) -> None:
-        wall = self._wall()
-        if error.retry_after is not None and error.retryable:
-            wait = min(max(LEAST_PAUSE, error.retry_after), MOST_PAUSE)
-            self._parked[entry.row_id] = (wall + wait, reason)
-            await self._retry(entry, reason, wait, counts=False, failed=False)
-            return
-        attempt = entry.attempt + 1
+    async def _park(self, entry: Entry, reason: str, pause: float) -> None:
+        self._parked[entry.row_id] = (self._wall() + pause, reason)
+        await self._retry(entry, reason, pause, counts=False, failed=False)
+
+    async def _failed(self, entry: Entry, reason: str, *, retryable: bool, counts: bool) -> None:
+        attempt, wall = entry.attempt + 1, self._wall()
         too_old = wall - (entry.first_failed or wall) >= GIVE_UP
-        if error.retryable and not too_old and (attempt < ATTEMPTS or not counts):
+        if retryable and not too_old and (attempt < ATTEMPTS or not counts):
             nominal = WAITS[min(attempt, len(WAITS)) - 1] if counts else PROBE_WAIT
             await self._retry(entry, reason, self._waits.jitter(nominal), counts=counts, failed=True)
         else:
@@ -224,16 +226,30 @@ class Attempts:
         self._tell(events.Dead, entry, reason=reason)
 
 
-def _in_words(exc: Exception) -> str:
+def exception_text(exc: Exception) -> str:
+    """*exc* in one line, of bounded length."""
     try:
-        return f"{type(exc).__name__}: {exc}"
+        return f"{type(exc).__name__}: {exc}"[:LONGEST_REASON]
     except Exception:  # its own __str__ fails
         return type(exc).__name__
 
 
-def _usage(value: object) -> Usage | None:
-    """A plugin can put anything there, which must not cost the answer."""
-    return value if isinstance(value, Usage) else None
+def _reason(error: BackendError) -> str:
+    try:
+        return str(error)[:LONGEST_REASON] or "the backend failed"
+    except Exception:  # a plugin's class can have its own __str__
+        return type(error).__name__
+
+
+def _pause(error: BackendError) -> float | None:
+    """Seconds that the backend asks for. A plugin can put anything there."""
+    if error.retry_after is None:
+        return None
+    try:
+        asked = float(error.retry_after)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return min(max(LEAST_PAUSE, asked), MOST_PAUSE)
 
 
 def _storable(response: Response) -> Response:

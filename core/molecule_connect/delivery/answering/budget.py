@@ -39,9 +39,9 @@ class DailyBudget:
         self._day = -1
         self._spent: dict[str | None, float] = {}
 
-    def spent(self, caller_id: str | None, usage: Usage | None) -> None:
-        """An attempt for *caller_id* has cost this much."""
-        if usage is not None and usage.cost_usd > 0:
+    def spent(self, caller_id: str | None, usage: object) -> None:
+        """An attempt for *caller_id* has cost this much. What a plugin gives for a ``Usage`` can be anything."""
+        if isinstance(usage, Usage) and usage.cost_usd > 0:
             # The journal is behind what is counted here.
             self._look_at_the_day()
             self._spent[caller_id] = self._spent.get(caller_id, 0.0) + usage.cost_usd

@@ -2,19 +2,22 @@
 
 import asyncio
 import contextlib
+import errno
 import time
+import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 
 import attrs
 
 from molecule_connect import events
-from molecule_connect.delivery.answering.attempts import Attempts, teller
+from molecule_connect.delivery.answering.attempts import Attempts, exception_text, teller
 from molecule_connect.delivery.answering.budget import DailyBudget
 from molecule_connect.delivery.answering.loopguard import LoopGuard, Verdict
 from molecule_connect.delivery.answering.replies import Accepted, Later, Refused, Replies
 from molecule_connect.delivery.answering.slots import Slots
 from molecule_connect.delivery.files.files import ChatFiles
+from molecule_connect.delivery.journal.arrivals import LONGEST_TRACE
 from molecule_connect.delivery.journal.entries import Answer, Entry, Lane, State
 from molecule_connect.delivery.journal.journal import WorkspaceJournal
 from molecule_connect.errors import JournalError
@@ -26,6 +29,11 @@ INTERRUPTIONS = 8
 # A lane is parked for at least so many seconds: clocks round.
 LEAST_PARKED = 0.1
 SECOND = 1_000_000
+# Seconds until a message is tried again for which this machine was short of something.
+SHORTAGE_WAIT = 30.0
+# Seconds until a conversation goes on after the journal could not be read.
+JOURNAL_WAIT = 5.0
+SHORTAGES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EAGAIN))
 
 
 class Lanes:
@@ -33,7 +41,7 @@ class Lanes:
 
     Args:
         now: The platform's time in microseconds.
-        failed: Told of an error in a lane that is a bug; the connection ends by it.
+        failed: Told of an error that no message can be blamed for; the connection ends by it.
         insist: Runs a journal write until it succeeds.
     """
 
@@ -63,6 +71,7 @@ class Lanes:
         self._now = now
         self._insist = insist
         self._failed = failed
+        self._listener = listener
         self._tell = teller(listener)
         self._wall = wall
         self._live: dict[Lane, asyncio.Task[None]] = {}
@@ -167,9 +176,10 @@ class Lanes:
         self._live[lane] = asyncio.get_running_loop().create_task(self._work(lane), name="lane")
 
     async def _work(self, lane: Lane) -> None:
+        failed = ""
         try:
-            while (entry := self._due_head(lane)) is not None:
-                await self._advance(entry)
+            while (step := await self._step(lane, failed)) is not None:
+                failed = step
                 if lane.caller_id in self._crowded:
                     self._had_turn.setdefault(lane.caller_id, {})[lane] = None
                     break
@@ -184,6 +194,59 @@ class Lanes:
             raise
         finally:
             self._end(lane)
+
+    async def _step(self, lane: Lane, failed: str) -> str | None:
+        """Do what is due in *lane*. None: nothing is. Else the row of an unexpected error, "" for none.
+
+        Nothing that one message contains may end the process, so such an error makes its message a dead letter.
+        """
+        entry = None
+        try:
+            if (entry := self._due_head(lane)) is None:
+                return None
+            await self._advance(entry)
+        except JournalError as exc:
+            if self._stopping:
+                raise
+            if entry is not None:
+                self._tell(events.Retrying, entry, what="journal", reason=str(exc), seconds=JOURNAL_WAIT)
+            await asyncio.sleep(JOURNAL_WAIT)
+        except Exception as exc:  # whatever this message makes us do
+            row_id = entry.row_id if entry else self._ran.get(lane) or self._journal.head_id(lane)
+            if row_id is None or row_id == failed:
+                raise
+            if not (entry and _is_shortage(exc) and await self._put_off(row_id, exc)):
+                await self._set_aside(lane, row_id, exc)
+            return row_id
+        return ""
+
+    async def _put_off(self, row_id: str, exc: Exception) -> bool:
+        """Try the message again later: the machine is short of something. False where the backend would run twice."""
+        entry, reason = self._journal.entry(row_id), exception_text(exc)
+        when = self._wall() + SHORTAGE_WAIT
+        if entry.state is State.RECEIVED:
+            await self._insist(lambda: self._journal.defer(entry, not_before=when, error=reason))
+        elif entry.state is State.ANSWERED:
+            await self._insist(lambda: self._journal.send_failed(entry, not_before=when, in_doubt=True))
+        else:
+            return False
+        self._tell(events.Retrying, entry, what="this machine", reason=reason, seconds=SHORTAGE_WAIT)
+        return True
+
+    async def _set_aside(self, lane: Lane, row_id: str, exc: Exception) -> None:
+        reason = f"internal error, please report it: {exception_text(exc)}"
+        trace = "".join(traceback.format_exception(exc))[-LONGEST_TRACE:]
+        self._ran.pop(lane, None)
+        if await self._insist(lambda: self._journal.set_aside(row_id, reason, trace)):
+            self._listener(
+                events.Dead(
+                    workspace_id=self._journal.workspace_id,
+                    row_id=row_id,
+                    caller_id=lane.caller_id,
+                    context_id=lane.context_id,
+                    reason=reason,
+                )
+            )
 
     def _end(self, lane: Lane) -> None:
         del self._live[lane]
@@ -318,6 +381,13 @@ class Lanes:
         state = State.ANSWERED if entry.state is State.ANSWERED else State.RECEIVED
         await self._insist(lambda: self._journal.bury(entry, state, reason))
         self._tell(events.Dead, entry, reason=reason)
+
+
+def _is_shortage(exc: Exception) -> bool:
+    """Whether the machine, and not the message, is at fault."""
+    if isinstance(exc, OSError):
+        return exc.errno in SHORTAGES
+    return isinstance(exc, MemoryError) or (isinstance(exc, RuntimeError) and "start new thread" in str(exc))
 
 
 def _not_accepted(entry: Entry, reason: str) -> str:

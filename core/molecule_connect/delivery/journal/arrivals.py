@@ -1,14 +1,18 @@
 """Rows that arrive, as SQL: stored once, each in the state that it begins with."""
 
 import sqlite3
+import traceback
 from collections.abc import Iterable
 
 import attrs
 
 from molecule_connect.delivery.journal import file_rows, questions, sayings
-from molecule_connect.delivery.journal.entries import Lane, State, dump_parts, is_too_deep, plain_or_none
+from molecule_connect.delivery.journal.entries import Lane, State, dump_parts, is_too_deep, plain, plain_or_none
 from molecule_connect.delivery.journal.transitions import LATENESS, REPEAT_WINDOW, replay
 from molecule_connect.models import Inbound, Kind
+
+# Characters of a traceback that are kept: its end says most.
+LONGEST_TRACE = 20_000
 
 
 @attrs.frozen(kw_only=True)
@@ -33,14 +37,45 @@ def receive(
 ) -> list[Stored]:
     """Store rows that are new. *now* stands in for a missing time, in the order in which they came.
 
-    In an *inbox* answers, results of delegations that were opened here, and empty messages wait for a reader too.
+    In an *inbox* answers, results of delegations that were opened here, and empty messages wait for a reader too. A row
+    that can't be stored becomes an unreadable one, with the traceback as its error.
     """
     stored = []
     for number, item in enumerate(items):
         time = item.time if item.time is not None else now + number
         known = db.execute("SELECT 1 FROM message WHERE workspace_id=? AND row_id=?", (workspace_id, item.row_id))
-        if known.fetchone() is None:
-            stored.append(_receive_one(db, workspace_id, item, time, wall, inbox))
+        if known.fetchone() is not None:
+            continue
+        db.execute("SAVEPOINT one_row")
+        try:
+            one = _receive_one(db, workspace_id, item, time, wall, inbox)
+        except sqlite3.OperationalError:
+            raise
+        except Exception as exc:  # whatever is in the row
+            db.execute("ROLLBACK TO one_row")
+            one = _set_aside(db, workspace_id, item, now + number, wall, exc)
+        db.execute("RELEASE one_row")
+        stored.append(one)
+    return stored
+
+
+def _set_aside(
+    db: sqlite3.Connection, workspace_id: str, item: Inbound, time: int, wall: float, exc: Exception
+) -> Stored:
+    """Keep of *item* only what cannot fail."""
+    item = Inbound(
+        row_id=item.row_id,
+        kind=Kind.UNREADABLE,
+        caller_id=item.caller_id,
+        message_id=item.row_id,
+        idempotency_key=item.row_id,
+        raw=item.raw,
+        reason=f"it cannot be stored: {type(exc).__name__}",
+    )
+    stored = Stored(item=item, time=time, state=State.DEAD)
+    _insert(db, workspace_id, stored, wall, question=None, echo=None)
+    trace = plain("".join(traceback.format_exception(exc)))[-LONGEST_TRACE:]
+    db.execute("UPDATE message SET error=? WHERE workspace_id=? AND row_id=?", (trace, workspace_id, item.row_id))
     return stored
 
 

@@ -16,6 +16,8 @@ from molecule_connect.errors import JournalError
 
 # How long another process may hold the file before a commit fails, in seconds.
 BUSY_TIMEOUT, BUSY_PAUSE = 5.0, 0.01
+# What an operation's own values can cause; all other errors are the file's.
+_OF_ITS_VALUES = (sqlite3.DataError, sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError)
 T = TypeVar("T")
 Operation = Callable[[sqlite3.Connection], T]
 
@@ -151,7 +153,7 @@ class Committer:
 
     def _fail(self, outcome: "asyncio.Future[Any]", cause: Exception) -> None:
         if not outcome.cancelled():
-            if isinstance(cause, sqlite3.Error):
+            if isinstance(cause, sqlite3.Error) and not isinstance(cause, _OF_ITS_VALUES):
                 cause = journal_error(cause, self._path, "written", is_running=True)
             outcome.set_exception(cause)
 

@@ -30,6 +30,11 @@ class Lane:
     context_id: str | None
 
 
+def _usage(value: object) -> Usage | None:
+    """A plugin can put anything there, which must not cost the answer."""
+    return value if isinstance(value, Usage) else None
+
+
 @attrs.frozen(kw_only=True)
 class Answer:
     """What will be, or was, sent for a message.
@@ -42,7 +47,7 @@ class Answer:
     parts: tuple[Part, ...]
     is_notice: bool = False
     reason: str = ""
-    usage: Usage | None = None
+    usage: Usage | None = attrs.field(default=None, converter=_usage)
 
     @property
     def then(self) -> State:

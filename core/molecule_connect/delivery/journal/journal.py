@@ -265,6 +265,12 @@ class WorkspaceJournal(LaneReads):
         """Any open state -> dead."""
         return await self._put(lambda db: transitions.bury(db, entry, frm, reason, self._journal.wall()))
 
+    async def set_aside(self, row_id: str, reason: str, error: str) -> bool:
+        """received, running or answered -> dead, after an unexpected error."""
+        return await self._put(
+            lambda db: transitions.set_aside(db, self.workspace_id, row_id, reason, error, self._journal.wall())
+        )
+
     async def defer(self, entry: Entry, *, not_before: float, error: str) -> bool:
         """received -> received: the lane waits."""
         return await self._put(

@@ -38,13 +38,28 @@ class LaneReads:
 
     def head(self, lane: Lane) -> Entry | None:
         """The oldest message of *lane* that is not over."""
+        row = self._head(lane, COLUMNS)
+        return None if row is None else load_entry(row)
+
+    def head_id(self, lane: Lane) -> str | None:
+        """The row id of ``head``, also where that cannot be loaded."""
+        row = self._head(lane, "workspace_id, row_id")
+        return None if row is None else str(row[1])
+
+    def _head(self, lane: Lane, columns: str) -> tuple[Any, ...] | None:
         pending = [row_id for row_id, its_lane in self._ending.items() if its_lane == lane]
         rows = self._reader.execute(
-            f"SELECT {COLUMNS} FROM message WHERE workspace_id=? AND caller_id IS ? AND context_id IS ?"  # noqa: S608
+            f"SELECT {columns} FROM message WHERE workspace_id=? AND caller_id IS ? AND context_id IS ?"  # noqa: S608
             f" AND {self._open} ORDER BY place, seq, arrival LIMIT ?",
             (self.workspace_id, lane.caller_id, lane.context_id, 1 + len(pending)),
         )
-        return next((load_entry(row) for row in rows if row[1] not in pending), None)
+        return next((row for row in rows if row[1] not in pending), None)
+
+    def entry(self, row_id: str) -> Entry:
+        """The message *row_id*, which there is, as it is now."""
+        return load_entry(
+            self._one(f"SELECT {COLUMNS} FROM message WHERE workspace_id=? AND row_id=?", self.workspace_id, row_id)  # noqa: S608
+        )
 
     def answer_of(self, row_id: str) -> Entry | None:
         """The message *row_id* while its answer is to be sent."""

@@ -116,6 +116,16 @@ def bury(db: sqlite3.Connection, entry: Entry, frm: State, reason: str, wall: fl
     return _move(db, entry, frm, set_, (plain(reason),), wall, attempt=attempt)
 
 
+def set_aside(db: sqlite3.Connection, workspace_id: str, row_id: str, reason: str, error: str, wall: float) -> bool:
+    """Any state that lanes work on -> dead: handling the message failed unexpectedly. *error*: the traceback."""
+    cursor = db.execute(
+        "UPDATE message SET state='dead', reason=?, error=?, not_before=NULL, progress=NULL, changed=?"
+        " WHERE workspace_id=? AND row_id=? AND state IN ('received', 'running', 'answered')",
+        (plain(reason), plain(error), wall, workspace_id, row_id),
+    )
+    return cursor.rowcount == 1
+
+
 def defer(db: sqlite3.Connection, entry: Entry, wall: float, *, not_before: float, error: str) -> bool:
     """received -> received: its lane waits."""
     return _move(db, entry, State.RECEIVED, "not_before=?, error=?", (not_before, plain(error)), wall)
