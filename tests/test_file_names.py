@@ -1,6 +1,6 @@
 import pytest
 
-from molecule_connect.file_names import pending_id, pending_uri, safe_name
+from molecule_connect.file_names import pending_id, pending_uri, safe_name, type_by_name
 
 
 @pytest.mark.parametrize(
@@ -50,3 +50,12 @@ def test_only_the_address_of_an_upload_names_one(uri: str, file_id: str | None) 
 
 def test_an_address_made_of_ids_names_the_upload() -> None:
     assert pending_id(pending_uri("ws-1", "F1")) == "F1"
+
+
+@pytest.mark.parametrize("name", ["//[draft] plan.pdf", "http://[x.pdf", "data:text/html,x.pdf", "a\0b/\ud800.pdf"])
+def test_a_name_like_an_address_has_the_type_of_its_extension(name: str) -> None:
+    assert type_by_name(name) == "application/pdf"
+
+
+def test_a_name_without_a_known_extension_has_no_type() -> None:
+    assert type_by_name("plan.unknown") == type_by_name("") == ""

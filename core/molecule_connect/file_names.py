@@ -1,7 +1,7 @@
 """What files are called: on this machine, whatever somebody else named them, and where the platform keeps uploads."""
 
 import base64
-import hashlib
+import mimetypes
 import re
 from urllib.parse import unquote_to_bytes
 
@@ -10,7 +10,7 @@ _LONGEST_EXTENSION = 16
 _ODD = re.compile(r"[^A-Za-z0-9._-]")
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 PENDING = "platform-pending:"
-# How bytes that came in the message itself begin, and what they are called in the journal: no upload has such an id.
+# How the address of bytes in the message itself begins, and the journal's id of them: no upload has such an id.
 INLINE, INLINE_ID = "data:", "inline:"
 
 
@@ -39,12 +39,15 @@ def pending_id(uri: str) -> str | None:
     return file_id if is_one and file_id.strip(".") else None
 
 
-def file_key(uri: str, name: str) -> str | None:
-    """What the journal calls a message's file at *uri*: an upload's id, or one made of its bytes; else None."""
-    if not uri.startswith(INLINE):
-        return pending_id(uri)
-    told = f"{uri}\0{name}".encode("utf-8", "replace")
-    return INLINE_ID + hashlib.blake2b(told, digest_size=16).hexdigest()
+def inline_id(row_id: str, number: int) -> str:
+    """The journal's id of the file whose bytes are in part *number* of the row *row_id*."""
+    return f"{INLINE_ID}{number}:{row_id}"
+
+
+def type_by_name(name: str) -> str:
+    """The MIME type that the extension of *name* stands for, or ""."""
+    # Given the name itself, mimetypes reads it as a URL, and raises ValueError for some since Python 3.13.
+    return mimetypes.guess_type(safe_name(name))[0] or ""
 
 
 def inline_bytes(uri: str) -> bytes:

@@ -87,6 +87,18 @@ async def test_what_was_uploaded_can_be_attached_to_a_notify(place: Place, tmp_p
     assert part["file"] == {"uri": uploaded[0].uri, "name": "a.txt", "mimeType": "text/plain", "size": 1}
 
 
+def test_a_type_beyond_measure_is_not_sent(tmp_path: Path) -> None:
+    form = Multipart.of([file(tmp_path / "x", mime_type="text/" + "p" * 1000), file(tmp_path / "y", name="//[a.pdf")])
+
+    assert [one.mime_type for one in form.files] == ["application/octet-stream", "application/pdf"]
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "n" * 300])
+def test_a_path_that_names_no_file_is_refused_as_unreadable(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be sent"):
+        Multipart.of([FilePart(uri="", path=tmp_path / name)])
+
+
 async def test_a_name_or_type_cannot_write_headers_of_its_own(place: Place, tmp_path: Path) -> None:
     hostile = file(tmp_path / "x", name='a"\r\nX-Evil: 1\r\n\r\n.txt', mime_type="text/plain\r\nX-Evil: 1")
 

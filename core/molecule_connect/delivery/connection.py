@@ -11,7 +11,7 @@ from molecule_connect import events
 from molecule_connect.backoff import Backoff
 from molecule_connect.delivery.answering.answering import Answering, Surroundings
 from molecule_connect.delivery.cursor_file import CursorFile
-from molecule_connect.delivery.files.files import FolderLimits
+from molecule_connect.delivery.files.room import FolderLimits
 from molecule_connect.delivery.gate import Gate
 from molecule_connect.delivery.health import Health
 from molecule_connect.delivery.heartbeat import Heartbeat

@@ -230,14 +230,14 @@ class Inspection:
             raise ConfigError(f"{key.row_id} is not in the journal any more")
         return Record(
             glance=_glance(row),
-            parts=None if row["parts"] is None else self._with_paths(key.workspace_id, load_parts(row["parts"])),
+            parts=None if row["parts"] is None else self._with_paths(key, load_parts(row["parts"])),
             answer=load_answer(row["answer"]) if row["answer"] else None,
             in_doubt=bool(row["in_doubt"]),
             **{name: row[name] for name in _PLAIN},
         )
 
-    def _with_paths(self, workspace_id: str, parts: tuple[Part, ...]) -> tuple[Part, ...]:
-        return with_paths(self._db, workspace_id, parts, folder_of(self._folder, workspace_id))
+    def _with_paths(self, key: Key, parts: tuple[Part, ...]) -> tuple[Part, ...]:
+        return with_paths(self._db, key.workspace_id, key.row_id, parts, folder_of(self._folder, key.workspace_id))
 
     def short_ids(self, keys: Iterable[Key], least: int = 8) -> list[str]:
         """The beginnings of row ids that ``find`` knows them by: at least *least* characters, if they have them."""

@@ -1,6 +1,5 @@
 """Files on their way to the platform: a form that is read from the disk while it is sent."""
 
-import mimetypes
 import os
 import re
 import secrets
@@ -10,13 +9,15 @@ from pathlib import Path
 import attrs
 
 from molecule_connect.errors import ConfigError
-from molecule_connect.file_names import safe_name
+from molecule_connect.file_names import safe_name, type_by_name
 from molecule_connect.models import FilePart
 
 PIECE = 256 * 1024
 UNKNOWN_TYPE = "application/octet-stream"
 # Anything else could end the header that the type stands in.
-_PLAIN_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+(; ?[A-Za-z0-9-]+=[A-Za-z0-9._-]+)*")
+_PLAIN_TYPE = re.compile(
+    r"[A-Za-z0-9!#$&^_.+-]{1,60}/[A-Za-z0-9!#$&^_.+-]{1,60}(; ?[A-Za-z0-9-]{1,60}=[A-Za-z0-9._-]{1,60}){0,4}"
+)
 
 
 @attrs.frozen(kw_only=True)
@@ -65,7 +66,7 @@ class Multipart:
             yield self._head(file)
             try:
                 yield from _content(file)
-            except OSError as exc:
+            except (OSError, ValueError) as exc:
                 raise _unreadable(file.name, exc) from exc
             yield b"\r\n"
         yield self._end
@@ -100,14 +101,17 @@ def _upload_file(file: FilePart) -> UploadFile:
         size = file.path.stat().st_size
         if not file.path.is_file() or not os.access(file.path, os.R_OK):
             raise OSError("it is no file that can be read")
-    except OSError as exc:
+    except (OSError, ValueError) as exc:
         raise _unreadable(name, exc) from exc
     if not size:
-        raise ConfigError(f"the file {name!r} is empty: the platform takes no empty files", hint="write into it first")
-    guessed = file.mime_type or mimetypes.guess_type(name)[0] or UNKNOWN_TYPE
+        raise ConfigError(
+            f"the file {name[:100]!r} is empty: the platform takes no empty files", hint="write into it first"
+        )
+    guessed = file.mime_type or type_by_name(name) or UNKNOWN_TYPE
     mime_type = guessed if _PLAIN_TYPE.fullmatch(guessed) else UNKNOWN_TYPE
     return UploadFile(path=file.path, name=safe_name(name), mime_type=mime_type, size=size)
 
 
-def _unreadable(name: str, exc: OSError) -> ConfigError:
-    return ConfigError(f"the file {name!r} cannot be sent: {exc.strerror or exc}", hint="check that it is there")
+def _unreadable(name: str, exc: OSError | ValueError) -> ConfigError:
+    reason = getattr(exc, "strerror", None) or exc
+    return ConfigError(f"the file {name[:100]!r} cannot be sent: {reason}", hint="check that it is there")

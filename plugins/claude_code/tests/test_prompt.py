@@ -78,3 +78,14 @@ def test_a_message_of_a_file_alone_is_a_prompt(tmp_path: Path) -> None:
 
 def test_a_name_that_is_beyond_measure_is_cut() -> None:
     assert len(prompt_for(make_request(parts=(FilePart(uri="x", name="n" * 10_000),)))) < 600
+
+
+def test_files_that_were_not_taken_are_told() -> None:
+    rest = FilePart(uri="", name="19,936 more files", unavailable="a message may bring at most 64 files")
+
+    prompt = prompt_for(make_request(parts=(TextPart("look"), rest)))
+
+    assert (
+        "- 19,936 more files: not on this machine, so it cannot be read (a message may bring at most 64 files)\n"
+        in prompt
+    )

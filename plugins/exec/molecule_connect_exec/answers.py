@@ -105,7 +105,7 @@ class Conversation:
             uri=uri or (place.as_uri() if place is not None else ""),
             name=name or (place.name if place is not None else ""),
             mime_type=mime_type,
-            size=size if isinstance(size, int) and not isinstance(size, bool) else None,
+            size=size if isinstance(size, int) and not isinstance(size, bool) and 0 <= size < 2**63 else None,
             path=place,
         )
 

@@ -10,7 +10,7 @@ import pytest
 from molecule_connect import BackendError, DataPart, FilePart, Progress, Request, Response, TextPart, Usage
 from molecule_connect.testing import make_request
 from molecule_connect_exec import ExecBackend
-from molecule_connect_exec.requests import as_json
+from molecule_connect_exec.requests import as_json, as_text
 
 FULL = Request(
     workspace_id="ws_1",
@@ -298,6 +298,30 @@ async def test_a_deleted_working_directory_stops_only_files_that_start_from_it(
     with pytest.raises(BackendError, match="cannot be looked at") as caught:
         await saying({"parts": [{"type": "file", "path": "kept.txt"}]})
     assert not caught.value.retryable
+
+
+@pytest.mark.parametrize("size", [-1, 2**63, 1.5, "1", True, None])
+async def test_a_size_that_is_none_is_left_out(size: object) -> None:
+    (part,) = (await saying({"parts": [{"type": "file", "uri": "https://x/y", "size": size}]})).parts
+
+    assert isinstance(part, FilePart)
+    assert part.size is None
+
+
+def test_a_message_of_files_alone_is_told_as_text_with_what_is_missing(tmp_path: Path) -> None:
+    here = FilePart(uri="platform-pending:ws/f1", name="a.txt", path=tmp_path / "a.txt")
+    rest = FilePart(uri="", name="9 more files", unavailable="a message may bring at most 64 files")
+
+    told = as_text(make_request(parts=(here, rest))).decode()
+
+    assert told == f"{tmp_path / 'a.txt'}\nunavailable:9_more_files\n"
+
+
+async def test_an_absolute_path_with_a_nul_is_left_to_the_sending() -> None:
+    (part,) = (await saying({"parts": [{"type": "file", "path": "/tmp/a\0b"}]})).parts
+
+    assert isinstance(part, FilePart)
+    assert part.path == Path("/tmp/a\0b")
 
 
 async def test_a_file_that_is_not_here_comes_with_the_reason() -> None:

@@ -24,7 +24,7 @@ class Drawing:
 
     async def __call__(self, request: Request, progress: Progress) -> Response:
         self.requests.append(request)
-        files = [FilePart(uri=path.as_uri(), name=path.name, path=path) for path in self.paths]
+        files = [FilePart(uri="", name=path.name, path=path) for path in self.paths]
         return Response(parts=(TextPart("here"), *files))
 
 
@@ -159,12 +159,13 @@ async def test_a_sent_answer_with_files_is_settled_by_its_echo_and_not_sent_twic
     assert not [notice for notice in serving.events.of(events.Notice) if "somebody else" in notice.text]
 
 
-@pytest.mark.parametrize("wrong", ["gone", "empty", "too large", "folder"])
+@pytest.mark.parametrize("wrong", ["gone", "empty", "too large", "folder", "nul", "long", "half a pair"])
 async def test_a_file_that_cannot_be_sent_becomes_a_line_and_the_answer_goes_out(
     journal: Journal, picture: Path, tmp_path: Path, wrong: str
 ) -> None:
     platform = FakePlatform(limits=UploadLimits(per_file=100))
-    bad = tmp_path / "bad.png"
+    names = {"nul": "bad.png\0", "long": "bad.png" * 40, "half a pair": "bad.png\ud800"}
+    bad = tmp_path / names.get(wrong, "bad.png")
     if wrong == "empty":
         bad.touch()
     if wrong == "too large":
@@ -176,7 +177,9 @@ async def test_a_file_that_cannot_be_sent_becomes_a_line_and_the_answer_goes_out
         await platform.until(lambda: len(platform.sent) == 1)
 
     assert attached(platform) == ["ours-0"]
-    assert "The file bad.png could not be attached" in platform.answers()[0]
+    assert "The file bad.png" in platform.answers()[0]
+    assert "could not be attached: it " in platform.answers()[0]
+    assert len(platform.answers()[0]) < 300
 
 
 async def test_an_upload_that_is_refused_becomes_a_line(journal: Journal, picture: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from molecule_connect import events
-from molecule_connect.delivery.files.files import FolderLimits
+from molecule_connect.delivery.files.room import FolderLimits
 from molecule_connect.delivery.inspection import Inspection
 from molecule_connect.delivery.journal.journal import Journal
 from molecule_connect.errors import BackendError, PermanentPlatformError, TransientPlatformError

@@ -3,7 +3,7 @@
 import base64
 
 from molecule_connect import events
-from molecule_connect.delivery.files.files import FolderLimits
+from molecule_connect.delivery.files.room import FolderLimits
 from molecule_connect.delivery.inspection import Inspection
 from molecule_connect.delivery.journal.journal import Journal
 from molecule_connect.models import FilePart, TextPart

@@ -14,9 +14,10 @@ from molecule_connect.delivery.answering.loopguard import guard_of
 from molecule_connect.delivery.answering.replies import Replies
 from molecule_connect.delivery.answering.slots import Slots
 from molecule_connect.delivery.files.attachments import Attachments
-from molecule_connect.delivery.files.files import ChatFiles, FolderLimits
+from molecule_connect.delivery.files.files import ChatFiles
 from molecule_connect.delivery.files.folder import FileFolder, folder_of
 from molecule_connect.delivery.files.journal import FileJournal
+from molecule_connect.delivery.files.room import FolderLimits
 from molecule_connect.delivery.journal.entries import Lane
 from molecule_connect.delivery.journal.journal import Journal, WorkspaceJournal
 from molecule_connect.delivery.ports import Platform

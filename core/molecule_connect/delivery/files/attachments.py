@@ -9,9 +9,10 @@ from molecule_connect.delivery.files.journal import FileJournal
 from molecule_connect.delivery.journal.entries import Answer, Entry
 from molecule_connect.delivery.ports import Files
 from molecule_connect.errors import AuthError, ConfigError, Outcome, PermanentPlatformError, TransientPlatformError
-from molecule_connect.file_names import safe_name
+from molecule_connect.file_names import LONGEST, safe_name
 from molecule_connect.models import FilePart, Part, TextPart, UploadLimits
 
+# In one upload (contract 2.12).
 MOST_FILES = 64
 # What a form needs beside the files.
 FORM_ROOM = 64 * 1024
@@ -53,7 +54,7 @@ class Attachments:
         limits = await self._platform.upload_limits()
         for file in files:
             if reason := unfit(file, limits):
-                raise ConfigError(f"the file {_name(file)!r} cannot be sent: {reason}", hint="leave it out")
+                raise ConfigError(f"the file {_shown(file)!r} cannot be sent: {reason}", hint="leave it out")
         taken: list[FilePart] = []
         while len(taken) < len(files):
             batch = _batch(files[len(taken) :], limits)
@@ -138,8 +139,8 @@ def unfit(file: FilePart, limits: UploadLimits) -> str:
             return "it is no ordinary file"
         with file.path.open("rb"):
             pass
-    except OSError as exc:
-        return f"it cannot be read ({exc.strerror or exc})"
+    except (OSError, ValueError) as exc:  # the latter for a path that can name no file
+        return f"it cannot be read ({getattr(exc, 'strerror', None) or exc})"
     most = min(limits.per_file, limits.per_request - FORM_ROOM)
     if status.st_size > most:
         return f"it has {_mib(status.st_size)} MiB, and the platform takes {_mib(most)} MiB"
@@ -161,7 +162,7 @@ def _batch(files: Sequence[FilePart], limits: UploadLimits) -> list[FilePart]:
 def _size(file: FilePart) -> int:
     try:
         return file.path.stat().st_size if file.path is not None else 0
-    except OSError:
+    except (OSError, ValueError):
         return 0
 
 
@@ -169,8 +170,13 @@ def _name(file: FilePart) -> str:
     return file.name or (file.path.name if file.path else "") or "file"
 
 
+def _shown(file: FilePart) -> str:
+    # Backends choose names freely.
+    return _name(file)[:LONGEST]
+
+
 def _excuse(file: FilePart, reason: str) -> TextPart:
-    return TextPart(f"(The file {_name(file)} could not be attached: {reason}.)")
+    return TextPart(f"(The file {_shown(file)} could not be attached: {reason}.)")
 
 
 def _mib(size: int) -> str:

@@ -1,7 +1,7 @@
 """The files of one workspace's chat in the journal. Reads are immediate, changes resolve when they are committed."""
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,7 +10,6 @@ from molecule_connect.delivery.journal.committer import Operation
 from molecule_connect.delivery.journal.entries import Answer, Entry, Lane, plain
 from molecule_connect.delivery.journal.file_rows import FileEntry
 from molecule_connect.delivery.journal.journal import Journal
-from molecule_connect.file_names import file_key
 from molecule_connect.models import FilePart, Part
 
 T = TypeVar("T")
@@ -26,45 +25,55 @@ class FileJournal:
 
     # Reading
 
-    def due(self, most: int) -> list[FileEntry]:
-        """What is to be fetched or acknowledged now."""
-        return file_rows.due(self._journal.reader, self.workspace_id, self._journal.wall(), most)
+    def due(self, most: int, caller_id: str | None = None) -> list[FileEntry]:
+        """Files of one caller, or of people, that are to be brought here now, in their order."""
+        return file_rows.due(self._journal.reader, self.workspace_id, caller_id, self._journal.wall(), most)
+
+    def next_peer(self, after: str) -> str | None:
+        """The first peer after that one, by id, who has a file that is to be brought here now."""
+        return file_rows.next_peer(self._journal.reader, self.workspace_id, after, self._journal.wall())
+
+    def unacknowledged(self, most: int) -> list[FileEntry]:
+        """What is to be acknowledged now."""
+        return file_rows.unacknowledged(self._journal.reader, self.workspace_id, self._journal.wall(), most)
 
     def next_due(self) -> float | None:
         """When something is to be tried again (seconds since 1970)."""
         return file_rows.next_due(self._journal.reader, self.workspace_id, self._journal.wall())
 
-    def waits_for(self, parts: Collection[Part]) -> bool:
-        """Whether *parts* name a file that is not here yet, and may come."""
-        ids = (file_key(part.uri, part.name) for part in parts if isinstance(part, FilePart))
-        files = (file_rows.of(self._journal.reader, self.workspace_id, one) for one in ids if one)
-        return any(file is not None and file.state == "waiting" for file in files)
+    def is_waiting(self, file_id: str) -> bool:
+        """Whether a file is not here yet, and may be."""
+        return file_rows.is_waiting(self._journal.reader, self.workspace_id, file_id)
 
-    def with_paths(self, parts: tuple[Part, ...]) -> tuple[Part, ...]:
-        """*parts* with the path of each file that is here, and for the others why not."""
-        return file_rows.with_paths(self._journal.reader, self.workspace_id, parts, self._folder)
+    def awaited(self, row_id: str) -> list[str]:
+        """The files of a message that are not here yet, and may be."""
+        return file_rows.awaited(self._journal.reader, self.workspace_id, row_id)
 
-    def inline(self, file_id: str) -> str | None:
-        """The ``data:`` URI in which a message brought that file, while one that did is kept."""
-        return file_rows.inline(self._journal.reader, self.workspace_id, file_id)
+    def with_paths(self, row_id: str, parts: tuple[Part, ...]) -> tuple[Part, ...]:
+        """The *parts* of a message with the path of each file that is here, and for the others why not."""
+        return file_rows.with_paths(self._journal.reader, self.workspace_id, row_id, parts, self._folder)
+
+    def inline_of(self, file: FileEntry) -> list[tuple[FileEntry, str | None]]:
+        """The inline files to be unpacked of the message of *file*, each with its ``data:`` URI, while that is kept."""
+        return file_rows.inline_of(self._journal.reader, self.workspace_id, file.file_id)
 
     def gathers_at(self, quiet: float) -> float | None:
         """When the files that nobody named become a message, *quiet* seconds after the newest (since 1970)."""
-        files = file_rows.unnamed(self._journal.reader, self.workspace_id)
-        return max(file.arrived for file in files) + quiet if files else None
+        newest = file_rows.newest_unnamed(self._journal.reader, self.workspace_id)
+        return None if newest is None else newest + quiet
 
     def names(self) -> set[str]:
         """The names of all files in the folder that the journal knows of."""
         sql = "SELECT path FROM file WHERE workspace_id=? AND state='here'"
         return {row[0] for row in self._journal.reader.execute(sql, (self.workspace_id,))}
 
-    def usage(self) -> int:
-        """Bytes of the files that are here."""
-        return file_rows.usage(self._journal.reader, self.workspace_id)
+    def usage(self, least: int) -> dict[str | None, int]:
+        """Bytes of the files that are here, by caller. A smaller file counts as *least* bytes."""
+        return file_rows.usage(self._journal.reader, self.workspace_id, least)
 
-    def removable(self, *, before: float) -> list[FileEntry]:
-        """Files that only finished messages name, and that came before then, the oldest first."""
-        return file_rows.removable(self._journal.reader, self.workspace_id, before=before)
+    def removable(self, caller_id: str | None, *, before: float, most: int = -1) -> list[FileEntry]:
+        """Files of one caller that only finished messages name, and that came before then, the oldest first."""
+        return file_rows.removable(self._journal.reader, self.workspace_id, caller_id, before=before, most=most)
 
     # Changing
 
@@ -92,11 +101,17 @@ class FileJournal:
         """here -> gone: this machine keeps it no longer. False: an open message names it."""
 
         def run(db: Any) -> bool:
-            still = {one.file_id for one in file_rows.removable(db, self.workspace_id, before=file.arrived + 1)}
             changes = {"state": "gone", "path": None, "reason": reason, "acked": 1}
-            return file.file_id in still and file_rows.move(db, self.workspace_id, file, self._wall(), **changes)
+            return file_rows.is_removable(db, self.workspace_id, file.file_id) and file_rows.move(
+                db, self.workspace_id, file, self._wall(), **changes
+            )
 
         return await self._put(run)
+
+    async def unpack_again(self, row_id: str) -> None:
+        """The inline files of a message that this machine removed, or had no room for, are tried again at once."""
+        if file_rows.may_unpack_again(self._journal.reader, self.workspace_id, row_id):
+            await self._put(lambda db: file_rows.unpack_again(db, self.workspace_id, row_id, self._wall()))
 
     async def gather(self, quiet: float) -> tuple[str, Lane, str] | None:
         """Make one message of the files that nobody named: its row, its lane, and their names."""

@@ -10,10 +10,9 @@ import attrs
 from molecule_connect.delivery.files.files import WAIT
 from molecule_connect.delivery.files.folder import folder_of
 from molecule_connect.delivery.files.journal import FileJournal
-from molecule_connect.delivery.journal import questions, sayings
+from molecule_connect.delivery.journal import file_rows, questions, sayings
 from molecule_connect.delivery.journal.entries import Answer, State, dump_answer, load_parts, plain
 from molecule_connect.delivery.journal.journal import Journal
-from molecule_connect.file_names import INLINE, PENDING
 from molecule_connect.models import Kind, Part, TextPart
 
 # What a reader is shown; everything else is the journal's own memory.
@@ -114,7 +113,7 @@ class InboxStore:
 
     def is_ready(self, place: Place) -> bool:
         """Whether the files of the message at *place* are here, or have been waited for long enough."""
-        return _is_ready(self._journal.reader, place, self.wall, self._files(place.workspace_id))
+        return _is_ready(self._journal.reader, place, self.wall)
 
     def at(self, place: Place) -> InboxMessage | None:
         """The message at *place* while it is pending."""
@@ -181,7 +180,7 @@ class InboxStore:
             task_id=row[5],
             message_id=row[6],
             method=row[7],
-            parts=self._files(row[0]).with_paths(load_parts(row[8] or "[]")),
+            parts=self._files(row[0]).with_paths(row[1], load_parts(row[8] or "[]")),
             raw=row[9] or "{}",
             created_at=row[10],
             delegation_id=row[11],
@@ -199,7 +198,7 @@ class InboxStore:
         wall = self.wall
 
         def find(db: sqlite3.Connection) -> list[Place]:
-            places = (_oldest_free(db, one, wall, self._files(one)) for one in workspace_ids)
+            places = (_oldest_free(db, one, wall) for one in workspace_ids)
             return [place for place in places if place is not None]
 
         def run(db: sqlite3.Connection) -> int | None:
@@ -312,19 +311,17 @@ class InboxStore:
         await self._journal.committer.put(lambda db: sayings.unsay(db, number))
 
 
-def _oldest_free(db: sqlite3.Connection, workspace_id: str, wall: float, files: FileJournal) -> Place | None:
+def _oldest_free(db: sqlite3.Connection, workspace_id: str, wall: float) -> Place | None:
     rows = db.execute(
         f"SELECT time, seq, arrival FROM message WHERE workspace_id=? AND {_FREE} ORDER BY time, seq, arrival",  # noqa: S608
         (workspace_id, wall, wall + SET_BACK),
     )
     places = (Place(row[0], row[1], row[2], workspace_id) for row in rows)
-    return next((place for place in places if _is_ready(db, place, wall, files)), None)
+    return next((place for place in places if _is_ready(db, place, wall)), None)
 
 
-def _is_ready(db: sqlite3.Connection, place: Place, wall: float, files: FileJournal) -> bool:
+def _is_ready(db: sqlite3.Connection, place: Place, wall: float) -> bool:
     row = db.execute(
-        "SELECT parts FROM message WHERE arrival=? AND changed BETWEEN ? AND ?"
-        " AND (instr(parts, ?) OR instr(parts, ?))",
-        (place.arrival, wall - WAIT, wall, PENDING, INLINE),
+        "SELECT row_id FROM message WHERE arrival=? AND changed BETWEEN ? AND ?", (place.arrival, wall - WAIT, wall)
     ).fetchone()
-    return row is None or not files.waits_for(load_parts(row[0]))
+    return row is None or not file_rows.awaited(db, place.workspace_id, row[0])

@@ -85,6 +85,7 @@ def _receive_one(
     if is_too_deep(item.parts):
         kind = Kind.UNREADABLE if item.kind is Kind.MESSAGE else item.kind
         item = attrs.evolve(item, kind=kind, parts=(), reason="it is nested too deeply")
+    item = file_rows.accepted(item)
     if inbox and item.is_blank:
         item = attrs.evolve(item, kind=Kind.MESSAGE, reason="")
     question = None
@@ -97,7 +98,7 @@ def _receive_one(
     stored = attrs.evolve(_begun(db, workspace_id, item, time, wall, inbox, waits), foreign_echo=foreign)
     asked = question[0] if question is not None else None
     _insert(db, workspace_id, stored, wall, question=asked, echo=sayings.TOLD if told else None)
-    file_rows.receive(db, workspace_id, item, time, wall)
+    file_rows.receive(db, workspace_id, item, time, wall, is_repeat=stored.repeats is not None)
     return attrs.evolve(stored, own_upload=file_rows.is_own_upload(db, workspace_id, item))
 
 

@@ -1,16 +1,22 @@
 """What the journal knows of the files of a chat, as SQL: announced, named by messages, here, gone, or our own."""
 
+import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from molecule_connect.delivery.journal.entries import Lane, dump_parts, load_parts, plain
-from molecule_connect.file_names import INLINE, INLINE_ID, file_key, safe_name
-from molecule_connect.models import FilePart, Inbound, Kind, Part
+from molecule_connect.delivery.journal.entries import Lane, dump_parts, load_parts, plain, plain_or_none
+from molecule_connect.file_names import INLINE, INLINE_ID, inline_id, pending_id, safe_name
+from molecule_connect.models import FilePart, Inbound, Kind, Part, UploadLimits
 
+# A message may bring as many files as one upload to the platform (contract 2.12).
+MOST_FILES = 64
+# Bytes of the files inside a message: of one, and of all. The uploads of a 2026-05 platform may have as many.
+MOST_INLINE, MOST_INLINE_IN_ALL = UploadLimits().per_file, UploadLimits().per_request
+NOT_THEIRS = "it is not a file of this sender; another workspace sends a file's bytes in the message itself"
 # A manifest that equals a note of an upload of ours is ours for so long (microseconds).
 OURS_FOR = 3600 * 1_000_000
 # Nothing waits for longer: what seems to, met a clock that was set back.
@@ -18,15 +24,17 @@ LONGEST_WAIT = 600.0
 # Whose files are fetched; what other rows name needs only to be known as named.
 _READ = (Kind.MESSAGE, Kind.ANSWER, Kind.RESULT)
 _COLUMNS = (
-    "file_id, uri, row_id, name, mime_type, size, time, arrived, state, path, reason, attempts, not_before, acked"
+    "file_id, caller_id, uri, row_id, name, mime_type, size, time, arrived, state, path, reason, attempts, not_before,"
+    " acked"
 )
-_NAMED = "EXISTS (SELECT 1 FROM file_use u WHERE u.workspace_id=file.workspace_id AND u.file_id=file.file_id)"
 _OPEN = (
     "EXISTS (SELECT 1 FROM file_use u JOIN message m ON m.workspace_id=u.workspace_id AND m.row_id=u.row_id"
     " WHERE u.workspace_id=file.workspace_id AND u.file_id=file.file_id AND m.state NOT IN ('done', 'dead'))"
 )
 # Until nobody can claim it any more, a file without a message is one that a message may still name.
-_REMOVABLE = f"state='here' AND {_NAMED} AND NOT {_OPEN}"
+_REMOVABLE = f"state='here' AND named AND NOT {_OPEN}"
+_DUE = "(coalesce(not_before, 0) <= ? OR not_before > ?)"
+_UNNAMED = "named=0 AND file.state <> 'ours'"
 
 
 @attrs.frozen(kw_only=True)
@@ -34,6 +42,7 @@ class FileEntry:
     """One file of the chat.
 
     Attributes:
+        caller_id: The workspace whose message holds its bytes; None for a file of people.
         row_id: The row that announced it; None when a message named it without one.
         time: When it was announced, in microseconds by the platform's clock.
         arrived: When this machine learnt of it, in seconds since 1970.
@@ -45,6 +54,7 @@ class FileEntry:
     """
 
     file_id: str
+    caller_id: str | None
     uri: str
     row_id: str | None
     name: str
@@ -71,44 +81,108 @@ def load(rows: Sequence[tuple[Any, ...]]) -> list[FileEntry]:
     return [FileEntry(**dict(zip(names, row, strict=True))) for row in rows]
 
 
-def receive(db: sqlite3.Connection, workspace_id: str, item: Inbound, time: int, wall: float) -> None:
-    """Take in the files that a new row announces or names."""
+def accepted(item: Inbound) -> Inbound:
+    """*item* with a marker, which says why, in the place of each file that is not taken.
+
+    Only people can name uploads: the platform would give us any upload of our chat, whoever names it.
+    """
+    if not any(isinstance(part, FilePart) for part in item.parts):
+        return item
+    may_name, room = _may_name_uploads(item), MOST_INLINE_IN_ALL
+    parts: list[Part] = []
+    count = further_at = 0
     for part in item.parts:
-        file_id = file_key(part.uri, part.name) if isinstance(part, FilePart) else None
-        if file_id is None or not isinstance(part, FilePart):
-            continue
-        is_inline = part.uri.startswith(INLINE)
-        if item.kind is Kind.UPLOAD:
-            if not is_inline:
+        if isinstance(part, FilePart):
+            count += 1
+            if count > MOST_FILES:
+                further_at = further_at or len(parts)
+                continue
+            if part.uri.startswith(INLINE):
+                size = _inline_size(part)
+                part = _checked(part, size, room)
+                room -= 0 if part.unavailable else size
+            elif not may_name and pending_id(part.uri) is not None:
+                part = attrs.evolve(part, unavailable=NOT_THEIRS)
+        parts.append(part)
+    if further := count - MOST_FILES if count > MOST_FILES else 0:
+        name = f"{further:,} more file{'s' if further > 1 else ''}"
+        why = f"a message may bring at most {MOST_FILES} files"
+        parts.insert(further_at, FilePart(uri="", name=name, unavailable=why))
+    return attrs.evolve(item, parts=parts)
+
+
+def _may_name_uploads(item: Inbound) -> bool:
+    if item.kind in (Kind.ECHO, Kind.OWN):
+        return True
+    # Results of delegations are written by peers, and their rows may have no source, or ours.
+    return item.caller_id is None and item.kind in (Kind.MESSAGE, Kind.HISTORY, Kind.UPLOAD)
+
+
+def _inline_size(part: FilePart) -> int:
+    return (len(part.uri) - part.uri.find(",") - 1) * 3 // 4
+
+
+def _checked(part: FilePart, size: int, room: int) -> FilePart:
+    """An inline file as it is, or without its bytes when it is too large."""
+    if size > MOST_INLINE:
+        why = f"it has {size >> 20} MiB, more than the {MOST_INLINE >> 20} MiB that are taken"
+    elif size > room:
+        why = f"the files inside its message have more than the {MOST_INLINE_IN_ALL >> 20} MiB that are taken"
+    else:
+        return part
+    return attrs.evolve(part, uri="", size=size, unavailable=why)
+
+
+def receive(
+    db: sqlite3.Connection, workspace_id: str, item: Inbound, time: int, wall: float, *, is_repeat: bool = False
+) -> None:
+    """Take in the files that a new row, as ``accepted`` gave it, announces or names.
+
+    The bytes in the *repeat* of a message that is known are not stored a second time.
+    """
+    if item.kind is Kind.UPLOAD:
+        for part in item.parts:
+            file_id = pending_id(part.uri) if isinstance(part, FilePart) else None
+            if file_id is not None and isinstance(part, FilePart):
                 _announce(db, workspace_id, file_id, part, item.row_id, time, wall)
-            continue
-        use(db, workspace_id, [file_id], item.row_id)
-        if item.kind in _READ and is_inline:
-            # Of its bytes, which the row keeps, only what they may need is told here.
-            about = attrs.evolve(part, uri=INLINE, size=len(part.uri) * 3 // 4)
-            _insert(db, workspace_id, file_id, about, None, time, wall, state="waiting", on_conflict=_AGAIN)
-        elif item.kind in _READ:
-            _insert(db, workspace_id, file_id, part, None, time, wall, state="waiting", on_conflict=_NAMES_OURS)
+        return
+    named = {file_id: part for _, file_id, part in _files_of(item.row_id, item.parts)}
+    if item.kind not in _READ or is_repeat:
+        named = {file_id: part for file_id, part in named.items() if not part.uri.startswith(INLINE)}
+    use(db, workspace_id, list(named), item.row_id)
+    if item.kind not in _READ:
+        return
+    # The result of a delegation may come without the peer that wrote it: it is not a person's.
+    owner = item.caller_id or (None if item.kind is Kind.MESSAGE else workspace_id)
+    for file_id, part in named.items():
+        if part.uri.startswith(INLINE):
+            # The message keeps the bytes. Here is only noted how much room they need.
+            about = attrs.evolve(part, uri=INLINE, size=_inline_size(part))
+            _insert(db, workspace_id, file_id, about, None, time, wall, owner=owner, on_conflict="NOTHING")
+        else:
+            _insert(db, workspace_id, file_id, part, None, time, wall, on_conflict=_NAMES_OURS)
+
+
+def _files_of(row_id: str, parts: Sequence[Part]) -> Iterator[tuple[int, str, FilePart]]:
+    """The files that the row names and that are taken, each with the part's number and the file's id."""
+    for number, part in enumerate(parts):
+        if isinstance(part, FilePart) and not part.unavailable:
+            file_id = inline_id(row_id, number) if part.uri.startswith(INLINE) else pending_id(part.uri)
+            if file_id is not None:
+                yield number, file_id, part
 
 
 def is_own_upload(db: sqlite3.Connection, workspace_id: str, item: Inbound) -> bool:
     """Whether *item*, which was taken in, announces nothing but files that we uploaded ourselves."""
+    if item.kind is not Kind.UPLOAD:
+        return False
     own = "SELECT 1 FROM file WHERE workspace_id=? AND file_id=? AND state='ours'"
-    announced = [file_key(part.uri, part.name) for part in item.parts if isinstance(part, FilePart)]
-    return (
-        item.kind is Kind.UPLOAD
-        and bool(announced)
-        and all(db.execute(own, (workspace_id, file_id)).fetchone() for file_id in announced)
-    )
+    announced = [pending_id(part.uri) for part in item.parts if isinstance(part, FilePart)]
+    return bool(announced) and all(db.execute(own, (workspace_id, one)).fetchone() for one in announced)
 
 
 # What passed for ours, and may be, is wanted now. To acknowledge it would take it away from the person.
 _NAMES_OURS = "UPDATE SET state='waiting', acked=1, changed=excluded.changed WHERE file.state='ours'"
-# The same bytes came again, after they were removed from here.
-_AGAIN = (
-    "UPDATE SET state='waiting', time=excluded.time, arrived=excluded.arrived, changed=excluded.changed, reason=NULL,"
-    " size=excluded.size, attempts=0, not_before=NULL, acked=0 WHERE file.state IN ('gone', 'failed')"
-)
 
 
 def _announce(
@@ -118,7 +192,11 @@ def _announce(
         "SELECT 1 FROM upload_note WHERE workspace_id=? AND name=? AND size IS ? AND abs(time - ?) < ? LIMIT 1",
         (workspace_id, safe_name(part.name), part.size, time, OURS_FOR),
     ).fetchone()
-    update = "UPDATE SET row_id=excluded.row_id, name=excluded.name, mime_type=excluded.mime_type, size=excluded.size"
+    # The first announcement counts: a later one of the same upload is not the platform's.
+    update = (
+        "UPDATE SET row_id=excluded.row_id, name=excluded.name, mime_type=excluded.mime_type, size=excluded.size"
+        " WHERE file.row_id IS NULL"
+    )
     state = "ours" if ours else "waiting"
     _insert(db, workspace_id, file_id, part, row_id, time, wall, state=state, on_conflict=update)
 
@@ -132,15 +210,17 @@ def _insert(
     time: int,
     wall: float,
     *,
-    state: str,
+    owner: str | None = None,
+    state: str = "waiting",
     on_conflict: str,
 ) -> None:
     db.execute(
-        "INSERT INTO file (workspace_id, file_id, uri, row_id, name, mime_type, size, time, arrived, state, changed)"  # noqa: S608
-        f" VALUES (?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT DO {on_conflict}",
+        "INSERT INTO file (workspace_id, file_id, caller_id, uri, row_id, name, mime_type, size, time, arrived, state,"  # noqa: S608
+        " changed, named) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,"
+        f" EXISTS (SELECT 1 FROM file_use WHERE workspace_id=? AND file_id=?)) ON CONFLICT DO {on_conflict}",
         (
-            *(workspace_id, file_id, plain(part.uri), row_id, plain(part.name), plain(part.mime_type)),
-            *(part.size, time, wall, state, wall),
+            *(workspace_id, file_id, plain_or_none(owner), plain(part.uri), row_id, plain(part.name)),
+            *(plain(part.mime_type), part.size, time, wall, state, wall, workspace_id, file_id),
         ),
     )
 
@@ -151,90 +231,177 @@ def use(db: sqlite3.Connection, workspace_id: str, file_ids: Sequence[str], row_
         "INSERT OR IGNORE INTO file_use (workspace_id, file_id, row_id) VALUES (?,?,?)",
         [(workspace_id, file_id, row_id) for file_id in file_ids],
     )
-
-
-def due(db: sqlite3.Connection, workspace_id: str, wall: float, most: int) -> list[FileEntry]:
-    """What is to be fetched or acknowledged now; first what messages name."""
-    return load(
-        db.execute(
-            f"SELECT {_COLUMNS} FROM file WHERE workspace_id=? AND (state='waiting' OR (state='here' AND acked=0))"  # noqa: S608
-            " AND (coalesce(not_before, 0) <= ? OR not_before > ?)"
-            f" ORDER BY state='here', NOT {_NAMED}, time, arrived LIMIT ?",
-            (workspace_id, wall, wall + LONGEST_WAIT, most),
-        ).fetchall()
+    db.executemany(
+        "UPDATE file SET named=1 WHERE workspace_id=? AND file_id=?", [(workspace_id, file_id) for file_id in file_ids]
     )
+
+
+def due(db: sqlite3.Connection, workspace_id: str, caller_id: str | None, wall: float, most: int) -> list[FileEntry]:
+    """What is to be brought here now for one caller: first what was announced, of that what messages name."""
+    sql = (
+        f"SELECT {_COLUMNS} FROM file WHERE workspace_id=? AND caller_id IS ? AND state='waiting' AND {_DUE}"  # noqa: S608
+        " ORDER BY row_id IS NULL, named DESC, time LIMIT ?"
+    )
+    return load(db.execute(sql, (workspace_id, caller_id, wall, wall + LONGEST_WAIT, most)).fetchall())
+
+
+def next_peer(db: sqlite3.Connection, workspace_id: str, after: str, wall: float) -> str | None:
+    """The first peer after that one, by id, for whom something is to be brought here now."""
+    row = db.execute(
+        f"SELECT caller_id FROM file WHERE workspace_id=? AND caller_id > ? AND state='waiting' AND {_DUE}"  # noqa: S608
+        " ORDER BY caller_id LIMIT 1",
+        (workspace_id, after, wall, wall + LONGEST_WAIT),
+    ).fetchone()
+    return None if row is None else str(row[0])
+
+
+def unacknowledged(db: sqlite3.Connection, workspace_id: str, wall: float, most: int) -> list[FileEntry]:
+    """What is to be acknowledged now."""
+    sql = (
+        f"SELECT {_COLUMNS} FROM file WHERE workspace_id=? AND state='here' AND acked=0 AND {_DUE}"  # noqa: S608
+        " ORDER BY time LIMIT ?"
+    )
+    return load(db.execute(sql, (workspace_id, wall, wall + LONGEST_WAIT, most)).fetchall())
 
 
 def next_due(db: sqlite3.Connection, workspace_id: str, wall: float) -> float | None:
     """When something is to be tried again (seconds since 1970)."""
     row = db.execute(
-        "SELECT min(not_before) FROM file WHERE workspace_id=? AND (state='waiting' OR (state='here' AND acked=0))"
-        " AND not_before > ?",
+        "SELECT not_before FROM file WHERE workspace_id=? AND not_before > ?"
+        " AND (state='waiting' OR (state='here' AND acked=0)) ORDER BY not_before LIMIT 1",
         (workspace_id, wall),
     ).fetchone()
-    return None if row[0] is None else float(row[0])
+    return None if row is None else float(row[0])
 
 
-def of(db: sqlite3.Connection, workspace_id: str, file_id: str) -> FileEntry | None:
-    """One file."""
-    sql = f"SELECT {_COLUMNS} FROM file WHERE workspace_id=? AND file_id=?"  # noqa: S608
-    return next(iter(load(db.execute(sql, (workspace_id, file_id)).fetchall())), None)
+def is_waiting(db: sqlite3.Connection, workspace_id: str, file_id: str) -> bool:
+    """Whether a file is not here yet, and may be."""
+    sql = "SELECT 1 FROM file WHERE workspace_id=? AND file_id=? AND state='waiting'"
+    return db.execute(sql, (workspace_id, file_id)).fetchone() is not None
 
 
-def with_paths(db: sqlite3.Connection, workspace_id: str, parts: tuple[Part, ...], folder: Path) -> tuple[Part, ...]:
-    """*parts* with the path of each file that is here, and for the others why not."""
-    return tuple(_with_path(db, workspace_id, part, folder) if isinstance(part, FilePart) else part for part in parts)
-
-
-def _with_path(db: sqlite3.Connection, workspace_id: str, part: FilePart, folder: Path) -> FilePart:
-    file_id = file_key(part.uri, part.name)
-    file = of(db, workspace_id, file_id) if file_id else None
-    if file is None or file.state == "ours":
-        return part
-    path = folder / file.path if file.state == "here" and file.path else None
-    if path is None or not path.is_file():
-        return attrs.evolve(part, unavailable=file.reason or ("it is not here yet" if path is None else REMOVED))
-    return attrs.evolve(
-        part, path=path, name=part.name or file.name, mime_type=file.mime_type or part.mime_type, size=file.size
+def awaited(db: sqlite3.Connection, workspace_id: str, row_id: str) -> list[str]:
+    """The files of a row that are not here yet, and may be."""
+    rows = db.execute(
+        "SELECT u.file_id FROM file_use u CROSS JOIN file f ON f.workspace_id=u.workspace_id AND f.file_id=u.file_id"
+        " WHERE u.workspace_id=? AND u.row_id=? AND f.state='waiting'",
+        (workspace_id, row_id),
     )
+    return [row[0] for row in rows]
+
+
+def with_paths(
+    db: sqlite3.Connection, workspace_id: str, row_id: str, parts: tuple[Part, ...], folder: Path
+) -> tuple[Part, ...]:
+    """The *parts* of a row with the path of each file that is here, and for the others why not."""
+    files = list(_files_of(row_id, parts))
+    if not files:
+        return parts
+    found = db.execute(
+        "SELECT f.file_id, f.state, f.path, f.reason, f.name, f.mime_type, f.size FROM file f"
+        " JOIN file_use u ON u.workspace_id=f.workspace_id AND u.file_id=f.file_id AND u.row_id=?"
+        " WHERE f.workspace_id=? AND f.state <> 'ours' AND f.file_id IN (SELECT value FROM json_each(?))",
+        (row_id, workspace_id, json.dumps([file_id for _, file_id, _ in files])),
+    )
+    known = {row[0]: row[1:] for row in found}
+    placed: list[Part] = list(parts)
+    for number, file_id, part in files:
+        if file_id in known:
+            placed[number] = _with_path(part, folder, *known[file_id])
+    return tuple(placed)
+
+
+def _with_path(
+    part: FilePart, folder: Path, state: str, path: str | None, reason: str | None, name: str, mime: str, size: int
+) -> FilePart:
+    place = folder / path if state == "here" and path else None
+    if place is None or not place.is_file():
+        return attrs.evolve(part, unavailable=reason or ("it is not here yet" if place is None else REMOVED))
+    return attrs.evolve(part, path=place, name=part.name or name, mime_type=mime or part.mime_type, size=size)
 
 
 REMOVED = "it was removed from this machine"
 
 
-def inline(db: sqlite3.Connection, workspace_id: str, file_id: str) -> str | None:
-    """The ``data:`` URI in which a row brought that file, while one that did is kept."""
-    rows = db.execute(
-        "SELECT m.parts FROM file_use u JOIN message m ON m.workspace_id=u.workspace_id AND m.row_id=u.row_id"
-        " WHERE u.workspace_id=? AND u.file_id=? AND m.parts IS NOT NULL",
-        (workspace_id, file_id),
+def inline_of(db: sqlite3.Connection, workspace_id: str, file_id: str) -> list[tuple[FileEntry, str | None]]:
+    """The inline files to be unpacked of the row that *file_id* belongs to, each with its ``data:`` URI.
+
+    None in its place: the row's bytes are not kept any more.
+    """
+    use = "SELECT row_id FROM file_use WHERE workspace_id=? AND file_id=?"
+    used = db.execute(use, (workspace_id, file_id)).fetchone()
+    if used is None:
+        return []
+    row_id = used[0]
+    columns = ", ".join(f"file.{name}" for name in _COLUMNS.split(", "))
+    files = load(
+        db.execute(
+            # Left to itself, SQLite looks at every file of the workspace.
+            f"SELECT {columns} FROM file_use u CROSS JOIN file ON file.workspace_id=u.workspace_id"  # noqa: S608
+            " AND file.file_id=u.file_id WHERE u.workspace_id=? AND u.row_id=? AND file.state='waiting'"
+            " AND substr(file.file_id, 1, ?)=? ORDER BY file.file_id",
+            (workspace_id, row_id, len(INLINE_ID), INLINE_ID),
+        ).fetchall()
     )
-    files = (part for row in rows for part in load_parts(row[0]) if isinstance(part, FilePart))
-    return next((file.uri for file in files if file_key(file.uri, file.name) == file_id), None)
+    row = db.execute("SELECT parts FROM message WHERE workspace_id=? AND row_id=?", (workspace_id, row_id)).fetchone()
+    parts = load_parts(row[0]) if row and row[0] else ()
+    kept = {file_id: part.uri for _, file_id, part in _files_of(row_id, parts)}
+    return [(file, kept.get(file.file_id)) for file in files]
+
+
+# What this machine did not keep, or could not take yet. The bytes are still in the message.
+_AGAIN = (
+    "workspace_id=? AND file_id IN (SELECT file_id FROM file_use WHERE workspace_id=? AND row_id=?)"
+    " AND substr(file_id, 1, ?)=? AND (state='gone' OR (state='waiting' AND not_before IS NOT NULL))"
+)
+
+
+def may_unpack_again(db: sqlite3.Connection, workspace_id: str, row_id: str) -> bool:
+    """Whether ``unpack_again`` would change anything."""
+    values = (workspace_id, workspace_id, row_id, len(INLINE_ID), INLINE_ID)
+    return db.execute(f"SELECT 1 FROM file WHERE {_AGAIN} LIMIT 1", values).fetchone() is not None  # noqa: S608
+
+
+def unpack_again(db: sqlite3.Connection, workspace_id: str, row_id: str, wall: float) -> None:
+    """The inline files of the row that are not here are tried at once."""
+    db.execute(
+        f"UPDATE file SET state='waiting', not_before=NULL, attempts=0, acked=0, changed=? WHERE {_AGAIN}",  # noqa: S608
+        (wall, workspace_id, workspace_id, row_id, len(INLINE_ID), INLINE_ID),
+    )
+
+
+def newest_unnamed(db: sqlite3.Connection, workspace_id: str) -> float | None:
+    """When the newest of the files of people arrived that no row names (seconds since 1970)."""
+    row = db.execute(
+        "SELECT max(file.arrived) FROM file JOIN message m ON m.workspace_id=file.workspace_id AND m.row_id=file.row_id"  # noqa: S608
+        f" WHERE file.workspace_id=? AND {_UNNAMED} AND m.kind='upload'",
+        (workspace_id,),
+    ).fetchone()
+    return None if row[0] is None else float(row[0])
 
 
 def unnamed(db: sqlite3.Connection, workspace_id: str) -> list[FileEntry]:
-    """The files of people that no row names, the oldest first."""
+    """The files of people that no row names, the oldest first: as many as a message may bring."""
     columns = ", ".join(f"file.{name}" for name in _COLUMNS.split(", "))
     return load(
         db.execute(
             f"SELECT {columns} FROM file JOIN message m ON m.workspace_id=file.workspace_id AND m.row_id=file.row_id"  # noqa: S608
-            f" WHERE file.workspace_id=? AND file.state <> 'ours' AND NOT {_NAMED} AND m.kind='upload'"
-            " ORDER BY m.time, m.seq, m.arrival",
-            (workspace_id,),
+            f" WHERE file.workspace_id=? AND {_UNNAMED} AND m.kind='upload' ORDER BY m.time, m.seq, m.arrival LIMIT ?",
+            (workspace_id, MOST_FILES),
         ).fetchall()
     )
 
 
 def gather(db: sqlite3.Connection, workspace_id: str, wall: float, quiet: float) -> tuple[str, Lane, str] | None:
-    """Make one message of the files that nobody named, *quiet* seconds after the newest. Its row, lane and names.
+    """Make one message of files that nobody named, *quiet* seconds after the newest. Its row, lane and names.
 
-    It stands in the conversation in which the person wrote last.
+    It stands in the conversation in which the person wrote last. Files that it can't hold are left for the next one.
     """
-    files = unnamed(db, workspace_id)
+    newest = newest_unnamed(db, workspace_id)
     # An arrival in the future: the clock was set back.
-    if not files or wall - quiet < max(file.arrived for file in files) <= wall:
+    if newest is None or wall - quiet < newest <= wall:
         return None
+    files = unnamed(db, workspace_id)
     row_id = files[0].row_id or ""
     context = db.execute(
         "SELECT context_id FROM message WHERE workspace_id=? AND caller_id IS NULL AND kind='message'"
@@ -251,7 +418,7 @@ def gather(db: sqlite3.Connection, workspace_id: str, wall: float, quiet: float)
     if changed != 1:
         return None
     use(db, workspace_id, [file.file_id for file in files], row_id)
-    return row_id, lane, ", ".join(file.name or "without a name" for file in files)
+    return row_id, lane, ", ".join(file.name[:100] or "without a name" for file in files)[:200]
 
 
 def move(db: sqlite3.Connection, workspace_id: str, file: FileEntry, wall: float, **changes: Any) -> bool:
@@ -264,20 +431,27 @@ def move(db: sqlite3.Connection, workspace_id: str, file: FileEntry, wall: float
     return cursor.rowcount == 1
 
 
-def removable(db: sqlite3.Connection, workspace_id: str, *, before: float) -> list[FileEntry]:
-    """Files here that only finished messages name, and that came before then, the oldest first."""
-    return load(
-        db.execute(
-            f"SELECT {_COLUMNS} FROM file WHERE workspace_id=? AND arrived < ? AND {_REMOVABLE} ORDER BY arrived",  # noqa: S608
-            (workspace_id, before),
-        ).fetchall()
+def removable(
+    db: sqlite3.Connection, workspace_id: str, caller_id: str | None, *, before: float, most: int = -1
+) -> list[FileEntry]:
+    """Files here of one caller that only finished messages name, and that came before then, the oldest first."""
+    sql = (
+        f"SELECT {_COLUMNS} FROM file WHERE workspace_id=? AND caller_id IS ? AND arrived < ? AND {_REMOVABLE}"  # noqa: S608
+        " ORDER BY arrived LIMIT ?"
     )
+    return load(db.execute(sql, (workspace_id, caller_id, before, most)).fetchall())
 
 
-def usage(db: sqlite3.Connection, workspace_id: str) -> int:
-    """Bytes of the files that are here."""
-    sql = "SELECT coalesce(sum(size), 0) FROM file WHERE workspace_id=? AND state='here'"
-    return int(db.execute(sql, (workspace_id,)).fetchone()[0])
+def is_removable(db: sqlite3.Connection, workspace_id: str, file_id: str) -> bool:
+    """Whether only finished messages name a file that is here."""
+    sql = f"SELECT 1 FROM file WHERE workspace_id=? AND file_id=? AND {_REMOVABLE}"  # noqa: S608
+    return db.execute(sql, (workspace_id, file_id)).fetchone() is not None
+
+
+def usage(db: sqlite3.Connection, workspace_id: str, least: int) -> dict[str | None, int]:
+    """Bytes of the files that are here, by caller. A smaller file counts as *least* bytes."""
+    sql = "SELECT caller_id, sum(max(size, ?)) FROM file WHERE workspace_id=? AND state='here' GROUP BY caller_id"
+    return {row[0]: int(row[1]) for row in db.execute(sql, (least, workspace_id))}
 
 
 def forget(db: sqlite3.Connection, workspace_id: str, *, before: float, now: int) -> None:
@@ -311,8 +485,8 @@ def uploaded(
     noted = {db.execute("SELECT name, size FROM upload_note WHERE note=?", (number,)).fetchone() for number in notes}
     db.executemany("DELETE FROM upload_note WHERE note=?", [(number,) for number in notes])
     for file in files:
-        if file_id := file_key(file.uri, file.name):
-            ours = f"UPDATE SET state='ours', acked=1 WHERE NOT {_NAMED}"
+        if file_id := pending_id(file.uri):
+            ours = "UPDATE SET state='ours', acked=1 WHERE NOT file.named"
             _insert(db, workspace_id, file_id, file, None, at, wall, state="ours", on_conflict=ours)
             db.execute("UPDATE file SET acked=1 WHERE workspace_id=? AND file_id=?", (workspace_id, file_id))
     for name, size in filter(None, noted):

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import attrs
 
-from molecule_connect.delivery.journal import arrivals, integrity, schema, transitions
+from molecule_connect.delivery.journal import arrivals, integrity, older_files, schema, transitions
 from molecule_connect.delivery.journal.arrivals import Stored
 from molecule_connect.delivery.journal.committer import Committer, Operation
 from molecule_connect.delivery.journal.entries import Answer, Entry, State, plain
@@ -199,6 +199,7 @@ class WorkspaceJournal(LaneReads):
 
         def run(db: sqlite3.Connection) -> int:
             schema.adopt(db, self.workspace_id)
+            older_files.adopt(db, self.workspace_id)
             return transitions.recover(db, self.workspace_id, wall, inbox=self.is_inbox)
 
         return await self._put(run)

@@ -82,6 +82,19 @@ CREATE TABLE peer_spend (
     PRIMARY KEY (workspace_id, day, caller_id)
 );
 """,
+    # 3: whose a file is (caller_id, NULL: people's), and whether a row names it. older_files fills them in.
+    """
+ALTER TABLE file ADD COLUMN caller_id TEXT;
+ALTER TABLE file ADD COLUMN named INTEGER NOT NULL DEFAULT 0;
+DROP INDEX file_due;
+DROP INDEX file_state;
+CREATE INDEX file_waiting ON file (workspace_id, caller_id, row_id IS NULL, named DESC, time) WHERE state='waiting';
+CREATE INDEX file_unacked ON file (workspace_id, time) WHERE state='here' AND acked=0;
+CREATE INDEX file_later ON file (workspace_id, not_before) WHERE not_before IS NOT NULL;
+CREATE INDEX file_here ON file (workspace_id, caller_id, arrived, size) WHERE state='here';
+CREATE INDEX file_unnamed ON file (workspace_id, arrived) WHERE named=0 AND state <> 'ours';
+CREATE INDEX file_use_row ON file_use (workspace_id, row_id);
+""",
 )
 VERSION = 1 + len(MIGRATIONS)
 
