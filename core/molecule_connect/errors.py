@@ -84,6 +84,10 @@ class JournalError(MoleculeError):
     """The journal cannot be read or written."""
 
 
+class StateLostError(JournalError):
+    """A file of the state folder that is in use was removed or replaced; nothing is served from it any more."""
+
+
 class LeaseError(MoleculeError):
     """Another process on this machine serves the workspace."""
 

@@ -26,6 +26,7 @@ from molecule_connect.errors import (
     MoleculeError,
     Outcome,
     PermanentPlatformError,
+    StateLostError,
     TransientPlatformError,
 )
 from molecule_connect.models import FilePart, Outgoing, Part, TextPart
@@ -86,13 +87,17 @@ class InboxDesk:
         Raises:
             MoleculeError: As ``Connection.run`` does; ``ended`` keeps it.
         """
+        lost: list[StateLostError] = []
         try:
-            while not stop.is_set():
-                if await self._serve(stop):
-                    return
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(TRY_AGAIN):
-                        await stop.wait()
+            with self._ground.journal.watched(lost.append):
+                while not stop.is_set():
+                    if await self._serve(stop):
+                        return
+                    if lost:
+                        raise lost[0]
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(TRY_AGAIN):
+                            await stop.wait()
         except AuthError as exc:
             exc.hint = f"workspace {self.workspace_id}, token from {self.client.credentials.source}: {exc.hint}"
             self.ended = exc
@@ -118,6 +123,8 @@ class InboxDesk:
             await self._connection.run(stop)
         except LeaseError:
             return False
+        except StateLostError:
+            raise
         except JournalError as exc:
             # A full disk, or a file that is locked for long, is so for a while.
             self._failure = f"journal: {exc}"

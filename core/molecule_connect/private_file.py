@@ -146,6 +146,21 @@ def exposure(status: os.stat_result, path: Path, *, group_may_write: bool = Fals
     return None
 
 
+def identity(status: os.stat_result) -> tuple[int, int]:
+    """What tells one file from all others of this machine, whatever its name."""
+    return status.st_dev, status.st_ino
+
+
+def is_at(path: Path, identity_: tuple[int, int]) -> bool:
+    """Whether *path* still names the file; where that can't be found out, it does."""
+    try:
+        return identity(path.lstat()) == identity_
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+
+
 def is_trusted(user: int) -> bool:
     """Whether what belongs to *user* is ours, or root's, who could do anything anyway."""
     return user in (0, os.geteuid())

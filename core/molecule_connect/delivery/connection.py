@@ -29,7 +29,7 @@ from molecule_connect.delivery.status_file import StatusFile
 from molecule_connect.delivery.upkeep import Upkeep
 from molecule_connect.delivery.vitals import Vitals
 from molecule_connect.delivery.wakeups import Wakeups
-from molecule_connect.errors import JournalError, PlatformError, WorkspaceDeletedError
+from molecule_connect.errors import JournalError, PlatformError, StateLostError, WorkspaceDeletedError
 from molecule_connect.models import FilePart, Handler, Presence, Signal
 from molecule_connect.settings import ConnectionSettings
 
@@ -168,7 +168,10 @@ class Connection:
             WorkspaceDeletedError: The workspace is gone.
             JournalError: The journal cannot be used.
         """
-        with lease(self._folder, self.workspace_id):
+        with (
+            lease(self._folder, self.workspace_id) as held,
+            self._file.watched(self._fail, check=held.check),
+        ):
             async with self._status.kept():
                 await self._run(stop)
 
@@ -183,7 +186,7 @@ class Connection:
         self._since = round(self._wall() * SECOND)
         self._fatal = asyncio.get_running_loop().create_future()
         await self._take_over()
-        if await self._begin(stop):
+        if await self._begin(stop, self._fatal):
             await self._serve(stop, self._fatal)
 
     def slept(self) -> None:
@@ -212,14 +215,17 @@ class Connection:
         if cursor is not None and self._journal.position() == Position():
             await self._journal.move(Position(anchor=cursor))
 
-    async def _begin(self, stop: asyncio.Event) -> bool:
+    async def _begin(self, stop: asyncio.Event, fatal: "asyncio.Future[None]") -> bool:
         """Register. False: stopped before that succeeded."""
         if not self._presence:
             return True
         registering = asyncio.ensure_future(self._registration.begin())
         stopping = asyncio.ensure_future(stop.wait())
         try:
-            await asyncio.wait({registering, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            waits: list[asyncio.Future[Any]] = [registering, stopping, fatal]
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            if fatal.done():
+                fatal.result()
             if not registering.done():
                 return False
             if registering.result():
@@ -241,7 +247,7 @@ class Connection:
         gone = False
         try:
             await self._until(stop, fatal)
-        except WorkspaceDeletedError:
+        except (WorkspaceDeletedError, StateLostError):
             gone = True
             raise
         finally:

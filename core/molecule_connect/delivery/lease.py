@@ -12,12 +12,17 @@ from pathlib import Path
 import attrs
 
 from molecule_connect import private_file, state_folder
-from molecule_connect.errors import ConfigError, LeaseError
+from molecule_connect.errors import ConfigError, LeaseError, StateLostError
 
 # Whoever asks who holds it has it for some microseconds, which must turn no process away.
 TRIES, TRY_PAUSE = 5, 0.01
 # What else lies in the state folder under the id of a workspace; the last one is its folder.
 OTHER_SUFFIXES = (".json", ".status", ".token", "")
+
+LOST_HINT = (
+    "find out what removes it (a cleaner of temporary files, a volume that went away), choose a lasting folder with"
+    " --state-dir, and start again"
+)
 
 
 @attrs.frozen
@@ -28,8 +33,23 @@ class Holder:
     host: str
 
 
+@attrs.frozen
+class Lease:
+    """The lease while it is held."""
+
+    path: Path
+    identity: tuple[int, int]
+
+    def check(self) -> None:
+        """Raises StateLostError when another process could take the lease, because its file was removed or replaced."""
+        if not private_file.is_at(self.path, self.identity):
+            raise StateLostError(
+                f"the lock file {self.path} was removed or replaced while this process served with it", hint=LOST_HINT
+            )
+
+
 @contextmanager
-def lease(folder: Path, workspace_id: str) -> Iterator[None]:
+def lease(folder: Path, workspace_id: str) -> Iterator[Lease]:
     """Hold ``<workspace-id>.lock``. The kernel lets go of it when the process ends, however it ends.
 
     Raises:
@@ -52,7 +72,7 @@ def lease(folder: Path, workspace_id: str) -> Iterator[None]:
         _adopt(folder, workspace_id, OTHER_SUFFIXES)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
-        yield
+        yield Lease(path, private_file.identity(os.fstat(descriptor)))
     finally:
         os.close(descriptor)
 

@@ -38,11 +38,22 @@ class Committer:
     commit that holds a durable operation, which is then on the disk (``synchronous=FULL``), large operations, and
     a file that another process has locked. A commit without durable operations survives the death of this
     process, not of the machine.
+
+    Args:
+        guard: Called on the loop before each commit; what it raises is what the operations end with.
     """
 
-    def __init__(self, connection: sqlite3.Connection, path: Path, executor: Executor) -> None:
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        path: Path,
+        executor: Executor,
+        *,
+        guard: Callable[[], None] = lambda: None,
+    ) -> None:
         self._connection = connection
         self._path = path
+        self._guard = guard
         self._executor = executor
         self._waiting: list[_Waiting] = []
         self._wake = asyncio.Event()
@@ -105,6 +116,7 @@ class Committer:
 
     async def _commit_somewhere(self, batch: list[_Waiting]) -> list[Any]:
         loop = asyncio.get_running_loop()
+        self._guard()
         if not any(waiting.large for waiting in batch):
             try:
                 results = self._begin(batch)

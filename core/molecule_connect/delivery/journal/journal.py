@@ -1,11 +1,13 @@
 """What this machine knows of every message: one SQLite file, one writer, a compare-and-set per transition."""
 
 import asyncio
+import logging
 import sqlite3
+import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,7 +19,10 @@ from molecule_connect.delivery.journal.committer import Committer, Operation
 from molecule_connect.delivery.journal.entries import Answer, Entry, State, plain
 from molecule_connect.delivery.journal.lane_reads import LaneReads
 from molecule_connect.delivery.journal.schema import open_file, open_reader
+from molecule_connect.delivery.lease import LOST_HINT
+from molecule_connect.errors import StateLostError
 from molecule_connect.models import Inbound
+from molecule_connect.private_file import identity, is_at, make_folder
 from molecule_connect.threads import PatientExecutor
 
 T = TypeVar("T")
@@ -27,6 +32,7 @@ FILE_NAME = "journal.sqlite3"
 RETRY = 5.0
 BODY_AGE = 24 * 3600.0
 ROW_AGE = 7 * 24 * 3600 * 1_000_000
+_log = logging.getLogger(__name__)
 
 
 @attrs.frozen(kw_only=True)
@@ -49,11 +55,23 @@ class Position:
 class Journal:
     """The file. ``of`` gives one workspace's part of it."""
 
-    def __init__(self, path: Path, committer: Committer, reader: sqlite3.Connection, wall: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        connection: sqlite3.Connection,
+        executor: Executor,
+        reader: sqlite3.Connection,
+        wall: Callable[[], float],
+    ) -> None:
         self.path = path
-        self.committer = committer
+        self.committer = Committer(connection, path, executor, guard=self._check_place)
         self.reader = reader
         self.wall = wall
+        self._connection, self._executor = connection, executor
+        self._identity = identity(path.lstat())
+        self._watchers: dict[object, tuple[Callable[[], None], Callable[[StateLostError], None]]] = {}
+        self._lost: StateLostError | None = None
+        self._writing_back: asyncio.Future[None] | None = None
 
     @classmethod
     @asynccontextmanager
@@ -93,13 +111,15 @@ class Journal:
         except BaseException:
             connection.close()
             raise
-        committer = Committer(connection, path, thread)
-        committer.start()
+        journal = cls(path, connection, thread, reader, wall)
+        journal.committer.start()
         try:
-            yield cls(path, committer, reader, wall)
+            yield journal
         finally:
             try:
-                await committer.stop()
+                await journal.committer.stop()
+                if journal._writing_back is not None:
+                    await journal._writing_back
             finally:
                 reader.close()
                 connection.close()
@@ -110,9 +130,67 @@ class Journal:
         """The part that belongs to one workspace. *inbox*: no backend answers, readers take what arrives."""
         return WorkspaceJournal(self, workspace_id, inbox=inbox)
 
+    @contextmanager
+    def watched(
+        self, lost: Callable[[StateLostError], None], *, check: Callable[[], None] = lambda: None
+    ) -> Iterator[None]:
+        """While it lasts, call *lost* when the journal was removed or replaced, or *check* raises that of another file.
+
+        Both are looked at with each ``data_version``, the journal also before each commit.
+        """
+        key = object()
+        self._watchers[key] = check, lost
+        try:
+            yield
+        finally:
+            del self._watchers[key]
+
     async def data_version(self) -> int:
-        """A number that changes when another process writes to the file."""
-        return await self.committer.put(lambda db: int(db.execute("PRAGMA data_version").fetchone()[0]))
+        """A number that changes when another process writes to the file.
+
+        Raises:
+            StateLostError: The file was removed or replaced.
+        """
+        version = await self.committer.put(lambda db: int(db.execute("PRAGMA data_version").fetchone()[0]))
+        for check, lost in list(self._watchers.values()):
+            try:
+                check()
+            except StateLostError as exc:
+                lost(exc)
+        return version
+
+    def _check_place(self) -> None:
+        """Raises StateLostError when the journal was removed or replaced: no other process sees later commits."""
+        if self._lost is None and not is_at(self.path, self._identity):
+            self._lost = StateLostError(
+                f"the journal {self.path} was removed or replaced while this process served with it", hint=LOST_HINT
+            )
+            for _, lost in list(self._watchers.values()):
+                lost(self._lost)
+            self._writing_back = asyncio.get_running_loop().run_in_executor(
+                self._executor, _write_back, self._connection, self.path
+            )
+        if self._lost is not None:
+            raise self._lost
+
+
+def _write_back(connection: sqlite3.Connection, path: Path) -> None:
+    """Put what a removed journal held where it was, unless another one is there. Without it a start answers again."""
+    try:
+        make_folder(path.parent)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+            copy = Path(scratch) / path.name
+            with closing(sqlite3.connect(copy)) as target:
+                connection.backup(target)
+            copy.chmod(0o600)
+            # Never over another one.
+            path.hardlink_to(copy)
+    except FileExistsError:
+        _log.warning("another journal is at %s by now; it was left alone", path)
+    except (OSError, sqlite3.Error) as exc:
+        _log.error("what the journal held could not be written to %s again: %s", path, exc)
+    else:
+        _log.warning("what the journal held was written to %s again", path)
 
 
 def _lost_words(path: Path, frames: int) -> tuple[str, str]:
