@@ -173,3 +173,24 @@ def test_to_look_into_a_folder_with_a_journal_comes_before_others_and_nothing_is
     assert existing(None, {}, home=tmp_path, configs=tmp_path / "none") == second
     assert existing(None, {"MOLECULE_STATE_DIR": str(tmp_path / "x")}, home=tmp_path) == tmp_path / "x"
     assert sorted(path.name for path in tmp_path.iterdir()) == [".molecule-workspace"]
+
+
+def test_a_preview_proves_by_writing_what_would_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def read_only(**given: Path) -> None:
+        tried.append(given["dir"])
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", read_only)
+    with pytest.raises(ConfigError, match="Read-only file system"):
+        preview(tmp_path / "a" / "b", {}, home=tmp_path)
+    with pytest.raises(ConfigError, match="no state folder can be written"):
+        preview(None, {}, home=tmp_path, configs=tmp_path / "none")
+    assert tried == [tmp_path] * 3
+
+
+def test_a_preview_gives_the_folder_that_a_start_would_use(tmp_path: Path) -> None:
+    (tmp_path / ".config").touch()
+
+    assert preview(None, {}, home=tmp_path, configs=tmp_path / "none") == tmp_path / ".molecule-workspace"

@@ -66,6 +66,38 @@ async def test_all_is_well_and_nothing_was_registered_or_kept(sandbox: Sandbox, 
     assert not any(workspace.token in line for line in checkup.lines(found))
 
 
+def test_the_default_backend_and_the_default_address_are_named(molecule: Molecule) -> None:
+    result = molecule("doctor", "ws_1", "--token", "some-token-1234", PATH="")
+
+    assert result.code == 1
+    assert (
+        "at http://localhost:8080, the default address (--api-url or MOLECULE_API_URL names another)" in result.stdout
+    )
+    (backend,) = (line for line in result.stdout.splitlines() if line.startswith("backend "))
+    assert "FAIL" in backend
+    assert "claude" in backend
+
+
+def test_an_address_that_was_chosen_is_not_called_the_default(molecule: Molecule) -> None:
+    result = molecule("doctor", "ws_1", "--token", "some-token-1234", MOLECULE_API_URL="http://127.0.0.1:1")
+
+    assert "the default address" not in result.stdout
+
+
+@pytest.mark.parametrize("command", [("doctor",), ("connect", "--dry-run", "--backend", "parrot")])
+def test_a_home_that_cannot_be_written_is_found(
+    molecule: Molecule, environ: dict[str, str], command: tuple[str, ...]
+) -> None:
+    for name in (".config", ".molecule-workspace"):
+        (Path(environ["HOME"]) / name).touch()
+
+    result = molecule(*command, "ws_1", "--token", "some-token-1234", MOLECULE_API_URL="http://127.0.0.1:1")
+
+    assert result.code != 0
+    assert "no state folder can be written" in result.output
+    assert environ["HOME"] in result.output
+
+
 async def test_a_refused_token_fails_and_says_what_to_do(sandbox: Sandbox, tmp_path: Path) -> None:
     workspace = await sandbox.workspace()
 

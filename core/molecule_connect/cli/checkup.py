@@ -24,7 +24,7 @@ from molecule_connect.platform.client import AsyncPlatformClient
 from molecule_connect.platform.credentials import Credentials
 from molecule_connect.plugins.options import parse_options
 from molecule_connect.serve import rehearse
-from molecule_connect.settings import ConnectionSettings, canonical_id
+from molecule_connect.settings import DEFAULT_API_URL, ConnectionSettings, canonical_id
 from molecule_connect.workspaces import WorkspacesError, load_config, load_workspaces
 
 OK, WARN, FAIL, SKIP = "ok", "warn", "FAIL", "-"
@@ -75,7 +75,10 @@ async def _workspace_checkup(
     settings: ConnectionSettings, folder: Path | None, tokens: Callable[[], Credentials], now: float
 ) -> AsyncGenerator[Finding, None]:
     workspace_id, api_url = settings.workspace_id, settings.api_url
-    yield Finding("asked for", OK, f"workspace {workspace_id} at {api_url}")
+    default = (
+        ", the default address (--api-url or MOLECULE_API_URL names another)" if api_url == DEFAULT_API_URL else ""
+    )
+    yield Finding("asked for", OK, f"workspace {workspace_id} at {api_url}{default}")
     credentials, error = None, None
     try:
         credentials = tokens()

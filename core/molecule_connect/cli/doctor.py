@@ -10,6 +10,7 @@ import click
 from molecule_connect import environment
 from molecule_connect.cli.connect import PluginName
 from molecule_connect.plugins.scan import BACKENDS
+from molecule_connect.settings import DEFAULT_BACKEND
 
 NOT_WELL = 1
 
@@ -24,7 +25,13 @@ NOT_WELL = 1
     help="The workspace token. Others can see it in the list of processes; --token-file keeps it to yourself.",
 )
 @click.option("--token-file", type=click.Path(), metavar="FILE", help="A file that holds the token.")
-@click.option("--backend", type=PluginName(BACKENDS), help="The backend to look at too.")
+@click.option(
+    "--backend",
+    type=PluginName(BACKENDS),
+    default=DEFAULT_BACKEND,
+    show_default=True,
+    help="The backend to look at too.",
+)
 @click.option("--backend-opt", "backend_opts", multiple=True, metavar="KEY=VALUE", help="An option of the backend.")
 @click.option("--state-dir", metavar="FOLDER", help="The state folder. [MOLECULE_STATE_DIR]")
 @click.option(
