@@ -48,7 +48,13 @@ def test_nothing_is_written_when_nothing_is_new(file: CursorFile) -> None:
     assert not file.save("a")
 
 
-@pytest.mark.parametrize("junk", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'"row"'])
+@pytest.mark.parametrize(
+    "junk",
+    [
+        *(b"", b"{", b"[]", b"null", b"\xff\xfe", b'"row"', b'{"last_since_id": 5}', b'{"last_since_id": ["row-1"]}'),
+        *(b'{"last_since_id": false}', b'{"last_since_id": 0}', b'{"last_since_id": "no id"}'),
+    ],
+)
 def test_one_that_makes_no_sense_is_moved_aside_with_a_word(file: CursorFile, junk: bytes) -> None:
     file.path.write_bytes(junk)
     cursor, warning = file.load()
@@ -59,8 +65,8 @@ def test_one_that_makes_no_sense_is_moved_aside_with_a_word(file: CursorFile, ju
     assert content(file.folder)["last_since_id"] == "row-1"
 
 
-@pytest.mark.parametrize("value", ['""', "null", "5", '["row"]'])
-def test_a_cursor_that_is_no_text_is_none(file: CursorFile, value: str) -> None:
+@pytest.mark.parametrize("value", ['""', "null"])
+def test_an_empty_cursor_is_none(file: CursorFile, value: str) -> None:
     file.path.write_text(f'{{"last_since_id": {value}}}')
     assert file.load() == (None, "")
 
@@ -169,3 +175,15 @@ async def test_a_file_that_cannot_be_written_is_told_and_stops_nothing(journal: 
         platform.write("two", caller="peer")
         await platform.until(lambda: len(platform.sent) == 3)
     assert serving.error is None
+
+
+@pytest.mark.parametrize("since_secs", [0.0, 30.0, 3600.0])
+async def test_a_cursor_whose_row_is_gone_looks_back_ten_minutes_at_least(journal: Journal, since_secs: float) -> None:
+    (journal.path.parent / f"{WORKSPACE}.json").write_text('{"last_since_id": "a-row-that-was-deleted"}')
+    platform = FakePlatform()
+    for age in (3000, 700, 590, 100):
+        platform.write(f"{age}", caller="peer-1", age=age)
+    async with Serving(platform, journal, since_secs=since_secs):
+        await asyncio.sleep(120)
+    expected = ["590", "100"] if since_secs < 3600 else ["3000", "700", "590", "100"]
+    assert platform.answers() == [f"echo: {age}" for age in expected]

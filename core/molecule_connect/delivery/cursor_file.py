@@ -1,6 +1,7 @@
 """The cursor file: how far we are, in the format that other programs read. With a journal it is only written."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import attrs
 
 from molecule_connect import private_file
 from molecule_connect.errors import JournalError
+
+_ROW_ID = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
 
 
 @attrs.define
@@ -33,6 +36,11 @@ class CursorFile:
             content = json.loads(private_file.read(self.path))
             if not isinstance(content, dict):
                 raise TypeError("it holds no object")
+            cursor = content.get("last_since_id")
+            if cursor == "":
+                cursor = None
+            if cursor is not None and not (isinstance(cursor, str) and _ROW_ID.match(cursor)):
+                raise TypeError("last_since_id cannot be the id of a row")
         except FileNotFoundError:
             return None, ""
         except (OSError, ValueError, TypeError) as exc:
@@ -42,10 +50,8 @@ class CursorFile:
             except OSError:
                 return None, f"the cursor file {self.path} cannot be read ({exc})"
             return None, f"the cursor file {self.path} could not be read ({exc}) and is kept as {aside.name}"
-        self._content = content
-        cursor = content.get("last_since_id")
-        self._written = cursor if isinstance(cursor, str) and cursor else None
-        return self._written, ""
+        self._content, self._written = content, cursor
+        return cursor, ""
 
     def save(self, cursor: str | None) -> bool:
         """Write *cursor*, if it is new, so that a reader sees the old file or the new one. True: it was written.

@@ -26,6 +26,8 @@ REREAD_ROWS = 100
 REREAD_SIZE = 1 << 20
 # How far the platform's Date is believed to be ahead of its rows' times at most, until a fresh row tells better.
 MOST_AHEAD = 600 * SECOND
+# Where only a cursor of another program is known, and the platform has deleted its row; as that inbox promised.
+LEAST_AFTER_CURSOR = 600 * SECOND
 
 
 @attrs.frozen(kw_only=True)
@@ -122,8 +124,11 @@ class Reader:
         except CursorExpiredError:
             self.expired_in_a_row += 1
             since = attrs.evolve(position, anchor=None, anchor_time=None)
+            if since.floor is None:
+                # Another program's cursor is all that is known: how long ago it stood there, nobody can say.
+                since = attrs.evolve(since, floor=self.now() - max(self._since, LEAST_AFTER_CURSOR))
             if self.expired_in_a_row == 1:
-                self._notice(*_gap_words(self._look_back(position), self.now()))
+                self._notice(*_gap_words(self._look_back(since), self.now()))
             await self._journal.move(since)
             await self._back(since)
             return
