@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         PermanentPlatformError,
         PlatformError,
         PluginError,
+        StateLostError,
         TransientPlatformError,
         WorkspaceDeletedError,
     )
@@ -81,6 +82,7 @@ _HOMES = {
         "PermanentPlatformError",
         "PlatformError",
         "PluginError",
+        "StateLostError",
         "TransientPlatformError",
         "WorkspaceDeletedError",
     ),
@@ -153,6 +155,7 @@ __all__ = [
     "RemoteAgentClient",
     "Request",
     "Response",
+    "StateLostError",
     "TextPart",
     "TransientPlatformError",
     "Usage",
