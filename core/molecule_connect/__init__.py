@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from molecule_connect.plugins.inbox import InboxBackend
     from molecule_connect.plugins.option_types import Duration
     from molecule_connect.plugins.options import BackendConfig, options
+    from molecule_connect.plugins.prompts import disarm_tags
     from molecule_connect.remote_agent.async_client import AsyncRemoteAgentClient
     from molecule_connect.remote_agent.client import RemoteAgentClient
     from molecule_connect.remote_agent.values import (
@@ -96,6 +97,7 @@ _HOMES = {
     "plugins.inbox": ("InboxBackend",),
     "plugins.option_types": ("Duration",),
     "plugins.options": ("BackendConfig", "options"),
+    "plugins.prompts": ("disarm_tags",),
     "remote_agent.async_client": ("AsyncRemoteAgentClient",),
     "remote_agent.client": ("RemoteAgentClient",),
     "remote_agent.values": (
@@ -163,6 +165,7 @@ __all__ = [
     "WorkspaceState",
     "connect",
     "create_backend",
+    "disarm_tags",
     "events",
     "hookimpl",
     "installed_backends",

@@ -167,7 +167,9 @@ class ClaudeCodeBackend:
     ) -> Response:
         turn = Turn()
         outbox = await asyncio.to_thread(self._outbox.open, request)
-        ending = await self._run(turn, progress, self._program(request, flags, fresh=fresh, outbox=outbox))
+        # A long message takes its time, and so do the folders.
+        program = await asyncio.to_thread(self._program, request, flags, fresh=fresh, outbox=outbox)
+        ending = await self._run(turn, progress, program)
         response = judge(turn, ending, now=time.time())
         if files := await asyncio.to_thread(self._outbox.take, outbox):
             response = attrs.evolve(response, parts=(*response.parts, *files))

@@ -7,6 +7,8 @@ or hides something from a person who reads it.
 import re
 import unicodedata
 
+from molecule_connect import disarm_tags
+
 LONGEST_NAME = 120
 LONGEST_ID = 128
 
@@ -16,12 +18,10 @@ _SEQUENCES = re.compile(
 )
 # Overrides of the writing direction, and the tag characters: what is there is not what a person sees.
 _UNSEEN = re.compile("[\u202a-\u202e\u2066-\u2069\ufeff\U000e0000-\U000e007f]")
-_HOST_TAGS = (
-    r"channel\b|system\b|system-|human\b|assistant\b|function_|invoke\b|antml|command-|local-command-|bash-|"
-    r"task-notification|user-prompt-|molecule-"
+_NOT_IN_A_NAME = str.maketrans(
+    {"<": "‹", ">": "›", "\uff1c": "‹", "\uff1e": "›", "\ufe64": "‹", "\ufe65": "›"}
+    | {"[": "(", "]": ")", "\uff3b": "(", "\uff3d": ")", '"': "'", "\uff02": "'", "`": "'"}
 )
-_FAKE_TAG = re.compile(rf"<(?=\s*[/|!]*\s*(?:{_HOST_TAGS}))", re.IGNORECASE)
-_NOT_IN_A_NAME = str.maketrans({"<": "‹", ">": "›", "[": "(", "]": ")", '"': "'", "`": "'"})
 _ID = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,128}\Z")
 
 
@@ -29,7 +29,7 @@ def text(value: str) -> str:
     """*value* line by line, without what a terminal would act on, and without tags that only a host writes."""
     plain = _SEQUENCES.sub("", value.replace("\r\n", "\n").replace("\r", "\n")).encode(errors="replace").decode()
     plain = "".join(each for each in plain if each in "\n\t" or unicodedata.category(each) != "Cc")
-    return _FAKE_TAG.sub("‹", _UNSEEN.sub("", plain))
+    return disarm_tags(_UNSEEN.sub("", plain), mark="‹")
 
 
 def name(value: object, longest: int = LONGEST_NAME) -> str:
