@@ -56,7 +56,7 @@ async def serve(
         await attendance.run(leave)
 
     server = create_server(call)
-    incoming = Incoming(LineReader(descriptors.reading), talk)
+    incoming = Incoming(LineReader(descriptors.reading), talk, outgoing)
     with stopping(stop.set):
         protocol = asyncio.create_task(server.run(incoming, outgoing, server.create_initialization_options()))
         work = asyncio.create_task(attend())

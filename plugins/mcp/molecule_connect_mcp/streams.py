@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,8 +13,10 @@ from mcp.shared.message import SessionMessage
 from pydantic import ValidationError
 
 from molecule_connect_mcp import harmless
+from molecule_connect_mcp.refusals import refusal_of, refusal_of_id
 from molecule_connect_mcp.stdio import LineReader, LineWriter
 
+_log = logging.getLogger(__name__)
 # How long answers under way are waited for when the host has closed its side; one that waits itself is not.
 LINGER = 5.0
 _WAITING = "wait_for_message"
@@ -46,7 +49,9 @@ class Talk:
             if message.method == "notifications/initialized":
                 self.open.set()
             elif message.method == "notifications/cancelled":
-                self._settled((message.params or {}).get("requestId"))
+                cancelled = (message.params or {}).get("requestId")
+                if isinstance(cancelled, int | str):
+                    self._settled(cancelled)
 
     def said(self, message: types.JSONRPCMessage) -> None:
         """Something was written to the host."""
@@ -55,8 +60,8 @@ class Talk:
             if self._settled(message.id) == "server/discover" and isinstance(message, types.JSONRPCResponse):
                 self.open.set()
 
-    def _settled(self, request_id: Any) -> str | None:
-        method = self._pending.pop(request_id, None)
+    def _settled(self, request_id: types.RequestId | None) -> str | None:
+        method = None if request_id is None else self._pending.pop(request_id, None)
         if not self._pending:
             self.idle.set()
         return method
@@ -84,13 +89,13 @@ class _Stream:
 class Incoming(_Stream):
     """What the host says."""
 
-    def __init__(self, lines: LineReader, talk: Talk) -> None:
-        self._lines, self._talk = lines, talk
+    def __init__(self, lines: LineReader, talk: Talk, outgoing: "Outgoing") -> None:
+        self._lines, self._talk, self._outgoing = lines, talk, outgoing
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> SessionMessage | Exception:
+    async def __anext__(self) -> SessionMessage:
         while True:
             line = await self._lines.next()
             if line is None:
@@ -101,11 +106,16 @@ class Incoming(_Stream):
             try:
                 message = _read(line)
             except ValidationError as exc:
-                return exc
+                # The SDK drops a line that is no message, and the host would wait for its answer.
+                await self._outgoing.refuse(refusal_of(line, exc))
+                continue
+            if isinstance(message, types.JSONRPCNotification) and (refusal := refusal_of_id(line)) is not None:
+                await self._outgoing.refuse(refusal)
+                continue
             self._talk.heard(message)
             return SessionMessage(message)
 
-    async def receive(self) -> SessionMessage | Exception:
+    async def receive(self) -> SessionMessage:
         """The next message.
 
         Raises:
@@ -140,6 +150,14 @@ class Outgoing(_Stream):
         except BrokenPipeError:
             raise anyio.BrokenResourceError from None
         self._talk.said(item.message)
+
+    async def refuse(self, refusal: dict[str, Any] | None) -> None:
+        """Send an error of ``refusals``, if there is one."""
+        if refusal is None:
+            return
+        _log.warning("a request of the host was refused: %s", refusal["error"]["message"])
+        with contextlib.suppress(BrokenPipeError):
+            await self._lines.line(json.dumps(refusal).encode())
 
     async def notify(self, method: str, params: dict[str, Any]) -> bool:
         """Tell the host something it did not ask for. False: nobody reads any more."""

@@ -173,3 +173,85 @@ async def test_a_refused_token_ends_the_server_when_no_workspace_is_left() -> No
         with pytest.raises(AuthError):
             async with asyncio.timeout(5):
                 await serving.task
+
+
+DEEP = b"[" * 5000 + b"]" * 5000
+
+
+@pytest.mark.parametrize(
+    ("line", "request_id", "code"),
+    [
+        (b'{"jsonrpc": "2.0", "id": 5, "method": "ping", "params": {"x": ' + DEEP + b"}}", 5, -32700),
+        (
+            b'{"jsonrpc": "2.0", "method": "ping", "params": {"id": 1, "x": ' + DEEP + b'}, "id": "late"}',
+            "late",
+            -32700,
+        ),
+        (b'{"jsonrpc": "2.0", "id": "cut", "method": "tools/call", "params": {"name": "re', "cut", -32700),
+        (b'{"jsonrpc": "2.0", "id": 6, "method": "ping", "params": [1]}', 6, -32602),
+        (b'{"jsonrpc": "2.0", "id": 6, "method": "ping", "params": "x"}', 6, -32602),
+        (b'{"jsonrpc": "2.0", "id": 7, "method": 5}', 7, -32600),
+        (b'{"jsonrpc": "2.0", "id": 7}', 7, -32600),
+        (b'{"jsonrpc": "1.0", "id": 8, "method": "ping"}', 8, -32600),
+        (b'{"id": 8, "method": "ping"}', 8, -32600),
+        (b'{"jsonrpc": "2.0", "id": 1.5, "method": "ping"}', 1.5, -32600),
+        (b'{"jsonrpc": "2.0", "id": null, "method": "ping"}', None, -32600),
+        (b'{"jsonrpc": "2.0", "id": true, "method": "ping"}', None, -32600),
+        (b'{"jsonrpc": "2.0", "id": [1], "method": "ping"}', None, -32600),
+        (b'{"jsonrpc": "2.0", "id": 1e999, "method": "ping"}', None, -32600),
+        (b'{"jsonrpc": "2.0", "id": ' + b"9" * 5000 + b', "method": "ping"}', None, -32700),
+        (b'{"jsonrpc": "2.0", "id": 9, "method": "ping", "params": {"x": ' + b"9" * 5000 + b"x}}", 9, -32700),
+        (b"not JSON", None, -32700),
+        (b'{"jsonrpc": "2.0", "method": "ping", "id": 12', None, -32700),
+        (b'{"jsonrpc": "2.0", "method": "ping", "id": 12,', 12, -32700),
+        (b'{"jsonrpc": "2.0", "id": 5, "met\xff', 5, -32700),
+        (b"\xff\xfe", None, -32700),
+        (b"[]", None, -32600),
+        (b'[{"jsonrpc": "2.0", "id": 1, "method": "ping"}]', None, -32600),
+        (b"5", None, -32600),
+        (b"{}", None, -32600),
+        (DEEP, None, -32700),
+    ],
+)
+async def test_a_request_that_cannot_be_read_is_answered(
+    serving: Serving, line: bytes, request_id: Any, code: int
+) -> None:
+    serving.host.write_raw(line + b"\n")
+    answer = await serving.host.read()
+    assert (answer["id"], answer["error"]["code"]) == (request_id, code)
+    assert answer["error"]["message"]
+    # The session goes on.
+    serving.host.write({"id": "next", "method": "ping"})
+    assert (await serving.host.answer("next"))["result"] == {}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"jsonrpc": "2.0", "method": "notifications/initialized", "params": 5}',
+        b'{"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": [1]}}',
+        b'{"jsonrpc": "2.0", "id": 1, "result": 5}',
+        b'{"jsonrpc": "2.0", "id": 1, "error": "x"}',
+    ],
+)
+async def test_a_notification_or_an_answer_that_cannot_be_read_gets_no_answer(serving: Serving, line: bytes) -> None:
+    serving.host.write_raw(line + b"\n")
+    serving.host.write({"id": "next", "method": "ping"})
+    assert (await serving.host.read())["id"] == "next"
+
+
+async def test_the_last_line_is_answered_also_when_it_is_cut(serving: Serving) -> None:
+    serving.host.write_raw(b'{"jsonrpc": "2.0", "id": 3, "method": "pi')
+    serving.host.close()
+    assert (await serving.host.read())["id"] == 3
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "9" * 400, "NaN"])
+async def test_a_number_beyond_all_bounds_is_an_argument_like_any_other(serving: Serving, number: str) -> None:
+    await serving.host.begin()
+    serving.host.write_raw(
+        b'{"jsonrpc": "2.0", "id": 4, "method": "tools/call", "params":'
+        b' {"name": "inbox_peek", "arguments": {"limit": %s}}}\n' % number.encode()
+    )
+    answer = await serving.host.answer(4)
+    assert answer.get("error") or answer["result"]["content"][0]["text"] == '{"messages": []}'
