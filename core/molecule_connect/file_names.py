@@ -3,6 +3,7 @@
 import base64
 import mimetypes
 import re
+from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 LONGEST = 100
@@ -42,6 +43,14 @@ def pending_id(uri: str) -> str | None:
 def inline_id(row_id: str, number: int) -> str:
     """The journal's id of the file whose bytes are in part *number* of the row *row_id*."""
     return f"{INLINE_ID}{number}:{row_id}"
+
+
+def is_file(path: Path) -> bool:
+    """Whether an ordinary file is at *path*; False for a path that the system refuses, such as one that is too long."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def type_by_name(name: str) -> str:

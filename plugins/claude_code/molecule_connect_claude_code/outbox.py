@@ -44,25 +44,28 @@ class Outbox:
         if opened is None:
             return ()
         try:
-            found = sorted(entry.name for entry in os.scandir(opened) if _is_file(entry))
+            entries = sorted(os.scandir(opened), key=lambda entry: entry.name)
         except OSError:
             return ()
+        found = [part for entry in entries if (part := _part(entry)) is not None]
         if not found:
             with contextlib.suppress(OSError):
                 opened.rmdir()
-        return tuple(_part(opened / name) for name in found[:MOST_FILES])
+        return tuple(found[:MOST_FILES])
 
 
-def _is_file(entry: "os.DirEntry[str]") -> bool:
+def _part(entry: "os.DirEntry[str]") -> FilePart | None:
+    try:
+        status = entry.stat(follow_symlinks=False)
+    except OSError:
+        # Something that Claude left running removed it meanwhile.
+        return None
     # Of a file with two names one may be outside.
-    status = entry.stat(follow_symlinks=False)
     is_plain = stat.S_ISREG(status.st_mode) and status.st_nlink == 1
-    return is_plain and status.st_size > 0 and not entry.name.startswith(".")
-
-
-def _part(path: Path) -> FilePart:
-    kind = mimetypes.guess_type(path.name)[0] or ""
-    return FilePart(uri="", name=path.name, mime_type=kind, size=path.stat().st_size, path=path)
+    if not is_plain or status.st_size == 0 or entry.name.startswith("."):
+        return None
+    kind = mimetypes.guess_type(entry.name)[0] or ""
+    return FilePart(uri="", name=entry.name, mime_type=kind, size=status.st_size, path=Path(entry.path))
 
 
 def _sweep(place: Path, *, before: float) -> None:

@@ -88,7 +88,8 @@ async def test_a_reply_with_a_file_that_is_not_there_is_refused_and_the_message_
         platform.write("draw me a sheep")
         message = await inbox.wait(60)
         assert message is not None
-        missing = FilePart(uri="", name="x", path=tmp_path / "missing.png")
-        with pytest.raises(ConfigError, match=r"missing\.png cannot be sent"):
-            await inbox.reply(message.activity_id, Response(parts=(missing,)))
+        for name in ("missing.png", "n" * 300, "a\0b", "\ud800"):
+            missing = FilePart(uri="", name="x", path=tmp_path / name)
+            with pytest.raises(ConfigError, match=r"cannot be sent: it is no file of this machine"):
+                await inbox.reply(message.activity_id, Response(parts=(missing,)))
         assert len(inbox.peek()) == 1

@@ -5,10 +5,12 @@ import attrs
 from molecule_connect.delivery.inbox.store import Standing
 from molecule_connect.delivery.journal.entries import Answer, dump_parts, is_too_deep
 from molecule_connect.errors import ConfigError
+from molecule_connect.file_names import is_file
 from molecule_connect.models import FilePart, Kind, Part, Response
 
 # What is shown of an id that names nothing.
 LONGEST = 80
+LONGEST_PATH = 300
 
 
 def storable(response: Response) -> Answer:
@@ -36,8 +38,11 @@ def _whole(part: Part) -> Part:
     if not isinstance(part, FilePart) or part.path is None:
         return part
     path = part.path.absolute()
-    if not path.is_file():
-        raise ConfigError(f"the file {path} cannot be sent: it is no file of this machine", hint="name one, or none")
+    if not is_file(path):
+        raise ConfigError(
+            f"the file {str(path)[:LONGEST_PATH]} cannot be sent: it is no file of this machine",
+            hint="name one, or none",
+        )
     return attrs.evolve(part, path=path)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 
 from molecule_connect.delivery.journal.entries import Lane, dump_parts, load_parts, plain, plain_or_none
-from molecule_connect.file_names import INLINE, INLINE_ID, inline_id, pending_id, safe_name
+from molecule_connect.file_names import INLINE, INLINE_ID, inline_id, is_file, pending_id, safe_name
 from molecule_connect.models import FilePart, Inbound, Kind, Part, UploadLimits
 
 # A message may bring as many files as one upload to the platform (contract 2.12).
@@ -315,7 +315,7 @@ def _with_path(
     part: FilePart, folder: Path, state: str, path: str | None, reason: str | None, name: str, mime: str, size: int
 ) -> FilePart:
     place = folder / path if state == "here" and path else None
-    if place is None or not place.is_file():
+    if place is None or not is_file(place):
         return attrs.evolve(part, unavailable=reason or ("it is not here yet" if place is None else REMOVED))
     return attrs.evolve(part, path=place, name=part.name or name, mime_type=mime or part.mime_type, size=size)
 
