@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from molecule_connect import events
-from molecule_connect.delivery.journal.journal import Journal
+from molecule_connect.delivery.journal.journal import Journal, Position
 from molecule_connect.errors import (
     AuthError,
     BackendError,
@@ -331,6 +331,49 @@ async def test_a_first_start_looks_back_as_far_as_it_was_told_and_says_what_it_l
     assert notice.text.startswith("3 older rows")
     assert "--since-secs" in notice.hint
     assert "later starts leave them too" in notice.hint
+
+
+def write_failover(platform: FakePlatform) -> None:
+    """Thirty questions, of which an earlier connector answered the first ten; an hour old."""
+    for number in range(30):
+        platform.write(f"q{number}", age=3600 - number)
+    for number in range(10):
+        platform.write(f"a{number}", age=3500 - number, kind=Kind.ECHO)
+
+
+async def test_first_start_counts_the_unanswered_rows_it_skips(journal: Journal) -> None:
+    platform = FakePlatform()
+    write_failover(platform)
+    platform.write("of a peer", caller="peer", age=100)
+    async with Serving(platform, journal) as serving:
+        await asyncio.sleep(60)
+        (notice,) = serving.events.of(events.Notice)
+    assert platform.answers() == []
+    assert notice.text.startswith("41 older rows")
+    assert "20 messages of people without an answer and 1 message of peers" in notice.text
+
+
+async def test_first_start_answers_only_what_has_no_answer(journal: Journal) -> None:
+    platform = FakePlatform()
+    write_failover(platform)
+    async with Serving(platform, journal, since_secs=7200.0) as serving:
+        await platform.until(lambda: len(platform.sent) == 20)
+        await asyncio.sleep(60)
+        (notice,) = serving.events.of(events.Notice)
+    assert platform.answers() == [f"echo: q{number}" for number in range(10, 30)]
+    assert "10 messages" in notice.text
+
+
+async def test_first_look_cut_short_is_taken_up_again(journal: Journal) -> None:
+    platform = FakePlatform()
+    write_failover(platform)
+    mine, newest = journal.of(WORKSPACE), [row.item for row in platform.rows[-15:]]
+    await mine.move(Position(floor=(newest[0].time or 0) - 7200 * 1_000_000))
+    await mine.receive(newest, now=newest[-1].time or 0)
+    async with Serving(platform, journal, since_secs=7200.0):
+        await platform.until(lambda: len(platform.sent) == 20)
+        await asyncio.sleep(60)
+    assert platform.answers() == [f"echo: q{number}" for number in range(10, 30)]
 
 
 async def test_more_older_rows_than_a_page_are_told_as_so_many_or_more(journal: Journal) -> None:

@@ -122,6 +122,7 @@ class Connection:
             lanes_must_wait=lambda: self._gate.close(),
             woken=self._wakeups.take,
             notice=self._reports.notice,
+            first_look=self._journal.close_answered,
         )
         self._intake = Intake(
             self._reader,

@@ -7,12 +7,13 @@ simulated over late rows, equal times, clocks apart, kills around each write, pr
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import attrs
 
 from molecule_connect.delivery.journal.arrivals import Stored
 from molecule_connect.delivery.journal.entries import State
+from molecule_connect.delivery.journal.first_look import Look
 from molecule_connect.delivery.journal.journal import Position, WorkspaceJournal
 from molecule_connect.delivery.journal.transitions import LATENESS
 from molecule_connect.delivery.ports import Feed
@@ -46,6 +47,10 @@ class _Span:
     marks: list[RowMark] = attrs.field(factory=list)
 
 
+async def _no_look(skipped: Sequence[Inbound]) -> Look:
+    return Look()
+
+
 class Reader:
     """Reads one workspace's feed into its journal. One read at a time.
 
@@ -54,6 +59,7 @@ class Reader:
             still come, so that lanes must wait.
         woken: Whether a wake-up came since it was last asked.
         notice: Told, in words and a hint, what the operator should know once.
+        first_look: Closes what was answered before this journal began, given the rows that the first look skips.
 
     Attributes:
         asking: Called before each page is asked for.
@@ -71,6 +77,7 @@ class Reader:
         lanes_must_wait: Callable[[], None] = lambda: None,
         woken: Callable[[], bool] = lambda: False,
         notice: Callable[[str, str], None] = lambda text, hint: None,
+        first_look: Callable[[Sequence[Inbound]], Awaitable[Look]] = _no_look,
         limit: int = LIMIT,
     ) -> None:
         self._feed = feed
@@ -82,6 +89,7 @@ class Reader:
         self._lanes_must_wait = lanes_must_wait
         self._woken = woken
         self._notice = notice
+        self._first_look = first_look
         self._tip: RowMark | None = None
         self._limit = self._usual_limit = limit
         self._messages = 0
@@ -175,7 +183,8 @@ class Reader:
     async def _back(self, position: Position) -> None:
         """Read from the newest row back to the floor. Lanes wait until it has ended: older rows come last."""
         span, older = _Span(), 0
-        first = position.floor is None
+        # Of a first look, also one that was cut short: rows before it are kept in mind until it has ended.
+        first, skipped = position.last_read is None, list[Inbound]()
         floor = self._look_back(position)
         await self._journal.move(attrs.evolve(position, anchor=None, anchor_time=None, floor=floor))
         before: int | None = None
@@ -185,6 +194,7 @@ class Reader:
             items = page.items if any(item.time is None for item in page.items) else page.items[::-1]
             await self._store(page, [item for item in items if item.time is None or item.time >= floor])
             older += sum(mark.time is not None and mark.time < floor for mark in page.marks)
+            skipped += [item for item in items if first and item.time is not None and item.time < floor]
             edge = page.marks[-1].time if page.marks else None
             if page.count < page.limit or edge is None or edge < floor:
                 break
@@ -194,18 +204,35 @@ class Reader:
             self._lanes_must_wait()
             # The twins of the edge come along, unless they alone fill the page.
             before = edge + 1 if before is None or edge + 1 < before else edge
+        if first:
+            self._report(await self._first_look(skipped), older, page)
         self._lanes_may_run()
         was_empty, self._saw_no_row = self._saw_no_row, not span.marks
-        if first and older:
-            count = f"{older} or more" if page.count >= page.limit else str(older)
-            self._notice(
-                f"{count} older rows were left alone: this first start looks back {self._since / SECOND:g} s",
-                "later starts leave them too; a first one, as with a new state folder, looks back for --since-secs"
-                " (since_secs in a list), and answers all that it finds",
-            )
-        elif was_empty and older and not position.ignores_since:
+        if was_empty and older and not first and not position.ignores_since:
             self._notice(*_too_old_words(older, floor))
         await self._settle(span, floor=floor)
+
+    def _report(self, look: Look, older: int, last: Page) -> None:
+        """What the first look leaves alone."""
+        if look.answered:
+            self._notice(
+                f"{_count(look.answered, 'message')} of people had an answer before this start: not answered again",
+                "ask the sender to write again if one of them still needs an answer",
+            )
+        if not older:
+            return
+        count = f"{older} or more" if last.count >= last.limit else str(older)
+        found = [
+            f"{_count(look.skipped_people, 'message')} of people without an answer" if look.skipped_people else "",
+            f"{_count(look.skipped_peers, 'message')} of peers" if look.skipped_peers else "",
+        ]
+        among = " and ".join(filter(None, found))
+        self._notice(
+            f"{count} older rows were skipped: this first start looks back {self._since / SECOND:g} s"
+            + (f"; among them {among}" if among else ""),
+            "later starts leave them too; to include them, start with a new state folder and a larger --since-secs"
+            " (since_secs in a list)",
+        )
 
     def _look_back(self, position: Position) -> int:
         """How far back, in microseconds, a read without an anchor goes."""
@@ -260,6 +287,10 @@ class Reader:
                 position = attrs.evolve(position, anchor=mark.row_id, anchor_time=mark.time)
         last_read = max(began, position.last_read or 0)
         await self._journal.move(attrs.evolve(position, last_read=last_read))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _gap_words(start: int, end: int) -> tuple[str, str]:

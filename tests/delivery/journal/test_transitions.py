@@ -463,6 +463,15 @@ async def test_an_echo_of_what_nobody_here_sent_is_told_apart(mine: WorkspaceJou
     assert [one.foreign_echo for one in stored] == [False, True]
 
 
+async def test_equal_answer_of_another_connector_is_told_apart(mine: WorkspaceJournal) -> None:
+    await receive(mine, inbound())
+    entry = await answer(mine)
+    (first,) = await mine.receive([shown("ok", 1)], now=NOW)
+    assert await mine.send_failed(entry, not_before=None, in_doubt=True)
+    resent, foreign = await mine.receive([shown("ok", 2), shown("ok", 3)], now=NOW)
+    assert [one.foreign_echo for one in (first, resent, foreign)] == [False, False, True]
+
+
 async def give_up(mine: WorkspaceJournal, *, at: int = NOW) -> Entry:
     """The person's message is run, and the notice that it cannot be answered is stored."""
     entry = head(mine)

@@ -13,6 +13,8 @@ from molecule_connect.models import Inbound, Kind
 
 # Characters of a traceback that are kept: its end says most.
 LONGEST_TRACE = 20_000
+# Of equal answers, the newest are compared with their echoes.
+COMPARED = 200
 
 
 @attrs.frozen(kw_only=True)
@@ -170,8 +172,20 @@ def _original(
 
 
 def _ours(db: sqlite3.Connection, workspace_id: str, fingerprint: str, time: int) -> bool:
-    found = db.execute(
-        "SELECT 1 FROM message WHERE workspace_id=? AND send_print=? AND answered_at < ? LIMIT 1",
-        (workspace_id, fingerprint, time + LATENESS),
-    )
-    return found.fetchone() is not None
+    """Whether an echo shows an answer of ours: there are fewer echoes with its text and files than sends.
+
+    Another connector may give the same answers, so one equal send is not enough. Each try to send may have its echo.
+    """
+    tries, since = db.execute(
+        "SELECT coalesce(sum(sends + 1), 0), min(answered_at) FROM (SELECT sends, answered_at FROM message"
+        " WHERE workspace_id=? AND send_print=? AND answered_at < ? ORDER BY answered_at DESC LIMIT ?)",
+        (workspace_id, fingerprint, time + LATENESS, COMPARED),
+    ).fetchone()
+    if not tries:
+        return False
+    (echoes,) = db.execute(
+        "SELECT count(*) FROM (SELECT 1 FROM message WHERE workspace_id=? AND kind='echo' AND fingerprint=?"
+        " AND time >= ? LIMIT ?)",
+        (workspace_id, fingerprint, since, tries),
+    ).fetchone()
+    return int(echoes) < int(tries)

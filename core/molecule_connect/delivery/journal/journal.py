@@ -5,7 +5,7 @@ import logging
 import sqlite3
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
@@ -13,10 +13,11 @@ from typing import TypeVar
 
 import attrs
 
-from molecule_connect.delivery.journal import arrivals, integrity, older_files, schema, transitions
+from molecule_connect.delivery.journal import arrivals, first_look, integrity, older_files, schema, transitions
 from molecule_connect.delivery.journal.arrivals import Stored
 from molecule_connect.delivery.journal.committer import Committer, Operation
 from molecule_connect.delivery.journal.entries import Answer, Entry, State, plain
+from molecule_connect.delivery.journal.first_look import Look
 from molecule_connect.delivery.journal.lane_reads import LaneReads
 from molecule_connect.delivery.journal.schema import open_file, open_reader
 from molecule_connect.delivery.lease import LOST_HINT
@@ -228,6 +229,11 @@ class WorkspaceJournal(LaneReads):
             *(position.last_read, int(position.ignores_since)),
         )
         await self._put(lambda db: db.execute("REPLACE INTO workspace VALUES (?,?,?,?,?,?)", values))
+
+    async def close_answered(self, older: Sequence[Inbound]) -> Look:
+        """At the end of a first look: see ``first_look.close_answered``."""
+        wall = self._wall()
+        return await self._put(lambda db: first_look.close_answered(db, self.workspace_id, older, wall))
 
     def known(self, row_id: str) -> bool:
         """Whether the row was stored before."""
