@@ -11,7 +11,7 @@ import attrs
 from molecule_connect import events
 from molecule_connect.delivery.connection import Connection
 from molecule_connect.delivery.journal.journal import Journal
-from molecule_connect.errors import AuthError, CloseError
+from molecule_connect.errors import CloseError
 from molecule_connect.models import Handler
 from molecule_connect.platform.address import parse_address
 from molecule_connect.platform.client import AsyncPlatformClient
@@ -86,12 +86,7 @@ class Block:
             if self._host.advice:
                 notice(self.workspace_id, self._ground.listener)(self._host.advice)
         async with self._stack:
-            try:
-                await self.connection.run(stop)
-            except AuthError as error:
-                source = self.client.credentials.source
-                error.hint = f"workspace {self.workspace_id}, token from {source}: {error.hint}"
-                raise
+            await self.connection.run(stop)
 
     async def aclose(self) -> None:
         """Close what was built; nothing where ``run`` has done so."""
@@ -197,6 +192,7 @@ def connection_of(
     *,
     handler: Handler | None,
     presence: bool = True,
+    doubts_refusals: bool = True,
 ) -> Connection:
     """What serves the workspace. Without a *handler* messages wait for readers; see ``Connection`` for the rest."""
     pacer = client.pacer
@@ -215,4 +211,5 @@ def connection_of(
         listener=ground.listener,
         pace=pace,
         presence=presence,
+        doubts_refusals=doubts_refusals,
     )

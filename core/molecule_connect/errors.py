@@ -1,8 +1,9 @@
 """The errors of molecule-connect. The class says what to do next, ``hint`` says it to a person."""
 
 import enum
+import errno
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,6 +13,11 @@ if TYPE_CHECKING:
 # The error of a fleet quotes so many of its workspaces.
 _MOST_TOLD = 5
 _CREDENTIALS = re.compile(r"(?<=://)[^\s/?#'\"<>]*@")
+# What a machine runs out of for a while: room and inodes on a disk, open files, memory.
+_OUT_OF_FILES = frozenset({errno.EMFILE, errno.ENFILE})
+_SHORTAGES = _OUT_OF_FILES | {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM}
+# SQLite for the same, and for a file that another program holds: BUSY, IOERR, FULL and CANTOPEN.
+_SQLITE_SHORTAGES = frozenset({5, 10, 13, 14})
 
 
 def without_credentials(text: str) -> str:
@@ -29,6 +35,28 @@ class MoleculeError(Exception):
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(without_credentials(message))
         self.hint = without_credentials(hint)
+
+    @property
+    def may_heal(self) -> bool:
+        """Whether the same can succeed later although nobody changes a setting: a full disk is one day not full."""
+        return any(
+            (isinstance(one, OSError) and one.errno in _SHORTAGES)
+            or getattr(one, "sqlite_errorcode", 0) & 0xFF in _SQLITE_SHORTAGES
+            for one in _chain(self)
+        )
+
+
+def ran_out_of_files(error: BaseException | None) -> bool:
+    """Whether *error*, or what caused it, says that this process or machine can't open any more files."""
+    return any(isinstance(one, OSError) and one.errno in _OUT_OF_FILES for one in _chain(error))
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 class ConfigError(MoleculeError):
@@ -138,6 +166,11 @@ class PlatformError(MoleculeError):
         super().__init__(message, hint=hint)
         self.operation = operation
         self.status = status
+
+    @property
+    def may_heal(self) -> bool:
+        """A platform that starts, or one of its blips, can refuse anything in its own words."""
+        return True
 
 
 class TransientPlatformError(PlatformError):

@@ -19,7 +19,6 @@ from molecule_connect.delivery.inbox.store import InboxStore
 from molecule_connect.delivery.lease import Holder, holder
 from molecule_connect.delivery.status_file import Status, read_status
 from molecule_connect.errors import (
-    AuthError,
     ConfigError,
     JournalError,
     LeaseError,
@@ -98,10 +97,6 @@ class InboxDesk:
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(TRY_AGAIN):
                             await stop.wait()
-        except AuthError as exc:
-            exc.hint = f"workspace {self.workspace_id}, token from {self.client.credentials.source}: {exc.hint}"
-            self.ended = exc
-            raise
         except MoleculeError as exc:
             self.ended = exc
             raise
@@ -116,8 +111,14 @@ class InboxDesk:
         if holder(self._ground.state_dir, self.workspace_id) is not None:
             return False
         self._failure = ""
+        # A reader is told at once that the token is refused, and may be the one who can replace it.
         self._connection = connection_of(
-            self._settings, self.client, self._ground, handler=None, presence=self._presence
+            self._settings,
+            self.client,
+            self._ground,
+            handler=None,
+            presence=self._presence,
+            doubts_refusals=False,
         )
         try:
             await self._connection.run(stop)

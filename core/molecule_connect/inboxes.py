@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from molecule_connect import environment, events, state_folder
+from molecule_connect import environment, events, open_files, state_folder
 from molecule_connect.blocks import Ground, client_of, notice
 from molecule_connect.delivery.fleet import Fleet
 from molecule_connect.delivery.inbox import older_cursor
@@ -54,9 +54,13 @@ async def open_inbox(
     warn_of_dangers(settings, folder, listener)
     for one in settings:
         await refuse_a_backend(folder, one.workspace_id)
+    say = notice(settings[0].workspace_id, listener)
+    streams, warning = open_files.most_streams(len(settings), open_files.limit())
+    if warning:
+        say(warning)
     async with AsyncExitStack() as stack:
-        say = notice(settings[0].workspace_id, listener)
         transports = Transports(transport=transport, say=say)
+        transports.most_streams = streams
         stack.push_async_callback(transports.aclose)
         journal = await stack.enter_async_context(Journal.open(folder, wall=time.time, notice=say))
         ground = Ground(state_dir=folder, transports=transports, journal=journal, listener=listener)

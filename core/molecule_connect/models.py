@@ -321,12 +321,14 @@ class WorkspaceInfo:
     Attributes:
         card: The agent card that the platform shows, or None.
         hint: The platform's own words to somebody whose workspace is gone.
+        is_certain: Of a removed one: whether the answer shows the platform's record of it.
     """
 
     status: WorkspaceStatus
     name: str = ""
     card: dict[str, Any] | None = None
     hint: str = ""
+    is_certain: bool = attrs.field(default=False, eq=False)
 
 
 class Signal(enum.Enum):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import attrs
 
-from molecule_connect import events, state_folder
+from molecule_connect import events, open_files, state_folder
 from molecule_connect.blocks import Block, Ground, credentials_of, notice, plugin_host, report_permissions
 from molecule_connect.delivery.fleet import Fleet
 from molecule_connect.delivery.journal.journal import Journal
@@ -163,6 +163,17 @@ class Served:
         """Tell what concerns all of them, in the name of one."""
         notice(next(iter(self._settings)), self._ground.listener)(text)
 
+    def share_files(self) -> None:
+        """Leave as many open files to event streams as the workspaces can do without, and say if those are too few.
+
+        Raises:
+            ConfigError: The limit of open files is too low for so many workspaces.
+        """
+        streams, warning = open_files.most_streams(len(self._settings), open_files.limit())
+        self._ground.transports.most_streams = streams
+        if warning:
+            self.say(warning)
+
     async def plan(self, wanted: Sequence[ConnectionSettings]) -> Plan:
         """What serving *wanted* from now on would mean. Whatever is to start was rehearsed.
 
@@ -179,6 +190,8 @@ class Served:
             same=tuple(one.workspace_id for one in kept if one == known[one.workspace_id]),
             gone=tuple(name for name in known if name not in ids),
         )
+        # Those that are gone have theirs open until they have drained.
+        open_files.most_streams(len(plan.gone) + len(wanted), open_files.limit())
         steps = [(one, _rehearsal(one, self._ground.state_dir, events.ignore)) for one in plan.starting]
         if problems := await _problems(steps, several=True):
             raise WorkspacesError("the new list", problems)
@@ -187,6 +200,7 @@ class Served:
     async def follow(self, plan: Plan) -> None:
         """Start, drain and restart as *plan* says; returns when all has drained."""
         self._settings = {one.workspace_id: one for one in plan.wanted}
+        self.share_files()
         await self._fleet.change([Block(one, self._ground) for one in plan.starting], gone=plan.gone)
 
 
@@ -207,6 +221,8 @@ async def serving(
     if not settings:
         raise ConfigError("no workspace was given", hint="name at least one")
     warn_of_dangers(settings, state_dir, listener)
+    # Before anything is opened.
+    open_files.most_streams(len(settings), open_files.limit())
     async with AsyncExitStack() as stack:
         transports = Transports(transport=transport, say=lambda text: served.say(text))
         stack.push_async_callback(transports.aclose)
@@ -216,6 +232,7 @@ async def serving(
         ground = Ground(state_dir=state_dir, transports=transports, journal=journal, listener=listener)
         blocks = [Block(one, ground) for one in settings]
         served = Served(blocks, ground)
+        served.share_files()
         for block in blocks:
             stack.push_async_callback(block.aclose)
         problems = await _problems([(block.settings, _building(block)) for block in blocks], several=len(blocks) > 1)
@@ -256,6 +273,7 @@ async def rehearse(
     """
     if state_dir is not None:
         warn_of_dangers(settings, state_dir, listener)
+    open_files.most_streams(len(settings), open_files.limit())
     steps = [(one, _rehearsal(one, state_dir, listener, state_root)) for one in settings]
     return await _problems(steps, several=len(steps) > 1)
 

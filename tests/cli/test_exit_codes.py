@@ -1,11 +1,33 @@
 """One table from errors to exit codes."""
 
+import errno
+import sqlite3
+
 import pytest
 
 from molecule_connect import errors
 from molecule_connect.cli.exit_codes import decisive, exit_code
 
 TRANSIENT = errors.TransientPlatformError("no answer", operation="register")
+
+
+def caused_by(error: errors.MoleculeError, cause: Exception) -> errors.MoleculeError:
+    error.__cause__ = cause
+    return error
+
+
+def full_disk() -> sqlite3.Error:
+    db = sqlite3.connect(":memory:")
+    db.execute("PRAGMA max_page_count=1")
+    try:
+        db.execute("CREATE TABLE t (x)")
+    except sqlite3.Error as exc:
+        return exc
+    finally:
+        db.close()
+    raise AssertionError
+
+
 REFUSED = errors.PermanentPlatformError("no", operation="register", status=400, body="")
 
 
@@ -17,7 +39,11 @@ REFUSED = errors.PermanentPlatformError("no", operation="register", status=400, 
         (errors.PluginError("x"), 2),
         (errors.BackendNotFoundError("x", available=()), 2),
         (errors.JournalError("x"), 2),
-        (REFUSED, 2),
+        (REFUSED, 7),
+        (caused_by(errors.ConfigError("x"), OSError(errno.ENOSPC, "x")), 7),
+        (caused_by(errors.ConfigError("x"), OSError(errno.EMFILE, "x")), 7),
+        (caused_by(errors.ConfigError("x"), PermissionError(errno.EACCES, "x")), 2),
+        (caused_by(errors.JournalError("x"), full_disk()), 7),
         (errors.AuthError("x", operation="register", status=401, body=""), 3),
         (errors.WorkspaceDeletedError("x"), 4),
         (errors.LeaseError("x"), 5),
@@ -25,7 +51,8 @@ REFUSED = errors.PermanentPlatformError("no", operation="register", status=400, 
         (errors.PageTooLargeError("x", operation="activity"), 6),
         (errors.CloseError("x"), 1),
         (errors.BackendError("x"), 1),
-        (errors.FleetError({"a": TRANSIENT, "b": errors.LeaseError("x")}, of=2), 5),
+        (errors.FleetError({"a": TRANSIENT, "b": errors.LeaseError("x")}, of=2), 6),
+        (errors.FleetError({"a": errors.LeaseError("x"), "b": errors.WorkspaceDeletedError("x")}, of=2), 4),
         (errors.FleetError({"a": TRANSIENT, "b": RuntimeError("x")}, of=3), 1),
         (RuntimeError("x"), 1),
     ],

@@ -227,14 +227,14 @@ def test_a_refused_token_ends_it_with_3_and_names_workspace_and_source(connect: 
     assert "what to do: workspace ws_1, token from MOLECULE_WORKSPACE_TOKEN: " in told
 
 
-def test_a_register_that_the_platform_refuses_in_its_own_words_ends_it_with_2(
+def test_a_register_that_the_platform_refuses_in_its_own_words_ends_it_with_7(
     connect: Connect, platform: Platform
 ) -> None:
     platform.answers["/registry/register"] = (400, {"error": "agent_card is required"})
 
     code, told = connect().end()
 
-    assert code == 2
+    assert code == 7
     assert "agent_card is required" in told
 
 

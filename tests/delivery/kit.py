@@ -112,7 +112,9 @@ class Disk:
                 disk.commits += 1
                 disk.before()
                 if disk.full:
-                    raise sqlite3.OperationalError("database or disk is full")
+                    error = sqlite3.OperationalError("database or disk is full")
+                    error.sqlite_errorcode = sqlite3.SQLITE_FULL
+                    raise error
                 done = super().execute(sql, *values)
                 disk.after()
                 return done

@@ -1,6 +1,7 @@
 """Registering: patiently, with the operator's card, and not at all while the workspace is paused."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ from molecule_connect.errors import (
 )
 from molecule_connect.models import Signal, WorkspaceStatus
 
-from .kit import FakePlatform, Serving
+from .kit import Disk, FakePlatform, Serving, open_journal
 
 
 def unavailable(retry_after: float | None = None) -> TransientPlatformError:
@@ -56,6 +57,72 @@ async def test_one_of_many_goes_on_trying_and_says_so(journal: Journal) -> None:
     hints = [event.hint for event in serving.events.of(events.Trouble) if event.part == "register"]
     assert any("for as long as it takes" in hint for hint in hints)
     assert [event.part for event in serving.events.of(events.Recovered)] == ["register"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        AuthError("register: 401", operation="register", status=401, body=""),
+        *(
+            PermanentPlatformError(f"register: {status} no", operation="register", status=status, body="no")
+            for status in (400, 403, 404)
+        ),
+    ],
+    ids=str,
+)
+async def test_one_of_many_outlasts_a_refusal_that_heals(journal: Journal, error: PlatformError) -> None:
+    platform = FakePlatform(fail_register=[error] * 4)
+    async with Serving(platform, journal, patient=True) as serving:
+        await platform.until(lambda: len(platform.cards) == 1, 30)
+        assert len(serving.events.of(events.Registered)) == 1
+    troubles = [event for event in serving.events.of(events.Trouble) if event.part == "register"]
+    assert {event.reason for event in troubles} == {str(error)}
+    assert all("trying again in" in event.hint for event in troubles)
+
+
+async def test_one_of_many_outlasts_a_platform_that_calls_it_deleted_for_a_while(journal: Journal) -> None:
+    platform = FakePlatform(status=WorkspaceStatus.REMOVED)
+    async with Serving(platform, journal, patient=True) as serving:
+        await asyncio.sleep(15)
+        assert platform.cards == []
+        assert "deleted" in serving.events.of(events.Trouble)[0].reason
+        platform.status = WorkspaceStatus.ACTIVE
+        await platform.until(lambda: len(platform.cards) == 1, 60)
+    assert serving.error is None
+
+
+async def test_one_of_many_that_was_deleted_ends_after_a_minute(journal: Journal) -> None:
+    platform = FakePlatform(status=WorkspaceStatus.REMOVED)
+    serving = Serving(platform, journal, patient=True)
+    with pytest.raises(WorkspaceDeletedError):
+        await serving.connection.run(serving.stop)
+    assert 60 <= now() <= 180
+    assert platform.cards == []
+
+
+@pytest.mark.parametrize("heals", [True, False])
+async def test_one_of_many_doubts_a_deletion_while_it_serves(journal: Journal, heals: bool) -> None:
+    platform = FakePlatform(has_stream=True)
+    async with Serving(platform, journal, patient=True) as serving:
+        await asyncio.sleep(60)
+        platform.status = WorkspaceStatus.REMOVED
+        platform.signal(Signal.STATUS)
+        await asyncio.sleep(15)
+        platform.status = WorkspaceStatus.ACTIVE if heals else WorkspaceStatus.REMOVED
+        await asyncio.sleep(120)
+    assert isinstance(serving.error, WorkspaceDeletedError) is not heals
+
+
+async def test_one_of_many_waits_for_a_journal_that_cannot_be_written_at_the_start(tmp_path: Path) -> None:
+    disk, platform = Disk(full=True), FakePlatform()
+    # What another program left has to be written down first.
+    (tmp_path / "ws-1.json").write_text('{"workspace_id": "ws-1", "last_since_id": "row-0"}')
+    async with open_journal(tmp_path, disk) as journal, Serving(platform, journal, patient=True) as serving:
+        await asyncio.sleep(15)
+        assert {event.part for event in serving.events.of(events.Trouble)} == {"start"}
+        disk.full = False
+        await platform.until(lambda: len(platform.cards) == 1, 60)
+    assert "start" in [event.part for event in serving.events.of(events.Recovered)]
 
 
 async def test_one_that_is_paused_while_its_platform_was_away_is_not_unpaused(journal: Journal) -> None:

@@ -51,9 +51,8 @@ async def test_beside_a_platform_that_is_down_and_a_refused_token_the_good_one_a
             block(good, sandbox.url),
         )
         async with Connector.of_a_list(config, tmp_path / "state") as connector:
-            await connector.says(f"[{refused.id}] connection: register: 401")
+            await connector.says(f"[{refused.id}] register: 401")
             await connector.says(f"workspace {refused.id}, token from {config}: ")
-            await connector.says("; then send SIGHUP to process ")
             await connector.says(f"[{away.id}] register: {down} cannot be reached")
             for number in range(20):
                 await sandbox.say(good, f"{number}")
@@ -71,15 +70,51 @@ async def test_beside_a_platform_that_is_down_and_a_refused_token_the_good_one_a
     assert not any(one.token in connector.output for one in (good, refused, away))
 
 
-async def test_when_every_token_is_refused_it_ends_with_3_and_names_them(tmp_path: Path) -> None:
+async def test_when_every_token_is_refused_it_goes_on_and_takes_up_the_new_ones(tmp_path: Path) -> None:
     config = tmp_path / "fleet.toml"
     async with Sandbox.over_loopback() as sandbox:
         refused = [await sandbox.workspace(f"refused {number}") for number in range(2)]
-        write(config, *(block(one, sandbox.url, token="not-the-token-1234") for one in refused))
+        for one in refused:
+            (tmp_path / one.id).touch(mode=0o600)
+            (tmp_path / one.id).write_text("not-the-token-1234")
+        blocks = [f'[[workspace]]\nid = "{one.id}"\ntoken_file = "{one.id}"\n' for one in refused]
+        write(config, f'api_url = "{sandbox.url}"\n', *blocks)
         async with Connector.of_a_list(config, tmp_path / "state") as connector:
-            assert await connector.ended() == 3
+            for one in refused:
+                await connector.says(f"[{one.id}] register: 401")
+                (tmp_path / one.id).write_text(one.token)
+            for one in refused:
+                await registered(sandbox, one)
+            assert await connector.stop() == 0
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 503])
+async def test_a_list_outlasts_a_platform_that_refuses_everything_at_first(status: int, tmp_path: Path) -> None:
+    config = tmp_path / "fleet.toml"
+    async with Sandbox.over_loopback() as sandbox:
+        workspaces = [await sandbox.workspace(f"{number}") for number in range(3)]
+        write(config, *(block(one, sandbox.url) for one in workspaces))
+        await sandbox.faults(f"status={status}")
+        async with Connector.of_a_list(config, tmp_path / "state") as connector:
+            for one in workspaces:
+                await connector.says(f"[{one.id}] register: ")
+            await sandbox.faults()
+            for one in workspaces:
+                await registered(sandbox, one)
+            assert await connector.stop() == 0
+
+
+async def test_a_list_of_deleted_workspaces_ends_with_4_and_names_them(tmp_path: Path) -> None:
+    config = tmp_path / "fleet.toml"
+    async with Sandbox.over_loopback() as sandbox:
+        deleted = [await sandbox.workspace(f"deleted {number}") for number in range(2)]
+        for one in deleted:
+            await sandbox.delete(one)
+        write(config, *(block(one, sandbox.url) for one in deleted))
+        async with Connector.of_a_list(config, tmp_path / "state") as connector:
+            assert await connector.ended() == 4
     assert "error: 2 of 2 workspaces ended with an error: " in connector.output
-    assert all(f"{one.id}: register: 401" in connector.output for one in refused)
+    assert all(f"{one.id}: the workspace was deleted" in connector.output for one in deleted)
 
 
 async def test_once_answers_what_waits_for_each_and_ends(tmp_path: Path) -> None:

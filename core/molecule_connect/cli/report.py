@@ -19,6 +19,7 @@ _NEXT_STEPS = {
     exit_codes.TOKEN_REFUSED: "give a current token (canvas, workspace tokens)",
     exit_codes.WORKSPACE_DELETED: "make a new workspace on the platform, and start with its id",
     exit_codes.SERVED_ELSEWHERE: "'molecule status' tells which process that is",
+    exit_codes.NOT_NOW: "try again later; if it goes on, 'molecule doctor WORKSPACE_ID' looks for what is in the way",
     exit_codes.OUT_OF_REACH: "try again later; 'molecule doctor WORKSPACE_ID' looks for what is in the way",
 }
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from molecule_connect import environment, state_folder
+from molecule_connect import environment, open_files, state_folder
 from molecule_connect.cli import exit_codes
 from molecule_connect.cli.asked import Asked, ask
 from molecule_connect.cli.signals import StopSignals
@@ -35,6 +35,7 @@ def run(flags: Mapping[str, Any], given: frozenset[str], *, screen: Screen) -> N
                 "--token puts the token into the list of processes, where every program on this machine can read it",
                 f"use --token-file, or {environment.TOKEN_VARIABLE}",
             )
+        open_files.raise_limit()
         if flags["dry_run"]:
             _rehearse(asked, flags["mode"], planned, screen)
             return

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
@@ -29,7 +30,15 @@ from molecule_connect.delivery.status_file import StatusFile
 from molecule_connect.delivery.upkeep import Upkeep
 from molecule_connect.delivery.vitals import Vitals
 from molecule_connect.delivery.wakeups import Wakeups
-from molecule_connect.errors import JournalError, PlatformError, StateLostError, WorkspaceDeletedError
+from molecule_connect.errors import (
+    AuthError,
+    JournalError,
+    MoleculeError,
+    PermanentPlatformError,
+    PlatformError,
+    StateLostError,
+    WorkspaceDeletedError,
+)
 from molecule_connect.models import FilePart, Handler, Presence, Signal
 from molecule_connect.settings import ConnectionSettings
 
@@ -48,6 +57,7 @@ class Connection:
         pace: How far the platform's rate limit stretches safety reads and beats: the least
             seconds between two of each.
         presence: Register and beat; else another program keeps the workspace online.
+        doubts_refusals: As in ``Registration``.
         room: What the folder for the chat's files may come to.
     """
 
@@ -64,6 +74,7 @@ class Connection:
         pace: Callable[[bool], tuple[float, float]] = lambda trusted: (0.0, 0.0),
         backoff: Backoff | None = None,
         presence: bool = True,
+        doubts_refusals: bool = True,
         room: FolderLimits | None = None,
     ) -> None:
         self.settings = settings
@@ -81,6 +92,8 @@ class Connection:
         self._attendance = Attendance(journal, settings.workspace_id, listener=self._tell) if handler is None else None
         self._health = Health()
         self._reports = Reports(settings.workspace_id, self._tell, self._health)
+        self._patient = settings.patient and not settings.once
+        self._backoff = backoff or Backoff(first=1.0, cap=60.0)
         self._registration = Registration(
             platform,
             workspace_id=settings.workspace_id,
@@ -89,8 +102,9 @@ class Connection:
             reports=self._reports,
             paused=self._paused,
             announced=lambda: self._wakeups.trusted,
-            backoff=backoff or Backoff(first=1.0, cap=60.0),
-            patient=settings.patient and not settings.once,
+            backoff=self._backoff,
+            patient=self._patient,
+            doubts_refusals=doubts_refusals,
         )
         self._build_intake()
         self._build_answering(handler, room)
@@ -127,7 +141,7 @@ class Connection:
         self._intake = Intake(
             self._reader,
             self._wakeups,
-            self._platform,
+            raise_if_deleted=self._registration.raise_if_deleted,
             trouble=lambda reason, hint, lasting: self._reports.broken("intake", reason, hint, lasting=lasting),
         )
         self._heartbeat = Heartbeat(
@@ -169,11 +183,14 @@ class Connection:
             WorkspaceDeletedError: The workspace is gone.
             JournalError: The journal cannot be used.
         """
-        with (
-            lease(self._folder, self.workspace_id) as held,
-            self._file.watched(self._fail, check=held.check),
-        ):
-            async with self._status.kept():
+        async with contextlib.AsyncExitStack() as stack:
+
+            async def take() -> None:
+                held = stack.enter_context(lease(self._folder, self.workspace_id))
+                stack.enter_context(self._file.watched(self._fail, check=held.check))
+
+            if await self._until_possible(take, stop):
+                await stack.enter_async_context(self._status.kept())
                 await self._run(stop)
 
     async def _run(self, stop: asyncio.Event) -> None:
@@ -186,8 +203,7 @@ class Connection:
         )
         self._since = round(self._wall() * SECOND)
         self._fatal = asyncio.get_running_loop().create_future()
-        await self._take_over()
-        if await self._begin(stop, self._fatal):
+        if await self._until_possible(self._take_over, stop) and await self._begin(stop, self._fatal):
             await self._serve(stop, self._fatal)
 
     def slept(self) -> None:
@@ -206,6 +222,25 @@ class Connection:
         self._upkeep.changed.set()
 
     # Starting
+
+    async def _until_possible(self, step: Callable[[], Awaitable[None]], stop: asyncio.Event) -> bool:
+        """Take a *step* of the start. One of many workspaces retries what may heal. False: stopped before that."""
+        for failures in itertools.count(1):
+            try:
+                await step()
+            except MoleculeError as exc:
+                if not (self._patient and exc.may_heal):
+                    raise
+                wait = self._backoff.delay(failures)
+                self._reports.trouble("start", str(exc), f"{exc.hint}; trying again in {wait:.0f} s")
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(wait):
+                        await stop.wait()
+                        return False
+            else:
+                self._reports.trouble("start", "")
+                break
+        return True
 
     async def _take_over(self) -> None:
         """Go on where an earlier process ended: with the journal, else with another program's cursor file."""
@@ -377,8 +412,10 @@ class Connection:
         tasks, wedged = presence.active_tasks, presence.wedged
         self._tell(events.Beat(workspace_id=self.workspace_id, active_tasks=tasks, wedged=wedged))
 
-    def _beat_failed(self, error: PlatformError, final: bool) -> None:
-        hint = "no more beats are sent: the platform will show the workspace as offline" if final else error.hint
+    def _beat_failed(self, error: PlatformError) -> None:
+        hint = error.hint
+        if isinstance(error, PermanentPlatformError) and not isinstance(error, AuthError):
+            hint = "while heartbeats are refused, the platform will show the workspace as offline; trying again"
         self._reports.trouble("heartbeat", str(error), hint)
 
     async def _insist(self, write: Callable[[], Awaitable[bool]]) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from molecule_connect.backoff import Backoff
 from molecule_connect.delivery.ports import Registry
-from molecule_connect.errors import AuthError, PermanentPlatformError, PlatformError
+from molecule_connect.errors import PlatformError
 from molecule_connect.models import Presence
 
 # A failed beat is tried again soon: the platform gives a workspace up after 90 s of silence.
@@ -13,13 +13,12 @@ RETRIES = Backoff(first=1.0, cap=4.0)
 
 
 class Heartbeat:
-    """Beats until cancelled, or until the platform refuses beats for good.
+    """Beats until cancelled.
 
     Args:
         presence: What a beat says, asked for at each.
         interval: Seconds between beats, asked for at each.
-        accepted, failed: Told of each beat; ``accepted`` also when it was sent (loop time), ``failed`` whether
-            the heartbeat ends by it.
+        accepted, failed: Told of each beat; ``accepted`` also when it was sent (loop time).
     """
 
     def __init__(
@@ -29,7 +28,7 @@ class Heartbeat:
         presence: Callable[[], Presence],
         interval: Callable[[], float],
         accepted: Callable[[Presence, float], None],
-        failed: Callable[[PlatformError, bool], None],
+        failed: Callable[[PlatformError], None],
     ) -> None:
         self._registry = registry
         self._presence = presence
@@ -50,16 +49,10 @@ class Heartbeat:
             try:
                 await self.beat(self._presence())
                 failures = 0
-            except PermanentPlatformError as exc:
-                # A refused token may be a blip, or replaced while we run.
-                final = not isinstance(exc, AuthError)
-                self._failed(exc, final)
-                if final:
-                    return
-                failures += 1
             except PlatformError as exc:
+                # Even a refusal in the platform's own words may be a blip, and without beats nobody finds us.
                 failures += 1
-                self._failed(exc, False)
+                self._failed(exc)
             retry = RETRIES.delay(failures) if 0 < failures <= 3 else self._interval()
             try:
                 async with asyncio.timeout(min(retry, self._interval())):

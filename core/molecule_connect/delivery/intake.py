@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from molecule_connect.backoff import Backoff
-from molecule_connect.delivery.ports import Registry
 from molecule_connect.delivery.reader import Read, Reader
 from molecule_connect.delivery.wakeups import Trigger, Wakeups
 from molecule_connect.errors import (
@@ -13,9 +12,7 @@ from molecule_connect.errors import (
     MoleculeError,
     PlatformError,
     TransientPlatformError,
-    WorkspaceDeletedError,
 )
-from molecule_connect.models import WorkspaceStatus
 
 # A refused token can be a blip of the platform's database: so often, and over so long a time, it is none.
 REFUSALS, REFUSED_FOR = 3, 60.0
@@ -33,6 +30,7 @@ class Intake:
     """Reads one workspace's feed until cancelled, or until the workspace is gone.
 
     Args:
+        raise_if_deleted: Asked when the token is refused, which is what happens when the workspace is deleted.
         trouble: Told what stops the reading and what to do; "" when it works again. The
             flag says whether it is more than a first failure.
     """
@@ -41,14 +39,14 @@ class Intake:
         self,
         reader: Reader,
         wakeups: Wakeups,
-        registry: Registry,
         *,
+        raise_if_deleted: Callable[[], Awaitable[None]],
         trouble: Callable[[str, str, bool], None],
         waits: Backoff = READ_WAIT,
     ) -> None:
         self._reader = reader
         self._wakeups = wakeups
-        self._registry = registry
+        self._raise_if_deleted = raise_if_deleted
         self._trouble = trouble
         self._waits = waits
         self._one_at_a_time = asyncio.Lock()
@@ -157,24 +155,10 @@ class Intake:
         self._trouble(str(exc), exc.hint, lasting)
 
     async def _refused(self, exc: AuthError, failures: int, seconds: float) -> None:
-        await raise_if_deleted(self._registry)
+        await self._raise_if_deleted()
         lasting = failures >= REFUSALS and seconds >= REFUSED_FOR
         hint = exc.hint if lasting else "it may be a blip; trying again"
         self._trouble(str(exc), hint, failures > 1)
-
-
-async def raise_if_deleted(registry: Registry) -> None:
-    """Ask the platform whether the workspace is gone.
-
-    Raises:
-        WorkspaceDeletedError: It is.
-    """
-    try:
-        info = await registry.workspace()
-    except PlatformError:
-        return
-    if info.status is WorkspaceStatus.REMOVED:
-        raise WorkspaceDeletedError("the workspace was deleted on the platform", hint=info.hint)
 
 
 async def insist_on(

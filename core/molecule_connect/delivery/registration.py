@@ -1,6 +1,7 @@
 """Saying that we answer for a workspace, and following its pauses and its end."""
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from molecule_connect.backoff import Backoff
 from molecule_connect.delivery.ports import Registry
 from molecule_connect.delivery.reports import Reports
-from molecule_connect.errors import PlatformError, TransientPlatformError, WorkspaceDeletedError
+from molecule_connect.errors import MoleculeError, PlatformError, TransientPlatformError, WorkspaceDeletedError
 from molecule_connect.models import WorkspaceInfo, WorkspaceStatus
 
 TRIES = 5
@@ -16,6 +17,12 @@ LOOKS = 3
 STATUS_INTERVAL = 300.0
 # Events may come in any number.
 LEAST_BETWEEN_LOOKS = 1.0
+# A platform that is being started may say that a workspace is gone. Said this often, over this long, it's no blip.
+GONE_LOOKS, GONE_FOR, GONE_PAUSE = 3, 60.0, 20.0
+
+
+class _InDoubtError(TransientPlatformError):
+    """The platform says that the workspace is gone, and may be wrong."""
 
 
 class Registration:
@@ -25,7 +32,8 @@ class Registration:
         card: Members of the agent card that replace the platform's.
         paused: Told whether the workspace is paused, at each change.
         announced: Whether events would tell of a change, so that nobody needs to ask.
-        patient: Whether to go on trying while the platform is out of reach.
+        patient: Whether to retry for as long as it takes, and to ask again before believing that the workspace is gone.
+        doubts_refusals: Whether patience includes refusals in the platform's own words.
     """
 
     def __init__(
@@ -40,6 +48,7 @@ class Registration:
         announced: Callable[[], bool],
         backoff: Backoff,
         patient: bool = False,
+        doubts_refusals: bool = True,
     ) -> None:
         self._registry = registry
         self._workspace_id = workspace_id
@@ -49,8 +58,9 @@ class Registration:
         self._paused = paused
         self._announced = announced
         self._backoff = backoff
-        self._patient = patient
+        self._patient, self._doubts_refusals = patient, doubts_refusals
         self._due = asyncio.Event()
+        self._gone_looks, self._gone_since = 0, 0.0
         self.is_paused = False
 
     async def begin(self) -> bool:
@@ -58,22 +68,21 @@ class Registration:
 
         Raises:
             WorkspaceDeletedError: It is gone.
-            AuthError, PermanentPlatformError: Refused.
-            TransientPlatformError: Five tries did not reach the platform, and nobody is patient.
+            AuthError, PermanentPlatformError: Refused, and not patient.
+            TransientPlatformError: Five tries did not reach the platform, and not patient.
         """
         for rounds in itertools.count(1):
-            info = await self._look_patiently()
-            if info.status is WorkspaceStatus.PAUSED and not self._unpause:
-                self._pause(True)
-                break
             try:
+                info = await self._look_patiently()
+                if info.status is WorkspaceStatus.PAUSED and not self._unpause:
+                    self._pause(True)
+                    break
                 await self._register(info, tries=TRIES if rounds == 1 else 1)
-            except TransientPlatformError as exc:
-                if not self._patient:
+            except PlatformError as exc:
+                if not self._patient or self._is_final(exc):
                     raise
-                wait = self._backoff.delay(TRIES + rounds, at_least=exc.retry_after)
-                self._reports.trouble("register", str(exc), f"trying again in {wait:.0f} s, for as long as it takes")
-                await asyncio.sleep(wait)
+                # Told once: the words don't change from now on.
+                await self._wait(exc, TRIES + rounds - 1, "trying again within a minute, for as long as it takes")
             else:
                 return True
         return False
@@ -83,22 +92,32 @@ class Registration:
         for failures in range(1, tries + 1):
             try:
                 await self._registry.register(card)
-            except TransientPlatformError as exc:
-                if failures == tries:
+            except PlatformError as exc:
+                if failures == tries or self._is_final(exc):
                     raise
-                wait = self._backoff.delay(failures, at_least=exc.retry_after)
                 count = "" if self._patient else f" ({failures} of {tries})"
-                self._reports.trouble("register", str(exc), f"trying again in {wait:.0f} s{count}")
-                await asyncio.sleep(wait)
+                await self._wait(exc, failures, f"trying again in {{:.0f}} s{count}")
             else:
                 self._reports.trouble("register", "")
                 return
+
+    def _is_final(self, exc: PlatformError) -> bool:
+        return not isinstance(exc, TransientPlatformError) and not (self._patient and self._doubts_refusals)
+
+    async def _wait(self, exc: PlatformError, failures: int, words: str) -> None:
+        asked = exc.retry_after if isinstance(exc, TransientPlatformError) else None
+        wait = self._backoff.delay(failures, at_least=asked)
+        again = words.format(wait)
+        self._reports.trouble("register", str(exc), f"{exc.hint}; {again}" if exc.hint else again)
+        await asyncio.sleep(wait)
 
     async def _look_patiently(self) -> WorkspaceInfo:
         """As ``_look``; a blip must not cost the operator the card that the answer would have shown."""
         for failures in range(1, LOOKS):
             try:
                 return self._checked(await self._registry.workspace())
+            except _InDoubtError:
+                raise
             except TransientPlatformError as exc:
                 await asyncio.sleep(self._backoff.delay(failures, at_least=exc.retry_after))
             except PlatformError:
@@ -109,13 +128,40 @@ class Registration:
         """What the platform says of the workspace; unknown when it does not say."""
         try:
             return self._checked(await self._registry.workspace())
+        except _InDoubtError:
+            raise
         except PlatformError:
             return WorkspaceInfo(status=WorkspaceStatus.UNKNOWN)
 
     def _checked(self, info: WorkspaceInfo) -> WorkspaceInfo:
+        gone = self._gone(info)
+        if gone is None:
+            self._gone_looks = 0
+            return info
+        now = asyncio.get_running_loop().time()
+        if not self._gone_looks:
+            self._gone_since = now
+        self._gone_looks += 1
+        is_doubtful = self._patient and not info.is_certain
+        if is_doubtful and (self._gone_looks < GONE_LOOKS or now - self._gone_since < GONE_FOR):
+            hint = "a platform that is being started may be wrong: asking again"
+            raise _InDoubtError(f"register: {gone}", operation="workspace", hint=hint)
+        raise gone
+
+    def _gone(self, info: WorkspaceInfo) -> MoleculeError | None:
+        """Why there is nothing to serve, if the platform says so."""
         if info.status is WorkspaceStatus.REMOVED:
-            raise WorkspaceDeletedError("the workspace was deleted on the platform", hint=info.hint)
-        return info
+            return WorkspaceDeletedError("the workspace was deleted on the platform", hint=info.hint)
+        return None
+
+    async def raise_if_deleted(self) -> None:
+        """Ask the platform whether the workspace is gone.
+
+        Raises:
+            WorkspaceDeletedError: It is.
+        """
+        with contextlib.suppress(_InDoubtError):
+            await self._look()
 
     def look_again(self) -> None:
         """Something may have changed: ask now, not in five minutes."""
@@ -129,13 +175,16 @@ class Registration:
         """
         while True:
             try:
-                async with asyncio.timeout(STATUS_INTERVAL):
+                async with asyncio.timeout(GONE_PAUSE if self._gone_looks else STATUS_INTERVAL):
                     await self._due.wait()
             except TimeoutError:
-                if self._announced() and not self.is_paused:
+                if self._announced() and not self.is_paused and not self._gone_looks:
                     continue
             self._due.clear()
-            info = await self._look()
+            try:
+                info = await self._look()
+            except _InDoubtError:
+                info = WorkspaceInfo(status=WorkspaceStatus.UNKNOWN)
             if info.status is WorkspaceStatus.PAUSED and not self.is_paused:
                 self._pause(True)
             elif info.status is WorkspaceStatus.ACTIVE and self.is_paused:

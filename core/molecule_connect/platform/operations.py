@@ -323,6 +323,7 @@ def read_workspace(reply: Reply) -> WorkspaceInfo:
         name=name if isinstance(name, str) else "",
         card=card if isinstance(card, dict) else None,
         hint=" ".join(hint.split()) if isinstance(hint, str) else "",
+        is_certain="id" in fields or "removed_at" in fields or said == "removed",
     )
 
 

@@ -14,7 +14,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import IO, Any, cast
 from urllib.parse import urlsplit
 
-from molecule_connect.errors import ConfigError, Outcome, PageTooLargeError, TransientPlatformError, without_credentials
+from molecule_connect import open_files
+from molecule_connect.errors import (
+    ConfigError,
+    Outcome,
+    PageTooLargeError,
+    TransientPlatformError,
+    ran_out_of_files,
+    without_credentials,
+)
 from molecule_connect.platform.address import ApiAddress
 from molecule_connect.platform.answers import Answer
 from molecule_connect.platform.calling import Headers
@@ -53,6 +61,9 @@ class Transports:
         whole_answer: Seconds in which an answer that has begun has to be here, or is none: what drips in keeps
             within the timeout of each read for ever.
         say: Told what the operator should know of the rate limit.
+
+    Attributes:
+        most_streams: How many event streams may be open at once; None: as many as are asked for.
     """
 
     def __init__(
@@ -68,6 +79,7 @@ class Transports:
         self._transport, self._clock, self._sleep, self._say = transport, clock, sleep, say
         self._patience, self._whole_answer = patience, whole_answer
         self._origins: dict[str, Connections] = {}
+        self.most_streams: int | None = None
         self._trust = Trust()
 
     def to(self, address: ApiAddress) -> "Connections":
@@ -76,6 +88,7 @@ class Transports:
             pacer = Pacer(clock=self._clock, sleep=self._sleep, say=self._say)
             self._origins[address.origin] = Connections(
                 lambda: self._open(address),
+                has_room_for_stream=self._has_room_for_stream,
                 patience=self._patience,
                 whole_answer=self._whole_answer,
                 pacer=pacer,
@@ -88,6 +101,10 @@ class Transports:
         for connections in self._origins.values():
             await connections.aclose()
         self._origins.clear()
+
+    def _has_room_for_stream(self) -> bool:
+        streams = sum(connections.streams for connections in self._origins.values())
+        return self.most_streams is None or streams < self.most_streams
 
     def _open(self, address: ApiAddress) -> "httpx.AsyncBaseTransport":
         """A transport of one connection."""
@@ -154,12 +171,16 @@ class Connections:
     """The connections to one origin. Each serves one request at a time, so a call that hangs blocks no other.
 
     Calls of different kinds don't wait for each other: heartbeats go on while any other endpoint hangs.
+
+    Attributes:
+        streams: How many event streams are open.
     """
 
     def __init__(
         self,
         open_transport: "Callable[[], httpx.AsyncBaseTransport]",
         *,
+        has_room_for_stream: Callable[[], bool],
         patience: float,
         whole_answer: float,
         pacer: Pacer,
@@ -167,7 +188,8 @@ class Connections:
     ) -> None:
         self.pacer = pacer
         self._clock, self._whole_answer = clock, whole_answer
-        self._open = open_transport
+        self._open, self._has_room_for_stream = open_transport, has_room_for_stream
+        self.streams = 0
         self._urls: dict[str, httpx.URL] = {}
         self._senders = Senders(open_transport, patience=patience)
         self._callers = Senders(open_transport, count=CALLS, patience=patience)
@@ -205,9 +227,16 @@ class Connections:
         self, operation: Operation[Any], url: str, headers: Headers
     ) -> AsyncIterator[tuple[Answer, AsyncIterator[bytes]]]:
         """Opens *operation* and gives its head, then its body in pieces as they come, without an end in time."""
+        if not self._has_room_for_stream():
+            raise TransientPlatformError(
+                f"{operation.name}: the limit of open files leaves no room for another event stream",
+                operation=operation.name,
+                hint=open_files.HOW_TO_RAISE,
+            )
         transport = self._open()
         request = self._request(operation, url, headers, endless=True)
         response = None
+        self.streams += 1
         try:
             async with self._opening.of(operation.kind):
                 began = self._clock()
@@ -222,6 +251,7 @@ class Connections:
         except httpx.HTTPError as exc:
             raise network_error(operation, url, exc, is_written=True) from told(exc)
         finally:
+            self.streams -= 1
             if response is not None:
                 await response.aclose()
             await transport.aclose()
@@ -404,6 +434,8 @@ def network_error(operation: Operation[Any], url: str, exc: Exception, *, is_wri
         outcome = Outcome.NOT_TAKEN
         text = f"{place} cannot be reached"
         hint = "check the network and the API address, and that the platform runs"
+        if ran_out_of_files(exc):
+            text, hint = f"no connection to {place} can be opened", open_files.HOW_TO_RAISE
     elif isinstance(exc, httpx.WriteTimeout):
         text, reason = f"{place} did not take the request within {WRITE_TIMEOUT:g} s", ""
     elif isinstance(exc, httpx.ReadTimeout | TimeoutError):

@@ -117,6 +117,9 @@ class WorkspaceClient:
         """Registers; a token that is handed out is kept before this returns."""
         try:
             token = await self._client.call(operations.register(self._id, card))
+        except AuthError as exc:
+            exc.hint = f"workspace {self._id}, token from {self._client.credentials.source}: {exc.hint}"
+            raise
         except TransientPlatformError as exc:
             if exc.status is not None and exc.status >= 500 and not exc.hint:
                 # A platform that cannot read an id answers 500 "registration failed" (contract 2.1).

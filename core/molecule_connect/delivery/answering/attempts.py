@@ -13,7 +13,7 @@ from molecule_connect.delivery.answering.budget import DailyBudget
 from molecule_connect.delivery.health import Health
 from molecule_connect.delivery.journal.entries import Answer, Entry, State, dump_parts, in_words, is_too_deep
 from molecule_connect.delivery.journal.journal import WorkspaceJournal
-from molecule_connect.errors import BackendError
+from molecule_connect.errors import BackendError, ran_out_of_files
 from molecule_connect.models import Handler, Response, TextPart
 
 ATTEMPTS = 4
@@ -124,6 +124,7 @@ class Attempts:
             self._budget.spent(entry.caller_id, exc.usage)
         except Exception as exc:  # whatever a plugin raises is a failed attempt
             error = BackendError(exception_text(exc))
+            error.__cause__ = exc
         else:
             self._health.sample()
             self._breaker.succeeded(entry)
@@ -136,7 +137,8 @@ class Attempts:
         if error.retryable and pause is None:
             # Before the slot is free: who gets it next depends on this.
             self._breaker.failed(entry, reason)
-        counts = self._breaker.counts(entry)
+        # Without open files nothing can be started, whatever the message is.
+        counts = self._breaker.counts(entry) and not ran_out_of_files(error)
         if pause is not None:
             return lambda: self._park(entry, reason, pause)
         return lambda: self._failed(entry, reason, retryable=error.retryable, counts=counts)

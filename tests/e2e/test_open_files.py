@@ -1,0 +1,100 @@
+"""Real processes that run out of open files: nothing ends by it, nothing is lost, and it heals."""
+
+import resource
+from pathlib import Path
+
+from molecule_connect_sandbox.testing import Sandbox, Workspace
+
+from .kit import Connector, registered
+
+MOCK = '[defaults]\nbackend = "mock"\noptions.reply = "%s!"\n'
+EXEC = '[defaults]\nbackend = "exec"\noptions.cmd = "tr a-z A-Z"\n'
+
+
+def write(config: Path, url: str, workspaces: list[Workspace], defaults: str = EXEC) -> None:
+    config.touch(mode=0o600)
+    blocks = (f'[[workspace]]\nid = "{one.id}"\ntoken = "{one.token}"\napi_url = "{url}"\n' for one in workspaces)
+    config.write_text(defaults + "".join(blocks))
+
+
+class Limited(Connector):
+    """A connector whose limits of open files are set before it starts."""
+
+    soft, hard = 100, 100
+
+    async def start(self) -> "Limited":
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        # A child inherits it; this process keeps the files that it has.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (self.soft, before[1]))
+        try:
+            await super().start()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        assert self.process is not None
+        resource.prlimit(self.process.pid, resource.RLIMIT_NOFILE, (self.soft, self.hard))
+        return self
+
+
+async def test_a_soft_limit_below_what_the_list_needs_is_raised(tmp_path: Path) -> None:
+    config = tmp_path / "fleet.toml"
+    async with Sandbox.over_loopback() as sandbox:
+        workspaces = [await sandbox.workspace(f"{number}") for number in range(30)]
+        write(config, sandbox.url, workspaces)
+        connector = Limited.of_a_list(config, tmp_path / "state")
+        connector.soft, connector.hard = 60, 1000
+        async with connector:
+            for workspace in workspaces:
+                await sandbox.say(workspace, "hi")
+            for workspace in workspaces:
+                assert [one.text for one in await sandbox.answers(workspace, 1, timeout=30)] == ["HI"]
+            assert await connector.stop() == 0
+
+
+async def test_a_list_that_the_hard_limit_has_no_room_for_is_refused(tmp_path: Path) -> None:
+    config = tmp_path / "fleet.toml"
+    async with Sandbox.over_loopback() as sandbox:
+        write(config, sandbox.url, [await sandbox.workspace(f"{number}") for number in range(60)])
+        async with Limited.of_a_list(config, tmp_path / "state") as connector:
+            assert await connector.ended() == 2
+        assert ("POST", "/registry/register") not in await sandbox.requests()
+    assert (
+        "error: 60 workspaces need 228 open files, 108 at the least, and this process may open 100" in connector.output
+    )
+    assert "LimitNOFILE=" in connector.output
+
+
+async def test_a_list_that_has_little_room_is_polled_and_answers_all(tmp_path: Path) -> None:
+    config = tmp_path / "fleet.toml"
+    async with Sandbox.over_loopback() as sandbox:
+        workspaces = [await sandbox.workspace(f"{number}") for number in range(20)]
+        write(config, sandbox.url, workspaces, MOCK)
+        connector = Limited.of_a_list(config, tmp_path / "state")
+        connector.soft = connector.hard = 93
+        async with connector:
+            await connector.says("15 of them get no event stream and are polled instead")
+            for workspace in workspaces:
+                await sandbox.say(workspace, "hi")
+            for workspace in workspaces:
+                assert [one.text for one in await sandbox.answers(workspace, 1, timeout=30)] == ["hi!"]
+            assert await connector.stop() == 0
+
+
+async def test_a_process_that_runs_out_of_files_keeps_its_messages_and_heals(tmp_path: Path) -> None:
+    async with Sandbox.over_loopback() as sandbox:
+        workspace = await sandbox.workspace()
+        async with Connector(
+            sandbox, workspace, tmp_path, "--backend", "exec", "--backend-opt", "cmd=tr a-z A-Z"
+        ) as connector:
+            await registered(sandbox, workspace)
+            await connector.says("listening by stream")
+            assert connector.process is not None
+            before = resource.prlimit(connector.process.pid, resource.RLIMIT_NOFILE)
+            resource.prlimit(connector.process.pid, resource.RLIMIT_NOFILE, (8, before[1]))
+            for number in range(4):
+                await sandbox.say(workspace, f"message {number}", contextId=f"c{number}")
+            await connector.says("Too many open files", seconds=30)
+            resource.prlimit(connector.process.pid, resource.RLIMIT_NOFILE, before)
+            answers = await sandbox.answers(workspace, 4, timeout=50)
+            assert sorted(one.text for one in answers) == [f"MESSAGE {number}" for number in range(4)]
+            assert await connector.stop() == 0
+    assert "given up" not in connector.output
