@@ -16,6 +16,7 @@ FLOORS = (
         "settings",
         "state_folder",
         "file_names",
+        "open_files",
         "private_file",
         "run_marks",
         "pipes",
