@@ -135,6 +135,21 @@ async def test_a_class_a_factory_and_an_async_factory_all_make_a_backend(path: l
 
 
 @pytest.mark.parametrize("name", ["shout", "factory", "slow-factory", "declared"])
+async def test_a_repeated_option_is_a_warning_and_in_a_file_an_error(path: list[str], name: str) -> None:
+    told: list[str] = []
+    given = {"suffix": ["#", "!"]}
+
+    await (await host_of(name, options=given, path=path, warn=told.append)).close()
+    with pytest.raises(OptionError, match="once"):
+        await host_of(name, options=given, path=path, listed=True)
+
+    (warning,) = told
+    assert "'suffix'" in warning
+    assert "the last one counts" in warning
+    assert closed() == ["!"]
+
+
+@pytest.mark.parametrize("name", ["shout", "factory", "slow-factory", "declared"])
 async def test_an_unknown_option_is_a_warning_and_under_strict_an_error(path: list[str], name: str) -> None:
     told: list[str] = []
     given = {"suffix": "#", "sufix": "x"}

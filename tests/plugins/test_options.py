@@ -166,6 +166,38 @@ def test_a_repeated_key_cannot_be_had_as_one_text() -> None:
         config(a=["1", "2"]).get("a")
 
 
+def repeated(*texts: str) -> BackendConfig:
+    return BackendConfig(name="acme", options=GivenOptions(parse_options(texts)), label="backend acme")
+
+
+def test_the_last_value_of_a_repeated_option_counts() -> None:
+    given = repeated(
+        "text=s3cret1", "text=s3cret2", "whole=1", "whole=2", "limit=1s", "limit=2s", "truth=no", "truth=yes"
+    )
+
+    made = given.structure(Everything)
+
+    assert (made.text, made.whole, made.limit, made.truth) == ("s3cret2", 2, 2.0, True)
+    assert given.options.overruled == {"text", "whole", "limit", "truth"}
+    assert repeated("a=1", "a=2").get("a") == repeated("a=1", "a=2").require("a") == "2"
+    assert "s3cret" not in f"{given!r} {given.options!r}"
+
+
+def test_a_repeated_list_keeps_every_value() -> None:
+    given = repeated("many=a", "many=b", "anything=a", "anything=b")
+
+    made = given.structure(Everything)
+
+    assert (made.many, made.anything) == (["a", "b"], ["a", "b"])
+    assert given.options.overruled == set()
+
+
+def test_an_empty_last_value_leaves_an_option_at_its_default() -> None:
+    assert repeated("text=a", "text=").structure(Everything).text == "x"
+    with pytest.raises(OptionError, match="needs the option 'text'"):
+        repeated("text=a", "text=").require("text")
+
+
 def test_a_field_of_the_config_type_gets_the_config() -> None:
     @attrs.frozen
     class Plugin:

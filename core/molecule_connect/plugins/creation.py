@@ -69,9 +69,11 @@ class Creation:
             return target(config)
 
     def finish(self) -> None:
-        """Report the options that nobody asked for, once a factory without declared options has run."""
+        """Report what became of the options, once the plugin is made."""
         if declared_class(load(self.installed)) is None:
             self._report(())
+        for key in sorted(self.given.overruled):
+            self.warn(f"option {key!r} of {self.installed.label} was given more than once: the last one counts")
 
     @contextlib.contextmanager
     def authors_code(self) -> Iterator[None]:

@@ -8,16 +8,38 @@ from molecule_connect.plugins.wording import nearest
 Value = str | list[str]
 
 
-class GivenOptions(Mapping[str, Value]):
-    """Options as they were given. Remembers which were asked for; shows no value."""
+class Repeated(list[str]):
+    """The values of a key that flags gave more than once: a list, or for an option with one value the last of them."""
 
-    def __init__(self, given: Mapping[str, Value] | None = None) -> None:
+
+class GivenOptions(Mapping[str, Value]):
+    """Options as they were given. Remembers which were asked for; shows no value.
+
+    Args:
+        by_flags: Flags or a program gave them: any list stands for a repeated key. In a file only ``Repeated`` does.
+
+    Attributes:
+        overruled: Keys with several values of which only the last was taken.
+    """
+
+    def __init__(self, given: Mapping[str, Value] | None = None, *, by_flags: bool = False) -> None:
         self._given = dict(given or {})
+        self._by_flags = by_flags
         self.asked: set[str] = set()
+        self.overruled: set[str] = set()
 
     def __getitem__(self, key: str) -> Value:
         self.asked.add(key)
         return self._given[key]
+
+    def last(self, key: str) -> Value:
+        """The value of an option that has only one: the last, where the key was repeated."""
+        value = self[key]
+        is_repeated = isinstance(value, Repeated) or (self._by_flags and isinstance(value, list))
+        if not is_repeated or not value:
+            return value
+        self.overruled.add(key)
+        return value[-1]
 
     def __iter__(self) -> Iterator[str]:
         self.asked.update(self._given)

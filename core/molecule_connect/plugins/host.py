@@ -288,7 +288,7 @@ def create_backend(
     """
     creation = Creation(
         installed=find(BACKENDS, name, path=path),
-        given=GivenOptions(options),
+        given=GivenOptions(options, by_flags=True),
         workspace_id=workspace_id,
         state_folder=None if state_dir is None else lambda: state_dir,
         state_root=state_dir,
@@ -315,7 +315,9 @@ async def _add(
         name = type(plugin).__name__
         host.own(plugin, f"{'backend' if group == BACKENDS else 'middleware'} {name}")
         return name
-    creation = make(installed=find(group, plugin, path=path), given=GivenOptions(given))
+    creation = make(
+        installed=find(group, plugin, path=path), given=GivenOptions(given, by_flags=not make.keywords["listed"])
+    )
     made = creation.start()
     if inspect.isawaitable(made):
         with creation.authors_code():

@@ -52,6 +52,15 @@ def read_value(value: Any, kind: Any) -> Any:
         raise UnusableTypeError(f"an option cannot be of type {kind}") from None
 
 
+def takes_many(kind: Any) -> bool:
+    """Whether an option of this annotation can have a list of values."""
+    if get_origin(kind) is Annotated:
+        return takes_many(get_args(kind)[0])
+    if _is_union(kind):
+        return any(takes_many(arm) for arm in get_args(kind))
+    return kind is Any or (get_origin(kind) or kind) in (list, tuple, _ABC_SEQUENCE)
+
+
 def help_of(kind: Any) -> str:
     """The texts in an ``Annotated``, joined."""
     return " ".join(note for note in getattr(kind, "__metadata__", ()) if isinstance(note, str))

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import attrs
 
 from molecule_connect.errors import ConfigError, OptionError, PluginError
-from molecule_connect.plugins.given import GivenOptions, Value
+from molecule_connect.plugins.given import GivenOptions, Repeated, Value
 from molecule_connect.plugins.option_types import (
     UnusableTypeError,
     WrongValueError,
@@ -17,6 +17,7 @@ from molecule_connect.plugins.option_types import (
     is_duration,
     read_value,
     spelled,
+    takes_many,
     type_name,
 )
 from molecule_connect.private_file import make_folder
@@ -66,12 +67,12 @@ class BackendConfig:
     _secrets: frozenset[str] = attrs.field(default=frozenset(), repr=False)
 
     def get(self, key: str, default: str | None = None) -> str | None:
-        """The value of *key*; *default* when it was not given, or is empty.
+        """The value of *key*, the last one where it was repeated; *default* when it was not given, or is empty.
 
         Raises:
-            OptionError: It was given more than once.
+            OptionError: A file gives a list.
         """
-        value = self.options.get(key)
+        value = self.options.last(key) if key in self.options else None
         if isinstance(value, list):
             raise OptionError(f"option {key!r} of {self._label} was given more than once", hint="give it once")
         return value or default
@@ -80,7 +81,7 @@ class BackendConfig:
         """The value of *key*.
 
         Raises:
-            OptionError: It was not given, is empty, or was given more than once.
+            OptionError: It was not given or is empty, or a file gives a list.
         """
         value = self.get(key)
         if value is None:
@@ -98,9 +99,7 @@ class BackendConfig:
             PluginError: A field has a type that no option can have.
         """
         fields = option_fields(cls)
-        given = {
-            field.key: self.options[field.key] for field in fields if self.options.get(field.key) not in (None, "")
-        }
+        given = {field.key: value for field in fields if (value := self._value(field)) not in (None, "")}
         if missing := [field.key for field in fields if field.required and field.key not in given]:
             raise self._missing(missing)
         values: dict[str, Any] = dict.fromkeys(_config_fields(cls), self)
@@ -138,6 +137,11 @@ class BackendConfig:
         private = {name for name in everything if _is_private(name)}
         secrets = (self._secrets | {everything[name] for name in private}) - {""}
         return {name: value for name, value in everything.items() if name not in private and value not in secrets}
+
+    def _value(self, field: "OptionField") -> Value | None:
+        if field.key not in self.options:
+            return None
+        return self.options[field.key] if takes_many(field.annotation) else self.options.last(field.key)
 
     def _missing(self, keys: list[str]) -> OptionError:
         spelled = " ".join(f"{self._spelling}{key}=..." for key in keys)
@@ -223,7 +227,7 @@ def parse_options(texts: Iterable[str]) -> dict[str, Value]:
         if before is None:
             found[key] = value
         else:
-            found[key] = [*before, value] if isinstance(before, list) else [before, value]
+            found[key] = Repeated([*before, value] if isinstance(before, list) else [before, value])
     return found
 
 
