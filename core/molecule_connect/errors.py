@@ -210,9 +210,18 @@ class PermanentPlatformError(PlatformError):
         super().__init__(message, operation=operation, status=status, hint=hint)
         self.body = body
 
+    def __str__(self) -> str:
+        text = super().__str__()
+        is_shown = self.status is None or str(self.status) in text
+        return text if is_shown else f"{text} (status {self.status})"
+
 
 class AuthError(PermanentPlatformError):
     """The platform refused the token (401)."""
+
+    def __str__(self) -> str:
+        # The class has only one status.
+        return Exception.__str__(self)
 
 
 class CursorExpiredError(PermanentPlatformError):

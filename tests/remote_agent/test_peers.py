@@ -54,6 +54,24 @@ def test_peers_as_the_platform_lists_them(agent: Twin, platform: Platform) -> No
     ]
 
 
+def test_a_peer_without_a_status_is_unknown(agent: Twin, platform: Platform) -> None:
+    platform.on(
+        PEERS, httpx.Response(200, json=[{"id": PEER}, {"id": "p2", "status": None}, {"id": "p3", "status": ""}])
+    )
+
+    assert [peer.status for peer in agent.get_peers()] == ["unknown"] * 3
+
+
+def test_a_peer_is_named_target_id_in_every_call(agent: Twin, platform: Platform) -> None:
+    begun = httpx.Response(202, json={"delegation_id": "d1", "status": "delegated", "target_id": PEER})
+    platform.on(DISCOVER, found(HOST)).on(A2A, httpx.Response(200, json=QUEUED)).on(DELEGATE, begun)
+
+    assert agent.discover_peer(target_id=PEER) == HOST
+    agent.invalidate_peer_url(target_id=PEER)
+    assert agent.call_peer(target_id=PEER, message="hello") == QUEUED
+    assert agent.delegate(target_id=PEER, task="summarise").target_id == PEER
+
+
 @pytest.mark.parametrize("answer", [None, {}, {"error": None}, "text"])
 def test_a_list_that_is_none_is_no_peers(agent: Twin, platform: Platform, answer: Any) -> None:
     assert agent.client

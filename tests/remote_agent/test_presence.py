@@ -355,10 +355,12 @@ class TestLoop:
         [
             None,
             {},
-            {"current_task": 5, "active_tasks": "many"},
+            {"current_task": None, "active_tasks": "many"},
             {"active_tasks": -1},
             {"active_tasks": False},
-            {"active_tasks": 2**31},
+            {"active_tasks": float("inf")},
+            {"active_tasks": float("nan")},
+            {"active_tasks": object()},
             7,
         ],
     )
@@ -368,6 +370,19 @@ class TestLoop:
 
         assert (platform.body(BEAT)["current_task"], platform.body(BEAT)["active_tasks"]) == ("", 0)
         assert b"false" not in platform.asked(BEAT)[-1].content
+
+    @pytest.mark.parametrize(
+        ("task", "active", "count"),
+        [(5, "2", 2), ("x", 2.0, 2), ("x", " 3 ", 3), ("x", "2.9", 2), ("x", True, 1), ("x", 2**40, 2**31 - 1)],
+    )
+    def test_what_a_supplier_tells_is_coerced(
+        self, agent: Twin, platform: Platform, task: Any, active: Any, count: int
+    ) -> None:
+        platform.on(BEAT, OK).on(STATE, ONLINE)
+        agent.run_heartbeat_loop(1, lambda: {"current_task": task, "active_tasks": active})
+
+        assert (platform.body(BEAT)["current_task"], platform.body(BEAT)["active_tasks"]) == (str(task), count)
+        assert b"true" not in platform.asked(BEAT)[-1].content
 
     def test_a_supplier_that_raises_is_logged_and_counts_as_empty(
         self, agent: Twin, platform: Platform, caplog: pytest.LogCaptureFixture

@@ -118,6 +118,7 @@ class AgentClient:
     """What both clients have: the members that ask nobody."""
 
     def __init__(self, settings: AgentSettings) -> None:
+        self._settings = settings
         self._agent = Agent(settings)
 
     def __repr__(self) -> str:
@@ -155,9 +156,39 @@ class AgentClient:
         """
         self._agent.tokens.save(token)
 
-    def invalidate_peer_url(self, peer_id: str) -> None:
+    @property
+    def platform_url(self) -> str:
+        """The address of the platform's API, without a slash at its end."""
+        return self._settings.platform_url.rstrip("/")
+
+    @property
+    def agent_card(self) -> Mapping[str, object]:
+        """What peers and people are told of the agent."""
+        return self._settings.card
+
+    @property
+    def reported_url(self) -> str:
+        """Where peers may reach the agent directly; empty: by way of the platform."""
+        return self._settings.reported_url
+
+    @property
+    def heartbeat_interval(self) -> float:
+        """Seconds between the beats of ``run_heartbeat_loop``."""
+        return self._settings.heartbeat_interval
+
+    @property
+    def state_poll_interval(self) -> float:
+        """Seconds between its state reads."""
+        return self._settings.state_poll_interval
+
+    @property
+    def url_cache_ttl(self) -> float:
+        """Seconds for which a peer's address is kept."""
+        return self._settings.url_cache_ttl
+
+    def invalidate_peer_url(self, target_id: str) -> None:
         """Asks the platform again for the address of a peer the next time."""
-        self._agent.peers.addresses.forget(canonical_id(peer_id))
+        self._agent.peers.addresses.forget(canonical_id(target_id))
 
     @staticmethod
     def is_queued(answer: Mapping[str, object]) -> bool:

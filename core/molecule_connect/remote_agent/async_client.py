@@ -136,13 +136,13 @@ class AsyncRemoteAgentClient(AgentClient):
         """See ``RemoteAgentClient.get_peers``."""
         return await self._run(self._agent.peers.neighbours())
 
-    async def discover_peer(self, peer_id: str) -> str | None:
+    async def discover_peer(self, target_id: str) -> str | None:
         """See ``RemoteAgentClient.discover_peer``."""
-        return await self._run(self._agent.peers.discover(peer_id))
+        return await self._run(self._agent.peers.discover(target_id))
 
     async def call_peer(
         self,
-        peer_id: str,
+        target_id: str,
         message: str,
         prefer_direct: bool = False,
         timeout: float = A2A_TIMEOUT,
@@ -152,7 +152,7 @@ class AsyncRemoteAgentClient(AgentClient):
     ) -> JsonObject:
         """See ``RemoteAgentClient.call_peer``."""
         flow = self._agent.peers.call(
-            peer_id,
+            target_id,
             message,
             prefer_direct=prefer_direct,
             timeout=timeout,

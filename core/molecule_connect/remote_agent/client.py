@@ -176,18 +176,18 @@ class RemoteAgentClient(AgentClient):
         """The workspaces that this one may write to."""
         return self._run(self._agent.peers.neighbours())
 
-    def discover_peer(self, peer_id: str) -> str | None:
+    def discover_peer(self, target_id: str) -> str | None:
         """Where a peer says that it listens, from memory for a while; None when it names no http(s) address.
 
         Raises:
             AuthError: The token is refused.
             PermanentPlatformError: This workspace may not write to the peer.
         """
-        return self._run(self._agent.peers.discover(peer_id))
+        return self._run(self._agent.peers.discover(target_id))
 
     def call_peer(
         self,
-        peer_id: str,
+        target_id: str,
         message: str,
         prefer_direct: bool = False,
         timeout: float = A2A_TIMEOUT,
@@ -210,7 +210,7 @@ class RemoteAgentClient(AgentClient):
             TransientPlatformError: No answer came; ``outcome`` says whether the message may have arrived.
         """
         flow = self._agent.peers.call(
-            peer_id,
+            target_id,
             message,
             prefer_direct=prefer_direct,
             timeout=timeout,

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import attrs
 
@@ -177,7 +177,14 @@ def _presence(supplier: TaskSupplier | None) -> Presence:
         _log.warning("the task supplier failed; the beat says nothing of tasks", exc_info=True)
         told = {}
     task, active = told.get("current_task"), told.get("active_tasks")
-    return Presence(
-        current_task=task if isinstance(task, str) else "",
-        active_tasks=active if type(active) is int and 0 <= active <= _MOST_TASKS else 0,
-    )
+    return Presence(current_task="" if task is None else str(task), active_tasks=_task_count(active))
+
+
+def _task_count(active: Any) -> int:
+    """*active* as a number that the platform takes: ``"2"`` and ``2.0`` are 2."""
+    try:
+        count = int(active if isinstance(active, int) else float(active or 0))
+    except (TypeError, ValueError, OverflowError):
+        _log.warning("active_tasks of the task supplier is no number (%s); the beat says 0", type(active).__name__)
+        return 0
+    return min(max(count, 0), _MOST_TASKS)

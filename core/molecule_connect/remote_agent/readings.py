@@ -107,6 +107,6 @@ def _peer(item: Mapping[str, Any]) -> PeerInfo:
         url=first_text(item, "url") or "",
         role=first_text(item, "role") or "",
         tier=tier if isinstance(tier, int) and not isinstance(tier, bool) and tier else 2,
-        status=first_text(item, "status") or "",
+        status=first_text(item, "status") or "unknown",
         agent_card=card if isinstance(card, dict) else {},
     )

@@ -14,7 +14,7 @@ DEFAULT_URL_CACHE_TTL = 300.0
 REMOVED = "removed"
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen
 class WorkspaceState:
     """How the platform sees the workspace.
 
@@ -36,7 +36,7 @@ class WorkspaceState:
         return self.paused or self.deleted
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen
 class PeerInfo:
     """Another workspace that this one may write to.
 
@@ -46,7 +46,7 @@ class PeerInfo:
         url: Where it says that it listens; often empty, and never proved.
         role: What it is for, in its own words.
         tier: 2 where the platform does not tell.
-        status: The platform's word, as in ``WorkspaceState``.
+        status: The platform's word, as in ``WorkspaceState``; ``unknown`` where it does not tell.
         agent_card: What it tells of itself.
     """
 
@@ -55,12 +55,12 @@ class PeerInfo:
     url: str = ""
     role: str = ""
     tier: int = 2
-    status: str = ""
+    status: str = "unknown"
     # A card is no key; peers are put in sets and dicts all the same.
     agent_card: Mapping[str, object] = attrs.field(factory=dict, hash=False)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen
 class Delegation:
     """A task that was handed to a peer.
 
@@ -92,7 +92,7 @@ class Delegation:
         return '"status":"queued"' in self.response_preview.replace(" ", "")
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen
 class Message:
     """Something that arrived for the workspace.
 
@@ -101,9 +101,9 @@ class Message:
         kind: A ``message`` waits for a reply; an ``answer`` is a peer's to something that this workspace wrote; a
             ``result`` is that of a delegation.
         activity_id: The platform's id of its record; the same each time that it is read.
+        message_id: Chosen by the sender, at most 1,024 characters; not always unique.
         caller_id: The peer that wrote it, or None for a person in the canvas. For a result, the peer that has the task.
         context_id: The conversation that it belongs to, where the sender names one.
-        message_id: Chosen by the sender, at most 1,024 characters; not always unique.
         in_reply_to: The message id of the question that an answer is for. Set only if this client sent that question
             to that peer; empty for questions of an earlier process.
         delegation_id: For a result, the delegation that this workspace opened. For a message, what the sender claims.
@@ -114,9 +114,9 @@ class Message:
     workspace_id: str
     kind: Literal["message", "answer", "result"]
     activity_id: str
+    message_id: str
     caller_id: str | None = None
     context_id: str | None = None
-    message_id: str
     in_reply_to: str = ""
     delegation_id: str | None = None
     parts: tuple[Part, ...] = ()
