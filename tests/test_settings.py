@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from molecule_connect import environment
 from molecule_connect.errors import ConfigError
-from molecule_connect.settings import ConnectionSettings, canonical_id
+from molecule_connect.settings import ConnectionSettings, canonical_id, parse_size
 
 FLOATS = ("poll_interval", "heartbeat_interval", "safety_interval", "since_secs", "grace", "max_cost_per_day")
 
@@ -24,6 +25,30 @@ def test_a_sane_number_is_taken(name: str) -> None:
     given: dict[str, Any] = {name: 60.0}
     settings = ConnectionSettings(workspace_id="ws_1", backend="mock", **given)
     assert settings.check() is settings
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("1GiB", 1 << 30), ("500M", 500 << 20), ("2 mb", 2 << 20), ("3k", 3 << 10), ("1T", 1 << 40), ("7", 7), ("7B", 7)],
+)
+def test_a_size_is_bytes_or_has_a_unit(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "much", "-1", "1.5G", "1Gi iB", "9" * 5000, "1E9", "0x10", "\u0663"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="is no size") as caught:
+        parse_size(text)
+    assert "1GiB" in caught.value.hint
+
+
+def test_the_journals_quota_is_the_flag_the_variable_or_a_gibibyte() -> None:
+    variable = {"MOLECULE_JOURNAL_QUOTA": "2G"}
+    assert environment.journal_quota(None, {}) == 1 << 30
+    assert environment.journal_quota(None, variable) == 2 << 30
+    assert environment.journal_quota(5, variable) == 5
+    with pytest.raises(ConfigError, match="MOLECULE_JOURNAL_QUOTA"):
+        environment.journal_quota(None, {"MOLECULE_JOURNAL_QUOTA": "much"})
 
 
 @pytest.mark.parametrize(

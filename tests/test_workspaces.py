@@ -171,6 +171,8 @@ def test_every_fault_is_told_with_the_number_of_its_entry(tmp_path: Path) -> Non
         ("peer_budget", "many"),
         ("peer_budget", "9" * 5000 + "/1"),
         ("peer_budget", 60),
+        ("journal_quota", "much"),
+        ("journal_quota", 1.5),
     ],
 )
 def test_a_value_of_the_wrong_kind_names_its_key(key: str, value: Any) -> None:
@@ -189,6 +191,7 @@ def test_a_file_says_the_same_and_its_defaults_hold_for_all(config: Path) -> Non
         backend = "exec"
         options = {{ cmd = "a", timeout = 5, words = ["x", true] }}
         peer_budget = 0
+        journal_quota = "2GiB"
         [[workspace]]
         id = "a"
         token = "{TOKEN}"
@@ -201,6 +204,7 @@ def test_a_file_says_the_same_and_its_defaults_hold_for_all(config: Path) -> Non
         token_file = "$DIR/b.token"
         api_url = "https://b.example"
         backend = "mock"
+        journal_quota = 5000000
         """,
         environ={"DIR": str(config.parent), "MOLECULE_API_URL": "https://env.example", "MOLECULE_ORG_ID": "org"},
     )
@@ -209,6 +213,7 @@ def test_a_file_says_the_same_and_its_defaults_hold_for_all(config: Path) -> Non
     assert one.options == {"cmd": "b", "timeout": "5", "words": ["x", "true"]}
     assert (one.middleware, one.middleware_options) == (("redact",), {"redact.pattern": "x"})
     assert one.peer_budget == PeerBudget(per_minute=0, per_hour=0)
+    assert (one.journal_quota, two.journal_quota) == (2 << 30, 5_000_000)
     # The defaults' options are for the defaults' backend.
     assert (two.api_url, two.backend, two.options) == ("https://b.example", "mock", {})
     assert (two.token, two.token_file) == (None, config.parent / "b.token")

@@ -7,7 +7,7 @@ import attrs
 
 from molecule_connect.errors import ConfigError
 from molecule_connect.platform.credentials import check_token, read_token_file
-from molecule_connect.settings import DEFAULT_API_URL, check_workspace_id
+from molecule_connect.settings import DEFAULT_API_URL, DEFAULT_JOURNAL_QUOTA, check_workspace_id, parse_size
 
 # The last two are what neighbouring clients and the platform's own containers set.
 API_URL_VARIABLES = ("MOLECULE_API_URL", "MOLECULE_PLATFORM_URL", "PLATFORM_URL")
@@ -16,6 +16,7 @@ TOKEN_VARIABLE = "MOLECULE_WORKSPACE_TOKEN"  # noqa: S105 - a name
 TOKEN_FILE_VARIABLE = "MOLECULE_WORKSPACE_TOKEN_FILE"  # noqa: S105 - a name
 WORKSPACES_VARIABLE = "MOLECULE_WORKSPACES"
 ORG_VARIABLE = "MOLECULE_ORG_ID"
+JOURNAL_QUOTA_VARIABLE = "MOLECULE_JOURNAL_QUOTA"
 AGENT_NAME_VARIABLE = "MOLECULE_AGENT_NAME"
 AGENT_DESCRIPTION_VARIABLE = "MOLECULE_AGENT_DESCRIPTION"
 AGENT_SKILLS_VARIABLE = "MOLECULE_AGENT_SKILLS"
@@ -72,6 +73,20 @@ def workspace_id(argument: str | None, environ: Mapping[str, str]) -> str:
             hint=f"run 'molecule connect WORKSPACE_ID', or set {WORKSPACE_VARIABLE}; the platform shows the id",
         )
     return check_workspace_id(found)
+
+
+def journal_quota(flag: int | None, environ: Mapping[str, str]) -> int:
+    """The most bytes of the journal: the flag, the variable, the default.
+
+    Raises:
+        ConfigError: The variable holds no size.
+    """
+    if flag is not None or not (text := environ.get(JOURNAL_QUOTA_VARIABLE)):
+        return DEFAULT_JOURNAL_QUOTA if flag is None else flag
+    try:
+        return parse_size(text)
+    except ConfigError as exc:
+        raise ConfigError(f"{JOURNAL_QUOTA_VARIABLE}: {exc}", hint=exc.hint) from None
 
 
 def token_source(token: str | None, token_file: str | Path | None, environ: Mapping[str, str]) -> TokenSource | None:

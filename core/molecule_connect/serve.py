@@ -15,7 +15,7 @@ from molecule_connect.delivery.fleet import Fleet
 from molecule_connect.delivery.journal.journal import Journal
 from molecule_connect.errors import ConfigError, MoleculeError
 from molecule_connect.platform.transports import AsyncTransport, Transports
-from molecule_connect.settings import DEFAULT_API_URL, ConnectionSettings, PeerBudget
+from molecule_connect.settings import DEFAULT_API_URL, DEFAULT_JOURNAL_QUOTA, ConnectionSettings, PeerBudget
 from molecule_connect.workspaces import WorkspacesError
 
 # So many plugins are asked for problems at a time.
@@ -42,6 +42,7 @@ async def connect(
     grace: float = 20.0,
     peer_budget: PeerBudget | None = None,
     max_cost_per_day: float | None = None,
+    journal_quota: int = DEFAULT_JOURNAL_QUOTA,
     agent_name: str | None = None,
     once: bool = False,
     unpause: bool = False,
@@ -54,6 +55,7 @@ async def connect(
 
     Args:
         backend: The name of an installed backend, or any object with a ``handle_a2a`` hook.
+        journal_quota: Bytes that the journal may come to.
         poll_interval: Seconds between reads where the platform has no event stream; None eases from 1 to 5.
         once: Read to the end, answer all of it, and return.
         state_dir: Where the journal lies; None: where ``molecule connect`` would keep it.
@@ -87,6 +89,7 @@ async def connect(
         grace=grace,
         peer_budget=peer_budget or PeerBudget(),
         max_cost_per_day=max_cost_per_day,
+        journal_quota=journal_quota,
         agent_name=agent_name,
         once=once,
         unpause=unpause,

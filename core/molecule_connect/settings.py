@@ -19,6 +19,9 @@ MAX_SINCE_SECS = 30 * 24 * 3600
 MAX_SECONDS = 24 * 3600
 MAX_COST = 1_000_000
 _LONGEST_BUDGET = 40
+DEFAULT_JOURNAL_QUOTA = 1 << 30
+LEAST_JOURNAL_QUOTA = 1 << 20
+_SIZE = re.compile(r"([0-9]{1,15})\s*(?:([KMGT])(?:i?B)?|B)?", re.IGNORECASE)
 
 
 def canonical_id(text: str) -> str:
@@ -28,6 +31,19 @@ def canonical_id(text: str) -> str:
     """
     text = text.strip()
     return text.lower() if _UUID.fullmatch(text) else text
+
+
+def parse_size(text: str) -> int:
+    """The bytes of ``1GiB``, ``500M`` or ``1073741824``. Units are powers of 1024.
+
+    Raises:
+        ConfigError: It is no size.
+    """
+    if (found := _SIZE.fullmatch(text.strip())) is None:
+        raise ConfigError(
+            f"{text[:_LONGEST_BUDGET]!r} is no size", hint="write it like 500M, 1GiB or 1073741824 (bytes)"
+        )
+    return int(found[1]) << (10 * ("KMGT".index(found[2].upper()) + 1) if found[2] else 0)
 
 
 def is_same_workspace(one: str, other: str) -> bool:
@@ -82,6 +98,7 @@ class ConnectionSettings:
         poll_interval: Seconds between polls; None eases from 1 to 5 by itself.
         heartbeat_interval, safety_interval, grace: Seconds, at most a day.
         max_cost_per_day: US dollars by what backends say of their usage, at most a million; None is without limit.
+        journal_quota: Bytes that the journal may come to, with what other workspaces have in the same file.
         since_secs: How far a first start looks back, in seconds.
         agent_name, agent_description, agent_skills: What the card is to say; the rest of it stays as it is.
         entry: The number of its entry in the list that names it; 0 for one that is served by itself.
@@ -107,6 +124,7 @@ class ConnectionSettings:
     grace: float = 20.0
     peer_budget: PeerBudget = attrs.field(factory=PeerBudget)
     max_cost_per_day: float | None = None
+    journal_quota: int = DEFAULT_JOURNAL_QUOTA
     agent_name: str | None = None
     agent_description: str | None = None
     agent_skills: tuple[str, ...] = ()
@@ -160,6 +178,11 @@ class ConnectionSettings:
             yield ConfigError(
                 f"max-cost-per-day must be more than 0 and at most {MAX_COST} dollars, not {self.max_cost_per_day:g}",
                 hint="leave it out for no limit",
+            )
+        if self.journal_quota < LEAST_JOURNAL_QUOTA:
+            yield ConfigError(
+                f"journal-quota must be at least {LEAST_JOURNAL_QUOTA} bytes (1 MiB), not {self.journal_quota}",
+                hint="leave it out for the default, 1 GiB",
             )
 
 

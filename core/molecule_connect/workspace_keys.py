@@ -5,7 +5,7 @@ from typing import Any
 
 from molecule_connect.errors import ConfigError
 from molecule_connect.plugins.wording import nearest
-from molecule_connect.settings import DEFAULT_BACKEND, PeerBudget, check_workspace_id
+from molecule_connect.settings import DEFAULT_BACKEND, PeerBudget, check_workspace_id, parse_size
 
 # What only a workspace of its own can have.
 OWN = ("id", "token", "token_file")
@@ -78,6 +78,13 @@ def _count(value: Any) -> int:
     return value
 
 
+def _size(value: Any) -> int:
+    try:
+        return parse_size(value) if isinstance(value, str) else _count(value)
+    except ConfigError:
+        raise WrongValueError("must be a size, such as 500M or 1GiB") from None
+
+
 def _names(value: Any) -> tuple[str, ...]:
     listed = [value] if isinstance(value, str) else value
     if not isinstance(listed, list) or not all(isinstance(name, str) and name for name in listed):
@@ -139,6 +146,7 @@ KEYS: dict[str, Callable[[Any], Any]] = {
     "grace": _number,
     "peer_budget": _peer_budget,
     "max_cost_per_day": _number,
+    "journal_quota": _size,
     "agent_name": _optional_text,
     "agent_description": _optional_text,
     "agent_skills": _names,

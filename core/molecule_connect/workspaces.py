@@ -151,7 +151,11 @@ class _Reading:
     faults: list[str] = attrs.field(factory=list)
 
     def settings(self, entries: list[Any] | None, given: Mapping[str, Any]) -> list[ConnectionSettings]:
-        below = {"api_url": environment.api_url(None, None, self.environ), "org_id": _org_id(self.environ)}
+        below = {
+            "api_url": environment.api_url(None, None, self.environ),
+            "org_id": _org_id(self.environ),
+            "journal_quota": environment.journal_quota(None, self.environ),
+        }
         defaults, faults = read_keys(given, forbidden=OWN)
         self.faults += [f"[defaults]: {fault}" for fault in faults]
         below, found = stack(below, defaults), []
@@ -232,6 +236,7 @@ def _single(environ: Mapping[str, str], state_dir: Path | None) -> ConnectionSet
         token=source.token if source else None,
         token_source=source.name if source else "the state folder",
         token_file=source.file if source else None,
+        journal_quota=environment.journal_quota(None, environ),
         agent_name=environ.get(environment.AGENT_NAME_VARIABLE) or None,
         agent_description=environ.get(environment.AGENT_DESCRIPTION_VARIABLE) or None,
         agent_skills=_listed(environ.get(environment.AGENT_SKILLS_VARIABLE, "")),

@@ -256,7 +256,7 @@ def test_the_traceback_of_an_unexpected_error_is_shown_as_it_is(messages: Molecu
     trace = 'Traceback (most recent call last):\n  File "x.py", line 1, in f\nValueError: \x1b[2Jnull byte\n'
 
     async def run(part: Any) -> None:
-        assert await part.set_aside("row-1", "internal error, please report it: ValueError", trace)
+        assert await part.set_aside("row-1", None, "internal error, please report it: ValueError", trace)
 
     book._run("ws_1", run)
     shown = messages("show", "row-1").output
@@ -428,6 +428,19 @@ def test_what_cannot_be_done_is_refused_and_changes_nothing(
     assert complaint in result.stderr
     assert "what to do: " in result.stderr
     assert [book.state(row_id) for row_id in ("row-1", "row-open", "odd")] == ["dead", "received", "dead"]
+
+
+def test_a_dead_letter_without_its_text_says_so(messages: Molecule, book: Book) -> None:
+    book.write("row-1", "x" * (20 << 20))
+    book.write("row-2", "x" * (50 << 20))
+    for row_id in ("row-1", "row-2"):
+        book.kill(row_id, "too hard")
+
+    assert "Its text was deleted to make room in the journal." in messages("show", "row-1").stdout
+    refused = messages("replay", "row-1", stdin="")
+    assert refused.code == 2
+    assert "row-1 cannot be replayed: its text was deleted to make room in the journal" in refused.stderr
+    assert "row-1" not in messages("replay", "--all-dead", "--yes").stdout
 
 
 def test_a_dropped_message_is_done(messages: Molecule, book: Book) -> None:

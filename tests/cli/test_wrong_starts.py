@@ -51,6 +51,8 @@ def assert_refused(result: Any, *words: str, code: int = 2) -> None:
         (["--interval-ms", "99999999999"], ["interval-ms"]),
         (["--max-cost-per-day", "nan"], ["max-cost-per-day", "nan"]),
         (["--max-cost-per-day", "inf"], ["max-cost-per-day"]),
+        (["--journal-quota", "much"], ["journal-quota", "'much'"]),
+        (["--journal-quota", "1000"], ["journal-quota", "1 MiB"]),
         (["--peer-budget", "60"], ["peer-budget", "60/600"]),
         (["--api-url", "localhost:8080"], ["'localhost:8080'", "https://"]),
         (["--api-url", "http://platform.example"], ["platform.example", "--insecure"]),

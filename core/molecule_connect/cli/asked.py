@@ -21,7 +21,8 @@ _KEYS = {
     "middleware": "use",
     "middleware_opts": "use_options",
     **{name: name for name in ("api_url", "org_id", "backend", "strict", "interval_ms", "since_secs", "concurrency")},
-    **{name: name for name in ("grace", "peer_budget", "max_cost_per_day", "agent_name", "unpause", "insecure")},
+    **{name: name for name in ("grace", "peer_budget", "max_cost_per_day", "journal_quota", "agent_name")},
+    **{name: name for name in ("unpause", "insecure")},
 }
 _VARIABLE_HINT = f"unset {environment.WORKSPACES_VARIABLE} to serve one workspace, or leave that out to serve all"
 
@@ -126,6 +127,7 @@ def _single(flags: Mapping[str, Any], environ: Mapping[str, str], planned: Path)
         grace=flags["grace"],
         peer_budget=flags["peer_budget"],
         max_cost_per_day=flags["max_cost_per_day"],
+        journal_quota=environment.journal_quota(flags["journal_quota"], environ),
         agent_name=flags["agent_name"],
         once=flags["once"],
         unpause=flags["unpause"],

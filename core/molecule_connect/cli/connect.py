@@ -13,7 +13,14 @@ from molecule_connect import environment
 from molecule_connect.console.choice import LOG_FORMATS, choose
 from molecule_connect.errors import ConfigError
 from molecule_connect.plugins.scan import BACKENDS, MIDDLEWARE, scan_names
-from molecule_connect.settings import DEFAULT_BACKEND, MAX_COST, MAX_SECONDS, MAX_SINCE_SECS, PeerBudget
+from molecule_connect.settings import (
+    DEFAULT_BACKEND,
+    MAX_COST,
+    MAX_SECONDS,
+    MAX_SINCE_SECS,
+    PeerBudget,
+    parse_size,
+)
 
 HELP = f"""Serve a workspace: keep it online, fetch its messages, let a backend answer each, send the answers.
 
@@ -51,6 +58,18 @@ class PeerBudgetType(click.ParamType[PeerBudget]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> PeerBudget:
         try:
             return PeerBudget.parse(str(value))
+        except ConfigError as exc:
+            self.fail(str(exc), param, ctx)
+
+
+class SizeType(click.ParamType[int]):
+    """Bytes, as ``500M`` or ``1GiB``."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return parse_size(str(value))
         except ConfigError as exc:
             self.fail(str(exc), param, ctx)
 
@@ -179,6 +198,13 @@ class PluginName(click.ParamType[str]):
     metavar="USD",
     help="Messages wait for the next day (UTC) when the backend says that this much is spent. One peer may spend half "
     "of it, peers together three quarters. Default: no limit.",
+)
+@click.option(
+    "--journal-quota",
+    type=SizeType(),
+    metavar="SIZE",
+    help="How large the journal may grow, such as 500M or 2GiB. At that size old texts of whoever fills it most are "
+    "deleted. [MOLECULE_JOURNAL_QUOTA; default: 1GiB]",
 )
 @click.option(
     "--state-dir",

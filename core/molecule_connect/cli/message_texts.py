@@ -111,7 +111,7 @@ def details(record: Record, *, now: float) -> Iterator[str]:
             yield f"{title:14} {value}"
     yield ""
     if record.parts is None:
-        yield "Its text was deleted, a day after it was done."
+        yield f"Its text was deleted{why_deleted(record.glance)}."
     else:
         yield "Message:"
         yield from _indented(record.parts)
@@ -128,6 +128,11 @@ def details(record: Record, *, now: float) -> Iterator[str]:
 def name(glance: Glance) -> str:
     """One message in a few words."""
     return f'{one_line(glance.row_id, 64)} of {who(glance.caller_id)}, "{one_line(glance.text, 40)}"'
+
+
+def why_deleted(glance: Glance) -> str:
+    """Why its text is not there any more."""
+    return " to make room in the journal" if glance.state is State.DEAD else ", a day after it was done or to make room"
 
 
 def effect_of_replay(glance: Glance, *, is_inbox: bool) -> str:

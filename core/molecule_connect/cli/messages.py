@@ -106,7 +106,7 @@ def show(row_id: str, raw: bool, as_json: bool, workspace: str | None, state_dir
         record = journal.record(journal.find(row_id, workspace))
     if raw:
         if record.raw is None:
-            raise ConfigError("its text was deleted, a day after it was done")
+            raise ConfigError(f"its text was deleted{message_texts.why_deleted(record.glance)}")
         click.echo(message_texts.raw_text(record.raw) if sys.stdout.isatty() else record.raw)
     elif as_json:
         click.echo(message_texts.record_json(record))
@@ -212,6 +212,11 @@ def _replayable(glance: "Glance") -> None:
         raise ConfigError(
             f"{glance.row_id} cannot be replayed: {glance.reason}",
             hint=f"'molecule messages show {glance.row_id} --raw' shows what came; 'drop' is done with it",
+        )
+    if not glance.has_text:
+        raise ConfigError(
+            f"{glance.row_id} cannot be replayed: its text was deleted to make room in the journal",
+            hint="ask its sender to send it again; 'molecule messages drop' removes it from the list",
         )
 
 

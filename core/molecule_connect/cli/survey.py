@@ -16,7 +16,7 @@ from molecule_connect.settings import canonical_id
 # The platform gives a workspace up after 90 s without a heartbeat; a status file is written thrice in that time.
 SILENT, BEAT_LATE = 3 * REFRESH + 5, 120.0
 # These parts cost speed or a convenience, and no message.
-MINOR = frozenset(("stream", "cursor file", "peer budget"))
+MINOR = frozenset(("stream", "cursor file", "peer budget", "journal size"))
 _SHOWN_RUNNING = 20
 
 

@@ -27,7 +27,7 @@ from molecule_connect.delivery.reader import SECOND, Reader
 from molecule_connect.delivery.registration import Registration
 from molecule_connect.delivery.reports import Reports
 from molecule_connect.delivery.status_file import StatusFile
-from molecule_connect.delivery.upkeep import Upkeep
+from molecule_connect.delivery.upkeep import JournalSize, Upkeep
 from molecule_connect.delivery.vitals import Vitals
 from molecule_connect.delivery.wakeups import Wakeups
 from molecule_connect.errors import (
@@ -85,7 +85,7 @@ class Connection:
         self._wall = wall
         self._pace = pace
         self._file = journal
-        self._journal = journal.of(settings.workspace_id, inbox=handler is None)
+        self._journal = journal.of(settings.workspace_id, inbox=handler is None, quota=settings.journal_quota)
         self._presence = presence
         self._cursor = CursorFile(folder, settings.workspace_id)
         self._status = StatusFile(folder, settings, inbox=handler is None, wall=wall)
@@ -109,7 +109,10 @@ class Connection:
         self._build_intake()
         self._build_answering(handler, room)
         look = self._attendance.look if self._attendance is not None else lambda: None
-        self._upkeep = Upkeep(self._journal, self._cursor, reports=self._reports, now=self._reader.now, look=look)
+        size = JournalSize(journal, self._journal, settings.journal_quota, reports=self._reports)
+        self._upkeep = Upkeep(
+            self._journal, self._cursor, size=size, reports=self._reports, now=self._reader.now, look=look
+        )
         self._first_read = asyncio.Event()
         self._was_trusted = False
         self._since = 0

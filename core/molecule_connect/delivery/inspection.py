@@ -32,6 +32,7 @@ _GLANCE = (
     "workspace_id, row_id, kind, state, caller_id, context_id, time, changed, attempt, interruptions, replay,"
     " not_before, CASE WHEN state='held' THEN held_until END AS held_until, error, reason, progress, repeat_of,"
     f" (answer IS NOT NULL AND substr(answer, 1, {len(NOTICE_BEGINS)}) <> '{NOTICE_BEGINS}') AS has_answer,"
+    " parts IS NOT NULL AS has_text,"
     " substr(CASE WHEN json_valid(parts) THEN coalesce(json_extract(parts, '$[0].text'),"
     " json_extract(parts, '$[0].file.name'), parts) ELSE parts END, 1, 400) AS text"
 )
@@ -51,6 +52,7 @@ class Glance:
 
     Attributes:
         text: The beginning of its first part.
+        has_text: Whether its text is still kept.
         time: When it was written, in microseconds by the platform's clock.
         changed: When its state changed last, in seconds by ours.
         not_before: When it is tried again, or its answer sent again, in seconds by our clock.
@@ -76,6 +78,7 @@ class Glance:
     progress: str | None
     repeat_of: str | None
     has_answer: bool
+    has_text: bool
     text: str
 
     @property
@@ -85,8 +88,13 @@ class Glance:
 
     @property
     def is_readable(self) -> bool:
-        """Whether there is a message in the row; only then can it be replayed."""
+        """Whether there is a message in the row."""
         return self.kind == "message"
+
+    @property
+    def is_replayable(self) -> bool:
+        """Whether there is something that can be replayed."""
+        return self.is_readable and self.has_text
 
     def is_put_off(self, now: float) -> bool:
         """Whether it waits for a time to be tried; a replay does not wait."""
@@ -186,7 +194,7 @@ class Inspection:
         return [
             glance
             for glance in reversed(self.glances(workspace_id, [State.DEAD]))
-            if glance.is_readable and (glance.reason or "").casefold().startswith(reason.casefold())
+            if glance.is_replayable and (glance.reason or "").casefold().startswith(reason.casefold())
         ]
 
     def find(self, row_id: str, workspace_id: str | None = None) -> Key:
@@ -337,7 +345,9 @@ _PLAIN = (
     *("task_id", "message_id", "idempotency_key", "method", "delegation_id", "raw"),
     *("answered_at", "accepted", "sends"),
 )
-_GLANCED = [field.name for field in attrs.fields(Glance) if field.name not in {"state", "has_answer", "text"}]
+_GLANCED = [
+    field.name for field in attrs.fields(Glance) if field.name not in {"state", "has_answer", "has_text", "text"}
+]
 
 
 def _filter(workspace_id: str | None, states: Sequence[State]) -> tuple[str, tuple[str, ...]]:
@@ -353,6 +363,7 @@ def _glance(row: Any) -> Glance:
     return Glance(
         state=State(row["state"]),
         has_answer=bool(row["has_answer"]),
+        has_text=bool(row["has_text"]),
         text=row["text"] or "",
         **{name: row[name] for name in _GLANCED},
     )

@@ -66,7 +66,7 @@ class Reports:
                 )
             )
         elif one.state is State.DEAD:
-            reason = f"unreadable: {item.reason}"
+            reason = one.reason or ""
             self.tell(
                 events.Dead(
                     workspace_id=self.workspace_id, row_id=row, caller_id=caller, context_id=context, reason=reason

@@ -237,7 +237,7 @@ class Lanes:
         reason = f"internal error, please report it: {exception_text(exc)}"
         trace = "".join(traceback.format_exception(exc))[-LONGEST_TRACE:]
         self._ran.pop(lane, None)
-        if await self._insist(lambda: self._journal.set_aside(row_id, reason, trace)):
+        if await self._insist(lambda: self._journal.set_aside(row_id, lane.caller_id, reason, trace)):
             self._listener(
                 events.Dead(
                     workspace_id=self._journal.workspace_id,

@@ -265,15 +265,15 @@ class InboxStore:
 
         def run(db: sqlite3.Connection) -> bool:
             cursor = db.execute(
-                "UPDATE message SET state='answered', answer=?, answered_at=NULL, send_print=NULL, not_before=NULL,"
-                " sends=0, in_doubt=0, accepted=0, echo=NULL, holder=NULL, held_until=NULL, changed=?,"
+                "UPDATE message SET state='answered', answer=?, kept=kept+?, answered_at=NULL, send_print=NULL,"
+                " not_before=NULL, sends=0, in_doubt=0, accepted=0, echo=NULL, holder=NULL, held_until=NULL, changed=?,"
                 " place=max(place, coalesce((SELECT max(other.place) + 1 FROM message AS other WHERE"
                 " other.workspace_id=message.workspace_id AND other.caller_id IS message.caller_id"
                 " AND other.context_id IS message.context_id AND other.state='answered'), 0))"
                 " WHERE workspace_id=? AND row_id=? AND kind='message' AND repeat_of IS NULL AND answer IS NULL"
                 # Of a message that was answered days ago only the time is kept.
                 " AND (state IN ('received', 'held') OR (state='done' AND answered_at IS NULL))",
-                (text, wall, workspace_id, plain(row_id)),
+                (text, len(text), wall, workspace_id, plain(row_id)),
             )
             return cursor.rowcount == 1
 

@@ -8,25 +8,30 @@ import attrs
 
 from molecule_connect.delivery.journal import file_rows, questions, sayings
 from molecule_connect.delivery.journal.entries import Lane, State, dump_parts, is_too_deep, plain, plain_or_none
+from molecule_connect.delivery.journal.quotas import PeerRoom
 from molecule_connect.delivery.journal.transitions import LATENESS, REPEAT_WINDOW, replay
 from molecule_connect.models import Inbound, Kind
+from molecule_connect.settings import DEFAULT_JOURNAL_QUOTA
 
 # Characters of a traceback that are kept: its end says most.
 LONGEST_TRACE = 20_000
 # Of equal answers, the newest are compared with their echoes.
 COMPARED = 200
+NO_ROOM = "unfinished messages of this peer fill their half of the journal's quota"
 
 
 @attrs.frozen(kw_only=True)
 class Stored:
     """What ``receive`` did with one row. ``repeats`` is the row that it repeats; ``revived`` if that one was dead.
 
+    ``reason`` says why it is dead.
     ``lane`` is the one that has a message more by it, if any has.
     """
 
     item: Inbound
     time: int
     state: State
+    reason: str | None = None
     repeats: str | None = None
     revived: bool = False
     foreign_echo: bool = False
@@ -35,14 +40,23 @@ class Stored:
 
 
 def receive(
-    db: sqlite3.Connection, workspace_id: str, items: Iterable[Inbound], now: int, wall: float, *, inbox: bool = False
+    db: sqlite3.Connection,
+    workspace_id: str,
+    items: Iterable[Inbound],
+    now: int,
+    wall: float,
+    *,
+    inbox: bool = False,
+    peer_room: int = DEFAULT_JOURNAL_QUOTA // 2,
 ) -> list[Stored]:
     """Store rows that are new. *now* stands in for a missing time, in the order in which they came.
+
+    Unfinished messages of one peer are kept up to *peer_room* bytes; further ones are dead letters without a text.
 
     In an *inbox* answers, results of delegations that were opened here, and empty messages wait for a reader too. A row
     that can't be stored becomes an unreadable one, with the traceback as its error.
     """
-    stored = []
+    stored, room = [], PeerRoom(db, workspace_id, peer_room)
     for number, item in enumerate(items):
         time = item.time if item.time is not None else now + number
         known = db.execute("SELECT 1 FROM message WHERE workspace_id=? AND row_id=?", (workspace_id, item.row_id))
@@ -50,7 +64,7 @@ def receive(
             continue
         db.execute("SAVEPOINT one_row")
         try:
-            one = _receive_one(db, workspace_id, item, time, wall, inbox)
+            one = _receive_one(db, workspace_id, item, time, wall, inbox, room)
         except sqlite3.OperationalError:
             raise
         except Exception as exc:  # whatever is in the row
@@ -74,7 +88,7 @@ def _set_aside(
         raw=item.raw,
         reason=f"it cannot be stored: {type(exc).__name__}",
     )
-    stored = Stored(item=item, time=time, state=State.DEAD)
+    stored = Stored(item=item, time=time, state=State.DEAD, reason=f"unreadable: {item.reason}")
     _insert(db, workspace_id, stored, wall, question=None, echo=None)
     trace = plain("".join(traceback.format_exception(exc)))[-LONGEST_TRACE:]
     db.execute("UPDATE message SET error=? WHERE workspace_id=? AND row_id=?", (trace, workspace_id, item.row_id))
@@ -82,7 +96,7 @@ def _set_aside(
 
 
 def _receive_one(
-    db: sqlite3.Connection, workspace_id: str, item: Inbound, time: int, wall: float, inbox: bool
+    db: sqlite3.Connection, workspace_id: str, item: Inbound, time: int, wall: float, inbox: bool, room: PeerRoom
 ) -> Stored:
     if is_too_deep(item.parts):
         kind = Kind.UNREADABLE if item.kind is Kind.MESSAGE else item.kind
@@ -98,6 +112,9 @@ def _receive_one(
     foreign = item.kind is Kind.ECHO and not told and not _ours(db, workspace_id, item.fingerprint, time)
     waits = inbox and (item.kind is Kind.ANSWER or (item.kind is Kind.RESULT and question is not None))
     stored = attrs.evolve(_begun(db, workspace_id, item, time, wall, inbox, waits), foreign_echo=foreign)
+    if stored.state is State.RECEIVED and item.caller_id is not None and not room.takes(item.caller_id, _size(item)):
+        item = attrs.evolve(item, parts=(), raw="")
+        stored = Stored(item=item, time=time, state=State.DEAD, reason=NO_ROOM)
     asked = question[0] if question is not None else None
     _insert(db, workspace_id, stored, wall, question=asked, echo=sayings.TOLD if told else None)
     file_rows.receive(db, workspace_id, item, time, wall, is_repeat=stored.repeats is not None)
@@ -116,7 +133,7 @@ def _begun(
 ) -> Stored:
     """The state in which *item* is stored. An answer or a result *waits* for a reader, or is done."""
     if item.kind is Kind.UNREADABLE:
-        return Stored(item=item, time=time, state=State.DEAD)
+        return Stored(item=item, time=time, state=State.DEAD, reason=f"unreadable: {item.reason}")
     if item.kind is not Kind.MESSAGE:
         return Stored(item=item, time=time, state=State.RECEIVED if waits else State.DONE)
     lane = Lane(plain_or_none(item.caller_id), plain_or_none(item.context_id))
@@ -134,21 +151,26 @@ def _begun(
 def _insert(
     db: sqlite3.Connection, workspace_id: str, stored: Stored, wall: float, *, question: str | None, echo: str | None
 ) -> None:
-    item, time = stored.item, stored.time
-    reason = f"unreadable: {item.reason}" if item.kind is Kind.UNREADABLE else None
+    item, time, has_text = stored.item, stored.time, stored.reason != NO_ROOM
     db.execute(
         "INSERT INTO message (workspace_id, row_id, kind, state, time, seq, place, caller_id, context_id, task_id,"
         " message_id, sender_key, idempotency_key, method, fingerprint, delegation_id, parts, raw, size, reason,"
-        " repeat_of, question, echo, changed) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        " repeat_of, question, echo, changed, kept) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
         (
             *(workspace_id, item.row_id, item.kind.value, stored.state.value, time, item.seq or 0, time),
             *map(plain_or_none, (item.caller_id, item.context_id, item.task_id, item.message_id)),
             *map(plain_or_none, (item.sender_key, item.idempotency_key, item.method)),
-            *(item.fingerprint, plain_or_none(item.delegation_id), dump_parts(item.parts)),
-            *(plain_or_none(item.raw), len(item.raw), plain_or_none(reason)),
-            *(stored.repeats, question, echo, wall),
+            *(item.fingerprint, plain_or_none(item.delegation_id), dump_parts(item.parts) if has_text else None),
+            *(plain_or_none(item.raw) if has_text else None, len(item.raw), plain_or_none(stored.reason)),
+            *(stored.repeats, question, echo, wall, _size(item) if has_text else 0),
         ),
     )
+
+
+def _size(item: Inbound) -> int:
+    """Bytes that its texts take."""
+    raw = len(item.raw) if item.raw.isascii() else len(item.raw.encode(errors="replace"))
+    return raw + len(dump_parts(item.parts))
 
 
 def _original(
@@ -162,6 +184,8 @@ def _original(
         "SELECT row_id, state, context_id FROM message INDEXED BY message_sender"
         " WHERE workspace_id=? AND sender_key=? AND fingerprint=?"
         " AND caller_id IS ? AND kind='message' AND repeat_of IS NULL AND time > ? AND time < ?"
+        # A dead letter whose text was deleted cannot be replayed: the repeat takes its place.
+        " AND (state<>'dead' OR parts IS NOT NULL)"
         " ORDER BY arrival LIMIT 1",
         (
             *(workspace_id, plain_or_none(item.sender_key), item.fingerprint, plain_or_none(item.caller_id)),

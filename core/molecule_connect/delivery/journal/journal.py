@@ -5,6 +5,7 @@ import logging
 import sqlite3
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager, closing, contextmanager
@@ -13,10 +14,10 @@ from typing import TypeVar
 
 import attrs
 
-from molecule_connect.delivery.journal import arrivals, first_look, integrity, older_files, schema, transitions
+from molecule_connect.delivery.journal import arrivals, first_look, integrity, older_files, quotas, schema, transitions
 from molecule_connect.delivery.journal.arrivals import Stored
 from molecule_connect.delivery.journal.committer import Committer, Operation
-from molecule_connect.delivery.journal.entries import Answer, Entry, State, plain
+from molecule_connect.delivery.journal.entries import Answer, Entry, State, plain, plain_or_none
 from molecule_connect.delivery.journal.first_look import Look
 from molecule_connect.delivery.journal.lane_reads import LaneReads
 from molecule_connect.delivery.journal.schema import open_file, open_reader
@@ -24,6 +25,7 @@ from molecule_connect.delivery.lease import LOST_HINT
 from molecule_connect.errors import StateLostError
 from molecule_connect.models import Inbound
 from molecule_connect.private_file import identity, is_at, make_folder
+from molecule_connect.settings import DEFAULT_JOURNAL_QUOTA
 from molecule_connect.threads import PatientExecutor
 
 T = TypeVar("T")
@@ -127,9 +129,22 @@ class Journal:
                 if executor is None:
                     thread.shutdown(wait=False)
 
-    def of(self, workspace_id: str, *, inbox: bool = False) -> "WorkspaceJournal":
-        """The part that belongs to one workspace. *inbox*: no backend answers, readers take what arrives."""
-        return WorkspaceJournal(self, workspace_id, inbox=inbox)
+    def of(self, workspace_id: str, *, inbox: bool = False, quota: int = DEFAULT_JOURNAL_QUOTA) -> "WorkspaceJournal":
+        """The part that belongs to one workspace.
+
+        Args:
+            inbox: No backend answers, readers take what arrives.
+            quota: Bytes that the whole file may come to.
+        """
+        return WorkspaceJournal(self, workspace_id, inbox=inbox, quota=quota)
+
+    def used(self) -> int:
+        """Bytes of the file that hold something."""
+        return quotas.used(self.reader)
+
+    async def make_room(self, quota: int) -> "Counter[quotas.Caller]":
+        """Delete texts that nobody waits for, of all workspaces. How many each caller lost."""
+        return await self.committer.put(lambda db: quotas.make_room(db, quota), large=True)
 
     @contextmanager
     def watched(
@@ -207,8 +222,10 @@ class WorkspaceJournal(LaneReads):
     Every transition returns False when the message was no longer in the state that it starts from.
     """
 
-    def __init__(self, journal: Journal, workspace_id: str, *, inbox: bool = False) -> None:
+    def __init__(self, journal: Journal, workspace_id: str, *, inbox: bool, quota: int) -> None:
         super().__init__(journal.reader, journal.wall, workspace_id, inbox=inbox)
+        self._quota = quota
+        self._trimmed: Counter[str | None] = Counter()
         self.is_inbox = inbox
         self._journal = journal
         self._settled = asyncio.Event()
@@ -255,9 +272,14 @@ class WorkspaceJournal(LaneReads):
         items, wall = tuple(items), self._journal.wall()
         if not items:
             return []
-        return await self._put(
-            lambda db: arrivals.receive(db, self.workspace_id, items, now, wall, inbox=self.is_inbox), large=True
-        )
+        where = (self.workspace_id, items, now, wall)
+
+        def run(db: sqlite3.Connection) -> list[Stored]:
+            stored = arrivals.receive(db, *where, inbox=self.is_inbox, peer_room=self._quota // 2)
+            self._trim(db, {one.item.caller_id for one in stored if one.state is State.DEAD})
+            return stored
+
+        return await self._put(run, large=True)
 
     def cursor(self) -> str | None:
         """The newest row before which every row is over."""
@@ -348,12 +370,15 @@ class WorkspaceJournal(LaneReads):
 
     async def bury(self, entry: Entry, frm: State, reason: str) -> bool:
         """Any open state -> dead."""
-        return await self._put(lambda db: transitions.bury(db, entry, frm, reason, self._journal.wall()))
+        return await self._put_dying(
+            entry.caller_id, lambda db: transitions.bury(db, entry, frm, reason, self._journal.wall())
+        )
 
-    async def set_aside(self, row_id: str, reason: str, error: str) -> bool:
+    async def set_aside(self, row_id: str, caller_id: str | None, reason: str, error: str) -> bool:
         """received, running or answered -> dead, after an unexpected error."""
-        return await self._put(
-            lambda db: transitions.set_aside(db, self.workspace_id, row_id, reason, error, self._journal.wall())
+        wall = self._journal.wall()
+        return await self._put_dying(
+            caller_id, lambda db: transitions.set_aside(db, self.workspace_id, row_id, reason, error, wall)
         )
 
     async def defer(self, entry: Entry, *, not_before: float, error: str) -> bool:
@@ -427,7 +452,9 @@ class WorkspaceJournal(LaneReads):
         self._try_to_deliver(entry, at)
 
     def _try_to_deliver(self, entry: Entry, at: int) -> None:
-        outcome = self._put(lambda db: transitions.delivered(db, entry, self._journal.wall(), at=at))
+        outcome = self._put_dying(
+            entry.caller_id, lambda db: transitions.delivered(db, entry, self._journal.wall(), at=at)
+        )
         outcome.add_done_callback(lambda outcome: self._delivered(outcome, entry, at))
 
     def _delivered(self, outcome: "asyncio.Future[bool]", entry: Entry, at: int) -> None:
@@ -452,13 +479,35 @@ class WorkspaceJournal(LaneReads):
         def run(db: sqlite3.Connection) -> None:
             over = "workspace_id=? AND state IN ('done', 'dead')"
             db.execute(
-                f"UPDATE message SET parts=NULL, raw=NULL, answer=NULL WHERE {over} AND state='done'"  # noqa: S608
+                f"UPDATE message SET {quotas.NO_TEXT} WHERE {over} AND state='done'"  # noqa: S608
                 " AND raw IS NOT NULL AND changed < ?",
                 (self.workspace_id, wall - BODY_AGE),
             )
             db.execute(f"DELETE FROM message WHERE {over} AND state='done' AND time < ?", (self.workspace_id, before))  # noqa: S608
 
         await self._put(run)
+
+    def trimmed(self) -> "Counter[str | None]":
+        """How many dead letters of each caller lost their text to newer ones since this was last asked."""
+        trimmed, self._trimmed = self._trimmed, Counter()
+        return trimmed
+
+    def _trim(self, db: sqlite3.Connection, callers: Iterable[str | None]) -> None:
+        for caller_id in callers:
+            caller = quotas.Caller(self.workspace_id, plain_or_none(caller_id))
+            if count := quotas.trim_dead(db, caller, self._journal.wall()):
+                self._trimmed[caller_id] += count
+
+    def _put_dying(self, caller_id: str | None, run: Callable[[sqlite3.Connection], bool]) -> "asyncio.Future[bool]":
+        """Run a transition that may end in a dead letter."""
+
+        def operation(db: sqlite3.Connection) -> bool:
+            has_moved = run(db)
+            if has_moved:
+                self._trim(db, [caller_id])
+            return has_moved
+
+        return self._put(operation)
 
     def _put(self, run: Operation[T], *, durable: bool = False, large: bool = False) -> "asyncio.Future[T]":
         return self._journal.committer.put(run, durable=durable, large=large)

@@ -95,6 +95,14 @@ CREATE INDEX file_here ON file (workspace_id, caller_id, arrived, size) WHERE st
 CREATE INDEX file_unnamed ON file (workspace_id, arrived) WHERE named=0 AND state <> 'ours';
 CREATE INDEX file_use_row ON file_use (workspace_id, row_id);
 """,
+    # 4: the size of the texts of each row, by which what one caller fills is limited.
+    """
+ALTER TABLE message ADD COLUMN kept INTEGER NOT NULL DEFAULT 0;
+UPDATE message SET kept=coalesce(length(parts), 0) + coalesce(length(raw), 0) + coalesce(length(answer), 0);
+CREATE INDEX message_dead ON message (workspace_id, caller_id, arrival, kept) WHERE state='dead';
+CREATE INDEX message_finished ON message (workspace_id, caller_id, arrival, kept) WHERE state='done' AND kept>0;
+CREATE INDEX message_waiting ON message (workspace_id, caller_id, kept) WHERE state NOT IN ('done', 'dead');
+""",
 )
 VERSION = 1 + len(MIGRATIONS)
 
@@ -196,7 +204,7 @@ def _adopt_one(db: sqlite3.Connection, names: dict[str, str]) -> None:
         names,
     )
     db.execute("DELETE FROM spend WHERE workspace_id=:other", names)
-    for table in ("workspace", "message", "asked", "told", "file", "file_use", "upload_note"):
+    for table in ("workspace", "message", "peer_spend", "asked", "told", "file", "file_use", "upload_note"):
         db.execute(f"UPDATE OR IGNORE {table} SET workspace_id=:ours WHERE workspace_id=:other", names)  # noqa: S608
         db.execute(f"DELETE FROM {table} WHERE workspace_id=:other", names)  # noqa: S608
     # What we wrote ourselves bears our id in lower case, and was taken for a peer's.

@@ -21,6 +21,13 @@ ECHO_DELAY = 5.0
 # How the reason ends for which a message waits for the next day.
 DAY_SPENT = "US dollars a day are spent"
 _NEVER = 1 << 62
+# An answer in the place of the one before, if there was one.
+_NEW_ANSWER = "answer=?, kept=kept - coalesce(length(answer), 0) + ?"
+
+
+def _new_answer(answer: Answer) -> tuple[str, int]:
+    text = dump_answer(answer)
+    return text, len(text)
 
 
 def start(db: sqlite3.Connection, entry: Entry, wall: float) -> bool:
@@ -59,9 +66,9 @@ def answered(
         db,
         entry,
         State.RUNNING if ran else State.RECEIVED,
-        "state='answered', answer=?, answered_at=?, send_print=?, not_before=NULL, sends=0, in_doubt=0, accepted=0,"
-        " echo=NULL, progress=NULL",
-        (dump_answer(answer), at, send_print),
+        f"state='answered', {_NEW_ANSWER}, answered_at=?, send_print=?, not_before=NULL, sends=0, in_doubt=0,"
+        " accepted=0, echo=NULL, progress=NULL",
+        (*_new_answer(answer), at, send_print),
         wall,
         attempt=entry.attempt + (1 if ran else 0),
     )
@@ -79,7 +86,8 @@ def stamped(db: sqlite3.Connection, entry: Entry, wall: float, *, at: int, send_
 
 def shortened(db: sqlite3.Connection, entry: Entry, answer: Answer, wall: float, *, send_print: str | None) -> bool:
     """answered -> answered: the platform found the answer too long, and gets less of it."""
-    return _move(db, entry, State.ANSWERED, "answer=?, send_print=?", (dump_answer(answer), send_print), wall)
+    values = (*_new_answer(answer), send_print)
+    return _move(db, entry, State.ANSWERED, f"{_NEW_ANSWER}, send_print=?", values, wall)
 
 
 def send_failed(db: sqlite3.Connection, entry: Entry, wall: float, *, not_before: float | None, in_doubt: bool) -> bool:
@@ -132,10 +140,13 @@ def defer(db: sqlite3.Connection, entry: Entry, wall: float, *, not_before: floa
 
 
 def replay(db: sqlite3.Connection, workspace_id: str, row_id: str, wall: float) -> bool:
-    """dead -> received, at the tail of its lane. An answer that could not be sent is kept; a notice is not."""
+    """dead -> received, at the tail of its lane. An answer that could not be sent is kept; a notice is not.
+
+    False for a message whose text was deleted, too.
+    """
     row = db.execute(
         "SELECT caller_id, context_id, answer FROM message WHERE workspace_id=? AND row_id=? AND state='dead'"
-        " AND kind='message'",
+        " AND kind='message' AND parts IS NOT NULL",
         (workspace_id, row_id),
     ).fetchone()
     if row is None:
@@ -150,8 +161,12 @@ def replay(db: sqlite3.Connection, workspace_id: str, row_id: str, wall: float) 
         sayings.outlive(db, workspace_id, row_id, wall, lateness=LATENESS)
     db.execute(
         "UPDATE message SET state='received', place=max(place, ?), attempt=0, interruptions=0, replay=replay+1,"
-        " not_before=NULL, first_failed=NULL, reason=NULL, answer=?, changed=? WHERE workspace_id=? AND row_id=?",
-        ((last or 0) + 1, None if notice else row[2], wall, workspace_id, row_id),
+        " not_before=NULL, first_failed=NULL, reason=NULL, answer=?, kept=kept-?, changed=?"
+        " WHERE workspace_id=? AND row_id=?",
+        (
+            *((last or 0) + 1, None if notice else row[2], len(row[2]) if notice else 0),
+            *(wall, workspace_id, row_id),
+        ),
     )
     return True
 

@@ -1,0 +1,137 @@
+"""How much of the journal one caller may fill, as SQL.
+
+``kept`` of a row is the size of its texts (parts, raw, answer) in bytes, and 0 once these were deleted. A row without
+them still shows what became of its message, and that it was received.
+"""
+
+import sqlite3
+from collections import Counter
+from typing import Any
+
+import attrs
+
+# What the texts of a row are set to when they go.
+NO_TEXT = "parts=NULL, raw=NULL, answer=NULL, kept=0"
+# Texts are deleted until so much of the quota is used, so that there is room for a while.
+TARGET = 0.9
+# Callers of about the same size give way in turns of so many bytes.
+STEP = 1 << 20
+
+
+@attrs.frozen
+class Pool:
+    """The most dead letters that are kept of one caller, and the most bytes of their texts."""
+
+    letters: int
+    size: int
+
+
+PEER_POOL = Pool(letters=1000, size=16 << 20)
+PEOPLE_POOL = Pool(letters=4000, size=64 << 20)
+
+
+@attrs.frozen
+class Caller:
+    """Who wrote in which workspace; ``caller_id`` is None for people."""
+
+    workspace_id: str
+    caller_id: str | None
+
+
+class PeerRoom:
+    """What unfinished messages of each peer may come to, while the rows of one read are stored."""
+
+    def __init__(self, db: sqlite3.Connection, workspace_id: str, most: int) -> None:
+        self._db = db
+        self._workspace_id = workspace_id
+        self._most = most
+        self._sizes: dict[str, int] = {}
+
+    def takes(self, peer_id: str, size: int) -> bool:
+        """Whether there is room for *size* bytes more, which are then counted."""
+        if peer_id not in self._sizes:
+            self._sizes[peer_id] = self._db.execute(
+                "SELECT coalesce(sum(kept), 0) FROM message INDEXED BY message_waiting WHERE workspace_id=?"
+                " AND caller_id IS ? AND state NOT IN ('done', 'dead')",
+                (self._workspace_id, peer_id),
+            ).fetchone()[0]
+        if self._sizes[peer_id] + size > self._most:
+            return False
+        self._sizes[peer_id] += size
+        return True
+
+
+def used(db: sqlite3.Connection) -> int:
+    """Bytes of the journal's file that hold something. Freed ones are used again before the file grows."""
+    pages, free, size = (
+        db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+    )
+    return int((pages - free) * size)
+
+
+def trim_dead(db: sqlite3.Connection, caller: Caller, wall: float) -> int:
+    """Keep of the caller's dead letters what its pool holds, the newest first. Returns how many lost their text.
+
+    Beyond the number of letters they are dropped as well.
+    """
+    pool = PEOPLE_POOL if caller.caller_id is None else PEER_POOL
+    rows = db.execute(
+        "SELECT arrival, kept FROM message INDEXED BY message_dead WHERE workspace_id=? AND caller_id IS ?"
+        " AND state='dead' ORDER BY arrival DESC",
+        (caller.workspace_id, caller.caller_id),
+    )
+    size, trimmed, dropped = 0, [], []
+    for number, (arrival, kept) in enumerate(rows, 1):
+        size += kept
+        if number > pool.letters:
+            dropped.append((wall, arrival))
+        elif kept and size > pool.size:
+            trimmed.append((arrival,))
+    db.executemany(f"UPDATE message SET {NO_TEXT} WHERE arrival=?", trimmed)  # noqa: S608
+    db.executemany(f"UPDATE message SET state='done', changed=?, {NO_TEXT} WHERE arrival=?", dropped)  # noqa: S608
+    return len(trimmed) + len(dropped)
+
+
+def make_room(db: sqlite3.Connection, quota: int) -> "Counter[Caller]":
+    """Delete texts of dead letters, then of finished messages, the oldest of the biggest caller first.
+
+    Until nine tenths of *quota* are used, or nothing is left to delete. Messages that wait stay. Returns how many
+    texts each caller lost.
+    """
+    lost: Counter[Caller] = Counter()
+    while (surplus := used(db) - int(quota * TARGET)) > 0:
+        sizes = Counter[Caller]()
+        for table in ("message_dead", "message_finished"):
+            for *who, size in db.execute(_SIZES[table]):
+                sizes[Caller(*who)] += size
+        (biggest, size), (_, next_size) = [*sizes.most_common(2), (None, 0), (None, 0)][:2]
+        if biggest is None:
+            break
+        lost[biggest] += _delete(db, biggest, min(surplus, max(size - next_size, STEP)))
+    return lost
+
+
+def _delete(db: sqlite3.Connection, caller: Caller, size: int) -> int:
+    gone: list[tuple[int]] = []
+    for index in ("message_dead", "message_finished"):
+        rows: Any = db.execute(_OLDEST[index], (caller.workspace_id, caller.caller_id))
+        for arrival, kept in rows:
+            if size <= 0:
+                break
+            gone.append((arrival,))
+            size -= kept
+    db.executemany(f"UPDATE message SET {NO_TEXT} WHERE arrival=?", gone)  # noqa: S608
+    return len(gone)
+
+
+_STATES = {"message_dead": "state='dead'", "message_finished": "state='done'"}
+_SIZES = {
+    index: f"SELECT workspace_id, caller_id, sum(kept) FROM message INDEXED BY {index} WHERE {state} AND kept>0"  # noqa: S608
+    " GROUP BY workspace_id, caller_id"
+    for index, state in _STATES.items()
+}
+_OLDEST = {
+    index: f"SELECT arrival, kept FROM message INDEXED BY {index} WHERE workspace_id=? AND caller_id IS ? AND {state}"  # noqa: S608
+    " AND kept>0 ORDER BY arrival"
+    for index, state in _STATES.items()
+}
