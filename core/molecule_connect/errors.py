@@ -156,7 +156,7 @@ class Outcome(enum.Enum):
 
     NOT_TAKEN = "not taken"  # the platform cannot have acted on it
     UNKNOWN = "unknown"  # cut while it was sent, or a server error
-    WRITTEN = "written"  # sent in full, and no answer came
+    WRITTEN = "written"  # sent in full on a connection that worked, and no answer came in time
 
 
 class PlatformError(MoleculeError):
@@ -180,6 +180,7 @@ class TransientPlatformError(PlatformError):
         retry_after: Seconds that the platform asked us to wait.
         outcome: Whether the platform may have acted on the request.
         platform_said: True when the answer was the platform's own JSON.
+        about_peer: The failure concerns the peer that was written to, and says nothing about messages to others.
     """
 
     def __init__(
@@ -191,12 +192,14 @@ class TransientPlatformError(PlatformError):
         retry_after: float | None = None,
         outcome: Outcome = Outcome.NOT_TAKEN,
         platform_said: bool = False,
+        about_peer: bool = False,
         hint: str = "",
     ) -> None:
         super().__init__(message, operation=operation, status=status, hint=hint)
         self.retry_after = retry_after
         self.outcome = outcome
         self.platform_said = platform_said
+        self.about_peer = about_peer
 
 
 class PageTooLargeError(TransientPlatformError):

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from molecule_connect.backoff import Backoff
 from molecule_connect.errors import (
     AuthError,
     ConfigError,
@@ -181,6 +182,68 @@ async def test_of_an_answer_without_end_the_beginning_tells_whether_it_is_one(
         assert isinstance(await failure(connect, response), TransientPlatformError)
 
 
+PLATFORM = {"X-RateLimit-Limit": "600"}
+RPC_ERROR = {"jsonrpc": "2.0", "id": "1", "error": {"code": -32603, "message": "agent failed"}}
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        httpx.Response(200, headers=PLATFORM, text="thanks"),
+        httpx.Response(200, headers=PLATFORM, content=b"x" * (A2A.cap + 1)),
+        httpx.Response(200, headers={"Content-Type": "application/json"}, content=b"1" * 5_000),
+        httpx.Response(200, headers={"Content-Type": "application/json"}, content=b"[" * 3_000 + b"]" * 3_000),
+        httpx.Response(400, json=RPC_ERROR),
+        httpx.Response(401, json=RPC_ERROR),
+        httpx.Response(500, json=RPC_ERROR),
+        httpx.Response(500, headers=PLATFORM, text="Internal Server Error"),
+        httpx.Response(500, headers=PLATFORM, json={"detail": "no"}),
+    ],
+    ids=lambda response: f"{response.status_code} {response.content[:20]!r}",
+)
+async def test_a_response_of_the_peer_that_the_platform_passes_on_is_a_delivery(
+    connect: Connect, response: httpx.Response
+) -> None:
+    await connect(Script(response)).call(A2A)
+
+
+async def test_a_peers_plain_text_is_its_answer(connect: Connect) -> None:
+    assert await connect(Script(httpx.Response(200, headers=PLATFORM, text="thanks"))).call(A2A) == "thanks"
+
+
+@pytest.mark.parametrize("operation", [NOTIFY, BEAT])
+async def test_only_a2a_passes_on_what_others_say(connect: Connect, operation: Operation[Any]) -> None:
+    error = await failure(connect, httpx.Response(200, headers=PLATFORM, text="thanks"), operation)
+    assert isinstance(error, TransientPlatformError)
+
+
+@pytest.mark.parametrize(
+    ("response", "about_peer", "outcome"),
+    [
+        (httpx.Response(200, headers=PLATFORM, html="<html>"), True, Outcome.UNKNOWN),
+        (httpx.Response(422, headers=PLATFORM, json={"detail": "no"}), True, Outcome.UNKNOWN),
+        (httpx.Response(401, headers=PLATFORM, text="who?"), True, Outcome.UNKNOWN),
+        (httpx.Response(502, headers=PLATFORM, html="<html>"), True, Outcome.UNKNOWN),
+        (httpx.Response(200, text="thanks"), True, Outcome.UNKNOWN),
+        (said(503, "workspace has no URL"), True, Outcome.UNKNOWN),
+        (said(502, "failed to reach workspace agent"), True, Outcome.UNKNOWN),
+        (said(402, "workspace budget limit exceeded"), True, Outcome.NOT_TAKEN),
+        (httpx.Response(200, html="<html>"), False, Outcome.UNKNOWN),
+        (httpx.Response(404, headers=PLATFORM, text="404 page not found"), False, Outcome.NOT_TAKEN),
+        (httpx.Response(502, html="<html>"), False, Outcome.UNKNOWN),
+        (httpx.Response(500, headers=PLATFORM), False, Outcome.UNKNOWN),
+        (said(500, "internal error"), False, Outcome.UNKNOWN),
+        (said(503, "the database is down"), False, Outcome.UNKNOWN),
+    ],
+)
+async def test_a_failure_of_the_peer_is_told_from_one_of_the_platform(
+    connect: Connect, response: httpx.Response, about_peer: bool, outcome: Outcome
+) -> None:
+    error = await failure(connect, response)
+    assert isinstance(error, TransientPlatformError)
+    assert (error.about_peer, error.outcome) == (about_peer, outcome)
+
+
 async def test_a_redirect_is_not_followed_and_says_where_it_points(connect: Connect) -> None:
     script = Script(httpx.Response(302, headers={"Location": "https://u:pw@evil.example/x?key=1"}))
     with pytest.raises(TransientPlatformError) as caught:
@@ -334,6 +397,38 @@ async def test_a_429_holds_back_the_next_request_of_its_kind_and_no_other(connec
     assert client.pacer.wait(Lane.SEND) > 4
     assert client.pacer.wait(Lane.READ) == 0
     await client.call(BEAT)
+
+
+async def test_a_429_of_a_peer_holds_back_nothing_else(connect: Connect) -> None:
+    headers = {"Retry-After": "1000000000", "X-RateLimit-Limit": "600", "X-RateLimit-Remaining": "599"}
+    client = connect(Script(said(429, headers=headers)))
+    with pytest.raises(TransientPlatformError):
+        await client.call(A2A)
+
+    assert client.pacer.wait(Lane.SEND) == 0
+
+
+@pytest.mark.parametrize(
+    "retry_after",
+    [
+        "9" * 400,
+        "1000000000",
+        "-5",
+        "NaN",
+        "Infinity",
+        "Fri, 31 Dec 9999 23:59:59 GMT",
+        "Fri, 31 Dec 99999 23:59:59 GMT",
+    ],
+)
+@pytest.mark.parametrize("body", [b'{"error":"no","retry_after":NaN}', b'{"error":"no","retry_after":-1e400}', b"{"])
+async def test_a_senseless_retry_after_waits_five_minutes_at_most(
+    connect: Connect, retry_after: str, body: bytes
+) -> None:
+    headers = {"Retry-After": retry_after, "Date": "Sat, 21 Nov 2026 08:37:59 GMT"}
+    error = await failure(connect, httpx.Response(503, headers=headers, content=body))
+
+    assert isinstance(error, TransientPlatformError)
+    assert 0 < Backoff(cap=300.0).delay(1, at_least=error.retry_after) <= 300
 
 
 @pytest.mark.parametrize(

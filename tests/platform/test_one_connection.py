@@ -2,8 +2,10 @@
 
 import asyncio
 import shutil
+import socket
 import ssl
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,7 +14,7 @@ import httpx
 import pytest
 
 from molecule_connect.platform import operations
-from molecule_connect.platform.one_connection import OneConnection
+from molecule_connect.platform.one_connection import MAX_IDLE, OneConnection
 from molecule_connect.platform.transports import make_request
 
 from .kit import http, raw_server, read_request
@@ -267,3 +269,72 @@ async def test_of_what_comes_unasked_little_is_read_and_the_next_request_has_a_n
         go_on.clear()
         assert await read(connection, post(url)) == (200, b"abc")
         await connection.aclose()
+
+
+async def test_silence_on_a_kept_connection_is_a_cut() -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(http(b"abc"))
+        await asyncio.Event().wait()
+
+    connection = OneConnection(None)
+    async with asyncio.timeout(10), raw_server(talk) as url:
+        assert await read(connection, post(url)) == (200, b"abc")
+        with pytest.raises(httpx.ReadError):
+            await read(connection, impatient(url))
+        await connection.aclose()
+
+
+@pytest.mark.parametrize("begun", [b"", b"HTTP/1.1 200 OK\r\n"], ids=["new", "begun"])
+async def test_silence_of_a_connection_that_works_is_a_timeout(begun: bytes) -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if begun:
+            await read_request(reader)
+            writer.write(http(b"abc"))
+        await read_request(reader)
+        writer.write(begun)
+        await asyncio.Event().wait()
+
+    connection = OneConnection(None)
+    async with asyncio.timeout(10), raw_server(talk) as url:
+        if begun:
+            assert await read(connection, post(url)) == (200, b"abc")
+        with pytest.raises(httpx.ReadTimeout):
+            await read(connection, impatient(url))
+        await connection.aclose()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is not acknowledged")
+async def test_a_request_that_the_network_does_not_take_is_a_cut() -> None:
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen()
+        connection = OneConnection(None)
+        with pytest.raises(httpx.ReadError):
+            await read(connection, impatient(f"http://127.0.0.1:{deaf.getsockname()[1]}", b"x" * 200_000))
+        await connection.aclose()
+
+
+def impatient(url: str, body: bytes = b"{}") -> httpx.Request:
+    timeouts = {**TIMEOUTS["timeout"], "read": 0.05}
+    return httpx.Request("POST", f"{url}/x", content=body, extensions={"timeout": timeouts})
+
+
+async def test_a_request_may_ask_for_a_new_connection() -> None:
+    server = Server(lambda number: http(b"abc"))
+    async with connected(server) as (connection, url):
+        for _ in range(3):
+            request = httpx.Request("POST", f"{url}/x", content=b"{}", extensions={**TIMEOUTS, MAX_IDLE: 0.0})
+            assert await read(connection, request) == (200, b"abc")
+    assert server.connections == 3
+
+
+async def test_a_connection_that_was_idle_while_the_machine_slept_is_opened_again() -> None:
+    times = iter([1000.0, 5000.0, 5000.0])
+    server = Server(lambda number: http(b"abc"))
+    connection = OneConnection(None, wall=lambda: next(times))
+    async with raw_server(server.talk) as url:
+        assert [await read(connection, post(url)) for _ in range(2)] == [(200, b"abc")] * 2
+        await connection.aclose()
+    assert server.connections == 2

@@ -14,7 +14,14 @@ import attrs
 import httpx
 import pytest
 
-from molecule_connect.errors import ConfigError, Outcome, PageTooLargeError, TransientPlatformError
+from molecule_connect.errors import (
+    AuthError,
+    ConfigError,
+    Outcome,
+    PageTooLargeError,
+    PlatformError,
+    TransientPlatformError,
+)
 from molecule_connect.models import Presence, Signal
 from molecule_connect.platform import operations
 from molecule_connect.platform.address import parse_address
@@ -129,6 +136,54 @@ async def test_an_answer_that_drips_in_ends_with_the_patience_of_the_whole(
             await client.call(operation)
 
     assert caught.value.outcome is not Outcome.NOT_TAKEN
+
+
+async def test_silence_proves_a_delivery_only_on_a_connection_that_was_opened_for_it() -> None:
+    talks = 0
+
+    async def talk(reader: Reader, writer: Writer) -> None:
+        nonlocal talks
+        talks += 1
+        await read_request(reader)
+        if talks == 1:
+            writer.write(http(b'{"status":"queued"}'))
+        await asyncio.Event().wait()
+
+    message = attrs.evolve(operations.a2a("peer-1", {}), timeout=0.05)
+    async with raw_server(talk) as url, client_of(url) as client:
+        await client.call(operations.a2a("peer-1", {}))
+        outcomes = []
+        for _ in range(2):
+            with pytest.raises(TransientPlatformError) as caught:
+                await client.call(message)
+            outcomes.append(caught.value.outcome)
+    assert outcomes == [Outcome.UNKNOWN, Outcome.WRITTEN]
+    assert talks == 2
+
+
+async def test_a_peer_that_may_think_gets_a_connection_of_its_own() -> None:
+    platform = Counting()
+    async with raw_server(platform.talk) as url, client_of(url) as client:
+        await client.call(operations.notify("ws-1", "hi"))
+        for peer in ("peer-1", "peer-2", "peer-1", "peer-2"):
+            await client.call(operations.a2a(peer, {}))
+    assert platform.connections == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [("401 Unauthorized", AuthError), ("503 Service Unavailable", TransientPlatformError)],
+)
+async def test_a_refusal_whose_words_never_come_is_a_refusal(status: str, kind: type[PlatformError]) -> None:
+    async def talk(reader: Reader, writer: Writer) -> None:
+        await read_request(reader)
+        writer.write(http(b"{", status, length=99))
+        await asyncio.Event().wait()
+
+    async with raw_server(talk) as url, client_of(url) as client:
+        with pytest.raises(kind) as caught:
+            await client.call(with_timeout(0.05))
+    assert caught.value.status == int(status[:3])
 
 
 async def test_a_body_that_was_never_written_whole_is_not_called_written() -> None:
@@ -302,6 +357,29 @@ async def test_an_endpoint_that_hangs_delays_no_other(hanging: Operation[Any]) -
             await client.call(beat)
             await client.call(read)
             await client.call(register)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        await transports.aclose()
+
+
+async def test_a_peer_that_hangs_delays_neither_people_nor_other_peers() -> None:
+    hung = asyncio.Event()
+
+    async def talk(reader: Reader, writer: Writer) -> None:
+        while request := await read_request(reader):
+            if b"/peer-1/" in request:
+                hung.set()
+                await asyncio.Event().wait()
+            writer.write(http())
+
+    transports = Transports(patience=600)
+    async with raw_server(talk) as url, client_of(url, transports=transports) as client:
+        waiting = [asyncio.create_task(client.call(operations.a2a("peer-1", {}))) for _ in range(64)]
+        await hung.wait()
+        async with asyncio.timeout(5):
+            await client.call(operations.notify("ws-1", "hi"))
+            await client.call(operations.a2a("peer-2", {}))
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)

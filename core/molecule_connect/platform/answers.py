@@ -20,6 +20,10 @@ from molecule_connect.platform.times import SECOND_US, parse_http_date
 
 FINAL: Final = frozenset({400, 403, 404, 409, 413, 422})
 _ABSENT: Final = frozenset({404, 405, 501})
+# On every answer of the platform, of either generation (contract, section (j)).
+_PLATFORM_HEADER: Final = "x-ratelimit-limit"
+# How the platform says that it is the peer that can't be written to now (contract 2.9).
+_PEER_IS_DOWN: Final = ("workspace has no URL", "failed to reach workspace agent", "not publicly routable")
 _SECRETS = re.compile(r'("(?:auth_token|platform_inbound_secret)"\s*:\s*")[^"]*')
 # Where a row that is too large tells its id and time: platforms write a row's members in alphabetical order.
 _ROW_HEAD = 1 << 16
@@ -61,6 +65,12 @@ def judge(operation: Operation[Any], answer: Answer, *, redact: Callable[[str], 
     found = _decode(answer.body) if operation.form is Form.JSON or answer.status >= 300 else None
     if answer.status in operation.accepts:
         return Reply(body=answer.body, json=found, status=answer.status, began=lower_bound(answer))
+    if _is_peers_own(operation, answer, found):
+        if found is _NOT_JSON:
+            # JSON that can't be read, or the peer's words.
+            is_json = answer.body.lstrip()[:1] in (b"{", b"[")
+            found = None if is_json else answer.body.decode("utf-8", "replace")
+        return Reply(body=answer.body, json=found, status=answer.status, began=lower_bound(answer))
     if 200 <= answer.status < 300 or _was_delivered(answer, found):
         return _good(operation, answer, found, redact=redact)
     raise _error(operation, answer, found, redact=redact)
@@ -80,6 +90,7 @@ def not_ours(operation: Operation[Any], answer: Answer) -> TransientPlatformErro
         operation=operation.name,
         status=answer.status,
         outcome=Outcome.UNKNOWN,
+        about_peer=_may_be_peers_own(operation, answer),
         hint=_EDGE,
     )
 
@@ -108,6 +119,34 @@ def _decode(body: bytes) -> Any:
 
 def _was_delivered(answer: Answer, found: Any) -> bool:
     return answer.status == 502 and isinstance(found, dict) and found.get("delivery_confirmed") is True
+
+
+def _is_peers_own(operation: Operation[Any], answer: Answer, found: Any) -> bool:
+    """Whether this is a push peer's own response, passed on by the platform: then the peer has the message.
+
+    A JSON-RPC error with a 200 is left to ``_good``, which refuses it.
+    """
+    if operation.name != "a2a" or not answer.body.strip():
+        return False
+    if isinstance(found, dict) and "jsonrpc" in found:
+        return answer.status >= 300
+    is_platforms = _PLATFORM_HEADER in answer.headers
+    if 200 <= answer.status < 300:
+        is_json = answer.headers.get("content-type", "").startswith("application/json")
+        return found is _NOT_JSON and (is_platforms or is_json) and not _is_page(answer)
+    # A web server before the peer's agent answers 404, 502 or 503 while the agent itself is down.
+    return answer.status == 500 and is_platforms and not _platform_words(found)
+
+
+def _may_be_peers_own(operation: Operation[Any], answer: Answer) -> bool:
+    """Whether a response that isn't the platform's JSON may be one of the peer, or of a web server before it."""
+    if operation.name != "a2a" or not answer.body.strip() or answer.status in _ABSENT:
+        return False
+    return _PLATFORM_HEADER in answer.headers or (200 <= answer.status < 300 and not _is_page(answer))
+
+
+def _is_page(answer: Answer) -> bool:
+    return answer.headers.get("content-type", "").startswith("text/html") or answer.body.lstrip().startswith(b"<")
 
 
 def _good(operation: Operation[Any], answer: Answer, found: Any, *, redact: Callable[[str], str]) -> Reply:
@@ -142,7 +181,8 @@ def _error(operation: Operation[Any], answer: Answer, found: Any, *, redact: Cal
     words = redact(sanitised(said or ("" if "<" in text[:200] else text)))
     message = f"{name}: {status} {words}".rstrip() if words else f"{name}: {status} without the platform's own words"
     body = redact(sanitised(text, limit=_BODY))
-    if status == 401:
+    may_be_peers = not said and _may_be_peers_own(operation, answer)
+    if status == 401 and not may_be_peers:
         hint = "the platform refused the token: give a current one (canvas, workspace tokens)"
         return AuthError(message, operation=name, status=status, body=body, hint=hint)
     if status == 410 and operation.form is Form.PAGE:
@@ -160,10 +200,16 @@ def _error(operation: Operation[Any], answer: Answer, found: Any, *, redact: Cal
         operation=name,
         status=status,
         retry_after=_retry_after(answer, found),
-        outcome=Outcome.UNKNOWN if status >= 500 else Outcome.NOT_TAKEN,
+        outcome=Outcome.UNKNOWN if status >= 500 or may_be_peers else Outcome.NOT_TAKEN,
         platform_said=bool(said),
+        about_peer=may_be_peers or _is_peers_affair(operation, status, said),
         hint=_hint(operation, answer, said),
     )
+
+
+def _is_peers_affair(operation: Operation[Any], status: int, said: str) -> bool:
+    is_down = status in (502, 503) and any(words in said for words in _PEER_IS_DOWN)
+    return operation.name == "a2a" and (is_down or (status == 402 and bool(said)))
 
 
 def _hint(operation: Operation[Any], answer: Answer, said: str) -> str:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _USUAL_REFUSAL = 5.0
 # Calls of one kind that a workspace may start at once, so that one busy workspace leaves room for the others.
 PER_WORKSPACE = 4
+# Those of them that may be to one peer, so that a peer that hangs leaves room for the others.
+PER_PEER = 2
 T = TypeVar("T")
 
 
@@ -72,6 +74,7 @@ class AsyncPlatformClient:
         self._connections = (transports or self._own_transports or Transports()).to(self.address)
         self._connections.pacer.join()
         self._places = Places(PER_WORKSPACE)
+        self._to_peers = Places(PER_PEER)
 
     @property
     def pacer(self) -> Pacer:
@@ -140,7 +143,8 @@ class AsyncPlatformClient:
         answer = None
         try:
             url, headers = self._caller.url(operation), self._caller.headers(token)
-            async with self._places.of(operation.kind):
+            to_peer = self._to_peers.of(operation.path) if operation.to_peer else contextlib.nullcontext()
+            async with to_peer, self._places.of(operation.name):
                 answer = await self._connections.exchange(operation, url, headers, sink=sink)
         finally:
             self._ended(operation, answer)
@@ -152,7 +156,9 @@ class AsyncPlatformClient:
             return
         self._caller.saw(answer)
         refused_for = None
-        if answer.status == 429:
+        # A push peer's own 429 is passed on too, and must not hold back messages to others.
+        is_peers = operation.to_peer and answer.headers.get("x-ratelimit-remaining", "0") != "0"
+        if answer.status == 429 and not is_peers:
             said = answer.headers.get("retry-after", "")
             refused_for = float(said) if said.isascii() and said.isdigit() else _USUAL_REFUSAL
         self.pacer.ended(operation.lane, answer.headers, refused_for=refused_for)

@@ -2,10 +2,18 @@
 
 Sends are most of a busy connection's work, and httpcore does much for each that one connection has no use for: a pool,
 locks, traces, a second event library, separate writes for head and body.
+
+A connection can die without a sign while it is idle (NAT, VPN, suspend): it still takes bytes, and gives none. So a
+request that was written to a kept connection and got no byte back counts as not written.
 """
 
 import asyncio
+import contextlib
+import fcntl
 import ssl
+import sys
+import termios
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, cast
 
@@ -13,7 +21,10 @@ import h11
 
 from molecule_connect.platform.quick_httpx import httpx
 
-KEEPALIVE = 75.0
+# Shorter than the idle timeouts of NAT gateways, the shortest of which are about 30 s.
+KEEPALIVE = 20.0
+# The request extension that names the longest idle time, in seconds, of a connection that may carry the request.
+MAX_IDLE = "max_idle"
 # What the head of an answer may take; h11's own cap of 16 KiB is less than proxies let through.
 _HEAD_CAP = 100 * 1024
 _EYEBALLS_DELAY = 0.25
@@ -26,26 +37,43 @@ class OneConnection(httpx.AsyncBaseTransport):
 
     Args:
         tls: For https; None for plain http.
-        keepalive: Seconds without a request after which the connection is not used again.
+        keepalive: Seconds without a request after which the connection is not used again; the ``max_idle`` extension
+            of a request can make it fewer, and 0 opens a new connection.
+        wall: Seconds since 1970. The loop's clock stands still while the machine is suspended.
     """
 
-    def __init__(self, tls: ssl.SSLContext | None, *, keepalive: float = KEEPALIVE) -> None:
-        self._tls, self._keepalive = tls, keepalive
+    def __init__(
+        self,
+        tls: ssl.SSLContext | None,
+        *,
+        keepalive: float = KEEPALIVE,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._tls, self._keepalive, self._wall = tls, keepalive, wall
         self._socket: _Socket | None = None
         self._http = h11.Connection(h11.CLIENT)
-        self._idle_since = 0.0
+        self._idle_since = (0.0, 0.0)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Sends *request*, and reads the head of its answer; the body is read as it is iterated.
 
         Raises:
-            httpx.TransportError: As httpx's own transport does.
+            httpx.TransportError: As httpx's own transport does; ``ReadError`` also when no byte came back in time and
+                the connection may have died before the request arrived.
         """
         timeouts = request.extensions["timeout"]
+        max_idle = min(self._keepalive, request.extensions.get(MAX_IDLE, self._keepalive))
         try:
+            is_kept = self._may_reuse(max_idle)
             socket = await self._connected(request, timeouts["connect"])
+            socket.is_answered = False
             await self._send(socket, request, timeouts["write"])
-            head = await self._head(socket, timeouts["read"])
+            try:
+                head = await self._head(socket, timeouts["read"])
+            except httpx.ReadTimeout as exc:
+                if not socket.is_answered and (is_kept or socket.has_unacknowledged):
+                    raise httpx.ReadError("nothing came back, and the request may not have arrived") from exc
+                raise
         except BaseException:
             self._close()
             raise
@@ -56,12 +84,23 @@ class OneConnection(httpx.AsyncBaseTransport):
         """Closes the connection."""
         self._close()
 
+    def _may_reuse(self, max_idle: float) -> bool:
+        """Whether the connection is used again; closes it if not."""
+        if self._socket is None:
+            return False
+        idle = max(at - since for at, since in zip(self._now(), self._idle_since, strict=True))
+        if self._socket.is_quiet and idle < max_idle:
+            return True
+        self._close()
+        return False
+
+    def _now(self) -> tuple[float, float]:
+        return asyncio.get_running_loop().time(), self._wall()
+
     async def _connected(self, request: httpx.Request, timeout: float) -> "_Socket":
-        url, loop = request.url, asyncio.get_running_loop()
         if self._socket is not None:
-            if self._socket.is_quiet and loop.time() - self._idle_since < self._keepalive:
-                return self._socket
-            self._close()
+            return self._socket
+        url, loop = request.url, asyncio.get_running_loop()
         host, port = url.raw_host.decode("ascii"), url.port or (443 if self._tls else 80)
         try:
             async with asyncio.timeout(timeout):
@@ -119,7 +158,7 @@ class OneConnection(httpx.AsyncBaseTransport):
         http = self._http
         if http.our_state is http.their_state is h11.DONE and not http.trailing_data[0]:
             http.start_next_cycle()
-            self._idle_since = asyncio.get_running_loop().time()
+            self._idle_since = self._now()
         else:
             self._close()
 
@@ -151,6 +190,14 @@ class _Socket(asyncio.Protocol):
         self._error: Exception | None = None
         self._is_full = False
         self._waiter: asyncio.Future[None] | None = None
+        # Whether a byte came since the owner last set it to False.
+        self.is_answered = False
+
+    @property
+    def has_unacknowledged(self) -> bool:
+        """Whether the kernel waits for the other side to acknowledge bytes; False where it doesn't tell (not Linux)."""
+        found = self._transport.get_extra_info("socket") if self._transport is not None else None
+        return found is not None and _unacknowledged(found.fileno()) > 0
 
     @property
     def is_quiet(self) -> bool:
@@ -214,6 +261,7 @@ class _Socket(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._received += data
+        self.is_answered = True
         if len(self._received) > _WAITING_CAP and self._transport is not None:
             # What nobody asked for may have no end.
             self._transport.pause_reading()
@@ -233,3 +281,10 @@ class _Socket(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._is_full = False
         self._wake()
+
+
+def _unacknowledged(descriptor: int) -> int:
+    """Bytes of a TCP socket that the other side has not acknowledged; 0 where the system doesn't tell."""
+    with contextlib.suppress(OSError):
+        return int.from_bytes(fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    return 0

@@ -87,6 +87,7 @@ class Operation(Generic[T]):
         is_optional: Platforms without the endpoint are in order; its absence is remembered.
         is_open: It is answered without a token too.
         files: Sent in place of ``body``, from the disk.
+        to_peer: Its answer may take as long as the peer thinks, so that no answer must not mean a dead connection.
         timeout: Seconds between two pieces of the answer.
         cap: Most bytes of an answer that are read.
     """
@@ -103,13 +104,9 @@ class Operation(Generic[T]):
     accepts: tuple[int, ...] = ()
     is_optional: bool = False
     is_open: bool = False
+    to_peer: bool = False
     timeout: float = READ_TIMEOUT
     cap: int = ANSWER_CAP
-
-    @property
-    def kind(self) -> str:
-        """Calls of one kind may wait for each other; those of two kinds never do."""
-        return "send" if self.lane is Lane.SEND else self.name
 
 
 def register(workspace_id: str, card: Mapping[str, Any], *, url: str = "") -> Operation[str | None]:
@@ -186,7 +183,7 @@ def history(
 def a2a(peer_id: str, envelope: Mapping[str, Any]) -> Operation[Any]:
     """A JSON-RPC envelope to a peer, by way of the platform. Gives its answer: a result, or a queued envelope."""
     path = f"/workspaces/{_id(peer_id)}/a2a"
-    return _post("a2a", path, envelope, _json, lane=Lane.SEND, timeout=A2A_TIMEOUT)
+    return _post("a2a", path, envelope, _json, lane=Lane.SEND, to_peer=True, timeout=A2A_TIMEOUT)
 
 
 def notify(workspace_id: str, message: str, *, attachments: Sequence[FilePart] = ()) -> Operation[None]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Generic, Protocol, TypeVar
 
@@ -29,11 +30,23 @@ class Places:
     def __init__(self, count: int, *, patience: float = PATIENCE) -> None:
         self._count, self._patience = count, patience
         self._kinds: dict[str, asyncio.Semaphore] = {}
+        self._users: Counter[str] = Counter()
 
     @contextlib.asynccontextmanager
     async def of(self, kind: str) -> AsyncIterator[None]:
         """Hold a place of *kind*, at most for the patience; waits while all of them are taken."""
         places = self._kinds.setdefault(kind, asyncio.Semaphore(self._count))
+        self._users[kind] += 1
+        try:
+            async with self._held(places):
+                yield
+        finally:
+            self._users[kind] -= 1
+            if not self._users[kind]:
+                del self._users[kind], self._kinds[kind]
+
+    @contextlib.asynccontextmanager
+    async def _held(self, places: asyncio.Semaphore) -> AsyncIterator[None]:
         await places.acquire()
         holds_place = True
 

@@ -27,7 +27,7 @@ from molecule_connect.platform.address import ApiAddress
 from molecule_connect.platform.answers import Answer
 from molecule_connect.platform.calling import Headers
 from molecule_connect.platform.multipart import Multipart
-from molecule_connect.platform.one_connection import KEEPALIVE, OneConnection
+from molecule_connect.platform.one_connection import KEEPALIVE, MAX_IDLE, OneConnection
 from molecule_connect.platform.operations import Lane, Operation
 from molecule_connect.platform.pacer import Pacer
 from molecule_connect.platform.quick_httpx import httpx
@@ -36,6 +36,11 @@ from molecule_connect.platform.unpacking import Body, Unpacking
 
 # Calls of one kind, other than sends, that may wait for their answers before the next start is put off.
 CALLS = 32
+# Seconds for which an idle connection may still carry a send; one that died meanwhile costs the send its timeout.
+SEND_IDLE = 2.0
+# A peer that answered within this many seconds answers the next message too before its connection counts as dead.
+PROMPT = 1.0
+_PROMPT_KEPT = 1024
 CONNECT_TIMEOUT, WRITE_TIMEOUT, POOL_TIMEOUT = 5.0, 10.0, 5.0
 WHOLE_ANSWER_TIMEOUT = 300.0
 _URLS_KEPT = 256
@@ -87,7 +92,7 @@ class Transports:
         if address.origin not in self._origins:
             pacer = Pacer(clock=self._clock, sleep=self._sleep, say=self._say)
             self._origins[address.origin] = Connections(
-                lambda: self._open(address),
+                lambda keeps: self._open(address, keeps=keeps),
                 has_room_for_stream=self._has_room_for_stream,
                 patience=self._patience,
                 whole_answer=self._whole_answer,
@@ -106,14 +111,16 @@ class Transports:
         streams = sum(connections.streams for connections in self._origins.values())
         return self.most_streams is None or streams < self.most_streams
 
-    def _open(self, address: ApiAddress) -> "httpx.AsyncBaseTransport":
-        """A transport of one connection."""
+    def _open(self, address: ApiAddress, *, keeps: bool) -> "httpx.AsyncBaseTransport":
+        """A transport of one connection; unless it *keeps* that, each request through a proxy has a new one."""
         if self._transport is not None:
             return self._transport
         with proxies_checked():
             options = self._trust.options(address, 1)
             if options["proxy"] is None:
                 return OneConnection(options["verify"] if address.origin.startswith("https:") else None)
+            if not keeps:
+                options["limits"] = httpx.Limits(max_connections=1, max_keepalive_connections=0)
             return httpx.AsyncHTTPTransport(**options)
 
 
@@ -178,7 +185,7 @@ class Connections:
 
     def __init__(
         self,
-        open_transport: "Callable[[], httpx.AsyncBaseTransport]",
+        open_transport: "Callable[[bool], httpx.AsyncBaseTransport]",
         *,
         has_room_for_stream: Callable[[], bool],
         patience: float,
@@ -191,8 +198,11 @@ class Connections:
         self._open, self._has_room_for_stream = open_transport, has_room_for_stream
         self.streams = 0
         self._urls: dict[str, httpx.URL] = {}
-        self._senders = Senders(open_transport, patience=patience)
-        self._callers = Senders(open_transport, count=CALLS, patience=patience)
+        # The peers whose last answer came promptly, by the path of what is sent to them.
+        self._prompt: set[str] = set()
+        # httpx doesn't tell a kept connection from a new one, which makes a difference to a send without an answer.
+        self._senders = Senders(lambda: open_transport(False), patience=patience)
+        self._callers = Senders(lambda: open_transport(True), count=CALLS, patience=patience)
         self._opening = Places(CALLS, patience=patience)
 
     async def exchange(
@@ -215,12 +225,33 @@ class Connections:
         """
         request = self._request(operation, url, headers, connect_to=connect_to)
         places = self._senders if operation.lane is Lane.SEND else self._callers
+        if operation.lane is Lane.SEND:
+            request.extensions[MAX_IDLE] = 0.0 if self._may_think(operation) else SEND_IDLE
         try:
-            return await places.run(
-                lambda transport: self._answer(transport, operation, request, sink), kind=operation.kind
+            answer = await places.run(
+                lambda transport: self._answer(transport, operation, request, sink), kind=operation.name
             )
+            self._learn(operation, is_prompt=answer.seconds < PROMPT and 200 <= answer.status < 300)
+            return answer
         except (httpx.HTTPError, TimeoutError) as exc:
+            self._learn(operation, is_prompt=False)
             raise network_error(operation, url, exc, is_written=was_written(request)) from told(exc)
+
+    def _may_think(self, operation: Operation[Any]) -> bool:
+        """Whether *operation* is for a peer that may take its time; until it answers promptly, it may.
+
+        On a connection that was opened for the request, silence means that the peer thinks, and the message counts as
+        delivered. On a kept one it could also mean that the connection has died, and the message would be sent again.
+        """
+        return operation.to_peer and operation.path not in self._prompt
+
+    def _learn(self, operation: Operation[Any], *, is_prompt: bool) -> None:
+        if not is_prompt:
+            self._prompt.discard(operation.path)
+        elif operation.to_peer:
+            if len(self._prompt) >= _PROMPT_KEPT:
+                self._prompt.clear()
+            self._prompt.add(operation.path)
 
     @contextlib.asynccontextmanager
     async def stream(
@@ -233,12 +264,12 @@ class Connections:
                 operation=operation.name,
                 hint=open_files.HOW_TO_RAISE,
             )
-        transport = self._open()
+        transport = self._open(False)
         request = self._request(operation, url, headers, endless=True)
         response = None
         self.streams += 1
         try:
-            async with self._opening.of(operation.kind):
+            async with self._opening.of(operation.name):
                 began = self._clock()
                 try:
                     async with asyncio.timeout(operation.timeout):
@@ -294,6 +325,11 @@ class Connections:
             good = 200 <= response.status_code < 300
             async with asyncio.timeout(self._whole_answer):
                 body, whole = await _body(response, operation.cap if good else REFUSAL_CAP, sink=sink if good else None)
+        except (httpx.HTTPError, TimeoutError):
+            if good:
+                raise
+            # A refusal is one without its words too, and nothing was delivered.
+            body, whole = b"", False
         finally:
             await response.aclose()
         if not whole and good:
