@@ -97,7 +97,7 @@ class Recorded(MessageEvent):
 
 @attrs.frozen(kw_only=True)
 class Trouble(Event):
-    """Something is wrong with the connection. ``part`` names what: intake, backend, heartbeat, stream, journal."""
+    """Something is wrong with the connection. ``part``: intake, sending, backend, heartbeat, stream, journal."""
 
     part: str
     reason: str

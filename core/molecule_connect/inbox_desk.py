@@ -42,7 +42,7 @@ SETTLES, SETTLE_PAUSE = 2.0, 0.05
 # A process that tells nothing for so many seconds does not move.
 SILENT = 90.0
 # What keeps messages from arriving, or answers from being sent.
-_DEAF = ("register", "intake", "journal", "connection")
+_DEAF = ("register", "intake", "sending", "journal", "connection")
 
 
 class InboxDesk:

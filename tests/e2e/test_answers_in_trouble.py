@@ -110,3 +110,30 @@ async def test_a_persons_answer_arrives_once_whatever_the_sending_meets(platform
         answers = await sandbox.answers(workspace)
     assert [answer.text for answer in answers] == trouble
     assert runs.read_text().splitlines() == trouble
+
+
+@pytest.mark.drill
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("fault", ["bare-status=503", "status=500", "cut-before", "status=401"])
+@pytest.mark.parametrize("to_people", [True, False], ids=["people", "peers"])
+async def test_a_platform_that_takes_no_answers_for_a_minute_is_reported_and_then_gets_them_all(
+    fault: str, to_people: bool, tmp_path: Path
+) -> None:
+    async with Sandbox.over_loopback() as sandbox:
+        workspace = await sandbox.workspace("target")
+        peers = [await sandbox.workspace(f"p{number}", parent=workspace) for number in range(3)]
+        senders = [None] if to_people else peers
+        aimed = [f"{fault},path=/notify"] if to_people else [aimed_at(fault, peer) for peer in peers]
+        async with Connector(sandbox, workspace, tmp_path / "state", *exec_options("cat")) as connector:
+            await registered(sandbox, workspace)
+            await sandbox.faults(*aimed)
+            for number, sender in enumerate(senders):
+                await sandbox.say(workspace, f"{number}", sender=sender)
+            await connector.says("sending: no answer to ", seconds=90)
+            while (await molecule(tmp_path / "state", "status", workspace.id))[0] != 1:  # noqa: ASYNC110 - another process
+                await asyncio.sleep(0.2)
+            await sandbox.faults()
+            answers = await sandbox.answers(workspace, len(senders), timeout=30)
+            await connector.says("sending: well again")
+            assert await connector.stop() == 0
+    assert sorted(answer.text for answer in answers) == [f"{number}" for number in range(len(senders))]

@@ -11,10 +11,11 @@ from typing import Any
 from molecule_connect import events
 from molecule_connect.backoff import Backoff
 from molecule_connect.delivery.answering.answering import Answering, Surroundings
+from molecule_connect.delivery.answering.replies import MOST_COPIES
 from molecule_connect.delivery.cursor_file import CursorFile
 from molecule_connect.delivery.files.room import FolderLimits
 from molecule_connect.delivery.gate import Gate
-from molecule_connect.delivery.health import Health
+from molecule_connect.delivery.health import Health, SendHealth
 from molecule_connect.delivery.heartbeat import Heartbeat
 from molecule_connect.delivery.inbox.attendance import Attendance
 from molecule_connect.delivery.intake import JOURNAL_WAIT, Intake, insist_on
@@ -145,7 +146,7 @@ class Connection:
             self._reader,
             self._wakeups,
             raise_if_deleted=self._registration.raise_if_deleted,
-            trouble=lambda reason, hint, lasting: self._reports.broken("intake", reason, hint, lasting=lasting),
+            trouble=self._intake_changed,
         )
         self._heartbeat = Heartbeat(
             self._platform,
@@ -157,6 +158,12 @@ class Connection:
         self._health.changed = self._heartbeat.beat_now
 
     def _build_answering(self, handler: Handler | None, room: FolderLimits | None) -> None:
+        self._sending = SendHealth(
+            report=lambda reason, hint: self._reports.broken("sending", reason, hint),
+            # The last send that an answer has left is for its own time.
+            probe=lambda: self._send_due(self._journal.hasten_one_answer(most_in_doubt=MOST_COPIES - 2)),
+            resend=lambda: self._send_due(self._journal.hasten_answers()),
+        )
         around = Surroundings(
             platform=self._platform,
             file=self._file,
@@ -169,6 +176,7 @@ class Connection:
             files_came=self._files_came,
             insist=self._insist,
             failed=self._fail,
+            sending=self._sending,
             listener=self._tell,
             wall=self._wall,
         )
@@ -292,6 +300,7 @@ class Connection:
         finally:
             await _cancel(intake)
             await self._drain(0.0 if gone else self.settings.grace)
+            self._sending.stop()
             await _cancel(staying)
             await self._say_goodbye()
 
@@ -366,6 +375,19 @@ class Connection:
         self._tell(events.Stopped(workspace_id=self.workspace_id))
 
     # What the parts tell
+
+    def _intake_changed(self, reason: str, hint: str, lasting: bool) -> None:
+        is_back = not reason and self._health.is_broken("intake")
+        self._reports.broken("intake", reason, hint, lasting=lasting)
+        if is_back:
+            self._send_due(self._journal.hasten_answers())
+
+    def _send_due(self, hastened: "asyncio.Future[None]") -> None:
+        def wake(outcome: "asyncio.Future[None]") -> None:
+            if not outcome.cancelled() and outcome.exception() is None:
+                self._gate.wake_all()
+
+        hastened.add_done_callback(wake)
 
     def _on_stored(self, stored: Sequence[Stored]) -> None:
         self._upkeep.changed.set()

@@ -1,6 +1,7 @@
 """Sending an answer: once, in the words of the backend, whatever the platform and the network do to it."""
 
 import asyncio
+import json
 
 import pytest
 
@@ -9,7 +10,7 @@ from molecule_connect.delivery.journal.journal import Journal
 from molecule_connect.errors import AuthError, Outcome, PermanentPlatformError, PlatformError, TransientPlatformError
 from molecule_connect.models import DataPart, Kind, Progress, Request, Response
 
-from ..kit import FakePlatform, Serving, other_process
+from ..kit import WORKSPACE, FakePlatform, Serving, other_process
 
 HOUR = 3600.0
 PEER = "peer-1"
@@ -234,6 +235,56 @@ async def test_beats_prove_nothing_of_an_answer_that_was_not_written_in_full(
     assert platform.answers() == ["echo: one"]
 
 
+@pytest.mark.parametrize("error", [cut(), cut(Outcome.WRITTEN), transient(500), transient(504)], ids=str)
+async def test_a_peer_gets_five_copies_at_most_and_then_it_is_a_dead_letter(
+    journal: Journal, error: PlatformError
+) -> None:
+    platform = FakePlatform(newer=False, cut_after=[error] * 300, fail_beat=[transient(503) for _ in range(3_000)])
+    platform.write("one", caller=PEER)
+    async with Serving(platform, journal) as serving:
+        await platform.until(lambda: bool(serving.events.of(events.Dead)))
+        platform.cut_after.clear()
+        assert len(platform.sent) == 5
+        ((reason,),) = serving.rows("reason")
+        assert "sent 5 times" in reason
+        await serving.connection._journal.replay("row-1")
+        serving.connection.changed_elsewhere()
+        await quiet(platform, 6)
+    assert serving.rows() == [("row-1", "done")]
+    assert len({sent.message_id for sent in platform.sent}) == 2
+
+
+async def test_a_person_gets_five_copies_at_most_where_no_echo_shows_them(journal: Journal) -> None:
+    platform = FakePlatform(cut_after=[cut()] * 300, echo_delay=1e9)
+    platform.write("one")
+    async with Serving(platform, journal) as serving:
+        await platform.until(lambda: bool(serving.events.of(events.Dead)))
+    assert len(platform.sent) == 5
+
+
+async def test_the_echo_of_the_last_copy_settles_the_answer_to_a_person(journal: Journal) -> None:
+    platform = FakePlatform(fail_send=[cut()] * 4, cut_after=[cut()])
+    platform.write("one")
+    async with Serving(platform, journal) as serving:
+        await quiet(platform, 1)
+    assert serving.rows() == [("row-1", "done")]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [transient(502), transient(503), transient(500, platform_said=True), transient(200, outcome=Outcome.UNKNOWN)],
+    ids=str,
+)
+async def test_what_cannot_have_arrived_is_sent_more_often_than_five_times(
+    journal: Journal, error: PlatformError
+) -> None:
+    platform = FakePlatform(fail_send=[error] * 9)
+    platform.write("one", caller=PEER)
+    async with Serving(platform, journal):
+        await quiet(platform, 1)
+    assert len(platform.tried) == 10
+
+
 # Of unknown outcome: a person
 
 
@@ -398,6 +449,23 @@ async def test_a_notify_that_is_absent_twice_while_the_feed_reads_well_is_dead_a
         await quiet(platform, 1, seconds=60)
     assert "has no notify" in serving.rows("reason")[0][0]
     assert platform.answers() == ["echo: three"]
+
+
+async def test_a_stop_right_after_the_first_404_of_notify_settles_the_message(journal: Journal) -> None:
+    platform = FakePlatform(fail_send=[absent(404), absent(404)], send_delay=0.2)
+    platform.write("one")
+    async with Serving(platform, journal) as serving:
+        await platform.until(lambda: len(platform.tried) == 1)
+    assert serving.rows("state, reason")[0][0] == "dead"
+    assert json.loads((journal.path.parent / f"{WORKSPACE}.json").read_text())["last_since_id"] == "row-1"
+
+
+async def test_a_notify_that_was_missing_once_is_tried_again_at_once(journal: Journal) -> None:
+    platform = FakePlatform(fail_send=[absent(404)])
+    platform.write("one")
+    async with Serving(platform, journal):
+        await quiet(platform, 1)
+    assert len(platform.tried) == 2
 
 
 async def test_a_notify_that_is_absent_while_the_feed_fails_too_is_the_edges_fault(journal: Journal) -> None:

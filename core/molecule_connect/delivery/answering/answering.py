@@ -18,6 +18,7 @@ from molecule_connect.delivery.files.files import ChatFiles
 from molecule_connect.delivery.files.folder import FileFolder, folder_of
 from molecule_connect.delivery.files.journal import FileJournal
 from molecule_connect.delivery.files.room import FolderLimits
+from molecule_connect.delivery.health import SendHealth
 from molecule_connect.delivery.journal.entries import Lane
 from molecule_connect.delivery.journal.journal import Journal, WorkspaceJournal
 from molecule_connect.delivery.ports import Platform
@@ -39,6 +40,7 @@ class Surroundings:
         files_came: Told of a message that files became: its row, its lane, and their names.
         insist: Runs a journal write until it succeeds.
         failed: Told of an error that is a bug.
+        sending: Learns how each send ended.
     """
 
     platform: Platform
@@ -52,6 +54,7 @@ class Surroundings:
     files_came: Callable[[str, Lane, str], None]
     insist: Callable[[Callable[[], Awaitable[bool]]], Awaitable[bool]]
     failed: Callable[[BaseException], None]
+    sending: SendHealth
     listener: events.Listener
     wall: Callable[[], float]
 
@@ -121,6 +124,7 @@ class Answering:
                 send_print=lambda entry, answer: self.replies.fingerprint(entry, answer),
                 now=around.now,
             ),
+            health=around.sending,
         )
 
     def _make_attempts(self, handler: Handler, breaker: Breaker, budget: DailyBudget) -> Attempts:

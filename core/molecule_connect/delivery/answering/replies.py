@@ -8,23 +8,38 @@ import attrs
 
 from molecule_connect.backoff import Backoff
 from molecule_connect.delivery.files.attachments import Attachments, has_local
+from molecule_connect.delivery.health import SendHealth
 from molecule_connect.delivery.journal.entries import Answer, Entry, dump_parts
 from molecule_connect.delivery.journal.journal import WorkspaceJournal
 from molecule_connect.delivery.journal.transitions import ECHO_DELAY
 from molecule_connect.delivery.ports import Sender
-from molecule_connect.errors import AuthError, JournalError, Outcome, PermanentPlatformError, TransientPlatformError
+from molecule_connect.errors import (
+    AuthError,
+    JournalError,
+    Outcome,
+    PermanentPlatformError,
+    PlatformError,
+    TransientPlatformError,
+)
 from molecule_connect.models import Outgoing, Part, TextPart
 
 GIVE_UP = 24 * 3600 * 1_000_000
 BUDGET_WAIT = 600.0
 ABSENT_FOR = 3600.0
+# How often an answer is sent while nobody can say whether it arrived: each send may be another copy.
+MOST_COPIES = 5
+# Seconds until it is sent again after the first such send, the second, and so on: few copies, over minutes of trouble.
+COPY_WAITS = (1.0, 10.0, 60.0, 600.0)
 # An older platform cuts a body at 1 MiB and then calls it invalid.
 LONG, SHORT = 100_000, 900_000
 
 
 @attrs.frozen(kw_only=True)
 class Accepted:
-    """The platform has it. Unconfirmed: it was sent in full and nobody answered, while beats were accepted."""
+    """The platform has it.
+
+    Unconfirmed: it was sent in full on a connection that worked, and no answer came, while heartbeats were accepted.
+    """
 
     confirmed: bool = True
 
@@ -38,11 +53,17 @@ class Refused:
 
 @attrs.frozen(kw_only=True)
 class Later:
-    """Try again in so many seconds. In doubt: the platform may have it already."""
+    """Try again in ``seconds``.
+
+    Attributes:
+        in_doubt: How many sends may have arrived all the same.
+        error: Why it was not accepted; None where it was not sent.
+    """
 
     reason: str
     seconds: float
-    in_doubt: bool
+    in_doubt: int
+    error: PlatformError | None = None
 
 
 class Replies:
@@ -53,6 +74,7 @@ class Replies:
         reread: A whole read of the feed that begins after the call; False when it failed.
         beat_accepted_since: Whether a beat sent after that moment (loop time) was accepted.
         attachments: Uploads the files of answers to people.
+        health: Learns how each send ended.
     """
 
     def __init__(
@@ -64,6 +86,7 @@ class Replies:
         reread: Callable[[], Awaitable[bool]],
         beat_accepted_since: Callable[[float], bool],
         attachments: Attachments,
+        health: SendHealth,
         wall: Callable[[], float] = time.time,
         backoff: Backoff | None = None,
     ) -> None:
@@ -73,9 +96,9 @@ class Replies:
         self._reread = reread
         self._beat_accepted_since = beat_accepted_since
         self._attachments = attachments
+        self._health = health
         self._wall = wall
         self._backoff = backoff or Backoff(first=1.0, cap=300.0)
-        self._absent: set[str] = set()
         self._absent_until = float("-inf")
 
     def fingerprint(self, entry: Entry, answer: Answer) -> str | None:
@@ -86,6 +109,19 @@ class Replies:
 
     async def deliver(self, entry: Entry) -> Accepted | Refused | Later:
         """Try once to get *entry*'s stored answer accepted."""
+        outcome = await self._deliver(entry)
+        match outcome:
+            case Later(error=PlatformError() as error) if not getattr(error, "about_peer", False):
+                self._health.failed(entry.row_id, entry.caller_id, error)
+            case Later(error=None):
+                pass
+            case Accepted(confirmed=True):
+                self._health.succeeded(entry.caller_id)
+            case _:
+                self._health.over(entry.row_id)
+        return outcome
+
+    async def _deliver(self, entry: Entry) -> Accepted | Refused | Later:
         answer = entry.answer
         if answer is None:
             return Refused(reason="there is no answer to send")
@@ -94,14 +130,17 @@ class Replies:
             attached = await self._attach(entry)
             if not isinstance(attached, Entry):
                 return attached
-            entry, answer = attrs.evolve(attached, in_doubt=False), attached.answer or answer
+            entry, answer = attrs.evolve(attached, in_doubt=0), attached.answer or answer
         if entry.in_doubt and entry.caller_id is None:
             arrived = await self._arrived(entry)
             if arrived is None:
                 seconds = max(ECHO_DELAY, self._backoff.delay(entry.sends + 1))
-                return self._later(entry, "whether the answer arrived is not known yet", seconds, in_doubt=True)
+                reason = "whether the answer arrived is not known yet"
+                return self._later(entry, reason, seconds, in_doubt=entry.in_doubt)
             if arrived:
                 return Accepted()
+        if entry.in_doubt >= MOST_COPIES:
+            return Refused(reason=f"it was sent {entry.in_doubt} times, and whether it arrived is not known")
         if entry.caller_id is None and asyncio.get_running_loop().time() < self._absent_until:
             return Refused(reason="this platform has no notify: people cannot be answered")
         return await self._send(entry, answer)
@@ -114,9 +153,11 @@ class Replies:
                 attached = await self._attachments.attach(attached)
         except (AuthError, TransientPlatformError, JournalError) as exc:
             asked = exc.retry_after if isinstance(exc, TransientPlatformError) else None
-            return self._later(entry, str(exc), self._backoff.delay(entry.sends + 1, at_least=asked), in_doubt=False)
+            seconds = self._backoff.delay(entry.sends + 1, at_least=asked)
+            error = exc if isinstance(exc, PlatformError) else None
+            return self._later(entry, str(exc), seconds, in_doubt=0, error=error)
         if attached is None:
-            return self._later(entry, "the journal says otherwise", ECHO_DELAY, in_doubt=False)
+            return self._later(entry, "the journal says otherwise", ECHO_DELAY, in_doubt=0)
         return attached
 
     async def _arrived(self, entry: Entry) -> bool | None:
@@ -126,19 +167,29 @@ class Replies:
         except JournalError:
             return None
 
-    async def _send(self, entry: Entry, answer: Answer, *, may_shorten: bool = True) -> Accepted | Refused | Later:
+    async def _send(
+        self, entry: Entry, answer: Answer, *, may_shorten: bool = True, seems_absent: bool = False
+    ) -> Accepted | Refused | Later:
         began = asyncio.get_running_loop().time()
         try:
             await self._sender.send(_outgoing(entry, answer.parts))
         except AuthError as exc:
-            return self._later(entry, str(exc), self._backoff.delay(entry.sends + 1), in_doubt=entry.in_doubt)
+            seconds = self._backoff.delay(entry.sends + 1)
+            return self._later(entry, str(exc), seconds, in_doubt=entry.in_doubt, error=exc)
         except PermanentPlatformError as exc:
             shorter = shorten(answer.parts)
             if may_shorten and exc.status in (400, 413) and shorter != answer.parts:
                 return await self._send_shortened(entry, attrs.evolve(answer, parts=shorter))
             return Refused(reason=str(exc))
         except TransientPlatformError as exc:
-            return await self._failed(entry, exc, began)
+            if entry.caller_id is None and exc.status in (404, 405) and not exc.platform_said:
+                if seems_absent:
+                    self._absent_until = asyncio.get_running_loop().time() + ABSENT_FOR
+                    return Refused(reason=f"this platform has no notify: {exc}")
+                # Where the feed does not read either, the edge is at fault. Not put off: a stop may come first.
+                if await self._reread():
+                    return await self._send(entry, answer, may_shorten=may_shorten, seems_absent=True)
+            return self._failed(entry, exc, began)
         return Accepted()
 
     async def _send_shortened(self, entry: Entry, answer: Answer) -> Accepted | Refused | Later:
@@ -149,37 +200,44 @@ class Replies:
             return self._later(entry, str(exc), ECHO_DELAY, in_doubt=entry.in_doubt)
         return await self._send(entry, answer, may_shorten=False)
 
-    async def _failed(self, entry: Entry, exc: TransientPlatformError, began: float) -> Accepted | Refused | Later:
+    def _failed(self, entry: Entry, exc: TransientPlatformError, began: float) -> Accepted | Refused | Later:
         to_person = entry.caller_id is None
-        if to_person and await self._is_absent(entry, exc):
-            return Refused(reason=f"this platform has no notify: {exc}")
         if exc.outcome is Outcome.WRITTEN and not to_person and self._beat_accepted_since(began):
             return Accepted(confirmed=False)
         seconds = self._backoff.delay(entry.sends + 1, at_least=exc.retry_after)
-        if exc.status == 402:
+        if exc.status == 402 and exc.platform_said:
             seconds = BUDGET_WAIT
         # An echo of an earlier send may still come.
-        in_doubt = entry.in_doubt or exc.outcome is not Outcome.NOT_TAKEN
+        in_doubt = entry.in_doubt
+        if _may_be_a_copy(exc):
+            in_doubt += 1
+            if in_doubt >= MOST_COPIES and not to_person:
+                return Refused(reason=f"it was sent {in_doubt} times, and whether it arrived is not known: {exc}")
+            wait = COPY_WAITS[in_doubt - 1] if in_doubt < MOST_COPIES else 0.0
+            seconds = max(wait, min(exc.retry_after or 0.0, self._backoff.cap))
+        elif exc.outcome is not Outcome.NOT_TAKEN:
+            in_doubt = max(in_doubt, 1)
         if in_doubt and to_person:
             seconds = max(seconds, ECHO_DELAY)
-        return self._later(entry, str(exc), seconds, in_doubt=in_doubt)
+        return self._later(entry, str(exc), seconds, in_doubt=in_doubt, error=exc)
 
-    async def _is_absent(self, entry: Entry, exc: TransientPlatformError) -> bool:
-        if exc.status not in (404, 405) or exc.platform_said:
-            return False
-        is_first = entry.row_id not in self._absent
-        self._absent.add(entry.row_id)
-        # Where the feed does not read either, the edge is at fault.
-        if is_first or not await self._reread():
-            return False
-        self._absent.clear()
-        self._absent_until = asyncio.get_running_loop().time() + ABSENT_FOR
-        return True
-
-    def _later(self, entry: Entry, reason: str, seconds: float, *, in_doubt: bool) -> Refused | Later:
+    def _later(
+        self, entry: Entry, reason: str, seconds: float, *, in_doubt: int, error: PlatformError | None = None
+    ) -> Refused | Later:
         if self._now() - (entry.answered_at or 0) >= GIVE_UP:
             return Refused(reason=f"not accepted for 24 hours: {reason}")
-        return Later(reason=reason, seconds=seconds, in_doubt=in_doubt)
+        return Later(reason=reason, seconds=seconds, in_doubt=in_doubt, error=error)
+
+
+def _may_be_a_copy(exc: TransientPlatformError) -> bool:
+    """Whether a failed send may have arrived, so that the next one may be another copy.
+
+    What the platform reports in its own words, and what stands before it (a portal, a proxy whose upstream is down),
+    was not taken as far as anyone can tell.
+    """
+    if exc.outcome is Outcome.NOT_TAKEN or exc.platform_said:
+        return False
+    return exc.status is None or exc.about_peer or exc.status in (500, 504)
 
 
 def _outgoing(entry: Entry, parts: tuple[Part, ...]) -> Outgoing:

@@ -69,7 +69,7 @@ class Entry:
         not_before: The lane waits until then (seconds since 1970, our clock).
         first_failed: When its first try failed (seconds since 1970), or None.
         answered_at: When its answer was stored, in microseconds by the platform's clock.
-        in_doubt: The platform may have taken the answer already.
+        in_doubt: How many sends of the answer may have arrived: their outcome is unknown.
         sends: How often sending the answer was tried.
     """
 
@@ -94,7 +94,7 @@ class Entry:
     raw: str = attrs.field(repr=False)
     answer: Answer | None
     answered_at: int | None
-    in_doubt: bool
+    in_doubt: int
     sends: int
 
     @property
@@ -116,7 +116,7 @@ class Entry:
             not_before=None,
             answer=answer,
             answered_at=at,
-            in_doubt=False,
+            in_doubt=0,
             sends=0,
         )
 
@@ -264,5 +264,4 @@ def load_entry(row: tuple[Any, ...]) -> Entry:
     values["parts"] = load_parts(values["parts"] or "[]")
     values["raw"] = values["raw"] or "{}"
     values["answer"] = load_answer(values["answer"]) if values["answer"] else None
-    values["in_doubt"] = bool(values["in_doubt"])
     return Entry(**values)

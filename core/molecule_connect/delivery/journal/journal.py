@@ -360,11 +360,23 @@ class WorkspaceJournal(LaneReads):
             durable=True,
         )
 
-    async def send_failed(self, entry: Entry, *, not_before: float | None, in_doubt: bool) -> bool:
+    async def send_failed(self, entry: Entry, *, not_before: float | None, in_doubt: int) -> bool:
         """answered -> answered, to be tried again."""
         return await self._put(
             lambda db: transitions.send_failed(
                 db, entry, self._journal.wall(), not_before=not_before, in_doubt=in_doubt
+            )
+        )
+
+    def hasten_answers(self) -> "asyncio.Future[None]":
+        """All answers that wait for their next send are due now."""
+        return self._put(lambda db: transitions.hasten_answers(db, self.workspace_id, self._journal.wall()))
+
+    def hasten_one_answer(self, *, most_in_doubt: int) -> "asyncio.Future[None]":
+        """One answer that waits for its next send is due now."""
+        return self._put(
+            lambda db: transitions.hasten_one_answer(
+                db, self.workspace_id, self._journal.wall(), most_in_doubt=most_in_doubt
             )
         )
 

@@ -21,7 +21,7 @@ def outlive(db: sqlite3.Connection, workspace_id: str, row_id: str, wall: float,
     """
     notice = db.execute(
         "SELECT send_print, answered_at FROM message WHERE workspace_id=? AND row_id=? AND send_print IS NOT NULL"
-        " AND echo IS NULL AND (accepted > 0 OR in_doubt=1)",
+        " AND echo IS NULL AND (accepted > 0 OR in_doubt>0)",
         (workspace_id, row_id),
     ).fetchone()
     if notice is None:

@@ -90,14 +90,14 @@ def shortened(db: sqlite3.Connection, entry: Entry, answer: Answer, wall: float,
     return _move(db, entry, State.ANSWERED, f"{_NEW_ANSWER}, send_print=?", values, wall)
 
 
-def send_failed(db: sqlite3.Connection, entry: Entry, wall: float, *, not_before: float | None, in_doubt: bool) -> bool:
-    """answered -> answered: a send failed; *in_doubt*: it may have arrived all the same."""
+def send_failed(db: sqlite3.Connection, entry: Entry, wall: float, *, not_before: float | None, in_doubt: int) -> bool:
+    """answered -> answered: a send failed; *in_doubt*: how many sends may have arrived all the same."""
     return _move(
         db,
         entry,
         State.ANSWERED,
         "sends=sends+1, not_before=?, in_doubt=?",
-        (not_before, int(in_doubt)),
+        (not_before, in_doubt),
         wall,
     )
 
@@ -181,6 +181,28 @@ def hasten(db: sqlite3.Connection, workspace_id: str, row_id: str, wall: float) 
     return cursor.rowcount == 1
 
 
+def hasten_answers(db: sqlite3.Connection, workspace_id: str, wall: float) -> None:
+    """The answers that wait for their next send are due now; what a person may have is due once its echo shows."""
+    waiting = "workspace_id=? AND state='answered' AND not_before>?"
+    db.execute(f"UPDATE message SET {_DUE_NOW} WHERE {waiting}", (ECHO_DELAY, wall, workspace_id, wall))  # noqa: S608
+
+
+def hasten_one_answer(db: sqlite3.Connection, workspace_id: str, wall: float, *, most_in_doubt: int) -> None:
+    """As ``hasten_answers`` for one of them: the one that was sent least often with unknown outcome, and longest ago.
+
+    Answers that were sent more than *most_in_doubt* times with unknown outcome keep their time.
+    """
+    db.execute(
+        f"UPDATE message SET {_DUE_NOW} WHERE arrival=(SELECT arrival FROM message WHERE workspace_id=?"  # noqa: S608
+        " AND state='answered' AND not_before>? AND in_doubt<=? ORDER BY in_doubt, changed, arrival LIMIT 1)",
+        (ECHO_DELAY, wall, workspace_id, wall, most_in_doubt),
+    )
+
+
+# Takes ECHO_DELAY and the time.
+_DUE_NOW = "not_before=CASE WHEN caller_id IS NULL AND in_doubt>0 THEN min(not_before, max(changed+?, ?)) ELSE NULL END"
+
+
 def recover(db: sqlite3.Connection, workspace_id: str, wall: float, *, inbox: bool = False) -> int:
     """At the start of a process: what our own death cut short was no attempt, and any stored answer may be out.
 
@@ -196,8 +218,9 @@ def recover(db: sqlite3.Connection, workspace_id: str, wall: float, *, inbox: bo
     )
     # A notify that may be out shows itself by its echo, which takes a moment.
     db.execute(
-        "UPDATE message SET in_doubt=1, not_before=CASE WHEN caller_id IS NULL THEN max(coalesce(not_before, 0), ?)"
-        " ELSE not_before END WHERE workspace_id=? AND state='answered' AND answered_at IS NOT NULL",
+        "UPDATE message SET in_doubt=max(in_doubt, 1), not_before=CASE WHEN caller_id IS NULL"
+        " THEN max(coalesce(not_before, 0), ?) ELSE not_before END"
+        " WHERE workspace_id=? AND state='answered' AND answered_at IS NOT NULL",
         (wall + ECHO_DELAY, workspace_id),
     )
     # Another limit may hold since; where it does not, they are put off again.
@@ -249,7 +272,7 @@ def settle(db: sqlite3.Connection, entry: Entry) -> bool:
     ).fetchall()
     sends = db.execute(
         "SELECT row_id, answered_at, accepted FROM message WHERE workspace_id=? AND send_print=? AND echo IS NULL"
-        " AND (accepted >= ? OR (state='answered' AND in_doubt=1))"
+        " AND (accepted >= ? OR (state='answered' AND in_doubt>0))"
         " ORDER BY accepted=0, answered_at, arrival",
         (entry.workspace_id, send_print, oldest),
     ).fetchall()
