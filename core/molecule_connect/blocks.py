@@ -49,6 +49,7 @@ class Block:
         self._ground = ground
         self._stack = AsyncExitStack()
         self._host: PluginHost | None = None
+        self._began = asyncio.get_running_loop().time()
 
     async def build(self) -> Self:
         """Make client, plugins and connection; no request.
@@ -64,7 +65,9 @@ class Block:
             self._host = await stack.enter_async_context(
                 plugin_host(settings, token, ground.state_dir, ground.listener)
             )
-            self.connection = connection_of(settings, self.client, ground, handler=self._host.handler)
+            self.connection = connection_of(
+                settings, self.client, ground, handler=self._host.handler, began=self._began
+            )
             self._stack = stack.pop_all()
         return self
 
@@ -193,6 +196,7 @@ def connection_of(
     handler: Handler | None,
     presence: bool = True,
     doubts_refusals: bool = True,
+    began: float | None = None,
 ) -> Connection:
     """What serves the workspace. Without a *handler* messages wait for readers; see ``Connection`` for the rest."""
     pacer = client.pacer
@@ -212,4 +216,5 @@ def connection_of(
         pace=pace,
         presence=presence,
         doubts_refusals=doubts_refusals,
+        began=began,
     )

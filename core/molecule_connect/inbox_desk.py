@@ -60,6 +60,7 @@ class InboxDesk:
         self.client = client
         self.ring: Callable[[], None] = lambda: None
         self.ended: MoleculeError | None = None
+        self._began = asyncio.get_running_loop().time()
         # Registering goes on beside the reader, for as long as it takes.
         self._settings = attrs.evolve(settings, patient=True, backend="inbox")
         self._ground = attrs.evolve(ground, listener=self._tell)
@@ -119,6 +120,7 @@ class InboxDesk:
             handler=None,
             presence=self._presence,
             doubts_refusals=False,
+            began=self._began,
         )
         try:
             await self._connection.run(stop)

@@ -418,6 +418,22 @@ async def test_with_since_secs_0_only_what_comes_from_now_on_is_answered(journal
     assert platform.answers() == ["echo: after"]
 
 
+@pytest.mark.parametrize("since_secs", [0.0, 10.0])
+async def test_first_start_looks_back_from_its_start_however_late_it_registers(
+    journal: Journal, since_secs: float
+) -> None:
+    away = TransientPlatformError("register: 503", operation="register", status=503, retry_after=45.0)
+    platform = FakePlatform(fail_register=[away])
+    platform.write("long before", caller="peer", age=since_secs + 5)
+    async with Serving(platform, journal, since_secs=since_secs):
+        await asyncio.sleep(2)
+        platform.write("after the start", caller="peer")
+        await platform.until(lambda: bool(platform.cards), 60)
+        assert asyncio.get_running_loop().time() >= 45
+        await asyncio.sleep(10)
+    assert platform.answers() == ["echo: after the start"]
+
+
 async def test_what_came_while_nobody_served_is_answered_however_long_that_was(journal: Journal) -> None:
     platform = FakePlatform()
     async with Serving(platform, journal):

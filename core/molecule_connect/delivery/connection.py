@@ -59,6 +59,7 @@ class Connection:
             seconds between two of each.
         presence: Register and beat; else another program keeps the workspace online.
         doubts_refusals: As in ``Registration``.
+        began: When the program was asked to serve it (loop time), for how far a first start looks back; None: now.
         room: What the folder for the chat's files may come to.
     """
 
@@ -76,6 +77,7 @@ class Connection:
         backoff: Backoff | None = None,
         presence: bool = True,
         doubts_refusals: bool = True,
+        began: float | None = None,
         room: FolderLimits | None = None,
     ) -> None:
         self.settings = settings
@@ -84,6 +86,7 @@ class Connection:
         self._folder = folder
         self._listener = listener
         self._wall = wall
+        self._began = asyncio.get_running_loop().time() if began is None else began
         self._pace = pace
         self._file = journal
         self._journal = journal.of(settings.workspace_id, inbox=handler is None, quota=settings.journal_quota)
@@ -135,6 +138,7 @@ class Connection:
             self._journal,
             since_secs=settings.since_secs,
             wall=self._wall,
+            elapsed=lambda: asyncio.get_running_loop().time() - self._began,
             on_stored=self._on_stored,
             lanes_may_run=lambda: self._gate.open(),
             lanes_must_wait=lambda: self._gate.close(),

@@ -57,6 +57,7 @@ class Reader:
     Args:
         on_stored: Told of each commit's rows; ``complete`` is False while older rows may
             still come, so that lanes must wait.
+        elapsed: Seconds since the start that *since_secs* counts from. Registering may take longer than those.
         woken: Whether a wake-up came since it was last asked.
         notice: Told, in words and a hint, what the operator should know once.
         first_look: Closes what was answered before this journal began, given the rows that the first look skips.
@@ -72,6 +73,7 @@ class Reader:
         *,
         since_secs: float,
         wall: Callable[[], float] = time.time,
+        elapsed: Callable[[], float] = lambda: 0.0,
         on_stored: Callable[[Sequence[Stored]], None],
         lanes_may_run: Callable[[], None],
         lanes_must_wait: Callable[[], None] = lambda: None,
@@ -84,6 +86,7 @@ class Reader:
         self._journal = journal
         self._since = round(since_secs * SECOND)
         self._wall = wall
+        self._elapsed = elapsed
         self._on_stored = on_stored
         self._lanes_may_run = lanes_may_run
         self._lanes_must_wait = lanes_must_wait
@@ -237,7 +240,7 @@ class Reader:
     def _look_back(self, position: Position) -> int:
         """How far back, in microseconds, a read without an anchor goes."""
         if position.floor is None:
-            return self.now() - self._since
+            return self.now() - self._since - round(self._elapsed() * SECOND)
         return max(position.floor, (position.last_read or 0) - LATENESS - self._ahead)
 
     async def _fetch(self, *, span: _Span | None, since_id: str | None = None, before: int | None = None) -> Page:

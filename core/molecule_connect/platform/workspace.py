@@ -121,7 +121,7 @@ class WorkspaceClient:
             exc.hint = f"workspace {self._id}, token from {self._client.credentials.source}: {exc.hint}"
             raise
         except TransientPlatformError as exc:
-            if exc.status is not None and exc.status >= 500 and not exc.hint:
+            if exc.status == 500 and not exc.hint:
                 # A platform that cannot read an id answers 500 "registration failed" (contract 2.1).
                 exc.hint = (
                     f"if it stays so, the id may be wrong: compare it with the platform's; 'molecule doctor {self._id}'"
