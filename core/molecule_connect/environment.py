@@ -17,6 +17,7 @@ TOKEN_FILE_VARIABLE = "MOLECULE_WORKSPACE_TOKEN_FILE"  # noqa: S105 - a name
 WORKSPACES_VARIABLE = "MOLECULE_WORKSPACES"
 ORG_VARIABLE = "MOLECULE_ORG_ID"
 JOURNAL_QUOTA_VARIABLE = "MOLECULE_JOURNAL_QUOTA"
+CREATE_VARIABLE = "MOLECULE_CREATE"
 AGENT_NAME_VARIABLE = "MOLECULE_AGENT_NAME"
 AGENT_DESCRIPTION_VARIABLE = "MOLECULE_AGENT_DESCRIPTION"
 AGENT_SKILLS_VARIABLE = "MOLECULE_AGENT_SKILLS"
@@ -87,6 +88,18 @@ def journal_quota(flag: int | None, environ: Mapping[str, str]) -> int:
         return parse_size(text)
     except ConfigError as exc:
         raise ConfigError(f"{JOURNAL_QUOTA_VARIABLE}: {exc}", hint=exc.hint) from None
+
+
+def create(environ: Mapping[str, str]) -> bool:
+    """Whether ``MOLECULE_CREATE`` asks for a workspace that the platform doesn't have yet.
+
+    Raises:
+        ConfigError: It says neither yes nor no.
+    """
+    value = environ.get(CREATE_VARIABLE, "").strip().lower()
+    if value not in ("", "0", "1", "false", "true", "no", "yes", "off", "on"):
+        raise ConfigError(f"{CREATE_VARIABLE} says neither yes nor no", hint="set it to 1, or unset it")
+    return value in ("1", "true", "yes", "on")
 
 
 def token_source(token: str | None, token_file: str | Path | None, environ: Mapping[str, str]) -> TokenSource | None:

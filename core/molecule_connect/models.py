@@ -322,6 +322,7 @@ class WorkspaceInfo:
         card: The agent card that the platform shows, or None.
         hint: The platform's own words to somebody whose workspace is gone.
         is_certain: Of a removed one: whether the answer shows the platform's record of it.
+        is_absent: Whether the platform says in its own words that it has no such workspace.
     """
 
     status: WorkspaceStatus
@@ -329,6 +330,7 @@ class WorkspaceInfo:
     card: dict[str, Any] | None = None
     hint: str = ""
     is_certain: bool = attrs.field(default=False, eq=False)
+    is_absent: bool = attrs.field(default=False, eq=False)
 
 
 class Signal(enum.Enum):

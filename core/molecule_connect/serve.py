@@ -46,6 +46,7 @@ async def connect(
     agent_name: str | None = None,
     once: bool = False,
     unpause: bool = False,
+    create: bool = False,
     insecure: bool = False,
     state_dir: Path | None = None,
     listener: events.Listener = events.ignore,
@@ -58,11 +59,12 @@ async def connect(
         journal_quota: Bytes that the journal may come to.
         poll_interval: Seconds between reads where the platform has no event stream; None eases from 1 to 5.
         once: Read to the end, answer all of it, and return.
+        create: Register a workspace that the platform says it doesn't have, which makes a new one.
         state_dir: Where the journal lies; None: where ``molecule connect`` would keep it.
         transport: Stands in for the network.
 
     Raises:
-        ConfigError: Something is missing or makes no sense; before any request.
+        ConfigError: Something is missing or makes no sense, before any request; or the platform has no such workspace.
         AuthError: The platform refused the token.
         PermanentPlatformError, TransientPlatformError: Registering failed.
         WorkspaceDeletedError: The workspace is gone.
@@ -93,6 +95,7 @@ async def connect(
         agent_name=agent_name,
         once=once,
         unpause=unpause,
+        create=create,
         insecure=insecure,
     ).check()
     folder = state_folder.resolve(state_dir, os.environ, home=Path.home())

@@ -101,6 +101,7 @@ class ConnectionSettings:
         journal_quota: Bytes that the journal may come to, with what other workspaces have in the same file.
         since_secs: How far a first start looks back, in seconds.
         agent_name, agent_description, agent_skills: What the card is to say; the rest of it stays as it is.
+        create: Register a workspace that the platform says it doesn't have, which makes a new one.
         entry: The number of its entry in the list that names it; 0 for one that is served by itself.
         patient: Go on trying to register while the platform cannot be reached; else five tries end it.
     """
@@ -131,6 +132,7 @@ class ConnectionSettings:
     once: bool = False
     patient: bool = False
     unpause: bool = False
+    create: bool = False
     insecure: bool = False
     entry: int = attrs.field(default=0, eq=False)
 

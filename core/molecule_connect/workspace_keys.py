@@ -151,5 +151,6 @@ KEYS: dict[str, Callable[[Any], Any]] = {
     "agent_description": _optional_text,
     "agent_skills": _names,
     "unpause": _flag,
+    "create": _flag,
     "insecure": _flag,
 }

@@ -151,9 +151,10 @@ class _Reading:
     faults: list[str] = attrs.field(factory=list)
 
     def settings(self, entries: list[Any] | None, given: Mapping[str, Any]) -> list[ConnectionSettings]:
-        below = {
+        below: dict[str, Any] = {
             "api_url": environment.api_url(None, None, self.environ),
             "org_id": _org_id(self.environ),
+            "create": environment.create(self.environ),
             "journal_quota": environment.journal_quota(None, self.environ),
         }
         defaults, faults = read_keys(given, forbidden=OWN)
@@ -237,6 +238,7 @@ def _single(environ: Mapping[str, str], state_dir: Path | None) -> ConnectionSet
         token_source=source.name if source else "the state folder",
         token_file=source.file if source else None,
         journal_quota=environment.journal_quota(None, environ),
+        create=environment.create(environ),
         agent_name=environ.get(environment.AGENT_NAME_VARIABLE) or None,
         agent_description=environ.get(environment.AGENT_DESCRIPTION_VARIABLE) or None,
         agent_skills=_listed(environ.get(environment.AGENT_SKILLS_VARIABLE, "")),

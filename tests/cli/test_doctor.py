@@ -143,6 +143,7 @@ def answering(answers: dict[str, tuple[int, Any]], *, ahead: timedelta = timedel
         ({"ws_1": (410, {"error": "gone"})}, "workspace", "FAIL", "deleted"),
         ({"ws_1": (400, {"error": "invalid workspace ID"})}, "platform", "FAIL", "invalid"),
         ({"ws_1": (404, None)}, "workspace", "warn", "does not tell of it"),
+        ({"ws_1": (404, {"error": "workspace not found"})}, "workspace", "FAIL", "has none with this id"),
         ({"ws_1": (200, {"status": "online"})}, "token accepted", "-", "cannot be asked"),
         ({"ws_1": (200, {"status": "online"}), "state": (200, {})}, "event stream", "warn", "404"),
         ({"ws_1": (200, {"status": "online"}), "stream": (401, {"error": "no"})}, "token accepted", "FAIL", "401"),

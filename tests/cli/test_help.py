@@ -26,7 +26,7 @@ HEAVY = {
 }
 FLAGS = """
     --api-url --org-id --token --token-file --backend --backend-opt --use --use-opt --mode --interval-ms --since-secs
-    --concurrency --grace --peer-budget --state-dir --agent-name --once --unpause --insecure --dry-run --strict
+    --concurrency --grace --peer-budget --state-dir --agent-name --once --unpause --create --insecure --dry-run --strict
     --log-format --config
 """
 

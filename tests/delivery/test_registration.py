@@ -9,12 +9,13 @@ from molecule_connect import events
 from molecule_connect.delivery.journal.journal import Journal
 from molecule_connect.errors import (
     AuthError,
+    ConfigError,
     PermanentPlatformError,
     PlatformError,
     TransientPlatformError,
     WorkspaceDeletedError,
 )
-from molecule_connect.models import Signal, WorkspaceStatus
+from molecule_connect.models import Signal, WorkspaceInfo, WorkspaceStatus
 
 from .kit import Disk, FakePlatform, Serving, open_journal
 
@@ -98,6 +99,41 @@ async def test_one_of_many_that_was_deleted_ends_after_a_minute(journal: Journal
         await serving.connection.run(serving.stop)
     assert 60 <= now() <= 180
     assert platform.cards == []
+
+
+class Absent(FakePlatform):
+    """A platform that says that it has no such workspace, for so many seconds."""
+
+    until_seconds = float("inf")
+
+    async def workspace(self) -> WorkspaceInfo:
+        if now() < self.until_seconds:
+            return WorkspaceInfo(status=WorkspaceStatus.UNKNOWN, is_absent=True)
+        return await super().workspace()
+
+
+async def test_a_workspace_that_the_platform_does_not_have_is_not_made(journal: Journal) -> None:
+    serving = Serving(platform := Absent(), journal)
+    with pytest.raises(ConfigError, match="the platform has no workspace ws-1") as caught:
+        await serving.connection.run(serving.stop)
+    assert "--create" in caught.value.hint
+    assert platform.cards == []
+
+
+async def test_a_workspace_that_the_platform_does_not_have_is_made_on_request(journal: Journal) -> None:
+    async with Serving(platform := Absent(), journal, create=True):
+        await asyncio.sleep(1)
+    assert len(platform.cards) == 1
+
+
+@pytest.mark.parametrize("heals", [True, False])
+async def test_one_of_many_that_the_platform_does_not_have_ends_after_a_minute(journal: Journal, heals: bool) -> None:
+    platform = Absent()
+    platform.until_seconds = 15.0 if heals else float("inf")
+    async with Serving(platform, journal, patient=True) as serving:
+        await asyncio.sleep(150)
+    assert isinstance(serving.error, ConfigError) is not heals
+    assert bool(platform.cards) is heals
 
 
 @pytest.mark.parametrize("heals", [True, False])

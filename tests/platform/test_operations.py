@@ -124,6 +124,24 @@ def test_what_the_platform_says_of_the_workspace(status: int, json: Any, info: t
     )
 
 
+@pytest.mark.parametrize(
+    ("body", "json", "is_absent"),
+    [
+        (b"x", {"error": "workspace not found"}, True),
+        (b"x", {"error": ""}, False),
+        (b"x", {"detail": "Not Found"}, False),
+        (b"", None, False),
+        (b"<html>", None, False),
+    ],
+)
+def test_only_the_platforms_own_words_say_that_it_has_no_such_workspace(
+    body: bytes, json: Any, is_absent: bool
+) -> None:
+    info = operations.read_workspace(Reply(body=body, json=json, status=404))
+
+    assert (info.status, info.is_absent) == (WorkspaceStatus.UNKNOWN, is_absent)
+
+
 def test_an_empty_410_is_removed_and_a_page_with_410_is_not_known() -> None:
     assert operations.read_workspace(Reply(body=b"", status=410)).status is WorkspaceStatus.REMOVED
     assert operations.read_workspace(Reply(body=b"<html>", status=410)).status is WorkspaceStatus.UNKNOWN

@@ -22,7 +22,7 @@ _KEYS = {
     "middleware_opts": "use_options",
     **{name: name for name in ("api_url", "org_id", "backend", "strict", "interval_ms", "since_secs", "concurrency")},
     **{name: name for name in ("grace", "peer_budget", "max_cost_per_day", "journal_quota", "agent_name")},
-    **{name: name for name in ("unpause", "insecure")},
+    **{name: name for name in ("unpause", "create", "insecure")},
 }
 _VARIABLE_HINT = f"unset {environment.WORKSPACES_VARIABLE} to serve one workspace, or leave that out to serve all"
 
@@ -131,6 +131,7 @@ def _single(flags: Mapping[str, Any], environ: Mapping[str, str], planned: Path)
         agent_name=flags["agent_name"],
         once=flags["once"],
         unpause=flags["unpause"],
+        create=flags["create"] or environment.create(environ),
         insecure=flags["insecure"],
     ).check()
 

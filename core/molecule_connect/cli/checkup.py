@@ -16,7 +16,7 @@ from molecule_connect.cli.survey import survey
 from molecule_connect.console.texts import span
 from molecule_connect.errors import AuthError, ConfigError, MoleculeError, PlatformError
 from molecule_connect.events import Described, Event, Notice
-from molecule_connect.models import WorkspaceStatus
+from molecule_connect.models import WorkspaceInfo, WorkspaceStatus
 from molecule_connect.platform import operations
 from molecule_connect.platform.address import parse_address
 from molecule_connect.platform.answers import EndpointAbsentError
@@ -203,9 +203,9 @@ async def _platform(client: AsyncPlatformClient, now: float) -> AsyncGenerator[F
         yield Finding("platform", FAIL, str(exc), exc.hint or "compare the id and the API address with the platform's")
         return
     yield Finding("platform", OK, f"answers at {client.address.origin}")
-    yield _workspace(info.status, info.name, info.hint)
+    yield _workspace(info)
     yield _clock(client.platform_clock.now(), now)
-    if info.status is WorkspaceStatus.REMOVED:
+    if info.status is WorkspaceStatus.REMOVED or info.is_absent:
         return
     accepted = False
     try:
@@ -220,8 +220,13 @@ async def _platform(client: AsyncPlatformClient, now: float) -> AsyncGenerator[F
         yield finding
 
 
-def _workspace(status: WorkspaceStatus, name: str, hint: str) -> Finding:
-    match status:
+def _workspace(info: WorkspaceInfo) -> Finding:
+    name, hint = info.name, info.hint
+    if info.is_absent:
+        return Finding(
+            "workspace", FAIL, "the platform has none with this id", "compare the id; connect --create makes a new one"
+        )
+    match info.status:
         case WorkspaceStatus.ACTIVE:
             return Finding("workspace", OK, f"it is there{f', and is called {name}' if name else ''}")
         case WorkspaceStatus.PAUSED:

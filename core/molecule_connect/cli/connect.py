@@ -221,6 +221,12 @@ class PluginName(click.ParamType[str]):
 )
 @click.option("--once", is_flag=True, help="Answer what is waiting, then exit.")
 @click.option("--unpause", is_flag=True, help="Register even if the workspace is paused, which resumes it.")
+@click.option(
+    "--create",
+    is_flag=True,
+    help="Register the workspace even if the platform says that it has none with this id, which makes one. "
+    "[MOLECULE_CREATE]",
+)
 @click.option("--insecure", is_flag=True, help="Allow plain http to another machine; it can be listened to.")
 @click.option("--dry-run", is_flag=True, help="Check everything that can be checked without a request, and exit.")
 @click.option("--strict", is_flag=True, help="Refuse unknown options of backend and middleware instead of warning.")

@@ -103,6 +103,7 @@ class Connection:
             workspace_id=settings.workspace_id,
             card=settings.card,
             unpause=settings.unpause,
+            create=settings.create,
             reports=self._reports,
             paused=self._paused,
             announced=lambda: self._wakeups.trusted,
@@ -194,6 +195,7 @@ class Connection:
 
         Raises:
             LeaseError: Another process serves the workspace.
+            ConfigError: The platform has no such workspace.
             AuthError, PermanentPlatformError, TransientPlatformError: Registering failed for good.
             WorkspaceDeletedError: The workspace is gone.
             JournalError: The journal cannot be used.

@@ -9,7 +9,13 @@ from typing import Any
 from molecule_connect.backoff import Backoff
 from molecule_connect.delivery.ports import Registry
 from molecule_connect.delivery.reports import Reports
-from molecule_connect.errors import MoleculeError, PlatformError, TransientPlatformError, WorkspaceDeletedError
+from molecule_connect.errors import (
+    ConfigError,
+    MoleculeError,
+    PlatformError,
+    TransientPlatformError,
+    WorkspaceDeletedError,
+)
 from molecule_connect.models import WorkspaceInfo, WorkspaceStatus
 
 TRIES = 5
@@ -30,6 +36,7 @@ class Registration:
 
     Args:
         card: Members of the agent card that replace the platform's.
+        create: Whether a workspace that the platform doesn't have is registered, which makes it.
         paused: Told whether the workspace is paused, at each change.
         announced: Whether events would tell of a change, so that nobody needs to ask.
         patient: Whether to retry for as long as it takes, and to ask again before believing that the workspace is gone.
@@ -43,6 +50,7 @@ class Registration:
         workspace_id: str,
         card: Mapping[str, Any],
         unpause: bool,
+        create: bool,
         reports: Reports,
         paused: Callable[[bool], None],
         announced: Callable[[], bool],
@@ -54,6 +62,7 @@ class Registration:
         self._workspace_id = workspace_id
         self._card = card
         self._unpause = unpause
+        self._create = create
         self._reports = reports
         self._paused = paused
         self._announced = announced
@@ -67,6 +76,7 @@ class Registration:
         """Register, unless the workspace is paused: older platforms would un-pause it. True: registered.
 
         Raises:
+            ConfigError: The platform has no such workspace, and it's not to be created.
             WorkspaceDeletedError: It is gone.
             AuthError, PermanentPlatformError: Refused, and not patient.
             TransientPlatformError: Five tries did not reach the platform, and not patient.
@@ -115,26 +125,26 @@ class Registration:
         """As ``_look``; a blip must not cost the operator the card that the answer would have shown."""
         for failures in range(1, LOOKS):
             try:
-                return self._checked(await self._registry.workspace())
+                return self._checked(await self._registry.workspace(), create=self._create)
             except _InDoubtError:
                 raise
             except TransientPlatformError as exc:
                 await asyncio.sleep(self._backoff.delay(failures, at_least=exc.retry_after))
             except PlatformError:
                 break
-        return await self._look()
+        return await self._look(create=self._create)
 
-    async def _look(self) -> WorkspaceInfo:
+    async def _look(self, *, create: bool = True) -> WorkspaceInfo:
         """What the platform says of the workspace; unknown when it does not say."""
         try:
-            return self._checked(await self._registry.workspace())
+            return self._checked(await self._registry.workspace(), create=create)
         except _InDoubtError:
             raise
         except PlatformError:
             return WorkspaceInfo(status=WorkspaceStatus.UNKNOWN)
 
-    def _checked(self, info: WorkspaceInfo) -> WorkspaceInfo:
-        gone = self._gone(info)
+    def _checked(self, info: WorkspaceInfo, *, create: bool) -> WorkspaceInfo:
+        gone = self._gone(info, create=create)
         if gone is None:
             self._gone_looks = 0
             return info
@@ -148,8 +158,14 @@ class Registration:
             raise _InDoubtError(f"register: {gone}", operation="workspace", hint=hint)
         raise gone
 
-    def _gone(self, info: WorkspaceInfo) -> MoleculeError | None:
+    def _gone(self, info: WorkspaceInfo, *, create: bool) -> MoleculeError | None:
         """Why there is nothing to serve, if the platform says so."""
+        if info.is_absent and not create:
+            # The token of another workspace would be accepted for registering this one.
+            return ConfigError(
+                f"the platform has no workspace {self._workspace_id}",
+                hint="compare the id with the platform's; --create (create = true in a list) registers it as a new one",
+            )
         if info.status is WorkspaceStatus.REMOVED:
             return WorkspaceDeletedError("the workspace was deleted on the platform", hint=info.hint)
         return None

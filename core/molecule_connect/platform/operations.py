@@ -314,7 +314,10 @@ def read_workspace(reply: Reply) -> WorkspaceInfo:
     if reply.status == 410 and (fields or not reply.body):
         status = WorkspaceStatus.REMOVED
     if reply.status != 200 and status is not WorkspaceStatus.REMOVED:
-        return WorkspaceInfo(status=WorkspaceStatus.UNKNOWN)
+        # A page, or nothing, is from something before the platform, or from one without this endpoint.
+        error = fields.get("error")
+        is_absent = reply.status == 404 and isinstance(error, str) and bool(error.strip())
+        return WorkspaceInfo(status=WorkspaceStatus.UNKNOWN, is_absent=is_absent)
     return WorkspaceInfo(
         status=status,
         name=name if isinstance(name, str) else "",
