@@ -1,6 +1,5 @@
 """Files that Claude sends along with an answer: whatever it leaves in a folder of that one message."""
 
-import contextlib
 import mimetypes
 import os
 import shutil
@@ -40,32 +39,42 @@ class Outbox:
         return opened
 
     def take(self, opened: Path | None) -> tuple[FilePart, ...]:
-        """The files that were left in *opened*, by name: no links, no folders, nothing hidden or empty."""
+        """The files that were left in *opened*, by name: no links, no folders, nothing hidden or empty.
+
+        They are moved to a folder that Claude wasn't told: what it left running could swap a file before it is sent.
+        """
         if opened is None:
             return ()
         try:
-            entries = sorted(os.scandir(opened), key=lambda entry: entry.name)
+            folder = os.open(opened, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:
             return ()
-        found = [part for entry in entries if (part := _part(entry)) is not None]
-        if not found:
-            with contextlib.suppress(OSError):
-                opened.rmdir()
+        kept = opened.with_name(uuid.uuid4().hex)
+        try:
+            names = sorted(entry.name for entry in os.scandir(folder))
+            found = [part for name in names if (part := _moved(folder, name, kept)) is not None]
+        finally:
+            os.close(folder)
+        shutil.rmtree(opened, ignore_errors=True)
         return tuple(found[:MOST_FILES])
 
 
-def _part(entry: "os.DirEntry[str]") -> FilePart | None:
+def _moved(folder: int, name: str, kept: Path) -> FilePart | None:
+    if name.startswith("."):
+        return None
+    path = kept / name
     try:
-        status = entry.stat(follow_symlinks=False)
+        kept.mkdir(mode=0o700, exist_ok=True)
+        os.rename(name, path, src_dir_fd=folder)
+        status = path.lstat()
     except OSError:
         # Something that Claude left running removed it meanwhile.
         return None
     # Of a file with two names one may be outside.
-    is_plain = stat.S_ISREG(status.st_mode) and status.st_nlink == 1
-    if not is_plain or status.st_size == 0 or entry.name.startswith("."):
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1 or status.st_size == 0:
         return None
-    kind = mimetypes.guess_type(entry.name)[0] or ""
-    return FilePart(uri="", name=entry.name, mime_type=kind, size=status.st_size, path=Path(entry.path))
+    kind = mimetypes.guess_type(name)[0] or ""
+    return FilePart(uri="", name=name, mime_type=kind, size=status.st_size, path=path)
 
 
 def _sweep(place: Path, *, before: float) -> None:

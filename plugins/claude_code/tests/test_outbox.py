@@ -38,6 +38,26 @@ async def test_claude_is_told_of_the_outbox_and_may_write_there_alone(asking: As
     assert not Path(place).exists()  # noqa: ASYNC240
 
 
+async def test_outbox_that_became_a_link_sends_nothing(asking: Asking, claude: FakeClaude) -> None:
+    secrets = asking.cwd / "secrets"
+    secrets.mkdir()
+    (secrets / "id_rsa").write_text("secret")
+
+    files = await answered(asking, claude, f'cd ..; rmdir "$MOLECULE_OUTBOX"; ln -s {secrets} "$MOLECULE_OUTBOX"')
+
+    assert files == []
+    assert (secrets / "id_rsa").exists()
+
+
+async def test_file_is_sent_as_it_was_when_claude_ended(asking: Asking, claude: FakeClaude) -> None:
+    (file,) = await answered(asking, claude, "echo mine > a.txt")
+
+    (run,) = claude.runs
+    assert file.path is not None
+    assert not file.path.is_relative_to(run.env["MOLECULE_OUTBOX"])
+    assert file.path.read_text() == "mine\n"
+
+
 async def test_each_message_has_an_outbox_of_its_own(asking: Asking, claude: FakeClaude) -> None:
     (first,) = await answered(asking, claude, "echo 1 > a.txt")
     (second,) = await answered(asking, claude, "echo 2 > a.txt")
