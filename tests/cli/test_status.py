@@ -4,7 +4,10 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -249,3 +252,30 @@ def test_json_has_every_key_whatever_the_state(status: Molecule, state: Path) ->
     assert well["workspaces"][0]["messages"]["received"] == 1
     assert well["workspaces"][0]["pid"] == os.getpid()
     assert stopped["workspaces"][0]["pid"] is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc")
+def test_a_suspended_process_is_not_well(status: Molecule, state: Path) -> None:
+    program = (
+        "import sys, time; from pathlib import Path; from molecule_connect.delivery.lease import lease\n"
+        "with lease(Path(sys.argv[1]), 'ws_1'): print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, str(state)], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            tell(state, WELL, pid=process.pid)
+            assert status().stdout.startswith("ws_1: runs well")
+            process.send_signal(signal.SIGSTOP)
+            os.waitpid(process.pid, os.WUNTRACED)
+            suspended, told = status("ws_1"), status("--json")
+            process.send_signal(signal.SIGCONT)
+            os.waitpid(process.pid, os.WCONTINUED)
+            assert status().code == 0
+        finally:
+            process.kill()
+    assert suspended.code == told.code == 1
+    assert f"is suspended: it was stopped with SIGSTOP or Ctrl-Z, and does nothing -> kill -CONT {process.pid}" in (
+        suspended.stdout
+    )
+    assert json.loads(told.stdout)["workspaces"][0]["state"] == "suspended"

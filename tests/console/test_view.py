@@ -77,6 +77,34 @@ def test_the_counts_follow_the_messages() -> None:
     assert (counts.received, counts.waiting, counts.running, counts.delivered, counts.failed) == (5, 2, 1, 1, 1)
 
 
+def test_a_message_that_was_given_up_stays_failed_and_is_counted_once() -> None:
+    # The line that tells the sender so is sent like an answer, and may itself be given up.
+    given_up = [
+        events.Received(**row(1), text="hi"),
+        events.Started(**row(1), attempt=4),
+        events.Dead(**row(1), reason="no answer after 4 attempts"),
+        events.Retrying(**row(1), what="sending", reason="no route", seconds=5),
+    ]
+    for ending in (events.Delivered(**row(1)), events.Dead(**row(1), reason="it cannot be sent")):
+        snapshot = view_of(*given_up, ending).snapshot(10)
+        assert snapshot.rows[0].state == "failed"
+        counts = snapshot.counts
+        assert (counts.received, counts.waiting, counts.running, counts.delivered, counts.failed) == (1, 0, 0, 0, 1)
+    assert "delivered 0  failed 1" in screen_text(view_of(*given_up, events.Delivered(**row(1))))
+
+
+def test_a_message_that_is_replayed_is_failed_no_more() -> None:
+    view = view_of(
+        events.Dead(**row(1), reason="no"),
+        events.Started(**row(1), attempt=1),
+        events.Answered(**row(1), text="A", seconds=1),
+        events.Delivered(**row(1)),
+    )
+
+    snapshot = view.snapshot(10)
+    assert (snapshot.rows[0].state, snapshot.counts.delivered, snapshot.counts.failed) == ("delivered", 1, 0)
+
+
 def test_finished_messages_make_room_first() -> None:
     states = ["running"] * 2 + ["delivered"] * 7
     rows = tuple(

@@ -80,6 +80,7 @@ def _headline(one: "Found", now: float) -> str:
         "trouble": "runs, and is in trouble",
         "starting": "is starting",
         "stopping": "is stopping",
+        "suspended": f"is suspended: it was stopped with SIGSTOP or Ctrl-Z, and does nothing -> kill -CONT {by.pid}",
         "silent": f"hangs: it has told nothing for {span(now - told.written) if told else 'a while'} -> restart it",
     }
     return f"{words[one.state]} ({process}{since})"

@@ -1,6 +1,7 @@
 """How the connectors of a state folder are, found out without any of them: lease, status file and journal."""
 
 import contextlib
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,8 +26,8 @@ class Found:
     """One workspace.
 
     Attributes:
-        state: running, paused, trouble, starting, stopping or silent while a process holds the lease; stopped, ended
-            (with an error) or died (without a word) when none does.
+        state: running, paused, trouble, starting, stopping, suspended (by SIGSTOP or Ctrl-Z) or silent while a process
+            holds the lease; stopped, ended (with an error) or died (without a word) when none does.
         status: What the connector told; None where it is of no use.
         counts: Messages by state; None where the journal cannot be read.
         oldest: When the oldest message that waits was written, in seconds since 1970.
@@ -104,9 +105,8 @@ def _find(folder: Path, workspace_id: str, journal: Inspection | None, problem: 
     if by is not None and told is not None and (told.pid != by.pid or told.ended):
         told = None  # an earlier process left it
     ailments = _ailments(told, by, problem, now)
-    found = Found(
-        workspace_id=workspace_id, state=_state(told, by, ailments, now), holder=by, status=told, ailments=ailments
-    )
+    state = "suspended" if by is not None and _is_suspended(by) else _state(told, by, ailments, now)
+    found = Found(workspace_id=workspace_id, state=state, holder=by, status=told, ailments=ailments)
     if journal is None:
         return found
     oldest = journal.oldest(workspace_id)
@@ -128,6 +128,17 @@ def _ailments(told: Status | None, by: Holder | None, problem: str, now: float) 
     if now - since > BEAT_LATE and not any(ailment.part == "heartbeat" for ailment in found):
         found.append(Ailment(part="heartbeat", reason="the platform accepted none for a while", since=since))
     return tuple(found)
+
+
+def _is_suspended(by: Holder) -> bool:
+    """Whether the process was stopped and not continued. Where it cannot be seen, its silence tells after a while."""
+    if not by.pid or by.host != socket.gethostname():
+        return False
+    try:
+        stat = Path(f"/proc/{by.pid}/stat").read_text(errors="replace")
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[:1] == ["T"]
 
 
 def _state(told: Status | None, by: Holder | None, ailments: Sequence[Ailment], now: float) -> str:

@@ -147,6 +147,8 @@ class View:
             )
             if len(self._rows) > _MAX_ROWS:
                 self._rows.popitem(last=False)
+        if isinstance(event, events.Received | events.Started) and row.state == "failed":
+            self._failed -= 1  # it was replayed
         match event:
             case events.Received():
                 self._received += 1
@@ -160,13 +162,16 @@ class View:
             case events.Answered():
                 detail = f"nothing to send, {span(event.seconds)}" if event.silent else one_line(event.text)
                 self._move(key, row, "silent" if event.silent else "answered", detail)
+            case events.Delivered() | events.Retrying() if row.state == "failed":
+                # What is sent is the line that says that there is no answer.
+                return
             case events.Delivered():
                 self._delivered += 1
                 self._move(key, row, "delivered", row.detail if event.confirmed else "not confirmed")
             case events.Retrying():
                 self._move(key, row, "retry", f"{one_line(event.reason)}; again in {span(event.seconds)}")
             case events.Dead():
-                self._failed += 1
+                self._failed += row.state != "failed"
                 self._move(key, row, "failed", one_line(event.reason))
             case events.Recorded():
                 row.text = one_line(event.text)

@@ -440,6 +440,7 @@ class Connection:
         self._beat_at = began
         self._wakeups.beat_accepted(began)
         self._reports.trouble("heartbeat", "")
+        self._reports.passes()
         tasks, wedged = presence.active_tasks, presence.wedged
         self._tell(events.Beat(workspace_id=self.workspace_id, active_tasks=tasks, wedged=wedged))
 

@@ -1,6 +1,7 @@
 """What a connection tells: to the console as events, to the platform as health."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 from molecule_connect import events
 from molecule_connect.delivery.health import Health
@@ -8,16 +9,27 @@ from molecule_connect.delivery.journal.arrivals import Stored
 from molecule_connect.delivery.journal.entries import State, in_words
 from molecule_connect.models import Kind
 
+# An answer that was not sent here counts as trouble for this long after it appeared, in seconds.
+FOREIGN_SECONDS = 600.0
+
 
 class Reports:
     """Turns what happens into events, each trouble once until it changes or ends."""
 
-    def __init__(self, workspace_id: str, listener: events.Listener, health: Health) -> None:
+    def __init__(
+        self,
+        workspace_id: str,
+        listener: events.Listener,
+        health: Health,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.workspace_id = workspace_id
         self.health = health
         self._listener = listener
         self._troubles: dict[str, tuple[str, str]] = {}
-        self._echo_told = False
+        self._clock = clock
+        self._foreign_at: float | None = None
 
     def tell(self, event: events.Event) -> None:
         """Pass on an event."""
@@ -48,12 +60,26 @@ class Reports:
         """Rows that are new in the journal. Echoes older than *since* (µs) may be of an earlier program."""
         for one in stored:
             self._stored(one)
-            if one.foreign_echo and one.time > since and not self._echo_told:
-                self._echo_told = True
-                self.notice(
-                    "somebody else answers people as this workspace: an answer was sent that is not ours",
-                    "is another connector running for it, on another machine?",
-                )
+            if one.foreign_echo and one.time > since:
+                self._foreign()
+
+    def _foreign(self) -> None:
+        if self._foreign_at is None:
+            self.notice(
+                "somebody else answers people as this workspace: an answer was sent that is not ours",
+                "is another connector running for it, on another machine?",
+            )
+        self._foreign_at = self._clock()
+        self.trouble(
+            "people",
+            "an answer was sent that is not ours: another program answers people as this workspace",
+            "end the other connector, or the other program that has this token",
+        )
+
+    def passes(self) -> None:
+        """Time passes: what has not happened again for long enough is no trouble any more."""
+        if self._foreign_at is not None and self._clock() - self._foreign_at >= FOREIGN_SECONDS:
+            self.trouble("people", "")
 
     def _stored(self, one: Stored) -> None:
         item = one.item
