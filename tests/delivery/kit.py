@@ -291,6 +291,7 @@ class FakePlatform:
     has_stream: bool = False
     send_delay: float = 0.0
     fetch_delay: float = 0.0
+    ahead: float = 0.0
     echo_delay: float = 0.0
     largest: int | None = None
     ignores_since: bool = False
@@ -484,7 +485,7 @@ class FakePlatform:
             yield signal
 
     def _time(self) -> int:
-        return round((EPOCH + _now()) * 1e6)
+        return round((EPOCH + _now() + self.ahead) * 1e6)
 
 
 @attrs.define

@@ -146,7 +146,8 @@ def _state(told: Status | None, by: Holder | None, ailments: Sequence[Ailment], 
         return "stopped" if told is None else "ended" if told.ended else "died"
     if told is None:
         return "starting"
-    if now - told.written > SILENT:
+    # A time ahead was written before the clock was set back.
+    if abs(now - told.written) > SILENT:
         return "silent"
     if told.stopping:
         return "stopping"

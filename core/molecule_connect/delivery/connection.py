@@ -224,11 +224,11 @@ class Connection:
             await self._serve(stop, self._fatal)
 
     def slept(self) -> None:
-        """The machine slept: beat, read and reopen the stream, once; what waited for a time may be due."""
+        """The machine slept, or its clock was set: beat, read and reopen the stream, once; what waited may be due."""
         self._heartbeat.beat_now()
         self._wakeups.reopen()
         self._wakeups.wake()
-        self._gate.wake_all()
+        self._journal.bound_waits().add_done_callback(lambda _: self._gate.wake_all())
 
     def changed_elsewhere(self) -> None:
         """Another program, or a reader of the inbox, changed the journal."""

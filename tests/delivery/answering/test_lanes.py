@@ -11,7 +11,7 @@ from molecule_connect import events
 from molecule_connect.delivery.journal.entries import Entry, Lane
 from molecule_connect.delivery.journal.journal import Journal
 from molecule_connect.errors import BackendError, PlatformError, TransientPlatformError
-from molecule_connect.models import Progress, Request, Response
+from molecule_connect.models import Progress, Request, Response, Usage
 from molecule_connect.settings import PeerBudget
 
 from ..kit import EPOCH, WORKSPACE, FakePlatform, Serving, echo, inbound
@@ -346,6 +346,100 @@ async def test_what_became_due_while_the_machine_slept_begins_when_it_wakes(jour
             serving.connection.slept()
             await asyncio.sleep(5)
             assert platform.answers() == ["fine"]
+
+
+async def test_a_clock_that_was_hours_ahead_before_a_restart_delays_no_message(journal: Journal) -> None:
+    platform, tries = FakePlatform(), 0
+    loop, ahead = asyncio.get_running_loop(), 6 * 3600.0
+
+    async def handler(request: Request, progress: Progress) -> Response:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise BackendError("not yet")
+        return Response.from_text("fine")
+
+    def wall() -> float:
+        return EPOCH + loop.time() + ahead
+
+    journal.wall = wall
+    platform.write("hi")
+    platform.write("behind")
+    async with Serving(platform, journal, handler, wall=wall):
+        await asyncio.sleep(1)
+    assert tries == 1
+    ahead = 0.0
+    async with Serving(platform, journal, handler, wall=wall):
+        await platform.until(lambda: len(platform.sent) == 2, seconds=60)
+
+
+async def test_a_pause_that_the_backend_asked_for_lasts_as_long_after_the_clock_was_corrected(
+    journal: Journal,
+) -> None:
+    platform, tried = FakePlatform(), []
+    loop, ahead = asyncio.get_running_loop(), 24 * 3600.0
+
+    async def handler(request: Request, progress: Progress) -> Response:
+        tried.append(loop.time())
+        if len(tried) == 1:
+            raise BackendError("usage limit", retry_after=5 * 3600)
+        return Response.from_text("fine")
+
+    def wall() -> float:
+        return EPOCH + loop.time() + ahead
+
+    journal.wall = wall
+    platform.write("hi")
+    async with Serving(platform, journal, handler, wall=wall) as serving:
+        await asyncio.sleep(60)
+        ahead = 0.0
+        serving.connection.slept()
+        await platform.until(lambda: len(platform.sent) == 1, seconds=6 * 3600)
+    assert tried[1] - tried[0] == pytest.approx(5 * 3600, abs=120)
+
+
+async def test_a_clock_that_was_days_behind_costs_no_attempts(journal: Journal) -> None:
+    platform, tries = FakePlatform(), 0
+    loop, ahead = asyncio.get_running_loop(), -3 * 86_400.0
+
+    async def handler(request: Request, progress: Progress) -> Response:
+        nonlocal tries
+        tries += 1
+        if tries < 4:
+            raise BackendError("not yet")
+        return Response.from_text("fine")
+
+    def wall() -> float:
+        return EPOCH + loop.time() + ahead
+
+    journal.wall = wall
+    platform.write("hi", age=10)
+    async with Serving(platform, journal, handler, wall=wall) as serving:
+        await asyncio.sleep(1)
+        ahead = 0.0
+        serving.connection.slept()
+        await platform.until(lambda: platform.answers() == ["fine"], seconds=300)
+
+
+async def test_a_message_that_waits_for_another_day_begins_when_the_clock_is_corrected(journal: Journal) -> None:
+    platform = FakePlatform()
+    loop, ahead = asyncio.get_running_loop(), 2 * 86_400.0
+
+    async def dear(request: Request, progress: Progress) -> Response:
+        return Response.from_text(request.text, usage=Usage(cost_usd=1.0))
+
+    def wall() -> float:
+        return EPOCH + loop.time() + ahead
+
+    journal.wall = wall
+    platform.write("one", age=1)
+    platform.write("two")
+    async with Serving(platform, journal, dear, wall=wall, max_cost_per_day=1.0) as serving:
+        await asyncio.sleep(60)
+        assert len(platform.sent) == 1
+        ahead = 0.0
+        serving.connection.slept()
+        await platform.until(lambda: len(platform.sent) == 2, seconds=60)
 
 
 # Counting

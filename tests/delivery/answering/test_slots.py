@@ -13,7 +13,7 @@ from molecule_connect.delivery.journal.journal import Journal
 from molecule_connect.errors import BackendError
 from molecule_connect.models import Progress, Request, Response
 
-from ..kit import EPOCH, FakePlatform, Serving
+from ..kit import FakePlatform, Serving
 
 
 def entry(row_id: str, caller: str | None = "peer-1", **given: Any) -> Entry:
@@ -476,16 +476,15 @@ async def test_messages_of_a_failing_peer_are_dead_after_four_attempts_while_oth
 
 
 async def test_a_message_is_dead_a_day_after_its_first_failure_although_the_breaker_is_open(journal: Journal) -> None:
-    platform, model, offset = FakePlatform(), Model(), 0.0
-    loop = asyncio.get_running_loop()
+    platform, model = FakePlatform(), Model()
     for number in range(3):
         platform.write(str(number), caller=f"peer-{number}")
-    async with Serving(platform, journal, model, wall=lambda: EPOCH + loop.time() + offset) as serving:
+    async with Serving(platform, journal, model) as serving:
         await asyncio.sleep(600)
-        offset = 23.5 * 3600
+        platform.ahead = 23.5 * 3600
         await asyncio.sleep(600)
         assert {state for _, state in serving.rows()} == {"received"}
-        offset = 24 * 3600
+        platform.ahead = 24 * 3600
         await asyncio.sleep(600)
         assert {state for _, state in serving.rows()} == {"dead"}
     assert len(platform.sent) == 3  # each caller is told

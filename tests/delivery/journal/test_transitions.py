@@ -7,7 +7,7 @@ from typing import Any
 import attrs
 import pytest
 
-from molecule_connect.delivery.journal import transitions
+from molecule_connect.delivery.journal import questions, sayings, transitions
 from molecule_connect.delivery.journal.entries import Answer, Entry, Lane, State
 from molecule_connect.delivery.journal.journal import Journal, WorkspaceJournal
 from molecule_connect.models import DataPart, Inbound, Kind, TextPart
@@ -29,7 +29,7 @@ ARROWS: dict[str, tuple[Act, set[State], State]] = {
     "start": (lambda db, entry: transitions.start(db, entry, EPOCH), {State.RECEIVED}, State.RUNNING),
     "put back": (
         lambda db, entry: transitions.put_back(
-            db, entry, EPOCH, counts=True, failed=True, not_before=EPOCH + 5, error="no"
+            db, entry, EPOCH, counts=True, failed_at=EPOCH, not_before=EPOCH + 5, error="no"
         ),
         {State.RUNNING},
         State.RECEIVED,
@@ -165,12 +165,55 @@ async def test_a_try_that_counts_is_kept_and_one_that_does_not_is_taken_back(
     await receive(mine, inbound())
     entry = head(mine)
     assert await mine.start(entry)
-    assert await mine.put_back(entry, counts=False, failed=False)
+    assert await mine.put_back(entry, counts=False)
     assert facts(journal, "attempt, first_failed, not_before") == (0, None, None)
     entry = head(mine)
     assert await mine.start(entry)
-    assert await mine.put_back(entry, counts=True, failed=True, not_before=EPOCH + 5, error="no")
+    assert await mine.put_back(entry, counts=True, failed_at=EPOCH, not_before=EPOCH + 5, error="no")
     assert facts(journal, "attempt, first_failed, not_before, error") == (1, EPOCH, EPOCH + 5, "no")
+
+
+async def test_after_a_clock_was_set_back_nothing_waits_longer_than_it_was_meant_to(
+    journal: Journal, mine: WorkspaceJournal
+) -> None:
+    await receive(mine, inbound(), inbound(row_id="row-2", caller_id="peer"))
+    ahead = 6 * 3600.0
+    with other_process(journal.path) as db:
+        db.execute("UPDATE message SET changed=?, not_before=?", (EPOCH + ahead, EPOCH + ahead + 90))
+        db.execute("UPDATE message SET changed=? WHERE row_id='row-2'", (EPOCH - 60,))
+        db.execute(
+            "INSERT INTO file (workspace_id, file_id, uri, name, mime_type, time, arrived, state, not_before, changed,"
+            " named) VALUES ('ws-1', 'f', 'u', 'n', '', 0, 0, 'waiting', ?, ?, 1)",
+            (EPOCH + ahead + 90, EPOCH + ahead),
+        )
+    await mine.recover()
+    waits = journal.reader.execute("SELECT not_before FROM message UNION ALL SELECT not_before FROM file").fetchall()
+    # The second one was meant to wait for six hours.
+    assert [round(when - EPOCH) for (when,) in waits] == [90, ahead + 90, 90]
+
+
+@pytest.mark.parametrize(("state", "most"), [("received", 31 * 24 * 3600), ("answered", 600)])
+async def test_nothing_waits_longer_than_the_longest_wait_of_its_kind(
+    journal: Journal, mine: WorkspaceJournal, state: str, most: int
+) -> None:
+    await receive(mine, inbound(caller_id="peer"))
+    with other_process(journal.path) as db:
+        db.execute("UPDATE message SET state=?, not_before=?", (state, EPOCH + 10**8))
+    await mine.recover()
+    assert facts(journal, "not_before") == (EPOCH + most,)
+
+
+async def test_a_question_that_was_asked_while_the_clock_was_decades_behind_is_not_forgotten(
+    journal: Journal, mine: WorkspaceJournal
+) -> None:
+    await receive(mine, inbound())
+    with other_process(journal.path) as db:
+        questions.ask(db, WORKSPACE, "m-1", "peer", "before the clock was set", 100.0)
+        sayings.say(db, WORKSPACE, "print-1", 100.0)
+        questions.ask(db, WORKSPACE, "m-2", "peer", "after", EPOCH + 60)
+        sayings.say(db, WORKSPACE, "print-2", EPOCH + 60)
+        assert questions.text(db, WORKSPACE, "m-1") == "before the clock was set"
+        assert sayings.echoed(db, WORKSPACE, "print-1", "echo-1")
 
 
 # The end of a process

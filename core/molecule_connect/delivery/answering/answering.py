@@ -115,7 +115,7 @@ class Answering:
         return Replies(
             around.platform,
             around.journal,
-            now=around.now,
+            platform_now=around.platform.now,
             reread=around.reread,
             beat_accepted_since=around.beat_accepted_since,
             attachments=Attachments(
@@ -136,6 +136,7 @@ class Answering:
             breaker=breaker,
             budget=budget,
             now=around.now,
+            platform_now=around.platform.now,
             send_print=self.replies.fingerprint,
             insist=around.insist,
             listener=around.listener,

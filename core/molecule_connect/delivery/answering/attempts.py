@@ -13,6 +13,7 @@ from molecule_connect.delivery.answering.budget import DailyBudget
 from molecule_connect.delivery.health import Health
 from molecule_connect.delivery.journal.entries import Answer, Entry, State, dump_parts, in_words, is_too_deep
 from molecule_connect.delivery.journal.journal import WorkspaceJournal
+from molecule_connect.delivery.journal.transitions import LONGEST_WAITS
 from molecule_connect.errors import BackendError, ran_out_of_files
 from molecule_connect.models import Handler, Response, TextPart
 
@@ -22,14 +23,15 @@ WAITS = (5.0, 30.0, 120.0)
 PROBE_WAIT = 5.0
 DEADLINE = 3600.0
 GIVE_UP = 24 * 3600.0
-NOTICE_PAUSE = 600 * 1_000_000
+SECOND = 1_000_000
+NOTICE_PAUSE = 600 * SECOND
 PROGRESS_PAUSE = 1.0
 # Characters of an error that are kept and shown.
 LONGEST_REASON = 2000
 # A backend that asks for no pause is not called in a circle.
 LEAST_PAUSE = 1.0
 # Nor is a message put off beyond the next month's budget, or until infinity.
-MOST_PAUSE = 31 * 24 * 3600.0
+MOST_PAUSE = LONGEST_WAITS[State.RECEIVED]
 
 
 @attrs.define(eq=False)
@@ -46,7 +48,8 @@ class Attempts:
     """Runs messages through the handler and moves them on in the journal.
 
     Args:
-        now: The platform's time in microseconds.
+        now: The platform's time in microseconds, or ours where that is not known.
+        platform_now: The platform's time in microseconds, or None.
         send_print: What the echo of an answer to a person would have as fingerprint; None for peers.
         insist: Runs a journal write until it succeeds.
         deadline: Seconds without progress after which an attempt has failed.
@@ -61,6 +64,7 @@ class Attempts:
         breaker: Breaker,
         budget: DailyBudget,
         now: Callable[[], int],
+        platform_now: Callable[[], int | None],
         send_print: Callable[[Entry, Answer], str | None],
         insist: Callable[[Callable[[], Awaitable[bool]]], Awaitable[bool]],
         listener: events.Listener,
@@ -74,6 +78,7 @@ class Attempts:
         self._breaker = breaker
         self._budget = budget
         self._now = now
+        self._platform_now = platform_now
         self._send_print = send_print
         self._insist = insist
         self._tell = teller(listener)
@@ -145,7 +150,7 @@ class Attempts:
 
     async def put_back(self, entry: Entry) -> None:
         """The message did not get its try: another one, as if this had not been."""
-        await self._insist(lambda: self._journal.put_back(entry, counts=False, failed=False))
+        await self._insist(lambda: self._journal.put_back(entry, counts=False))
 
     async def _watch(self, running: Running) -> Response:
         entry = running.entry
@@ -200,21 +205,30 @@ class Attempts:
 
     async def _park(self, entry: Entry, reason: str, pause: float) -> None:
         self._parked[entry.row_id] = (self._wall() + pause, reason)
-        await self._retry(entry, reason, pause, counts=False, failed=False)
+        await self._retry(entry, reason, pause, counts=False)
 
     async def _failed(self, entry: Entry, reason: str, *, retryable: bool, counts: bool) -> None:
-        attempt, wall = entry.attempt + 1, self._wall()
-        too_old = wall - (entry.first_failed or wall) >= GIVE_UP
+        attempt = entry.attempt + 1
+        # Our own clock may have been set meanwhile; while the platform has told no time, the age is not known.
+        platform_now = self._platform_now()
+        too_old = (
+            platform_now is not None
+            and entry.first_failed is not None
+            and platform_now / SECOND - entry.first_failed >= GIVE_UP
+        )
         if retryable and not too_old and (attempt < ATTEMPTS or not counts):
             nominal = WAITS[min(attempt, len(WAITS)) - 1] if counts else PROBE_WAIT
-            await self._retry(entry, reason, self._waits.jitter(nominal), counts=counts, failed=True)
+            failed_at = max(self._now(), entry.time) / SECOND
+            await self._retry(entry, reason, self._waits.jitter(nominal), counts=counts, failed_at=failed_at)
         else:
             await self._give_up(entry, f"no answer after {attempt} attempts: {reason}" if attempt > 1 else reason)
 
-    async def _retry(self, entry: Entry, reason: str, seconds: float, *, counts: bool, failed: bool) -> None:
-        not_before = self._wall() + seconds
+    async def _retry(
+        self, entry: Entry, reason: str, seconds: float, *, counts: bool, failed_at: float | None = None
+    ) -> None:
+        when = self._wall() + seconds
         await self._insist(
-            lambda: self._journal.put_back(entry, counts=counts, failed=failed, not_before=not_before, error=reason)
+            lambda: self._journal.put_back(entry, counts=counts, failed_at=failed_at, not_before=when, error=reason)
         )
         self._tell(events.Retrying, entry, what="answering", reason=reason, seconds=seconds)
 

@@ -20,7 +20,7 @@ from molecule_connect.delivery.files.files import ChatFiles
 from molecule_connect.delivery.journal.arrivals import LONGEST_TRACE
 from molecule_connect.delivery.journal.entries import Answer, Entry, Lane, State
 from molecule_connect.delivery.journal.journal import WorkspaceJournal
-from molecule_connect.errors import JournalError
+from molecule_connect.errors import JournalError, StateLostError
 
 # Conversations of one caller that are in memory at once. When there are more, they take turns: each gives its place up
 # after a message, so that those with a long backlog don't keep the others out.
@@ -206,7 +206,7 @@ class Lanes:
                 return None
             await self._advance(entry)
         except JournalError as exc:
-            if self._stopping:
+            if self._stopping or isinstance(exc, StateLostError):
                 raise
             if entry is not None:
                 self._tell(events.Retrying, entry, what="journal", reason=str(exc), seconds=JOURNAL_WAIT)
@@ -227,7 +227,9 @@ class Lanes:
         if entry.state is State.RECEIVED:
             await self._insist(lambda: self._journal.defer(entry, not_before=when, error=reason))
         elif entry.state is State.ANSWERED:
-            await self._insist(lambda: self._journal.send_failed(entry, not_before=when, in_doubt=True))
+            # A send may have been under way.
+            in_doubt = max(entry.in_doubt, 1)
+            await self._insist(lambda: self._journal.send_failed(entry, not_before=when, in_doubt=in_doubt))
         else:
             return False
         self._tell(events.Retrying, entry, what="this machine", reason=reason, seconds=SHORTAGE_WAIT)
@@ -355,7 +357,7 @@ class Lanes:
 
     async def _stamp(self, entry: Entry, answer: Answer) -> None:
         """A reader of the inbox answered, perhaps in another process: note what sending it needs."""
-        at, print_ = self._now(), self._replies.fingerprint(entry, answer)
+        at, print_ = max(self._now(), entry.time), self._replies.fingerprint(entry, answer)
         if await self._insist(lambda: self._journal.stamped(entry, at=at, send_print=print_)):
             seconds = max(0.0, (at - entry.time) / SECOND)
             self._tell(events.Answered, entry, text=answer.text[:200], seconds=seconds)

@@ -9,9 +9,9 @@ import attrs
 from molecule_connect.backoff import Backoff
 from molecule_connect.delivery.files.attachments import Attachments, has_local
 from molecule_connect.delivery.health import SendHealth
-from molecule_connect.delivery.journal.entries import Answer, Entry, dump_parts
+from molecule_connect.delivery.journal.entries import Answer, Entry, State, dump_parts
 from molecule_connect.delivery.journal.journal import WorkspaceJournal
-from molecule_connect.delivery.journal.transitions import ECHO_DELAY
+from molecule_connect.delivery.journal.transitions import ECHO_DELAY, LONGEST_WAITS
 from molecule_connect.delivery.ports import Sender
 from molecule_connect.errors import (
     AuthError,
@@ -24,7 +24,7 @@ from molecule_connect.errors import (
 from molecule_connect.models import Outgoing, Part, TextPart
 
 GIVE_UP = 24 * 3600 * 1_000_000
-BUDGET_WAIT = 600.0
+BUDGET_WAIT = LONGEST_WAITS[State.ANSWERED]
 ABSENT_FOR = 3600.0
 # How often an answer is sent while nobody can say whether it arrived: each send may be another copy.
 MOST_COPIES = 5
@@ -70,7 +70,7 @@ class Replies:
     """Sends one workspace's answers.
 
     Args:
-        now: The platform's time in microseconds.
+        platform_now: The platform's time in microseconds; None while it has told none.
         reread: A whole read of the feed that begins after the call; False when it failed.
         beat_accepted_since: Whether a beat sent after that moment (loop time) was accepted.
         attachments: Uploads the files of answers to people.
@@ -82,7 +82,7 @@ class Replies:
         sender: Sender,
         journal: WorkspaceJournal,
         *,
-        now: Callable[[], int],
+        platform_now: Callable[[], int | None],
         reread: Callable[[], Awaitable[bool]],
         beat_accepted_since: Callable[[float], bool],
         attachments: Attachments,
@@ -92,7 +92,7 @@ class Replies:
     ) -> None:
         self._sender = sender
         self._journal = journal
-        self._now = now
+        self._platform_now = platform_now
         self._reread = reread
         self._beat_accepted_since = beat_accepted_since
         self._attachments = attachments
@@ -224,7 +224,9 @@ class Replies:
     def _later(
         self, entry: Entry, reason: str, seconds: float, *, in_doubt: int, error: PlatformError | None = None
     ) -> Refused | Later:
-        if self._now() - (entry.answered_at or 0) >= GIVE_UP:
+        now = self._platform_now()
+        # While the platform has told no time, our own clock alone would have to be right.
+        if now is not None and now - (entry.answered_at or 0) >= GIVE_UP:
             return Refused(reason=f"not accepted for 24 hours: {reason}")
         return Later(reason=reason, seconds=seconds, in_doubt=in_doubt, error=error)
 

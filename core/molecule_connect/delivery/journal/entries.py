@@ -67,7 +67,7 @@ class Entry:
     Attributes:
         time: When it was written, in microseconds by the platform's clock.
         not_before: The lane waits until then (seconds since 1970, our clock).
-        first_failed: When its first try failed (seconds since 1970), or None.
+        first_failed: When its first try failed (seconds since 1970, the platform's clock where known), or None.
         answered_at: When its answer was stored, in microseconds by the platform's clock.
         in_doubt: How many sends of the answer may have arrived: their outcome is unknown.
         sends: How often sending the answer was tried.

@@ -310,6 +310,10 @@ class WorkspaceJournal(LaneReads):
 
         return await self._put(run)
 
+    def bound_waits(self) -> "asyncio.Future[None]":
+        """Our clock was set: nothing waits longer than it was meant to."""
+        return self._put(lambda db: transitions.bound_waits(db, self.workspace_id, self._journal.wall()))
+
     def take_back(self) -> "asyncio.Future[None]":
         """held -> received, for all."""
         return self._put(lambda db: transitions.take_back(db, self.workspace_id, self._journal.wall()))
@@ -323,12 +327,18 @@ class WorkspaceJournal(LaneReads):
         return await self._put(lambda db: transitions.start(db, entry, self._journal.wall()))
 
     async def put_back(
-        self, entry: Entry, *, counts: bool, failed: bool, not_before: float | None = None, error: str = ""
+        self,
+        entry: Entry,
+        *,
+        counts: bool,
+        failed_at: float | None = None,
+        not_before: float | None = None,
+        error: str = "",
     ) -> bool:
-        """running -> received."""
+        """running -> received. *failed_at*: seconds since 1970 by the platform's clock, for a failure."""
         return await self._put(
             lambda db: transitions.put_back(
-                db, entry, self._journal.wall(), counts=counts, failed=failed, not_before=not_before, error=error
+                db, entry, self._journal.wall(), counts=counts, failed_at=failed_at, not_before=not_before, error=error
             )
         )
 

@@ -3,6 +3,7 @@
 import sqlite3
 
 from molecule_connect.delivery.journal.entries import plain, plain_or_none
+from molecule_connect.delivery.journal.sayings import no_earlier_than_rows
 from molecule_connect.models import Inbound, Kind
 
 AGE = 7 * 24 * 3600.0
@@ -12,6 +13,7 @@ LONGEST = 4000
 
 def ask(db: sqlite3.Connection, workspace_id: str, message_id: str, peer_id: str, text: str, wall: float) -> None:
     """Write down a question before it is sent, and forget old ones."""
+    wall = no_earlier_than_rows(db, workspace_id, wall)
     db.execute("DELETE FROM asked WHERE workspace_id=? AND time < ?", (workspace_id, wall - AGE))
     db.execute(
         "REPLACE INTO asked (workspace_id, message_id, peer_id, text, time) VALUES (?,?,?,?,?)",

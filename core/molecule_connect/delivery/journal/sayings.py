@@ -9,9 +9,16 @@ TOLD = "told"
 
 def say(db: sqlite3.Connection, workspace_id: str, send_print: str, wall: float) -> int:
     """Write down what is about to be said; gives its number."""
+    wall = no_earlier_than_rows(db, workspace_id, wall)
     db.execute("DELETE FROM told WHERE workspace_id=? AND time < ?", (workspace_id, wall - AGE))
     values = (workspace_id, send_print, wall)
     return int(db.execute("INSERT INTO told (workspace_id, send_print, time) VALUES (?,?,?)", values).lastrowid or 0)
+
+
+def no_earlier_than_rows(db: sqlite3.Connection, workspace_id: str, wall: float) -> float:
+    """Our time, but not before the newest row: a clock that starts in 1970 and is set later would age what it dates."""
+    (newest,) = db.execute("SELECT max(time) FROM message WHERE workspace_id=?", (workspace_id,)).fetchone()
+    return max(wall, (newest or 0) / 1e6)
 
 
 def outlive(db: sqlite3.Connection, workspace_id: str, row_id: str, wall: float, *, lateness: int) -> None:

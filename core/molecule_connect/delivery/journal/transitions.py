@@ -18,6 +18,10 @@ REPEAT_WINDOW = 3600 * 1_000_000
 LATENESS = 45 * 1_000_000
 # Seconds until the echo of an answer to a person is looked for.
 ECHO_DELAY = 5.0
+# Seconds by which a clock may be corrected without having been wrong.
+SET_BACK = 5.0
+# The longest waits, in seconds: a backend may ask for one until the next month's budget, sending waits for a peer's.
+LONGEST_WAITS = {State.RECEIVED: 31 * 24 * 3600.0, State.ANSWERED: 600.0}
 # How the reason ends for which a message waits for the next day.
 DAY_SPENT = "US dollars a day are spent"
 _NEVER = 1 << 62
@@ -41,18 +45,17 @@ def put_back(
     wall: float,
     *,
     counts: bool,
-    failed: bool,
+    failed_at: float | None,
     not_before: float | None,
     error: str,
 ) -> bool:
-    """running -> received: the try failed, was parked, or was stopped. *counts*: it was an attempt."""
+    """running -> received: the try failed (at *failed_at*), was parked, or was stopped. *counts*: it was an attempt."""
     return _move(
         db,
         entry,
         State.RUNNING,
-        "state='received', attempt=?, not_before=?, error=?, progress=NULL,"
-        " first_failed=CASE WHEN ? THEN coalesce(first_failed, ?) ELSE first_failed END",
-        (entry.attempt + (1 if counts else 0), not_before, plain(error), failed, wall),
+        "state='received', attempt=?, not_before=?, error=?, progress=NULL, first_failed=coalesce(first_failed, ?)",
+        (entry.attempt + (1 if counts else 0), not_before, plain(error), failed_at),
         wall,
         attempt=entry.attempt + 1,
     )
@@ -211,6 +214,7 @@ def recover(db: sqlite3.Connection, workspace_id: str, wall: float, *, inbox: bo
 
     Returns how many runs were cut short.
     """
+    bound_waits(db, workspace_id, wall)
     cursor = db.execute(
         "UPDATE message SET state='received', attempt=attempt-1, interruptions=interruptions+?, changed=?"
         " WHERE workspace_id=? AND state='running'",
@@ -223,14 +227,33 @@ def recover(db: sqlite3.Connection, workspace_id: str, wall: float, *, inbox: bo
         " WHERE workspace_id=? AND state='answered' AND answered_at IS NOT NULL",
         (wall + ECHO_DELAY, workspace_id),
     )
-    # Another limit may hold since; where it does not, they are put off again.
+    if not inbox:
+        take_back(db, workspace_id, wall)
+    return cursor.rowcount
+
+
+def bound_waits(db: sqlite3.Connection, workspace_id: str, wall: float) -> None:
+    """After our clock was set back, let nothing wait longer than it was meant to.
+
+    A time to wait for was written together with ``changed``, by the same clock. Where that lies ahead, the clock was
+    wrong then, and what is certain is how long the wait was meant to be.
+    """
+    for table in ("message", "file"):
+        db.execute(
+            f"UPDATE {table} SET not_before=max(not_before - changed, 0) + ?, changed=?"  # noqa: S608
+            " WHERE workspace_id=? AND not_before > ? AND changed > ?",
+            (wall, wall, workspace_id, wall, wall + SET_BACK),
+        )
+    for state, longest in LONGEST_WAITS.items():
+        db.execute(
+            "UPDATE message SET not_before=? WHERE workspace_id=? AND state=? AND not_before>?",
+            (wall + longest, workspace_id, state.value, wall + longest),
+        )
+    # The day or the limit may be another one; where the budget is used up, they are put off again.
     db.execute(
         "UPDATE message SET not_before=NULL WHERE workspace_id=? AND state='received' AND error LIKE ?",
         (workspace_id, f"%{DAY_SPENT}"),
     )
-    if not inbox:
-        take_back(db, workspace_id, wall)
-    return cursor.rowcount
 
 
 def take_back(db: sqlite3.Connection, workspace_id: str, wall: float) -> None:
