@@ -1,11 +1,16 @@
 """Flags before the environment, and an empty variable is none."""
 
+import asyncio
+import contextlib
 from pathlib import Path
 
 import pytest
 
-from molecule_connect.environment import api_url, token_source, workspace_id
-from molecule_connect.errors import ConfigError
+from molecule_connect import events
+from molecule_connect.environment import api_url, find_token, older_token_file, token_source, workspace_id
+from molecule_connect.errors import ConfigError, MoleculeError
+from molecule_connect.serve import serve
+from molecule_connect.workspaces import load_workspaces
 
 
 @pytest.mark.parametrize(
@@ -56,3 +61,74 @@ def test_token_sources_come_in_their_order(tmp_path: Path) -> None:
 
 def test_no_repr_of_a_source_holds_the_token() -> None:
     assert "t0k3n" not in repr(token_source("t0k3n", None, {}))
+
+
+@pytest.fixture
+def configs(tmp_path: Path) -> Path:
+    """The folder of another client, which keeps a token there."""
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    (folder / ".auth_token").write_text("older-token")
+    (folder / ".auth_token").chmod(0o600)
+    return folder
+
+
+def test_the_token_of_another_client_comes_last(tmp_path: Path, configs: Path) -> None:
+    environ = {"CONFIGS_DIR": str(configs)}
+    (tmp_path / "ws_1.token").write_text("kept")
+
+    def found(environ: dict[str, str], workspace_id: str) -> object:
+        return find_token(None, None, environ, workspace_id=workspace_id, state_dir=tmp_path)["token_source"]
+
+    assert found({**environ, "MOLECULE_WORKSPACE_TOKEN": "direct"}, "ws_1") == "MOLECULE_WORKSPACE_TOKEN"
+    assert found(environ, "ws_1") == "the state folder"
+    assert found(environ, "ws_2") == str(configs / ".auth_token")
+    with pytest.raises(ConfigError, match="no workspace token"):
+        found({"CONFIGS_DIR": str(tmp_path)}, "ws_2")
+
+
+def test_the_token_of_another_client_is_looked_for_where_that_keeps_it(tmp_path: Path, configs: Path) -> None:
+    file, home = configs / ".auth_token", tmp_path / "home"
+    (home / ".molecule-workspace").mkdir(parents=True)
+    at_home = home / ".molecule-workspace" / ".auth_token"
+    at_home.touch()
+
+    assert older_token_file({"CONFIGS_DIR": str(configs)}, home=home, configs=tmp_path / "none") == file
+    assert older_token_file({"CONFIGS_DIR": str(tmp_path)}, home=home, configs=configs) is None
+    assert older_token_file({}, home=home, configs=configs) == file
+    assert older_token_file({}, home=home, configs=tmp_path / "none") == at_home
+
+
+def test_a_token_of_another_client_that_is_open_to_others_is_refused(configs: Path) -> None:
+    (configs / ".auth_token").chmod(0o644)
+    with pytest.raises(ConfigError, match=r"\.auth_token is open to others"):
+        find_token(None, None, {"CONFIGS_DIR": str(configs)}, workspace_id="ws_1", state_dir=configs)
+
+
+def test_the_token_of_another_client_is_taken_over_once(tmp_path: Path, configs: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    environ = {
+        "CONFIGS_DIR": str(configs),
+        "WORKSPACE_ID": "ws_1",
+        "MOLECULE_API_URL": "http://127.0.0.1:1",
+    }
+
+    def start() -> None:
+        settings = load_workspaces(environ, state_dir=state)
+        stopped = asyncio.Event()
+        stopped.set()
+        with contextlib.suppress(MoleculeError):
+            asyncio.run(serve(settings, state_dir=state, listener=events.ignore, stop=stopped))
+
+    load_workspaces(environ, state_dir=state)
+    assert not list(state.iterdir()), "to look at it keeps nothing"
+    start()
+    kept = state / "ws_1.token"
+    assert kept.read_text() == "# http://127.0.0.1:1\nolder-token\n"
+    assert kept.stat().st_mode & 0o777 == 0o600
+    (configs / ".auth_token").write_text("changed-since")
+    start()
+    assert "older-token" in kept.read_text()
+    (one,) = load_workspaces(environ, state_dir=state)
+    assert (one.token, one.token_source) == (None, "the state folder")

@@ -1,6 +1,7 @@
 """What serves one workspace (its client, its plugins, its connection), and what the blocks of a process share."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ import attrs
 from molecule_connect import events
 from molecule_connect.delivery.connection import Connection
 from molecule_connect.delivery.journal.journal import Journal
-from molecule_connect.errors import CloseError
+from molecule_connect.errors import CloseError, ConfigError
 from molecule_connect.models import Handler
 from molecule_connect.platform.address import parse_address
 from molecule_connect.platform.client import AsyncPlatformClient
@@ -178,10 +179,15 @@ def notice(workspace_id: str, listener: events.Listener) -> NoticeSink:
 
 def client_of(settings: ConnectionSettings, ground: Ground) -> AsyncPlatformClient:
     """The workspace's own way to its platform."""
+    credentials = credentials_of(settings, ground.state_dir)
+    if settings.adopt_token and settings.token is not None:
+        # Where it can't be kept it is used all the same, and found again at the next start.
+        with contextlib.suppress(ConfigError):
+            credentials.keep(settings.token)
     return AsyncPlatformClient(
         settings.api_url,
         workspace_id=settings.workspace_id,
-        credentials=credentials_of(settings, ground.state_dir),
+        credentials=credentials,
         org_id=settings.org_id,
         insecure=settings.insecure,
         transports=ground.transports,

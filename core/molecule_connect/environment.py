@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import attrs
 
+from molecule_connect import state_folder
 from molecule_connect.errors import ConfigError
 from molecule_connect.platform.credentials import check_token, read_token_file
 from molecule_connect.settings import DEFAULT_API_URL, DEFAULT_JOURNAL_QUOTA, check_workspace_id, parse_size
@@ -120,6 +122,40 @@ def token_source(token: str | None, token_file: str | Path | None, environ: Mapp
     if environ.get(TOKEN_FILE_VARIABLE):
         return _file_source(TOKEN_FILE_VARIABLE, environ[TOKEN_FILE_VARIABLE])
     return None
+
+
+def find_token(
+    token: str | None,
+    token_file: str | Path | None,
+    environ: Mapping[str, str],
+    *,
+    workspace_id: str,
+    state_dir: Path | None,
+) -> dict[str, Any]:
+    """The fields of settings that say where the token of the only workspace comes from.
+
+    That is the first of ``token_source``, what the platform handed out earlier, which lies in *state_dir*, and
+    ``.auth_token`` of the clients that were there before.
+
+    Raises:
+        ConfigError: There is none, or the first one cannot be used.
+    """
+    source = token_source(token, token_file, environ)
+    if source is not None:
+        return {"token": source.token, "token_source": source.name, "token_file": source.file}
+    if state_dir is not None and state_folder.file_of(state_dir, workspace_id, ".token").exists():
+        return {"token_source": "the state folder"}
+    older = older_token_file(environ, home=home())
+    if older is not None:
+        return {"token": read_token_file(older), "token_source": str(older), "adopt_token": True}
+    raise no_token()
+
+
+def older_token_file(environ: Mapping[str, str], *, home: Path, configs: Path = state_folder.CONFIGS) -> Path | None:
+    """Where the platform's Python runtime and MCP server keep the token of their only workspace; None: nowhere."""
+    named = environ.get("CONFIGS_DIR")
+    folders = [path_of(named)] if named else [configs, home / ".molecule-workspace"]
+    return next((file for file in (folder / ".auth_token" for folder in folders) if file.is_file()), None)
 
 
 def no_token() -> ConfigError:

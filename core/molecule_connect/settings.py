@@ -93,6 +93,7 @@ class ConnectionSettings:
         workspace_id: In its canonical form, whatever the spelling it is given in.
         token: The token itself; in no repr. None: ``token_file``, else what the state folder keeps.
         token_source: Where ``token`` came from, in the operator's words ("--token").
+        adopt_token: Keep ``token`` in the state folder: it was found where another client keeps it.
         options: Options of the backend, as the operator wrote them; a repeated key is a list.
         middleware: Names of middleware, the outermost first.
         poll_interval: Seconds between polls; None eases from 1 to 5 by itself.
@@ -111,6 +112,7 @@ class ConnectionSettings:
     org_id: str | None = None
     token: str | None = attrs.field(default=None, repr=False)
     token_source: str = "token"  # noqa: S105
+    adopt_token: bool = False
     token_file: Path | None = None
     backend: str | object = DEFAULT_BACKEND
     options: Mapping[str, str | list[str]] = attrs.field(factory=dict, repr=False)

@@ -227,16 +227,12 @@ class _Reading:
 
 def _single(environ: Mapping[str, str], state_dir: Path | None) -> ConnectionSettings:
     name = environment.workspace_id(None, environ)
-    source = environment.token_source(None, None, environ)
-    if source is None and not _is_kept(state_dir, name):
-        raise environment.no_token()
+    found = environment.find_token(None, None, environ, workspace_id=name, state_dir=state_dir)
     settings = ConnectionSettings(
         workspace_id=name,
         api_url=environment.api_url(None, None, environ),
         org_id=_org_id(environ),
-        token=source.token if source else None,
-        token_source=source.name if source else "the state folder",
-        token_file=source.file if source else None,
+        **found,
         journal_quota=environment.journal_quota(None, environ),
         create=environment.create(environ),
         agent_name=environ.get(environment.AGENT_NAME_VARIABLE) or None,

@@ -6,7 +6,7 @@ from typing import Any
 
 import attrs
 
-from molecule_connect import environment, state_folder
+from molecule_connect import environment
 from molecule_connect.errors import BackendNotFoundError, ConfigError
 from molecule_connect.platform.address import parse_address
 from molecule_connect.plugins import discovery
@@ -103,19 +103,16 @@ def _single(flags: Mapping[str, Any], environ: Mapping[str, str], planned: Path)
     workspace_id = environment.workspace_id(flags["workspace_id"], environ)
     api_url = environment.api_url(flags["api_url"], None, environ)
     parse_address(api_url, insecure=flags["insecure"])
-    source = environment.token_source(flags["token"], flags["token_file"], environ)
-    # What an earlier register handed out is kept there, and is enough.
-    if source is None and not state_folder.file_of(planned, workspace_id, ".token").exists():
-        raise environment.no_token()
+    found = environment.find_token(
+        flags["token"], flags["token_file"], environ, workspace_id=workspace_id, state_dir=planned
+    )
     _check_backend(flags["backend"])
     interval = flags["interval_ms"]
     return ConnectionSettings(
         workspace_id=workspace_id,
         api_url=api_url,
         org_id=flags["org_id"] or environ.get(environment.ORG_VARIABLE) or None,
-        token=source.token if source else None,
-        token_source=source.name if source else "the state folder",
-        token_file=source.file if source else None,
+        **found,
         backend=flags["backend"],
         options=parse_options(flags["backend_opts"]),
         middleware=flags["middleware"],

@@ -145,16 +145,10 @@ def _single(flags: Mapping[str, Any], api_url: str, environ: Mapping[str, str]) 
 def _credentials(
     flags: Mapping[str, Any], environ: Mapping[str, str], settings: ConnectionSettings, folder: Path | None
 ) -> Credentials:
-    source = environment.token_source(flags["token"], flags["token_file"], environ)
-    if source is None and not (folder and state_folder.file_of(folder, settings.workspace_id, ".token").exists()):
-        raise environment.no_token()
-    found = attrs.evolve(
-        settings,
-        token=source.token if source else None,
-        token_source=source.name if source else "the state folder",
-        token_file=source.file if source else None,
+    found = environment.find_token(
+        flags["token"], flags["token_file"], environ, workspace_id=settings.workspace_id, state_dir=folder
     )
-    return credentials_of(found, folder)
+    return credentials_of(attrs.evolve(settings, **found), folder)
 
 
 def _lease(folder: Path, workspace_id: str, now: float) -> Finding:
