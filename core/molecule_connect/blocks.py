@@ -190,6 +190,7 @@ def client_of(settings: ConnectionSettings, ground: Ground) -> AsyncPlatformClie
         credentials=credentials,
         org_id=settings.org_id,
         insecure=settings.insecure,
+        tls=settings.tls,
         transports=ground.transports,
     )
 

@@ -9,7 +9,7 @@ import attrs
 from molecule_connect import state_folder
 from molecule_connect.errors import ConfigError
 from molecule_connect.platform.credentials import check_token, read_token_file
-from molecule_connect.settings import DEFAULT_API_URL, DEFAULT_JOURNAL_QUOTA, check_workspace_id, parse_size
+from molecule_connect.settings import DEFAULT_API_URL, DEFAULT_JOURNAL_QUOTA, Tls, check_workspace_id, parse_size
 
 # The last two are what neighbouring clients and the platform's own containers set.
 API_URL_VARIABLES = ("MOLECULE_API_URL", "MOLECULE_PLATFORM_URL", "PLATFORM_URL")
@@ -20,6 +20,11 @@ WORKSPACES_VARIABLE = "MOLECULE_WORKSPACES"
 ORG_VARIABLE = "MOLECULE_ORG_ID"
 JOURNAL_QUOTA_VARIABLE = "MOLECULE_JOURNAL_QUOTA"
 CREATE_VARIABLE = "MOLECULE_CREATE"
+TLS_VARIABLES = {
+    "ca_file": "MOLECULE_CA_FILE",
+    "client_cert": "MOLECULE_CLIENT_CERT",
+    "client_key": "MOLECULE_CLIENT_KEY",
+}
 AGENT_NAME_VARIABLE = "MOLECULE_AGENT_NAME"
 AGENT_DESCRIPTION_VARIABLE = "MOLECULE_AGENT_DESCRIPTION"
 AGENT_SKILLS_VARIABLE = "MOLECULE_AGENT_SKILLS"
@@ -122,6 +127,12 @@ def token_source(token: str | None, token_file: str | Path | None, environ: Mapp
     if environ.get(TOKEN_FILE_VARIABLE):
         return _file_source(TOKEN_FILE_VARIABLE, environ[TOKEN_FILE_VARIABLE])
     return None
+
+
+def find_tls(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Tls:
+    """Whom to trust and what to show: each file by its flag, else by its variable."""
+    named = {field: flags.get(field) or environ.get(variable) or None for field, variable in TLS_VARIABLES.items()}
+    return Tls(**{field: path_of(str(name)).absolute() if name else None for field, name in named.items()})
 
 
 def find_token(

@@ -15,7 +15,7 @@ from molecule_connect.delivery.fleet import Fleet
 from molecule_connect.delivery.journal.journal import Journal
 from molecule_connect.errors import ConfigError, MoleculeError
 from molecule_connect.platform.transports import AsyncTransport, Transports
-from molecule_connect.settings import DEFAULT_API_URL, DEFAULT_JOURNAL_QUOTA, ConnectionSettings, PeerBudget
+from molecule_connect.settings import DEFAULT_API_URL, DEFAULT_JOURNAL_QUOTA, ConnectionSettings, PeerBudget, Tls
 from molecule_connect.workspaces import WorkspacesError
 
 # So many plugins are asked for problems at a time.
@@ -48,6 +48,9 @@ async def connect(
     unpause: bool = False,
     create: bool = False,
     insecure: bool = False,
+    ca_file: Path | None = None,
+    client_cert: Path | None = None,
+    client_key: Path | None = None,
     state_dir: Path | None = None,
     listener: events.Listener = events.ignore,
     transport: AsyncTransport | None = None,
@@ -60,6 +63,9 @@ async def connect(
         poll_interval: Seconds between reads where the platform has no event stream; None eases from 1 to 5.
         once: Read to the end, answer all of it, and return.
         create: Register a workspace that the platform says it doesn't have, which makes a new one.
+        ca_file: Certificates of the CAs to trust in place of the built-in ones, in PEM form.
+        client_cert: The certificate to show to a platform that asks for one; *client_key* is its key, if that is not in
+            the same file.
         state_dir: Where the journal lies; None: where ``molecule connect`` would keep it.
         transport: Stands in for the network.
 
@@ -97,6 +103,7 @@ async def connect(
         unpause=unpause,
         create=create,
         insecure=insecure,
+        tls=Tls(ca_file=ca_file, client_cert=client_cert, client_key=client_key),
     ).check()
     folder = state_folder.resolve(state_dir, os.environ, home=Path.home())
     stop = asyncio.Event()

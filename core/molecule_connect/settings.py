@@ -62,6 +62,24 @@ def _canonical(workspace_id: Any) -> Any:
 
 
 @attrs.frozen(kw_only=True)
+class Tls:
+    """Whom to trust over https, and how to show who we are.
+
+    Attributes:
+        ca_file: Certificates, in PEM form, of the authorities that are trusted in place of all others.
+        client_cert: Our own, in PEM form, for a platform that asks for one.
+        client_key: Its key; None: it is in the same file.
+    """
+
+    ca_file: Path | None = None
+    client_cert: Path | None = None
+    client_key: Path | None = None
+
+
+USUAL_TLS = Tls()
+
+
+@attrs.frozen(kw_only=True)
 class PeerBudget:
     """How many true turns a peer may have with us before its lane is parked. 0 is without limit."""
 
@@ -101,6 +119,7 @@ class ConnectionSettings:
         max_cost_per_day: US dollars by what backends say of their usage, at most a million; None is without limit.
         journal_quota: Bytes that the journal may come to, with what other workspaces have in the same file.
         since_secs: How far a first start looks back, in seconds.
+        tls: Whom to trust over https, and with which certificate to show who we are.
         agent_name, agent_description, agent_skills: What the card is to say; the rest of it stays as it is.
         create: Register a workspace that the platform says it doesn't have, which makes a new one.
         entry: The number of its entry in the list that names it; 0 for one that is served by itself.
@@ -136,6 +155,7 @@ class ConnectionSettings:
     unpause: bool = False
     create: bool = False
     insecure: bool = False
+    tls: Tls = USUAL_TLS
     entry: int = attrs.field(default=0, eq=False)
 
     @property

@@ -19,13 +19,15 @@ from molecule_connect import environment, private_file, state_folder
 from molecule_connect.errors import ConfigError, MoleculeError
 from molecule_connect.platform.address import parse_address
 from molecule_connect.platform.credentials import check_token, read_token_file
+from molecule_connect.platform.trust import Trust
 from molecule_connect.plugins import discovery
 from molecule_connect.plugins.scan import BACKENDS, MIDDLEWARE
 from molecule_connect.plugins.wording import nearest
-from molecule_connect.settings import ConnectionSettings
+from molecule_connect.settings import ConnectionSettings, Tls
 from molecule_connect.workspace_keys import OWN, read_keys, stack
 
 Check = Callable[[ConnectionSettings], Iterable[str]]
+_UNLIKE_SETTINGS = ("use", "use_options", "interval_ms", *environment.TLS_VARIABLES)
 
 
 class WorkspacesError(ConfigError):
@@ -148,6 +150,7 @@ class _Reading:
     above: dict[str, Any]
     check: Check
     folder: Path = attrs.field(factory=Path.cwd)
+    trust: Trust = attrs.field(factory=Trust)
     faults: list[str] = attrs.field(factory=list)
 
     def settings(self, entries: list[Any] | None, given: Mapping[str, Any]) -> list[ConnectionSettings]:
@@ -156,6 +159,7 @@ class _Reading:
             "org_id": _org_id(self.environ),
             "create": environment.create(self.environ),
             "journal_quota": environment.journal_quota(None, self.environ),
+            **attrs.asdict(environment.find_tls({}, self.environ)),
         }
         defaults, faults = read_keys(given, forbidden=OWN)
         self.faults += [f"[defaults]: {fault}" for fault in faults]
@@ -191,14 +195,23 @@ class _Reading:
             token = self._token(values, entry, name)
         except ConfigError as exc:
             faults.append(_with_hint(exc))
-        settings = _settings({**values, "id": name or "unknown", "entry": number}, token)
+        tls = Tls()
         try:
-            parse_address(settings.api_url, insecure=settings.insecure)
+            tls = self._tls(values)
+        except ConfigError as exc:
+            faults.append(_with_hint(exc))
+        settings = _settings({**values, "id": name or "unknown", "entry": number, "tls": tls}, token)
+        try:
+            self.trust.check(parse_address(settings.api_url, insecure=settings.insecure), tls)
         except ConfigError as exc:
             faults.append(_with_hint(exc))
         faults += [_with_hint(fault) for fault in settings.faults()]
         faults += self.check(settings)
         return name, settings, faults
+
+    def _tls(self, values: Mapping[str, Any]) -> Tls:
+        named = {field: values.get(field) for field in environment.TLS_VARIABLES}
+        return Tls(**{field: self._file(str(name), field) if name else None for field, name in named.items()})
 
     def _token(self, values: Mapping[str, Any], entry: Mapping[str, Any], name: str | None) -> dict[str, Any]:
         if "token" in entry and "token_file" in entry:
@@ -211,12 +224,15 @@ class _Reading:
             raise ConfigError("it has neither token nor token_file", hint="the platform hands the token out")
         return {"token_source": "the state folder"}
 
-    def _token_file(self, text: str) -> Path:
+    def _file(self, text: str, key: str) -> Path:
         try:
             named = string.Template(text).substitute(self.environ)
         except (KeyError, ValueError):
-            raise ConfigError("token_file names a variable that is not set", hint="write it like $NAME/file") from None
-        path = self.folder / environment.path_of(named)
+            raise ConfigError(f"{key} names a variable that is not set", hint="write it like $NAME/file") from None
+        return self.folder / environment.path_of(named)
+
+    def _token_file(self, text: str) -> Path:
+        path = self._file(text, "token_file")
         with contextlib.suppress(OSError):  # reading it says why
             # A pipe can be read once, and would wait for ever the next time.
             if path.exists() and not path.is_file():
@@ -238,8 +254,9 @@ def _single(environ: Mapping[str, str], state_dir: Path | None) -> ConnectionSet
         agent_name=environ.get(environment.AGENT_NAME_VARIABLE) or None,
         agent_description=environ.get(environment.AGENT_DESCRIPTION_VARIABLE) or None,
         agent_skills=_listed(environ.get(environment.AGENT_SKILLS_VARIABLE, "")),
+        tls=environment.find_tls({}, environ),
     ).check()
-    parse_address(settings.api_url)
+    Trust().check(parse_address(settings.api_url), settings.tls)
     return settings
 
 
@@ -264,7 +281,7 @@ def _listed(text: str) -> tuple[str, ...]:
 
 
 def _settings(values: Mapping[str, Any], token: Mapping[str, Any]) -> ConnectionSettings:
-    given = {key: value for key, value in values.items() if key not in (*OWN, "use", "use_options", "interval_ms")}
+    given = {key: value for key, value in values.items() if key not in (*OWN, *_UNLIKE_SETTINGS)}
     interval = values.get("interval_ms")
     return ConnectionSettings(
         workspace_id=values["id"],

@@ -28,7 +28,8 @@ from molecule_connect.platform.address import parse_address
 from molecule_connect.platform.client import AsyncPlatformClient
 from molecule_connect.platform.operations import Form, Lane, Operation
 from molecule_connect.platform.senders import Senders
-from molecule_connect.platform.transports import Transports, proxy_for
+from molecule_connect.platform.transports import Transports
+from molecule_connect.platform.trust import proxy_for
 from molecule_connect.platform.workspace import WorkspaceClient
 
 from .kit import http, raw_server, read_request

@@ -9,6 +9,7 @@ import attrs
 from molecule_connect import environment
 from molecule_connect.errors import BackendNotFoundError, ConfigError
 from molecule_connect.platform.address import parse_address
+from molecule_connect.platform.trust import Trust
 from molecule_connect.plugins import discovery
 from molecule_connect.plugins.options import parse_options
 from molecule_connect.plugins.scan import BACKENDS
@@ -21,6 +22,7 @@ _KEYS = {
     "middleware": "use",
     "middleware_opts": "use_options",
     **{name: name for name in ("api_url", "org_id", "backend", "strict", "interval_ms", "since_secs", "concurrency")},
+    **{name: name for name in environment.TLS_VARIABLES},
     **{name: name for name in ("grace", "peer_budget", "max_cost_per_day", "journal_quota", "agent_name")},
     **{name: name for name in ("unpause", "create", "insecure")},
 }
@@ -93,6 +95,10 @@ def _refuse_single(flags: Mapping[str, Any], source: str) -> None:
 
 def _flags_for_all(flags: Mapping[str, Any], given: frozenset[str]) -> dict[str, Any]:
     found = {key: flags[name] for name, key in _KEYS.items() if name in given}
+    # A path in the file belongs to its folder, and one on the command line to the current one.
+    for name in environment.TLS_VARIABLES:
+        if name in found:
+            found[name] = str(environment.path_of(found[name]).absolute())
     for name in ("options", "use_options"):
         if name in found:
             found[name] = parse_options(found[name])
@@ -102,7 +108,8 @@ def _flags_for_all(flags: Mapping[str, Any], given: frozenset[str]) -> dict[str,
 def _single(flags: Mapping[str, Any], environ: Mapping[str, str], planned: Path) -> ConnectionSettings:
     workspace_id = environment.workspace_id(flags["workspace_id"], environ)
     api_url = environment.api_url(flags["api_url"], None, environ)
-    parse_address(api_url, insecure=flags["insecure"])
+    tls = environment.find_tls(flags, environ)
+    Trust().check(parse_address(api_url, insecure=flags["insecure"]), tls)
     found = environment.find_token(
         flags["token"], flags["token_file"], environ, workspace_id=workspace_id, state_dir=planned
     )
@@ -130,6 +137,7 @@ def _single(flags: Mapping[str, Any], environ: Mapping[str, str], planned: Path)
         unpause=flags["unpause"],
         create=flags["create"] or environment.create(environ),
         insecure=flags["insecure"],
+        tls=tls,
     ).check()
 
 

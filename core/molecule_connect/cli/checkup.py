@@ -22,6 +22,7 @@ from molecule_connect.platform.address import parse_address
 from molecule_connect.platform.answers import EndpointAbsentError
 from molecule_connect.platform.client import AsyncPlatformClient
 from molecule_connect.platform.credentials import Credentials
+from molecule_connect.platform.trust import Trust
 from molecule_connect.plugins.options import parse_options
 from molecule_connect.serve import rehearse
 from molecule_connect.settings import DEFAULT_API_URL, ConnectionSettings, canonical_id
@@ -100,6 +101,7 @@ async def _workspace_checkup(
         credentials=credentials,
         org_id=settings.org_id,
         insecure=settings.insecure,
+        tls=settings.tls,
     ) as client:
         async for finding in _platform(client, now):
             yield finding
@@ -131,7 +133,8 @@ def _listed(flags: Mapping[str, Any], environ: Mapping[str, str], folder: Path |
 
 def _single(flags: Mapping[str, Any], api_url: str, environ: Mapping[str, str]) -> ConnectionSettings:
     workspace_id = environment.workspace_id(flags["workspace_id"], environ)
-    parse_address(api_url, insecure=flags["insecure"])
+    tls = environment.find_tls(flags, environ)
+    Trust().check(parse_address(api_url, insecure=flags["insecure"]), tls)
     return ConnectionSettings(
         workspace_id=workspace_id,
         api_url=api_url,
@@ -139,6 +142,7 @@ def _single(flags: Mapping[str, Any], api_url: str, environ: Mapping[str, str]) 
         backend=flags["backend"],
         options=parse_options(flags["backend_opts"]),
         insecure=flags["insecure"],
+        tls=tls,
     )
 
 

@@ -3,8 +3,9 @@
 import io
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -21,6 +22,8 @@ from molecule_connect.settings import (
     PeerBudget,
     parse_size,
 )
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 HELP = f"""Serve a workspace: keep it online, fetch its messages, let a backend answer each, send the answers.
 
@@ -98,6 +101,33 @@ class PluginName(click.ParamType[str]):
 
         names = scan_names(self._group).items()
         return [CompletionItem(name, help=origin) for name, origin in names if name.startswith(incomplete)]
+
+
+def tls_options(command: F) -> F:
+    """Adds the options that say whom to trust over https, and which certificate to show."""
+    options = (
+        click.option(
+            "--ca-file",
+            type=click.Path(),
+            metavar="FILE",
+            help="Certificates (PEM) of the CAs to trust in place of the built-in ones. [MOLECULE_CA_FILE]",
+        ),
+        click.option(
+            "--client-cert",
+            type=click.Path(),
+            metavar="FILE",
+            help="The certificate (PEM) to show to a platform that asks for one, with its key. [MOLECULE_CLIENT_CERT]",
+        ),
+        click.option(
+            "--client-key",
+            type=click.Path(),
+            metavar="FILE",
+            help="The key (PEM), where it is not in the file of --client-cert. [MOLECULE_CLIENT_KEY]",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @click.command(
@@ -219,6 +249,7 @@ class PluginName(click.ParamType[str]):
     help="Serve the workspaces that a TOML file lists in [[workspace]] blocks; SIGHUP reads it again. The flags "
     "that are given hold for all of them.",
 )
+@tls_options
 @click.option("--once", is_flag=True, help="Answer what is waiting, then exit.")
 @click.option("--unpause", is_flag=True, help="Register even if the workspace is paused, which resumes it.")
 @click.option(

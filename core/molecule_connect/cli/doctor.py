@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from molecule_connect import environment
-from molecule_connect.cli.connect import PluginName
+from molecule_connect.cli.connect import PluginName, tls_options
 from molecule_connect.plugins.scan import BACKENDS
 from molecule_connect.settings import DEFAULT_BACKEND
 
@@ -40,6 +40,7 @@ NOT_WELL = 1
     metavar="FILE",
     help="Look at the workspaces of this file, or at WORKSPACE_ID of it.",
 )
+@tls_options
 @click.option("--insecure", is_flag=True, help="Allow plain http to another machine.")
 @click.pass_context
 def doctor(ctx: click.Context, /, **flags: Any) -> None:

@@ -14,16 +14,16 @@ from molecule_connect.platform.quick_httpx import httpx
 from molecule_connect.platform.transports import (
     REFUSAL_CAP,
     WHOLE_ANSWER_TIMEOUT,
-    Trust,
     answer_of,
     check_cut,
     make_request,
     network_error,
-    proxies_checked,
     told,
     was_written,
 )
+from molecule_connect.platform.trust import Trust
 from molecule_connect.platform.unpacking import Body
+from molecule_connect.settings import USUAL_TLS, Tls
 
 BlockingTransport = httpx.BaseTransport
 # As many threads of one program may wait for an answer at once. A peer may take 90 s for its own; beats must not wait.
@@ -36,11 +36,17 @@ class BlockingTransports:
 
     Args:
         transport: Stands in for the network; tests give one.
+        tls: Whom they trust, and with which certificate they show who we are.
     """
 
     def __init__(
-        self, *, transport: httpx.BaseTransport | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        *,
+        transport: httpx.BaseTransport | None = None,
+        tls: Tls = USUAL_TLS,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._tls = tls
         self._transport, self._clock = transport, clock
         self._pools: dict[str, httpx.BaseTransport] = {}
         self._trust = Trust()
@@ -98,8 +104,8 @@ class BlockingTransports:
         if self._transport is not None:
             return self._transport
         if address.origin not in self._pools:
-            with proxies_checked():
-                self._pools[address.origin] = httpx.HTTPTransport(**self._trust.options(address, CONNECTIONS))
+            options = self._trust.options(address, CONNECTIONS, self._tls)
+            self._pools[address.origin] = httpx.HTTPTransport(**options)
         return self._pools[address.origin]
 
     def _answer(

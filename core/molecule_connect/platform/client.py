@@ -14,6 +14,7 @@ from molecule_connect.platform.operations import Operation
 from molecule_connect.platform.pacer import Pacer
 from molecule_connect.platform.senders import Places
 from molecule_connect.platform.transports import Transports
+from molecule_connect.settings import USUAL_TLS, Tls
 
 if TYPE_CHECKING:
     import httpx
@@ -36,6 +37,7 @@ class AsyncPlatformClient:
         token_file: Read when there is no *token*, and again whenever the token is refused.
         org_id: The organisation that hosted tenants are told apart by.
         insecure: Allows plain http to another machine.
+        tls: Whom to trust, and with which certificate to show who we are.
         transports: Shared connections; they outlive this client. None: its own.
         transport: Stands in for the network; tests give one.
 
@@ -53,6 +55,7 @@ class AsyncPlatformClient:
         credentials: TokenSource | None = None,
         org_id: str | None = None,
         insecure: bool = False,
+        tls: Tls = USUAL_TLS,
         transports: Transports | None = None,
         transport: "httpx.AsyncBaseTransport | None" = None,
         clock: Callable[[], float] = time.monotonic,
@@ -67,11 +70,11 @@ class AsyncPlatformClient:
             insecure=insecure,
             clock=clock,
         )
-        self.workspace_id, self.address = workspace_id, self._caller.address
+        self.workspace_id, self.address = self._caller.workspace_id, self._caller.address
         self.credentials = self._caller.credentials
         self.platform_clock = self._caller.platform_clock
         self._own_transports = Transports(transport=transport) if transports is None else None
-        self._connections = (transports or self._own_transports or Transports()).to(self.address)
+        self._connections = (transports or self._own_transports or Transports()).to(self.address, tls)
         self._connections.pacer.join()
         self._places = Places(PER_WORKSPACE)
         self._to_peers = Places(PER_PEER)

@@ -1,4 +1,4 @@
-"""The connections of one process, by origin. With ``one_connection`` and ``blocking`` all that knows httpx.
+"""The connections of one process, by origin. With ``one_connection``, ``blocking`` and ``trust`` all that knows httpx.
 
 Figures and traps: httpcore's pool looks at every connection and every waiting request for each request, which takes
 minutes of processor time for 1,000 workspaces, so each transport has one connection and no pool is shared; a pool's two
@@ -7,12 +7,9 @@ limits must be equal, or it reopens connections; the default keep-alive of 5 s r
 
 import asyncio
 import contextlib
-import ssl
 import time
-import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import IO, Any, cast
-from urllib.parse import urlsplit
 
 from molecule_connect import open_files
 from molecule_connect.errors import (
@@ -27,12 +24,14 @@ from molecule_connect.platform.address import ApiAddress
 from molecule_connect.platform.answers import Answer
 from molecule_connect.platform.calling import Headers
 from molecule_connect.platform.multipart import Multipart
-from molecule_connect.platform.one_connection import KEEPALIVE, MAX_IDLE, OneConnection
+from molecule_connect.platform.one_connection import MAX_IDLE, OneConnection
 from molecule_connect.platform.operations import Lane, Operation
 from molecule_connect.platform.pacer import Pacer
 from molecule_connect.platform.quick_httpx import httpx
 from molecule_connect.platform.senders import PATIENCE, Places, Senders
+from molecule_connect.platform.trust import Trust, proxy_for, proxy_source
 from molecule_connect.platform.unpacking import Body, Unpacking
+from molecule_connect.settings import USUAL_TLS, Tls
 
 # Calls of one kind, other than sends, that may wait for their answers before the next start is put off.
 CALLS = 32
@@ -44,6 +43,9 @@ _PROMPT_KEPT = 1024
 CONNECT_TIMEOUT, WRITE_TIMEOUT, POOL_TIMEOUT = 5.0, 10.0, 5.0
 WHOLE_ANSWER_TIMEOUT = 300.0
 _URLS_KEPT = 256
+_PROXY_REFUSES = 407
+_UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
+_WANTS_CERTIFICATE = ("certificate required", "certificate_required", "alert handshake failure")
 REFUSAL_CAP = 64 * 1024
 _NOT_TAKEN = (
     httpx.ConnectError,
@@ -83,23 +85,30 @@ class Transports:
     ) -> None:
         self._transport, self._clock, self._sleep, self._say = transport, clock, sleep, say
         self._patience, self._whole_answer = patience, whole_answer
-        self._origins: dict[str, Connections] = {}
+        self._origins: dict[tuple[str, Tls], Connections] = {}
         self.most_streams: int | None = None
         self._trust = Trust()
 
-    def to(self, address: ApiAddress) -> "Connections":
-        """The connections to the origin of *address*, made at the first call."""
-        if address.origin not in self._origins:
+    def to(self, address: ApiAddress, tls: Tls = USUAL_TLS) -> "Connections":
+        """The connections to the origin of *address*, made at the first call.
+
+        Raises:
+            ConfigError: A proxy, a certificate or a key that they need cannot be used.
+        """
+        key = address.origin, tls
+        if key not in self._origins:
+            if self._transport is None:
+                self._trust.check(address, tls)
             pacer = Pacer(clock=self._clock, sleep=self._sleep, say=self._say)
-            self._origins[address.origin] = Connections(
-                lambda keeps: self._open(address, keeps=keeps),
+            self._origins[key] = Connections(
+                lambda keeps: self._open(address, tls, keeps=keeps),
                 has_room_for_stream=self._has_room_for_stream,
                 patience=self._patience,
                 whole_answer=self._whole_answer,
                 pacer=pacer,
                 clock=self._clock,
             )
-        return self._origins[address.origin]
+        return self._origins[key]
 
     async def aclose(self) -> None:
         """Closes every connection."""
@@ -111,67 +120,16 @@ class Transports:
         streams = sum(connections.streams for connections in self._origins.values())
         return self.most_streams is None or streams < self.most_streams
 
-    def _open(self, address: ApiAddress, *, keeps: bool) -> "httpx.AsyncBaseTransport":
+    def _open(self, address: ApiAddress, tls: Tls, *, keeps: bool) -> "httpx.AsyncBaseTransport":
         """A transport of one connection; unless it *keeps* that, each request through a proxy has a new one."""
         if self._transport is not None:
             return self._transport
-        with proxies_checked():
-            options = self._trust.options(address, 1)
-            if options["proxy"] is None:
-                return OneConnection(options["verify"] if address.origin.startswith("https:") else None)
-            if not keeps:
-                options["limits"] = httpx.Limits(max_connections=1, max_keepalive_connections=0)
-            return httpx.AsyncHTTPTransport(**options)
-
-
-class Trust:
-    """How a transport is opened; certificates are read once, and only where they are needed."""
-
-    def __init__(self) -> None:
-        self._context: ssl.SSLContext | None = None
-
-    def options(self, address: ApiAddress, connections: int | None) -> dict[str, Any]:
-        """What httpx's transports are made with, for at most so many connections to *address*."""
-        proxy = proxy_for(address)
-        limits = httpx.Limits(
-            max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=KEEPALIVE
-        )
-        return {"verify": self._tls(address, proxy), "limits": limits, "proxy": proxy, "trust_env": False}
-
-    def _tls(self, address: ApiAddress, proxy: str | None) -> ssl.SSLContext:
-        # Reading the certificates takes 14 ms; plain http needs none.
-        if address.origin.startswith("http:") and proxy is None:
-            return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        if self._context is None:
-            self._context = httpx.create_ssl_context()
-        return self._context
-
-
-@contextlib.contextmanager
-def proxies_checked() -> Iterator[None]:
-    """ConfigError for a proxy that httpx cannot use."""
-    try:
-        yield
-    except (ValueError, ImportError) as exc:
-        raise ConfigError(
-            "the proxy that the environment names cannot be used",
-            hint="check HTTPS_PROXY, HTTP_PROXY and ALL_PROXY, or name the platform in NO_PROXY",
-        ) from exc
-
-
-def proxy_for(
-    address: ApiAddress,
-    *,
-    proxies: Callable[[], dict[str, str]] = urllib.request.getproxies,
-    bypass: Callable[[str], bool] = urllib.request.proxy_bypass,
-) -> str | None:
-    """The proxy that the environment names for *address*; none for this machine itself."""
-    parts = urlsplit(address.origin)
-    if address.is_loopback or bypass(parts.hostname or ""):
-        return None
-    known = proxies()
-    proxy = known.get(parts.scheme) or known.get("all")
-    return proxy if proxy is None or "://" in proxy else f"http://{proxy}"
+        options = self._trust.options(address, 1, tls)
+        if proxy_for(address) is None:
+            return OneConnection(options["verify"] if address.origin.startswith("https:") else None)
+        if not keeps:
+            options["limits"] = httpx.Limits(max_connections=1, max_keepalive_connections=0)
+        return httpx.AsyncHTTPTransport(**options)
 
 
 class Connections:
@@ -445,7 +403,13 @@ async def _unpacked(response: "httpx.Response") -> AsyncIterator[bytes]:
 
 
 def answer_of(response: "httpx.Response", body: bytes, *, whole: bool = True, seconds: float = 0.0) -> Answer:
-    """*response* without httpx."""
+    """*response* without httpx.
+
+    Raises:
+        httpx.ProxyError: A proxy answered: it wants other credentials, and the platform never saw the request.
+    """
+    if response.status_code == _PROXY_REFUSES:
+        raise httpx.ProxyError(f"{_PROXY_REFUSES} Proxy Authentication Required")
     headers = dict(response.headers.items())
     return Answer(status=response.status_code, headers=headers, body=body, whole=whole, seconds=seconds)
 
@@ -460,6 +424,17 @@ def _place(url: str) -> str:
     return without_credentials("/".join(url.split("/")[:3]))
 
 
+def _way_words(place: str, proxy: str, exc: Exception) -> tuple[str, str]:
+    """What it means that *place* can't be reached by the proxy that the variable *proxy* names, and what to do."""
+    if not isinstance(exc, httpx.ProxyError):
+        hint = f"check the network, the proxy that {proxy} names, and the API address, and that the platform runs"
+        return f"{place} cannot be reached by way of the proxy", hint
+    if str(_PROXY_REFUSES) in str(exc):
+        return f"the proxy on the way to {place} refuses the credentials", f"correct user name and password in {proxy}"
+    hint = f"check the proxy that {proxy} names, or name the platform's host in NO_PROXY"
+    return f"the proxy on the way to {place} refuses the connection", hint
+
+
 def network_error(operation: Operation[Any], url: str, exc: Exception, *, is_written: bool) -> TransientPlatformError:
     """What *exc* means: how far the request came, in words and as ``outcome``."""
     place = _place(url)
@@ -468,8 +443,12 @@ def network_error(operation: Operation[Any], url: str, exc: Exception, *, is_wri
     reason = "" if isinstance(exc, httpx.LocalProtocolError) else " ".join(str(exc).split())[:120]
     if isinstance(exc, _NOT_TAKEN):
         outcome = Outcome.NOT_TAKEN
-        text = f"{place} cannot be reached"
-        hint = "check the network and the API address, and that the platform runs"
+        text, hint = f"{place} cannot be reached", "check the network and the API address, and that the platform runs"
+        if proxy := proxy_source(place):
+            text, hint = _way_words(place, proxy, exc)
+        if _UNTRUSTED in reason:
+            text = f"the certificate of {place} is not trusted"
+            hint = "where it is from a CA of your own, name that CA's certificate with --ca-file or SSL_CERT_FILE"
         if ran_out_of_files(exc):
             text, hint = f"no connection to {place} can be opened", open_files.HOW_TO_RAISE
     elif isinstance(exc, httpx.WriteTimeout):
@@ -479,6 +458,8 @@ def network_error(operation: Operation[Any], url: str, exc: Exception, *, is_wri
         outcome = Outcome.WRITTEN if is_written else Outcome.UNKNOWN
         text, reason = f"no answer within {operation.timeout:g} s from {place}", ""
         hint = "other endpoints may still answer; if it goes on, ask the platform's operator about this one"
+    elif any(words in reason.lower() for words in _WANTS_CERTIFICATE):
+        hint = "the platform, or what stands before it, asks for a client certificate: name yours with --client-cert"
     if isinstance(exc, TimeoutError):
         text = f"no complete answer from {place}: it arrives too slowly"
     return TransientPlatformError(

@@ -22,7 +22,7 @@ from molecule_connect.remote_agent.values import (
     DEFAULT_STATE_POLL_INTERVAL,
     DEFAULT_URL_CACHE_TTL,
 )
-from molecule_connect.settings import MAX_SINCE_SECS, canonical_id, check_workspace_id, shown_address
+from molecule_connect.settings import MAX_SINCE_SECS, Tls, canonical_id, check_workspace_id, shown_address
 from molecule_connect.state_folder import file_of
 
 
@@ -68,6 +68,12 @@ class AgentSettings:
     def card(self) -> Mapping[str, object]:
         """What peers and people are told of the agent."""
         return self.agent_card if self.agent_card is not None else {"name": f"remote-agent-{self.workspace_id[:8]}"}
+
+
+def tls_of(ca_file: str | Path | None, client_cert: str | Path | None, client_key: str | Path | None) -> Tls:
+    """The files as the settings of connections have them."""
+    files = (None if file is None else Path(file) for file in (ca_file, client_cert, client_key))
+    return Tls(**dict(zip(("ca_file", "client_cert", "client_key"), files, strict=True)))
 
 
 class Agent:

@@ -12,7 +12,7 @@ from molecule_connect.platform.client import AsyncPlatformClient
 from molecule_connect.platform.direct import HEADERS, Resolve, literal_addresses, system_addresses
 from molecule_connect.platform.operations import A2A_TIMEOUT
 from molecule_connect.platform.transports import AsyncTransport, Transports
-from molecule_connect.remote_agent.agent import AgentClient, AgentSettings
+from molecule_connect.remote_agent.agent import AgentClient, AgentSettings, tls_of
 from molecule_connect.remote_agent.peers import JsonObject
 from molecule_connect.remote_agent.presence import TaskSupplier
 from molecule_connect.remote_agent.steps import Ask, AskPeer, Flow, Step, Wait
@@ -55,6 +55,9 @@ class AsyncRemoteAgentClient(AgentClient):
         org_id: str | None = None,
         insecure: bool = False,
         allow_private: bool = False,
+        ca_file: str | Path | None = None,
+        client_cert: str | Path | None = None,
+        client_key: str | Path | None = None,
         transport: AsyncTransport | None = None,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
@@ -85,6 +88,7 @@ class AsyncRemoteAgentClient(AgentClient):
             credentials=self._agent.tokens,
             org_id=org_id,
             insecure=insecure,
+            tls=tls_of(ca_file, client_cert, client_key),
             transports=self._transports,
             clock=clock,
         )

@@ -11,7 +11,7 @@ from molecule_connect.models import Presence
 from molecule_connect.platform.blocking import BlockingTransport, BlockingTransports, PlatformClient
 from molecule_connect.platform.direct import HEADERS, Resolve, literal_addresses, system_addresses
 from molecule_connect.platform.operations import A2A_TIMEOUT
-from molecule_connect.remote_agent.agent import AgentClient, AgentSettings
+from molecule_connect.remote_agent.agent import AgentClient, AgentSettings, tls_of
 from molecule_connect.remote_agent.peers import JsonObject
 from molecule_connect.remote_agent.presence import TaskSupplier
 from molecule_connect.remote_agent.steps import Ask, AskPeer, Flow, Step, Wait
@@ -44,6 +44,9 @@ class RemoteAgentClient(AgentClient):
         org_id: The organisation that hosted tenants are told apart by.
         insecure: Allows plain http to another machine.
         allow_private: Lets ``prefer_direct`` post to addresses of this machine and of private networks.
+        ca_file: Certificates of the CAs to trust in place of the built-in ones, in PEM form.
+        client_cert: The certificate to show to a platform that asks for one.
+        client_key: Its key; None: it is in the same file.
         heartbeat_interval: Seconds between the beats of ``run_heartbeat_loop``.
         state_poll_interval: Seconds between its state reads.
         url_cache_ttl: Seconds for which a peer's address is kept.
@@ -71,6 +74,9 @@ class RemoteAgentClient(AgentClient):
         org_id: str | None = None,
         insecure: bool = False,
         allow_private: bool = False,
+        ca_file: str | Path | None = None,
+        client_cert: str | Path | None = None,
+        client_key: str | Path | None = None,
         transport: BlockingTransport | None = None,
         sleep: Callable[[float], object] | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -94,7 +100,8 @@ class RemoteAgentClient(AgentClient):
                 resolve=resolve or (system_addresses if transport is None else literal_addresses),
             )
         )
-        self._transports = BlockingTransports(transport=transport, clock=clock)
+        tls = tls_of(ca_file, client_cert, client_key)
+        self._transports = BlockingTransports(transport=transport, tls=tls, clock=clock)
         self._platform = PlatformClient(
             platform_url,
             workspace_id=workspace_id,

@@ -68,4 +68,5 @@ def _client(settings: ConnectionSettings) -> AsyncPlatformClient:
         token_file=settings.token_file,
         org_id=settings.org_id,
         insecure=settings.insecure,
+        tls=settings.tls,
     )
