@@ -260,7 +260,11 @@ def tls_options(command: F) -> F:
 )
 @click.option("--insecure", is_flag=True, help="Allow plain http to another machine; it can be listened to.")
 @click.option("--dry-run", is_flag=True, help="Check everything that can be checked without a request, and exit.")
-@click.option("--strict", is_flag=True, help="Refuse unknown options of backend and middleware instead of warning.")
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Refuse what is otherwise a warning: unknown options, and a state folder that others could replace.",
+)
 @click.option(
     "--log-format",
     type=click.Choice(LOG_FORMATS),
