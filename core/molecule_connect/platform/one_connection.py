@@ -10,6 +10,7 @@ request that was written to a kept connection and got no byte back counts as not
 import asyncio
 import contextlib
 import fcntl
+import ipaddress
 import ssl
 import sys
 import termios
@@ -109,7 +110,8 @@ class OneConnection(httpx.AsyncBaseTransport):
                     *(host, port),
                     ssl=self._tls,
                     server_hostname=request.extensions.get("sni_hostname", host) if self._tls else None,
-                    happy_eyeballs_delay=_EYEBALLS_DELAY,
+                    # asyncio's race between addresses can leave a socket open when it is cancelled (Python 3.11).
+                    happy_eyeballs_delay=None if _is_address(host) else _EYEBALLS_DELAY,
                 )
         except TimeoutError as exc:
             raise httpx.ConnectTimeout("nobody answers") from exc
@@ -281,6 +283,14 @@ class _Socket(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._is_full = False
         self._wake()
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _unacknowledged(descriptor: int) -> int:
