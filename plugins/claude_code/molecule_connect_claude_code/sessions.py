@@ -8,6 +8,7 @@ import os
 import tempfile
 import uuid
 import weakref
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import attrs
 from molecule_connect import Request
 
 FILE = "sessions.json"
-# Claude Code sweeps its own transcripts after 30 days; what was not used for long is worth nothing.
+# Over all callers. Claude Code itself deletes transcripts after 30 days.
 MOST_SESSIONS = 5000
 
 _LOG = logging.getLogger(__name__)
@@ -42,10 +43,17 @@ def conversation_of(request: Request, *, whole_workspace: bool) -> str:
 
 
 class Sessions:
-    """The sessions by conversation; *folder* returns where they are kept, or None to keep them in memory alone."""
+    """The sessions by conversation, at most *most* of them.
 
-    def __init__(self, folder: Callable[[], Path | None]) -> None:
+    Beyond that the caller with the most sessions loses its oldest one, so that no caller can evict those of another.
+
+    Args:
+        folder: Returns where they are kept, or None to keep them in memory alone.
+    """
+
+    def __init__(self, folder: Callable[[], Path | None], *, most: int = MOST_SESSIONS) -> None:
         self._folder = folder
+        self._most = most
         self._known: dict[str, Session] | None = None
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._saving = asyncio.Lock()
@@ -66,8 +74,8 @@ class Sessions:
         known = await self._all()
         before = known.pop(key, None)
         known[key] = session
-        for oldest in list(known)[:-MOST_SESSIONS]:
-            del known[oldest]
+        while len(known) > self._most:
+            del known[_oldest_of_the_biggest(known)]
         if before == session:
             return
         async with self._saving:
@@ -119,6 +127,18 @@ def is_session_id(text: object) -> bool:
         return isinstance(text, str) and str(uuid.UUID(text)) == text.lower()
     except ValueError:
         return False
+
+
+def _oldest_of_the_biggest(known: dict[str, Session]) -> str:
+    sizes = Counter(map(_caller_of, known))
+    # Of equal ones, whose oldest session is the oldest.
+    biggest = max(sizes, key=sizes.__getitem__)
+    return next(key for key in known if _caller_of(key) == biggest)
+
+
+def _caller_of(key: str) -> str:
+    """Whose conversation *key* is: its workspace and caller as JSON, without the context."""
+    return json.dumps(json.loads(key)[:2])
 
 
 def _read(data: Any) -> dict[str, Session]:
