@@ -16,6 +16,7 @@ import pytest
 
 from molecule_connect.cli import message_texts
 from molecule_connect.delivery.inbox.store import InboxStore
+from molecule_connect.delivery.inbox.turns import Turns
 from molecule_connect.delivery.journal.entries import Answer, State
 from molecule_connect.delivery.journal.journal import Journal
 from molecule_connect.delivery.lease import lease
@@ -84,7 +85,7 @@ class Book:
         """A reader of the inbox takes the oldest message for *seconds*."""
 
         async def run(part: Any) -> None:
-            assert await InboxStore(part._journal).hold([workspace], "somebody", seconds)
+            assert await InboxStore(part._journal).hold([workspace], "somebody", seconds, turns=Turns())
 
         self._run(workspace, run)
 

@@ -64,9 +64,10 @@ TOOLS = (
         name="wait_for_message",
         title="Wait for a message",
         description=(
-            "Wait until a message is in the inbox and return the oldest that nobody else is dealing with. It is not "
-            "removed: answer it with reply, or remove it with inbox_pop. If you do neither it comes back after some "
-            'minutes. When none came in time: {"timeout": true, "timeout_secs": n}; call it again to go on waiting.'
+            "Wait until a message is in the inbox and return one that nobody else is dealing with: senders take "
+            "turns, each with its oldest message. It is not removed: answer it with reply, or remove it with "
+            "inbox_pop. If you do neither it comes back after some minutes. "
+            'When none came in time: {"timeout": true, "timeout_secs": n}; call it again to go on waiting.'
         ),
         schema=_schema(
             timeout_secs={

@@ -17,7 +17,7 @@ from molecule_connect.delivery.journal.entries import Lane
 from molecule_connect.delivery.journal.journal import Journal
 from molecule_connect.delivery.journal.schema import open_file
 from molecule_connect.errors import ConfigError, MoleculeError
-from molecule_connect.models import DataPart, Inbound, Kind, Response, TextPart
+from molecule_connect.models import DataPart, FilePart, Inbound, Kind, Response, TextPart
 from molecule_connect.platform.client import AsyncPlatformClient
 
 from ..kit import EPOCH, WORKSPACE, inbound, open_journal, other_process
@@ -223,6 +223,58 @@ async def test_of_five_thousand_waiting_messages_none_is_lost_or_out_of_turn(jou
         assert one.activity_id == row_id
         assert await inbox.pop(row_id)
     assert len(inbox.peek(10_000)) == 4500
+
+
+def flood(peers: int, each: int) -> list[Inbound]:
+    """Messages of peers, and behind all of them three of people."""
+    written = [message(number, caller_id=f"peer-{number % peers}") for number in range(peers * each)]
+    return [*written, *(message(len(written) + number) for number in range(3))]
+
+
+async def test_people_get_every_other_turn_beside_peers_that_flood(journal: Journal) -> None:
+    await arrive(journal, *flood(3, 100))
+    inbox = open_inbox(journal)
+    callers = []
+    for _ in range(8):
+        one = await inbox.wait(0)
+        assert one is not None
+        callers.append(one.caller_id)
+        await inbox.pop(one.activity_id)
+    assert callers == ["peer-0", None, "peer-1", None, "peer-2", None, "peer-0", "peer-1"]
+
+
+async def test_people_who_flood_leave_every_other_turn_to_peers(journal: Journal) -> None:
+    await arrive(journal, *(message(number) for number in range(100)), message(100, caller_id="peer-1"))
+    inbox = open_inbox(journal)
+    taken = [await inbox.wait(0), await inbox.wait(0)]
+    assert [one and one.caller_id for one in taken] == [None, "peer-1"]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 10])
+async def test_a_look_into_a_flooded_inbox_shows_a_message_of_each_caller(journal: Journal, limit: int) -> None:
+    await arrive(journal, *flood(3, 100))
+    shown = open_inbox(journal).peek(limit)
+    assert len(shown) == limit
+    assert {one.caller_id for one in shown} >= set([None, "peer-0", "peer-1", "peer-2"][:limit])
+    assert shown == sorted(shown, key=lambda one: one.created_at)
+
+
+async def test_a_message_of_a_person_is_announced_before_a_flood(journal: Journal) -> None:
+    await arrive(journal, *flood(2, 1000))
+    arrivals = open_inbox(journal).arrivals()
+    first = [(await anext(arrivals)).caller_id for _ in range(9)]
+    assert first == [None, "peer-0", "peer-1"] * 3
+    await arrive(journal, message(9000, caller_id="peer-late"))
+    rest = [(await anext(arrivals)).caller_id for _ in range(100)]
+    assert "peer-late" in rest
+
+
+async def test_a_flood_of_awaited_files_hides_no_other_message(journal: Journal) -> None:
+    file = FilePart(uri="data:;base64,eA==", name="a")
+    await arrive(journal, *(message(number, caller_id="peer-1", parts=(file,)) for number in range(500)), message(500))
+    one = await open_inbox(journal).wait(0)
+    assert one is not None
+    assert one.caller_id is None
 
 
 async def test_only_messages_answers_and_results_are_shown(journal: Journal) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import attrs
 import pytest
 
+from molecule_connect.delivery.answering.replies import MOST_COPIES
 from molecule_connect.delivery.inbox.inbox import Inbox
 from molecule_connect.delivery.journal.journal import Journal
 from molecule_connect.errors import ConfigError, Outcome, TransientPlatformError
@@ -19,6 +20,8 @@ from ..kit import WORKSPACE, FakePlatform, Serving, open_journal
 from .test_mode import Beside
 
 MESSAGES = 14
+# An answer whose fate stays unknown this often is still sent once more.
+CUTS = MOST_COPIES - 1
 
 
 @attrs.define
@@ -29,6 +32,7 @@ class Storm:
     dice: random.Random
     platform: FakePlatform
     popped: set[str] = attrs.field(factory=set)
+    cuts: int = 0
 
     async def backend(self, request: Request, progress: Progress) -> Response:
         await asyncio.sleep(self.dice.choice([0.1, 3, 20]))
@@ -92,7 +96,8 @@ class Storm:
             before, version = version, await serving.journal.data_version()
             if version != before:
                 serving.connection.changed_elsewhere()
-            if self.dice.random() < 0.03:
+            if self.dice.random() < 0.03 and self.cuts < CUTS:
+                self.cuts += 1
                 cut = TransientPlatformError("notify: cut", operation="notify", outcome=Outcome.UNKNOWN)
                 self.dice.choice([self.platform.fail_send, self.platform.cut_after]).append(cut)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from molecule_connect.delivery.inbox.holders import is_gone, new_holder
 from molecule_connect.delivery.inbox.replies import refusal, storable
-from molecule_connect.delivery.inbox.store import InboxMessage, InboxStore, Place
+from molecule_connect.delivery.inbox.store import PASSED_OVER, InboxMessage, InboxStore
+from molecule_connect.delivery.inbox.turns import Place, Turns, in_turn
 from molecule_connect.delivery.journal.entries import State
 from molecule_connect.delivery.journal.journal import Journal
 from molecule_connect.errors import ConfigError, FleetError, MoleculeError
@@ -21,8 +23,8 @@ if TYPE_CHECKING:
 
 # Seconds between two looks for what other processes did.
 LOOK, LEAST_LOOK = 0.2, 0.01
-# A burst of arrivals is looked at together.
-BURST = 0.1
+# A burst of arrivals is looked at together, so many at a time: callers take turns in each of them.
+BURST, TOGETHER = 0.1, 50
 HOLD = 300.0
 ASK_TIMEOUT = 60.0
 PATIENCE = 10.0
@@ -68,6 +70,7 @@ class Inbox:
         self._desks = dict(desks)
         self.workspace_ids = tuple(self._desks)
         self._bell = asyncio.Event()
+        self._turns = Turns()
         self.holder = new_holder()
 
     @property
@@ -96,7 +99,9 @@ class Inbox:
     # Reading
 
     async def wait(self, seconds: float, *, hold: float = HOLD) -> InboxMessage | None:
-        """The oldest message that nobody has, held for the caller for *hold* seconds; None after *seconds* without one.
+        """A message that nobody has, held for *hold* seconds; None after *seconds* without one.
+
+        Senders take turns, and people, who count as one, have every other turn. Each sender's oldest is first.
 
         Raises:
             ConfigError: A time is not one that can be waited for.
@@ -123,9 +128,12 @@ class Inbox:
             await self._change(version, self._wait_at_most(left))
 
     def peek(self, limit: int = 10) -> list[InboxMessage]:
-        """What waits, the oldest first, held or not. It is neither held nor removed by that."""
-        places = sorted(place for one in self.workspace_ids for place in self._store.pending(one, limit))
-        messages = (self._store.at(place) for place in places[: max(limit, 0)])
+        """What waits, the oldest first, held or not. It is neither held nor removed by that.
+
+        When more than *limit* wait, those are left out whose senders have most before them.
+        """
+        chosen = in_turn(self._pending(max(limit, 0)))[: max(limit, 0)]
+        messages = (self._store.at(place) for place in sorted(chosen))
         return [message for message in messages if message is not None]
 
     def get(self, activity_id: str, *, workspace_id: str | None = None) -> InboxMessage | None:
@@ -134,7 +142,9 @@ class Inbox:
         return next((message for message in found if message is not None), None)
 
     async def arrivals(self) -> AsyncIterator[InboxMessage]:
-        """Each pending message once, the oldest first, beginning with those that wait already.
+        """Each pending message once, beginning with those that wait already.
+
+        Senders take turns; each sender's oldest is first.
 
         Raises:
             JournalError: The journal cannot be used.
@@ -143,15 +153,20 @@ class Inbox:
         told: set[Place] = set()
         while True:
             version = self._store.version()
-            pending = sorted(place for one in self.workspace_ids for place in self._store.pending(one))
-            new = [place for place in pending if place not in told and self._store.is_ready(place)]
+            waiting = self._pending()
+            pending = {place for places in waiting.values() for place in places}
+            untold = {
+                caller_id: list(itertools.islice((one for one in places if one not in told), PASSED_OVER))
+                for caller_id, places in waiting.items()
+            }
+            new = list(itertools.islice(filter(self._store.is_ready, in_turn(untold)), TOGETHER))
             told = told.intersection(pending).union(new)
             for place in new:
                 message = self._store.at(place)
                 if message is not None:
                     yield message
             if new:
-                await asyncio.sleep(BURST)
+                await asyncio.sleep(BURST if len(new) < TOGETHER else 0)
             else:
                 self._require_a_workspace()
                 # One whose files do not come is told of at last.
@@ -243,6 +258,14 @@ class Inbox:
 
     # Inside
 
+    def _pending(self, limit: int = -1) -> dict[str | None, list[Place]]:
+        """What waits in all workspaces by caller, of each the oldest first; of each and in each at most *limit*."""
+        waiting: dict[str | None, list[Place]] = {}
+        for one in self.workspace_ids:
+            for caller_id, places in self._store.pending(one, limit).items():
+                waiting[caller_id] = sorted([*waiting.get(caller_id, ()), *places])
+        return waiting
+
     def _desk(self, workspace_id: str) -> Desk:
         desk = self._desks.get(canonical_id(workspace_id))
         if desk is None:
@@ -280,7 +303,7 @@ class Inbox:
 
     async def _hold(self, seconds: float) -> InboxMessage | None:
         """Whoever stops waiting in the very moment of holding holds nothing."""
-        holding = asyncio.ensure_future(self._store.hold(self.workspace_ids, self.holder, seconds))
+        holding = asyncio.ensure_future(self._store.hold(self.workspace_ids, self.holder, seconds, turns=self._turns))
         try:
             return await asyncio.shield(holding)
         except asyncio.CancelledError:

@@ -2,14 +2,14 @@
 
 import json
 import sqlite3
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
 
 import attrs
 
 from molecule_connect.delivery.files.files import WAIT
 from molecule_connect.delivery.files.folder import folder_of
 from molecule_connect.delivery.files.journal import FileJournal
+from molecule_connect.delivery.inbox.turns import Place, Turns
 from molecule_connect.delivery.journal import file_rows, questions, sayings
 from molecule_connect.delivery.journal.entries import Answer, State, dump_answer, load_parts, plain
 from molecule_connect.delivery.journal.journal import Journal
@@ -19,11 +19,21 @@ from molecule_connect.models import Kind, Part, TextPart
 KINDS = (Kind.MESSAGE, Kind.ANSWER, Kind.RESULT)
 # A clock that was set back by more than this must not prolong a hold.
 SET_BACK = 5.0
+# Of one caller, so many messages whose files are awaited are passed over for one that is ready.
+PASSED_OVER = 200
 
+_UNFINISHED = "state NOT IN ('done', 'dead')"
 _SHOWN = "kind IN ('message', 'answer', 'result') AND repeat_of IS NULL"
 # A dead letter whose answer was kept waits to be sent again, not to be read.
-_PENDING = f"state NOT IN ('done', 'dead') AND (state='held' OR (state='received' AND answer IS NULL)) AND {_SHOWN}"
+_PENDING = f"{_UNFINISHED} AND (state='held' OR (state='received' AND answer IS NULL)) AND {_SHOWN}"
 _FREE = f"{_PENDING} AND (state='received' OR held_until <= ? OR changed > ?)"
+_BY_CALLER = "INDEXED BY message_waiting WHERE workspace_id=? AND caller_id IS ?"
+_NEXT = f"FROM message INDEXED BY message_waiting WHERE workspace_id=:workspace_id AND {_UNFINISHED}"
+_CALLERS = (
+    f"WITH RECURSIVE peer(id) AS (SELECT min(caller_id) {_NEXT} UNION ALL"  # noqa: S608
+    f" SELECT (SELECT min(caller_id) {_NEXT} AND caller_id > peer.id) FROM peer WHERE peer.id IS NOT NULL)"
+    " SELECT id FROM peer WHERE id IS NOT NULL"
+)
 _COLUMNS = (
     "workspace_id, row_id, kind, caller_id, context_id, task_id, message_id, method, parts, raw, time, delegation_id,"
     " question, CASE WHEN state='held' THEN held_until END AS held_until"
@@ -76,15 +86,6 @@ class Standing:
     repeat_of: str | None
 
 
-class Place(NamedTuple):
-    """Names one pending message; they sort from the oldest to the newest, thousands at a time."""
-
-    time: int
-    seq: int
-    arrival: int
-    workspace_id: str
-
-
 class InboxStore:
     """Reads are immediate, changes resolve when they are committed."""
 
@@ -102,14 +103,17 @@ class InboxStore:
 
     # Reading
 
-    def pending(self, workspace_id: str, limit: int = -1) -> list[Place]:
-        """What waits, the oldest first, what readers hold too."""
-        rows = self._journal.reader.execute(
-            f"SELECT time, seq, arrival FROM message WHERE workspace_id=? AND {_PENDING}"  # noqa: S608
-            " ORDER BY time, seq, arrival LIMIT ?",
-            (workspace_id, limit),
-        )
-        return [Place(row[0], row[1], row[2], workspace_id) for row in rows]
+    def pending(self, workspace_id: str, limit: int = -1) -> dict[str | None, list[Place]]:
+        """What waits by caller, of each the oldest first, what readers hold too; of each at most *limit*."""
+        db, waiting = self._journal.reader, {}
+        for caller_id in _callers(db, workspace_id):
+            rows = db.execute(
+                f"SELECT time, seq, arrival FROM message {_BY_CALLER} AND {_PENDING}"  # noqa: S608
+                " ORDER BY time, seq, arrival LIMIT ?",
+                (workspace_id, caller_id, limit),
+            )
+            waiting[caller_id] = [Place(row[0], row[1], row[2], workspace_id) for row in rows]
+        return waiting
 
     def is_ready(self, place: Place) -> bool:
         """Whether the files of the message at *place* are here, or have been waited for long enough."""
@@ -190,29 +194,36 @@ class InboxStore:
 
     # Changing
 
-    async def hold(self, workspace_ids: Sequence[str], holder: str, seconds: float) -> InboxMessage | None:
-        """received -> held: the oldest message that nobody has, for *holder*. No two holders get the same one.
+    async def hold(
+        self, workspace_ids: Sequence[str], holder: str, seconds: float, *, turns: Turns
+    ) -> InboxMessage | None:
+        """received -> held: a message that nobody has, for *holder*. No two holders get the same one.
 
-        A message whose files are still being fetched is passed over for a while.
+        It is the oldest one of the caller whose turn it is. A message whose files are still being fetched is passed
+        over for a while.
         """
         wall = self.wall
 
-        def find(db: sqlite3.Connection) -> list[Place]:
-            places = (_oldest_free(db, one, wall) for one in workspace_ids)
-            return [place for place in places if place is not None]
+        def find(db: sqlite3.Connection) -> Iterator[tuple[Place, str | None]]:
+            for workspace_id in workspace_ids:
+                for caller_id in _callers(db, workspace_id):
+                    if (place := _oldest_free(db, workspace_id, caller_id, wall)) is not None:
+                        yield place, caller_id
 
         def run(db: sqlite3.Connection) -> int | None:
-            found = find(db)
-            if not found:
+            chosen = turns.choose(find(db))
+            if chosen is None:
                 return None
-            arrival = min(found).arrival
+            place, caller_id = chosen
+            arrival = place.arrival
+            turns.take(caller_id)
             db.execute(
                 "UPDATE message SET state='held', holder=?, held_until=?, changed=? WHERE arrival=?",
                 (holder, wall + seconds, wall, arrival),
             )
             return arrival
 
-        if not find(self._journal.reader):
+        if next(find(self._journal.reader), None) is None:
             # Nobody else has to wait for a commit that changes nothing.
             return None
         arrival = await self._journal.committer.put(run)
@@ -311,10 +322,17 @@ class InboxStore:
         await self._journal.committer.put(lambda db: sayings.unsay(db, number))
 
 
-def _oldest_free(db: sqlite3.Connection, workspace_id: str, wall: float) -> Place | None:
+def _callers(db: sqlite3.Connection, workspace_id: str) -> list[str | None]:
+    """Who has a message that is not over. It takes a step for each caller, not for each message."""
+    rows = db.execute(_CALLERS, {"workspace_id": workspace_id})
+    return [None, *(row[0] for row in rows)]
+
+
+def _oldest_free(db: sqlite3.Connection, workspace_id: str, caller_id: str | None, wall: float) -> Place | None:
     rows = db.execute(
-        f"SELECT time, seq, arrival FROM message WHERE workspace_id=? AND {_FREE} ORDER BY time, seq, arrival",  # noqa: S608
-        (workspace_id, wall, wall + SET_BACK),
+        f"SELECT time, seq, arrival FROM message {_BY_CALLER} AND {_FREE}"  # noqa: S608
+        " ORDER BY time, seq, arrival LIMIT ?",
+        (workspace_id, caller_id, wall, wall + SET_BACK, PASSED_OVER),
     )
     places = (Place(row[0], row[1], row[2], workspace_id) for row in rows)
     return next((place for place in places if _is_ready(db, place, wall)), None)

@@ -103,6 +103,12 @@ CREATE INDEX message_dead ON message (workspace_id, caller_id, arrival, kept) WH
 CREATE INDEX message_finished ON message (workspace_id, caller_id, arrival, kept) WHERE state='done' AND kept>0;
 CREATE INDEX message_waiting ON message (workspace_id, caller_id, kept) WHERE state NOT IN ('done', 'dead');
 """,
+    # 5: the oldest message of each caller is found without a look at the others.
+    """
+DROP INDEX message_waiting;
+CREATE INDEX message_waiting ON message (workspace_id, caller_id, time, seq, arrival, kept)
+    WHERE state NOT IN ('done', 'dead');
+""",
 )
 VERSION = 1 + len(MIGRATIONS)
 
