@@ -405,7 +405,11 @@ class Connection:
     def _files_came(self, row_id: str, lane: Lane, names: str) -> None:
         self._tell(
             events.Received(
-                workspace_id=self.workspace_id, row_id=row_id, caller_id=None, context_id=lane.context_id, text=names
+                workspace_id=self.workspace_id,
+                row_id=row_id,
+                caller_id=None,
+                context_id=lane.context_id,
+                text=names[:200],
             )
         )
         self._upkeep.changed.set()

@@ -106,11 +106,11 @@ class Upkeep:
     async def export_cursor(self) -> None:
         """Write the cursor file and look at the journal's size after changes, at most once a second."""
         while True:
+            await self._size.check()
             await self.changed.wait()
             self._look()
             self.changed.clear()
             await self.save_cursor()
-            await self._size.check()
             await asyncio.sleep(CURSOR_INTERVAL)
 
     async def save_cursor(self) -> None:

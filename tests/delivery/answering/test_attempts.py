@@ -83,6 +83,17 @@ async def test_any_exception_counts_as_retryable(journal: Journal, error: Except
     assert platform.answers() == ["fine"]
 
 
+async def test_an_error_of_a_megabyte_is_kept_and_reported_in_short(journal: Journal) -> None:
+    platform, backend = FakePlatform(), Backend([BackendError("x" * (1 << 20), retryable=False)])
+    platform.write("hi")
+    async with Serving(platform, journal, backend) as serving:
+        await platform.until(lambda: bool(serving.events.of(events.Dead)))
+        await asyncio.sleep(31)
+        assert len(serving.events.of(events.Dead)[0].reason) == 2000
+        assert len(platform.beats[-1].sample_error) <= 2000
+    assert len(serving.rows("reason")[0][0]) == 2000
+
+
 async def test_a_handler_that_raises_before_it_is_awaited_has_failed_an_attempt(journal: Journal) -> None:
     platform, calls = FakePlatform(), []
 

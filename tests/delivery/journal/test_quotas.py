@@ -166,6 +166,15 @@ async def test_a_journal_that_grows_to_its_quota_is_reported_and_kept_small(jour
     assert (journal.path.stat().st_size) < quota + 2 * MIB
 
 
+async def test_a_journal_near_its_quota_is_reported_at_a_start(journal: Journal) -> None:
+    await journal.of(WORKSPACE).receive([unreadable("row-1", 9 * MIB)], now=NOW)
+    async with Serving(FakePlatform(), journal, echo, journal_quota=10 * MIB) as serving:
+        await asyncio.sleep(1)
+        (trouble,) = serving.events.of(events.Trouble)
+    assert (trouble.part, trouble.reason) == ("journal size", "more than 80% of 10 MiB are used")
+    assert "--journal-quota" in trouble.hint
+
+
 async def test_room_that_was_freed_is_used_again(journal: Journal) -> None:
     mine = journal.of(WORKSPACE)
     sizes = []
