@@ -145,6 +145,22 @@ async def test_cancelling_right_after_the_handler_was_entered_lets_it_finish(tmp
     assert cursor(tmp_path) == "act-1"
 
 
+@pytest.mark.parametrize("waits", [True, False])
+async def test_cancelling_right_after_a_person_wrote_settles_the_message_without_notify(
+    tmp_path: Path, waits: bool
+) -> None:
+    platform, pong = BarestPlatform(), Pong(waits=waits)
+    platform.put("hello", row_id="act-1", source=None)
+    task = asyncio.ensure_future(connect(**arguments(platform, tmp_path, backend=pong)))
+    await asyncio.wait_for(pong.entered.wait(), 5)
+    task.cancel()
+    asyncio.get_running_loop().call_later(0.1, pong.release.set)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert platform.sent == []
+    assert cursor(tmp_path) == "act-1"
+
+
 @pytest.mark.parametrize(
     ("missing", "named"),
     [({"backend": None}, "backend"), ({"workspace_id": ""}, "workspace id"), ({"token": None}, "token")],
