@@ -1,4 +1,4 @@
-"""``docs/middleware.md`` works as it stands: its blocks are laid out and used, its test is run."""
+"""The middleware and the test on ``docs/middleware.md`` work as printed."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ def run(site: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_the_pages_line_prints_what_the_page_says(site: Path) -> None:
+def test_command_prints_the_output_on_the_page(site: Path) -> None:
     pattern = "redact.pattern=sk-[0-9]+"
     program = ("-m", "molecule_connect", "try", "mock", "my key is sk-12345", "--use", "redact", "--use-opt", pattern)
 
@@ -34,13 +34,16 @@ def test_the_pages_line_prints_what_the_page_says(site: Path) -> None:
     assert ran.stdout == "echo: my key is [redacted]\n"
 
 
-def test_a_bad_pattern_is_refused(site: Path) -> None:
+def test_rejects_an_invalid_pattern(site: Path) -> None:
     program = ("-m", "molecule_connect", "try", "mock", "hi", "--use", "redact", "--use-opt", "redact.pattern=(")
 
-    assert "error: option 'pattern' of middleware redact is no regular expression" in run(site, *program).stderr
+    refused = run(site, *program)
+
+    assert refused.returncode == 2
+    assert "'pattern' of middleware redact" in refused.stderr
 
 
-def test_the_pages_test_passes(site: Path) -> None:
+def test_test_on_the_page_passes(site: Path) -> None:
     (site / "test_redact.py").write_text(block(PAGE, "python", "from molecule_connect import Response"))
     (site / "pytest.ini").write_text(
         "[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\nfilterwarnings = error\n"

@@ -45,7 +45,7 @@ def test_its_options_are_described(search_path: list[str]) -> None:
 
     (field,) = describe(sys.modules["molecule_connect_shout"].ShoutBackend) or ()
 
-    assert (field.key, field.default, field.help) == ("suffix", "!", "text put after each answer")
+    assert (field.key, field.default, field.help) == ("suffix", "!", "text to append to each reply")
 
 
 def test_the_pages_tests_pass(search_path: list[str], tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_the_page_shows_what_the_command_writes() -> None:
 
 
 def test_every_name_of_the_kit_is_told_of() -> None:
-    kit = PAGE.partition("## Running programs")[2].partition("## If it is refused")[0]
+    kit = PAGE.partition("## Run programs")[2].partition("## If your plugin")[0]
 
     for name in (*processes.__all__, *testing.__all__):
         assert name in {"Running", "require_posix"} or re.search(rf"\b{name}\b", kit), name
