@@ -1,6 +1,8 @@
 """The brake against programs that answer each other for ever; it disturbs nobody else."""
 
 import asyncio
+import tracemalloc
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +15,7 @@ from molecule_connect.delivery.journal.journal import Journal
 from molecule_connect.models import Kind, Outgoing, Progress, Request, Response, TextPart
 from molecule_connect.settings import PeerBudget
 
-from ..kit import FakePlatform, Serving, echo
+from ..kit import WORKSPACE, FakePlatform, Serving, echo
 
 MINUTE, HOUR = 60.0, 3600.0
 
@@ -244,6 +246,31 @@ def test_a_message_that_is_asked_about_again_is_charged_once() -> None:
     assert {talk.rules(entry).verdict for _ in range(50)} == {Verdict.RUN}
     talk.answers(entry)
     assert talk.turns_until(Verdict.WAIT, pause=0.1) == 9
+
+
+def test_long_answers_are_not_kept_in_memory() -> None:
+    talk = Talk(PeerBudget(per_minute=0, per_hour=0))
+    talk.turn()
+    tracemalloc.start()
+    try:
+        for number in range(100):
+            talk.turn(answer="x" * 100_000, context_id=f"talk {number}")
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 1_000_000
+
+
+async def test_one_peers_flood_hides_no_loop_of_another_from_before_a_start(journal: Journal) -> None:
+    part, platform = journal.of(WORKSPACE), FakePlatform()
+    for number in range(5):
+        platform.write("Ready.", caller="peer-1", message_id=f"loop {number}")
+    for number in range(30):
+        platform.write(f"flood {number}", caller="peer-2", context=f"talk {number}")
+    async with Serving(platform, journal, echo):
+        await platform.until(lambda: len(platform.sent) == 35)
+    found = [(entry.caller_id, entry.parts, entry.raw) for entry, _ in part.exchanges(0, 5)]
+    assert Counter(found) == {("peer-1", (), "{}"): 5, ("peer-2", (), "{}"): 5}
 
 
 def restarted(talk: Talk, *, every: int, pause: float, most: int, text: str = "") -> list[tuple[int, Verdict]]:

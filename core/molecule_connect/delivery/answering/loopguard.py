@@ -9,12 +9,13 @@ of them go on side by side, only ever prolong the chains that there are.
 import asyncio
 import bisect
 import enum
-from collections.abc import Callable, Iterable
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import attrs
 
-from molecule_connect.delivery.journal.entries import Entry, dump_parts
+from molecule_connect.delivery.journal.entries import Answer, Entry, dump_parts
 from molecule_connect.delivery.journal.lane_reads import LaneReads
 from molecule_connect.settings import PeerBudget
 
@@ -26,7 +27,7 @@ IDENTICAL = 5
 REPEATED_EXCESS = 3 * HOUR
 # Ten questions a minute are 600 an hour give or take one: who meets the limit as late as this only waits.
 SCARCELY = MINUTE
-# So many answers of each peer, and messages of it that run, are remembered; and so many of all from before the start.
+# Answers to each peer that are remembered, also from before the start, and its messages that run.
 REMEMBERED = 2000
 
 
@@ -64,7 +65,7 @@ class _Chain:
     minute: _Window
     hour: _Window
     last_excess: float | None = None
-    exchange: tuple[str, str] | None = None
+    exchange: tuple[str, bytes] | None = None
     run: int = 0
     prompt: bool = False
 
@@ -176,7 +177,7 @@ class LoopGuard:
 
     def _told(self, peer: _Peer, entry: Entry, at: int) -> None:
         chain = peer.following.pop(entry.row_id, None) or self._new_chain()
-        exchange = (entry.fingerprint, dump_parts(entry.answer.parts) if entry.answer else "")
+        exchange = (entry.fingerprint, _digest(entry.answer))
         chain.run = chain.run + 1 if exchange == chain.exchange and chain.prompt else 1
         chain.exchange = exchange
         peer.say(_Said(at, entry.context_id, chain))
@@ -210,12 +211,17 @@ class LoopGuard:
 def guard_of(budget: PeerBudget, journal: LaneReads, *, now: Callable[[], int]) -> LoopGuard:
     """A guard on the running loop's clock that knows what *journal* has from before; *now* is the platform's, in µs."""
 
-    def earlier() -> list[Exchange]:
+    def earlier() -> Iterator[Exchange]:
         at = now()
-        known = journal.exchanges(at - round(REPEATED_EXCESS * SECOND), REMEMBERED)
-        return [Exchange(entry, max(0.0, (at - accepted) / SECOND)) for entry, accepted in known]
+        for entry, accepted in journal.exchanges(at - round(REPEATED_EXCESS * SECOND), REMEMBERED):
+            yield Exchange(entry, max(0.0, (at - accepted) / SECOND))
 
     return LoopGuard(budget, lambda: asyncio.get_running_loop().time(), earlier=earlier)
+
+
+def _digest(answer: Answer | None) -> bytes:
+    """Tells answers apart. They may be long, and many are remembered."""
+    return hashlib.blake2b(dump_parts(answer.parts).encode(), digest_size=16).digest() if answer else b""
 
 
 def _chain_of(entry: Entry, said: _Said) -> _Chain:

@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from molecule_connect.delivery.journal.entries import COLUMNS, NOTICE_BEGINS, Entry, Lane, load_entry
@@ -10,6 +10,7 @@ from molecule_connect.delivery.journal.entries import COLUMNS, NOTICE_BEGINS, En
 # What lanes work on: all that is not over. In an inbox messages belong to its readers, and lanes only send
 # answers, those of replayed messages too.
 _OPEN = "state IN ('received', 'running', 'answered')"
+_WITHOUT_TEXT = COLUMNS.replace(" parts, raw,", " NULL, NULL,")
 _INBOX_OPEN = "(state='answered' OR (state='received' AND answer IS NOT NULL))"
 
 
@@ -109,14 +110,22 @@ class LaneReads:
         )
         return row is not None
 
-    def exchanges(self, since: int, most: int) -> list[tuple[Entry, int]]:
-        """The newest messages of peers whose answer was taken after *since* (µs, platform), and when; oldest first."""
-        rows = self._reader.execute(
-            f"SELECT {COLUMNS}, accepted FROM message WHERE workspace_id=? AND time > ? AND kind='message'"  # noqa: S608
-            " AND caller_id IS NOT NULL AND answer IS NOT NULL AND accepted > ? ORDER BY accepted DESC LIMIT ?",
+    def exchanges(self, since: int, most: int) -> Iterator[tuple[Entry, int]]:
+        """Messages of peers whose answer was taken after *since* (µs, platform), and when; oldest first.
+
+        Of each peer the newest *most*. They come one by one and without their parts and raw text: together, those can
+        be as large as the journal.
+        """
+        found = self._reader.execute(
+            "SELECT arrival, accepted FROM (SELECT arrival, accepted, row_number() OVER (PARTITION BY caller_id"
+            " ORDER BY accepted DESC, arrival DESC) AS number FROM message WHERE workspace_id=? AND time > ?"
+            " AND kind='message' AND caller_id IS NOT NULL AND answer IS NOT NULL AND accepted > ?)"
+            " WHERE number <= ? ORDER BY accepted, arrival",
             (self.workspace_id, since, since, most),
-        )
-        return [(load_entry(row[:-1]), row[-1]) for row in reversed(rows.fetchall())]
+        ).fetchall()
+        for arrival, accepted in found:
+            row = self._one(f"SELECT {_WITHOUT_TEXT} FROM message WHERE arrival=?", arrival)  # noqa: S608
+            yield load_entry(row), accepted
 
     def is_held(self) -> bool:
         """Whether a reader of an inbox has a message."""
