@@ -221,6 +221,7 @@ def connection_of(
         folder=ground.state_dir,
         listener=ground.listener,
         pace=pace,
+        read_rest=pacer.read_rest,
         presence=presence,
         doubts_refusals=doubts_refusals,
         began=began,

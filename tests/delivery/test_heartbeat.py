@@ -201,6 +201,17 @@ async def test_one_failed_read_is_no_wedge(journal: Journal) -> None:
         assert {beat.wedged for beat in platform.beats} == {""}
 
 
+async def test_failures_of_one_caller_alone_are_no_error_rate() -> None:
+    health = Health()
+    for _ in range(4):
+        health.sample(None)
+    for _ in range(1000):
+        health.sample("peer-1", "its own fault")
+    assert (health.error_rate(), health.sample_error()) == (0.0, "its own fault")
+    health.sample("peer-2", "no")
+    assert health.error_rate() > 0.5
+
+
 async def test_a_backend_that_is_out_is_wedged_until_it_answers(journal: Journal) -> None:
     broken = True
 
@@ -234,14 +245,14 @@ async def test_wellness_is_never_claimed_in_words(journal: Journal) -> None:
 async def test_the_error_rate_is_the_share_of_failures_among_at_least_three(outcomes: str, rate: float) -> None:
     health = Health()
     for outcome in outcomes:
-        health.sample("no" if outcome == "x" else "")
+        health.sample("peer-1", "no" if outcome == "x" else "")
     assert health.error_rate() == pytest.approx(rate)
 
 
 async def test_failures_are_forgotten_after_five_minutes() -> None:
     health = Health()
     for error in ("first", "second", "third"):
-        health.sample(error)
+        health.sample(None, error)
     await asyncio.sleep(299)
     assert health.error_rate() == 1.0
     assert health.sample_error() == "third"

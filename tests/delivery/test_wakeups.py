@@ -320,6 +320,18 @@ async def next_reads(wakeups: Wakeups, count: int, read: Read = NOTHING, seconds
     return triggers
 
 
+async def test_a_storm_of_events_reads_no_more_often_than_the_rate_limit_bears() -> None:
+    async with listen(read_rest=lambda: 2.0) as heard:
+        await heard.hear(Signal.OPENED, Signal.BEAT)
+        await next_reads(heard.wakeups, 3, PART)
+        began, reads = now(), 0
+        while now() < began + 20:
+            heard.wakeups.wake()
+            await next_reads(heard.wakeups, 1, PART)
+            reads += 1
+        assert reads <= 12
+
+
 async def test_whole_reads_are_not_put_off_by_wake_ups_that_never_end() -> None:
     async with listen() as heard:
         await heard.hear(Signal.OPENED, Signal.BEAT)

@@ -55,6 +55,73 @@ async def test_reads_and_sends_stop_at_sixty_per_cent_and_beats_go_on(pacer: Pac
     assert time.slept == [30]
 
 
+async def test_messages_to_peers_leave_half_to_reads_and_people(pacer: Pacer, time: Time) -> None:
+    await ask(pacer, Lane.READ, answer("100", "99", reset="60"))
+    peers = people = 0
+    while pacer.wait(Lane.SEND, to_peer=True) == 0:
+        await pacer.admit(Lane.SEND, peer="peer-1")
+        peers += 1
+    assert (peers, pacer.wait(Lane.READ), pacer.wait(Lane.SEND)) == (30, 0, 0)
+    while pacer.wait(Lane.SEND) == 0:
+        await pacer.admit(Lane.SEND)
+        people += 1
+    assert people == 29
+
+
+async def test_messages_to_peers_may_use_up_the_window_until_its_end(pacer: Pacer, time: Time) -> None:
+    await ask(pacer, Lane.READ, answer("100", "99", reset="60"))
+    sent = 0
+    while True:
+        await pacer.admit(Lane.SEND, peer="peer-1")
+        if time.now >= 60:
+            break
+        sent += 1
+    assert sent == 59
+    assert max(time.slept) <= 3
+
+
+async def test_a_peer_with_many_messages_lets_another_have_its_turn(time: Time) -> None:
+    async def sleep(seconds: float) -> None:
+        await time.sleep(seconds)
+        await asyncio.sleep(0)
+
+    pacer = Pacer(clock=lambda: time.now, sleep=sleep)
+    await ask(pacer, Lane.READ, answer("100", "60", reset="60"))
+    admitted: list[str] = []
+
+    async def send(peer: str) -> None:
+        await pacer.admit(Lane.SEND, peer=peer)
+        admitted.append(peer)
+
+    sends = [asyncio.ensure_future(send(peer)) for peer in ["a"] * 5 + ["b"] * 2 + ["c"]]
+    await asyncio.gather(*sends)
+    assert admitted == ["a", "a", "b", "c", "a", "b", "a", "a"]
+
+
+async def test_a_cancelled_turn_goes_to_the_next(pacer: Pacer) -> None:
+    opened = asyncio.Event()
+    slow = Pacer(clock=lambda: 0.0, sleep=lambda _: opened.wait())
+    await ask(slow, Lane.SEND, refused_for=5)
+    first, second, third = (asyncio.ensure_future(slow.admit(Lane.SEND, peer=peer)) for peer in "abc")
+    await asyncio.sleep(0)
+    second.cancel()
+    slow.ended(Lane.SEND, refused_for=0.0)
+    opened.set()
+    await asyncio.gather(first, third)
+    assert second.cancelled()
+
+
+async def test_reads_that_events_ask_for_are_spread_once_a_quarter_is_used(pacer: Pacer, time: Time) -> None:
+    assert pacer.read_rest() == 0
+    await ask(pacer, Lane.READ, answer("100", "90", reset="60"))
+    assert pacer.read_rest() == 0
+    time.now += 20
+    await ask(pacer, Lane.READ, answer("100", "80", reset="40"))
+    assert pacer.read_rest() == 40 / 20
+    time.now += 41
+    assert pacer.read_rest() == 0
+
+
 async def test_requests_that_are_under_way_count(pacer: Pacer) -> None:
     await ask(pacer, Lane.READ, answer("100", "42"))
     await pacer.admit(Lane.SEND)

@@ -57,6 +57,7 @@ class Connection:
         handler: Answers messages; None: an inbox, where they wait for readers.
         pace: How far the platform's rate limit stretches safety reads and beats: the least
             seconds between two of each.
+        read_rest: How far it stretches reads that events ask for, in seconds.
         presence: Register and beat; else another program keeps the workspace online.
         doubts_refusals: As in ``Registration``.
         began: When the program was asked to serve it (loop time), for how far a first start looks back; None: now.
@@ -74,6 +75,7 @@ class Connection:
         listener: events.Listener = events.ignore,
         wall: Callable[[], float] = time.time,
         pace: Callable[[bool], tuple[float, float]] = lambda trusted: (0.0, 0.0),
+        read_rest: Callable[[], float] = lambda: 0.0,
         backoff: Backoff | None = None,
         presence: bool = True,
         doubts_refusals: bool = True,
@@ -88,6 +90,7 @@ class Connection:
         self._wall = wall
         self._began = asyncio.get_running_loop().time() if began is None else began
         self._pace = pace
+        self._read_rest = read_rest
         self._file = journal
         self._journal = journal.of(settings.workspace_id, inbox=handler is None, quota=settings.journal_quota)
         self._presence = presence
@@ -130,6 +133,7 @@ class Connection:
             self._platform,
             poll_interval=settings.poll_interval,
             safety_interval=lambda: max(settings.safety_interval, self._pace(self._wakeups.trusted)[0]),
+            read_rest=self._read_rest,
             on_signal=self._on_signal,
             trouble=lambda reason: self._reports.trouble("stream", reason, "messages are noticed by polling meanwhile"),
             listening=self._listening,

@@ -11,10 +11,19 @@ from molecule_connect.errors import PlatformError
 
 SAMPLE_AGE = 300.0
 MIN_SAMPLES = 3
+# Of one caller, so many are kept.
+MOST_SAMPLES = 200
 # Sends that fail for this long, in seconds, with no success in between are no blip.
 MUTE_AFTER = 60.0
 # When a send finds out whether answers are accepted again.
 PROBES = Backoff(first=10.0, cap=300.0, random=lambda: 1.0)
+
+
+@attrs.frozen
+class _Sample:
+    when: float
+    caller_id: str | None
+    error: str
 
 
 class Health:
@@ -27,7 +36,8 @@ class Health:
     def __init__(self) -> None:
         self.changed: Callable[[], None] = lambda: None
         self._broken: dict[str, str] = {}
-        self._samples: deque[tuple[float, str]] = deque(maxlen=1000)
+        # By caller, so that one with many attempts doesn't hide how those of others ended.
+        self._samples: dict[str | None, deque[_Sample]] = {}
 
     def breaks(self, part: str, reason: str) -> bool:
         """*part* (intake, sending, backend, journal) is broken. True when it was not."""
@@ -53,22 +63,32 @@ class Health:
         """What is broken, in words; empty while all is well."""
         return "; ".join(f"{part}: {reason}" for part, reason in self._broken.items())
 
-    def sample(self, error: str = "") -> None:
-        """One attempt ended, well or with *error*."""
-        self._samples.append((asyncio.get_running_loop().time(), error))
+    def sample(self, caller_id: str | None, error: str = "") -> None:
+        """One attempt for *caller_id* ended, well or with *error*."""
+        self._samples.setdefault(caller_id, deque(maxlen=MOST_SAMPLES)).append(_Sample(_now(), caller_id, error))
 
     def error_rate(self) -> float:
-        """The share of attempts of the last five minutes that failed; 0 with fewer than three of them."""
-        since = asyncio.get_running_loop().time() - SAMPLE_AGE
-        recent = [error for when, error in self._samples if when >= since]
-        if len(recent) < MIN_SAMPLES:
+        """The share of attempts of the last five minutes that failed; 0 with fewer than three of them.
+
+        Where the messages of one caller alone fail, while others are answered, they don't count.
+        """
+        recent = self._recent()
+        failing = {one.caller_id for one in recent if one.error}
+        others = [one for one in recent if one.caller_id not in failing]
+        counted = others if len(failing) == 1 and others else recent
+        if len(counted) < MIN_SAMPLES:
             return 0.0
-        return sum(bool(error) for error in recent) / len(recent)
+        return sum(bool(one.error) for one in counted) / len(counted)
 
     def sample_error(self) -> str:
         """The newest error of the last five minutes."""
-        since = asyncio.get_running_loop().time() - SAMPLE_AGE
-        return next((error for when, error in reversed(self._samples) if error and when >= since), "")
+        return next((one.error for one in reversed(self._recent()) if one.error), "")
+
+    def _recent(self) -> "list[_Sample]":
+        since = _now() - SAMPLE_AGE
+        self._samples = {caller: kept for caller, kept in self._samples.items() if kept[-1].when >= since}
+        recent = (one for kept in self._samples.values() for one in kept if one.when >= since)
+        return sorted(recent, key=lambda one: one.when)
 
 
 @attrs.frozen(kw_only=True)

@@ -38,6 +38,7 @@ class Wakeups:
     Args:
         poll_interval: Seconds; None eases from 1 s after traffic to 5 s.
         safety_interval: Seconds between reads that nothing asked for.
+        read_rest: Seconds from a read to the next one that an event asks for.
         on_signal: Told of signals that are not about rows: status, rotation, stream opened.
         trouble: Told why the stream is not there, and "" when it is back.
         listening: Told whether the stream alone wakes us, when that is known and when it changes.
@@ -49,6 +50,7 @@ class Wakeups:
         *,
         poll_interval: float | None,
         safety_interval: Callable[[], float],
+        read_rest: Callable[[], float] = lambda: 0.0,
         on_signal: Callable[[Signal], None] = lambda signal: None,
         trouble: Callable[[str], None] = lambda reason: None,
         listening: Callable[[bool], None] = lambda trusted: None,
@@ -58,6 +60,7 @@ class Wakeups:
         self._poll = poll_interval
         self._easing = FASTEST_POLL
         self._safety = safety_interval
+        self._rest = read_rest
         self._on_signal = on_signal
         self._trouble = trouble
         self._listening = listening
@@ -108,7 +111,8 @@ class Wakeups:
             if self._whole_reads and min(self._whole_reads) <= _now():
                 return self._begin(Trigger.DUE)
             now = _now()
-            woken = self._last_read + FRUITLESS_REST if self._fruitless >= FRUITLESS else now
+            fruitless_rest = FRUITLESS_REST if self._fruitless >= FRUITLESS else 0.0
+            woken = self._last_read + max(fruitless_rest, self._rest())
             if woken <= now and self.take():
                 return self._begin(Trigger.WOKEN)
             regular = self._regular()

@@ -142,7 +142,7 @@ class AsyncPlatformClient:
                     self.pacer.ended(operation.lane)
 
     async def _once(self, operation: Operation[T], token: str | None, sink: IO[bytes] | None) -> T:
-        await self.pacer.admit(operation.lane)
+        await self.pacer.admit(operation.lane, peer=operation.path if operation.to_peer else "")
         answer = None
         try:
             url, headers = self._caller.url(operation), self._caller.headers(token)

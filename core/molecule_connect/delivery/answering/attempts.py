@@ -131,14 +131,14 @@ class Attempts:
             error = BackendError(exception_text(exc))
             error.__cause__ = exc
         else:
-            self._health.sample()
+            self._health.sample(entry.caller_id)
             self._breaker.succeeded(entry)
             self._budget.spent(entry.caller_id, response.usage)
             return lambda: self._answered(entry, response, loop.time() - began)
         finally:
             self.running.pop(entry.row_id, None)
         reason, pause = _reason(error), _pause(error) if error.retryable else None
-        self._health.sample(reason)
+        self._health.sample(entry.caller_id, reason)
         if error.retryable and pause is None:
             # Before the slot is free: who gets it next depends on this.
             self._breaker.failed(entry, reason)
