@@ -1,13 +1,15 @@
-"""What is checked, and how: ``nox`` alone runs what a change must pass, ``nox -l`` lists the rest."""
+"""``nox`` runs what a change must pass, with the interpreter that nox runs on. ``nox -l`` lists the rest."""
 
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import nox
 
 PYTHONS = ["3.11", "3.12", "3.13", "3.14", "3.15"]
+CURRENT = f"{sys.version_info.major}.{sys.version_info.minor}"
 PLUGINS = ["mock", "exec", "claude_code", "mcp", "sandbox"]
 # Half of the time goes by in processes that the tests start and wait for. What one worker has left, another takes.
 PARALLEL = ["-n", "auto", "--maxprocesses", "4", "--dist", "worksteal"]
@@ -24,7 +26,7 @@ CHAT = ("echo hello | molecule sandbox --backend exec --backend-opt cmd='tr a-z 
 
 nox.needs_version = ">=2026.10"
 nox.options.default_venv_backend = "uv|virtualenv"
-nox.options.sessions = ["lint", "typecheck", "tests", "packages"]
+nox.options.sessions = ["lint", "typecheck", f"tests-{CURRENT}", "packages"]
 nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = False
 nox.options.reuse_venv = "no"
@@ -66,6 +68,14 @@ def tests(session: nox.Session) -> None:
     """All tests, on each interpreter that is found."""
     session.install("-r", "requirements-dev.txt")
     session.run("pytest", *PARALLEL, *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def others(session: nox.Session) -> None:
+    """All tests, on each other interpreter that is found."""
+    for version in PYTHONS:
+        if version != CURRENT:
+            session.notify(f"tests-{version}")
 
 
 @nox.session(python="3.11", venv_backend="uv")

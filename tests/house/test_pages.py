@@ -11,7 +11,7 @@ PAGES = sorted(
     [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("plugins/*/*.md"), *ROOT.glob("examples/**/*.md")]
 )
 CHAT_COMMAND = (
-    "python3 -m venv .venv && .venv/bin/pip install -q -r requirements-dev.txt && "
+    "python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt && "
     ".venv/bin/molecule sandbox --backend exec --backend-opt cmd='tr a-z A-Z'"
 )
 TEST_COMMAND = "python3 -m venv .venv && .venv/bin/pip install -q -r requirements-dev.txt && .venv/bin/nox"
@@ -78,11 +78,8 @@ def test_the_readme_begins_with_the_two_commands() -> None:
 
 def test_ci_runs_the_commands_of_the_readme() -> None:
     ci = (ROOT / ".ci" / "run").read_text()
-    *chat_setup, chat = CHAT_COMMAND.split(" && ")
-    *test_setup, nox = TEST_COMMAND.split(" && ")
-    assert chat_setup == test_setup
-    for command in (*test_setup, nox, chat):
-        assert command in ci
+    commands = [*CHAT_COMMAND.split(" && "), *TEST_COMMAND.split(" && ")]
+    assert [command for command in commands if command not in ci] == []
 
 
 @pytest.mark.parametrize("pattern", [LEFTOVER, MACHINE_PATH, SHARED], ids=["leftover", "machine path", "shared"])

@@ -95,7 +95,8 @@ def test_every_entry_point_and_script_leads_somewhere(projects: "list[Project]")
 
 
 def test_a_clone_installs_every_distribution_from_itself(root: Path, plugins: "list[Project]") -> None:
-    lines = (root / "requirements-dev.txt").read_text().splitlines()
+    lines = (root / "requirements.txt").read_text().splitlines()
+    assert "-r requirements.txt" in (root / "requirements-dev.txt").read_text().splitlines()
     editable = [line.removeprefix("-e ") for line in lines if line.startswith("-e ")]
     assert editable == [".", *(f"./plugins/{name}" for name in ("mock", "exec", "claude_code", "mcp", "sandbox"))]
     assert {project.folder for project in plugins} == {(root / path).resolve() for path in editable[1:]}
