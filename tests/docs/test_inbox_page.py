@@ -1,4 +1,4 @@
-"""``docs/inbox.md``: its program runs as it stands, and its tables name what there is."""
+"""The program on ``docs/inbox.md`` works as printed, and its tables name every method and field."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ PAGE = page("inbox.md")
 
 
 async def test_the_pages_program_answers(tmp_path: Path) -> None:
-    (tmp_path / "program.py").write_text(block(PAGE, "python", '"""Answer what is asked'))
+    (tmp_path / "program.py").write_text(block(PAGE, "python", '"""Answer messages'))
     async with Sandbox.over_loopback() as sandbox:
         workspace = await sandbox.workspace()
         environment = {

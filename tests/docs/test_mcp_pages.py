@@ -38,7 +38,7 @@ def test_the_page_names_every_argument_of_a_tool() -> None:
 
 def test_the_page_says_which_tools_take_no_workspace() -> None:
     without = {tool.name for tool in TOOLS if "workspace_id" not in tool.schema["properties"]}
-    (said,) = re.findall(r"^All but (.*), which look at every workspace", page("mcp.md"), re.MULTILINE)
+    (said,) = re.findall(r"^Every tool except (.*), which cover all workspaces", page("mcp.md"), re.MULTILINE)
     assert without == set(re.findall(r"`([a-z_]+)`", said))
 
 

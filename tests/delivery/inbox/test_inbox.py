@@ -1,4 +1,4 @@
-"""Readers of one inbox: nobody gets a message twice at once, none is lost, and each is answered once."""
+"""Promise (docs/inbox.md): two readers never claim the same message, none is lost, and each is answered once."""
 
 import asyncio
 import os
