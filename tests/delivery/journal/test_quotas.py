@@ -4,10 +4,9 @@ import asyncio
 from pathlib import Path
 
 from molecule_connect import events
-from molecule_connect.delivery.journal.arrivals import NO_ROOM
 from molecule_connect.delivery.journal.entries import State
 from molecule_connect.delivery.journal.journal import FILE_NAME, Journal, WorkspaceJournal
-from molecule_connect.delivery.journal.quotas import used
+from molecule_connect.delivery.journal.quotas import PEER_FULL, PEERS_FULL, used
 from molecule_connect.delivery.journal.schema import TABLES, VERSION
 from molecule_connect.errors import BackendError
 from molecule_connect.models import Inbound, Kind, Progress, Request, Response
@@ -117,8 +116,21 @@ async def test_unfinished_messages_of_one_peer_take_half_of_the_quota_at_most(jo
     )
     assert [one.state for one in stored] == ["received", "dead", "dead", "received", "received"]
     dead = [row for row in states(journal, "row_id, reason, parts, raw, kept, state") if row[-1] == "dead"]
-    assert dead == [(f"row-{n}", NO_ROOM, None, None, 0, "dead") for n in (2, 3)]
+    assert dead == [(f"row-{n}", PEER_FULL, None, None, 0, "dead") for n in (2, 3)]
     assert all(one.lane is None for one in stored if one.state is State.DEAD)
+    kept(journal)
+
+
+async def test_unfinished_messages_of_all_peers_leave_a_quarter_to_people(journal: Journal) -> None:
+    mine, other = journal.of(WORKSPACE, quota=20 * MIB), journal.of("ws-2", quota=20 * MIB)
+    size = 2 * MIB - 10_000
+    await other.receive([inbound("x" * size, row_id="row-0", caller_id="peer-0")], now=NOW)
+    stored = await mine.receive(
+        [inbound("x" * size, row_id=f"row-{n}", caller_id=f"peer-{n}") for n in range(1, 9)]
+        + [inbound("x" * 4 * MIB, row_id="person")],
+        now=NOW,
+    )
+    assert [one.reason for one in stored] == [None] * 6 + [PEERS_FULL] * 2 + [None]
     kept(journal)
 
 

@@ -8,7 +8,7 @@ import attrs
 
 from molecule_connect.delivery.journal import file_rows, questions, sayings
 from molecule_connect.delivery.journal.entries import Lane, State, dump_parts, is_too_deep, plain, plain_or_none
-from molecule_connect.delivery.journal.quotas import PeerRoom
+from molecule_connect.delivery.journal.quotas import PEER_FULL, PEERS_FULL, PeerRoom
 from molecule_connect.delivery.journal.transitions import LATENESS, REPEAT_WINDOW, replay
 from molecule_connect.models import Inbound, Kind
 from molecule_connect.settings import DEFAULT_JOURNAL_QUOTA
@@ -17,7 +17,6 @@ from molecule_connect.settings import DEFAULT_JOURNAL_QUOTA
 LONGEST_TRACE = 20_000
 # Of equal answers, the newest are compared with their echoes.
 COMPARED = 200
-NO_ROOM = "unfinished messages of this peer fill their half of the journal's quota"
 
 
 @attrs.frozen(kw_only=True)
@@ -47,16 +46,17 @@ def receive(
     wall: float,
     *,
     inbox: bool = False,
-    peer_room: int = DEFAULT_JOURNAL_QUOTA // 2,
+    quota: int = DEFAULT_JOURNAL_QUOTA,
 ) -> list[Stored]:
     """Store rows that are new. *now* stands in for a missing time, in the order in which they came.
 
-    Unfinished messages of one peer are kept up to *peer_room* bytes; further ones are dead letters without a text.
+    Unfinished messages of peers are kept within their shares of *quota* (bytes, see ``PeerRoom``); further ones are
+    dead letters without a text.
 
     In an *inbox* answers, results of delegations that were opened here, and empty messages wait for a reader too. A row
     that can't be stored becomes an unreadable one, with the traceback as its error.
     """
-    stored, room = [], PeerRoom(db, workspace_id, peer_room)
+    stored, room = [], PeerRoom(db, workspace_id, quota)
     for number, item in enumerate(items):
         time = item.time if item.time is not None else now + number
         known = db.execute("SELECT 1 FROM message WHERE workspace_id=? AND row_id=?", (workspace_id, item.row_id))
@@ -112,9 +112,10 @@ def _receive_one(
     foreign = item.kind is Kind.ECHO and not told and not _ours(db, workspace_id, item.fingerprint, time)
     waits = inbox and (item.kind is Kind.ANSWER or (item.kind is Kind.RESULT and question is not None))
     stored = attrs.evolve(_begun(db, workspace_id, item, time, wall, inbox, waits), foreign_echo=foreign)
-    if stored.state is State.RECEIVED and item.caller_id is not None and not room.takes(item.caller_id, _size(item)):
+    is_counted = stored.state is State.RECEIVED and item.caller_id is not None
+    if is_counted and (full := room.refuses(item.caller_id or "", _size(item))):
         item = attrs.evolve(item, parts=(), raw="")
-        stored = Stored(item=item, time=time, state=State.DEAD, reason=NO_ROOM)
+        stored = Stored(item=item, time=time, state=State.DEAD, reason=full)
     asked = question[0] if question is not None else None
     _insert(db, workspace_id, stored, wall, question=asked, echo=sayings.TOLD if told else None)
     file_rows.receive(db, workspace_id, item, time, wall, is_repeat=stored.repeats is not None)
@@ -151,7 +152,7 @@ def _begun(
 def _insert(
     db: sqlite3.Connection, workspace_id: str, stored: Stored, wall: float, *, question: str | None, echo: str | None
 ) -> None:
-    item, time, has_text = stored.item, stored.time, stored.reason != NO_ROOM
+    item, time, has_text = stored.item, stored.time, stored.reason not in (PEER_FULL, PEERS_FULL)
     db.execute(
         "INSERT INTO message (workspace_id, row_id, kind, state, time, seq, place, caller_id, context_id, task_id,"
         " message_id, sender_key, idempotency_key, method, fingerprint, delegation_id, parts, raw, size, reason,"

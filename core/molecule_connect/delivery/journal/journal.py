@@ -275,7 +275,7 @@ class WorkspaceJournal(LaneReads):
         where = (self.workspace_id, items, now, wall)
 
         def run(db: sqlite3.Connection) -> list[Stored]:
-            stored = arrivals.receive(db, *where, inbox=self.is_inbox, peer_room=self._quota // 2)
+            stored = arrivals.receive(db, *where, inbox=self.is_inbox, quota=self._quota)
             self._trim(db, {one.item.caller_id for one in stored if one.state is State.DEAD})
             return stored
 

@@ -14,6 +14,11 @@ import attrs
 NO_TEXT = "parts=NULL, raw=NULL, answer=NULL, kept=0"
 # Texts are deleted until so much of the quota is used, so that there is room for a while.
 TARGET = 0.9
+# Shares of the quota for unfinished messages: of one peer, and of all peers together.
+ONE_PEER, ALL_PEERS = 0.5, 0.75
+PEER_FULL = "unfinished messages of this peer fill its half of the journal's quota"
+PEERS_FULL = "unfinished messages of peers fill their three quarters of the journal's quota"
+UNFINISHED = "state NOT IN ('done', 'dead')"
 # Callers of about the same size give way in turns of so many bytes.
 STEP = 1 << 20
 
@@ -39,26 +44,36 @@ class Caller:
 
 
 class PeerRoom:
-    """What unfinished messages of each peer may come to, while the rows of one read are stored."""
+    """What unfinished messages of peers may come to, while the rows of one read are stored.
 
-    def __init__(self, db: sqlite3.Connection, workspace_id: str, most: int) -> None:
+    Those of one peer may take half of *quota*, and those of all peers in the file three quarters: the rest is reserved
+    for people.
+    """
+
+    def __init__(self, db: sqlite3.Connection, workspace_id: str, quota: int) -> None:
         self._db = db
         self._workspace_id = workspace_id
-        self._most = most
+        self._quota = quota
         self._sizes: dict[str, int] = {}
+        self._all: int | None = None
 
-    def takes(self, peer_id: str, size: int) -> bool:
-        """Whether there is room for *size* bytes more, which are then counted."""
+    def refuses(self, peer_id: str, size: int) -> str:
+        """Why there is no room for *size* bytes more; empty if there is, and then they are counted."""
+        if self._all is None:
+            self._all = self._sum("caller_id IS NOT NULL")
         if peer_id not in self._sizes:
-            self._sizes[peer_id] = self._db.execute(
-                "SELECT coalesce(sum(kept), 0) FROM message INDEXED BY message_waiting WHERE workspace_id=?"
-                " AND caller_id IS ? AND state NOT IN ('done', 'dead')",
-                (self._workspace_id, peer_id),
-            ).fetchone()[0]
-        if self._sizes[peer_id] + size > self._most:
-            return False
+            self._sizes[peer_id] = self._sum("workspace_id=? AND caller_id=?", self._workspace_id, peer_id)
+        if self._sizes[peer_id] + size > self._quota * ONE_PEER:
+            return PEER_FULL
+        if self._all + size > self._quota * ALL_PEERS:
+            return PEERS_FULL
         self._sizes[peer_id] += size
-        return True
+        self._all += size
+        return ""
+
+    def _sum(self, whose: str, *values: str) -> int:
+        sql = f"SELECT coalesce(sum(kept), 0) FROM message INDEXED BY message_waiting WHERE {whose} AND {UNFINISHED}"  # noqa: S608
+        return int(self._db.execute(sql, values).fetchone()[0])
 
 
 def used(db: sqlite3.Connection) -> int:
