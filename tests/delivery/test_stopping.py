@@ -389,6 +389,38 @@ async def test_once_reads_until_it_could_and_answers_every_lane(journal: Journal
     assert {state for _, state in serving.rows()} == {"done"}
 
 
+async def test_once_ends_although_a_peer_goes_on_writing(journal: Journal) -> None:
+    platform = FakePlatform()
+
+    async def handler(request: Request, progress: Progress) -> Response:
+        platform.write("more", caller="peer-1", context=f"after {len(platform.rows)}")
+        await asyncio.sleep(10)
+        return await echo(request, progress)
+
+    platform.write("hi")
+    platform.write("hi", caller="peer-1", context="talk")
+    async with Serving(platform, journal, handler, once=True) as serving:
+        await serving.ended()
+    assert platform.answers() == ["echo: hi", "echo: hi"]
+
+
+async def test_once_leaves_what_waits_for_hours(journal: Journal) -> None:
+    platform = FakePlatform()
+
+    async def handler(request: Request, progress: Progress) -> Response:
+        if request.caller_id is not None:
+            raise BackendError("not before tomorrow", retry_after=3600.0)
+        await asyncio.sleep(60)
+        return await echo(request, progress)
+
+    platform.write("hi")
+    platform.write("hi", caller="peer-1")
+    async with Serving(platform, journal, handler, once=True) as serving:
+        await serving.ended()
+    assert platform.answers() == ["echo: hi"]
+    assert [state for _, state in serving.rows()] == ["done", "received"]
+
+
 async def test_once_with_a_dead_message_ends(journal: Journal) -> None:
     async def handler(request: Request, progress: Progress) -> Response:
         raise BackendError("no", retryable=False)

@@ -43,6 +43,9 @@ from molecule_connect.errors import (
 from molecule_connect.models import FilePart, Handler, Presence, Signal
 from molecule_connect.settings import ConnectionSettings
 
+# A run that ends by itself doesn't wait for messages that are put off for longer, in seconds: beyond retries these are
+# a used-up budget and the loop brake.
+ONCE_PATIENCE = 900.0
 ONCE_INTERVAL = 0.05
 # What a stop may take beyond the grace: for plain backends that do not return, and for the last beat.
 ABANDON, LAST_BEAT = 1.5, 1.5
@@ -331,13 +334,21 @@ class Connection:
         self._first_read.set()
         self._files.read_once()
         self._gate.first_read_ended()
-        await self._intake.run()
+        if not self.settings.once:
+            # Who goes on writing would keep such a run from its end.
+            await self._intake.run()
 
     async def _all_is_answered(self) -> None:
         await self._first_read.wait()
         while self._journal.waiting() or self._files.pending():
             if self._registration.is_paused:
                 self._reports.notice("the workspace is paused: what waits stays in the journal")
+                return
+            if not self._files.pending() and self._journal.waits_for(ONCE_PATIENCE):
+                self._reports.notice(
+                    f"all messages that are left wait for more than {ONCE_PATIENCE:g} s: they stay in the journal",
+                    "'molecule messages list' shows why; a later start answers them",
+                )
                 return
             await self._lanes.idle()
             await asyncio.sleep(ONCE_INTERVAL)

@@ -141,6 +141,15 @@ class LaneReads:
         )
         return int(row[0]) if row else 0
 
+    def waits_for(self, seconds: float) -> bool:
+        """Whether each lane's oldest message that is not over is put off for more than *seconds*."""
+        callers = self.callers()
+        heads = f"SELECT 1 FROM ({self._heads}) WHERE coalesce(not_before, 0) <= ? LIMIT 1"  # noqa: S608
+        due = self._wall() + seconds
+        return bool(callers) and not any(
+            self._one(heads, self.workspace_id, caller, self._ended(), due) for caller in callers
+        )
+
     def _ended(self) -> str:
         return json.dumps(list(self._ending))
 
