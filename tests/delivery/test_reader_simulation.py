@@ -185,6 +185,13 @@ LATE_DURING_A_SLOW_READ = [
     *(*OLD, ("write", 0, LATEST * SECOND), ("write", 0, 0), *[("burst", 12, 0)] * 5),
     *(("slow pages", 22 * SECOND, 0), ("read", False, 0), ("slow pages", 0, 0)),
 ]
+# A read that lasts 100 s, of rows that are written meanwhile, while Date is a minute ahead.
+WRITTEN_DURING_A_SLOW_READ = [
+    *(("write", 0, 0), ("read", False, 0), ("wait", 46 * SECOND, 0), ("read", False, 0)),
+    *[("write", -second * SECOND, 0) for second in (0, 14, 40, 60) for _ in range(14)],
+    *(("write", -10 * SECOND, LATEST * SECOND), ("write", -85 * SECOND, 0)),
+    *(("slow pages", 22 * SECOND, 0), ("read", False, 0), ("slow pages", 0, 0)),
+]
 
 
 @settings(max_examples=400)
@@ -199,6 +206,7 @@ LATE_DURING_A_SLOW_READ = [
 @example(script=BEHIND_A_READ_ROW, newer=True, obeys_since=True, limit=14, ahead=60 * SECOND)
 @example(script=TWINS_AT_THE_EDGE, newer=False, obeys_since=True, limit=14, ahead=0)
 @example(script=LATE_DURING_A_SLOW_READ, newer=True, obeys_since=True, limit=14, ahead=0)
+@example(script=WRITTEN_DURING_A_SLOW_READ, newer=True, obeys_since=True, limit=14, ahead=60 * SECOND)
 @example(script=[("write", 0, 0)], newer=True, obeys_since=True, limit=14, ahead=570 * SECOND)
 def test_no_row_is_lost_and_none_is_received_twice(
     script: list[tuple[Any, ...]], newer: bool, obeys_since: bool, limit: int, ahead: int

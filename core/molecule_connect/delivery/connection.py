@@ -24,7 +24,8 @@ from molecule_connect.delivery.journal.entries import Lane
 from molecule_connect.delivery.journal.journal import Journal, Position
 from molecule_connect.delivery.lease import lease
 from molecule_connect.delivery.ports import Platform
-from molecule_connect.delivery.reader import SECOND, Reader
+from molecule_connect.delivery.reader import Reader
+from molecule_connect.delivery.reading import SECOND
 from molecule_connect.delivery.registration import Registration
 from molecule_connect.delivery.reports import Reports
 from molecule_connect.delivery.status_file import StatusFile

@@ -1,10 +1,4 @@
-"""Reading the feed so that no row is lost: whole reads start after an anchor behind which nothing can still appear.
-
-Rows become visible up to 30 s late, behind rows that are already read, so following ``since_id`` loses some. The
-platform's time is that of its Date header, which may be ahead of the clock that dates the rows. The algorithm was
-simulated over late rows, equal times, clocks apart, kills around each write, pruning and 410; change it only with
-``tests/delivery/test_reader_simulation.py``.
-"""
+"""Reading the feed into the journal so that no row is lost, by the algorithm of ``reading``."""
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,18 +9,23 @@ from molecule_connect.delivery.journal.arrivals import Stored
 from molecule_connect.delivery.journal.entries import State
 from molecule_connect.delivery.journal.first_look import Look
 from molecule_connect.delivery.journal.journal import Position, WorkspaceJournal
-from molecule_connect.delivery.journal.transitions import LATENESS
 from molecule_connect.delivery.ports import Feed
+from molecule_connect.delivery.reading import (
+    LIMIT,
+    MOST_AHEAD,
+    SECOND,
+    Span,
+    look_back,
+    settled,
+    step_back,
+    step_forward,
+)
 from molecule_connect.errors import CursorExpiredError, PageTooLargeError
 from molecule_connect.models import Inbound, Page, RowMark
 
-LIMIT = 500
-SECOND = 1_000_000
 # A wake-up that would read more than this again reads from the tip instead.
 REREAD_ROWS = 100
 REREAD_SIZE = 1 << 20
-# How far the platform's Date is believed to be ahead of its rows' times at most, until a fresh row tells better.
-MOST_AHEAD = 600 * SECOND
 # Where only a cursor of another program is known, and the platform has deleted its row; as that inbox promised.
 LEAST_AFTER_CURSOR = 600 * SECOND
 
@@ -37,14 +36,6 @@ class Read:
 
     messages: int
     whole: bool
-
-
-@attrs.define
-class _Span:
-    """What one whole read has seen so far."""
-
-    began: int | None = None
-    marks: list[RowMark] = attrs.field(factory=list)
 
 
 async def _no_look(skipped: Sequence[Inbound]) -> Look:
@@ -129,7 +120,7 @@ class Reader:
         return rows > REREAD_ROWS or size > REREAD_SIZE
 
     async def _whole_forward(self, position: Position, anchor: str) -> None:
-        span = _Span()
+        span = Span()
         try:
             obeyed = await self._forward(anchor, span)
         except CursorExpiredError:
@@ -155,7 +146,7 @@ class Reader:
         await self._journal.move(position)
         await self._back(position)
 
-    async def _forward(self, start: str, span: _Span | None = None) -> bool:
+    async def _forward(self, start: str, span: Span | None = None) -> bool:
         """Read on after *start*, oldest first. False: the platform ignored it. Only a *span* makes the read whole."""
         after = start
         while True:
@@ -167,8 +158,8 @@ class Reader:
             self._lanes_may_run()
             if span is not None and self._tip is not None and self._woken():
                 await self._forward_from_tip()
-            step = page.last_before_edge
-            if page.count < page.limit or step is None or step == after:
+            step = step_forward(page, after)
+            if step is None:
                 return True
             after = step
 
@@ -185,7 +176,7 @@ class Reader:
 
     async def _back(self, position: Position) -> None:
         """Read from the newest row back to the floor. Lanes wait until it has ended: older rows come last."""
-        span, older = _Span(), 0
+        span, older = Span(), 0
         # Of a first look, also one that was cut short: rows before it are kept in mind until it has ended.
         first, skipped = position.last_read is None, list[Inbound]()
         floor = self._look_back(position)
@@ -198,15 +189,11 @@ class Reader:
             await self._store(page, [item for item in items if item.time is None or item.time >= floor])
             older += sum(mark.time is not None and mark.time < floor for mark in page.marks)
             skipped += [item for item in items if first and item.time is not None and item.time < floor]
-            edge = page.marks[-1].time if page.marks else None
-            if page.count < page.limit or edge is None or edge < floor:
+            before = step_back(page, before, floor=floor)
+            if before is None:
                 break
-            if before is not None and any(mark.time is not None and mark.time >= before for mark in page.marks):
-                break  # before_ts is ignored
             # What comes next is older than what the lanes were given.
             self._lanes_must_wait()
-            # The twins of the edge come along, unless they alone fill the page.
-            before = edge + 1 if before is None or edge + 1 < before else edge
         if first:
             self._report(await self._first_look(skipped), older, page)
         self._lanes_may_run()
@@ -241,9 +228,9 @@ class Reader:
         """How far back, in microseconds, a read without an anchor goes."""
         if position.floor is None:
             return self.now() - self._since - round(self._elapsed() * SECOND)
-        return max(position.floor, (position.last_read or 0) - LATENESS - self._ahead)
+        return look_back(position, position.floor, ahead=self._ahead)
 
-    async def _fetch(self, *, span: _Span | None, since_id: str | None = None, before: int | None = None) -> Page:
+    async def _fetch(self, *, span: Span | None, since_id: str | None = None, before: int | None = None) -> Page:
         while True:
             began = self.now()
             self.asking()
@@ -258,9 +245,7 @@ class Reader:
                 continue
             self._limit = min(self._usual_limit, self._limit * 2)
             if span is not None:
-                if span.began is None:
-                    span.began = page.earliest if page.earliest is not None else began
-                span.marks += page.marks
+                span.add(page, asked=began, now=self.now())
             return page
 
     async def _store(self, page: Page, items: Sequence[Inbound]) -> None:
@@ -272,24 +257,14 @@ class Reader:
         if stored:
             self._on_stored(stored)
 
-    async def _settle(self, span: _Span, floor: int | None = None) -> None:
+    async def _settle(self, span: Span, floor: int | None = None) -> None:
         """Move the anchor, forward only, to the newest row that was too old for anything to appear behind it."""
         began = span.began if span.began is not None else self.now()
-        position = self._journal.position()
-        times = [mark.time for mark in span.marks if mark.time is not None]
-        # No row is dated later than the clock that dates them, so Date is ahead of it by this at the most.
-        self._ahead = min([self._ahead, *(max(0, began - time) for time in times)])
-        edge = began - self._ahead - LATENESS
-        if floor is not None and not span.marks:
-            # There was nothing at all: whatever comes is new, however it is dated.
-            position = attrs.evolve(position, floor=min(floor, began - self._since - MOST_AHEAD))
-        for mark in span.marks:
-            if mark.time is None or not (mark.time <= edge or mark.time < (floor or 0)):
-                continue
-            if position.anchor_time is None or mark.time > position.anchor_time:
-                position = attrs.evolve(position, anchor=mark.row_id, anchor_time=mark.time)
-        last_read = max(began, position.last_read or 0)
-        await self._journal.move(attrs.evolve(position, last_read=last_read))
+        self._ahead = min(self._ahead, span.most_ahead)
+        position = settled(
+            self._journal.position(), span, began=began, ahead=self._ahead, since=self._since, floor=floor
+        )
+        await self._journal.move(position)
 
 
 def _count(number: int, what: str) -> str:

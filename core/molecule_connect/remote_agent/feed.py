@@ -1,16 +1,15 @@
-"""Following the feed without a journal: rows that come late are found, ids are kept in memory alone.
-
-The reading is that of ``delivery.reader``, of which the reasons and the simulation are: each read begins at an anchor,
-a row so old that nothing can still appear behind it, and what was given already is left out.
-"""
+"""Following the feed without a journal, by the algorithm of ``delivery.reading``: ids are kept in memory alone."""
 
 import logging
 import time
 from collections.abc import Callable
 
-from molecule_connect.delivery.journal.transitions import LATENESS
+import attrs
+
+from molecule_connect.delivery.journal.journal import Position
+from molecule_connect.delivery.reading import LIMIT, MOST_AHEAD, Span, look_back, settled, step_back, step_forward
 from molecule_connect.errors import AuthError, CursorExpiredError, PageTooLargeError, TransientPlatformError
-from molecule_connect.models import Inbound, Kind, Page, RowMark
+from molecule_connect.models import Inbound, Kind, Page
 from molecule_connect.platform import operations
 from molecule_connect.platform.operations import Reply
 from molecule_connect.platform.times import SECOND_US, PlatformClock
@@ -19,7 +18,6 @@ from molecule_connect.remote_agent.readings import deleted_error, read_message
 from molecule_connect.remote_agent.steps import BACKOFF, Flow, Wait, ask
 from molecule_connect.remote_agent.values import Message
 
-LIMIT = 500
 # Of rows without a time nothing tells when they may be forgotten.
 TIMELESS_KEPT = 10_000
 # A 401 may be a database that is away for a moment (contract 1.3): only what lasts for a minute is final.
@@ -56,13 +54,10 @@ class ActivityFeed:
         self._is_removed = is_removed
         self._attributed = attributed
         self._limit = self._usual_limit = limit
-        self._anchor: RowMark | None = None
-        self._last_read: int | None = None
-        self._floor: int | None = None
-        self._ignores_since = False
+        self._position = Position()
+        self._ahead = MOST_AHEAD
         self._given: dict[str, int | None] = {}
-        self._began: int | None = None
-        self._marks: list[RowMark] = []
+        self._span = Span()
 
     def next(self) -> Flow[list[Message] | None]:
         """What arrived since the last time, oldest first; None when there is no more to come.
@@ -99,13 +94,14 @@ class ActivityFeed:
                 return None
 
     def _read(self) -> Flow[list[Message]]:
-        self._began, self._marks = None, []
+        self._span = Span()
         rows: list[Inbound] | None = None
-        if self._anchor is not None and not self._ignores_since:
-            rows = yield from self._forward(self._anchor.row_id)
+        floor: int | None = None
+        if self._position.anchor is not None and not self._position.ignores_since:
+            rows = yield from self._forward(self._position.anchor)
         if rows is None:
-            rows = yield from self._back()
-        fresh = {row.row_id: row for row in rows if row.row_id not in self._given and not self._is_before_start(row)}
+            rows, floor = yield from self._back()
+        fresh = {row.row_id: row for row in rows if row.row_id not in self._given}
         for row in fresh.values():
             if row.kind is Kind.UNREADABLE:
                 _log.warning("row %s cannot be read and is left out: %s", row.row_id, row.reason)
@@ -114,11 +110,8 @@ class ActivityFeed:
             attributed = yield from self._attributed(row)
             messages.append(read_message(attributed, workspace_id=self._id) if attributed is not None else None)
         # Only now: when the platform can't be asked about one of them, all are read again.
-        self._settle(fresh)
+        self._settle(fresh, floor)
         return [message for message in messages if message is not None]
-
-    def _is_before_start(self, row: Inbound) -> bool:
-        return row.time is not None and self._floor is not None and row.time < self._floor
 
     def _forward(self, start: str) -> Flow[list[Inbound] | None]:
         """All rows after *start*; None when they have to be read from the other end."""
@@ -129,19 +122,20 @@ class ActivityFeed:
                 page = yield from self._fetch(since_id=after)
             except CursorExpiredError:
                 _log.warning("the platform forgot the row that reading starts after; reading back from the newest row")
-                self._anchor = None
+                self._position = attrs.evolve(self._position, anchor=None, anchor_time=None)
                 return None
             if any(mark.row_id == after for mark in page.marks):
-                self._ignores_since = True
+                self._position = attrs.evolve(self._position, ignores_since=True)
                 return None
             rows += page.items
-            step = page.last_before_edge
-            if page.count < page.limit or step is None or step == after:
+            step = step_forward(page, after)
+            if step is None:
                 return rows
             after = step
 
-    def _back(self) -> Flow[list[Inbound]]:
-        """All rows from the newest back to the floor, oldest first."""
+    def _back(self) -> Flow[tuple[list[Inbound], int]]:
+        """All rows from the newest back to the floor, oldest first; and that floor."""
+        self._span = Span()
         rows: list[Inbound] = []
         before: int | None = None
         while True:
@@ -150,19 +144,17 @@ class ActivityFeed:
             # The page is newest first; rows without a time stay as they came.
             items = page.items if any(item.time is None for item in page.items) else page.items[::-1]
             rows = [*(item for item in items if item.time is None or item.time >= floor), *rows]
-            edge = page.marks[-1].time if page.marks else None
-            if page.count < page.limit or edge is None or edge < floor:
-                return rows
-            if before is not None and any(mark.time is not None and mark.time >= before for mark in page.marks):
-                return rows  # before_ts is ignored
-            # The twins of the edge come along, unless they alone fill the page.
-            before = edge + 1 if before is None or edge + 1 < before else edge
+            before = step_back(page, before, floor=floor)
+            if before is None:
+                return rows, floor
 
     def _lowest(self) -> int:
         """What is older is not given. By the platform's clock, which the first answer tells."""
-        if self._floor is None:
-            self._floor = (self._began if self._began is not None else self._now()) - self._since
-        return max(self._floor, (self._last_read or self._floor) - LATENESS)
+        if self._position.floor is None:
+            began = self._span.began if self._span.began is not None else self._now()
+            self._position = attrs.evolve(self._position, floor=began - self._since)
+            return began - self._since
+        return look_back(self._position, self._position.floor, ahead=self._ahead)
 
     def _fetch(self, *, since_id: str | None = None, before: int | None = None) -> Flow[Page]:
         while True:
@@ -188,24 +180,20 @@ class ActivityFeed:
                 self._limit = limit // 2
                 continue
             self._limit = min(self._usual_limit, limit * 2)
-            if self._began is None:
-                self._began = page.earliest if page.earliest is not None else began
-            self._marks += page.marks
+            self._span.add(page, asked=began, now=self._now())
             return page
 
-    def _settle(self, fresh: dict[str, Inbound]) -> None:
-        """Notes what is given, moves the anchor forward, and forgets the ids that cannot come again."""
-        began = self._began if self._began is not None else self._now()
-        for mark in self._marks:
-            if mark.time is None or mark.time > began - LATENESS:
-                continue
-            if self._anchor is None or mark.time > (self._anchor.time or 0):
-                self._anchor = mark
-        self._last_read = max(began, self._last_read or 0)
+    def _settle(self, fresh: dict[str, Inbound], floor: int | None) -> None:
+        """Note what is given, move the anchor, and forget the ids that cannot come again."""
+        began = self._span.began if self._span.began is not None else self._now()
+        self._ahead = min(self._ahead, self._span.most_ahead)
+        self._position = settled(
+            self._position, self._span, began=began, ahead=self._ahead, since=self._since, floor=floor
+        )
         self._given |= {row.row_id: row.time for row in fresh.values()}
-        oldest = self._last_read - LATENESS
-        if self._anchor is not None and self._anchor.time is not None:
-            oldest = min(oldest, self._anchor.time)
+        oldest = self._lowest()
+        if self._position.anchor_time is not None:
+            oldest = min(oldest, self._position.anchor_time)
         timeless = [row_id for row_id, when in self._given.items() if when is None][-TIMELESS_KEPT:]
         kept = {row_id: when for row_id, when in self._given.items() if when is not None and when >= oldest}
         self._given = kept | dict.fromkeys(timeless)
