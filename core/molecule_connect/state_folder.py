@@ -153,7 +153,9 @@ def file_of(folder: Path, workspace_id: str, suffix: str) -> Path:
     path = folder / f"{workspace_id}{suffix}"
     if os.path.lexists(path):
         return path
-    return next(_otherwise_spelled(folder, workspace_id, suffix), path)
+    length = len(workspace_id)
+    others = (name for name in _otherwise_spelled(folder, workspace_id) if name[length:] == suffix)
+    return folder / next(others, path.name)
 
 
 def adopt(folder: Path, workspace_id: str, suffixes: Iterable[str]) -> None:
@@ -162,22 +164,28 @@ def adopt(folder: Path, workspace_id: str, suffixes: Iterable[str]) -> None:
     Raises:
         OSError: One can't be renamed.
     """
-    for suffix in suffixes:
-        path = folder / f"{workspace_id}{suffix}"
-        for other in list(_otherwise_spelled(folder, workspace_id, suffix)):
+    length, known = len(workspace_id), set(suffixes)
+    for name in _otherwise_spelled(folder, workspace_id):
+        if name[length:] in known:
+            other, path = folder / name, folder / f"{workspace_id}{name[length:]}"
             # On a file system that ignores case both names are one file.
             if not os.path.lexists(path) or path.samefile(other):
                 other.rename(path)
 
 
-def _otherwise_spelled(folder: Path, workspace_id: str, suffix: str) -> Iterator[Path]:
-    if canonical_id(workspace_id.upper()) != workspace_id or not folder.is_dir():
-        return
+def _otherwise_spelled(folder: Path, workspace_id: str) -> list[str]:
+    """The names in *folder* that begin with *workspace_id* in another spelling.
+
+    Every start of a workspace asks, and a folder of 1,000 workspaces has thousands of names: plain strings, one listing.
+    """
+    if canonical_id(workspace_id.upper()) != workspace_id:
+        return []
+    try:
+        names = os.listdir(folder)  # noqa: PTH208 - a path for each name costs ten times as much
+    except (FileNotFoundError, NotADirectoryError):
+        return []
     length = len(workspace_id)
-    for entry in folder.iterdir():
-        written = entry.name[:length]
-        if written != workspace_id and entry.name[length:] == suffix and written.lower() == workspace_id:
-            yield entry
+    return [name for name in names if name[:length].lower() == workspace_id and not name.startswith(workspace_id)]
 
 
 def _unnamed(home: Path, configs: Path) -> Iterator[Path]:

@@ -60,6 +60,7 @@ class Fleet:
         self._moved = asyncio.Event()
         self._stopping = False
         self._changes = 0
+        self._turn = asyncio.Lock()
 
     @property
     def running(self) -> frozenset[str]:
@@ -132,7 +133,7 @@ class Fleet:
 
     async def _run(self, member: Member, stop: asyncio.Event, together: int) -> None:
         if together > 1:
-            await self._wait_for_its_turn(stop, together)
+            await self._wait_for_its_turn(stop)
         try:
             await member.run(stop)
         except Exception as exc:  # it ends this workspace alone
@@ -143,12 +144,15 @@ class Fleet:
                 )
             raise
 
-    async def _wait_for_its_turn(self, stop: asyncio.Event, together: int) -> None:
-        """Workspaces that start together must not register together."""
-        wait = self._random() * together / STARTS_A_SECOND
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(wait):
-                await stop.wait()
+    async def _wait_for_its_turn(self, stop: asyncio.Event) -> None:
+        """Let workspaces that start together start one after the other.
+
+        A busy loop delays the next start too. With a fixed time for each they would pile up, and time out.
+        """
+        async with self._turn:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(2 * self._random() / STARTS_A_SECOND):
+                    await stop.wait()
 
     async def _stop_on(self, stop: asyncio.Event) -> None:
         await stop.wait()
