@@ -15,12 +15,13 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from molecule_connect import events
+from molecule_connect.delivery.status_file import read_refused
 from molecule_connect.errors import AuthError, ConfigError, FleetError
 from molecule_connect.models import Request, Response
 from molecule_connect.plugins.hookspecs import hookimpl
-from molecule_connect.serve import Served, serve, serving
+from molecule_connect.serve import Served, rehearse, serve, serving
 from molecule_connect.settings import ConnectionSettings
-from molecule_connect.workspaces import WorkspacesError
+from molecule_connect.workspaces import Refused, WorkspacesError
 
 ORIGINS = ("https://one.example", "https://two.example:8443", "http://localhost:8080")
 
@@ -176,11 +177,13 @@ async def test_token_id_origin_and_organisation_of_every_request_belong_together
 
 
 @asynccontextmanager
-async def running(folder: Path, *tenants: Tenant) -> AsyncIterator[tuple[Served, Platforms]]:
+async def running(
+    folder: Path, *tenants: Tenant, strict: bool = True, listener: events.Listener = events.ignore
+) -> AsyncIterator[tuple[Served, Platforms]]:
     """A fleet that serves until the block ends."""
     platforms, stop = Platforms(list(tenants)), asyncio.Event()
     settings = [attrs.evolve(tenant.settings(folder), once=False) for tenant in tenants]
-    async with serving(settings, state_dir=folder, listener=events.ignore, transport=platforms) as served:
+    async with serving(settings, state_dir=folder, listener=listener, transport=platforms, strict=strict) as served:
         task = asyncio.ensure_future(served.run(stop))
         await asyncio.sleep(0)
         try:
@@ -221,6 +224,71 @@ async def test_a_new_list_that_cannot_be_served_is_told_in_full_and_changes_noth
     first, second = caught.value.faults
     assert first.startswith("workspace ws-0: backend mock has no option 'rply'")
     assert second == "workspace ws-1: backend Parrot: no login"
+
+
+async def test_a_lenient_list_drains_and_starts_nothing_for_a_refused_block(tmp_path: Path) -> None:
+    async with running(tmp_path, *map(tenant, range(3)), strict=False) as (served, _):
+        zero, one = (attrs.evolve(tenant(n).settings(tmp_path), once=False) for n in range(2))
+        unready = attrs.evolve(one, backend=Parrot("no login"), entry=2)
+        plan = await served.plan([attrs.evolve(zero, concurrency=2, entry=1), unready])
+        assert (plan.new, plan.changed, plan.kept, plan.gone) == ((), ("ws-0",), ("ws-1",), ("ws-2",))
+        assert [one.lines for one in plan.refused] == [["workspace 2 (ws-1): backend Parrot: no login"]]
+
+        nameless = Refused(entry=3, workspace_id=None, faults=("it has no id",))
+        plan = await served.plan([zero], [nameless])
+        assert (plan.kept, plan.gone) == (("ws-1", "ws-2"), ())
+
+        doubled = Refused(entry=2, workspace_id="ws-0", faults=("the id of workspace 1 again",))
+        plan = await served.plan([attrs.evolve(zero, concurrency=2, entry=1)], [doubled])
+        assert (plan.changed, plan.kept) == (("ws-0",), ())
+
+
+async def test_a_block_that_stays_refused_is_reported_once_and_then_served(tmp_path: Path) -> None:
+    told: list[events.Event] = []
+    async with running(tmp_path, tenant(0), strict=False, listener=told.append) as (served, platforms):
+        one = tenant(1)
+        platforms.tenants["ws-1"] = one
+        good = attrs.evolve(one.settings(tmp_path), once=False, entry=2)
+        unready = attrs.evolve(good, backend=Parrot("no login"))
+        for number in range(3):
+            plan = await served.plan_again([unready], [])
+            assert (plan.new, plan.same) == ((), ("ws-0",))
+            served.refuse(plan.refused, repeat=number == 0)
+            await served.follow(plan)
+        (trouble,) = [event for event in told if isinstance(event, events.Trouble)]
+        assert (trouble.workspace_id, trouble.part) == ("ws-1", "list")
+        assert len(read_refused(tmp_path)) == 1
+
+        plan = await served.plan_again([good], [])
+        assert plan.new == ("ws-1",)
+        served.refuse(plan.refused)
+        await served.follow(plan)
+        await one.was_answered.wait()
+        assert events.Recovered(workspace_id="ws-1", part="list") in told
+        assert read_refused(tmp_path) == []
+
+
+@pytest.fixture
+def replaceable(tmp_path: Path) -> Path:
+    """A state folder in a folder that everybody can write to."""
+    tmp_path.chmod(0o777)
+    folder = tmp_path / "state"
+    folder.mkdir(mode=0o700)
+    return folder
+
+
+async def test_in_a_folder_that_others_can_replace_only_strict_blocks_are_refused(
+    replaceable: Path, tmp_path: Path
+) -> None:
+    settings = [
+        attrs.evolve(tenant(number).settings(tmp_path), strict=number == 1, entry=number) for number in range(2)
+    ]
+
+    problems = await rehearse(settings, state_dir=replaceable, listener=events.ignore)
+    async with serving(settings, state_dir=replaceable, listener=events.ignore, strict=False) as served:
+        (refused,) = served.refused
+    assert problems == refused.lines
+    assert refused.lines[0].startswith(f"workspace 1 (ws-1): others can write to {tmp_path}")
 
 
 async def test_of_several_every_one_that_cannot_be_served_is_told_before_any_request(tmp_path: Path) -> None:

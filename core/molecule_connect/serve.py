@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -13,13 +13,16 @@ from molecule_connect import events, open_files, state_folder
 from molecule_connect.blocks import Block, Ground, credentials_of, notice, plugin_host, report_permissions
 from molecule_connect.delivery.fleet import Fleet
 from molecule_connect.delivery.journal.journal import Journal
+from molecule_connect.delivery.status_file import Ailment, RefusedFile
 from molecule_connect.errors import ConfigError, MoleculeError
 from molecule_connect.platform.transports import AsyncTransport, Transports
 from molecule_connect.settings import DEFAULT_API_URL, DEFAULT_JOURNAL_QUOTA, ConnectionSettings, PeerBudget, Tls
-from molecule_connect.workspaces import WorkspacesError
+from molecule_connect.workspaces import Refused, WorkspacesError, lines_of
 
 # So many plugins are asked for problems at a time.
 AT_ONCE = 8
+# The part that troubles of a list's blocks are reported under.
+LIST = "list"
 
 
 async def connect(
@@ -146,6 +149,9 @@ class Plan:
         changed: They are served, with other settings.
         same: They are served, and do not notice.
         gone: They are served, and are on the list no more.
+        kept: They are served, and go on with their earlier settings: their block is refused, or a block that is
+            refused doesn't say whose it is.
+        refused: The blocks of the list that can't be served.
     """
 
     wanted: tuple[ConnectionSettings, ...] = attrs.field(repr=False)
@@ -153,6 +159,8 @@ class Plan:
     changed: tuple[str, ...]
     same: tuple[str, ...]
     gone: tuple[str, ...]
+    kept: tuple[str, ...] = ()
+    refused: tuple[Refused, ...] = ()
 
     @property
     def starting(self) -> list[ConnectionSettings]:
@@ -161,12 +169,25 @@ class Plan:
 
 
 class Served:
-    """The workspaces that this process serves. Made by ``serving``."""
+    """The workspaces that this process serves. Made by ``serving``.
 
-    def __init__(self, blocks: Sequence[Block], ground: Ground) -> None:
-        self._ground = ground
+    Attributes:
+        refused: The blocks of the list that can't be served.
+    """
+
+    def __init__(self, blocks: Sequence[Block], ground: Ground, *, strict: bool = True) -> None:
+        self._ground, self._strict = ground, strict
         self._settings = {block.workspace_id: block.settings for block in blocks}
         self._fleet = Fleet(blocks, ground.journal, listener=ground.listener)
+        self._file = RefusedFile(ground.state_dir)
+        self._told: dict[str, Ailment] = {}
+        self._kept: frozenset[str] = frozenset()
+        self.refused: tuple[Refused, ...] = ()
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The workspaces that are on the list, and the numbers of blocks that name none."""
+        return frozenset(self._settings.keys() | self._told.keys())
 
     async def run(self, stop: asyncio.Event) -> None:
         """As ``serve`` does."""
@@ -187,34 +208,111 @@ class Served:
         if warning:
             self.say(warning)
 
-    async def plan(self, wanted: Sequence[ConnectionSettings]) -> Plan:
-        """What serving *wanted* from now on would mean. Whatever is to start was rehearsed.
+    def refuse(self, refused: Sequence[Refused], *, kept: Collection[str] = (), repeat: bool = True) -> None:
+        """Report *refused* as the blocks that can't be served, and the end of earlier troubles with others.
+
+        Args:
+            kept: The workspaces that are served with their earlier settings.
+            repeat: Report those again that were reported with the same faults.
+        """
+        before, listener, found = self._told, self._ground.listener, _by_name(refused)
+        for name in before.keys() - found.keys():
+            listener(events.Recovered(workspace_id=name, part=LIST))
+        self.refused, self._told, self._kept = tuple(refused), {}, frozenset(kept)
+        for name, blocks in found.items():
+            known = before.get(name)
+            told = _ailment(blocks, since=known.since if known else time.time(), kept=name in kept)
+            self._told[name] = told
+            if repeat or told != known:
+                listener(events.Trouble(workspace_id=name, part=LIST, reason=told.reason, hint=told.hint))
+        self._fleet.refused = {name: ConfigError(one.reason, hint=one.hint) for name, one in self._told.items()}
+        self._file.write(self._told)
+
+    def close(self) -> None:
+        """Leave no trace of refused blocks."""
+        self._file.remove()
+
+    async def plan(self, wanted: Sequence[ConnectionSettings], refused: Sequence[Refused] = ()) -> Plan:
+        """What serving *wanted* of a list with *refused* blocks would mean. Everything that is to start was rehearsed.
 
         Raises:
-            WorkspacesError: Something cannot be served; every reason is told.
+            WorkspacesError: Nothing of it can be served, or not all and the list is strict; every reason is in it.
+            ConfigError: The limit of open files is too low for so many workspaces.
         """
-        ids = {one.workspace_id for one in wanted}
         running, known = self._fleet.running, self._settings
-        kept = [one for one in wanted if one.workspace_id in running]
-        plan = Plan(
-            wanted=tuple(wanted),
-            new=tuple(one.workspace_id for one in wanted if one.workspace_id not in running),
-            changed=tuple(one.workspace_id for one in kept if one != known[one.workspace_id]),
-            same=tuple(one.workspace_id for one in kept if one == known[one.workspace_id]),
-            gone=tuple(name for name in known if name not in ids),
-        )
         # Those that are gone have theirs open until they have drained.
-        open_files.most_streams(len(plan.gone) + len(wanted), open_files.limit())
-        steps = [(one, _rehearsal(one, self._ground.state_dir, events.ignore)) for one in plan.starting]
-        if problems := await _problems(steps, several=True):
-            raise WorkspacesError("the new list", problems)
-        return plan
+        ids = {one.workspace_id for one in wanted}
+        open_files.most_streams(len(ids | known.keys()), open_files.limit())
+        starts = [one for one in wanted if one.workspace_id not in running or one != known[one.workspace_id]]
+        refused = [*refused, *await self._rehearsed(starts)]
+        usable = _without(wanted, refused)
+        if refused and (self._strict or not usable):
+            raise WorkspacesError("the new list", lines_of(refused))
+        ids, bad = {one.workspace_id for one in usable}, {one.workspace_id for one in refused}
+        kept = tuple(name for name in known if name not in ids and (name in bad or None in bad))
+        going_on = [one for one in usable if one.workspace_id in running]
+        return Plan(
+            wanted=tuple(usable),
+            new=tuple(one.workspace_id for one in usable if one.workspace_id not in running),
+            changed=tuple(one.workspace_id for one in going_on if one != known[one.workspace_id]),
+            same=tuple(one.workspace_id for one in going_on if one == known[one.workspace_id]),
+            gone=tuple(name for name in known if name not in ids and name not in kept),
+            kept=kept,
+            refused=tuple(refused),
+        )
+
+    async def plan_again(self, wanted: Sequence[ConnectionSettings], refused: Sequence[Refused]) -> Plan:
+        """What has become of the refused blocks: *wanted* may be served, *refused* still can't. Nothing else changes.
+
+        Raises:
+            ConfigError: The limit of open files is too low for so many workspaces.
+        """
+        found = await self._rehearsed(wanted)
+        healed = {one.workspace_id: one for one in _without(wanted, found)}
+        open_files.most_streams(len(self._settings | healed), open_files.limit())
+        running = self._fleet.running
+        return Plan(
+            wanted=tuple({**self._settings, **healed}.values()),
+            new=tuple(name for name in healed if name not in running),
+            changed=tuple(name for name in healed if name in running),
+            same=tuple(name for name in self._settings if name not in healed),
+            gone=(),
+            kept=tuple(self._kept - healed.keys()),
+            refused=(*refused, *found),
+        )
 
     async def follow(self, plan: Plan) -> None:
         """Start, drain and restart as *plan* says; returns when all has drained."""
-        self._settings = {one.workspace_id: one for one in plan.wanted}
+        kept = {name: self._settings[name] for name in plan.kept}
+        self._settings = {**kept, **{one.workspace_id: one for one in plan.wanted}}
         self.share_files()
         await self._fleet.change([Block(one, self._ground) for one in plan.starting], gone=plan.gone)
+
+    async def _rehearsed(self, settings: Sequence[ConnectionSettings]) -> list[Refused]:
+        steps = [(one, _rehearsal(one, self._ground.state_dir, events.ignore)) for one in settings]
+        return await _refused(steps)
+
+
+def _without(settings: Sequence[ConnectionSettings], refused: Sequence[Refused]) -> list[ConnectionSettings]:
+    # By the number too: a second block with the id of a good one is refused, and takes nothing from that.
+    bad = {(one.entry, one.workspace_id) for one in refused}
+    return [one for one in settings if (one.entry, one.workspace_id) not in bad]
+
+
+def _by_name(refused: Sequence[Refused]) -> dict[str, list[Refused]]:
+    """The blocks that concern one workspace may be several: its own, and those that have its id too."""
+    found: dict[str, list[Refused]] = {}
+    for one in refused:
+        found.setdefault(one.name, []).append(one)
+    return found
+
+
+def _ailment(blocks: Sequence[Refused], *, since: float, kept: bool) -> Ailment:
+    lines = lines_of(blocks)
+    reason, _, hint = lines[0].partition(" -> ") if len(lines) == 1 else ("; ".join(lines), "", "")
+    if kept:
+        reason += "; it goes on with its earlier settings"
+    return Ailment(part=LIST, reason=reason, hint=hint or "correct that", since=since)
 
 
 @asynccontextmanager
@@ -224,15 +322,27 @@ async def serving(
     state_dir: Path,
     listener: events.Listener,
     transport: AsyncTransport | None = None,
+    refused: Sequence[Refused] = (),
+    strict: bool = True,
 ) -> AsyncIterator[Served]:
     """What serves *settings*, built and checked, and not started. All is closed at the end.
 
+    Args:
+        refused: The other blocks of the list, which can't be served.
+        strict: Serve all or nothing. Else those that can be served are, and the others are reported.
+
     Raises:
-        ConfigError: Something in the settings cannot work; of several workspaces, everything is told.
+        ConfigError: Nothing can be served, or not all of a strict list; of several workspaces, everything is told.
         JournalError: The journal cannot be used.
     """
     if not settings:
         raise ConfigError("no workspace was given", hint="name at least one")
+    several = len(settings) + len(refused) > 1
+    if several and not strict:
+        settings, endangered = _apart(settings, state_dir)
+        refused = [*refused, *endangered]
+        if not settings:
+            raise WorkspacesError("the list", lines_of(refused))
     warn_of_dangers(settings, state_dir, listener)
     # Before anything is opened.
     open_files.most_streams(len(settings), open_files.limit())
@@ -243,17 +353,38 @@ async def serving(
             Journal.open(state_dir, wall=time.time, notice=notice(settings[0].workspace_id, listener))
         )
         ground = Ground(state_dir=state_dir, transports=transports, journal=journal, listener=listener)
-        blocks = [Block(one, ground) for one in settings]
-        served = Served(blocks, ground)
-        served.share_files()
-        for block in blocks:
+        blocks = {one.workspace_id: Block(one, ground) for one in settings}
+        for block in blocks.values():
             stack.push_async_callback(block.aclose)
-        problems = await _problems([(block.settings, _building(block)) for block in blocks], several=len(blocks) > 1)
-        if problems and len(blocks) > 1:
-            raise WorkspacesError("the list", problems)
-        if problems:
-            raise ConfigError(f"the backend is not ready: {'; '.join(problems)}", hint="mend that, then start again")
+        if several:
+            refused = [*refused, *await _refused([(block.settings, _building(block)) for block in blocks.values()])]
+            ready = [blocks[one.workspace_id] for one in _without(settings, refused)]
+            if refused and (strict or not ready):
+                raise WorkspacesError("the list", lines_of(refused))
+        else:
+            ready = list(blocks.values())
+            if problems := await _building(ready[0])():
+                raise ConfigError(
+                    f"the backend is not ready: {'; '.join(problems)}", hint="mend that, then start again"
+                )
+        for name in blocks.keys() - {block.workspace_id for block in ready}:
+            await blocks[name].aclose()
+        served = Served(ready, ground, strict=strict)
+        stack.callback(served.close)
+        served.share_files()
+        served.refuse(refused)
         yield served
+
+
+def _apart(
+    settings: Sequence[ConnectionSettings], state_dir: Path
+) -> tuple[Sequence[ConnectionSettings], list[Refused]]:
+    """*settings* without those that are too strict for the state folder, and these."""
+    faults = tuple(f"{text} -> {hint}" for text, hint in state_folder.dangers(state_dir))
+    if not faults:
+        return settings, []
+    refused = [Refused(entry=one.entry, workspace_id=one.workspace_id, faults=faults) for one in settings if one.strict]
+    return [one for one in settings if not one.strict], refused
 
 
 def warn_of_dangers(settings: Sequence[ConnectionSettings], state_dir: Path, listener: events.Listener) -> None:
@@ -274,21 +405,29 @@ async def rehearse(
     state_dir: Path | None,
     listener: events.Listener,
     state_root: Path | None = None,
+    refused: Sequence[Refused] = (),
 ) -> list[str]:
     """Build everything, ask the plugins for problems, close it again: no request, no state. Returns the problems.
 
     Args:
         state_dir: Where a token that the platform handed out may lie. Nothing is written there.
         state_root: The state folder that plugins keep out of; *state_dir* where it is None.
+        refused: The other blocks of the list; their faults are problems too.
 
     Raises:
         ConfigError: The settings of the only workspace make no sense; those of several are problems.
     """
+    several = len(settings) + len(refused) > 1
     if state_dir is not None:
-        warn_of_dangers(settings, state_dir, listener)
+        endangered: list[Refused] = []
+        if several:
+            settings, endangered = _apart(settings, state_dir)
+        refused = [*refused, *endangered]
+        if settings:
+            warn_of_dangers(settings, state_dir, listener)
     open_files.most_streams(len(settings), open_files.limit())
     steps = [(one, _rehearsal(one, state_dir, listener, state_root)) for one in settings]
-    return await _problems(steps, several=len(steps) > 1)
+    return lines_of([*refused, *await _refused(steps)]) if several else await steps[0][1]()
 
 
 _Step = Callable[[], Awaitable[list[str]]]
@@ -314,10 +453,8 @@ def _rehearsal(
     return step
 
 
-async def _problems(steps: Sequence[tuple[ConnectionSettings, _Step]], *, several: bool) -> list[str]:
-    """What stands in the way. Of *several* workspaces an error is a problem like others; of one it is raised."""
-    if not several:
-        return [problem for _, step in steps for problem in await step()]
+async def _refused(steps: Sequence[tuple[ConnectionSettings, _Step]]) -> list[Refused]:
+    """Those of several workspaces that can't be served. An error is a problem like others."""
     slots = asyncio.Semaphore(AT_ONCE)
 
     async def take(step: _Step) -> list[str]:
@@ -329,7 +466,7 @@ async def _problems(steps: Sequence[tuple[ConnectionSettings, _Step]], *, severa
 
     found = await asyncio.gather(*(take(step) for _, step in steps))
     return [
-        f"workspace {f'{one.entry} ({one.workspace_id})' if one.entry else one.workspace_id}: {problem}"
+        Refused(entry=one.entry, workspace_id=one.workspace_id, faults=tuple(problems))
         for (one, _), problems in zip(steps, found, strict=True)
-        for problem in problems
+        if problems
     ]

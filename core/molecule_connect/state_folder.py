@@ -176,7 +176,7 @@ def adopt(folder: Path, workspace_id: str, suffixes: Iterable[str]) -> None:
 def _otherwise_spelled(folder: Path, workspace_id: str) -> list[str]:
     """The names in *folder* that begin with *workspace_id* in another spelling.
 
-    Every start of a workspace asks, and a folder of 1,000 workspaces has thousands of names: plain strings, one listing.
+    Every start of a workspace asks, and a folder of 1,000 workspaces holds thousands of names: strings are enough.
     """
     if canonical_id(workspace_id.upper()) != workspace_id:
         return []

@@ -1,6 +1,6 @@
 """The list of workspaces that one process serves: ``MOLECULE_WORKSPACES``, or a file of ``[[workspace]]`` blocks.
 
-A list is taken whole or not at all, and everything that is wrong with it is told at once.
+A block with a fault is refused by itself, and everything that is wrong with the list is reported at once.
 """
 
 import contextlib
@@ -9,7 +9,7 @@ import json
 import os
 import string
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,69 @@ class WorkspacesError(ConfigError):
         self.source = source
         self.faults = tuple(faults)
         super().__init__(f"{source}: {'; '.join(self.faults)}", hint="mend the list; nothing of it was started")
+
+
+@attrs.frozen(kw_only=True)
+class Refused:
+    """A block of a list that can't be served.
+
+    Attributes:
+        entry: Its number in the list, from 1; 0 where there is no list.
+        workspace_id: Its id; None where it has none that can be used.
+        faults: Everything that is wrong with it, each with what to do about it.
+    """
+
+    entry: int
+    workspace_id: str | None
+    faults: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """Which block this is."""
+        if not self.entry:
+            return f"workspace {self.workspace_id}"
+        return f"workspace {self.entry}" + (f" ({self.workspace_id})" if self.workspace_id else "")
+
+    @property
+    def name(self) -> str:
+        """The workspace, or the block where it names none."""
+        return self.workspace_id or self.label
+
+    @property
+    def lines(self) -> list[str]:
+        """Each fault with the block that has it."""
+        return [f"{self.label}: {fault}" for fault in self.faults]
+
+
+def lines_of(refused: Iterable[Refused]) -> list[str]:
+    """Every fault of *refused*, in the order of the list."""
+    return [line for one in sorted(refused, key=lambda one: one.entry) for line in one.lines]
+
+
+@attrs.frozen(kw_only=True)
+class Listing:
+    """What a list says: at least one workspace that can be served as far as the list shows, and the refused blocks.
+
+    Attributes:
+        source: The file or variable; empty for a single workspace.
+        again: Looks at the blocks of these numbers again, with another check: the list isn't read again, but the
+            files that it names are.
+    """
+
+    source: str
+    settings: tuple[ConnectionSettings, ...]
+    refused: tuple[Refused, ...] = ()
+    again: "Callable[[Collection[int], Check], Listing] | None" = attrs.field(default=None, eq=False, repr=False)
+
+    def whole(self) -> list[ConnectionSettings]:
+        """All of the list.
+
+        Raises:
+            WorkspacesError: A block is refused.
+        """
+        if self.refused:
+            raise WorkspacesError(self.source, lines_of(self.refused))
+        return list(self.settings)
 
 
 def no_faults(settings: ConnectionSettings) -> Iterable[str]:
@@ -83,10 +146,24 @@ def load_workspaces(
     """
     if state_dir is None:
         state_dir = state_folder.existing(None, environ, home=environment.home())
-    text = environ.get(environment.WORKSPACES_VARIABLE)
-    if not text:
+    if not environ.get(environment.WORKSPACES_VARIABLE):
         return [_single(environ, state_dir)]
-    source = environment.WORKSPACES_VARIABLE
+    return read_variable(environ, state_dir=state_dir, flags=flags, check=check).whole()
+
+
+def read_variable(
+    environ: Mapping[str, str],
+    *,
+    state_dir: Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+    check: Check = no_faults,
+) -> Listing:
+    """The list of ``MOLECULE_WORKSPACES``, which is set.
+
+    Raises:
+        WorkspacesError: It is no list, or no block of it can be served.
+    """
+    source, text = environment.WORKSPACES_VARIABLE, environ[environment.WORKSPACES_VARIABLE]
     try:
         entries = json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as exc:
@@ -95,7 +172,7 @@ def load_workspaces(
     if not isinstance(entries, list):
         raise WorkspacesError(source, ["it is not a JSON array"])
     reading = _Reading(source=source, environ=environ, state_dir=state_dir, above=dict(flags or {}), check=check)
-    return reading.settings(entries, {})
+    return reading.listing(entries, {})
 
 
 def load_config(
@@ -110,6 +187,22 @@ def load_config(
 
     Raises:
         WorkspacesError: The file cannot be read, or something is wrong with it.
+    """
+    return read_config(path, environ, state_dir=state_dir, flags=flags, check=check).whole()
+
+
+def read_config(
+    path: Path,
+    environ: Mapping[str, str],
+    *,
+    state_dir: Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+    check: Check = no_faults,
+) -> Listing:
+    """The list of the TOML file *path*.
+
+    Raises:
+        WorkspacesError: The file as a whole can't be used, or no block of it can be served.
     """
     path = environment.path_of(str(path)).absolute()
     status, document = _toml(path)
@@ -137,7 +230,7 @@ def load_config(
         folder=path.parent,
         faults=faults,
     )
-    return reading.settings(entries, defaults)
+    return reading.listing(entries, defaults)
 
 
 @attrs.define(kw_only=True)
@@ -153,7 +246,7 @@ class _Reading:
     trust: Trust = attrs.field(factory=Trust)
     faults: list[str] = attrs.field(factory=list)
 
-    def settings(self, entries: list[Any] | None, given: Mapping[str, Any]) -> list[ConnectionSettings]:
+    def listing(self, entries: Sequence[Any] | None, given: Mapping[str, Any]) -> Listing:
         below: dict[str, Any] = {
             "api_url": environment.api_url(None, None, self.environ),
             "org_id": _org_id(self.environ),
@@ -162,21 +255,35 @@ class _Reading:
             **attrs.asdict(environment.find_tls({}, self.environ)),
         }
         defaults, faults = read_keys(given, forbidden=OWN)
+        # They would change the meaning of every block.
         self.faults += [f"[defaults]: {fault}" for fault in faults]
-        below, found = stack(below, defaults), []
-        first: dict[str, int] = {}
-        for number, entry in enumerate(entries or [], 1):
-            name, settings, faults = self._entry(number, entry, below)
+        if entries is not None and not entries:
+            self.faults.append("it names no workspace")
+        entries = entries or []
+        listing = self._taken(entries, range(1, len(entries) + 1), stack(below, defaults), {})
+        if self.faults or not listing.settings:
+            raise WorkspacesError(self.source, [*self.faults, *lines_of(listing.refused)])
+        return listing
+
+    def _taken(
+        self, entries: Sequence[Any], numbers: Collection[int], below: Mapping[str, Any], first: dict[str, int]
+    ) -> Listing:
+        """The blocks of *entries* that have these *numbers*; *first* has the block in which each id stands first."""
+        found, refused = [], []
+        for number in sorted(numbers):
+            name, settings, faults = self._entry(number, entries[number - 1], below)
             if name and first.setdefault(name, number) != number:
                 faults.append(f"the id of workspace {first[name]} again")
-            label = f"workspace {number} ({name})" if name else f"workspace {number}"
-            self.faults += [f"{label}: {fault}" for fault in faults]
-            found.append(settings)
-        if entries == []:
-            self.faults.append("it names no workspace")
-        if self.faults:
-            raise WorkspacesError(self.source, self.faults)
-        return [settings for settings in found if settings is not None]
+            if faults or settings is None:
+                refused.append(Refused(entry=number, workspace_id=name, faults=tuple(faults)))
+            else:
+                found.append(settings)
+
+        def again(numbers: Collection[int], check: Check) -> Listing:
+            fresh = attrs.evolve(self, check=check, trust=Trust())
+            return fresh._taken(entries, numbers, below, first)
+
+        return Listing(source=self.source, settings=tuple(found), refused=tuple(refused), again=again)
 
     def _entry(
         self, number: int, entry: Any, below: Mapping[str, Any]

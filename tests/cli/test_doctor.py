@@ -223,6 +223,25 @@ async def test_of_a_list_each_is_looked_at_with_its_own_token_and_platform(sandb
     assert not any(workspace.token in line or other.token in line for line in checkup.lines(both))
 
 
+async def test_a_bad_block_of_a_list_is_a_row_and_hides_no_other(sandbox: Sandbox, tmp_path: Path) -> None:
+    workspace, config = await sandbox.workspace(), tmp_path / "fleet.toml"
+    config.touch(mode=0o600)
+    config.write_text(
+        f'[defaults]\napi_url = "{sandbox.url}"\nbackend = "mock"\n'
+        f'[[workspace]]\nid = "{workspace.id}"\ntoken = "{workspace.token}"\n'
+        '[[workspace]]\nid = "bad"\ntoken_file = "none"\n'
+    )
+
+    found = await look("http://unused", tmp_path, workspace_id=None, config=config)
+    one = await look("http://unused", tmp_path, workspace_id="bad", config=config)
+
+    for findings in (found, one):
+        (failed,) = [finding for finding in findings if finding.level == "FAIL"]
+        assert (failed.workspace, failed.check) == ("bad", "asked for")
+        assert failed.text.startswith(f"{config}: workspace 2 (bad): the token file ")
+    assert levels([finding for finding in found if finding.workspace == workspace.id])["token accepted"] == "ok"
+
+
 async def test_a_list_with_faults_shows_each_of_them(tmp_path: Path) -> None:
     environ = {
         "MOLECULE_WORKSPACES": '[{"id": "a"}, {"token": "some-token"}]',

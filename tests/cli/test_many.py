@@ -56,18 +56,27 @@ def test_a_flag_that_is_given_holds_for_all_and_a_default_for_none(molecule: Mol
 
 def test_problems_of_each_are_told_by_their_workspace(molecule: Molecule, config: Path) -> None:
     config.write_text(
-        config.read_text() + 'backend = "unready"\n[[workspace]]\nid = "ws_3"\ntoken = "t-token"\noptions.times = "x"\n'
+        f"""{config.read_text()}backend = "unready"
+        [[workspace]]
+        id = "ws_3"
+        token = "t-token"
+        options.times = "x"
+        [[workspace]]
+        id = "ws_4"
+        token_file = "none"
+        """
     )
 
-    rehearsed, started = (molecule("connect", "--config", str(config), *more) for more in (["--dry-run"], []))
+    rehearsed, started = (molecule("connect", "--config", str(config), flag) for flag in ("--dry-run", "--strict"))
 
     for result in (rehearsed, started):
         assert result.code == 2
         assert "workspace 3 (ws_2): backend unready: no login" in result.stderr
         assert "workspace 4 (ws_3): option 'times' of backend parrot must be" in result.stderr
         assert "-> write it options.times=..." in result.stderr
-    assert "error: the workspaces are not ready: 2 problems" in rehearsed.stderr
-    assert "error: the list has 2 faults, listed above\nwhat to do: " in started.stderr
+        assert f"workspace 5 (ws_4): the token file {config.parent}/none does not exist" in result.stderr
+    assert "error: the workspaces are not ready: 3 problems" in rehearsed.stderr
+    assert "error: the list has 3 faults, listed above\nwhat to do: " in started.stderr
 
 
 @pytest.mark.parametrize(
@@ -106,6 +115,17 @@ def test_every_fault_is_a_line_and_the_error_counts_them(molecule: Molecule, tok
         "workspace 2 (ws_1): the id of workspace 1 again",
     ]
     assert f"error: MOLECULE_WORKSPACES has {len(faults)} faults, listed above\n" in result.stderr
+
+
+def test_a_list_without_one_good_block_is_refused_as_a_whole(molecule: Molecule, tmp_path: Path, token: str) -> None:
+    entries = [{"id": "ws_1", "token": token, "backend": "unready"}, {"id": "ws_2", "token": token, "backend": "none"}]
+
+    result = molecule("connect", "--state-dir", str(tmp_path / "state"), MOLECULE_WORKSPACES=json.dumps(entries))
+
+    assert result.code == 2
+    assert "workspace 1 (ws_1): backend unready: no login" in result.stderr
+    assert "workspace 2 (ws_2): no backend named 'none'" in result.stderr
+    assert "error: the list has 2 faults, listed above\nwhat to do: " in result.stderr
 
 
 def test_a_single_fault_is_the_error(molecule: Molecule) -> None:

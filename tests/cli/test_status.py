@@ -20,7 +20,7 @@ from molecule_connect.cli.survey import survey
 from molecule_connect.delivery.journal.entries import Lane
 from molecule_connect.delivery.journal.journal import FILE_NAME, Journal
 from molecule_connect.delivery.lease import lease
-from molecule_connect.delivery.status_file import Ailment, Status, status_path
+from molecule_connect.delivery.status_file import Ailment, RefusedFile, Status, status_path
 from molecule_connect.models import Inbound, Kind, TextPart
 
 Molecule = Callable[..., Any]
@@ -216,6 +216,51 @@ def test_one_that_a_running_process_gave_up_counts(status: Molecule, state: Path
     given_up = f"ws_refused: given up 5 min ago by process {os.getpid()}, which serves others: 401 -> a new token\n"
     assert given_up in result.stdout
     assert "forget it" not in result.stdout
+
+
+def test_blocks_that_a_running_process_refuses_count(status: Molecule, state: Path) -> None:
+    refused = Ailment(part="list", reason="workspace 2 (ws_2): no backend", hint="name one", since=time.time() - 300)
+    RefusedFile(state).write({"ws_2": refused, "workspace 3": refused})
+    assert status("ws_2").stdout == "ws_2: no connector runs\n"
+    with serving(state, host=socket.gethostname()):
+        found, one = status(), status("ws_2")
+        document = json.loads(status("--json").stdout)
+
+    assert (found.code, one.code) == (1, 1)
+    for name in ("ws_2", "workspace 3"):
+        head = f"{name}: is not served: process {os.getpid()}, which serves others, refuses its block of the list\n"
+        assert f"{head}    trouble    list, for 5 min: workspace 2 (ws_2): no backend -> name one\n" in found.stdout
+    assert "forget it" not in found.stdout
+    assert one.stdout.startswith("ws_2: is not served: ")
+    assert [(found["workspace_id"], found["state"]) for found in document["workspaces"]] == [
+        ("workspace 3", "refused"),
+        ("ws_1", "running"),
+        ("ws_2", "refused"),
+    ]
+
+
+def test_a_refused_block_of_a_workspace_that_is_served_is_a_trouble(status: Molecule, state: Path) -> None:
+    refused = Ailment(part="list", reason="workspace 1 (ws_1): no backend", since=time.time() - 300)
+    RefusedFile(state).write({"ws_1": refused})
+    with serving(state, host=socket.gethostname()):
+        assert status().code == 1
+        assert "trouble    list, for 5 min: workspace 1 (ws_1): no backend\n" in status().stdout
+        RefusedFile(state).write({})
+        assert status().code == 0
+
+
+def test_what_a_killed_process_refused_is_forgotten(status: Molecule, state: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "pass"]) as process:
+        process.wait()
+    content = {"pid": process.pid, "host": socket.gethostname(), "blocks": {"ws_9": {"part": "list", "reason": "x"}}}
+    left = state / f"{socket.gethostname()}.{process.pid}.refused"
+    left.write_text(json.dumps(content))
+    (state / "broken.refused").write_text("{")
+    with serving(state, host=socket.gethostname()):
+        assert status().code == 0
+        assert "ws_9" not in status().stdout
+    RefusedFile(state).write({})
+    assert list(state.glob("*.refused")) == []
 
 
 def test_where_nothing_was_ever_served_it_says_so_and_touches_nothing(status: Molecule, state: Path) -> None:

@@ -10,7 +10,7 @@ from molecule_connect import events
 from molecule_connect.delivery.connection import Connection
 from molecule_connect.delivery.fleet import Fleet
 from molecule_connect.delivery.journal.journal import Journal
-from molecule_connect.errors import AuthError, FleetError, TransientPlatformError
+from molecule_connect.errors import AuthError, ConfigError, FleetError, TransientPlatformError
 from molecule_connect.models import Progress, Request, Response
 from molecule_connect.settings import ConnectionSettings
 
@@ -97,6 +97,25 @@ async def test_one_that_breaks_like_a_bug_disturbs_none(crew: Crew) -> None:
     crew.stop.set()
     with pytest.raises(ZeroDivisionError):
         await sailing
+
+
+async def test_refused_workspaces_count_only_when_none_is_left(crew: Crew) -> None:
+    refused = ConfigError("no backend named 'x'")
+    del crew.platforms[1:]
+    sailing = crew.sail()
+    crew.fleet.refused = {"ws-9": refused}
+    await asyncio.sleep(60)
+    crew.stop.set()
+    await sailing
+
+    error = TransientPlatformError("register: 503", operation="register", status=503)
+    crew.platforms[0].fail_register = [error] * 5
+    crew.stop = asyncio.Event()
+    sailing = crew.sail()
+    crew.fleet.refused = {"ws-9": refused}
+    with pytest.raises(FleetError, match="2 of 2 workspaces ended with an error") as caught:
+        await asyncio.wait_for(sailing, 60)
+    assert caught.value.errors == {"ws-9": refused, "ws-0": error}
 
 
 async def test_it_ends_by_itself_when_none_is_left_and_names_them_all(crew: Crew) -> None:

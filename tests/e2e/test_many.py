@@ -11,7 +11,7 @@ import pytest
 
 from molecule_connect_sandbox.testing import Sandbox, Workspace
 
-from .kit import Connector, registered
+from .kit import PROGRAM, Connector, clean_environ, registered
 
 MOCK = '[defaults]\nbackend = "mock"\noptions.reply = "%s!"\n'
 
@@ -166,6 +166,117 @@ async def test_lists_that_change_under_load_lose_nothing_and_double_nothing(tmp_
             assert await connector.stop() == 0
         registrations = connector.output.count(f"[{stays.id}] registered")
     assert registrations == 1
+
+
+BAD = {
+    "ws-backend": 'token = "t0k3n-1234"\nbackend = "mokc"',
+    "ws-option": 'token = "t0k3n-1234"\nbackend = "exec"',
+    "ws-file": 'token_file = "later"',
+    "ws-key": 'token = "t0k3n-1234"\ntokn = 1',
+    "a b": 'token = "t0k3n-1234"',
+}
+
+
+def bad_blocks(*names: str) -> list[str]:
+    return [f'[[workspace]]\nid = "{name}"\n{BAD[name]}\n' for name in names or BAD]
+
+
+async def status(state: Path, *arguments: str) -> tuple[int, str]:
+    """The exit code of ``molecule status``, and what it prints."""
+    program = await asyncio.create_subprocess_exec(
+        *PROGRAM, "status", *arguments, "--state-dir", str(state), stdout=asyncio.subprocess.PIPE, env=clean_environ()
+    )
+    output, _ = await program.communicate()
+    assert program.returncode is not None
+    return program.returncode, output.decode()
+
+
+async def test_bad_blocks_are_reported_and_the_good_ones_served(tmp_path: Path) -> None:
+    config, state = tmp_path / "fleet.toml", tmp_path / "state"
+    async with Sandbox.over_loopback() as sandbox:
+        good, late = await sandbox.workspace("good"), await sandbox.workspace("late")
+        mended = block(late, sandbox.url)
+        broken = mended.replace("token =", "tokn =")
+        write(config, *bad_blocks(), block(good, sandbox.url), broken)
+        async with Connector.of_a_list(config, state) as connector:
+            await registered(sandbox, good)
+            await sandbox.say(good, "hi")
+            assert await texts(sandbox, good, 1) == ["hi!"]
+            errors = [line for line in connector.output.splitlines() if " ERROR " in line]
+            assert len(errors) == 6
+            for number, name in enumerate(BAD, 1):
+                label = f"workspace {number}" + (f" ({name})" if " " not in name else "")
+                (line,) = [line for line in errors if f"list: {label}: " in line]
+                assert " -> " in line
+                assert line.endswith(
+                    "; then send SIGHUP to process " + str(connector.process and connector.process.pid)
+                )
+            code, output = await status(state)
+            assert code == 1
+            assert f"{good.id}: runs well" in output
+            for name in ("ws-backend", "ws-option", "ws-file", "ws-key", "workspace 5", late.id):
+                assert f"{name}: is not served: " in output
+            assert (await status(state, "ws-file"))[0] == 1
+
+            write(config, block(good, sandbox.url), mended)
+            connector.send(signal.SIGHUP)
+            await connector.says(f"[{late.id}] list: well again")
+            await registered(sandbox, late)
+            assert await connector.stop() == 0
+        assert connector.output.count(f"[{good.id}] registered") == 1
+    assert list(state.glob("*.refused")) == []
+
+
+async def test_a_strict_list_with_a_bad_block_is_refused(tmp_path: Path) -> None:
+    config = tmp_path / "fleet.toml"
+    async with Sandbox.over_loopback() as sandbox:
+        write(config, block(await sandbox.workspace(), sandbox.url), *bad_blocks())
+        async with Connector.of_a_list(config, tmp_path / "state", "--strict") as connector:
+            assert await connector.ended() == 2
+        assert ("POST", "/registry/register") not in await sandbox.requests()
+    assert "error: the list has 5 faults, listed above\n" in connector.output
+
+
+async def test_once_with_a_bad_block_answers_the_rest_and_ends_with_2(tmp_path: Path) -> None:
+    config = tmp_path / "fleet.toml"
+    async with Sandbox.over_loopback() as sandbox:
+        good = await sandbox.workspace()
+        await sandbox.say(good, "hi")
+        write(config, block(good, sandbox.url), *bad_blocks("ws-file"))
+        async with Connector.of_a_list(config, tmp_path / "state", "--once") as connector:
+            assert await connector.ended() == 2
+        assert await texts(sandbox, good, 1) == ["hi!"]
+    assert "error: 1 of 2 workspaces ended with an error: ws-file: workspace 2 (ws-file): " in connector.output
+
+
+async def test_a_reload_with_bad_blocks_applies_the_rest(tmp_path: Path) -> None:
+    config, state = tmp_path / "fleet.toml", tmp_path / "state"
+    async with Sandbox.over_loopback() as sandbox:
+        old, changed, new = [await sandbox.workspace(name) for name in ("old", "changed", "new")]
+        write(config, block(old, sandbox.url), block(changed, sandbox.url))
+        async with Connector.of_a_list(config, state) as connector:
+            await registered(sandbox, old)
+            await registered(sandbox, changed)
+            before = len(connector.output)
+            write(config, block(old, sandbox.url, 'backend = "mokc"'), block(new, sandbox.url), *bad_blocks("a b"))
+            connector.send(signal.SIGHUP)
+            await registered(sandbox, new)
+            await connector.says("; it goes on with its earlier settings -> ", since=before)
+            assert "gone, drain" not in connector.output
+            for workspace in (old, changed):
+                await sandbox.say(workspace, "still here")
+                assert await texts(sandbox, workspace, 1) == ["still here!"]
+            code, output = await status(state)
+            assert code == 1
+            assert f"{old.id}: runs, and is in trouble" in output
+
+            write(config, block(old, sandbox.url), block(new, sandbox.url))
+            connector.send(signal.SIGHUP)
+            await connector.says(f"gone, drain: {changed.id}; 2 stay as they are", since=before)
+            await connector.says(f"[{changed.id}] stopped", since=before)
+            assert (await status(state))[0] == 0
+            assert await connector.stop() == 0
+    assert connector.output.count(f"[{old.id}] registered") == 1
 
 
 async def test_a_list_with_faults_at_sighup_is_told_and_changes_nothing(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """What the flags of ``molecule connect`` and the environment ask for: one workspace, or a list of them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from molecule_connect.plugins import discovery
 from molecule_connect.plugins.options import parse_options
 from molecule_connect.plugins.scan import BACKENDS
 from molecule_connect.settings import DEFAULT_BACKEND, ConnectionSettings
-from molecule_connect.workspaces import WorkspacesError, load_config, load_workspaces, plugin_check
+from molecule_connect.workspaces import Listing, WorkspacesError, plugin_check, read_config, read_variable
 
 # Flags that say of every workspace of a list what its block could say, and the key of a block.
 _KEYS = {
@@ -34,13 +34,24 @@ class Asked:
     """What is to be served.
 
     Attributes:
-        source: The file or variable that lists the workspaces; empty for a single one.
-        again: Reads the list anew; None where it cannot have changed.
+        strict: A list with a refused block is refused as a whole.
+        again: Reads the list again; None where it cannot have changed.
+        once: As the flag.
     """
 
-    settings: Sequence[ConnectionSettings]
-    source: str = ""
-    again: Callable[[], Sequence[ConnectionSettings]] | None = None
+    listing: Listing
+    strict: bool = False
+    again: Callable[[], Listing] | None = None
+    once: bool = False
+
+    @property
+    def settings(self) -> Sequence[ConnectionSettings]:
+        """The workspaces that can be served as far as the list shows."""
+        return self.listing.settings
+
+    def retried(self, listing: Listing, entries: Collection[int]) -> Listing:
+        """The blocks *entries* of *listing*, with what they refer to as it is now."""
+        return listing if listing.again is None else _ready(listing.again(entries, plugin_check()), self.once)
 
     @property
     def grace(self) -> float:
@@ -61,27 +72,28 @@ def ask(flags: Mapping[str, Any], given: frozenset[str], environ: Mapping[str, s
         raise ConfigError("--mode push is not built yet", hint="use --mode poll, which needs no public address")
     config = flags["config"]
     if config is None and not environ.get(environment.WORKSPACES_VARIABLE):
-        return Asked(settings=[_single(flags, environ, planned)])
+        return Asked(listing=Listing(source="", settings=(_single(flags, environ, planned),)), strict=flags["strict"])
     _refuse_single(flags, "--config" if config is not None else environment.WORKSPACES_VARIABLE)
-    reading: dict[str, Any] = {"state_dir": planned, "flags": _flags_for_all(flags, given), "check": plugin_check()}
+    reading: dict[str, Any] = {"state_dir": planned, "flags": _flags_for_all(flags, given)}
+    kind: dict[str, Any] = {"strict": flags["strict"], "once": flags["once"]}
     if config is None:
-        settings = load_workspaces(environ, **reading)
-        return Asked(settings=_ready(settings, flags), source=environment.WORKSPACES_VARIABLE)
+        listing = read_variable(environ, **reading, check=plugin_check())
+        return Asked(listing=_ready(listing, flags["once"]), **kind)
 
-    def read() -> Sequence[ConnectionSettings]:
-        return _ready(load_config(config, environ, **{**reading, "check": plugin_check()}), flags)
+    def read() -> Listing:
+        return _ready(read_config(config, environ, **reading, check=plugin_check()), flags["once"])
 
-    def again() -> Sequence[ConnectionSettings]:
+    def again() -> Listing:
         # Opening a pipe that nobody writes to would hold up everything that is served.
         if config.exists() and not config.is_file():
             raise WorkspacesError(str(config), ["it is no file, and can be read only once"])
         return read()
 
-    return Asked(settings=read(), source=str(config), again=again)
+    return Asked(listing=read(), again=again, **kind)
 
 
-def _ready(settings: Sequence[ConnectionSettings], flags: Mapping[str, Any]) -> Sequence[ConnectionSettings]:
-    return [attrs.evolve(one, once=flags["once"]) for one in settings]
+def _ready(listing: Listing, once: bool) -> Listing:
+    return attrs.evolve(listing, settings=tuple(attrs.evolve(one, once=once) for one in listing.settings))
 
 
 def _refuse_single(flags: Mapping[str, Any], source: str) -> None:

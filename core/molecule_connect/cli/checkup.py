@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from molecule_connect.platform.trust import Trust
 from molecule_connect.plugins.options import parse_options
 from molecule_connect.serve import rehearse
 from molecule_connect.settings import DEFAULT_API_URL, ConnectionSettings, canonical_id
-from molecule_connect.workspaces import WorkspacesError, load_config, load_workspaces
+from molecule_connect.workspaces import Listing, WorkspacesError, read_config, read_variable
 
 OK, WARN, FAIL, SKIP = "ok", "warn", "FAIL", "-"
 # Less is the network's doing, and the Date header's whole seconds.
@@ -57,7 +57,8 @@ async def checkup(
         yield finding
     try:
         is_list = flags["config"] is not None or environ.get(environment.WORKSPACES_VARIABLE)
-        settings = _listed(flags, environ, folder) if is_list else [_single(flags, api_url, environ)]
+        single = () if is_list else (_single(flags, api_url, environ),)
+        listing = _listed(flags, environ, folder) if is_list else Listing(source="", settings=single)
     except WorkspacesError as exc:
         for fault in exc.faults:
             yield Finding("asked for", FAIL, f"{exc.source}: {fault}")
@@ -65,7 +66,10 @@ async def checkup(
     except ConfigError as exc:
         yield _failed("asked for", exc)
         return
-    for one in settings:
+    for refused in listing.refused:
+        for fault in refused.lines:
+            yield Finding("asked for", FAIL, f"{listing.source}: {fault}", workspace=refused.name)
+    for one in listing.settings:
         tokens = partial(credentials_of if is_list else partial(_credentials, flags, environ), one, folder)
         async with contextlib.aclosing(_workspace_checkup(one, folder, tokens, now)) as found:
             async for finding in found:
@@ -117,16 +121,22 @@ def _folder(flags: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[Path 
     return folder, [Finding("state folder", OK, text), *warnings]
 
 
-def _listed(flags: Mapping[str, Any], environ: Mapping[str, str], folder: Path | None) -> Sequence[ConnectionSettings]:
-    """Those of the list, or the one of them that is asked for."""
+def _listed(flags: Mapping[str, Any], environ: Mapping[str, str], folder: Path | None) -> Listing:
+    """The list, or what it says of the one workspace that is asked for."""
     if flags["config"] is not None:
-        settings = load_config(flags["config"], environ, state_dir=folder)
+        listing = read_config(flags["config"], environ, state_dir=folder)
     else:
-        settings = load_workspaces(environ, state_dir=folder)
-    wanted = canonical_id(flags["workspace_id"]) if flags["workspace_id"] is not None else None
-    chosen = [one for one in settings if wanted in (None, one.workspace_id)]
-    if not chosen:
-        known = ", ".join(one.workspace_id for one in settings)
+        listing = read_variable(environ, state_dir=folder)
+    if flags["workspace_id"] is None:
+        return listing
+    wanted = canonical_id(flags["workspace_id"])
+    chosen = attrs.evolve(
+        listing,
+        settings=tuple(one for one in listing.settings if one.workspace_id == wanted),
+        refused=tuple(one for one in listing.refused if one.workspace_id == wanted),
+    )
+    if not chosen.settings and not chosen.refused:
+        known = ", ".join(one.workspace_id for one in listing.settings)
         raise ConfigError(f"{wanted} is not on the list", hint=f"it names {known}")
     return chosen
 

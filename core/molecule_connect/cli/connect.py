@@ -263,7 +263,8 @@ def tls_options(command: F) -> F:
 @click.option(
     "--strict",
     is_flag=True,
-    help="Refuse what is otherwise a warning: unknown options, and a state folder that others could replace.",
+    help="Refuse what is otherwise a warning: unknown options, and a state folder that others could replace. Refuse a "
+    "list with any block that can't be served.",
 )
 @click.option(
     "--log-format",

@@ -1,6 +1,7 @@
-"""SIGHUP: the file of workspaces is read again, and what it says is followed."""
+"""SIGHUP: the file of workspaces is read again, and what it says is followed. Refused blocks are retried."""
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 
@@ -12,22 +13,25 @@ from molecule_connect.cli.signals import StopSignals
 from molecule_connect.console.lines import ERROR, INFO
 from molecule_connect.console.screen import Screen, Summary
 from molecule_connect.errors import MoleculeError
-from molecule_connect.serve import Plan, Served
+from molecule_connect.serve import LIST, Plan, Served
 from molecule_connect.settings import ConnectionSettings
 from molecule_connect.workspaces import WorkspacesError
 
 # So many workspaces of a change are named in its line; each that starts has a line of its own.
 _SHOWN = 3
+# Seconds between looks at refused blocks: a token file may appear, or somebody may log in.
+RETRY = 60.0
 _NOTHING = "nothing was changed; mend it and send SIGHUP again"
 
 
-def with_way_back(listener: events.Listener) -> events.Listener:
-    """*listener*, told at the end of a workspace how to start it again."""
+def with_next_step(listener: events.Listener, *, reloads: bool) -> events.Listener:
+    """*listener*, told at the end of a workspace and of a refused block what makes this process look at it again."""
 
     def told(event: events.Event) -> None:
-        if isinstance(event, events.Trouble) and event.part == "connection":
-            hint = f"{event.hint}; then send SIGHUP to process {os.getpid()}" if event.hint else event.hint
-            event = attrs.evolve(event, hint=hint)
+        if isinstance(event, events.Trouble) and event.hint and (reloads or event.part == LIST):
+            way = f"then send SIGHUP to process {os.getpid()}" if reloads else "then restart"
+            if event.part in ("connection", LIST):
+                event = attrs.evolve(event, hint=f"{event.hint}; {way}")
         listener(event)
 
     return told
@@ -41,30 +45,49 @@ async def follow_the_list(
     screen: Screen,
     signals: StopSignals,
     summary: Callable[[ConnectionSettings], Summary],
+    retry: float = RETRY,
 ) -> None:
-    """Read the list again each time that *reload* is set, until cancelled. One with a fault changes nothing."""
-    if asked.again is None:
-        return
+    """Read the list each time that *reload* is set, and look at refused blocks every *retry* seconds, until cancelled.
+
+    A list that cannot be used at all changes nothing.
+    """
+    listing = asked.listing
     while True:
-        await reload.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(retry if served.refused and not asked.once else None):
+                await reload.wait()
+        is_asked = reload.is_set() and asked.again is not None
         reload.clear()
         try:
-            plan = await served.plan(asked.again())
-        except WorkspacesError as error:
-            for fault in error.faults:
-                screen.note(ERROR, f"{asked.source}: {fault}")
-            screen.note(ERROR, f"{asked.source} was read again and not followed", _NOTHING)
-        except MoleculeError as error:
-            screen.note(ERROR, f"{asked.source} was read again and not followed: {error}", error.hint or _NOTHING)
+            if is_asked and asked.again is not None:
+                listing = asked.again()
+                plan = await served.plan(listing.settings, listing.refused)
+                screen.note(INFO, f"{listing.source} was read again: {_story(plan)}")
+            else:
+                again = asked.retried(listing, [one.entry for one in served.refused])
+                plan = await served.plan_again(again.settings, again.refused)
         except Exception as error:  # a bug in reading must not end what is served
-            screen.note(ERROR, f"{asked.source} was not followed: {type(error).__name__}: {error}", _NOTHING)
-        else:
-            screen.note(INFO, f"{asked.source} was read again: {_story(plan)}")
-            signals.grace = max(signals.grace, *(one.grace for one in plan.wanted))
-            screen.open([summary(one) for one in plan.starting])
-            await served.follow(plan)
-            for name in plan.gone:
-                screen.forget(name)
+            if is_asked:
+                _tell_fault(error, asked.listing.source, screen)
+            continue
+        signals.grace = max(signals.grace, *(one.grace for one in plan.wanted))
+        screen.open([summary(one) for one in plan.starting])
+        before = served.names
+        served.refuse(plan.refused, kept=plan.kept, repeat=is_asked)
+        await served.follow(plan)
+        for name in before.difference(served.names):
+            screen.forget(name)
+
+
+def _tell_fault(error: Exception, source: str, screen: Screen) -> None:
+    if isinstance(error, WorkspacesError):
+        for fault in error.faults:
+            screen.note(ERROR, f"{source}: {fault}")
+        screen.note(ERROR, f"{source} was read again and not followed", _NOTHING)
+    elif isinstance(error, MoleculeError):
+        screen.note(ERROR, f"{source} was read again and not followed: {error}", error.hint or _NOTHING)
+    else:
+        screen.note(ERROR, f"{source} was not followed: {type(error).__name__}: {error}", _NOTHING)
 
 
 def _story(plan: Plan) -> str:
@@ -72,6 +95,8 @@ def _story(plan: Plan) -> str:
         ("new: ", plan.new),
         ("changed, drain and start anew: ", plan.changed),
         ("gone, drain: ", plan.gone),
+        ("go on with their earlier settings: ", plan.kept),
+        ("refused: ", [one.name for one in plan.refused]),
     )
     told = [words + _some(names) for words, names in parts if names]
     same = "1 stays as it is" if len(plan.same) == 1 else f"{len(plan.same)} stay as they are"

@@ -46,7 +46,7 @@ def run(flags: Mapping[str, Any], given: frozenset[str], *, screen: Screen) -> N
 
 
 async def _serve(asked: Asked, mode: str, folder: Path, screen: Screen, signals: StopSignals) -> None:
-    from molecule_connect.cli.reloading import follow_the_list, with_way_back
+    from molecule_connect.cli.reloading import follow_the_list, with_next_step
     from molecule_connect.serve import serving
 
     def summary(settings: ConnectionSettings) -> Summary:
@@ -56,8 +56,11 @@ async def _serve(asked: Asked, mode: str, folder: Path, screen: Screen, signals:
     stop, reload = asyncio.Event(), asyncio.Event()
     signals.bind(stop, reload)
     screen.open([summary(one) for one in asked.settings])
-    listener = with_way_back(screen) if asked.again is not None else screen
-    async with serving(asked.settings, state_dir=folder, listener=listener) as served:
+    listener = with_next_step(screen, reloads=asked.again is not None)
+    refused = asked.listing.refused
+    async with serving(
+        asked.settings, state_dir=folder, listener=listener, refused=refused, strict=asked.strict
+    ) as served:
         following = asyncio.ensure_future(
             follow_the_list(asked, reload, served, screen=screen, signals=signals, summary=summary)
         )
@@ -75,12 +78,13 @@ def _rehearse(asked: Asked, mode: str, planned: Path, screen: Screen) -> None:
     screen.open([_summary(one, mode, planned) for one in asked.settings])
     with _log_to(screen):
         # No state is touched; a token that is kept there is read all the same.
-        problems = asyncio.run(rehearse(asked.settings, state_dir=planned, listener=screen))
+        refused = asked.listing.refused
+        problems = asyncio.run(rehearse(asked.settings, state_dir=planned, listener=screen, refused=refused))
     for problem in problems:
         screen.note("ERROR", problem)
     screen.note("INFO", "dry run: nothing was started")
     if problems:
-        what = "the backend is" if len(asked.settings) == 1 else "the workspaces are"
+        what = "the backend is" if len(asked.settings) + len(refused) == 1 else "the workspaces are"
         raise ConfigError(
             f"{what} not ready: {len(problems)} problem{'s' if len(problems) > 1 else ''}",
             hint="mend what is listed above, then try again",

@@ -90,6 +90,8 @@ def _ending(one: "Found", now: float) -> str:
     from molecule_connect.console.texts import one_line
 
     told = one.status
+    if one.state == "refused":
+        return f"is not served: process {one.keeper}, which serves others, refuses its block of the list"
     if told is None:
         return "no connector runs"
     if told.ended is None:

@@ -10,7 +10,7 @@ import attrs
 from molecule_connect.delivery.inspection import Glance, Inspection
 from molecule_connect.delivery.journal.entries import State
 from molecule_connect.delivery.lease import Holder, holder
-from molecule_connect.delivery.status_file import REFRESH, Ailment, Status, read_status
+from molecule_connect.delivery.status_file import REFRESH, Ailment, Status, read_refused, read_status
 from molecule_connect.errors import ConfigError, JournalError
 from molecule_connect.settings import canonical_id
 
@@ -27,11 +27,13 @@ class Found:
 
     Attributes:
         state: running, paused, trouble, starting, stopping, suspended (by SIGSTOP or Ctrl-Z) or silent while a process
-            holds the lease; stopped, ended (with an error) or died (without a word) when none does.
+            holds the lease; stopped, ended (with an error), died (without a word) or refused (a running process can't
+            serve its block of the list) when none does.
         status: What the connector told; None where it is of no use.
         counts: Messages by state; None where the journal cannot be read.
         oldest: When the oldest message that waits was written, in seconds since 1970.
-        keeper: The process that gave this workspace up and still serves others; None where there is none.
+        keeper: The process that gave this workspace up, or refuses its block, and serves others; None where there is
+            none.
     """
 
     workspace_id: str
@@ -80,8 +82,18 @@ def survey(folder: Path, workspace_id: str | None, now: float) -> list[Found]:
             pass
         except JournalError as exc:
             problem = str(exc)
-        names = [workspace_id] if workspace_id else _names(folder, journal)
-        return _kept([_find(folder, name, journal, problem, now) for name in names])
+        refused = _refused(folder)
+        names = [workspace_id] if workspace_id else sorted({*_names(folder, journal), *refused})
+        return _kept([_find(folder, name, journal, problem, now, refused.get(name)) for name in names])
+
+
+def _refused(folder: Path) -> dict[str, tuple[int, Ailment]]:
+    """The blocks that running processes refuse, each with its process."""
+    reported = read_refused(folder)
+    found = [holder(folder, path.stem) for path in folder.glob("*.lock")] if reported else []
+    alive = {(one.pid, one.host) for one in found if one is not None}
+    running = [one for one in reported if (one.pid, one.host) in alive]
+    return {name: (one.pid, ailment) for one in running for name, ailment in one.blocks.items()}
 
 
 def _kept(found: list[Found]) -> list[Found]:
@@ -95,18 +107,30 @@ def _kept(found: list[Found]) -> list[Found]:
     ]
 
 
-def _names(folder: Path, journal: Inspection | None) -> list[str]:
+def _names(folder: Path, journal: Inspection | None) -> set[str]:
     names = {path.stem for pattern in ("*.lock", "*.status") for path in folder.glob(pattern)}
-    return sorted({canonical_id(name) for name in names.union(journal.workspaces() if journal else ())})
+    return {canonical_id(name) for name in names.union(journal.workspaces() if journal else ())}
 
 
-def _find(folder: Path, workspace_id: str, journal: Inspection | None, problem: str, now: float) -> Found:
+def _find(
+    folder: Path,
+    workspace_id: str,
+    journal: Inspection | None,
+    problem: str,
+    now: float,
+    refused: tuple[int, Ailment] | None,
+) -> Found:
     told, by = read_status(folder, workspace_id), holder(folder, workspace_id)
     if by is not None and told is not None and (told.pid != by.pid or told.ended):
         told = None  # an earlier process left it
-    ailments = _ailments(told, by, problem, now)
+    ailments, keeper = _ailments(told, by, problem, now), None
+    if refused is not None:
+        ailments = (*ailments, refused[1])
+        keeper = refused[0] if by is None else None
     state = "suspended" if by is not None and _is_suspended(by) else _state(told, by, ailments, now)
-    found = Found(workspace_id=workspace_id, state=state, holder=by, status=told, ailments=ailments)
+    if keeper is not None:
+        state = "refused"
+    found = Found(workspace_id=workspace_id, state=state, holder=by, status=told, ailments=ailments, keeper=keeper)
     if journal is None:
         return found
     oldest = journal.oldest(workspace_id)

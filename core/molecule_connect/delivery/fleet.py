@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import attrs
@@ -40,7 +40,11 @@ class _Berth:
 
 
 class Fleet:
-    """Runs members side by side, one for each workspace."""
+    """Runs members side by side, one for each workspace.
+
+    Attributes:
+        refused: What keeps other workspaces from being run at all.
+    """
 
     def __init__(
         self,
@@ -61,6 +65,7 @@ class Fleet:
         self._stopping = False
         self._changes = 0
         self._turn = asyncio.Lock()
+        self.refused: Mapping[str, MoleculeError] = {}
 
     @property
     def running(self) -> frozenset[str]:
@@ -71,7 +76,7 @@ class Fleet:
         """Serve until *stop* is set and all have drained, or none is left.
 
         What a member ends with is raised once none is left, or when it is a bug; after a *stop* that others drained
-        for, it has been told, and that is enough.
+        for, it has been told, and that is enough. The same goes for what is in ``refused``.
 
         Raises:
             MoleculeError: What ended the only one.
@@ -137,7 +142,7 @@ class Fleet:
         try:
             await member.run(stop)
         except Exception as exc:  # it ends this workspace alone
-            if len(self._berths) > 1:
+            if self._count > 1:
                 hint = getattr(exc, "hint", "")
                 self._listener(
                     events.Trouble(workspace_id=member.workspace_id, part="connection", reason=str(exc), hint=hint)
@@ -162,16 +167,22 @@ class Fleet:
 
     def _judge(self, *, was_asked: bool) -> None:
         """Raise what the members ended with, as far as nobody was told of it or can do without."""
-        failed = {name: exc for name, berth in self._berths.items() if (exc := berth.task.exception()) is not None}
-        if was_asked and len(failed) < len(self._berths):
-            failed = {name: exc for name, exc in failed.items() if _is_bug(exc)}
+        ended = {name: exc for name, berth in self._berths.items() if (exc := berth.task.exception()) is not None}
+        if was_asked and len(ended) < len(self._berths):
+            failed = {name: exc for name, exc in ended.items() if _is_bug(exc)}
+        else:
+            failed = {**self.refused, **ended}
         bug = next((exc for exc in failed.values() if not isinstance(exc, MoleculeError)), None)
         if bug is not None:
             raise bug
-        if failed and len(self._berths) == 1:
+        if failed and self._count == 1:
             raise next(iter(failed.values()))
         if failed:
-            raise FleetError(failed, of=len(self._berths))
+            raise FleetError(failed, of=self._count)
+
+    @property
+    def _count(self) -> int:
+        return len(self._berths.keys() | self.refused.keys())
 
     async def _watch(self) -> None:
         """Once a second: did the machine sleep, and did another program change the journal?"""

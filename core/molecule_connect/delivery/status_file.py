@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from molecule_connect.settings import ConnectionSettings
 # Written at each change and each beat, and at least so often: its age tells a process that hangs.
 REFRESH, PAUSE = 30.0, 1.0
 SUFFIX = ".status"
+_REFUSED_SUFFIX = ".refused"
 
 
 @attrs.frozen(kw_only=True)
@@ -159,19 +160,90 @@ class StatusFile:
     def _write(self) -> None:
         self._status = attrs.evolve(self._status, written=self._wall())
         # Only the lease's holder writes, so one name is enough, and a kill leaves no more than one file.
-        new = self._path.with_name(f".{self._path.name}.new")
-        content = json.dumps(attrs.asdict(self._status)).encode()
-        try:
-            new.unlink(missing_ok=True)
-            descriptor = private_file.open_file(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-            new.replace(self._path)
-        except OSError:
-            # On a full disk what is there has its room, and then it matters most that what it says is so.
-            with contextlib.suppress(OSError), os.fdopen(private_file.open_file(self._path, os.O_RDWR), "r+b") as file:
-                file.write(content)
-                file.truncate()
+        _write(self._path, json.dumps(attrs.asdict(self._status)).encode())
+
+
+@attrs.frozen(kw_only=True)
+class Refusals:
+    """The blocks of a list that one process can't serve, by workspace id, or by number where a block names none."""
+
+    pid: int
+    host: str
+    blocks: Mapping[str, Ailment]
+
+
+class RefusedFile:
+    """``<state>/<host>.<pid>.refused``: the refused blocks of this process's list; there while there are some.
+
+    A block may have no usable id, and another process may serve its workspace, so this isn't in a status file. One that
+    cannot be written is let be.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / f"{socket.gethostname().replace('/', '_')}.{os.getpid()}{_REFUSED_SUFFIX}"
+
+    def write(self, blocks: Mapping[str, Ailment]) -> None:
+        """Report *blocks*, and no others."""
+        for path in _refused_files(self._path.parent):
+            if path == self._path or not _is_running(path):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+        if blocks:
+            told = {name: attrs.asdict(one) for name, one in blocks.items()}
+            content = {"pid": os.getpid(), "host": socket.gethostname(), "blocks": told}
+            _write(self._path, json.dumps(content).encode())
+
+    def remove(self) -> None:
+        """Report nothing any more."""
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
+
+
+def read_refused(folder: Path) -> list[Refusals]:
+    """What processes of this machine have reported; one that was killed may have left its file."""
+    return [refusals for path in _refused_files(folder) if (refusals := _refusals(path)) is not None]
+
+
+def _refused_files(folder: Path) -> Iterator[Path]:
+    return folder.glob(f"*{_REFUSED_SUFFIX}")
+
+
+def _refusals(path: Path) -> Refusals | None:
+    try:
+        content = json.loads(private_file.read(path, of_anyone=True))
+        blocks = {str(name): Ailment(**one) for name, one in content["blocks"].items()}
+        return Refusals(pid=int(content["pid"]), host=str(content["host"]), blocks=blocks)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
+        return None
+
+
+def _is_running(path: Path) -> bool:
+    """Whether the process that wrote *path* may still run."""
+    refusals = _refusals(path)
+    if refusals is None or refusals.host != socket.gethostname():
+        return refusals is not None
+    try:
+        os.kill(refusals.pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
+def _write(path: Path, content: bytes) -> None:
+    new = path.with_name(f".{path.name}.new")
+    try:
+        new.unlink(missing_ok=True)
+        descriptor = private_file.open_file(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        new.replace(path)
+    except OSError:
+        # On a full disk what is there has its room, and then it matters most that what it says is so.
+        with contextlib.suppress(OSError), os.fdopen(private_file.open_file(path, os.O_RDWR), "r+b") as file:
+            file.write(content)
+            file.truncate()
 
 
 def status_path(folder: Path, workspace_id: str) -> Path:
