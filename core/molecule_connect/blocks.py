@@ -12,6 +12,7 @@ import attrs
 from molecule_connect import events
 from molecule_connect.delivery.connection import Connection
 from molecule_connect.delivery.journal.journal import Journal
+from molecule_connect.delivery.ports import Pace
 from molecule_connect.errors import CloseError, ConfigError
 from molecule_connect.models import Handler
 from molecule_connect.platform.address import parse_address
@@ -195,6 +196,40 @@ def client_of(settings: ConnectionSettings, ground: Ground) -> AsyncPlatformClie
     )
 
 
+@attrs.frozen
+class ClientPace(Pace):
+    """The pace that a client's platform allows for the intervals of *settings*."""
+
+    settings: ConnectionSettings
+    client: AsyncPlatformClient
+
+    def safety_interval(self, *, trusted: bool) -> float:
+        """See ``Pace``."""
+        return self.client.pacer.safety_interval(self.settings.safety_interval, trusted=trusted)
+
+    def poll_interval(self) -> float:
+        """See ``Pace``."""
+        return self.client.pacer.poll_interval() if self.is_limited else 0.0
+
+    def read_rest(self) -> float:
+        """See ``Pace``."""
+        return self.client.pacer.read_rest()
+
+    def beat_interval(self) -> float:
+        """See ``Pace``."""
+        return self.client.pacer.beat_interval(self.settings.heartbeat_interval)
+
+    @property
+    def is_limited(self) -> bool:
+        """See ``Pace``."""
+        return self.client.pacer.is_limited
+
+    @property
+    def is_queued(self) -> bool:
+        """See ``Pace``."""
+        return self.client.is_queued
+
+
 def connection_of(
     settings: ConnectionSettings,
     client: AsyncPlatformClient,
@@ -206,13 +241,6 @@ def connection_of(
     began: float | None = None,
 ) -> Connection:
     """What serves the workspace. Without a *handler* messages wait for readers; see ``Connection`` for the rest."""
-    pacer = client.pacer
-
-    def pace(trusted: bool) -> tuple[float, float]:
-        return pacer.safety_interval(settings.safety_interval, trusted=trusted), pacer.beat_interval(
-            settings.heartbeat_interval
-        )
-
     return Connection(
         settings,
         platform=WorkspaceClient(client, say=notice(settings.workspace_id, ground.listener)),
@@ -220,8 +248,7 @@ def connection_of(
         journal=ground.journal,
         folder=ground.state_dir,
         listener=ground.listener,
-        pace=pace,
-        read_rest=pacer.read_rest,
+        pace=ClientPace(settings, client),
         presence=presence,
         doubts_refusals=doubts_refusals,
         began=began,

@@ -528,7 +528,7 @@ class Serving:
         self.platform = platform
         self.journal = journal
         self.clock = given.pop("wall", lambda: EPOCH + loop.time())
-        presence, room = given.pop("presence", True), given.pop("room", None)
+        presence, room, pace = given.pop("presence", True), given.pop("room", None), given.pop("pace", None)
         given.setdefault("workspace_id", WORKSPACE)
         self.connection = Connection(
             ConnectionSettings(backend="fake", **given),
@@ -539,6 +539,7 @@ class Serving:
             listener=self.events,
             wall=self.clock,
             presence=presence,
+            pace=pace,
             room=room,
         )
         self.stop = asyncio.Event()

@@ -9,6 +9,7 @@ from molecule_connect import events
 from molecule_connect.delivery.health import Health
 from molecule_connect.delivery.heartbeat import Heartbeat
 from molecule_connect.delivery.journal.journal import Journal
+from molecule_connect.delivery.ports import Unlimited
 from molecule_connect.errors import (
     AuthError,
     BackendError,
@@ -17,7 +18,7 @@ from molecule_connect.errors import (
     PlatformError,
     TransientPlatformError,
 )
-from molecule_connect.models import Presence, Progress, Request, Response
+from molecule_connect.models import Presence, Progress, Request, Response, Signal
 
 from .kit import FakePlatform, Serving, echo
 
@@ -99,6 +100,37 @@ async def test_a_machine_that_slept_beats_reads_and_reopens_once(journal: Journa
         await asyncio.sleep(10)
         assert len([time for time in platform.opens if time >= at]) == 1
         assert len([time for time in platform.beat_times if time >= at]) == 1
+
+
+class Limited(Unlimited):
+    """A rate limit that leaves room for the regular heartbeats, and for a read only now and then."""
+
+    is_queued = False
+
+    @property
+    def is_limited(self) -> bool:
+        return True
+
+
+async def test_a_rate_limit_leaves_the_regular_beats_alone(journal: Journal) -> None:
+    platform = FakePlatform(has_stream=True)
+    async with Serving(platform, journal, pace=Limited()):
+        await asyncio.sleep(45)
+        platform.fail_fetch = [UNAVAILABLE] * 5
+        platform.signal(Signal.ROW)
+        await asyncio.sleep(200)
+        assert gaps(platform.beat_times) == pytest.approx([30] * 8)
+
+
+async def test_a_read_that_waits_for_its_turn_is_no_trouble(journal: Journal) -> None:
+    pace, platform = Limited(), FakePlatform()
+    async with Serving(platform, journal, pace=pace) as serving:
+        await asyncio.sleep(31)
+        pace.is_queued, platform.fetch_delay = True, 200.0
+        await asyncio.sleep(150)
+        assert serving.events.of(events.Trouble) == []
+        pace.is_queued = False
+        await platform.until(lambda: "is not here yet" in platform.beats[-1].wedged, 60)
 
 
 # Errors

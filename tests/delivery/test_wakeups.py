@@ -455,3 +455,12 @@ async def test_a_stream_that_works_is_known_to_within_a_second_of_the_start(jour
     async with Serving(platform, journal) as serving:
         await asyncio.sleep(1)
         assert listening(serving) == ["stream"]
+
+
+@pytest.mark.parametrize("poll_interval", [None, 2.0])
+async def test_polls_are_no_more_frequent_than_the_rate_limit_allows(poll_interval: float | None) -> None:
+    async with listen(poll_interval=poll_interval, least_poll=lambda: 20.0) as heard:
+        await next_reads(heard.wakeups, 6)
+        began = now()
+        await next_reads(heard.wakeups, 3)
+        assert now() - began == pytest.approx(60)

@@ -1,4 +1,5 @@
 import asyncio
+import itertools
 
 import pytest
 
@@ -180,11 +181,12 @@ async def test_a_small_window_stretches_safety_reads_then_beats_within_bounds_an
     assert pacer.beat_interval(30) == 60
     await ask(pacer, Lane.READ, answer("2", "1"))
     assert (pacer.safety_interval(30, trusted=True), pacer.safety_interval(30, trusted=False)) == (300, 60)
-    assert len(said) == 1
-    assert "10 workspaces" in said[0]
+    small, too_small = said
+    assert "10 workspaces share" in small
+    assert "10 workspaces can't keep to the platform's limit of 2 requests a minute: about 1 can" in too_small
 
     await ask(pacer, Lane.READ, answer("600", "590"))
-    assert len(said) == 2
+    assert len(said) == 3
 
 
 async def test_what_others_use_of_the_window_is_not_ours(pacer: Pacer) -> None:
@@ -204,3 +206,80 @@ async def test_a_cancelled_wait_is_not_counted(pacer: Pacer) -> None:
 
     await ask(never, Lane.READ, answer("10", "5"))
     assert never.wait(Lane.READ) == 0
+
+
+async def start(pacer: Pacer, time: Time, lane: Lane, started: list[tuple[Lane, float]]) -> None:
+    await pacer.admit(lane)
+    started.append((lane, time.now))
+
+
+async def test_requests_that_had_to_wait_are_spread_over_the_next_window(pacer: Pacer, time: Time) -> None:
+    started: list[tuple[Lane, float]] = []
+    await ask(pacer, Lane.READ, answer("100", "40"))
+    await asyncio.gather(*(start(pacer, time, Lane.READ, started) for _ in range(4)))
+
+    times = [when for _, when in started]
+    assert times[0] == 30
+    # 59 others used this window, so that one request is left for us besides the reserve.
+    assert [later - earlier for earlier, later in itertools.pairwise(times)] == pytest.approx([60] * 3)
+
+
+async def test_heartbeats_start_at_once_while_everything_else_waits(pacer: Pacer, time: Time) -> None:
+    never = asyncio.Event()
+    waiting = Pacer(clock=lambda: time.now, sleep=lambda _: never.wait())
+    await ask(waiting, Lane.READ, answer("100", "40"))
+    reads = [asyncio.create_task(waiting.admit(lane)) for lane in (Lane.READ, Lane.SEND, Lane.REGISTER) * 10]
+    await asyncio.sleep(0)
+    async with asyncio.timeout(1):
+        await waiting.admit(Lane.BEAT)
+
+    for task in reads:
+        task.cancel()
+    await asyncio.gather(*reads, return_exceptions=True)
+
+
+async def test_registering_comes_before_looks_and_looks_before_reads() -> None:
+    loop = asyncio.get_running_loop()
+    pacer, order = Pacer(clock=lambda: 1000 * loop.time(), sleep=lambda s: asyncio.sleep(s / 1000)), []
+    await ask(pacer, Lane.READ, answer("100", "20", reset="30"))
+    lanes = (Lane.READ, Lane.LOOK, Lane.REGISTER)
+
+    async def run(lane: Lane) -> None:
+        await pacer.admit(lane)
+        order.append(lane)
+
+    async with asyncio.timeout(10):
+        await asyncio.gather(*(run(lane) for lane in lanes for _ in range(2)))
+    assert order == [Lane.REGISTER] * 2 + [Lane.LOOK] * 2 + [Lane.READ] * 2
+
+
+async def test_a_limit_for_each_token_slows_nothing_down(pacer: Pacer, time: Time, said: list[str]) -> None:
+    for _ in range(199):
+        pacer.join()
+    for _ in range(400):
+        await ask(pacer, Lane.READ, answer("600", "598"))
+
+    assert (pacer.beat_interval(), pacer.safety_interval(trusted=True), pacer.is_limited) == (30, 30, False)
+    assert said == []
+    assert sum(time.slept) < 60
+
+
+async def test_more_workspaces_than_the_limit_allows_are_reported_at_the_start(pacer: Pacer, said: list[str]) -> None:
+    for _ in range(599):
+        pacer.join()
+    for number in range(30):
+        await ask(pacer, Lane.REGISTER, answer("600", str(599 - number)))
+
+    (text,) = said
+    assert "600 workspaces can't keep to the platform's limit of 600 requests a minute: about 500 can" in text
+    assert "RATE_LIMIT" in text
+
+
+async def test_an_answer_of_the_window_before_tells_nothing_of_this_one(pacer: Pacer, time: Time) -> None:
+    for number in range(30):
+        await ask(pacer, Lane.READ, answer("100", str(99 - number), reset="30"))
+    time.now = 30.2
+    await ask(pacer, Lane.BEAT, answer("100", "60", reset="1"))
+
+    assert pacer.wait(Lane.READ) == 0
+    assert pacer.safety_interval(trusted=True) == 30

@@ -23,7 +23,7 @@ from molecule_connect.delivery.journal.arrivals import Stored
 from molecule_connect.delivery.journal.entries import Lane
 from molecule_connect.delivery.journal.journal import Journal, Position
 from molecule_connect.delivery.lease import lease
-from molecule_connect.delivery.ports import Platform
+from molecule_connect.delivery.ports import Pace, Platform, Unlimited
 from molecule_connect.delivery.reader import Reader
 from molecule_connect.delivery.reading import SECOND
 from molecule_connect.delivery.registration import Registration
@@ -59,9 +59,7 @@ class Connection:
         journal: Open for as long as the connection runs.
         folder: The state folder, for the lease and the cursor file.
         handler: Answers messages; None: an inbox, where they wait for readers.
-        pace: How far the platform's rate limit stretches safety reads and beats: the least
-            seconds between two of each.
-        read_rest: How far it stretches reads that events ask for, in seconds.
+        pace: How far the platform's rate limit slows the workspace down.
         presence: Register and beat; else another program keeps the workspace online.
         doubts_refusals: As in ``Registration``.
         began: When the program was asked to serve it (loop time), for how far a first start looks back; None: now.
@@ -78,8 +76,7 @@ class Connection:
         folder: Path,
         listener: events.Listener = events.ignore,
         wall: Callable[[], float] = time.time,
-        pace: Callable[[bool], tuple[float, float]] = lambda trusted: (0.0, 0.0),
-        read_rest: Callable[[], float] = lambda: 0.0,
+        pace: Pace | None = None,
         backoff: Backoff | None = None,
         presence: bool = True,
         doubts_refusals: bool = True,
@@ -93,8 +90,7 @@ class Connection:
         self._listener = listener
         self._wall = wall
         self._began = asyncio.get_running_loop().time() if began is None else began
-        self._pace = pace
-        self._read_rest = read_rest
+        self._pace = pace or Unlimited()
         self._file = journal
         self._journal = journal.of(settings.workspace_id, inbox=handler is None, quota=settings.journal_quota)
         self._presence = presence
@@ -136,8 +132,11 @@ class Connection:
         self._wakeups = Wakeups(
             self._platform,
             poll_interval=settings.poll_interval,
-            safety_interval=lambda: max(settings.safety_interval, self._pace(self._wakeups.trusted)[0]),
-            read_rest=self._read_rest,
+            safety_interval=lambda: max(
+                settings.safety_interval, self._pace.safety_interval(trusted=self._wakeups.trusted)
+            ),
+            read_rest=self._pace.read_rest,
+            least_poll=self._pace.poll_interval,
             on_signal=self._on_signal,
             trouble=lambda reason: self._reports.trouble("stream", reason, "messages are noticed by polling meanwhile"),
             listening=self._listening,
@@ -159,16 +158,17 @@ class Connection:
             self._reader,
             self._wakeups,
             raise_if_deleted=self._registration.raise_if_deleted,
+            is_queued=lambda: self._pace.is_queued,
             trouble=self._intake_changed,
         )
         self._heartbeat = Heartbeat(
             self._platform,
             presence=lambda: self._vitals.presence(),
-            interval=lambda: max(settings.heartbeat_interval, self._pace(self._wakeups.trusted)[1]),
+            interval=lambda: max(settings.heartbeat_interval, self._pace.beat_interval()),
             accepted=self._beat_accepted,
             failed=self._beat_failed,
         )
-        self._health.changed = self._heartbeat.beat_now
+        self._health.changed = self._beat_soon
 
     def _build_answering(self, handler: Handler | None, room: FolderLimits | None) -> None:
         self._sending = SendHealth(
@@ -440,6 +440,11 @@ class Connection:
         self._registration.look_again()
         if signal is Signal.OPENED and not self._was_trusted:
             # Its echo says whether the stream can be relied on.
+            self._beat_soon()
+
+    def _beat_soon(self) -> None:
+        """A heartbeat beside the regular ones, unless they are what the rate limit has to leave room for."""
+        if not self._pace.is_limited:
             self._heartbeat.beat_now()
 
     def _listening(self, trusted: bool) -> None:

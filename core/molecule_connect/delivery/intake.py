@@ -31,6 +31,7 @@ class Intake:
 
     Args:
         raise_if_deleted: Asked when the token is refused, which is what happens when the workspace is deleted.
+        is_queued: Whether a page waits for its turn under the rate limit: our own waiting is no trouble.
         trouble: Told what stops the reading and what to do; "" when it works again. The
             flag says whether it is more than a first failure.
     """
@@ -41,12 +42,13 @@ class Intake:
         wakeups: Wakeups,
         *,
         raise_if_deleted: Callable[[], Awaitable[None]],
+        is_queued: Callable[[], bool] = lambda: False,
         trouble: Callable[[str, str, bool], None],
         waits: Backoff = READ_WAIT,
     ) -> None:
         self._reader = reader
         self._wakeups = wakeups
-        self._raise_if_deleted = raise_if_deleted
+        self._raise_if_deleted, self._is_queued = raise_if_deleted, is_queued
         self._trouble = trouble
         self._waits = waits
         self._one_at_a_time = asyncio.Lock()
@@ -123,6 +125,8 @@ class Intake:
         self._watch = asyncio.get_running_loop().call_later(seconds, self._look)
 
     def _look(self) -> None:
+        if self._is_queued():
+            self._asked_at = _now()
         wait = self._asked_at + QUIET - _now()
         self._look_after(wait if wait > 0 else QUIET)
         if wait <= 0 and not self._lasting:

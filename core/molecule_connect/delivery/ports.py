@@ -105,5 +105,39 @@ class Stream(Protocol):
         ...
 
 
+class Pace(Protocol):
+    """How far the platform's rate limit slows one workspace down. This one doesn't."""
+
+    def safety_interval(self, *, trusted: bool) -> float:
+        """The least seconds between safety reads; *trusted*: the event stream wakes us."""
+        return 0.0
+
+    def poll_interval(self) -> float:
+        """The least seconds between polls."""
+        return 0.0
+
+    def read_rest(self) -> float:
+        """Seconds between two reads that events ask for."""
+        return 0.0
+
+    def beat_interval(self) -> float:
+        """The least seconds between heartbeats."""
+        return 0.0
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether requests have to be saved."""
+        return False
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether a read waits for its turn: that's no trouble of the platform's."""
+        return False
+
+
+class Unlimited(Pace):
+    """No rate limit."""
+
+
 class Platform(Feed, Sender, Files, Registry, Stream, Protocol):
     """All of it: one workspace on one platform."""

@@ -39,6 +39,7 @@ class Wakeups:
         poll_interval: Seconds; None eases from 1 s after traffic to 5 s.
         safety_interval: Seconds between reads that nothing asked for.
         read_rest: Seconds from a read to the next one that an event asks for.
+        least_poll: Seconds between polls at the least, by the platform's rate limit.
         on_signal: Told of signals that are not about rows: status, rotation, stream opened.
         trouble: Told why the stream is not there, and "" when it is back.
         listening: Told whether the stream alone wakes us, when that is known and when it changes.
@@ -51,6 +52,7 @@ class Wakeups:
         poll_interval: float | None,
         safety_interval: Callable[[], float],
         read_rest: Callable[[], float] = lambda: 0.0,
+        least_poll: Callable[[], float] = lambda: 0.0,
         on_signal: Callable[[Signal], None] = lambda signal: None,
         trouble: Callable[[str], None] = lambda reason: None,
         listening: Callable[[bool], None] = lambda trusted: None,
@@ -61,6 +63,7 @@ class Wakeups:
         self._easing = FASTEST_POLL
         self._safety = safety_interval
         self._rest = read_rest
+        self._least_poll = least_poll
         self._on_signal = on_signal
         self._trouble = trouble
         self._listening = listening
@@ -137,8 +140,8 @@ class Wakeups:
         if self.trusted:
             return self._last_read + self._safety()
         if self._poll is not None:
-            return self._last_read + self._poll
-        return self._last_read + min(self._easing, self._safety())
+            return self._last_read + max(self._poll, self._least_poll())
+        return self._last_read + max(min(self._easing, self._safety()), self._least_poll())
 
     def told(self, read: Read, trigger: Trigger, *, seconds: float) -> None:
         """What the read that ``next`` asked for brought, and how long it took."""

@@ -10,7 +10,7 @@ from molecule_connect.errors import AuthError
 from molecule_connect.platform.answers import Answer, EndpointAbsentError, judge, not_ours
 from molecule_connect.platform.calling import Caller, TokenSource
 from molecule_connect.platform.credentials import Credentials
-from molecule_connect.platform.operations import Operation
+from molecule_connect.platform.operations import Lane, Operation
 from molecule_connect.platform.pacer import Pacer
 from molecule_connect.platform.senders import Places
 from molecule_connect.platform.transports import Transports
@@ -76,8 +76,14 @@ class AsyncPlatformClient:
         self._own_transports = Transports(transport=transport) if transports is None else None
         self._connections = (transports or self._own_transports or Transports()).to(self.address, tls)
         self._connections.pacer.join()
+        self._queued_reads = 0
         self._places = Places(PER_WORKSPACE)
         self._to_peers = Places(PER_PEER)
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether a read waits for its turn under the platform's rate limit."""
+        return self._queued_reads > 0
 
     @property
     def pacer(self) -> Pacer:
@@ -141,8 +147,16 @@ class AsyncPlatformClient:
                 if answer is None:
                     self.pacer.ended(operation.lane)
 
+    async def _admit(self, operation: Operation[Any]) -> None:
+        is_read = operation.lane is Lane.READ
+        self._queued_reads += is_read
+        try:
+            await self.pacer.admit(operation.lane, peer=operation.path if operation.to_peer else "")
+        finally:
+            self._queued_reads -= is_read
+
     async def _once(self, operation: Operation[T], token: str | None, sink: IO[bytes] | None) -> T:
-        await self.pacer.admit(operation.lane, peer=operation.path if operation.to_peer else "")
+        await self._admit(operation)
         answer = None
         try:
             url, headers = self._caller.url(operation), self._caller.headers(token)

@@ -10,7 +10,6 @@ request that was written to a kept connection and got no byte back counts as not
 import asyncio
 import contextlib
 import fcntl
-import ipaddress
 import ssl
 import sys
 import termios
@@ -20,6 +19,7 @@ from typing import Any, cast
 
 import h11
 
+from molecule_connect.platform.names import Names, dial
 from molecule_connect.platform.quick_httpx import httpx
 
 # Shorter than the idle timeouts of NAT gateways, the shortest of which are about 30 s.
@@ -28,7 +28,6 @@ KEEPALIVE = 20.0
 MAX_IDLE = "max_idle"
 # What the head of an answer may take; h11's own cap of 16 KiB is less than proxies let through.
 _HEAD_CAP = 100 * 1024
-_EYEBALLS_DELAY = 0.25
 _HEADS_BEFORE = 100
 _WAITING_CAP = 256 * 1024
 
@@ -40,6 +39,7 @@ class OneConnection(httpx.AsyncBaseTransport):
         tls: For https; None for plain http.
         keepalive: Seconds without a request after which the connection is not used again; the ``max_idle`` extension
             of a request can make it fewer, and 0 opens a new connection.
+        names: Looks hosts up; connections may share one.
         wall: Seconds since 1970. The loop's clock stands still while the machine is suspended.
     """
 
@@ -48,9 +48,11 @@ class OneConnection(httpx.AsyncBaseTransport):
         tls: ssl.SSLContext | None,
         *,
         keepalive: float = KEEPALIVE,
+        names: Names | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._tls, self._keepalive, self._wall = tls, keepalive, wall
+        self._names = names or Names()
         self._socket: _Socket | None = None
         self._http = h11.Connection(h11.CLIENT)
         self._idle_since = (0.0, 0.0)
@@ -103,19 +105,27 @@ class OneConnection(httpx.AsyncBaseTransport):
             return self._socket
         url, loop = request.url, asyncio.get_running_loop()
         host, port = url.raw_host.decode("ascii"), url.port or (443 if self._tls else 80)
+        reason = f"the resolver gives no address of {host}"
         try:
             async with asyncio.timeout(timeout):
-                _, self._socket = await loop.create_connection(
-                    _Socket,
-                    *(host, port),
-                    ssl=self._tls,
-                    server_hostname=request.extensions.get("sni_hostname", host) if self._tls else None,
-                    # asyncio's race between addresses can leave a socket open when it is cancelled (Python 3.11).
-                    happy_eyeballs_delay=None if _is_address(host) else _EYEBALLS_DELAY,
-                )
+                endpoints = await self._names.of(host, port)
+                reason = "nobody answers"
+                connected = await dial(endpoints)
+                try:
+                    _, self._socket = await loop.create_connection(
+                        _Socket,
+                        sock=connected,
+                        ssl=self._tls,
+                        server_hostname=request.extensions.get("sni_hostname", host) if self._tls else None,
+                    )
+                except BaseException:
+                    connected.close()
+                    raise
         except TimeoutError as exc:
-            raise httpx.ConnectTimeout("nobody answers") from exc
+            self._names.doubt(host, port)
+            raise httpx.ConnectTimeout(reason) from exc
         except (OSError, UnicodeError) as exc:  # the latter for what can be no name
+            self._names.doubt(host, port)
             raise httpx.ConnectError(str(exc)) from exc
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD_CAP)
         return self._socket
@@ -283,14 +293,6 @@ class _Socket(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._is_full = False
         self._wake()
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def _unacknowledged(descriptor: int) -> int:

@@ -37,6 +37,8 @@ class Lane(enum.Enum):
     """Which connections and which share of the rate limit a request uses."""
 
     BEAT = "beat"
+    REGISTER = "register"
+    LOOK = "look"
     READ = "read"
     SEND = "send"
     STREAM = "stream"
@@ -118,7 +120,7 @@ def register(workspace_id: str, card: Mapping[str, Any], *, url: str = "") -> Op
     """
     body: dict[str, Any] = {"id": workspace_id, "delivery_mode": "poll", "agent_card": card}
     body |= {"url": url} if url else {}
-    return _post("register", "/registry/register", body, _handed_out_token, lane=Lane.BEAT, is_open=True)
+    return _post("register", "/registry/register", body, _handed_out_token, lane=Lane.REGISTER, is_open=True)
 
 
 def heartbeat(workspace_id: str, presence: Presence) -> Operation[None]:
@@ -138,7 +140,8 @@ def heartbeat(workspace_id: str, presence: Presence) -> Operation[None]:
 
 def workspace(workspace_id: str) -> Operation[WorkspaceInfo]:
     """The public card. It needs no token, and is the one way to tell a deleted workspace from a bad token (2.23)."""
-    return _get("workspace", f"/workspaces/{_id(workspace_id)}", read_workspace, accepts=(404, 410), is_open=True)
+    path = f"/workspaces/{_id(workspace_id)}"
+    return _get("workspace", path, read_workspace, lane=Lane.LOOK, accepts=(404, 410), is_open=True)
 
 
 def state(workspace_id: str) -> Operation[dict[str, Any]]:

@@ -1,7 +1,8 @@
-"""Shares the platform's rate limit of one origin between beats, reads and sends, so that a beat always has room.
+"""Shares the platform's rate limit of one origin, so that a heartbeat always fits.
 
-The platform counts requests in fixed windows of a minute and tells limit, rest and time to the next window in
-``X-RateLimit-*`` (contract 1.4). Reads and sends stop at 60 % of the window; the rest is for beats.
+The platform counts requests in fixed windows of a minute and gives limit, remainder and time to the next window in
+``X-RateLimit-*`` (contract 1.4). All other requests leave a reserve for heartbeats. Once they had to wait for the next
+window, they are spread evenly over it. Platforms of 2026-08 count each token by itself, which shows by their counts.
 
 So that peers that write a lot don't use up the window, their answers leave half of it to reads and answers to people:
 half may be sent at once, the other half is spread over the window. Peers take turns.
@@ -19,19 +20,41 @@ WINDOW = 60.0
 SHARE = 0.6
 # Of what reads and sends may use: left to others by messages to peers, and used by reads at once.
 RESERVE, READ_AT_ONCE = 0.5, 0.25
+# What a window may be used up to at most by heartbeats alone.
+MOST_RESERVED = 0.9
+# What registering leaves to the heartbeats of those that are registered.
+RESERVED_AT_START = 0.25
 LONGEST_SAFETY = 300.0
 # The platform of 2026-05 takes a workspace for gone after 90 s without a beat.
 LONGEST_BEAT = 60.0
 LONGEST_REFUSAL = 300.0
 _USUAL = 30.0
+# Polls of a workspace that has no event stream, while nothing arrives.
+_POLL = 5.0
+# Once starts are spread, what a lane yields to.
+_BEFORE = {
+    Lane.LOOK: (Lane.REGISTER,),
+    # A stream saves polls, and what was read before has to be answered.
+    Lane.READ: (Lane.REGISTER, Lane.LOOK, Lane.STREAM, Lane.SEND),
+    Lane.STREAM: (Lane.REGISTER, Lane.LOOK),
+}
+# Answers after which the platform's count shows whether it counts all workspaces together.
+ENOUGH_ANSWERS = 20
 
 
 def _say_nothing(text: str) -> None:
     pass
 
 
+class _Turn:
+    """A request that waits to start."""
+
+    def __init__(self) -> None:
+        self.is_next = asyncio.Event()
+
+
 class Pacer:
-    """What the requests to one origin may do.
+    """Says when requests to one origin may start.
 
     Attributes:
         workspaces: How many workspaces share it; kept by ``join`` and ``leave``.
@@ -49,13 +72,20 @@ class Pacer:
         self.limit: int | None = None
         self._clock, self._sleep, self._say = clock, sleep, say
         self._remaining = 0
-        self._window_end = 0.0
-        self._under_way = 0
-        self._own = 0
-        self._others = 0
+        # When the window ends as far as we know, and as the platform last said; ours is up to a second early.
+        self._window_end, self._told_end = 0.0, float("-inf")
+        # Those of the window before that are still under way were counted there.
+        self._under_way = self._carried_over = 0
+        # Of this window: our requests, our answers, the platform's highest count, and what others used at least.
+        self._own = self._answers = self._counted = self._others = 0
+        self._others_before = 0
+        self._is_shared = True
         self._blocked_until: dict[Lane, float] = {}
-        self._said = False
+        # By lane, and whether it is a message to a peer.
+        self._queues = {(lane, to_peer): deque[_Turn]() for lane in Lane for to_peer in (False, True)}
         self._turns = _Turns()
+        self._spread_until = self._next_start = 0.0
+        self._said = ""
 
     def join(self) -> None:
         """One workspace more uses this origin."""
@@ -65,21 +95,29 @@ class Pacer:
         """One workspace less."""
         self.workspaces -= 1
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether requests have to be saved: what isn't needed should not be sent."""
+        return self._is_spread(self._clock())
+
     def wait(self, lane: Lane, *, to_peer: bool = False) -> float:
-        """Seconds until a request of *lane* may begin. A message *to_peer* leaves a reserve to others."""
+        """Seconds until a request of *lane* may start. A message *to_peer* leaves a reserve to others."""
         now = self._clock()
+        self._roll(now)
         wait = self._blocked_until.get(lane, 0.0) - now
-        if lane is not Lane.BEAT and (limit := self._limit_at(now)) is not None:
-            rest, left = self._window_end - now, self._left(limit)
+        if lane is not Lane.BEAT and self.limit is not None and self._is_shared:
+            rest, left = self._window_end - now, self._left(lane)
             if left <= 0:
                 wait = max(wait, rest)
             elif to_peer:
                 # The reserve shrinks with the rest of the window.
-                wait = max(wait, rest - left * WINDOW / (limit * SHARE * RESERVE))
+                wait = max(wait, rest - left * WINDOW / ((self.limit - self._reserve(lane)) * RESERVE))
+            if self._is_spread(now):
+                wait = max(wait, self._next_start - now + (self._spacing(lane) if self._yields(lane) else 0.0))
         return max(0.0, wait)
 
     async def admit(self, lane: Lane, *, peer: str = "") -> None:
-        """Returns when a request of *lane* may begin. Each is followed by exactly one ``ended``.
+        """Returns when a request of *lane* may start. Each is followed by exactly one ``ended``.
 
         Args:
             peer: Whom the message is for, if it is for a peer.
@@ -91,28 +129,37 @@ class Pacer:
             await self._admit(lane, to_peer=True)
 
     async def _admit(self, lane: Lane, *, to_peer: bool = False) -> None:
-        while (wait := self.wait(lane, to_peer=to_peer)) > 0:
-            await self._sleep(wait)
+        queue, turn = self._queues[lane, to_peer], _Turn()
+        queue.append(turn)
+        try:
+            while True:
+                if queue[0] is not turn:
+                    await turn.is_next.wait()
+                elif (wait := self.wait(lane, to_peer=to_peer)) > 0:
+                    if lane is not Lane.BEAT and self.limit is not None and self._left(lane) <= 0:
+                        self._spread_until = max(self._spread_until, self._window_end + WINDOW)
+                    await self._sleep(wait)
+                else:
+                    break
+            if lane is not Lane.BEAT and self._is_spread(self._clock()):
+                self._next_start = max(self._clock(), self._next_start) + self._spacing(lane)
+        finally:
+            queue.remove(turn)
+            if queue:
+                queue[0].is_next.set()
         self._under_way += 1
         self._own += 1
 
     def read_rest(self) -> float:
         """Seconds between two reads that events ask for, so that these use at most half of what is left."""
         now = self._clock()
-        if (limit := self._limit_at(now)) is None:
+        self._roll(now)
+        if self.limit is None or not self._is_shared:
             return 0.0
-        left = self._left(limit)
-        if left >= limit * SHARE * (1 - READ_AT_ONCE):
+        left = self._left(Lane.READ)
+        if left >= (self.limit - self._reserve(Lane.READ)) * (1 - READ_AT_ONCE):
             return 0.0
         return (self._window_end - now) / max(1.0, left / 2)
-
-    def _limit_at(self, now: float) -> int | None:
-        """The limit of the current window, None where none is known."""
-        return self.limit if now < self._window_end else None
-
-    def _left(self, limit: int) -> float:
-        """How many reads and sends may begin in the current window."""
-        return self._remaining - self._under_way - limit * (1 - SHARE)
 
     def ended(self, lane: Lane, headers: Mapping[str, str] | None = None, *, refused_for: float | None = None) -> None:
         """A request of *lane* is over: what its answer's *headers* say of the window.
@@ -122,6 +169,7 @@ class Pacer:
             refused_for: Seconds of a 429's Retry-After; None when it was no 429.
         """
         self._under_way -= 1
+        self._carried_over = max(0, self._carried_over - 1)
         now = self._clock()
         if refused_for is not None:
             longest = LONGEST_BEAT if lane is Lane.BEAT else LONGEST_REFUSAL
@@ -133,12 +181,26 @@ class Pacer:
         )
         self.limit = limit or None
         if limit and remaining is not None:
-            if now >= self._window_end:
-                self._own, self._others = self._under_way + 1, 0
-                self._window_end = now + (reset if reset is not None and 0 < reset <= WINDOW else WINDOW)
-            self._remaining = remaining
-            self._others = max(self._others, limit - remaining - self._own)
+            self._count(now, limit, remaining, reset if reset is not None and 0 < reset <= WINDOW else None)
         self._tell()
+
+    def _count(self, now: float, limit: int, remaining: int, reset: int | None) -> None:
+        self._roll(now)
+        unsaid = self._told_end if now < self._told_end else now + WINDOW
+        end = unsaid if reset is None else now + reset
+        if end > self._told_end + WINDOW / 2:
+            # Those of our requests that are still under way are counted in this window too.
+            self._own, self._others_before = self._under_way + 1, self._others
+            self._answers = self._counted = self._others = 0
+            self._window_end = self._told_end = end
+        elif self._window_end > self._told_end + WINDOW / 2:
+            return  # it was counted in the window that we have left
+        self._remaining = remaining
+        self._answers += 1
+        self._counted = max(self._counted, limit - remaining)
+        self._others = max(self._others, limit - remaining - self._own)
+        if self._answers >= ENOUGH_ANSWERS:
+            self._is_shared = self._counted >= self._answers / 2
 
     def safety_interval(self, usual: float = _USUAL, *, trusted: bool) -> float:
         """Seconds between safety reads: *usual*, or more in a small window; at most 300 with a *trusted* stream."""
@@ -148,24 +210,80 @@ class Pacer:
         """Seconds between beats of one workspace: *usual*, more where the window is small; 60 at most."""
         return self._stretched(usual, 1 - SHARE, LONGEST_BEAT)
 
+    def poll_interval(self, usual: float = _POLL) -> float:
+        """Seconds between polls without a stream: *usual*, or more in a small window; at most 60."""
+        return self.safety_interval(usual, trusted=False)
+
     def _stretched(self, usual: float, share: float, longest: float) -> float:
-        if self.limit is None:
+        if self.limit is None or not self._is_shared:
             return usual
-        allowed = share * max(1, self.limit - self._others)
+        allowed = share * max(1, self.limit - self._used_by_others())
         needed = self.workspaces * WINDOW / usual
         return max(usual, min(longest, usual * needed / allowed))
 
+    def _used_by_others(self) -> int:
+        return max(self._others, self._others_before)
+
+    def _yields(self, lane: Lane) -> bool:
+        """Whether the next start belongs to another lane. Messages to peers have no such right."""
+        return any(self._queues[other, False] for other in _BEFORE.get(lane, ()))
+
+    def _left(self, lane: Lane) -> float:
+        """How many requests of *lane* may start in the current window."""
+        return self._remaining - (self._under_way - self._carried_over) - self._reserve(lane)
+
+    def _reserve(self, lane: Lane) -> float:
+        """How much of a window *lane* leaves to heartbeats."""
+        limit = self.limit or 0
+        if lane in (Lane.REGISTER, Lane.LOOK):
+            # A workspace that isn't registered yet needs no heartbeats.
+            return RESERVED_AT_START * limit
+        return min(MOST_RESERVED * limit, max((1 - SHARE) * limit, self.workspaces * WINDOW / self.beat_interval()))
+
+    def _is_spread(self, now: float) -> bool:
+        """Whether the requests of a window are spread over it: they had to wait, or are more than fit as usual."""
+        return now < self._spread_until or self.beat_interval() > _USUAL
+
+    def _spacing(self, lane: Lane) -> float:
+        limit = self.limit or 1
+        return WINDOW / max(1.0, limit - self._reserve(lane) - self._used_by_others())
+
+    def _roll(self, now: float) -> None:
+        """Enter the next window, as far as our clock tells; the next answer says exactly when it ends."""
+        if self.limit is not None and now >= self._window_end > 0.0:
+            self._window_end = now + WINDOW
+            self._remaining, self._carried_over = self.limit, self._under_way
+            if any(queue for (lane, _), queue in self._queues.items() if lane is not Lane.BEAT):
+                self._spread_until = self._window_end
+
     def _tell(self) -> None:
-        safety, beat = self.safety_interval(trusted=True), self.beat_interval()
-        stretched = safety > _USUAL or beat > _USUAL
-        if stretched and not self._said:
-            self._say(
-                f"the platform allows {self.limit} requests a minute, which {self.workspaces} workspaces share: "
-                f"safety reads now come every {safety:.0f} s, heartbeats every {beat:.0f} s"
+        if self.workspaces >= 2 * ENOUGH_ANSWERS and self._answers < ENOUGH_ANSWERS:
+            return
+        said, text = self._words()
+        if said != self._said:
+            self._said = said
+            self._say(text)
+
+    def _words(self) -> tuple[str, str]:
+        """What there is to say of the limit: a word for it, and the text."""
+        count, limit = self.workspaces, self.limit or 0
+        safety, beat, poll = self.safety_interval(trusted=True), self.beat_interval(), self.poll_interval()
+        free = max(1, limit - self._used_by_others())
+        # At the longest intervals, with an event stream each.
+        fit = int(free / (WINDOW / LONGEST_BEAT + WINDOW / LONGEST_SAFETY))
+        if self.limit is not None and self._is_shared and count > fit:
+            return "too small", (
+                f"{count} workspaces can't keep to the platform's limit of {limit} requests a minute: about {fit} can, "
+                "with an event stream each, and the others will look offline at times -> serve fewer from this "
+                "address, serve some from another one, or raise the platform's RATE_LIMIT"
             )
-        elif self._said and not stretched:
-            self._say("the platform's rate limit is wide enough again: safety reads and heartbeats come as usual")
-        self._said = stretched
+        if safety > _USUAL or beat > _USUAL:
+            return "small", (
+                f"the platform allows {limit} requests a minute, which {count} workspaces share: safety reads now come "
+                f"every {safety:.0f} s, heartbeats every {beat:.0f} s, and polls where there is no event stream every "
+                f"{poll:.0f} s -> fewer workspaces, a longer --interval-ms, another address or a higher RATE_LIMIT help"
+            )
+        return "", "the platform's rate limit is wide enough again: safety reads and heartbeats come as usual"
 
 
 class _Turns:

@@ -24,6 +24,7 @@ from molecule_connect.platform.address import ApiAddress
 from molecule_connect.platform.answers import Answer
 from molecule_connect.platform.calling import Headers
 from molecule_connect.platform.multipart import Multipart
+from molecule_connect.platform.names import Names
 from molecule_connect.platform.one_connection import MAX_IDLE, OneConnection
 from molecule_connect.platform.operations import Lane, Operation
 from molecule_connect.platform.pacer import Pacer
@@ -87,6 +88,7 @@ class Transports:
         self._patience, self._whole_answer = patience, whole_answer
         self._origins: dict[tuple[str, Tls], Connections] = {}
         self.most_streams: int | None = None
+        self._names = Names()
         self._trust = Trust()
 
     def to(self, address: ApiAddress, tls: Tls = USUAL_TLS) -> "Connections":
@@ -126,7 +128,8 @@ class Transports:
             return self._transport
         options = self._trust.options(address, 1, tls)
         if proxy_for(address) is None:
-            return OneConnection(options["verify"] if address.origin.startswith("https:") else None)
+            tls_context = options["verify"] if address.origin.startswith("https:") else None
+            return OneConnection(tls_context, names=self._names)
         if not keeps:
             options["limits"] = httpx.Limits(max_connections=1, max_keepalive_connections=0)
         return httpx.AsyncHTTPTransport(**options)
