@@ -1,4 +1,4 @@
-"""The heartbeat: there from the first second to the last, and never well while something is broken."""
+"""Presence: heartbeats from the first second to the last, never healthy while something is broken."""
 
 import asyncio
 import itertools

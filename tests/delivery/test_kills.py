@@ -1,4 +1,4 @@
-"""kill -9 before and after every commit and every send: all is answered, and nothing twice."""
+"""No message is lost and no reply is sent twice: kill -9 before and after every commit and every send."""
 
 import asyncio
 import tempfile

@@ -1,4 +1,4 @@
-"""The reading algorithm against a feed that does everything that real ones do: no row may be lost."""
+"""No message is lost: the reading algorithm against late rows, equal times, pruning and wrong clocks."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any

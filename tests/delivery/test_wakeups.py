@@ -1,4 +1,4 @@
-"""When the feed is read: at once when the stream tells, soon when it does not, seldom when nothing happens."""
+"""Presence: reads follow the event stream, polling without it, and rare safety reads when idle."""
 
 import asyncio
 import contextlib

@@ -1,13 +1,13 @@
-"""The pages name the test that holds what they promise: each of them is there."""
+"""``docs/incidents.md`` names the test for each incident, and each test exists."""
 
 import ast
 import re
 from functools import cache
 
-import pytest
 from tests.docs.pages import DOCS, page
 
 ROOT = DOCS.parent
+PAGE = page("incidents.md")
 NAMED = re.compile(r"`([\w/]+\.py)::(\w+)`")
 # Backends have their own tests.
 LINES = [*map(str, range(1, 23)), "22b", "23", "24", *map(str, range(41, 50)), "49b", *map(str, range(50, 79))]
@@ -28,10 +28,9 @@ def missing(text: str) -> list[str]:
     return [f"{file}::{name}" for file, name in NAMED.findall(text) if name not in functions_of(file)]
 
 
-@pytest.mark.parametrize(("name", "least"), [("delivery.md", 20), ("incidents.md", 20)])
-def test_every_test_that_a_page_names_exists(name: str, least: int) -> None:
-    assert len(NAMED.findall(page(name))) > least
-    assert missing(page(name)) == []
+def test_every_test_that_the_page_names_exists() -> None:
+    assert len(NAMED.findall(PAGE)) > 20
+    assert missing(PAGE) == []
 
 
 def test_a_test_that_does_not_exist_is_noticed() -> None:
@@ -42,13 +41,7 @@ def test_a_test_that_does_not_exist_is_noticed() -> None:
 
 
 def test_every_incident_has_its_line_and_a_test_or_a_reason() -> None:
-    rows = dict(re.findall(r"^\| (\d+b?) \| .* \| (.*) \|$", page("incidents.md"), re.MULTILINE))
+    rows = dict(re.findall(r"^\| (\d+b?) \| .* \| (.*) \|$", PAGE, re.MULTILINE))
     assert list(rows) == LINES
     without = [number for number, tests in rows.items() if not NAMED.search(tests)]
     assert without == ["22b"]
-
-
-@pytest.mark.parametrize("heading", re.findall(r"^## (.*)$", page("delivery.md"), re.MULTILINE))
-def test_every_part_of_the_delivery_page_names_what_holds_it(heading: str) -> None:
-    part = page("delivery.md").partition(f"## {heading}\n")[2].partition("\n## ")[0]
-    assert NAMED.search(part)

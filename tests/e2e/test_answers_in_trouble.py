@@ -1,4 +1,4 @@
-"""What a platform can do to an answer: the backend runs once, and the answer arrives once or is a dead letter."""
+"""No reply is sent twice: the backend runs once, and its reply arrives once or becomes a dead letter."""
 
 import asyncio
 import collections

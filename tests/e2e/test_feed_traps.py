@@ -1,4 +1,4 @@
-"""What a feed can do to its reader: real connectors, over real HTTP, against a platform of either generation."""
+"""No message is lost: real connectors over real HTTP, against feeds with traps, on both generations."""
 
 import asyncio
 import signal

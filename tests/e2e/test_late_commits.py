@@ -1,4 +1,4 @@
-"""A feed whose rows appear late, behind others, while six peers write at once: nothing is lost, nothing is doubled."""
+"""No message is lost: rows appear late, behind newer ones, while six peers write at once."""
 
 import asyncio
 import random

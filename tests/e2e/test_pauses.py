@@ -1,4 +1,4 @@
-"""A workspace that is paused on the platform, while a connector serves it and across its restart."""
+"""Pause and shutdown: a workspace that is paused while a connector serves it, and across a restart."""
 
 import asyncio
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Stopping real connectors: at each step of a message, twice, in a terminal that closes, with a call that hangs."""
+"""Pause and shutdown: real connectors stopped at each step of a message, twice, and by a closing terminal."""
 
 import asyncio
 import os

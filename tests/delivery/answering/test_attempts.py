@@ -1,4 +1,4 @@
-"""One message at the backend: what is tried again, when, how often, and what the caller and the operator are told."""
+"""When the backend fails: attempts, waits, notices to the caller, and reports to the operator."""
 
 import asyncio
 import itertools

@@ -1,4 +1,4 @@
-"""What answers cost: added up in the journal, told in the heartbeat, and limited by the day."""
+"""Limits per caller: costs are added up in the journal, reported in the heartbeat, and limited per day."""
 
 import asyncio
 import json

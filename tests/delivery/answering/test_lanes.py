@@ -1,4 +1,4 @@
-"""What is answered in order, what is answered beside it, and how much of what waits is in memory."""
+"""Conversations don't block each other: each is answered in order, all in parallel, with few in memory."""
 
 import asyncio
 import gc

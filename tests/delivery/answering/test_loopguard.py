@@ -1,4 +1,4 @@
-"""The brake against programs that answer each other for ever; it disturbs nobody else."""
+"""Loops between agents: the guard stops programs that answer each other endlessly, and affects no others."""
 
 import asyncio
 import tracemalloc

@@ -1,4 +1,4 @@
-"""Sending an answer: once, in the words of the backend, whatever the platform and the network do to it."""
+"""No reply is sent twice: what is resent, refused or settled, whatever the platform and the network do."""
 
 import asyncio
 import json

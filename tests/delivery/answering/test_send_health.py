@@ -1,4 +1,4 @@
-"""A connection whose answers are not accepted says so, and sends all of them once one is accepted."""
+"""When the platform fails: replies that aren't accepted are reported, and all sent after the first success."""
 
 import asyncio
 import re

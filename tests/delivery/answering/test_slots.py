@@ -1,4 +1,4 @@
-"""Who gets the backend next: fair between callers, room for the next one, and careful while the backend fails."""
+"""Conversations don't block each other: fair turns between callers, and the circuit breaker."""
 
 import asyncio
 from typing import Any

@@ -1,4 +1,4 @@
-"""Errors that nobody foresaw, of handling one message: they cost that message alone, never the process."""
+"""When the backend fails: an unexpected error of one message affects that message only."""
 
 import asyncio
 import errno

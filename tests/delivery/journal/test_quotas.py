@@ -1,4 +1,4 @@
-"""How much of the journal one caller may fill: dead letters, unfinished messages, and what goes at the quota."""
+"""Limits per caller: how much of the journal one caller may fill, and what is deleted at the quota."""
 
 import asyncio
 from pathlib import Path

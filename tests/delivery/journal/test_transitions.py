@@ -1,4 +1,4 @@
-"""Every arrow between the states of a message, and no other; each is a compare-and-set."""
+"""States of a message: every allowed change and no other; each is a compare-and-set."""
 
 import sqlite3
 from collections.abc import Callable
