@@ -224,7 +224,6 @@ async def test_a_cancelled_async_backend_is_cancelled() -> None:
         (Response(parts=(TextPart("half"),), final=False), "final=False"),
         (Response(parts="hello"), "a part of its Response is a str"),  # type: ignore[arg-type]
         (Response(parts=(TextPart(7),)), "the text of a part of its Response is an int"),  # type: ignore[arg-type]
-        (Response.from_text("hi", usage={"cost_usd": 1}), "usage of its Response is a dict"),  # type: ignore[arg-type]
     ],
 )
 async def test_what_is_no_answer_is_an_error_that_is_not_tried_again(answer: Any, text: str) -> None:
@@ -236,6 +235,13 @@ async def test_what_is_no_answer_is_an_error_that_is_not_tried_again(answer: Any
             await ask(plugin)
         assert not caught.value.retryable
         assert str(caught.value).startswith(f"no answer from backend {type(plugin).__name__}: ")
+
+
+async def test_usage_of_another_type_costs_no_answer(caplog: pytest.LogCaptureFixture) -> None:
+    response = Response.from_text("hi", usage={"cost_usd": 1})  # type: ignore[arg-type]
+
+    assert await ask(Plain(lambda request, progress: response)) == Response.from_text("hi")
+    assert "the usage of the Response of backend Plain is a dict" in caplog.text
 
 
 async def test_silence_on_purpose_is_an_answer() -> None:

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any
 
+import attrs
+
 from molecule_connect.errors import BackendError
 from molecule_connect.models import DataPart, FilePart, Handler, Progress, Request, Response, TextPart, Usage
 from molecule_connect.plugins.wording import first_line, kind
@@ -59,10 +61,11 @@ def require_answer(response: object, label: str) -> Response:
         problem = _wrong_part(wrong[0])
     elif response.is_blank:
         problem = "its Response has nothing in it that anybody could read"
-    elif not _is_usage(response.usage):
-        problem = f"the usage of its Response is {kind(response.usage)}"
-    else:
+    elif _is_usage(response.usage):
         return response
+    else:  # accounting must not cost the answer
+        _LOG.warning("the usage of the Response of %s is %s, and counts as nothing", label, kind(response.usage))
+        return attrs.evolve(response, usage=None)
     raise BackendError(f"no answer from {label}: {problem}", retryable=False)
 
 

@@ -1,6 +1,7 @@
 """What a command says in JSON mode: a JSON object a line. ``docs/exec.md`` is the reference."""
 
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ MOST_STRAY_BYTES = 2**20
 MOST_SHOWN = 100
 
 _FINAL = ("response", "silent", "error")
+_AMOUNTS = ("input_tokens", "output_tokens", "cost_usd")
+# int() refuses more than 4,300 digits, and with them the whole line.
+_MOST_DIGITS = 4_000
+_log = logging.getLogger(__name__)
 
 
 @attrs.define(kw_only=True)
@@ -127,10 +132,14 @@ class Conversation:
 
 def _object(text: bytes) -> dict[str, Any] | None:
     try:
-        said = json.loads(text.decode(errors="replace"))
+        said = json.loads(text.decode(errors="replace"), parse_int=_integer)
     except (ValueError, RecursionError):
         return None
     return said if isinstance(said, dict) else None
+
+
+def _integer(digits: str) -> int | float:
+    return int(digits) if len(digits) <= _MOST_DIGITS else float(digits)
 
 
 def _is_final(said: dict[str, Any]) -> bool:
@@ -150,15 +159,16 @@ def _error(said: dict[str, Any]) -> BackendError:
 
 
 def _usage(said: Any) -> Usage | None:
+    """The numbers in *said*; anything else counts as nothing, since accounting must not cost the answer."""
     if said is None:
         return None
-    fields = {"input_tokens": int, "output_tokens": int, "cost_usd": float}
     if not isinstance(said, dict):
-        raise _wrong("'usage' is no object")
-    given = {name: said[name] for name in fields if said.get(name) is not None}
-    if not all(_is_number(value) for value in given.values()):
-        raise _wrong("'usage' holds more than numbers")
-    return Usage(**{name: fields[name](value) for name, value in given.items()})
+        _log.warning("the command's 'usage' is not an object, and counts as nothing")
+        return None
+    given = {name: said[name] for name in _AMOUNTS if said.get(name) is not None}
+    if wrong := [name for name, value in given.items() if not _is_number(value)]:
+        _log.warning("the command's 'usage' has no usable number in %s, which counts as nothing", ", ".join(wrong))
+    return Usage(**{name: value for name, value in given.items() if name not in wrong})
 
 
 def _is_number(value: object) -> bool:
