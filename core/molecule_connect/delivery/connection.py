@@ -257,7 +257,7 @@ class Connection:
                 if not (self._patient and exc.may_heal):
                     raise
                 wait = self._backoff.delay(failures)
-                self._reports.trouble("start", str(exc), f"{exc.hint}; trying again in {wait:.0f} s")
+                self._reports.trouble("start", str(exc), f"{exc.hint}; trying again in at most a minute")
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(wait):
                         await stop.wait()

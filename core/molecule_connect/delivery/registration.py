@@ -25,6 +25,8 @@ STATUS_INTERVAL = 300.0
 LEAST_BETWEEN_LOOKS = 1.0
 # A platform that is being started may say that a workspace is gone. Said this often, over this long, it's no blip.
 GONE_LOOKS, GONE_FOR, GONE_PAUSE = 3, 60.0, 20.0
+# The same at each try, so that each of many workspaces reports an outage once.
+_PATIENCE = "trying again in at most a minute, for as long as it takes"
 
 
 class _InDoubtError(TransientPlatformError):
@@ -91,8 +93,7 @@ class Registration:
             except PlatformError as exc:
                 if not self._patient or self._is_final(exc):
                     raise
-                # Told once: the words don't change from now on.
-                await self._wait(exc, TRIES + rounds - 1, "trying again within a minute, for as long as it takes")
+                await self._wait(exc, TRIES + rounds - 1, _PATIENCE)
             else:
                 return True
         return False
@@ -105,8 +106,8 @@ class Registration:
             except PlatformError as exc:
                 if failures == tries or self._is_final(exc):
                     raise
-                count = "" if self._patient else f" ({failures} of {tries})"
-                await self._wait(exc, failures, f"trying again in {{:.0f}} s{count}")
+                words = _PATIENCE if self._patient else f"trying again in {{:.0f}} s ({failures} of {tries})"
+                await self._wait(exc, failures, words)
             else:
                 self._reports.trouble("register", "")
                 return
