@@ -181,6 +181,7 @@ class TransientPlatformError(PlatformError):
         outcome: Whether the platform may have acted on the request.
         platform_said: True when the answer was the platform's own JSON.
         about_peer: The failure concerns the peer that was written to, and says nothing about messages to others.
+        is_reported: The operator was told of the cause once, for all workspaces of this process.
     """
 
     def __init__(
@@ -193,6 +194,7 @@ class TransientPlatformError(PlatformError):
         outcome: Outcome = Outcome.NOT_TAKEN,
         platform_said: bool = False,
         about_peer: bool = False,
+        is_reported: bool = False,
         hint: str = "",
     ) -> None:
         super().__init__(message, operation=operation, status=status, hint=hint)
@@ -200,6 +202,7 @@ class TransientPlatformError(PlatformError):
         self.outcome = outcome
         self.platform_said = platform_said
         self.about_peer = about_peer
+        self.is_reported = is_reported
 
 
 class PageTooLargeError(TransientPlatformError):

@@ -312,7 +312,7 @@ def _ailment(blocks: Sequence[Refused], *, since: float, kept: bool) -> Ailment:
     reason, _, hint = lines[0].partition(" -> ") if len(lines) == 1 else ("; ".join(lines), "", "")
     if kept:
         reason += "; it goes on with its earlier settings"
-    return Ailment(part=LIST, reason=reason, hint=hint or "correct that", since=since)
+    return Ailment(part=LIST, reason=reason, hint=hint or "correct the block", since=since)
 
 
 @asynccontextmanager

@@ -196,6 +196,8 @@ class Wakeups:
                 reason = "the event stream ended"
             except PlatformError as exc:
                 reason, absent = str(exc), exc.status in (404, 405)
+                if isinstance(exc, TransientPlatformError) and exc.is_reported:
+                    reason = ""
             finally:
                 self._lost()
             failures = 1 if _now() - opened >= STABLE_LIFE else failures + 1

@@ -223,6 +223,7 @@ class Connections:
             raise TransientPlatformError(
                 f"{operation.name}: the limit of open files leaves no room for another event stream",
                 operation=operation.name,
+                is_reported=True,
                 hint=open_files.HOW_TO_RAISE,
             )
         transport = self._open(False)
