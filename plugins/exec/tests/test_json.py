@@ -274,7 +274,7 @@ async def test_without_an_answer_the_status_decides() -> None:
         ([{"parts": [{"type": "file", "path": "/"}]}], "is no file"),
         ([{"parts": [{"type": "file", "path": "/tmp/" + "n" * 300}]}], "File name too long"),
         ([{"parts": [{"type": "file", "path": "n" * 300}]}], "File name too long"),
-        ([{"parts": [{"type": "file", "path": "a\0b"}]}], "null byte"),
+        ([{"parts": [{"type": "file", "path": "a\0b"}]}], "null"),
         ([{"parts": [{"type": "file", "uri": 3}]}], "'uri' of a file"),
         ([{"type": "error", "retryable": "no"}], "'retryable'"),
         ([{"type": "error", "retry_after": -1}], "'retry_after'"),

@@ -1,5 +1,6 @@
 """Files in a journal that an earlier release wrote: nothing of them is lost, and each belongs to its sender."""
 
+import contextlib
 import hashlib
 import sqlite3
 from pathlib import Path
@@ -54,17 +55,13 @@ def pending(file_id: str) -> FilePart:
     return FilePart(uri=f"platform-pending:{WORKSPACE}/{file_id}", name=file_id)
 
 
-def migrated(old: Old) -> sqlite3.Connection:
+def files_after_migration(old: Old) -> dict[str, tuple[object, ...]]:
     old.db.close()
     old.path.chmod(0o600)
-    db = open_file(old.path)
-    for _ in range(2):
-        older_files.adopt(db, WORKSPACE)
-    return db
-
-
-def files(db: sqlite3.Connection) -> dict[str, tuple[object, ...]]:
-    rows = db.execute("SELECT file_id, caller_id, state, path, named FROM file").fetchall()
+    with contextlib.closing(open_file(old.path)) as db:
+        for _ in range(2):
+            older_files.adopt(db, WORKSPACE)
+        rows = db.execute("SELECT file_id, caller_id, state, path, named FROM file").fetchall()
     return {row[0]: tuple(row[1:]) for row in rows}
 
 
@@ -76,7 +73,7 @@ def test_each_row_gets_its_own_inline_files(tmp_path: Path) -> None:
     old.message("second", part, caller="other")
     old.message("person", part)
 
-    found = files(migrated(old))
+    found = files_after_migration(old)
 
     assert found == {
         "inline:0:first": ("one", "failed", None, 1),
@@ -99,7 +96,7 @@ def test_an_inline_file_whose_message_was_forgotten_counts_for_its_sender(tmp_pa
     old.file(part)
     old.message("over", part, caller="one", body=False)
 
-    assert files(migrated(old)) == {old_id(part): ("one", "here", "x-on-disk", 1)}
+    assert files_after_migration(old) == {old_id(part): ("one", "here", "x-on-disk", 1)}
 
 
 def test_what_peers_named_or_announced_is_forgotten_unless_a_person_named_it(tmp_path: Path) -> None:
