@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 from molecule_connect.delivery.inspection import Inspection
@@ -55,13 +56,18 @@ def pending(file_id: str) -> FilePart:
     return FilePart(uri=f"platform-pending:{WORKSPACE}/{file_id}", name=file_id)
 
 
-def files_after_migration(old: Old) -> dict[str, tuple[object, ...]]:
+@contextlib.contextmanager
+def migrated(old: Old) -> Iterator[sqlite3.Connection]:
     old.db.close()
     old.path.chmod(0o600)
     with contextlib.closing(open_file(old.path)) as db:
         for _ in range(2):
             older_files.adopt(db, WORKSPACE)
-        rows = db.execute("SELECT file_id, caller_id, state, path, named FROM file").fetchall()
+        yield db
+
+
+def files(db: sqlite3.Connection) -> dict[str, tuple[object, ...]]:
+    rows = db.execute("SELECT file_id, caller_id, state, path, named FROM file").fetchall()
     return {row[0]: tuple(row[1:]) for row in rows}
 
 
@@ -73,7 +79,8 @@ def test_each_row_gets_its_own_inline_files(tmp_path: Path) -> None:
     old.message("second", part, caller="other")
     old.message("person", part)
 
-    found = files_after_migration(old)
+    with migrated(old) as db:
+        found = files(db)
 
     assert found == {
         "inline:0:first": ("one", "failed", None, 1),
@@ -96,7 +103,8 @@ def test_an_inline_file_whose_message_was_forgotten_counts_for_its_sender(tmp_pa
     old.file(part)
     old.message("over", part, caller="one", body=False)
 
-    assert files_after_migration(old) == {old_id(part): ("one", "here", "x-on-disk", 1)}
+    with migrated(old) as db:
+        assert files(db) == {old_id(part): ("one", "here", "x-on-disk", 1)}
 
 
 def test_what_peers_named_or_announced_is_forgotten_unless_a_person_named_it(tmp_path: Path) -> None:
@@ -112,12 +120,11 @@ def test_what_peers_named_or_announced_is_forgotten_unless_a_person_named_it(tmp
     old.message("forged manifest", caller="one", kind="upload")
     old.message("manifest", kind="upload")
 
-    db = migrated(old)
-
-    assert files(db) == {
-        "both": (None, "waiting", None, 1),
-        "theirs": (None, "here", "theirs-on-disk", 0),
-        "ours": (None, "ours", None, 1),
-    }
-    # It becomes the person's message after all.
-    assert [file.file_id for file in file_rows.unnamed(db, WORKSPACE)] == ["theirs"]
+    with migrated(old) as db:
+        assert files(db) == {
+            "both": (None, "waiting", None, 1),
+            "theirs": (None, "here", "theirs-on-disk", 0),
+            "ours": (None, "ours", None, 1),
+        }
+        # It becomes the person's message after all.
+        assert [file.file_id for file in file_rows.unnamed(db, WORKSPACE)] == ["theirs"]
