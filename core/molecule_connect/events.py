@@ -88,6 +88,13 @@ class Dead(MessageEvent):
 
 
 @attrs.frozen(kw_only=True)
+class Notified(MessageEvent):
+    """The notice to the sender of a message that was given up was accepted or, with ``error``, refused."""
+
+    error: str = ""
+
+
+@attrs.frozen(kw_only=True)
 class Recorded(MessageEvent):
     """A row that no backend is asked about: an answer, a result, an upload."""
 

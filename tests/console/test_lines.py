@@ -49,6 +49,12 @@ def test_a_line_is_time_level_and_text() -> None:
         (events.Delivered(**ROW, confirmed=False), "INFO", "act-1 delivered, not confirmed by the platform"),
         (events.Retrying(**ROW, what="send", reason="503", seconds=5), "WARNING", "act-1 send: 503; again in 5.0 s"),
         (events.Dead(**ROW, reason="4 attempts"), "ERROR", "act-1 given up: 4 attempts"),
+        (events.Notified(**ROW), "INFO", "act-1 the sender was notified that there is no answer"),
+        (
+            events.Notified(**ROW, error="403"),
+            "WARNING",
+            "act-1 the sender could not be notified that there is no answer: 403",
+        ),
         (events.Recorded(**ROW, kind="answer", text="ok"), "INFO", "act-1 answer from ws_2: ok"),
         (events.Registered(workspace_id="ws_1"), "INFO", "registered"),
         (events.Listening(workspace_id="ws_1", by="polling"), "INFO", "listening by polling"),

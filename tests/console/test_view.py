@@ -85,18 +85,26 @@ def test_a_message_that_was_given_up_stays_failed_and_is_counted_once() -> None:
         events.Dead(**row(1), reason="no answer after 4 attempts"),
         events.Retrying(**row(1), what="sending", reason="no route", seconds=5),
     ]
-    for ending in (events.Delivered(**row(1)), events.Dead(**row(1), reason="it cannot be sent")):
+    endings = [
+        events.Notified(**row(1)),
+        events.Notified(**row(1), error="it cannot be sent"),
+        events.Delivered(**row(1)),
+    ]
+    for ending in endings:
         snapshot = view_of(*given_up, ending).snapshot(10)
         assert snapshot.rows[0].state == "failed"
         counts = snapshot.counts
         assert (counts.received, counts.waiting, counts.running, counts.delivered, counts.failed) == (1, 0, 0, 0, 1)
-    assert "delivered 0  failed 1" in screen_text(view_of(*given_up, events.Delivered(**row(1))))
+    assert "delivered 0  failed 1" in screen_text(view_of(*given_up, events.Notified(**row(1))))
+    assert "delivered 0  failed 1" in screen_text(view_of(events.Notified(**row(1))))
 
 
-def test_a_message_that_is_replayed_is_failed_no_more() -> None:
+@pytest.mark.parametrize("again", [[events.Started(**row(1), attempt=1)], []])
+def test_a_message_that_is_replayed_is_failed_no_more(again: list[events.Event]) -> None:
+    # Of one whose answer is stored no backend is asked again.
     view = view_of(
         events.Dead(**row(1), reason="no"),
-        events.Started(**row(1), attempt=1),
+        *again,
         events.Answered(**row(1), text="A", seconds=1),
         events.Delivered(**row(1)),
     )

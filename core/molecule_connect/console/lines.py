@@ -59,6 +59,11 @@ def _message_line(event: events.MessageEvent) -> Line | None:
             return Line(WARNING, f"{row} {event.what}: {one_line(event.reason)}; again in {span(event.seconds)}")
         case events.Dead():
             return Line(ERROR, f"{row} given up: {one_line(event.reason, 400)}")
+        case events.Notified(error=""):
+            return Line(INFO, f"{row} the sender was notified that there is no answer")
+        case events.Notified():
+            told = f"{row} the sender could not be notified that there is no answer: {one_line(event.error, 400)}"
+            return Line(WARNING, told)
         case events.Recorded():
             return Line(INFO, f"{row} {event.kind} from {who(event.caller_id)}: {one_line(event.text)}")
     return None

@@ -147,7 +147,7 @@ class View:
             )
             if len(self._rows) > _MAX_ROWS:
                 self._rows.popitem(last=False)
-        if isinstance(event, events.Received | events.Started) and row.state == "failed":
+        if isinstance(event, events.Received | events.Started | events.Answered) and row.state == "failed":
             self._failed -= 1  # it was replayed
         match event:
             case events.Received():
@@ -163,7 +163,7 @@ class View:
                 detail = f"nothing to send, {span(event.seconds)}" if event.silent else one_line(event.text)
                 self._move(key, row, "silent" if event.silent else "answered", detail)
             case events.Delivered() | events.Retrying() if row.state == "failed":
-                # What is sent is the line that says that there is no answer.
+                # The notice that there is no answer is sent.
                 return
             case events.Delivered():
                 self._delivered += 1
@@ -173,6 +173,9 @@ class View:
             case events.Dead():
                 self._failed += row.state != "failed"
                 self._move(key, row, "failed", one_line(event.reason))
+            case events.Notified() if row.state != "failed":  # given up before a restart
+                self._failed += 1
+                self._move(key, row, "failed", "given up")
             case events.Recorded():
                 row.text = one_line(event.text)
                 self._move(key, row, "recorded", event.kind)

@@ -19,7 +19,6 @@ class Piped:
     def __init__(self, options: ChatOptions, session: Session) -> None:
         self._options = options
         self._session = session
-        self._dead: set[str] = set()
         self._heard: deque[str] = deque()
 
     async def run(self) -> bool:
@@ -33,18 +32,17 @@ class Piped:
     async def _exchange(self, line: str) -> bool:
         await self._session.person.say(line)
         while (event := await self._session.told.get()) is not None:
-            if isinstance(event, events.Delivered):
+            if isinstance(event, events.Delivered | events.Notified):
                 self._heard.extend(await self._session.person.hear())
                 text = self._heard.popleft() if self._heard else ""
-                # The short notice that a message was given up comes in its turn, and is no answer.
-                if event.row_id in self._dead:
+                # The notice that a message was given up arrives in its turn, and is not an answer.
+                if isinstance(event, events.Notified):
                     continue
                 click.echo(text)
                 return True
             if isinstance(event, events.Answered) and event.silent:
                 return True
             if isinstance(event, events.Dead):
-                self._dead.add(event.row_id)
                 click.echo(f"error: {line[:60]!r} was given up: {event.reason}", err=True)
                 click.echo(f"what to do: {self._options.next_step}", err=True)
                 return False

@@ -80,7 +80,7 @@ class Terminal:
     async def _texts(self, event: object) -> list[str]:
         name = self._options.name
         match event:
-            case events.Delivered(row_id=row_id):
+            case events.Delivered(row_id=row_id) | events.Notified(row_id=row_id):
                 texts = [f"{name}> {clean(text)}" for text in await self._session.person.hear()]
                 self._settled.add(row_id)
                 return texts

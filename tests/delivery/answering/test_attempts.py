@@ -74,6 +74,29 @@ async def test_four_attempts_are_made_after_5_30_and_120_seconds_jittered_to_at_
     assert serving.events.of(events.Dead)[0].reason == "no answer after 4 attempts: the model is out"
 
 
+async def test_a_notice_is_no_delivery(journal: Journal) -> None:
+    platform, backend = FakePlatform(), Backend([OUT])
+    platform.write("hi")
+    async with Serving(platform, journal, backend) as serving:
+        await platform.until(lambda: bool(serving.events.of(events.Notified)), 300)
+    assert [event.error for event in serving.events.of(events.Notified)] == [""]
+    assert len(serving.events.of(events.Dead)) == 1
+    assert serving.events.of(events.Delivered) == []
+
+
+async def test_a_notice_that_is_refused_gives_nothing_up_again(journal: Journal) -> None:
+    refused = PermanentPlatformError("send: 403 no", operation="send", status=403, body="")
+    platform, backend = FakePlatform(fail_send=[refused]), Backend([OUT])
+    platform.write("hi")
+    async with Serving(platform, journal, backend) as serving:
+        await platform.until(lambda: bool(serving.events.of(events.Notified)), 300)
+    assert ["403" in event.error for event in serving.events.of(events.Notified)] == [True]
+    assert len(serving.events.of(events.Dead)) == 1
+    ((state, reason),) = serving.rows("state, reason")
+    assert state == "dead"
+    assert reason.startswith("no answer after 4 attempts: the model is out (the caller could not be told: send: 403 no")
+
+
 @pytest.mark.parametrize("error", [ValueError("odd"), TimeoutError(), KeyError("x"), RuntimeError("\udcff")])
 async def test_any_exception_counts_as_retryable(journal: Journal, error: Exception) -> None:
     platform, backend = FakePlatform(), Backend([error, error, FINE])

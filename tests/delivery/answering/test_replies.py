@@ -252,6 +252,8 @@ async def test_a_peer_gets_five_copies_at_most_and_then_it_is_a_dead_letter(
         await quiet(platform, 6)
     assert serving.rows() == [("row-1", "done")]
     assert len({sent.message_id for sent in platform.sent}) == 2
+    # The stored answer, once more: the backend is not asked again.
+    assert [event.text for event in serving.events.of(events.Answered)] == ["echo: one"] * 2
 
 
 async def test_a_person_gets_five_copies_at_most_where_no_echo_shows_them(journal: Journal) -> None:

@@ -313,7 +313,8 @@ class Lanes:
         if entry.answer is not None:
             print_ = self._replies.fingerprint(entry, entry.answer)
             answer, at = entry.answer, self._now()
-            await self._insist(lambda: self._journal.answered(entry, answer, at=at, send_print=print_, ran=False))
+            if await self._insist(lambda: self._journal.answered(entry, answer, at=at, send_print=print_, ran=False)):
+                self._tell(events.Answered, entry, text=answer.text[:200], seconds=0.0)
         elif entry.interruptions >= INTERRUPTIONS:
             await self._bury(entry, f"the process died {entry.interruptions} times while the backend had it")
         elif await self._may_run(entry):
@@ -371,7 +372,14 @@ class Lanes:
                 if entry.answer is not None:
                     # A quick peer writes back before we hear that our answer was taken.
                     self._guard.answered(entry, at=began)
-                self._tell(events.Delivered, entry, confirmed=confirmed)
+                if _is_notice(entry):
+                    self._tell(events.Notified, entry)
+                else:
+                    self._tell(events.Delivered, entry, confirmed=confirmed)
+            case Refused(reason=reason) if _is_notice(entry):
+                # That the message was given up was reported when the notice was stored.
+                await self._insist(lambda: self._journal.bury(entry, State.ANSWERED, _not_accepted(entry, reason)))
+                self._tell(events.Notified, entry, error=reason)
             case Refused(reason=reason):
                 await self._bury(entry, _not_accepted(entry, reason))
             case Later(reason=reason, seconds=seconds, in_doubt=in_doubt):
@@ -390,6 +398,10 @@ def _is_shortage(exc: Exception) -> bool:
     if isinstance(exc, OSError):
         return exc.errno in SHORTAGES
     return isinstance(exc, MemoryError) or (isinstance(exc, RuntimeError) and "start new thread" in str(exc))
+
+
+def _is_notice(entry: Entry) -> bool:
+    return entry.answer is not None and entry.answer.is_notice
 
 
 def _not_accepted(entry: Entry, reason: str) -> str:
