@@ -20,7 +20,10 @@ class Connector:
 
     Attributes:
         output: What it has written to stderr so far.
+        program: The words that its command line begins with.
     """
+
+    program = PROGRAM
 
     def __init__(self, sandbox: Sandbox, workspace: Workspace, state: Path, *arguments: str, **environ: str) -> None:
         arguments = arguments or ("--backend", "mock")
@@ -45,7 +48,7 @@ class Connector:
     async def start(self) -> Self:
         """Start it; returns at once."""
         self.process = await asyncio.create_subprocess_exec(
-            *PROGRAM,
+            *self.program,
             "connect",
             *self._arguments,
             stdin=asyncio.subprocess.DEVNULL,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from molecule_connect_sandbox.testing import Sandbox, Workspace
 
-from .kit import Connector, registered
+from .kit import PROGRAM, Connector, registered
 
 MOCK = '[defaults]\nbackend = "mock"\noptions.reply = "%s!"\n'
 EXEC = '[defaults]\nbackend = "exec"\noptions.cmd = "tr a-z A-Z"\n'
@@ -23,15 +23,10 @@ class Limited(Connector):
     soft, hard = 100, 100
 
     async def start(self) -> "Limited":
-        before = resource.getrlimit(resource.RLIMIT_NOFILE)
-        # A child inherits it; this process keeps the files that it has.
-        resource.setrlimit(resource.RLIMIT_NOFILE, (self.soft, before[1]))
-        try:
-            await super().start()
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, before)
-        assert self.process is not None
-        resource.prlimit(self.process.pid, resource.RLIMIT_NOFILE, (self.soft, self.hard))
+        # Set by a shell: this process may have more files open than the limit.
+        limits = f"ulimit -S -n {self.soft} && ulimit -H -n {self.hard}"
+        self.program = ["/bin/sh", "-c", f'{limits} && exec "$@"', "sh", *PROGRAM]
+        await super().start()
         return self
 
 

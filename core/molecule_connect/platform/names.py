@@ -138,11 +138,16 @@ async def dial(
             raise errors[0] if errors else OSError("the name has no address")
         return winner.result()
     finally:
+        # Nothing is awaited here: a cancellation would leave the winner's socket open.
         for one in tasks:
-            one.cancel()
-        for outcome in await asyncio.gather(*tasks, return_exceptions=True):
-            if isinstance(outcome, socket.socket) and (winner is None or outcome is not winner.result()):
-                outcome.close()
+            if one is not winner:
+                one.cancel()
+                one.add_done_callback(_close)
+
+
+def _close(task: "asyncio.Task[socket.socket]") -> None:
+    if not task.cancelled() and task.exception() is None:
+        task.result().close()
 
 
 async def _open(endpoint: Endpoint) -> socket.socket:
