@@ -266,6 +266,7 @@ class FakePlatform:
             errors by way of ``cut_after``.
         cut_after: Errors that are raised after the platform took the send, first in first out.
         largest: So many new rows fit on a page.
+        row_size: Bytes of each row.
         ignores_since: Every page is the newest one, whatever is asked for.
         empties: A row is shown once.
         echoes_beats: Beats come back over the stream.
@@ -294,6 +295,7 @@ class FakePlatform:
     ahead: float = 0.0
     echo_delay: float = 0.0
     largest: int | None = None
+    row_size: int = 0
     ignores_since: bool = False
     empties: bool = False
     echoes_beats: bool = True
@@ -368,9 +370,15 @@ class FakePlatform:
         return self._time()
 
     async def fetch(
-        self, *, since_id: str | None = None, before: int | None = None, limit: int, known: Callable[[str], bool]
+        self,
+        *,
+        since_id: str | None = None,
+        before: int | None = None,
+        limit: int,
+        known: Callable[[str], bool],
+        people: bool = False,
     ) -> Page:
-        self.fetches.append({"since_id": since_id, "before": before, "limit": limit, "at": _now()})
+        self.fetches.append({"since_id": since_id, "before": before, "limit": limit, "at": _now(), "people": people})
         began = self._time()
         await asyncio.sleep(self.fetch_delay)
         if self.fail_fetch:
@@ -382,7 +390,7 @@ class FakePlatform:
         else:
             before = None if self.ignores_since else before
             visible = [item for item in reversed(visible) if before is None or (item.time or 0) < before]
-        page = visible[:limit]
+        page = [item for item in visible if not people or item.caller_id is None][:limit]
         if self.largest is not None and len(page) > self.largest:
             raise PageTooLargeError("activity: too large", operation="activity", status=200)
         if self.empties:
@@ -392,6 +400,7 @@ class FakePlatform:
             items=tuple(item for item in page if not known(item.row_id)),
             count=len(page),
             limit=limit,
+            size=len(page) * self.row_size,
             earliest=began,
         )
 

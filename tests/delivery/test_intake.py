@@ -6,6 +6,7 @@ import sqlite3
 import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ from molecule_connect.errors import (
     TransientPlatformError,
     WorkspaceDeletedError,
 )
-from molecule_connect.models import Kind, Progress, Request, Response, Signal, WorkspaceStatus
+from molecule_connect.models import Kind, Page, Progress, Request, Response, Signal, WorkspaceStatus
 
 from .kit import EPOCH, WORKSPACE, Disk, FakePlatform, Serving, echo, open_journal
 
@@ -114,6 +115,62 @@ async def test_lanes_wait_until_the_oldest_of_a_first_look_is_there(journal: Jou
     async with Serving(platform, journal):
         await platform.until(lambda: len(platform.sent) >= 3)
     assert platform.answers()[:3] == ["echo: 0", "echo: 1", "echo: 2"]
+
+
+async def test_a_read_back_over_many_pages_keeps_nobody_waiting(journal: Journal) -> None:
+    platform = FakePlatform(has_stream=True)
+    async with Serving(platform, journal):
+        await platform.until(lambda: bool(platform.opens))
+        for number in range(4000):
+            platform.write(f"{number}", caller=f"peer-{number % 7}", kind=Kind.ANSWER, age=5 - number / 1000)
+        count = "SELECT count(*) FROM message"
+        await platform.until(lambda: journal.reader.execute(count).fetchone()[0] == 4000)
+        platform.fetch_delay, at = 1.0, now()
+        await platform.until(lambda: platform.fetches[-1]["before"] is not None and platform.fetches[-1]["at"] > at)
+        platform.write("hello")
+        await platform.until(lambda: bool(platform.sent), seconds=2.5)
+        # The read back still goes on.
+        await platform.until(lambda: platform.fetches[-1]["before"] is not None, seconds=1.5)
+
+
+async def test_a_persons_message_is_read_before_a_flood_of_large_rows(journal: Journal) -> None:
+    platform = FakePlatform(has_stream=True, row_size=100_000)
+    async with Serving(platform, journal):
+        await platform.until(lambda: bool(platform.opens))
+        for delay in (0.0, 1.0):
+            platform.fetch_delay = delay
+            for number in range(600):
+                platform.write(f"{number}", caller=f"peer-{number % 7}", kind=Kind.ANSWER, age=1 - number / 1000)
+            await asyncio.sleep(2)
+        at = now()
+        platform.write("hello")
+        await platform.until(lambda: bool(platform.sent), seconds=4)
+        # What the flood left behind is read all the same.
+        count = "SELECT count(*) FROM message WHERE kind='answer'"
+        await platform.until(lambda: journal.reader.execute(count).fetchone()[0] == 1200, seconds=60)
+        assert sum(fetch["at"] > at and not fetch["people"] for fetch in platform.fetches) > 10
+
+
+async def test_a_platform_that_cant_select_rows_of_people_is_read_as_it_is(journal: Journal) -> None:
+    class Unselective(FakePlatform):
+        async def fetch(self, **query: Any) -> Page:
+            if query.get("people"):
+                self.refused += 1
+                raise PermanentPlatformError("activity: 400", operation="activity", status=400, body="")
+            return await super().fetch(**query)
+
+        refused = 0
+
+    platform = Unselective(has_stream=True, row_size=100_000)
+    async with Serving(platform, journal) as serving:
+        await platform.until(lambda: bool(platform.opens))
+        for number in range(600):
+            platform.write(f"{number}", caller=f"peer-{number % 7}", kind=Kind.ANSWER, age=1 - number / 1000)
+        await asyncio.sleep(2)
+        platform.write("hello")
+        await platform.until(lambda: bool(platform.sent))
+        assert platform.refused
+        assert serving.events.of(events.Trouble) == []
 
 
 # 410
@@ -304,6 +361,19 @@ async def test_the_page_grows_again_after_one_that_was_too_large(journal: Journa
         platform.largest = None
         await asyncio.sleep(60)
         assert platform.fetches[-1]["limit"] == 500
+
+
+async def test_pages_of_large_rows_have_fewer_rows(journal: Journal) -> None:
+    platform = FakePlatform(row_size=100_000)
+    for number in range(1000):
+        platform.write(f"{number}", caller=f"peer-{number % 9}", age=25 - number / 100)
+    async with Serving(platform, journal):
+        await platform.until(lambda: len(platform.sent) == 1000)
+        assert [fetch["limit"] for fetch in platform.fetches[:4]] == [500, 41, 41, 41]
+        platform.row_size = 1 << 20
+        await platform.until(lambda: platform.fetches[-1]["limit"] == 20)
+        platform.row_size = 1000
+        await platform.until(lambda: platform.fetches[-1]["limit"] == 500)
 
 
 async def test_a_row_that_is_larger_than_any_page_is_trouble_that_is_told(journal: Journal) -> None:

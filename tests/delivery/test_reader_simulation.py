@@ -28,7 +28,12 @@ class Killed(BaseException):
 
 @attrs.define
 class World:
-    """A feed and the clock that it lives by, in microseconds. Its Date is *ahead* of that clock."""
+    """A feed and the clock that it lives by, in microseconds. Its Date is *ahead* of that clock.
+
+    Attributes:
+        row_size: Bytes of each row; pages of large rows get smaller.
+        busy: A wake-up has always come since the last read began.
+    """
 
     newer: bool
     obeys_since: bool
@@ -38,6 +43,8 @@ class World:
     forgets: bool = False
     pruned: set[str] = attrs.field(factory=set)
     ahead: int = 0
+    row_size: int = 0
+    busy: bool = False
 
     def write(self, back: int, late: int) -> None:
         time = self.now - back
@@ -47,6 +54,7 @@ class World:
             kind=Kind.MESSAGE,
             time=time,
             seq=number if self.newer else None,
+            caller_id=None if number % 3 == 0 else "peer",
             message_id=f"r{number:04}",
             idempotency_key=f"r{number:04}",
         )
@@ -56,7 +64,13 @@ class World:
         self.pruned |= {item.row_id for _, item in self.rows if (item.time or 0) < self.now - age}
 
     async def fetch(
-        self, *, since_id: str | None = None, before: int | None = None, limit: int, known: Callable[[str], bool]
+        self,
+        *,
+        since_id: str | None = None,
+        before: int | None = None,
+        limit: int,
+        known: Callable[[str], bool],
+        people: bool = False,
     ) -> Page:
         began = self.now
         visible = [item for when, item in self.rows if when <= self.now and item.row_id not in self.pruned]
@@ -65,13 +79,14 @@ class World:
             visible = rows_after(visible, since_id, newer=self.newer, expired=self.forgets)
         else:
             visible = [item for item in reversed(visible) if before is None or (item.time or 0) < before]
-        page = visible[:limit]
+        page = [item for item in visible if not people or item.caller_id is None][:limit]
         self.now += self.page_time
         return Page(
             marks=tuple(RowMark(item.row_id, item.time) for item in page),
             items=tuple(item for item in page if not known(item.row_id)),
             count=len(page),
             limit=limit,
+            size=len(page) * self.row_size,
             earliest=began + self.ahead,
         )
 
@@ -137,6 +152,7 @@ def new_reader(world: World, memory: Memory, limit: int) -> Reader:
         wall=lambda: world.now / SECOND,
         on_stored=lambda stored: None,
         lanes_may_run=lambda: None,
+        woken=lambda: world.busy,
         limit=limit,
     )
 
@@ -174,6 +190,8 @@ actions = st.lists(
         st.tuples(st.just("prune"), st.sampled_from([120 * SECOND, 300 * SECOND]), st.just(0)),
         st.tuples(st.just("forget"), st.booleans(), st.just(0)),
         st.tuples(st.just("slow pages"), st.sampled_from([0, SECOND, 22 * SECOND]), st.just(0)),
+        st.tuples(st.just("large rows"), st.sampled_from([0, 1000, 1 << 20]), st.just(0)),
+        st.tuples(st.just("busy"), st.booleans(), st.just(0)),
     ),
     max_size=60,
 )
@@ -244,6 +262,10 @@ def test_no_row_is_lost_and_none_is_received_twice(
             world.forgets = value
         elif kind == "slow pages":
             world.page_time = value
+        elif kind == "large rows":
+            world.row_size = value
+        elif kind == "busy":
+            world.busy = value
     world.now += LATEST * SECOND
     finish(reader.read())
     expected = {item.row_id for _, item in world.rows if (item.time or 0) >= floor and item.row_id not in world.pruned}

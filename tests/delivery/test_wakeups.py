@@ -339,7 +339,7 @@ async def test_whole_reads_are_not_put_off_by_wake_ups_that_never_end() -> None:
         began, whole = now(), []
         while now() < began + 20:
             heard.wakeups.wake()
-            if (await next_reads(heard.wakeups, 1, PART, seconds=0.25)) == [Trigger.DUE]:
+            if (await next_reads(heard.wakeups, 1, PART, seconds=0.1)) == [Trigger.DUE]:
                 whole.append(now() - began)
         assert [int(time) for time in whole[:3]] == [1, 3, 10]
         assert len(whole) > 3
@@ -354,9 +354,40 @@ async def test_whole_reads_come_no_sooner_than_ten_times_what_the_last_one_took(
         heard.wakeups.wake()
         await next_reads(heard.wakeups, 1, PART)
         at = now()
-        while (await heard.wakeups.next()) is Trigger.REGULAR:
+        while (await heard.wakeups.next()) is not Trigger.DUE:
             heard.wakeups.told(PART, Trigger.WOKEN, seconds=0.0)
         assert now() - at == pytest.approx(first)
+
+
+async def test_late_reads_wait_for_the_rest_after_a_slow_whole_read() -> None:
+    async with listen() as heard:
+        await heard.hear(Signal.OPENED, Signal.BEAT)
+        heard.wakeups.told(ONE, await heard.wakeups.next(), seconds=2.0)
+        at = now()
+        heard.wakeups.wake()
+        assert await next_reads(heard.wakeups, 2, attrs.evolve(PART, messages=0)) == [Trigger.WOKEN, Trigger.DUE]
+        assert now() - at == pytest.approx(20)
+
+
+async def test_wake_ups_for_rows_that_are_no_messages_are_answered_at_once() -> None:
+    async with listen() as heard:
+        await heard.hear(Signal.OPENED, Signal.BEAT)
+        at = now()
+        for _ in range(50):
+            heard.wakeups.wake()
+            await next_reads(heard.wakeups, 1, attrs.evolve(NOTHING, rows=1))
+        assert now() == at
+
+
+async def test_polls_after_a_slow_whole_read_ask_for_the_newest_rows() -> None:
+    async with listen(poll_interval=1.0) as heard:
+        heard.wakeups.told(ONE, await heard.wakeups.next(), seconds=0.55)
+        triggers = []
+        for _ in range(7):
+            triggers.append(await heard.wakeups.next())
+            heard.wakeups.told(PART if triggers[-1] is Trigger.POLL else ONE, triggers[-1], seconds=0.0)
+        # After 5.5 s the whole read that follows the first poll is due too.
+        assert triggers == [Trigger.POLL] * 5 + [Trigger.DUE, Trigger.REGULAR]
 
 
 async def test_a_wake_up_during_a_read_is_followed_by_another_read() -> None:

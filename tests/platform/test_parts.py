@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from molecule_connect.models import DataPart, FilePart, TextPart
-from molecule_connect.platform.parts import fingerprint, read_part, read_parts
+from molecule_connect.platform.parts import MOST_PARTS, fingerprint, read_part, read_parts
 
 FILE = FilePart(uri="platform-pending:ws/F1", name="alpha.txt", mime_type="text/plain", size=12)
 
@@ -98,3 +98,11 @@ def test_equal_parts_have_one_fingerprint_and_unequal_parts_have_two() -> None:
 
     assert same[0] == same[1]
     assert len({same[0], *others}) == len(others) + 1
+
+
+def test_parts_after_the_first_5000_are_one_part_of_data() -> None:
+    numbers = list(range(MOST_PARTS))
+    assert read_parts(numbers) == tuple(DataPart(number) for number in numbers)
+    parts = read_parts([*numbers, "a", {"text": "b"}, None])
+    assert parts[:-1] == read_parts(numbers)
+    assert parts[-1] == DataPart(["a", {"text": "b"}, None])

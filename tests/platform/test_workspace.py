@@ -1,3 +1,4 @@
+import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
@@ -72,6 +73,31 @@ async def test_the_lower_bound_of_a_request_is_the_date_or_the_newest_row_seen_b
 async def test_a_page_that_is_cut_or_no_page_is_transient(connect: Connect, content: bytes) -> None:
     with pytest.raises(TransientPlatformError):
         await WorkspaceClient(connect(Script(httpx.Response(200, content=content)))).fetch(limit=5, known=nothing_known)
+
+
+async def test_a_large_page_is_read_in_slices(connect: Connect) -> None:
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    def page_of(rows: int) -> httpx.Response:
+        parts = [{"kind": "text", "text": "x" * 10}] * 1000
+        return httpx.Response(200, json=[{"id": f"{n}", "request_body": {"parts": parts}} for n in range(rows)])
+
+    client = WorkspaceClient(connect(Script(page_of(1), page_of(100))))
+    task = asyncio.create_task(other())
+    counts = []
+    for _ in range(2):
+        turns = 0
+        await client.fetch(limit=500, known=nothing_known)
+        counts.append(turns)
+    task.cancel()
+    small, large = counts
+    assert large > small + 10
 
 
 class Large(httpx.AsyncByteStream):

@@ -89,7 +89,7 @@ class Intake:
         while True:
             try:
                 async with self._one_at_a_time:
-                    read = await self._timed_read(woken=trigger is Trigger.WOKEN)
+                    read = await self._timed_read(woken=trigger in (Trigger.WOKEN, Trigger.POLL))
             except AuthError as exc:
                 refused_since = refused_since if refused_since is not None else _now()
                 failures += 1

@@ -10,11 +10,17 @@ class Feed(Protocol):
     """Where rows come from."""
 
     async def fetch(
-        self, *, since_id: str | None = None, before: int | None = None, limit: int, known: Callable[[str], bool]
+        self,
+        *,
+        since_id: str | None = None,
+        before: int | None = None,
+        limit: int,
+        known: Callable[[str], bool],
+        people: bool = False,
     ) -> Page:
         """One page: oldest first after the row *since_id*, else newest first, strictly older than *before* (µs).
 
-        Rows that *known* knows are in ``Page.marks`` alone.
+        Rows that *known* knows are in ``Page.marks`` alone. With *people*, rows with a source are left out.
 
         Raises:
             CursorExpiredError: *since_id* names no row any more.

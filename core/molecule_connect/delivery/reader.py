@@ -20,22 +20,28 @@ from molecule_connect.delivery.reading import (
     step_back,
     step_forward,
 )
-from molecule_connect.errors import CursorExpiredError, PageTooLargeError
+from molecule_connect.errors import CursorExpiredError, PageTooLargeError, PermanentPlatformError
 from molecule_connect.models import Inbound, Page, RowMark
 
 # A wake-up that would read more than this again reads from the tip instead.
 REREAD_ROWS = 100
 REREAD_SIZE = 1 << 20
+# After a page larger than this, fewer rows are asked for: nothing newer is read until a page is here. Not too few,
+# because rows that share their time may be lost if they fill a page of an older platform.
+GOOD_SIZE, FEWEST_ROWS = 4 << 20, 20
+# While pages are larger than this, rows of people are read first: peers' large rows would delay them.
+LARGE = 256 << 10
 # Where only a cursor of another program is known, and the platform has deleted its row; as that inbox promised.
 LEAST_AFTER_CURSOR = 600 * SECOND
 
 
 @attrs.frozen(kw_only=True)
 class Read:
-    """What a read brought: how many new messages, and whether it was a whole one."""
+    """What a read brought: how many new messages, how many new rows, and whether it was a whole one."""
 
     messages: int
     whole: bool
+    rows: int = 0
 
 
 async def _no_look(skipped: Sequence[Inbound]) -> Look:
@@ -85,9 +91,14 @@ class Reader:
         self._notice = notice
         self._first_look = first_look
         self._tip: RowMark | None = None
+        # The newest row that was read among those of people, where that was not a read of all rows.
+        self._people_tip: RowMark | None = None
+        self._last_size = 0
         self._limit = self._usual_limit = limit
-        self._messages = 0
+        self._messages = self._rows = 0
         self._saw_no_row = False
+        # Whether all rows before the tip that could be read were read.
+        self._has_no_gap = False
         self._ahead = MOST_AHEAD
         self.expired_in_a_row = 0
         self.asking: Callable[[], None] = lambda: None
@@ -104,15 +115,17 @@ class Reader:
             PlatformError: The feed could not be read; what was read before that is kept.
             JournalError: It could not be stored.
         """
-        self._messages = 0
+        self._messages = self._rows = 0
         position = self._journal.position()
-        if woken and self._is_long(position) and await self._forward_from_tip():
-            return Read(messages=self._messages, whole=False)
+        if woken and self._is_long(position):
+            await self._read_people()
+            if await self._forward_from_tip():
+                return Read(messages=self._messages, rows=self._rows, whole=False)
         if position.anchor is None or position.ignores_since:
             await self._back(position)
         else:
             await self._whole_forward(position, position.anchor)
-        return Read(messages=self._messages, whole=True)
+        return Read(messages=self._messages, rows=self._rows, whole=True)
 
     def _is_long(self, position: Position) -> bool:
         start = position.anchor_time if position.anchor is not None else position.floor
@@ -156,12 +169,35 @@ class Reader:
                 return False
             await self._store(page, page.items)
             self._lanes_may_run()
-            if span is not None and self._tip is not None and self._woken():
-                await self._forward_from_tip()
+            await self._look_at_wakeup(whole=span is not None)
             step = step_forward(page, after)
             if step is None:
                 return True
             after = step
+
+    async def _look_at_wakeup(self, *, whole: bool) -> None:
+        """Between two pages: read what a wake-up announced meanwhile. A read of the newest rows comes to it anyway."""
+        if self._tip is None or not self._woken():
+            return
+        await self._read_people()
+        if whole:
+            await self._forward_from_tip()
+
+    async def _read_people(self) -> None:
+        """While pages are large, read rows of people newer than the newest row. Reads of all rows read them again."""
+        marks = [mark for mark in (self._tip, self._people_tip) if mark is not None]
+        if self._tip is None or self._last_size <= LARGE:
+            return
+        after: str | None = max(marks, key=lambda mark: mark.time or 0).row_id
+        try:
+            while after is not None:
+                page = await self._fetch(since_id=after, span=None, people=True)
+                await self._store(page, page.items, people=True)
+                self._lanes_may_run()
+                after = None if any(mark.row_id == after for mark in page.marks) else step_forward(page, after)
+        except PermanentPlatformError:
+            # The row is gone, or this platform can't select rows.
+            self._people_tip = None
 
     async def _forward_from_tip(self) -> bool:
         """Read what is newer than the newest row. False: that row is not known any more."""
@@ -175,10 +211,12 @@ class Reader:
         return True
 
     async def _back(self, position: Position) -> None:
-        """Read from the newest row back to the floor. Lanes wait until it has ended: older rows come last."""
+        """Read from the newest row back to the floor. Lanes wait while rows older than new ones may still come."""
         span, older = Span(), 0
         # Of a first look, also one that was cut short: rows before it are kept in mind until it has ended.
         first, skipped = position.last_read is None, list[Inbound]()
+        reached = self._tip.row_id if self._has_no_gap and self._tip is not None and not first else None
+        self._has_no_gap = False
         floor = self._look_back(position)
         await self._journal.move(attrs.evolve(position, anchor=None, anchor_time=None, floor=floor))
         before: int | None = None
@@ -192,10 +230,18 @@ class Reader:
             before = step_back(page, before, floor=floor)
             if before is None:
                 break
-            # What comes next is older than what the lanes were given.
-            self._lanes_must_wait()
+            if reached is not None and any(mark.row_id == reached for mark in page.marks):
+                self._has_no_gap = True
+            if self._has_no_gap:
+                self._lanes_may_run()
+                if not position.ignores_since:
+                    await self._look_at_wakeup(whole=True)
+            else:
+                # What comes next is older than what the lanes were given.
+                self._lanes_must_wait()
         if first:
             self._report(await self._first_look(skipped), older, page)
+        self._has_no_gap = True
         self._lanes_may_run()
         was_empty, self._saw_no_row = self._saw_no_row, not span.marks
         if was_empty and older and not first and not position.ignores_since:
@@ -230,30 +276,47 @@ class Reader:
             return self.now() - self._since - round(self._elapsed() * SECOND)
         return look_back(position, position.floor, ahead=self._ahead)
 
-    async def _fetch(self, *, span: Span | None, since_id: str | None = None, before: int | None = None) -> Page:
+    async def _fetch(
+        self, *, span: Span | None, since_id: str | None = None, before: int | None = None, people: bool = False
+    ) -> Page:
         while True:
             began = self.now()
             self.asking()
             try:
                 page = await self._feed.fetch(
-                    since_id=since_id, before=before, limit=self._limit, known=self._journal.known
+                    since_id=since_id, before=before, limit=self._limit, known=self._journal.known, people=people
                 )
             except PageTooLargeError:
                 if self._limit == 1:
                     raise
                 self._limit //= 2
                 continue
-            self._limit = min(self._usual_limit, self._limit * 2)
+            self._limit = self._next_limit(page, whole=span is not None)
+            if not people:
+                self._last_size = page.size
             if span is not None:
                 span.add(page, asked=began, now=self.now())
             return page
 
-    async def _store(self, page: Page, items: Sequence[Inbound]) -> None:
+    def _next_limit(self, page: Page, *, whole: bool) -> int:
+        if page.size > GOOD_SIZE:
+            return min(self._limit, max(FEWEST_ROWS, page.count * GOOD_SIZE // page.size))
+        # A short page of the newest rows says nothing of those before them.
+        says_more_fit = page.size <= GOOD_SIZE // 2 and (whole or page.count == page.limit)
+        return min(self._usual_limit, self._limit * 2) if says_more_fit else self._limit
+
+    async def _store(self, page: Page, items: Sequence[Inbound], *, people: bool = False) -> None:
         stored = await self._journal.receive(items, now=self.now())
+        self._rows += len(stored)
         self._messages += sum(one.state is State.RECEIVED or one.revived for one in stored)
+        tip = self._people_tip if people else self._tip
         for mark in page.marks:
-            if mark.time is not None and (self._tip is None or mark.time >= (self._tip.time or 0)):
-                self._tip = mark
+            if mark.time is not None and (tip is None or mark.time >= (tip.time or 0)):
+                tip = mark
+        if people:
+            self._people_tip = tip
+        else:
+            self._tip = tip
         if stored:
             self._on_stored(stored)
 

@@ -14,6 +14,7 @@ from molecule_connect.models import Signal
 # A row can be late behind its own event; after a read from the tip, rows can be late behind the tip.
 LATE_READS = (1.0, 5.0)
 WHOLE_READS = (1.0, 3.0, 10.0)
+# A whole read reads all rows of the last minute again: the next one waits for this many times what it took.
 WHOLE_READ_REST = 10.0
 # After so many wake-ups in a row that brought nothing, the next ones are answered once in so many seconds.
 FRUITLESS, FRUITLESS_REST = 20, 1.0
@@ -30,6 +31,7 @@ class Trigger(enum.Enum):
     WOKEN = "a wake-up"
     DUE = "a read that follows another"
     REGULAR = "a poll, or a safety read"
+    POLL = "a poll while whole reads rest"
 
 
 class Wakeups:
@@ -78,7 +80,7 @@ class Wakeups:
         self._last_read = float("-inf")
         self._late_reads: list[float] = []
         self._whole_reads: list[float] = []
-        self._whole_seconds = 0.0
+        self._rests_until = float("-inf")
         self._dead_stream: asyncio.Event = asyncio.Event()
         self._echo_timer: asyncio.TimerHandle | None = None
         self._opened_at = self._heard_at = float("-inf")
@@ -111,26 +113,33 @@ class Wakeups:
         """Wait until a read is due."""
         while True:
             # Before wake-ups: a busy feed has one at any time.
-            if self._whole_reads and min(self._whole_reads) <= _now():
-                return self._begin(Trigger.DUE)
             now = _now()
+            if self._after_the_rest(self._whole_reads) <= now:
+                return self._begin(Trigger.DUE)
             fruitless_rest = FRUITLESS_REST if self._fruitless >= FRUITLESS else 0.0
             woken = self._last_read + max(fruitless_rest, self._rest())
             if woken <= now and self.take():
                 return self._begin(Trigger.WOKEN)
             regular = self._regular()
-            due = min([regular, *self._late_reads, *self._whole_reads, *([woken] if self._pending else [])])
+            reads = self._after_the_rest([*self._late_reads, *self._whole_reads])
+            due = min([regular, reads, *([woken] if self._pending else [])])
             if due <= now:
-                return self._begin(Trigger.REGULAR if regular <= now else Trigger.DUE)
+                if regular > now:
+                    return self._begin(Trigger.DUE)
+                return self._begin(Trigger.REGULAR if self._rests_until <= now else Trigger.POLL)
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(due):
                     await self._wake.wait()
 
+    def _after_the_rest(self, times: list[float]) -> float:
+        """When the first of these whole reads may begin."""
+        return max(min(times, default=float("inf")), self._rests_until)
+
     def _begin(self, trigger: Trigger) -> Trigger:
         self._last_read = now = _now()
         self._taken = trigger is Trigger.WOKEN
-        if trigger is not Trigger.WOKEN:
+        if trigger not in (Trigger.WOKEN, Trigger.POLL):
             # A whole read serves for all that are due.
             self._late_reads = [when for when in self._late_reads if when > now]
             self._whole_reads = [when for when in self._whole_reads if when > now]
@@ -147,14 +156,13 @@ class Wakeups:
         """What the read that ``next`` asked for brought, and how long it took."""
         now = _now()
         if read.whole:
-            self._whole_seconds = seconds
+            self._rests_until = now + seconds * WHOLE_READ_REST
         elif not self._whole_reads:
-            rest = self._whole_seconds * WHOLE_READ_REST
-            self._whole_reads = [now + max(delay, rest) for delay in WHOLE_READS]
+            self._whole_reads = [now + delay for delay in WHOLE_READS]
         if self._taken and not read.messages:
             soon, later = (now + delay for delay in LATE_READS)
             self._late_reads = [min([soon, *self._late_reads]), later]
-        if trigger is Trigger.REGULAR:
+        if trigger in (Trigger.REGULAR, Trigger.POLL):
             if read.messages and self._connected and not self._event_since_read:
                 self._distrusted_until = now + DISTRUST
                 self._tell()
@@ -163,6 +171,7 @@ class Wakeups:
             self._fruitless += 1
         if read.messages:
             self._easing = FASTEST_POLL
+        if read.messages or read.rows:
             self._fruitless = 0
         if not self._pending:
             self._event_since_read = False

@@ -13,6 +13,7 @@ from molecule_connect.platform.address import parse_address
 from molecule_connect.platform.answers import Answer, EndpointAbsentError, judge, not_ours
 from molecule_connect.platform.operations import Operation
 from molecule_connect.platform.rows import MalformedPageError
+from molecule_connect.platform.slices import Steps, finish
 from molecule_connect.platform.times import PlatformClock, parse_http_date
 from molecule_connect.settings import check_org_id, check_workspace_id
 
@@ -114,8 +115,13 @@ class Caller:
 
     def read(self, operation: Operation[T], answer: Answer) -> T:
         """What *operation* makes of *answer*, or the error that its status stands for; see ``judge``."""
+        return finish(self.read_in_steps(operation, answer))
+
+    def read_in_steps(self, operation: Operation[T], answer: Answer) -> Steps[T]:
+        """``read``, in the steps of *operation*."""
         try:
-            return operation.read(judge(operation, answer, redact=self.credentials.redact))
+            reply = judge(operation, answer, redact=self.credentials.redact)
+            return (yield from operation.steps(reply)) if operation.steps else operation.read(reply)
         except MalformedPageError as exc:
             if not exc.cut:
                 raise not_ours(operation, answer) from exc

@@ -13,6 +13,7 @@ from molecule_connect.platform.credentials import Credentials
 from molecule_connect.platform.operations import Lane, Operation
 from molecule_connect.platform.pacer import Pacer
 from molecule_connect.platform.senders import Places
+from molecule_connect.platform.slices import in_slices
 from molecule_connect.platform.transports import Transports
 from molecule_connect.settings import USUAL_TLS, Tls
 
@@ -165,7 +166,7 @@ class AsyncPlatformClient:
                 answer = await self._connections.exchange(operation, url, headers, sink=sink)
         finally:
             self._ended(operation, answer)
-        return self._caller.read(operation, answer)
+        return await in_slices(self._caller.read_in_steps(operation, answer))
 
     def _ended(self, operation: Operation[Any], answer: Answer | None) -> None:
         if answer is None:

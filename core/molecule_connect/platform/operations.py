@@ -15,6 +15,7 @@ from molecule_connect.models import FilePart, Inbound, Outgoing, Presence, Works
 from molecule_connect.platform.envelopes import attachment, attachments, notify_text, peer_envelope, to_json
 from molecule_connect.platform.multipart import Multipart
 from molecule_connect.platform.parts import read_file
+from molecule_connect.platform.slices import Steps
 from molecule_connect.platform.times import format_time
 from molecule_connect.platform.wire import FEED_TYPE, read_history
 
@@ -85,6 +86,7 @@ class Operation(Generic[T]):
     Attributes:
         name: What errors call it.
         read: Makes the result of a good answer.
+        steps: ``read`` in steps, for answers that may be large.
         accepts: Statuses outside 200 to 299 that ``read`` understands.
         is_optional: Platforms without the endpoint are in order; its absence is remembered.
         is_open: It is answered without a token too.
@@ -98,6 +100,7 @@ class Operation(Generic[T]):
     method: str
     path: str
     read: Callable[[Reply], T] = attrs.field(eq=False, repr=False)
+    steps: Callable[[Reply], Steps[T]] | None = attrs.field(default=None, eq=False, repr=False)
     params: tuple[tuple[str, str], ...] = ()
     body: bytes | None = attrs.field(default=None, repr=False)
     files: Multipart | None = attrs.field(default=None, repr=False)
@@ -150,10 +153,20 @@ def state(workspace_id: str) -> Operation[dict[str, Any]]:
 
 
 def activity(
-    workspace_id: str, read: Callable[[Reply], T], *, since_id: str | None, before: int | None, limit: int
+    workspace_id: str,
+    read: Callable[[Reply], T],
+    *,
+    since_id: str | None,
+    before: int | None,
+    limit: int,
+    people: bool = False,
 ) -> Operation[T]:
-    """A page of the feed: oldest first after the row *since_id*, else newest first, before *before* (microseconds)."""
+    """A page of the feed: oldest first after the row *since_id*, else newest first, before *before* (microseconds).
+
+    With *people*, only rows without a source.
+    """
     params = [("type", FEED_TYPE), ("limit", str(limit))]
+    params += [("source", "canvas")] if people else []
     params += [("since_id", since_id)] if since_id is not None else []
     params += [("before_ts", format_time(before))] if before is not None else []
     return Operation(

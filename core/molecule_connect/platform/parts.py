@@ -14,6 +14,8 @@ import attrs
 from molecule_connect.file_names import pending_id, pending_uri
 from molecule_connect.models import DataPart, FilePart, Part, TextPart
 
+# Parts of one message that are read one by one, which takes microseconds each; a megabyte can hold half a million.
+MOST_PARTS = 5_000
 _FILE_KINDS = frozenset({"file", "image", "audio", "video"})
 _URI_KEYS = ("uri", "url", "fileWithUri", "file_with_uri")
 _BYTES_KEYS = ("bytes", "fileWithBytes", "file_with_bytes", "raw")
@@ -43,9 +45,13 @@ def first_text(source: Mapping[str, Any], *keys: str) -> str | None:
 
 
 def read_parts(value: object) -> tuple[Part, ...]:
-    """The parts in *value*: a list of parts, one part, or plain text (A2A 0.2 ``content``)."""
+    """The parts in *value*: a list of parts, one part, or plain text (A2A 0.2 ``content``).
+
+    Of a list, parts after the first 5,000 are one part of data, as they are.
+    """
     if isinstance(value, list):
-        return tuple(read_part(item) for item in value if item is not None)
+        parts = tuple(read_part(item) for item in value[:MOST_PARTS] if item is not None)
+        return parts if len(value) <= MOST_PARTS else (*parts, DataPart(value[MOST_PARTS:]))
     if value is None or value == "":
         return ()
     return (read_part(value),)

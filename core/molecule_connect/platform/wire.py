@@ -19,6 +19,7 @@ import attrs
 from molecule_connect.models import BLANK, Inbound, Kind, Page, Part, RowMark, TextPart
 from molecule_connect.platform.parts import clean, fingerprint, first_text, read_manifest, read_part, read_parts
 from molecule_connect.platform.rows import MalformedPageError, RawRow, read_head, read_rows
+from molecule_connect.platform.slices import Steps, finish
 from molecule_connect.platform.times import parse_time
 from molecule_connect.settings import WORKSPACE_ID, canonical_id
 
@@ -84,6 +85,24 @@ def read_page(
     Raises:
         MalformedPageError: It is not a JSON array, or the one row does not tell its id and time before it is cut.
     """
+    return finish(
+        read_page_in_steps(
+            text, workspace_id=workspace_id, limit=limit, known=known, size=size, earliest=earliest, whole=whole
+        )
+    )
+
+
+def read_page_in_steps(
+    text: str,
+    *,
+    workspace_id: str,
+    limit: int,
+    known: Callable[[str], bool],
+    size: int,
+    earliest: int | None,
+    whole: bool = True,
+) -> Steps[Page]:
+    """``read_page``, one row per step: senders choose how large a page is."""
     if not whole:
         large = _read_large_row(text)
         unknown = () if known(large.row_id) else (large,)
@@ -98,6 +117,7 @@ def read_page(
         marks.append(RowMark(row_id, parse_time(row.fields.get("created_at"))))
         if not known(row_id):
             items.append(read_row(row, row_id=row_id, workspace_id=workspace_id))
+        yield
     return Page(marks=tuple(marks), items=tuple(items), count=count, limit=limit, size=size, earliest=earliest)
 
 

@@ -4,6 +4,8 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import IO, Any
 
+import attrs
+
 from molecule_connect.errors import AuthError, ConfigError, PermanentPlatformError, TransientPlatformError
 from molecule_connect.models import (
     FilePart,
@@ -20,8 +22,9 @@ from molecule_connect.platform.client import AsyncPlatformClient
 from molecule_connect.platform.envelopes import notify_fingerprint
 from molecule_connect.platform.operations import Reply
 from molecule_connect.platform.pacer import Pacer
+from molecule_connect.platform.slices import Steps, finish
 from molecule_connect.platform.stream import meaning, read_events
-from molecule_connect.platform.wire import read_page
+from molecule_connect.platform.wire import read_page_in_steps
 
 # An operator may raise them while we run.
 LIMITS_FOR = 3600.0
@@ -64,14 +67,20 @@ class WorkspaceClient:
         await self._client.aclose()
 
     async def fetch(
-        self, *, since_id: str | None = None, before: int | None = None, limit: int, known: Callable[[str], bool]
+        self,
+        *,
+        since_id: str | None = None,
+        before: int | None = None,
+        limit: int,
+        known: Callable[[str], bool],
+        people: bool = False,
     ) -> Page:
         """One page of the feed; see ``ports.Feed``."""
         seen_before = self._newest
 
-        def read(reply: Reply) -> Page:
+        def steps(reply: Reply) -> Steps[Page]:
             bounds = [bound for bound in (reply.began, seen_before) if bound is not None]
-            return read_page(
+            return read_page_in_steps(
                 reply.body.decode("utf-8-sig", "replace"),
                 workspace_id=self._id,
                 limit=limit,
@@ -81,9 +90,10 @@ class WorkspaceClient:
                 earliest=max(bounds, default=None),
             )
 
-        page = await self._client.call(
-            operations.activity(self._id, read, since_id=since_id, before=before, limit=limit)
+        operation = operations.activity(
+            self._id, lambda reply: finish(steps(reply)), since_id=since_id, before=before, limit=limit, people=people
         )
+        page = await self._client.call(attrs.evolve(operation, steps=steps))
         times = [mark.time for mark in page.marks if mark.time is not None]
         times += [self._newest] if self._newest is not None else []
         self._newest = max(times, default=None)
