@@ -231,4 +231,4 @@ class AuthError(PermanentPlatformError):
 
 
 class CursorExpiredError(PermanentPlatformError):
-    """The row that a read was to start after is gone (410)."""
+    """The row that a read was to start after is gone (410), or its id can never be looked up."""

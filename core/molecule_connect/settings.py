@@ -24,13 +24,18 @@ LEAST_JOURNAL_QUOTA = 1 << 20
 _SIZE = re.compile(r"([0-9]{1,15})\s*(?:([KMGT])(?:i?B)?|B)?", re.IGNORECASE)
 
 
+def is_uuid(text: str) -> bool:
+    """Whether *text* is a UUID, in either case."""
+    return _UUID.fullmatch(text) is not None
+
+
 def canonical_id(text: str) -> str:
     """*text* as ids are compared, stored and shown: without the white space around it, and a UUID in lower case.
 
     The platform keeps ids as UUIDs, so both spellings of one name the same workspace. Other ids keep their case.
     """
     text = text.strip()
-    return text.lower() if _UUID.fullmatch(text) else text
+    return text.lower() if is_uuid(text) else text
 
 
 def parse_size(text: str) -> int:

@@ -52,7 +52,7 @@ def test_nothing_is_written_when_nothing_is_new(file: CursorFile) -> None:
     "junk",
     [
         *(b"", b"{", b"[]", b"null", b"\xff\xfe", b'"row"', b'{"last_since_id": 5}', b'{"last_since_id": ["row-1"]}'),
-        *(b'{"last_since_id": false}', b'{"last_since_id": 0}', b'{"last_since_id": "no id"}'),
+        *(b'{"last_since_id": false}', b'{"last_since_id": 0}', b'{"last_since_id": "no id"}', b"[" * 100_000),
     ],
 )
 def test_one_that_makes_no_sense_is_moved_aside_with_a_word(file: CursorFile, junk: bytes) -> None:

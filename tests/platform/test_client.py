@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import attrs
 import httpx
 import pytest
 from hypothesis import given
@@ -32,6 +33,7 @@ from .kit import API, TOKEN, Connect, Script
 NOTIFY = operations.notify("ws-1", "hi")
 A2A = operations.a2a("peer-1", {"jsonrpc": "2.0"})
 BEAT = operations.heartbeat("ws-1", Presence())
+ONE_ROW: Operation[int] = operations.activity("ws-1", lambda reply: 0, since_id="r1", before=None, limit=1)
 FEED: Operation[int] = operations.activity("ws-1", lambda reply: len(reply.body), since_id="r1", before=None, limit=500)
 
 
@@ -258,6 +260,16 @@ async def test_a_redirect_is_not_followed_and_says_where_it_points(connect: Conn
 @pytest.mark.parametrize("response", [httpx.Response(410), said(410, "since_id cursor not found")])
 async def test_410_on_the_feed_is_a_cursor_that_expired(connect: Connect, response: httpx.Response) -> None:
     assert isinstance(await failure(connect, response, FEED), CursorExpiredError)
+    assert isinstance(await failure(connect, response, ONE_ROW), CursorExpiredError)
+
+
+async def test_cursor_that_is_no_uuid_has_expired_where_ids_are_uuids(connect: Connect) -> None:
+    row_id = "8cfb2ad9-bb28-4483-9bd6-8d433d7ed597"
+    known: Operation[int] = attrs.evolve(FEED, params=(("since_id", row_id),))
+
+    assert isinstance(await failure(connect, said(500, "cursor lookup failed"), FEED), CursorExpiredError)
+    assert isinstance(await failure(connect, said(500, "query failed"), FEED), TransientPlatformError)
+    assert isinstance(await failure(connect, said(500, "cursor lookup failed"), known), TransientPlatformError)
 
 
 async def test_a_bodiless_404_on_the_feed_names_what_to_check(connect: Connect) -> None:

@@ -43,7 +43,7 @@ class CursorFile:
                 raise TypeError("last_since_id cannot be the id of a row")
         except FileNotFoundError:
             return None, ""
-        except (OSError, ValueError, TypeError) as exc:
+        except (OSError, ValueError, TypeError, RecursionError) as exc:
             aside = self.path.with_suffix(".json.unreadable")
             try:
                 self.path.replace(aside)

@@ -149,5 +149,5 @@ def _written_in(descriptor: int) -> Holder | None:
     try:
         content = json.loads(os.pread(descriptor, 4096, 0))
         return Holder(int(content["pid"]), str(content["host"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -213,7 +213,7 @@ def _refusals(path: Path) -> Refusals | None:
         content = json.loads(private_file.read(path, of_anyone=True))
         blocks = {str(name): Ailment(**one) for name, one in content["blocks"].items()}
         return Refusals(pid=int(content["pid"]), host=str(content["host"]), blocks=blocks)
-    except (OSError, ValueError, TypeError, AttributeError, KeyError):
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError):
         return None
 
 
@@ -260,5 +260,5 @@ def read_status(folder: Path, workspace_id: str) -> Status | None:
         values["ailments"] = tuple(Ailment(**one) for one in values.get("ailments", ()))
         values["ended"] = Ailment(**values["ended"]) if values.get("ended") else None
         return Status(**values)
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return None

@@ -17,6 +17,7 @@ from molecule_connect.errors import (
 )
 from molecule_connect.platform.operations import Form, Lane, Operation, Reply
 from molecule_connect.platform.times import SECOND_US, parse_http_date
+from molecule_connect.settings import is_uuid
 
 FINAL: Final = frozenset({400, 403, 404, 409, 413, 422})
 _ABSENT: Final = frozenset({404, 405, 501})
@@ -185,7 +186,7 @@ def _error(operation: Operation[Any], answer: Answer, found: Any, *, redact: Cal
     if status == 401 and not may_be_peers:
         hint = "the platform refused the token: give a current one (canvas, workspace tokens)"
         return AuthError(message, operation=name, status=status, body=body, hint=hint)
-    if status == 410 and operation.form is Form.PAGE:
+    if operation.form in (Form.PAGE, Form.ROW) and (status == 410 or _is_no_cursor(operation, said)):
         return CursorExpiredError(message, operation=name, status=status, body=body)
     if status in FINAL and said:
         hint = _own_hint(found) or _HINTS.get(status, "")
@@ -205,6 +206,15 @@ def _error(operation: Operation[Any], answer: Answer, found: Any, *, redact: Cal
         about_peer=may_be_peers or _is_peers_affair(operation, status, said),
         hint=_hint(operation, answer, said),
     )
+
+
+def _is_no_cursor(operation: Operation[Any], said: str) -> bool:
+    """Whether the platform, whose ids are UUIDs, can never look up the row that the read starts after (contract 2.6).
+
+    It answers so to a failure of its database too, but then the id is a UUID.
+    """
+    since_id = dict(operation.params).get("since_id")
+    return said == "cursor lookup failed" and since_id is not None and not is_uuid(since_id)
 
 
 def _is_peers_affair(operation: Operation[Any], status: int, said: str) -> bool:

@@ -76,7 +76,7 @@ async def _is_logged_in(program: Path, environment: Mapping[str, str]) -> bool:
     said = await _ask(program, "auth", "status", environment=environment)
     try:
         status = json.loads(said.output)
-    except ValueError:
+    except (ValueError, RecursionError):
         return said.status == 0
     return bool(status.get("loggedIn")) if isinstance(status, dict) else said.status == 0
 

@@ -98,7 +98,7 @@ class Sessions:
             return {}
         try:
             return _read(json.loads(file.read_bytes()))
-        except (ValueError, OSError) as exc:
+        except (ValueError, OSError, RecursionError) as exc:
             aside = file.with_suffix(".unreadable")
             with contextlib.suppress(OSError):
                 file.replace(aside)

@@ -139,7 +139,7 @@ def _require_folder(name: str, path: Path) -> None:
 def _is_json(text: str) -> bool:
     try:
         json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise _refused("mcp_config", "holds JSON that cannot be read", "or name a file that holds it") from None
     return True
 

@@ -197,7 +197,7 @@ async def test_a_failed_first_turn_leaves_no_session_behind(asking: Asking, clau
     assert claude.runs[0].flag("session-id") != claude.runs[1].flag("session-id")
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"sessions": {"a": 1}}', "\0"])
+@pytest.mark.parametrize("content", ["", "[]", '{"sessions": {"a": 1}}', "\0", "[" * 100_000])
 async def test_a_file_of_sessions_that_cannot_be_read_is_set_aside(
     asking: Asking, claude: FakeClaude, content: str, caplog: pytest.LogCaptureFixture
 ) -> None:
