@@ -452,6 +452,18 @@ async def test_a_beat_without_an_echo_ends_the_trust_after_five_seconds() -> Non
         assert len(heard.line.opens) == 2
 
 
+async def test_a_stream_that_is_opened_again_after_sleep_is_no_trouble(journal: Journal) -> None:
+    platform = FakePlatform(has_stream=True)
+    async with Serving(platform, journal) as serving:
+        await trusted(platform, serving)
+        at = now()
+        serving.connection.slept()
+        await asyncio.sleep(40)
+        assert [opened >= at for opened in platform.opens].count(True) == 1
+        assert listening(serving)[-1] == "stream"
+    assert serving.events.of(events.Trouble) == []
+
+
 async def test_the_waits_before_reopening_double_to_a_minute_and_start_over_after_half_a_minute_of_life() -> None:
     async with listen() as heard:
         refused = TransientPlatformError("events: 503", operation="events", status=503)

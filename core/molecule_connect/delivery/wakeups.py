@@ -82,6 +82,7 @@ class Wakeups:
         self._whole_reads: list[float] = []
         self._rests_until = float("-inf")
         self._dead_stream: asyncio.Event = asyncio.Event()
+        self._reopening = False
         self._echo_timer: asyncio.TimerHandle | None = None
         self._opened_at = self._heard_at = float("-inf")
         self._taken = False
@@ -191,7 +192,8 @@ class Wakeups:
         self._wake.set()
 
     def reopen(self) -> None:
-        """Open the stream again: the connection cannot be relied on any more."""
+        """Open the stream again: the connection cannot be relied on any more. That is no trouble."""
+        self._reopening = self._connected
         self._dead_stream.set()
 
     async def listen(self) -> None:
@@ -209,6 +211,8 @@ class Wakeups:
                     reason = ""
             finally:
                 self._lost()
+            if self._reopening:
+                self._reopening, reason = False, ""
             failures = 1 if _now() - opened >= STABLE_LIFE else failures + 1
             self._trouble("" if absent else reason)
             self._tell()
