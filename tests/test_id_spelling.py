@@ -7,7 +7,7 @@ import pytest
 
 from molecule_connect import ConnectionSettings, RemoteAgentClient, open_inbox
 from molecule_connect.errors import ArgumentError, ConfigError
-from molecule_connect.workspaces import WorkspacesError, load_config, load_workspaces
+from molecule_connect.workspaces import WorkspacesError, load_workspaces, read_config
 
 ID = "dc98486f-8e1e-44fc-94c0-ba89c005241b"
 GIVEN = f" {ID.upper()}\n"
@@ -30,7 +30,7 @@ def test_a_config_file_names_it(tmp_path: Path) -> None:
     config = tmp_path / "list.toml"
     config.write_text(f'[[workspace]]\nid = "{ID.upper()} "\ntoken = "{TOKEN}"\n')
     config.chmod(0o600)
-    (one,) = load_config(config, {})
+    (one,) = read_config(config, {}).whole()
     assert one.workspace_id == ID
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from molecule_connect.errors import ConfigError
 from molecule_connect.settings import ConnectionSettings, PeerBudget
 from molecule_connect.workspace_keys import KEYS
-from molecule_connect.workspaces import WorkspacesError, load_config, load_workspaces, plugin_check
+from molecule_connect.workspaces import WorkspacesError, load_workspaces, plugin_check, read_config
 
 TOKEN = "t0k3n-of-nobody"
 
@@ -36,7 +36,7 @@ def config(tmp_path: Path) -> Path:
 def read(config: Path, text: str, *, mode: int = 0o600, **more: Any) -> list[ConnectionSettings]:
     config.write_text(text)
     config.chmod(mode)
-    return load_config(config, more.pop("environ", {}), **more)
+    return read_config(config, more.pop("environ", {}), **more).whole()
 
 
 def config_faults(config: Path, text: str, **more: Any) -> tuple[str, ...]:
@@ -277,10 +277,10 @@ def test_each_fault_of_a_file_is_told(config: Path, text: str, fault: str) -> No
 
 def test_a_file_that_cannot_be_read_is_told(config: Path) -> None:
     with pytest.raises(WorkspacesError, match="cannot be read: No such file"):
-        load_config(config, {})
+        read_config(config, {}).whole()
     config.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(WorkspacesError, match="it is not text"):
-        load_config(config, {})
+        read_config(config, {}).whole()
 
 
 @pytest.mark.parametrize(

@@ -175,22 +175,6 @@ def read_variable(
     return reading.listing(entries, {})
 
 
-def load_config(
-    path: Path,
-    environ: Mapping[str, str],
-    *,
-    state_dir: Path | None = None,
-    flags: Mapping[str, Any] | None = None,
-    check: Check = no_faults,
-) -> list[ConnectionSettings]:
-    """The workspaces of the TOML file *path*: ``[[workspace]]`` blocks, and what ``[defaults]`` says for all of them.
-
-    Raises:
-        WorkspacesError: The file cannot be read, or something is wrong with it.
-    """
-    return read_config(path, environ, state_dir=state_dir, flags=flags, check=check).whole()
-
-
 def read_config(
     path: Path,
     environ: Mapping[str, str],
@@ -199,7 +183,7 @@ def read_config(
     flags: Mapping[str, Any] | None = None,
     check: Check = no_faults,
 ) -> Listing:
-    """The list of the TOML file *path*.
+    """The list of the TOML file *path*: ``[[workspace]]`` blocks, and ``[defaults]`` for all of them.
 
     Raises:
         WorkspacesError: The file as a whole can't be used, or no block of it can be served.

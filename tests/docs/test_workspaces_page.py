@@ -6,7 +6,7 @@ from pathlib import Path
 from tests.docs.pages import block, page
 
 from molecule_connect.workspace_keys import KEYS
-from molecule_connect.workspaces import load_config
+from molecule_connect.workspaces import read_config
 
 PAGE = page("workspaces.md")
 
@@ -27,7 +27,7 @@ def test_the_list_of_the_page_is_one(tmp_path: Path) -> None:
     config.touch(mode=0o600)
     config.write_text(block(PAGE, "toml"))
 
-    one, two, three = load_config(config, {"CREDENTIALS_DIRECTORY": str(tmp_path)})
+    one, two, three = read_config(config, {"CREDENTIALS_DIRECTORY": str(tmp_path)}).whole()
 
     assert one.options == {"cmd": "python /opt/handler.py"}
     assert two.options == {"cmd": "python /opt/handler.py", "timeout": "20m"}

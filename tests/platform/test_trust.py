@@ -23,7 +23,7 @@ from molecule_connect.errors import ConfigError, TransientPlatformError
 from molecule_connect.platform.address import parse_address
 from molecule_connect.platform.trust import Trust, proxy_for
 from molecule_connect.settings import USUAL_TLS, Tls
-from molecule_connect.workspaces import WorkspacesError, load_config, load_workspaces
+from molecule_connect.workspaces import WorkspacesError, load_workspaces, read_config
 
 HERE = Path(__file__).parent / "certificates"
 CA, SERVER = HERE / "ca.pem", HERE / "server.pem"
@@ -250,11 +250,11 @@ def test_the_files_of_a_list_belong_to_its_folder(tmp_path: Path, client_pem: Pa
         '[[workspace]]\nid = "b"\ntoken = "token-of-b"\n'
     )
     config.chmod(0o600)
-    one, other = load_config(config, {"MOLECULE_CLIENT_CERT": str(client_pem)})
+    one, other = read_config(config, {"MOLECULE_CLIENT_CERT": str(client_pem)}).whole()
     assert one.tls == other.tls == Tls(ca_file=tmp_path / "ca.pem", client_cert=client_pem)
     client_pem.unlink()
     with pytest.raises(WorkspacesError, match=r"workspace 1 \(a\): the client certificate .*client.pem cannot be used"):
-        load_config(config, {})
+        read_config(config, {}).whole()
 
 
 def test_variables_name_the_files(client_pem: Path) -> None:
