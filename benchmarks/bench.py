@@ -12,9 +12,9 @@ from pathlib import Path
 
 from benchmarks.rig import Rig, Workspace, connector, cpu_seconds, memory_mib, rig, wait_until
 from molecule_connect import hookimpl
+from molecule_connect.app import serve
+from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.models import Request, Response
-from molecule_connect.serve import serve
-from molecule_connect.settings import ConnectionSettings
 
 CONVERSATIONS = 8
 AT_ONCE = 2000
@@ -142,7 +142,7 @@ def serve_fleet(url: str) -> None:
     """Serve the workspaces that stdin names, ``id token`` a line, until SIGTERM."""
     pairs = [line.split() for line in sys.stdin if line.strip()]
     settings = [
-        ConnectionSettings(workspace_id=workspace_id, token=token, api_url=url, backend=_Echo())
+        WorkspaceSettings(workspace_id=workspace_id, token=token, api_url=url, backend=_Echo())
         for workspace_id, token in pairs
     ]
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rig import Rig, Workspace, rig, start_connector
-from molecule_connect.delivery.journal.journal import FILE_NAME
+from molecule_connect.journal.journal import FILE_NAME
 
 PEERS = 4
 SLOWEST_ANSWER = 0.3

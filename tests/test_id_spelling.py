@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from molecule_connect import ConnectionSettings, RemoteAgentClient, open_inbox
+from molecule_connect import RemoteAgentClient, WorkspaceSettings, open_inbox
+from molecule_connect.config.load import WorkspacesError, load_workspaces, read_config
 from molecule_connect.errors import ArgumentError, ConfigError
-from molecule_connect.workspaces import WorkspacesError, load_workspaces, read_config
 
 ID = "dc98486f-8e1e-44fc-94c0-ba89c005241b"
 GIVEN = f" {ID.upper()}\n"
@@ -35,7 +35,7 @@ def test_a_config_file_names_it(tmp_path: Path) -> None:
 
 
 async def test_an_inbox_refuses_both_spellings_together(tmp_path: Path) -> None:
-    both = [ConnectionSettings(workspace_id=one, token=TOKEN) for one in (ID, GIVEN)]
+    both = [WorkspaceSettings(workspace_id=one, token=TOKEN) for one in (ID, GIVEN)]
     with pytest.raises(ConfigError, match="given twice"):
         async with open_inbox(both, state_dir=tmp_path):
             pass

@@ -15,13 +15,13 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from molecule_connect import events
-from molecule_connect.delivery.status_file import read_refused
+from molecule_connect.app import Served, rehearse, serve, serving
+from molecule_connect.config.load import Refused, WorkspacesError
+from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.errors import AuthError, ConfigError, FleetError
 from molecule_connect.models import Request, Response
 from molecule_connect.plugins.hookspecs import hookimpl
-from molecule_connect.serve import Served, rehearse, serve, serving
-from molecule_connect.settings import ConnectionSettings
-from molecule_connect.workspaces import Refused, WorkspacesError
+from molecule_connect.worker.status_file import read_refused
 
 ORIGINS = ("https://one.example", "https://two.example:8443", "http://localhost:8080")
 
@@ -68,14 +68,14 @@ class Tenant:
         """All that ever belonged to it."""
         return {f"{word}-token-of-{self.number}" for word in ("given", "rotated", "handed", "wrong")}
 
-    def settings(self, folder: Path) -> ConnectionSettings:
+    def settings(self, folder: Path) -> WorkspaceSettings:
         given = "wrong" if self.kind == "wrong" else "given"
         token = f"{given}-token-of-{self.number}"
         if self.kind in ("file", "rotated"):
             self.file = folder / f"{self.name}.secret"
             self.file.write_text(token)
             self.file.chmod(0o600)
-        return ConnectionSettings(
+        return WorkspaceSettings(
             workspace_id=self.name,
             api_url=f"{self.origin}/api",
             org_id=self.org_id,

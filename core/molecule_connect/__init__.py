@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from molecule_connect import events
-    from molecule_connect.delivery.inbox.inbox import Inbox
-    from molecule_connect.delivery.inbox.store import InboxMessage
+    from molecule_connect.app import connect
+    from molecule_connect.config.load import load_workspaces
+    from molecule_connect.config.settings import WorkspaceSettings
     from molecule_connect.errors import (
         ArchiveError,
         ArgumentError,
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
         TransientPlatformError,
         WorkspaceDeletedError,
     )
-    from molecule_connect.inboxes import open_inbox, state_folders
+    from molecule_connect.inbox.inbox import Inbox
+    from molecule_connect.inbox.opening import open_inbox, state_folders
+    from molecule_connect.journal.inbox import InboxMessage
     from molecule_connect.models import (
         DataPart,
         FilePart,
@@ -38,12 +41,12 @@ if TYPE_CHECKING:
         TextPart,
         Usage,
     )
-    from molecule_connect.platform import operations
+    from molecule_connect.platform import endpoints
     from molecule_connect.platform.client import AsyncPlatformClient
     from molecule_connect.plugins.discovery import installed_backends
     from molecule_connect.plugins.hookspecs import hookimpl
-    from molecule_connect.plugins.host import create_backend
     from molecule_connect.plugins.inbox import InboxBackend
+    from molecule_connect.plugins.manager import create_backend
     from molecule_connect.plugins.option_types import Duration
     from molecule_connect.plugins.options import BackendConfig, options
     from molecule_connect.plugins.prompts import disarm_tags
@@ -58,9 +61,6 @@ if TYPE_CHECKING:
         PeerInfo,
         WorkspaceState,
     )
-    from molecule_connect.serve import connect
-    from molecule_connect.settings import ConnectionSettings
-    from molecule_connect.workspaces import load_workspaces
 
 __version__ = "0.1.0"
 
@@ -87,13 +87,13 @@ _HOMES = {
         "TransientPlatformError",
         "WorkspaceDeletedError",
     ),
-    "delivery.inbox.inbox": ("Inbox",),
-    "delivery.inbox.store": ("InboxMessage",),
-    "inboxes": ("open_inbox", "state_folders"),
+    "inbox.inbox": ("Inbox",),
+    "journal.inbox": ("InboxMessage",),
+    "inbox.opening": ("open_inbox", "state_folders"),
     "platform.client": ("AsyncPlatformClient",),
     "plugins.discovery": ("installed_backends",),
     "plugins.hookspecs": ("hookimpl",),
-    "plugins.host": ("create_backend",),
+    "plugins.manager": ("create_backend",),
     "plugins.inbox": ("InboxBackend",),
     "plugins.option_types": ("Duration",),
     "plugins.options": ("BackendConfig", "options"),
@@ -109,12 +109,12 @@ _HOMES = {
         "PeerInfo",
         "WorkspaceState",
     ),
-    "serve": ("connect",),
-    "settings": ("ConnectionSettings",),
-    "workspaces": ("load_workspaces",),
+    "app": ("connect",),
+    "config.settings": ("WorkspaceSettings",),
+    "config.load": ("load_workspaces",),
     # Modules that are public themselves.
     "": ("events",),
-    "platform": ("operations",),
+    "platform": ("endpoints",),
 }
 _PACKAGES = ("", "platform")
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -133,7 +133,6 @@ __all__ = [
     "BackendNotFoundError",
     "CloseError",
     "ConfigError",
-    "ConnectionSettings",
     "CursorExpiredError",
     "DataPart",
     "Delegation",
@@ -162,16 +161,17 @@ __all__ = [
     "TransientPlatformError",
     "Usage",
     "WorkspaceDeletedError",
+    "WorkspaceSettings",
     "WorkspaceState",
     "connect",
     "create_backend",
     "disarm_tags",
+    "endpoints",
     "events",
     "hookimpl",
     "installed_backends",
     "load_workspaces",
     "open_inbox",
-    "operations",
     "options",
     "state_folders",
 ]

@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
-from molecule_connect.cli import checkup
-from molecule_connect.delivery.lease import lease
+from molecule_connect.cli import diagnostics
 from molecule_connect.platform.client import AsyncPlatformClient
+from molecule_connect.worker.lease import lease
 from molecule_connect_sandbox.testing import Sandbox
 
 Molecule = Callable[..., Any]
@@ -28,13 +28,13 @@ FLAGS = {
 }
 
 
-def levels(findings: list[checkup.Finding]) -> dict[str, str]:
+def levels(findings: list[diagnostics.Finding]) -> dict[str, str]:
     return {finding.check: finding.level for finding in findings}
 
 
 async def look(api_url: str, folder: Path, environ: dict[str, str] | None = None, **flags: Any) -> list[Any]:
     given = {**FLAGS, "state_dir": str(folder), **flags}
-    found = checkup.checkup(given, api_url=api_url, environ=environ or {}, now=datetime.now(UTC).timestamp())
+    found = diagnostics.checkup(given, api_url=api_url, environ=environ or {}, now=datetime.now(UTC).timestamp())
     return [finding async for finding in found]
 
 
@@ -63,7 +63,7 @@ async def test_all_is_well_and_nothing_was_registered_or_kept(sandbox: Sandbox, 
     }
     assert await sandbox.beats(workspace) == []
     assert os.listdir(tmp_path) == []  # noqa: PTH208 - of interest is that it is empty
-    assert not any(workspace.token in line for line in checkup.lines(found))
+    assert not any(workspace.token in line for line in diagnostics.lines(found))
 
 
 def test_the_default_backend_and_the_default_address_are_named(molecule: Molecule) -> None:
@@ -154,7 +154,7 @@ async def test_what_the_platform_says_decides_a_row(
     answers: dict[str, tuple[int, Any]], check: str, level: str, words: str
 ) -> None:
     async with answering(answers) as client:
-        found = {f.check: f async for f in checkup._platform(client, datetime.now(UTC).timestamp())}
+        found = {f.check: f async for f in diagnostics._platform(client, datetime.now(UTC).timestamp())}
 
     assert found[check].level == level
     assert words in found[check].text
@@ -164,7 +164,7 @@ async def test_what_the_platform_says_decides_a_row(
 @pytest.mark.parametrize(("minutes", "words"), [(10, "10 min behind"), (-10, "10 min ahead of")])
 async def test_clocks_that_disagree_are_told(minutes: int, words: str) -> None:
     async with answering({"ws_1": (200, {"status": "online"})}, ahead=timedelta(minutes=minutes)) as client:
-        found = {f.check: f async for f in checkup._platform(client, datetime.now(UTC).timestamp())}
+        found = {f.check: f async for f in diagnostics._platform(client, datetime.now(UTC).timestamp())}
 
     assert (found["clock"].level, words in found["clock"].text) == ("warn", True)
 
@@ -217,10 +217,10 @@ async def test_of_a_list_each_is_looked_at_with_its_own_token_and_platform(sandb
     assert levels(by_workspace[workspace.id])["token accepted"] == "ok"
     assert levels(by_workspace[workspace.id])["backend"] == "ok"
     assert levels(by_workspace[other.id])["platform"] == "FAIL"
-    assert f"\n{other.id}" in list(checkup.lines(both))
+    assert f"\n{other.id}" in list(diagnostics.lines(both))
     assert {finding.workspace for finding in one} == {"", workspace.id}
     assert (unknown[-1].level, unknown[-1].text) == ("FAIL", "nobody is not on the list")
-    assert not any(workspace.token in line or other.token in line for line in checkup.lines(both))
+    assert not any(workspace.token in line or other.token in line for line in diagnostics.lines(both))
 
 
 async def test_a_bad_block_of_a_list_is_a_row_and_hides_no_other(sandbox: Sandbox, tmp_path: Path) -> None:

@@ -14,13 +14,13 @@ from typing import Any
 import attrs
 import pytest
 
-from molecule_connect.cli import message_texts
-from molecule_connect.delivery.inbox.store import InboxStore
-from molecule_connect.delivery.inbox.turns import Turns
-from molecule_connect.delivery.journal.entries import Answer, State
-from molecule_connect.delivery.journal.journal import Journal
-from molecule_connect.delivery.lease import lease
+from molecule_connect.cli import message_format
+from molecule_connect.inbox.fairness import Turns
+from molecule_connect.journal.inbox import InboxStore
+from molecule_connect.journal.journal import Journal
+from molecule_connect.journal.models import Answer, State
 from molecule_connect.models import DataPart, FilePart, Inbound, Kind, Part, TextPart, Usage
+from molecule_connect.worker.lease import lease
 
 Molecule = Callable[..., Any]
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\u202egnp.exe\x9b31m second\nline"
@@ -50,11 +50,13 @@ class Book:
         """A message that was given up, after *answer* was stored, if one is given."""
 
         async def run(part: Any) -> None:
-            entry = next(e for e in (part.head(lane) for lane in self._lanes(part)) if e.row_id == row_id)
+            entry = next(
+                e for e in (part.head(conversation) for conversation in self._conversations(part)) if e.row_id == row_id
+            )
             if answer is not None:
                 await part.answered(entry, answer, at=1, send_print=None, ran=False)
-                entry = part.head(entry.lane)
-            assert await part.bury(entry, entry.state, reason)
+                entry = part.head(entry.conversation)
+            assert await part.mark_dead(entry, entry.state, reason)
 
         self._run(workspace, run)
 
@@ -62,7 +64,9 @@ class Book:
         """A message that waits for a time."""
 
         async def run(part: Any) -> None:
-            entry = next(e for e in (part.head(lane) for lane in self._lanes(part)) if e.row_id == row_id)
+            entry = next(
+                e for e in (part.head(conversation) for conversation in self._conversations(part)) if e.row_id == row_id
+            )
             assert await part.defer(entry, not_before=time.time() + seconds, error=reason)
 
         self._run(workspace, run)
@@ -78,8 +82,8 @@ class Book:
         self._run(workspace, run)
         return found[0]
 
-    def _lanes(self, part: Any) -> list[Any]:
-        return [lane for caller in part.callers() for lane in part.lanes(caller, 99)]
+    def _conversations(self, part: Any) -> list[Any]:
+        return [conversation for caller in part.callers() for conversation in part.conversations(caller, 99)]
 
     def take(self, seconds: float, workspace: str = "ws_1") -> None:
         """A reader of the inbox takes the oldest message for *seconds*."""
@@ -305,7 +309,7 @@ def test_raw_is_what_came_to_the_letter_in_a_pipe(messages: Molecule, book: Book
 def test_raw_on_a_terminal_means_the_same_and_does_nothing_to_it() -> None:
     raw = '{"b": "\x9b31m\u202e\U000e0001 plain é"}'
 
-    shown = message_texts.raw_text(raw)
+    shown = message_format.raw_text(raw)
 
     assert shown.isprintable()
     assert json.loads(shown) == json.loads(raw)

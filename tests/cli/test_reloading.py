@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from molecule_connect import events
-from molecule_connect.cli.asked import ask
+from molecule_connect.app import serving
 from molecule_connect.cli.connect import connect
+from molecule_connect.cli.flags import ask
 from molecule_connect.cli.reloading import follow_the_list
 from molecule_connect.cli.signals import StopSignals
+from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.console.screen import Summary
-from molecule_connect.serve import serving
-from molecule_connect.settings import ConnectionSettings
 from molecule_connect_sandbox.testing import Sandbox
 
 
@@ -43,7 +43,7 @@ class Recorder:
     def close(self) -> None: ...
 
 
-def summary(settings: ConnectionSettings) -> Summary:
+def summary(settings: WorkspaceSettings) -> Summary:
     return Summary(workspace_id=settings.workspace_id, backend="", mode="", api_url="", state_dir="")
 
 

@@ -9,7 +9,7 @@ import click
 import pytest
 
 from molecule_connect import errors
-from molecule_connect.cli.report import fail_on_stderr, reported
+from molecule_connect.cli.errors import fail_on_stderr, reported
 
 ERRORS = [
     errors.MoleculeError("x"),

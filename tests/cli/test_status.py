@@ -16,12 +16,12 @@ from typing import Any
 import attrs
 import pytest
 
-from molecule_connect.cli.survey import survey
-from molecule_connect.delivery.journal.entries import Lane
-from molecule_connect.delivery.journal.journal import FILE_NAME, Journal
-from molecule_connect.delivery.lease import lease
-from molecule_connect.delivery.status_file import Ailment, RefusedFile, Status, status_path
+from molecule_connect.cli.local_status import survey
+from molecule_connect.journal.journal import FILE_NAME, Journal
+from molecule_connect.journal.models import Conversation
 from molecule_connect.models import Inbound, Kind, TextPart
+from molecule_connect.worker.lease import lease
+from molecule_connect.worker.status_file import Ailment, RefusedFile, Status, status_path
 
 Molecule = Callable[..., Any]
 # Times here are told relative to this, and moved to the time of the test.
@@ -89,7 +89,7 @@ def fill(state: Path, waiting: int, *, running: bool = False, workspace_id: str 
             ]
             await part.receive(items, now=0)
             if running:
-                entry = part.head(Lane(None, "c0"))
+                entry = part.head(Conversation(None, "c0"))
                 assert entry is not None
                 assert await part.start(entry)
 
@@ -302,7 +302,7 @@ def test_json_has_every_key_whatever_the_state(status: Molecule, state: Path) ->
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc")
 def test_a_suspended_process_is_not_well(status: Molecule, state: Path) -> None:
     program = (
-        "import sys, time; from pathlib import Path; from molecule_connect.delivery.lease import lease\n"
+        "import sys, time; from pathlib import Path; from molecule_connect.worker.lease import lease\n"
         "with lease(Path(sys.argv[1]), 'ws_1'): print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", program, str(state)], stdout=subprocess.PIPE) as process:

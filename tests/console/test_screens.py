@@ -15,16 +15,16 @@ from pathlib import Path
 
 import pytest
 
-from molecule_connect.console.choice import choose
 from molecule_connect.console.json_lines import JsonScreen
 from molecule_connect.console.lines import LineScreen
 from molecule_connect.console.live import LiveScreen
 from molecule_connect.console.screen import Screen
+from molecule_connect.console.select import choose
 
 PROGRAM = """
 import sys
 from molecule_connect import events
-from molecule_connect.console.choice import choose
+from molecule_connect.console.select import choose
 from molecule_connect.console.screen import Summary
 screen = choose(sys.stderr)
 screen.open([Summary(workspace_id="ws_1", backend="mock", mode="poll", api_url="http://x", state_dir="/s")])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from molecule_connect.console.texts import failure, one_line, span, visible, who
+from molecule_connect.console.sanitize import failure, one_line, span, visible, who
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from molecule_connect import events
-from molecule_connect.console.picture import draw
+from molecule_connect.console.render import draw
 from molecule_connect.console.screen import Summary
 from molecule_connect.console.view import MessageRow, View, pick
 

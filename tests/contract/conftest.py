@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
-from tests.delivery.kit import VirtualLoop
+from tests.worker.kit import VirtualLoop
 
 
 def pytest_asyncio_loop_factories(

@@ -23,7 +23,7 @@ from molecule_connect import (
     connect,
     hookimpl,
 )
-from molecule_connect.platform import operations
+from molecule_connect.platform import endpoints
 
 from .kit import BarestPlatform
 
@@ -188,5 +188,5 @@ async def test_an_error_names_operation_and_status_and_the_network_error_is_its_
     )
     async with client:
         with pytest.raises(TransientPlatformError, match="register") as caught:
-            await client.call(operations.register("ws-1", {"name": "x"}))
+            await client.call(endpoints.register("ws-1", {"name": "x"}))
     assert isinstance(caught.value.__cause__, httpx.ConnectError)

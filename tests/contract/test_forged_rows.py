@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from molecule_connect.delivery.journal import arrivals, file_rows, questions, transitions
-from molecule_connect.delivery.journal.entries import COLUMNS, load_entry
-from molecule_connect.delivery.journal.schema import open_file
+from molecule_connect.journal import delegations, incoming, transitions
+from molecule_connect.journal import files as file_rows
+from molecule_connect.journal.models import COLUMNS, load_entry
+from molecule_connect.journal.schema import open_file
 from molecule_connect.models import Inbound, Kind
-from molecule_connect.platform.wire import read_page
+from molecule_connect.platform.feed_rows import read_page
 from molecule_connect.remote_agent.peers import Peers
 from molecule_connect.remote_agent.readings import read_message
 
@@ -119,15 +120,15 @@ def db(tmp_path_factory: pytest.TempPathFactory) -> Generator[sqlite3.Connection
         'UPDATE message SET state=\'answered\', answer=\'{"is_notice": false, "parts": [], "reason": "",'
         " \"usage\": null}', answered_at=0, in_doubt=1, send_print='print' WHERE row_id='said'"
     )
-    questions.ask(db, ME, QUESTION, ASKED, "how many?", 0.0)
-    questions.ask(db, ME, "key-1", ASKED, "count", 0.0)
-    questions.delegated(db, ME, "key-1", DELEGATION, 0.0)
+    delegations.ask(db, ME, QUESTION, ASKED, "how many?", 0.0)
+    delegations.ask(db, ME, "key-1", ASKED, "count", 0.0)
+    delegations.delegated(db, ME, "key-1", DELEGATION, 0.0)
     yield db
     db.close()
 
 
-def receive(db: sqlite3.Connection, items: list[Inbound], *, inbox: bool = False) -> list[arrivals.Stored]:
-    return arrivals.receive(db, ME, items, 0, 0.0, inbox=inbox)
+def receive(db: sqlite3.Connection, items: list[Inbound], *, inbox: bool = False) -> list[incoming.Stored]:
+    return incoming.receive(db, ME, items, 0, 0.0, inbox=inbox)
 
 
 @settings(max_examples=500)
@@ -142,7 +143,7 @@ def test_forged_row_acts_for_its_peer_alone(db: sqlite3.Connection, row: dict[st
         (stored,) = receive(db, [item], inbox=inbox)
         kept = db.execute("SELECT caller_id, question, repeat_of FROM message WHERE row_id='forged'").fetchone()
         assert kept == (FORGER, None, None)
-        assert stored.lane is None or stored.lane.caller_id == FORGER
+        assert stored.conversation is None or stored.conversation.caller_id == FORGER
         assert not stored.foreign_echo
         assert not stored.revived
         assert db.execute("SELECT count(*) FROM asked WHERE is_open").fetchone() == (2,)

@@ -3,7 +3,7 @@
 import re
 
 from tests.docs.pages import DOCS, page
-from tests.house.test_floors import CORE, FLOOR_OF
+from tests.house.test_layers import CORE, LAYER_OF
 
 ROOT = DOCS.parent
 PAGE = page("architecture.md")
@@ -12,7 +12,7 @@ SOURCE = "\n".join(path.read_text() for path in CORE.rglob("*.py"))
 
 def test_every_named_file_exists() -> None:
     named = set(re.findall(r"`([\w/.]+(?:\.py|\.md|/))`", PAGE))
-    places = (ROOT, CORE, CORE / "delivery")
+    places = (ROOT, CORE, CORE / "worker")
 
     assert len(named) > 30
     assert [name for name in sorted(named) if not any((place / name).exists() for place in places)] == []
@@ -37,5 +37,5 @@ def test_layers_are_those_of_the_import_check() -> None:
     rows = re.findall(r"^\| (\d) \| ([^|]*) \|", PAGE, re.MULTILINE)
     layers = {name: int(number) - 1 for number, names in rows for name in re.findall(r"`(\w+)/?`", names)}
 
-    assert len(rows) == max(FLOOR_OF.values()) + 1
-    assert layers.items() <= FLOOR_OF.items()
+    assert len(rows) == max(LAYER_OF.values()) + 1
+    assert layers.items() <= LAYER_OF.items()

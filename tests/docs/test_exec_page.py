@@ -10,8 +10,8 @@ from tests.docs.pages import DOCS, block, page
 
 from molecule_connect.errors import BackendError
 from molecule_connect.plugins.discovery import find, load
+from molecule_connect.plugins.entry_points import BACKENDS
 from molecule_connect.plugins.options import describe
-from molecule_connect.plugins.scan import BACKENDS
 from molecule_connect.testing import running
 
 PAGE = page("exec.md")

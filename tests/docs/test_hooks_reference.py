@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import molecule_connect
-from molecule_connect.plugins import chores, hookspecs, impls, scan
+from molecule_connect.plugins import entry_points, hooks, hookspecs, implementations
 
 PAGE = (Path(__file__).parents[2] / "docs" / "hooks.md").read_text()
 SPECS = {
@@ -22,7 +22,7 @@ def test_every_hook_has_a_heading_with_its_parameters_and_no_other_has() -> None
 
 
 def test_the_host_gives_what_the_specs_say() -> None:
-    assert dict(impls.ARGUMENTS) == SPECS
+    assert dict(implementations.ARGUMENTS) == SPECS
 
 
 def test_every_hook_is_told_of_in_its_docstring() -> None:
@@ -39,9 +39,9 @@ def test_every_public_name_is_listed_and_no_other() -> None:
 
 def test_the_groups_and_the_limits_are_those_of_the_code() -> None:
     assert set(re.findall(r"^\| `([\w.]+)` \|", PAGE, re.MULTILINE)) == {
-        scan.BACKENDS,
-        scan.MIDDLEWARE,
-        scan.COMMANDS,
+        entry_points.BACKENDS,
+        entry_points.MIDDLEWARE,
+        entry_points.COMMANDS,
     }
-    assert f"{chores.CHECK_SECONDS:g} seconds" in PAGE
-    assert f"{chores.CLOSE_SECONDS:g} seconds" in PAGE
+    assert f"{hooks.CHECK_SECONDS:g} seconds" in PAGE
+    assert f"{hooks.CLOSE_SECONDS:g} seconds" in PAGE

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from tests.docs.pages import block, page
 
-from molecule_connect.workspace_keys import KEYS
-from molecule_connect.workspaces import read_config
+from molecule_connect.config.keys import KEYS
+from molecule_connect.config.load import read_config
 
 PAGE = page("workspaces.md")
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from tests.docs.pages import block, lay_out, page
 
-from molecule_connect import Response, create_backend, installed_backends, processes, testing
+from molecule_connect import Response, create_backend, installed_backends, testing
 from molecule_connect.cli import scaffold
 from molecule_connect.plugins.options import describe
+from molecule_connect.process import program
 from molecule_connect.testing import checks, make_request
 
 PAGE = page("write-a-backend.md")
@@ -79,7 +80,7 @@ def test_the_page_shows_what_the_command_writes() -> None:
 def test_every_name_of_the_kit_is_told_of() -> None:
     kit = PAGE.partition("## Run programs")[2].partition("## If your plugin")[0]
 
-    for name in (*processes.__all__, *testing.__all__):
+    for name in (*program.__all__, *testing.__all__):
         assert name in {"Running", "require_posix"} or re.search(rf"\b{name}\b", kit), name
 
 

@@ -62,7 +62,7 @@ async def test_each_peers_answer_is_made_once_and_arrives_or_is_dead_with_its_re
             await sandbox.answers(workspace, expected, timeout=60)
             await asyncio.sleep(2)
             _, document = await molecule(tmp_path / "state", "messages", "list", "--state", "dead", "--json")
-            # A lane whose answer was refused goes on.
+            # A conversation whose answer was refused goes on.
             await sandbox.faults()
             for fault in REFUSED:
                 await sandbox.say(workspace, f"after {fault}", sender=peers[fault])

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from molecule_connect import Request, Response, events, hookimpl
-from molecule_connect.serve import serve
-from molecule_connect.settings import ConnectionSettings
+from molecule_connect.app import serve
+from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect_sandbox.testing import Sandbox, Workspace
 
 MANY = 30
@@ -27,7 +27,7 @@ async def served(
 ) -> AsyncIterator[None]:
     stop = asyncio.Event()
     settings = [
-        ConnectionSettings(
+        WorkspaceSettings(
             workspace_id=one.id,
             token=one.token,
             api_url=sandbox.url,

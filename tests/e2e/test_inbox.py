@@ -13,11 +13,11 @@ from .kit import Connector, clean_environ, registered, until, until_asked
 READER = """
 import asyncio, sys
 from pathlib import Path
-from molecule_connect import ConnectionSettings, Response, open_inbox
+from molecule_connect import WorkspaceSettings, Response, open_inbox
 
 async def main():
     workspace_id, url, token, state = sys.argv[1:]
-    settings = ConnectionSettings(workspace_id=workspace_id, api_url=url, token=token)
+    settings = WorkspaceSettings(workspace_id=workspace_id, api_url=url, token=token)
     async with open_inbox([settings], state_dir=Path(state)) as inbox:
         while True:
             message = await inbox.wait(300)

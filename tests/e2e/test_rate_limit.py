@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from molecule_connect import Request, Response, events, hookimpl
-from molecule_connect.serve import serve
-from molecule_connect.settings import ConnectionSettings, PeerBudget
+from molecule_connect.app import serve
+from molecule_connect.config.settings import PeerBudget, WorkspaceSettings
 from molecule_connect_sandbox.testing import Sandbox, Workspace
 
 from .kit import message_row
@@ -27,8 +27,8 @@ class Echo:
         return Response.from_text(request.text)
 
 
-def settings(sandbox: Sandbox, workspace: Workspace) -> ConnectionSettings:
-    return ConnectionSettings(
+def settings(sandbox: Sandbox, workspace: Workspace) -> WorkspaceSettings:
+    return WorkspaceSettings(
         workspace_id=workspace.id,
         token=workspace.token,
         api_url=sandbox.url,

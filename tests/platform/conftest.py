@@ -3,10 +3,9 @@ from typing import Any
 
 import httpx
 import pytest
+from tests.platform.kit import API, TOKEN, Connect, Respond
 
 from molecule_connect.platform.client import AsyncPlatformClient
-
-from .kit import API, TOKEN, Connect, Respond
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.platform.kit import API, TOKEN, Connect, Script
 
 from molecule_connect.backoff import Backoff
 from molecule_connect.errors import (
@@ -22,19 +23,17 @@ from molecule_connect.errors import (
     TransientPlatformError,
 )
 from molecule_connect.models import Presence
-from molecule_connect.platform import operations
+from molecule_connect.platform import endpoints
 from molecule_connect.platform.client import AsyncPlatformClient
 from molecule_connect.platform.credentials import Credentials
-from molecule_connect.platform.operations import Lane, Operation, Reply
+from molecule_connect.platform.endpoints import Operation, Priority, Reply
 from molecule_connect.platform.transports import Transports
 
-from .kit import API, TOKEN, Connect, Script
-
-NOTIFY = operations.notify("ws-1", "hi")
-A2A = operations.a2a("peer-1", {"jsonrpc": "2.0"})
-BEAT = operations.heartbeat("ws-1", Presence())
-ONE_ROW: Operation[int] = operations.activity("ws-1", lambda reply: 0, since_id="r1", before=None, limit=1)
-FEED: Operation[int] = operations.activity("ws-1", lambda reply: len(reply.body), since_id="r1", before=None, limit=500)
+NOTIFY = endpoints.notify("ws-1", "hi")
+A2A = endpoints.a2a("peer-1", {"jsonrpc": "2.0"})
+BEAT = endpoints.heartbeat("ws-1", Presence())
+ONE_ROW: Operation[int] = endpoints.activity("ws-1", lambda reply: 0, since_id="r1", before=None, limit=1)
+FEED: Operation[int] = endpoints.activity("ws-1", lambda reply: len(reply.body), since_id="r1", before=None, limit=500)
 
 
 def said(status: int, error: str = "no", headers: dict[str, str] | None = None, **more: Any) -> httpx.Response:
@@ -78,7 +77,7 @@ async def test_a_path_in_the_api_address_is_kept_and_its_slash_is_harmless(conne
     assert script.requests[0].headers["origin"] == API
 
 
-@pytest.mark.parametrize("operation", [NOTIFY, A2A, BEAT, operations.register("ws-1", {})])
+@pytest.mark.parametrize("operation", [NOTIFY, A2A, BEAT, endpoints.register("ws-1", {})])
 @pytest.mark.parametrize(
     "response",
     [
@@ -283,7 +282,7 @@ async def test_a_bodiless_404_on_the_feed_names_what_to_check(connect: Connect) 
 async def test_a_refused_token_is_an_auth_error_with_the_operation_and_the_status(
     connect: Connect, response: httpx.Response
 ) -> None:
-    error = await failure(connect, response, operations.register("ws-1", {}))
+    error = await failure(connect, response, endpoints.register("ws-1", {}))
 
     assert isinstance(error, AuthError)
     assert "register" in str(error)
@@ -336,13 +335,13 @@ async def test_an_optional_endpoint_that_is_absent_is_asked_for_again_after_an_h
     client = connect(script, clock=lambda: now[0])
     for _ in range(3):
         with pytest.raises(PermanentPlatformError, match="does not have it") as caught:
-            await client.call(operations.state("ws-1"))
+            await client.call(endpoints.state("ws-1"))
         assert caught.value.status == 404
     assert len(script.requests) == 1
 
     now[0] = 3601.0
     with pytest.raises(PermanentPlatformError):
-        await client.call(operations.state("ws-1"))
+        await client.call(endpoints.state("ws-1"))
     assert len(script.requests) == 2
 
 
@@ -351,7 +350,7 @@ async def test_a_404_in_the_platforms_words_is_not_an_absent_endpoint(connect: C
     client = connect(script)
     for _ in range(2):
         with pytest.raises(PermanentPlatformError, match="deleted"):
-            await client.call(operations.state("ws-1"))
+            await client.call(endpoints.state("ws-1"))
 
     assert len(script.requests) == 2
 
@@ -368,7 +367,7 @@ async def test_a_page_over_its_cap_is_told_apart(connect: Connect) -> None:
 
 async def test_a_long_answer_to_a_send_is_accepted_without_reading_it_all(connect: Connect) -> None:
     short: Operation[Any] = Operation(
-        name="a2a", method="POST", path="/x", read=lambda r: r.json, lane=Lane.SEND, cap=10
+        name="a2a", method="POST", path="/x", read=lambda r: r.json, priority=Priority.SEND, cap=10
     )
 
     assert await connect(Script(httpx.Response(200, json={"result": "x" * 20}))).call(short) is None
@@ -376,7 +375,7 @@ async def test_a_long_answer_to_a_send_is_accepted_without_reading_it_all(connec
 
 async def test_the_limit_decides_the_cap_of_a_page() -> None:
     def cap(limit: int) -> int:
-        return operations.activity("ws-1", lambda reply: 0, since_id=None, before=None, limit=limit).cap
+        return endpoints.activity("ws-1", lambda reply: 0, since_id=None, before=None, limit=limit).cap
 
     assert (cap(500), cap(2), cap(1)) == (32 << 20, 32 << 20, 128 << 20)
 
@@ -395,7 +394,7 @@ async def test_the_time_of_the_request_comes_from_the_date_less_what_it_took(con
         transports=Transports(transport=httpx.MockTransport(slow), clock=lambda: now[0]),
         clock=lambda: now[0],
     )
-    await client.call(operations.activity("ws-1", replies.append, since_id=None, before=None, limit=5))
+    await client.call(endpoints.activity("ws-1", replies.append, since_id=None, before=None, limit=5))
 
     assert replies[0].began == 7_500_000
     assert client.platform_clock.now() == 10_000_000
@@ -406,8 +405,8 @@ async def test_a_429_holds_back_the_next_request_of_its_kind_and_no_other(connec
     with pytest.raises(TransientPlatformError):
         await client.call(NOTIFY)
 
-    assert client.pacer.wait(Lane.SEND) > 4
-    assert client.pacer.wait(Lane.READ) == 0
+    assert client.pacer.wait(Priority.SEND) > 4
+    assert client.pacer.wait(Priority.READ) == 0
     await client.call(BEAT)
 
 
@@ -417,7 +416,7 @@ async def test_a_429_of_a_peer_holds_back_nothing_else(connect: Connect) -> None
     with pytest.raises(TransientPlatformError):
         await client.call(A2A)
 
-    assert client.pacer.wait(Lane.SEND) == 0
+    assert client.pacer.wait(Priority.SEND) == 0
 
 
 @pytest.mark.parametrize(
@@ -493,7 +492,7 @@ async def test_token_id_and_origin_belong_together_and_no_other_origin_gets_a_be
         number = choice % len(clients)
         client, (api_url, ws) = clients[number], places[number]
         before = len(seen)
-        for operation in (operations.notify(ws, "hi"), operations.a2a("peer-1", {}), operations.workspace(ws)):
+        for operation in (endpoints.notify(ws, "hi"), endpoints.a2a("peer-1", {}), endpoints.workspace(ws)):
             with contextlib.suppress(TransientPlatformError, PermanentPlatformError):
                 await client.call(operation)
         for request in seen[before:]:

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import attrs
 import httpx
 import pytest
+from tests.platform.kit import http, raw_server, read_request
 
 from molecule_connect.errors import (
     AuthError,
@@ -23,21 +24,19 @@ from molecule_connect.errors import (
     TransientPlatformError,
 )
 from molecule_connect.models import Presence, Signal
-from molecule_connect.platform import operations
+from molecule_connect.platform import endpoints
 from molecule_connect.platform.address import parse_address
+from molecule_connect.platform.call_limits import Senders
 from molecule_connect.platform.client import AsyncPlatformClient
-from molecule_connect.platform.operations import Form, Lane, Operation
-from molecule_connect.platform.senders import Senders
+from molecule_connect.platform.endpoints import Form, Operation, Priority
+from molecule_connect.platform.tls import proxy_for
 from molecule_connect.platform.transports import Transports
-from molecule_connect.platform.trust import proxy_for
-from molecule_connect.platform.workspace import WorkspaceClient
-
-from .kit import http, raw_server, read_request
+from molecule_connect.platform.workspace_client import WorkspaceClient
 
 Reader: TypeAlias = asyncio.StreamReader
 Writer: TypeAlias = asyncio.StreamWriter
-LARGE = operations.notify("ws-1", "x" * 20_000_000)
-SMALL = operations.notify("ws-1", "hi")
+LARGE = endpoints.notify("ws-1", "x" * 20_000_000)
+SMALL = endpoints.notify("ws-1", "hi")
 
 
 def client_of(api_url: str, **more: Any) -> AsyncPlatformClient:
@@ -112,13 +111,13 @@ async def test_a_request_that_was_written_and_never_answered_is_told_apart(begun
     assert isinstance(error.__cause__, httpx.ReadTimeout)
 
 
-@pytest.mark.parametrize("lane", [Lane.SEND, Lane.READ])
+@pytest.mark.parametrize("priority", [Priority.SEND, Priority.READ])
 @pytest.mark.parametrize(
     ("begun", "drop"),
     [(b"HTTP/1.1 200 OK\r\n", b"X-Still: here\r\n"), (b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n", b"x")],
 )
 async def test_an_answer_that_drips_in_ends_with_the_patience_of_the_whole(
-    lane: Lane, begun: bytes, drop: bytes
+    priority: Priority, begun: bytes, drop: bytes
 ) -> None:
     async def talk(reader: Reader, writer: Writer) -> None:
         await read_request(reader)
@@ -127,7 +126,7 @@ async def test_an_answer_that_drips_in_ends_with_the_patience_of_the_whole(
             writer.write(drop)
             await asyncio.sleep(0.005)
 
-    operation = attrs.evolve(with_timeout(0.2), lane=lane)
+    operation = attrs.evolve(with_timeout(0.2), priority=priority)
     async with (
         raw_server(talk) as url,
         contextlib.aclosing(Transports(whole_answer=0.05)) as transports,
@@ -150,9 +149,9 @@ async def test_silence_proves_a_delivery_only_on_a_connection_that_was_opened_fo
             writer.write(http(b'{"status":"queued"}'))
         await asyncio.Event().wait()
 
-    message = attrs.evolve(operations.a2a("peer-1", {}), timeout=0.05)
+    message = attrs.evolve(endpoints.a2a("peer-1", {}), timeout=0.05)
     async with raw_server(talk) as url, client_of(url) as client:
-        await client.call(operations.a2a("peer-1", {}))
+        await client.call(endpoints.a2a("peer-1", {}))
         outcomes = []
         for _ in range(2):
             with pytest.raises(TransientPlatformError) as caught:
@@ -165,9 +164,9 @@ async def test_silence_proves_a_delivery_only_on_a_connection_that_was_opened_fo
 async def test_a_peer_that_may_think_gets_a_connection_of_its_own() -> None:
     platform = Counting()
     async with raw_server(platform.talk) as url, client_of(url) as client:
-        await client.call(operations.notify("ws-1", "hi"))
+        await client.call(endpoints.notify("ws-1", "hi"))
         for peer in ("peer-1", "peer-2", "peer-1", "peer-2"):
-            await client.call(operations.a2a(peer, {}))
+            await client.call(endpoints.a2a(peer, {}))
     assert platform.connections == 3
 
 
@@ -254,8 +253,8 @@ async def test_a_compressed_page_is_read() -> None:
         await client.aclose()
 
 
-@pytest.mark.parametrize("lane", [Lane.READ, Lane.SEND])
-async def test_what_a_packed_answer_unpacks_to_never_fills_the_memory(lane: Lane) -> None:
+@pytest.mark.parametrize("priority", [Priority.READ, Priority.SEND])
+async def test_what_a_packed_answer_unpacks_to_never_fills_the_memory(priority: Priority) -> None:
     packed = gzip.compress(bytes(64 << 20))
 
     async def talk(reader: Reader, writer: Writer) -> None:
@@ -264,7 +263,7 @@ async def test_what_a_packed_answer_unpacks_to_never_fills_the_memory(lane: Lane
         writer.write(head.encode() + packed)
 
     operation: Operation[None] = Operation(
-        name="activity", method="GET", path="/x", read=lambda reply: None, form=Form.PAGE, lane=lane, cap=50_000
+        name="activity", method="GET", path="/x", read=lambda reply: None, form=Form.PAGE, priority=priority, cap=50_000
     )
     async with raw_server(talk) as url:
         tracemalloc.start()
@@ -326,7 +325,7 @@ async def test_many_sends_share_eight_connections_and_beats_do_not_wait_for_them
                 group.create_task(client.call(SMALL))
             await platform.until(8)
             assert platform.connections == 8
-            group.create_task(client.call(operations.heartbeat("ws-1", Presence())))
+            group.create_task(client.call(endpoints.heartbeat("ws-1", Presence())))
             await platform.until(9)
             platform.answer.set()
         await transports.aclose()
@@ -336,7 +335,7 @@ async def test_many_sends_share_eight_connections_and_beats_do_not_wait_for_them
 
 
 @pytest.mark.parametrize(
-    "hanging", [operations.peers("ws-1"), operations.upload_ack("ws-1", "f1"), operations.workspace("ws-1"), SMALL]
+    "hanging", [endpoints.peers("ws-1"), endpoints.upload_ack("ws-1", "f1"), endpoints.workspace("ws-1"), SMALL]
 )
 async def test_an_endpoint_that_hangs_delays_no_other(hanging: Operation[Any]) -> None:
     hung = asyncio.Event()
@@ -348,8 +347,8 @@ async def test_an_endpoint_that_hangs_delays_no_other(hanging: Operation[Any]) -
                 await asyncio.Event().wait()
             writer.write(http(b"[]" if b"/activity" in request else b"{}"))
 
-    beat, register = operations.heartbeat("ws-1", Presence()), operations.register("ws-1", {})
-    read = operations.activity("ws-1", lambda reply: None, since_id=None, before=None, limit=5)
+    beat, register = endpoints.heartbeat("ws-1", Presence()), endpoints.register("ws-1", {})
+    read = endpoints.activity("ws-1", lambda reply: None, since_id=None, before=None, limit=5)
     transports = Transports(patience=600)
     async with raw_server(talk) as url, client_of(url, transports=transports) as client:
         waiting = [asyncio.create_task(client.call(hanging)) for _ in range(50)]
@@ -376,11 +375,11 @@ async def test_a_peer_that_hangs_delays_neither_people_nor_other_peers() -> None
 
     transports = Transports(patience=600)
     async with raw_server(talk) as url, client_of(url, transports=transports) as client:
-        waiting = [asyncio.create_task(client.call(operations.a2a("peer-1", {}))) for _ in range(64)]
+        waiting = [asyncio.create_task(client.call(endpoints.a2a("peer-1", {}))) for _ in range(64)]
         await hung.wait()
         async with asyncio.timeout(5):
-            await client.call(operations.notify("ws-1", "hi"))
-            await client.call(operations.a2a("peer-2", {}))
+            await client.call(endpoints.notify("ws-1", "hi"))
+            await client.call(endpoints.a2a("peer-2", {}))
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
@@ -397,12 +396,12 @@ async def test_a_workspace_whose_calls_hang_delays_no_other_workspace() -> None:
     transports = Transports(patience=600)
     async with raw_server(talk) as url, client_of(url, transports=transports) as first:
         second = AsyncPlatformClient(url, workspace_id="ws-2", token="token-2", transports=transports)
-        hanging: list[Operation[Any]] = [operations.workspace("ws-1"), operations.notify("ws-1", "hi")]
+        hanging: list[Operation[Any]] = [endpoints.workspace("ws-1"), endpoints.notify("ws-1", "hi")]
         waiting = [asyncio.create_task(first.call(operation)) for operation in hanging * 100]
         await asyncio.sleep(0)
         async with asyncio.timeout(5):
-            await second.call(operations.workspace("ws-2"))
-            await second.call(operations.notify("ws-2", "hi"))
+            await second.call(endpoints.workspace("ws-2"))
+            await second.call(endpoints.notify("ws-2", "hi"))
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
@@ -423,13 +422,13 @@ async def test_calls_that_hang_make_room_for_others_of_their_kind() -> None:
         ]
         async with asyncio.timeout(10), asyncio.TaskGroup() as group:
             for client in clients:
-                group.create_task(client.call(operations.heartbeat(client.workspace_id, Presence())))
+                group.create_task(client.call(endpoints.heartbeat(client.workspace_id, Presence())))
             await platform.until(40)
             platform.answer.set()
         await transports.aclose()
 
 
-@pytest.mark.parametrize("operation", [with_timeout(0.05), attrs.evolve(operations.peers("ws-1"), timeout=0.05)])
+@pytest.mark.parametrize("operation", [with_timeout(0.05), attrs.evolve(endpoints.peers("ws-1"), timeout=0.05)])
 async def test_an_error_names_the_endpoint_that_hangs(operation: Operation[Any]) -> None:
     async def talk(reader: Reader, writer: Writer) -> None:
         await read_request(reader)
@@ -449,7 +448,7 @@ async def test_a_stream_that_never_opens_is_called_an_endpoint_that_hangs() -> N
 
     async with raw_server(talk) as url, client_of(url) as client:
         with pytest.raises(TransientPlatformError, match=r"events: no answer within 0\.05 s"):
-            async with client.open(attrs.evolve(operations.events("ws-1"), timeout=0.05)):
+            async with client.open(attrs.evolve(endpoints.events("ws-1"), timeout=0.05)):
                 pass
 
 
@@ -462,7 +461,7 @@ async def test_connections_are_kept_between_requests_and_shared_between_workspac
             for number in range(5)
         ]
         for client in clients * 2:
-            await client.call(operations.heartbeat(client.workspace_id, Presence()))
+            await client.call(endpoints.heartbeat(client.workspace_id, Presence()))
         assert platform.connections == 1
         assert clients[0].pacer is clients[1].pacer
         assert clients[0].pacer.workspaces == 5

@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 import httpx
 import pytest
+from tests.platform.kit import Connect, Script, raw_server
 
 from molecule_connect.errors import (
     ConfigError,
@@ -19,14 +20,12 @@ from molecule_connect.errors import (
 )
 from molecule_connect.file_names import pending_id
 from molecule_connect.models import FilePart, UploadLimits
-from molecule_connect.platform import operations, uploads
-from molecule_connect.platform.answers import EndpointAbsentError
+from molecule_connect.platform import chat_files, endpoints
 from molecule_connect.platform.client import AsyncPlatformClient
 from molecule_connect.platform.multipart import PIECE, Multipart
-from molecule_connect.platform.workspace import WorkspaceClient
+from molecule_connect.platform.responses import EndpointAbsentError
+from molecule_connect.platform.workspace_client import WorkspaceClient
 from molecule_connect_sandbox.testing import Sandbox, Workspace
-
-from .kit import Connect, Script, raw_server
 
 
 @attrs.frozen
@@ -39,7 +38,7 @@ class Place:
 
     async def content(self, file: FilePart) -> bytes:
         """What the platform keeps of *file*."""
-        return await self.client.call(operations.upload_content(self.workspace.id, id_of(file)))
+        return await self.client.call(endpoints.upload_content(self.workspace.id, id_of(file)))
 
 
 @pytest.fixture
@@ -69,7 +68,7 @@ async def test_files_are_taken_byte_for_byte_and_come_back_as_the_platform_names
     big = bytes(range(256)) * (PIECE // 100)
     files = [file(tmp_path / "b.png", big), file(tmp_path / "a b.txt", b"text", mime_type="text/markdown")]
 
-    png, text = await place.client.call(operations.upload_files(place.workspace.id, files))
+    png, text = await place.client.call(endpoints.upload_files(place.workspace.id, files))
 
     assert (png.name, png.mime_type, png.size) == ("b.png", "image/png", len(big))
     assert (text.name, text.mime_type, text.size) == ("a_b.txt", "text/markdown", 4)
@@ -78,9 +77,9 @@ async def test_files_are_taken_byte_for_byte_and_come_back_as_the_platform_names
 
 
 async def test_what_was_uploaded_can_be_attached_to_a_notify(place: Place, tmp_path: Path) -> None:
-    uploaded = await place.client.call(operations.upload_files(place.workspace.id, [file(tmp_path / "a.txt")]))
+    uploaded = await place.client.call(endpoints.upload_files(place.workspace.id, [file(tmp_path / "a.txt")]))
 
-    await place.client.call(operations.notify(place.workspace.id, "see here", attachments=uploaded))
+    await place.client.call(endpoints.notify(place.workspace.id, "see here", attachments=uploaded))
 
     shown = next(row for row in await place.sandbox.rows(place.workspace) if row["method"] == "notify")
     (part,) = shown["response_body"]["parts"]
@@ -102,7 +101,7 @@ def test_a_path_that_names_no_file_is_refused_as_unreadable(tmp_path: Path, name
 async def test_a_name_or_type_cannot_write_headers_of_its_own(place: Place, tmp_path: Path) -> None:
     hostile = file(tmp_path / "x", name='a"\r\nX-Evil: 1\r\n\r\n.txt', mime_type="text/plain\r\nX-Evil: 1")
 
-    (taken,) = await place.client.call(operations.upload_files(place.workspace.id, [hostile]))
+    (taken,) = await place.client.call(endpoints.upload_files(place.workspace.id, [hostile]))
 
     assert taken.name == "a___X-Evil__1____.txt"
     assert taken.mime_type == "application/octet-stream"
@@ -117,13 +116,13 @@ def test_what_cannot_be_sent_is_said_before_any_request(kind: str, tmp_path: Pat
         path.touch()
 
     with pytest.raises(ConfigError, match="'a'"):
-        operations.upload_files("ws", [FilePart(uri="", path=path)])
+        endpoints.upload_files("ws", [FilePart(uri="", path=path)])
 
 
 @pytest.mark.parametrize("count", [0, 65])
 def test_a_form_holds_one_to_64_files(count: int, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"{count} files"):
-        operations.upload_files("ws", [file(tmp_path / "a")] * count)
+        endpoints.upload_files("ws", [file(tmp_path / "a")] * count)
 
 
 def test_the_length_of_a_form_is_known_before_it_is_read(tmp_path: Path) -> None:
@@ -143,7 +142,7 @@ def test_a_file_that_grows_meanwhile_is_cut_and_one_that_shrinks_is_told(tmp_pat
 
 
 async def test_a_file_that_goes_away_while_it_is_sent_is_told(place: Place, tmp_path: Path) -> None:
-    operation = operations.upload_files(place.workspace.id, [file(tmp_path / "a")])
+    operation = endpoints.upload_files(place.workspace.id, [file(tmp_path / "a")])
     (tmp_path / "a").unlink()
 
     with pytest.raises(ConfigError, match="cannot be sent"):
@@ -257,7 +256,7 @@ async def test_incident_69_a_body_that_hangs_is_cut_when_its_time_is_over() -> N
         await reader.readuntil(b"\r\n\r\n")
         await serve_pieces(writer, size=1 << 20, pieces=1)
 
-    operation = attrs.evolve(uploads.fetch("ws-1", "f1", cap=1 << 20), timeout=0.05)
+    operation = attrs.evolve(chat_files.fetch("ws-1", "f1", cap=1 << 20), timeout=0.05)
     async with raw_server(talk) as url, AsyncPlatformClient(url, workspace_id="ws-1", token="t") as client:
         with pytest.raises(TransientPlatformError):
             await client.call(operation, sink=io.BytesIO())

@@ -5,12 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.plugins.distributions import backends, write_distribution
 
 from molecule_connect.errors import BackendNotFoundError, PluginError
 from molecule_connect.plugins.discovery import find, installed, installed_backends, load, malformed
-from molecule_connect.plugins.scan import BACKENDS, COMMANDS, MIDDLEWARE, scan_names
-
-from .distributions import backends, write_distribution
+from molecule_connect.plugins.entry_points import BACKENDS, COMMANDS, MIDDLEWARE, scan_names
 
 GOOD = """
 from molecule_connect import hookimpl
@@ -256,7 +255,8 @@ def test_an_egg_info_folder_counts_too(site: Path) -> None:
 
 def test_the_scan_for_help_loads_nothing_heavy() -> None:
     program = (
-        "import sys; from molecule_connect.plugins.scan import scan_names; scan_names('molecule_connect.backends');"
+        "import sys; from molecule_connect.plugins.entry_points import scan_names;"
+        "scan_names('molecule_connect.backends');"
         "print([m for m in ('importlib.metadata', 'attrs', 'attr', 'pluggy', 'asyncio', 'cattrs') if m in sys.modules])"
     )
 

@@ -14,10 +14,10 @@ import pytest
 from molecule_connect import Request, Response, TextPart, hookimpl
 from molecule_connect.errors import BackendError, CloseError
 from molecule_connect.models import Handler, Progress
-from molecule_connect.plugins.chores import run_check, run_close, run_describe
-from molecule_connect.plugins.host import PluginHost, create_host
-from molecule_connect.plugins.impls import Impl
-from molecule_connect.plugins.worker_threads import WorkerThreads
+from molecule_connect.plugins.hooks import run_check, run_close, run_describe
+from molecule_connect.plugins.implementations import Impl
+from molecule_connect.plugins.manager import PluginHost, create_host
+from molecule_connect.plugins.threads import WorkerThreads
 from molecule_connect.testing import make_request
 
 

@@ -13,9 +13,9 @@ import pytest
 
 from molecule_connect import BackendConfig, Duration, options
 from molecule_connect.errors import ConfigError, OptionError, PluginError
-from molecule_connect.plugins.given import GivenOptions, unknown_options
 from molecule_connect.plugins.option_types import seconds, spelled
 from molecule_connect.plugins.options import describe, parse_options
+from molecule_connect.plugins.raw_options import GivenOptions, unknown_options
 
 
 class Colour(enum.Enum):

@@ -18,7 +18,7 @@ from molecule_connect import (
     WorkspaceDeletedError,
 )
 from molecule_connect.models import TextPart
-from molecule_connect.platform.times import PlatformClock, format_time, parse_time
+from molecule_connect.platform.clock import PlatformClock, format_time, parse_time
 from molecule_connect.remote_agent.feed import ActivityFeed
 from molecule_connect.remote_agent.peers import Peers
 from molecule_connect.remote_agent.steps import Ask
@@ -300,7 +300,7 @@ def test_a_page_that_is_too_large_is_asked_for_in_halves(agent: Twin, platform: 
         rows = [one for one in rows if before is None or one["created_at"] < before]
         return page(*rows[:limit], at=300)
 
-    monkeypatch.setattr("molecule_connect.platform.operations.PAGE_CAP", 80_000)
+    monkeypatch.setattr("molecule_connect.platform.endpoints.PAGE_CAP", 80_000)
     platform.on(FEED, answer)
 
     assert len(agent.activity(since_secs=3600, follow=False)) == 300
@@ -356,7 +356,7 @@ def read(feed: ActivityFeed, server: Server) -> list[str]:
 
 
 def httpx_reply(response: httpx.Response, now: int) -> Any:
-    from molecule_connect.platform.operations import Reply
+    from molecule_connect.platform.endpoints import Reply
 
     return Reply(body=response.content, began=now)
 

@@ -3,7 +3,7 @@
 
 def main() -> None:
     """Run ``molecule`` with the arguments of this process, and exit with its code."""
-    from molecule_connect.process_start import prepare_process
+    from molecule_connect.cli.startup import prepare_process
 
     prepare_process()
     from molecule_connect.cli.root import cli

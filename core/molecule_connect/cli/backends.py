@@ -4,7 +4,7 @@ import click
 
 from molecule_connect.cli.connect import PluginName
 from molecule_connect.errors import OptionError, PluginError
-from molecule_connect.plugins.scan import BACKENDS
+from molecule_connect.plugins.entry_points import BACKENDS
 
 
 @click.command(short_help="List the installed backends, or the options of one.")
@@ -64,7 +64,7 @@ def _check(name: str) -> None:
 async def _make(name: str) -> tuple[str, list[str]]:
     """What is to be said of the backend, and what stands in its way."""
     from molecule_connect.plugins import discovery
-    from molecule_connect.plugins.host import create_host
+    from molecule_connect.plugins.manager import create_host
 
     try:
         host = await create_host(workspace_id="check", backend=name)

@@ -10,11 +10,8 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from molecule_connect import environment
-from molecule_connect.console.choice import LOG_FORMATS, choose
-from molecule_connect.errors import ConfigError
-from molecule_connect.plugins.scan import BACKENDS, MIDDLEWARE, scan_names
-from molecule_connect.settings import (
+from molecule_connect.config import environment
+from molecule_connect.config.settings import (
     DEFAULT_BACKEND,
     MAX_COST,
     MAX_SECONDS,
@@ -22,6 +19,9 @@ from molecule_connect.settings import (
     PeerBudget,
     parse_size,
 )
+from molecule_connect.console.select import LOG_FORMATS, choose
+from molecule_connect.errors import ConfigError
+from molecule_connect.plugins.entry_points import BACKENDS, MIDDLEWARE, scan_names
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -275,8 +275,8 @@ def tls_options(command: F) -> F:
 )
 @click.pass_context
 def connect(ctx: click.Context, /, **flags: Any) -> None:
-    from molecule_connect.cli import running
-    from molecule_connect.cli.report import reported
+    from molecule_connect.cli import serving
+    from molecule_connect.cli.errors import reported
 
     # Python has no sys.stderr in a process that was started without one.
     screen = choose(sys.stderr or io.StringIO(), flags["log_format"])
@@ -287,6 +287,6 @@ def connect(ctx: click.Context, /, **flags: Any) -> None:
             if flags["api_url"] is None and group.get("api_url") is not None:
                 flags["api_url"] = group["api_url"]
                 given.add("api_url")
-            running.run(flags, frozenset(given), screen=screen)
+            serving.run(flags, frozenset(given), screen=screen)
     finally:
         screen.close()

@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from molecule_connect import environment
 from molecule_connect.cli.connect import PluginName, tls_options
-from molecule_connect.plugins.scan import BACKENDS
-from molecule_connect.settings import DEFAULT_BACKEND
+from molecule_connect.config import environment
+from molecule_connect.config.settings import DEFAULT_BACKEND
+from molecule_connect.plugins.entry_points import BACKENDS
 
 NOT_WELL = 1
 
@@ -55,11 +55,11 @@ def doctor(ctx: click.Context, /, **flags: Any) -> None:
 
     It exits with 0 when nothing failed, and with 1 when something did; a warning is no failure.
     """
-    from molecule_connect.cli import checkup
+    from molecule_connect.cli import diagnostics
 
     group = ctx.obj if isinstance(ctx.obj, dict) else {}
     api_url = environment.api_url(flags["api_url"], group.get("api_url"), os.environ)
-    findings = checkup.run(flags, api_url=api_url, now=time.time())
-    for line in checkup.lines(findings):
+    findings = diagnostics.run(flags, api_url=api_url, now=time.time())
+    for line in diagnostics.lines(findings):
         click.echo(line)
-    ctx.exit(NOT_WELL if any(finding.level == checkup.FAIL for finding in findings) else 0)
+    ctx.exit(NOT_WELL if any(finding.level == diagnostics.FAIL for finding in findings) else 0)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from molecule_connect import environment, state_folder
-from molecule_connect.console.texts import span
+from molecule_connect.config import environment
+from molecule_connect.config import state_dir as state_folder
+from molecule_connect.console.sanitize import span
 
 STATE_DIR = click.option(
     "--state-dir",
@@ -19,7 +20,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document o
 
 def canonical(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """A click callback: a workspace id in the form in which the state folder has it."""
-    from molecule_connect.settings import canonical_id
+    from molecule_connect.config.settings import canonical_id
 
     return None if value is None else canonical_id(value)
 

@@ -11,8 +11,8 @@ import click
 from molecule_connect.cli.lookups import JSON, STATE_DIR, canonical, count, folder_of
 
 if TYPE_CHECKING:
-    from molecule_connect.delivery.inspection import Glance, Inspection, Key
-    from molecule_connect.delivery.journal.entries import State
+    from molecule_connect.journal.inspect import Glance, Inspection, Key
+    from molecule_connect.journal.models import State
 
 STATES = ("received", "running", "answered", "held", "done", "dead")
 WORKSPACE = click.option(
@@ -63,8 +63,8 @@ def list_command(
     molecule messages list ws_1 --state dead --state received
     molecule messages list --limit 0 --json | jq '.messages[].reason'
     """
-    from molecule_connect.cli import message_texts
-    from molecule_connect.delivery.inspection import Inspection
+    from molecule_connect.cli import message_format
+    from molecule_connect.journal.inspect import Inspection
 
     folder, wanted = folder_of(state_dir), _states(states)
     with Inspection.open(folder) as journal:
@@ -73,11 +73,11 @@ def list_command(
         found = journal.glances(workspace_id, wanted, limit=limit or None)
         total = journal.total(workspace_id, wanted)
         if as_json:
-            click.echo(message_texts.list_json(found, total))
+            click.echo(message_format.list_json(found, total))
             return
         names = journal.workspaces() if workspace_id is None else []
         ids = journal.short_ids(glance.key for glance in found)
-    for line in message_texts.table(found, ids, now=time.time(), with_workspace=len(names) > 1):
+    for line in message_format.table(found, ids, now=time.time(), with_workspace=len(names) > 1):
         click.echo(line)
     if len(found) < total:
         click.echo(f"{len(found):,} of {count(total, 'message')}; --limit 0 lists all", err=True)
@@ -98,20 +98,20 @@ def show(row_id: str, raw: bool, as_json: bool, workspace: str | None, state_dir
     molecule messages show 3f2a9c1d
     molecule messages show 3f2a9c1d --raw | jq .
     """
-    from molecule_connect.cli import message_texts
-    from molecule_connect.delivery.inspection import Inspection
+    from molecule_connect.cli import message_format
     from molecule_connect.errors import ConfigError
+    from molecule_connect.journal.inspect import Inspection
 
     with Inspection.open(folder_of(state_dir)) as journal:
         record = journal.record(journal.find(row_id, workspace))
     if raw:
         if record.raw is None:
-            raise ConfigError(f"its text was deleted{message_texts.why_deleted(record.glance)}")
-        click.echo(message_texts.raw_text(record.raw) if sys.stdout.isatty() else record.raw)
+            raise ConfigError(f"its text was deleted{message_format.why_deleted(record.glance)}")
+        click.echo(message_format.raw_text(record.raw) if sys.stdout.isatty() else record.raw)
     elif as_json:
-        click.echo(message_texts.record_json(record))
+        click.echo(message_format.record_json(record))
     else:
-        click.echo("\n".join(message_texts.details(record, now=time.time())))
+        click.echo("\n".join(message_format.details(record, now=time.time())))
 
 
 @messages.command("replay", short_help="Take dead letters up again, and what was put off.")
@@ -139,24 +139,24 @@ def replay(
     molecule messages replay 3f2a9c1d 77aa01bc
     molecule messages replay --all-dead --reason loop --yes
     """
-    from molecule_connect.cli import message_texts
-    from molecule_connect.delivery import inspection
+    from molecule_connect.cli import message_format
+    from molecule_connect.journal import inspect
 
     if all_dead == bool(row_ids):
         raise click.UsageError("name row ids, or pass --all-dead; one of the two")
     if reason is not None and not all_dead:
         raise click.UsageError("--reason goes with --all-dead")
     folder = folder_of(state_dir)
-    with inspection.Inspection.open(folder) as journal:
+    with inspect.Inspection.open(folder) as journal:
         named = _chosen(journal, row_ids, workspace, _replayable)
         chosen = journal.dead(workspace, reason or "") if all_dead else named
     if not chosen:
         click.echo("no dead letter fits; nothing to do")
         return
     inboxes = {name for name in {glance.workspace_id for glance in chosen} if _is_inbox(folder, name)}
-    effects = [message_texts.effect_of_replay(one, is_inbox=one.workspace_id in inboxes) for one in chosen]
+    effects = [message_format.effect_of_replay(one, is_inbox=one.workspace_id in inboxes) for one in chosen]
     if _may(chosen, effects, "Replay", yes):
-        changed = inspection.replay(folder, [glance.key for glance in chosen], time.time())
+        changed = inspect.replay(folder, [glance.key for glance in chosen], time.time())
         _tell(folder, chosen, changed, "replayed", takes_up=True)
 
 
@@ -171,27 +171,27 @@ def drop(row_ids: tuple[str, ...], yes: bool, workspace: str | None, state_dir: 
     \b
     molecule messages drop 3f2a9c1d
     """
-    from molecule_connect.delivery import inspection
+    from molecule_connect.journal import inspect
 
     folder = folder_of(state_dir)
-    with inspection.Inspection.open(folder) as journal:
+    with inspect.Inspection.open(folder) as journal:
         chosen = _chosen(journal, row_ids, workspace, _droppable)
     if _may(chosen, ["it stays unanswered"] * len(chosen), "Drop", yes):
-        changed = inspection.drop(folder, [glance.key for glance in chosen], time.time())
+        changed = inspect.drop(folder, [glance.key for glance in chosen], time.time())
         _tell(folder, chosen, changed, "dropped", takes_up=False)
 
 
 def _states(names: Sequence[str]) -> "list[State]":
-    from molecule_connect.delivery.inspection import OPEN
-    from molecule_connect.delivery.journal.entries import State
+    from molecule_connect.journal.inspect import OPEN
+    from molecule_connect.journal.models import State
 
     chosen = {state for name in names for state in (OPEN if name == "open" else (State(name),))}
     return sorted(chosen)
 
 
 def _check_known(workspace_id: str, names: Sequence[str]) -> None:
+    from molecule_connect.config.settings import canonical_id
     from molecule_connect.errors import ConfigError
-    from molecule_connect.settings import canonical_id
 
     if workspace_id not in map(canonical_id, names):
         known = f"it knows {', '.join(names)}" if names else "it is empty"
@@ -200,8 +200,8 @@ def _check_known(workspace_id: str, names: Sequence[str]) -> None:
 
 def _replayable(glance: "Glance") -> None:
     """ConfigError for what cannot be replayed: it is neither dead nor put off, or no message."""
-    from molecule_connect.delivery.journal.entries import State
     from molecule_connect.errors import ConfigError
+    from molecule_connect.journal.models import State
 
     if glance.state is not State.DEAD and not glance.is_put_off(time.time()):
         raise ConfigError(
@@ -222,8 +222,8 @@ def _replayable(glance: "Glance") -> None:
 
 def _droppable(glance: "Glance") -> None:
     """ConfigError for what is not dead."""
-    from molecule_connect.delivery.journal.entries import State
     from molecule_connect.errors import ConfigError
+    from molecule_connect.journal.models import State
 
     if glance.state is not State.DEAD:
         raise ConfigError(
@@ -250,10 +250,10 @@ def _chosen(
 
 def _may(chosen: "Sequence[Glance]", effects: Sequence[str], verb: str, yes: bool) -> bool:
     """Say what is about to happen; on a terminal, ask."""
-    from molecule_connect.cli import message_texts
+    from molecule_connect.cli import message_format
 
     for glance, effect in list(zip(chosen, effects, strict=True))[:_TOLD]:
-        click.echo(f"{message_texts.name(glance)}: {effect}")
+        click.echo(f"{message_format.name(glance)}: {effect}")
     if len(chosen) > _TOLD:
         click.echo(f"and {len(chosen) - _TOLD:,} more")
     if yes or not sys.stdin.isatty() or click.confirm(f"{verb} {count(len(chosen), 'message')}?"):
@@ -263,14 +263,14 @@ def _may(chosen: "Sequence[Glance]", effects: Sequence[str], verb: str, yes: boo
 
 
 def _is_inbox(folder: Path, workspace_id: str) -> bool:
-    from molecule_connect.delivery.status_file import read_status
+    from molecule_connect.worker.status_file import read_status
 
     status = read_status(folder, workspace_id)
     return status is not None and status.inbox
 
 
 def _tell(folder: Path, chosen: "Sequence[Glance]", changed: "Sequence[Key]", verb: str, *, takes_up: bool) -> None:
-    from molecule_connect.delivery.lease import holder
+    from molecule_connect.worker.lease import holder
 
     click.echo(f"{verb} {count(len(changed), 'message')}")
     if len(changed) < len(chosen):

@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 import attrs
 
 from molecule_connect import events
-from molecule_connect.cli.asked import Asked
+from molecule_connect.app import LIST, Plan, Served
+from molecule_connect.cli.flags import Asked
 from molecule_connect.cli.signals import StopSignals
+from molecule_connect.config.load import WorkspacesError
+from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.console.lines import ERROR, INFO
 from molecule_connect.console.screen import Screen, Summary
 from molecule_connect.errors import MoleculeError
-from molecule_connect.serve import LIST, Plan, Served
-from molecule_connect.settings import ConnectionSettings
-from molecule_connect.workspaces import WorkspacesError
 
 # So many workspaces of a change are named in its line; each that starts has a line of its own.
 _SHOWN = 3
@@ -44,7 +44,7 @@ async def follow_the_list(
     *,
     screen: Screen,
     signals: StopSignals,
-    summary: Callable[[ConnectionSettings], Summary],
+    summary: Callable[[WorkspaceSettings], Summary],
     retry: float = RETRY,
 ) -> None:
     """Read the list each time that *reload* is set, and look at refused blocks every *retry* seconds, until cancelled.

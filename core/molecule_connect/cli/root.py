@@ -65,23 +65,23 @@ class MoleculeGroup(click.Group):
         return names + click.Command.shell_complete(self, ctx, incomplete)
 
     def invoke(self, ctx: click.Context) -> None:
-        from molecule_connect.cli import exit_codes, report
+        from molecule_connect.cli import errors, exit_codes
 
         try:
             super().invoke(ctx)
         except BrokenPipeError:
             # click would end with 1, as if something had failed.
-            report.give_output_up()
+            errors.give_output_up()
             raise click.exceptions.Exit(exit_codes.BROKEN_PIPE) from None
 
     def main(self, args: Sequence[str] | None = None, **extra: Any) -> None:  # type: ignore[override]
-        from molecule_connect.cli import report
+        from molecule_connect.cli import errors
         from molecule_connect.console.encoding import tolerate_encodings
 
         tolerate_encodings()
         extra["standalone_mode"] = False
         try:
-            with report.reported(report.fail_on_stderr):
+            with errors.reported(errors.fail_on_stderr):
                 raise SystemExit(super().main(args, **extra) or 0)
         except click.exceptions.NoArgsIsHelpError as error:
             error.show()
@@ -96,7 +96,7 @@ def _not_installed(name: str) -> ConfigError:
 
 def _plugin_commands() -> dict[str, str]:
     """Name and distribution of each command of a plugin. A name that is built in is ours."""
-    from molecule_connect.plugins.scan import COMMANDS, scan_names
+    from molecule_connect.plugins.entry_points import COMMANDS, scan_names
 
     return {name: origin for name, origin in scan_names(COMMANDS).items() if name not in BUILT_IN}
 
@@ -104,7 +104,7 @@ def _plugin_commands() -> dict[str, str]:
 def _load_plugin_command(name: str) -> click.Command:
     from molecule_connect.errors import PluginError
     from molecule_connect.plugins import discovery
-    from molecule_connect.plugins.scan import COMMANDS
+    from molecule_connect.plugins.entry_points import COMMANDS
 
     plugin = discovery.find(COMMANDS, name)
     command = discovery.load(plugin)

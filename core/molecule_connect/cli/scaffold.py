@@ -5,7 +5,7 @@ from string import Template
 
 from molecule_connect import __version__
 from molecule_connect.errors import ConfigError
-from molecule_connect.plugins.scan import NAME
+from molecule_connect.plugins.entry_points import NAME
 
 PREFIX = "molecule-connect-"
 # A backend of the core's own.

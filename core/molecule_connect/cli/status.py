@@ -13,8 +13,8 @@ from molecule_connect.cli.lookups import JSON, STATE_DIR, ago, canonical, count,
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from molecule_connect.cli.survey import Found
-    from molecule_connect.delivery.status_file import Ailment
+    from molecule_connect.cli.local_status import Found
+    from molecule_connect.worker.status_file import Ailment
 
 NOT_WELL = 1
 
@@ -38,7 +38,7 @@ def status(ctx: click.Context, workspace_id: str | None, as_json: bool, state_di
     Without WORKSPACE_ID, what was stopped on purpose does not count, nor a try that failed before it served, as long
     as another runs.
     """
-    from molecule_connect.cli.survey import survey
+    from molecule_connect.cli.local_status import survey
 
     folder, now = folder_of(state_dir), time.time()
     found = survey(folder, workspace_id, now)
@@ -53,7 +53,7 @@ def status(ctx: click.Context, workspace_id: str | None, as_json: bool, state_di
 
 
 def _lines(found: "Sequence[Found]", folder: "Path", now: float) -> Iterator[str]:
-    from molecule_connect.delivery.status_file import status_path
+    from molecule_connect.worker.status_file import status_path
 
     if not found:
         yield f"no connector runs: nothing was served from {folder} yet"
@@ -67,7 +67,7 @@ def _lines(found: "Sequence[Found]", folder: "Path", now: float) -> Iterator[str
 
 
 def _headline(one: "Found", now: float) -> str:
-    from molecule_connect.console.texts import span
+    from molecule_connect.console.sanitize import span
 
     told, by = one.status, one.holder
     if by is None:
@@ -87,7 +87,7 @@ def _headline(one: "Found", now: float) -> str:
 
 
 def _ending(one: "Found", now: float) -> str:
-    from molecule_connect.console.texts import one_line
+    from molecule_connect.console.sanitize import one_line
 
     told = one.status
     if one.state == "refused":
@@ -118,15 +118,15 @@ def _facts(one: "Found", now: float) -> Iterator[tuple[str, str]]:
 
 
 def _ailment(ailment: "Ailment", now: float) -> str:
-    from molecule_connect.console.texts import one_line, span
+    from molecule_connect.console.sanitize import one_line, span
 
     hint = f" -> {one_line(ailment.hint, 400)}" if ailment.hint else ""
     return f"{ailment.part}, for {span(max(0.0, now - ailment.since))}: {one_line(ailment.reason, 400)}{hint}"
 
 
 def _messages(one: "Found", now: float) -> Iterator[tuple[str, str]]:
-    from molecule_connect.console.texts import one_line, span, who
-    from molecule_connect.delivery.journal.entries import State
+    from molecule_connect.console.sanitize import one_line, span, who
+    from molecule_connect.journal.models import State
 
     if one.counts is None:
         return
@@ -149,7 +149,7 @@ def _messages(one: "Found", now: float) -> Iterator[tuple[str, str]]:
 
 
 def _values(one: "Found") -> dict[str, Any]:
-    from molecule_connect.cli.message_texts import glance_values
+    from molecule_connect.cli.message_format import glance_values
 
     told, by = one.status, one.holder
     return {

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import click
 
 from molecule_connect.cli.connect import PluginName
-from molecule_connect.console.texts import one_line
+from molecule_connect.console.sanitize import one_line
 from molecule_connect.errors import BackendError, ConfigError, MoleculeError
-from molecule_connect.plugins.scan import BACKENDS, MIDDLEWARE
+from molecule_connect.plugins.entry_points import BACKENDS, MIDDLEWARE
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -93,7 +93,7 @@ async def _ask(
     middleware_options: dict[str, str | list[str]],
     strict: bool,
 ) -> "Asked":
-    from molecule_connect.plugins.host import create_host
+    from molecule_connect.plugins.manager import create_host
     from molecule_connect.plugins.wording import first_line
 
     host = await create_host(

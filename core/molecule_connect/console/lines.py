@@ -8,8 +8,8 @@ from typing import TextIO
 import attrs
 
 from molecule_connect import events
+from molecule_connect.console.sanitize import failure, one_line, span, who
 from molecule_connect.console.screen import Summary
-from molecule_connect.console.texts import failure, one_line, span, who
 from molecule_connect.console.writer import LineWriter
 
 INFO, WARNING, ERROR = "INFO", "WARNING", "ERROR"

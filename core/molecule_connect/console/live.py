@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, TextIO, cast
 
 from molecule_connect.console.lines import INFO, Line, with_hint
+from molecule_connect.console.sanitize import failure
 from molecule_connect.console.screen import Summary
-from molecule_connect.console.texts import failure
 from molecule_connect.console.view import Snapshot, View
 from molecule_connect.console.writer import GuardedStream
 from molecule_connect.events import Event
@@ -122,12 +122,12 @@ class LiveScreen:
             self._stop.wait(_FRAME)
 
     def _draw(self, console: "Console", live: "Live") -> None:
-        from molecule_connect.console import picture
+        from molecule_connect.console import render
 
         snapshot, size = self._snapshot(), console.size
         for line in snapshot.above:
-            console.print(picture.draw_line(line))
-        live.update(picture.draw(snapshot, self._summaries, width=size.width, height=size.height), refresh=True)
+            console.print(render.draw_line(line))
+        live.update(render.draw(snapshot, self._summaries, width=size.width, height=size.height), refresh=True)
 
     def _snapshot(self) -> Snapshot:
         with self._lock:

@@ -8,7 +8,7 @@ import attrs
 
 from molecule_connect import events
 from molecule_connect.console.lines import Line, line_of, named, stopping
-from molecule_connect.console.texts import one_line, span, who
+from molecule_connect.console.sanitize import one_line, span, who
 
 _MAX_ROWS = 500
 _FINISHED = frozenset(("delivered", "silent", "failed", "recorded"))

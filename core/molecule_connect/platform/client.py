@@ -6,16 +6,16 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
 
+from molecule_connect.config.settings import USUAL_TLS, Tls
 from molecule_connect.errors import AuthError
-from molecule_connect.platform.answers import Answer, EndpointAbsentError, judge, not_ours
-from molecule_connect.platform.calling import Caller, TokenSource
+from molecule_connect.platform.call_limits import Places
+from molecule_connect.platform.cooperative import in_slices
 from molecule_connect.platform.credentials import Credentials
-from molecule_connect.platform.operations import Lane, Operation
-from molecule_connect.platform.pacer import Pacer
-from molecule_connect.platform.senders import Places
-from molecule_connect.platform.slices import in_slices
+from molecule_connect.platform.endpoints import Operation, Priority
+from molecule_connect.platform.rate_limit import RateLimiter
+from molecule_connect.platform.requests import Caller, TokenSource
+from molecule_connect.platform.responses import Answer, EndpointAbsentError, judge, not_ours
 from molecule_connect.platform.transports import Transports
-from molecule_connect.settings import USUAL_TLS, Tls
 
 if TYPE_CHECKING:
     import httpx
@@ -87,7 +87,7 @@ class AsyncPlatformClient:
         return self._queued_reads > 0
 
     @property
-    def pacer(self) -> Pacer:
+    def pacer(self) -> RateLimiter:
         """What the platform's rate limit leaves for this origin."""
         return self._connections.pacer
 
@@ -130,7 +130,7 @@ class AsyncPlatformClient:
         self._caller.check_absent(operation)
         token = self.credentials.current()
         for attempt in (1, 2):
-            await self.pacer.admit(operation.lane)
+            await self.pacer.admit(operation.priority)
             answer: Answer | None = None
             try:
                 url, headers = self._caller.url(operation), self._caller.headers(token)
@@ -146,13 +146,13 @@ class AsyncPlatformClient:
                 token = other
             finally:
                 if answer is None:
-                    self.pacer.ended(operation.lane)
+                    self.pacer.ended(operation.priority)
 
     async def _admit(self, operation: Operation[Any]) -> None:
-        is_read = operation.lane is Lane.READ
+        is_read = operation.priority is Priority.READ
         self._queued_reads += is_read
         try:
-            await self.pacer.admit(operation.lane, peer=operation.path if operation.to_peer else "")
+            await self.pacer.admit(operation.priority, peer=operation.path if operation.to_peer else "")
         finally:
             self._queued_reads -= is_read
 
@@ -170,7 +170,7 @@ class AsyncPlatformClient:
 
     def _ended(self, operation: Operation[Any], answer: Answer | None) -> None:
         if answer is None:
-            self.pacer.ended(operation.lane)
+            self.pacer.ended(operation.priority)
             return
         self._caller.saw(answer)
         refused_for = None
@@ -179,7 +179,7 @@ class AsyncPlatformClient:
         if answer.status == 429 and not is_peers:
             said = answer.headers.get("retry-after", "")
             refused_for = float(said) if said.isascii() and said.isdigit() else _USUAL_REFUSAL
-        self.pacer.ended(operation.lane, answer.headers, refused_for=refused_for)
+        self.pacer.ended(operation.priority, answer.headers, refused_for=refused_for)
 
     def _check_stream(self, operation: Operation[Any], answer: Answer) -> None:
         content_type = answer.headers.get("content-type", "text/event-stream")

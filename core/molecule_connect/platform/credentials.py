@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from molecule_connect import private_file, state_folder
+from molecule_connect import files
+from molecule_connect.config import state_dir as state_folder
 from molecule_connect.errors import ConfigError
 
 _PLACEHOLDER = re.compile(
@@ -60,7 +61,7 @@ def read_token_file(path: Path) -> str:
     except OSError as exc:
         reason = exc.strerror or type(exc).__name__
         raise ConfigError(f"the token file {path} cannot be read: {reason}", hint="make it readable for you") from exc
-    if exposed := private_file.exposure(status, path):
+    if exposed := files.exposure(status, path):
         raise ConfigError(f"the token file {path} {exposed[0]}", hint=exposed[1])
     return _token_in(text, path)
 
@@ -205,10 +206,10 @@ class Credentials:
             return None
         path = state_folder.file_of(self._state_dir, self._workspace_id, ".token")
         try:
-            with os.fdopen(private_file.open_file(path, os.O_RDONLY), "rb") as file:
-                exposed = private_file.exposure(os.fstat(file.fileno()), path, group_may_write=True)
+            with os.fdopen(files.open_file(path, os.O_RDONLY), "rb") as file:
+                exposed = files.exposure(os.fstat(file.fileno()), path, group_may_write=True)
                 text = file.read().decode()
-        except private_file.ForeignError as exc:
+        except files.ForeignError as exc:
             exposed, text = (exc.strerror or "", "remove it, and find out who put it there"), ""
         except (OSError, UnicodeDecodeError):
             return None
@@ -225,7 +226,7 @@ class Credentials:
 
 def _keep(path: Path, text: str) -> None:
     """*text* in *path*, its name on the disk too: the platform shows a token once."""
-    private_file.replace(path, text.encode())
+    files.replace(path, text.encode())
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import IO, Any, cast
 
 from molecule_connect import open_files
+from molecule_connect.config.settings import USUAL_TLS, Tls
 from molecule_connect.errors import (
     ConfigError,
     Outcome,
@@ -21,18 +22,17 @@ from molecule_connect.errors import (
     without_credentials,
 )
 from molecule_connect.platform.address import ApiAddress
-from molecule_connect.platform.answers import Answer
-from molecule_connect.platform.calling import Headers
+from molecule_connect.platform.call_limits import PATIENCE, Places, Senders
+from molecule_connect.platform.decompression import Body, Unpacking
+from molecule_connect.platform.dns import Names
+from molecule_connect.platform.endpoints import Operation, Priority
+from molecule_connect.platform.http1 import MAX_IDLE, OneConnection
+from molecule_connect.platform.httpx_import import httpx
 from molecule_connect.platform.multipart import Multipart
-from molecule_connect.platform.names import Names
-from molecule_connect.platform.one_connection import MAX_IDLE, OneConnection
-from molecule_connect.platform.operations import Lane, Operation
-from molecule_connect.platform.pacer import Pacer
-from molecule_connect.platform.quick_httpx import httpx
-from molecule_connect.platform.senders import PATIENCE, Places, Senders
-from molecule_connect.platform.trust import Trust, proxy_for, proxy_source
-from molecule_connect.platform.unpacking import Body, Unpacking
-from molecule_connect.settings import USUAL_TLS, Tls
+from molecule_connect.platform.rate_limit import RateLimiter
+from molecule_connect.platform.requests import Headers
+from molecule_connect.platform.responses import Answer
+from molecule_connect.platform.tls import Trust, proxy_for, proxy_source
 
 # Calls of one kind, other than sends, that may wait for their answers before the next start is put off.
 CALLS = 32
@@ -101,7 +101,7 @@ class Transports:
         if key not in self._origins:
             if self._transport is None:
                 self._trust.check(address, tls)
-            pacer = Pacer(clock=self._clock, sleep=self._sleep, say=self._say)
+            pacer = RateLimiter(clock=self._clock, sleep=self._sleep, say=self._say)
             self._origins[key] = Connections(
                 lambda keeps: self._open(address, tls, keeps=keeps),
                 has_room_for_stream=self._has_room_for_stream,
@@ -151,7 +151,7 @@ class Connections:
         has_room_for_stream: Callable[[], bool],
         patience: float,
         whole_answer: float,
-        pacer: Pacer,
+        pacer: RateLimiter,
         clock: Callable[[], float],
     ) -> None:
         self.pacer = pacer
@@ -185,8 +185,8 @@ class Connections:
             TransientPlatformError: Nothing came back, or not all of it; the network error is the cause.
         """
         request = self._request(operation, url, headers, connect_to=connect_to)
-        places = self._senders if operation.lane is Lane.SEND else self._callers
-        if operation.lane is Lane.SEND:
+        places = self._senders if operation.priority is Priority.SEND else self._callers
+        if operation.priority is Priority.SEND:
             request.extensions[MAX_IDLE] = 0.0 if self._may_think(operation) else SEND_IDLE
         try:
             answer = await places.run(

@@ -14,8 +14,8 @@ import attrs
 
 from molecule_connect import __version__
 from molecule_connect.errors import BackendNotFoundError, MoleculeError, PluginError
-from molecule_connect.plugins.requirements import unmet
-from molecule_connect.plugins.scan import BACKENDS, COMMANDS, MIDDLEWARE, NAME, entries, faults, normalised
+from molecule_connect.plugins.compatibility import unmet
+from molecule_connect.plugins.entry_points import BACKENDS, COMMANDS, MIDDLEWARE, NAME, entries, faults, normalised
 from molecule_connect.plugins.wording import first_line, nearest
 
 # Names whose distributions are ours. Any other package name would be a guess, and a guess invites typo-squatting.
@@ -160,7 +160,7 @@ def load(plugin: InstalledPlugin) -> Any:
 
 def load_problem(plugin: InstalledPlugin) -> str:
     """Why the backend *plugin* cannot be loaded, or would be refused with any options; or an empty string."""
-    from molecule_connect.plugins.impls import hook_problem
+    from molecule_connect.plugins.implementations import hook_problem
 
     try:
         return hook_problem(load(plugin), plugin.label)

@@ -18,7 +18,7 @@ def handle_a2a(request: Request, progress: Progress) -> Response | Awaitable[Res
     """Answer one A2A message. A backend, and nothing else, implements it.
 
     Write it as ``async def`` if you can. A plain function works too: it runs in
-    a thread of its own, where shutdown cannot interrupt it, and its lane stays
+    a thread of its own, where shutdown cannot interrupt it, and its conversation stays
     busy until it returns. Leave out ``progress`` if you have none to tell.
 
     Delivery is at least once. After a crash the same ``request.idempotency_key``

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import attrs
 
 from molecule_connect.errors import ConfigError, OptionError, PluginError
-from molecule_connect.plugins.given import GivenOptions, Repeated, Value
+from molecule_connect.files import make_folder
 from molecule_connect.plugins.option_types import (
     UnusableTypeError,
     WrongValueError,
@@ -20,7 +20,7 @@ from molecule_connect.plugins.option_types import (
     takes_many,
     type_name,
 )
-from molecule_connect.private_file import make_folder
+from molecule_connect.plugins.raw_options import GivenOptions, Repeated, Value
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import attrs
 
+from molecule_connect.config.settings import MAX_SINCE_SECS, Tls, canonical_id, check_workspace_id, shown_address
+from molecule_connect.config.state_dir import file_of
 from molecule_connect.errors import ConfigError
 from molecule_connect.platform.address import parse_address
-from molecule_connect.platform.direct import Resolve, system_addresses
-from molecule_connect.platform.times import PlatformClock
+from molecule_connect.platform.clock import PlatformClock
+from molecule_connect.platform.direct_messages import Resolve, system_addresses
 from molecule_connect.remote_agent.chat import Chat
 from molecule_connect.remote_agent.checks import check_json, check_seconds
 from molecule_connect.remote_agent.feed import ActivityFeed
@@ -22,8 +24,6 @@ from molecule_connect.remote_agent.values import (
     DEFAULT_STATE_POLL_INTERVAL,
     DEFAULT_URL_CACHE_TTL,
 )
-from molecule_connect.settings import MAX_SINCE_SECS, Tls, canonical_id, check_workspace_id, shown_address
-from molecule_connect.state_folder import file_of
 
 
 @attrs.frozen(kw_only=True)

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from molecule_connect import private_file
+from molecule_connect import files
 from molecule_connect.errors import ArchiveError
 
 # The platform lets no larger tree out (contract, section (e)); counted on what comes out of the archive.
@@ -205,7 +205,7 @@ def _discard(copy: Path, place: Path) -> None:
 
 @contextlib.contextmanager
 def _only_one(path: Path) -> Iterator[None]:
-    descriptor = private_file.open_file(path, os.O_WRONLY | os.O_CREAT)
+    descriptor = files.open_file(path, os.O_WRONLY | os.O_CREAT)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

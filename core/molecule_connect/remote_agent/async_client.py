@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from molecule_connect.errors import ConfigError, MoleculeError
+from molecule_connect.executors import in_thread
 from molecule_connect.models import Presence
 from molecule_connect.platform.client import AsyncPlatformClient
-from molecule_connect.platform.direct import HEADERS, Resolve, literal_addresses, system_addresses
-from molecule_connect.platform.operations import A2A_TIMEOUT
+from molecule_connect.platform.direct_messages import HEADERS, Resolve, literal_addresses, system_addresses
+from molecule_connect.platform.endpoints import A2A_TIMEOUT
 from molecule_connect.platform.transports import AsyncTransport, Transports
 from molecule_connect.remote_agent.agent import AgentClient, AgentSettings, tls_of
 from molecule_connect.remote_agent.peers import JsonObject
@@ -25,7 +26,6 @@ from molecule_connect.remote_agent.values import (
     PeerInfo,
     WorkspaceState,
 )
-from molecule_connect.threads import in_thread
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ import attrs
 
 from molecule_connect.errors import ArgumentError, Outcome, TransientPlatformError
 from molecule_connect.models import FilePart, Outgoing, TextPart
-from molecule_connect.platform import operations
+from molecule_connect.platform import endpoints
 from molecule_connect.remote_agent.checks import check_text
 from molecule_connect.remote_agent.steps import Flow, ask, ask_at_length
 from molecule_connect.remote_agent.values import Message
@@ -31,7 +31,7 @@ class Chat:
         attachments: tuple[FilePart, ...] = ()
         if files:
             local = [FilePart(uri="", name=Path(file).name, path=Path(file)) for file in files]
-            attachments = yield from ask(operations.upload_files(self.workspace_id, local))
+            attachments = yield from ask(endpoints.upload_files(self.workspace_id, local))
             if len(attachments) != len(local):
                 raise TransientPlatformError(
                     f"upload: {len(local)} files were sent, and the platform names {len(attachments)}",
@@ -39,7 +39,7 @@ class Chat:
                     outcome=Outcome.UNKNOWN,
                     hint="nothing was said; try again, the files that it took expire by themselves",
                 )
-        yield from ask(operations.notify(self.workspace_id, text, attachments=attachments))
+        yield from ask(endpoints.notify(self.workspace_id, text, attachments=attachments))
 
     def reply(self, message: Message, text: str) -> Flow[None]:
         """The reply to *message*, to whoever wrote it."""
@@ -63,4 +63,4 @@ class Chat:
             in_reply_to=message.message_id,
             parts=(TextPart(text),),
         )
-        yield from ask_at_length(operations.answer(self.workspace_id, outgoing))
+        yield from ask_at_length(endpoints.answer(self.workspace_id, outgoing))

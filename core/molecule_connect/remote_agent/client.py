@@ -8,9 +8,9 @@ from typing import Any, Self, TypeVar
 
 from molecule_connect.errors import ConfigError, MoleculeError
 from molecule_connect.models import Presence
-from molecule_connect.platform.blocking import BlockingTransport, BlockingTransports, PlatformClient
-from molecule_connect.platform.direct import HEADERS, Resolve, literal_addresses, system_addresses
-from molecule_connect.platform.operations import A2A_TIMEOUT
+from molecule_connect.platform.blocking_client import BlockingTransport, BlockingTransports, PlatformClient
+from molecule_connect.platform.direct_messages import HEADERS, Resolve, literal_addresses, system_addresses
+from molecule_connect.platform.endpoints import A2A_TIMEOUT
 from molecule_connect.remote_agent.agent import AgentClient, AgentSettings, tls_of
 from molecule_connect.remote_agent.peers import JsonObject
 from molecule_connect.remote_agent.presence import TaskSupplier

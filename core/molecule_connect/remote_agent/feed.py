@@ -6,17 +6,17 @@ from collections.abc import Callable
 
 import attrs
 
-from molecule_connect.delivery.journal.journal import Position
-from molecule_connect.delivery.reading import LIMIT, MOST_AHEAD, Span, look_back, settled, step_back, step_forward
 from molecule_connect.errors import AuthError, CursorExpiredError, PageTooLargeError, TransientPlatformError
+from molecule_connect.journal.journal import Position
 from molecule_connect.models import Inbound, Kind, Page
-from molecule_connect.platform import operations
-from molecule_connect.platform.operations import Reply
-from molecule_connect.platform.times import SECOND_US, PlatformClock
-from molecule_connect.platform.wire import read_page
+from molecule_connect.platform import endpoints
+from molecule_connect.platform.clock import SECOND_US, PlatformClock
+from molecule_connect.platform.endpoints import Reply
+from molecule_connect.platform.feed_rows import read_page
 from molecule_connect.remote_agent.readings import deleted_error, read_message
 from molecule_connect.remote_agent.steps import BACKOFF, Flow, Wait, ask
 from molecule_connect.remote_agent.values import Message
+from molecule_connect.worker.read_ranges import LIMIT, MOST_AHEAD, Span, look_back, settled, step_back, step_forward
 
 # Of rows without a time nothing tells when they may be forgotten.
 TIMELESS_KEPT = 10_000
@@ -171,7 +171,7 @@ class ActivityFeed:
                     earliest=reply.began,
                 )
 
-            operation = operations.activity(self._id, read, since_id=since_id, before=before, limit=limit)
+            operation = endpoints.activity(self._id, read, since_id=since_id, before=before, limit=limit)
             try:
                 page = yield from ask(operation)
             except PageTooLargeError:

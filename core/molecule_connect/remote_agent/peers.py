@@ -9,6 +9,7 @@ from typing import Any
 
 import attrs
 
+from molecule_connect.config.settings import canonical_id, is_same_workspace
 from molecule_connect.errors import (
     ArgumentError,
     ConfigError,
@@ -17,14 +18,20 @@ from molecule_connect.errors import (
     TransientPlatformError,
 )
 from molecule_connect.models import Inbound, Kind
-from molecule_connect.platform import operations
-from molecule_connect.platform.direct import A2A_CAP, DirectPost, Resolve, direct_post, is_web_address, read_rpc_answer
-from molecule_connect.platform.envelopes import question_envelope, to_json
+from molecule_connect.platform import endpoints
+from molecule_connect.platform.direct_messages import (
+    A2A_CAP,
+    DirectPost,
+    Resolve,
+    direct_post,
+    is_web_address,
+    read_rpc_answer,
+)
+from molecule_connect.platform.messages import question_envelope, to_json
 from molecule_connect.remote_agent.checks import check_peer_id, check_seconds, check_text
 from molecule_connect.remote_agent.readings import read_delegation, read_peers
 from molecule_connect.remote_agent.steps import AskPeer, Flow, ask, ask_at_length, call, hinting
 from molecule_connect.remote_agent.values import DEFAULT_URL_CACHE_TTL, Delegation, PeerInfo
-from molecule_connect.settings import canonical_id, is_same_workspace
 
 MOST_QUESTIONS = 10_000
 JsonObject = dict[str, object]
@@ -119,7 +126,7 @@ class Peers:
 
     def neighbours(self) -> Flow[list[PeerInfo]]:
         """Whom this workspace may write to; their addresses are kept."""
-        peers = read_peers((yield from ask(operations.peers(self.workspace_id))))
+        peers = read_peers((yield from ask(endpoints.peers(self.workspace_id))))
         for peer in peers:
             self.addresses.put(peer.id, peer.url)
         return peers
@@ -131,7 +138,7 @@ class Peers:
         if known is not None:
             return known
         try:
-            told = yield from ask(operations.discover(peer_id), gives_up=_has_no_address)
+            told = yield from ask(endpoints.discover(peer_id), gives_up=_has_no_address)
         except PlatformError as exc:
             if exc.status == 404 or _has_no_address(exc):
                 return None
@@ -163,7 +170,7 @@ class Peers:
             if answer is not None:
                 return answer
         operation = attrs.evolve(
-            operations.a2a(peer_id, envelope), read=read_rpc_answer, accepts=(200,), timeout=timeout, cap=A2A_CAP
+            endpoints.a2a(peer_id, envelope), read=read_rpc_answer, accepts=(200,), timeout=timeout, cap=A2A_CAP
         )
         told: JsonObject = yield from ask_at_length(operation)
         return told
@@ -209,7 +216,7 @@ class Peers:
         """Hands a task to a peer. A repeat with the same key is the same delegation, so it is repeated."""
         target_id = self._check(target_id, task, "task")
         key = idempotency_key or str(uuid.uuid4())
-        operation = operations.delegate(self.workspace_id, target_id, task, idempotency_key=key)
+        operation = endpoints.delegate(self.workspace_id, target_id, task, idempotency_key=key)
         with hinting("compare the peer's id with those of get_peers(): the platform takes no other form of it", 400):
             told = yield from ask(operation, same=True)
         delegation = read_delegation(told, source_id=self.workspace_id, target_id=target_id)
@@ -218,7 +225,7 @@ class Peers:
 
     def delegations(self) -> Flow[list[Delegation]]:
         """The newest delegations."""
-        listed = yield from ask(operations.delegations(self.workspace_id))
+        listed = yield from ask(endpoints.delegations(self.workspace_id))
         return [read_delegation(item) for item in listed]
 
     def attributed(self, row: Inbound) -> Flow[Inbound | None]:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import attrs
 
-from molecule_connect import private_file
+from molecule_connect import files
 from molecule_connect.errors import (
     ArchiveError,
     ArgumentError,
@@ -23,8 +23,8 @@ from molecule_connect.errors import (
     PageTooLargeError,
     PlatformError,
 )
-from molecule_connect.platform import operations
-from molecule_connect.platform.answers import sanitised
+from molecule_connect.platform import endpoints
+from molecule_connect.platform.responses import sanitised
 from molecule_connect.remote_agent import archives
 from molecule_connect.remote_agent.steps import Ask, Flow, ask, call, hinting
 
@@ -73,7 +73,7 @@ class Installer:
         return place
 
     def _download(self, name: str, source: str | None, archive: BinaryIO) -> Flow[None]:
-        download = operations.plugin_download(self.workspace_id, name, source)
+        download = endpoints.plugin_download(self.workspace_id, name, source)
         hint = "compare the name with the platform's plugins; one from elsewhere needs its source too"
         if source:
             hint = "compare name and source with where the plugin is published"
@@ -88,7 +88,7 @@ class Installer:
 
     def _make_folder(self) -> None:
         try:
-            private_file.make_folder(self.folder)
+            files.make_folder(self.folder)
         except OSError as exc:
             raise ConfigError(
                 f"the plugins folder {self.folder} cannot be made: {exc.strerror}", hint="name another with token_dir"
@@ -108,7 +108,7 @@ class Installer:
 
     def _report(self, source: str, digest: str | None) -> Flow[None]:
         try:
-            yield Ask(operations.plugin_report(self.workspace_id, source, digest))
+            yield Ask(endpoints.plugin_report(self.workspace_id, source, digest))
         except PlatformError as exc:
             # Platforms refuse it for external workspaces, whatever was installed (contract 2.16).
             _log.debug("the report of the plugin was not taken: %s", exc)

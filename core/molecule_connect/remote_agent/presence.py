@@ -9,7 +9,7 @@ import attrs
 
 from molecule_connect.errors import AuthError, ConfigError, PlatformError, TransientPlatformError
 from molecule_connect.models import Presence, WorkspaceStatus
-from molecule_connect.platform import operations
+from molecule_connect.platform import endpoints
 from molecule_connect.remote_agent.checks import check_rate
 from molecule_connect.remote_agent.readings import deleted_error, read_secrets, read_state, removed_state
 from molecule_connect.remote_agent.steps import BACKOFF, REPEATS, Ask, Flow, Wait, ask
@@ -49,7 +49,7 @@ class Registrar:
             WorkspaceDeletedError: The workspace is gone. The platform registers it all the same, with a token that
                 is never accepted (contract 2.1).
         """
-        operation = operations.register(self.workspace_id, self.card, url=self.reported_url)
+        operation = endpoints.register(self.workspace_id, self.card, url=self.reported_url)
         had_none = self.tokens.load() is None
         try:
             try:
@@ -89,7 +89,7 @@ class Registrar:
     def secrets(self) -> Flow[dict[str, str]]:
         """The workspace's secrets."""
         try:
-            found = yield from ask(operations.secrets(self.workspace_id))
+            found = yield from ask(endpoints.secrets(self.workspace_id))
         except AuthError as exc:
             exc.hint = REGISTER_FIRST
             raise
@@ -97,7 +97,7 @@ class Registrar:
 
     def state(self, *, repeats: int = REPEATS) -> Flow[WorkspaceState]:
         """The workspace's state. A deleted one is told from a refused token by its public card."""
-        operation = attrs.evolve(operations.state(self.workspace_id), is_optional=False)
+        operation = attrs.evolve(endpoints.state(self.workspace_id), is_optional=False)
         try:
             fields = yield from ask(operation, repeats=repeats)
         except AuthError:
@@ -113,7 +113,7 @@ class Registrar:
     def is_removed(self, *, repeats: int = REPEATS) -> Flow[bool]:
         """Whether the public card says that the workspace was deleted; False where it cannot be read."""
         try:
-            info = yield from ask(operations.workspace(self.workspace_id), repeats=repeats)
+            info = yield from ask(endpoints.workspace(self.workspace_id), repeats=repeats)
         except PlatformError:
             return False
         return info.status is WorkspaceStatus.REMOVED
@@ -122,7 +122,7 @@ class Registrar:
         """One heartbeat."""
         check_rate("error_rate", presence.error_rate)
         uptime = int(self.clock() - self.born)
-        yield Ask(operations.heartbeat(self.workspace_id, attrs.evolve(presence, uptime_seconds=uptime)))
+        yield Ask(endpoints.heartbeat(self.workspace_id, attrs.evolve(presence, uptime_seconds=uptime)))
 
     def loop(self, max_iterations: int | None, supplier: TaskSupplier | None) -> Flow[str]:
         """Beats and state reads until the workspace is paused or removed, or there were so many beats."""

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
+from molecule_connect.config.settings import canonical_id
 from molecule_connect.errors import WorkspaceDeletedError
 from molecule_connect.models import Inbound, Kind
 from molecule_connect.platform.parts import first_text
 from molecule_connect.remote_agent.values import REMOVED, Delegation, Message, PeerInfo, WorkspaceState
-from molecule_connect.settings import canonical_id
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _KINDS: Mapping[Kind, Literal["message", "answer", "result"]] = {

@@ -11,8 +11,8 @@ import attrs
 
 from molecule_connect.backoff import Backoff
 from molecule_connect.errors import PermanentPlatformError, TransientPlatformError
-from molecule_connect.platform.direct import DirectPost
-from molecule_connect.platform.operations import MIB, Operation
+from molecule_connect.platform.direct_messages import DirectPost
+from molecule_connect.platform.endpoints import MIB, Operation
 
 T = TypeVar("T")
 REPEATS = 3

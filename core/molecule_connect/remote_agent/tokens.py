@@ -6,7 +6,7 @@ import stat
 import threading
 from pathlib import Path
 
-from molecule_connect import private_file
+from molecule_connect import files
 from molecule_connect.errors import ArgumentError, ConfigError
 from molecule_connect.platform.credentials import SHORTEST_SECRET, check_token
 
@@ -65,7 +65,7 @@ class TokenFile:
             self._use(token)
         try:
             _make_private(self.path.parent)
-            private_file.replace(self.path, f"{token}\n".encode())
+            files.replace(self.path, f"{token}\n".encode())
         except OSError as exc:
             raise ConfigError(
                 f"the token cannot be kept in {self.path}: {exc.strerror or type(exc).__name__}",
@@ -122,7 +122,7 @@ class TokenFile:
     def _read(self) -> str | None:
         try:
             with self.path.open("rb") as file:
-                exposed = private_file.exposure(os.fstat(file.fileno()), self.path)
+                exposed = files.exposure(os.fstat(file.fileno()), self.path)
                 text = file.read().decode("utf-8-sig").strip()
         except FileNotFoundError:
             return None
@@ -140,7 +140,7 @@ class TokenFile:
 
 
 def _make_private(folder: Path) -> None:
-    private_file.make_folder(folder)
+    files.make_folder(folder)
     # A folder such as /tmp is everybody's.
     if folder.stat().st_mode & stat.S_ISVTX:
         return

@@ -10,10 +10,10 @@ import attrs
 
 from molecule_connect.errors import BackendError, MoleculeError, OptionError
 from molecule_connect.models import FilePart, Request
-from molecule_connect.plugins.chores import run_close
-from molecule_connect.plugins.given import Value
-from molecule_connect.plugins.impls import close_impl, new_manager
-from molecule_connect.plugins.worker_threads import WorkerThreads
+from molecule_connect.plugins.hooks import run_close
+from molecule_connect.plugins.implementations import close_impl, new_manager
+from molecule_connect.plugins.raw_options import Value
+from molecule_connect.plugins.threads import WorkerThreads
 from molecule_connect.testing.requests import make_request
 from molecule_connect.testing.running import Running, running
 from molecule_connect.testing.watching import Watch, watch_loop, watch_output, watch_programs

@@ -7,8 +7,8 @@ from pathlib import Path
 import attrs
 
 from molecule_connect.models import Request, Response
-from molecule_connect.plugins.given import Value
-from molecule_connect.plugins.host import PluginHost, create_host
+from molecule_connect.plugins.manager import PluginHost, create_host
+from molecule_connect.plugins.raw_options import Value
 from molecule_connect.testing.requests import make_request
 
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from molecule_connect.serve import connect
+from molecule_connect.app import connect
 
 
 @contextlib.asynccontextmanager

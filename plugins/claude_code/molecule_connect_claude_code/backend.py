@@ -20,7 +20,7 @@ from molecule_connect import (
     Usage,
     hookimpl,
 )
-from molecule_connect.processes import Ending, Program, RunMarks, not_started, require_posix
+from molecule_connect.process import Ending, Program, RunMarks, not_started, require_posix
 from molecule_connect_claude_code import validation as v
 from molecule_connect_claude_code.command import BASE, OUTBOX, environment_for, flag
 from molecule_connect_claude_code.outbox import Outbox

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from molecule_connect import OptionError, Request
-from molecule_connect.processes import request_variables
+from molecule_connect.process import request_variables
 
 # What makes a program believe that it runs inside of another Claude Code.
 _NESTING = ("CLAUDECODE", "CLAUDE_CODE_ENTRYPOINT", "CLAUDE_CODE_SESSION_ID", "CLAUDE_CODE_SSE_PORT")

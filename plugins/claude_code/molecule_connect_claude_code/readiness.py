@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from molecule_connect.processes import Ending, Program, Stop
+from molecule_connect.process import Ending, Program, Stop
 from molecule_connect_claude_code.permissions import config_folder
 
 INSTALL = "install it with: npm install -g @anthropic-ai/claude-code, or name it with --backend-opt bin=/path/to/claude"

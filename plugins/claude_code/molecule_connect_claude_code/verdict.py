@@ -7,7 +7,7 @@ an API error, and exit status 0 after a failure were all seen; so the exit statu
 import re
 
 from molecule_connect import BackendError, Response
-from molecule_connect.processes import Ending, Stop
+from molecule_connect.process import Ending, Stop
 from molecule_connect_claude_code.limits import is_usage_limit, seconds_until_reset
 from molecule_connect_claude_code.stream import Turn
 

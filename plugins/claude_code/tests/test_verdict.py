@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from molecule_connect import BackendError, Response, Usage
-from molecule_connect.processes import Ending, Stop
+from molecule_connect.process import Ending, Stop
 from molecule_connect_claude_code.limits import seconds_until_reset
 from molecule_connect_claude_code.stream import Turn
 from molecule_connect_claude_code.verdict import UnusableSessionError, judge

@@ -21,7 +21,7 @@ from molecule_connect import (
     Response,
     hookimpl,
 )
-from molecule_connect.processes import Ending, Program, RunMarks, Stop, not_started, request_variables
+from molecule_connect.process import Ending, Program, RunMarks, Stop, not_started, request_variables
 from molecule_connect_exec.answers import Conversation
 from molecule_connect_exec.exit_codes import Meaning, check_rules, meaning
 from molecule_connect_exec.requests import as_json, as_text

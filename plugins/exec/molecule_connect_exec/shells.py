@@ -4,7 +4,7 @@ import os
 import subprocess
 from collections.abc import Mapping
 
-from molecule_connect.processes import require_posix
+from molecule_connect.process import require_posix
 
 SHELL = "/bin/sh"
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 
-from molecule_connect import ConnectionSettings, Inbox, MoleculeError, events, open_inbox
+from molecule_connect import Inbox, MoleculeError, WorkspaceSettings, events, open_inbox
 from molecule_connect_mcp.channel import STILL, host_command, missing_for_host
 from molecule_connect_mcp.desk import Desk
 from molecule_connect_mcp.flags import Flags
@@ -30,7 +30,7 @@ class Attendance:
 
     def __init__(
         self,
-        workspaces: Sequence[ConnectionSettings],
+        workspaces: Sequence[WorkspaceSettings],
         flags: Flags,
         talk: Talk,
         outgoing: Outgoing,

@@ -14,12 +14,12 @@ import click
 
 from molecule_connect import (
     AuthError,
-    ConnectionSettings,
     MoleculeError,
     PermanentPlatformError,
     TransientPlatformError,
     WorkspaceDeletedError,
-    operations,
+    WorkspaceSettings,
+    endpoints,
 )
 from molecule_connect_mcp import harmless
 from molecule_connect_mcp.channel import (
@@ -66,11 +66,11 @@ def run_check(environ: Mapping[str, str], *, state_dir: Path | None, files_roots
     return next((code for code in _WORST_FIRST if code in codes), 0)
 
 
-async def _platform_findings(workspaces: Sequence[ConnectionSettings]) -> list[Finding]:
+async def _platform_findings(workspaces: Sequence[WorkspaceSettings]) -> list[Finding]:
     return [await _asked(one) for one in workspaces]
 
 
-async def _asked(settings: ConnectionSettings) -> Finding:
+async def _asked(settings: WorkspaceSettings) -> Finding:
     if settings.token is None and settings.token_file is None:
         kept = "its token is the one that the platform handed out earlier; it was not tried"
         return Finding("note", f"{settings.workspace_id} at {settings.api_url}: {kept}")
@@ -78,12 +78,12 @@ async def _asked(settings: ConnectionSettings) -> Finding:
         return await _tried(outbox, settings)
 
 
-async def _tried(outbox: Outbox, settings: ConnectionSettings) -> Finding:
+async def _tried(outbox: Outbox, settings: WorkspaceSettings) -> Finding:
     name, client = settings.workspace_id, outbox.client(settings.workspace_id)
     source = settings.token_source if settings.token else str(settings.token_file or "the state folder")
     try:
-        peers = await client.call(operations.peers(name))
-        info = await client.call(operations.workspace(name))
+        peers = await client.call(endpoints.peers(name))
+        info = await client.call(endpoints.workspace(name))
     except AuthError as error:
         return Finding("miss", f"{name}: the token from {source} was refused: {error}", REFUSED)
     except WorkspaceDeletedError as error:

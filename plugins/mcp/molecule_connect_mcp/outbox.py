@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from molecule_connect import AsyncPlatformClient, ConfigError, ConnectionSettings, operations
+from molecule_connect import AsyncPlatformClient, ConfigError, WorkspaceSettings, endpoints
 
 
 class Outbox:
@@ -18,7 +18,7 @@ class Outbox:
 
     @classmethod
     @asynccontextmanager
-    async def opened(cls, workspaces: Sequence[ConnectionSettings]) -> AsyncIterator[Self]:
+    async def opened(cls, workspaces: Sequence[WorkspaceSettings]) -> AsyncIterator[Self]:
         """Clients of *workspaces* while it lasts.
 
         Raises:
@@ -36,7 +36,7 @@ class Outbox:
 
     async def tell_user(self, workspace_id: str, text: str, files: Sequence[Path] = ()) -> None:
         """A text for the person in the canvas. There are no files: the tools refuse them without an inbox."""
-        await self.client(workspace_id).call(operations.notify(workspace_id, text))
+        await self.client(workspace_id).call(endpoints.notify(workspace_id, text))
 
     async def ask(self, workspace_id: str, peer_id: str, text: str, *, timeout: float) -> Any:
         """A question to a peer."""
@@ -49,18 +49,18 @@ class Outbox:
             "params": {"message": {"role": "user", "messageId": message_id, "parts": parts}},
         }
         async with asyncio.timeout(timeout):
-            return await self.client(workspace_id).call(operations.a2a(peer_id, envelope))
+            return await self.client(workspace_id).call(endpoints.a2a(peer_id, envelope))
 
     async def delegate(self, workspace_id: str, peer_id: str, task: str) -> str:
         """Hands a task to a peer; the delegation's id."""
         key = str(uuid.uuid4())
         fields = await self.client(workspace_id).call(
-            operations.delegate(workspace_id, peer_id, task, idempotency_key=key)
+            endpoints.delegate(workspace_id, peer_id, task, idempotency_key=key)
         )
         return str(fields.get("delegation_id") or "")
 
 
-def _client(settings: ConnectionSettings) -> AsyncPlatformClient:
+def _client(settings: WorkspaceSettings) -> AsyncPlatformClient:
     return AsyncPlatformClient(
         settings.api_url,
         workspace_id=settings.workspace_id,

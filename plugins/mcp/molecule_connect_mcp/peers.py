@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import attrs
 
-from molecule_connect import AsyncPlatformClient, MoleculeError, operations
+from molecule_connect import AsyncPlatformClient, MoleculeError, endpoints
 from molecule_connect_mcp import harmless
 from molecule_connect_mcp.shapes import NOBODY, Peer
 
@@ -72,7 +72,7 @@ class PeerBook:
 
     async def _ask(self, workspace_id: str, missing: str) -> None:
         try:
-            rows = await self._clients.client(workspace_id).call(operations.peers(workspace_id))
+            rows = await self._clients.client(workspace_id).call(endpoints.peers(workspace_id))
         except MoleculeError as error:
             _log.info("the peers of %s could not be looked up: %s", workspace_id, error)
             rows = []

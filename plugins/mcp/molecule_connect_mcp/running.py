@@ -8,7 +8,7 @@ from pathlib import Path
 
 import attrs
 
-from molecule_connect import ConfigError, ConnectionSettings, load_workspaces
+from molecule_connect import ConfigError, WorkspaceSettings, load_workspaces
 from molecule_connect_mcp.flags import read_flags
 from molecule_connect_mcp.stdio import claimed
 
@@ -39,7 +39,7 @@ def run(
 
 def read_workspaces(
     environ: Mapping[str, str], *, state_dir: Path | None, since_secs: float | None = None
-) -> Sequence[ConnectionSettings]:
+) -> Sequence[WorkspaceSettings]:
     """The workspaces that *environ* names. A platform that is out of reach does not end a host's session.
 
     Args:

@@ -18,7 +18,7 @@ from typing import IO
 
 import attrs
 
-from molecule_connect import ArgumentError, ConnectionSettings, state_folders
+from molecule_connect import ArgumentError, WorkspaceSettings, state_folders
 from molecule_connect_mcp import harmless
 
 FLAG = "--files-root"
@@ -69,7 +69,7 @@ class SendableFiles:
     @classmethod
     def of(
         cls,
-        workspaces: Sequence[ConnectionSettings],
+        workspaces: Sequence[WorkspaceSettings],
         *,
         named: Sequence[Path] = (),
         state_dir: Path | None = None,

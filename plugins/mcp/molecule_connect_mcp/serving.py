@@ -14,7 +14,7 @@ from molecule_connect_mcp.streams import Incoming, Outgoing, Talk
 from molecule_connect_mcp.waiting import end
 
 if TYPE_CHECKING:
-    from molecule_connect import ConnectionSettings
+    from molecule_connect import WorkspaceSettings
     from molecule_connect_mcp.attendance import Opener
 
 # The rest is loaded once the host has its first answer, or after this long.
@@ -24,7 +24,7 @@ DRAIN = 5.0
 
 
 async def serve(
-    workspaces: "Sequence[ConnectionSettings]",
+    workspaces: "Sequence[WorkspaceSettings]",
     flags: Flags,
     descriptors: Descriptors,
     *,

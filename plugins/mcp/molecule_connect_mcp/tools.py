@@ -12,7 +12,6 @@ from typing import Any
 from molecule_connect import (
     ArgumentError,
     ConfigError,
-    ConnectionSettings,
     FilePart,
     Inbox,
     MoleculeError,
@@ -21,7 +20,8 @@ from molecule_connect import (
     Response,
     TextPart,
     TransientPlatformError,
-    operations,
+    WorkspaceSettings,
+    endpoints,
 )
 from molecule_connect_mcp import harmless
 from molecule_connect_mcp.arguments import Arguments
@@ -52,7 +52,7 @@ class Tools:
 
     def __init__(self, desk: Desk, *, hold: float, sendable: Callable[[], SendableFiles] | None = None) -> None:
         self._desk, self._hold = desk, hold
-        workspaces = [ConnectionSettings(workspace_id=one) for one in desk.workspace_ids]
+        workspaces = [WorkspaceSettings(workspace_id=one) for one in desk.workspace_ids]
         self._sendable = functools.cache(sendable or functools.partial(SendableFiles.of, workspaces))
         self._functions: dict[str, Callable[[Arguments], Awaitable[Any]]] = {
             name: getattr(self, f"_{name}") for name in _SPECS
@@ -140,7 +140,7 @@ class Tools:
     async def _list_peers(self, arguments: Arguments) -> Any:
         workspace_id = await self._desk.chosen(arguments)
         client = self._desk.client(workspace_id)
-        rows = await client.call(operations.peers(workspace_id, arguments.optional("query")))
+        rows = await client.call(endpoints.peers(workspace_id, arguments.optional("query")))
         self._desk.peers.learn(workspace_id, rows)
         return {"peers": [_peer_shape(row) for row in rows if harmless.identifier(row.get("id"))]}
 
@@ -160,7 +160,7 @@ class Tools:
     async def _check_task_status(self, arguments: Arguments) -> Any:
         task_id = arguments.optional("task_id")
         workspace_id = await self._desk.chosen(arguments)
-        rows = await self._desk.client(workspace_id).call(operations.delegations(workspace_id))
+        rows = await self._desk.client(workspace_id).call(endpoints.delegations(workspace_id))
         if not task_id:
             return {"tasks": [task_shape(row) for row in rows[:10]]}
         found = next((row for row in rows if task_id in (row.get("delegation_id"), row.get("id"))), None)
@@ -173,7 +173,7 @@ class Tools:
 
     async def _get_workspace_info(self, arguments: Arguments) -> Any:
         workspace_id = await self._desk.chosen(arguments)
-        info = await self._desk.client(workspace_id).call(operations.workspace(workspace_id))
+        info = await self._desk.client(workspace_id).call(endpoints.workspace(workspace_id))
         shape = {
             "workspace_id": workspace_id,
             "name": harmless.name(info.name),
@@ -189,7 +189,7 @@ class Tools:
     async def _chat_history(self, arguments: Arguments) -> Any:
         peer_id = arguments.identifier("peer_id") if arguments.optional("peer_id") else None
         workspace_id = await self._desk.chosen(arguments)
-        operation = operations.history(
+        operation = endpoints.history(
             workspace_id,
             peer_id=peer_id,
             before=parse_moment(arguments.optional("before")),

@@ -10,13 +10,13 @@ from typing import Any, Self, cast
 
 from molecule_connect import (
     ConfigError,
-    ConnectionSettings,
     Inbox,
     InboxMessage,
     MoleculeError,
     Part,
     Response,
     TextPart,
+    WorkspaceSettings,
 )
 from molecule_connect_mcp.flags import Flags
 from molecule_connect_mcp.serving import serve
@@ -236,7 +236,7 @@ class Serving:
         self._flags = flags or Flags()
 
     @contextlib.asynccontextmanager
-    async def _open(self, workspaces: Sequence[ConnectionSettings], **options: Any) -> AsyncIterator[Inbox]:
+    async def _open(self, workspaces: Sequence[WorkspaceSettings], **options: Any) -> AsyncIterator[Inbox]:
         if self._may_open is not None:
             await self._may_open.wait()
         self.opened.append(options)
@@ -252,7 +252,7 @@ class Serving:
             lambda: asyncio.StreamReaderProtocol(reading), pipe
         )
         self.host = Host(from_host, reading)
-        settings = [ConnectionSettings(workspace_id=one, token="t") for one in self.inbox.workspace_ids]
+        settings = [WorkspaceSettings(workspace_id=one, token="t") for one in self.inbox.workspace_ids]
         descriptors = Descriptors(to_server, from_server)
         self.task = asyncio.create_task(serve(settings, self._flags, descriptors, opener=self._open))
         return self

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from molecule_connect import ConfigError, ConnectionSettings
+from molecule_connect import ConfigError, WorkspaceSettings
 from molecule_connect_mcp.outbox import Outbox
 from molecule_connect_mcp.running import read_workspaces
 
@@ -39,7 +39,7 @@ async def test_without_an_inbox_a_token_file_is_read_as_with_one(tmp_path: Path)
     file = tmp_path / "token"
     file.write_text("# made in the canvas\nt-123456\n")
     file.chmod(0o600)
-    settings = ConnectionSettings(workspace_id="ws-1", api_url="http://127.0.0.1:9", token_file=file)
+    settings = WorkspaceSettings(workspace_id="ws-1", api_url="http://127.0.0.1:9", token_file=file)
     async with Outbox.opened([settings]) as outbox:
         client = outbox.client("ws-1")
         assert client.credentials.current() == "t-123456"

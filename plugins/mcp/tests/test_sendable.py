@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import pytest
 
-from molecule_connect import ArgumentError, ConfigError, ConnectionSettings, FilePart, TextPart
+from molecule_connect import ArgumentError, ConfigError, FilePart, TextPart, WorkspaceSettings
 from molecule_connect_mcp.desk import Desk
 from molecule_connect_mcp.flags import Flags, read_flags
 from molecule_connect_mcp.outbox import Outbox
@@ -31,9 +31,7 @@ class Place:
     outside: Path
 
     def sendable(self, **changes: Any) -> SendableFiles:
-        rule = SendableFiles.of(
-            [ConnectionSettings(workspace_id="ws-1", token=TOKEN)], state_dir=self.state, environ={}
-        )
+        rule = SendableFiles.of([WorkspaceSettings(workspace_id="ws-1", token=TOKEN)], state_dir=self.state, environ={})
         return attrs.evolve(rule, **{"working": self.project, **changes})
 
     def refused(self, path: Path | str, *roots: Path, **changes: Any) -> str:

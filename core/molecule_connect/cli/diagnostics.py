@@ -1,0 +1,304 @@
+"""What ``molecule doctor`` looks at, one check after the other. Registers nothing and reads no message."""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from molecule_connect.app import rehearse
+from molecule_connect.cli.local_status import survey
+from molecule_connect.config import environment
+from molecule_connect.config import state_dir as state_folder
+from molecule_connect.config.load import Listing, WorkspacesError, read_config, read_variable
+from molecule_connect.config.settings import DEFAULT_API_URL, WorkspaceSettings, canonical_id
+from molecule_connect.console.sanitize import span
+from molecule_connect.errors import AuthError, ConfigError, MoleculeError, PlatformError
+from molecule_connect.events import Described, Event, Notice
+from molecule_connect.models import WorkspaceInfo, WorkspaceStatus
+from molecule_connect.platform import endpoints
+from molecule_connect.platform.address import parse_address
+from molecule_connect.platform.client import AsyncPlatformClient
+from molecule_connect.platform.credentials import Credentials
+from molecule_connect.platform.responses import EndpointAbsentError
+from molecule_connect.platform.tls import Trust
+from molecule_connect.plugins.options import parse_options
+from molecule_connect.runtime import credentials_of
+
+OK, WARN, FAIL, SKIP = "ok", "warn", "FAIL", "-"
+# Less is the network's doing, and the Date header's whole seconds.
+SKEW = 30.0
+STREAM_PATIENCE = 10.0
+
+
+@attrs.frozen
+class Finding:
+    """What one check found: ``level`` is ok, warn, FAIL or -, which is: it was not looked at.
+
+    ``workspace`` is empty for what concerns all of them.
+    """
+
+    check: str
+    level: str
+    text: str
+    hint: str = ""
+    workspace: str = ""
+
+
+async def checkup(
+    flags: Mapping[str, Any], *, api_url: str, environ: Mapping[str, str], now: float
+) -> AsyncGenerator[Finding, None]:
+    """Look at everything that *flags* and *environ* ask for, and tell of each in its turn."""
+    folder, findings = _folder(flags, environ)
+    for finding in findings:
+        yield finding
+    try:
+        is_list = flags["config"] is not None or environ.get(environment.WORKSPACES_VARIABLE)
+        single = () if is_list else (_single(flags, api_url, environ),)
+        listing = _listed(flags, environ, folder) if is_list else Listing(source="", settings=single)
+    except WorkspacesError as exc:
+        for fault in exc.faults:
+            yield Finding("asked for", FAIL, f"{exc.source}: {fault}")
+        return
+    except ConfigError as exc:
+        yield _failed("asked for", exc)
+        return
+    for refused in listing.refused:
+        for fault in refused.lines:
+            yield Finding("asked for", FAIL, f"{listing.source}: {fault}", workspace=refused.name)
+    for one in listing.settings:
+        tokens = partial(credentials_of if is_list else partial(_credentials, flags, environ), one, folder)
+        async with contextlib.aclosing(_workspace_checkup(one, folder, tokens, now)) as found:
+            async for finding in found:
+                yield attrs.evolve(finding, workspace=one.workspace_id)
+
+
+async def _workspace_checkup(
+    settings: WorkspaceSettings, folder: Path | None, tokens: Callable[[], Credentials], now: float
+) -> AsyncGenerator[Finding, None]:
+    workspace_id, api_url = settings.workspace_id, settings.api_url
+    default = (
+        ", the default address (--api-url or MOLECULE_API_URL names another)" if api_url == DEFAULT_API_URL else ""
+    )
+    yield Finding("asked for", OK, f"workspace {workspace_id} at {api_url}{default}")
+    credentials, error = None, None
+    try:
+        credentials = tokens()
+        credentials.current()
+    except ConfigError as exc:
+        credentials, error = None, exc
+    if folder is not None:
+        yield _lease(folder, workspace_id, now)
+    for found in await _backend(settings, folder, credentials):
+        yield found
+    if credentials is None:
+        yield _failed("token", error or environment.no_token())
+        yield Finding("platform", SKIP, "not asked: there is no token")
+        return
+    yield Finding("token", OK, f"from {credentials.source}")
+    async with AsyncPlatformClient(
+        api_url,
+        workspace_id=workspace_id,
+        credentials=credentials,
+        org_id=settings.org_id,
+        insecure=settings.insecure,
+        tls=settings.tls,
+    ) as client:
+        async for finding in _platform(client, now):
+            yield finding
+
+
+def _folder(flags: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[Path | None, list[Finding]]:
+    try:
+        folder = state_folder.preview(flags["state_dir"], environ, home=environment.home())
+    except ConfigError as exc:
+        return None, [_failed("state folder", exc)]
+    text = str(folder) if folder.exists() else f"{folder}, which a start would make"
+    warnings = [Finding("state folder", WARN, text, hint) for text, hint in state_folder.dangers(folder)]
+    return folder, [Finding("state folder", OK, text), *warnings]
+
+
+def _listed(flags: Mapping[str, Any], environ: Mapping[str, str], folder: Path | None) -> Listing:
+    """The list, or what it says of the one workspace that is asked for."""
+    if flags["config"] is not None:
+        listing = read_config(flags["config"], environ, state_dir=folder)
+    else:
+        listing = read_variable(environ, state_dir=folder)
+    if flags["workspace_id"] is None:
+        return listing
+    wanted = canonical_id(flags["workspace_id"])
+    chosen = attrs.evolve(
+        listing,
+        settings=tuple(one for one in listing.settings if one.workspace_id == wanted),
+        refused=tuple(one for one in listing.refused if one.workspace_id == wanted),
+    )
+    if not chosen.settings and not chosen.refused:
+        known = ", ".join(one.workspace_id for one in listing.settings)
+        raise ConfigError(f"{wanted} is not on the list", hint=f"it names {known}")
+    return chosen
+
+
+def _single(flags: Mapping[str, Any], api_url: str, environ: Mapping[str, str]) -> WorkspaceSettings:
+    workspace_id = environment.workspace_id(flags["workspace_id"], environ)
+    tls = environment.find_tls(flags, environ)
+    Trust().check(parse_address(api_url, insecure=flags["insecure"]), tls)
+    return WorkspaceSettings(
+        workspace_id=workspace_id,
+        api_url=api_url,
+        org_id=flags["org_id"] or environ.get(environment.ORG_VARIABLE) or None,
+        backend=flags["backend"],
+        options=parse_options(flags["backend_opts"]),
+        insecure=flags["insecure"],
+        tls=tls,
+    )
+
+
+def _credentials(
+    flags: Mapping[str, Any], environ: Mapping[str, str], settings: WorkspaceSettings, folder: Path | None
+) -> Credentials:
+    found = environment.find_token(
+        flags["token"], flags["token_file"], environ, workspace_id=settings.workspace_id, state_dir=folder
+    )
+    return credentials_of(attrs.evolve(settings, **found), folder)
+
+
+def _lease(folder: Path, workspace_id: str, now: float) -> Finding:
+    try:
+        (found,) = survey(folder, workspace_id, now)
+    except MoleculeError as exc:
+        return _failed("connector", exc)
+    if found.holder is None:
+        level = OK if found.is_stopped else WARN
+        return Finding("connector", level, "none runs here", "" if found.is_stopped else "see 'molecule status'")
+    process = f"process {found.holder.pid} on {found.holder.host} serves it"
+    if found.is_well:
+        return Finding("connector", OK, f"{process}, and is well")
+    return Finding("connector", WARN, f"{process}: {found.state}", "see 'molecule status'")
+
+
+async def _backend(settings: WorkspaceSettings, folder: Path | None, credentials: Credentials | None) -> list[Finding]:
+    """Whether the backend is ready, what it may do on this machine, and what a start would warn of."""
+    if not settings.backend:
+        return [Finding("backend", SKIP, "not looked at", "name it with --backend and its --backend-opt")]
+    warnings: list[Finding] = []
+    permissions: list[Finding] = []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Notice):
+            warnings.append(Finding("backend", WARN, event.text, "correct it, or leave it out"))
+        if isinstance(event, Described):
+            permissions.append(Finding("permissions", OK, event.text))
+
+    # A check needs no token, and no request is made.
+    settings = attrs.evolve(settings, token=credentials.current() if credentials else "none-is-needed")
+    try:
+        problems = await rehearse([settings], state_dir=None, listener=listen, state_root=folder)
+    except MoleculeError as exc:
+        # One that cannot be closed was told of before it was raised.
+        return [_failed("backend", exc), *(each for each in warnings if each.text != str(exc))]
+    if problems:
+        return [Finding("backend", FAIL, "; ".join(problems), "mend that, then start"), *permissions, *warnings]
+    return [Finding("backend", OK, f"{settings.backend} is ready"), *permissions, *warnings]
+
+
+async def _platform(client: AsyncPlatformClient, now: float) -> AsyncGenerator[Finding, None]:
+    try:
+        info = await client.call(endpoints.workspace(client.workspace_id))
+    except PlatformError as exc:
+        yield Finding("platform", FAIL, str(exc), exc.hint or "compare the id and the API address with the platform's")
+        return
+    yield Finding("platform", OK, f"answers at {client.address.origin}")
+    yield _workspace(info)
+    yield _clock(client.platform_clock.now(), now)
+    if info.status is WorkspaceStatus.REMOVED or info.is_absent:
+        return
+    accepted = False
+    try:
+        await client.call(endpoints.state(client.workspace_id))
+        accepted = True
+    except EndpointAbsentError:
+        pass
+    except PlatformError as exc:
+        yield _failed("token accepted", exc)
+        return
+    for finding in await _stream(client, accepted):
+        yield finding
+
+
+def _workspace(info: WorkspaceInfo) -> Finding:
+    name, hint = info.name, info.hint
+    if info.is_absent:
+        return Finding(
+            "workspace", FAIL, "the platform has none with this id", "compare the id; connect --create makes a new one"
+        )
+    match info.status:
+        case WorkspaceStatus.ACTIVE:
+            return Finding("workspace", OK, f"it is there{f', and is called {name}' if name else ''}")
+        case WorkspaceStatus.PAUSED:
+            return Finding("workspace", WARN, "it is paused: messages are kept, none is run", "resume it in the canvas")
+        case WorkspaceStatus.REMOVED:
+            return Finding(
+                "workspace", FAIL, "it was deleted on the platform", hint or "make a new one there, and use its id"
+            )
+    hint = "look at the id, the path of the address, and --org-id on a hosted platform"
+    return Finding("workspace", WARN, "the platform does not tell of it", hint)
+
+
+def _clock(platform: int | None, now: float) -> Finding:
+    if platform is None:
+        return Finding("clock", SKIP, "the platform does not tell the time")
+    skew = now - platform / 1e6
+    if abs(skew) <= SKEW:
+        return Finding("clock", OK, "agrees with the platform's")
+    side = "ahead of" if skew > 0 else "behind"
+    return Finding("clock", WARN, f"{span(abs(skew))} {side} the platform's", "set this machine's clock, best by NTP")
+
+
+async def _stream(client: AsyncPlatformClient, accepted: bool) -> list[Finding]:
+    """The event stream, and by it the token, where nothing else could tell."""
+    token = Finding("token accepted", OK, "yes")
+    try:
+        async with asyncio.timeout(STREAM_PATIENCE), client.open(endpoints.events(client.workspace_id)):
+            return [token, Finding("event stream", OK, "opens")]
+    except AuthError as exc:
+        return [_failed("token accepted", exc)]
+    except (PlatformError, TimeoutError) as exc:
+        text = str(exc) or "did not open in time"
+        unknown = Finding("token accepted", SKIP, "this platform cannot be asked without reading messages")
+        return [
+            token if accepted else unknown,
+            Finding("event stream", WARN, text, "messages are noticed by polling instead, a little later"),
+        ]
+
+
+def _failed(check: str, error: MoleculeError) -> Finding:
+    return Finding(check, FAIL, str(error), error.hint or "mend what it names, then run 'molecule doctor' again")
+
+
+def lines(findings: list[Finding]) -> Iterator[str]:
+    """The findings as a table."""
+    from molecule_connect.console.sanitize import one_line
+
+    width = max(len(finding.check) for finding in findings)
+    several = len({finding.workspace for finding in findings if finding.workspace}) > 1
+    before = ""
+    for finding in findings:
+        if several and finding.workspace != before:
+            before = finding.workspace
+            yield f"\n{finding.workspace}"
+        hint = f" -> {one_line(finding.hint, 400)}" if finding.hint else ""
+        yield f"{finding.check:{width}}  {finding.level:4}  {one_line(finding.text, 400)}{hint}"
+
+
+def run(flags: Mapping[str, Any], *, api_url: str, now: float) -> list[Finding]:
+    """The whole checkup."""
+
+    async def collect() -> list[Finding]:
+        async with contextlib.aclosing(checkup(flags, api_url=api_url, environ=os.environ, now=now)) as found:
+            return [finding async for finding in found]
+
+    return asyncio.run(collect())

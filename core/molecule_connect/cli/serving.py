@@ -1,0 +1,140 @@
+"""From the flags of ``molecule connect`` to connections that run until they are told to stop."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from molecule_connect import open_files
+from molecule_connect.cli import exit_codes
+from molecule_connect.cli.flags import Asked, ask
+from molecule_connect.cli.signals import StopSignals
+from molecule_connect.config import environment
+from molecule_connect.config import state_dir as state_folder
+from molecule_connect.config.load import WorkspacesError
+from molecule_connect.config.settings import WorkspaceSettings
+from molecule_connect.console.screen import Screen, Summary
+from molecule_connect.errors import ConfigError, without_credentials
+from molecule_connect.executors import PatientExecutor
+
+
+def run(flags: Mapping[str, Any], given: frozenset[str], *, screen: Screen) -> None:
+    """Serve, or rehearse, what *flags* and the environment ask for; *given* were written on the command line.
+
+    Raises:
+        MoleculeError: What was asked for makes no sense, or serving ended with it.
+    """
+    planned = state_folder.preview(flags["state_dir"], os.environ, home=environment.home())
+    with _each_fault(screen):
+        asked = ask(flags, given, os.environ, planned)
+        if flags["token"] is not None:
+            # Every user can read /proc/PID/cmdline, and so can every program that a backend starts.
+            screen.note(
+                "WARNING",
+                "--token puts the token into the list of processes, where every program on this machine can read it",
+                f"use --token-file, or {environment.TOKEN_VARIABLE}",
+            )
+        open_files.raise_limit()
+        if flags["dry_run"]:
+            _rehearse(asked, flags["mode"], planned, screen)
+            return
+        with StopSignals(grace=asked.grace, spell=screen.last_words, reloads=asked.again is not None) as signals:
+            folder = state_folder.resolve(flags["state_dir"], os.environ, home=environment.home())
+            with _log_to(screen):
+                asyncio.run(_serve(asked, flags["mode"], folder, screen, signals))
+
+
+async def _serve(asked: Asked, mode: str, folder: Path, screen: Screen, signals: StopSignals) -> None:
+    from molecule_connect.app import serving
+    from molecule_connect.cli.reloading import follow_the_list, with_next_step
+
+    def summary(settings: WorkspaceSettings) -> Summary:
+        return _summary(settings, mode, folder)
+
+    asyncio.get_running_loop().set_default_executor(PatientExecutor())
+    stop, reload = asyncio.Event(), asyncio.Event()
+    signals.bind(stop, reload)
+    screen.open([summary(one) for one in asked.settings])
+    listener = with_next_step(screen, reloads=asked.again is not None)
+    refused = asked.listing.refused
+    async with serving(
+        asked.settings, state_dir=folder, listener=listener, refused=refused, strict=asked.strict
+    ) as served:
+        following = asyncio.ensure_future(
+            follow_the_list(asked, reload, served, screen=screen, signals=signals, summary=summary)
+        )
+        try:
+            await served.run(stop)
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+    signals.outcome = exit_codes.CLEAN
+
+
+def _rehearse(asked: Asked, mode: str, planned: Path, screen: Screen) -> None:
+    from molecule_connect.app import rehearse
+
+    screen.open([_summary(one, mode, planned) for one in asked.settings])
+    with _log_to(screen):
+        # No state is touched; a token that is kept there is read all the same.
+        refused = asked.listing.refused
+        problems = asyncio.run(rehearse(asked.settings, state_dir=planned, listener=screen, refused=refused))
+    for problem in problems:
+        screen.note("ERROR", problem)
+    screen.note("INFO", "dry run: nothing was started")
+    if problems:
+        what = "the backend is" if len(asked.settings) + len(refused) == 1 else "the workspaces are"
+        raise ConfigError(
+            f"{what} not ready: {len(problems)} problem{'s' if len(problems) > 1 else ''}",
+            hint="mend what is listed above, then try again",
+        )
+
+
+@contextmanager
+def _each_fault(screen: Screen) -> Iterator[None]:
+    """Show each fault of a list on a line of its own, and count them in the error."""
+    try:
+        yield
+    except WorkspacesError as error:
+        if len(error.faults) == 1:
+            raise
+        for fault in error.faults:
+            screen.note("ERROR", fault)
+        raise ConfigError(f"{error.source} has {len(error.faults)} faults, listed above", hint=error.hint) from error
+
+
+def _summary(settings: WorkspaceSettings, mode: str, folder: Path) -> Summary:
+    return Summary(
+        workspace_id=settings.workspace_id,
+        backend=str(settings.backend),
+        mode=mode,
+        api_url=settings.api_url,
+        state_dir=str(folder),
+    )
+
+
+class _ScreenHandler(logging.Handler):
+    def __init__(self, screen: Screen) -> None:
+        super().__init__(logging.WARNING)
+        self._screen = screen
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = "ERROR" if record.levelno >= logging.ERROR else "WARNING"
+        cause = record.exc_info[1] if record.exc_info else None
+        ending = f" ({type(cause).__name__}: {cause})" if cause is not None else ""
+        self._screen.note(level, without_credentials(f"{record.name}: {record.getMessage()}{ending}"))
+
+
+@contextmanager
+def _log_to(screen: Screen) -> Iterator[None]:
+    """While it lasts, warnings and errors of libraries and plugins are lines of *screen*."""
+    handler = _ScreenHandler(screen)
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)

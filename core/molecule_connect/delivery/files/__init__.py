@@ -1,1 +1,0 @@
-"""The files of a chat, both ways: fetched and kept for messages, uploaded for answers."""

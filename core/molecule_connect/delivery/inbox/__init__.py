@@ -1,1 +1,0 @@
-"""Messages that wait for readers, which are other programs, instead of a backend."""

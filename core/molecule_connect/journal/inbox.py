@@ -1,0 +1,344 @@
+"""The journal as the readers of an inbox use it, in whichever process they are: take, give back, finish, answer."""
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+
+import attrs
+
+from molecule_connect.inbox.fairness import Place, Turns
+from molecule_connect.journal import delegations, sent
+from molecule_connect.journal import files as file_rows
+from molecule_connect.journal.file_index import FileJournal
+from molecule_connect.journal.journal import Journal
+from molecule_connect.journal.models import Answer, State, dump_answer, load_parts, plain
+from molecule_connect.models import Kind, Part, TextPart
+from molecule_connect.worker.downloads import WAIT
+from molecule_connect.worker.file_folder import folder_of
+
+# What a reader is shown; everything else is the journal's own memory.
+KINDS = (Kind.MESSAGE, Kind.ANSWER, Kind.RESULT)
+# A clock that was set back by more than this must not prolong a hold.
+SET_BACK = 5.0
+# Of one caller, so many messages whose files are awaited are passed over for one that is ready.
+PASSED_OVER = 200
+
+_UNFINISHED = "state NOT IN ('done', 'dead')"
+_SHOWN = "kind IN ('message', 'answer', 'result') AND repeat_of IS NULL"
+# A dead letter whose answer was kept waits to be sent again, not to be read.
+_PENDING = f"{_UNFINISHED} AND (state='held' OR (state='received' AND answer IS NULL)) AND {_SHOWN}"
+_FREE = f"{_PENDING} AND (state='received' OR held_until <= ? OR changed > ?)"
+_BY_CALLER = "INDEXED BY message_waiting WHERE workspace_id=? AND caller_id IS ?"
+_NEXT = f"FROM message INDEXED BY message_waiting WHERE workspace_id=:workspace_id AND {_UNFINISHED}"
+_CALLERS = (
+    f"WITH RECURSIVE peer(id) AS (SELECT min(caller_id) {_NEXT} UNION ALL"  # noqa: S608
+    f" SELECT (SELECT min(caller_id) {_NEXT} AND caller_id > peer.id) FROM peer WHERE peer.id IS NOT NULL)"
+    " SELECT id FROM peer WHERE id IS NOT NULL"
+)
+_COLUMNS = (
+    "workspace_id, row_id, kind, caller_id, context_id, task_id, message_id, method, parts, raw, time, delegation_id,"
+    " question, CASE WHEN state='held' THEN held_until END AS held_until"
+)
+
+
+@attrs.frozen(kw_only=True)
+class InboxMessage:
+    """Something that waits to be read: a message, a peer's answer, or the result of a delegation.
+
+    Attributes:
+        activity_id: The platform's id of its row; names it in every other call.
+        kind: "message", "answer" or "result".
+        caller_id: The peer workspace, or None when a person wrote it.
+        raw: The platform's ``request_body`` as JSON text, as it came.
+        created_at: Microseconds since 1970 by the platform's clock.
+        question: What was asked, for an answer or a result where that is known, else empty.
+        held_until: Until when a reader has it, in seconds since 1970; None: nobody has.
+    """
+
+    workspace_id: str
+    activity_id: str
+    kind: str
+    caller_id: str | None
+    context_id: str | None
+    task_id: str | None
+    message_id: str
+    method: str
+    parts: tuple[Part, ...]
+    raw: str = attrs.field(repr=False)
+    created_at: int
+    delegation_id: str | None
+    question: str = ""
+    held_until: float | None = None
+
+    @property
+    def text(self) -> str:
+        """The text parts, joined in order without a separator."""
+        return "".join(part.text for part in self.parts if isinstance(part, TextPart))
+
+
+@attrs.frozen(kw_only=True)
+class Standing:
+    """How far a row has come. ``reason`` is why it is dead."""
+
+    state: State
+    kind: str
+    has_answer: bool
+    reason: str
+    repeat_of: str | None
+
+
+class InboxStore:
+    """Reads are immediate, changes resolve when they are committed."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    @property
+    def wall(self) -> float:
+        """Seconds since 1970 by the journal's clock."""
+        return self._journal.wall()
+
+    def version(self) -> int:
+        """A number that changes whenever anybody wrote to the journal, this process too."""
+        return int(self._journal.reader.execute("PRAGMA data_version").fetchone()[0])
+
+    # Reading
+
+    def pending(self, workspace_id: str, limit: int = -1) -> dict[str | None, list[Place]]:
+        """What waits by caller, of each the oldest first, what readers hold too; of each at most *limit*."""
+        db, waiting = self._journal.reader, {}
+        for caller_id in _callers(db, workspace_id):
+            rows = db.execute(
+                f"SELECT time, seq, arrival FROM message {_BY_CALLER} AND {_PENDING}"  # noqa: S608
+                " ORDER BY time, seq, arrival LIMIT ?",
+                (workspace_id, caller_id, limit),
+            )
+            waiting[caller_id] = [Place(row[0], row[1], row[2], workspace_id) for row in rows]
+        return waiting
+
+    def is_ready(self, place: Place) -> bool:
+        """Whether the files of the message at *place* are here, or have been waited for long enough."""
+        return _is_ready(self._journal.reader, place, self.wall)
+
+    def at(self, place: Place) -> InboxMessage | None:
+        """The message at *place* while it is pending."""
+        sql = f"SELECT {_COLUMNS} FROM message WHERE arrival=? AND workspace_id=? AND {_PENDING}"  # noqa: S608
+        return self._load(sql, place.arrival, place.workspace_id)
+
+    def message(self, workspace_id: str, row_id: str) -> InboxMessage | None:
+        """The message of that row, also one that is over, while its body is kept."""
+        sql = f"SELECT {_COLUMNS} FROM message WHERE workspace_id=? AND row_id=? AND {_SHOWN} AND raw IS NOT NULL"  # noqa: S608
+        return self._load(sql, workspace_id, plain(row_id))
+
+    def standing(self, workspace_id: str, row_id: str) -> Standing | None:
+        """How far the row has come, or None when it is not known."""
+        row = self._journal.reader.execute(
+            "SELECT state, kind, answer IS NOT NULL OR (state='done' AND answered_at IS NOT NULL),"
+            " coalesce(reason, ''), repeat_of FROM message WHERE workspace_id=? AND row_id=?",
+            (workspace_id, plain(row_id)),
+        ).fetchone()
+        if row is None:
+            return None
+        return Standing(state=State(row[0]), kind=row[1], has_answer=bool(row[2]), reason=row[3], repeat_of=row[4])
+
+    def counts(self, workspace_id: str) -> tuple[int, int]:
+        """How many messages nobody has, and how many readers hold."""
+        row = self._journal.reader.execute(
+            f"SELECT count(*), coalesce(sum(state='held' AND held_until > ? AND changed <= ?), 0)"  # noqa: S608
+            f" FROM message WHERE workspace_id=? AND {_PENDING}",
+            (self.wall, self.wall + SET_BACK, workspace_id),
+        ).fetchone()
+        return int(row[0] - row[1]), int(row[1])
+
+    def finished(self, workspace_id: str, row_ids: Iterable[str]) -> list[str]:
+        """Those of *row_ids* that are done without an answer."""
+        rows = self._journal.reader.execute(
+            "SELECT row_id FROM message WHERE workspace_id=? AND row_id IN (SELECT value FROM json_each(?))"
+            " AND state='done' AND answer IS NULL",
+            (workspace_id, json.dumps(list(row_ids))),
+        )
+        return [row[0] for row in rows]
+
+    def holds(self, workspace_ids: Iterable[str]) -> list[tuple[str, float]]:
+        """Who holds something, and until when at first, in seconds since 1970."""
+        return self._journal.reader.execute(
+            "SELECT holder, min(held_until) FROM message INDEXED BY message_held WHERE state='held'"
+            " AND workspace_id IN (SELECT value FROM json_each(?)) GROUP BY holder",
+            (json.dumps(list(workspace_ids)),),
+        ).fetchall()
+
+    def _files(self, workspace_id: str) -> FileJournal:
+        folder = folder_of(self._journal.path.parent, workspace_id)
+        return FileJournal(self._journal, workspace_id, folder)
+
+    def _load(self, sql: str, *values: object) -> InboxMessage | None:
+        row = self._journal.reader.execute(sql, values).fetchone()
+        if row is None:
+            return None
+        asked = delegations.text(self._journal.reader, row[0], row[12]) if row[12] else ""
+        return InboxMessage(
+            workspace_id=row[0],
+            activity_id=row[1],
+            kind=row[2],
+            caller_id=row[3],
+            context_id=row[4],
+            task_id=row[5],
+            message_id=row[6],
+            method=row[7],
+            parts=self._files(row[0]).with_paths(row[1], load_parts(row[8] or "[]")),
+            raw=row[9] or "{}",
+            created_at=row[10],
+            delegation_id=row[11],
+            question=asked,
+            held_until=row[13],
+        )
+
+    # Changing
+
+    async def hold(
+        self, workspace_ids: Sequence[str], holder: str, seconds: float, *, turns: Turns
+    ) -> InboxMessage | None:
+        """received -> held: a message that nobody has, for *holder*. No two holders get the same one.
+
+        It is the oldest one of the caller whose turn it is. A message whose files are still being fetched is passed
+        over for a while.
+        """
+        wall = self.wall
+
+        def find(db: sqlite3.Connection) -> Iterator[tuple[Place, str | None]]:
+            for workspace_id in workspace_ids:
+                for caller_id in _callers(db, workspace_id):
+                    if (place := _oldest_free(db, workspace_id, caller_id, wall)) is not None:
+                        yield place, caller_id
+
+        def run(db: sqlite3.Connection) -> int | None:
+            chosen = turns.choose(find(db))
+            if chosen is None:
+                return None
+            place, caller_id = chosen
+            arrival = place.arrival
+            turns.take(caller_id)
+            db.execute(
+                "UPDATE message SET state='held', holder=?, held_until=?, changed=? WHERE arrival=?",
+                (holder, wall + seconds, wall, arrival),
+            )
+            return arrival
+
+        if next(find(self._journal.reader), None) is None:
+            # Nobody else has to wait for a commit that changes nothing.
+            return None
+        arrival = await self._journal.committer.put(run)
+        if arrival is None:
+            return None
+        return self._load(f"SELECT {_COLUMNS} FROM message WHERE arrival=?", arrival)  # noqa: S608
+
+    async def release(self, holder: str) -> None:
+        """held -> received, for all that *holder* has."""
+        await self._journal.committer.put(
+            lambda db: db.execute(
+                "UPDATE message INDEXED BY message_held SET state='received', holder=NULL, held_until=NULL, changed=?"
+                " WHERE state='held' AND holder=?",
+                (self.wall, holder),
+            )
+        )
+
+    async def give_back(self, message: InboxMessage, holder: str) -> None:
+        """held -> received, for one message of *holder*."""
+        await self._journal.committer.put(
+            lambda db: db.execute(
+                "UPDATE message SET state='received', holder=NULL, held_until=NULL, changed=?"
+                " WHERE workspace_id=? AND row_id=? AND state='held' AND holder=?",
+                (self.wall, message.workspace_id, message.activity_id, holder),
+            )
+        )
+
+    async def pop(self, workspace_id: str, row_id: str) -> bool:
+        """received or held -> done. False: it was neither."""
+        wall = self.wall
+
+        def run(db: sqlite3.Connection) -> bool:
+            cursor = db.execute(
+                # What was sent was the notice of a backend, and the message is replayed: a late reply is its first.
+                "UPDATE message SET state='done', holder=NULL, held_until=NULL, answered_at=NULL, send_print=NULL,"  # noqa: S608
+                f" changed=? WHERE workspace_id=? AND row_id=? AND {_PENDING}",
+                (wall, workspace_id, plain(row_id)),
+            )
+            return cursor.rowcount == 1
+
+        return await self._journal.committer.put(run, durable=True)
+
+    async def answer(self, workspace_id: str, row_id: str, answer: Answer) -> bool:
+        """received, held, or done without an answer -> answered, on the disk when this returns.
+
+        When it was answered, and what its echo looks like, is written by the process that sends it. Answers of a
+        conversation are sent in the order in which they were stored.
+        """
+        wall, text = self.wall, dump_answer(answer)
+
+        def run(db: sqlite3.Connection) -> bool:
+            cursor = db.execute(
+                "UPDATE message SET state='answered', answer=?, kept=kept+?, answered_at=NULL, send_print=NULL,"
+                " not_before=NULL, sends=0, in_doubt=0, accepted=0, echo=NULL, holder=NULL, held_until=NULL, changed=?,"
+                " place=max(place, coalesce((SELECT max(other.place) + 1 FROM message AS other WHERE"
+                " other.workspace_id=message.workspace_id AND other.caller_id IS message.caller_id"
+                " AND other.context_id IS message.context_id AND other.state='answered'), 0))"
+                " WHERE workspace_id=? AND row_id=? AND kind='message' AND repeat_of IS NULL AND answer IS NULL"
+                # Of a message that was answered days ago only the time is kept.
+                " AND (state IN ('received', 'held') OR (state='done' AND answered_at IS NULL))",
+                (text, len(text), wall, workspace_id, plain(row_id)),
+            )
+            return cursor.rowcount == 1
+
+        return await self._journal.committer.put(run, durable=True)
+
+    # Speaking first
+
+    async def asks(self, workspace_id: str, message_id: str, peer_id: str, text: str) -> None:
+        """A question is about to be sent."""
+        wall = self.wall
+        await self._journal.committer.put(
+            lambda db: delegations.ask(db, workspace_id, message_id, peer_id, text, wall), durable=True
+        )
+
+    async def delegated(self, workspace_id: str, message_id: str, delegation_id: str) -> None:
+        """The platform gave what was asked a delegation's id."""
+        wall = self.wall
+        await self._journal.committer.put(
+            lambda db: delegations.delegated(db, workspace_id, message_id, delegation_id, wall)
+        )
+
+    async def settled(self, workspace_id: str, message_id: str) -> None:
+        """The question was answered at once, or was never taken."""
+        await self._journal.committer.put(lambda db: delegations.close(db, workspace_id, message_id))
+
+    async def says(self, workspace_id: str, send_print: str) -> int:
+        """Something is about to be said to the person; gives what ``unsays`` takes."""
+        wall = self.wall
+        return await self._journal.committer.put(lambda db: sent.say(db, workspace_id, send_print, wall), durable=True)
+
+    async def unsays(self, number: int) -> None:
+        """It was not said: no echo will come."""
+        await self._journal.committer.put(lambda db: sent.unsay(db, number))
+
+
+def _callers(db: sqlite3.Connection, workspace_id: str) -> list[str | None]:
+    """Who has a message that is not over. It takes a step for each caller, not for each message."""
+    rows = db.execute(_CALLERS, {"workspace_id": workspace_id})
+    return [None, *(row[0] for row in rows)]
+
+
+def _oldest_free(db: sqlite3.Connection, workspace_id: str, caller_id: str | None, wall: float) -> Place | None:
+    rows = db.execute(
+        f"SELECT time, seq, arrival FROM message {_BY_CALLER} AND {_FREE}"  # noqa: S608
+        " ORDER BY time, seq, arrival LIMIT ?",
+        (workspace_id, caller_id, wall, wall + SET_BACK, PASSED_OVER),
+    )
+    places = (Place(row[0], row[1], row[2], workspace_id) for row in rows)
+    return next((place for place in places if _is_ready(db, place, wall)), None)
+
+
+def _is_ready(db: sqlite3.Connection, place: Place, wall: float) -> bool:
+    row = db.execute(
+        "SELECT row_id FROM message WHERE arrival=? AND changed BETWEEN ? AND ?", (place.arrival, wall - WAIT, wall)
+    ).fetchone()
+    return row is None or not file_rows.awaited(db, place.workspace_id, row[0])

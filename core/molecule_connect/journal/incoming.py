@@ -1,0 +1,222 @@
+"""Rows that arrive, as SQL: stored once, each in the state that it begins with."""
+
+import sqlite3
+import traceback
+from collections.abc import Iterable
+
+import attrs
+
+from molecule_connect.config.settings import DEFAULT_JOURNAL_QUOTA
+from molecule_connect.journal import delegations, sent
+from molecule_connect.journal import files as file_rows
+from molecule_connect.journal.models import Conversation, State, dump_parts, is_too_deep, plain, plain_or_none
+from molecule_connect.journal.quotas import PEER_FULL, PEERS_FULL, PeerRoom
+from molecule_connect.journal.transitions import LATENESS, REPEAT_WINDOW, replay
+from molecule_connect.models import Inbound, Kind
+
+# Characters of a traceback that are kept: its end says most.
+LONGEST_TRACE = 20_000
+# Of equal answers, the newest are compared with their echoes.
+COMPARED = 200
+
+
+@attrs.frozen(kw_only=True)
+class Stored:
+    """What ``receive`` did with one row. ``repeats`` is the row that it repeats; ``revived`` if that one was dead.
+
+    ``reason`` says why it is dead.
+    ``conversation`` is the one that has a message more by it, if any has.
+    """
+
+    item: Inbound
+    time: int
+    state: State
+    reason: str | None = None
+    repeats: str | None = None
+    revived: bool = False
+    foreign_echo: bool = False
+    own_upload: bool = False
+    conversation: Conversation | None = None
+
+
+def receive(
+    db: sqlite3.Connection,
+    workspace_id: str,
+    items: Iterable[Inbound],
+    now: int,
+    wall: float,
+    *,
+    inbox: bool = False,
+    quota: int = DEFAULT_JOURNAL_QUOTA,
+) -> list[Stored]:
+    """Store rows that are new. *now* stands in for a missing time, in the order in which they came.
+
+    Unfinished messages of peers are kept within their shares of *quota* (bytes, see ``PeerRoom``); further ones are
+    dead letters without a text.
+
+    In an *inbox* answers, results of delegations that were opened here, and empty messages wait for a reader too. A row
+    that can't be stored becomes an unreadable one, with the traceback as its error.
+    """
+    stored, room = [], PeerRoom(db, workspace_id, quota)
+    for number, item in enumerate(items):
+        time = item.time if item.time is not None else now + number
+        known = db.execute("SELECT 1 FROM message WHERE workspace_id=? AND row_id=?", (workspace_id, item.row_id))
+        if known.fetchone() is not None:
+            continue
+        db.execute("SAVEPOINT one_row")
+        try:
+            one = _receive_one(db, workspace_id, item, time, wall, inbox, room)
+        except sqlite3.OperationalError:
+            raise
+        except Exception as exc:  # whatever is in the row
+            db.execute("ROLLBACK TO one_row")
+            one = _set_aside(db, workspace_id, item, now + number, wall, exc)
+        db.execute("RELEASE one_row")
+        stored.append(one)
+    return stored
+
+
+def _set_aside(
+    db: sqlite3.Connection, workspace_id: str, item: Inbound, time: int, wall: float, exc: Exception
+) -> Stored:
+    """Keep of *item* only what cannot fail."""
+    item = Inbound(
+        row_id=item.row_id,
+        kind=Kind.UNREADABLE,
+        caller_id=item.caller_id,
+        message_id=item.row_id,
+        idempotency_key=item.row_id,
+        raw=item.raw,
+        reason=f"it cannot be stored: {type(exc).__name__}",
+    )
+    stored = Stored(item=item, time=time, state=State.DEAD, reason=f"unreadable: {item.reason}")
+    _insert(db, workspace_id, stored, wall, question=None, echo=None)
+    trace = plain("".join(traceback.format_exception(exc)))[-LONGEST_TRACE:]
+    db.execute("UPDATE message SET error=? WHERE workspace_id=? AND row_id=?", (trace, workspace_id, item.row_id))
+    return stored
+
+
+def _receive_one(
+    db: sqlite3.Connection, workspace_id: str, item: Inbound, time: int, wall: float, inbox: bool, room: PeerRoom
+) -> Stored:
+    if is_too_deep(item.parts):
+        kind = Kind.UNREADABLE if item.kind is Kind.MESSAGE else item.kind
+        item = attrs.evolve(item, kind=kind, parts=(), reason="it is nested too deeply")
+    item = file_rows.accepted(item)
+    if inbox and item.is_blank:
+        item = attrs.evolve(item, kind=Kind.MESSAGE, reason="")
+    question = None
+    if inbox and item.kind in (Kind.ANSWER, Kind.RESULT):
+        question = delegations.answered_by(db, workspace_id, item)
+        item = _attributed(item, question)
+    told = item.kind is Kind.ECHO and sent.echoed(db, workspace_id, item.fingerprint, item.row_id)
+    foreign = item.kind is Kind.ECHO and not told and not _ours(db, workspace_id, item.fingerprint, time)
+    waits = inbox and (item.kind is Kind.ANSWER or (item.kind is Kind.RESULT and question is not None))
+    stored = attrs.evolve(_begun(db, workspace_id, item, time, wall, inbox, waits), foreign_echo=foreign)
+    is_counted = stored.state is State.RECEIVED and item.caller_id is not None
+    if is_counted and (full := room.refuses(item.caller_id or "", _size(item))):
+        item = attrs.evolve(item, parts=(), raw="")
+        stored = Stored(item=item, time=time, state=State.DEAD, reason=full)
+    asked = question[0] if question is not None else None
+    _insert(db, workspace_id, stored, wall, question=asked, echo=sent.TOLD if told else None)
+    file_rows.receive(db, workspace_id, item, time, wall, is_repeat=stored.repeats is not None)
+    return attrs.evolve(stored, own_upload=file_rows.is_own_upload(db, workspace_id, item))
+
+
+def _attributed(item: Inbound, question: tuple[str, str] | None) -> Inbound:
+    """*item* with the peer that was asked; without the delegation that an answer claims, where we opened none."""
+    if question is not None:
+        return attrs.evolve(item, caller_id=question[1])
+    return item if item.kind is Kind.RESULT else attrs.evolve(item, delegation_id=None)
+
+
+def _begun(
+    db: sqlite3.Connection, workspace_id: str, item: Inbound, time: int, wall: float, inbox: bool, waits: bool
+) -> Stored:
+    """The state in which *item* is stored. An answer or a result *waits* for a reader, or is done."""
+    if item.kind is Kind.UNREADABLE:
+        return Stored(item=item, time=time, state=State.DEAD, reason=f"unreadable: {item.reason}")
+    if item.kind is not Kind.MESSAGE:
+        return Stored(item=item, time=time, state=State.RECEIVED if waits else State.DONE)
+    conversation = Conversation(plain_or_none(item.caller_id), plain_or_none(item.context_id))
+    original = _original(db, workspace_id, item, time)
+    if original is None:
+        return Stored(item=item, time=time, state=State.RECEIVED, conversation=None if inbox else conversation)
+    row_id, state, context_id = original
+    revived = state == State.DEAD and replay(db, workspace_id, row_id, wall)
+    conversation = Conversation(conversation.caller_id, context_id)
+    return Stored(
+        item=item,
+        time=time,
+        state=State.DONE,
+        repeats=row_id,
+        revived=revived,
+        conversation=conversation if revived else None,
+    )
+
+
+def _insert(
+    db: sqlite3.Connection, workspace_id: str, stored: Stored, wall: float, *, question: str | None, echo: str | None
+) -> None:
+    item, time, has_text = stored.item, stored.time, stored.reason not in (PEER_FULL, PEERS_FULL)
+    db.execute(
+        "INSERT INTO message (workspace_id, row_id, kind, state, time, seq, place, caller_id, context_id, task_id,"
+        " message_id, sender_key, idempotency_key, method, fingerprint, delegation_id, parts, raw, size, reason,"
+        " repeat_of, question, echo, changed, kept) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        (
+            *(workspace_id, item.row_id, item.kind.value, stored.state.value, time, item.seq or 0, time),
+            *map(plain_or_none, (item.caller_id, item.context_id, item.task_id, item.message_id)),
+            *map(plain_or_none, (item.sender_key, item.idempotency_key, item.method)),
+            *(item.fingerprint, plain_or_none(item.delegation_id), dump_parts(item.parts) if has_text else None),
+            *(plain_or_none(item.raw) if has_text else None, len(item.raw), plain_or_none(stored.reason)),
+            *(stored.repeats, question, echo, wall, _size(item) if has_text else 0),
+        ),
+    )
+
+
+def _size(item: Inbound) -> int:
+    """Bytes that its texts take."""
+    raw = len(item.raw) if item.raw.isascii() else len(item.raw.encode(errors="replace"))
+    return raw + len(dump_parts(item.parts))
+
+
+def _original(
+    db: sqlite3.Connection, workspace_id: str, item: Inbound, time: int
+) -> tuple[str, str, str | None] | None:
+    """Row id, state and context of the message that *item* repeats."""
+    if item.sender_key is None:
+        return None
+    # Left to itself, SQLite looks at every row of the two hours.
+    found: tuple[str, str, str | None] | None = db.execute(
+        "SELECT row_id, state, context_id FROM message INDEXED BY message_sender"
+        " WHERE workspace_id=? AND sender_key=? AND fingerprint=?"
+        " AND caller_id IS ? AND kind='message' AND repeat_of IS NULL AND time > ? AND time < ?"
+        # A dead letter whose text was deleted cannot be replayed: the repeat takes its place.
+        " AND (state<>'dead' OR parts IS NOT NULL)"
+        " ORDER BY arrival LIMIT 1",
+        (
+            *(workspace_id, plain_or_none(item.sender_key), item.fingerprint, plain_or_none(item.caller_id)),
+            *(time - REPEAT_WINDOW, time + REPEAT_WINDOW),
+        ),
+    ).fetchone()
+    return found
+
+
+def _ours(db: sqlite3.Connection, workspace_id: str, fingerprint: str, time: int) -> bool:
+    """Whether an echo shows an answer of ours: there are fewer echoes with its text and files than sends.
+
+    Another connector may give the same answers, so one equal send is not enough. Each try to send may have its echo.
+    """
+    tries, since = db.execute(
+        "SELECT coalesce(sum(sends + 1), 0), min(answered_at) FROM (SELECT sends, answered_at FROM message"
+        " WHERE workspace_id=? AND send_print=? AND answered_at < ? ORDER BY answered_at DESC LIMIT ?)",
+        (workspace_id, fingerprint, time + LATENESS, COMPARED),
+    ).fetchone()
+    if not tries:
+        return False
+    (echoes,) = db.execute(
+        "SELECT count(*) FROM (SELECT 1 FROM message WHERE workspace_id=? AND kind='echo' AND fingerprint=?"
+        " AND time >= ? LIMIT ?)",
+        (workspace_id, fingerprint, since, tries),
+    ).fetchone()
+    return int(echoes) < int(tries)

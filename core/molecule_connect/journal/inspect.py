@@ -1,0 +1,373 @@
+"""The journal as other programs see it, also while a connector runs: read, and two changes of dead letters."""
+
+import contextlib
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import attrs
+
+from molecule_connect.config.settings import canonical_id
+from molecule_connect.errors import ConfigError, JournalError
+from molecule_connect.journal import transitions
+from molecule_connect.journal.errors import journal_error
+from molecule_connect.journal.files import with_paths
+from molecule_connect.journal.journal import FILE_NAME
+from molecule_connect.journal.models import NOTICE_BEGINS, Answer, State, load_answer, load_parts
+from molecule_connect.journal.schema import VERSION
+from molecule_connect.models import Part
+from molecule_connect.worker.file_folder import folder_of
+
+# Seconds to wait for the connector's own commits, which take milliseconds.
+BUSY_TIMEOUT = 5.0
+# The connector waits for us too: so many changes to a transaction.
+BATCH = 500
+OPEN = (State.RECEIVED, State.RUNNING, State.ANSWERED, State.HELD)
+# Echoes, our own rows and what no backend is asked about are the reader's memory, not messages. In an inbox answers
+# and results wait too.
+_SHOWN = "(kind IN ('message', 'unreadable') OR (kind IN ('answer', 'result') AND state IN ('received', 'held')))"
+# Whole bodies may be megabytes, so SQLite cuts them. Numbers that are none (NaN, Infinity) are no JSON to it.
+_GLANCE = (
+    "workspace_id, row_id, kind, state, caller_id, context_id, time, changed, attempt, interruptions, replay,"
+    " not_before, CASE WHEN state='held' THEN held_until END AS held_until, error, reason, progress, repeat_of,"
+    f" (answer IS NOT NULL AND substr(answer, 1, {len(NOTICE_BEGINS)}) <> '{NOTICE_BEGINS}') AS has_answer,"
+    " parts IS NOT NULL AS has_text,"
+    " substr(CASE WHEN json_valid(parts) THEN coalesce(json_extract(parts, '$[0].text'),"
+    " json_extract(parts, '$[0].file.name'), parts) ELSE parts END, 1, 400) AS text"
+)
+
+
+@attrs.frozen
+class Key:
+    """Names one message of the journal."""
+
+    workspace_id: str
+    row_id: str
+
+
+@attrs.frozen(kw_only=True)
+class Glance:
+    """One message, as a list shows it.
+
+    Attributes:
+        text: The beginning of its first part.
+        has_text: Whether its text is still kept.
+        time: When it was written, in microseconds by the platform's clock.
+        changed: When its state changed last, in seconds by ours.
+        not_before: When it is tried again, or its answer sent again, in seconds by our clock.
+        held_until: Until when a reader of the inbox has it, in seconds by our clock.
+        attempt: How often the backend was asked; the try that runs counts.
+    """
+
+    workspace_id: str
+    row_id: str
+    kind: str
+    state: State
+    caller_id: str | None
+    context_id: str | None
+    time: int
+    changed: float
+    attempt: int
+    interruptions: int
+    replay: int
+    not_before: float | None
+    held_until: float | None
+    error: str | None
+    reason: str | None
+    progress: str | None
+    repeat_of: str | None
+    has_answer: bool
+    has_text: bool
+    text: str
+
+    @property
+    def key(self) -> Key:
+        """What names it."""
+        return Key(self.workspace_id, self.row_id)
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether there is a message in the row."""
+        return self.kind == "message"
+
+    @property
+    def is_replayable(self) -> bool:
+        """Whether there is something that can be replayed."""
+        return self.is_readable and self.has_text
+
+    def is_put_off(self, now: float) -> bool:
+        """Whether it waits for a time to be tried; a replay does not wait."""
+        return self.state is State.RECEIVED and self.not_before is not None and self.not_before > now
+
+
+@attrs.frozen(kw_only=True)
+class Record:
+    """All that the journal keeps of one message.
+
+    Attributes:
+        parts: None when they were pruned, a day after the message was done; so is ``raw``.
+        answered_at, accepted: Microseconds by the platform's clock; 0: not accepted.
+        sends: How often sending the answer failed.
+    """
+
+    glance: Glance
+    task_id: str | None
+    message_id: str
+    idempotency_key: str
+    method: str
+    delegation_id: str | None
+    parts: tuple[Part, ...] | None
+    raw: str | None = attrs.field(repr=False)
+    answer: Answer | None
+    answered_at: int | None
+    accepted: int
+    sends: int
+    in_doubt: bool
+
+
+class Inspection:
+    """A journal that is only read. Use ``open``."""
+
+    def __init__(self, db: sqlite3.Connection, folder: Path) -> None:
+        self._db = db
+        self._folder = folder
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, folder: Path) -> Iterator[Self]:
+        """The journal in *folder*, whether a connector has it open or not.
+
+        Raises:
+            ConfigError: There is none.
+            JournalError: It cannot be read, or was written by a newer release.
+        """
+        with _opened(folder, "ro") as db:
+            yield cls(db, folder)
+
+    def workspaces(self) -> list[str]:
+        """Who is in it, by name."""
+        rows = self._db.execute("SELECT workspace_id FROM workspace UNION SELECT DISTINCT workspace_id FROM message")
+        return sorted(row[0] for row in rows)
+
+    def _spelled(self, workspace_id: str) -> str:
+        # An earlier release wrote ids as they were given; a journal is corrected when its workspace is served again.
+        names = self.workspaces()
+        known = (name for name in names if canonical_id(name) == canonical_id(workspace_id))
+        return workspace_id if workspace_id in names else next(known, workspace_id)
+
+    def counts(self, workspace_id: str) -> dict[State, int]:
+        """How many messages are in which state."""
+        rows = self._db.execute(
+            f"SELECT state, count(*) FROM message WHERE workspace_id=? AND {_SHOWN} GROUP BY state",  # noqa: S608
+            (self._spelled(workspace_id),),
+        )
+        counts = {State(row[0]): int(row[1]) for row in rows}
+        return {state: counts.get(state, 0) for state in State}
+
+    def oldest(self, workspace_id: str) -> int | None:
+        """When the oldest message that waits for the backend was written, in microseconds by the platform's clock."""
+        found = self._db.execute(
+            "SELECT min(time) FROM message WHERE workspace_id=? AND state='received'", (self._spelled(workspace_id),)
+        )
+        time: int | None = found.fetchone()[0]
+        return time
+
+    def total(self, workspace_id: str | None = None, states: Sequence[State] = ()) -> int:
+        """How many messages ``glances`` would give without a limit."""
+        where, values = _filter(workspace_id and self._spelled(workspace_id), states)
+        return int(self._db.execute(f"SELECT count(*) FROM message WHERE {where}", values).fetchone()[0])  # noqa: S608
+
+    def glances(
+        self, workspace_id: str | None = None, states: Sequence[State] = (), *, limit: int | None = None
+    ) -> list[Glance]:
+        """Messages, those that came last first."""
+        where, values = _filter(workspace_id and self._spelled(workspace_id), states)
+        rows = self._db.execute(
+            f"SELECT {_GLANCE} FROM message WHERE {where} ORDER BY arrival DESC LIMIT ?",  # noqa: S608
+            (*values, -1 if limit is None else limit),
+        )
+        return [_glance(row) for row in rows]
+
+    def dead(self, workspace_id: str | None = None, reason: str = "") -> list[Glance]:
+        """Dead letters that can be replayed and whose reason begins with *reason*, oldest first."""
+        return [
+            glance
+            for glance in reversed(self.glances(workspace_id, [State.DEAD]))
+            if glance.is_replayable and (glance.reason or "").casefold().startswith(reason.casefold())
+        ]
+
+    def find(self, row_id: str, workspace_id: str | None = None) -> Key:
+        """The one message whose row id is *row_id*, or begins with it.
+
+        Raises:
+            ConfigError: There is none, or more than one.
+        """
+        found: list[Key] = []
+        for one in [self._spelled(workspace_id)] if workspace_id else self.workspaces():
+            rows = self._db.execute(
+                f"SELECT row_id FROM message WHERE workspace_id=? AND row_id>=? AND row_id<? AND {_SHOWN}"  # noqa: S608
+                " ORDER BY row_id LIMIT 4",
+                (one, row_id, f"{row_id}\U0010ffff"),
+            )
+            found += [Key(one, row[0]) for row in rows]
+        exact = [key for key in found if key.row_id == row_id]
+        if len(exact or found) == 1:
+            return (exact or found)[0]
+        if not found:
+            raise ConfigError(
+                f"no message has a row id that begins with {row_id!r}", hint="'molecule messages list' shows the ids"
+            )
+        names = ", ".join(f"{key.row_id} of {key.workspace_id}" for key in found[:3])
+        raise ConfigError(
+            f"{row_id!r} fits more than one message: {names}", hint="write more of the id, or name its --workspace"
+        )
+
+    def record(self, key: Key) -> Record:
+        """All of one message.
+
+        Raises:
+            ConfigError: It is not in the journal any more.
+        """
+        row = self._db.execute(
+            f"SELECT {_GLANCE}, task_id, message_id, idempotency_key, method, delegation_id, parts, raw,"  # noqa: S608
+            " answer, answered_at, accepted, sends, in_doubt FROM message WHERE workspace_id=? AND row_id=?",
+            (key.workspace_id, key.row_id),
+        ).fetchone()
+        if row is None:
+            raise ConfigError(f"{key.row_id} is not in the journal any more")
+        return Record(
+            glance=_glance(row),
+            parts=None if row["parts"] is None else self._with_paths(key, load_parts(row["parts"])),
+            answer=load_answer(row["answer"]) if row["answer"] else None,
+            in_doubt=bool(row["in_doubt"]),
+            **{name: row[name] for name in _PLAIN},
+        )
+
+    def _with_paths(self, key: Key, parts: tuple[Part, ...]) -> tuple[Part, ...]:
+        return with_paths(self._db, key.workspace_id, key.row_id, parts, folder_of(self._folder, key.workspace_id))
+
+    def short_ids(self, keys: Iterable[Key], least: int = 8) -> list[str]:
+        """The beginnings of row ids that ``find`` knows them by: at least *least* characters, if they have them."""
+        names = self.workspaces()
+        return [key.row_id[: max(least, self._distinct(key.row_id, names))] for key in keys]
+
+    def _distinct(self, row_id: str, names: Sequence[str]) -> int:
+        """How many characters set a row id apart from its neighbours in the alphabet."""
+        length = 0
+        for name in names:
+            for sql in (
+                "SELECT max(row_id) FROM message WHERE workspace_id=? AND row_id<?",
+                "SELECT min(row_id) FROM message WHERE workspace_id=? AND row_id>?",
+            ):
+                neighbour = self._db.execute(sql, (name, row_id)).fetchone()[0] or ""
+                length = max(length, _alike(neighbour, row_id) + 1)
+        return length
+
+
+def replay(folder: Path, keys: Iterable[Key], wall: float) -> list[Key]:
+    """dead -> received, at the tail of the conversation; what waits for its next try is due now. Returns those it was.
+
+    A connector that runs sees it within a second.
+
+    Raises:
+        JournalError: The journal cannot be written.
+    """
+
+    def run(db: sqlite3.Connection, key: Key) -> bool:
+        place = (db, key.workspace_id, key.row_id, wall)
+        return transitions.replay(*place) or transitions.hasten(*place)
+
+    return _change(folder, keys, run)
+
+
+def drop(folder: Path, keys: Iterable[Key], wall: float) -> list[Key]:
+    """dead -> done: nothing more will come of it. Returns those that it was.
+
+    Raises:
+        JournalError: The journal cannot be written.
+    """
+
+    def run(db: sqlite3.Connection, key: Key) -> bool:
+        cursor = db.execute(
+            "UPDATE message SET state='done', changed=? WHERE workspace_id=? AND row_id=? AND state='dead'",
+            (wall, key.workspace_id, key.row_id),
+        )
+        return cursor.rowcount == 1
+
+    return _change(folder, keys, run)
+
+
+def _change(folder: Path, keys: Iterable[Key], run: Callable[[sqlite3.Connection, Key], bool]) -> list[Key]:
+    changed, waiting = [], list(keys)
+    with _opened(folder, "rw") as db:
+        while waiting:
+            batch, waiting = waiting[:BATCH], waiting[BATCH:]
+            db.execute("BEGIN IMMEDIATE")
+            done = [key for key in batch if run(db, key)]
+            db.execute("COMMIT")
+            changed += done
+    return changed
+
+
+@contextlib.contextmanager
+def _opened(folder: Path, mode: str) -> Iterator[sqlite3.Connection]:
+    path = folder.absolute() / FILE_NAME
+    if not path.exists():
+        raise ConfigError(
+            f"there is no journal in {folder}: nothing was served from there yet",
+            hint="name the state folder that 'molecule connect' prints at its start with --state-dir",
+        )
+    try:
+        uri = f"{path.as_uri()}?mode={mode}"
+        with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None, timeout=BUSY_TIMEOUT)) as db:
+            # Ids and texts of peers may hold half a surrogate pair.
+            db.text_factory = lambda data: data.decode("utf-8", "replace")
+            db.row_factory = sqlite3.Row
+            _check_version(db, path)
+            yield db
+    except sqlite3.Error as exc:
+        raise journal_error(exc, path, "read" if mode == "ro" else "written") from exc
+
+
+def _check_version(db: sqlite3.Connection, path: Path) -> None:
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version == 0:
+        raise JournalError(f"{path} is no journal", hint="name the state folder of the connector with --state-dir")
+    if version > VERSION:
+        raise JournalError(
+            f"the journal {path} was written by a newer molecule-connect (schema {version}, this one knows {VERSION})",
+            hint="update molecule-connect",
+        )
+
+
+_PLAIN = (
+    *("task_id", "message_id", "idempotency_key", "method", "delegation_id", "raw"),
+    *("answered_at", "accepted", "sends"),
+)
+_GLANCED = [
+    field.name for field in attrs.fields(Glance) if field.name not in {"state", "has_answer", "has_text", "text"}
+]
+
+
+def _filter(workspace_id: str | None, states: Sequence[State]) -> tuple[str, tuple[str, ...]]:
+    where, values = _SHOWN, tuple(state.value for state in states)
+    if states:
+        where += f" AND state IN ({', '.join('?' * len(values))})"
+    if workspace_id is not None:
+        where, values = f"{where} AND workspace_id=?", (*values, workspace_id)
+    return where, values
+
+
+def _glance(row: Any) -> Glance:
+    return Glance(
+        state=State(row["state"]),
+        has_answer=bool(row["has_answer"]),
+        has_text=bool(row["has_text"]),
+        text=row["text"] or "",
+        **{name: row[name] for name in _GLANCED},
+    )
+
+
+def _alike(one: str, other: str) -> int:
+    return next((at for at, (left, right) in enumerate(zip(one, other, strict=False)) if left != right), len(one))

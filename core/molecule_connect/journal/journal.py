@@ -1,0 +1,535 @@
+"""What this machine knows of every message: one SQLite file, one writer, a compare-and-set per transition."""
+
+import asyncio
+import logging
+import sqlite3
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager, closing, contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import attrs
+
+from molecule_connect.config.settings import DEFAULT_JOURNAL_QUOTA
+from molecule_connect.errors import StateLostError
+from molecule_connect.executors import PatientExecutor
+from molecule_connect.files import identity, is_at, make_folder
+from molecule_connect.journal import first_start, incoming, integrity, legacy_files, quotas, schema, transitions
+from molecule_connect.journal.conversations import ConversationReads
+from molecule_connect.journal.first_start import Look
+from molecule_connect.journal.incoming import Stored
+from molecule_connect.journal.models import Answer, State, StoredMessage, plain, plain_or_none
+from molecule_connect.journal.schema import open_file, open_reader
+from molecule_connect.journal.writer import Operation, Writer
+from molecule_connect.models import Inbound
+from molecule_connect.worker.lease import LOST_HINT
+
+T = TypeVar("T")
+
+FILE_NAME = "journal.sqlite3"
+# A journal that cannot be written is tried again after so many seconds.
+RETRY = 5.0
+BODY_AGE = 24 * 3600.0
+ROW_AGE = 7 * 24 * 3600 * 1_000_000
+_log = logging.getLogger(__name__)
+
+
+@attrs.frozen(kw_only=True)
+class Position:
+    """Where reading stands. Times are microseconds by the platform's clock.
+
+    Attributes:
+        floor: Rows older than this are not ours to read.
+        last_read: When the last whole read began.
+        ignores_since: The platform was seen to ignore ``since_id``.
+    """
+
+    anchor: str | None = None
+    anchor_time: int | None = None
+    floor: int | None = None
+    last_read: int | None = None
+    ignores_since: bool = False
+
+
+class Journal:
+    """The file. ``of`` gives one workspace's part of it."""
+
+    def __init__(
+        self,
+        path: Path,
+        connection: sqlite3.Connection,
+        executor: Executor,
+        reader: sqlite3.Connection,
+        wall: Callable[[], float],
+    ) -> None:
+        self.path = path
+        self.committer = Writer(connection, path, executor, guard=self._check_place)
+        self.reader = reader
+        self.wall = wall
+        self._connection, self._executor = connection, executor
+        self._identity = identity(path.lstat())
+        self._watchers: dict[object, tuple[Callable[[], None], Callable[[StateLostError], None]]] = {}
+        self._lost: StateLostError | None = None
+        self._writing_back: asyncio.Future[None] | None = None
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        folder: Path,
+        *,
+        wall: Callable[[], float],
+        executor: Executor | None = None,
+        opener: Callable[[Path], sqlite3.Connection] = open_file,
+        notice: Callable[[str, str], None] = lambda text, hint: None,
+    ) -> "AsyncIterator[Journal]":
+        """The journal in *folder*, which must exist. Closing commits what waits.
+
+        After an unclean stop, or beside another process, it is checked for damage first.
+
+        Args:
+            wall: Seconds since 1970.
+            executor: Where commits run; None: a thread of its own.
+            opener: How the file is opened for writing.
+            notice: Called with a text and a hint if changes were lost, so that messages may be answered again.
+
+        Raises:
+            JournalError: The file can't be used, or is damaged.
+            ConfigError: No thread can be started for it.
+        """
+        path = folder / FILE_NAME
+        thread = executor or PatientExecutor(1, thread_name_prefix="journal")
+        committed = integrity.committed_frames(integrity.wal_of(path))
+        connection = opener(path)
+        try:
+            if committed:
+                await asyncio.get_running_loop().run_in_executor(thread, integrity.check, path)
+                if lost := integrity.lost_frames(connection, path, committed):
+                    notice(*_lost_words(path, lost))
+            reader = open_reader(path)
+        except BaseException:
+            connection.close()
+            raise
+        journal = cls(path, connection, thread, reader, wall)
+        journal.committer.start()
+        try:
+            yield journal
+        finally:
+            try:
+                await journal.committer.stop()
+                if journal._writing_back is not None:
+                    await journal._writing_back
+            finally:
+                reader.close()
+                connection.close()
+                if executor is None:
+                    thread.shutdown(wait=False)
+
+    def of(self, workspace_id: str, *, inbox: bool = False, quota: int = DEFAULT_JOURNAL_QUOTA) -> "WorkspaceJournal":
+        """The part that belongs to one workspace.
+
+        Args:
+            inbox: No backend answers, readers take what arrives.
+            quota: Bytes that the whole file may come to.
+        """
+        return WorkspaceJournal(self, workspace_id, inbox=inbox, quota=quota)
+
+    def used(self) -> int:
+        """Bytes of the file that hold something."""
+        return quotas.used(self.reader)
+
+    async def make_room(self, quota: int) -> "Counter[quotas.Caller]":
+        """Delete texts that nobody waits for, of all workspaces. How many each caller lost."""
+        return await self.committer.put(lambda db: quotas.make_room(db, quota), large=True)
+
+    @contextmanager
+    def watched(
+        self, lost: Callable[[StateLostError], None], *, check: Callable[[], None] = lambda: None
+    ) -> Iterator[None]:
+        """While it lasts, call *lost* when the journal was removed or replaced, or *check* raises that of another file.
+
+        Both are looked at with each ``data_version``, the journal also before each commit.
+        """
+        key = object()
+        self._watchers[key] = check, lost
+        try:
+            yield
+        finally:
+            del self._watchers[key]
+
+    async def data_version(self) -> int:
+        """A number that changes when another process writes to the file.
+
+        Raises:
+            StateLostError: The file was removed or replaced.
+        """
+        version = await self.committer.put(lambda db: int(db.execute("PRAGMA data_version").fetchone()[0]))
+        for check, lost in list(self._watchers.values()):
+            try:
+                check()
+            except StateLostError as exc:
+                lost(exc)
+        return version
+
+    def _check_place(self) -> None:
+        """Raises StateLostError when the journal was removed or replaced: no other process sees later commits."""
+        if self._lost is None and not is_at(self.path, self._identity):
+            self._lost = StateLostError(
+                f"the journal {self.path} was removed or replaced while this process served with it", hint=LOST_HINT
+            )
+            for _, lost in list(self._watchers.values()):
+                lost(self._lost)
+            self._writing_back = asyncio.get_running_loop().run_in_executor(
+                self._executor, _write_back, self._connection, self.path
+            )
+        if self._lost is not None:
+            raise self._lost
+
+
+def _write_back(connection: sqlite3.Connection, path: Path) -> None:
+    """Put what a removed journal held where it was, unless another one is there. Without it a start answers again."""
+    try:
+        make_folder(path.parent)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+            copy = Path(scratch) / path.name
+            with closing(sqlite3.connect(copy)) as target:
+                connection.backup(target)
+            copy.chmod(0o600)
+            # Never over another one.
+            path.hardlink_to(copy)
+    except FileExistsError:
+        _log.warning("another journal is at %s by now; it was left alone", path)
+    except (OSError, sqlite3.Error) as exc:
+        _log.error("what the journal held could not be written to %s again: %s", path, exc)
+    else:
+        _log.warning("what the journal held was written to %s again", path)
+
+
+def _lost_words(path: Path, frames: int) -> tuple[str, str]:
+    return (
+        f"the write-ahead log of {path} is damaged: its last {frames} pages of changes were left out",
+        "messages that were answered shortly before the last stop may be answered again; check the disk",
+    )
+
+
+class WorkspaceJournal(ConversationReads):
+    """One workspace's messages. Reads are immediate, writes resolve when they are committed.
+
+    Every transition returns False when the message was no longer in the state that it starts from.
+    """
+
+    def __init__(self, journal: Journal, workspace_id: str, *, inbox: bool, quota: int) -> None:
+        super().__init__(journal.reader, journal.wall, workspace_id, inbox=inbox)
+        self._quota = quota
+        self._trimmed: Counter[str | None] = Counter()
+        self.is_inbox = inbox
+        self._journal = journal
+        self._settled = asyncio.Event()
+
+    # Reading
+
+    def position(self) -> Position:
+        """Where reading stands."""
+        row = self._one("SELECT * FROM workspace WHERE workspace_id=?", self.workspace_id)
+        if row is None:
+            return Position()
+        return Position(anchor=row[1], anchor_time=row[2], floor=row[3], last_read=row[4], ignores_since=bool(row[5]))
+
+    async def move(self, position: Position) -> None:
+        """Write down where reading stands."""
+        values = (
+            *(self.workspace_id, position.anchor, position.anchor_time, position.floor),
+            *(position.last_read, int(position.ignores_since)),
+        )
+        await self._put(lambda db: db.execute("REPLACE INTO workspace VALUES (?,?,?,?,?,?)", values))
+
+    async def close_answered(self, older: Sequence[Inbound]) -> Look:
+        """At the end of a first look: see ``first_look.close_answered``."""
+        wall = self._wall()
+        return await self._put(lambda db: first_start.close_answered(db, self.workspace_id, older, wall))
+
+    def known(self, row_id: str) -> bool:
+        """Whether the row was stored before."""
+        return (
+            self._one("SELECT 1 FROM message WHERE workspace_id=? AND row_id=?", self.workspace_id, row_id) is not None
+        )
+
+    def rows_after(self, time: int, most: int) -> tuple[int, int]:
+        """How many rows are newer than *time* (counted up to *most*), and the characters that they hold."""
+        row = self._one(
+            "SELECT count(*), coalesce(sum(size), 0) FROM (SELECT size FROM message"
+            " WHERE workspace_id=? AND time > ? LIMIT ?)",
+            *(self.workspace_id, time, most),
+        )
+        return (int(row[0]), int(row[1])) if row else (0, 0)
+
+    async def receive(self, items: Iterable[Inbound], *, now: int) -> list[Stored]:
+        """Store the rows that are new, in one commit; *now* (µs) stands in for a missing time."""
+        items, wall = tuple(items), self._journal.wall()
+        if not items:
+            return []
+        where = (self.workspace_id, items, now, wall)
+
+        def run(db: sqlite3.Connection) -> list[Stored]:
+            stored = incoming.receive(db, *where, inbox=self.is_inbox, quota=self._quota)
+            self._trim(db, {one.item.caller_id for one in stored if one.state is State.DEAD})
+            return stored
+
+        return await self._put(run, large=True)
+
+    def cursor(self) -> str | None:
+        """The newest row before which every row is over."""
+        row = self._one(
+            "SELECT time, seq FROM message WHERE workspace_id=? AND state NOT IN ('done', 'dead')"
+            " ORDER BY time, seq, arrival LIMIT 1",
+            self.workspace_id,
+        )
+        # Not by arrival: a reader that starts after a row never sees its twins.
+        first_open = row or (1 << 62, 0)
+        newest = self._one(
+            "SELECT row_id FROM message WHERE workspace_id=? AND (time, seq) < (?, ?)"
+            " ORDER BY time DESC, seq DESC, arrival DESC LIMIT 1",
+            *(self.workspace_id, *first_open),
+        )
+        return newest[0] if newest else None
+
+    # Transitions
+
+    async def recover(self) -> int:
+        """Undo what an earlier process left half done. Returns how many runs it cut short."""
+        wall = self._journal.wall()
+
+        def run(db: sqlite3.Connection) -> int:
+            schema.adopt(db, self.workspace_id)
+            legacy_files.adopt(db, self.workspace_id)
+            return transitions.recover(db, self.workspace_id, wall, inbox=self.is_inbox)
+
+        return await self._put(run)
+
+    def bound_waits(self) -> "asyncio.Future[None]":
+        """Our clock was set: nothing waits longer than it was meant to."""
+        return self._put(lambda db: transitions.bound_waits(db, self.workspace_id, self._journal.wall()))
+
+    def take_back(self) -> "asyncio.Future[None]":
+        """held -> received, for all."""
+        return self._put(lambda db: transitions.take_back(db, self.workspace_id, self._journal.wall()))
+
+    async def put_all_back(self) -> int:
+        """At the end of a process: what still runs did not get its try, and nobody died. Returns how many."""
+        return await self._put(lambda db: transitions.put_all_back(db, self.workspace_id, self._journal.wall()))
+
+    async def start(self, entry: StoredMessage) -> bool:
+        """received -> running. The attempt is on disk before the backend sees the message."""
+        return await self._put(lambda db: transitions.start(db, entry, self._journal.wall()))
+
+    async def put_back(
+        self,
+        entry: StoredMessage,
+        *,
+        counts: bool,
+        failed_at: float | None = None,
+        not_before: float | None = None,
+        error: str = "",
+    ) -> bool:
+        """running -> received. *failed_at*: seconds since 1970 by the platform's clock, for a failure."""
+        return await self._put(
+            lambda db: transitions.put_back(
+                db, entry, self._journal.wall(), counts=counts, failed_at=failed_at, not_before=not_before, error=error
+            )
+        )
+
+    async def answered(
+        self, entry: StoredMessage, answer: Answer, *, at: int, send_print: str | None, ran: bool = True
+    ) -> bool:
+        """running -> answered, on the disk when this returns."""
+        return await self._put(
+            lambda db: transitions.answered(
+                db, entry, answer, self._journal.wall(), at=at, send_print=send_print, ran=ran
+            ),
+            durable=True,
+        )
+
+    async def silenced(self, entry: StoredMessage) -> bool:
+        """running -> done."""
+        return await self._put(lambda db: transitions.silenced(db, entry, self._journal.wall()))
+
+    async def stamped(self, entry: StoredMessage, *, at: int, send_print: str | None) -> bool:
+        """answered -> answered, with what the sending of a reader's answer needs, on the disk when this returns."""
+        return await self._put(
+            lambda db: transitions.stamped(db, entry, self._journal.wall(), at=at, send_print=send_print), durable=True
+        )
+
+    async def shortened(self, entry: StoredMessage, answer: Answer, *, send_print: str | None) -> bool:
+        """answered -> answered, with less to send."""
+        return await self._put(
+            lambda db: transitions.shortened(db, entry, answer, self._journal.wall(), send_print=send_print),
+            durable=True,
+        )
+
+    async def send_failed(self, entry: StoredMessage, *, not_before: float | None, in_doubt: int) -> bool:
+        """answered -> answered, to be tried again."""
+        return await self._put(
+            lambda db: transitions.send_failed(
+                db, entry, self._journal.wall(), not_before=not_before, in_doubt=in_doubt
+            )
+        )
+
+    def hasten_answers(self) -> "asyncio.Future[None]":
+        """All answers that wait for their next send are due now."""
+        return self._put(lambda db: transitions.hasten_answers(db, self.workspace_id, self._journal.wall()))
+
+    def hasten_one_answer(self, *, most_in_doubt: int) -> "asyncio.Future[None]":
+        """One answer that waits for its next send is due now."""
+        return self._put(
+            lambda db: transitions.hasten_one_answer(
+                db, self.workspace_id, self._journal.wall(), most_in_doubt=most_in_doubt
+            )
+        )
+
+    async def mark_dead(self, entry: StoredMessage, frm: State, reason: str) -> bool:
+        """Any open state -> dead."""
+        return await self._put_dying(
+            entry.caller_id, lambda db: transitions.mark_dead(db, entry, frm, reason, self._journal.wall())
+        )
+
+    async def set_aside(self, row_id: str, caller_id: str | None, reason: str, error: str) -> bool:
+        """received, running or answered -> dead, after an unexpected error."""
+        wall = self._journal.wall()
+        return await self._put_dying(
+            caller_id, lambda db: transitions.set_aside(db, self.workspace_id, row_id, reason, error, wall)
+        )
+
+    async def defer(self, entry: StoredMessage, *, not_before: float, error: str) -> bool:
+        """received -> received: the conversation waits."""
+        return await self._put(
+            lambda db: transitions.defer(db, entry, self._journal.wall(), not_before=not_before, error=error)
+        )
+
+    async def settle(self, entry: StoredMessage) -> bool:
+        """Whether an echo shows that *entry*'s answer arrived."""
+        return await self._put(lambda db: transitions.settle(db, entry))
+
+    async def replay(self, row_id: str) -> bool:
+        """dead -> received."""
+        return await self._put(lambda db: transitions.replay(db, self.workspace_id, row_id, self._journal.wall()))
+
+    def spent(self, caller_id: str | None, cost_usd: float) -> None:
+        """Add to the day's cost, and to the caller's part of it; not awaited."""
+        day = self._day()
+
+        def run(db: sqlite3.Connection) -> None:
+            db.execute(
+                "INSERT INTO spend VALUES (?,?,?) ON CONFLICT DO UPDATE SET cost_usd=cost_usd+excluded.cost_usd",
+                (self.workspace_id, day, cost_usd),
+            )
+            if caller_id is not None:
+                db.execute(
+                    "INSERT INTO peer_spend VALUES (?,?,?,?)"
+                    " ON CONFLICT DO UPDATE SET cost_usd=cost_usd+excluded.cost_usd",
+                    (self.workspace_id, day, plain(caller_id), cost_usd),
+                )
+
+        self._put(run)
+
+    def spend_by_caller(self) -> dict[str | None, float]:
+        """US dollars spent today (UTC) for each peer, and under None for people, as backends reported it."""
+        sql = "SELECT caller_id, cost_usd FROM peer_spend WHERE workspace_id=? AND day=?"
+        rows = self._reader.execute(sql, (self.workspace_id, self._day()))
+        spent: dict[str | None, float] = {row[0]: float(row[1]) for row in rows}
+        spent[None] = max(0.0, self._spend(self._day()) - sum(spent.values()))
+        return spent
+
+    def month_spend(self) -> float:
+        """US dollars spent this month (UTC), as backends reported it."""
+        return self._spend(f"{self._day()[:7]}-%")
+
+    def _spend(self, days: str) -> float:
+        sql = "SELECT coalesce(sum(cost_usd), 0) FROM spend WHERE workspace_id=? AND day LIKE ?"
+        return float(self._one(sql, self.workspace_id, days)[0])
+
+    def _day(self) -> str:
+        return time.strftime("%Y-%m-%d", time.gmtime(self._journal.wall()))
+
+    def progress(self, entry: StoredMessage, text: str) -> None:
+        """Note what the backend is doing with a running message; not awaited."""
+        self._put(
+            lambda db: db.execute(
+                "UPDATE message SET progress=? WHERE workspace_id=? AND row_id=? AND state='running'",
+                (text.encode("utf-8", "replace").decode(), entry.workspace_id, entry.row_id),
+            )
+        )
+
+    def deliver(self, entry: StoredMessage, *, at: int) -> None:
+        """answered -> done, or dead after a notice; the platform took the answer at *at* (µs, its clock).
+
+        Not awaited: ``head`` passes over the message at once. A journal that cannot be written is tried again every
+        5 seconds.
+        """
+        self._ending[entry.row_id] = entry.conversation
+        self._settled.clear()
+        self._try_to_deliver(entry, at)
+
+    def _try_to_deliver(self, entry: StoredMessage, at: int) -> None:
+        outcome = self._put_dying(
+            entry.caller_id, lambda db: transitions.delivered(db, entry, self._journal.wall(), at=at)
+        )
+        outcome.add_done_callback(lambda outcome: self._delivered(outcome, entry, at))
+
+    def _delivered(self, outcome: "asyncio.Future[bool]", entry: StoredMessage, at: int) -> None:
+        if outcome.cancelled() or outcome.exception() is None:
+            del self._ending[entry.row_id]
+        elif not self._journal.committer.closed:
+            asyncio.get_running_loop().call_later(RETRY, self._try_to_deliver, entry, at)
+            return
+        if not self._ending or self._journal.committer.closed:
+            self._settled.set()
+
+    async def settled(self) -> None:
+        """Wait until every ``deliver`` is committed."""
+        if self._ending:
+            await self._settled.wait()
+
+    async def prune(self, now: int) -> None:
+        """Forget the bodies of what was over a day ago, and rows older than the anchor and a week (*now*: µs)."""
+        position, wall = self.position(), self._journal.wall()
+        before = min(position.anchor_time or 0, now - ROW_AGE)
+
+        def run(db: sqlite3.Connection) -> None:
+            over = "workspace_id=? AND state IN ('done', 'dead')"
+            db.execute(
+                f"UPDATE message SET {quotas.NO_TEXT} WHERE {over} AND state='done'"  # noqa: S608
+                " AND raw IS NOT NULL AND changed < ?",
+                (self.workspace_id, wall - BODY_AGE),
+            )
+            db.execute(f"DELETE FROM message WHERE {over} AND state='done' AND time < ?", (self.workspace_id, before))  # noqa: S608
+
+        await self._put(run)
+
+    def trimmed(self) -> "Counter[str | None]":
+        """How many dead letters of each caller lost their text to newer ones since this was last asked."""
+        trimmed, self._trimmed = self._trimmed, Counter()
+        return trimmed
+
+    def _trim(self, db: sqlite3.Connection, callers: Iterable[str | None]) -> None:
+        for caller_id in callers:
+            caller = quotas.Caller(self.workspace_id, plain_or_none(caller_id))
+            if count := quotas.trim_dead(db, caller, self._journal.wall()):
+                self._trimmed[caller_id] += count
+
+    def _put_dying(self, caller_id: str | None, run: Callable[[sqlite3.Connection], bool]) -> "asyncio.Future[bool]":
+        """Run a transition that may end in a dead letter."""
+
+        def operation(db: sqlite3.Connection) -> bool:
+            has_moved = run(db)
+            if has_moved:
+                self._trim(db, [caller_id])
+            return has_moved
+
+        return self._put(operation)
+
+    def _put(self, run: Operation[T], *, durable: bool = False, large: bool = False) -> "asyncio.Future[T]":
+        return self._journal.committer.put(run, durable=durable, large=large)

@@ -1,0 +1,267 @@
+"""A message as the journal keeps it: where it stands, what was answered, and how that is written down."""
+
+import enum
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from molecule_connect.models import DataPart, FilePart, Part, Request, TextPart, Usage
+
+
+class State(enum.StrEnum):
+    """Where a message stands. ``HELD`` is an inbox's: taken by a reader until a time."""
+
+    RECEIVED = "received"
+    RUNNING = "running"
+    ANSWERED = "answered"
+    HELD = "held"
+    DONE = "done"
+    DEAD = "dead"
+
+
+@attrs.frozen
+class Conversation:
+    """What is answered in order: one caller and context of a workspace."""
+
+    caller_id: str | None
+    context_id: str | None
+
+
+def _usage(value: object) -> Usage | None:
+    """A plugin can put anything there, which must not cost the answer."""
+    return value if isinstance(value, Usage) else None
+
+
+@attrs.frozen(kw_only=True)
+class Answer:
+    """What will be, or was, sent for a message.
+
+    Attributes:
+        is_notice: It tells the caller that there is no answer; the message is dead once it is sent.
+        reason: Why the message is dead then.
+    """
+
+    parts: tuple[Part, ...]
+    is_notice: bool = False
+    reason: str = ""
+    usage: Usage | None = attrs.field(default=None, converter=_usage)
+
+    @property
+    def then(self) -> State:
+        """The state after the platform accepted it."""
+        return State.DEAD if self.is_notice else State.DONE
+
+    @property
+    def text(self) -> str:
+        """Its text parts, joined."""
+        return "".join(part.text for part in self.parts if isinstance(part, TextPart))
+
+
+@attrs.frozen(kw_only=True)
+class StoredMessage:
+    """One message of the journal that is not over.
+
+    Attributes:
+        time: When it was written, in microseconds by the platform's clock.
+        not_before: The conversation waits until then (seconds since 1970, our clock).
+        first_failed: When its first try failed (seconds since 1970, the platform's clock where known), or None.
+        answered_at: When its answer was stored, in microseconds by the platform's clock.
+        in_doubt: How many sends of the answer may have arrived: their outcome is unknown.
+        sends: How often sending the answer was tried.
+    """
+
+    workspace_id: str
+    row_id: str
+    state: State
+    attempt: int
+    interruptions: int
+    replay: int
+    time: int
+    not_before: float | None
+    first_failed: float | None
+    caller_id: str | None
+    context_id: str | None
+    task_id: str | None
+    message_id: str
+    idempotency_key: str
+    method: str
+    fingerprint: str
+    delegation_id: str | None
+    parts: tuple[Part, ...]
+    raw: str = attrs.field(repr=False)
+    answer: Answer | None
+    answered_at: int | None
+    in_doubt: int
+    sends: int
+
+    @property
+    def conversation(self) -> Conversation:
+        """The conversation that it is answered in."""
+        return Conversation(self.caller_id, self.context_id)
+
+    @property
+    def text(self) -> str:
+        """Its text parts, joined."""
+        return "".join(part.text for part in self.parts if isinstance(part, TextPart))
+
+    def with_answer(self, answer: Answer, *, at: int) -> "StoredMessage":
+        """The same message once a run's *answer* was stored at *at*."""
+        return attrs.evolve(
+            self,
+            state=State.ANSWERED,
+            attempt=self.attempt + 1,
+            not_before=None,
+            answer=answer,
+            answered_at=at,
+            in_doubt=0,
+            sends=0,
+        )
+
+    def request(self, attempt: int) -> Request:
+        """The message as a backend gets it."""
+        return Request(
+            workspace_id=self.workspace_id,
+            message_id=self.message_id,
+            idempotency_key=self.idempotency_key,
+            caller_id=self.caller_id,
+            task_id=self.task_id,
+            context_id=self.context_id,
+            parts=self.parts,
+            method=self.method,
+            raw=self.raw,
+            attempt=attempt,
+        )
+
+    def outgoing_id(self) -> str:
+        """The message id that its answer carries: the same for a resend, different for everything else."""
+        kind = "notice" if self.answer is not None and self.answer.is_notice else "answer"
+        return str(uuid.uuid5(_NAMESPACE, json.dumps([self.workspace_id, self.row_id, kind, self.replay])))
+
+
+_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "molecule-connect")
+
+
+NOTICE_BEGINS = '{"is_notice": true'
+
+
+# Deeper JSON than this is not read back in every place: Python counts the frames around it too.
+MAX_DEPTH = 200
+
+
+def is_too_deep(parts: tuple[Part, ...]) -> bool:
+    """Whether *parts* hold data that is nested too deeply to be kept as such."""
+    level = [part.data for part in parts if isinstance(part, DataPart)]
+    for _ in range(MAX_DEPTH):
+        outer, level = level, []
+        for value in outer:
+            if isinstance(value, dict):
+                level.extend(value.values())
+            elif isinstance(value, list | tuple):
+                level.extend(value)
+        if not level:
+            return False
+    return True
+
+
+def in_words(parts: tuple[Part, ...]) -> str:
+    """The text of *parts*, or the names of their files where there is none."""
+    text = "".join(part.text for part in parts if isinstance(part, TextPart))
+    names = (part.name or "a file without a name" for part in parts if isinstance(part, FilePart))
+    return text if text.strip() else ", ".join(names)
+
+
+def plain(text: str) -> str:
+    """*text* as SQLite takes it: without lone surrogates, which JSON can hold."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def plain_or_none(text: str | None) -> str | None:
+    """``plain`` for what may be missing."""
+    return None if text is None else plain(text)
+
+
+def dump_parts(parts: tuple[Part, ...], *, allow_nan: bool = True) -> str:
+    """*parts* as ASCII JSON, so that lone surrogates and NULs survive SQLite.
+
+    Raises:
+        ValueError: There is a number that is none, and *allow_nan* is False.
+    """
+    return json.dumps([_dump_part(part) for part in parts], allow_nan=allow_nan)
+
+
+def _dump_part(part: Part) -> dict[str, Any]:
+    match part:
+        case TextPart(text):
+            return {"text": text}
+        case DataPart(data):
+            return {"data": data}
+        case FilePart():
+            return {
+                "file": {
+                    "uri": part.uri,
+                    "name": part.name,
+                    "mime_type": part.mime_type,
+                    "size": part.size,
+                    "path": str(part.path) if part.path else None,
+                    **({"unavailable": part.unavailable} if part.unavailable else {}),
+                }
+            }
+
+
+def load_parts(text: str) -> tuple[Part, ...]:
+    """The parts that ``dump_parts`` wrote."""
+    return tuple(_load_part(value) for value in json.loads(text))
+
+
+def _load_part(value: dict[str, Any]) -> Part:
+    if "text" in value:
+        return TextPart(value["text"])
+    if "file" in value:
+        file = value["file"]
+        return FilePart(**{**file, "path": Path(file["path"]) if file["path"] else None})
+    return DataPart(value["data"])
+
+
+def dump_answer(answer: Answer) -> str:
+    """*answer* as JSON, by whose beginning a notice is known."""
+    return json.dumps(
+        {
+            "is_notice": answer.is_notice,
+            "parts": [_dump_part(part) for part in answer.parts],
+            "reason": answer.reason,
+            "usage": attrs.asdict(answer.usage) if answer.usage else None,
+        }
+    )
+
+
+def load_answer(text: str) -> Answer:
+    """The answer that ``dump_answer`` wrote."""
+    value = json.loads(text)
+    return Answer(
+        parts=tuple(_load_part(part) for part in value["parts"]),
+        is_notice=value["is_notice"],
+        reason=value["reason"],
+        usage=Usage(**value["usage"]) if value["usage"] else None,
+    )
+
+
+# What an entry is made of, as the journal's table names it.
+COLUMNS = (
+    "workspace_id, row_id, state, attempt, interruptions, replay, time, not_before, first_failed, caller_id,"
+    " context_id, task_id, message_id, idempotency_key, method, fingerprint, delegation_id, parts, raw, answer,"
+    " answered_at, in_doubt, sends"
+)
+_NAMES = tuple(COLUMNS.replace(" ", "").split(","))
+
+
+def load_entry(row: tuple[Any, ...]) -> StoredMessage:
+    """The entry in a row of ``COLUMNS``."""
+    values = dict(zip(_NAMES, row, strict=True))
+    values["state"] = State(values["state"])
+    values["parts"] = load_parts(values["parts"] or "[]")
+    values["raw"] = values["raw"] or "{}"
+    values["answer"] = load_answer(values["answer"]) if values["answer"] else None
+    return StoredMessage(**values)

@@ -1,0 +1,244 @@
+"""The journal's tables, and how its file is opened."""
+
+import contextlib
+import errno
+import os
+import sqlite3
+from pathlib import Path
+
+from molecule_connect import files
+from molecule_connect.config.settings import canonical_id
+from molecule_connect.errors import JournalError
+from molecule_connect.journal.errors import ReadConnection, journal_error
+
+# place orders a lane: it is the row's time, and for a replayed message a time after all others of the lane.
+# Times are microseconds by the platform's clock, not_before and the like are seconds by ours.
+# question is the message_id of what was asked, on the row that answers it.
+# told is what a reader of an inbox said to the person unasked, and notices of what was replayed: their echoes show no
+# answer, and nobody else's work.
+# accepted is when the platform took the answer, 0 before that; echo pairs an answer with the row that shows it.
+TABLES = """
+CREATE TABLE workspace (
+    workspace_id TEXT PRIMARY KEY, anchor TEXT, anchor_time INTEGER, floor INTEGER, last_read INTEGER,
+    ignores_since INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE message (
+    arrival INTEGER PRIMARY KEY AUTOINCREMENT,
+    workspace_id TEXT NOT NULL, row_id TEXT NOT NULL, kind TEXT NOT NULL, state TEXT NOT NULL,
+    time INTEGER NOT NULL, seq INTEGER NOT NULL, place INTEGER NOT NULL,
+    caller_id TEXT, context_id TEXT, task_id TEXT, message_id TEXT NOT NULL, sender_key TEXT,
+    idempotency_key TEXT NOT NULL, method TEXT NOT NULL, fingerprint TEXT NOT NULL, delegation_id TEXT,
+    parts TEXT, raw TEXT, size INTEGER NOT NULL,
+    attempt INTEGER NOT NULL DEFAULT 0, interruptions INTEGER NOT NULL DEFAULT 0, replay INTEGER NOT NULL DEFAULT 0,
+    not_before REAL, first_failed REAL, error TEXT, reason TEXT, progress TEXT, repeat_of TEXT,
+    answer TEXT, answered_at INTEGER, send_print TEXT, sends INTEGER NOT NULL DEFAULT 0,
+    in_doubt INTEGER NOT NULL DEFAULT 0, accepted INTEGER NOT NULL DEFAULT 0, echo TEXT,
+    holder TEXT, held_until REAL, question TEXT, changed REAL NOT NULL,
+    UNIQUE (workspace_id, row_id)
+);
+CREATE TABLE spend (
+    workspace_id TEXT NOT NULL, day TEXT NOT NULL, cost_usd REAL NOT NULL, PRIMARY KEY (workspace_id, day)
+);
+CREATE TABLE asked (
+    workspace_id TEXT NOT NULL, message_id TEXT NOT NULL, delegation_id TEXT, peer_id TEXT NOT NULL,
+    text TEXT NOT NULL, time REAL NOT NULL, is_open INTEGER NOT NULL DEFAULT 1, PRIMARY KEY (workspace_id, message_id)
+);
+CREATE TABLE told (workspace_id TEXT NOT NULL, send_print TEXT NOT NULL, time REAL NOT NULL, echo TEXT);
+CREATE TABLE file (
+    workspace_id TEXT NOT NULL, file_id TEXT NOT NULL, uri TEXT NOT NULL, row_id TEXT, name TEXT NOT NULL,
+    mime_type TEXT NOT NULL, size INTEGER, time INTEGER NOT NULL, arrived REAL NOT NULL, state TEXT NOT NULL,
+    path TEXT, reason TEXT, attempts INTEGER NOT NULL DEFAULT 0, not_before REAL, acked INTEGER NOT NULL DEFAULT 0,
+    changed REAL NOT NULL, PRIMARY KEY (workspace_id, file_id)
+);
+CREATE TABLE file_use (
+    workspace_id TEXT NOT NULL, file_id TEXT NOT NULL, row_id TEXT NOT NULL,
+    PRIMARY KEY (workspace_id, file_id, row_id)
+) WITHOUT ROWID;
+CREATE TABLE upload_note (
+    note INTEGER PRIMARY KEY AUTOINCREMENT, workspace_id TEXT NOT NULL, name TEXT NOT NULL, size INTEGER NOT NULL,
+    time INTEGER NOT NULL
+);
+CREATE INDEX file_due ON file (workspace_id, time) WHERE state='waiting' OR (state='here' AND acked=0);
+CREATE INDEX file_state ON file (workspace_id, state, arrived);
+CREATE INDEX message_lane ON message (workspace_id, caller_id, context_id, place, seq, arrival)
+    WHERE state IN ('received', 'running', 'answered');
+CREATE INDEX message_answered ON message (workspace_id, caller_id, context_id, place, seq, arrival)
+    WHERE (state='answered' OR (state='received' AND answer IS NOT NULL));
+CREATE INDEX message_held ON message (workspace_id, holder, held_until) WHERE state='held';
+CREATE INDEX message_order ON message (workspace_id, time, seq, arrival);
+CREATE INDEX message_unfinished ON message (workspace_id, time, seq, arrival) WHERE state NOT IN ('done', 'dead');
+CREATE INDEX message_sender ON message (workspace_id, sender_key, fingerprint) WHERE sender_key IS NOT NULL;
+CREATE INDEX message_echo ON message (workspace_id, fingerprint, time) WHERE kind = 'echo';
+CREATE INDEX message_sent ON message (workspace_id, send_print, answered_at) WHERE send_print IS NOT NULL;
+"""
+
+# Each entry brings a journal to the next version. Entries only add: another process of an older release may have the
+# file open, and goes on with the tables that it knows.
+MIGRATIONS = (
+    # 2: what of a day's cost is whose; the rest of spend is people's.
+    """
+CREATE TABLE peer_spend (
+    workspace_id TEXT NOT NULL, day TEXT NOT NULL, caller_id TEXT NOT NULL, cost_usd REAL NOT NULL,
+    PRIMARY KEY (workspace_id, day, caller_id)
+);
+""",
+    # 3: whose a file is (caller_id, NULL: people's), and whether a row names it. older_files fills them in.
+    """
+ALTER TABLE file ADD COLUMN caller_id TEXT;
+ALTER TABLE file ADD COLUMN named INTEGER NOT NULL DEFAULT 0;
+DROP INDEX file_due;
+DROP INDEX file_state;
+CREATE INDEX file_waiting ON file (workspace_id, caller_id, row_id IS NULL, named DESC, time) WHERE state='waiting';
+CREATE INDEX file_unacked ON file (workspace_id, time) WHERE state='here' AND acked=0;
+CREATE INDEX file_later ON file (workspace_id, not_before) WHERE not_before IS NOT NULL;
+CREATE INDEX file_here ON file (workspace_id, caller_id, arrived, size) WHERE state='here';
+CREATE INDEX file_unnamed ON file (workspace_id, arrived) WHERE named=0 AND state <> 'ours';
+CREATE INDEX file_use_row ON file_use (workspace_id, row_id);
+""",
+    # 4: the size of the texts of each row, by which what one caller fills is limited.
+    """
+ALTER TABLE message ADD COLUMN kept INTEGER NOT NULL DEFAULT 0;
+UPDATE message SET kept=coalesce(length(parts), 0) + coalesce(length(raw), 0) + coalesce(length(answer), 0);
+CREATE INDEX message_dead ON message (workspace_id, caller_id, arrival, kept) WHERE state='dead';
+CREATE INDEX message_finished ON message (workspace_id, caller_id, arrival, kept) WHERE state='done' AND kept>0;
+CREATE INDEX message_waiting ON message (workspace_id, caller_id, kept) WHERE state NOT IN ('done', 'dead');
+""",
+    # 5: the oldest message of each caller is found without a look at the others.
+    """
+DROP INDEX message_waiting;
+CREATE INDEX message_waiting ON message (workspace_id, caller_id, time, seq, arrival, kept)
+    WHERE state NOT IN ('done', 'dead');
+""",
+)
+VERSION = 1 + len(MIGRATIONS)
+
+
+def open_file(path: Path, *, factory: type[sqlite3.Connection] = sqlite3.Connection) -> sqlite3.Connection:
+    """The journal at *path*, created (0600) if it is missing, for the thread that writes.
+
+    Raises:
+        JournalError: It cannot be opened, is no journal, or was written by a newer release.
+    """
+    try:
+        before = _create(path)
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0, factory=factory)
+        try:
+            # SQLite opens by name, and has no way to be kept from following a link.
+            _check_same(path, before)
+            connection.execute("PRAGMA journal_mode=WAL")
+            _ensure_tables(connection, path)
+            # The committer waits for a lock itself, and not on the loop.
+            connection.execute("PRAGMA busy_timeout=0")
+        except BaseException:
+            connection.close()
+            raise
+    except files.ForeignError as exc:
+        raise _foreign(path, exc) from exc
+    except (OSError, sqlite3.Error) as exc:
+        raise journal_error(exc, path, "opened") from exc
+    return connection
+
+
+def _create(path: Path) -> os.stat_result:
+    """The file *path*, ours, and neither it nor its companions a link; created (0600) if it is missing."""
+    for companion in ("-wal", "-shm", "-journal"):
+        files.check_file(path.with_name(path.name + companion))
+    # A file that exists is not opened: to close it would give up the locks of this process on it.
+    with contextlib.suppress(FileExistsError):
+        os.close(files.open_file(path, os.O_CREAT | os.O_EXCL | os.O_RDWR))
+    found = files.check_file(path)
+    if found is None:
+        raise FileNotFoundError(errno.ENOENT, "it was removed while it was opened", str(path))
+    return found
+
+
+def _check_same(path: Path, before: os.stat_result) -> None:
+    found = files.check_file(path)
+    if found is None or (found.st_dev, found.st_ino) != (before.st_dev, before.st_ino):
+        raise files.ForeignError(path, "it was replaced while it was opened")
+
+
+def open_reader(path: Path) -> sqlite3.Connection:
+    """A second connection that sees what is committed and writes nothing.
+
+    Raises:
+        JournalError: It cannot be opened.
+    """
+    try:
+        connection = sqlite3.connect(path, isolation_level=None, timeout=5.0, factory=ReadConnection)
+        try:
+            connection.execute("PRAGMA query_only=1")
+        except BaseException:
+            connection.close()
+            raise
+    except sqlite3.Error as exc:
+        raise journal_error(exc, path, "opened") from exc
+    return connection
+
+
+def adopt(db: sqlite3.Connection, workspace_id: str) -> None:
+    """Give the rows of an earlier release, which kept an id as it was spelled, the canonical spelling.
+
+    Where both spellings were served, each message keeps the state that is nearer to its end, so that none is answered
+    again. The later position wins: behind it everything was read by then.
+    """
+    spelled = db.execute(
+        "SELECT workspace_id FROM workspace WHERE workspace_id<>? AND lower(workspace_id)=?",
+        (workspace_id, workspace_id),
+    ).fetchall()
+    for (other,) in spelled:
+        if canonical_id(other) == workspace_id:
+            _adopt_one(db, {"ours": workspace_id, "other": other})
+
+
+def _adopt_one(db: sqlite3.Connection, names: dict[str, str]) -> None:
+    rank = "CASE {0}.state WHEN 'done' THEN 3 WHEN 'answered' THEN 2 WHEN 'dead' THEN 1 ELSE 0 END"
+    db.execute(
+        "DELETE FROM message WHERE workspace_id=:ours AND EXISTS (SELECT 1 FROM message AS twin"  # noqa: S608
+        " WHERE twin.workspace_id=:other AND twin.row_id=message.row_id"
+        f" AND {rank.format('twin')} > {rank.format('message')})",
+        names,
+    )
+    db.execute(
+        "DELETE FROM workspace WHERE workspace_id=:ours AND coalesce(last_read, 0) <"
+        " (SELECT coalesce(last_read, 0) FROM workspace WHERE workspace_id=:other)",
+        names,
+    )
+    db.execute(
+        "INSERT INTO spend SELECT :ours, day, cost_usd FROM spend WHERE workspace_id=:other"
+        " ON CONFLICT DO UPDATE SET cost_usd=cost_usd+excluded.cost_usd",
+        names,
+    )
+    db.execute("DELETE FROM spend WHERE workspace_id=:other", names)
+    for table in ("workspace", "message", "peer_spend", "asked", "told", "file", "file_use", "upload_note"):
+        db.execute(f"UPDATE OR IGNORE {table} SET workspace_id=:ours WHERE workspace_id=:other", names)  # noqa: S608
+        db.execute(f"DELETE FROM {table} WHERE workspace_id=:other", names)  # noqa: S608
+    # What we wrote ourselves bears our id in lower case, and was taken for a peer's.
+    db.execute(
+        "UPDATE message SET state='done' WHERE workspace_id=:ours AND caller_id=:ours AND kind='message'"
+        " AND state NOT IN ('done', 'dead')",
+        names,
+    )
+
+
+def _foreign(path: Path, exc: files.ForeignError) -> JournalError:
+    return JournalError(
+        f"the journal {path} cannot be used: {exc.strerror} ({exc.filename})",
+        hint="find out who put it there; if it is yours after all, give it to this user with chown, else remove it",
+    )
+
+
+def _ensure_tables(connection: sqlite3.Connection, path: Path) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version < VERSION:
+        for script in (TABLES, *MIGRATIONS)[version:]:
+            for statement in script.split(";\n"):
+                connection.execute(statement)
+        connection.execute(f"PRAGMA user_version={VERSION}")
+    connection.execute("COMMIT")
+    if version > VERSION:
+        raise JournalError(
+            f"the journal {path} was written by a newer molecule-connect (schema {version}, this one knows {VERSION})",
+            hint="update molecule-connect, or name another state folder",
+        )

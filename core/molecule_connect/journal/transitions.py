@@ -1,0 +1,345 @@
+"""Every change of a message's state, as SQL. Each is a compare-and-set: False means that somebody else was faster."""
+
+import sqlite3
+
+from molecule_connect.journal import sent
+from molecule_connect.journal.models import (
+    Answer,
+    State,
+    StoredMessage,
+    dump_answer,
+    load_answer,
+    plain,
+)
+
+# A sender that retries repeats its message; some use one constant id for ever, so only for so long.
+REPEAT_WINDOW = 3600 * 1_000_000
+# An echo may be older than the answer that it shows, by as much as a row may be late.
+LATENESS = 45 * 1_000_000
+# Seconds until the echo of an answer to a person is looked for.
+ECHO_DELAY = 5.0
+# Seconds by which a clock may be corrected without having been wrong.
+SET_BACK = 5.0
+# The longest waits, in seconds: a backend may ask for one until the next month's budget, sending waits for a peer's.
+LONGEST_WAITS = {State.RECEIVED: 31 * 24 * 3600.0, State.ANSWERED: 600.0}
+# How the reason ends for which a message waits for the next day.
+DAY_SPENT = "US dollars a day are spent"
+_NEVER = 1 << 62
+# An answer in the place of the one before, if there was one.
+_NEW_ANSWER = "answer=?, kept=kept - coalesce(length(answer), 0) + ?"
+
+
+def _new_answer(answer: Answer) -> tuple[str, int]:
+    text = dump_answer(answer)
+    return text, len(text)
+
+
+def start(db: sqlite3.Connection, entry: StoredMessage, wall: float) -> bool:
+    """received -> running: one more attempt, counted before the backend sees the message."""
+    return _move(db, entry, State.RECEIVED, "state='running', attempt=attempt+1, not_before=NULL", (), wall)
+
+
+def put_back(
+    db: sqlite3.Connection,
+    entry: StoredMessage,
+    wall: float,
+    *,
+    counts: bool,
+    failed_at: float | None,
+    not_before: float | None,
+    error: str,
+) -> bool:
+    """running -> received: the try failed (at *failed_at*), was parked, or was stopped. *counts*: it was an attempt."""
+    return _move(
+        db,
+        entry,
+        State.RUNNING,
+        "state='received', attempt=?, not_before=?, error=?, progress=NULL, first_failed=coalesce(first_failed, ?)",
+        (entry.attempt + (1 if counts else 0), not_before, plain(error), failed_at),
+        wall,
+        attempt=entry.attempt + 1,
+    )
+
+
+def answered(
+    db: sqlite3.Connection,
+    entry: StoredMessage,
+    answer: Answer,
+    wall: float,
+    *,
+    at: int,
+    send_print: str | None,
+    ran: bool,
+) -> bool:
+    """running (or, with a stored answer, received) -> answered."""
+    return _move(
+        db,
+        entry,
+        State.RUNNING if ran else State.RECEIVED,
+        f"state='answered', {_NEW_ANSWER}, answered_at=?, send_print=?, not_before=NULL, sends=0, in_doubt=0,"
+        " accepted=0, echo=NULL, progress=NULL",
+        (*_new_answer(answer), at, send_print),
+        wall,
+        attempt=entry.attempt + (1 if ran else 0),
+    )
+
+
+def silenced(db: sqlite3.Connection, entry: StoredMessage, wall: float) -> bool:
+    """running -> done: the backend chose to send nothing."""
+    return _move(db, entry, State.RUNNING, "state='done', progress=NULL", (), wall, attempt=entry.attempt + 1)
+
+
+def stamped(db: sqlite3.Connection, entry: StoredMessage, wall: float, *, at: int, send_print: str | None) -> bool:
+    """answered -> answered: a reader's answer, before it is sent for the first time."""
+    return _move(db, entry, State.ANSWERED, "answered_at=?, send_print=?", (at, send_print), wall)
+
+
+def shortened(
+    db: sqlite3.Connection, entry: StoredMessage, answer: Answer, wall: float, *, send_print: str | None
+) -> bool:
+    """answered -> answered: the platform found the answer too long, and gets less of it."""
+    values = (*_new_answer(answer), send_print)
+    return _move(db, entry, State.ANSWERED, f"{_NEW_ANSWER}, send_print=?", values, wall)
+
+
+def send_failed(
+    db: sqlite3.Connection, entry: StoredMessage, wall: float, *, not_before: float | None, in_doubt: int
+) -> bool:
+    """answered -> answered: a send failed; *in_doubt*: how many sends may have arrived all the same."""
+    return _move(
+        db,
+        entry,
+        State.ANSWERED,
+        "sends=sends+1, not_before=?, in_doubt=?",
+        (not_before, in_doubt),
+        wall,
+    )
+
+
+def delivered(db: sqlite3.Connection, entry: StoredMessage, wall: float, *, at: int) -> bool:
+    """answered -> done, or dead after a notice; the platform took it at *at*."""
+    answer = entry.answer
+    if answer is None:
+        return False
+    return _move(
+        db,
+        entry,
+        State.ANSWERED,
+        "state=?, reason=?, accepted=?, in_doubt=0, not_before=NULL",
+        (answer.then.value, plain(answer.reason) or None, at),
+        wall,
+    )
+
+
+def mark_dead(db: sqlite3.Connection, entry: StoredMessage, frm: State, reason: str, wall: float) -> bool:
+    """Any open state -> dead: given up, kept with its reason."""
+    attempt = entry.attempt + (1 if frm is State.RUNNING else 0)
+    set_ = "state='dead', reason=?, not_before=NULL, progress=NULL"
+    return _move(db, entry, frm, set_, (plain(reason),), wall, attempt=attempt)
+
+
+def set_aside(db: sqlite3.Connection, workspace_id: str, row_id: str, reason: str, error: str, wall: float) -> bool:
+    """Any open state -> dead: handling the message failed unexpectedly. *error*: the traceback."""
+    cursor = db.execute(
+        "UPDATE message SET state='dead', reason=?, error=?, not_before=NULL, progress=NULL, changed=?"
+        " WHERE workspace_id=? AND row_id=? AND state IN ('received', 'running', 'answered')",
+        (plain(reason), plain(error), wall, workspace_id, row_id),
+    )
+    return cursor.rowcount == 1
+
+
+def defer(db: sqlite3.Connection, entry: StoredMessage, wall: float, *, not_before: float, error: str) -> bool:
+    """received -> received: its conversation waits."""
+    return _move(db, entry, State.RECEIVED, "not_before=?, error=?", (not_before, plain(error)), wall)
+
+
+def replay(db: sqlite3.Connection, workspace_id: str, row_id: str, wall: float) -> bool:
+    """dead -> received, at the tail of its conversation. An answer that could not be sent is kept; a notice is not.
+
+    False for a message whose text was deleted, too.
+    """
+    row = db.execute(
+        "SELECT caller_id, context_id, answer FROM message WHERE workspace_id=? AND row_id=? AND state='dead'"
+        " AND kind='message' AND parts IS NOT NULL",
+        (workspace_id, row_id),
+    ).fetchone()
+    if row is None:
+        return False
+    last = db.execute(
+        "SELECT max(place) FROM message WHERE workspace_id=? AND caller_id IS ? AND context_id IS ?"
+        " AND state IN ('received', 'running', 'answered')",
+        (workspace_id, row[0], row[1]),
+    ).fetchone()[0]
+    notice = row[2] is not None and load_answer(row[2]).is_notice
+    if notice:
+        sent.outlive(db, workspace_id, row_id, wall, lateness=LATENESS)
+    db.execute(
+        "UPDATE message SET state='received', place=max(place, ?), attempt=0, interruptions=0, replay=replay+1,"
+        " not_before=NULL, first_failed=NULL, reason=NULL, answer=?, kept=kept-?, changed=?"
+        " WHERE workspace_id=? AND row_id=?",
+        (
+            *((last or 0) + 1, None if notice else row[2], len(row[2]) if notice else 0),
+            *(wall, workspace_id, row_id),
+        ),
+    )
+    return True
+
+
+def hasten(db: sqlite3.Connection, workspace_id: str, row_id: str, wall: float) -> bool:
+    """What waits for its next try is due now. An answer keeps its time: it may be out, and shows itself meanwhile."""
+    cursor = db.execute(
+        "UPDATE message SET not_before=NULL, changed=? WHERE workspace_id=? AND row_id=? AND state='received'"
+        " AND kind='message' AND not_before>?",
+        (wall, workspace_id, row_id, wall),
+    )
+    return cursor.rowcount == 1
+
+
+def hasten_answers(db: sqlite3.Connection, workspace_id: str, wall: float) -> None:
+    """The answers that wait for their next send are due now; what a person may have is due once its echo shows."""
+    waiting = "workspace_id=? AND state='answered' AND not_before>?"
+    db.execute(f"UPDATE message SET {_DUE_NOW} WHERE {waiting}", (ECHO_DELAY, wall, workspace_id, wall))  # noqa: S608
+
+
+def hasten_one_answer(db: sqlite3.Connection, workspace_id: str, wall: float, *, most_in_doubt: int) -> None:
+    """As ``hasten_answers`` for one of them: the one that was sent least often with unknown outcome, and longest ago.
+
+    Answers that were sent more than *most_in_doubt* times with unknown outcome keep their time.
+    """
+    db.execute(
+        f"UPDATE message SET {_DUE_NOW} WHERE arrival=(SELECT arrival FROM message WHERE workspace_id=?"  # noqa: S608
+        " AND state='answered' AND not_before>? AND in_doubt<=? ORDER BY in_doubt, changed, arrival LIMIT 1)",
+        (ECHO_DELAY, wall, workspace_id, wall, most_in_doubt),
+    )
+
+
+# Takes ECHO_DELAY and the time.
+_DUE_NOW = "not_before=CASE WHEN caller_id IS NULL AND in_doubt>0 THEN min(not_before, max(changed+?, ?)) ELSE NULL END"
+
+
+def recover(db: sqlite3.Connection, workspace_id: str, wall: float, *, inbox: bool = False) -> int:
+    """At the start of a process: what our own death cut short was no attempt, and any stored answer may be out.
+
+    What an earlier process did in the other mode is put right: no message of a backend runs in an *inbox*, and
+    nobody holds one outside of it, where answers and results are not waited for.
+
+    Returns how many runs were cut short.
+    """
+    bound_waits(db, workspace_id, wall)
+    cursor = db.execute(
+        "UPDATE message SET state='received', attempt=attempt-1, interruptions=interruptions+?, changed=?"
+        " WHERE workspace_id=? AND state='running'",
+        (0 if inbox else 1, wall, workspace_id),
+    )
+    # A notify that may be out shows itself by its echo, which takes a moment.
+    db.execute(
+        "UPDATE message SET in_doubt=max(in_doubt, 1), not_before=CASE WHEN caller_id IS NULL"
+        " THEN max(coalesce(not_before, 0), ?) ELSE not_before END"
+        " WHERE workspace_id=? AND state='answered' AND answered_at IS NOT NULL",
+        (wall + ECHO_DELAY, workspace_id),
+    )
+    if not inbox:
+        take_back(db, workspace_id, wall)
+    return cursor.rowcount
+
+
+def bound_waits(db: sqlite3.Connection, workspace_id: str, wall: float) -> None:
+    """After our clock was set back, let nothing wait longer than it was meant to.
+
+    A time to wait for was written together with ``changed``, by the same clock. Where that lies ahead, the clock was
+    wrong then, and what is certain is how long the wait was meant to be.
+    """
+    for table in ("message", "file"):
+        db.execute(
+            f"UPDATE {table} SET not_before=max(not_before - changed, 0) + ?, changed=?"  # noqa: S608
+            " WHERE workspace_id=? AND not_before > ? AND changed > ?",
+            (wall, wall, workspace_id, wall, wall + SET_BACK),
+        )
+    for state, longest in LONGEST_WAITS.items():
+        db.execute(
+            "UPDATE message SET not_before=? WHERE workspace_id=? AND state=? AND not_before>?",
+            (wall + longest, workspace_id, state.value, wall + longest),
+        )
+    # The day or the limit may be another one; where the budget is used up, they are put off again.
+    db.execute(
+        "UPDATE message SET not_before=NULL WHERE workspace_id=? AND state='received' AND error LIKE ?",
+        (workspace_id, f"%{DAY_SPENT}"),
+    )
+
+
+def take_back(db: sqlite3.Connection, workspace_id: str, wall: float) -> None:
+    """held -> received: a backend answers, nobody else. Answers and results are not waited for."""
+    db.execute(
+        "UPDATE message SET state=CASE WHEN kind='message' THEN 'received' ELSE 'done' END, holder=NULL,"
+        " held_until=NULL, changed=? WHERE workspace_id=? AND state NOT IN ('done', 'dead')"
+        " AND (state='held' OR (state='received' AND kind IN ('answer', 'result')))",
+        (wall, workspace_id),
+    )
+
+
+def put_all_back(db: sqlite3.Connection, workspace_id: str, wall: float) -> int:
+    """running -> received, for all: a stop that was asked for is neither an attempt nor an interruption."""
+    return db.execute(
+        "UPDATE message SET state='received', attempt=attempt-1, progress=NULL, changed=?"
+        " WHERE workspace_id=? AND state='running'",
+        (wall, workspace_id),
+    ).rowcount
+
+
+def settle(db: sqlite3.Connection, entry: StoredMessage) -> bool:
+    """Whether the feed's echoes show that *entry*'s answer, sent to a person with unknown outcome, arrived.
+
+    Each accepted answer with the same text and files uses up one echo; one that is left
+    over settles the oldest answer in doubt. Both are written down.
+    """
+    send_print, answered_at, shown_by = db.execute(
+        "SELECT send_print, answered_at, echo FROM message WHERE workspace_id=? AND row_id=?",
+        (entry.workspace_id, entry.row_id),
+    ).fetchone()
+    if send_print is None or shown_by is not None:
+        return shown_by is not None
+    oldest = answered_at - REPEAT_WINDOW
+    echoes = db.execute(
+        "SELECT row_id, time FROM message WHERE workspace_id=? AND kind='echo' AND fingerprint=? AND echo IS NULL"
+        " AND time >= ? ORDER BY time, arrival",
+        (entry.workspace_id, send_print, oldest),
+    ).fetchall()
+    sends = db.execute(
+        "SELECT row_id, answered_at, accepted FROM message WHERE workspace_id=? AND send_print=? AND echo IS NULL"
+        " AND (accepted >= ? OR (state='answered' AND in_doubt>0))"
+        " ORDER BY accepted=0, answered_at, arrival",
+        (entry.workspace_id, send_print, oldest),
+    ).fetchall()
+    settled = False
+    for row_id, since, accepted in sends:
+        until = accepted + LATENESS if accepted else _NEVER
+        match = next((echo for echo in echoes if since - LATENESS <= echo[1] <= until), None)
+        if match is None:
+            continue
+        echoes.remove(match)
+        pairs = ((row_id, entry.workspace_id, match[0]), (match[0], entry.workspace_id, row_id))
+        db.executemany("UPDATE message SET echo=? WHERE workspace_id=? AND row_id=?", pairs)
+        settled = settled or row_id == entry.row_id
+    return settled
+
+
+def _move(
+    db: sqlite3.Connection,
+    entry: StoredMessage,
+    frm: State,
+    assignments: str,
+    values: tuple[object, ...],
+    wall: float,
+    *,
+    attempt: int | None = None,
+) -> bool:
+    # The assignments are literals of this module; every value is bound.
+    cursor = db.execute(
+        f"UPDATE message SET {assignments}, changed=? WHERE workspace_id=? AND row_id=? AND state=? AND attempt=?"  # noqa: S608
+        " AND replay=?",
+        (
+            *(*values, wall, entry.workspace_id, entry.row_id, frm.value),
+            *(entry.attempt if attempt is None else attempt, entry.replay),
+        ),
+    )
+    return cursor.rowcount == 1

@@ -1,0 +1,327 @@
+"""The plugins of one connection: made, checked, folded into one handler, closed. Nothing here is shared."""
+
+import asyncio
+import inspect
+import tempfile
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from molecule_connect.errors import ConfigError, MoleculeError, OptionError, PluginError
+from molecule_connect.models import Handler, Progress, Request
+from molecule_connect.plugins.discovery import find
+from molecule_connect.plugins.entry_points import BACKENDS, MIDDLEWARE
+from molecule_connect.plugins.hooks import run_check, run_close, run_describe
+from molecule_connect.plugins.implementations import Impl, close_impl, new_manager, register
+from molecule_connect.plugins.inbox import InboxBackend
+from molecule_connect.plugins.loader import Creation, Warn, log_warning, split_options
+from molecule_connect.plugins.middleware import layer
+from molecule_connect.plugins.raw_options import GivenOptions, Value
+from molecule_connect.plugins.threads import WorkerThreads
+from molecule_connect.plugins.wording import first_line, kind
+
+
+class PluginHost:
+    """One backend and its middleware. Made by ``create_host``.
+
+    Attributes:
+        handler: Answers a request; a cancelled handler of a plain function ends when its thread does, so whoever
+            waits decides when to give up. Raises BackendError, or whatever else the backend raises. None: the
+            backend is an ``InboxBackend``, and messages wait for readers.
+        backend_name: The name that the operator chose, or the class of a plugin object.
+    """
+
+    handler: Handler | None
+    backend_name: str
+
+    def __init__(self) -> None:
+        self._manager = new_manager()
+        self._plugins: list[tuple[str, object]] = []
+        self._checks: list[Impl] = []
+        self._descriptions: list[Impl] = []
+        self._answers = WorkerThreads("the backend")
+        self._chores = WorkerThreads("the plugin")
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._scratch_lock = threading.Lock()
+        self._scratch_ended = False
+        self._closing: asyncio.Task[list[Exception]] | None = None
+
+    @property
+    def backend(self) -> object:
+        """The plugin that answers."""
+        return self._plugins[0][1]
+
+    @property
+    def advice(self) -> str:
+        """What the operator has to do beside serving; empty for a backend that answers by itself."""
+        return self.backend.advice if isinstance(self.backend, InboxBackend) else ""
+
+    @property
+    def stuck_calls(self) -> int:
+        """Plain calls that were cancelled and whose threads have not returned."""
+        return self._answers.stuck
+
+    async def check(self) -> list[str]:
+        """What the plugins say stands in the way of serving; raising and silence are problems too."""
+        return [f"{impl.label}: {problem}" for impl in self._checks for problem in await run_check(impl, self._chores)]
+
+    async def describe(self) -> list[str]:
+        """What the plugins may do on this machine, in their own words."""
+        return [line for impl in self._descriptions for line in await run_describe(impl, self._chores)]
+
+    async def close(self) -> list[Exception]:
+        """Close the plugins, the last made first, each once and within its time. What failed, as CloseErrors.
+
+        Call it after the last message; a plain call that still runs is left to itself. Further calls return the same.
+        """
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._close_all())
+        return await asyncio.shield(self._closing)
+
+    async def __aenter__(self) -> "PluginHost":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        failed = await self.close()
+        if failed and exc is None:
+            raise failed[0]
+
+    def state_folder(self) -> Path:
+        """A folder that lasts as long as the host does, for a host that was given none. Any thread may ask.
+
+        Raises:
+            ConfigError: The host is closed: what a plugin left running asks for the folder.
+        """
+        with self._scratch_lock:
+            if self._scratch_ended:
+                raise ConfigError("the plugins are closed, and their folder is gone", hint="end with close()")
+            if self._scratch is None:
+                self._scratch = tempfile.TemporaryDirectory(prefix="molecule-", ignore_cleanup_errors=True)
+            return Path(self._scratch.name)
+
+    def own(self, plugin: object, label: str) -> None:
+        """From now on *plugin* is closed with the host."""
+        taken = [known for known, _ in self._plugins]
+        self._plugins.append((f"{label} ({len(taken) + 1})" if label in taken else label, plugin))
+
+    def assemble(self) -> None:
+        """Make the handler of all that is owned: the backend, made first, then middleware, the innermost first.
+
+        Raises:
+            PluginError: A plugin is not what it has to be.
+        """
+        (label, backend), *middleware = self._plugins
+        hooks = self._register(backend, label)
+        if isinstance(backend, InboxBackend):
+            self._leave_to_readers(label, hooks, middleware)
+            return
+        if "handle_a2a" not in hooks:
+            raise PluginError(f"{label} does not implement handle_a2a", hint="is @hookimpl above the method?")
+        self.handler = self._wrapped(self._innermost(hooks["handle_a2a"]), hooks)
+        for label, plugin in middleware:
+            hooks = self._register(plugin, label)
+            if "handle_a2a" in hooks:
+                raise PluginError(f"{label} is a second backend", hint="a connection has one: --backend names it")
+            if "wrap_handler" not in hooks:
+                raise PluginError(f"{label} does not implement wrap_handler", hint="is @hookimpl above the method?")
+            self.handler = self._wrapped(self.handler, hooks)
+
+    def answering(self) -> Handler:
+        """The handler.
+
+        Raises:
+            PluginError: The backend leaves messages to the readers of an inbox.
+        """
+        if self.handler is None:
+            raise PluginError(
+                f"{self._plugins[0][0]} answers nothing itself: messages wait for the readers of its inbox",
+                hint="serve it with 'molecule connect', and read it with 'molecule mcp' or open_inbox()",
+            )
+        return self.handler
+
+    def _leave_to_readers(
+        self, label: str, hooks: Mapping[str, Impl], middleware: Sequence[tuple[str, object]]
+    ) -> None:
+        if "handle_a2a" in hooks or "wrap_handler" in hooks:
+            raise PluginError(f"{label} is an InboxBackend, which answers nothing", hint="leave out its handle_a2a")
+        if middleware:
+            raise PluginError(
+                f"{middleware[0][0]} has nothing to wrap: {label} answers nothing itself", hint="leave out --use"
+            )
+        self.handler = None
+
+    def _register(self, plugin: object, label: str) -> dict[str, Impl]:
+        hooks = register(self._manager, plugin, label)
+        if "check" in hooks:
+            self._checks.append(hooks["check"])
+        if "describe" in hooks:
+            self._descriptions.append(hooks["describe"])
+        return hooks
+
+    def _innermost(self, impl: Impl) -> Handler:
+        def answer(request: Request, progress: Progress) -> Any:
+            return impl.run(self._answers, request=request, progress=progress)
+
+        return layer(answer, impl.label)
+
+    def _wrapped(self, handler: Handler, hooks: Mapping[str, Impl]) -> Handler:
+        impl = hooks.get("wrap_handler")
+        if impl is None:
+            return handler
+        try:
+            outer = impl.call(handler=handler)
+        except MoleculeError:
+            raise
+        except Exception as exc:  # plugin code
+            raise PluginError(
+                f"wrap_handler of {impl.label} failed: {first_line(exc)}", hint="tell its author"
+            ) from exc
+        if inspect.iscoroutine(outer):
+            outer.close()
+        if not callable(outer):
+            raise PluginError(
+                f"wrap_handler of {impl.label} returned {kind(outer)}",
+                hint="it is a plain function that returns an async function of request and progress",
+            )
+        return layer(outer, impl.label)
+
+    async def _close_all(self) -> list[Exception]:
+        self._answers.abandon()
+        failed: list[Exception] = []
+        try:
+            for label, plugin in reversed(self._plugins):
+                impl = close_impl(self._manager, plugin, label)
+                problem = impl and await run_close(impl, self._chores)
+                if problem:
+                    failed.append(problem)
+        finally:
+            self._chores.abandon()
+            self._end_scratch()
+        return failed
+
+    def _end_scratch(self) -> None:
+        with self._scratch_lock:
+            self._scratch_ended = True
+            if self._scratch is not None:
+                self._scratch.cleanup()
+
+
+async def create_host(
+    *,
+    workspace_id: str,
+    backend: str | object,
+    options: Mapping[str, Value] | None = None,
+    middleware: Sequence[str | object] = (),
+    middleware_options: Mapping[str, Value] | None = None,
+    strict: bool = False,
+    listed: bool = False,
+    state_dir: Path | None = None,
+    state_root: Path | None = None,
+    warn: Warn = log_warning,
+    secrets: Iterable[str] = (),
+    path: Sequence[str] | None = None,
+) -> PluginHost:
+    """The host of one connection. ``middleware`` names the outermost first; its options are keyed ``name.key``.
+
+    Hints spell options as the entry of a list has them if it is ``listed``, else as flags.
+    Without ``state_dir`` a plugin's folder lasts as long as the host; ``state_root`` is then the folder that a start
+    would use, where that is known. ``secrets`` are kept from the environment of
+    child processes. ``path`` takes the place of ``sys.path`` in the search for names. When it fails, every plugin
+    that was made is closed.
+
+    Raises:
+        BackendNotFoundError: No backend has this name.
+        OptionError: An option does not fit, or is unknown and ``strict`` is set.
+        PluginError: A plugin cannot be loaded, made, or used.
+    """
+    names = [each for each in middleware if isinstance(each, str)]
+    if doubled := [name for name in names if names.count(name) > 1]:
+        raise PluginError(f"middleware {doubled[0]} is named twice", hint=f"leave out one --use {doubled[0]}")
+    short_names = [name.rpartition(":")[2] for name in names]
+    options_of = split_options(middleware_options or {}, short_names, listed=listed)
+    if options and not isinstance(backend, str):
+        raise OptionError("a backend object takes no options", hint="pass them to its class, or pass a name")
+    host = PluginHost()
+    make = partial(
+        Creation,
+        workspace_id=workspace_id,
+        state_folder=host.state_folder if state_dir is None else lambda: state_dir,
+        state_root=state_dir or state_root,
+        secrets=frozenset(secrets),
+        strict=strict,
+        listed=listed,
+        warn=warn,
+    )
+    try:
+        host.backend_name = await _add(host, BACKENDS, backend, options or {}, make, path)
+        for each in reversed(middleware):
+            given = options_of[each.rpartition(":")[2]] if isinstance(each, str) else {}
+            await _add(host, MIDDLEWARE, each, given, make, path)
+        host.assemble()
+    except BaseException as exc:
+        for failed in await host.close():
+            exc.add_note(str(failed))
+        raise
+    return host
+
+
+def create_backend(
+    name: str,
+    options: Mapping[str, Value] | None = None,
+    *,
+    workspace_id: str = "",
+    state_dir: Path | None = None,
+    warn: Warn = log_warning,
+    path: Sequence[str] | None = None,
+) -> Any:
+    """The installed backend *name*, for ``connect`` or a test. Who makes it closes it, or gives it to ``connect``.
+
+    Raises:
+        BackendNotFoundError: No backend has this name.
+        OptionError: An option is missing or does not fit; an unknown one goes to ``warn``.
+        PluginError: It cannot be loaded or made, or its factory is ``async``.
+    """
+    creation = Creation(
+        installed=find(BACKENDS, name, path=path),
+        given=GivenOptions(options, by_flags=True),
+        workspace_id=workspace_id,
+        state_folder=None if state_dir is None else lambda: state_dir,
+        state_root=state_dir,
+        warn=warn,
+    )
+    made = creation.start()
+    if inspect.isawaitable(made):
+        if inspect.iscoroutine(made):
+            made.close()
+        raise PluginError(f"{creation.installed.label} has an async factory", hint="give connect() its name instead")
+    creation.finish()
+    return made
+
+
+async def _add(
+    host: PluginHost,
+    group: str,
+    plugin: str | object,
+    given: Mapping[str, Value],
+    make: "partial[Creation]",
+    path: Sequence[str] | None,
+) -> str:
+    if not isinstance(plugin, str):
+        name = type(plugin).__name__
+        host.own(plugin, f"{'backend' if group == BACKENDS else 'middleware'} {name}")
+        return name
+    creation = make(
+        installed=find(group, plugin, path=path), given=GivenOptions(given, by_flags=not make.keywords["listed"])
+    )
+    made = creation.start()
+    if inspect.isawaitable(made):
+        with creation.authors_code():
+            made = await made
+    host.own(made, creation.installed.label)
+    creation.finish()
+    return creation.installed.name

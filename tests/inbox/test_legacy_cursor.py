@@ -1,0 +1,53 @@
+"""The position of the older inbox program: whose it is, and when it is left alone."""
+
+from pathlib import Path
+
+import pytest
+
+from molecule_connect.inbox import legacy_cursor
+from molecule_connect.journal.journal import Journal, Position
+
+LONG, ALIKE = "12345678-aaaa", "12345678-bbbb"
+
+
+@pytest.mark.parametrize(
+    ("name", "others", "is_its_own"),
+    [
+        ("", set(), True),
+        ("", {"another"}, False),
+        (f"_{LONG}", {ALIKE}, True),
+        ("_12345678", {"another"}, True),
+        ("_12345678", {ALIKE}, False),
+        (f"_{ALIKE}", set(), False),
+    ],
+)
+async def test_a_position_is_taken_over_by_the_workspace_that_it_belongs_to(
+    journal: Journal, tmp_path: Path, name: str, others: set[str], is_its_own: bool
+) -> None:
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    (folder / f"{legacy_cursor.NAME}{name}").write_text("row-7\n")
+    taken = await legacy_cursor.take_over(journal, tmp_path, LONG, [tmp_path / "none", folder], others=others)
+    assert taken == ("row-7" if is_its_own else None)
+    assert journal.of(LONG).position() == (Position(anchor="row-7") if is_its_own else Position())
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"two\nlines", b"../../etc", b"x" * 200])
+async def test_one_that_is_no_id_is_left_alone(journal: Journal, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / legacy_cursor.NAME).write_bytes(content)
+    assert await legacy_cursor.take_over(journal, tmp_path, LONG, [tmp_path], others=()) is None
+
+
+async def test_a_journal_or_a_cursor_file_knows_better(journal: Journal, tmp_path: Path) -> None:
+    (tmp_path / legacy_cursor.NAME).write_text("row-7")
+    await journal.of(LONG).move(Position(anchor="row-9"))
+    (tmp_path / f"{ALIKE}.json").write_text("{}")
+    assert await legacy_cursor.take_over(journal, tmp_path, LONG, [tmp_path], others=()) is None
+    assert await legacy_cursor.take_over(journal, tmp_path, ALIKE, [tmp_path], others=()) is None
+    assert journal.of(LONG).position() == Position(anchor="row-9")
+
+
+def test_it_is_looked_for_where_that_program_kept_it(tmp_path: Path) -> None:
+    found = legacy_cursor.folders({"CONFIGS_DIR": "/some/where"}, home=tmp_path)
+    assert found == [Path("/some/where"), Path("/configs"), tmp_path / ".molecule-workspace"]
+    assert legacy_cursor.folders({"CONFIGS_DIR": ""}, home=tmp_path) == found[1:]

@@ -1,0 +1,316 @@
+"""The journal's file: who may read it, what it survives, and what it says of many messages at once."""
+
+import asyncio
+import sqlite3
+from pathlib import Path
+
+import attrs
+import pytest
+from tests.worker.kit import EPOCH, WORKSPACE, Disk, inbound, open_journal, other_process
+
+from molecule_connect.errors import JournalError
+from molecule_connect.journal.journal import FILE_NAME, Journal, Position, WorkspaceJournal
+from molecule_connect.journal.models import Answer, Conversation, State, StoredMessage
+from molecule_connect.journal.schema import TABLES, VERSION, open_file
+from molecule_connect.models import DataPart, FilePart, Inbound, Kind, TextPart
+
+NOW = round(EPOCH * 1e6)
+SECOND = 1_000_000
+DAY = 24 * 3600
+PERSON = Conversation(None, None)
+
+
+async def stored(journal: Journal, *items: Inbound) -> WorkspaceJournal:
+    """One workspace's part of *journal*, with *items* in it."""
+    mine = journal.of(WORKSPACE)
+    await mine.receive(items, now=NOW)
+    return mine
+
+
+def head(mine: WorkspaceJournal, conversation: Conversation = PERSON) -> StoredMessage:
+    entry = mine.head(conversation)
+    assert entry is not None
+    return entry
+
+
+async def finish(mine: WorkspaceJournal, conversation: Conversation = PERSON) -> None:
+    """The head of *conversation* is run and chooses silence."""
+    entry = head(mine, conversation)
+    assert await mine.start(entry)
+    assert await mine.silenced(entry)
+
+
+async def test_the_file_and_its_companions_are_their_owners_alone(journal: Journal) -> None:
+    await stored(journal, inbound())
+    folder = journal.path.parent
+    modes = {path.name: path.stat().st_mode & 0o777 for path in folder.glob(f"{FILE_NAME}*")}
+    assert modes == {FILE_NAME: 0o600, f"{FILE_NAME}-wal": 0o600, f"{FILE_NAME}-shm": 0o600}
+
+
+async def test_what_was_stored_is_there_when_it_is_opened_again(tmp_path: Path) -> None:
+    async with open_journal(tmp_path) as journal:
+        await stored(journal, inbound("kept"))
+        await journal.of(WORKSPACE).move(Position(anchor="row-0", anchor_time=1, floor=2, last_read=3))
+    async with open_journal(tmp_path) as journal:
+        mine = journal.of(WORKSPACE)
+        assert head(mine).text == "kept"
+        assert mine.position() == Position(anchor="row-0", anchor_time=1, floor=2, last_read=3)
+
+
+async def test_a_journal_of_a_newer_release_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    with other_process(tmp_path / FILE_NAME) as db:
+        db.execute(f"PRAGMA user_version={VERSION + 1}")
+    with pytest.raises(JournalError, match=f"newer.*schema {VERSION + 1}"):
+        async with open_journal(tmp_path):
+            pass
+    with other_process(tmp_path / FILE_NAME) as db:
+        assert db.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
+
+
+async def test_a_journal_of_the_first_version_is_brought_to_this_one(tmp_path: Path) -> None:
+    with other_process(tmp_path / FILE_NAME) as db:
+        db.executescript(TABLES)
+        db.executescript("PRAGMA user_version=1; INSERT INTO spend VALUES ('ws-1', '2027-01-15', 2.5);")
+    for _ in range(2):
+        async with open_journal(tmp_path) as journal:
+            assert journal.reader.execute("PRAGMA user_version").fetchone() == (VERSION,)
+            ours = journal.of(WORKSPACE)
+            assert (ours.spend_by_caller(), ours.month_spend()) == ({None: 2.5}, 2.5)
+
+
+async def test_an_empty_file_becomes_a_journal_of_this_version(tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).touch()
+    async with open_journal(tmp_path) as journal:
+        await stored(journal, inbound())
+        assert journal.reader.execute("PRAGMA user_version").fetchone() == (VERSION,)
+
+
+async def test_a_file_that_is_no_database_is_refused_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).write_bytes(b"not a database, whatever else it may be" * 100)
+    with pytest.raises(JournalError, match=FILE_NAME):
+        async with open_journal(tmp_path):
+            pass
+
+
+async def test_a_folder_that_is_not_there_is_refused_by_its_name(tmp_path: Path) -> None:
+    with pytest.raises(JournalError, match="missing"):
+        async with open_journal(tmp_path / "missing"):
+            pass
+
+
+async def test_a_journal_that_only_half_opens_is_refused_by_its_name_and_left_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[sqlite3.Connection] = []
+
+    def open_first(path: Path) -> sqlite3.Connection:
+        opened.append(open_file(path))
+        # What opens after this finds a file that it cannot open.
+        monkeypatch.setattr(sqlite3, "connect", refuse)
+        return opened[0]
+
+    def refuse(*_: object, **__: object) -> sqlite3.Connection:
+        raise sqlite3.OperationalError("unable to open database file")
+
+    with pytest.raises(JournalError, match=f"{FILE_NAME} cannot be opened: unable"):
+        async with Journal.open(tmp_path, wall=lambda: EPOCH, opener=open_first):
+            pass
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        opened[0].execute("SELECT 1")
+
+
+async def test_writes_that_come_together_are_one_commit(tmp_path: Path) -> None:
+    disk = Disk()
+    async with open_journal(tmp_path, disk) as journal:
+        before = disk.commits
+        mine = journal.of(WORKSPACE)
+        writes = (mine.receive([inbound(row_id=f"row-{n}")], now=NOW) for n in range(20))
+        results = await asyncio.gather(*writes)
+        assert disk.commits == before + 1
+        assert [one.item.row_id for result in results for one in result] == [f"row-{n}" for n in range(20)]
+
+
+async def test_a_commit_that_fails_fails_all_that_came_with_it_and_nothing_later(tmp_path: Path) -> None:
+    disk = Disk(full=True)
+    async with open_journal(tmp_path, disk) as journal:
+        mine = journal.of(WORKSPACE)
+        lost = [mine.receive([inbound(row_id=f"row-{n}")], now=NOW) for n in range(2)]
+        outcomes = await asyncio.gather(*lost, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [JournalError, JournalError]
+        assert "full" in str(outcomes[0])
+        disk.full = False
+        await mine.receive([inbound(row_id="row-2")], now=NOW)
+        assert [mine.known(f"row-{n}") for n in range(3)] == [False, False, True]
+
+
+async def test_a_write_that_is_itself_impossible_fails_alone(journal: Journal) -> None:
+    mine = journal.of(WORKSPACE)
+    good = mine.receive([inbound(row_id="good")], now=NOW)
+    too_large = mine.move(Position(floor=1 << 70))
+    forbidden = journal.committer.put(lambda db: db.execute("INSERT INTO told (workspace_id) VALUES (NULL)"))
+    also_good = mine.receive([inbound(row_id="also-good")], now=NOW)
+    outcomes = await asyncio.gather(good, too_large, forbidden, also_good, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [list, OverflowError, sqlite3.IntegrityError, list]
+    assert [mine.known(row) for row in ("good", "also-good")] == [True, True]
+
+
+async def test_a_write_whose_caller_was_cancelled_is_committed_all_the_same(journal: Journal) -> None:
+    mine = journal.of(WORKSPACE)
+    write = asyncio.ensure_future(mine.receive([inbound()], now=NOW))
+    await asyncio.sleep(0)
+    write.cancel()
+    await mine.receive([inbound(row_id="row-2")], now=NOW)
+    assert mine.known("row-1")
+
+
+async def test_a_closed_journal_says_so_instead_of_waiting(tmp_path: Path) -> None:
+    async with open_journal(tmp_path) as journal:
+        mine = journal.of(WORKSPACE)
+    with pytest.raises(JournalError, match="closed"):
+        await mine.receive([inbound()], now=NOW)
+
+
+async def test_an_accepted_answer_is_passed_over_at_once_and_committed_later(tmp_path: Path) -> None:
+    disk = Disk()
+    async with open_journal(tmp_path, disk) as journal:
+        mine = await stored(journal, inbound("first"), inbound("second", row_id="row-2", time=NOW + 1))
+        first = head(mine)
+        assert await mine.start(first)
+        assert await mine.answered(first, Answer(parts=(TextPart("ok"),)), at=NOW, send_print=None)
+        disk.full = True
+        mine.deliver(head(mine), at=NOW)
+        assert head(mine).text == "second"
+        assert mine.waiting() == 1
+        await asyncio.sleep(12)
+        disk.full = False
+        await mine.settled()
+        assert journal.reader.execute("SELECT state FROM message ORDER BY arrival").fetchall() == [
+            ("done",),
+            ("received",),
+        ]
+
+
+@pytest.mark.parametrize(
+    "text", ["\ud800 half a pair", "a\0b", "ü" * 300_000, '"is_notice": true', "\u2028\x1b[31m"], ids=str.__len__
+)
+async def test_any_text_comes_back_as_it_was(journal: Journal, text: str) -> None:
+    parts = (TextPart(text), DataPart({"deep": [text]}), FilePart(uri="data:,x", name=text))
+    mine = await stored(journal, inbound(parts=parts, raw=text, context_id=None))
+    assert head(mine).parts == parts
+    answer = Answer(parts=parts, reason=text)
+    assert await mine.start(head(mine))
+    running = attrs.evolve(head(mine), attempt=0)
+    assert await mine.answered(running, answer, at=NOW, send_print=None)
+    assert head(mine).answer == answer
+
+
+@pytest.mark.parametrize(("depth", "state"), [(150, "received"), (400, "dead"), (950, "dead"), (50_000, "dead")])
+async def test_data_that_is_nested_too_deeply_to_be_read_back_is_kept_as_text_and_never_run(
+    journal: Journal, depth: int, state: str
+) -> None:
+    data: list[object] = []
+    for _ in range(depth - 1):
+        data = [data]
+    mine = await stored(journal, inbound(parts=(DataPart(data),), raw="its text"))
+    row = journal.reader.execute("SELECT state, raw, reason FROM message").fetchone()
+    assert row == (state, "its text", None if state == "received" else "unreadable: it is nested too deeply")
+    assert (mine.head(PERSON) is None) is (state == "dead")
+
+
+async def test_what_another_process_writes_is_noticed_and_what_we_write_is_not(journal: Journal) -> None:
+    mine = await stored(journal, inbound())
+    before = await journal.data_version()
+    await mine.move(Position(floor=1))
+    assert await journal.data_version() == before
+    with other_process(journal.path) as other:
+        other.execute("UPDATE message SET state='dead'")
+    assert await journal.data_version() != before
+    assert mine.head(PERSON) is None
+
+
+async def test_workspaces_share_the_file_and_nothing_else(journal: Journal) -> None:
+    await journal.of("ws-1").receive([inbound("one")], now=NOW)
+    await journal.of("ws-2").receive([inbound("two")], now=NOW)
+    assert [head(journal.of(name)).text for name in ("ws-1", "ws-2")] == ["one", "two"]
+    await finish(journal.of("ws-1"))
+    assert journal.of("ws-1").waiting() == 0
+    assert journal.of("ws-2").waiting() == 1
+
+
+# The cursor
+
+
+async def test_the_cursor_is_the_newest_row_before_which_all_is_over(journal: Journal) -> None:
+    rows = [inbound(row_id=f"row-{n}", time=NOW + n, caller_id=f"peer-{n}") for n in range(4)]
+    mine = await stored(journal, *rows)
+    assert mine.cursor() is None
+    await finish(mine, Conversation("peer-0", None))
+    await finish(mine, Conversation("peer-2", None))
+    assert mine.cursor() == "row-0"
+    await finish(mine, Conversation("peer-1", None))
+    assert mine.cursor() == "row-2"
+    assert await mine.mark_dead(head(mine, Conversation("peer-3", None)), State.RECEIVED, "given up")
+    assert mine.cursor() == "row-3"
+
+
+async def test_the_cursor_is_not_a_row_whose_twin_is_open_because_since_id_skips_twins(journal: Journal) -> None:
+    rows = [inbound(row_id="old", time=NOW - 1), inbound(row_id="a", caller_id="peer-a"), inbound(row_id="b")]
+    mine = await stored(journal, *rows)
+    await finish(mine)
+    await finish(mine, Conversation("peer-a", None))
+    assert mine.cursor() == "old"
+    await finish(mine)
+    assert mine.cursor() in ("a", "b")
+
+
+async def test_twins_that_the_platform_numbers_are_passed_one_by_one(journal: Journal) -> None:
+    mine = await stored(journal, inbound(row_id="a", seq=1), inbound(row_id="b", seq=2, caller_id="peer"))
+    await finish(mine)
+    assert mine.cursor() == "a"
+
+
+async def test_a_held_message_holds_the_cursor_back(journal: Journal) -> None:
+    mine = await stored(journal, inbound(row_id="a"), inbound(row_id="b", time=NOW + 1, caller_id="peer"))
+    with other_process(journal.path) as other:
+        other.execute("UPDATE message SET state='held' WHERE row_id='b'")
+    await finish(mine)
+    assert mine.cursor() == "a"
+
+
+# Pruning
+
+
+async def test_a_day_after_it_was_over_a_message_has_no_body_and_keeps_its_id(journal: Journal) -> None:
+    mine = await stored(journal, inbound("secret"))
+    entry = head(mine)
+    assert await mine.start(entry)
+    assert await mine.answered(entry, Answer(parts=(TextPart("secret too"),)), at=NOW, send_print="p")
+    mine.deliver(head(mine), at=NOW)
+    await mine.settled()
+    await asyncio.sleep(DAY - 60)
+    await mine.prune(NOW)
+    assert journal.reader.execute("SELECT count(parts), count(raw), count(answer) FROM message").fetchone() == (1, 1, 1)
+    await asyncio.sleep(120)
+    await mine.prune(NOW)
+    assert journal.reader.execute("SELECT count(parts), count(raw), count(answer) FROM message").fetchone() == (0, 0, 0)
+    assert mine.known("row-1")
+
+
+@pytest.mark.parametrize(("anchored", "days", "stays"), [(True, 6.9, True), (True, 7.1, False), (False, 8.0, True)])
+async def test_an_id_is_forgotten_when_it_is_older_than_anchor_and_week(
+    journal: Journal, anchored: bool, days: float, stays: bool
+) -> None:
+    mine = await stored(journal, inbound())
+    await finish(mine)
+    await mine.move(Position(anchor="x", anchor_time=NOW + 1 if anchored else NOW - 1))
+    await mine.prune(NOW + round(days * DAY * SECOND))
+    assert mine.known("row-1") is stays
+
+
+async def test_dead_and_open_messages_are_never_pruned(journal: Journal) -> None:
+    mine = await stored(journal, inbound(row_id="open"), inbound(row_id="dead", kind=Kind.UNREADABLE))
+    await asyncio.sleep(30 * DAY)
+    await mine.move(Position(anchor="x", anchor_time=NOW + 1))
+    await mine.prune(NOW + 30 * DAY * SECOND)
+    rows = journal.reader.execute("SELECT row_id, parts IS NULL, raw IS NULL FROM message ORDER BY row_id").fetchall()
+    assert rows == [("dead", 0, 0), ("open", 0, 0)]

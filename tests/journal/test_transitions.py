@@ -1,0 +1,588 @@
+"""States of a message: every allowed change and no other; each is a compare-and-set."""
+
+import sqlite3
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import pytest
+from tests.worker.kit import EPOCH, WORKSPACE, fingerprint, inbound, other_process
+
+from molecule_connect.journal import delegations, sent, transitions
+from molecule_connect.journal.journal import Journal, WorkspaceJournal
+from molecule_connect.journal.models import Answer, Conversation, State, StoredMessage
+from molecule_connect.models import DataPart, Inbound, Kind, TextPart
+
+NOW = round(EPOCH * 1e6)
+SECOND = 1_000_000
+MINUTE = 60 * SECOND
+HOUR = 60 * MINUTE
+PERSON = Conversation(None, None)
+ANSWER = Answer(parts=(TextPart("ok"),))
+NOTICE = Answer(parts=(TextPart("sorry"),), is_notice=True, reason="it failed")
+PRINT = fingerprint("ok")
+
+Act = Callable[[sqlite3.Connection, StoredMessage], bool]
+# What may happen to a message: from which states, and the state that it ends in.
+ARROWS: dict[str, tuple[Act, set[State], State]] = {
+    "start": (lambda db, entry: transitions.start(db, entry, EPOCH), {State.RECEIVED}, State.RUNNING),
+    "put back": (
+        lambda db, entry: transitions.put_back(
+            db, entry, EPOCH, counts=True, failed_at=EPOCH, not_before=EPOCH + 5, error="no"
+        ),
+        {State.RUNNING},
+        State.RECEIVED,
+    ),
+    "answer": (
+        lambda db, entry: transitions.answered(db, entry, ANSWER, EPOCH, at=NOW, send_print=None, ran=True),
+        {State.RUNNING},
+        State.ANSWERED,
+    ),
+    "answer again": (
+        lambda db, entry: transitions.answered(db, entry, ANSWER, EPOCH, at=NOW, send_print=None, ran=False),
+        {State.RECEIVED},
+        State.ANSWERED,
+    ),
+    "silence": (lambda db, entry: transitions.silenced(db, entry, EPOCH), {State.RUNNING}, State.DONE),
+    "fail to send": (
+        lambda db, entry: transitions.send_failed(db, entry, EPOCH, not_before=None, in_doubt=True),
+        {State.ANSWERED},
+        State.ANSWERED,
+    ),
+    "deliver": (
+        lambda db, entry: transitions.delivered(db, attrs.evolve(entry, answer=ANSWER), EPOCH, at=NOW),
+        {State.ANSWERED},
+        State.DONE,
+    ),
+    "deliver a notice": (
+        lambda db, entry: transitions.delivered(db, attrs.evolve(entry, answer=NOTICE), EPOCH, at=NOW),
+        {State.ANSWERED},
+        State.DEAD,
+    ),
+    "defer": (
+        lambda db, entry: transitions.defer(db, entry, EPOCH, not_before=EPOCH + 5, error="later"),
+        {State.RECEIVED},
+        State.RECEIVED,
+    ),
+    "mark_dead when received": (
+        lambda db, entry: transitions.mark_dead(db, entry, State.RECEIVED, "no", EPOCH),
+        {State.RECEIVED},
+        State.DEAD,
+    ),
+    "mark_dead when running": (
+        lambda db, entry: transitions.mark_dead(db, entry, State.RUNNING, "no", EPOCH),
+        {State.RUNNING},
+        State.DEAD,
+    ),
+    "mark_dead when answered": (
+        lambda db, entry: transitions.mark_dead(db, entry, State.ANSWERED, "no", EPOCH),
+        {State.ANSWERED},
+        State.DEAD,
+    ),
+    "replay": (
+        lambda db, entry: transitions.replay(db, WORKSPACE, entry.row_id, EPOCH),
+        {State.DEAD},
+        State.RECEIVED,
+    ),
+}
+
+
+@pytest.fixture
+async def mine(journal: Journal) -> WorkspaceJournal:
+    return journal.of(WORKSPACE)
+
+
+def head(mine: WorkspaceJournal, conversation: Conversation = PERSON) -> StoredMessage:
+    entry = mine.head(conversation)
+    assert entry is not None
+    return entry
+
+
+def facts(journal: Journal, columns: str, row_id: str = "row-1") -> tuple[object, ...]:
+    row = journal.reader.execute(f"SELECT {columns} FROM message WHERE row_id=?", (row_id,)).fetchone()
+    assert isinstance(row, tuple)
+    return row
+
+
+async def receive(mine: WorkspaceJournal, *items: Inbound) -> list[tuple[str, str | None, bool]]:
+    """Store *items*. Returns state, what it repeats, and whether that was revived, of each new one."""
+    return [(one.state.value, one.repeats, one.revived) for one in await mine.receive(items, now=NOW)]
+
+
+async def answer(
+    mine: WorkspaceJournal, conversation: Conversation = PERSON, *, text: str = "ok", at: int = NOW
+) -> StoredMessage:
+    """The head of *conversation* is run, and its answer stored."""
+    entry = head(mine, conversation)
+    assert await mine.start(entry)
+    stored = Answer(parts=(TextPart(text),))
+    assert await mine.answered(
+        entry, stored, at=at, send_print=fingerprint(text) if conversation.caller_id is None else None
+    )
+    return head(mine, conversation)
+
+
+async def die(mine: WorkspaceJournal, conversation: Conversation = PERSON) -> None:
+    entry = head(mine, conversation)
+    assert await mine.mark_dead(entry, entry.state, "given up")
+
+
+@pytest.mark.parametrize("name", ARROWS)
+async def test_each_arrow_starts_where_the_diagram_says_and_nowhere_else(
+    journal: Journal, mine: WorkspaceJournal, name: str
+) -> None:
+    act, starts, end = ARROWS[name]
+    await receive(mine, inbound())
+    entry = head(mine)
+    with other_process(journal.path) as db:
+        for state in State:
+            # A running message has one attempt more than its entry, which was read before it was started.
+            attempt = 1 if state is State.RUNNING else 0
+            db.execute("UPDATE message SET state=?, attempt=?, replay=0", (state.value, attempt))
+            before = db.execute("SELECT * FROM message").fetchall()
+            assert act(db, entry) is (state in starts), state
+            if state in starts:
+                assert facts(journal, "state") == (end.value,)
+            else:
+                assert db.execute("SELECT * FROM message").fetchall() == before, state
+
+
+@pytest.mark.parametrize("name", [name for name in ARROWS if name != "replay"])
+@pytest.mark.parametrize("changed", ["attempt=attempt+1", "replay=replay+1"])
+async def test_whoever_knows_an_older_attempt_or_replay_moves_nothing(
+    journal: Journal, mine: WorkspaceJournal, name: str, changed: str
+) -> None:
+    await receive(mine, inbound())
+    entry = head(mine)
+    act, starts, _ = ARROWS[name]
+    (state,) = starts
+    with other_process(journal.path) as db:
+        db.execute("UPDATE message SET state=?, attempt=?", (state.value, 1 if state is State.RUNNING else 0))
+        db.execute(f"UPDATE message SET {changed}")
+        assert not act(db, entry)
+
+
+async def test_a_try_that_counts_is_kept_and_one_that_does_not_is_taken_back(
+    journal: Journal, mine: WorkspaceJournal
+) -> None:
+    await receive(mine, inbound())
+    entry = head(mine)
+    assert await mine.start(entry)
+    assert await mine.put_back(entry, counts=False)
+    assert facts(journal, "attempt, first_failed, not_before") == (0, None, None)
+    entry = head(mine)
+    assert await mine.start(entry)
+    assert await mine.put_back(entry, counts=True, failed_at=EPOCH, not_before=EPOCH + 5, error="no")
+    assert facts(journal, "attempt, first_failed, not_before, error") == (1, EPOCH, EPOCH + 5, "no")
+
+
+async def test_after_a_clock_was_set_back_nothing_waits_longer_than_it_was_meant_to(
+    journal: Journal, mine: WorkspaceJournal
+) -> None:
+    await receive(mine, inbound(), inbound(row_id="row-2", caller_id="peer"))
+    ahead = 6 * 3600.0
+    with other_process(journal.path) as db:
+        db.execute("UPDATE message SET changed=?, not_before=?", (EPOCH + ahead, EPOCH + ahead + 90))
+        db.execute("UPDATE message SET changed=? WHERE row_id='row-2'", (EPOCH - 60,))
+        db.execute(
+            "INSERT INTO file (workspace_id, file_id, uri, name, mime_type, time, arrived, state, not_before, changed,"
+            " named) VALUES ('ws-1', 'f', 'u', 'n', '', 0, 0, 'waiting', ?, ?, 1)",
+            (EPOCH + ahead + 90, EPOCH + ahead),
+        )
+    await mine.recover()
+    waits = journal.reader.execute("SELECT not_before FROM message UNION ALL SELECT not_before FROM file").fetchall()
+    # The second one was meant to wait for six hours.
+    assert [round(when - EPOCH) for (when,) in waits] == [90, ahead + 90, 90]
+
+
+@pytest.mark.parametrize(("state", "most"), [("received", 31 * 24 * 3600), ("answered", 600)])
+async def test_nothing_waits_longer_than_the_longest_wait_of_its_kind(
+    journal: Journal, mine: WorkspaceJournal, state: str, most: int
+) -> None:
+    await receive(mine, inbound(caller_id="peer"))
+    with other_process(journal.path) as db:
+        db.execute("UPDATE message SET state=?, not_before=?", (state, EPOCH + 10**8))
+    await mine.recover()
+    assert facts(journal, "not_before") == (EPOCH + most,)
+
+
+async def test_a_question_that_was_asked_while_the_clock_was_decades_behind_is_not_forgotten(
+    journal: Journal, mine: WorkspaceJournal
+) -> None:
+    await receive(mine, inbound())
+    with other_process(journal.path) as db:
+        delegations.ask(db, WORKSPACE, "m-1", "peer", "before the clock was set", 100.0)
+        sent.say(db, WORKSPACE, "print-1", 100.0)
+        delegations.ask(db, WORKSPACE, "m-2", "peer", "after", EPOCH + 60)
+        sent.say(db, WORKSPACE, "print-2", EPOCH + 60)
+        assert delegations.text(db, WORKSPACE, "m-1") == "before the clock was set"
+        assert sent.echoed(db, WORKSPACE, "print-1", "echo-1")
+
+
+# The end of a process
+
+
+async def test_a_run_that_our_death_cut_short_is_an_interruption_and_no_attempt(
+    journal: Journal, mine: WorkspaceJournal
+) -> None:
+    await receive(mine, inbound(), inbound(row_id="row-2", caller_id="peer"))
+    for conversation in (PERSON, Conversation("peer", None)):
+        assert await mine.start(head(mine, conversation))
+    assert await mine.recover() == 2
+    assert facts(journal, "state, attempt, interruptions") == ("received", 0, 1)
+    assert await mine.recover() == 0
+
+
+async def test_a_stop_that_was_asked_for_is_neither_attempt_nor_interruption(
+    journal: Journal, mine: WorkspaceJournal
+) -> None:
+    await receive(mine, inbound())
+    assert await mine.start(head(mine))
+    assert await mine.put_all_back() == 1
+    assert facts(journal, "state, attempt, interruptions") == ("received", 0, 0)
+
+
+async def test_after_a_restart_an_answer_to_a_person_waits_for_its_echo_and_one_to_a_peer_does_not(
+    journal: Journal, mine: WorkspaceJournal
+) -> None:
+    await receive(mine, inbound(), inbound(row_id="row-2", caller_id="peer"))
+    await answer(mine)
+    await answer(mine, Conversation("peer", None))
+    await mine.recover()
+    assert facts(journal, "in_doubt, not_before") == (1, EPOCH + transitions.ECHO_DELAY)
+    assert facts(journal, "in_doubt, not_before", "row-2") == (1, None)
+
+
+async def test_recovery_is_for_one_workspace_and_leaves_a_neighbour_alone(journal: Journal) -> None:
+    for name in ("ws-1", "ws-2"):
+        await journal.of(name).receive([inbound()], now=NOW)
+        assert await journal.of(name).start(head(journal.of(name)))
+    assert await journal.of("ws-1").recover() == 1
+    assert await journal.of("ws-2").put_all_back() == 1
+
+
+# Receiving
+
+
+async def test_the_same_row_is_stored_once(mine: WorkspaceJournal) -> None:
+    assert await receive(mine, inbound(), inbound()) == [("received", None, False)]
+    assert await receive(mine, inbound("changed")) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_repeat"),
+    [
+        ({"time": NOW + 59 * MINUTE}, True),
+        ({"time": NOW - 59 * MINUTE}, True),
+        ({"time": NOW + 61 * MINUTE}, False),
+        ({"context_id": "another"}, True),
+        ({"caller_id": "peer-2"}, False),
+        ({"sender_key": "key-2"}, False),
+        ({"sender_key": None}, False),
+        ({"fingerprint": fingerprint("else")}, False),
+    ],
+    ids=str,
+)
+async def test_a_repeat_is_the_same_caller_key_and_parts_within_an_hour(
+    mine: WorkspaceJournal, changes: dict[str, Any], is_repeat: bool
+) -> None:
+    first = inbound(caller_id="peer", sender_key="key")
+    await receive(mine, first)
+    second = attrs.evolve(first, row_id="row-2", **changes)
+    assert await receive(mine, second) == [("done", "row-1", False) if is_repeat else ("received", None, False)]
+
+
+async def test_a_constant_message_id_makes_no_repeats_of_different_messages(mine: WorkspaceJournal) -> None:
+    items = [inbound(f"{n}", row_id=f"row-{n}", sender_key="1", message_id="1") for n in range(5)]
+    assert await receive(mine, *items) == [("received", None, False)] * 5
+
+
+async def test_messages_without_a_key_never_repeat_each_other(mine: WorkspaceJournal) -> None:
+    assert await receive(mine, inbound(), inbound(row_id="row-2")) == [("received", None, False)] * 2
+
+
+@pytest.mark.parametrize("kind", [kind for kind in Kind if kind is not Kind.MESSAGE], ids=str)
+async def test_only_messages_wait_for_a_backend(journal: Journal, mine: WorkspaceJournal, kind: Kind) -> None:
+    await receive(mine, inbound(kind=kind, reason="why"))
+    assert facts(journal, "state") == ("dead" if kind is Kind.UNREADABLE else "done",)
+    assert mine.waiting() == 0
+
+
+async def test_an_unreadable_row_keeps_its_text_and_its_reason_and_is_never_run(
+    journal: Journal, mine: WorkspaceJournal
+) -> None:
+    await receive(mine, inbound(kind=Kind.UNREADABLE, raw='{"what": "this"}', reason="no parts"))
+    assert facts(journal, "raw, reason") == ('{"what": "this"}', "unreadable: no parts")
+    assert not await mine.replay("row-1")
+
+
+async def test_rows_without_a_time_are_answered_in_the_order_in_which_they_came(mine: WorkspaceJournal) -> None:
+    await receive(mine, *(inbound(f"{n}", row_id=f"row-{9 - n}", time=None) for n in range(3)))
+    order = []
+    while mine.head(PERSON) is not None:
+        order.append(head(mine).text)
+        await die(mine)
+    assert order == ["0", "1", "2"]
+
+
+# Replays
+
+
+async def test_a_repeat_of_a_dead_message_replays_it_and_is_not_run_itself(
+    journal: Journal, mine: WorkspaceJournal
+) -> None:
+    first = inbound(sender_key="key")
+    await receive(mine, first)
+    await die(mine)
+    assert await receive(mine, attrs.evolve(first, row_id="row-2")) == [("done", "row-1", True)]
+    assert facts(journal, "state, replay, attempt, reason") == ("received", 1, 0, None)
+    assert mine.waiting() == 1
+
+
+async def test_a_repeat_tells_which_conversation_its_original_waits_in(mine: WorkspaceJournal) -> None:
+    first = inbound(sender_key="key", caller_id="peer", context_id="old")
+    await receive(mine, first)
+    await die(mine, Conversation("peer", "old"))
+    (stored,) = await mine.receive([attrs.evolve(first, row_id="row-2", context_id="new")], now=NOW)
+    assert stored.conversation == Conversation("peer", "old")
+
+
+async def test_a_replayed_message_goes_to_the_tail_of_its_conversation(mine: WorkspaceJournal) -> None:
+    await receive(mine, *(inbound(f"{n}", row_id=f"row-{n}", time=NOW + n) for n in range(3)))
+    await die(mine)
+    assert await mine.replay("row-0")
+    order = []
+    while mine.head(PERSON) is not None:
+        order.append(head(mine).text)
+        await die(mine)
+    assert order == ["1", "2", "0"]
+
+
+@pytest.mark.parametrize(
+    "parts", [(TextPart("ok"),), (TextPart('"is_notice": true'),), (DataPart({"is_notice": True}),)], ids=str
+)
+async def test_an_answer_that_could_not_be_sent_is_kept_for_the_replay(
+    mine: WorkspaceJournal, parts: tuple[TextPart | DataPart, ...]
+) -> None:
+    await receive(mine, inbound())
+    entry = head(mine)
+    assert await mine.start(entry)
+    assert await mine.answered(entry, Answer(parts=parts), at=NOW, send_print=None)
+    await die(mine)
+    assert await mine.replay("row-1")
+    assert head(mine).state is State.RECEIVED
+    assert head(mine).answer == Answer(parts=parts)
+    assert not mine.noticed_since(PERSON, NOW - HOUR)
+
+
+async def test_a_notice_is_not_kept_for_the_replay(mine: WorkspaceJournal) -> None:
+    await receive(mine, inbound())
+    entry = head(mine)
+    assert await mine.start(entry)
+    assert await mine.answered(entry, NOTICE, at=NOW, send_print=None)
+    assert mine.noticed_since(PERSON, NOW - HOUR)
+    await die(mine)
+    assert await mine.replay("row-1")
+    assert head(mine).answer is None
+
+
+async def test_a_replayed_answer_has_another_message_id_and_a_resend_the_same(mine: WorkspaceJournal) -> None:
+    await receive(mine, inbound())
+    first = await answer(mine)
+    assert await mine.send_failed(first, not_before=None, in_doubt=True)
+    resent = head(mine)
+    await mine.recover()
+    after_restart = head(mine)
+    await die(mine)
+    assert await mine.replay("row-1")
+    ids = [entry.outgoing_id() for entry in (first, resent, after_restart, head(mine))]
+    assert ids[0] == ids[1] == ids[2] != ids[3]
+
+
+async def test_no_two_answers_share_a_message_id(mine: WorkspaceJournal) -> None:
+    await receive(mine, *(inbound(row_id=f"row-{n}", message_id="1", caller_id=f"peer-{n}") for n in range(2)))
+    entries = [head(mine, Conversation(f"peer-{n}", None)) for n in range(2)]
+    entries += [attrs.evolve(entry, answer=NOTICE) for entry in entries]
+    entries += [attrs.evolve(entries[0], workspace_id="ws-2"), attrs.evolve(entries[0], replay=1)]
+    assert len({entry.outgoing_id() for entry in entries}) == len(entries)
+
+
+# Echoes
+
+
+def shown(text: str, number: int, *, after: int = SECOND) -> Inbound:
+    """The row by which the feed shows that *text* was said to a person."""
+    time = NOW + after
+    return inbound(text, row_id=f"echo-{number}", kind=Kind.ECHO, time=time, method="notify")
+
+
+async def in_doubt(mine: WorkspaceJournal, count: int) -> list[StoredMessage]:
+    """*count* answers of the same text, whose sends were cut, the oldest first."""
+    conversations = [Conversation(None, f"context-{n}") for n in range(count)]
+    await receive(
+        mine,
+        *(
+            inbound(row_id=f"row-{n}", context_id=conversation.context_id)
+            for n, conversation in enumerate(conversations)
+        ),
+    )
+    for number, conversation in enumerate(conversations):
+        entry = await answer(mine, conversation, at=NOW + number)
+        assert await mine.send_failed(entry, not_before=None, in_doubt=True)
+    return [head(mine, conversation) for conversation in conversations]
+
+
+async def test_an_echo_settles_the_answer_that_it_shows(journal: Journal, mine: WorkspaceJournal) -> None:
+    (entry,) = await in_doubt(mine, 1)
+    assert not await mine.settle(entry)
+    await receive(mine, shown("something else", 1))
+    assert not await mine.settle(entry)
+    await receive(mine, shown("ok", 2))
+    assert await mine.settle(entry)
+    assert facts(journal, "echo", "row-0") == ("echo-2",)
+    assert facts(journal, "echo", "echo-2") == ("row-0",)
+
+
+async def test_one_echo_of_two_identical_answers_settles_the_older(mine: WorkspaceJournal) -> None:
+    older, newer = await in_doubt(mine, 2)
+    await receive(mine, shown("ok", 1))
+    assert not await mine.settle(newer)
+    assert await mine.settle(older)
+
+
+async def test_what_another_answer_settled_in_passing_stays_settled(mine: WorkspaceJournal) -> None:
+    entries = await in_doubt(mine, 3)
+    await receive(mine, *(shown("ok", n) for n in range(3)))
+    assert [await mine.settle(entry) for entry in reversed(entries)] == [True, True, True]
+
+
+async def test_an_accepted_answer_uses_up_the_echo_that_shows_it(mine: WorkspaceJournal) -> None:
+    accepted, cut = await in_doubt(mine, 2)
+    mine.deliver(accepted, at=NOW + SECOND)
+    await mine.settled()
+    await receive(mine, shown("ok", 1))
+    assert not await mine.settle(cut)
+    await receive(mine, shown("ok", 2))
+    assert await mine.settle(cut)
+
+
+async def test_an_answer_that_was_accepted_hours_after_it_was_stored_uses_up_its_own_echo(
+    mine: WorkspaceJournal,
+) -> None:
+    late = 3 * HOUR
+    await receive(mine, inbound(row_id="row-a", context_id="a"), inbound(row_id="row-b", context_id="b"))
+    accepted = await answer(mine, Conversation(None, "a"), at=NOW)
+    mine.deliver(accepted, at=NOW + late)
+    await mine.settled()
+    cut = await answer(mine, Conversation(None, "b"), at=NOW + late)
+    assert await mine.send_failed(cut, not_before=None, in_doubt=True)
+    await receive(mine, shown("ok", 1, after=late))
+    assert not await mine.settle(head(mine, Conversation(None, "b")))
+
+
+async def test_an_old_accepted_answer_does_not_use_up_the_echo_of_a_new_one(mine: WorkspaceJournal) -> None:
+    late = 30 * MINUTE
+    await receive(mine, inbound(row_id="row-a", context_id="a"), inbound(row_id="row-b", context_id="b"))
+    accepted = await answer(mine, Conversation(None, "a"), at=NOW)
+    mine.deliver(accepted, at=NOW)
+    await mine.settled()
+    cut = await answer(mine, Conversation(None, "b"), at=NOW + late)
+    assert await mine.send_failed(cut, not_before=None, in_doubt=True)
+    await receive(mine, shown("ok", 1, after=late))
+    assert await mine.settle(head(mine, Conversation(None, "b")))
+
+
+@pytest.mark.parametrize(("before", "settles"), [(44, True), (46, False)])
+async def test_an_echo_may_be_a_little_older_than_the_answer_that_it_shows(
+    mine: WorkspaceJournal, before: int, settles: bool
+) -> None:
+    (entry,) = await in_doubt(mine, 1)
+    await receive(mine, shown("ok", 1, after=-before * SECOND))
+    assert await mine.settle(entry) is settles
+
+
+async def test_an_answer_to_a_peer_is_never_settled_by_an_echo(mine: WorkspaceJournal) -> None:
+    await receive(mine, inbound(caller_id="peer"))
+    entry = await answer(mine, Conversation("peer", None))
+    await receive(mine, shown("ok", 1))
+    assert not await mine.settle(entry)
+
+
+async def test_an_echo_of_what_nobody_here_sent_is_told_apart(mine: WorkspaceJournal) -> None:
+    await receive(mine, inbound())
+    await answer(mine)
+    stored = await mine.receive([shown("ok", 1), shown("who said that?", 2)], now=NOW)
+    assert [one.foreign_echo for one in stored] == [False, True]
+
+
+async def test_equal_answer_of_another_connector_is_told_apart(mine: WorkspaceJournal) -> None:
+    await receive(mine, inbound())
+    entry = await answer(mine)
+    (first,) = await mine.receive([shown("ok", 1)], now=NOW)
+    assert await mine.send_failed(entry, not_before=None, in_doubt=True)
+    resent, foreign = await mine.receive([shown("ok", 2), shown("ok", 3)], now=NOW)
+    assert [one.foreign_echo for one in (first, resent, foreign)] == [False, False, True]
+
+
+async def give_up(mine: WorkspaceJournal, *, at: int = NOW) -> StoredMessage:
+    """The person's message is run, and the notice that it cannot be answered is stored."""
+    entry = head(mine)
+    assert await mine.start(entry)
+    assert await mine.answered(entry, NOTICE, at=at, send_print=fingerprint("sorry"))
+    return head(mine)
+
+
+async def replay_after_a_notice(mine: WorkspaceJournal) -> None:
+    await receive(mine, inbound())
+    mine.deliver(await give_up(mine), at=NOW)
+    await mine.settled()
+    assert await mine.replay("row-1")
+
+
+async def test_the_echo_of_a_notice_is_ours_also_when_a_replay_was_answered_before(mine: WorkspaceJournal) -> None:
+    await replay_after_a_notice(mine)
+    await answer(mine, at=NOW + SECOND)
+    stored = await mine.receive([shown("sorry", 1), shown("ok", 2), shown("sorry", 3)], now=NOW)
+    assert [one.foreign_echo for one in stored] == [False, False, True]
+
+
+async def test_the_echo_of_a_first_notice_settles_no_second_one(mine: WorkspaceJournal) -> None:
+    await replay_after_a_notice(mine)
+    assert await mine.send_failed(await give_up(mine, at=NOW + SECOND), not_before=None, in_doubt=True)
+    await receive(mine, shown("sorry", 1, after=2 * SECOND))
+    assert not await mine.settle(head(mine))
+    await receive(mine, shown("sorry", 2, after=3 * SECOND))
+    assert await mine.settle(head(mine))
+
+
+async def test_a_notice_whose_echo_came_before_the_replay_takes_none_from_the_second(mine: WorkspaceJournal) -> None:
+    await receive(mine, inbound())
+    mine.deliver(await give_up(mine), at=NOW)
+    await mine.settled()
+    await receive(mine, shown("sorry", 1, after=0))
+    assert await mine.replay("row-1")
+    assert await mine.send_failed(await give_up(mine, at=NOW + SECOND), not_before=None, in_doubt=True)
+    assert not await mine.settle(head(mine))
+    await receive(mine, shown("sorry", 2, after=2 * SECOND))
+    assert await mine.settle(head(mine))
+
+
+async def test_storing_a_message_takes_no_longer_the_more_of_them_are_kept(journal: Journal) -> None:
+    mine = journal.of(WORKSPACE)
+
+    async def steps(numbers: range) -> int:
+        taken = 0
+
+        def count() -> int:
+            nonlocal taken
+            taken += 1
+            return 0
+
+        await journal.committer.put(lambda db: db.set_progress_handler(count, 1))
+        await receive(mine, *(inbound(row_id=f"row-{number}", sender_key=f"key-{number}") for number in numbers))
+        await journal.committer.put(lambda db: db.set_progress_handler(None, 0))
+        return taken
+
+    few = await steps(range(20))
+    await receive(mine, *(inbound(row_id=f"row-{number}", sender_key=f"key-{number}") for number in range(20, 400)))
+    assert await steps(range(400, 420)) < 2 * few

@@ -1,0 +1,65 @@
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from molecule_connect.platform.clock import PlatformClock, format_time, parse_http_date, parse_time
+
+SECOND = 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("text", "microseconds"),
+    [
+        ("1970-01-01T00:00:00Z", 0),
+        ("1970-01-01T00:00:01.5Z", 1_500_000),
+        ("2026-05-05T10:00:00.123456Z", 1_777_975_200_123_456),
+        ("2026-05-05T10:00:00.123456789Z", 1_777_975_200_123_456),
+        ("2026-05-05T12:00:00.123456+02:00", 1_777_975_200_123_456),
+        ("2026-05-05T08:30:00.123456-01:30", 1_777_975_200_123_456),
+        ("2026-05-05 10:00:00.1+00", 1_777_975_200_100_000),
+        ("2026-05-05t10:00:00z", 1_777_975_200_000_000),
+        ("1969-12-31T23:59:59.999999Z", -1),
+    ],
+)
+def test_a_time_is_read_to_the_microsecond_and_cut_off_after_it(text: str, microseconds: int) -> None:
+    assert parse_time(text) == microseconds
+
+
+@pytest.mark.parametrize(
+    "junk", [None, "", "yesterday", 5, 5.5, "2026-13-01T00:00:00Z", "2026-01-01", "2026-01-01T25:00:00Z", "٢٠٢٦", {}]
+)
+def test_what_is_no_time_is_none(junk: object) -> None:
+    assert parse_time(junk) is None
+
+
+@given(st.datetimes(timezones=st.just(UTC)))
+def test_a_written_time_is_read_back_without_losing_a_microsecond(moment: datetime) -> None:
+    microseconds = (moment - datetime(1970, 1, 1, tzinfo=UTC)) // (moment.resolution)
+
+    assert parse_time(format_time(microseconds)) == microseconds
+
+
+def test_before_ts_has_six_digits_and_a_z() -> None:
+    assert format_time(1_777_975_200_000_000) == "2026-05-05T10:00:00.000000Z"
+
+
+def test_an_http_date_is_read_and_junk_is_not() -> None:
+    assert parse_http_date("Thu, 01 Jan 1970 00:00:01 GMT") == SECOND
+    assert parse_http_date("soon") is None
+    assert parse_http_date(None) is None
+
+
+def test_the_platforms_clock_goes_on_between_answers_and_never_back() -> None:
+    now = [100.0]
+    clock = PlatformClock(lambda: now[0])
+    assert clock.now() is None
+
+    clock.saw(50 * SECOND)
+    now[0] += 2
+    assert clock.now() == 52 * SECOND
+    clock.saw(51 * SECOND)
+    assert clock.now() == 52 * SECOND
+    clock.saw(60 * SECOND)
+    assert clock.now() == 60 * SECOND

@@ -1,0 +1,167 @@
+"""Looking names up and dialling what they stand for: nothing waits for a resolver or an address that hangs."""
+
+import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from molecule_connect.platform.dns import KEPT_FOR, Endpoint, Names, dial
+from molecule_connect.platform.http1 import OneConnection
+
+FIRST = Endpoint(socket.AF_INET, ("192.0.2.1", 80))
+SECOND = Endpoint(socket.AF_INET, ("192.0.2.2", 80))
+
+
+class Resolver:
+    """Answers at once, fails, or hangs until it is released."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.fails = False
+        self.hangs = {"hangs.example"}
+        self.release = threading.Event()
+
+    def __call__(self, host: str, port: int) -> list[Endpoint]:
+        self.asked.append(host)
+        if host in self.hangs:
+            self.release.wait(10)
+        if self.fails:
+            raise socket.gaierror(socket.EAI_AGAIN, "no answer")
+        return [FIRST]
+
+
+@pytest.fixture
+def resolver() -> Iterator[Resolver]:
+    resolver = Resolver()
+    yield resolver
+    resolver.release.set()
+
+
+async def test_a_resolver_that_hangs_for_one_host_delays_no_other(resolver: Resolver) -> None:
+    names = Names(look_up=resolver)
+    hanging = [asyncio.create_task(names.of("hangs.example", 80)) for _ in range(50)]
+    async with asyncio.timeout(5):
+        assert await names.of("good.example", 80) == [FIRST]
+        # The loop's own threads are free.
+        await asyncio.gather(*(asyncio.to_thread(int) for _ in range(20)))
+    assert resolver.asked.count("hangs.example") == 1
+    for task in hanging:
+        task.cancel()
+    await asyncio.gather(*hanging, return_exceptions=True)
+
+
+async def test_a_waiter_that_gives_up_leaves_the_answer_to_the_others(resolver: Resolver) -> None:
+    names = Names(look_up=resolver)
+    first, second = (asyncio.create_task(names.of("hangs.example", 80)) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    resolver.release.set()
+    assert await second == [FIRST]
+
+
+async def test_an_answer_is_used_for_a_while_and_stands_in_for_a_resolver_that_fails(resolver: Resolver) -> None:
+    now = 0.0
+    names = Names(look_up=resolver, clock=lambda: now, patience=0.01)
+    for _ in range(3):
+        await names.of("good.example", 80)
+    assert resolver.asked == ["good.example"]
+
+    now, resolver.fails = KEPT_FOR, True
+    assert await names.of("good.example", 80) == [FIRST]
+    resolver.hangs.add("good.example")
+    assert await names.of("good.example", 80) == [FIRST]
+    assert len(resolver.asked) == 3
+
+
+async def test_a_host_that_could_not_be_reached_is_looked_up_again(resolver: Resolver) -> None:
+    names = Names(look_up=resolver)
+    await names.of("good.example", 80)
+    names.doubt("good.example", 80)
+    await names.of("good.example", 80)
+    assert resolver.asked == ["good.example"] * 2
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_an_address_needs_no_resolver(resolver: Resolver, host: str) -> None:
+    (found,) = await Names(look_up=resolver).of(host, 80)
+    assert found.address[:2] == (host, 80)
+    assert resolver.asked == []
+
+
+async def test_a_name_without_an_address_is_an_error(resolver: Resolver) -> None:
+    resolver.fails = True
+    with pytest.raises(OSError, match="no answer"):
+        await Names(look_up=resolver).of("good.example", 80)
+
+
+async def test_a_resolver_that_hangs_is_named_in_the_error(resolver: Resolver) -> None:
+    connection = OneConnection(None, names=Names(look_up=resolver))
+    timeouts: dict[str, Any] = {"timeout": {"connect": 0.05, "read": 1.0, "write": 1.0}}
+    request = httpx.Request("GET", "http://hangs.example/", extensions=timeouts)
+    with pytest.raises(httpx.ConnectTimeout, match=r"the resolver gives no address of hangs\.example"):
+        await connection.handle_async_request(request)
+
+
+class Network:
+    """Opens sockets: at once, never, or not at all."""
+
+    def __init__(self, **outcomes: str) -> None:
+        self.outcomes = outcomes
+        self.opened: list[socket.socket] = []
+
+    async def __call__(self, endpoint: Endpoint) -> socket.socket:
+        match self.outcomes[str(endpoint.address[0])[-1:].replace("1", "first").replace("2", "second")]:
+            case "hangs":
+                await asyncio.Event().wait()
+            case "fails":
+                raise ConnectionRefusedError(f"refused by {endpoint.address[0]}")
+        self.opened.append(socket.socket())
+        return self.opened[-1]
+
+
+@pytest.mark.parametrize("first", ["hangs", "fails"])
+async def test_the_second_address_is_tried_when_the_first_gives_nothing(first: str) -> None:
+    network = Network(first=first, second="opens")
+    async with asyncio.timeout(5):
+        with contextlib.closing(await dial([FIRST, SECOND], open_socket=network, head_start=0.01)) as found:
+            assert [found] == network.opened
+
+
+async def test_the_first_address_wins_where_it_answers_at_once() -> None:
+    network = Network(first="opens", second="fails")
+    with contextlib.closing(await dial([FIRST, SECOND], open_socket=network, head_start=5)) as found:
+        assert [found] == network.opened
+
+
+async def test_when_no_address_answers_the_first_says_why() -> None:
+    with pytest.raises(ConnectionRefusedError, match=r"192\.0\.2\.1"):
+        await dial([FIRST, SECOND], open_socket=Network(first="fails", second="fails"), head_start=0.01)
+
+
+async def test_a_cancelled_race_leaves_no_socket_open() -> None:
+    opened = asyncio.Event()
+    sockets: list[socket.socket] = []
+
+    async def open_late(endpoint: Endpoint) -> socket.socket:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            sockets.append(socket.socket())
+        opened.set()
+        return sockets[-1]
+
+    dialling = asyncio.create_task(dial([FIRST, SECOND], open_socket=open_late, head_start=0.0))
+    await asyncio.sleep(0.01)
+    dialling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await dialling
+    await opened.wait()
+    for _ in range(3):  # the outcome of a task reaches its callbacks in the next turn of the loop
+        await asyncio.sleep(0)
+    assert sockets
+    assert {one.fileno() for one in sockets} == {-1}

@@ -1,0 +1,339 @@
+"""One connection, over real sockets: when it is used again, and that no answer goes to another request."""
+
+import asyncio
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from tests.platform.kit import http, raw_server, read_request
+
+from molecule_connect.platform import endpoints
+from molecule_connect.platform.http1 import MAX_IDLE, OneConnection
+from molecule_connect.platform.transports import make_request
+
+TIMEOUTS = {"timeout": {"connect": 5.0, "read": 5.0, "write": 5.0, "pool": 5.0}}
+
+
+def post(url: str, body: bytes = b"{}", headers: dict[str, str] | None = None) -> httpx.Request:
+    return httpx.Request("POST", f"{url}/x", headers=headers, content=body, extensions=TIMEOUTS)
+
+
+async def read(connection: OneConnection, request: httpx.Request) -> tuple[int, bytes]:
+    response = await connection.handle_async_request(request)
+    try:
+        return response.status_code, await response.aread()
+    finally:
+        await response.aclose()
+
+
+class Server:
+    """Answers each request by its number; counts the connections that it was asked on."""
+
+    def __init__(self, answers: Callable[[int], bytes], *, close_after: int = 0) -> None:
+        self._answers, self._close_after = answers, close_after
+        self.connections = self.requests = 0
+        self.closed = asyncio.Event()
+
+    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        while True:
+            await read_request(reader)
+            self.requests += 1
+            writer.write(self._answers(self.requests))
+            await writer.drain()
+            if self.requests == self._close_after:
+                writer.close()
+                await writer.wait_closed()
+                self.closed.set()
+                return
+
+
+@asynccontextmanager
+async def connected(server: Server) -> AsyncIterator[tuple[OneConnection, str]]:
+    connection = OneConnection(None)
+    async with asyncio.timeout(10), raw_server(server.talk) as url:
+        try:
+            yield connection, url
+        finally:
+            await connection.aclose()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        http(b"abc"),
+        b"HTTP/1.1 100 Continue\r\n\r\n" + http(b"abc"),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n",
+    ],
+)
+async def test_requests_follow_each_other_on_one_connection(answer: bytes) -> None:
+    server = Server(lambda number: answer)
+    async with connected(server) as (connection, url):
+        assert [await read(connection, post(url)) for _ in range(3)] == [(200, b"abc")] * 3
+    assert server.connections == 1
+
+
+async def test_a_server_that_only_announces_its_answer_is_given_up() -> None:
+    server = Server(lambda number: b"HTTP/1.1 100 Continue\r\n\r\n" * 200 if number == 1 else http(b"abc"))
+    async with connected(server) as (connection, url):
+        with pytest.raises(httpx.RemoteProtocolError, match="gives none"):
+            await read(connection, post(url))
+        assert await read(connection, post(url)) == (200, b"abc")
+
+
+async def test_an_answer_that_ends_with_its_connection_is_whole() -> None:
+    server = Server(lambda number: b"HTTP/1.1 200 OK\r\n\r\nabc", close_after=1)
+    async with connected(server) as (connection, url):
+        assert await read(connection, post(url)) == (200, b"abc")
+
+
+async def test_a_connection_that_the_server_closed_meanwhile_is_opened_again() -> None:
+    server = Server(lambda number: http(b"abc"), close_after=1)
+    async with connected(server) as (connection, url):
+        await read(connection, post(url))
+        await server.closed.wait()
+        await asyncio.sleep(0.01)
+        assert await read(connection, post(url)) == (200, b"abc")
+    assert server.connections == 2
+
+
+async def test_a_connection_that_was_idle_too_long_is_opened_again() -> None:
+    server = Server(lambda number: http(b"abc"))
+    connection = OneConnection(None, keepalive=0.0)
+    async with raw_server(server.talk) as url:
+        assert [await read(connection, post(url)) for _ in range(2)] == [(200, b"abc")] * 2
+        await connection.aclose()
+    assert server.connections == 2
+
+
+@pytest.mark.parametrize("headers", [{}, {"Connection": "close"}])
+async def test_what_nobody_asked_for_is_no_answer_to_the_next_request(headers: dict[str, str]) -> None:
+    server = Server(lambda number: http(b"%d" % number) + http(b"stale"))
+    async with connected(server) as (connection, url):
+        assert [await read(connection, post(url, headers=headers)) for _ in range(2)] == [(200, b"1"), (200, b"2")]
+    assert server.connections == 2
+
+
+async def test_a_request_that_was_cancelled_leaves_its_answer_to_nobody() -> None:
+    arrived, release = asyncio.Event(), asyncio.Event()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = await read_request(reader)
+        if request.endswith(b"first"):
+            arrived.set()
+            await release.wait()
+        writer.write(http(request[-5:]))
+        await writer.drain()
+
+    connection = OneConnection(None)
+    async with asyncio.timeout(10), raw_server(talk) as url:
+        task = asyncio.create_task(read(connection, post(url, b"first")))
+        await arrived.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        release.set()
+        assert await read(connection, post(url, b"later")) == (200, b"later")
+        await connection.aclose()
+
+
+async def test_a_body_that_is_not_read_to_its_end_takes_its_connection_along() -> None:
+    server = Server(lambda number: http(b"%d" % number + b"x" * 300_000))
+    async with connected(server) as (connection, url):
+        response = await connection.handle_async_request(post(url))
+        await response.aclose()
+        assert (await read(connection, post(url)))[1].startswith(b"2")
+    assert server.connections == 2
+
+
+async def test_a_header_that_cannot_be_sent_is_our_own_fault() -> None:
+    server = Server(lambda number: http())
+    async with connected(server) as (connection, url):
+        with pytest.raises(httpx.LocalProtocolError):
+            await read(connection, post(url, headers={"Authorization": "a\nb"}))
+        assert await read(connection, post(url)) == (200, b"{}")
+
+
+async def test_a_name_that_can_be_none_cannot_be_connected_to() -> None:
+    with pytest.raises(httpx.ConnectError):
+        await read(OneConnection(None), post(f"http://{'x' * 70}.example"))
+
+
+async def test_a_server_that_takes_nothing_is_given_up() -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.Event().wait()
+
+    connection = OneConnection(None)
+    async with raw_server(talk) as url:
+        request = httpx.Request(
+            "POST", url, content=b"x" * 20_000_000, extensions={"timeout": {"connect": 5, "write": 0.05, "read": 5}}
+        )
+        with pytest.raises(httpx.WriteTimeout):
+            await read(connection, request)
+
+
+async def test_a_server_that_refuses_and_takes_no_more_is_heard() -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
+        await asyncio.Event().wait()
+
+    connection = OneConnection(None)
+    async with raw_server(talk) as url:
+        request = httpx.Request(
+            "POST", url, content=b"x" * 20_000_000, extensions={"timeout": {"connect": 5, "write": 0.25, "read": 5}}
+        )
+        assert await read(connection, request) == (413, b"no")
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate of this machine by itself, and its key in the same file."""
+    if shutil.which("openssl") is None:
+        pytest.skip("there is no openssl to make a certificate with")
+    folder = tmp_path_factory.mktemp("certificate")
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+            *("-keyout", "key", "-out", "certificate", "-subj", "/CN=localhost"),
+            *("-addext", "subjectAltName=DNS:localhost"),
+        ],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+    )
+    both = folder / "both"
+    both.write_text((folder / "key").read_text() + (folder / "certificate").read_text())
+    return both
+
+
+async def test_tls_is_spoken_with_those_alone_whose_certificate_is_trusted(certificate: Path) -> None:
+    ours = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    ours.load_cert_chain(certificate)
+    server = Server(lambda number: http(b"abc"))
+    trusting = OneConnection(ssl.create_default_context(cafile=certificate))
+    strict = OneConnection(ssl.create_default_context())
+    async with asyncio.timeout(10), raw_server(server.talk, tls=ours) as url:
+        assert [await read(trusting, post(url)) for _ in range(2)] == [(200, b"abc")] * 2
+        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            await read(strict, post(url))
+        await trusting.aclose()
+    assert server.connections == 1
+
+
+async def test_an_address_is_connected_to_in_the_name_of_its_host(certificate: Path) -> None:
+    ours = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    ours.load_cert_chain(certificate)
+    trust = ssl.create_default_context(cafile=certificate)
+    ours.sni_callback = lambda _, name, __: names.append(name)
+    operation = endpoints.notify("ws", "hello")
+    names: list[str | None] = []
+    async with asyncio.timeout(10), raw_server(Server(lambda number: http(b"abc")).talk, tls=ours) as url:
+        request = make_request(operation, url, [], connect_to="127.0.0.1")
+        assert (request.url.host, request.headers["host"]) == ("127.0.0.1", url.removeprefix("https://"))
+        connection = OneConnection(trust)
+        assert await read(connection, request) == (200, b"abc")
+        await connection.aclose()
+        with httpx.HTTPTransport(verify=trust) as blocking:
+            answered = await asyncio.to_thread(
+                blocking.handle_request, make_request(operation, url, [], connect_to="127.0.0.1")
+            )
+            assert answered.status_code == 200
+            await asyncio.to_thread(answered.close)
+    assert names == ["localhost", "localhost"]
+
+
+async def test_of_what_comes_unasked_little_is_read_and_the_next_request_has_a_new_connection() -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(http(b"abc"))
+        await go_on.wait()
+        writer.write(b"x" * (64 << 20))
+        await writer.drain()
+        taken.set()
+
+    go_on, taken = asyncio.Event(), asyncio.Event()
+    connection = OneConnection(None)
+    async with raw_server(talk) as url:
+        assert await read(connection, post(url)) == (200, b"abc")
+        go_on.set()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(taken.wait(), 0.5)
+        go_on.clear()
+        assert await read(connection, post(url)) == (200, b"abc")
+        await connection.aclose()
+
+
+async def test_silence_on_a_kept_connection_is_a_cut() -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(http(b"abc"))
+        await asyncio.Event().wait()
+
+    connection = OneConnection(None)
+    async with asyncio.timeout(10), raw_server(talk) as url:
+        assert await read(connection, post(url)) == (200, b"abc")
+        with pytest.raises(httpx.ReadError):
+            await read(connection, impatient(url))
+        await connection.aclose()
+
+
+@pytest.mark.parametrize("begun", [b"", b"HTTP/1.1 200 OK\r\n"], ids=["new", "begun"])
+async def test_silence_of_a_connection_that_works_is_a_timeout(begun: bytes) -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if begun:
+            await read_request(reader)
+            writer.write(http(b"abc"))
+        await read_request(reader)
+        writer.write(begun)
+        await asyncio.Event().wait()
+
+    connection = OneConnection(None)
+    async with asyncio.timeout(10), raw_server(talk) as url:
+        if begun:
+            assert await read(connection, post(url)) == (200, b"abc")
+        with pytest.raises(httpx.ReadTimeout):
+            await read(connection, impatient(url))
+        await connection.aclose()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is not acknowledged")
+async def test_a_request_that_the_network_does_not_take_is_a_cut() -> None:
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen()
+        connection = OneConnection(None)
+        with pytest.raises(httpx.ReadError):
+            await read(connection, impatient(f"http://127.0.0.1:{deaf.getsockname()[1]}", b"x" * 200_000))
+        await connection.aclose()
+
+
+def impatient(url: str, body: bytes = b"{}") -> httpx.Request:
+    timeouts = {**TIMEOUTS["timeout"], "read": 0.05}
+    return httpx.Request("POST", f"{url}/x", content=body, extensions={"timeout": timeouts})
+
+
+async def test_a_request_may_ask_for_a_new_connection() -> None:
+    server = Server(lambda number: http(b"abc"))
+    async with connected(server) as (connection, url):
+        for _ in range(3):
+            request = httpx.Request("POST", f"{url}/x", content=b"{}", extensions={**TIMEOUTS, MAX_IDLE: 0.0})
+            assert await read(connection, request) == (200, b"abc")
+    assert server.connections == 3
+
+
+async def test_a_connection_that_was_idle_while_the_machine_slept_is_opened_again() -> None:
+    times = iter([1000.0, 5000.0, 5000.0])
+    server = Server(lambda number: http(b"abc"))
+    connection = OneConnection(None, wall=lambda: next(times))
+    async with raw_server(server.talk) as url:
+        assert [await read(connection, post(url)) for _ in range(2)] == [(200, b"abc")] * 2
+        await connection.aclose()
+    assert server.connections == 2

@@ -1,0 +1,303 @@
+import asyncio
+import heapq
+import itertools
+
+import pytest
+
+from molecule_connect.platform.endpoints import Priority
+from molecule_connect.platform.rate_limit import RateLimiter
+
+
+class Time:
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.slept: list[float] = []
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture
+def time() -> Time:
+    return Time()
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def pacer(time: Time, said: list[str]) -> RateLimiter:
+    pacer = RateLimiter(clock=lambda: time.now, sleep=time.sleep, say=said.append)
+    pacer.join()
+    return pacer
+
+
+def answer(limit: str, remaining: str = "", reset: str = "30") -> dict[str, str]:
+    return {"x-ratelimit-limit": limit, "x-ratelimit-remaining": remaining, "x-ratelimit-reset": reset}
+
+
+async def ask(
+    pacer: RateLimiter, priority: Priority, headers: dict[str, str] | None = None, refused_for: float | None = None
+) -> None:
+    await pacer.admit(priority)
+    pacer.ended(priority, headers, refused_for=refused_for)
+
+
+async def test_reads_and_sends_stop_at_sixty_per_cent_and_beats_go_on(pacer: RateLimiter, time: Time) -> None:
+    await ask(pacer, Priority.READ, answer("100", "41"))
+    assert pacer.wait(Priority.READ) == 0
+
+    await ask(pacer, Priority.SEND, answer("100", "40"))
+
+    assert (pacer.wait(Priority.READ), pacer.wait(Priority.SEND), pacer.wait(Priority.BEAT)) == (30, 30, 0)
+    await ask(pacer, Priority.READ)
+    assert time.slept == [30]
+
+
+async def test_messages_to_peers_leave_half_to_reads_and_people(pacer: RateLimiter, time: Time) -> None:
+    await ask(pacer, Priority.READ, answer("100", "99", reset="60"))
+    peers = people = 0
+    while pacer.wait(Priority.SEND, to_peer=True) == 0:
+        await pacer.admit(Priority.SEND, peer="peer-1")
+        peers += 1
+    assert (peers, pacer.wait(Priority.READ), pacer.wait(Priority.SEND)) == (30, 0, 0)
+    while pacer.wait(Priority.SEND) == 0:
+        await pacer.admit(Priority.SEND)
+        people += 1
+    assert people == 29
+
+
+async def test_messages_to_peers_may_use_up_the_window_until_its_end(pacer: RateLimiter, time: Time) -> None:
+    await ask(pacer, Priority.READ, answer("100", "99", reset="60"))
+    sent = 0
+    while True:
+        await pacer.admit(Priority.SEND, peer="peer-1")
+        if time.now >= 60:
+            break
+        sent += 1
+    assert sent == 59
+    assert max(time.slept) <= 3
+
+
+async def test_a_peer_with_many_messages_lets_another_have_its_turn(time: Time) -> None:
+    async def sleep(seconds: float) -> None:
+        await time.sleep(seconds)
+        await asyncio.sleep(0)
+
+    pacer = RateLimiter(clock=lambda: time.now, sleep=sleep)
+    await ask(pacer, Priority.READ, answer("100", "60", reset="60"))
+    admitted: list[str] = []
+
+    async def send(peer: str) -> None:
+        await pacer.admit(Priority.SEND, peer=peer)
+        admitted.append(peer)
+
+    sends = [asyncio.ensure_future(send(peer)) for peer in ["a"] * 5 + ["b"] * 2 + ["c"]]
+    await asyncio.gather(*sends)
+    assert admitted == ["a", "a", "b", "c", "a", "b", "a", "a"]
+
+
+async def test_a_cancelled_turn_goes_to_the_next(pacer: RateLimiter) -> None:
+    opened = asyncio.Event()
+    slow = RateLimiter(clock=lambda: 0.0, sleep=lambda _: opened.wait())
+    await ask(slow, Priority.SEND, refused_for=5)
+    first, second, third = (asyncio.ensure_future(slow.admit(Priority.SEND, peer=peer)) for peer in "abc")
+    await asyncio.sleep(0)
+    second.cancel()
+    slow.ended(Priority.SEND, refused_for=0.0)
+    opened.set()
+    await asyncio.gather(first, third)
+    assert second.cancelled()
+
+
+async def test_reads_that_events_ask_for_are_spread_once_a_quarter_is_used(pacer: RateLimiter, time: Time) -> None:
+    assert pacer.read_rest() == 0
+    await ask(pacer, Priority.READ, answer("100", "90", reset="60"))
+    assert pacer.read_rest() == 0
+    time.now += 20
+    await ask(pacer, Priority.READ, answer("100", "80", reset="40"))
+    assert pacer.read_rest() == 40 / 20
+    time.now += 41
+    assert pacer.read_rest() == 0
+
+
+async def test_requests_that_are_under_way_count(pacer: RateLimiter) -> None:
+    await ask(pacer, Priority.READ, answer("100", "42"))
+    await pacer.admit(Priority.SEND)
+    assert pacer.wait(Priority.SEND) == 0
+    await pacer.admit(Priority.SEND)
+
+    assert pacer.wait(Priority.SEND) == 30
+
+
+async def test_without_a_limit_nobody_waits(pacer: RateLimiter, time: Time) -> None:
+    for headers in (None, {}, answer("unlimited"), answer("100", "0"), answer("unlimited")):
+        await ask(pacer, Priority.READ, headers)
+    assert pacer.limit is None
+    assert pacer.wait(Priority.READ) == 0
+    assert pacer.beat_interval(30) == 30
+
+
+async def test_a_refusal_holds_back_its_own_kind_alone(pacer: RateLimiter, time: Time) -> None:
+    await ask(pacer, Priority.SEND, refused_for=7.0)
+
+    assert (pacer.wait(Priority.SEND), pacer.wait(Priority.READ), pacer.wait(Priority.BEAT)) == (7.0, 0, 0)
+    time.now += 7
+    assert pacer.wait(Priority.SEND) == 0
+
+
+async def test_no_refusal_makes_us_deaf_or_silent_for_long(pacer: RateLimiter) -> None:
+    for priority in (Priority.READ, Priority.BEAT):
+        await ask(pacer, priority, refused_for=1e9)
+
+    assert (pacer.wait(Priority.READ), pacer.wait(Priority.BEAT)) == (300, 60)
+
+
+async def test_the_next_window_is_open_again(pacer: RateLimiter, time: Time) -> None:
+    await ask(pacer, Priority.READ, answer("100", "0", reset="12"))
+    time.now += 12
+
+    assert pacer.wait(Priority.READ) == 0
+
+
+async def test_a_wide_window_leaves_the_intervals_alone(pacer: RateLimiter, said: list[str]) -> None:
+    await ask(pacer, Priority.READ, answer("600", "599"))
+
+    assert (pacer.safety_interval(30, trusted=True), pacer.beat_interval(30)) == (30, 30)
+    assert said == []
+
+
+async def test_a_small_window_stretches_safety_reads_then_beats_within_bounds_and_says_so(
+    pacer: RateLimiter, said: list[str]
+) -> None:
+    for _ in range(9):
+        pacer.join()
+    await ask(pacer, Priority.READ, answer("20", "19"))
+
+    assert pacer.safety_interval(30, trusted=True) == pytest.approx(30 * 20 / 12)
+    assert pacer.beat_interval(30) == pytest.approx(30 * 20 / 8, abs=15.1)
+    assert pacer.beat_interval(30) == 60
+    await ask(pacer, Priority.READ, answer("2", "1"))
+    assert (pacer.safety_interval(30, trusted=True), pacer.safety_interval(30, trusted=False)) == (300, 60)
+    small, too_small = said
+    assert "10 workspaces share" in small
+    assert "10 workspaces can't keep to the platform's limit of 2 requests a minute: about 1 can" in too_small
+
+    await ask(pacer, Priority.READ, answer("600", "590"))
+    assert len(said) == 3
+
+
+async def test_what_others_use_of_the_window_is_not_ours(pacer: RateLimiter) -> None:
+    await ask(pacer, Priority.READ, answer("100", "2"))
+
+    assert pacer.safety_interval(30, trusted=True) > 30
+
+
+async def test_a_cancelled_wait_is_not_counted(pacer: RateLimiter) -> None:
+    never = RateLimiter(clock=lambda: 0.0, sleep=lambda _: asyncio.Event().wait())
+    await ask(never, Priority.SEND, refused_for=5)
+    waiting = asyncio.create_task(never.admit(Priority.SEND))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+    await ask(never, Priority.READ, answer("10", "5"))
+    assert never.wait(Priority.READ) == 0
+
+
+async def start(pacer: RateLimiter, time: Time, priority: Priority, started: list[tuple[Priority, float]]) -> None:
+    await pacer.admit(priority)
+    started.append((priority, time.now))
+
+
+async def test_requests_that_had_to_wait_are_spread_over_the_next_window(pacer: RateLimiter, time: Time) -> None:
+    started: list[tuple[Priority, float]] = []
+    await ask(pacer, Priority.READ, answer("100", "40"))
+    await asyncio.gather(*(start(pacer, time, Priority.READ, started) for _ in range(4)))
+
+    times = [when for _, when in started]
+    assert times[0] == 30
+    # 59 others used this window, so that one request is left for us besides the reserve.
+    assert [later - earlier for earlier, later in itertools.pairwise(times)] == pytest.approx([60] * 3)
+
+
+async def test_heartbeats_start_at_once_while_everything_else_waits(pacer: RateLimiter, time: Time) -> None:
+    never = asyncio.Event()
+    waiting = RateLimiter(clock=lambda: time.now, sleep=lambda _: never.wait())
+    await ask(waiting, Priority.READ, answer("100", "40"))
+    reads = [
+        asyncio.create_task(waiting.admit(priority))
+        for priority in (Priority.READ, Priority.SEND, Priority.REGISTER) * 10
+    ]
+    await asyncio.sleep(0)
+    async with asyncio.timeout(1):
+        await waiting.admit(Priority.BEAT)
+
+    for task in reads:
+        task.cancel()
+    await asyncio.gather(*reads, return_exceptions=True)
+
+
+async def test_registering_precedes_looks_and_reads(time: Time) -> None:
+    sleepers: list[tuple[float, int, asyncio.Event]] = []
+    numbers = itertools.count()
+
+    async def sleep(seconds: float) -> None:
+        woken = asyncio.Event()
+        heapq.heappush(sleepers, (time.now + seconds, next(numbers), woken))
+        await woken.wait()
+
+    limiter, order = RateLimiter(clock=lambda: time.now, sleep=sleep), []
+    await ask(limiter, Priority.READ, answer("100", "20", reset="30"))
+
+    async def run(priority: Priority) -> None:
+        await limiter.admit(priority)
+        order.append(priority)
+
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        tasks = [group.create_task(run(each)) for each in (Priority.READ, Priority.LOOK, Priority.REGISTER) * 2]
+        while not all(task.done() for task in tasks):
+            for _ in range(10):
+                await asyncio.sleep(0)
+            if sleepers:
+                time.now, _, woken = heapq.heappop(sleepers)
+                woken.set()
+    assert order == [Priority.REGISTER] * 2 + [Priority.LOOK] * 2 + [Priority.READ] * 2
+
+
+async def test_a_limit_for_each_token_slows_nothing_down(pacer: RateLimiter, time: Time, said: list[str]) -> None:
+    for _ in range(199):
+        pacer.join()
+    for _ in range(400):
+        await ask(pacer, Priority.READ, answer("600", "598"))
+
+    assert (pacer.beat_interval(), pacer.safety_interval(trusted=True), pacer.is_limited) == (30, 30, False)
+    assert said == []
+    assert sum(time.slept) < 60
+
+
+async def test_more_workspaces_than_the_limit_allows_are_reported_at_the_start(
+    pacer: RateLimiter, said: list[str]
+) -> None:
+    for _ in range(599):
+        pacer.join()
+    for number in range(30):
+        await ask(pacer, Priority.REGISTER, answer("600", str(599 - number)))
+
+    (text,) = said
+    assert "600 workspaces can't keep to the platform's limit of 600 requests a minute: about 500 can" in text
+    assert "RATE_LIMIT" in text
+
+
+async def test_an_answer_of_the_window_before_tells_nothing_of_this_one(pacer: RateLimiter, time: Time) -> None:
+    for number in range(30):
+        await ask(pacer, Priority.READ, answer("100", str(99 - number), reset="30"))
+    time.now = 30.2
+    await ask(pacer, Priority.BEAT, answer("100", "60", reset="1"))
+
+    assert pacer.wait(Priority.READ) == 0
+    assert pacer.safety_interval(trusted=True) == 30

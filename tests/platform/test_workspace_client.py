@@ -1,0 +1,346 @@
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from tests.platform.kit import API, Connect, Script, envelope, row
+
+from molecule_connect.errors import CursorExpiredError, PermanentPlatformError, TransientPlatformError
+from molecule_connect.models import (
+    DataPart,
+    Kind,
+    Outgoing,
+    Presence,
+    RowMark,
+    Signal,
+    TextPart,
+    WorkspaceInfo,
+    WorkspaceStatus,
+)
+from molecule_connect.platform.credentials import Credentials, read_token_file
+from molecule_connect.platform.workspace_client import WorkspaceClient
+from molecule_connect.worker.ports import Platform
+
+
+def nothing_known(row_id: str) -> bool:
+    return False
+
+
+def to_person(text: str) -> Outgoing:
+    return Outgoing(message_id="m", caller_id=None, context_id=None, in_reply_to="q", parts=(TextPart(text),))
+
+
+def test_it_is_what_delivery_asks_for(connect: Connect) -> None:
+    platform: Platform = WorkspaceClient(connect(Script(httpx.Response(200))))
+
+    assert platform.now() is None
+
+
+async def test_a_page_is_fetched_and_classified(connect: Connect) -> None:
+    rows = [row("b", request_body=envelope({"text": "hi"})), row("a", source_id="ws-1")]
+    script = Script(httpx.Response(200, json=rows))
+    page = await WorkspaceClient(connect(script)).fetch(since_id="z", limit=2, known=nothing_known)
+
+    assert [(item.row_id, item.kind) for item in page.items] == [("b", Kind.MESSAGE), ("a", Kind.OWN)]
+    assert (page.count, page.limit, page.size) == (
+        2,
+        2,
+        len(json.dumps(rows, separators=(",", ":"), ensure_ascii=False).encode()),
+    )
+    assert dict(script.requests[0].url.params) == {"type": "a2a_receive", "limit": "2", "since_id": "z"}
+
+
+async def test_the_lower_bound_of_a_request_is_the_date_or_the_newest_row_seen_before_it(connect: Connect) -> None:
+    old = {"Date": "Thu, 01 Jan 1970 00:00:10 GMT"}
+    newest = httpx.Response(200, json=[row(created_at="1970-01-01T00:01:00Z")])
+    client = WorkspaceClient(connect(Script(newest, httpx.Response(200, json=[], headers=old))))
+
+    first = await client.fetch(limit=5, known=nothing_known)
+    second = await client.fetch(limit=5, known=nothing_known)
+
+    assert (first.earliest, second.earliest) == (None, 60_000_000)
+    now = client.now()
+    assert now is not None
+    assert 60_000_000 <= now < 120_000_000
+
+
+@pytest.mark.parametrize("content", [b'[{"id":"a"},', b'[{"id":"a', b"", b"<html>sign in</html>", b'{"error":"x"}'])
+async def test_a_page_that_is_cut_or_no_page_is_transient(connect: Connect, content: bytes) -> None:
+    with pytest.raises(TransientPlatformError):
+        await WorkspaceClient(connect(Script(httpx.Response(200, content=content)))).fetch(limit=5, known=nothing_known)
+
+
+async def test_a_large_page_is_read_in_slices(connect: Connect) -> None:
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    def page_of(rows: int) -> httpx.Response:
+        parts = [{"kind": "text", "text": "x" * 10}] * 1000
+        return httpx.Response(200, json=[{"id": f"{n}", "request_body": {"parts": parts}} for n in range(rows)])
+
+    client = WorkspaceClient(connect(Script(page_of(1), page_of(100))))
+    task = asyncio.create_task(other())
+    counts = []
+    for _ in range(2):
+        turns = 0
+        await client.fetch(limit=500, known=nothing_known)
+        counts.append(turns)
+    task.cancel()
+    small, large = counts
+    assert large > small + 10
+
+
+class Large(httpx.AsyncByteStream):
+    """The beginning of a row, and then more of it than anybody reads."""
+
+    def __init__(self, head: bytes) -> None:
+        self._head = head
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self._head
+        for _ in range(200):
+            yield b"x" * 1_000_000
+
+
+async def test_a_row_that_is_too_large_to_be_read_is_known_by_its_beginning_and_passed(connect: Connect) -> None:
+    head = b'[{"activity_type":"a2a_receive","created_at":"1970-01-01T00:01:00Z","id":"big","request_body":{"text":"'
+    client = WorkspaceClient(connect(lambda request: httpx.Response(200, stream=Large(head))))
+    page = await client.fetch(since_id="z", limit=1, known=nothing_known)
+    (item,) = page.items
+    assert (item.row_id, item.kind, item.time) == ("big", Kind.UNREADABLE, 60_000_000)
+    assert "too large" in item.reason
+    assert item.raw.startswith('{"activity_type"')
+    assert len(item.raw) < 10_000
+    assert (page.count, page.marks) == (1, (RowMark("big", 60_000_000),))
+    assert (await client.fetch(since_id="z", limit=1, known=lambda row_id: row_id == "big")).items == ()
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b'[{"id":"a","request_body":{"text":"',
+        b'[{"created_at":"1970-01-01T00:01:00Z","id":"bi',
+        b"[" + b" " * 70_000,
+        b"{",
+        b"",
+    ],
+)
+async def test_a_row_that_is_too_large_and_does_not_tell_its_id_is_not_passed(connect: Connect, head: bytes) -> None:
+    client = WorkspaceClient(connect(lambda request: httpx.Response(200, stream=Large(head))))
+    with pytest.raises(TransientPlatformError, match="too large"):
+        await client.fetch(since_id="z", limit=1, known=nothing_known)
+
+
+async def test_a_byte_that_is_no_utf8_does_not_make_us_deaf(connect: Connect) -> None:
+    script = Script(httpx.Response(200, content=b'\xef\xbb\xbf[{"id":"a","summary":"caf\xe9"}]'))
+    page = await WorkspaceClient(connect(script)).fetch(limit=5, known=nothing_known)
+
+    assert page.items[0].parts == (TextPart("caf\ufffd"),)
+
+
+async def test_an_expired_cursor_is_told(connect: Connect) -> None:
+    script = Script(httpx.Response(410, json={"error": "since_id cursor not found"}))
+    with pytest.raises(CursorExpiredError):
+        await WorkspaceClient(connect(script)).fetch(since_id="z", limit=5, known=nothing_known)
+
+
+async def test_the_foretold_fingerprint_is_that_of_the_echo(connect: Connect) -> None:
+    script = Script(httpx.Response(200))
+    client = WorkspaceClient(connect(script))
+    await client.send(to_person("done\0"))
+    echo = row(source_id=None, method="notify", response_body={"result": script.last_json["message"]})
+
+    reader = WorkspaceClient(connect(Script(httpx.Response(200, json=[echo]))))
+    (item,) = (await reader.fetch(limit=5, known=nothing_known)).items
+    assert item.fingerprint == client.fingerprint(to_person("done\0"))
+
+
+async def test_data_that_is_not_json_is_refused_without_a_request(connect: Connect) -> None:
+    script = Script(httpx.Response(200))
+    bad = Outgoing(message_id="m", caller_id="p", context_id=None, in_reply_to="q", parts=(DataPart({1, 2}),))
+    with pytest.raises(PermanentPlatformError, match="not JSON"):
+        await WorkspaceClient(connect(script)).send(bad)
+
+    assert script.requests == []
+
+
+@pytest.mark.parametrize(
+    ("response", "info"),
+    [
+        (httpx.Response(200, json={"status": "online"}), WorkspaceInfo(status=WorkspaceStatus.ACTIVE)),
+        (httpx.Response(200, json={"status": "paused"}), WorkspaceInfo(status=WorkspaceStatus.PAUSED)),
+        (
+            httpx.Response(410, json={"error": "workspace removed", "hint": "make one"}),
+            WorkspaceInfo(status=WorkspaceStatus.REMOVED, hint="make one"),
+        ),
+        (httpx.Response(404), WorkspaceInfo(status=WorkspaceStatus.UNKNOWN)),
+        (httpx.Response(401), WorkspaceInfo(status=WorkspaceStatus.UNKNOWN)),
+        (httpx.Response(400, json={"error": "invalid workspace ID"}), WorkspaceInfo(status=WorkspaceStatus.UNKNOWN)),
+    ],
+)
+async def test_the_workspace_is_told_as_far_as_the_platform_tells(
+    connect: Connect, response: httpx.Response, info: WorkspaceInfo
+) -> None:
+    assert await WorkspaceClient(connect(Script(response))).workspace() == info
+
+
+@pytest.mark.parametrize("response", [httpx.Response(503), httpx.Response(200, html="<html>")])
+async def test_a_workspace_that_could_not_be_asked_for_is_an_error_so_that_its_card_is_not_overwritten(
+    connect: Connect, response: httpx.Response
+) -> None:
+    with pytest.raises(TransientPlatformError, match="workspace"):
+        await WorkspaceClient(connect(Script(response))).workspace()
+
+
+async def test_a_register_that_breaks_the_platform_says_that_the_id_may_be_wrong(connect: Connect) -> None:
+    script = Script(httpx.Response(500, json={"error": "registration failed"}))
+
+    with pytest.raises(TransientPlatformError, match="registration failed") as caught:
+        await WorkspaceClient(connect(script)).register({"name": "n"})
+
+    assert "id may be wrong" in caught.value.hint
+    assert "molecule doctor ws-1" in caught.value.hint
+
+
+@pytest.mark.parametrize("answer", [{"status": "registered"}, {"auth_token": ""}, None])
+async def test_a_register_that_hands_out_nothing_keeps_the_token(connect: Connect, answer: Any) -> None:
+    script = Script(httpx.Response(200, json=answer) if answer else httpx.Response(200))
+    client = WorkspaceClient(connect(script))
+    await client.register({"name": "n"})
+    await client.beat(Presence())
+
+    assert script.requests[0].headers["authorization"] == script.requests[1].headers["authorization"]
+
+
+async def test_a_handed_out_token_is_on_disk_before_register_returns_and_used_at_once(
+    connect: Connect, tmp_path: Path
+) -> None:
+    credentials = Credentials("ws-1", origin=API, token="first-token", state_dir=tmp_path)
+    script = Script(httpx.Response(200, json={"auth_token": "handed-out-token"}))
+    client = WorkspaceClient(connect(script, token=None, credentials=credentials))
+    await client.register({"name": "n"})
+    await client.beat(Presence())
+
+    assert read_token_file(tmp_path / "ws-1.token") == "handed-out-token"
+    assert script.requests[-1].headers["authorization"] == "Bearer handed-out-token"
+
+
+async def test_a_handed_out_token_is_told_of_once_with_its_place_and_without_itself(
+    connect: Connect, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    credentials = Credentials("ws-1", origin=API, token="first-token", state_dir=tmp_path)
+    script = Script(httpx.Response(200, json={"auth_token": "handed-out-token"}))
+    client = WorkspaceClient(connect(script, token=None, credentials=credentials), say=said.append)
+    await client.register({"name": "n"})
+    await client.register({"name": "n"})
+
+    assert len(said) == 1
+    assert "new to the platform" in said[0]
+    assert str(tmp_path / "ws-1.token") in said[0]
+    assert "handed-out-token" not in said[0]
+
+
+async def test_a_handed_out_token_that_cannot_be_kept_is_said_and_used(connect: Connect, tmp_path: Path) -> None:
+    said: list[str] = []
+    credentials = Credentials("ws-1", origin=API, token="first-token", state_dir=tmp_path / "missing")
+    script = Script(httpx.Response(200, json={"auth_token": "handed-out-token"}))
+    client = WorkspaceClient(connect(script, token=None, credentials=credentials), say=said.append)
+    await client.register({"name": "n"})
+
+    assert len(said) == 1
+    assert "handed-out-token" not in said[0]
+
+
+class Stream(httpx.AsyncByteStream):
+    def __init__(self, *chunks: bytes) -> None:
+        self._chunks = chunks
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for chunk in self._chunks:
+            yield chunk
+
+
+def event(kind: str) -> bytes:
+    return f'data: {{"type":"{kind}","data":{{}}}}\n\n'.encode()
+
+
+async def test_the_stream_opens_then_gives_signals_and_ends_with_its_connection(connect: Connect) -> None:
+    chunks = Stream(b": ping\n\n", event("ACTIVITY_LOGGED") + event("WORKSPACE_HEARTBEAT")[:9], event("X")[9:])
+    script = Script(lambda request: httpx.Response(200, headers={"Content-Type": "text/event-stream"}, stream=chunks))
+    signals = [signal async for signal in WorkspaceClient(connect(script)).signals()]
+
+    assert signals == [Signal.OPENED, Signal.ROW, Signal.ROW]
+
+
+async def test_a_stream_that_is_not_read_to_its_end_is_closed(connect: Connect) -> None:
+    closed: list[bool] = []
+
+    class Watched(Stream):
+        async def aclose(self) -> None:
+            closed.append(True)
+
+    script = Script(
+        lambda request: httpx.Response(
+            200, headers={"Content-Type": "text/event-stream"}, stream=Watched(event("ACTIVITY_LOGGED"))
+        )
+    )
+    async with contextlib.aclosing(WorkspaceClient(connect(script)).signals()) as signals:
+        async for signal in signals:
+            assert signal is Signal.OPENED
+            break
+
+    assert closed == [True]
+
+
+@pytest.mark.parametrize(
+    ("response", "error"),
+    [
+        (httpx.Response(404), PermanentPlatformError),
+        (httpx.Response(405, text="no"), PermanentPlatformError),
+        (httpx.Response(404, json={"error": "workspace not found"}), PermanentPlatformError),
+        (httpx.Response(401, json={"error": "x"}), PermanentPlatformError),
+        (httpx.Response(500, json={"error": "x"}), TransientPlatformError),
+        (httpx.Response(200, html="<html>"), TransientPlatformError),
+        (httpx.Response(204), TransientPlatformError),
+    ],
+)
+async def test_a_stream_that_is_not_there_says_whether_it_may_come(
+    connect: Connect, response: httpx.Response, error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        async for _ in WorkspaceClient(connect(Script(response))).signals():
+            pass
+
+
+async def test_an_absent_stream_is_not_asked_for_again_for_an_hour(connect: Connect) -> None:
+    script = Script(httpx.Response(404))
+    client = WorkspaceClient(connect(script))
+    for _ in range(3):
+        with pytest.raises(PermanentPlatformError):
+            async for _ in client.signals():
+                pass
+
+    assert len(script.requests) == 1
+
+
+async def test_a_stream_whose_token_was_rotated_opens_with_the_new_one(connect: Connect, tmp_path: Path) -> None:
+    credentials = Credentials("ws-1", origin=API, token="first-token", state_dir=tmp_path)
+    credentials.keep("second-token")
+
+    def judge(request: httpx.Request) -> httpx.Response:
+        if request.headers["authorization"] == "Bearer second-token":
+            return httpx.Response(401)
+        return httpx.Response(200, headers={"Content-Type": "text/event-stream"}, stream=Stream())
+
+    client = WorkspaceClient(connect(judge, token=None, credentials=credentials))
+    assert [signal async for signal in client.signals()] == [Signal.OPENED]

@@ -1,0 +1,224 @@
+"""Nothing of ours lies where another user put it, and nothing is written through a link."""
+
+import asyncio
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from molecule_connect import files
+from molecule_connect.config.settings import WorkspaceSettings
+from molecule_connect.config.state_dir import dangers, preview, resolve
+from molecule_connect.errors import ConfigError, JournalError
+from molecule_connect.journal.journal import FILE_NAME
+from molecule_connect.journal.schema import open_file
+from molecule_connect.process.orphans import RunMarks
+from molecule_connect.worker.file_folder import FileFolder
+from molecule_connect.worker.lease import lease
+from molecule_connect.worker.status_file import StatusFile, read_status, status_path
+
+OTHER = 54321
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.lstat().st_mode)
+
+
+@pytest.fixture(params=[0o000, 0o022, 0o277])
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("umask")
+def test_each_folder_that_is_made_is_for_its_owner_alone(tmp_path: Path) -> None:
+    folder = resolve(tmp_path / "a" / "b" / "state", {}, home=tmp_path)
+    with FileFolder(folder / "ws-1" / "files").new("x") as (_, file):
+        file.write(b"x")
+    marks = RunMarks(folder)
+    marks.new()
+    with lease(folder, "ws-1"):
+        made = [path for path in (tmp_path / "a").rglob("*") if path.is_dir()]
+        assert {mode(path) for path in (tmp_path / "a", *made)} == {0o700}
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        assert len(files) == 3
+        assert all(mode(path) & 0o177 == 0 for path in files)
+    marks.close()
+
+
+@needs_root
+@pytest.mark.parametrize("prove", [resolve, preview])
+def test_a_folder_of_another_user_is_refused(tmp_path: Path, prove: object) -> None:
+    folder = tmp_path / "state"
+    folder.mkdir()
+    os.chown(folder, OTHER, OTHER)
+    for named, home in ((folder, tmp_path), (None, tmp_path / "home")):
+        if named is None:
+            (home / ".config" / "molecule").mkdir(parents=True)
+            folder = folder.rename(home / ".config" / "molecule" / "state")
+        with pytest.raises(ConfigError, match=f"it belongs to user {OTHER}") as caught:
+            prove(named, {}, home=home, configs=tmp_path / "none")  # type: ignore[operator]
+        assert str(folder) in str(caught.value)
+        assert f"chown -R root {folder}" in caught.value.hint
+
+
+@needs_root
+def test_a_link_of_another_user_on_the_way_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "real" / "state").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real")
+    assert resolve(tmp_path / "link" / "state", {}, home=tmp_path) == tmp_path / "link" / "state"
+    os.chown(tmp_path / "link", OTHER, OTHER, follow_symlinks=False)
+    with pytest.raises(ConfigError, match=f"link is a link of user {OTHER}"):
+        resolve(tmp_path / "link" / "state", {}, home=tmp_path)
+
+
+def test_what_others_can_write_is_closed_to_them(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    folder.mkdir()
+    (folder / "of-another-program").touch()
+    folder.chmod(0o777)
+    resolve(folder, {}, home=tmp_path)
+    assert mode(folder) == 0o755
+    (folder / "journal.sqlite3").touch()
+    resolve(folder, {}, home=tmp_path)
+    assert mode(folder) == 0o700
+
+
+def test_a_parent_that_others_can_write_is_a_danger(tmp_path: Path) -> None:
+    folder = tmp_path / "open" / "mine" / "state"
+    resolve(folder, {}, home=tmp_path)
+    assert list(dangers(folder)) == []
+    (tmp_path / "open").chmod(0o777)
+    ((text, hint),) = dangers(folder)
+    assert f"others can write to {tmp_path / 'open'} (mode 0777)" in text
+    assert f"chmod go-w {tmp_path / 'open'}" in hint
+    (tmp_path / "open").chmod(0o1777)
+    assert list(dangers(folder)) == []
+
+
+@needs_root
+def test_the_group_and_the_owner_of_a_parent_count(tmp_path: Path) -> None:
+    folder = tmp_path / "open" / "state"
+    resolve(folder, {}, home=tmp_path)
+    (tmp_path / "open").chmod(0o770)
+    assert list(dangers(folder)) == [], "the group of root is root's own"
+    os.chown(tmp_path / "open", 0, OTHER)
+    assert len(list(dangers(folder))) == 1
+    (tmp_path / "open").chmod(0o700)
+    os.chown(tmp_path / "open", OTHER, OTHER)
+    ((text, _),) = dangers(folder)
+    assert f"belongs to user {OTHER}" in text
+
+
+AS_OTHER = """
+import os, stat, sys
+from pathlib import Path
+from molecule_connect.worker.lease import lease
+from molecule_connect.config.state_dir import dangers, resolve
+
+volume, other = Path(sys.argv[1]), int(sys.argv[2])
+for place in volume.parents:
+    if not place.stat().st_mode & 0o001:
+        place.chmod(stat.S_IMODE(place.stat().st_mode) | 0o011)
+os.setgroups([other])
+os.setgid(other)
+os.setuid(other)
+used = resolve(volume, {}, home=volume)
+below = resolve(volume / "molecule", {}, home=volume)
+with lease(used, "ws-1"), lease(below, "ws-1"):
+    print(oct(below.stat().st_mode & 0o777), len(list(dangers(below))))
+"""
+
+
+@needs_root
+def test_a_volume_of_kubernetes_is_used(tmp_path: Path) -> None:
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    os.chown(volume, 0, OTHER)
+    volume.chmod(0o2775)
+    words = [sys.executable, "-c", AS_OTHER, str(volume), str(OTHER)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.stdout == "0o700 1\n", done.stderr
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Path:
+    path = tmp_path / "victim"
+    path.write_text("untouched")
+    return path
+
+
+def test_a_link_in_the_place_of_the_lock_is_refused(tmp_path: Path, victim: Path) -> None:
+    (tmp_path / "ws-1.lock").symlink_to(victim)
+    with pytest.raises(ConfigError, match="link") as caught, lease(tmp_path, "ws-1"):
+        pass
+    assert caught.value.hint
+    assert victim.read_text() == "untouched"
+
+
+@pytest.mark.parametrize("name", ["ws-1.status", ".ws-1.status.new"])
+def test_a_link_in_the_place_of_the_status_is_replaced(tmp_path: Path, victim: Path, name: str) -> None:
+    (tmp_path / name).symlink_to(victim)
+
+    async def keep() -> None:
+        async with StatusFile(tmp_path, WorkspaceSettings(workspace_id="ws-1", backend="mock")).kept():
+            assert read_status(tmp_path, "ws-1") is not None
+            assert not status_path(tmp_path, "ws-1").is_symlink()
+
+    asyncio.run(keep())
+    assert victim.read_text() == "untouched"
+
+
+def test_the_status_is_never_written_through_a_link_when_the_disk_is_full(tmp_path: Path, victim: Path) -> None:
+    (tmp_path / "ws-1.status").symlink_to(victim)
+    (tmp_path / ".ws-1.status.new").mkdir()
+
+    async def keep() -> None:
+        async with StatusFile(tmp_path, WorkspaceSettings(workspace_id="ws-1", backend="mock")).kept():
+            pass
+
+    asyncio.run(keep())
+    assert victim.read_text() == "untouched"
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm", "-journal"])
+def test_a_journal_behind_a_link_is_refused(tmp_path: Path, victim: Path, suffix: str) -> None:
+    (tmp_path / f"{FILE_NAME}{suffix}").symlink_to(victim)
+    with pytest.raises(JournalError, match="not a plain file") as caught:
+        open_file(tmp_path / FILE_NAME)
+    assert f"{FILE_NAME}{suffix}" in str(caught.value)
+    assert caught.value.hint
+    assert victim.read_text() == "untouched"
+
+
+@needs_root
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm"])
+def test_a_journal_of_another_user_is_refused(tmp_path: Path, suffix: str) -> None:
+    planted = tmp_path / f"{FILE_NAME}{suffix}"
+    planted.touch()
+    os.chown(planted, OTHER, OTHER)
+    with pytest.raises(JournalError, match=f"belongs to user {OTHER}"):
+        open_file(tmp_path / FILE_NAME)
+
+
+@needs_root
+@pytest.mark.parametrize("name", ["runs", "ws-1/files"])
+def test_a_folder_of_another_user_in_the_state_folder_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir(parents=True)
+    os.chown(tmp_path / name, OTHER, OTHER)
+    with pytest.raises(files.ForeignError):
+        RunMarks(tmp_path).new() if name == "runs" else FileFolder(tmp_path / name).new("x").__enter__()
+
+
+def test_a_pipe_in_the_place_of_a_file_holds_nobody_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "ws-1.lock")
+    os.mkfifo(tmp_path / "ws-1.status")
+    with pytest.raises(ConfigError), lease(tmp_path, "ws-1"):
+        pass
+    assert read_status(tmp_path, "ws-1") is None

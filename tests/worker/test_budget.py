@@ -1,0 +1,223 @@
+"""Limits per caller: costs are added up in the journal, reported in the heartbeat, and limited per day."""
+
+import asyncio
+import json
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from tests.worker.kit import EPOCH, WORKSPACE, FakePlatform, Serving
+
+from molecule_connect import events
+from molecule_connect.errors import BackendError
+from molecule_connect.journal.journal import Journal
+from molecule_connect.models import Progress, Request, Response, Usage
+
+DAY = 24 * 3600
+
+
+class Loud:
+    """Raises whatever is asked of it."""
+
+    def __float__(self) -> float:
+        raise RuntimeError("no number")
+
+
+NONSENSE: list[Any] = [
+    *(None, float("nan"), float("inf"), float("-inf"), "abc", "", [1.0], {}, object(), Loud(), -1, 1e300),
+    *(int("9" * 500), Decimal("NaN"), Decimal("sNaN"), Decimal("1e400"), json.loads("1e400"), 1j, b"7"),
+]
+
+
+def test_a_usage_takes_any_number_and_counts_nonsense_as_nothing() -> None:
+    dear = Usage(input_tokens=None, output_tokens=7.0, cost_usd=Decimal("0.25"))
+    assert (dear.input_tokens, dear.output_tokens, dear.cost_usd) == (0, 7, 0.25)
+    assert isinstance(dear.cost_usd, float)
+    for value in NONSENSE:
+        usage = Usage(input_tokens=value, output_tokens=value, cost_usd=value)
+        assert (usage.input_tokens, usage.output_tokens, usage.cost_usd) == (0, 0, 0) or value == b"7"
+
+
+@pytest.mark.parametrize("usage", ["abc", {"cost_usd": 1}, 1.5, object(), Usage(cost_usd=1e5), Usage(cost_usd=10**400)])
+async def test_no_usage_costs_the_answer(journal: Journal, usage: Any) -> None:
+    platform = FakePlatform()
+
+    async def handler(request: Request, progress: Progress) -> Response:
+        if request.text == "fail":
+            raise BackendError("no", retryable=False, usage=usage)
+        return Response.from_text(request.text, usage=usage)
+
+    async with Serving(platform, journal, handler) as serving:
+        platform.write("hi", caller="peer")
+        platform.write("fail", caller="other")
+        await platform.until(lambda: len(platform.sent) == 2)
+        await asyncio.sleep(31)
+        assert platform.beats[-1].wedged == ""
+    assert sorted(serving.rows("state, attempt")) == [("dead", 1), ("done", 1)]
+
+
+async def test_a_month_of_any_cost_fits_into_a_heartbeat(journal: Journal) -> None:
+    platform = FakePlatform()
+    await journal.committer.put(
+        lambda db: db.execute("INSERT INTO spend VALUES ('ws-1', '2027-01-15', 9e999)").rowcount
+    )
+    async with Serving(platform, journal, dear):
+        await asyncio.sleep(1)
+    assert platform.beats[0].monthly_spend_cents == 10**12
+
+
+async def dear(request: Request, progress: Progress) -> Response:
+    """Every answer costs a dollar."""
+    return Response.from_text(request.text, usage=Usage(cost_usd=1.0))
+
+
+async def test_when_the_day_is_used_up_messages_wait_for_the_next_one_and_it_is_said(journal: Journal) -> None:
+    midnight = DAY - EPOCH % DAY
+    await asyncio.sleep(midnight - 600)
+    platform = FakePlatform()
+    async with Serving(platform, journal, dear, max_cost_per_day=2.0, concurrency=1) as serving:
+        for number in range(3):
+            platform.write(f"{number}")
+        await platform.until(lambda: len(platform.sent) == 2)
+        await asyncio.sleep(60)
+        assert platform.answers() == ["0", "1"]
+        [trouble] = serving.events.of(events.Trouble)
+        assert (trouble.part, trouble.reason) == ("budget", "2.00 of 2.00 US dollars a day are spent")
+        await platform.until(lambda: len(platform.sent) == 3, seconds=DAY)
+        assert asyncio.get_running_loop().time() >= midnight
+        assert [event.part for event in serving.events.of(events.Recovered)] == ["budget"]
+    assert serving.rows("state, attempt") == [("done", 1)] * 3
+
+
+async def test_with_a_higher_limit_the_next_start_takes_up_what_waits_for_the_next_day(journal: Journal) -> None:
+    platform = FakePlatform()
+    for number in range(3):
+        platform.write(f"{number}", age=3 - number)
+    for limit, answered in ((1.0, 1), (2.0, 2), (2.0, 2), (None, 3)):
+        async with Serving(platform, journal, dear, max_cost_per_day=limit) as serving:
+            await asyncio.sleep(60)
+        assert platform.answers() == ["0", "1", "2"][:answered]
+    assert serving.rows("state, attempt") == [("done", 1)] * 3
+
+
+async def test_a_try_that_failed_and_an_answer_that_is_silence_cost_what_they_cost(journal: Journal) -> None:
+    platform = FakePlatform()
+
+    async def handler(request: Request, progress: Progress) -> Response:
+        if request.text == "fail":
+            raise BackendError("no", retryable=False, usage=Usage(cost_usd=0.25))
+        return Response.silent(usage=Usage(cost_usd=0.5))
+
+    async with Serving(platform, journal, handler) as serving:
+        platform.write("fail", caller="peer")
+        platform.write("hush", caller="other")
+        await platform.until(lambda: {state for _, state in serving.rows()} == {"done", "dead"})
+        assert journal.of(WORKSPACE).spend_by_caller() == {None: 0, "peer": 0.25, "other": 0.5}
+        await asyncio.sleep(31)
+        assert platform.beats[-1].monthly_spend_cents == 75
+
+
+async def test_what_other_workspaces_and_other_days_spent_does_not_count(journal: Journal) -> None:
+    journal.of("other").spent(None, 5.0)
+    ours = journal.of(WORKSPACE)
+    ours.spent(None, 1.5)
+    ours.spent("peer", 2.0)
+    await journal.data_version()
+    assert (ours.spend_by_caller(), ours.month_spend()) == ({None: 1.5, "peer": 2.0}, 3.5)
+    await asyncio.sleep(DAY)
+    assert (ours.spend_by_caller(), ours.month_spend()) == ({None: 0.0}, 3.5)
+
+
+# Shares
+
+
+async def test_a_peer_that_used_up_its_share_waits_alone(journal: Journal) -> None:
+    platform = FakePlatform(has_stream=True)
+    async with Serving(platform, journal, dear, max_cost_per_day=4.0, concurrency=1) as serving:
+        for number in range(4):
+            platform.write(f"greedy {number}", caller="greedy")
+        await platform.until(lambda: len(platform.sent) == 2)
+        platform.write("modest", caller="modest")
+        platform.write("person")
+        await platform.until(lambda: len(platform.sent) == 4)
+        await asyncio.sleep(60)
+        assert platform.answers() == ["greedy 0", "greedy 1", "modest", "person"]
+        [trouble] = serving.events.of(events.Trouble)
+        assert trouble.part == "peer budget"
+        assert trouble.reason == "the share of peer greedy: 2.00 of 2.00 US dollars a day are spent"
+        [retrying] = serving.events.of(events.Retrying)
+        assert (retrying.what, retrying.reason) == ("daily budget", trouble.reason)
+
+
+async def test_peers_together_leave_a_quarter_of_the_day_to_people(journal: Journal) -> None:
+    platform = FakePlatform(has_stream=True)
+    async with Serving(platform, journal, dear, max_cost_per_day=4.0, concurrency=1) as serving:
+        for number in range(8):
+            platform.write("peer", caller=f"peer-{number}")
+        await platform.until(lambda: len(platform.sent) == 3)
+        await asyncio.sleep(10)
+        for _ in range(2):
+            platform.write("person")
+        await platform.until(lambda: len(platform.sent) == 4)
+        await asyncio.sleep(60)
+    assert platform.answers() == ["peer", "peer", "peer", "person"]
+    assert [trouble.reason for trouble in serving.events.of(events.Trouble)] == [
+        "the share of peers: 3.00 of 3.00 US dollars a day are spent",
+        "4.00 of 4.00 US dollars a day are spent",
+    ]
+
+
+async def test_what_peers_overspend_is_not_taken_from_people(journal: Journal) -> None:
+    platform = FakePlatform(has_stream=True)
+
+    async def handler(request: Request, progress: Progress) -> Response:
+        await asyncio.sleep(10)
+        return Response.from_text(request.text, usage=Usage(cost_usd=1.0))
+
+    async with Serving(platform, journal, handler, max_cost_per_day=4.0):
+        for number in range(7):
+            platform.write("peer", caller=f"peer-{number}")
+        await platform.until(lambda: len(platform.sent) == 7)
+        platform.write("person")
+        await platform.until(lambda: len(platform.sent) == 8)
+
+
+@pytest.mark.parametrize(("concurrency", "most"), [(1, 2), (8, 9)])
+async def test_a_backlog_overspends_by_what_runs_at_most(journal: Journal, concurrency: int, most: int) -> None:
+    platform = FakePlatform()
+
+    async def handler(request: Request, progress: Progress) -> Response:
+        await asyncio.sleep(3)
+        return Response.from_text(request.text, usage=Usage(cost_usd=0.6))
+
+    for number in range(40):
+        platform.write("hi", context=f"talk-{number}")
+    async with Serving(platform, journal, handler, max_cost_per_day=1.0, concurrency=concurrency) as serving:
+        await asyncio.sleep(300)
+        assert len(platform.sent) <= most
+        assert serving.connection._conversations.live == 0
+    assert {state for _, state in serving.rows()} == {"done", "received"}
+
+
+async def test_a_restart_remembers_what_each_caller_spent(journal: Journal) -> None:
+    platform = FakePlatform()
+    for number in range(3):
+        platform.write("hi", caller="greedy", context=f"talk-{number}")
+    for _ in range(2):
+        async with Serving(platform, journal, dear, max_cost_per_day=2.0, concurrency=1):
+            await asyncio.sleep(60)
+    assert len(platform.sent) == 1
+
+
+async def test_a_backend_that_asks_for_time_is_told_in_the_heartbeat_while_it_waits(journal: Journal) -> None:
+    platform = FakePlatform()
+
+    async def handler(request: Request, progress: Progress) -> Response:
+        raise BackendError("usage limit reached", retry_after=7200)
+
+    async with Serving(platform, journal, handler) as serving:
+        platform.write("hi", caller="peer")
+        await asyncio.sleep(3600)
+        assert platform.beats[-1].sample_error == "1 messages wait for the backend: usage limit reached"
+        assert platform.beats[-1].wedged == ""
+    assert serving.rows("state, attempt") == [("received", 0)]

@@ -1,0 +1,322 @@
+"""Presence: heartbeats from the first second to the last, never healthy while something is broken."""
+
+import asyncio
+import itertools
+
+import pytest
+from tests.worker.kit import FakePlatform, Serving, echo
+
+from molecule_connect import events
+from molecule_connect.errors import (
+    AuthError,
+    BackendError,
+    Outcome,
+    PermanentPlatformError,
+    PlatformError,
+    TransientPlatformError,
+)
+from molecule_connect.journal.journal import Journal
+from molecule_connect.models import Presence, Progress, Request, Response, Signal
+from molecule_connect.worker.health import Health
+from molecule_connect.worker.heartbeat import Heartbeat
+from molecule_connect.worker.ports import Unlimited
+
+UNAVAILABLE = TransientPlatformError("activity: 503", operation="activity", status=503)
+
+
+def refused(status: int = 400) -> PermanentPlatformError:
+    return PermanentPlatformError(f"heartbeat: {status}", operation="heartbeat", status=status, body="{}")
+
+
+async def failing(request: Request, progress: Progress) -> Response:
+    raise BackendError("out of order")
+
+
+def gaps(times: list[float]) -> list[float]:
+    return [later - earlier for earlier, later in itertools.pairwise(times)]
+
+
+# Time
+
+
+async def test_a_failed_beat_is_tried_again_after_one_two_and_four_seconds(journal: Journal) -> None:
+    tries: list[float] = []
+
+    class Registry(FakePlatform):
+        async def beat(self, presence: Presence) -> None:
+            tries.append(asyncio.get_running_loop().time())
+            await super().beat(presence)
+
+    platform = Registry(fail_beat=[UNAVAILABLE] * 4)
+    async with Serving(platform, journal) as serving:
+        await asyncio.sleep(60)
+    waits = gaps(tries)
+    for wait, nominal in zip(waits, (1, 2, 4, 30), strict=False):
+        assert nominal / 2 <= round(wait, 6) <= nominal
+    assert [event.part for event in serving.events.of(events.Trouble)] == ["heartbeat"]
+    assert [event.part for event in serving.events.of(events.Recovered)] == ["heartbeat"]
+
+
+async def test_beats_go_on_during_an_answer_of_forty_minutes_and_say_what_is_done(journal: Journal) -> None:
+    async def slow(request: Request, progress: Progress) -> Response:
+        for minute in range(40):
+            progress(f"minute {minute}")
+            await asyncio.sleep(60)
+        return Response.from_text("done")
+
+    platform = FakePlatform(has_stream=True)
+    platform.write("long", caller="peer")
+    async with Serving(platform, journal, slow):
+        await platform.until(lambda: len(platform.sent) == 1)
+        assert max(gaps(platform.beat_times)) == pytest.approx(30)
+        busy = [beat for beat in platform.beats if beat.active_tasks]
+        assert len(busy) == pytest.approx(80, abs=2)
+        assert busy[-1].current_task == "minute 39"
+        assert busy[-1].uptime_seconds > 2300
+        assert {beat.wedged for beat in platform.beats} == {""}
+        await asyncio.sleep(31)
+        assert platform.beats[-1].active_tasks == 0
+
+
+async def test_a_read_or_a_send_that_hangs_does_not_stop_the_beats(journal: Journal) -> None:
+    platform = FakePlatform(fetch_delay=100.0, send_delay=100.0)
+    platform.write("hi")
+    async with Serving(platform, journal):
+        await asyncio.sleep(500)
+        assert max(gaps(platform.beat_times)) <= 30.01
+
+
+async def test_a_machine_that_slept_beats_reads_and_reopens_once(journal: Journal) -> None:
+    platform = FakePlatform(has_stream=True)
+    async with Serving(platform, journal) as serving:
+        await platform.until(lambda: bool(serving.events.of(events.Listening)))
+        await asyncio.sleep(45)
+        at = asyncio.get_running_loop().time()
+        serving.connection.slept()
+        await asyncio.sleep(0.2)
+        assert [time for time in platform.beat_times if time >= at] == [at]
+        assert len([fetch for fetch in platform.fetches if fetch["at"] >= at]) == 1
+        await asyncio.sleep(10)
+        assert len([time for time in platform.opens if time >= at]) == 1
+        assert len([time for time in platform.beat_times if time >= at]) == 1
+
+
+class Limited(Unlimited):
+    """A rate limit that leaves room for the regular heartbeats, and for a read only now and then."""
+
+    is_queued = False
+
+    @property
+    def is_limited(self) -> bool:
+        return True
+
+
+async def test_a_rate_limit_leaves_the_regular_beats_alone(journal: Journal) -> None:
+    platform = FakePlatform(has_stream=True)
+    async with Serving(platform, journal, pace=Limited()):
+        await asyncio.sleep(45)
+        platform.fail_fetch = [UNAVAILABLE] * 5
+        platform.signal(Signal.ROW)
+        await asyncio.sleep(200)
+        assert gaps(platform.beat_times) == pytest.approx([30] * 8)
+
+
+async def test_a_read_that_waits_for_its_turn_is_no_trouble(journal: Journal) -> None:
+    pace, platform = Limited(), FakePlatform()
+    async with Serving(platform, journal, pace=pace) as serving:
+        await asyncio.sleep(31)
+        pace.is_queued, platform.fetch_delay = True, 200.0
+        await asyncio.sleep(150)
+        assert serving.events.of(events.Trouble) == []
+        pace.is_queued = False
+        await platform.until(lambda: "is not here yet" in platform.beats[-1].wedged, 60)
+
+
+# Errors
+
+
+@pytest.mark.parametrize("status", [400, 403, 404])
+async def test_beats_go_on_after_a_refusal_in_the_platforms_words(journal: Journal, status: int) -> None:
+    platform = FakePlatform(fail_beat=[refused(status)] * 5)
+    async with Serving(platform, journal) as serving:
+        await platform.until(lambda: bool(platform.beats), 90)
+        (trouble,) = serving.events.of(events.Trouble)
+        assert (trouble.part, trouble.reason) == ("heartbeat", f"heartbeat: {status}")
+        assert "offline" in trouble.hint
+        assert [event.part for event in serving.events.of(events.Recovered)] == ["heartbeat"]
+
+
+async def test_a_refused_token_does_not_end_the_heartbeat(journal: Journal) -> None:
+    error = AuthError("heartbeat: 401", operation="heartbeat", status=401, body="")
+    platform = FakePlatform(fail_beat=[error] * 5)
+    async with Serving(platform, journal):
+        await asyncio.sleep(150)
+        assert len(platform.beats) > 1
+
+
+async def test_beats_and_reads_fail_independently_and_both_are_shown(journal: Journal) -> None:
+    platform = FakePlatform(fail_beat=[UNAVAILABLE] * 50, fail_fetch=[UNAVAILABLE] * 50)
+    async with Serving(platform, journal) as serving:
+        await asyncio.sleep(20)
+        assert {event.part for event in serving.events.of(events.Trouble)} == {"heartbeat", "intake"}
+        platform.fail_beat.clear()
+        await asyncio.sleep(40)
+        assert [event.part for event in serving.events.of(events.Recovered)] == ["heartbeat"]
+        assert platform.beats[-1].wedged.startswith("intake: ")
+
+
+# Wedged
+
+
+async def test_an_intake_that_is_broken_shows_in_the_beat_at_once_and_no_longer_than_it_lasts(journal: Journal) -> None:
+    platform = FakePlatform()
+    async with Serving(platform, journal):
+        await asyncio.sleep(31)
+        at = asyncio.get_running_loop().time()
+        platform.fail_fetch = [UNAVAILABLE] * 1000
+        await platform.until(lambda: "503" in platform.beats[-1].wedged, 30)
+        assert asyncio.get_running_loop().time() - at <= 8
+        await asyncio.sleep(100)
+        assert {
+            beat.wedged for beat, time in zip(platform.beats, platform.beat_times, strict=True) if time > at + 8
+        } == {"intake: activity: 503"}
+        platform.fail_fetch.clear()
+        await platform.until(lambda: platform.beats[-1].wedged == "", 31)
+        assert platform.beat_times[-1] - platform.fetches[-1]["at"] < 1
+
+
+async def test_a_read_that_hangs_until_it_fails_shows_within_the_minute_that_the_platform_waits(
+    journal: Journal,
+) -> None:
+    timeout = TransientPlatformError("activity: no answer", operation="activity", outcome=Outcome.WRITTEN)
+    platform = FakePlatform()
+    async with Serving(platform, journal):
+        await asyncio.sleep(31)
+        at = asyncio.get_running_loop().time()
+        platform.fetch_delay, platform.fail_fetch = 30.0, [timeout] * 100
+        await platform.until(lambda: platform.beats[-1].wedged != "")
+        assert asyncio.get_running_loop().time() - at <= 35
+        await platform.until(lambda: "no answer" in platform.beats[-1].wedged, 60)
+
+
+async def test_a_read_that_neither_fails_nor_ends_shows_within_half_a_minute_and_no_longer(journal: Journal) -> None:
+    platform = FakePlatform()
+    async with Serving(platform, journal):
+        await asyncio.sleep(31)
+        platform.fetch_delay = 200.0
+        fetches = len(platform.fetches)
+        await platform.until(lambda: len(platform.fetches) > fetches)
+        at = asyncio.get_running_loop().time()
+        await platform.until(lambda: "is not here yet" in platform.beats[-1].wedged, 60)
+        assert asyncio.get_running_loop().time() - at <= 30
+        platform.fetch_delay = 0.0
+        await asyncio.sleep(300)
+        assert platform.beats[-1].wedged == ""
+
+
+async def test_one_read_that_is_refused_for_long_shows_at_once(journal: Journal) -> None:
+    refused = TransientPlatformError("activity: 429", operation="activity", status=429, retry_after=100_000.0)
+    platform = FakePlatform()
+    async with Serving(platform, journal):
+        await asyncio.sleep(29.5)
+        platform.fail_fetch = [refused]
+        await platform.until(lambda: platform.beats[-1].wedged == "intake: activity: 429", 6)
+
+
+async def test_one_failed_read_is_no_wedge(journal: Journal) -> None:
+    platform = FakePlatform()
+    async with Serving(platform, journal):
+        await asyncio.sleep(29.5)
+        platform.fail_fetch = [UNAVAILABLE]
+        await asyncio.sleep(60)
+        assert {beat.wedged for beat in platform.beats} == {""}
+
+
+async def test_failures_of_one_caller_alone_are_no_error_rate() -> None:
+    health = Health()
+    for _ in range(4):
+        health.sample(None)
+    for _ in range(1000):
+        health.sample("peer-1", "its own fault")
+    assert (health.error_rate(), health.sample_error()) == (0.0, "its own fault")
+    health.sample("peer-2", "no")
+    assert health.error_rate() > 0.5
+
+
+async def test_a_backend_that_is_out_is_wedged_until_it_answers(journal: Journal) -> None:
+    broken = True
+
+    async def handler(request: Request, progress: Progress) -> Response:
+        return await (failing if broken else echo)(request, progress)
+
+    platform = FakePlatform()
+    for number in range(3):
+        platform.write(f"{number}", caller=f"peer-{number}")
+    async with Serving(platform, journal, handler):
+        await platform.until(lambda: any(beat.wedged == "backend: out of order" for beat in platform.beats), 60)
+        broken = False
+        await platform.until(lambda: len(platform.sent) == 3)
+        await asyncio.sleep(1)
+        assert platform.beats[-1].wedged == ""
+
+
+async def test_wellness_is_never_claimed_in_words(journal: Journal) -> None:
+    platform = FakePlatform()
+    async with Serving(platform, journal):
+        await asyncio.sleep(100)
+    assert [beat.wedged for beat in platform.beats] == [""] * (len(platform.beats) - 1) + ["stopped"]
+
+
+# What a beat says
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "rate"), [("", 0.0), ("xx", 0.0), ("xxx", 1.0), ("x..", 1 / 3), ("....", 0.0), ("x.x.", 0.5)]
+)
+async def test_the_error_rate_is_the_share_of_failures_among_at_least_three(outcomes: str, rate: float) -> None:
+    health = Health()
+    for outcome in outcomes:
+        health.sample("peer-1", "no" if outcome == "x" else "")
+    assert health.error_rate() == pytest.approx(rate)
+
+
+async def test_failures_are_forgotten_after_five_minutes() -> None:
+    health = Health()
+    for error in ("first", "second", "third"):
+        health.sample(None, error)
+    await asyncio.sleep(299)
+    assert health.error_rate() == 1.0
+    assert health.sample_error() == "third"
+    await asyncio.sleep(2)
+    assert health.error_rate() == 0.0
+    assert health.sample_error() == ""
+
+
+async def test_several_broken_parts_are_all_named_and_mend_one_by_one() -> None:
+    health, changes = Health(), []
+    health.changed = lambda: changes.append(health.wedged)
+    health.breaks("intake", "503")
+    health.breaks("journal", "full")
+    health.breaks("journal", "still full")
+    health.mends("intake")
+    health.mends("intake")
+    health.mends("journal")
+    assert changes == ["intake: 503", "intake: 503; journal: full", "journal: still full", ""]
+
+
+async def test_an_interval_that_is_stretched_holds_from_the_next_beat_on() -> None:
+    platform, interval = FakePlatform(), 30.0
+    failures: list[PlatformError] = []
+    heartbeat = Heartbeat(
+        platform,
+        presence=Presence,
+        interval=lambda: interval,
+        accepted=lambda presence, began: None,
+        failed=failures.append,
+    )
+    task = asyncio.ensure_future(heartbeat.run())
+    await asyncio.sleep(31)
+    interval = 60.0
+    await asyncio.sleep(150)
+    task.cancel()
+    assert gaps(platform.beat_times) == pytest.approx([30, 30, 60, 60])

@@ -1,0 +1,335 @@
+"""Registering: patiently, with the operator's card, and not at all while the workspace is paused."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from tests.worker.kit import Disk, FakePlatform, Serving, open_journal
+
+from molecule_connect import events
+from molecule_connect.errors import (
+    AuthError,
+    ConfigError,
+    PermanentPlatformError,
+    PlatformError,
+    TransientPlatformError,
+    WorkspaceDeletedError,
+)
+from molecule_connect.journal.journal import Journal
+from molecule_connect.models import Signal, WorkspaceInfo, WorkspaceStatus
+
+
+def unavailable(retry_after: float | None = None) -> TransientPlatformError:
+    return TransientPlatformError("register: 503", operation="register", status=503, retry_after=retry_after)
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+async def test_what_passes_is_tried_again_within_seconds(journal: Journal) -> None:
+    platform = FakePlatform(fail_register=[unavailable()])
+    async with Serving(platform, journal) as serving:
+        await platform.until(lambda: len(platform.cards) == 1, 4)
+        await asyncio.sleep(1)
+        assert len(platform.beats) == 1
+        assert len(serving.events.of(events.Registered)) == 1
+    assert [event.part for event in serving.events.of(events.Recovered)] == ["register"]
+
+
+async def test_after_five_tries_it_is_given_up_with_what_the_platform_said(journal: Journal) -> None:
+    platform = FakePlatform(fail_register=[unavailable() for _ in range(10)])
+    serving = Serving(platform, journal)
+    with pytest.raises(TransientPlatformError, match="503"):
+        await serving.connection.run(serving.stop)
+    assert len(platform.fail_register) == 5
+    assert 7.5 <= now() <= 15
+    assert platform.beats == []
+
+
+async def test_one_of_many_goes_on_trying_and_says_so(journal: Journal) -> None:
+    platform = FakePlatform(fail_register=[unavailable() for _ in range(12)])
+    async with Serving(platform, journal, patient=True) as serving:
+        await platform.until(lambda: len(platform.cards) == 1, 600)
+        assert now() > 60
+        await asyncio.sleep(5)
+        assert len(platform.beats) == 1
+    hints = [event.hint for event in serving.events.of(events.Trouble) if event.part == "register"]
+    assert any("for as long as it takes" in hint for hint in hints)
+    assert [event.part for event in serving.events.of(events.Recovered)] == ["register"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        AuthError("register: 401", operation="register", status=401, body=""),
+        *(
+            PermanentPlatformError(f"register: {status} no", operation="register", status=status, body="no")
+            for status in (400, 403, 404)
+        ),
+    ],
+    ids=str,
+)
+async def test_one_of_many_outlasts_a_refusal_that_heals(journal: Journal, error: PlatformError) -> None:
+    platform = FakePlatform(fail_register=[error] * 4)
+    async with Serving(platform, journal, patient=True) as serving:
+        await platform.until(lambda: len(platform.cards) == 1, 30)
+        assert len(serving.events.of(events.Registered)) == 1
+    (trouble,) = [event for event in serving.events.of(events.Trouble) if event.part == "register"]
+    assert trouble.reason == str(error)
+    assert "trying again in at most a minute" in trouble.hint
+
+
+async def test_one_of_many_outlasts_a_platform_that_calls_it_deleted_for_a_while(journal: Journal) -> None:
+    platform = FakePlatform(status=WorkspaceStatus.REMOVED)
+    async with Serving(platform, journal, patient=True) as serving:
+        await asyncio.sleep(15)
+        assert platform.cards == []
+        assert "deleted" in serving.events.of(events.Trouble)[0].reason
+        platform.status = WorkspaceStatus.ACTIVE
+        await platform.until(lambda: len(platform.cards) == 1, 60)
+    assert serving.error is None
+
+
+async def test_one_of_many_that_was_deleted_ends_after_a_minute(journal: Journal) -> None:
+    platform = FakePlatform(status=WorkspaceStatus.REMOVED)
+    serving = Serving(platform, journal, patient=True)
+    with pytest.raises(WorkspaceDeletedError):
+        await serving.connection.run(serving.stop)
+    assert 60 <= now() <= 180
+    assert platform.cards == []
+
+
+class Absent(FakePlatform):
+    """A platform that says that it has no such workspace, for so many seconds."""
+
+    until_seconds = float("inf")
+
+    async def workspace(self) -> WorkspaceInfo:
+        if now() < self.until_seconds:
+            return WorkspaceInfo(status=WorkspaceStatus.UNKNOWN, is_absent=True)
+        return await super().workspace()
+
+
+async def test_a_workspace_that_the_platform_does_not_have_is_not_made(journal: Journal) -> None:
+    serving = Serving(platform := Absent(), journal)
+    with pytest.raises(ConfigError, match="the platform has no workspace ws-1") as caught:
+        await serving.connection.run(serving.stop)
+    assert "--create" in caught.value.hint
+    assert platform.cards == []
+
+
+async def test_a_workspace_that_the_platform_does_not_have_is_made_on_request(journal: Journal) -> None:
+    async with Serving(platform := Absent(), journal, create=True):
+        await asyncio.sleep(1)
+    assert len(platform.cards) == 1
+
+
+@pytest.mark.parametrize("heals", [True, False])
+async def test_one_of_many_that_the_platform_does_not_have_ends_after_a_minute(journal: Journal, heals: bool) -> None:
+    platform = Absent()
+    platform.until_seconds = 15.0 if heals else float("inf")
+    async with Serving(platform, journal, patient=True) as serving:
+        await asyncio.sleep(150)
+    assert isinstance(serving.error, ConfigError) is not heals
+    assert bool(platform.cards) is heals
+
+
+@pytest.mark.parametrize("heals", [True, False])
+async def test_one_of_many_doubts_a_deletion_while_it_serves(journal: Journal, heals: bool) -> None:
+    platform = FakePlatform(has_stream=True)
+    async with Serving(platform, journal, patient=True) as serving:
+        await asyncio.sleep(60)
+        platform.status = WorkspaceStatus.REMOVED
+        platform.signal(Signal.STATUS)
+        await asyncio.sleep(15)
+        platform.status = WorkspaceStatus.ACTIVE if heals else WorkspaceStatus.REMOVED
+        await asyncio.sleep(120)
+    assert isinstance(serving.error, WorkspaceDeletedError) is not heals
+
+
+async def test_one_of_many_waits_for_a_journal_that_cannot_be_written_at_the_start(tmp_path: Path) -> None:
+    disk, platform = Disk(full=True), FakePlatform()
+    # What another program left has to be written down first.
+    (tmp_path / "ws-1.json").write_text('{"workspace_id": "ws-1", "last_since_id": "row-0"}')
+    async with open_journal(tmp_path, disk) as journal, Serving(platform, journal, patient=True) as serving:
+        await asyncio.sleep(15)
+        assert {event.part for event in serving.events.of(events.Trouble)} == {"start"}
+        disk.full = False
+        await platform.until(lambda: len(platform.cards) == 1, 60)
+    assert "start" in [event.part for event in serving.events.of(events.Recovered)]
+
+
+async def test_one_that_is_paused_while_its_platform_was_away_is_not_unpaused(journal: Journal) -> None:
+    platform = FakePlatform(fail_register=[unavailable() for _ in range(5)])
+    async with Serving(platform, journal, patient=True) as serving:
+        await platform.until(lambda: not platform.fail_register)
+        platform.status = WorkspaceStatus.PAUSED
+        await asyncio.sleep(120)
+        assert len(serving.events.of(events.Paused)) == 1
+        assert platform.cards == []
+
+
+async def test_retry_after_is_honoured(journal: Journal) -> None:
+    platform = FakePlatform(fail_register=[unavailable(20.0)])
+    async with Serving(platform, journal):
+        await platform.until(lambda: len(platform.cards) == 1)
+        assert now() == pytest.approx(20, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        AuthError("register: 401", operation="register", status=401, body=""),
+        PermanentPlatformError("register: 400 no", operation="register", status=400, body="no"),
+    ],
+    ids=str,
+)
+async def test_what_is_refused_for_good_ends_the_run_at_once(journal: Journal, error: PlatformError) -> None:
+    platform = FakePlatform(fail_register=[error])
+    serving = Serving(platform, journal)
+    with pytest.raises(type(error), match="register"):
+        await serving.connection.run(serving.stop)
+    assert now() == 0
+    assert platform.fetches == []
+
+
+async def test_a_stop_before_it_succeeded_ends_the_run_at_once(journal: Journal) -> None:
+    platform = FakePlatform(fail_register=[unavailable() for _ in range(10)])
+    async with Serving(platform, journal) as serving:
+        await asyncio.sleep(1)
+    assert serving.error is None
+    assert now() == pytest.approx(1)
+    assert platform.beats == []
+
+
+# The card
+
+
+async def test_the_card_that_the_platform_shows_is_sent_back_as_it_is(journal: Journal) -> None:
+    card = {"name": "The operator's", "skills": [{"id": "sing"}]}
+    platform = FakePlatform(card=card)
+    async with Serving(platform, journal):
+        await asyncio.sleep(1)
+    assert platform.cards == [card]
+
+
+async def test_a_description_and_skills_that_were_given_replace_those_of_the_card(journal: Journal) -> None:
+    platform = FakePlatform(card={"name": "old", "description": "", "url": "x"})
+    async with Serving(platform, journal, agent_description="sings", agent_skills=("alto",)):
+        await asyncio.sleep(1)
+    skill = {"id": "alto", "name": "alto", "description": "", "tags": []}
+    assert platform.cards == [{"name": "old", "description": "sings", "url": "x", "skills": [skill]}]
+
+
+async def test_an_agent_name_that_was_given_replaces_the_name_alone(journal: Journal) -> None:
+    platform = FakePlatform(card={"name": "old", "skills": [1]})
+    async with Serving(platform, journal, agent_name="new"):
+        await asyncio.sleep(1)
+    assert platform.cards == [{"name": "new", "skills": [1]}]
+    assert platform.card == {"name": "old", "skills": [1]}
+
+
+async def test_without_a_card_the_workspaces_name_is_one(journal: Journal) -> None:
+    platform = FakePlatform()
+    async with Serving(platform, journal):
+        await asyncio.sleep(1)
+    assert platform.cards == [{"name": "ws"}]
+
+
+async def test_a_blip_does_not_cost_the_operator_the_card(journal: Journal) -> None:
+    platform = FakePlatform(card={"name": "kept"}, fail_look=[unavailable(), unavailable()])
+    async with Serving(platform, journal):
+        await platform.until(lambda: bool(platform.cards))
+    assert platform.cards == [{"name": "kept"}]
+
+
+async def test_a_platform_that_does_not_tell_is_registered_with_the_id_at_once(journal: Journal) -> None:
+    platform = FakePlatform(
+        fail_look=[PermanentPlatformError("workspace: 404", operation="workspace", status=404, body="")] * 3
+    )
+    async with Serving(platform, journal):
+        await asyncio.sleep(0.1)
+        assert platform.cards == [{"name": "ws-1"}]
+
+
+# Pause and the end
+
+
+async def test_a_paused_workspace_is_not_registered_beats_and_journals_and_runs_nothing(journal: Journal) -> None:
+    platform = FakePlatform(status=WorkspaceStatus.PAUSED)
+    platform.write("wait", caller="peer")
+    async with Serving(platform, journal) as serving:
+        await asyncio.sleep(100)
+        assert platform.cards == []
+        assert len(platform.beats) == 4
+        assert serving.rows() == [("row-1", "received")]
+        assert len(serving.events.of(events.Paused)) == 1
+        platform.status = WorkspaceStatus.ACTIVE
+        await platform.until(lambda: platform.answers() == ["echo: wait"], 301)
+        assert len(platform.cards) == 1
+
+
+async def test_unpause_registers_all_the_same(journal: Journal) -> None:
+    platform = FakePlatform(status=WorkspaceStatus.PAUSED)
+    async with Serving(platform, journal, unpause=True):
+        await asyncio.sleep(1)
+        assert len(platform.cards) == 1
+
+
+async def test_a_workspace_that_is_gone_is_not_registered(journal: Journal) -> None:
+    platform = FakePlatform(status=WorkspaceStatus.REMOVED)
+    serving = Serving(platform, journal)
+    with pytest.raises(WorkspaceDeletedError):
+        await serving.connection.run(serving.stop)
+    assert platform.cards == []
+
+
+@pytest.mark.parametrize("has_stream", [True, False])
+async def test_pauses_are_learnt_from_events_or_within_five_minutes(journal: Journal, has_stream: bool) -> None:
+    platform = FakePlatform(has_stream=has_stream)
+    async with Serving(platform, journal) as serving:
+        await asyncio.sleep(60)
+        platform.status = WorkspaceStatus.PAUSED
+        platform.signal(Signal.STATUS)
+        await asyncio.sleep(1 if has_stream else 301)
+        assert len(serving.events.of(events.Paused)) == 1
+        platform.status = WorkspaceStatus.ACTIVE
+        platform.signal(Signal.STATUS)
+        await asyncio.sleep(1 if has_stream else 301)
+        assert len(serving.events.of(events.Resumed)) == 1
+    assert len(platform.cards) == 2
+
+
+async def test_a_pause_whose_end_no_event_told_ends_within_five_minutes(journal: Journal) -> None:
+    platform = FakePlatform(has_stream=True)
+    async with Serving(platform, journal) as serving:
+        await asyncio.sleep(60)
+        platform.status = WorkspaceStatus.PAUSED
+        platform.signal(Signal.STATUS)
+        await asyncio.sleep(1)
+        platform.status = WorkspaceStatus.ACTIVE
+        await asyncio.sleep(301)
+        assert len(serving.events.of(events.Resumed)) == 1
+
+
+async def test_a_deletion_ends_the_run(journal: Journal) -> None:
+    platform = FakePlatform(has_stream=True)
+    async with Serving(platform, journal) as serving:
+        await asyncio.sleep(60)
+        platform.status = WorkspaceStatus.REMOVED
+        platform.signal(Signal.STATUS)
+        await serving.ended()
+    assert isinstance(serving.error, WorkspaceDeletedError)
+    assert now() < 65
+
+
+async def test_a_look_that_fails_changes_nothing(journal: Journal) -> None:
+    platform = FakePlatform(has_stream=True)
+    async with Serving(platform, journal) as serving:
+        await asyncio.sleep(60)
+        platform.fail_look = [unavailable()]
+        platform.signal(Signal.STATUS)
+        await asyncio.sleep(1)
+        assert platform.fail_look == []
+        assert serving.events.of(events.Paused) == []

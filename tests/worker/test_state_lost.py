@@ -1,0 +1,108 @@
+"""The state folder goes away under a connection: it ends, and the next one answers nothing again."""
+
+import asyncio
+import contextlib
+import shutil
+from pathlib import Path
+
+import pytest
+from tests.worker.kit import WORKSPACE, FakePlatform, Serving, open_journal
+
+from molecule_connect.cli import exit_codes
+from molecule_connect.errors import StateLostError, TransientPlatformError
+from molecule_connect.journal.journal import FILE_NAME, Journal
+from molecule_connect.worker.lease import lease
+
+
+async def look(journal: Journal) -> None:
+    """What a fleet does once a second."""
+    with contextlib.suppress(StateLostError):
+        await journal.data_version()
+
+
+def modes(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mode & 0o777 for path in (folder, *folder.iterdir())}
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    folder = tmp_path / "state"
+    folder.mkdir()
+    return folder
+
+
+async def test_a_removed_folder_ends_it_and_is_written_back(state: Path, caplog: pytest.LogCaptureFixture) -> None:
+    platform = FakePlatform()
+    platform.write("before")
+    async with open_journal(state) as journal, Serving(platform, journal) as serving:
+        await platform.until(lambda: len(platform.sent) == 1)
+        await asyncio.sleep(60)
+        shutil.rmtree(state)
+        await look(journal)
+        await serving.ended()
+    assert isinstance(serving.error, StateLostError)
+    assert str(state / FILE_NAME) in str(serving.error)
+    assert serving.error.hint
+    assert exit_codes.exit_code(serving.error) == exit_codes.REFUSED
+    assert "written to" in caplog.text
+    assert modes(state) == {"state": 0o700, FILE_NAME: 0o600, f"{WORKSPACE}.status": 0o600}
+    platform.write("after")
+    async with open_journal(state) as journal, Serving(platform, journal):
+        await platform.until(lambda: len(platform.sent) == 2)
+        await asyncio.sleep(60)
+    assert platform.answers() == ["echo: before", "echo: after"]
+
+
+async def test_nothing_more_is_begun(state: Path) -> None:
+    platform = FakePlatform()
+    async with open_journal(state) as journal, Serving(platform, journal) as serving:
+        await asyncio.sleep(60)
+        shutil.rmtree(state)
+        platform.write("after")
+        await serving.ended()
+    assert isinstance(serving.error, StateLostError)
+    assert platform.sent == []
+
+
+async def test_a_journal_of_another_process_is_left_alone(state: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with open_journal(state) as journal, Serving(FakePlatform(), journal) as serving:
+        await asyncio.sleep(60)
+        (state / FILE_NAME).unlink()
+        (state / FILE_NAME).write_text("of another process")
+        await look(journal)
+        await serving.ended()
+    assert isinstance(serving.error, StateLostError)
+    assert (state / FILE_NAME).read_text() == "of another process"
+    assert "left alone" in caplog.text
+
+
+async def test_a_removed_lock_ends_its_workspace_alone(journal: Journal) -> None:
+    folder = journal.path.parent
+    async with (
+        Serving(FakePlatform(), journal, workspace_id="ws-2") as other,
+        Serving(FakePlatform(), journal) as serving,
+    ):
+        await asyncio.sleep(60)
+        (folder / f"{WORKSPACE}.lock").unlink()
+        with lease(folder, WORKSPACE):
+            await look(journal)
+            await serving.ended()
+        assert isinstance(serving.error, StateLostError)
+        assert f"{WORKSPACE}.lock" in str(serving.error)
+        other.platform.write("still served")
+        await other.platform.until(lambda: len(other.platform.sent) == 1)
+
+
+async def test_it_ends_also_while_it_registers(state: Path) -> None:
+    platform = FakePlatform()
+    platform.fail_register = [_unreachable() for _ in range(1000)]
+    async with open_journal(state) as journal, Serving(platform, journal, patient=True) as serving:
+        await asyncio.sleep(60)
+        shutil.rmtree(state)
+        await look(journal)
+        await serving.ended()
+    assert isinstance(serving.error, StateLostError)
+
+
+def _unreachable() -> TransientPlatformError:
+    return TransientPlatformError("register: cannot be reached", operation="register")

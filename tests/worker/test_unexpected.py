@@ -1,0 +1,156 @@
+"""When the backend fails: an unexpected error of one message affects that message only."""
+
+import asyncio
+import errno
+from typing import Any
+
+import attrs
+import pytest
+from tests.worker.kit import EPOCH, WORKSPACE, FakePlatform, Serving, echo, inbound
+
+from molecule_connect import events
+from molecule_connect.errors import BackendError
+from molecule_connect.journal.journal import Journal
+from molecule_connect.models import Outgoing, Progress, Request, Response, TextPart
+
+
+@attrs.define
+class Brittle(FakePlatform):
+    """Raises *error* where a text says so, as often as *times*."""
+
+    error: Exception = attrs.field(factory=lambda: ValueError("embedded null byte"))
+    times: int = 1000
+
+    def _raise_for(self, outgoing: Outgoing, word: str) -> None:
+        if self.times and any(isinstance(part, TextPart) and word in part.text for part in outgoing.parts):
+            self.times -= 1
+            raise self.error
+
+    def fingerprint(self, outgoing: Outgoing) -> str:
+        self._raise_for(outgoing, "no fingerprint")
+        return super().fingerprint(outgoing)
+
+    async def send(self, outgoing: Outgoing) -> None:
+        self._raise_for(outgoing, "no sending")
+        await super().send(outgoing)
+
+
+async def test_an_unexpected_error_of_sending_costs_that_message_alone(journal: Journal) -> None:
+    platform = Brittle(has_stream=True)
+    async with Serving(platform, journal, echo) as serving:
+        platform.write("no sending", caller="peer")
+        platform.write("next", caller="peer")
+        await platform.until(lambda: platform.answers() == ["echo: next"], seconds=5)
+        (dead,) = serving.events.of(events.Dead)
+        assert dead.reason == "internal error, please report it: ValueError: embedded null byte"
+        [(state, error, answer)] = [row for row in serving.rows("state, error, answer") if row[0] != "done"]
+        assert state == "dead"
+        assert error.startswith("Traceback (most recent call last):")
+        assert error.endswith("ValueError: embedded null byte\n")
+        assert "echo: no sending" in answer
+    async with Serving(platform, journal, echo) as serving:
+        await asyncio.sleep(60)
+    assert (serving.error, len(platform.sent)) == (None, 1)
+
+
+async def test_an_unexpected_error_after_the_run_costs_that_message_alone(journal: Journal) -> None:
+    platform, calls = Brittle(has_stream=True), 0
+
+    async def handler(request: Request, progress: Progress) -> Response:
+        nonlocal calls
+        calls += 1
+        return await echo(request, progress)
+
+    async with Serving(platform, journal, handler) as serving:
+        platform.write("no fingerprint")
+        platform.write("next")
+        await platform.until(lambda: platform.answers() == ["echo: next"], seconds=5)
+        await asyncio.sleep(300)
+        assert calls == 2
+    assert serving.rows("state") == [("dead",), ("done",)]
+
+
+async def test_a_stored_message_that_cannot_be_loaded_costs_that_message_alone(journal: Journal) -> None:
+    workspace = journal.of(WORKSPACE)
+    await workspace.receive([inbound("one", row_id="row-1"), inbound("two", row_id="row-2")], now=0)
+    await journal.committer.put(lambda db: db.execute("UPDATE message SET parts='[{' WHERE row_id='row-1'").rowcount)
+    platform = FakePlatform()
+    async with Serving(platform, journal, echo) as serving:
+        await platform.until(lambda: platform.answers() == ["echo: two"], seconds=5)
+        assert serving.rows("state") == [("dead",), ("done",)]
+    assert serving.error is None
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EMFILE, "too many open files"), RuntimeError("can't start new thread"), MemoryError()]
+)
+@pytest.mark.parametrize("text", ["no sending", "no fingerprint"])
+async def test_a_machine_that_is_short_of_something_costs_no_message_that_waits(
+    journal: Journal, error: Exception, text: str
+) -> None:
+    platform = Brittle(error=error, times=3)
+    # A stored answer, which is stamped and sent.
+    workspace = journal.of(WORKSPACE)
+    await workspace.receive([inbound("hi", time=round(EPOCH * 1e6))], now=0)
+    answer = f'{{"is_notice": false, "parts": [{{"text": "{text}"}}], "reason": "", "usage": null}}'
+    await journal.committer.put(lambda db: db.execute("UPDATE message SET answer=?", (answer,)).rowcount)
+    async with Serving(platform, journal, echo) as serving:
+        await platform.until(lambda: platform.answers() == [text], seconds=300)
+        assert serving.events.of(events.Retrying)[0].what == "this machine"
+    assert serving.rows("state") == [("done",)]
+
+
+async def test_a_listener_that_fails_costs_no_message(journal: Journal) -> None:
+    platform, failures = FakePlatform(), []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda loop, context: failures.append(context["exception"]))
+
+    def listen(event: events.Event) -> None:
+        raise UnicodeEncodeError("utf-8", "x", 0, 1, "surrogates not allowed")
+
+    platform.write("hi")
+    async with Serving(platform, journal, echo) as serving:
+        serving.connection._listener = listen
+        await platform.until(lambda: len(platform.sent) == 1)
+    assert serving.error is None
+    assert isinstance(failures[0], UnicodeEncodeError)
+
+
+class RudeError(BackendError):
+    """Cannot even say what it is."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+@pytest.mark.parametrize("asked", ["abc", [5], 10**400, float("nan"), object()])
+async def test_a_backend_may_ask_for_a_pause_in_nonsense(journal: Journal, asked: Any) -> None:
+    platform, calls = FakePlatform(), 0
+
+    async def handler(request: Request, progress: Progress) -> Response:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise RudeError("no", retry_after=asked)
+        return Response.from_text("fine")
+
+    platform.write("hi")
+    async with Serving(platform, journal, handler):
+        await platform.until(lambda: platform.answers() == ["fine"], seconds=60)
+
+
+async def test_a_row_that_cannot_be_stored_is_a_dead_letter_and_the_others_are_received(journal: Journal) -> None:
+    workspace = journal.of(WORKSPACE)
+    rows = [
+        inbound("before", row_id="row-1"),
+        inbound("bad", row_id="row-2", seq=1 << 70),
+        inbound("bad", row_id="row-3", time=1 << 70),
+        inbound("after", row_id="row-4"),
+    ]
+    stored = await workspace.receive(rows, now=round(EPOCH * 1e6))
+    assert [one.state for one in stored] == ["received", "dead", "dead", "received"]
+    found = journal.reader.execute("SELECT kind, reason, error FROM message WHERE state='dead'").fetchall()
+    for kind, reason, error in found:
+        assert (kind, reason) == ("unreadable", "unreadable: it cannot be stored: OverflowError")
+        assert error.startswith("Traceback ")
+    assert await workspace.receive(rows, now=0) == []
