@@ -18,7 +18,7 @@ from molecule_connect.cli import message_format
 from molecule_connect.inbox.fairness import Turns
 from molecule_connect.journal.inbox import InboxStore
 from molecule_connect.journal.journal import Journal
-from molecule_connect.journal.models import Answer, State
+from molecule_connect.journal.models import State, StoredReply
 from molecule_connect.models import DataPart, FilePart, Inbound, Kind, Part, TextPart, Usage
 from molecule_connect.worker.lease import lease
 
@@ -44,18 +44,18 @@ class Book:
             time=round(time.time() * 1e6) - 60_000_000,
             fingerprint=row_id,
         )
-        self._run(workspace, lambda part: part.receive([item], now=0), inbox=inbox)
+        self._run(workspace, lambda part: part.add([item], now=0), inbox=inbox)
 
-    def kill(self, row_id: str, reason: str, *, answer: Answer | None = None, workspace: str = "ws_1") -> None:
+    def kill(self, row_id: str, reason: str, *, answer: StoredReply | None = None, workspace: str = "ws_1") -> None:
         """A message that was given up, after *answer* was stored, if one is given."""
 
         async def run(part: Any) -> None:
             entry = next(
-                e for e in (part.head(conversation) for conversation in self._conversations(part)) if e.row_id == row_id
+                e for e in (part.next(conversation) for conversation in self._conversations(part)) if e.row_id == row_id
             )
             if answer is not None:
-                await part.answered(entry, answer, at=1, send_print=None, ran=False)
-                entry = part.head(entry.conversation)
+                await part.store_reply(entry, answer, at=1, send_print=None, ran=False)
+                entry = part.next(entry.conversation)
             assert await part.mark_dead(entry, entry.state, reason)
 
         self._run(workspace, run)
@@ -65,7 +65,7 @@ class Book:
 
         async def run(part: Any) -> None:
             entry = next(
-                e for e in (part.head(conversation) for conversation in self._conversations(part)) if e.row_id == row_id
+                e for e in (part.next(conversation) for conversation in self._conversations(part)) if e.row_id == row_id
             )
             assert await part.defer(entry, not_before=time.time() + seconds, error=reason)
 
@@ -83,13 +83,13 @@ class Book:
         return found[0]
 
     def _conversations(self, part: Any) -> list[Any]:
-        return [conversation for caller in part.callers() for conversation in part.conversations(caller, 99)]
+        return [conversation for caller in part.callers() for conversation in part.due_conversations(caller, 99)]
 
     def take(self, seconds: float, workspace: str = "ws_1") -> None:
         """A reader of the inbox takes the oldest message for *seconds*."""
 
         async def run(part: Any) -> None:
-            assert await InboxStore(part._journal).hold([workspace], "somebody", seconds, turns=Turns())
+            assert await InboxStore(part._journal).claim([workspace], "somebody", seconds, turns=Turns())
 
         self._run(workspace, run)
 
@@ -230,7 +230,9 @@ def test_all_of_a_message_is_shown(messages: Molecule, book: Book) -> None:
         message_id="their-id",
         task_id="task-1",
     )
-    answer = Answer(parts=(TextPart("the answer"),), usage=Usage(input_tokens=1200, output_tokens=3, cost_usd=0.25))
+    answer = StoredReply(
+        parts=(TextPart("the answer"),), usage=Usage(input_tokens=1200, output_tokens=3, cost_usd=0.25)
+    )
     book.kill("row-1", "the answer was not accepted: 403", answer=answer)
 
     shown = messages("show", "row").stdout
@@ -261,7 +263,7 @@ def test_the_traceback_of_an_unexpected_error_is_shown_as_it_is(messages: Molecu
     trace = 'Traceback (most recent call last):\n  File "x.py", line 1, in f\nValueError: \x1b[2Jnull byte\n'
 
     async def run(part: Any) -> None:
-        assert await part.set_aside("row-1", None, "internal error, please report it: ValueError", trace)
+        assert await part.mark_dead_by_id("row-1", None, "internal error, please report it: ValueError", trace)
 
     book._run("ws_1", run)
     shown = messages("show", "row-1").output
@@ -273,7 +275,7 @@ def test_the_traceback_of_an_unexpected_error_is_shown_as_it_is(messages: Molecu
 
 def test_a_message_for_machines_has_its_parts_and_its_answer(messages: Molecule, book: Book) -> None:
     book.write("row-1", "one ", "two")
-    book.kill("row-1", "refused", answer=Answer(parts=(TextPart("the answer"),)))
+    book.kill("row-1", "refused", answer=StoredReply(parts=(TextPart("the answer"),)))
 
     document = json.loads(messages("show", "row-1", "--json").stdout)
 
@@ -317,7 +319,7 @@ def test_raw_on_a_terminal_means_the_same_and_does_nothing_to_it() -> None:
 
 def test_nothing_of_a_peer_reaches_the_terminal_raw(messages: Molecule, book: Book) -> None:
     book.write("row-1", HOSTILE, FilePart(uri=HOSTILE, name=HOSTILE), DataPart(HOSTILE), caller_id=HOSTILE)
-    book.kill("row-1", HOSTILE, answer=Answer(parts=(TextPart(HOSTILE),)))
+    book.kill("row-1", HOSTILE, answer=StoredReply(parts=(TextPart(HOSTILE),)))
 
     for arguments in (["list"], ["show", "row-1"], ["replay", "row-1"]):
         result = messages(*arguments)
@@ -330,7 +332,7 @@ def test_a_replay_says_what_will_happen_and_happens(messages: Molecule, book: Bo
     book.write("row-1", "hello")
     book.kill("row-1", "it broke")
     book.write("row-2", "again")
-    book.kill("row-2", "refused", answer=Answer(parts=(TextPart("kept"),)))
+    book.kill("row-2", "refused", answer=StoredReply(parts=(TextPart("kept"),)))
 
     result = messages("replay", "row-1", "row-2", "row-1")
 

@@ -87,9 +87,9 @@ def fill(state: Path, waiting: int, *, running: bool = False, workspace_id: str 
                 )
                 for number in range(waiting)
             ]
-            await part.receive(items, now=0)
+            await part.add(items, now=0)
             if running:
-                entry = part.head(Conversation(None, "c0"))
+                entry = part.next(Conversation(None, "c0"))
                 assert entry is not None
                 assert await part.start(entry)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from molecule_connect.journal import delegations, incoming, transitions
 from molecule_connect.journal import files as file_rows
-from molecule_connect.journal.models import COLUMNS, load_entry
+from molecule_connect.journal.models import COLUMNS, load_message
 from molecule_connect.journal.schema import open_file
 from molecule_connect.models import Inbound, Kind
 from molecule_connect.platform.feed_rows import read_page
@@ -122,13 +122,13 @@ def db(tmp_path_factory: pytest.TempPathFactory) -> Generator[sqlite3.Connection
     )
     delegations.ask(db, ME, QUESTION, ASKED, "how many?", 0.0)
     delegations.ask(db, ME, "key-1", ASKED, "count", 0.0)
-    delegations.delegated(db, ME, "key-1", DELEGATION, 0.0)
+    delegations.record_delegation(db, ME, "key-1", DELEGATION, 0.0)
     yield db
     db.close()
 
 
 def receive(db: sqlite3.Connection, items: list[Inbound], *, inbox: bool = False) -> list[incoming.Stored]:
-    return incoming.receive(db, ME, items, 0, 0.0, inbox=inbox)
+    return incoming.add(db, ME, items, 0, 0.0, inbox=inbox)
 
 
 @settings(max_examples=500)
@@ -147,7 +147,7 @@ def test_forged_row_acts_for_its_peer_alone(db: sqlite3.Connection, row: dict[st
         assert not stored.foreign_echo
         assert not stored.revived
         assert db.execute("SELECT count(*) FROM asked WHERE is_open").fetchone() == (2,)
-        entries = [load_entry(each) for each in db.execute(f"SELECT {COLUMNS} FROM message WHERE kind='message'")]
+        entries = [load_message(each) for each in db.execute(f"SELECT {COLUMNS} FROM message WHERE kind='message'")]
         said, *others = entries
         assert not transitions.settle(db, said)
         assert len({entry.idempotency_key for entry in entries}) == len(entries)

@@ -57,7 +57,7 @@ class FakeDesk:
 
 
 async def arrive(journal: Journal, *items: Inbound, workspace: str = WORKSPACE) -> None:
-    await journal.of(workspace, inbox=True).receive(items, now=NOW)
+    await journal.of(workspace, inbox=True).add(items, now=NOW)
 
 
 def message(number: int, **given: Any) -> Inbound:
@@ -279,7 +279,7 @@ async def test_a_flood_of_awaited_files_hides_no_other_message(journal: Journal)
 async def test_only_messages_answers_and_results_are_shown(journal: Journal) -> None:
     kinds = (Kind.MESSAGE, Kind.ANSWER, Kind.RESULT, Kind.ECHO, Kind.OWN, Kind.HISTORY, Kind.UPLOAD, Kind.UNREADABLE)
     store = await asked(journal, ("key-1", "peer-1", "count"))
-    await store.delegated(WORKSPACE, "key-1", "delegation-1")
+    await store.record_delegation(WORKSPACE, "key-1", "delegation-1")
     given = {Kind.RESULT: {"delegation_id": "delegation-1"}}
     await arrive(journal, *(message(number, kind=kind, **given.get(kind, {})) for number, kind in enumerate(kinds)))
     assert [one.kind for one in open_inbox(journal).peek()] == ["message", "answer", "result"]
@@ -341,10 +341,10 @@ async def test_a_reply_is_stored_and_waits_to_be_sent(journal: Journal) -> None:
     await arrive(journal, message(1))
     inbox = open_inbox(journal)
     assert await inbox.reply("row-1", Response.from_text("yes"), patience=1) == "stored"
-    entry = journal.of(WORKSPACE, inbox=True).head(Conversation(None, None))
+    entry = journal.of(WORKSPACE, inbox=True).next(Conversation(None, None))
     assert entry is not None
-    assert entry.answer is not None
-    assert entry.answer.parts == (TextPart("yes"),)
+    assert entry.reply is not None
+    assert entry.reply.parts == (TextPart("yes"),)
     assert inbox.peek() == []
     assert await inbox.wait(400) is None
 
@@ -370,9 +370,9 @@ async def test_a_reply_and_when_it_was_sent_are_on_the_disk_before_it_is_sent(tm
         levels.clear()
         await open_inbox(journal).reply("row-1", Response.from_text("yes"), patience=0)
         mine = journal.of(WORKSPACE, inbox=True)
-        entry = mine.head(Conversation(None, None))
+        entry = mine.next(Conversation(None, None))
         assert entry is not None
-        assert await mine.stamped(entry, at=NOW, send_print="yes")
+        assert await mine.prepare_send(entry, at=NOW, send_print="yes")
     assert levels == ["FULL", "FULL"]
 
 
@@ -389,11 +389,11 @@ async def test_days_later_a_second_reply_is_still_refused_and_a_first_one_is_tak
         await arrive(journal, message(1), message(2))
         inbox, mine = open_inbox(journal), journal.of(WORKSPACE, inbox=True)
         await inbox.reply("row-1", Response.from_text("yes"), patience=0)
-        entry = mine.head(Conversation(None, None))
+        entry = mine.next(Conversation(None, None))
         assert entry is not None
-        assert await mine.stamped(entry, at=NOW, send_print=None)
-        mine.deliver(entry, at=NOW)
-        await mine.settled()
+        assert await mine.prepare_send(entry, at=NOW, send_print=None)
+        mine.mark_sent(entry, at=NOW)
+        await mine.sends_committed()
         await inbox.pop("row-2")
         later = 3 * 24 * 3600.0
         await mine.prune(NOW)
@@ -433,7 +433,7 @@ async def test_a_reply_that_makes_no_sense_is_refused_and_loses_nothing(
 ) -> None:
     repeated = {"sender_key": "key", "fingerprint": "same"}
     store = await asked(journal, ("key-1", "peer-1", "count"))
-    await store.delegated(WORKSPACE, "key-1", "delegation-1")
+    await store.record_delegation(WORKSPACE, "key-1", "delegation-1")
     await arrive(
         journal,
         message(1, **repeated),
@@ -455,10 +455,10 @@ async def test_replies_of_a_conversation_are_sent_in_the_order_in_which_they_wer
     order = []
     for number in (3, 1, 2):
         await inbox.reply(f"row-{number}", Response.from_text("yes"), patience=0)
-    while (entry := mine.head(Conversation(None, None))) is not None:
+    while (entry := mine.next(Conversation(None, None))) is not None:
         order.append(entry.row_id)
-        mine.deliver(entry, at=NOW)
-        await mine.settled()
+        mine.mark_sent(entry, at=NOW)
+        await mine.sends_committed()
     assert order == ["row-3", "row-1", "row-2"]
 
 
@@ -507,7 +507,7 @@ async def asked(journal: Journal, *questions: tuple[str, str, str]) -> InboxStor
     """Message id, peer and text of each."""
     store = InboxStore(journal)
     for message_id, peer, text in questions:
-        await store.asks(WORKSPACE, message_id, peer, text)
+        await store.record_question(WORKSPACE, message_id, peer, text)
     return store
 
 
@@ -523,8 +523,8 @@ async def test_an_answer_that_names_its_question_shows_it(journal: Journal) -> N
 
 async def test_a_result_shows_the_task_of_its_delegation(journal: Journal) -> None:
     store = await asked(journal, ("key-1", "peer-1", "count"), ("key-2", "peer-1", "weigh"))
-    await store.delegated(WORKSPACE, "key-2", "delegation-2")
-    await store.delegated(WORKSPACE, "key-1", "delegation-1")
+    await store.record_delegation(WORKSPACE, "key-2", "delegation-2")
+    await store.record_delegation(WORKSPACE, "key-1", "delegation-1")
     await arrive(
         journal,
         answer(1, kind=Kind.RESULT, caller_id=None, delegation_id="delegation-2"),
@@ -538,14 +538,14 @@ async def test_result_read_before_its_delegation_is_known_waits_after(journal: J
     store = await asked(journal, ("key-1", "peer-1", "count"))
     await arrive(journal, answer(1, kind=Kind.RESULT, caller_id=None, delegation_id="delegation-1"))
     assert open_inbox(journal).peek() == []
-    await store.delegated(WORKSPACE, "key-1", "delegation-1")
+    await store.record_delegation(WORKSPACE, "key-1", "delegation-1")
     found = [(one.kind, one.question, one.caller_id) for one in open_inbox(journal).peek()]
     assert found == [("result", "count", "peer-1")]
 
 
 async def test_result_needs_a_delegation_opened_with_that_peer(journal: Journal) -> None:
     store = await asked(journal, ("key-1", "peer-1", "count"))
-    await store.delegated(WORKSPACE, "key-1", "delegation-1")
+    await store.record_delegation(WORKSPACE, "key-1", "delegation-1")
     await arrive(
         journal,
         answer(1, kind=Kind.RESULT, caller_id="peer-2", delegation_id="delegation-1"),
@@ -557,7 +557,7 @@ async def test_result_needs_a_delegation_opened_with_that_peer(journal: Journal)
 
 async def test_answer_of_another_peer_settles_no_question(journal: Journal) -> None:
     store = await asked(journal, ("q-1", "peer-1", "how many?"), ("key-1", "peer-1", "count"))
-    await store.delegated(WORKSPACE, "key-1", "delegation-1")
+    await store.record_delegation(WORKSPACE, "key-1", "delegation-1")
     forged = [
         answer(1, caller_id="peer-2", reason="q-1"),
         answer(2, caller_id="peer-2", reason="delegation-1"),
@@ -575,7 +575,7 @@ async def test_an_answer_that_names_none_is_that_to_the_only_open_question_and_n
     await arrive(journal, answer(1))
     await asked(journal, ("q-3", "peer-1", "second"), ("q-4", "peer-1", "third"))
     await arrive(journal, answer(2), answer(3, caller_id="peer-3"), answer(4, reason="somebody else's"))
-    await store.settled(WORKSPACE, "q-3")
+    await store.close_question(WORKSPACE, "q-3")
     await arrive(journal, answer(5), answer(6))
     shown = [one.question for one in open_inbox(journal).peek()]
     assert shown == ["first", "", "", "", "third", ""]

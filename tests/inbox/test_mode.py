@@ -89,8 +89,8 @@ async def test_answers_and_results_wait_for_a_reader_too(journal: Journal) -> No
     async with Serving(platform, journal, None) as serving:
         platform.write("an answer", caller="peer-1", kind=Kind.ANSWER)
         inbox, store = reader(serving), InboxStore(journal)
-        await store.asks(WORKSPACE, "key-1", "peer-1", "count")
-        await store.delegated(WORKSPACE, "key-1", "delegation-1")
+        await store.record_question(WORKSPACE, "key-1", "peer-1", "count")
+        await store.record_delegation(WORKSPACE, "key-1", "delegation-1")
         platform.write("a result", kind=Kind.RESULT, delegation="delegation-1")
         platform.write("our own", kind=Kind.OWN)
         await platform.until(lambda: len(inbox.peek()) == 2)

@@ -22,7 +22,7 @@ from molecule_connect.errors import (
 )
 from molecule_connect.journal.inspect import BATCH, Inspection, Key, drop, replay
 from molecule_connect.journal.journal import FILE_NAME, Journal
-from molecule_connect.journal.models import Answer, State
+from molecule_connect.journal.models import State, StoredReply
 from molecule_connect.models import DataPart, FilePart, Inbound, Kind, Progress, Request, Response, TextPart
 from molecule_connect.worker.lease import holder, lease
 from molecule_connect.worker.status_file import Status, read_status, status_path
@@ -31,7 +31,7 @@ NOW = round(EPOCH * 1e6)
 
 
 async def store(journal: Journal, *items: Inbound, workspace: str = WORKSPACE) -> None:
-    await journal.of(workspace).receive(items, now=NOW)
+    await journal.of(workspace).add(items, now=NOW)
 
 
 async def kill(journal: Journal, *row_ids: str, reason: str = "it failed", workspace: str = WORKSPACE) -> None:
@@ -39,7 +39,7 @@ async def kill(journal: Journal, *row_ids: str, reason: str = "it failed", works
     for row_id in row_ids:
         entry = next(
             e
-            for e in [part.head(conversation) for conversation in part.conversations(None, 99)]
+            for e in [part.next(conversation) for conversation in part.due_conversations(None, 99)]
             if e and e.row_id == row_id
         )
         assert await part.mark_dead(entry, State.RECEIVED, reason)
@@ -219,7 +219,7 @@ async def test_dead_letters_are_chosen_by_the_beginning_of_their_reason(journal:
 
 async def test_more_than_a_batch_is_replayed(journal: Journal, tmp_path: Path) -> None:
     await store(journal, *(inbound(row_id=f"{n}", kind=Kind.MESSAGE) for n in range(BATCH + 1)))
-    await journal.committer.put(lambda db: db.execute("UPDATE message SET state='dead'"))
+    await journal.writer.put(lambda db: db.execute("UPDATE message SET state='dead'"))
     with Inspection.open(tmp_path) as looked:
         keys = [glance.key for glance in looked.dead()]
 
@@ -283,7 +283,7 @@ async def test_what_waits_for_days_runs_at_once_when_it_is_replayed(journal: Jou
 
 async def test_an_answer_that_waits_for_its_echo_keeps_its_time(journal: Journal, tmp_path: Path) -> None:
     await store(journal, inbound(row_id="out"))
-    await journal.committer.put(lambda db: db.execute("UPDATE message SET state='answered', not_before=9e9"))
+    await journal.writer.put(lambda db: db.execute("UPDATE message SET state='answered', not_before=9e9"))
 
     assert replay(tmp_path, [Key(WORKSPACE, "out")], EPOCH) == []
 
@@ -298,18 +298,18 @@ async def test_a_replayed_message_whose_answer_is_stored_says_so_and_a_notice_is
     with Inspection.open(tmp_path) as looked:
         (glance,) = looked.glances()
         record = looked.record(glance.key)
-    assert isinstance(record.answer, Answer)
-    assert (record.answer.is_notice, glance.has_answer, glance.reason) == (True, False, "cannot")
+    assert isinstance(record.reply, StoredReply)
+    assert (record.reply.is_notice, glance.has_answer, glance.reason) == (True, False, "cannot")
     assert record.accepted > 0
 
     await store(journal, inbound(row_id="stored", context_id="c"))
     part = journal.of(WORKSPACE)
-    (conversation,) = part.conversations(None, 9)
-    entry = part.head(conversation)
+    (conversation,) = part.due_conversations(None, 9)
+    entry = part.next(conversation)
     assert entry is not None
-    answer = Answer(parts=(TextPart("forty-two"),))
-    assert await part.answered(entry, answer, at=NOW, send_print=None, ran=False)
-    answered = part.head(conversation)
+    answer = StoredReply(parts=(TextPart("forty-two"),))
+    assert await part.store_reply(entry, answer, at=NOW, send_print=None, ran=False)
+    answered = part.next(conversation)
     assert answered is not None
     assert await part.mark_dead(answered, State.ANSWERED, "refused")
     with Inspection.open(tmp_path) as looked:

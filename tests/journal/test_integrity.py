@@ -22,7 +22,7 @@ async def killed(folder: Path, *, commits: int = 5) -> Path:
     async with open_journal(folder) as journal:
         journal.reader.execute("PRAGMA wal_checkpoint")
         for number in range(commits):
-            await journal.of(WORKSPACE).receive([inbound("x" * 5000, row_id=f"row-{number}")], now=NOW)
+            await journal.of(WORKSPACE).add([inbound("x" * 5000, row_id=f"row-{number}")], now=NOW)
         shutil.copytree(folder, folder / "killed")
     return folder / "killed" / FILE_NAME
 

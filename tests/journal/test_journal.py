@@ -10,7 +10,7 @@ from tests.worker.kit import EPOCH, WORKSPACE, Disk, inbound, open_journal, othe
 
 from molecule_connect.errors import JournalError
 from molecule_connect.journal.journal import FILE_NAME, Journal, Position, WorkspaceJournal
-from molecule_connect.journal.models import Answer, Conversation, State, StoredMessage
+from molecule_connect.journal.models import Conversation, State, StoredMessage, StoredReply
 from molecule_connect.journal.schema import TABLES, VERSION, open_file
 from molecule_connect.models import DataPart, FilePart, Inbound, Kind, TextPart
 
@@ -23,12 +23,12 @@ PERSON = Conversation(None, None)
 async def stored(journal: Journal, *items: Inbound) -> WorkspaceJournal:
     """One workspace's part of *journal*, with *items* in it."""
     mine = journal.of(WORKSPACE)
-    await mine.receive(items, now=NOW)
+    await mine.add(items, now=NOW)
     return mine
 
 
 def head(mine: WorkspaceJournal, conversation: Conversation = PERSON) -> StoredMessage:
-    entry = mine.head(conversation)
+    entry = mine.next(conversation)
     assert entry is not None
     return entry
 
@@ -37,7 +37,7 @@ async def finish(mine: WorkspaceJournal, conversation: Conversation = PERSON) ->
     """The head of *conversation* is run and chooses silence."""
     entry = head(mine, conversation)
     assert await mine.start(entry)
-    assert await mine.silenced(entry)
+    assert await mine.finish_without_reply(entry)
 
 
 async def test_the_file_and_its_companions_are_their_owners_alone(journal: Journal) -> None:
@@ -50,11 +50,11 @@ async def test_the_file_and_its_companions_are_their_owners_alone(journal: Journ
 async def test_what_was_stored_is_there_when_it_is_opened_again(tmp_path: Path) -> None:
     async with open_journal(tmp_path) as journal:
         await stored(journal, inbound("kept"))
-        await journal.of(WORKSPACE).move(Position(anchor="row-0", anchor_time=1, floor=2, last_read=3))
+        await journal.of(WORKSPACE).set_position(Position(watermark="row-0", watermark_time=1, floor=2, last_read=3))
     async with open_journal(tmp_path) as journal:
         mine = journal.of(WORKSPACE)
         assert head(mine).text == "kept"
-        assert mine.position() == Position(anchor="row-0", anchor_time=1, floor=2, last_read=3)
+        assert mine.position() == Position(watermark="row-0", watermark_time=1, floor=2, last_read=3)
 
 
 async def test_a_journal_of_a_newer_release_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ async def test_writes_that_come_together_are_one_commit(tmp_path: Path) -> None:
     async with open_journal(tmp_path, disk) as journal:
         before = disk.commits
         mine = journal.of(WORKSPACE)
-        writes = (mine.receive([inbound(row_id=f"row-{n}")], now=NOW) for n in range(20))
+        writes = (mine.add([inbound(row_id=f"row-{n}")], now=NOW) for n in range(20))
         results = await asyncio.gather(*writes)
         assert disk.commits == before + 1
         assert [one.item.row_id for result in results for one in result] == [f"row-{n}" for n in range(20)]
@@ -134,40 +134,40 @@ async def test_a_commit_that_fails_fails_all_that_came_with_it_and_nothing_later
     disk = Disk(full=True)
     async with open_journal(tmp_path, disk) as journal:
         mine = journal.of(WORKSPACE)
-        lost = [mine.receive([inbound(row_id=f"row-{n}")], now=NOW) for n in range(2)]
+        lost = [mine.add([inbound(row_id=f"row-{n}")], now=NOW) for n in range(2)]
         outcomes = await asyncio.gather(*lost, return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [JournalError, JournalError]
         assert "full" in str(outcomes[0])
         disk.full = False
-        await mine.receive([inbound(row_id="row-2")], now=NOW)
-        assert [mine.known(f"row-{n}") for n in range(3)] == [False, False, True]
+        await mine.add([inbound(row_id="row-2")], now=NOW)
+        assert [mine.is_known(f"row-{n}") for n in range(3)] == [False, False, True]
 
 
 async def test_a_write_that_is_itself_impossible_fails_alone(journal: Journal) -> None:
     mine = journal.of(WORKSPACE)
-    good = mine.receive([inbound(row_id="good")], now=NOW)
-    too_large = mine.move(Position(floor=1 << 70))
-    forbidden = journal.committer.put(lambda db: db.execute("INSERT INTO told (workspace_id) VALUES (NULL)"))
-    also_good = mine.receive([inbound(row_id="also-good")], now=NOW)
+    good = mine.add([inbound(row_id="good")], now=NOW)
+    too_large = mine.set_position(Position(floor=1 << 70))
+    forbidden = journal.writer.put(lambda db: db.execute("INSERT INTO told (workspace_id) VALUES (NULL)"))
+    also_good = mine.add([inbound(row_id="also-good")], now=NOW)
     outcomes = await asyncio.gather(good, too_large, forbidden, also_good, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [list, OverflowError, sqlite3.IntegrityError, list]
-    assert [mine.known(row) for row in ("good", "also-good")] == [True, True]
+    assert [mine.is_known(row) for row in ("good", "also-good")] == [True, True]
 
 
 async def test_a_write_whose_caller_was_cancelled_is_committed_all_the_same(journal: Journal) -> None:
     mine = journal.of(WORKSPACE)
-    write = asyncio.ensure_future(mine.receive([inbound()], now=NOW))
+    write = asyncio.ensure_future(mine.add([inbound()], now=NOW))
     await asyncio.sleep(0)
     write.cancel()
-    await mine.receive([inbound(row_id="row-2")], now=NOW)
-    assert mine.known("row-1")
+    await mine.add([inbound(row_id="row-2")], now=NOW)
+    assert mine.is_known("row-1")
 
 
 async def test_a_closed_journal_says_so_instead_of_waiting(tmp_path: Path) -> None:
     async with open_journal(tmp_path) as journal:
         mine = journal.of(WORKSPACE)
     with pytest.raises(JournalError, match="closed"):
-        await mine.receive([inbound()], now=NOW)
+        await mine.add([inbound()], now=NOW)
 
 
 async def test_an_accepted_answer_is_passed_over_at_once_and_committed_later(tmp_path: Path) -> None:
@@ -176,14 +176,14 @@ async def test_an_accepted_answer_is_passed_over_at_once_and_committed_later(tmp
         mine = await stored(journal, inbound("first"), inbound("second", row_id="row-2", time=NOW + 1))
         first = head(mine)
         assert await mine.start(first)
-        assert await mine.answered(first, Answer(parts=(TextPart("ok"),)), at=NOW, send_print=None)
+        assert await mine.store_reply(first, StoredReply(parts=(TextPart("ok"),)), at=NOW, send_print=None)
         disk.full = True
-        mine.deliver(head(mine), at=NOW)
+        mine.mark_sent(head(mine), at=NOW)
         assert head(mine).text == "second"
         assert mine.waiting() == 1
         await asyncio.sleep(12)
         disk.full = False
-        await mine.settled()
+        await mine.sends_committed()
         assert journal.reader.execute("SELECT state FROM message ORDER BY arrival").fetchall() == [
             ("done",),
             ("received",),
@@ -197,11 +197,11 @@ async def test_any_text_comes_back_as_it_was(journal: Journal, text: str) -> Non
     parts = (TextPart(text), DataPart({"deep": [text]}), FilePart(uri="data:,x", name=text))
     mine = await stored(journal, inbound(parts=parts, raw=text, context_id=None))
     assert head(mine).parts == parts
-    answer = Answer(parts=parts, reason=text)
+    answer = StoredReply(parts=parts, reason=text)
     assert await mine.start(head(mine))
     running = attrs.evolve(head(mine), attempt=0)
-    assert await mine.answered(running, answer, at=NOW, send_print=None)
-    assert head(mine).answer == answer
+    assert await mine.store_reply(running, answer, at=NOW, send_print=None)
+    assert head(mine).reply == answer
 
 
 @pytest.mark.parametrize(("depth", "state"), [(150, "received"), (400, "dead"), (950, "dead"), (50_000, "dead")])
@@ -214,23 +214,23 @@ async def test_data_that_is_nested_too_deeply_to_be_read_back_is_kept_as_text_an
     mine = await stored(journal, inbound(parts=(DataPart(data),), raw="its text"))
     row = journal.reader.execute("SELECT state, raw, reason FROM message").fetchone()
     assert row == (state, "its text", None if state == "received" else "unreadable: it is nested too deeply")
-    assert (mine.head(PERSON) is None) is (state == "dead")
+    assert (mine.next(PERSON) is None) is (state == "dead")
 
 
 async def test_what_another_process_writes_is_noticed_and_what_we_write_is_not(journal: Journal) -> None:
     mine = await stored(journal, inbound())
     before = await journal.data_version()
-    await mine.move(Position(floor=1))
+    await mine.set_position(Position(floor=1))
     assert await journal.data_version() == before
     with other_process(journal.path) as other:
         other.execute("UPDATE message SET state='dead'")
     assert await journal.data_version() != before
-    assert mine.head(PERSON) is None
+    assert mine.next(PERSON) is None
 
 
 async def test_workspaces_share_the_file_and_nothing_else(journal: Journal) -> None:
-    await journal.of("ws-1").receive([inbound("one")], now=NOW)
-    await journal.of("ws-2").receive([inbound("two")], now=NOW)
+    await journal.of("ws-1").add([inbound("one")], now=NOW)
+    await journal.of("ws-2").add([inbound("two")], now=NOW)
     assert [head(journal.of(name)).text for name in ("ws-1", "ws-2")] == ["one", "two"]
     await finish(journal.of("ws-1"))
     assert journal.of("ws-1").waiting() == 0
@@ -284,16 +284,16 @@ async def test_a_day_after_it_was_over_a_message_has_no_body_and_keeps_its_id(jo
     mine = await stored(journal, inbound("secret"))
     entry = head(mine)
     assert await mine.start(entry)
-    assert await mine.answered(entry, Answer(parts=(TextPart("secret too"),)), at=NOW, send_print="p")
-    mine.deliver(head(mine), at=NOW)
-    await mine.settled()
+    assert await mine.store_reply(entry, StoredReply(parts=(TextPart("secret too"),)), at=NOW, send_print="p")
+    mine.mark_sent(head(mine), at=NOW)
+    await mine.sends_committed()
     await asyncio.sleep(DAY - 60)
     await mine.prune(NOW)
     assert journal.reader.execute("SELECT count(parts), count(raw), count(answer) FROM message").fetchone() == (1, 1, 1)
     await asyncio.sleep(120)
     await mine.prune(NOW)
     assert journal.reader.execute("SELECT count(parts), count(raw), count(answer) FROM message").fetchone() == (0, 0, 0)
-    assert mine.known("row-1")
+    assert mine.is_known("row-1")
 
 
 @pytest.mark.parametrize(("anchored", "days", "stays"), [(True, 6.9, True), (True, 7.1, False), (False, 8.0, True)])
@@ -302,15 +302,15 @@ async def test_an_id_is_forgotten_when_it_is_older_than_anchor_and_week(
 ) -> None:
     mine = await stored(journal, inbound())
     await finish(mine)
-    await mine.move(Position(anchor="x", anchor_time=NOW + 1 if anchored else NOW - 1))
+    await mine.set_position(Position(watermark="x", watermark_time=NOW + 1 if anchored else NOW - 1))
     await mine.prune(NOW + round(days * DAY * SECOND))
-    assert mine.known("row-1") is stays
+    assert mine.is_known("row-1") is stays
 
 
 async def test_dead_and_open_messages_are_never_pruned(journal: Journal) -> None:
     mine = await stored(journal, inbound(row_id="open"), inbound(row_id="dead", kind=Kind.UNREADABLE))
     await asyncio.sleep(30 * DAY)
-    await mine.move(Position(anchor="x", anchor_time=NOW + 1))
+    await mine.set_position(Position(watermark="x", watermark_time=NOW + 1))
     await mine.prune(NOW + 30 * DAY * SECOND)
     rows = journal.reader.execute("SELECT row_id, parts IS NULL, raw IS NULL FROM message ORDER BY row_id").fetchall()
     assert rows == [("dead", 0, 0), ("open", 0, 0)]

@@ -43,9 +43,9 @@ def kept(journal: Journal) -> int:
 
 async def test_beyond_their_pool_the_oldest_dead_letters_of_a_peer_lose_their_text(journal: Journal) -> None:
     mine = journal.of(WORKSPACE)
-    await mine.receive([unreadable("other", 9 * MIB, caller="peer-2"), unreadable("person", 30 * MIB, None)], now=NOW)
+    await mine.add([unreadable("other", 9 * MIB, caller="peer-2"), unreadable("person", 30 * MIB, None)], now=NOW)
     for number in range(5):
-        await mine.receive([unreadable(f"row-{number}", 5 * MIB)], now=NOW)
+        await mine.add([unreadable(f"row-{number}", 5 * MIB)], now=NOW)
     assert states(journal) == [
         *(("other", "dead", 1), ("person", "dead", 1)),
         *(("row-0", "dead", 0), ("row-1", "dead", 0), ("row-2", "dead", 1), ("row-3", "dead", 1), ("row-4", "dead", 1)),
@@ -58,15 +58,15 @@ async def test_beyond_their_pool_the_oldest_dead_letters_of_a_peer_lose_their_te
 
 async def test_beyond_a_thousand_the_oldest_dead_letters_of_a_peer_are_dropped(journal: Journal) -> None:
     mine = journal.of(WORKSPACE)
-    await mine.receive([unreadable(f"row-{number}") for number in range(1010)], now=NOW)
+    await mine.add([unreadable(f"row-{number}") for number in range(1010)], now=NOW)
     assert [state for _, state, _ in states(journal)] == ["done"] * 10 + ["dead"] * 1000
-    assert mine.known("row-0")
+    assert mine.is_known("row-0")
 
 
 async def test_people_keep_more_dead_letters_than_a_peer(journal: Journal) -> None:
     mine = journal.of(WORKSPACE)
     for number in range(9):
-        await mine.receive([unreadable(f"row-{number}", 8 * MIB, None)], now=NOW)
+        await mine.add([unreadable(f"row-{number}", 8 * MIB, None)], now=NOW)
     assert [has_text for *_, has_text in states(journal)] == [0, 0, 1, 1, 1, 1, 1, 1, 1]
 
 
@@ -89,16 +89,16 @@ async def test_failing_messages_of_a_peer_keep_the_journal_small_with_one_notice
 
 async def test_a_dead_letter_without_its_text_is_not_replayed(journal: Journal) -> None:
     mine = journal.of(WORKSPACE)
-    await mine.receive([inbound("x" * 20 * MIB, caller_id="peer", sender_key="k")], now=NOW)
-    entry = mine.head(mine.conversations("peer", 1)[0])
+    await mine.add([inbound("x" * 20 * MIB, caller_id="peer", sender_key="k")], now=NOW)
+    entry = mine.next(mine.due_conversations("peer", 1)[0])
     assert entry is not None
     await mine.mark_dead(entry, State.RECEIVED, "no")
     assert states(journal) == [("row-1", "dead", 0)]
     assert not await mine.replay("row-1")
     # The sender tries again: there is the text.
-    (stored,) = await mine.receive([inbound("x" * 20 * MIB, caller_id="peer", sender_key="k", row_id="row-2")], now=NOW)
+    (stored,) = await mine.add([inbound("x" * 20 * MIB, caller_id="peer", sender_key="k", row_id="row-2")], now=NOW)
     assert stored.state is State.RECEIVED
-    (stored,) = await mine.receive([inbound("x" * 20 * MIB, caller_id="peer", sender_key="k", row_id="row-3")], now=NOW)
+    (stored,) = await mine.add([inbound("x" * 20 * MIB, caller_id="peer", sender_key="k", row_id="row-3")], now=NOW)
     assert stored.repeats == "row-2"
 
 
@@ -108,8 +108,8 @@ async def test_a_dead_letter_without_its_text_is_not_replayed(journal: Journal) 
 async def test_unfinished_messages_of_one_peer_take_half_of_the_quota_at_most(journal: Journal) -> None:
     mine = journal.of(WORKSPACE, quota=10 * MIB)
     big = 2 * MIB
-    await mine.receive([inbound("x" * big, row_id="row-0", caller_id="peer", context_id="0")], now=NOW)
-    stored = await mine.receive(
+    await mine.add([inbound("x" * big, row_id="row-0", caller_id="peer", context_id="0")], now=NOW)
+    stored = await mine.add(
         [inbound("x" * big, row_id=f"row-{n}", caller_id="peer", context_id=str(n)) for n in range(1, 4)]
         + [inbound("x" * big, row_id="other", caller_id="peer-2"), inbound("x" * 9 * MIB, row_id="person")],
         now=NOW,
@@ -124,8 +124,8 @@ async def test_unfinished_messages_of_one_peer_take_half_of_the_quota_at_most(jo
 async def test_unfinished_messages_of_all_peers_leave_a_quarter_to_people(journal: Journal) -> None:
     mine, other = journal.of(WORKSPACE, quota=20 * MIB), journal.of("ws-2", quota=20 * MIB)
     size = 2 * MIB - 10_000
-    await other.receive([inbound("x" * size, row_id="row-0", caller_id="peer-0")], now=NOW)
-    stored = await mine.receive(
+    await other.add([inbound("x" * size, row_id="row-0", caller_id="peer-0")], now=NOW)
+    stored = await mine.add(
         [inbound("x" * size, row_id=f"row-{n}", caller_id=f"peer-{n}") for n in range(1, 9)]
         + [inbound("x" * 4 * MIB, row_id="person")],
         now=NOW,
@@ -139,10 +139,10 @@ async def test_unfinished_messages_of_all_peers_leave_a_quarter_to_people(journa
 
 async def finished(mine: WorkspaceJournal, row_id: str, size: int, caller: str | None) -> None:
     """A message that was answered with silence."""
-    await mine.receive([inbound("x" * size, row_id=row_id, caller_id=caller, context_id=row_id)], now=NOW)
-    entry = next(e for e in map(mine.head, mine.conversations(caller, 99)) if e is not None and e.row_id == row_id)
+    await mine.add([inbound("x" * size, row_id=row_id, caller_id=caller, context_id=row_id)], now=NOW)
+    entry = next(e for e in map(mine.next, mine.due_conversations(caller, 99)) if e is not None and e.row_id == row_id)
     assert await mine.start(entry)
-    assert await mine.silenced(entry)
+    assert await mine.finish_without_reply(entry)
 
 
 async def test_at_the_quota_the_oldest_texts_of_the_biggest_caller_go(journal: Journal) -> None:
@@ -151,7 +151,7 @@ async def test_at_the_quota_the_oldest_texts_of_the_biggest_caller_go(journal: J
         await finished(mine, f"big-{number}", MIB, "big")
     await finished(other, "small", MIB, "small")
     await finished(mine, "person", MIB, None)
-    await mine.receive([inbound("x" * 4 * MIB, row_id="waits")], now=NOW)
+    await mine.add([inbound("x" * 4 * MIB, row_id="waits")], now=NOW)
     lost = await journal.make_room(round(9.5 * MIB))
     assert {(who.workspace_id, who.caller_id): count for who, count in lost.items()} == {(WORKSPACE, "big"): 2}
     assert [row_id for row_id, _, has_text in states(journal) if not has_text] == ["big-0", "big-1"]
@@ -179,7 +179,7 @@ async def test_a_journal_that_grows_to_its_quota_is_reported_and_kept_small(jour
 
 
 async def test_a_journal_near_its_quota_is_reported_at_a_start(journal: Journal) -> None:
-    await journal.of(WORKSPACE).receive([unreadable("row-1", 9 * MIB)], now=NOW)
+    await journal.of(WORKSPACE).add([unreadable("row-1", 9 * MIB)], now=NOW)
     async with Serving(FakePlatform(), journal, echo, journal_quota=10 * MIB) as serving:
         await asyncio.sleep(1)
         (trouble,) = serving.events.of(events.Trouble)
@@ -194,7 +194,7 @@ async def test_room_that_was_freed_is_used_again(journal: Journal) -> None:
         for number in range(10):
             await finished(mine, f"row-{turn}-{number}", MIB, "peer")
         await journal.make_room(1)
-        await journal.committer.put(lambda db: db.execute("SELECT 1").fetchone())
+        await journal.writer.put(lambda db: db.execute("SELECT 1").fetchone())
         sizes.append(journal.reader.execute("PRAGMA page_count").fetchone()[0] * 4096)
     assert sizes[-1] <= sizes[0] + MIB
 

@@ -10,7 +10,7 @@ from tests.worker.kit import EPOCH, WORKSPACE, fingerprint, inbound, other_proce
 
 from molecule_connect.journal import delegations, sent, transitions
 from molecule_connect.journal.journal import Journal, WorkspaceJournal
-from molecule_connect.journal.models import Answer, Conversation, State, StoredMessage
+from molecule_connect.journal.models import Conversation, State, StoredMessage, StoredReply
 from molecule_connect.models import DataPart, Inbound, Kind, TextPart
 
 NOW = round(EPOCH * 1e6)
@@ -18,8 +18,8 @@ SECOND = 1_000_000
 MINUTE = 60 * SECOND
 HOUR = 60 * MINUTE
 PERSON = Conversation(None, None)
-ANSWER = Answer(parts=(TextPart("ok"),))
-NOTICE = Answer(parts=(TextPart("sorry"),), is_notice=True, reason="it failed")
+ANSWER = StoredReply(parts=(TextPart("ok"),))
+NOTICE = StoredReply(parts=(TextPart("sorry"),), is_notice=True, reason="it failed")
 PRINT = fingerprint("ok")
 
 Act = Callable[[sqlite3.Connection, StoredMessage], bool]
@@ -27,35 +27,35 @@ Act = Callable[[sqlite3.Connection, StoredMessage], bool]
 ARROWS: dict[str, tuple[Act, set[State], State]] = {
     "start": (lambda db, entry: transitions.start(db, entry, EPOCH), {State.RECEIVED}, State.RUNNING),
     "put back": (
-        lambda db, entry: transitions.put_back(
+        lambda db, entry: transitions.requeue(
             db, entry, EPOCH, counts=True, failed_at=EPOCH, not_before=EPOCH + 5, error="no"
         ),
         {State.RUNNING},
         State.RECEIVED,
     ),
     "answer": (
-        lambda db, entry: transitions.answered(db, entry, ANSWER, EPOCH, at=NOW, send_print=None, ran=True),
+        lambda db, entry: transitions.store_reply(db, entry, ANSWER, EPOCH, at=NOW, send_print=None, ran=True),
         {State.RUNNING},
         State.ANSWERED,
     ),
     "answer again": (
-        lambda db, entry: transitions.answered(db, entry, ANSWER, EPOCH, at=NOW, send_print=None, ran=False),
+        lambda db, entry: transitions.store_reply(db, entry, ANSWER, EPOCH, at=NOW, send_print=None, ran=False),
         {State.RECEIVED},
         State.ANSWERED,
     ),
-    "silence": (lambda db, entry: transitions.silenced(db, entry, EPOCH), {State.RUNNING}, State.DONE),
+    "silence": (lambda db, entry: transitions.finish_without_reply(db, entry, EPOCH), {State.RUNNING}, State.DONE),
     "fail to send": (
-        lambda db, entry: transitions.send_failed(db, entry, EPOCH, not_before=None, in_doubt=True),
+        lambda db, entry: transitions.record_failed_send(db, entry, EPOCH, not_before=None, in_doubt=True),
         {State.ANSWERED},
         State.ANSWERED,
     ),
     "deliver": (
-        lambda db, entry: transitions.delivered(db, attrs.evolve(entry, answer=ANSWER), EPOCH, at=NOW),
+        lambda db, entry: transitions.mark_sent(db, attrs.evolve(entry, reply=ANSWER), EPOCH, at=NOW),
         {State.ANSWERED},
         State.DONE,
     ),
     "deliver a notice": (
-        lambda db, entry: transitions.delivered(db, attrs.evolve(entry, answer=NOTICE), EPOCH, at=NOW),
+        lambda db, entry: transitions.mark_sent(db, attrs.evolve(entry, reply=NOTICE), EPOCH, at=NOW),
         {State.ANSWERED},
         State.DEAD,
     ),
@@ -93,7 +93,7 @@ async def mine(journal: Journal) -> WorkspaceJournal:
 
 
 def head(mine: WorkspaceJournal, conversation: Conversation = PERSON) -> StoredMessage:
-    entry = mine.head(conversation)
+    entry = mine.next(conversation)
     assert entry is not None
     return entry
 
@@ -106,7 +106,7 @@ def facts(journal: Journal, columns: str, row_id: str = "row-1") -> tuple[object
 
 async def receive(mine: WorkspaceJournal, *items: Inbound) -> list[tuple[str, str | None, bool]]:
     """Store *items*. Returns state, what it repeats, and whether that was revived, of each new one."""
-    return [(one.state.value, one.repeats, one.revived) for one in await mine.receive(items, now=NOW)]
+    return [(one.state.value, one.repeats, one.revived) for one in await mine.add(items, now=NOW)]
 
 
 async def answer(
@@ -115,8 +115,8 @@ async def answer(
     """The head of *conversation* is run, and its answer stored."""
     entry = head(mine, conversation)
     assert await mine.start(entry)
-    stored = Answer(parts=(TextPart(text),))
-    assert await mine.answered(
+    stored = StoredReply(parts=(TextPart(text),))
+    assert await mine.store_reply(
         entry, stored, at=at, send_print=fingerprint(text) if conversation.caller_id is None else None
     )
     return head(mine, conversation)
@@ -168,11 +168,11 @@ async def test_a_try_that_counts_is_kept_and_one_that_does_not_is_taken_back(
     await receive(mine, inbound())
     entry = head(mine)
     assert await mine.start(entry)
-    assert await mine.put_back(entry, counts=False)
+    assert await mine.requeue(entry, counts=False)
     assert facts(journal, "attempt, first_failed, not_before") == (0, None, None)
     entry = head(mine)
     assert await mine.start(entry)
-    assert await mine.put_back(entry, counts=True, failed_at=EPOCH, not_before=EPOCH + 5, error="no")
+    assert await mine.requeue(entry, counts=True, failed_at=EPOCH, not_before=EPOCH + 5, error="no")
     assert facts(journal, "attempt, first_failed, not_before, error") == (1, EPOCH, EPOCH + 5, "no")
 
 
@@ -238,7 +238,7 @@ async def test_a_stop_that_was_asked_for_is_neither_attempt_nor_interruption(
 ) -> None:
     await receive(mine, inbound())
     assert await mine.start(head(mine))
-    assert await mine.put_all_back() == 1
+    assert await mine.requeue_running() == 1
     assert facts(journal, "state, attempt, interruptions") == ("received", 0, 0)
 
 
@@ -255,10 +255,10 @@ async def test_after_a_restart_an_answer_to_a_person_waits_for_its_echo_and_one_
 
 async def test_recovery_is_for_one_workspace_and_leaves_a_neighbour_alone(journal: Journal) -> None:
     for name in ("ws-1", "ws-2"):
-        await journal.of(name).receive([inbound()], now=NOW)
+        await journal.of(name).add([inbound()], now=NOW)
         assert await journal.of(name).start(head(journal.of(name)))
     assert await journal.of("ws-1").recover() == 1
-    assert await journal.of("ws-2").put_all_back() == 1
+    assert await journal.of("ws-2").requeue_running() == 1
 
 
 # Receiving
@@ -319,7 +319,7 @@ async def test_an_unreadable_row_keeps_its_text_and_its_reason_and_is_never_run(
 async def test_rows_without_a_time_are_answered_in_the_order_in_which_they_came(mine: WorkspaceJournal) -> None:
     await receive(mine, *(inbound(f"{n}", row_id=f"row-{9 - n}", time=None) for n in range(3)))
     order = []
-    while mine.head(PERSON) is not None:
+    while mine.next(PERSON) is not None:
         order.append(head(mine).text)
         await die(mine)
     assert order == ["0", "1", "2"]
@@ -343,7 +343,7 @@ async def test_a_repeat_tells_which_conversation_its_original_waits_in(mine: Wor
     first = inbound(sender_key="key", caller_id="peer", context_id="old")
     await receive(mine, first)
     await die(mine, Conversation("peer", "old"))
-    (stored,) = await mine.receive([attrs.evolve(first, row_id="row-2", context_id="new")], now=NOW)
+    (stored,) = await mine.add([attrs.evolve(first, row_id="row-2", context_id="new")], now=NOW)
     assert stored.conversation == Conversation("peer", "old")
 
 
@@ -352,7 +352,7 @@ async def test_a_replayed_message_goes_to_the_tail_of_its_conversation(mine: Wor
     await die(mine)
     assert await mine.replay("row-0")
     order = []
-    while mine.head(PERSON) is not None:
+    while mine.next(PERSON) is not None:
         order.append(head(mine).text)
         await die(mine)
     assert order == ["1", "2", "0"]
@@ -367,11 +367,11 @@ async def test_an_answer_that_could_not_be_sent_is_kept_for_the_replay(
     await receive(mine, inbound())
     entry = head(mine)
     assert await mine.start(entry)
-    assert await mine.answered(entry, Answer(parts=parts), at=NOW, send_print=None)
+    assert await mine.store_reply(entry, StoredReply(parts=parts), at=NOW, send_print=None)
     await die(mine)
     assert await mine.replay("row-1")
     assert head(mine).state is State.RECEIVED
-    assert head(mine).answer == Answer(parts=parts)
+    assert head(mine).reply == StoredReply(parts=parts)
     assert not mine.noticed_since(PERSON, NOW - HOUR)
 
 
@@ -379,17 +379,17 @@ async def test_a_notice_is_not_kept_for_the_replay(mine: WorkspaceJournal) -> No
     await receive(mine, inbound())
     entry = head(mine)
     assert await mine.start(entry)
-    assert await mine.answered(entry, NOTICE, at=NOW, send_print=None)
+    assert await mine.store_reply(entry, NOTICE, at=NOW, send_print=None)
     assert mine.noticed_since(PERSON, NOW - HOUR)
     await die(mine)
     assert await mine.replay("row-1")
-    assert head(mine).answer is None
+    assert head(mine).reply is None
 
 
 async def test_a_replayed_answer_has_another_message_id_and_a_resend_the_same(mine: WorkspaceJournal) -> None:
     await receive(mine, inbound())
     first = await answer(mine)
-    assert await mine.send_failed(first, not_before=None, in_doubt=True)
+    assert await mine.record_failed_send(first, not_before=None, in_doubt=True)
     resent = head(mine)
     await mine.recover()
     after_restart = head(mine)
@@ -402,7 +402,7 @@ async def test_a_replayed_answer_has_another_message_id_and_a_resend_the_same(mi
 async def test_no_two_answers_share_a_message_id(mine: WorkspaceJournal) -> None:
     await receive(mine, *(inbound(row_id=f"row-{n}", message_id="1", caller_id=f"peer-{n}") for n in range(2)))
     entries = [head(mine, Conversation(f"peer-{n}", None)) for n in range(2)]
-    entries += [attrs.evolve(entry, answer=NOTICE) for entry in entries]
+    entries += [attrs.evolve(entry, reply=NOTICE) for entry in entries]
     entries += [attrs.evolve(entries[0], workspace_id="ws-2"), attrs.evolve(entries[0], replay=1)]
     assert len({entry.outgoing_id() for entry in entries}) == len(entries)
 
@@ -428,7 +428,7 @@ async def in_doubt(mine: WorkspaceJournal, count: int) -> list[StoredMessage]:
     )
     for number, conversation in enumerate(conversations):
         entry = await answer(mine, conversation, at=NOW + number)
-        assert await mine.send_failed(entry, not_before=None, in_doubt=True)
+        assert await mine.record_failed_send(entry, not_before=None, in_doubt=True)
     return [head(mine, conversation) for conversation in conversations]
 
 
@@ -458,8 +458,8 @@ async def test_what_another_answer_settled_in_passing_stays_settled(mine: Worksp
 
 async def test_an_accepted_answer_uses_up_the_echo_that_shows_it(mine: WorkspaceJournal) -> None:
     accepted, cut = await in_doubt(mine, 2)
-    mine.deliver(accepted, at=NOW + SECOND)
-    await mine.settled()
+    mine.mark_sent(accepted, at=NOW + SECOND)
+    await mine.sends_committed()
     await receive(mine, shown("ok", 1))
     assert not await mine.settle(cut)
     await receive(mine, shown("ok", 2))
@@ -472,10 +472,10 @@ async def test_an_answer_that_was_accepted_hours_after_it_was_stored_uses_up_its
     late = 3 * HOUR
     await receive(mine, inbound(row_id="row-a", context_id="a"), inbound(row_id="row-b", context_id="b"))
     accepted = await answer(mine, Conversation(None, "a"), at=NOW)
-    mine.deliver(accepted, at=NOW + late)
-    await mine.settled()
+    mine.mark_sent(accepted, at=NOW + late)
+    await mine.sends_committed()
     cut = await answer(mine, Conversation(None, "b"), at=NOW + late)
-    assert await mine.send_failed(cut, not_before=None, in_doubt=True)
+    assert await mine.record_failed_send(cut, not_before=None, in_doubt=True)
     await receive(mine, shown("ok", 1, after=late))
     assert not await mine.settle(head(mine, Conversation(None, "b")))
 
@@ -484,10 +484,10 @@ async def test_an_old_accepted_answer_does_not_use_up_the_echo_of_a_new_one(mine
     late = 30 * MINUTE
     await receive(mine, inbound(row_id="row-a", context_id="a"), inbound(row_id="row-b", context_id="b"))
     accepted = await answer(mine, Conversation(None, "a"), at=NOW)
-    mine.deliver(accepted, at=NOW)
-    await mine.settled()
+    mine.mark_sent(accepted, at=NOW)
+    await mine.sends_committed()
     cut = await answer(mine, Conversation(None, "b"), at=NOW + late)
-    assert await mine.send_failed(cut, not_before=None, in_doubt=True)
+    assert await mine.record_failed_send(cut, not_before=None, in_doubt=True)
     await receive(mine, shown("ok", 1, after=late))
     assert await mine.settle(head(mine, Conversation(None, "b")))
 
@@ -511,16 +511,16 @@ async def test_an_answer_to_a_peer_is_never_settled_by_an_echo(mine: WorkspaceJo
 async def test_an_echo_of_what_nobody_here_sent_is_told_apart(mine: WorkspaceJournal) -> None:
     await receive(mine, inbound())
     await answer(mine)
-    stored = await mine.receive([shown("ok", 1), shown("who said that?", 2)], now=NOW)
+    stored = await mine.add([shown("ok", 1), shown("who said that?", 2)], now=NOW)
     assert [one.foreign_echo for one in stored] == [False, True]
 
 
 async def test_equal_answer_of_another_connector_is_told_apart(mine: WorkspaceJournal) -> None:
     await receive(mine, inbound())
     entry = await answer(mine)
-    (first,) = await mine.receive([shown("ok", 1)], now=NOW)
-    assert await mine.send_failed(entry, not_before=None, in_doubt=True)
-    resent, foreign = await mine.receive([shown("ok", 2), shown("ok", 3)], now=NOW)
+    (first,) = await mine.add([shown("ok", 1)], now=NOW)
+    assert await mine.record_failed_send(entry, not_before=None, in_doubt=True)
+    resent, foreign = await mine.add([shown("ok", 2), shown("ok", 3)], now=NOW)
     assert [one.foreign_echo for one in (first, resent, foreign)] == [False, False, True]
 
 
@@ -528,27 +528,27 @@ async def give_up(mine: WorkspaceJournal, *, at: int = NOW) -> StoredMessage:
     """The person's message is run, and the notice that it cannot be answered is stored."""
     entry = head(mine)
     assert await mine.start(entry)
-    assert await mine.answered(entry, NOTICE, at=at, send_print=fingerprint("sorry"))
+    assert await mine.store_reply(entry, NOTICE, at=at, send_print=fingerprint("sorry"))
     return head(mine)
 
 
 async def replay_after_a_notice(mine: WorkspaceJournal) -> None:
     await receive(mine, inbound())
-    mine.deliver(await give_up(mine), at=NOW)
-    await mine.settled()
+    mine.mark_sent(await give_up(mine), at=NOW)
+    await mine.sends_committed()
     assert await mine.replay("row-1")
 
 
 async def test_the_echo_of_a_notice_is_ours_also_when_a_replay_was_answered_before(mine: WorkspaceJournal) -> None:
     await replay_after_a_notice(mine)
     await answer(mine, at=NOW + SECOND)
-    stored = await mine.receive([shown("sorry", 1), shown("ok", 2), shown("sorry", 3)], now=NOW)
+    stored = await mine.add([shown("sorry", 1), shown("ok", 2), shown("sorry", 3)], now=NOW)
     assert [one.foreign_echo for one in stored] == [False, False, True]
 
 
 async def test_the_echo_of_a_first_notice_settles_no_second_one(mine: WorkspaceJournal) -> None:
     await replay_after_a_notice(mine)
-    assert await mine.send_failed(await give_up(mine, at=NOW + SECOND), not_before=None, in_doubt=True)
+    assert await mine.record_failed_send(await give_up(mine, at=NOW + SECOND), not_before=None, in_doubt=True)
     await receive(mine, shown("sorry", 1, after=2 * SECOND))
     assert not await mine.settle(head(mine))
     await receive(mine, shown("sorry", 2, after=3 * SECOND))
@@ -557,11 +557,11 @@ async def test_the_echo_of_a_first_notice_settles_no_second_one(mine: WorkspaceJ
 
 async def test_a_notice_whose_echo_came_before_the_replay_takes_none_from_the_second(mine: WorkspaceJournal) -> None:
     await receive(mine, inbound())
-    mine.deliver(await give_up(mine), at=NOW)
-    await mine.settled()
+    mine.mark_sent(await give_up(mine), at=NOW)
+    await mine.sends_committed()
     await receive(mine, shown("sorry", 1, after=0))
     assert await mine.replay("row-1")
-    assert await mine.send_failed(await give_up(mine, at=NOW + SECOND), not_before=None, in_doubt=True)
+    assert await mine.record_failed_send(await give_up(mine, at=NOW + SECOND), not_before=None, in_doubt=True)
     assert not await mine.settle(head(mine))
     await receive(mine, shown("sorry", 2, after=2 * SECOND))
     assert await mine.settle(head(mine))
@@ -578,9 +578,9 @@ async def test_storing_a_message_takes_no_longer_the_more_of_them_are_kept(journ
             taken += 1
             return 0
 
-        await journal.committer.put(lambda db: db.set_progress_handler(count, 1))
+        await journal.writer.put(lambda db: db.set_progress_handler(count, 1))
         await receive(mine, *(inbound(row_id=f"row-{number}", sender_key=f"key-{number}") for number in numbers))
-        await journal.committer.put(lambda db: db.set_progress_handler(None, 0))
+        await journal.writer.put(lambda db: db.set_progress_handler(None, 0))
         return taken
 
     few = await steps(range(20))

@@ -58,9 +58,7 @@ async def test_no_usage_costs_the_answer(journal: Journal, usage: Any) -> None:
 
 async def test_a_month_of_any_cost_fits_into_a_heartbeat(journal: Journal) -> None:
     platform = FakePlatform()
-    await journal.committer.put(
-        lambda db: db.execute("INSERT INTO spend VALUES ('ws-1', '2027-01-15', 9e999)").rowcount
-    )
+    await journal.writer.put(lambda db: db.execute("INSERT INTO spend VALUES ('ws-1', '2027-01-15', 9e999)").rowcount)
     async with Serving(platform, journal, dear):
         await asyncio.sleep(1)
     assert platform.beats[0].monthly_spend_cents == 10**12
@@ -118,10 +116,10 @@ async def test_a_try_that_failed_and_an_answer_that_is_silence_cost_what_they_co
 
 
 async def test_what_other_workspaces_and_other_days_spent_does_not_count(journal: Journal) -> None:
-    journal.of("other").spent(None, 5.0)
+    journal.of("other").add_spend(None, 5.0)
     ours = journal.of(WORKSPACE)
-    ours.spent(None, 1.5)
-    ours.spent("peer", 2.0)
+    ours.add_spend(None, 1.5)
+    ours.add_spend("peer", 2.0)
     await journal.data_version()
     assert (ours.spend_by_caller(), ours.month_spend()) == ({None: 1.5, "peer": 2.0}, 3.5)
     await asyncio.sleep(DAY)

@@ -215,8 +215,8 @@ async def test_conversations_that_wait_for_a_time_at_a_start_begin_when_it_has_c
 async def test_of_a_hundred_thousand_that_wait_few_are_in_memory(journal: Journal) -> None:
     callers, rows, before = 5, 100_000, entries_in_memory()
     for caller in range(callers):
-        await journal.of(WORKSPACE).receive([inbound(row_id=f"seed-{caller}", caller_id=f"peer-{caller}")], now=0)
-    await journal.committer.put(lambda db: db.execute(_COPIES, (rows // callers,)))
+        await journal.of(WORKSPACE).add([inbound(row_id=f"seed-{caller}", caller_id=f"peer-{caller}")], now=0)
+    await journal.writer.put(lambda db: db.execute(_COPIES, (rows // callers,)))
     platform, entered = FakePlatform(), asyncio.Event()
 
     async def handler(request: Request, progress: Progress) -> Response:
@@ -270,10 +270,10 @@ async def unlucky(journal: Journal) -> Journal:
     workspace = journal.of(WORKSPACE)
     deaths = {"3": 3, "2": 2, "2 too": 2, "8": 8, "1": 1, "0": 0}
     for number, text in enumerate(deaths):
-        await workspace.receive([inbound(text, row_id=text, caller_id=f"peer-{number}")], now=0)
+        await workspace.add([inbound(text, row_id=text, caller_id=f"peer-{number}")], now=0)
     for text, times in deaths.items():
         for _ in range(times):
-            entry = workspace.head(Conversation(f"peer-{list(deaths).index(text)}", None))
+            entry = workspace.next(Conversation(f"peer-{list(deaths).index(text)}", None))
             assert entry is not None
             await workspace.start(entry)
             await workspace.recover()
@@ -461,7 +461,7 @@ async def test_an_accepted_answer_is_not_counted_as_waiting_at_any_step(journal:
         while not serving.events.of(events.Delivered):  # noqa: ASYNC110
             await asyncio.sleep(0)
         for _ in range(20):
-            counts.append((its_journal.waiting(), workspace.head(Conversation("peer-1", None)) is not None))
+            counts.append((its_journal.waiting(), workspace.next(Conversation("peer-1", None)) is not None))
             await asyncio.sleep(0)
         release.set()
     assert set(counts) == {(1, True)}
@@ -490,7 +490,7 @@ async def test_a_message_that_is_running_although_nobody_runs_it_is_taken_up_aga
     async with Serving(platform, journal, handler) as serving:
         await platform.until(lambda: serving.rows("state, attempt") == [("received", 1)])
         # As after a commit that took effect, and was told to have failed.
-        await journal.committer.put(
+        await journal.writer.put(
             lambda db: db.execute("UPDATE message SET state='running', attempt=2, not_before=NULL").rowcount
         )
         serving.connection.changed_elsewhere()

@@ -289,7 +289,7 @@ async def test_one_peer_uses_a_quarter_and_all_peers_three_quarters(journal: Jou
 
     async def store(caller: str | None, number: int) -> None:
         item = inbound(row_id=f"{caller}-{number}", parts=(inline(),), caller_id=caller)
-        await journal.of(WORKSPACE).receive([item], now=0)
+        await journal.of(WORKSPACE).add([item], now=0)
         (file,) = files.due(9, caller)
         try:
             await room.make(attrs.evolve(file, size=size), largest=size)
@@ -310,7 +310,7 @@ async def test_one_peer_uses_a_quarter_and_all_peers_three_quarters(journal: Jou
         await store(None, 5)
 
     # Once messages are finished, the peer that uses most gives way.
-    await journal.committer.put(lambda db: db.execute("UPDATE message SET state='done' WHERE row_id IN ('a-0', 'b-0')"))
+    await journal.writer.put(lambda db: db.execute("UPDATE message SET state='done' WHERE row_id IN ('a-0', 'b-0')"))
     await asyncio.sleep(1)
     await store("d", 6)
     await store("d", 7)
@@ -333,7 +333,7 @@ async def test_a_refused_file_is_marked_and_comes_once_there_is_room(journal: Jo
         await until_sent(platform, 2)
         assert backend.contents[-1] == [b"p" * 900]
 
-        await journal.committer.put(lambda db: db.execute("UPDATE message SET state='done' WHERE row_id='holds'"))
+        await journal.writer.put(lambda db: db.execute("UPDATE message SET state='done' WHERE row_id='holds'"))
         says(platform, inline(b"z" * 200), caller_id="peer", row_id="later", context_id="b")
         await until_sent(platform, 3)
     assert backend.contents[-1] == [b"z" * 200]

@@ -437,8 +437,8 @@ async def test_first_look_cut_short_is_taken_up_again(journal: Journal) -> None:
     platform = FakePlatform()
     write_failover(platform)
     mine, newest = journal.of(WORKSPACE), [row.item for row in platform.rows[-15:]]
-    await mine.move(Position(floor=(newest[0].time or 0) - 7200 * 1_000_000))
-    await mine.receive(newest, now=newest[-1].time or 0)
+    await mine.set_position(Position(floor=(newest[0].time or 0) - 7200 * 1_000_000))
+    await mine.add(newest, now=newest[-1].time or 0)
     async with Serving(platform, journal, since_secs=7200.0):
         await platform.until(lambda: len(platform.sent) == 20)
         await asyncio.sleep(60)

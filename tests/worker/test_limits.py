@@ -19,7 +19,7 @@ def entry(row_id: str, caller: str | None = "peer-1", **given: Any) -> StoredMes
     """A message that waits."""
     values: dict[str, Any] = {name.name: None for name in attrs.fields(StoredMessage)}
     values |= {"workspace_id": "ws-1", "row_id": row_id, "state": State.RECEIVED, "caller_id": caller, "raw": "{}"}
-    values |= {"attempt": 0, "interruptions": 0, "replay": 0, "time": 0, "in_doubt": False, "sends": 0, "parts": ()}
+    values |= {"attempt": 0, "crash_count": 0, "replay": 0, "time": 0, "in_doubt": False, "sends": 0, "parts": ()}
     return StoredMessage(**(values | given))
 
 
@@ -179,8 +179,8 @@ async def test_a_waiter_that_is_cancelled_while_it_gets_its_slot_gives_it_on() -
 async def test_messages_that_killed_us_twice_take_turns_by_caller() -> None:
     hall = Hall(8)
     for number in range(3):
-        hall.comes(f"suspect-{number}", interruptions=2)
-    hall.comes("person", None, interruptions=2)
+        hall.comes(f"suspect-{number}", crash_count=2)
+    hall.comes("person", None, crash_count=2)
     assert await hall.settled() == ["suspect-0"]
     assert hall.slots.full_for() == 0
     for row_id in ("suspect-0", "suspect-1", "person"):
@@ -192,8 +192,8 @@ async def test_messages_that_killed_us_twice_take_turns_by_caller() -> None:
 async def test_messages_that_killed_us_twice_run_one_at_a_time_and_others_go_on() -> None:
     hall = Hall(8)
     for number in range(3):
-        hall.comes(f"suspect-{number}", f"peer-{number}", interruptions=2)
-    hall.comes("once only", "peer-3", interruptions=1)
+        hall.comes(f"suspect-{number}", f"peer-{number}", crash_count=2)
+    hall.comes("once only", "peer-3", crash_count=1)
     hall.comes("innocent", "peer-4")
     assert sorted(await hall.settled()) == ["innocent", "once only", "suspect-0"]
     await hall.leaves("suspect-0")

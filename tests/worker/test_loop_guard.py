@@ -12,7 +12,7 @@ from tests.worker.kit import WORKSPACE, FakePlatform, Serving, echo
 
 from molecule_connect.config.settings import PeerBudget
 from molecule_connect.journal.journal import Journal
-from molecule_connect.journal.models import Answer, State, StoredMessage
+from molecule_connect.journal.models import State, StoredMessage, StoredReply
 from molecule_connect.models import Kind, Outgoing, Progress, Request, Response, TextPart
 from molecule_connect.worker.loop_guard import Exchange, LoopGuard, Ruling, Verdict
 
@@ -35,7 +35,7 @@ class Talk:
         self.number += 1
         values: dict[str, Any] = {name.name: None for name in attrs.fields(StoredMessage)}
         values |= {"workspace_id": "ws-1", "row_id": f"row-{self.number}", "state": State.RECEIVED, "raw": "{}"}
-        values |= {"attempt": 0, "interruptions": 0, "replay": 0, "in_doubt": False, "sends": 0, "parts": ()}
+        values |= {"attempt": 0, "crash_count": 0, "replay": 0, "in_doubt": False, "sends": 0, "parts": ()}
         values |= {"caller_id": "peer-1", "time": self.micros(), "fingerprint": text or f"text {self.number}"}
         return StoredMessage(**(values | given))
 
@@ -47,7 +47,7 @@ class Talk:
 
     def answers(self, entry: StoredMessage, answer: str = "") -> StoredMessage:
         parts = (TextPart(answer or f"answer to {entry.fingerprint}"),)
-        entry = attrs.evolve(entry, answer=Answer(parts=parts), answered_at=self.micros())
+        entry = attrs.evolve(entry, reply=StoredReply(parts=parts), answered_at=self.micros())
         self.guard.answered(entry, at=self.micros())
         return entry
 

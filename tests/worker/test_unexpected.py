@@ -72,8 +72,8 @@ async def test_an_unexpected_error_after_the_run_costs_that_message_alone(journa
 
 async def test_a_stored_message_that_cannot_be_loaded_costs_that_message_alone(journal: Journal) -> None:
     workspace = journal.of(WORKSPACE)
-    await workspace.receive([inbound("one", row_id="row-1"), inbound("two", row_id="row-2")], now=0)
-    await journal.committer.put(lambda db: db.execute("UPDATE message SET parts='[{' WHERE row_id='row-1'").rowcount)
+    await workspace.add([inbound("one", row_id="row-1"), inbound("two", row_id="row-2")], now=0)
+    await journal.writer.put(lambda db: db.execute("UPDATE message SET parts='[{' WHERE row_id='row-1'").rowcount)
     platform = FakePlatform()
     async with Serving(platform, journal, echo) as serving:
         await platform.until(lambda: platform.answers() == ["echo: two"], seconds=5)
@@ -91,9 +91,9 @@ async def test_a_machine_that_is_short_of_something_costs_no_message_that_waits(
     platform = Brittle(error=error, times=3)
     # A stored answer, which is stamped and sent.
     workspace = journal.of(WORKSPACE)
-    await workspace.receive([inbound("hi", time=round(EPOCH * 1e6))], now=0)
+    await workspace.add([inbound("hi", time=round(EPOCH * 1e6))], now=0)
     answer = f'{{"is_notice": false, "parts": [{{"text": "{text}"}}], "reason": "", "usage": null}}'
-    await journal.committer.put(lambda db: db.execute("UPDATE message SET answer=?", (answer,)).rowcount)
+    await journal.writer.put(lambda db: db.execute("UPDATE message SET answer=?", (answer,)).rowcount)
     async with Serving(platform, journal, echo) as serving:
         await platform.until(lambda: platform.answers() == [text], seconds=300)
         assert serving.events.of(events.Retrying)[0].what == "this machine"
@@ -147,10 +147,10 @@ async def test_a_row_that_cannot_be_stored_is_a_dead_letter_and_the_others_are_r
         inbound("bad", row_id="row-3", time=1 << 70),
         inbound("after", row_id="row-4"),
     ]
-    stored = await workspace.receive(rows, now=round(EPOCH * 1e6))
+    stored = await workspace.add(rows, now=round(EPOCH * 1e6))
     assert [one.state for one in stored] == ["received", "dead", "dead", "received"]
     found = journal.reader.execute("SELECT kind, reason, error FROM message WHERE state='dead'").fetchall()
     for kind, reason, error in found:
         assert (kind, reason) == ("unreadable", "unreadable: it cannot be stored: OverflowError")
         assert error.startswith("Traceback ")
-    assert await workspace.receive(rows, now=0) == []
+    assert await workspace.add(rows, now=0) == []

@@ -103,7 +103,7 @@ async def test_a_persons_file_that_equals_ours_is_theirs_once_ours_is_known(jour
     files, rows, now = FileJournal(journal, WORKSPACE, tmp_path), journal.of(WORKSPACE), round(EPOCH * 1e6)
     written = await files.note([("a.png", 6)], at=now)
     both = [FilePart(uri=f"platform-pending:{WORKSPACE}/{one}", name="a.png", size=6) for one in ("ours", "theirs")]
-    await rows.receive(
+    await rows.add(
         [inbound(row_id=part.uri, kind=Kind.UPLOAD, parts=(part,), caller_id=None) for part in both], now=now
     )
     assert files.due(9) == []
@@ -125,7 +125,7 @@ async def test_a_note_is_for_an_hour_and_for_equal_files_alone(journal: Journal,
     }
     for file_id, (name, size, at) in uploads.items():
         part = FilePart(uri=f"platform-pending:{WORKSPACE}/{file_id}", name=name, size=size)
-        await rows.receive([inbound(row_id=file_id, kind=Kind.UPLOAD, parts=(part,), time=at)], now=at)
+        await rows.add([inbound(row_id=file_id, kind=Kind.UPLOAD, parts=(part,), time=at)], now=at)
 
     assert {file.file_id for file in files.due(9)} == {"late", "longer", "other"}
 

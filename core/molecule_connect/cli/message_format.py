@@ -61,7 +61,7 @@ def glance_values(glance: Glance) -> dict[str, Any]:
         "time": moment(glance.time / 1e6),
         "changed": moment(glance.changed),
         "attempts": glance.attempt,
-        "interruptions": glance.interruptions,
+        "interruptions": glance.crash_count,
         "replays": glance.replay,
         "next_try": moment(glance.not_before),
         "held_until": moment(glance.held_until),
@@ -75,7 +75,7 @@ def glance_values(glance: Glance) -> dict[str, Any]:
 
 def record_json(record: Record) -> str:
     """All of one message as a document."""
-    answer = record.answer
+    answer = record.reply
     values = glance_values(record.glance) | {
         "message_id": record.message_id,
         "idempotency_key": record.idempotency_key,
@@ -115,10 +115,10 @@ def details(record: Record, *, now: float) -> Iterator[str]:
     else:
         yield "Message:"
         yield from _indented(record.parts)
-    if record.answer is not None:
+    if record.reply is not None:
         yield ""
-        yield "Notice to the caller:" if record.answer.is_notice else "Answer:"
-        yield from _indented(record.answer.parts)
+        yield "Notice to the caller:" if record.reply.is_notice else "Answer:"
+        yield from _indented(record.reply.parts)
     if _is_traceback(record.glance):
         yield ""
         yield "Error:"
@@ -168,16 +168,16 @@ def _facts(record: Record, now: float) -> Iterator[tuple[str, str]]:
     yield "repeat of", one_line(glance.repeat_of or "")
     yield "doing", one_line(glance.progress or "")
     yield "tries", str(glance.attempt)
-    yield "interruptions", str(glance.interruptions or "")
+    yield "interruptions", str(glance.crash_count or "")
     yield "replays", str(glance.replay or "")
     yield "last error", "" if _is_traceback(glance) else one_line(glance.error or "", 1000)
     yield "next try", _wait(glance, now)
-    yield "held", _hold(glance, now) if glance.state is State.HELD else ""
-    yield "answered", _when(record.answered_at / 1e6, now) if record.answer and record.answered_at else ""
+    yield "held", _hold(glance, now) if glance.state is State.CLAIMED else ""
+    yield "answered", _when(record.answered_at / 1e6, now) if record.reply and record.answered_at else ""
     yield "failed sends", str(record.sends or "")
     yield "accepted", _when(record.accepted / 1e6, now) if record.accepted else ""
     yield "in doubt", "the platform may have taken the answer already" if record.in_doubt else ""
-    if record.answer is not None and (usage := record.answer.usage) is not None:
+    if record.reply is not None and (usage := record.reply.usage) is not None:
         cost = f", {usage.cost_usd:.4f} USD" if usage.cost_usd else ""
         yield "usage", f"{usage.input_tokens:,} tokens in, {usage.output_tokens:,} out{cost}"
 
@@ -198,7 +198,7 @@ def _note(glance: Glance, now: float) -> str:
             words = glance.reason
         case State.RUNNING:
             words = glance.progress
-        case State.HELD:
+        case State.CLAIMED:
             words = _hold(glance, now)
         case State.ANSWERED:
             words = f"the answer waits to be sent, {waits or 'now'}"

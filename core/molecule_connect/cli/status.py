@@ -140,7 +140,7 @@ def _messages(one: "Found", now: float) -> Iterator[tuple[str, str]]:
     if waiting := one.counts[State.RECEIVED]:
         oldest = f", the oldest for {span(max(0.0, now - one.oldest))}" if one.oldest else ""
         yield "waiting", count(waiting, "message") + oldest
-    if held := one.counts[State.HELD]:
+    if held := one.counts[State.CLAIMED]:
         yield "held", f"{count(held, 'message')}, taken by readers of the inbox"
     if answers := one.counts[State.ANSWERED]:
         yield "to send", count(answers, "answer")

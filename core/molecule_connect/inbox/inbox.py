@@ -12,7 +12,7 @@ from molecule_connect.config.settings import MAX_SECONDS, canonical_id, is_same_
 from molecule_connect.errors import ConfigError, FleetError, MoleculeError
 from molecule_connect.inbox.fairness import Place, Turns, in_turn
 from molecule_connect.inbox.replies import refusal, storable
-from molecule_connect.journal.claims import is_gone, new_holder
+from molecule_connect.journal.claims import is_gone, new_reader_id
 from molecule_connect.journal.inbox import PASSED_OVER, InboxMessage, InboxStore
 from molecule_connect.journal.journal import Journal
 from molecule_connect.journal.models import State
@@ -71,7 +71,7 @@ class Inbox:
         self.workspace_ids = tuple(self._desks)
         self._bell = asyncio.Event()
         self._turns = Turns()
-        self.holder = new_holder()
+        self.holder = new_reader_id()
 
     @property
     def ended(self) -> Mapping[str, MoleculeError]:
@@ -303,24 +303,24 @@ class Inbox:
 
     async def _hold(self, seconds: float) -> InboxMessage | None:
         """Whoever stops waiting in the very moment of holding holds nothing."""
-        holding = asyncio.ensure_future(self._store.hold(self.workspace_ids, self.holder, seconds, turns=self._turns))
+        holding = asyncio.ensure_future(self._store.claim(self.workspace_ids, self.holder, seconds, turns=self._turns))
         try:
             return await asyncio.shield(holding)
         except asyncio.CancelledError:
             message = await holding
             if message is not None:
-                await self._store.give_back(message, self.holder)
+                await self._store.unclaim(message, self.holder)
             raise
 
     async def _release_of_the_dead(self) -> None:
         """Give back at once what a process of this machine held that died without a word."""
-        for holder, _ in self._store.holds(self.workspace_ids):
+        for holder, _ in self._store.claims(self.workspace_ids):
             if is_gone(holder):
                 await self._store.release(holder)
 
     def _wait_at_most(self, seconds: float) -> float:
         """Less than *seconds* when somebody's hold ends before, or when its process may die."""
-        holds = self._store.holds(self.workspace_ids)
+        holds = self._store.claims(self.workspace_ids)
         if any(holder != self.holder for holder, _ in holds):
             seconds = min(seconds, DEATH_LOOK)
         return max(LEAST_LOOK, min([seconds, *(until - self._store.wall for _, until in holds)]))

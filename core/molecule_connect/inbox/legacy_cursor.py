@@ -44,6 +44,6 @@ async def take_over(
         except (OSError, ValueError):
             continue
         if _ID.match(cursor):
-            await mine.move(Position(anchor=cursor))
+            await mine.set_position(Position(watermark=cursor))
             return cursor
     return None

@@ -5,7 +5,7 @@ import attrs
 from molecule_connect.errors import ConfigError
 from molecule_connect.file_names import is_file
 from molecule_connect.journal.inbox import Standing
-from molecule_connect.journal.models import Answer, dump_parts, is_too_deep
+from molecule_connect.journal.models import StoredReply, dump_parts, is_too_deep
 from molecule_connect.models import FilePart, Kind, Part, Response
 
 # What is shown of an id that names nothing.
@@ -13,7 +13,7 @@ LONGEST = 80
 LONGEST_PATH = 300
 
 
-def storable(response: Response) -> Answer:
+def storable(response: Response) -> StoredReply:
     """What the journal keeps of a reader's reply.
 
     Raises:
@@ -23,7 +23,7 @@ def storable(response: Response) -> Answer:
         raise ConfigError("a reply says something", hint="pop the message to finish it without an answer")
     if response.is_blank:
         raise ConfigError("the reply is empty", hint="pop the message to finish it without an answer")
-    answer = Answer(parts=tuple(_whole(part) for part in response.parts), usage=response.usage)
+    answer = StoredReply(parts=tuple(_whole(part) for part in response.parts), usage=response.usage)
     try:
         dump_parts(answer.parts, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as exc:

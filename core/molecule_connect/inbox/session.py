@@ -192,15 +192,15 @@ class InboxDesk:
             message_id=str(uuid.uuid4()), caller_id=None, context_id=None, in_reply_to="", parts=tuple(parts)
         )
         # Its echo must not look as if somebody else spoke as this workspace.
-        number = await self._store.says(self.workspace_id, self._platform.fingerprint(outgoing))
+        number = await self._store.record_notification(self.workspace_id, self._platform.fingerprint(outgoing))
         try:
             await self._platform.send(outgoing)
         except PermanentPlatformError:
-            await self._store.unsays(number)
+            await self._store.forget_notification(number)
             raise
         except TransientPlatformError as exc:
             if exc.outcome is Outcome.NOT_TAKEN:
-                await self._store.unsays(number)
+                await self._store.forget_notification(number)
             raise
 
     def _now(self) -> int:
@@ -212,30 +212,30 @@ class InboxDesk:
         message_id = str(uuid.uuid4())
         operation = endpoints.a2a(peer_id, question_envelope(message_id, text))
         operation = attrs.evolve(operation, timeout=max(operation.timeout, timeout))
-        await self._store.asks(self.workspace_id, message_id, peer_id, text)
+        await self._store.record_question(self.workspace_id, message_id, peer_id, text)
         try:
             async with asyncio.timeout(timeout):
                 told = await self.client.call(operation)
         except PermanentPlatformError:
-            await self._store.settled(self.workspace_id, message_id)
+            await self._store.close_question(self.workspace_id, message_id)
             raise
         if isinstance(told, Mapping) and ("result" in told or "error" in told) and not _was_delivered(told):
-            await self._store.settled(self.workspace_id, message_id)
+            await self._store.close_question(self.workspace_id, message_id)
         return told
 
     async def delegate(self, peer_id: str, task: str) -> str:
         """See ``Inbox.delegate``."""
         key = str(uuid.uuid4())
         operation = endpoints.delegate(self.workspace_id, peer_id, task, idempotency_key=key)
-        await self._store.asks(self.workspace_id, key, peer_id, task)
+        await self._store.record_question(self.workspace_id, key, peer_id, task)
         try:
             told = await self.client.call(operation)
         except PermanentPlatformError:
-            await self._store.settled(self.workspace_id, key)
+            await self._store.close_question(self.workspace_id, key)
             raise
         delegation_id = str(told.get("delegation_id") or "")
         if delegation_id:
-            await self._store.delegated(self.workspace_id, key, delegation_id)
+            await self._store.record_delegation(self.workspace_id, key, delegation_id)
         return delegation_id
 
 

@@ -5,14 +5,14 @@ import socket
 import uuid
 
 
-def new_holder() -> str:
+def new_reader_id() -> str:
     """A name for one reader of this process: ``pid@host:`` and something that no other reader has."""
     return f"{os.getpid()}@{socket.gethostname()}:{uuid.uuid4().hex[:8]}"
 
 
-def is_gone(holder: str) -> bool:
+def is_gone(reader_id: str) -> bool:
     """Whether its process is known to have ended. One of another host, or one whose number was reused, is not."""
-    pid, _, rest = holder.partition("@")
+    pid, _, rest = reader_id.partition("@")
     if not pid.isdecimal() or rest.rpartition(":")[0] != socket.gethostname():
         return False
     try:

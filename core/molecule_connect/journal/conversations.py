@@ -5,7 +5,7 @@ import sqlite3
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-from molecule_connect.journal.models import COLUMNS, NOTICE_BEGINS, Conversation, StoredMessage, load_entry
+from molecule_connect.journal.models import COLUMNS, NOTICE_BEGINS, Conversation, StoredMessage, load_message
 
 # Messages that the dispatcher works on. In an inbox, messages belong to its readers, and the dispatcher only sends
 # replies, including those of replayed messages.
@@ -37,12 +37,12 @@ class ConversationReads:
         # Accepted answers whose transition is not committed yet: the reader still sees them as open.
         self._ending: dict[str, Conversation] = {}
 
-    def head(self, conversation: Conversation) -> StoredMessage | None:
+    def next(self, conversation: Conversation) -> StoredMessage | None:
         """The oldest message of *conversation* that is not over."""
         row = self._head(conversation, COLUMNS)
-        return None if row is None else load_entry(row)
+        return None if row is None else load_message(row)
 
-    def head_id(self, conversation: Conversation) -> str | None:
+    def next_id(self, conversation: Conversation) -> str | None:
         """The row id of ``head``, also where that cannot be loaded."""
         row = self._head(conversation, "workspace_id, row_id")
         return None if row is None else str(row[1])
@@ -56,19 +56,19 @@ class ConversationReads:
         )
         return next((row for row in rows if row[1] not in pending), None)
 
-    def entry(self, row_id: str) -> StoredMessage:
+    def message(self, row_id: str) -> StoredMessage:
         """The message *row_id*, which there is, as it is now."""
-        return load_entry(
+        return load_message(
             self._one(f"SELECT {COLUMNS} FROM message WHERE workspace_id=? AND row_id=?", self.workspace_id, row_id)  # noqa: S608
         )
 
-    def answer_of(self, row_id: str) -> StoredMessage | None:
+    def message_to_send(self, row_id: str) -> StoredMessage | None:
         """The message *row_id* while its answer is to be sent."""
         if row_id in self._ending:
             return None
         sql = f"SELECT {COLUMNS} FROM message WHERE workspace_id=? AND row_id=? AND state='answered'"  # noqa: S608
         row = self._one(sql, self.workspace_id, row_id)
-        return None if row is None else load_entry(row)
+        return None if row is None else load_message(row)
 
     def callers(self) -> list[str | None]:
         """Who has a message that is not over."""
@@ -78,7 +78,7 @@ class ConversationReads:
         )
         return [row[0] for row in rows]
 
-    def conversations(
+    def due_conversations(
         self, caller_id: str | None, most: int, *, may_begin: bool = True, without: Collection[Conversation] = ()
     ) -> list[Conversation]:
         """Conversations of one caller that are due, oldest first; only those with a reply to send unless *may_begin*.
@@ -101,12 +101,12 @@ class ConversationReads:
         )
         return None if row is None or row[0] is None else float(row[0])
 
-    def others_wait(self, entry: StoredMessage) -> bool:
-        """Whether *entry*'s caller has another message that is due."""
+    def has_other_due(self, message: StoredMessage) -> bool:
+        """Whether *message*'s caller has another message that is due."""
         row = self._one(
             f"SELECT 1 FROM message WHERE workspace_id=? AND caller_id IS ? AND {self._open} AND row_id<>?"  # noqa: S608
             " AND coalesce(not_before, 0) <= ? AND row_id NOT IN (SELECT value FROM json_each(?)) LIMIT 1",
-            *(self.workspace_id, entry.caller_id, entry.row_id, self._wall(), self._ended()),
+            *(self.workspace_id, message.caller_id, message.row_id, self._wall(), self._ended()),
         )
         return row is not None
 
@@ -125,9 +125,9 @@ class ConversationReads:
         ).fetchall()
         for arrival, accepted in found:
             row = self._one(f"SELECT {_WITHOUT_TEXT} FROM message WHERE arrival=?", arrival)  # noqa: S608
-            yield load_entry(row), accepted
+            yield load_message(row), accepted
 
-    def is_held(self) -> bool:
+    def has_claims(self) -> bool:
         """Whether a reader of an inbox has a message."""
         sql = "SELECT 1 FROM message INDEXED BY message_held WHERE workspace_id=? AND state='held' LIMIT 1"
         return self._one(sql, self.workspace_id) is not None
@@ -141,7 +141,7 @@ class ConversationReads:
         )
         return int(row[0]) if row else 0
 
-    def waits_for(self, seconds: float) -> bool:
+    def all_deferred_for(self, seconds: float) -> bool:
         """Whether each conversation's oldest message that is not over is put off for more than *seconds*."""
         callers = self.callers()
         heads = f"SELECT 1 FROM ({self._heads}) WHERE coalesce(not_before, 0) <= ? LIMIT 1"  # noqa: S608

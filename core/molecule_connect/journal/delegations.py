@@ -21,7 +21,9 @@ def ask(db: sqlite3.Connection, workspace_id: str, message_id: str, peer_id: str
     )
 
 
-def delegated(db: sqlite3.Connection, workspace_id: str, message_id: str, delegation_id: str, wall: float) -> None:
+def record_delegation(
+    db: sqlite3.Connection, workspace_id: str, message_id: str, delegation_id: str, wall: float
+) -> None:
     """The platform gave the delegation this id. A result of it that was read before is waiting from now on."""
     found = db.execute(
         "UPDATE asked SET delegation_id=? WHERE workspace_id=? AND message_id=? RETURNING peer_id",

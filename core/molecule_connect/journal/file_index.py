@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 
 from molecule_connect.journal import files as file_rows
 from molecule_connect.journal import transitions
-from molecule_connect.journal.files import FileEntry
+from molecule_connect.journal.files import StoredFile
 from molecule_connect.journal.journal import Journal
-from molecule_connect.journal.models import Answer, Conversation, StoredMessage, plain
+from molecule_connect.journal.models import Conversation, StoredMessage, StoredReply, plain
 from molecule_connect.journal.writer import Operation
 from molecule_connect.models import FilePart, Part
 
@@ -26,7 +26,7 @@ class FileJournal:
 
     # Reading
 
-    def due(self, most: int, caller_id: str | None = None) -> list[FileEntry]:
+    def due(self, most: int, caller_id: str | None = None) -> list[StoredFile]:
         """Files of one caller, or of people, that are to be brought here now, in their order."""
         return file_rows.due(self._journal.reader, self.workspace_id, caller_id, self._journal.wall(), most)
 
@@ -34,7 +34,7 @@ class FileJournal:
         """The first peer after that one, by id, who has a file that is to be brought here now."""
         return file_rows.next_peer(self._journal.reader, self.workspace_id, after, self._journal.wall())
 
-    def unacknowledged(self, most: int) -> list[FileEntry]:
+    def unacknowledged(self, most: int) -> list[StoredFile]:
         """What is to be acknowledged now."""
         return file_rows.unacknowledged(self._journal.reader, self.workspace_id, self._journal.wall(), most)
 
@@ -54,7 +54,7 @@ class FileJournal:
         """The *parts* of a message with the path of each file that is here, and for the others why not."""
         return file_rows.with_paths(self._journal.reader, self.workspace_id, row_id, parts, self._folder)
 
-    def inline_of(self, file: FileEntry) -> list[tuple[FileEntry, str | None]]:
+    def inline_of(self, file: StoredFile) -> list[tuple[StoredFile, str | None]]:
         """The inline files to be unpacked of the message of *file*, each with its ``data:`` URI, while that is kept."""
         return file_rows.inline_of(self._journal.reader, self.workspace_id, file.file_id)
 
@@ -72,33 +72,33 @@ class FileJournal:
         """Bytes of the files that are here, by caller. A smaller file counts as *least* bytes."""
         return file_rows.usage(self._journal.reader, self.workspace_id, least)
 
-    def removable(self, caller_id: str | None, *, before: float, most: int = -1) -> list[FileEntry]:
+    def removable(self, caller_id: str | None, *, before: float, most: int = -1) -> list[StoredFile]:
         """Files of one caller that only finished messages name, and that came before then, the oldest first."""
         return file_rows.removable(self._journal.reader, self.workspace_id, caller_id, before=before, most=most)
 
     # Changing
 
-    async def stored(self, file: FileEntry, *, path: str, size: int, mime_type: str) -> bool:
+    async def stored(self, file: StoredFile, *, path: str, size: int, mime_type: str) -> bool:
         """waiting -> here, on the disk when this returns. False: somebody said otherwise meanwhile."""
         changes = {"state": "here", "path": path, "size": size, "mime_type": mime_type, "reason": None}
         if file.is_inline:
             changes["acked"] = 1
         return await self._move(file, {**changes, "attempts": 0, "not_before": None}, durable=True)
 
-    async def not_fetched(self, file: FileEntry, reason: str, *, not_before: float | None, state: str) -> bool:
+    async def not_fetched(self, file: StoredFile, reason: str, *, not_before: float | None, state: str) -> bool:
         """waiting -> waiting until then, or -> gone or failed for good."""
         changes = {"state": state, "reason": plain(reason), "not_before": not_before}
         return await self._move(file, {**changes, "attempts": file.attempts + 1})
 
-    async def acknowledged(self, file: FileEntry) -> bool:
+    async def acknowledged(self, file: StoredFile) -> bool:
         """The platform may forget it."""
         return await self._move(file, {"acked": 1, "not_before": None})
 
-    async def not_acknowledged(self, file: FileEntry, *, not_before: float) -> bool:
+    async def not_acknowledged(self, file: StoredFile, *, not_before: float) -> bool:
         """Telling the platform is tried again then."""
         return await self._move(file, {"attempts": file.attempts + 1, "not_before": not_before})
 
-    async def removed(self, file: FileEntry, reason: str) -> bool:
+    async def removed(self, file: StoredFile, reason: str) -> bool:
         """here -> gone: this machine keeps it no longer. False: an open message names it."""
 
         def run(db: Any) -> bool:
@@ -135,10 +135,10 @@ class FileJournal:
             lambda db: file_rows.uploaded(db, self.workspace_id, files, notes, at, self._wall()), durable=True
         )
 
-    async def attached(
+    async def attach_uploads(
         self,
-        entry: StoredMessage,
-        answer: Answer,
+        message: StoredMessage,
+        reply: StoredReply,
         *,
         send_print: str | None,
         files: Sequence[FilePart] = (),
@@ -149,17 +149,17 @@ class FileJournal:
 
         def run(db: Any) -> bool:
             file_rows.uploaded(db, self.workspace_id, files, notes, at, self._wall())
-            return transitions.shortened(db, entry, answer, self._wall(), send_print=send_print)
+            return transitions.replace_reply(db, message, reply, self._wall(), send_print=send_print)
 
         return await self._put(run, durable=True)
 
-    async def _move(self, file: FileEntry, changes: dict[str, Any], *, durable: bool = False) -> bool:
+    async def _move(self, file: StoredFile, changes: dict[str, Any], *, durable: bool = False) -> bool:
         return await self._put(
             lambda db: file_rows.move(db, self.workspace_id, file, self._wall(), **changes), durable=durable
         )
 
     def _put(self, run: Operation[T], *, durable: bool = False) -> "asyncio.Future[T]":
-        return self._journal.committer.put(run, durable=durable)
+        return self._journal.writer.put(run, durable=durable)
 
     @property
     def _wall(self) -> Callable[[], float]:

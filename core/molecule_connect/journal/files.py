@@ -38,7 +38,7 @@ _UNNAMED = "named=0 AND file.state <> 'ours'"
 
 
 @attrs.frozen(kw_only=True)
-class FileEntry:
+class StoredFile:
     """One file of the chat.
 
     Attributes:
@@ -75,10 +75,10 @@ class FileEntry:
         return self.file_id.startswith(INLINE_ID)
 
 
-def load(rows: Sequence[tuple[Any, ...]]) -> list[FileEntry]:
+def load(rows: Sequence[tuple[Any, ...]]) -> list[StoredFile]:
     """The files in rows of ``_COLUMNS``."""
     names = _COLUMNS.split(", ")
-    return [FileEntry(**dict(zip(names, row, strict=True))) for row in rows]
+    return [StoredFile(**dict(zip(names, row, strict=True))) for row in rows]
 
 
 def accepted(item: Inbound) -> Inbound:
@@ -133,7 +133,7 @@ def _checked(part: FilePart, size: int, room: int) -> FilePart:
     return attrs.evolve(part, uri="", size=size, unavailable=why)
 
 
-def receive(
+def add(
     db: sqlite3.Connection, workspace_id: str, item: Inbound, time: int, wall: float, *, is_repeat: bool = False
 ) -> None:
     """Take in the files that a new row, as ``accepted`` gave it, announces or names.
@@ -236,7 +236,7 @@ def use(db: sqlite3.Connection, workspace_id: str, file_ids: Sequence[str], row_
     )
 
 
-def due(db: sqlite3.Connection, workspace_id: str, caller_id: str | None, wall: float, most: int) -> list[FileEntry]:
+def due(db: sqlite3.Connection, workspace_id: str, caller_id: str | None, wall: float, most: int) -> list[StoredFile]:
     """What is to be brought here now for one caller: first what was announced, of that what messages name."""
     sql = (
         f"SELECT {_COLUMNS} FROM file WHERE workspace_id=? AND caller_id IS ? AND state='waiting' AND {_DUE}"  # noqa: S608
@@ -255,7 +255,7 @@ def next_peer(db: sqlite3.Connection, workspace_id: str, after: str, wall: float
     return None if row is None else str(row[0])
 
 
-def unacknowledged(db: sqlite3.Connection, workspace_id: str, wall: float, most: int) -> list[FileEntry]:
+def unacknowledged(db: sqlite3.Connection, workspace_id: str, wall: float, most: int) -> list[StoredFile]:
     """What is to be acknowledged now."""
     sql = (
         f"SELECT {_COLUMNS} FROM file WHERE workspace_id=? AND state='here' AND acked=0 AND {_DUE}"  # noqa: S608
@@ -323,7 +323,7 @@ def _with_path(
 REMOVED = "it was removed from this machine"
 
 
-def inline_of(db: sqlite3.Connection, workspace_id: str, file_id: str) -> list[tuple[FileEntry, str | None]]:
+def inline_of(db: sqlite3.Connection, workspace_id: str, file_id: str) -> list[tuple[StoredFile, str | None]]:
     """The inline files to be unpacked of the row that *file_id* belongs to, each with its ``data:`` URI.
 
     None in its place: the row's bytes are not kept any more.
@@ -380,7 +380,7 @@ def newest_unnamed(db: sqlite3.Connection, workspace_id: str) -> float | None:
     return None if row[0] is None else float(row[0])
 
 
-def unnamed(db: sqlite3.Connection, workspace_id: str) -> list[FileEntry]:
+def unnamed(db: sqlite3.Connection, workspace_id: str) -> list[StoredFile]:
     """The files of people that no row names, the oldest first: as many as a message may bring."""
     columns = ", ".join(f"file.{name}" for name in _COLUMNS.split(", "))
     return load(
@@ -423,7 +423,7 @@ def gather(
     return row_id, conversation, ", ".join(file.name[:100] or "without a name" for file in files)[:200]
 
 
-def move(db: sqlite3.Connection, workspace_id: str, file: FileEntry, wall: float, **changes: Any) -> bool:
+def move(db: sqlite3.Connection, workspace_id: str, file: StoredFile, wall: float, **changes: Any) -> bool:
     """Change a file that is still in the state that *file* says; False: it is not."""
     assignments = ", ".join(f"{name}=?" for name in changes)
     cursor = db.execute(
@@ -435,7 +435,7 @@ def move(db: sqlite3.Connection, workspace_id: str, file: FileEntry, wall: float
 
 def removable(
     db: sqlite3.Connection, workspace_id: str, caller_id: str | None, *, before: float, most: int = -1
-) -> list[FileEntry]:
+) -> list[StoredFile]:
     """Files here of one caller that only finished messages name, and that came before then, the oldest first."""
     sql = (
         f"SELECT {_COLUMNS} FROM file WHERE workspace_id=? AND caller_id IS ? AND arrived < ? AND {_REMOVABLE}"  # noqa: S608

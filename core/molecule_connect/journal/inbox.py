@@ -11,7 +11,7 @@ from molecule_connect.journal import delegations, sent
 from molecule_connect.journal import files as file_rows
 from molecule_connect.journal.file_index import FileJournal
 from molecule_connect.journal.journal import Journal
-from molecule_connect.journal.models import Answer, State, dump_answer, load_parts, plain
+from molecule_connect.journal.models import State, StoredReply, dump_reply, load_parts, plain
 from molecule_connect.models import Kind, Part, TextPart
 from molecule_connect.worker.downloads import WAIT
 from molecule_connect.worker.file_folder import folder_of
@@ -159,7 +159,7 @@ class InboxStore:
         )
         return [row[0] for row in rows]
 
-    def holds(self, workspace_ids: Iterable[str]) -> list[tuple[str, float]]:
+    def claims(self, workspace_ids: Iterable[str]) -> list[tuple[str, float]]:
         """Who holds something, and until when at first, in seconds since 1970."""
         return self._journal.reader.execute(
             "SELECT holder, min(held_until) FROM message INDEXED BY message_held WHERE state='held'"
@@ -195,10 +195,10 @@ class InboxStore:
 
     # Changing
 
-    async def hold(
-        self, workspace_ids: Sequence[str], holder: str, seconds: float, *, turns: Turns
+    async def claim(
+        self, workspace_ids: Sequence[str], reader_id: str, seconds: float, *, turns: Turns
     ) -> InboxMessage | None:
-        """received -> held: a message that nobody has, for *holder*. No two holders get the same one.
+        """received -> held: a message that nobody has, for *reader_id*. No two holders get the same one.
 
         It is the oldest one of the caller whose turn it is. A message whose files are still being fetched is passed
         over for a while.
@@ -220,35 +220,35 @@ class InboxStore:
             turns.take(caller_id)
             db.execute(
                 "UPDATE message SET state='held', holder=?, held_until=?, changed=? WHERE arrival=?",
-                (holder, wall + seconds, wall, arrival),
+                (reader_id, wall + seconds, wall, arrival),
             )
             return arrival
 
         if next(find(self._journal.reader), None) is None:
             # Nobody else has to wait for a commit that changes nothing.
             return None
-        arrival = await self._journal.committer.put(run)
+        arrival = await self._journal.writer.put(run)
         if arrival is None:
             return None
         return self._load(f"SELECT {_COLUMNS} FROM message WHERE arrival=?", arrival)  # noqa: S608
 
-    async def release(self, holder: str) -> None:
-        """held -> received, for all that *holder* has."""
-        await self._journal.committer.put(
+    async def release(self, reader_id: str) -> None:
+        """held -> received, for all that *reader_id* has."""
+        await self._journal.writer.put(
             lambda db: db.execute(
                 "UPDATE message INDEXED BY message_held SET state='received', holder=NULL, held_until=NULL, changed=?"
                 " WHERE state='held' AND holder=?",
-                (self.wall, holder),
+                (self.wall, reader_id),
             )
         )
 
-    async def give_back(self, message: InboxMessage, holder: str) -> None:
-        """held -> received, for one message of *holder*."""
-        await self._journal.committer.put(
+    async def unclaim(self, message: InboxMessage, reader_id: str) -> None:
+        """held -> received, for one message of *reader_id*."""
+        await self._journal.writer.put(
             lambda db: db.execute(
                 "UPDATE message SET state='received', holder=NULL, held_until=NULL, changed=?"
                 " WHERE workspace_id=? AND row_id=? AND state='held' AND holder=?",
-                (self.wall, message.workspace_id, message.activity_id, holder),
+                (self.wall, message.workspace_id, message.activity_id, reader_id),
             )
         )
 
@@ -265,15 +265,15 @@ class InboxStore:
             )
             return cursor.rowcount == 1
 
-        return await self._journal.committer.put(run, durable=True)
+        return await self._journal.writer.put(run, durable=True)
 
-    async def answer(self, workspace_id: str, row_id: str, answer: Answer) -> bool:
+    async def answer(self, workspace_id: str, row_id: str, reply: StoredReply) -> bool:
         """received, held, or done without an answer -> answered, on the disk when this returns.
 
         When it was answered, and what its echo looks like, is written by the process that sends it. Answers of a
         conversation are sent in the order in which they were stored.
         """
-        wall, text = self.wall, dump_answer(answer)
+        wall, text = self.wall, dump_reply(reply)
 
         def run(db: sqlite3.Connection) -> bool:
             cursor = db.execute(
@@ -289,36 +289,36 @@ class InboxStore:
             )
             return cursor.rowcount == 1
 
-        return await self._journal.committer.put(run, durable=True)
+        return await self._journal.writer.put(run, durable=True)
 
     # Speaking first
 
-    async def asks(self, workspace_id: str, message_id: str, peer_id: str, text: str) -> None:
+    async def record_question(self, workspace_id: str, message_id: str, peer_id: str, text: str) -> None:
         """A question is about to be sent."""
         wall = self.wall
-        await self._journal.committer.put(
+        await self._journal.writer.put(
             lambda db: delegations.ask(db, workspace_id, message_id, peer_id, text, wall), durable=True
         )
 
-    async def delegated(self, workspace_id: str, message_id: str, delegation_id: str) -> None:
+    async def record_delegation(self, workspace_id: str, message_id: str, delegation_id: str) -> None:
         """The platform gave what was asked a delegation's id."""
         wall = self.wall
-        await self._journal.committer.put(
-            lambda db: delegations.delegated(db, workspace_id, message_id, delegation_id, wall)
+        await self._journal.writer.put(
+            lambda db: delegations.record_delegation(db, workspace_id, message_id, delegation_id, wall)
         )
 
-    async def settled(self, workspace_id: str, message_id: str) -> None:
+    async def close_question(self, workspace_id: str, message_id: str) -> None:
         """The question was answered at once, or was never taken."""
-        await self._journal.committer.put(lambda db: delegations.close(db, workspace_id, message_id))
+        await self._journal.writer.put(lambda db: delegations.close(db, workspace_id, message_id))
 
-    async def says(self, workspace_id: str, send_print: str) -> int:
+    async def record_notification(self, workspace_id: str, send_print: str) -> int:
         """Something is about to be said to the person; gives what ``unsays`` takes."""
         wall = self.wall
-        return await self._journal.committer.put(lambda db: sent.say(db, workspace_id, send_print, wall), durable=True)
+        return await self._journal.writer.put(lambda db: sent.say(db, workspace_id, send_print, wall), durable=True)
 
-    async def unsays(self, number: int) -> None:
+    async def forget_notification(self, number: int) -> None:
         """It was not said: no echo will come."""
-        await self._journal.committer.put(lambda db: sent.unsay(db, number))
+        await self._journal.writer.put(lambda db: sent.unsay(db, number))
 
 
 def _callers(db: sqlite3.Connection, workspace_id: str) -> list[str | None]:

@@ -22,7 +22,7 @@ COMPARED = 200
 
 @attrs.frozen(kw_only=True)
 class Stored:
-    """What ``receive`` did with one row. ``repeats`` is the row that it repeats; ``revived`` if that one was dead.
+    """What ``add`` did with one row. ``repeats`` is the row that it repeats; ``revived`` if that one was dead.
 
     ``reason`` says why it is dead.
     ``conversation`` is the one that has a message more by it, if any has.
@@ -39,7 +39,7 @@ class Stored:
     conversation: Conversation | None = None
 
 
-def receive(
+def add(
     db: sqlite3.Connection,
     workspace_id: str,
     items: Iterable[Inbound],
@@ -65,18 +65,18 @@ def receive(
             continue
         db.execute("SAVEPOINT one_row")
         try:
-            one = _receive_one(db, workspace_id, item, time, wall, inbox, room)
+            one = _add_one(db, workspace_id, item, time, wall, inbox, room)
         except sqlite3.OperationalError:
             raise
         except Exception as exc:  # whatever is in the row
             db.execute("ROLLBACK TO one_row")
-            one = _set_aside(db, workspace_id, item, now + number, wall, exc)
+            one = _store_unreadable(db, workspace_id, item, now + number, wall, exc)
         db.execute("RELEASE one_row")
         stored.append(one)
     return stored
 
 
-def _set_aside(
+def _store_unreadable(
     db: sqlite3.Connection, workspace_id: str, item: Inbound, time: int, wall: float, exc: Exception
 ) -> Stored:
     """Keep of *item* only what cannot fail."""
@@ -96,7 +96,7 @@ def _set_aside(
     return stored
 
 
-def _receive_one(
+def _add_one(
     db: sqlite3.Connection, workspace_id: str, item: Inbound, time: int, wall: float, inbox: bool, room: PeerRoom
 ) -> Stored:
     if is_too_deep(item.parts):
@@ -119,7 +119,7 @@ def _receive_one(
         stored = Stored(item=item, time=time, state=State.DEAD, reason=full)
     asked = question[0] if question is not None else None
     _insert(db, workspace_id, stored, wall, question=asked, echo=sent.TOLD if told else None)
-    file_rows.receive(db, workspace_id, item, time, wall, is_repeat=stored.repeats is not None)
+    file_rows.add(db, workspace_id, item, time, wall, is_repeat=stored.repeats is not None)
     return attrs.evolve(stored, own_upload=file_rows.is_own_upload(db, workspace_id, item))
 
 

@@ -14,7 +14,7 @@ from molecule_connect.journal import transitions
 from molecule_connect.journal.errors import journal_error
 from molecule_connect.journal.files import with_paths
 from molecule_connect.journal.journal import FILE_NAME
-from molecule_connect.journal.models import NOTICE_BEGINS, Answer, State, load_answer, load_parts
+from molecule_connect.journal.models import NOTICE_BEGINS, State, StoredReply, load_parts, load_reply
 from molecule_connect.journal.schema import VERSION
 from molecule_connect.models import Part
 from molecule_connect.worker.file_folder import folder_of
@@ -23,14 +23,15 @@ from molecule_connect.worker.file_folder import folder_of
 BUSY_TIMEOUT = 5.0
 # The connector waits for us too: so many changes to a transaction.
 BATCH = 500
-OPEN = (State.RECEIVED, State.RUNNING, State.ANSWERED, State.HELD)
+OPEN = (State.RECEIVED, State.RUNNING, State.ANSWERED, State.CLAIMED)
 # Echoes, our own rows and what no backend is asked about are the reader's memory, not messages. In an inbox answers
 # and results wait too.
 _SHOWN = "(kind IN ('message', 'unreadable') OR (kind IN ('answer', 'result') AND state IN ('received', 'held')))"
 # Whole bodies may be megabytes, so SQLite cuts them. Numbers that are none (NaN, Infinity) are no JSON to it.
 _GLANCE = (
-    "workspace_id, row_id, kind, state, caller_id, context_id, time, changed, attempt, interruptions, replay,"
-    " not_before, CASE WHEN state='held' THEN held_until END AS held_until, error, reason, progress, repeat_of,"
+    "workspace_id, row_id, kind, state, caller_id, context_id, time, changed, attempt,"
+    " interruptions AS crash_count, replay, not_before, CASE WHEN state='held' THEN held_until END AS held_until,"
+    " error, reason, progress, repeat_of,"
     f" (answer IS NOT NULL AND substr(answer, 1, {len(NOTICE_BEGINS)}) <> '{NOTICE_BEGINS}') AS has_answer,"
     " parts IS NOT NULL AS has_text,"
     " substr(CASE WHEN json_valid(parts) THEN coalesce(json_extract(parts, '$[0].text'),"
@@ -69,7 +70,7 @@ class Glance:
     time: int
     changed: float
     attempt: int
-    interruptions: int
+    crash_count: int
     replay: int
     not_before: float | None
     held_until: float | None
@@ -119,7 +120,7 @@ class Record:
     delegation_id: str | None
     parts: tuple[Part, ...] | None
     raw: str | None = attrs.field(repr=False)
-    answer: Answer | None
+    reply: StoredReply | None
     answered_at: int | None
     accepted: int
     sends: int
@@ -239,7 +240,7 @@ class Inspection:
         return Record(
             glance=_glance(row),
             parts=None if row["parts"] is None else self._with_paths(key, load_parts(row["parts"])),
-            answer=load_answer(row["answer"]) if row["answer"] else None,
+            reply=load_reply(row["answer"]) if row["answer"] else None,
             in_doubt=bool(row["in_doubt"]),
             **{name: row[name] for name in _PLAIN},
         )
@@ -276,7 +277,7 @@ def replay(folder: Path, keys: Iterable[Key], wall: float) -> list[Key]:
 
     def run(db: sqlite3.Connection, key: Key) -> bool:
         place = (db, key.workspace_id, key.row_id, wall)
-        return transitions.replay(*place) or transitions.hasten(*place)
+        return transitions.replay(*place) or transitions.retry_now(*place)
 
     return _change(folder, keys, run)
 

@@ -22,7 +22,7 @@ from molecule_connect.journal import first_start, incoming, integrity, legacy_fi
 from molecule_connect.journal.conversations import ConversationReads
 from molecule_connect.journal.first_start import Look
 from molecule_connect.journal.incoming import Stored
-from molecule_connect.journal.models import Answer, State, StoredMessage, plain, plain_or_none
+from molecule_connect.journal.models import State, StoredMessage, StoredReply, plain, plain_or_none
 from molecule_connect.journal.schema import open_file, open_reader
 from molecule_connect.journal.writer import Operation, Writer
 from molecule_connect.models import Inbound
@@ -48,8 +48,8 @@ class Position:
         ignores_since: The platform was seen to ignore ``since_id``.
     """
 
-    anchor: str | None = None
-    anchor_time: int | None = None
+    watermark: str | None = None
+    watermark_time: int | None = None
     floor: int | None = None
     last_read: int | None = None
     ignores_since: bool = False
@@ -67,7 +67,7 @@ class Journal:
         wall: Callable[[], float],
     ) -> None:
         self.path = path
-        self.committer = Writer(connection, path, executor, guard=self._check_place)
+        self.writer = Writer(connection, path, executor, guard=self._check_place)
         self.reader = reader
         self.wall = wall
         self._connection, self._executor = connection, executor
@@ -115,12 +115,12 @@ class Journal:
             connection.close()
             raise
         journal = cls(path, connection, thread, reader, wall)
-        journal.committer.start()
+        journal.writer.start()
         try:
             yield journal
         finally:
             try:
-                await journal.committer.stop()
+                await journal.writer.stop()
                 if journal._writing_back is not None:
                     await journal._writing_back
             finally:
@@ -144,7 +144,7 @@ class Journal:
 
     async def make_room(self, quota: int) -> "Counter[quotas.Caller]":
         """Delete texts that nobody waits for, of all workspaces. How many each caller lost."""
-        return await self.committer.put(lambda db: quotas.make_room(db, quota), large=True)
+        return await self.writer.put(lambda db: quotas.make_room(db, quota), large=True)
 
     @contextmanager
     def watched(
@@ -167,7 +167,7 @@ class Journal:
         Raises:
             StateLostError: The file was removed or replaced.
         """
-        version = await self.committer.put(lambda db: int(db.execute("PRAGMA data_version").fetchone()[0]))
+        version = await self.writer.put(lambda db: int(db.execute("PRAGMA data_version").fetchone()[0]))
         for check, lost in list(self._watchers.values()):
             try:
                 check()
@@ -237,12 +237,14 @@ class WorkspaceJournal(ConversationReads):
         row = self._one("SELECT * FROM workspace WHERE workspace_id=?", self.workspace_id)
         if row is None:
             return Position()
-        return Position(anchor=row[1], anchor_time=row[2], floor=row[3], last_read=row[4], ignores_since=bool(row[5]))
+        return Position(
+            watermark=row[1], watermark_time=row[2], floor=row[3], last_read=row[4], ignores_since=bool(row[5])
+        )
 
-    async def move(self, position: Position) -> None:
+    async def set_position(self, position: Position) -> None:
         """Write down where reading stands."""
         values = (
-            *(self.workspace_id, position.anchor, position.anchor_time, position.floor),
+            *(self.workspace_id, position.watermark, position.watermark_time, position.floor),
             *(position.last_read, int(position.ignores_since)),
         )
         await self._put(lambda db: db.execute("REPLACE INTO workspace VALUES (?,?,?,?,?,?)", values))
@@ -252,7 +254,7 @@ class WorkspaceJournal(ConversationReads):
         wall = self._wall()
         return await self._put(lambda db: first_start.close_answered(db, self.workspace_id, older, wall))
 
-    def known(self, row_id: str) -> bool:
+    def is_known(self, row_id: str) -> bool:
         """Whether the row was stored before."""
         return (
             self._one("SELECT 1 FROM message WHERE workspace_id=? AND row_id=?", self.workspace_id, row_id) is not None
@@ -267,7 +269,7 @@ class WorkspaceJournal(ConversationReads):
         )
         return (int(row[0]), int(row[1])) if row else (0, 0)
 
-    async def receive(self, items: Iterable[Inbound], *, now: int) -> list[Stored]:
+    async def add(self, items: Iterable[Inbound], *, now: int) -> list[Stored]:
         """Store the rows that are new, in one commit; *now* (µs) stands in for a missing time."""
         items, wall = tuple(items), self._journal.wall()
         if not items:
@@ -275,7 +277,7 @@ class WorkspaceJournal(ConversationReads):
         where = (self.workspace_id, items, now, wall)
 
         def run(db: sqlite3.Connection) -> list[Stored]:
-            stored = incoming.receive(db, *where, inbox=self.is_inbox, quota=self._quota)
+            stored = incoming.add(db, *where, inbox=self.is_inbox, quota=self._quota)
             self._trim(db, {one.item.caller_id for one in stored if one.state is State.DEAD})
             return stored
 
@@ -314,21 +316,21 @@ class WorkspaceJournal(ConversationReads):
         """Our clock was set: nothing waits longer than it was meant to."""
         return self._put(lambda db: transitions.bound_waits(db, self.workspace_id, self._journal.wall()))
 
-    def take_back(self) -> "asyncio.Future[None]":
+    def release_claims(self) -> "asyncio.Future[None]":
         """held -> received, for all."""
-        return self._put(lambda db: transitions.take_back(db, self.workspace_id, self._journal.wall()))
+        return self._put(lambda db: transitions.release_claims(db, self.workspace_id, self._journal.wall()))
 
-    async def put_all_back(self) -> int:
+    async def requeue_running(self) -> int:
         """At the end of a process: what still runs did not get its try, and nobody died. Returns how many."""
-        return await self._put(lambda db: transitions.put_all_back(db, self.workspace_id, self._journal.wall()))
+        return await self._put(lambda db: transitions.requeue_running(db, self.workspace_id, self._journal.wall()))
 
-    async def start(self, entry: StoredMessage) -> bool:
+    async def start(self, message: StoredMessage) -> bool:
         """received -> running. The attempt is on disk before the backend sees the message."""
-        return await self._put(lambda db: transitions.start(db, entry, self._journal.wall()))
+        return await self._put(lambda db: transitions.start(db, message, self._journal.wall()))
 
-    async def put_back(
+    async def requeue(
         self,
-        entry: StoredMessage,
+        message: StoredMessage,
         *,
         counts: bool,
         failed_at: float | None = None,
@@ -337,87 +339,94 @@ class WorkspaceJournal(ConversationReads):
     ) -> bool:
         """running -> received. *failed_at*: seconds since 1970 by the platform's clock, for a failure."""
         return await self._put(
-            lambda db: transitions.put_back(
-                db, entry, self._journal.wall(), counts=counts, failed_at=failed_at, not_before=not_before, error=error
+            lambda db: transitions.requeue(
+                db,
+                message,
+                self._journal.wall(),
+                counts=counts,
+                failed_at=failed_at,
+                not_before=not_before,
+                error=error,
             )
         )
 
-    async def answered(
-        self, entry: StoredMessage, answer: Answer, *, at: int, send_print: str | None, ran: bool = True
+    async def store_reply(
+        self, message: StoredMessage, reply: StoredReply, *, at: int, send_print: str | None, ran: bool = True
     ) -> bool:
         """running -> answered, on the disk when this returns."""
         return await self._put(
-            lambda db: transitions.answered(
-                db, entry, answer, self._journal.wall(), at=at, send_print=send_print, ran=ran
+            lambda db: transitions.store_reply(
+                db, message, reply, self._journal.wall(), at=at, send_print=send_print, ran=ran
             ),
             durable=True,
         )
 
-    async def silenced(self, entry: StoredMessage) -> bool:
+    async def finish_without_reply(self, message: StoredMessage) -> bool:
         """running -> done."""
-        return await self._put(lambda db: transitions.silenced(db, entry, self._journal.wall()))
+        return await self._put(lambda db: transitions.finish_without_reply(db, message, self._journal.wall()))
 
-    async def stamped(self, entry: StoredMessage, *, at: int, send_print: str | None) -> bool:
+    async def prepare_send(self, message: StoredMessage, *, at: int, send_print: str | None) -> bool:
         """answered -> answered, with what the sending of a reader's answer needs, on the disk when this returns."""
         return await self._put(
-            lambda db: transitions.stamped(db, entry, self._journal.wall(), at=at, send_print=send_print), durable=True
-        )
-
-    async def shortened(self, entry: StoredMessage, answer: Answer, *, send_print: str | None) -> bool:
-        """answered -> answered, with less to send."""
-        return await self._put(
-            lambda db: transitions.shortened(db, entry, answer, self._journal.wall(), send_print=send_print),
+            lambda db: transitions.prepare_send(db, message, self._journal.wall(), at=at, send_print=send_print),
             durable=True,
         )
 
-    async def send_failed(self, entry: StoredMessage, *, not_before: float | None, in_doubt: int) -> bool:
+    async def replace_reply(self, message: StoredMessage, reply: StoredReply, *, send_print: str | None) -> bool:
+        """answered -> answered, with less to send."""
+        return await self._put(
+            lambda db: transitions.replace_reply(db, message, reply, self._journal.wall(), send_print=send_print),
+            durable=True,
+        )
+
+    async def record_failed_send(self, message: StoredMessage, *, not_before: float | None, in_doubt: int) -> bool:
         """answered -> answered, to be tried again."""
         return await self._put(
-            lambda db: transitions.send_failed(
-                db, entry, self._journal.wall(), not_before=not_before, in_doubt=in_doubt
+            lambda db: transitions.record_failed_send(
+                db, message, self._journal.wall(), not_before=not_before, in_doubt=in_doubt
             )
         )
 
-    def hasten_answers(self) -> "asyncio.Future[None]":
+    def retry_sends_now(self) -> "asyncio.Future[None]":
         """All answers that wait for their next send are due now."""
-        return self._put(lambda db: transitions.hasten_answers(db, self.workspace_id, self._journal.wall()))
+        return self._put(lambda db: transitions.retry_sends_now(db, self.workspace_id, self._journal.wall()))
 
-    def hasten_one_answer(self, *, most_in_doubt: int) -> "asyncio.Future[None]":
+    def retry_one_send_now(self, *, most_in_doubt: int) -> "asyncio.Future[None]":
         """One answer that waits for its next send is due now."""
         return self._put(
-            lambda db: transitions.hasten_one_answer(
+            lambda db: transitions.retry_one_send_now(
                 db, self.workspace_id, self._journal.wall(), most_in_doubt=most_in_doubt
             )
         )
 
-    async def mark_dead(self, entry: StoredMessage, frm: State, reason: str) -> bool:
+    async def mark_dead(self, message: StoredMessage, frm: State, reason: str) -> bool:
         """Any open state -> dead."""
         return await self._put_dying(
-            entry.caller_id, lambda db: transitions.mark_dead(db, entry, frm, reason, self._journal.wall())
+            message.caller_id, lambda db: transitions.mark_dead(db, message, frm, reason, self._journal.wall())
         )
 
-    async def set_aside(self, row_id: str, caller_id: str | None, reason: str, error: str) -> bool:
+    async def mark_dead_by_id(self, row_id: str, caller_id: str | None, reason: str, error: str) -> bool:
         """received, running or answered -> dead, after an unexpected error."""
         wall = self._journal.wall()
         return await self._put_dying(
-            caller_id, lambda db: transitions.set_aside(db, self.workspace_id, row_id, reason, error, wall)
+            caller_id, lambda db: transitions.mark_dead_by_id(db, self.workspace_id, row_id, reason, error, wall)
         )
 
-    async def defer(self, entry: StoredMessage, *, not_before: float, error: str) -> bool:
+    async def defer(self, message: StoredMessage, *, not_before: float, error: str) -> bool:
         """received -> received: the conversation waits."""
         return await self._put(
-            lambda db: transitions.defer(db, entry, self._journal.wall(), not_before=not_before, error=error)
+            lambda db: transitions.defer(db, message, self._journal.wall(), not_before=not_before, error=error)
         )
 
-    async def settle(self, entry: StoredMessage) -> bool:
-        """Whether an echo shows that *entry*'s answer arrived."""
-        return await self._put(lambda db: transitions.settle(db, entry))
+    async def settle(self, message: StoredMessage) -> bool:
+        """Whether an echo shows that *message*'s answer arrived."""
+        return await self._put(lambda db: transitions.settle(db, message))
 
     async def replay(self, row_id: str) -> bool:
         """dead -> received."""
         return await self._put(lambda db: transitions.replay(db, self.workspace_id, row_id, self._journal.wall()))
 
-    def spent(self, caller_id: str | None, cost_usd: float) -> None:
+    def add_spend(self, caller_id: str | None, cost_usd: float) -> None:
         """Add to the day's cost, and to the caller's part of it; not awaited."""
         day = self._day()
 
@@ -454,49 +463,49 @@ class WorkspaceJournal(ConversationReads):
     def _day(self) -> str:
         return time.strftime("%Y-%m-%d", time.gmtime(self._journal.wall()))
 
-    def progress(self, entry: StoredMessage, text: str) -> None:
+    def progress(self, message: StoredMessage, text: str) -> None:
         """Note what the backend is doing with a running message; not awaited."""
         self._put(
             lambda db: db.execute(
                 "UPDATE message SET progress=? WHERE workspace_id=? AND row_id=? AND state='running'",
-                (text.encode("utf-8", "replace").decode(), entry.workspace_id, entry.row_id),
+                (text.encode("utf-8", "replace").decode(), message.workspace_id, message.row_id),
             )
         )
 
-    def deliver(self, entry: StoredMessage, *, at: int) -> None:
+    def mark_sent(self, message: StoredMessage, *, at: int) -> None:
         """answered -> done, or dead after a notice; the platform took the answer at *at* (µs, its clock).
 
         Not awaited: ``head`` passes over the message at once. A journal that cannot be written is tried again every
         5 seconds.
         """
-        self._ending[entry.row_id] = entry.conversation
+        self._ending[message.row_id] = message.conversation
         self._settled.clear()
-        self._try_to_deliver(entry, at)
+        self._commit_sent(message, at)
 
-    def _try_to_deliver(self, entry: StoredMessage, at: int) -> None:
+    def _commit_sent(self, message: StoredMessage, at: int) -> None:
         outcome = self._put_dying(
-            entry.caller_id, lambda db: transitions.delivered(db, entry, self._journal.wall(), at=at)
+            message.caller_id, lambda db: transitions.mark_sent(db, message, self._journal.wall(), at=at)
         )
-        outcome.add_done_callback(lambda outcome: self._delivered(outcome, entry, at))
+        outcome.add_done_callback(lambda outcome: self._sent_committed(outcome, message, at))
 
-    def _delivered(self, outcome: "asyncio.Future[bool]", entry: StoredMessage, at: int) -> None:
+    def _sent_committed(self, outcome: "asyncio.Future[bool]", message: StoredMessage, at: int) -> None:
         if outcome.cancelled() or outcome.exception() is None:
-            del self._ending[entry.row_id]
-        elif not self._journal.committer.closed:
-            asyncio.get_running_loop().call_later(RETRY, self._try_to_deliver, entry, at)
+            del self._ending[message.row_id]
+        elif not self._journal.writer.closed:
+            asyncio.get_running_loop().call_later(RETRY, self._commit_sent, message, at)
             return
-        if not self._ending or self._journal.committer.closed:
+        if not self._ending or self._journal.writer.closed:
             self._settled.set()
 
-    async def settled(self) -> None:
+    async def sends_committed(self) -> None:
         """Wait until every ``deliver`` is committed."""
         if self._ending:
             await self._settled.wait()
 
     async def prune(self, now: int) -> None:
-        """Forget the bodies of what was over a day ago, and rows older than the anchor and a week (*now*: µs)."""
+        """Forget the bodies of what was over a day ago, and rows older than the watermark and a week (*now*: µs)."""
         position, wall = self.position(), self._journal.wall()
-        before = min(position.anchor_time or 0, now - ROW_AGE)
+        before = min(position.watermark_time or 0, now - ROW_AGE)
 
         def run(db: sqlite3.Connection) -> None:
             over = "workspace_id=? AND state IN ('done', 'dead')"
@@ -532,4 +541,4 @@ class WorkspaceJournal(ConversationReads):
         return self._put(operation)
 
     def _put(self, run: Operation[T], *, durable: bool = False, large: bool = False) -> "asyncio.Future[T]":
-        return self._journal.committer.put(run, durable=durable, large=large)
+        return self._journal.writer.put(run, durable=durable, large=large)

@@ -12,12 +12,12 @@ from molecule_connect.models import DataPart, FilePart, Part, Request, TextPart,
 
 
 class State(enum.StrEnum):
-    """Where a message stands. ``HELD`` is an inbox's: taken by a reader until a time."""
+    """Where a message stands. ``CLAIMED`` is an inbox's: taken by a reader until a time."""
 
     RECEIVED = "received"
     RUNNING = "running"
     ANSWERED = "answered"
-    HELD = "held"
+    CLAIMED = "held"
     DONE = "done"
     DEAD = "dead"
 
@@ -36,7 +36,7 @@ def _usage(value: object) -> Usage | None:
 
 
 @attrs.frozen(kw_only=True)
-class Answer:
+class StoredReply:
     """What will be, or was, sent for a message.
 
     Attributes:
@@ -77,7 +77,7 @@ class StoredMessage:
     row_id: str
     state: State
     attempt: int
-    interruptions: int
+    crash_count: int
     replay: int
     time: int
     not_before: float | None
@@ -92,7 +92,7 @@ class StoredMessage:
     delegation_id: str | None
     parts: tuple[Part, ...]
     raw: str = attrs.field(repr=False)
-    answer: Answer | None
+    reply: StoredReply | None
     answered_at: int | None
     in_doubt: int
     sends: int
@@ -107,14 +107,14 @@ class StoredMessage:
         """Its text parts, joined."""
         return "".join(part.text for part in self.parts if isinstance(part, TextPart))
 
-    def with_answer(self, answer: Answer, *, at: int) -> "StoredMessage":
+    def with_reply(self, reply: StoredReply, *, at: int) -> "StoredMessage":
         """The same message once a run's *answer* was stored at *at*."""
         return attrs.evolve(
             self,
             state=State.ANSWERED,
             attempt=self.attempt + 1,
             not_before=None,
-            answer=answer,
+            reply=reply,
             answered_at=at,
             in_doubt=0,
             sends=0,
@@ -137,7 +137,7 @@ class StoredMessage:
 
     def outgoing_id(self) -> str:
         """The message id that its answer carries: the same for a resend, different for everything else."""
-        kind = "notice" if self.answer is not None and self.answer.is_notice else "answer"
+        kind = "notice" if self.reply is not None and self.reply.is_notice else "answer"
         return str(uuid.uuid5(_NAMESPACE, json.dumps([self.workspace_id, self.row_id, kind, self.replay])))
 
 
@@ -225,22 +225,22 @@ def _load_part(value: dict[str, Any]) -> Part:
     return DataPart(value["data"])
 
 
-def dump_answer(answer: Answer) -> str:
+def dump_reply(reply: StoredReply) -> str:
     """*answer* as JSON, by whose beginning a notice is known."""
     return json.dumps(
         {
-            "is_notice": answer.is_notice,
-            "parts": [_dump_part(part) for part in answer.parts],
-            "reason": answer.reason,
-            "usage": attrs.asdict(answer.usage) if answer.usage else None,
+            "is_notice": reply.is_notice,
+            "parts": [_dump_part(part) for part in reply.parts],
+            "reason": reply.reason,
+            "usage": attrs.asdict(reply.usage) if reply.usage else None,
         }
     )
 
 
-def load_answer(text: str) -> Answer:
-    """The answer that ``dump_answer`` wrote."""
+def load_reply(text: str) -> StoredReply:
+    """The answer that ``dump_reply`` wrote."""
     value = json.loads(text)
-    return Answer(
+    return StoredReply(
         parts=tuple(_load_part(part) for part in value["parts"]),
         is_notice=value["is_notice"],
         reason=value["reason"],
@@ -254,14 +254,14 @@ COLUMNS = (
     " context_id, task_id, message_id, idempotency_key, method, fingerprint, delegation_id, parts, raw, answer,"
     " answered_at, in_doubt, sends"
 )
-_NAMES = tuple(COLUMNS.replace(" ", "").split(","))
+_NAMES = tuple(field.name for field in attrs.fields(StoredMessage))
 
 
-def load_entry(row: tuple[Any, ...]) -> StoredMessage:
+def load_message(row: tuple[Any, ...]) -> StoredMessage:
     """The entry in a row of ``COLUMNS``."""
     values = dict(zip(_NAMES, row, strict=True))
     values["state"] = State(values["state"])
     values["parts"] = load_parts(values["parts"] or "[]")
     values["raw"] = values["raw"] or "{}"
-    values["answer"] = load_answer(values["answer"]) if values["answer"] else None
+    values["reply"] = load_reply(values["reply"]) if values["reply"] else None
     return StoredMessage(**values)

@@ -4,11 +4,11 @@ import sqlite3
 
 from molecule_connect.journal import sent
 from molecule_connect.journal.models import (
-    Answer,
     State,
     StoredMessage,
-    dump_answer,
-    load_answer,
+    StoredReply,
+    dump_reply,
+    load_reply,
     plain,
 )
 
@@ -26,22 +26,22 @@ LONGEST_WAITS = {State.RECEIVED: 31 * 24 * 3600.0, State.ANSWERED: 600.0}
 DAY_SPENT = "US dollars a day are spent"
 _NEVER = 1 << 62
 # An answer in the place of the one before, if there was one.
-_NEW_ANSWER = "answer=?, kept=kept - coalesce(length(answer), 0) + ?"
+_NEW_REPLY = "answer=?, kept=kept - coalesce(length(answer), 0) + ?"
 
 
-def _new_answer(answer: Answer) -> tuple[str, int]:
-    text = dump_answer(answer)
+def _new_reply(reply: StoredReply) -> tuple[str, int]:
+    text = dump_reply(reply)
     return text, len(text)
 
 
-def start(db: sqlite3.Connection, entry: StoredMessage, wall: float) -> bool:
+def start(db: sqlite3.Connection, message: StoredMessage, wall: float) -> bool:
     """received -> running: one more attempt, counted before the backend sees the message."""
-    return _move(db, entry, State.RECEIVED, "state='running', attempt=attempt+1, not_before=NULL", (), wall)
+    return _move(db, message, State.RECEIVED, "state='running', attempt=attempt+1, not_before=NULL", (), wall)
 
 
-def put_back(
+def requeue(
     db: sqlite3.Connection,
-    entry: StoredMessage,
+    message: StoredMessage,
     wall: float,
     *,
     counts: bool,
@@ -52,19 +52,19 @@ def put_back(
     """running -> received: the try failed (at *failed_at*), was parked, or was stopped. *counts*: it was an attempt."""
     return _move(
         db,
-        entry,
+        message,
         State.RUNNING,
         "state='received', attempt=?, not_before=?, error=?, progress=NULL, first_failed=coalesce(first_failed, ?)",
-        (entry.attempt + (1 if counts else 0), not_before, plain(error), failed_at),
+        (message.attempt + (1 if counts else 0), not_before, plain(error), failed_at),
         wall,
-        attempt=entry.attempt + 1,
+        attempt=message.attempt + 1,
     )
 
 
-def answered(
+def store_reply(
     db: sqlite3.Connection,
-    entry: StoredMessage,
-    answer: Answer,
+    message: StoredMessage,
+    reply: StoredReply,
     wall: float,
     *,
     at: int,
@@ -74,41 +74,43 @@ def answered(
     """running (or, with a stored answer, received) -> answered."""
     return _move(
         db,
-        entry,
+        message,
         State.RUNNING if ran else State.RECEIVED,
-        f"state='answered', {_NEW_ANSWER}, answered_at=?, send_print=?, not_before=NULL, sends=0, in_doubt=0,"
+        f"state='answered', {_NEW_REPLY}, answered_at=?, send_print=?, not_before=NULL, sends=0, in_doubt=0,"
         " accepted=0, echo=NULL, progress=NULL",
-        (*_new_answer(answer), at, send_print),
+        (*_new_reply(reply), at, send_print),
         wall,
-        attempt=entry.attempt + (1 if ran else 0),
+        attempt=message.attempt + (1 if ran else 0),
     )
 
 
-def silenced(db: sqlite3.Connection, entry: StoredMessage, wall: float) -> bool:
+def finish_without_reply(db: sqlite3.Connection, message: StoredMessage, wall: float) -> bool:
     """running -> done: the backend chose to send nothing."""
-    return _move(db, entry, State.RUNNING, "state='done', progress=NULL", (), wall, attempt=entry.attempt + 1)
+    return _move(db, message, State.RUNNING, "state='done', progress=NULL", (), wall, attempt=message.attempt + 1)
 
 
-def stamped(db: sqlite3.Connection, entry: StoredMessage, wall: float, *, at: int, send_print: str | None) -> bool:
+def prepare_send(
+    db: sqlite3.Connection, message: StoredMessage, wall: float, *, at: int, send_print: str | None
+) -> bool:
     """answered -> answered: a reader's answer, before it is sent for the first time."""
-    return _move(db, entry, State.ANSWERED, "answered_at=?, send_print=?", (at, send_print), wall)
+    return _move(db, message, State.ANSWERED, "answered_at=?, send_print=?", (at, send_print), wall)
 
 
-def shortened(
-    db: sqlite3.Connection, entry: StoredMessage, answer: Answer, wall: float, *, send_print: str | None
+def replace_reply(
+    db: sqlite3.Connection, message: StoredMessage, reply: StoredReply, wall: float, *, send_print: str | None
 ) -> bool:
     """answered -> answered: the platform found the answer too long, and gets less of it."""
-    values = (*_new_answer(answer), send_print)
-    return _move(db, entry, State.ANSWERED, f"{_NEW_ANSWER}, send_print=?", values, wall)
+    values = (*_new_reply(reply), send_print)
+    return _move(db, message, State.ANSWERED, f"{_NEW_REPLY}, send_print=?", values, wall)
 
 
-def send_failed(
-    db: sqlite3.Connection, entry: StoredMessage, wall: float, *, not_before: float | None, in_doubt: int
+def record_failed_send(
+    db: sqlite3.Connection, message: StoredMessage, wall: float, *, not_before: float | None, in_doubt: int
 ) -> bool:
     """answered -> answered: a send failed; *in_doubt*: how many sends may have arrived all the same."""
     return _move(
         db,
-        entry,
+        message,
         State.ANSWERED,
         "sends=sends+1, not_before=?, in_doubt=?",
         (not_before, in_doubt),
@@ -116,29 +118,31 @@ def send_failed(
     )
 
 
-def delivered(db: sqlite3.Connection, entry: StoredMessage, wall: float, *, at: int) -> bool:
+def mark_sent(db: sqlite3.Connection, message: StoredMessage, wall: float, *, at: int) -> bool:
     """answered -> done, or dead after a notice; the platform took it at *at*."""
-    answer = entry.answer
-    if answer is None:
+    reply = message.reply
+    if reply is None:
         return False
     return _move(
         db,
-        entry,
+        message,
         State.ANSWERED,
         "state=?, reason=?, accepted=?, in_doubt=0, not_before=NULL",
-        (answer.then.value, plain(answer.reason) or None, at),
+        (reply.then.value, plain(reply.reason) or None, at),
         wall,
     )
 
 
-def mark_dead(db: sqlite3.Connection, entry: StoredMessage, frm: State, reason: str, wall: float) -> bool:
+def mark_dead(db: sqlite3.Connection, message: StoredMessage, frm: State, reason: str, wall: float) -> bool:
     """Any open state -> dead: given up, kept with its reason."""
-    attempt = entry.attempt + (1 if frm is State.RUNNING else 0)
+    attempt = message.attempt + (1 if frm is State.RUNNING else 0)
     set_ = "state='dead', reason=?, not_before=NULL, progress=NULL"
-    return _move(db, entry, frm, set_, (plain(reason),), wall, attempt=attempt)
+    return _move(db, message, frm, set_, (plain(reason),), wall, attempt=attempt)
 
 
-def set_aside(db: sqlite3.Connection, workspace_id: str, row_id: str, reason: str, error: str, wall: float) -> bool:
+def mark_dead_by_id(
+    db: sqlite3.Connection, workspace_id: str, row_id: str, reason: str, error: str, wall: float
+) -> bool:
     """Any open state -> dead: handling the message failed unexpectedly. *error*: the traceback."""
     cursor = db.execute(
         "UPDATE message SET state='dead', reason=?, error=?, not_before=NULL, progress=NULL, changed=?"
@@ -148,9 +152,9 @@ def set_aside(db: sqlite3.Connection, workspace_id: str, row_id: str, reason: st
     return cursor.rowcount == 1
 
 
-def defer(db: sqlite3.Connection, entry: StoredMessage, wall: float, *, not_before: float, error: str) -> bool:
+def defer(db: sqlite3.Connection, message: StoredMessage, wall: float, *, not_before: float, error: str) -> bool:
     """received -> received: its conversation waits."""
-    return _move(db, entry, State.RECEIVED, "not_before=?, error=?", (not_before, plain(error)), wall)
+    return _move(db, message, State.RECEIVED, "not_before=?, error=?", (not_before, plain(error)), wall)
 
 
 def replay(db: sqlite3.Connection, workspace_id: str, row_id: str, wall: float) -> bool:
@@ -170,7 +174,7 @@ def replay(db: sqlite3.Connection, workspace_id: str, row_id: str, wall: float) 
         " AND state IN ('received', 'running', 'answered')",
         (workspace_id, row[0], row[1]),
     ).fetchone()[0]
-    notice = row[2] is not None and load_answer(row[2]).is_notice
+    notice = row[2] is not None and load_reply(row[2]).is_notice
     if notice:
         sent.outlive(db, workspace_id, row_id, wall, lateness=LATENESS)
     db.execute(
@@ -185,7 +189,7 @@ def replay(db: sqlite3.Connection, workspace_id: str, row_id: str, wall: float) 
     return True
 
 
-def hasten(db: sqlite3.Connection, workspace_id: str, row_id: str, wall: float) -> bool:
+def retry_now(db: sqlite3.Connection, workspace_id: str, row_id: str, wall: float) -> bool:
     """What waits for its next try is due now. An answer keeps its time: it may be out, and shows itself meanwhile."""
     cursor = db.execute(
         "UPDATE message SET not_before=NULL, changed=? WHERE workspace_id=? AND row_id=? AND state='received'"
@@ -195,13 +199,13 @@ def hasten(db: sqlite3.Connection, workspace_id: str, row_id: str, wall: float) 
     return cursor.rowcount == 1
 
 
-def hasten_answers(db: sqlite3.Connection, workspace_id: str, wall: float) -> None:
+def retry_sends_now(db: sqlite3.Connection, workspace_id: str, wall: float) -> None:
     """The answers that wait for their next send are due now; what a person may have is due once its echo shows."""
     waiting = "workspace_id=? AND state='answered' AND not_before>?"
     db.execute(f"UPDATE message SET {_DUE_NOW} WHERE {waiting}", (ECHO_DELAY, wall, workspace_id, wall))  # noqa: S608
 
 
-def hasten_one_answer(db: sqlite3.Connection, workspace_id: str, wall: float, *, most_in_doubt: int) -> None:
+def retry_one_send_now(db: sqlite3.Connection, workspace_id: str, wall: float, *, most_in_doubt: int) -> None:
     """As ``hasten_answers`` for one of them: the one that was sent least often with unknown outcome, and longest ago.
 
     Answers that were sent more than *most_in_doubt* times with unknown outcome keep their time.
@@ -239,7 +243,7 @@ def recover(db: sqlite3.Connection, workspace_id: str, wall: float, *, inbox: bo
         (wall + ECHO_DELAY, workspace_id),
     )
     if not inbox:
-        take_back(db, workspace_id, wall)
+        release_claims(db, workspace_id, wall)
     return cursor.rowcount
 
 
@@ -267,7 +271,7 @@ def bound_waits(db: sqlite3.Connection, workspace_id: str, wall: float) -> None:
     )
 
 
-def take_back(db: sqlite3.Connection, workspace_id: str, wall: float) -> None:
+def release_claims(db: sqlite3.Connection, workspace_id: str, wall: float) -> None:
     """held -> received: a backend answers, nobody else. Answers and results are not waited for."""
     db.execute(
         "UPDATE message SET state=CASE WHEN kind='message' THEN 'received' ELSE 'done' END, holder=NULL,"
@@ -277,7 +281,7 @@ def take_back(db: sqlite3.Connection, workspace_id: str, wall: float) -> None:
     )
 
 
-def put_all_back(db: sqlite3.Connection, workspace_id: str, wall: float) -> int:
+def requeue_running(db: sqlite3.Connection, workspace_id: str, wall: float) -> int:
     """running -> received, for all: a stop that was asked for is neither an attempt nor an interruption."""
     return db.execute(
         "UPDATE message SET state='received', attempt=attempt-1, progress=NULL, changed=?"
@@ -286,15 +290,15 @@ def put_all_back(db: sqlite3.Connection, workspace_id: str, wall: float) -> int:
     ).rowcount
 
 
-def settle(db: sqlite3.Connection, entry: StoredMessage) -> bool:
-    """Whether the feed's echoes show that *entry*'s answer, sent to a person with unknown outcome, arrived.
+def settle(db: sqlite3.Connection, message: StoredMessage) -> bool:
+    """Whether the feed's echoes show that *message*'s answer, sent to a person with unknown outcome, arrived.
 
     Each accepted answer with the same text and files uses up one echo; one that is left
     over settles the oldest answer in doubt. Both are written down.
     """
     send_print, answered_at, shown_by = db.execute(
         "SELECT send_print, answered_at, echo FROM message WHERE workspace_id=? AND row_id=?",
-        (entry.workspace_id, entry.row_id),
+        (message.workspace_id, message.row_id),
     ).fetchone()
     if send_print is None or shown_by is not None:
         return shown_by is not None
@@ -302,13 +306,13 @@ def settle(db: sqlite3.Connection, entry: StoredMessage) -> bool:
     echoes = db.execute(
         "SELECT row_id, time FROM message WHERE workspace_id=? AND kind='echo' AND fingerprint=? AND echo IS NULL"
         " AND time >= ? ORDER BY time, arrival",
-        (entry.workspace_id, send_print, oldest),
+        (message.workspace_id, send_print, oldest),
     ).fetchall()
     sends = db.execute(
         "SELECT row_id, answered_at, accepted FROM message WHERE workspace_id=? AND send_print=? AND echo IS NULL"
         " AND (accepted >= ? OR (state='answered' AND in_doubt>0))"
         " ORDER BY accepted=0, answered_at, arrival",
-        (entry.workspace_id, send_print, oldest),
+        (message.workspace_id, send_print, oldest),
     ).fetchall()
     settled = False
     for row_id, since, accepted in sends:
@@ -317,15 +321,15 @@ def settle(db: sqlite3.Connection, entry: StoredMessage) -> bool:
         if match is None:
             continue
         echoes.remove(match)
-        pairs = ((row_id, entry.workspace_id, match[0]), (match[0], entry.workspace_id, row_id))
+        pairs = ((row_id, message.workspace_id, match[0]), (match[0], message.workspace_id, row_id))
         db.executemany("UPDATE message SET echo=? WHERE workspace_id=? AND row_id=?", pairs)
-        settled = settled or row_id == entry.row_id
+        settled = settled or row_id == message.row_id
     return settled
 
 
 def _move(
     db: sqlite3.Connection,
-    entry: StoredMessage,
+    message: StoredMessage,
     frm: State,
     assignments: str,
     values: tuple[object, ...],
@@ -338,8 +342,8 @@ def _move(
         f"UPDATE message SET {assignments}, changed=? WHERE workspace_id=? AND row_id=? AND state=? AND attempt=?"  # noqa: S608
         " AND replay=?",
         (
-            *(*values, wall, entry.workspace_id, entry.row_id, frm.value),
-            *(entry.attempt if attempt is None else attempt, entry.replay),
+            *(*values, wall, message.workspace_id, message.row_id, frm.value),
+            *(message.attempt if attempt is None else attempt, message.replay),
         ),
     )
     return cursor.rowcount == 1

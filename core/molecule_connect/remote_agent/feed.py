@@ -97,8 +97,8 @@ class ActivityFeed:
         self._span = Span()
         rows: list[Inbound] | None = None
         floor: int | None = None
-        if self._position.anchor is not None and not self._position.ignores_since:
-            rows = yield from self._forward(self._position.anchor)
+        if self._position.watermark is not None and not self._position.ignores_since:
+            rows = yield from self._forward(self._position.watermark)
         if rows is None:
             rows, floor = yield from self._back()
         fresh = {row.row_id: row for row in rows if row.row_id not in self._given}
@@ -122,7 +122,7 @@ class ActivityFeed:
                 page = yield from self._fetch(since_id=after)
             except CursorExpiredError:
                 _log.warning("the platform forgot the row that reading starts after; reading back from the newest row")
-                self._position = attrs.evolve(self._position, anchor=None, anchor_time=None)
+                self._position = attrs.evolve(self._position, watermark=None, watermark_time=None)
                 return None
             if any(mark.row_id == after for mark in page.marks):
                 self._position = attrs.evolve(self._position, ignores_since=True)
@@ -184,7 +184,7 @@ class ActivityFeed:
             return page
 
     def _settle(self, fresh: dict[str, Inbound], floor: int | None) -> None:
-        """Note what is given, move the anchor, and forget the ids that cannot come again."""
+        """Note what is given, move the watermark, and forget the ids that cannot come again."""
         began = self._span.began if self._span.began is not None else self._now()
         self._ahead = min(self._ahead, self._span.most_ahead)
         self._position = settled(
@@ -192,8 +192,8 @@ class ActivityFeed:
         )
         self._given |= {row.row_id: row.time for row in fresh.values()}
         oldest = self._lowest()
-        if self._position.anchor_time is not None:
-            oldest = min(oldest, self._position.anchor_time)
+        if self._position.watermark_time is not None:
+            oldest = min(oldest, self._position.watermark_time)
         timeless = [row_id for row_id, when in self._given.items() if when is None][-TIMELESS_KEPT:]
         kept = {row_id: when for row_id, when in self._given.items() if when is not None and when >= oldest}
         self._given = kept | dict.fromkeys(timeless)

@@ -10,7 +10,7 @@ from molecule_connect import events
 from molecule_connect.backoff import Backoff
 from molecule_connect.errors import BackendError, ran_out_of_files
 from molecule_connect.journal.journal import WorkspaceJournal
-from molecule_connect.journal.models import Answer, State, StoredMessage, dump_parts, in_words, is_too_deep
+from molecule_connect.journal.models import State, StoredMessage, StoredReply, dump_parts, in_words, is_too_deep
 from molecule_connect.journal.transitions import LONGEST_WAITS
 from molecule_connect.models import Handler, Response, TextPart
 from molecule_connect.worker.budget import DailyBudget
@@ -65,7 +65,7 @@ class Attempts:
         budget: DailyBudget,
         now: Callable[[], int],
         platform_now: Callable[[], int | None],
-        send_print: Callable[[StoredMessage, Answer], str | None],
+        send_print: Callable[[StoredMessage, StoredReply], str | None],
         insist: Callable[[Callable[[], Awaitable[bool]]], Awaitable[bool]],
         listener: events.Listener,
         wall: Callable[[], float] = time.time,
@@ -150,7 +150,7 @@ class Attempts:
 
     async def put_back(self, entry: StoredMessage) -> None:
         """The message did not get its try: another one, as if this had not been."""
-        await self._insist(lambda: self._journal.put_back(entry, counts=False))
+        await self._insist(lambda: self._journal.requeue(entry, counts=False))
 
     async def _watch(self, running: Running) -> Response:
         entry = running.entry
@@ -191,17 +191,17 @@ class Attempts:
     async def _answered(self, entry: StoredMessage, response: Response, seconds: float) -> StoredMessage | None:
         stored = None
         if response.is_silent:
-            await self._insist(lambda: self._journal.silenced(entry))
+            await self._insist(lambda: self._journal.finish_without_reply(entry))
         else:
-            stored = await self._store(entry, Answer(parts=response.parts, usage=response.usage))
+            stored = await self._store(entry, StoredReply(parts=response.parts, usage=response.usage))
         self._tell(events.Answered, entry, text=response.text[:200], seconds=seconds, silent=response.is_silent)
         return stored
 
-    async def _store(self, entry: StoredMessage, answer: Answer) -> StoredMessage | None:
+    async def _store(self, entry: StoredMessage, answer: StoredReply) -> StoredMessage | None:
         at, send_print = self._now(), self._send_print(entry, answer)
-        if not await self._insist(lambda: self._journal.answered(entry, answer, at=at, send_print=send_print)):
+        if not await self._insist(lambda: self._journal.store_reply(entry, answer, at=at, send_print=send_print)):
             return None
-        return entry.with_answer(answer, at=at)
+        return entry.with_reply(answer, at=at)
 
     async def _park(self, entry: StoredMessage, reason: str, pause: float) -> None:
         self._parked[entry.row_id] = (self._wall() + pause, reason)
@@ -228,7 +228,7 @@ class Attempts:
     ) -> None:
         when = self._wall() + seconds
         await self._insist(
-            lambda: self._journal.put_back(entry, counts=counts, failed_at=failed_at, not_before=when, error=reason)
+            lambda: self._journal.requeue(entry, counts=counts, failed_at=failed_at, not_before=when, error=reason)
         )
         self._tell(events.Retrying, entry, what="answering", reason=reason, seconds=seconds)
 
@@ -238,7 +238,7 @@ class Attempts:
             await self._insist(lambda: self._journal.mark_dead(entry, State.RUNNING, reason))
         else:
             text = f"This message could not be answered (reference {entry.row_id[:8]})."
-            await self._store(entry, Answer(parts=(TextPart(text),), is_notice=True, reason=reason))
+            await self._store(entry, StoredReply(parts=(TextPart(text),), is_notice=True, reason=reason))
         self._tell(events.Dead, entry, reason=reason)
 
 

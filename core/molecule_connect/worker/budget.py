@@ -45,7 +45,7 @@ class DailyBudget:
             # The journal is behind what is counted here.
             self._look_at_the_day()
             self._spent[caller_id] = self._spent.get(caller_id, 0.0) + usage.cost_usd
-            self._journal.spent(caller_id, usage.cost_usd)
+            self._journal.add_spend(caller_id, usage.cost_usd)
 
     def wait(self, caller_id: str | None) -> tuple[float, str] | None:
         """Until when (seconds since 1970) no message of the caller may run, and why; None while there is money left."""

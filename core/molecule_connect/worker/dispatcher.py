@@ -14,7 +14,7 @@ from molecule_connect import events
 from molecule_connect.errors import JournalError, StateLostError
 from molecule_connect.journal.incoming import LONGEST_TRACE
 from molecule_connect.journal.journal import WorkspaceJournal
-from molecule_connect.journal.models import Answer, Conversation, State, StoredMessage
+from molecule_connect.journal.models import Conversation, State, StoredMessage, StoredReply
 from molecule_connect.worker.attempt import Attempts, exception_text, teller
 from molecule_connect.worker.budget import DailyBudget
 from molecule_connect.worker.downloads import ChatFiles
@@ -139,12 +139,12 @@ class Dispatcher:
             async with asyncio.timeout(seconds):
                 await self._idle.wait()
         self._abandoned = True
-        await self._journal.put_all_back()
+        await self._journal.requeue_running()
 
     def _wake_caller(self, caller: str | None) -> None:
         room = LIVE_CONVERSATIONS + self._per_caller[caller] + 1
         had_turn = self._had_turn.pop(caller, {})
-        conversations = self._journal.conversations(caller, room, may_begin=not self._paused, without=had_turn)
+        conversations = self._journal.due_conversations(caller, room, may_begin=not self._paused, without=had_turn)
         self._crowded.discard(caller)
         if len(conversations) < room:
             self._wake_caller_later(caller)
@@ -214,7 +214,7 @@ class Dispatcher:
                 self._tell(events.Retrying, entry, what="journal", reason=str(exc), seconds=JOURNAL_WAIT)
             await asyncio.sleep(JOURNAL_WAIT)
         except Exception as exc:  # whatever this message makes us do
-            row_id = entry.row_id if entry else self._ran.get(conversation) or self._journal.head_id(conversation)
+            row_id = entry.row_id if entry else self._ran.get(conversation) or self._journal.next_id(conversation)
             if row_id is None or row_id == failed:
                 raise
             if not (entry and _is_shortage(exc) and await self._put_off(row_id, exc)):
@@ -224,14 +224,14 @@ class Dispatcher:
 
     async def _put_off(self, row_id: str, exc: Exception) -> bool:
         """Try the message again later: the machine is short of something. False where the backend would run twice."""
-        entry, reason = self._journal.entry(row_id), exception_text(exc)
+        entry, reason = self._journal.message(row_id), exception_text(exc)
         when = self._wall() + SHORTAGE_WAIT
         if entry.state is State.RECEIVED:
             await self._insist(lambda: self._journal.defer(entry, not_before=when, error=reason))
         elif entry.state is State.ANSWERED:
             # A send may have been under way.
             in_doubt = max(entry.in_doubt, 1)
-            await self._insist(lambda: self._journal.send_failed(entry, not_before=when, in_doubt=in_doubt))
+            await self._insist(lambda: self._journal.record_failed_send(entry, not_before=when, in_doubt=in_doubt))
         else:
             return False
         self._tell(events.Retrying, entry, what="this machine", reason=reason, seconds=SHORTAGE_WAIT)
@@ -241,7 +241,7 @@ class Dispatcher:
         reason = f"internal error, please report it: {exception_text(exc)}"
         trace = "".join(traceback.format_exception(exc))[-LONGEST_TRACE:]
         self._ran.pop(conversation, None)
-        if await self._insist(lambda: self._journal.set_aside(row_id, conversation.caller_id, reason, trace)):
+        if await self._insist(lambda: self._journal.mark_dead_by_id(row_id, conversation.caller_id, reason, trace)):
             self._listener(
                 events.Dead(
                     workspace_id=self._journal.workspace_id,
@@ -278,10 +278,10 @@ class Dispatcher:
 
     def _head(self, conversation: Conversation) -> StoredMessage | None:
         if (row_id := self._ran.get(conversation)) is not None:
-            if (entry := self._journal.answer_of(row_id)) is not None:
+            if (entry := self._journal.message_to_send(row_id)) is not None:
                 return entry
             del self._ran[conversation]
-        return self._journal.head(conversation)
+        return self._journal.next(conversation)
 
     def _seconds_until_due(self, conversation: Conversation, entry: StoredMessage) -> float:
         """A wall clock that is set forward ends the wait; one that is set back does not prolong it."""
@@ -296,8 +296,8 @@ class Dispatcher:
 
     async def _advance(self, entry: StoredMessage) -> None:
         if entry.state is State.ANSWERED:
-            if entry.answered_at is None and entry.answer is not None:
-                await self._stamp(entry, entry.answer)
+            if entry.answered_at is None and entry.reply is not None:
+                await self._stamp(entry, entry.reply)
             else:
                 await self._send(entry)
             return
@@ -312,13 +312,15 @@ class Dispatcher:
             self._not_begun.discard(entry.conversation)
 
     async def _begin(self, entry: StoredMessage) -> None:
-        if entry.answer is not None:
-            print_ = self._replies.fingerprint(entry, entry.answer)
-            answer, at = entry.answer, self._now()
-            if await self._insist(lambda: self._journal.answered(entry, answer, at=at, send_print=print_, ran=False)):
+        if entry.reply is not None:
+            print_ = self._replies.fingerprint(entry, entry.reply)
+            answer, at = entry.reply, self._now()
+            if await self._insist(
+                lambda: self._journal.store_reply(entry, answer, at=at, send_print=print_, ran=False)
+            ):
                 self._tell(events.Answered, entry, text=answer.text[:200], seconds=0.0)
-        elif entry.interruptions >= INTERRUPTIONS:
-            await self._mark_dead(entry, f"the process died {entry.interruptions} times while the backend had it")
+        elif entry.crash_count >= INTERRUPTIONS:
+            await self._mark_dead(entry, f"the process died {entry.crash_count} times while the backend had it")
         elif await self._may_run(entry):
             await self._run(await self._files.resolve(entry))
 
@@ -327,7 +329,7 @@ class Dispatcher:
             return False
         if entry.attempt:
             return True
-        ruling = self._guard.rule(entry, others_wait=lambda: self._journal.others_wait(entry))
+        ruling = self._guard.rule(entry, others_wait=lambda: self._journal.has_other_due(entry))
         if ruling.verdict is Verdict.LOOP:
             await self._mark_dead(entry, ruling.reason)
         elif ruling.verdict is Verdict.WAIT:
@@ -358,10 +360,10 @@ class Dispatcher:
         if (answered := await finish()) is not None:
             await self._send(answered)
 
-    async def _stamp(self, entry: StoredMessage, answer: Answer) -> None:
+    async def _stamp(self, entry: StoredMessage, answer: StoredReply) -> None:
         """A reader of the inbox answered, perhaps in another process: note what sending it needs."""
         at, print_ = max(self._now(), entry.time), self._replies.fingerprint(entry, answer)
-        if await self._insist(lambda: self._journal.stamped(entry, at=at, send_print=print_)):
+        if await self._insist(lambda: self._journal.prepare_send(entry, at=at, send_print=print_)):
             seconds = max(0.0, (at - entry.time) / SECOND)
             self._tell(events.Answered, entry, text=answer.text[:200], seconds=seconds)
 
@@ -370,8 +372,8 @@ class Dispatcher:
         match await self._replies.deliver(entry):
             case Accepted(confirmed=confirmed):
                 at = self._now()
-                self._journal.deliver(entry, at=at)
-                if entry.answer is not None:
+                self._journal.mark_sent(entry, at=at)
+                if entry.reply is not None:
                     # A quick peer writes back before we hear that our answer was taken.
                     self._guard.answered(entry, at=began)
                 if _is_notice(entry):
@@ -386,7 +388,7 @@ class Dispatcher:
                 await self._mark_dead(entry, _not_accepted(entry, reason))
             case Later(reason=reason, seconds=seconds, in_doubt=in_doubt):
                 when = self._wall() + seconds
-                await self._insist(lambda: self._journal.send_failed(entry, not_before=when, in_doubt=in_doubt))
+                await self._insist(lambda: self._journal.record_failed_send(entry, not_before=when, in_doubt=in_doubt))
                 self._tell(events.Retrying, entry, what="sending", reason=reason, seconds=seconds)
 
     async def _mark_dead(self, entry: StoredMessage, reason: str) -> None:
@@ -403,10 +405,10 @@ def _is_shortage(exc: Exception) -> bool:
 
 
 def _is_notice(entry: StoredMessage) -> bool:
-    return entry.answer is not None and entry.answer.is_notice
+    return entry.reply is not None and entry.reply.is_notice
 
 
 def _not_accepted(entry: StoredMessage, reason: str) -> str:
-    if entry.answer is not None and entry.answer.is_notice:
-        return f"{entry.answer.reason} (the caller could not be told: {reason})"
+    if entry.reply is not None and entry.reply.is_notice:
+        return f"{entry.reply.reason} (the caller could not be told: {reason})"
     return f"the answer was not accepted: {reason}"

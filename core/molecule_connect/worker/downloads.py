@@ -22,7 +22,7 @@ from molecule_connect.errors import (
 )
 from molecule_connect.file_names import inline_bytes, type_by_name
 from molecule_connect.journal.file_index import FileJournal
-from molecule_connect.journal.files import MOST_INLINE, FileEntry
+from molecule_connect.journal.files import MOST_INLINE, StoredFile
 from molecule_connect.journal.models import Conversation, StoredMessage
 from molecule_connect.models import FilePart
 from molecule_connect.worker.file_folder import FileFolder
@@ -92,7 +92,7 @@ class ChatFiles:
         self._backoff = backoff or Backoff(first=1.0, cap=300.0)
         self._room = Room(journal, folder, room or FolderLimits(), reports=reports, wall=wall, now=now)
         # What is being worked on, and how many tasks each caller has for it.
-        self._active: dict[str, FileEntry] = {}
+        self._active: dict[str, StoredFile] = {}
         self._busy: Counter[str | None] = Counter()
         # The peer that had its turn last, and those that have none before a time (of the loop).
         self._turn = ""
@@ -140,7 +140,7 @@ class ChatFiles:
                 if not self._waits[file_id]:
                     del self._waits[file_id]
 
-    def _changed(self, file: FileEntry) -> None:
+    def _changed(self, file: StoredFile) -> None:
         """Let go on what waits for *file*, unless that is still to come."""
         if file.file_id in self._waits and not self._journal.is_waiting(file.file_id):
             for wait in self._waits.pop(file.file_id):
@@ -191,7 +191,7 @@ class ChatFiles:
                 return peer
         return None
 
-    def _begin(self, group: asyncio.TaskGroup, file: FileEntry) -> None:
+    def _begin(self, group: asyncio.TaskGroup, file: StoredFile) -> None:
         # The inline files of a message are read from it once.
         unpacked = self._journal.inline_of(file) if file.is_inline and file.state == "waiting" else []
         files = [one for one, _ in unpacked] or [file]
@@ -200,7 +200,7 @@ class ChatFiles:
         uris = {one.file_id: uri for one, uri in unpacked}
         group.create_task(self._work_on(files, uris), name=f"file {file.file_id}")
 
-    async def _work_on(self, files: Sequence[FileEntry], uris: dict[str, str | None]) -> None:
+    async def _work_on(self, files: Sequence[StoredFile], uris: dict[str, str | None]) -> None:
         try:
             for file in files:
                 await self._see_to(file, uris.pop(file.file_id, None))
@@ -221,7 +221,7 @@ class ChatFiles:
         # A clock that jumps must not stop the files for longer than this.
         return max(min([*waits, LONGEST_SLEEP]), SHORTEST_SLEEP)
 
-    async def _see_to(self, file: FileEntry, uri: str | None) -> None:
+    async def _see_to(self, file: StoredFile, uri: str | None) -> None:
         try:
             if file.state == "here":
                 await self._acknowledge(file)
@@ -235,7 +235,7 @@ class ChatFiles:
             self._room.release(file)
             self._changed(file)
 
-    async def _fail(self, file: FileEntry, exc: Exception) -> None:
+    async def _fail(self, file: StoredFile, exc: Exception) -> None:
         reason = f"this is a bug in molecule-connect, please report it: {_in_one_line(exc)}"
         if file.state == "here":
             # The platform forgets it in a day by itself.
@@ -246,7 +246,7 @@ class ChatFiles:
 
     # Fetching
 
-    async def _fetch(self, file: FileEntry) -> None:
+    async def _fetch(self, file: StoredFile) -> None:
         try:
             cap = (await self._platform.upload_limits()).per_file
             await self._room.make(file, largest=cap)
@@ -280,7 +280,7 @@ class ChatFiles:
         else:
             self._reports.trouble("files", "")
 
-    async def _unpack(self, file: FileEntry, uri: str | None) -> None:
+    async def _unpack(self, file: StoredFile, uri: str | None) -> None:
         """Put a file into the folder whose bytes are in its message."""
         try:
             if uri is None:
@@ -298,7 +298,7 @@ class ChatFiles:
         else:
             self._reports.trouble("files", "")
 
-    async def _no_place(self, file: FileEntry, exc: OSError | NoRoomError) -> None:
+    async def _no_place(self, file: StoredFile, exc: OSError | NoRoomError) -> None:
         reason = f"this machine could not store it: {getattr(exc, 'strerror', None) or exc}"
         if isinstance(exc, NoRoomError) and file.caller_id is not None:
             # Only this peer, or peers, have used up their room.
@@ -308,7 +308,7 @@ class ChatFiles:
             self._reports.trouble("files", reason, f"look at the folder {self._folder.path} and its disk")
         await self._later(file, reason)
 
-    async def _store(self, file: FileEntry, name: str, size: int, kind: str) -> None:
+    async def _store(self, file: StoredFile, name: str, size: int, kind: str) -> None:
         # When we are cut meanwhile it may be in the journal: the next start looks.
         try:
             stored = await self._journal.stored(file, path=name, size=size, mime_type=kind)
@@ -318,19 +318,19 @@ class ChatFiles:
         if not stored:
             self._folder.remove(name)
 
-    async def _later(self, file: FileEntry, reason: str, *, at_least: float | None = None) -> None:
+    async def _later(self, file: StoredFile, reason: str, *, at_least: float | None = None) -> None:
         if self._now() - file.time > GIVE_UP * 1_000_000:
             await self._give_up(file, reason, state="failed")
             return
         not_before = self._wall() + self._backoff.delay(file.attempts + 1, at_least=at_least)
         await self._journal.not_fetched(file, reason, not_before=not_before, state="waiting")
 
-    async def _give_up(self, file: FileEntry, reason: str, *, state: str) -> None:
+    async def _give_up(self, file: StoredFile, reason: str, *, state: str) -> None:
         if await self._journal.not_fetched(file, reason, not_before=None, state=state):
             name = (file.name or file.file_id)[:100]
             self._room.notice(file.caller_id, f"the file {name} is not here: {reason}")
 
-    async def _acknowledge(self, file: FileEntry) -> None:
+    async def _acknowledge(self, file: StoredFile) -> None:
         try:
             await self._platform.acknowledge_file(file.file_id)
         except (AuthError, PlatformError) as exc:
@@ -357,12 +357,12 @@ def _unpack(uri: str, sink: IO[bytes], folder: FileFolder) -> int:
     return folder.settle(sink)
 
 
-def _longest(file: FileEntry, cap: int) -> float:
+def _longest(file: StoredFile, cap: int) -> float:
     """Seconds that fetching *file* may take."""
     return LONGEST_FETCH + (cap if file.size is None else file.size) / LEAST_SPEED
 
 
-def _type(told: str, file: FileEntry) -> str:
+def _type(told: str, file: StoredFile) -> str:
     """What the platform says, else what was announced, else what the name says."""
     kinds = (kind.partition(";")[0].strip() for kind in (told, file.mime_type, type_by_name(file.name)))
     return next((kind for kind in kinds if _PLAIN_TYPE.fullmatch(kind)), "application/octet-stream")

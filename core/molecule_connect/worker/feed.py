@@ -121,30 +121,30 @@ class Reader:
             await self._read_people()
             if await self._forward_from_tip():
                 return Read(messages=self._messages, rows=self._rows, whole=False)
-        if position.anchor is None or position.ignores_since:
+        if position.watermark is None or position.ignores_since:
             await self._back(position)
         else:
-            await self._whole_forward(position, position.anchor)
+            await self._whole_forward(position, position.watermark)
         return Read(messages=self._messages, rows=self._rows, whole=True)
 
     def _is_long(self, position: Position) -> bool:
-        start = position.anchor_time if position.anchor is not None else position.floor
+        start = position.watermark_time if position.watermark is not None else position.floor
         rows, size = self._journal.rows_after(start or 0, REREAD_ROWS + 1)
         return rows > REREAD_ROWS or size > REREAD_SIZE
 
-    async def _whole_forward(self, position: Position, anchor: str) -> None:
+    async def _whole_forward(self, position: Position, watermark: str) -> None:
         span = Span()
         try:
-            obeyed = await self._forward(anchor, span)
+            obeyed = await self._forward(watermark, span)
         except CursorExpiredError:
             self.expired_in_a_row += 1
-            since = attrs.evolve(position, anchor=None, anchor_time=None)
+            since = attrs.evolve(position, watermark=None, watermark_time=None)
             if since.floor is None:
                 # Another program's cursor is all that is known: how long ago it stood there, nobody can say.
                 since = attrs.evolve(since, floor=self.now() - max(self._since, LEAST_AFTER_CURSOR))
             if self.expired_in_a_row == 1:
                 self._notice(*_gap_words(self._look_back(since), self.now()))
-            await self._journal.move(since)
+            await self._journal.set_position(since)
             await self._back(since)
             return
         self.expired_in_a_row = 0
@@ -156,7 +156,7 @@ class Reader:
     async def _stop_using_since(self, position: Position) -> None:
         self._notice("the platform ignores since_id: each read starts at the newest row instead", "")
         position = attrs.evolve(position, ignores_since=True)
-        await self._journal.move(position)
+        await self._journal.set_position(position)
         await self._back(position)
 
     async def _forward(self, start: str, span: Span | None = None) -> bool:
@@ -218,7 +218,7 @@ class Reader:
         reached = self._tip.row_id if self._has_no_gap and self._tip is not None and not first else None
         self._has_no_gap = False
         floor = self._look_back(position)
-        await self._journal.move(attrs.evolve(position, anchor=None, anchor_time=None, floor=floor))
+        await self._journal.set_position(attrs.evolve(position, watermark=None, watermark_time=None, floor=floor))
         before: int | None = None
         while True:
             page = await self._fetch(before=before, span=span)
@@ -271,7 +271,7 @@ class Reader:
         )
 
     def _look_back(self, position: Position) -> int:
-        """How far back, in microseconds, a read without an anchor goes."""
+        """How far back, in microseconds, a read without a watermark goes."""
         if position.floor is None:
             return self.now() - self._since - round(self._elapsed() * SECOND)
         return look_back(position, position.floor, ahead=self._ahead)
@@ -284,7 +284,7 @@ class Reader:
             self.asking()
             try:
                 page = await self._feed.fetch(
-                    since_id=since_id, before=before, limit=self._limit, known=self._journal.known, people=people
+                    since_id=since_id, before=before, limit=self._limit, known=self._journal.is_known, people=people
                 )
             except PageTooLargeError:
                 if self._limit == 1:
@@ -306,7 +306,7 @@ class Reader:
         return min(self._usual_limit, self._limit * 2) if says_more_fit else self._limit
 
     async def _store(self, page: Page, items: Sequence[Inbound], *, people: bool = False) -> None:
-        stored = await self._journal.receive(items, now=self.now())
+        stored = await self._journal.add(items, now=self.now())
         self._rows += len(stored)
         self._messages += sum(one.state is State.RECEIVED or one.revived for one in stored)
         tip = self._people_tip if people else self._tip
@@ -321,13 +321,13 @@ class Reader:
             self._on_stored(stored)
 
     async def _settle(self, span: Span, floor: int | None = None) -> None:
-        """Move the anchor, forward only, to the newest row that was too old for anything to appear behind it."""
+        """Move the watermark, forward only, to the newest row that was too old for anything to appear behind it."""
         began = span.began if span.began is not None else self.now()
         self._ahead = min(self._ahead, span.most_ahead)
         position = settled(
             self._journal.position(), span, began=began, ahead=self._ahead, since=self._since, floor=floor
         )
-        await self._journal.move(position)
+        await self._journal.set_position(position)
 
 
 def _count(number: int, what: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 import attrs
 
 from molecule_connect.journal.file_index import FileJournal
-from molecule_connect.journal.files import FileEntry
+from molecule_connect.journal.files import StoredFile
 from molecule_connect.worker.file_folder import FileFolder
 from molecule_connect.worker.reports import Reports
 
@@ -98,7 +98,7 @@ class Room:
         self._noticed: dict[str, float] = {}
         self._tidied = float("-inf")
 
-    async def make(self, file: FileEntry, *, largest: int) -> None:
+    async def make(self, file: StoredFile, *, largest: int) -> None:
         """Reserve the room that *file* needs until ``release``, and remove files of finished messages for it.
 
         A peer's file never removes a person's.
@@ -123,7 +123,7 @@ class Room:
             if limit.excess(used) > 0:
                 raise NoRoomError(f"{limit.reason}, all of messages that are not finished")
 
-    def release(self, file: FileEntry) -> None:
+    def release(self, file: StoredFile) -> None:
         """*file* is in the folder, or will not be."""
         self._reserved.pop(file.file_id, None)
 
@@ -184,7 +184,7 @@ class Room:
             used[caller] = used.get(caller, 0) + size
         return used
 
-    async def _remove(self, file: FileEntry, reason: str) -> bool:
+    async def _remove(self, file: StoredFile, reason: str) -> bool:
         if not await self._journal.removed(file, reason):
             return False
         await asyncio.to_thread(self._folder.remove, file.path or "")

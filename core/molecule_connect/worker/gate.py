@@ -59,5 +59,5 @@ class Gate:
 
     def wake_all(self) -> None:
         """Every conversation may have something to do, unless a first read is still under way."""
-        if self._first_read_ended or self._journal.position().anchor is not None:
+        if self._first_read_ended or self._journal.position().watermark is not None:
             self._conversations.wake_all()

@@ -22,7 +22,7 @@ class _Waiter:
 
     @property
     def is_suspect(self) -> bool:
-        return self.entry.interruptions >= SUSPECT
+        return self.entry.crash_count >= SUSPECT
 
 
 class ConcurrencyLimit:

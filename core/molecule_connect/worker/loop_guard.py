@@ -17,7 +17,7 @@ import attrs
 
 from molecule_connect.config.settings import PeerBudget
 from molecule_connect.journal.conversations import ConversationReads
-from molecule_connect.journal.models import Answer, StoredMessage, dump_parts
+from molecule_connect.journal.models import StoredMessage, StoredReply, dump_parts
 
 MINUTE, HOUR = 60.0, 3600.0
 SECOND = 1_000_000
@@ -177,7 +177,7 @@ class LoopGuard:
 
     def _told(self, peer: _Peer, entry: StoredMessage, at: int) -> None:
         chain = peer.following.pop(entry.row_id, None) or self._new_chain()
-        exchange = (entry.fingerprint, _digest(entry.answer))
+        exchange = (entry.fingerprint, _digest(entry.reply))
         chain.run = chain.run + 1 if exchange == chain.exchange and chain.prompt else 1
         chain.exchange = exchange
         peer.say(_Said(at, entry.context_id, chain))
@@ -219,7 +219,7 @@ def guard_of(budget: PeerBudget, journal: ConversationReads, *, now: Callable[[]
     return LoopGuard(budget, lambda: asyncio.get_running_loop().time(), earlier=earlier)
 
 
-def _digest(answer: Answer | None) -> bytes:
+def _digest(answer: StoredReply | None) -> bytes:
     """Tells answers apart. They may be long, and many are remembered."""
     return hashlib.blake2b(dump_parts(answer.parts).encode(), digest_size=16).digest() if answer else b""
 

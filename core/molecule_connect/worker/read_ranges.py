@@ -1,7 +1,7 @@
 """Where each read of a feed starts and ends: the arithmetic of every reader, without I/O.
 
 Rows become visible up to 30 s late, behind rows that are already read, so following ``since_id`` loses some. A whole
-read starts after the anchor, a row so old that nothing can still appear behind it, and known rows are left out. The
+read starts after the watermark, a row so old that nothing can still appear behind it, and known rows are left out. The
 platform's time is that of its Date header, which may be ahead of the clock that dates the rows.
 
 The algorithm was simulated over late rows, equal times, clocks apart, kills around each write, pruning and 410. Change
@@ -64,18 +64,18 @@ def step_back(page: Page, before: int | None, *, floor: int) -> int | None:
 
 
 def look_back(position: Position, floor: int, *, ahead: int) -> int:
-    """How far back a read without an anchor goes, never below the *floor*."""
+    """How far back a read without a watermark goes, never below the *floor*."""
     return max(floor, (position.last_read or 0) - LATENESS - ahead)
 
 
 def settled(position: Position, span: Span, *, began: int, ahead: int, since: int, floor: int | None) -> Position:
-    """Where reading stands after a whole read: the anchor only ever moves forward.
+    """Where reading stands after a whole read: the watermark only ever moves forward.
 
     Args:
         began: When the read began, by the platform's time.
         ahead: How far that may be ahead of the times of rows.
         since: How far a first read looks back.
-        floor: How far the read went back; None when it went forward from the anchor.
+        floor: How far the read went back; None when it went forward from the watermark.
     """
     if floor is not None and not span.marks:
         # There was nothing at all: all that arrives is new, whatever its date.
@@ -84,6 +84,6 @@ def settled(position: Position, span: Span, *, began: int, ahead: int, since: in
     for mark in span.marks:
         if mark.time is None or not (mark.time <= edge or mark.time < (floor or 0)):
             continue
-        if position.anchor_time is None or mark.time > position.anchor_time:
-            position = attrs.evolve(position, anchor=mark.row_id, anchor_time=mark.time)
+        if position.watermark_time is None or mark.time > position.watermark_time:
+            position = attrs.evolve(position, watermark=mark.row_id, watermark_time=mark.time)
     return attrs.evolve(position, last_read=max(began, position.last_read or 0))

@@ -16,7 +16,7 @@ from molecule_connect.errors import (
     TransientPlatformError,
 )
 from molecule_connect.journal.journal import WorkspaceJournal
-from molecule_connect.journal.models import Answer, State, StoredMessage, dump_parts
+from molecule_connect.journal.models import State, StoredMessage, StoredReply, dump_parts
 from molecule_connect.journal.transitions import ECHO_DELAY, LONGEST_WAITS
 from molecule_connect.models import Outgoing, Part, TextPart
 from molecule_connect.worker.health import SendHealth
@@ -101,11 +101,11 @@ class Replies:
         self._backoff = backoff or Backoff(first=1.0, cap=300.0)
         self._absent_until = float("-inf")
 
-    def fingerprint(self, entry: StoredMessage, answer: Answer) -> str | None:
+    def fingerprint(self, entry: StoredMessage, answer: StoredReply) -> str | None:
         """What the echo of *answer* will look like; None for a peer, who echoes nothing."""
         if entry.caller_id is not None:
             return None
-        return self._sender.fingerprint(_outgoing(attrs.evolve(entry, answer=answer), answer.parts))
+        return self._sender.fingerprint(_outgoing(attrs.evolve(entry, reply=answer), answer.parts))
 
     async def deliver(self, entry: StoredMessage) -> Accepted | Refused | Later:
         """Try once to get *entry*'s stored answer accepted."""
@@ -122,7 +122,7 @@ class Replies:
         return outcome
 
     async def _deliver(self, entry: StoredMessage) -> Accepted | Refused | Later:
-        answer = entry.answer
+        answer = entry.reply
         if answer is None:
             return Refused(reason="there is no answer to send")
         if entry.caller_id is None and has_local(answer):
@@ -130,7 +130,7 @@ class Replies:
             attached = await self._attach(entry)
             if not isinstance(attached, StoredMessage):
                 return attached
-            entry, answer = attrs.evolve(attached, in_doubt=0), attached.answer or answer
+            entry, answer = attrs.evolve(attached, in_doubt=0), attached.reply or answer
         if entry.in_doubt and entry.caller_id is None:
             arrived = await self._arrived(entry)
             if arrived is None:
@@ -149,7 +149,7 @@ class Replies:
         """*entry* with all files of its answer uploaded."""
         attached: StoredMessage | None = entry
         try:
-            while attached is not None and attached.answer is not None and has_local(attached.answer):
+            while attached is not None and attached.reply is not None and has_local(attached.reply):
                 attached = await self._attachments.attach(attached)
         except (AuthError, TransientPlatformError, JournalError) as exc:
             asked = exc.retry_after if isinstance(exc, TransientPlatformError) else None
@@ -168,7 +168,7 @@ class Replies:
             return None
 
     async def _send(
-        self, entry: StoredMessage, answer: Answer, *, may_shorten: bool = True, seems_absent: bool = False
+        self, entry: StoredMessage, answer: StoredReply, *, may_shorten: bool = True, seems_absent: bool = False
     ) -> Accepted | Refused | Later:
         began = asyncio.get_running_loop().time()
         try:
@@ -192,10 +192,10 @@ class Replies:
             return self._failed(entry, exc, began)
         return Accepted()
 
-    async def _send_shortened(self, entry: StoredMessage, answer: Answer) -> Accepted | Refused | Later:
+    async def _send_shortened(self, entry: StoredMessage, answer: StoredReply) -> Accepted | Refused | Later:
         # Its echo is known by what is stored.
         try:
-            await self._journal.shortened(entry, answer, send_print=self.fingerprint(entry, answer))
+            await self._journal.replace_reply(entry, answer, send_print=self.fingerprint(entry, answer))
         except JournalError as exc:
             return self._later(entry, str(exc), ECHO_DELAY, in_doubt=entry.in_doubt)
         return await self._send(entry, answer, may_shorten=False)

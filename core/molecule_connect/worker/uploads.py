@@ -8,7 +8,7 @@ import attrs
 from molecule_connect.errors import AuthError, ConfigError, Outcome, PermanentPlatformError, TransientPlatformError
 from molecule_connect.file_names import LONGEST, safe_name
 from molecule_connect.journal.file_index import FileJournal
-from molecule_connect.journal.models import Answer, StoredMessage
+from molecule_connect.journal.models import StoredMessage, StoredReply
 from molecule_connect.models import FilePart, Part, TextPart, UploadLimits
 from molecule_connect.worker.ports import Files
 
@@ -33,7 +33,7 @@ class Attachments:
         platform: Files,
         journal: FileJournal,
         *,
-        send_print: Callable[[StoredMessage, Answer], str | None],
+        send_print: Callable[[StoredMessage, StoredReply], str | None],
         now: Callable[[], int],
     ) -> None:
         self._platform = platform
@@ -72,12 +72,12 @@ class Attachments:
             AuthError, TransientPlatformError: Again later; what was uploaded so far is in the journal.
             JournalError: It could not be written down.
         """
-        if entry.answer is None:
+        if entry.reply is None:
             return None
         limits = await self._platform.upload_limits()
         local = {
             number: part
-            for number, part in enumerate(entry.answer.parts)
+            for number, part in enumerate(entry.reply.parts)
             if isinstance(part, FilePart) and part.path is not None
         }
         unsent = {number: unfit(file, limits) for number, file in local.items()}
@@ -95,11 +95,11 @@ class Attachments:
                     raise
                 replaced |= {number: _excuse(local[number], str(exc)) for number in numbers}
             replaced |= dict(zip(numbers, uploaded, strict=False))
-        parts = tuple(replaced.get(number, part) for number, part in enumerate(entry.answer.parts))
-        answer = attrs.evolve(entry.answer, parts=parts)
+        parts = tuple(replaced.get(number, part) for number, part in enumerate(entry.reply.parts))
+        answer = attrs.evolve(entry.reply, parts=parts)
         print_, at = self._send_print(entry, answer), self._now()
-        kept = await self._journal.attached(entry, answer, send_print=print_, files=uploaded, notes=notes, at=at)
-        return attrs.evolve(entry, answer=answer) if kept else None
+        kept = await self._journal.attach_uploads(entry, answer, send_print=print_, files=uploaded, notes=notes, at=at)
+        return attrs.evolve(entry, reply=answer) if kept else None
 
     def _is_hopeless(self, entry: StoredMessage, exc: Exception) -> bool:
         if isinstance(exc, AuthError):
@@ -124,7 +124,7 @@ class Attachments:
             raise
 
 
-def has_local(answer: Answer) -> bool:
+def has_local(answer: StoredReply) -> bool:
     """Whether files of *answer* are to be uploaded before it is sent."""
     return any(isinstance(part, FilePart) and part.path is not None for part in answer.parts)
 

@@ -174,8 +174,8 @@ class Worker:
         self._sending = SendHealth(
             report=lambda reason, hint: self._reports.broken("sending", reason, hint),
             # The last send that an answer has left is for its own time.
-            probe=lambda: self._send_due(self._journal.hasten_one_answer(most_in_doubt=MOST_COPIES - 2)),
-            resend=lambda: self._send_due(self._journal.hasten_answers()),
+            probe=lambda: self._send_due(self._journal.retry_one_send_now(most_in_doubt=MOST_COPIES - 2)),
+            resend=lambda: self._send_due(self._journal.retry_sends_now()),
         )
         around = Surroundings(
             platform=self._platform,
@@ -240,9 +240,9 @@ class Worker:
 
     def changed_elsewhere(self) -> None:
         """Another program, or a reader of the inbox, changed the journal."""
-        if self._attendance is None and self._journal.is_held():
+        if self._attendance is None and self._journal.has_claims():
             # Whoever reads on since this was an inbox may never finish it.
-            self._journal.take_back().add_done_callback(lambda _: self._gate.wake_all())
+            self._journal.release_claims().add_done_callback(lambda _: self._gate.wake_all())
         self._gate.wake_all()
         self._upkeep.changed.set()
 
@@ -274,7 +274,7 @@ class Worker:
         if warning:
             self._reports.notice(warning)
         if cursor is not None and self._journal.position() == Position():
-            await self._journal.move(Position(anchor=cursor))
+            await self._journal.set_position(Position(watermark=cursor))
 
     async def _begin(self, stop: asyncio.Event, fatal: "asyncio.Future[None]") -> bool:
         """Register. False: stopped before that succeeded."""
@@ -345,7 +345,7 @@ class Worker:
             if self._registration.is_paused:
                 self._reports.notice("the workspace is paused: what waits stays in the journal")
                 return
-            if not self._files.pending() and self._journal.waits_for(ONCE_PATIENCE):
+            if not self._files.pending() and self._journal.all_deferred_for(ONCE_PATIENCE):
                 self._reports.notice(
                     f"all messages that are left wait for more than {ONCE_PATIENCE:g} s: they stay in the journal",
                     "'molecule messages list' shows why; a later start answers them",
@@ -383,7 +383,7 @@ class Worker:
             await self._conversations.abandon(ABANDON)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(ABANDON):
-                    await self._journal.settled()
+                    await self._journal.sends_committed()
             await self._upkeep.save_cursor()
         except JournalError as exc:
             self._reports.broken("journal", str(exc), exc.hint)
@@ -402,7 +402,7 @@ class Worker:
         is_back = not reason and self._health.is_broken("intake")
         self._reports.broken("intake", reason, hint, lasting=lasting)
         if is_back:
-            self._send_due(self._journal.hasten_answers())
+            self._send_due(self._journal.retry_sends_now())
 
     def _send_due(self, hastened: "asyncio.Future[None]") -> None:
         def wake(outcome: "asyncio.Future[None]") -> None:
@@ -479,7 +479,7 @@ class Worker:
         def trouble(reason: str, hint: str) -> None:
             self._reports.broken("journal", reason, hint)
 
-        return await insist_on(write, trouble=trouble, closed=lambda: self._file.committer.closed)
+        return await insist_on(write, trouble=trouble, closed=lambda: self._file.writer.closed)
 
     def _tell(self, event: events.Event) -> None:
         if isinstance(event, events.Delivered | events.Dead | events.Answered):
