@@ -25,6 +25,7 @@ from molecule_connect.journal.journal import Journal, Position
 from molecule_connect.journal.models import Conversation
 from molecule_connect.models import FilePart, Handler, Presence, Signal
 from molecule_connect.worker.assembly import Answering, Surroundings
+from molecule_connect.worker.clock import Clock
 from molecule_connect.worker.cursor import CursorFile
 from molecule_connect.worker.feed import Reader
 from molecule_connect.worker.file_quota import FolderLimits
@@ -89,6 +90,7 @@ class Worker:
         self._folder = folder
         self._listener = listener
         self._wall = wall
+        self._clock = Clock(platform, wall)
         self._began = asyncio.get_running_loop().time() if began is None else began
         self._pace = pace or Unlimited()
         self._file = journal
@@ -183,7 +185,7 @@ class Worker:
             journal=self._journal,
             folder=self._folder,
             reports=self._reports,
-            now=self._reader.now,
+            now=self._clock.now,
             reread=self._intake.reread,
             beat_accepted_since=lambda since: self._beat_at > since,
             files_came=self._files_came,
