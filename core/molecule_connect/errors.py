@@ -113,7 +113,14 @@ class JournalError(MoleculeError):
 
 
 class StateLostError(JournalError):
-    """A file of the state folder that is in use was removed or replaced; nothing is served from it any more."""
+    """A file of the state folder was removed or replaced while this process used it; the process stops serving."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(
+            message,
+            hint="find out what removes it (a cleaner of temporary files, a volume that went away), choose a lasting"
+            " folder with --state-dir, and start again",
+        )
 
 
 class LeaseError(MoleculeError):

@@ -15,6 +15,11 @@ PENDING = "platform-pending:"
 INLINE, INLINE_ID = "data:", "inline:"
 
 
+def files_folder(state_folder: Path, workspace_id: str) -> Path:
+    """The folder for the files of one workspace's chat."""
+    return state_folder / workspace_id / "files"
+
+
 def safe_name(name: str) -> str:
     """*name* as the platform would write it: base name, plain characters, at most 100 of them.
 

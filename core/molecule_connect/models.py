@@ -11,6 +11,21 @@ import attrs
 # One letter is a drive.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 _NO_ADDRESS = frozenset({"data", "file"})
+_UUID = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
+
+
+def is_uuid(text: str) -> bool:
+    """Whether *text* is a UUID, in either case."""
+    return _UUID.fullmatch(text) is not None
+
+
+def canonical_id(text: str) -> str:
+    """*text* as ids are compared, stored and shown: without surrounding white space, and a UUID in lower case.
+
+    The platform stores ids as UUIDs, so both spellings name the same workspace. Other ids keep their case.
+    """
+    text = text.strip()
+    return text.lower() if is_uuid(text) else text
 
 
 @attrs.frozen

@@ -15,7 +15,7 @@ import attrs
 import pytest
 
 from molecule_connect.cli import message_format
-from molecule_connect.inbox.fairness import Turns
+from molecule_connect.journal.fairness import Turns
 from molecule_connect.journal.inbox import InboxStore
 from molecule_connect.journal.journal import Journal
 from molecule_connect.journal.models import State, StoredReply

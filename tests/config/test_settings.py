@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from molecule_connect.config import environment
-from molecule_connect.config.settings import WorkspaceSettings, canonical_id, parse_size
+from molecule_connect.config.settings import WorkspaceSettings, parse_size
 from molecule_connect.errors import ConfigError
+from molecule_connect.models import canonical_id
 
 FLOATS = ("poll_interval", "heartbeat_interval", "safety_interval", "since_secs", "grace", "max_cost_per_day")
 

@@ -23,10 +23,7 @@ ALLOWED = {
     ("platform", "config"),
     ("config", "platform"),
     ("config", "plugins"),
-    ("journal", "config"),
     ("plugins", "process"),
-    ("journal", "worker"),
-    ("journal", "inbox"),
 }
 LIBRARIES = {
     "pluggy": {"plugins"},

@@ -13,8 +13,8 @@ from tests.worker.kit import EPOCH, WORKSPACE, Disk, Row, Upload, inbound, open_
 from tests.worker.test_kills import Fuse, Mortal, dies
 
 from molecule_connect.config.settings import WorkspaceSettings
+from molecule_connect.file_names import files_folder
 from molecule_connect.models import FilePart, Progress, Request, Response, TextPart
-from molecule_connect.worker.file_folder import folder_of
 from molecule_connect.worker.worker import Worker
 
 
@@ -126,5 +126,5 @@ async def test_whatever_moment_the_process_dies_at_no_file_is_lost(tmp_path: Pat
         drawn = platform.uploads.kept[attached.uri.rpartition("/")[2]]
         assert (drawn.content, drawn.fetched, drawn.acked) == (b"drawn", 0, 0), told
         assert [platform.uploads.kept[name].acked for name in ("named", "alone")] != [0, 0], told
-        kept = folder_of(place, WORKSPACE)
+        kept = files_folder(place, WORKSPACE)
         assert sorted(path.read_bytes() for path in kept.iterdir()) == [b"alone", b"named"], told

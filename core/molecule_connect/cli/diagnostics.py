@@ -15,11 +15,11 @@ from molecule_connect.cli.local_status import survey
 from molecule_connect.config import environment
 from molecule_connect.config import state_dir as state_folder
 from molecule_connect.config.load import Listing, WorkspacesError, read_config, read_variable
-from molecule_connect.config.settings import DEFAULT_API_URL, WorkspaceSettings, canonical_id
+from molecule_connect.config.settings import DEFAULT_API_URL, WorkspaceSettings
 from molecule_connect.console.sanitize import span
 from molecule_connect.errors import AuthError, ConfigError, MoleculeError, PlatformError
 from molecule_connect.events import Described, Event, Notice
-from molecule_connect.models import WorkspaceInfo, WorkspaceStatus
+from molecule_connect.models import WorkspaceInfo, WorkspaceStatus, canonical_id
 from molecule_connect.platform import endpoints
 from molecule_connect.platform.address import parse_address
 from molecule_connect.platform.client import AsyncPlatformClient

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import attrs
 
-from molecule_connect.config.settings import canonical_id
 from molecule_connect.errors import ConfigError, JournalError
 from molecule_connect.journal.inspect import Glance, Inspection
 from molecule_connect.journal.models import State
+from molecule_connect.models import canonical_id
 from molecule_connect.worker.lease import Holder, holder
 from molecule_connect.worker.status_file import REFRESH, Ailment, Status, read_refused, read_status
 

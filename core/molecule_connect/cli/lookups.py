@@ -20,7 +20,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document o
 
 def canonical(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """A click callback: a workspace id in the form in which the state folder has it."""
-    from molecule_connect.config.settings import canonical_id
+    from molecule_connect.models import canonical_id
 
     return None if value is None else canonical_id(value)
 

@@ -190,8 +190,8 @@ def _states(names: Sequence[str]) -> "list[State]":
 
 
 def _check_known(workspace_id: str, names: Sequence[str]) -> None:
-    from molecule_connect.config.settings import canonical_id
     from molecule_connect.errors import ConfigError
+    from molecule_connect.models import canonical_id
 
     if workspace_id not in map(canonical_id, names):
         known = f"it knows {', '.join(names)}" if names else "it is empty"

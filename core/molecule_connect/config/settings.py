@@ -8,12 +8,12 @@ from typing import Any
 import attrs
 
 from molecule_connect.errors import ConfigError, without_credentials
+from molecule_connect.models import canonical_id
 
 DEFAULT_API_URL = "http://localhost:8080"
 DEFAULT_BACKEND = "claude-code"
 # An id becomes a file name and a piece of a URL.
 WORKSPACE_ID = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,128}\Z")
-_UUID = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 MAX_SINCE_SECS = 30 * 24 * 3600
 # Longer waits overflow the timers of threads on some machines, and are a slip of the pen anyway.
 MAX_SECONDS = 24 * 3600
@@ -22,20 +22,6 @@ _LONGEST_BUDGET = 40
 DEFAULT_JOURNAL_QUOTA = 1 << 30
 LEAST_JOURNAL_QUOTA = 1 << 20
 _SIZE = re.compile(r"([0-9]{1,15})\s*(?:([KMGT])(?:i?B)?|B)?", re.IGNORECASE)
-
-
-def is_uuid(text: str) -> bool:
-    """Whether *text* is a UUID, in either case."""
-    return _UUID.fullmatch(text) is not None
-
-
-def canonical_id(text: str) -> str:
-    """*text* as ids are compared, stored and shown: without the white space around it, and a UUID in lower case.
-
-    The platform keeps ids as UUIDs, so both spellings of one name the same workspace. Other ids keep their case.
-    """
-    text = text.strip()
-    return text.lower() if is_uuid(text) else text
 
 
 def parse_size(text: str) -> int:

@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from molecule_connect.config.settings import canonical_id
 from molecule_connect.errors import ConfigError
 from molecule_connect.files import (
     FOLDER_MODE,
@@ -19,6 +18,7 @@ from molecule_connect.files import (
     make_folder,
     user_name,
 )
+from molecule_connect.models import canonical_id
 
 CONFIGS = Path("/configs")
 _VARIABLES = ("MOLECULE_STATE_DIR", "CONFIGS_DIR")

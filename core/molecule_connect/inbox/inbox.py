@@ -8,15 +8,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from molecule_connect.config.settings import MAX_SECONDS, canonical_id, is_same_workspace
+from molecule_connect.config.settings import MAX_SECONDS, is_same_workspace
 from molecule_connect.errors import ConfigError, FleetError, MoleculeError
-from molecule_connect.inbox.fairness import Place, Turns, in_turn
 from molecule_connect.inbox.replies import refusal, storable
 from molecule_connect.journal.claims import is_gone, new_reader_id
+from molecule_connect.journal.fairness import Place, Turns, in_turn
 from molecule_connect.journal.inbox import PASSED_OVER, InboxMessage, InboxStore
 from molecule_connect.journal.journal import Journal
 from molecule_connect.journal.models import State
-from molecule_connect.models import Response
+from molecule_connect.models import Response, canonical_id
 
 if TYPE_CHECKING:
     from molecule_connect.platform.client import AsyncPlatformClient

@@ -4,9 +4,9 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from molecule_connect.config.settings import canonical_id
 from molecule_connect.config.state_dir import file_of
 from molecule_connect.journal.journal import Journal, Position
+from molecule_connect.models import canonical_id
 
 NAME = ".mcp_inbox_cursor"
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")

@@ -21,6 +21,7 @@ from molecule_connect.errors import (
     StateLostError,
     TransientPlatformError,
 )
+from molecule_connect.file_names import files_folder
 from molecule_connect.journal.file_index import FileJournal
 from molecule_connect.journal.inbox import InboxStore
 from molecule_connect.models import FilePart, Outgoing, Part, TextPart
@@ -29,7 +30,6 @@ from molecule_connect.platform.client import AsyncPlatformClient
 from molecule_connect.platform.messages import question_envelope
 from molecule_connect.platform.workspace_client import WorkspaceClient
 from molecule_connect.runtime import Ground, connection_of, notice
-from molecule_connect.worker.file_folder import folder_of
 from molecule_connect.worker.lease import Holder, holder
 from molecule_connect.worker.status_file import Status, read_status
 from molecule_connect.worker.uploads import Attachments
@@ -70,7 +70,7 @@ class InboxDesk:
         self._platform = WorkspaceClient(client, say=notice(settings.workspace_id, ground.listener))
         self._attachments = Attachments(
             self._platform,
-            FileJournal(ground.journal, self.workspace_id, folder_of(ground.state_dir, self.workspace_id)),
+            FileJournal(ground.journal, self.workspace_id, files_folder(ground.state_dir, self.workspace_id)),
             send_print=lambda entry, answer: None,
             now=self._now,
         )

@@ -16,6 +16,8 @@ from molecule_connect.models import FilePart, Inbound, Kind, Part, UploadLimits
 MOST_FILES = 64
 # Bytes of the files inside a message: of one, and of all. The uploads of a 2026-05 platform may have as many.
 MOST_INLINE, MOST_INLINE_IN_ALL = UploadLimits().per_file, UploadLimits().per_request
+# A message waits at most this long for its files, in seconds: a minute of fetching and its overhead.
+FILES_TIMEOUT = 65.0
 NOT_THEIRS = "it is not a file of this sender; another workspace sends a file's bytes in the message itself"
 # A manifest that equals a note of an upload of ours is ours for so long (microseconds).
 OURS_FOR = 3600 * 1_000_000

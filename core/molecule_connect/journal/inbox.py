@@ -6,15 +6,14 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import attrs
 
-from molecule_connect.inbox.fairness import Place, Turns
+from molecule_connect.file_names import files_folder
 from molecule_connect.journal import delegations, sent
 from molecule_connect.journal import files as file_rows
+from molecule_connect.journal.fairness import Place, Turns
 from molecule_connect.journal.file_index import FileJournal
 from molecule_connect.journal.journal import Journal
 from molecule_connect.journal.models import State, StoredReply, dump_reply, load_parts, plain
 from molecule_connect.models import Kind, Part, TextPart
-from molecule_connect.worker.downloads import WAIT
-from molecule_connect.worker.file_folder import folder_of
 
 # What a reader is shown; everything else is the journal's own memory.
 KINDS = (Kind.MESSAGE, Kind.ANSWER, Kind.RESULT)
@@ -168,7 +167,7 @@ class InboxStore:
         ).fetchall()
 
     def _files(self, workspace_id: str) -> FileJournal:
-        folder = folder_of(self._journal.path.parent, workspace_id)
+        folder = files_folder(self._journal.path.parent, workspace_id)
         return FileJournal(self._journal, workspace_id, folder)
 
     def _load(self, sql: str, *values: object) -> InboxMessage | None:
@@ -339,6 +338,7 @@ def _oldest_free(db: sqlite3.Connection, workspace_id: str, caller_id: str | Non
 
 def _is_ready(db: sqlite3.Connection, place: Place, wall: float) -> bool:
     row = db.execute(
-        "SELECT row_id FROM message WHERE arrival=? AND changed BETWEEN ? AND ?", (place.arrival, wall - WAIT, wall)
+        "SELECT row_id FROM message WHERE arrival=? AND changed BETWEEN ? AND ?",
+        (place.arrival, wall - file_rows.FILES_TIMEOUT, wall),
     ).fetchone()
     return row is None or not file_rows.awaited(db, place.workspace_id, row[0])

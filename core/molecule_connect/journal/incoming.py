@@ -6,11 +6,10 @@ from collections.abc import Iterable
 
 import attrs
 
-from molecule_connect.config.settings import DEFAULT_JOURNAL_QUOTA
 from molecule_connect.journal import delegations, sent
 from molecule_connect.journal import files as file_rows
 from molecule_connect.journal.models import Conversation, State, dump_parts, is_too_deep, plain, plain_or_none
-from molecule_connect.journal.quotas import PEER_FULL, PEERS_FULL, PeerRoom
+from molecule_connect.journal.quotas import PEER_FULL, PEERS_FULL, UNLIMITED, PeerRoom
 from molecule_connect.journal.transitions import LATENESS, REPEAT_WINDOW, replay
 from molecule_connect.models import Inbound, Kind
 
@@ -47,7 +46,7 @@ def add(
     wall: float,
     *,
     inbox: bool = False,
-    quota: int = DEFAULT_JOURNAL_QUOTA,
+    quota: int = UNLIMITED,
 ) -> list[Stored]:
     """Store rows that are new. *now* stands in for a missing time, in the order in which they came.
 

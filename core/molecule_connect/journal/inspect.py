@@ -8,16 +8,15 @@ from typing import Any, Self
 
 import attrs
 
-from molecule_connect.config.settings import canonical_id
 from molecule_connect.errors import ConfigError, JournalError
+from molecule_connect.file_names import files_folder
 from molecule_connect.journal import transitions
 from molecule_connect.journal.errors import journal_error
 from molecule_connect.journal.files import with_paths
 from molecule_connect.journal.journal import FILE_NAME
 from molecule_connect.journal.models import NOTICE_BEGINS, State, StoredReply, load_parts, load_reply
 from molecule_connect.journal.schema import VERSION
-from molecule_connect.models import Part
-from molecule_connect.worker.file_folder import folder_of
+from molecule_connect.models import Part, canonical_id
 
 # Seconds to wait for the connector's own commits, which take milliseconds.
 BUSY_TIMEOUT = 5.0
@@ -246,7 +245,7 @@ class Inspection:
         )
 
     def _with_paths(self, key: Key, parts: tuple[Part, ...]) -> tuple[Part, ...]:
-        return with_paths(self._db, key.workspace_id, key.row_id, parts, folder_of(self._folder, key.workspace_id))
+        return with_paths(self._db, key.workspace_id, key.row_id, parts, files_folder(self._folder, key.workspace_id))
 
     def short_ids(self, keys: Iterable[Key], least: int = 8) -> list[str]:
         """The beginnings of row ids that ``find`` knows them by: at least *least* characters, if they have them."""

@@ -14,7 +14,6 @@ from typing import TypeVar
 
 import attrs
 
-from molecule_connect.config.settings import DEFAULT_JOURNAL_QUOTA
 from molecule_connect.errors import StateLostError
 from molecule_connect.executors import PatientExecutor
 from molecule_connect.files import identity, is_at, make_folder
@@ -26,7 +25,6 @@ from molecule_connect.journal.models import State, StoredMessage, StoredReply, p
 from molecule_connect.journal.schema import open_file, open_reader
 from molecule_connect.journal.writer import Operation, Writer
 from molecule_connect.models import Inbound
-from molecule_connect.worker.lease import LOST_HINT
 
 T = TypeVar("T")
 
@@ -129,7 +127,7 @@ class Journal:
                 if executor is None:
                     thread.shutdown(wait=False)
 
-    def of(self, workspace_id: str, *, inbox: bool = False, quota: int = DEFAULT_JOURNAL_QUOTA) -> "WorkspaceJournal":
+    def of(self, workspace_id: str, *, inbox: bool = False, quota: int = quotas.UNLIMITED) -> "WorkspaceJournal":
         """The part that belongs to one workspace.
 
         Args:
@@ -179,7 +177,7 @@ class Journal:
         """Raises StateLostError when the journal was removed or replaced: no other process sees later commits."""
         if self._lost is None and not is_at(self.path, self._identity):
             self._lost = StateLostError(
-                f"the journal {self.path} was removed or replaced while this process served with it", hint=LOST_HINT
+                f"the journal {self.path} was removed or replaced while this process served with it"
             )
             for _, lost in list(self._watchers.values()):
                 lost(self._lost)
@@ -483,9 +481,12 @@ class WorkspaceJournal(ConversationReads):
         self._commit_sent(message, at)
 
     def _commit_sent(self, message: StoredMessage, at: int) -> None:
-        outcome = self._put_dying(
-            message.caller_id, lambda db: transitions.mark_sent(db, message, self._journal.wall(), at=at)
-        )
+        def run(db: sqlite3.Connection) -> bool:
+            return transitions.mark_sent(db, message, self._journal.wall(), at=at)
+
+        # Only a notice leaves a dead letter.
+        is_notice = message.reply is not None and message.reply.is_notice
+        outcome = self._put_dying(message.caller_id, run) if is_notice else self._put(run)
         outcome.add_done_callback(lambda outcome: self._sent_committed(outcome, message, at))
 
     def _sent_committed(self, outcome: "asyncio.Future[bool]", message: StoredMessage, at: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import attrs
 
+UNLIMITED = 1 << 62
 # What the texts of a row are set to when they go.
 NO_TEXT = "parts=NULL, raw=NULL, answer=NULL, kept=0"
 # Texts are deleted until so much of the quota is used, so that there is room for a while.

@@ -7,9 +7,9 @@ import sqlite3
 from pathlib import Path
 
 from molecule_connect import files
-from molecule_connect.config.settings import canonical_id
 from molecule_connect.errors import JournalError
 from molecule_connect.journal.errors import ReadConnection, journal_error
+from molecule_connect.models import canonical_id
 
 # place orders a lane: it is the row's time, and for a replayed message a time after all others of the lane.
 # Times are microseconds by the platform's clock, not_before and the like are seconds by ours.

@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 import attrs
 
-from molecule_connect.config.settings import WORKSPACE_ID, canonical_id
-from molecule_connect.models import BLANK, Inbound, Kind, Page, Part, RowMark, TextPart
+from molecule_connect.config.settings import WORKSPACE_ID
+from molecule_connect.models import BLANK, Inbound, Kind, Page, Part, RowMark, TextPart, canonical_id
 from molecule_connect.platform.clock import parse_time
 from molecule_connect.platform.cooperative import Steps, finish
 from molecule_connect.platform.feed_pages import MalformedPageError, RawRow, read_head, read_rows

@@ -7,7 +7,6 @@ from typing import Any, Final
 
 import attrs
 
-from molecule_connect.config.settings import is_uuid
 from molecule_connect.errors import (
     AuthError,
     CursorExpiredError,
@@ -16,6 +15,7 @@ from molecule_connect.errors import (
     PlatformError,
     TransientPlatformError,
 )
+from molecule_connect.models import is_uuid
 from molecule_connect.platform.clock import SECOND_US, parse_http_date
 from molecule_connect.platform.endpoints import Form, Operation, Priority, Reply
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import attrs
 
-from molecule_connect.config.settings import MAX_SINCE_SECS, Tls, canonical_id, check_workspace_id, shown_address
+from molecule_connect.config.settings import MAX_SINCE_SECS, Tls, check_workspace_id, shown_address
 from molecule_connect.config.state_dir import file_of
 from molecule_connect.errors import ConfigError
+from molecule_connect.models import canonical_id
 from molecule_connect.platform.address import parse_address
 from molecule_connect.platform.clock import PlatformClock
 from molecule_connect.platform.direct_messages import Resolve, system_addresses

@@ -3,8 +3,9 @@
 import math
 from typing import Any
 
-from molecule_connect.config.settings import MAX_SECONDS, WORKSPACE_ID, canonical_id
+from molecule_connect.config.settings import MAX_SECONDS, WORKSPACE_ID
 from molecule_connect.errors import ArgumentError, PermanentPlatformError
+from molecule_connect.models import canonical_id
 from molecule_connect.platform.messages import to_json
 
 

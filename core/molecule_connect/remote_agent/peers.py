@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from molecule_connect.config.settings import canonical_id, is_same_workspace
+from molecule_connect.config.settings import is_same_workspace
 from molecule_connect.errors import (
     ArgumentError,
     ConfigError,
@@ -17,7 +17,7 @@ from molecule_connect.errors import (
     PlatformError,
     TransientPlatformError,
 )
-from molecule_connect.models import Inbound, Kind
+from molecule_connect.models import Inbound, Kind, canonical_id
 from molecule_connect.platform import endpoints
 from molecule_connect.platform.direct_messages import (
     A2A_CAP,

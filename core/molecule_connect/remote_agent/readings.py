@@ -4,9 +4,8 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from molecule_connect.config.settings import canonical_id
 from molecule_connect.errors import WorkspaceDeletedError
-from molecule_connect.models import Inbound, Kind
+from molecule_connect.models import Inbound, Kind, canonical_id
 from molecule_connect.platform.parts import first_text
 from molecule_connect.remote_agent.values import REMOVED, Delegation, Message, PeerInfo, WorkspaceState
 

@@ -7,6 +7,7 @@ import attrs
 
 from molecule_connect import events
 from molecule_connect.config.settings import WorkspaceSettings
+from molecule_connect.file_names import files_folder
 from molecule_connect.journal.file_index import FileJournal
 from molecule_connect.journal.journal import Journal, WorkspaceJournal
 from molecule_connect.journal.models import Conversation
@@ -16,7 +17,7 @@ from molecule_connect.worker.budget import DailyBudget
 from molecule_connect.worker.circuit_breaker import CircuitBreaker
 from molecule_connect.worker.dispatcher import Dispatcher
 from molecule_connect.worker.downloads import ChatFiles
-from molecule_connect.worker.file_folder import FileFolder, folder_of
+from molecule_connect.worker.file_folder import FileFolder
 from molecule_connect.worker.file_quota import FolderLimits
 from molecule_connect.worker.health import SendHealth
 from molecule_connect.worker.limits import ConcurrencyLimit
@@ -75,7 +76,7 @@ class Answering:
             lambda reason: reports.broken("backend", reason, "one message at a time is tried until it answers")
         )
         self._around = around
-        folder = FileFolder(folder_of(around.folder, settings.workspace_id))
+        folder = FileFolder(files_folder(around.folder, settings.workspace_id))
         files = FileJournal(around.file, settings.workspace_id, folder.path)
         self.files = self._chat_files(files, folder, room)
         self.slots = ConcurrencyLimit(settings.concurrency, breaker)

@@ -22,7 +22,7 @@ from molecule_connect.errors import (
 )
 from molecule_connect.file_names import inline_bytes, type_by_name
 from molecule_connect.journal.file_index import FileJournal
-from molecule_connect.journal.files import MOST_INLINE, StoredFile
+from molecule_connect.journal.files import FILES_TIMEOUT, MOST_INLINE, StoredFile
 from molecule_connect.journal.models import Conversation, StoredMessage
 from molecule_connect.models import FilePart
 from molecule_connect.worker.file_folder import FileFolder
@@ -36,8 +36,6 @@ SIDE_BY_SIDE, ACKNOWLEDGED_SIDE_BY_SIDE = 4, 2
 UNPACKED_SIDE_BY_SIDE = 2
 # Seconds until a peer whose files had no room has its next turn, unless one of its messages is to be answered.
 NO_ROOM_WAIT = 10.0
-# A message waits for its files: a minute of fetching, and what goes on around it.
-WAIT = 65.0
 # One that drips in must give way to others: so many seconds, and what its bytes take at the least speed (per second).
 LONGEST_FETCH, LEAST_SPEED = 300.0, 16 << 10
 # Files that nobody names for so long are a message of their own.
@@ -132,7 +130,7 @@ class ChatFiles:
             self._waits.setdefault(file_id, set()).add(wait)
         try:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(WAIT):
+                async with asyncio.timeout(FILES_TIMEOUT):
                     await wait.over.wait()
         finally:
             for file_id in wait.left:

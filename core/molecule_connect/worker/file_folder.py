@@ -16,11 +16,6 @@ from molecule_connect.file_names import safe_name
 _OURS = re.compile(r"[0-9a-f]{32}-")
 
 
-def folder_of(state_folder: Path, workspace_id: str) -> Path:
-    """Where the files of one workspace's chat lie."""
-    return state_folder / workspace_id / "files"
-
-
 @attrs.frozen
 class FileFolder:
     """The folder at *path*, made when the first file comes."""

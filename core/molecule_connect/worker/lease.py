@@ -20,11 +20,6 @@ TRIES, TRY_PAUSE = 5, 0.01
 # What else lies in the state folder under the id of a workspace; the last one is its folder.
 OTHER_SUFFIXES = (".json", ".status", ".token", "")
 
-LOST_HINT = (
-    "find out what removes it (a cleaner of temporary files, a volume that went away), choose a lasting folder with"
-    " --state-dir, and start again"
-)
-
 
 @attrs.frozen
 class Holder:
@@ -44,9 +39,7 @@ class Lease:
     def check(self) -> None:
         """Raises StateLostError when another process could take the lease, because its file was removed or replaced."""
         if not files.is_at(self.path, self.identity):
-            raise StateLostError(
-                f"the lock file {self.path} was removed or replaced while this process served with it", hint=LOST_HINT
-            )
+            raise StateLostError(f"the lock file {self.path} was removed or replaced while this process served with it")
 
 
 @contextmanager
