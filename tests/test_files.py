@@ -12,7 +12,7 @@ import pytest
 
 from molecule_connect import files
 from molecule_connect.config.settings import WorkspaceSettings
-from molecule_connect.config.state_dir import dangers, preview, resolve
+from molecule_connect.config.state_dir import preview_state_dir, resolve_state_dir, state_dir_problems
 from molecule_connect.errors import ConfigError, JournalError
 from molecule_connect.journal.journal import FILE_NAME
 from molecule_connect.journal.schema import open_file
@@ -38,7 +38,7 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
 
 @pytest.mark.usefixtures("umask")
 def test_each_folder_that_is_made_is_for_its_owner_alone(tmp_path: Path) -> None:
-    folder = resolve(tmp_path / "a" / "b" / "state", {}, home=tmp_path)
+    folder = resolve_state_dir(tmp_path / "a" / "b" / "state", {}, home=tmp_path)
     with FileFolder(folder / "ws-1" / "files").new("x") as (_, file):
         file.write(b"x")
     marks = RunMarks(folder)
@@ -53,7 +53,7 @@ def test_each_folder_that_is_made_is_for_its_owner_alone(tmp_path: Path) -> None
 
 
 @needs_root
-@pytest.mark.parametrize("prove", [resolve, preview])
+@pytest.mark.parametrize("prove", [resolve_state_dir, preview_state_dir])
 def test_a_folder_of_another_user_is_refused(tmp_path: Path, prove: object) -> None:
     folder = tmp_path / "state"
     folder.mkdir()
@@ -72,10 +72,10 @@ def test_a_folder_of_another_user_is_refused(tmp_path: Path, prove: object) -> N
 def test_a_link_of_another_user_on_the_way_is_refused(tmp_path: Path) -> None:
     (tmp_path / "real" / "state").mkdir(parents=True)
     (tmp_path / "link").symlink_to("real")
-    assert resolve(tmp_path / "link" / "state", {}, home=tmp_path) == tmp_path / "link" / "state"
+    assert resolve_state_dir(tmp_path / "link" / "state", {}, home=tmp_path) == tmp_path / "link" / "state"
     os.chown(tmp_path / "link", OTHER, OTHER, follow_symlinks=False)
     with pytest.raises(ConfigError, match=f"link is a link of user {OTHER}"):
-        resolve(tmp_path / "link" / "state", {}, home=tmp_path)
+        resolve_state_dir(tmp_path / "link" / "state", {}, home=tmp_path)
 
 
 def test_what_others_can_write_is_closed_to_them(tmp_path: Path) -> None:
@@ -83,36 +83,36 @@ def test_what_others_can_write_is_closed_to_them(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "of-another-program").touch()
     folder.chmod(0o777)
-    resolve(folder, {}, home=tmp_path)
+    resolve_state_dir(folder, {}, home=tmp_path)
     assert mode(folder) == 0o755
     (folder / "journal.sqlite3").touch()
-    resolve(folder, {}, home=tmp_path)
+    resolve_state_dir(folder, {}, home=tmp_path)
     assert mode(folder) == 0o700
 
 
 def test_a_parent_that_others_can_write_is_a_danger(tmp_path: Path) -> None:
     folder = tmp_path / "open" / "mine" / "state"
-    resolve(folder, {}, home=tmp_path)
-    assert list(dangers(folder)) == []
+    resolve_state_dir(folder, {}, home=tmp_path)
+    assert list(state_dir_problems(folder)) == []
     (tmp_path / "open").chmod(0o777)
-    ((text, hint),) = dangers(folder)
+    ((text, hint),) = state_dir_problems(folder)
     assert f"others can write to {tmp_path / 'open'} (mode 0777)" in text
     assert f"chmod go-w {tmp_path / 'open'}" in hint
     (tmp_path / "open").chmod(0o1777)
-    assert list(dangers(folder)) == []
+    assert list(state_dir_problems(folder)) == []
 
 
 @needs_root
 def test_the_group_and_the_owner_of_a_parent_count(tmp_path: Path) -> None:
     folder = tmp_path / "open" / "state"
-    resolve(folder, {}, home=tmp_path)
+    resolve_state_dir(folder, {}, home=tmp_path)
     (tmp_path / "open").chmod(0o770)
-    assert list(dangers(folder)) == [], "the group of root is root's own"
+    assert list(state_dir_problems(folder)) == [], "the group of root is root's own"
     os.chown(tmp_path / "open", 0, OTHER)
-    assert len(list(dangers(folder))) == 1
+    assert len(list(state_dir_problems(folder))) == 1
     (tmp_path / "open").chmod(0o700)
     os.chown(tmp_path / "open", OTHER, OTHER)
-    ((text, _),) = dangers(folder)
+    ((text, _),) = state_dir_problems(folder)
     assert f"belongs to user {OTHER}" in text
 
 
@@ -120,7 +120,7 @@ AS_OTHER = """
 import os, stat, sys
 from pathlib import Path
 from molecule_connect.worker.lease import lease
-from molecule_connect.config.state_dir import dangers, resolve
+from molecule_connect.config.state_dir import resolve_state_dir, state_dir_problems
 
 volume, other = Path(sys.argv[1]), int(sys.argv[2])
 for place in volume.parents:
@@ -129,10 +129,10 @@ for place in volume.parents:
 os.setgroups([other])
 os.setgid(other)
 os.setuid(other)
-used = resolve(volume, {}, home=volume)
-below = resolve(volume / "molecule", {}, home=volume)
+used = resolve_state_dir(volume, {}, home=volume)
+below = resolve_state_dir(volume / "molecule", {}, home=volume)
 with lease(used, "ws-1"), lease(below, "ws-1"):
-    print(oct(below.stat().st_mode & 0o777), len(list(dangers(below))))
+    print(oct(below.stat().st_mode & 0o777), len(list(state_dir_problems(below))))
 """
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import attrs
 
 from molecule_connect import events, open_files
-from molecule_connect.config import state_dir as state_folder
 from molecule_connect.config.load import Refused, WorkspacesError, lines_of
 from molecule_connect.config.settings import DEFAULT_API_URL, DEFAULT_JOURNAL_QUOTA, PeerBudget, Tls, WorkspaceSettings
+from molecule_connect.config.state_dir import resolve_state_dir, state_dir_problems
 from molecule_connect.errors import ConfigError, MoleculeError
 from molecule_connect.journal.journal import Journal
 from molecule_connect.platform.transports import AsyncTransport, Transports
@@ -109,7 +109,7 @@ async def connect(
         insecure=insecure,
         tls=Tls(ca_file=ca_file, client_cert=client_cert, client_key=client_key),
     ).check()
-    folder = state_folder.resolve(state_dir, os.environ, home=Path.home())
+    folder = resolve_state_dir(state_dir, os.environ)
     stop = asyncio.Event()
     serving = asyncio.ensure_future(
         serve([settings], state_dir=folder, listener=listener, stop=stop, transport=transport)
@@ -379,7 +379,7 @@ async def serving(
 
 def _apart(settings: Sequence[WorkspaceSettings], state_dir: Path) -> tuple[Sequence[WorkspaceSettings], list[Refused]]:
     """*settings* without those that are too strict for the state folder, and these."""
-    faults = tuple(f"{text} -> {hint}" for text, hint in state_folder.dangers(state_dir))
+    faults = tuple(f"{text} -> {hint}" for text, hint in state_dir_problems(state_dir))
     if not faults:
         return settings, []
     refused = [Refused(entry=one.entry, workspace_id=one.workspace_id, faults=faults) for one in settings if one.strict]
@@ -392,7 +392,7 @@ def warn_of_dangers(settings: Sequence[WorkspaceSettings], state_dir: Path, list
     Raises:
         ConfigError: There is such a thing, and a workspace is served strictly.
     """
-    for text, hint in state_folder.dangers(state_dir):
+    for text, hint in state_dir_problems(state_dir):
         if any(one.strict for one in settings):
             raise ConfigError(text, hint=hint)
         listener(events.Notice(workspace_id=settings[0].workspace_id, text=text, hint=hint))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from molecule_connect.config.state_dir import existing, preview, resolve
+from molecule_connect.config.state_dir import existing_state_dir, preview_state_dir, resolve_state_dir
 from molecule_connect.errors import ConfigError
 
 
@@ -19,21 +19,21 @@ def mode(folder: Path) -> int:
 def test_the_flag_wins_over_both_variables(tmp_path: Path) -> None:
     environ = {"MOLECULE_STATE_DIR": str(tmp_path / "b"), "CONFIGS_DIR": str(tmp_path / "c")}
 
-    assert resolve(str(tmp_path / "a"), environ, home=tmp_path) == tmp_path / "a"
+    assert resolve_state_dir(str(tmp_path / "a"), environ, home=tmp_path) == tmp_path / "a"
 
 
 def test_our_own_variable_wins_over_the_shared_one(tmp_path: Path) -> None:
     environ = {"MOLECULE_STATE_DIR": str(tmp_path / "b"), "CONFIGS_DIR": str(tmp_path / "c")}
 
-    assert resolve(None, environ, home=tmp_path) == tmp_path / "b"
+    assert resolve_state_dir(None, environ, home=tmp_path) == tmp_path / "b"
 
 
 def test_the_shared_variable_is_used_when_it_is_all_there_is(tmp_path: Path) -> None:
-    assert resolve(None, {"CONFIGS_DIR": str(tmp_path / "c")}, home=tmp_path) == tmp_path / "c"
+    assert resolve_state_dir(None, {"CONFIGS_DIR": str(tmp_path / "c")}, home=tmp_path) == tmp_path / "c"
 
 
 def test_an_empty_variable_counts_as_unset(tmp_path: Path) -> None:
-    folder = resolve(None, {"MOLECULE_STATE_DIR": ""}, home=tmp_path, configs=tmp_path / "none")
+    folder = resolve_state_dir(None, {"MOLECULE_STATE_DIR": ""}, home=tmp_path, configs=tmp_path / "none")
 
     assert folder == tmp_path / ".config" / "molecule" / "state"
 
@@ -42,11 +42,11 @@ def test_a_configs_folder_that_exists_comes_before_home(tmp_path: Path) -> None:
     configs = tmp_path / "configs"
     configs.mkdir()
 
-    assert resolve(None, {}, home=tmp_path, configs=configs) == configs
+    assert resolve_state_dir(None, {}, home=tmp_path, configs=configs) == configs
 
 
 def test_a_configs_folder_is_never_made(tmp_path: Path) -> None:
-    resolve(None, {}, home=tmp_path, configs=tmp_path / "configs")
+    resolve_state_dir(None, {}, home=tmp_path, configs=tmp_path / "configs")
 
     assert not (tmp_path / "configs").exists()
 
@@ -54,11 +54,11 @@ def test_a_configs_folder_is_never_made(tmp_path: Path) -> None:
 def test_the_second_home_folder_is_taken_when_the_first_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / ".config").write_text("a file")
 
-    assert resolve(None, {}, home=tmp_path, configs=tmp_path / "none") == tmp_path / ".molecule-workspace"
+    assert resolve_state_dir(None, {}, home=tmp_path, configs=tmp_path / "none") == tmp_path / ".molecule-workspace"
 
 
 def test_a_new_folder_is_closed_to_others_and_left_empty(tmp_path: Path) -> None:
-    folder = resolve(tmp_path / "a" / "b", {}, home=tmp_path)
+    folder = resolve_state_dir(tmp_path / "a" / "b", {}, home=tmp_path)
 
     assert mode(folder) == 0o700
     assert list(folder.iterdir()) == []
@@ -71,7 +71,7 @@ def test_a_folder_of_ours_is_closed_to_others(tmp_path: Path, content: list[str]
     for name in content:
         (folder / name).touch()
 
-    resolve(folder, {}, home=tmp_path)
+    resolve_state_dir(folder, {}, home=tmp_path)
 
     assert mode(folder) == 0o700
 
@@ -82,7 +82,7 @@ def test_a_folder_that_others_use_keeps_its_mode(tmp_path: Path) -> None:
     folder.chmod(0o755)
     (folder / "somebody.conf").touch()
 
-    resolve(folder, {}, home=tmp_path)
+    resolve_state_dir(folder, {}, home=tmp_path)
 
     assert mode(folder) == 0o755
 
@@ -92,7 +92,7 @@ def test_a_sticky_folder_keeps_its_mode(tmp_path: Path) -> None:
     folder.mkdir()
     folder.chmod(0o1777)
 
-    resolve(folder, {}, home=tmp_path)
+    resolve_state_dir(folder, {}, home=tmp_path)
 
     assert mode(folder) == 0o1777
 
@@ -114,12 +114,12 @@ def test_a_named_folder_that_cannot_be_used_is_refused_by_its_source(
     environ = {name: str(tmp_path / value) for name, value in environ.items()}
 
     with pytest.raises(ConfigError, match=source) as caught:
-        resolve(named, environ, home=tmp_path)
+        resolve_state_dir(named, environ, home=tmp_path)
 
     assert str(tmp_path / "file") in str(caught.value)
     assert source in caught.value.hint
     with pytest.raises(ConfigError, match=source):
-        preview(named, environ, home=tmp_path)
+        preview_state_dir(named, environ, home=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["file"], "nothing else was tried"
 
 
@@ -129,7 +129,7 @@ def test_a_full_disk_is_no_question_of_permissions(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(tempfile, "TemporaryFile", no_room)
     with pytest.raises(ConfigError, match="No space left") as caught:
-        resolve(str(tmp_path), {}, home=tmp_path)
+        resolve_state_dir(str(tmp_path), {}, home=tmp_path)
     assert caught.value.hint.startswith("free disk space")
 
 
@@ -138,7 +138,7 @@ def test_when_nothing_can_be_written_all_that_was_tried_is_named(tmp_path: Path)
     (tmp_path / ".molecule-workspace").write_text("a file")
 
     with pytest.raises(ConfigError) as caught:
-        resolve(None, {}, home=tmp_path, configs=tmp_path / "none")
+        resolve_state_dir(None, {}, home=tmp_path, configs=tmp_path / "none")
 
     assert str(tmp_path / ".config" / "molecule" / "state") in str(caught.value)
     assert str(tmp_path / ".molecule-workspace") in str(caught.value)
@@ -147,11 +147,11 @@ def test_when_nothing_can_be_written_all_that_was_tried_is_named(tmp_path: Path)
 
 def test_an_empty_flag_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="empty"):
-        resolve(" ", {}, home=tmp_path)
+        resolve_state_dir(" ", {}, home=tmp_path)
 
 
 def test_a_preview_touches_nothing(tmp_path: Path) -> None:
-    folder = preview(None, {}, home=tmp_path, configs=tmp_path / "none")
+    folder = preview_state_dir(None, {}, home=tmp_path, configs=tmp_path / "none")
 
     assert folder == tmp_path / ".config" / "molecule" / "state"
     assert list(tmp_path.iterdir()) == []
@@ -162,16 +162,16 @@ def test_a_relative_folder_does_not_move_with_the_working_directory(
 ) -> None:
     monkeypatch.chdir(tmp_path)
 
-    assert resolve("state", {}, home=tmp_path) == tmp_path / "state"
+    assert resolve_state_dir("state", {}, home=tmp_path) == tmp_path / "state"
 
 
 def test_to_look_into_a_folder_with_a_journal_comes_before_others_and_nothing_is_made(tmp_path: Path) -> None:
     first, second = tmp_path / ".config" / "molecule" / "state", tmp_path / ".molecule-workspace"
-    assert existing(None, {}, home=tmp_path, configs=tmp_path / "none") == first
+    assert existing_state_dir(None, {}, home=tmp_path, configs=tmp_path / "none") == first
     second.mkdir()
     (second / "journal.sqlite3").touch()
-    assert existing(None, {}, home=tmp_path, configs=tmp_path / "none") == second
-    assert existing(None, {"MOLECULE_STATE_DIR": str(tmp_path / "x")}, home=tmp_path) == tmp_path / "x"
+    assert existing_state_dir(None, {}, home=tmp_path, configs=tmp_path / "none") == second
+    assert existing_state_dir(None, {"MOLECULE_STATE_DIR": str(tmp_path / "x")}, home=tmp_path) == tmp_path / "x"
     assert sorted(path.name for path in tmp_path.iterdir()) == [".molecule-workspace"]
 
 
@@ -184,13 +184,13 @@ def test_a_preview_proves_by_writing_what_would_be_used(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(tempfile, "TemporaryFile", read_only)
     with pytest.raises(ConfigError, match="Read-only file system"):
-        preview(tmp_path / "a" / "b", {}, home=tmp_path)
+        preview_state_dir(tmp_path / "a" / "b", {}, home=tmp_path)
     with pytest.raises(ConfigError, match="no state folder can be written"):
-        preview(None, {}, home=tmp_path, configs=tmp_path / "none")
+        preview_state_dir(None, {}, home=tmp_path, configs=tmp_path / "none")
     assert tried == [tmp_path] * 3
 
 
 def test_a_preview_gives_the_folder_that_a_start_would_use(tmp_path: Path) -> None:
     (tmp_path / ".config").touch()
 
-    assert preview(None, {}, home=tmp_path, configs=tmp_path / "none") == tmp_path / ".molecule-workspace"
+    assert preview_state_dir(None, {}, home=tmp_path, configs=tmp_path / "none") == tmp_path / ".molecule-workspace"

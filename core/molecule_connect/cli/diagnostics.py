@@ -13,9 +13,9 @@ import attrs
 from molecule_connect.app import rehearse
 from molecule_connect.cli.local_status import survey
 from molecule_connect.config import environment
-from molecule_connect.config import state_dir as state_folder
 from molecule_connect.config.load import Listing, WorkspacesError, read_config, read_variable
 from molecule_connect.config.settings import DEFAULT_API_URL, WorkspaceSettings
+from molecule_connect.config.state_dir import preview_state_dir, state_dir_problems
 from molecule_connect.console.sanitize import span
 from molecule_connect.errors import AuthError, ConfigError, MoleculeError, PlatformError
 from molecule_connect.events import Described, Event, Notice
@@ -114,11 +114,11 @@ async def _workspace_checkup(
 
 def _folder(flags: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[Path | None, list[Finding]]:
     try:
-        folder = state_folder.preview(flags["state_dir"], environ, home=environment.home())
+        folder = preview_state_dir(flags["state_dir"], environ)
     except ConfigError as exc:
         return None, [_failed("state folder", exc)]
     text = str(folder) if folder.exists() else f"{folder}, which a start would make"
-    warnings = [Finding("state folder", WARN, text, hint) for text, hint in state_folder.dangers(folder)]
+    warnings = [Finding("state folder", WARN, text, hint) for text, hint in state_dir_problems(folder)]
     return folder, [Finding("state folder", OK, text), *warnings]
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from molecule_connect.config import environment
-from molecule_connect.config import state_dir as state_folder
+from molecule_connect.config.state_dir import existing_state_dir
 from molecule_connect.console.sanitize import span
 
 STATE_DIR = click.option(
@@ -31,7 +30,7 @@ def folder_of(state_dir: str | None) -> Path:
     Raises:
         ConfigError: ``--state-dir`` is empty.
     """
-    return state_folder.existing(state_dir, os.environ, home=environment.home())
+    return existing_state_dir(state_dir, os.environ)
 
 
 def moment(seconds: float | None) -> str | None:

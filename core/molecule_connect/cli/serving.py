@@ -13,9 +13,9 @@ from molecule_connect.cli import exit_codes
 from molecule_connect.cli.flags import Asked, ask
 from molecule_connect.cli.signals import StopSignals
 from molecule_connect.config import environment
-from molecule_connect.config import state_dir as state_folder
 from molecule_connect.config.load import WorkspacesError
 from molecule_connect.config.settings import WorkspaceSettings
+from molecule_connect.config.state_dir import preview_state_dir, resolve_state_dir
 from molecule_connect.console.screen import Screen, Summary
 from molecule_connect.errors import ConfigError, without_credentials
 from molecule_connect.executors import PatientExecutor
@@ -27,7 +27,7 @@ def run(flags: Mapping[str, Any], given: frozenset[str], *, screen: Screen) -> N
     Raises:
         MoleculeError: What was asked for makes no sense, or serving ended with it.
     """
-    planned = state_folder.preview(flags["state_dir"], os.environ, home=environment.home())
+    planned = preview_state_dir(flags["state_dir"], os.environ)
     with _each_fault(screen):
         asked = ask(flags, given, os.environ, planned)
         if flags["token"] is not None:
@@ -42,7 +42,7 @@ def run(flags: Mapping[str, Any], given: frozenset[str], *, screen: Screen) -> N
             _rehearse(asked, flags["mode"], planned, screen)
             return
         with StopSignals(grace=asked.grace, spell=screen.last_words, reloads=asked.again is not None) as signals:
-            folder = state_folder.resolve(flags["state_dir"], os.environ, home=environment.home())
+            folder = resolve_state_dir(flags["state_dir"], os.environ)
             with _log_to(screen):
                 asyncio.run(_serve(asked, flags["mode"], folder, screen, signals))
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import attrs
 
-from molecule_connect.config import state_dir as state_folder
 from molecule_connect.config.settings import DEFAULT_API_URL, DEFAULT_JOURNAL_QUOTA, Tls, check_workspace_id, parse_size
+from molecule_connect.config.state_dir import CONFIGS_DIR, home_dir, state_file
 from molecule_connect.errors import ConfigError
 from molecule_connect.platform.credentials import check_token, read_token_file
 
@@ -37,14 +37,6 @@ class TokenSource:
     name: str
     token: str | None = attrs.field(default=None, repr=False)
     file: Path | None = None
-
-
-def home() -> Path:
-    """The user's folder; the root for a user id without an account, as containers have."""
-    try:
-        return Path.home()
-    except RuntimeError:
-        return Path("/")
 
 
 def path_of(text: str) -> Path:
@@ -154,15 +146,15 @@ def find_token(
     source = token_source(token, token_file, environ)
     if source is not None:
         return {"token": source.token, "token_source": source.name, "token_file": source.file}
-    if state_dir is not None and state_folder.file_of(state_dir, workspace_id, ".token").exists():
+    if state_dir is not None and state_file(state_dir, workspace_id, ".token").exists():
         return {"token_source": "the state folder"}
-    older = older_token_file(environ, home=home())
+    older = older_token_file(environ, home=home_dir())
     if older is not None:
         return {"token": read_token_file(older), "token_source": str(older), "adopt_token": True}
     raise no_token()
 
 
-def older_token_file(environ: Mapping[str, str], *, home: Path, configs: Path = state_folder.CONFIGS) -> Path | None:
+def older_token_file(environ: Mapping[str, str], *, home: Path, configs: Path = CONFIGS_DIR) -> Path | None:
     """Where the platform's Python runtime and MCP server keep the token of their only workspace; None: nowhere."""
     named = environ.get("CONFIGS_DIR")
     folders = [path_of(named)] if named else [configs, home / ".molecule-workspace"]

@@ -17,9 +17,9 @@ import attrs
 
 from molecule_connect import files
 from molecule_connect.config import environment
-from molecule_connect.config import state_dir as state_folder
 from molecule_connect.config.keys import OWN, read_keys, stack
 from molecule_connect.config.settings import Tls, WorkspaceSettings
+from molecule_connect.config.state_dir import existing_state_dir, state_file
 from molecule_connect.errors import ConfigError, MoleculeError
 from molecule_connect.platform.address import parse_address
 from molecule_connect.platform.credentials import check_token, read_token_file
@@ -147,7 +147,7 @@ def load_workspaces(
         ConfigError: There is no id or no token, or they cannot be used.
     """
     if state_dir is None:
-        state_dir = state_folder.existing(None, environ, home=environment.home())
+        state_dir = existing_state_dir(None, environ)
     if not environ.get(environment.WORKSPACES_VARIABLE):
         return [_single(environ, state_dir)]
     return read_variable(environ, state_dir=state_dir, flags=flags, check=check).whole()
@@ -402,7 +402,7 @@ def _toml(path: Path) -> tuple[os.stat_result, dict[str, Any]]:
 
 
 def _is_kept(state_dir: Path | None, name: str | None) -> bool:
-    return bool(state_dir and name and state_folder.file_of(state_dir, name, ".token").exists())
+    return bool(state_dir and name and state_file(state_dir, name, ".token").exists())
 
 
 def _org_id(environ: Mapping[str, str]) -> str | None:

@@ -20,11 +20,21 @@ from molecule_connect.files import (
 )
 from molecule_connect.models import canonical_id
 
-CONFIGS = Path("/configs")
+CONFIGS_DIR = Path("/configs")
 _VARIABLES = ("MOLECULE_STATE_DIR", "CONFIGS_DIR")
 
 
-def resolve(named: str | Path | None, environ: Mapping[str, str], *, home: Path, configs: Path = CONFIGS) -> Path:
+def home_dir() -> Path:
+    """The user's home directory; the root for a user id without an account, as in some containers."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path("/")
+
+
+def resolve_state_dir(
+    named: str | Path | None, environ: Mapping[str, str], *, home: Path | None = None, configs: Path = CONFIGS_DIR
+) -> Path:
     """The state folder, existing, proved by writing, readable by its owner alone.
 
     The order is that of the neighbouring clients: *named* (``--state-dir``), ``MOLECULE_STATE_DIR``, ``CONFIGS_DIR``,
@@ -37,19 +47,26 @@ def resolve(named: str | Path | None, environ: Mapping[str, str], *, home: Path,
     return _choose(named, environ, _prove, home=home, configs=configs)
 
 
-def preview(named: str | Path | None, environ: Mapping[str, str], *, home: Path, configs: Path = CONFIGS) -> Path:
-    """The folder that ``resolve`` would give, proved as far as that is possible without making it.
+def preview_state_dir(
+    named: str | Path | None, environ: Mapping[str, str], *, home: Path | None = None, configs: Path = CONFIGS_DIR
+) -> Path:
+    """The folder that ``resolve_state_dir`` would give, proved as far as that is possible without making it.
 
     Raises:
-        ConfigError: As ``resolve`` does.
+        ConfigError: As ``resolve_state_dir`` does.
     """
     return _choose(named, environ, _try, home=home, configs=configs)
 
 
 def _choose(
-    named: str | Path | None, environ: Mapping[str, str], prove: Callable[[Path], None], *, home: Path, configs: Path
+    named: str | Path | None,
+    environ: Mapping[str, str],
+    prove: Callable[[Path], None],
+    *,
+    home: Path | None,
+    configs: Path,
 ) -> Path:
-    chosen = named_folder(named, environ)
+    chosen = named_state_dir(named, environ)
     if chosen is not None:
         source, folder = chosen
         try:
@@ -80,7 +97,7 @@ def _choose(
     )
 
 
-def dangers(folder: Path) -> Iterator[tuple[str, str]]:
+def state_dir_problems(folder: Path) -> Iterator[tuple[str, str]]:
     """What lets other users replace *folder* or what is in it, and what to do about each.
 
     That is a folder on the way to it that others can write, unless the sticky bit keeps them from renaming what isn't
@@ -107,33 +124,35 @@ def dangers(folder: Path) -> Iterator[tuple[str, str]]:
             )
 
 
-def existing(named: str | Path | None, environ: Mapping[str, str], *, home: Path, configs: Path = CONFIGS) -> Path:
+def existing_state_dir(
+    named: str | Path | None, environ: Mapping[str, str], *, home: Path | None = None, configs: Path = CONFIGS_DIR
+) -> Path:
     """The folder to look into, without touching it: the named one, else the first that holds a journal, else the first.
 
     Raises:
         ConfigError: ``--state-dir`` is empty.
     """
-    chosen = named_folder(named, environ)
+    chosen = named_state_dir(named, environ)
     if chosen is not None:
         return chosen[1]
     folders = list(_unnamed(home, configs))
     return next((folder for folder in folders if any(folder.glob("journal*"))), folders[0])
 
 
-def everywhere(
-    named: str | Path | None, environ: Mapping[str, str], *, home: Path, configs: Path = CONFIGS
+def all_state_dirs(
+    named: str | Path | None, environ: Mapping[str, str], *, home: Path | None = None, configs: Path = CONFIGS_DIR
 ) -> list[Path]:
-    """The state folder, as ``resolve`` finds it, then every other folder where this user's state may be.
+    """The state folder, as ``resolve_state_dir`` finds it, then every other folder where this user's state may be.
 
     Raises:
-        ConfigError: As ``resolve`` does.
+        ConfigError: As ``resolve_state_dir`` does.
     """
     others = [Path(environ[name]).expanduser().absolute() for name in _VARIABLES if environ.get(name)]
-    folders = [resolve(named, environ, home=home, configs=configs), *others, *_unnamed(home, configs)]
+    folders = [resolve_state_dir(named, environ, home=home, configs=configs), *others, *_unnamed(home, configs)]
     return list(dict.fromkeys(folders))
 
 
-def named_folder(named: str | Path | None, environ: Mapping[str, str]) -> tuple[str, Path] | None:
+def named_state_dir(named: str | Path | None, environ: Mapping[str, str]) -> tuple[str, Path] | None:
     """What the operator chose and with what words, or None. An empty variable counts as unset."""
     if named is not None:
         if not str(named).strip():
@@ -145,7 +164,7 @@ def named_folder(named: str | Path | None, environ: Mapping[str, str]) -> tuple[
     return None
 
 
-def file_of(folder: Path, workspace_id: str, suffix: str) -> Path:
+def state_file(folder: Path, workspace_id: str, suffix: str) -> Path:
     """``<workspace-id><suffix>`` in *folder*; an earlier release's where that alone exists.
 
     Earlier releases spelled an id as it was given, so a UUID may stand in capitals there.
@@ -158,7 +177,7 @@ def file_of(folder: Path, workspace_id: str, suffix: str) -> Path:
     return folder / next(others, path.name)
 
 
-def adopt(folder: Path, workspace_id: str, suffixes: Iterable[str]) -> None:
+def rename_legacy_files(folder: Path, workspace_id: str, suffixes: Iterable[str]) -> None:
     """Give the files of an earlier release the canonical spelling of *workspace_id*; one that is taken is left alone.
 
     Raises:
@@ -188,7 +207,8 @@ def _otherwise_spelled(folder: Path, workspace_id: str) -> list[str]:
     return [name for name in names if name[:length].lower() == workspace_id and not name.startswith(workspace_id)]
 
 
-def _unnamed(home: Path, configs: Path) -> Iterator[Path]:
+def _unnamed(home: Path | None, configs: Path) -> Iterator[Path]:
+    home = home or home_dir()
     if configs.is_dir() and os.access(configs, os.W_OK | os.X_OK):
         yield configs
     yield home / ".config" / "molecule" / "state"

@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from molecule_connect.config.state_dir import file_of
+from molecule_connect.config.state_dir import state_file
 from molecule_connect.journal.journal import Journal, Position
 from molecule_connect.models import canonical_id
 
@@ -28,7 +28,7 @@ async def take_over(
             one that names the beginning of an id is not its own where that is the beginning of another's too.
     """
     mine = journal.of(workspace_id)
-    if mine.position() != Position() or file_of(state_dir, workspace_id, ".json").exists():
+    if mine.position() != Position() or state_file(state_dir, workspace_id, ".json").exists():
         return None
     suffixes = [f"_{workspace_id}"]
     if not any(other.startswith(workspace_id[:8]) for other in others):

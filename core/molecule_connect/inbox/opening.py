@@ -10,10 +10,9 @@ from pathlib import Path
 
 from molecule_connect import events, open_files
 from molecule_connect.app import warn_of_dangers
-from molecule_connect.config import environment
-from molecule_connect.config import state_dir as state_folder
 from molecule_connect.config.load import load_workspaces
 from molecule_connect.config.settings import WorkspaceSettings
+from molecule_connect.config.state_dir import all_state_dirs, home_dir, resolve_state_dir
 from molecule_connect.errors import ConfigError, JournalError, MoleculeError
 from molecule_connect.inbox import legacy_cursor
 from molecule_connect.inbox.inbox import Inbox
@@ -51,7 +50,7 @@ async def open_inbox(
         LeaseError: Another process on this machine answers for a workspace with a backend.
         JournalError: The journal cannot be used.
     """
-    folder = state_folder.resolve(state_dir, environ, home=environment.home())
+    folder = resolve_state_dir(state_dir, environ)
     settings = _checked(load_workspaces(environ, state_dir=folder) if workspaces is None else workspaces)
     warn_of_dangers(settings, folder, listener)
     for one in settings:
@@ -71,7 +70,7 @@ async def open_inbox(
             client = client_of(one, ground)
             stack.push_async_callback(client.aclose)
             desks.append(InboxDesk(one, client, ground, presence=heartbeat))
-        folders = legacy_cursor.folders(environ, home=environment.home())
+        folders = legacy_cursor.folders(environ, home=home_dir())
         ids = {desk.workspace_id for desk in desks}
         for name in ids:
             await legacy_cursor.take_over(journal, folder, name, folders, others=ids - {name})
@@ -88,7 +87,7 @@ def state_folders(environ: Mapping[str, str] = os.environ, *, state_dir: Path | 
     Raises:
         ConfigError: The folder can't be used.
     """
-    return state_folder.everywhere(state_dir, environ, home=environment.home())
+    return all_state_dirs(state_dir, environ)
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from molecule_connect import files
-from molecule_connect.config import state_dir as state_folder
+from molecule_connect.config.state_dir import state_file
 from molecule_connect.errors import ConfigError
 
 _PLACEHOLDER = re.compile(
@@ -204,7 +204,7 @@ class Credentials:
         """
         if self._state_dir is None:
             return None
-        path = state_folder.file_of(self._state_dir, self._workspace_id, ".token")
+        path = state_file(self._state_dir, self._workspace_id, ".token")
         try:
             with os.fdopen(files.open_file(path, os.O_RDONLY), "rb") as file:
                 exposed = files.exposure(os.fstat(file.fileno()), path, group_may_write=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import attrs
 
 from molecule_connect.config.settings import MAX_SINCE_SECS, Tls, check_workspace_id, shown_address
-from molecule_connect.config.state_dir import file_of
+from molecule_connect.config.state_dir import state_file
 from molecule_connect.errors import ConfigError
 from molecule_connect.models import canonical_id
 from molecule_connect.platform.address import parse_address
@@ -60,7 +60,7 @@ class AgentSettings:
         try:
             if self.token_dir is not None:
                 return Path(self.token_dir).expanduser()
-            return file_of(Path.home() / ".molecule", self.workspace_id, "")
+            return state_file(Path.home() / ".molecule", self.workspace_id, "")
         except RuntimeError as exc:
             whose = "this user" if self.token_dir is None else f"the user that token_dir {str(self.token_dir)!r} names"
             raise ConfigError(f"{whose} has no home folder", hint="name a folder with token_dir, without a ~") from exc

@@ -12,7 +12,7 @@ from pathlib import Path
 import attrs
 
 from molecule_connect import files
-from molecule_connect.config import state_dir as state_folder
+from molecule_connect.config.state_dir import rename_legacy_files, state_file
 from molecule_connect.errors import ConfigError, LeaseError, StateLostError
 
 # Whoever asks who holds it has it for some microseconds, which must turn no process away.
@@ -77,7 +77,7 @@ def holder(folder: Path, workspace_id: str) -> Holder | None:
     Raises:
         LeaseError: The lease's file cannot be read.
     """
-    path = state_folder.file_of(folder, workspace_id, ".lock")
+    path = state_file(folder, workspace_id, ".lock")
     try:
         descriptor = files.open_file(path, os.O_RDONLY, of_anyone=True)
     except FileNotFoundError:
@@ -95,7 +95,7 @@ def holder(folder: Path, workspace_id: str) -> Holder | None:
 
 def _adopt(folder: Path, workspace_id: str, suffixes: Iterable[str]) -> None:
     try:
-        state_folder.adopt(folder, workspace_id, suffixes)
+        rename_legacy_files(folder, workspace_id, suffixes)
     except OSError as exc:
         raise ConfigError(
             f"the files of {workspace_id} in {folder} can't be renamed to its id in lower case: {exc.strerror}",

@@ -13,8 +13,8 @@ from typing import Any
 import attrs
 
 from molecule_connect import events, files
-from molecule_connect.config import state_dir as state_folder
 from molecule_connect.config.settings import WorkspaceSettings
+from molecule_connect.config.state_dir import state_file
 from molecule_connect.errors import MoleculeError, without_credentials
 
 # Written at each change and each beat, and at least so often: its age tells a process that hangs.
@@ -255,7 +255,7 @@ def status_path(folder: Path, workspace_id: str) -> Path:
 def read_status(folder: Path, workspace_id: str) -> Status | None:
     """What the connection last told, or None where there is nothing, or nothing that makes sense."""
     try:
-        content = json.loads(files.read(state_folder.file_of(folder, workspace_id, SUFFIX), of_anyone=True))
+        content = json.loads(files.read(state_file(folder, workspace_id, SUFFIX), of_anyone=True))
         known = {field.name for field in attrs.fields(Status)}
         values = {name: value for name, value in content.items() if name in known}
         values["ailments"] = tuple(Ailment(**one) for one in values.get("ailments", ()))
