@@ -1,4 +1,4 @@
-"""How long to wait before trying again."""
+"""Exponential backoff with jitter."""
 
 import random as _random
 from collections.abc import Callable
@@ -8,12 +8,12 @@ import attrs
 
 @attrs.frozen(kw_only=True)
 class Backoff:
-    """Doubling waits with jitter: a wait lies between half of its nominal length and all of it.
+    """Delays that double with each failure. Each is jittered to between half of its nominal length and all of it.
 
     Attributes:
-        first: Nominal seconds after the first failure.
-        cap: The longest nominal wait, in seconds.
-        random: Gives a float in [0, 1).
+        first: Nominal delay after the first failure, in seconds.
+        cap: The longest nominal delay, in seconds.
+        random: Returns a float in [0, 1).
     """
 
     first: float = 1.0
@@ -21,13 +21,14 @@ class Backoff:
     random: Callable[[], float] = _random.random
 
     def delay(self, failures: int, *, at_least: float | None = None) -> float:
-        """Seconds to wait after *failures* failures in a row (1 for the first).
+        """Return the seconds to wait after *failures* consecutive failures, starting with 1.
 
-        ``at_least`` is what the platform asked for; it is honoured up to ``cap``.
+        Args:
+            at_least: The platform's Retry-After. It is honored up to ``cap``.
         """
         nominal = min(self.cap, self.first * 2.0 ** min(failures - 1, 32))
         return max(self.jitter(nominal), min(at_least or 0.0, self.cap))
 
     def jitter(self, nominal: float) -> float:
-        """Between half of *nominal* and all of it."""
+        """Return a random duration between half of *nominal* and *nominal*."""
         return nominal * (0.5 + self.random() / 2)

@@ -1,4 +1,4 @@
-"""The errors of molecule-connect. The class says what to do next, ``hint`` says it to a person."""
+"""The errors of molecule-connect: the class is for programs, ``hint`` is for the operator."""
 
 import enum
 import errno
@@ -10,26 +10,26 @@ if TYPE_CHECKING:
     # The command line loads this module, and attrs costs a third of what --help may take.
     from molecule_connect.models import Usage
 
-# The error of a fleet quotes so many of its workspaces.
-_MOST_TOLD = 5
+# Workspaces that the error of a supervisor quotes.
+_MOST_QUOTED = 5
 _CREDENTIALS = re.compile(r"(?<=://)[^\s/?#'\"<>]*@")
-# What a machine runs out of for a while: room and inodes on a disk, open files, memory.
+# Temporary shortages: disk space and inodes, open files, memory.
 _OUT_OF_FILES = frozenset({errno.EMFILE, errno.ENFILE})
 _SHORTAGES = _OUT_OF_FILES | {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM}
-# SQLite for the same, and for a file that another program holds: BUSY, IOERR, FULL and CANTOPEN.
+# SQLite's codes for these and for a locked file: BUSY, IOERR, FULL and CANTOPEN.
 _SQLITE_SHORTAGES = frozenset({5, 10, 13, 14})
 
 
 def without_credentials(text: str) -> str:
-    """*text* with ``***`` in place of the user name and password of each URL in it."""
+    """Return *text* with ``***`` in place of user name and password in each URL."""
     return _CREDENTIALS.sub("***@", text)
 
 
 class MoleculeError(Exception):
-    """Anything that molecule-connect raises on purpose. Neither text nor hint shows the credentials of a URL.
+    """Base class of all errors of molecule-connect. Credentials in URLs are removed from text and hint.
 
     Attributes:
-        hint: One line: what the operator can do. Empty where the text says it all.
+        hint: One line about what the operator can do. Empty if the text is enough.
     """
 
     def __init__(self, message: str, *, hint: str = "") -> None:
@@ -38,7 +38,7 @@ class MoleculeError(Exception):
 
     @property
     def may_heal(self) -> bool:
-        """Whether the same can succeed later although nobody changes a setting: a full disk is one day not full."""
+        """Whether a retry can succeed without a change of settings, for example after a disk was full."""
         return any(
             (isinstance(one, OSError) and one.errno in _SHORTAGES)
             or getattr(one, "sqlite_errorcode", 0) & 0xFF in _SQLITE_SHORTAGES
@@ -47,7 +47,7 @@ class MoleculeError(Exception):
 
 
 def ran_out_of_files(error: BaseException | None) -> bool:
-    """Whether *error*, or what caused it, says that this process or machine can't open any more files."""
+    """Whether *error* or one of its causes means that no more files can be opened."""
     return any(isinstance(one, OSError) and one.errno in _OUT_OF_FILES for one in _chain(error))
 
 
@@ -60,11 +60,11 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 class ConfigError(MoleculeError):
-    """Something that was asked for makes no sense; found before the first request."""
+    """The configuration can't work. Raised before the first request."""
 
 
 class ArgumentError(ConfigError, ValueError):
-    """A value that was passed cannot be used; found before any request."""
+    """An argument can't be used. Raised before any request."""
 
 
 class OptionError(ConfigError):
@@ -90,8 +90,8 @@ class BackendError(MoleculeError):
 
     Attributes:
         retryable: Whether another attempt can help.
-        retry_after: Seconds until it can; the wait costs no attempt.
-        usage: What the attempt cost all the same.
+        retry_after: Seconds until then. The wait doesn't count as an attempt.
+        usage: The cost of the failed attempt.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class BackendError(MoleculeError):
 
 
 class JournalError(MoleculeError):
-    """The journal cannot be read or written."""
+    """The journal can't be read or written."""
 
 
 class StateLostError(JournalError):
@@ -132,42 +132,42 @@ class WorkspaceDeletedError(MoleculeError):
 
 
 class ArchiveError(MoleculeError, ValueError):
-    """An archive that was downloaded cannot be unpacked, or must not be; nothing was changed."""
+    """A downloaded archive is damaged or unsafe to unpack. Nothing was changed."""
 
 
 class CloseError(MoleculeError):
-    """A plugin failed while it was closed."""
+    """A plugin failed to close."""
 
 
 class FleetError(MoleculeError):
-    """Some of the workspaces that one process served have ended with an error, and none is left.
+    """The process serves no workspace any more, and at least one of them stopped with an error.
 
     Attributes:
-        errors: What each of those ended with, by workspace id.
+        errors: The error of each of these, by workspace id.
     """
 
     def __init__(self, errors: Mapping[str, BaseException], *, of: int) -> None:
         self.errors = dict(errors)
         texts = [f"{name}: {str(error) or type(error).__name__}" for name, error in self.errors.items()]
-        more = [f"and {len(texts) - _MOST_TOLD} more"] if len(texts) > _MOST_TOLD else []
+        more = [f"and {len(texts) - _MOST_QUOTED} more"] if len(texts) > _MOST_QUOTED else []
         hints = {getattr(error, "hint", "") for error in self.errors.values()}
         hint = hints.pop() if len(hints) == 1 else ""
         super().__init__(
-            f"{len(self.errors)} of {of} workspaces ended with an error: {'; '.join([*texts[:_MOST_TOLD], *more])}",
-            hint=hint or "the lines above say for each what to do",
+            f"{len(self.errors)} of {of} workspaces ended with an error: {'; '.join([*texts[:_MOST_QUOTED], *more])}",
+            hint=hint or "see the lines above for what to do about each",
         )
 
 
 class Outcome(enum.Enum):
-    """How far a request came that was not answered well."""
+    """How far a failed request got."""
 
-    NOT_TAKEN = "not taken"  # the platform cannot have acted on it
-    UNKNOWN = "unknown"  # cut while it was sent, or a server error
-    WRITTEN = "written"  # sent in full on a connection that worked, and no answer came in time
+    NOT_TAKEN = "not taken"  # the platform can't have acted on it
+    UNKNOWN = "unknown"  # cut off while sending, or a server error
+    WRITTEN = "written"  # sent in full on a working connection, without a response in time
 
 
 class PlatformError(MoleculeError):
-    """A request to the platform failed. The text names the operation and the status, never a token."""
+    """A request to the platform failed. The text names operation and status, and never a token."""
 
     def __init__(self, message: str, *, operation: str, status: int | None, hint: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -176,19 +176,19 @@ class PlatformError(MoleculeError):
 
     @property
     def may_heal(self) -> bool:
-        """A platform that starts, or one of its blips, can refuse anything in its own words."""
+        """True: a platform that is starting, or has a short outage, can refuse any request."""
         return True
 
 
 class TransientPlatformError(PlatformError):
-    """It may work later. The network error, if there was one, is the cause.
+    """A retry may succeed. A network error is the ``__cause__``.
 
     Attributes:
         retry_after: Seconds that the platform asked us to wait.
         outcome: Whether the platform may have acted on the request.
-        platform_said: True when the answer was the platform's own JSON.
-        about_peer: The failure concerns the peer that was written to, and says nothing about messages to others.
-        is_reported: The operator was told of the cause once, for all workspaces of this process.
+        platform_said: The response was the platform's own JSON error.
+        about_peer: The failure concerns the receiving peer, not messages to others.
+        is_reported: The cause was already reported to the operator for the whole process.
     """
 
     def __init__(
@@ -213,11 +213,11 @@ class TransientPlatformError(PlatformError):
 
 
 class PageTooLargeError(TransientPlatformError):
-    """An answer was larger than its cap; ask for less."""
+    """A response was larger than its cap. Request less."""
 
 
 class PermanentPlatformError(PlatformError):
-    """The platform itself refused, in its own words; the same request will be refused again."""
+    """The platform refused the request in its own JSON, and would refuse it again."""
 
     def __init__(self, message: str, *, operation: str, status: int | None, body: str, hint: str = "") -> None:
         super().__init__(message, operation=operation, status=status, hint=hint)
@@ -238,4 +238,4 @@ class AuthError(PermanentPlatformError):
 
 
 class CursorExpiredError(PermanentPlatformError):
-    """The row that a read was to start after is gone (410), or its id can never be looked up."""
+    """The row that a read starts after doesn't exist any more (410), or its id is invalid."""

@@ -1,7 +1,7 @@
-"""Work for threads where no more threads may be had: what is reported as failed never runs later.
+"""Threads on a system that may not allow more of them. Work that is reported as failed never runs later.
 
-``asyncio.to_thread`` and ``ThreadPoolExecutor.submit`` raise when a thread cannot be started, and leave the work in the
-queue, for a later thread to do.
+``asyncio.to_thread`` and ``ThreadPoolExecutor.submit`` raise if a thread can't be started, but leave the work queued,
+so that another thread runs it later.
 """
 
 import asyncio
@@ -17,16 +17,16 @@ from molecule_connect.errors import ConfigError
 
 P = ParamSpec("P")
 T = TypeVar("T")
-# As many name lookups may be slow, or files be written, at a time.
+# The default executor resolves names and writes files; each may be slow.
 DEFAULT_THREADS = 8
 MORE_THREADS = "allow more processes and threads: ulimit -u, TasksMax= of the unit, or the container's pids limit"
 
 
 async def in_thread(function: Callable[[], T]) -> T:
-    """What *function* returns or raises, in a thread of its own. A cancelled wait leaves the thread to itself.
+    """Run *function* in a new thread and return its result. If the wait is cancelled, the thread continues.
 
     Raises:
-        OSError: No thread can be started; *function* is not called.
+        OSError: The thread can't be started; *function* is not called.
     """
     loop = asyncio.get_running_loop()
     outcome: asyncio.Future[T] = loop.create_future()
@@ -43,7 +43,7 @@ async def in_thread(function: Callable[[], T]) -> T:
         value, error = None, None
         try:
             value = function()
-        except BaseException as exc:  # it belongs to whoever waits
+        except BaseException as exc:  # raised in the waiting task
             error = exc
         with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(settle, value, error)
@@ -56,7 +56,7 @@ def start(thread: threading.Thread) -> None:
     """Start *thread*.
 
     Raises:
-        OSError: It cannot be; it never runs.
+        OSError: It can't be started, and never runs.
     """
     try:
         thread.start()
@@ -65,10 +65,10 @@ def start(thread: threading.Thread) -> None:
 
 
 class PatientExecutor(ThreadPoolExecutor):
-    """Has one thread from the beginning. Where no more can be started, work waits for one that is free.
+    """A thread pool that starts its first thread at once. If no more can be started, work waits for a free thread.
 
     Raises:
-        ConfigError: Not even one can be started.
+        ConfigError: Not even one thread can be started.
     """
 
     def __init__(self, max_workers: int = DEFAULT_THREADS, thread_name_prefix: str = "") -> None:
@@ -87,7 +87,7 @@ class PatientExecutor(ThreadPoolExecutor):
                 return
             try:
                 result = fn(*args, **kwargs)
-            except BaseException as exc:  # it belongs to whoever waits
+            except BaseException as exc:  # raised by the future
                 outcome.set_exception(exc)
             else:
                 outcome.set_result(result)
@@ -95,7 +95,7 @@ class PatientExecutor(ThreadPoolExecutor):
         try:
             super().submit(work)
         except RuntimeError:
-            # It is in the queue all the same, and the first thread takes it.
+            # The work is queued all the same, and the first thread runs it.
             if self._is_shut_down:
                 raise
         return outcome

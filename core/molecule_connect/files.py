@@ -1,33 +1,45 @@
-"""Files and folders that only we may write; a reader finds a file whole: the old content or the new.
+"""Files that only their owner can write, and the names of files from messages.
 
-Another user who can put a link, a folder or a journal of his own in our place would have us overwrite other files, or
-run what he wrote. So everything belongs to us (the effective user) or to root, and files are opened without following
-links.
+A link, folder or journal that another user planted could make this process overwrite other files or run that user's
+commands. So each file and folder has to belong to the effective user or to root, and links are not followed.
 """
 
+import base64
 import contextlib
 import errno
+import mimetypes
 import os
 import pwd
+import re
 import stat
 import tempfile
 from pathlib import Path
+from urllib.parse import unquote_to_bytes
 
 FOLDER_MODE, FILE_MODE = 0o700, 0o600
+MAX_NAME_LENGTH = 100
+_MAX_EXTENSION_LENGTH = 16
+_UNSAFE_CHARACTERS = re.compile(r"[^A-Za-z0-9._-]")
+_FILE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_URL_SAFE_TO_STANDARD = str.maketrans("-_", "+/")
+# Address prefix of a file that was uploaded to the platform.
+PENDING = "platform-pending:"
+# Address prefix of a file inside the message itself, and of its id in the journal. No upload has an id like that.
+INLINE, INLINE_ID = "data:", "inline:"
 
 
 class ForeignError(PermissionError):
-    """Something belongs to another user, or is a link where a file of ours should be. ``strerror`` says what."""
+    """A file or folder that belongs to another user, or a link in place of a file. ``strerror`` has the reason."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(errno.EPERM, reason, str(path))
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Put *data* in *path*, readable by its owner alone, on the disk before the old content goes.
+    """Replace the content of *path* atomically. Only the owner can read the file.
 
     Raises:
-        OSError: It could not be written; the old content is untouched, and nothing is left beside it.
+        OSError: Writing failed. The old content is unchanged and no temporary file is left.
     """
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -42,11 +54,11 @@ def replace(path: Path, data: bytes) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make *path* and what is missing above it, each for its owner alone whatever the umask; check who owns it.
+    """Create *path* and its missing parents with mode 0700, regardless of the umask, and check its owner.
 
     Raises:
-        ForeignError: It belongs to another user, or leads through a link of another user.
-        OSError: It can't be made.
+        ForeignError: *path*, or a link on the way to it, belongs to another user.
+        OSError: It can't be created.
     """
     missing = [each for each in (path, *path.parents) if not os.path.lexists(each)]
     for each in reversed(missing):
@@ -58,11 +70,11 @@ def make_folder(path: Path) -> None:
 
 
 def check_folder(path: Path) -> os.stat_result:
-    """What is known of the folder *path*, which belongs to us or to root, as does every link on the way to it.
+    """Check that the folder *path* and each link on the way to it belong to this user or to root. Return its status.
 
     Raises:
-        ForeignError: It doesn't.
-        OSError: It isn't a folder, or can't be looked at.
+        ForeignError: One of them belongs to another user.
+        OSError: It isn't a folder, or can't be read.
     """
     for each in (*reversed(path.parents), path):
         status = each.lstat()
@@ -77,11 +89,13 @@ def check_folder(path: Path) -> os.stat_result:
 
 
 def check_file(path: Path) -> os.stat_result | None:
-    """What is known of the file *path*, which belongs to us or to root; None when it isn't there. Opens nothing.
+    """Check, without opening it, that the file *path* belongs to this user or to root. Return its status.
+
+    Returns None if the file doesn't exist.
 
     Raises:
         ForeignError: It belongs to another user, or isn't a plain file.
-        OSError: It can't be looked at.
+        OSError: It can't be read.
     """
     try:
         status = path.lstat()
@@ -92,17 +106,17 @@ def check_file(path: Path) -> os.stat_result | None:
 
 
 def open_file(path: Path, flags: int, *, of_anyone: bool = False) -> int:
-    """A descriptor of the file *path*, opened without following a link; created with mode 0600 if *flags* say so.
+    """Open the file *path* without following a link and return a descriptor. ``O_CREAT`` creates it with mode 0600.
 
     Args:
-        of_anyone: It may belong to another user: root looks into the folder of a service.
+        of_anyone: Accept a file of another user, for root reading the folder of a service.
 
     Raises:
         ForeignError: It belongs to another user, or isn't a plain file.
         OSError: It can't be opened.
     """
     try:
-        # A pipe in its place would hold us up.
+        # Without O_NONBLOCK, opening a pipe would block.
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, FILE_MODE)
     except OSError as exc:
         if exc.errno in (errno.ELOOP, errno.EMLINK, errno.ENXIO):
@@ -117,7 +131,7 @@ def open_file(path: Path, flags: int, *, of_anyone: bool = False) -> int:
 
 
 def read(path: Path, *, of_anyone: bool = False) -> bytes:
-    """The content of a file of ours; see ``open_file``.
+    """Return the content of a file; see ``open_file``.
 
     Raises:
         ForeignError: It belongs to another user, or isn't a plain file.
@@ -128,12 +142,12 @@ def read(path: Path, *, of_anyone: bool = False) -> bytes:
 
 
 def exposure(status: os.stat_result, path: Path, *, group_may_write: bool = False) -> tuple[str, str] | None:
-    """How a file that holds a secret, or names commands, is open to others, and what to do about it; None: it isn't.
+    """Return why other users can read or change a file with secrets or commands, and the fix; None if they can't.
 
-    Its group may read it: that is how Kubernetes and systemd hand out secrets. A pipe has no contents to protect.
+    The group may read it, because Kubernetes and systemd hand out secrets that way. Only plain files are checked.
 
     Args:
-        group_may_write: For what we wrote ourselves: Kubernetes lets the group of a volume write everything in it.
+        group_may_write: Accept group write access, which Kubernetes sets on all files of a volume.
     """
     mode = stat.S_IMODE(status.st_mode)
     if not stat.S_ISREG(status.st_mode):
@@ -147,12 +161,12 @@ def exposure(status: os.stat_result, path: Path, *, group_may_write: bool = Fals
 
 
 def identity(status: os.stat_result) -> tuple[int, int]:
-    """What tells one file from all others of this machine, whatever its name."""
+    """Return device and inode, which identify a file under any name."""
     return status.st_dev, status.st_ino
 
 
 def is_at(path: Path, identity_: tuple[int, int]) -> bool:
-    """Whether *path* still names the file; where that can't be found out, it does."""
+    """Whether *path* still names this file. True if that can't be determined."""
     try:
         return identity(path.lstat()) == identity_
     except (FileNotFoundError, NotADirectoryError):
@@ -162,16 +176,80 @@ def is_at(path: Path, identity_: tuple[int, int]) -> bool:
 
 
 def is_trusted(user: int) -> bool:
-    """Whether what belongs to *user* is ours, or root's, who could do anything anyway."""
+    """Whether *user* is the effective user or root, who has full access in any case."""
     return user in (0, os.geteuid())
 
 
 def user_name(user: int) -> str:
-    """``user alice``, or by number where the machine doesn't know a name."""
+    """Return ``user alice``, or the user id if it has no name on this machine."""
     try:
         return f"user {pwd.getpwuid(user).pw_name}"
     except KeyError:
         return f"user {user}"
+
+
+def files_folder(state_folder: Path, workspace_id: str) -> Path:
+    """Return the folder for the files of one workspace's chat."""
+    return state_folder / workspace_id / "files"
+
+
+def safe_name(name: str) -> str:
+    """Return *name* as the platform would store it (contract 2.12): base name, safe characters, at most 100 of them.
+
+    A name that is cut keeps its extension if that has at most 16 characters including the dot.
+    """
+    plain = _UNSAFE_CHARACTERS.sub("_", name.rpartition("/")[2])
+    if len(plain) > MAX_NAME_LENGTH:
+        _, dot, extension = plain.rpartition(".")
+        kept = dot + extension if dot and len(dot + extension) <= _MAX_EXTENSION_LENGTH else ""
+        plain = plain[: MAX_NAME_LENGTH - len(kept)] + kept
+    return plain if plain.strip(".") or len(plain) > 2 else "file"
+
+
+def pending_uri(workspace_id: str, file_id: str) -> str:
+    """Return the address that the platform gives to an upload in messages."""
+    return f"{PENDING}{workspace_id}/{file_id}"
+
+
+def pending_id(uri: str) -> str | None:
+    """Return the id of the upload that *uri* names, or None. The workspace id in it is not checked."""
+    workspace_id, slash, file_id = uri.removeprefix(PENDING).partition("/")
+    is_one = uri.startswith(PENDING) and bool(workspace_id and slash and _FILE_ID.fullmatch(file_id))
+    return file_id if is_one and file_id.strip(".") else None
+
+
+def inline_id(row_id: str, number: int) -> str:
+    """Return the journal's id for the inline file in part *number* of the row *row_id*."""
+    return f"{INLINE_ID}{number}:{row_id}"
+
+
+def is_file(path: Path) -> bool:
+    """Whether *path* is a plain file. False for a path that the system rejects, such as one that is too long."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def type_by_name(name: str) -> str:
+    """Return the MIME type for the extension of *name*, or ""."""
+    # mimetypes parses its argument as a URL, and since Python 3.13 raises ValueError for some names.
+    return mimetypes.guess_type(safe_name(name))[0] or ""
+
+
+def inline_bytes(uri: str) -> bytes:
+    """Return the content of a ``data:`` URI.
+
+    Raises:
+        ValueError: It is malformed.
+    """
+    head, comma, body = uri.partition(",")
+    if not comma:
+        raise ValueError("it has no data")
+    if not head.lower().endswith(";base64"):
+        return unquote_to_bytes(body)
+    plain = "".join(body.split()).translate(_URL_SAFE_TO_STANDARD).rstrip("=")
+    return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
 
 
 def _check(path: Path, status: os.stat_result, *, of_anyone: bool = False) -> None:

@@ -1,20 +1,20 @@
-"""How many files and connections this process may open, and how many a number of workspaces needs."""
+"""The limit on open files and connections of this process."""
 
 import resource
 
 from molecule_connect.errors import ConfigError
 
-# Journal, log, event loop, connections that workspaces share, and a few programs of a backend. Measured: 23 at rest.
+# Journal, log, event loop, shared connections and a few child processes of backends. Measured: 23 when idle.
 SHARED = 48
-# A lock, and a connection for a call; what else a workspace has is its event stream.
+# A lock file and a connection for calls. The event stream of a workspace comes on top.
 PER_WORKSPACE = 2
-# macOS refuses a soft limit above this, although its hard limit has no end.
+# macOS rejects a higher soft limit even if the hard limit is infinite.
 MOST_ON_MACOS = 10_240
 HOW_TO_RAISE = "raise the limit (LimitNOFILE= in a systemd unit, 'ulimit -Hn' in a shell), or serve fewer workspaces"
 
 
 def raise_limit() -> None:
-    """Raise the soft limit of this process to its hard one, as far as the system allows it."""
+    """Raise the soft limit of this process to the hard limit, or as far as the system allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     for wanted in (hard, MOST_ON_MACOS):
         if soft == hard or (wanted != resource.RLIM_INFINITY and soft >= wanted):
@@ -27,18 +27,18 @@ def raise_limit() -> None:
 
 
 def limit() -> int | None:
-    """How many this process may have open; None: there is no limit."""
+    """Return the soft limit of this process, or None if there is none."""
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return None if soft == resource.RLIM_INFINITY else soft
 
 
 def most_streams(workspaces: int, limit: int | None) -> tuple[int | None, str]:
-    """How many event streams may be open beside all that *workspaces* need, and a warning if those are too few.
+    """Return how many event streams *limit* leaves room for, and a warning if some workspaces get none.
 
-    None: as many as are asked for. A workspace without a stream is polled.
+    None means no restriction. Workspaces without a stream are polled.
 
     Raises:
-        ConfigError: The workspaces can't be served under *limit* at all.
+        ConfigError: *limit* is too low to serve the workspaces at all.
     """
     if limit is None:
         return None, ""
@@ -47,7 +47,7 @@ def most_streams(workspaces: int, limit: int | None) -> tuple[int | None, str]:
     served = f"{workspaces} workspaces need" if workspaces > 1 else "a workspace needs"
     if limit < SHARED + workspaces:
         raise ConfigError(
-            f"{served} {needed} open files, {SHARED + workspaces} at the least, and this process may open {limit}",
+            f"{served} {needed} open files, at least {SHARED + workspaces}, and this process may open {limit}",
             hint=HOW_TO_RAISE,
         )
     if limit >= needed:

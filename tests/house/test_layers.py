@@ -9,7 +9,7 @@ import molecule_connect
 
 CORE = Path(__file__).parents[2] / "core" / "molecule_connect"
 LAYERS = (
-    {"models", "errors", "events", "backoff", "files", "file_names", "executors", "open_files"},
+    {"models", "errors", "events", "backoff", "files", "executors", "open_files"},
     {"config", "platform", "plugins", "journal", "process"},
     {"worker"},
     {"app", "runtime"},

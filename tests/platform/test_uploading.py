@@ -18,7 +18,7 @@ from molecule_connect.errors import (
     PermanentPlatformError,
     TransientPlatformError,
 )
-from molecule_connect.file_names import pending_id
+from molecule_connect.files import pending_id
 from molecule_connect.models import FilePart, UploadLimits
 from molecule_connect.platform import chat_files, endpoints
 from molecule_connect.platform.client import AsyncPlatformClient

@@ -13,7 +13,7 @@ from tests.worker.kit import EPOCH, WORKSPACE, Disk, Row, Upload, inbound, open_
 from tests.worker.test_kills import Fuse, Mortal, dies
 
 from molecule_connect.config.settings import WorkspaceSettings
-from molecule_connect.file_names import files_folder
+from molecule_connect.files import files_folder
 from molecule_connect.models import FilePart, Progress, Request, Response, TextPart
 from molecule_connect.worker.worker import Worker
 

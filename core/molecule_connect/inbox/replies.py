@@ -3,7 +3,7 @@
 import attrs
 
 from molecule_connect.errors import ConfigError
-from molecule_connect.file_names import is_file
+from molecule_connect.files import is_file
 from molecule_connect.journal.inbox import Standing
 from molecule_connect.journal.models import StoredReply, dump_parts, is_too_deep
 from molecule_connect.models import FilePart, Kind, Part, Response

@@ -21,7 +21,7 @@ from molecule_connect.errors import (
     StateLostError,
     TransientPlatformError,
 )
-from molecule_connect.file_names import files_folder
+from molecule_connect.files import files_folder
 from molecule_connect.journal.file_index import FileJournal
 from molecule_connect.journal.inbox import InboxStore
 from molecule_connect.models import FilePart, Outgoing, Part, TextPart

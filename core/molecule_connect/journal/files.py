@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from molecule_connect.file_names import INLINE, INLINE_ID, inline_id, is_file, pending_id, safe_name
+from molecule_connect.files import INLINE, INLINE_ID, inline_id, is_file, pending_id, safe_name
 from molecule_connect.journal.models import Conversation, dump_parts, load_parts, plain, plain_or_none
 from molecule_connect.models import FilePart, Inbound, Kind, Part, UploadLimits
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import attrs
 
-from molecule_connect.file_names import pending_id
+from molecule_connect.files import pending_id
 from molecule_connect.models import FilePart, Inbound, Kind
 
 _KINDS = (Kind.MESSAGE, Kind.ECHO, Kind.UPLOAD)

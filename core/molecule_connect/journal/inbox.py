@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import attrs
 
-from molecule_connect.file_names import files_folder
+from molecule_connect.files import files_folder
 from molecule_connect.journal import delegations, sent
 from molecule_connect.journal import files as file_rows
 from molecule_connect.journal.fairness import Place, Turns

@@ -9,7 +9,7 @@ from typing import Any, Self
 import attrs
 
 from molecule_connect.errors import ConfigError, JournalError
-from molecule_connect.file_names import files_folder
+from molecule_connect.files import files_folder
 from molecule_connect.journal import transitions
 from molecule_connect.journal.errors import journal_error
 from molecule_connect.journal.files import with_paths

@@ -5,7 +5,7 @@ import json
 import sqlite3
 from collections.abc import Iterator
 
-from molecule_connect.file_names import INLINE, INLINE_ID, inline_id
+from molecule_connect.files import INLINE, INLINE_ID, inline_id
 
 # Those that this release wrote have the row's id behind a second colon.
 _IS_INLINE = f"substr(file_id, 1, {len(INLINE_ID)})='{INLINE_ID}'"

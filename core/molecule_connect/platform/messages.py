@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 
 from molecule_connect.errors import PermanentPlatformError
-from molecule_connect.file_names import INLINE, PENDING
+from molecule_connect.files import INLINE, PENDING
 from molecule_connect.models import DataPart, FilePart, Outgoing, Part, TextPart
 from molecule_connect.platform.parts import clean, fingerprint
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import attrs
 
 from molecule_connect.errors import ConfigError
-from molecule_connect.file_names import safe_name, type_by_name
+from molecule_connect.files import safe_name, type_by_name
 from molecule_connect.models import FilePart
 
 PIECE = 256 * 1024

@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 
-from molecule_connect.file_names import pending_id, pending_uri
+from molecule_connect.files import pending_id, pending_uri
 from molecule_connect.models import DataPart, FilePart, Part, TextPart
 
 # Parts of one message that are read one by one, which takes microseconds each; a megabyte can hold half a million.

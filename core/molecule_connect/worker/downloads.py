@@ -20,7 +20,7 @@ from molecule_connect.errors import (
     PermanentPlatformError,
     PlatformError,
 )
-from molecule_connect.file_names import inline_bytes, type_by_name
+from molecule_connect.files import inline_bytes, type_by_name
 from molecule_connect.journal.file_index import FileJournal
 from molecule_connect.journal.files import FILES_TIMEOUT, MOST_INLINE, StoredFile
 from molecule_connect.journal.models import Conversation, StoredMessage

@@ -11,7 +11,7 @@ from typing import IO
 import attrs
 
 from molecule_connect import files
-from molecule_connect.file_names import safe_name
+from molecule_connect.files import safe_name
 
 _OURS = re.compile(r"[0-9a-f]{32}-")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import attrs
 
 from molecule_connect.errors import AuthError, ConfigError, Outcome, PermanentPlatformError, TransientPlatformError
-from molecule_connect.file_names import LONGEST, safe_name
+from molecule_connect.files import MAX_NAME_LENGTH, safe_name
 from molecule_connect.journal.file_index import FileJournal
 from molecule_connect.journal.models import StoredMessage, StoredReply
 from molecule_connect.models import FilePart, Part, TextPart, UploadLimits
@@ -172,7 +172,7 @@ def _name(file: FilePart) -> str:
 
 def _shown(file: FilePart) -> str:
     # Backends choose names freely.
-    return _name(file)[:LONGEST]
+    return _name(file)[:MAX_NAME_LENGTH]
 
 
 def _excuse(file: FilePart, reason: str) -> TextPart:
