@@ -1,6 +1,5 @@
 """Nothing of ours lies where another user put it, and nothing is written through a link."""
 
-import asyncio
 import os
 import stat
 import subprocess
@@ -11,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from molecule_connect import files
-from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.config.state_dir import preview_state_dir, resolve_state_dir, state_dir_problems
 from molecule_connect.errors import ConfigError, JournalError
 from molecule_connect.files import pending_id, pending_uri, safe_name, type_by_name
@@ -20,7 +18,7 @@ from molecule_connect.journal.schema import open_file
 from molecule_connect.process.orphans import RunMarks
 from molecule_connect.worker.file_folder import FileFolder
 from molecule_connect.worker.lease import lease
-from molecule_connect.worker.status_file import StatusFile, read_status, status_path
+from molecule_connect.worker.status import SavedStatus, read_status, status_path, write_status
 
 OTHER = 54321
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
@@ -166,25 +164,16 @@ def test_a_link_in_the_place_of_the_lock_is_refused(tmp_path: Path, victim: Path
 @pytest.mark.parametrize("name", ["ws-1.status", ".ws-1.status.new"])
 def test_a_link_in_the_place_of_the_status_is_replaced(tmp_path: Path, victim: Path, name: str) -> None:
     (tmp_path / name).symlink_to(victim)
-
-    async def keep() -> None:
-        async with StatusFile(tmp_path, WorkspaceSettings(workspace_id="ws-1", backend="mock")).kept():
-            assert read_status(tmp_path, "ws-1") is not None
-            assert not status_path(tmp_path, "ws-1").is_symlink()
-
-    asyncio.run(keep())
+    write_status(tmp_path, SavedStatus(workspace_id="ws-1"))
+    assert read_status(tmp_path, "ws-1") is not None
+    assert not status_path(tmp_path, "ws-1").is_symlink()
     assert victim.read_text() == "untouched"
 
 
 def test_the_status_is_never_written_through_a_link_when_the_disk_is_full(tmp_path: Path, victim: Path) -> None:
     (tmp_path / "ws-1.status").symlink_to(victim)
     (tmp_path / ".ws-1.status.new").mkdir()
-
-    async def keep() -> None:
-        async with StatusFile(tmp_path, WorkspaceSettings(workspace_id="ws-1", backend="mock")).kept():
-            pass
-
-    asyncio.run(keep())
+    write_status(tmp_path, SavedStatus(workspace_id="ws-1"))
     assert victim.read_text() == "untouched"
 
 

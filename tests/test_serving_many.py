@@ -21,7 +21,7 @@ from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.errors import AuthError, ConfigError, FleetError
 from molecule_connect.models import Request, Response
 from molecule_connect.plugins.hookspecs import hookimpl
-from molecule_connect.worker.status_file import read_refused
+from molecule_connect.worker.refused_blocks import read_refused_blocks
 
 ORIGINS = ("https://one.example", "https://two.example:8443", "http://localhost:8080")
 
@@ -257,7 +257,7 @@ async def test_a_block_that_stays_refused_is_reported_once_and_then_served(tmp_p
             await served.follow(plan)
         (trouble,) = [event for event in told if isinstance(event, events.Trouble)]
         assert (trouble.workspace_id, trouble.part) == ("ws-1", "list")
-        assert len(read_refused(tmp_path)) == 1
+        assert len(read_refused_blocks(tmp_path)) == 1
 
         plan = await served.plan_again([good], [])
         assert plan.new == ("ws-1",)
@@ -265,7 +265,7 @@ async def test_a_block_that_stays_refused_is_reported_once_and_then_served(tmp_p
         await served.follow(plan)
         await one.was_answered.wait()
         assert events.Recovered(workspace_id="ws-1", part="list") in told
-        assert read_refused(tmp_path) == []
+        assert read_refused_blocks(tmp_path) == []
 
 
 @pytest.fixture

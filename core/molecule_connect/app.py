@@ -17,7 +17,8 @@ from molecule_connect.errors import ConfigError, MoleculeError
 from molecule_connect.journal.journal import Journal
 from molecule_connect.platform.transports import AsyncTransport, Transports
 from molecule_connect.runtime import Block, Ground, credentials_of, notice, plugin_host, report_permissions
-from molecule_connect.worker.status_file import Ailment, RefusedFile
+from molecule_connect.worker.refused_blocks import RefusedBlocksFile
+from molecule_connect.worker.status import Problem
 from molecule_connect.worker.supervisor import Supervisor
 
 # So many plugins are asked for problems at a time.
@@ -180,8 +181,8 @@ class Served:
         self._ground, self._strict = ground, strict
         self._settings = {block.workspace_id: block.settings for block in blocks}
         self._fleet = Supervisor(blocks, ground.journal, listener=ground.listener)
-        self._file = RefusedFile(ground.state_dir)
-        self._told: dict[str, Ailment] = {}
+        self._file = RefusedBlocksFile(ground.state_dir)
+        self._told: dict[str, Problem] = {}
         self._kept: frozenset[str] = frozenset()
         self.refused: tuple[Refused, ...] = ()
 
@@ -308,12 +309,12 @@ def _by_name(refused: Sequence[Refused]) -> dict[str, list[Refused]]:
     return found
 
 
-def _ailment(blocks: Sequence[Refused], *, since: float, kept: bool) -> Ailment:
+def _ailment(blocks: Sequence[Refused], *, since: float, kept: bool) -> Problem:
     lines = lines_of(blocks)
     reason, _, hint = lines[0].partition(" -> ") if len(lines) == 1 else ("; ".join(lines), "", "")
     if kept:
         reason += "; it goes on with its earlier settings"
-    return Ailment(part=LIST, reason=reason, hint=hint or "correct the block", since=since)
+    return Problem(part=LIST, reason=reason, hint=hint or "correct the block", since=since)
 
 
 @asynccontextmanager

@@ -21,12 +21,13 @@ from molecule_connect.journal.journal import FILE_NAME, Journal
 from molecule_connect.journal.models import Conversation
 from molecule_connect.models import Inbound, Kind, TextPart
 from molecule_connect.worker.lease import lease
-from molecule_connect.worker.status_file import Ailment, RefusedFile, Status, status_path
+from molecule_connect.worker.refused_blocks import RefusedBlocksFile
+from molecule_connect.worker.status import Problem, SavedStatus, status_path
 
 Molecule = Callable[..., Any]
 # Times here are told relative to this, and moved to the time of the test.
 NOW = 1_800_000_000.0
-WELL = Status(
+WELL = SavedStatus(
     workspace_id="ws_1",
     pid=os.getpid(),
     host="here",
@@ -38,7 +39,7 @@ WELL = Status(
     last_beat=NOW - 12,
     listening="stream",
 )
-TROUBLE = Ailment(part="intake", reason="no feed\x1b[2J", hint="look there", since=NOW - 300)
+TROUBLE = Problem(part="intake", reason="no feed\x1b[2J", hint="look there", since=NOW - 300)
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def status(molecule: Molecule, state: Path) -> Molecule:
     return lambda *arguments: molecule("status", *arguments, MOLECULE_STATE_DIR=str(state))
 
 
-def tell(state: Path, told: Status, **changes: Any) -> None:
+def tell(state: Path, told: SavedStatus, **changes: Any) -> None:
     values = attrs.asdict(attrs.evolve(told, **changes))
     passed = time.time() - NOW
     for part in (values, *values["ailments"], values["ended"] or {}):
@@ -64,7 +65,7 @@ def tell(state: Path, told: Status, **changes: Any) -> None:
 
 
 @contextlib.contextmanager
-def serving(state: Path, told: Status = WELL, **changes: Any) -> Iterator[None]:
+def serving(state: Path, told: SavedStatus = WELL, **changes: Any) -> Iterator[None]:
     """As if a connector ran that told this of itself."""
     with lease(state, told.workspace_id):
         tell(state, told, **changes)
@@ -164,7 +165,7 @@ def test_a_connector_that_was_killed_is_told_from_one_that_was_stopped(status: M
 
 
 def test_what_ended_a_connector_is_told(status: Molecule, state: Path) -> None:
-    tell(state, WELL, ended=Ailment(part="connection", reason="401", hint="a new token", since=NOW - 300))
+    tell(state, WELL, ended=Problem(part="connection", reason="401", hint="a new token", since=NOW - 300))
 
     result = status()
 
@@ -185,7 +186,7 @@ def test_what_was_stopped_on_purpose_does_not_count_beside_one_that_runs(status:
     assert [one.workspace_id for one in survey(state, None, time.time())] == ["ws_1", "ws_died", "ws_old"]
 
 
-ENDED = Ailment(part="connection", reason="401", hint="a new token", since=NOW - 300)
+ENDED = Problem(part="connection", reason="401", hint="a new token", since=NOW - 300)
 
 
 def test_a_try_that_failed_before_it_served_does_not_count_beside_one_that_runs(status: Molecule, state: Path) -> None:
@@ -219,8 +220,8 @@ def test_one_that_a_running_process_gave_up_counts(status: Molecule, state: Path
 
 
 def test_blocks_that_a_running_process_refuses_count(status: Molecule, state: Path) -> None:
-    refused = Ailment(part="list", reason="workspace 2 (ws_2): no backend", hint="name one", since=time.time() - 300)
-    RefusedFile(state).write({"ws_2": refused, "workspace 3": refused})
+    refused = Problem(part="list", reason="workspace 2 (ws_2): no backend", hint="name one", since=time.time() - 300)
+    RefusedBlocksFile(state).write({"ws_2": refused, "workspace 3": refused})
     assert status("ws_2").stdout == "ws_2: no connector runs\n"
     with serving(state, host=socket.gethostname()):
         found, one = status(), status("ws_2")
@@ -240,12 +241,12 @@ def test_blocks_that_a_running_process_refuses_count(status: Molecule, state: Pa
 
 
 def test_a_refused_block_of_a_workspace_that_is_served_is_a_trouble(status: Molecule, state: Path) -> None:
-    refused = Ailment(part="list", reason="workspace 1 (ws_1): no backend", since=time.time() - 300)
-    RefusedFile(state).write({"ws_1": refused})
+    refused = Problem(part="list", reason="workspace 1 (ws_1): no backend", since=time.time() - 300)
+    RefusedBlocksFile(state).write({"ws_1": refused})
     with serving(state, host=socket.gethostname()):
         assert status().code == 1
         assert "trouble    list, for 5 min: workspace 1 (ws_1): no backend\n" in status().stdout
-        RefusedFile(state).write({})
+        RefusedBlocksFile(state).write({})
         assert status().code == 0
 
 
@@ -259,7 +260,7 @@ def test_what_a_killed_process_refused_is_forgotten(status: Molecule, state: Pat
     with serving(state, host=socket.gethostname()):
         assert status().code == 0
         assert "ws_9" not in status().stdout
-    RefusedFile(state).write({})
+    RefusedBlocksFile(state).write({})
     assert list(state.glob("*.refused")) == []
 
 

@@ -25,7 +25,7 @@ from molecule_connect.journal.journal import FILE_NAME, Journal
 from molecule_connect.journal.models import State, StoredReply
 from molecule_connect.models import DataPart, FilePart, Inbound, Kind, Progress, Request, Response, TextPart
 from molecule_connect.worker.lease import holder, lease
-from molecule_connect.worker.status_file import Status, read_status, status_path
+from molecule_connect.worker.status import SavedStatus, read_status, status_path
 
 NOW = round(EPOCH * 1e6)
 
@@ -361,8 +361,8 @@ async def test_many_changes_are_written_once_a_second(journal: Journal, tmp_path
         await asyncio.sleep(5)
         written: set[float] = set()
         for _ in range(100):
-            serving.connection._reports.trouble("intake", str(len(written)), "")
-            serving.connection._reports.trouble("intake", "")
+            serving.connection._status.report("intake", str(len(written)))
+            serving.connection._status.clear("intake")
             await asyncio.sleep(0.02)
             written.add(_status(tmp_path).written)
         assert 2 <= len(written) <= 4
@@ -413,7 +413,7 @@ def test_a_status_that_makes_no_sense_is_none(tmp_path: Path, content: str) -> N
 def test_a_status_of_a_newer_release_is_read_as_far_as_it_is_known(tmp_path: Path) -> None:
     status_path(tmp_path, "ws").write_text(json.dumps({"workspace_id": "ws", "pid": 3, "mood": "sunny"}))
 
-    assert read_status(tmp_path, "ws") == Status(workspace_id="ws", pid=3)
+    assert read_status(tmp_path, "ws") == SavedStatus(workspace_id="ws", pid=3)
 
 
 def test_no_workspace_has_a_cursor_where_another_has_its_status(tmp_path: Path) -> None:
@@ -455,5 +455,5 @@ def test_a_process_that_starts_while_somebody_asks_is_not_turned_away(tmp_path: 
         letting_go.join()
 
 
-def _status(folder: Path) -> Status:
-    return read_status(folder, WORKSPACE) or Status(workspace_id="")
+def _status(folder: Path) -> SavedStatus:
+    return read_status(folder, WORKSPACE) or SavedStatus(workspace_id="")

@@ -40,6 +40,7 @@ from molecule_connect.models import (
     WorkspaceInfo,
     WorkspaceStatus,
 )
+from molecule_connect.worker.status import Status
 from molecule_connect.worker.worker import Worker
 
 EPOCH = 1_800_000_000.0
@@ -514,6 +515,12 @@ def _now() -> float:
     return asyncio.get_running_loop().time()
 
 
+def status_of(journal: Journal, listener: events.Listener = events.ignore) -> Status:
+    """The status of a workspace that nobody serves."""
+    settings = WorkspaceSettings(workspace_id=WORKSPACE, backend="fake")
+    return Status(settings, listener, journal=journal.of(WORKSPACE), wall=journal.wall)
+
+
 Answering = Callable[[Request, Progress], Awaitable[Response]]
 
 
@@ -538,6 +545,7 @@ class Serving:
         self.journal = journal
         self.clock = given.pop("wall", lambda: EPOCH + loop.time())
         presence, room, pace = given.pop("presence", True), given.pop("room", None), given.pop("pace", None)
+        listener = given.pop("listener", self.events)
         given.setdefault("workspace_id", WORKSPACE)
         self.connection = Worker(
             WorkspaceSettings(backend="fake", **given),
@@ -545,7 +553,7 @@ class Serving:
             handler=handler,
             journal=journal,
             folder=journal.path.parent,
-            listener=self.events,
+            listener=listener,
             wall=self.clock,
             presence=presence,
             pace=pace,

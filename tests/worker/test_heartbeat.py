@@ -12,13 +12,10 @@ from molecule_connect.errors import (
     BackendError,
     Outcome,
     PermanentPlatformError,
-    PlatformError,
     TransientPlatformError,
 )
 from molecule_connect.journal.journal import Journal
 from molecule_connect.models import Presence, Progress, Request, Response, Signal
-from molecule_connect.worker.health import Health
-from molecule_connect.worker.heartbeat import Heartbeat
 from molecule_connect.worker.ports import Unlimited
 
 UNAVAILABLE = TransientPlatformError("activity: 503", operation="activity", status=503)
@@ -105,6 +102,10 @@ class Limited(Unlimited):
     """A rate limit that leaves room for the regular heartbeats, and for a read only now and then."""
 
     is_queued = False
+    interval = 0.0
+
+    def beat_interval(self) -> float:
+        return self.interval
 
     @property
     def is_limited(self) -> bool:
@@ -130,6 +131,15 @@ async def test_a_read_that_waits_for_its_turn_is_no_trouble(journal: Journal) ->
         assert serving.events.of(events.Trouble) == []
         pace.is_queued = False
         await platform.until(lambda: "is not here yet" in platform.beats[-1].wedged, 60)
+
+
+async def test_a_longer_interval_applies_after_the_next_heartbeat(journal: Journal) -> None:
+    pace, platform = Limited(), FakePlatform()
+    async with Serving(platform, journal, pace=pace):
+        await asyncio.sleep(31)
+        pace.interval = 60.0
+        await asyncio.sleep(150)
+        assert gaps(platform.beat_times) == pytest.approx([30, 30, 60, 60])
 
 
 # Errors
@@ -232,17 +242,6 @@ async def test_one_failed_read_is_no_wedge(journal: Journal) -> None:
         assert {beat.wedged for beat in platform.beats} == {""}
 
 
-async def test_failures_of_one_caller_alone_are_no_error_rate() -> None:
-    health = Health()
-    for _ in range(4):
-        health.sample(None)
-    for _ in range(1000):
-        health.sample("peer-1", "its own fault")
-    assert (health.error_rate(), health.sample_error()) == (0.0, "its own fault")
-    health.sample("peer-2", "no")
-    assert health.error_rate() > 0.5
-
-
 async def test_a_backend_that_is_out_is_wedged_until_it_answers(journal: Journal) -> None:
     broken = True
 
@@ -265,58 +264,3 @@ async def test_wellness_is_never_claimed_in_words(journal: Journal) -> None:
     async with Serving(platform, journal):
         await asyncio.sleep(100)
     assert [beat.wedged for beat in platform.beats] == [""] * (len(platform.beats) - 1) + ["stopped"]
-
-
-# What a beat says
-
-
-@pytest.mark.parametrize(
-    ("outcomes", "rate"), [("", 0.0), ("xx", 0.0), ("xxx", 1.0), ("x..", 1 / 3), ("....", 0.0), ("x.x.", 0.5)]
-)
-async def test_the_error_rate_is_the_share_of_failures_among_at_least_three(outcomes: str, rate: float) -> None:
-    health = Health()
-    for outcome in outcomes:
-        health.sample("peer-1", "no" if outcome == "x" else "")
-    assert health.error_rate() == pytest.approx(rate)
-
-
-async def test_failures_are_forgotten_after_five_minutes() -> None:
-    health = Health()
-    for error in ("first", "second", "third"):
-        health.sample(None, error)
-    await asyncio.sleep(299)
-    assert health.error_rate() == 1.0
-    assert health.sample_error() == "third"
-    await asyncio.sleep(2)
-    assert health.error_rate() == 0.0
-    assert health.sample_error() == ""
-
-
-async def test_several_broken_parts_are_all_named_and_mend_one_by_one() -> None:
-    health, changes = Health(), []
-    health.changed = lambda: changes.append(health.wedged)
-    health.breaks("intake", "503")
-    health.breaks("journal", "full")
-    health.breaks("journal", "still full")
-    health.mends("intake")
-    health.mends("intake")
-    health.mends("journal")
-    assert changes == ["intake: 503", "intake: 503; journal: full", "journal: still full", ""]
-
-
-async def test_an_interval_that_is_stretched_holds_from_the_next_beat_on() -> None:
-    platform, interval = FakePlatform(), 30.0
-    failures: list[PlatformError] = []
-    heartbeat = Heartbeat(
-        platform,
-        presence=Presence,
-        interval=lambda: interval,
-        accepted=lambda presence, began: None,
-        failed=failures.append,
-    )
-    task = asyncio.ensure_future(heartbeat.run())
-    await asyncio.sleep(31)
-    interval = 60.0
-    await asyncio.sleep(150)
-    task.cancel()
-    assert gaps(platform.beat_times) == pytest.approx([30, 30, 60, 60])

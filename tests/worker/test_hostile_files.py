@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import attrs
 import pytest
 from tests.inbox.test_mode import reader
-from tests.worker.kit import EPOCH, WORKSPACE, Events, FakePlatform, Serving, Upload, inbound
+from tests.worker.kit import EPOCH, WORKSPACE, Events, FakePlatform, Serving, Upload, inbound, status_of
 from tests.worker.test_downloads import Reading, folder, named, on_disk, says, transient, until_sent, uploads
 from tests.worker.test_inline_files import inline
 
@@ -19,8 +19,6 @@ from molecule_connect.journal.journal import Journal
 from molecule_connect.models import FilePart, Kind, Part, Progress, Request, Response, TextPart
 from molecule_connect.worker.file_folder import FileFolder
 from molecule_connect.worker.file_quota import FolderLimits, NoRoomError, Room
-from molecule_connect.worker.health import Health
-from molecule_connect.worker.reports import Reports
 
 TOO_MANY = "a message may bring at most 64 files"
 
@@ -282,7 +280,7 @@ async def test_one_peer_uses_a_quarter_and_all_peers_three_quarters(journal: Jou
         files,
         FileFolder(folder(journal)),
         FolderLimits(quota=16 * size),
-        reports=Reports(WORKSPACE, events_, Health()),
+        status=status_of(journal, events_),
         wall=journal.wall,
         now=lambda: 0,
     )

@@ -109,8 +109,7 @@ async def test_a_listener_that_fails_costs_no_message(journal: Journal) -> None:
         raise UnicodeEncodeError("utf-8", "x", 0, 1, "surrogates not allowed")
 
     platform.write("hi")
-    async with Serving(platform, journal, echo) as serving:
-        serving.connection._listener = listen
+    async with Serving(platform, journal, echo, listener=listen) as serving:
         await platform.until(lambda: len(platform.sent) == 1)
     assert serving.error is None
     assert isinstance(failures[0], UnicodeEncodeError)

@@ -12,7 +12,8 @@ from molecule_connect.journal.inspect import Glance, Inspection
 from molecule_connect.journal.models import State
 from molecule_connect.models import canonical_id
 from molecule_connect.worker.lease import Holder, holder
-from molecule_connect.worker.status_file import REFRESH, Ailment, Status, read_refused, read_status
+from molecule_connect.worker.refused_blocks import read_refused_blocks
+from molecule_connect.worker.status import REFRESH, Problem, SavedStatus, read_status
 
 # The platform gives a workspace up after 90 s without a heartbeat; a status file is written thrice in that time.
 SILENT, BEAT_LATE = 3 * REFRESH + 5, 120.0
@@ -39,8 +40,8 @@ class Found:
     workspace_id: str
     state: str
     holder: Holder | None
-    status: Status | None
-    ailments: tuple[Ailment, ...] = ()
+    status: SavedStatus | None
+    ailments: tuple[Problem, ...] = ()
     counts: dict[State, int] | None = None
     running: tuple[Glance, ...] = ()
     oldest: float | None = None
@@ -87,9 +88,9 @@ def survey(folder: Path, workspace_id: str | None, now: float) -> list[Found]:
         return _kept([_find(folder, name, journal, problem, now, refused.get(name)) for name in names])
 
 
-def _refused(folder: Path) -> dict[str, tuple[int, Ailment]]:
+def _refused(folder: Path) -> dict[str, tuple[int, Problem]]:
     """The blocks that running processes refuse, each with its process."""
-    reported = read_refused(folder)
+    reported = read_refused_blocks(folder)
     found = [holder(folder, path.stem) for path in folder.glob("*.lock")] if reported else []
     alive = {(one.pid, one.host) for one in found if one is not None}
     running = [one for one in reported if (one.pid, one.host) in alive]
@@ -118,7 +119,7 @@ def _find(
     journal: Inspection | None,
     problem: str,
     now: float,
-    refused: tuple[int, Ailment] | None,
+    refused: tuple[int, Problem] | None,
 ) -> Found:
     told, by = read_status(folder, workspace_id), holder(folder, workspace_id)
     if by is not None and told is not None and (told.pid != by.pid or told.ended):
@@ -142,15 +143,15 @@ def _find(
     )
 
 
-def _ailments(told: Status | None, by: Holder | None, problem: str, now: float) -> tuple[Ailment, ...]:
+def _ailments(told: SavedStatus | None, by: Holder | None, problem: str, now: float) -> tuple[Problem, ...]:
     found = list(told.ailments) if told and by else []
     if problem:
-        found.append(Ailment(part="journal", reason=problem, since=now))
+        found.append(Problem(part="journal", reason=problem, since=now))
     if told is None or by is None or told.stopping:
         return tuple(found)
     since = told.last_beat or told.started
     if now - since > BEAT_LATE and not any(ailment.part == "heartbeat" for ailment in found):
-        found.append(Ailment(part="heartbeat", reason="the platform accepted none for a while", since=since))
+        found.append(Problem(part="heartbeat", reason="the platform accepted none for a while", since=since))
     return tuple(found)
 
 
@@ -165,7 +166,7 @@ def _is_suspended(by: Holder) -> bool:
     return stat.rpartition(")")[2].split()[:1] == ["T"]
 
 
-def _state(told: Status | None, by: Holder | None, ailments: Sequence[Ailment], now: float) -> str:
+def _state(told: SavedStatus | None, by: Holder | None, ailments: Sequence[Problem], now: float) -> str:
     if by is None:
         return "stopped" if told is None else "ended" if told.ended else "died"
     if told is None:

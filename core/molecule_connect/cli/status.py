@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from molecule_connect.cli.local_status import Found
-    from molecule_connect.worker.status_file import Ailment
+    from molecule_connect.worker.status import Problem
 
 NOT_WELL = 1
 
@@ -53,7 +53,7 @@ def status(ctx: click.Context, workspace_id: str | None, as_json: bool, state_di
 
 
 def _lines(found: "Sequence[Found]", folder: "Path", now: float) -> Iterator[str]:
-    from molecule_connect.worker.status_file import status_path
+    from molecule_connect.worker.status import status_path
 
     if not found:
         yield f"no connector runs: nothing was served from {folder} yet"
@@ -117,7 +117,7 @@ def _facts(one: "Found", now: float) -> Iterator[tuple[str, str]]:
     yield from _messages(one, now)
 
 
-def _ailment(ailment: "Ailment", now: float) -> str:
+def _ailment(ailment: "Problem", now: float) -> str:
     from molecule_connect.console.sanitize import one_line, span
 
     hint = f" -> {one_line(ailment.hint, 400)}" if ailment.hint else ""
@@ -175,7 +175,7 @@ def _values(one: "Found") -> dict[str, Any]:
     }
 
 
-def _trouble_values(ailment: "Ailment") -> dict[str, Any]:
+def _trouble_values(ailment: "Problem") -> dict[str, Any]:
     return {
         "part": ailment.part,
         "reason": ailment.reason,

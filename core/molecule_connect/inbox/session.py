@@ -31,7 +31,7 @@ from molecule_connect.platform.messages import question_envelope
 from molecule_connect.platform.workspace_client import WorkspaceClient
 from molecule_connect.runtime import Ground, connection_of, notice
 from molecule_connect.worker.lease import Holder, holder
-from molecule_connect.worker.status_file import Status, read_status
+from molecule_connect.worker.status import SavedStatus, read_status
 from molecule_connect.worker.uploads import Attachments
 from molecule_connect.worker.worker import Worker
 
@@ -256,13 +256,13 @@ async def refuse_a_backend(folder: Path, workspace_id: str) -> None:
         await asyncio.sleep(SETTLE_PAUSE)
 
 
-def _status_of(folder: Path, workspace_id: str, found: Holder) -> Status | None:
+def _status_of(folder: Path, workspace_id: str, found: Holder) -> SavedStatus | None:
     """What the holder of the lease itself has told; an earlier process's file does not count."""
     status = read_status(folder, workspace_id)
     return status if status is not None and (status.pid, status.host) == (found.pid, found.host) else None
 
 
-def _served_otherwise(workspace_id: str, found: Holder, status: Status) -> str:
+def _served_otherwise(workspace_id: str, found: Holder, status: SavedStatus) -> str:
     return (
         f"{workspace_id} is served by process {found.pid} on {found.host} with the backend {status.backend},"
         " which answers its messages itself"

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import attrs
 
-from molecule_connect import events
 from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.files import files_folder
 from molecule_connect.journal.file_index import FileJournal
@@ -23,8 +22,8 @@ from molecule_connect.worker.health import SendHealth
 from molecule_connect.worker.limits import ConcurrencyLimit
 from molecule_connect.worker.loop_guard import guard_of
 from molecule_connect.worker.ports import Platform
-from molecule_connect.worker.reports import Reports
 from molecule_connect.worker.sending import Replies
+from molecule_connect.worker.status import Status
 from molecule_connect.worker.uploads import Attachments
 
 
@@ -48,7 +47,7 @@ class Surroundings:
     file: Journal
     journal: WorkspaceJournal
     folder: Path
-    reports: Reports
+    status: Status
     now: Callable[[], int]
     reread: Callable[[], Awaitable[bool]]
     beat_accepted_since: Callable[[float], bool]
@@ -56,7 +55,6 @@ class Surroundings:
     insist: Callable[[Callable[[], Awaitable[bool]]], Awaitable[bool]]
     failed: Callable[[BaseException], None]
     sending: SendHealth
-    listener: events.Listener
     wall: Callable[[], float]
 
 
@@ -71,17 +69,14 @@ class Answering:
         handler: Handler | None,
         room: FolderLimits | None = None,
     ) -> None:
-        reports = around.reports
-        breaker = CircuitBreaker(
-            lambda reason: reports.broken("backend", reason, "one message at a time is tried until it answers")
-        )
         self._around = around
+        breaker = CircuitBreaker(self._backend_changed)
         folder = FileFolder(files_folder(around.folder, settings.workspace_id))
         files = FileJournal(around.file, settings.workspace_id, folder.path)
         self.files = self._chat_files(files, folder, room)
         self.slots = ConcurrencyLimit(settings.concurrency, breaker)
         self.replies = self._make_replies(files)
-        budget = DailyBudget(settings.max_cost_per_day, around.journal, reports=reports, wall=around.wall)
+        budget = DailyBudget(settings.max_cost_per_day, around.journal, status=around.status, wall=around.wall)
         self.attempts = self._make_attempts(handler or _nobody, breaker, budget)
         self.conversations = Dispatcher(
             around.journal,
@@ -94,9 +89,16 @@ class Answering:
             now=around.now,
             insist=around.insist,
             failed=around.failed,
-            listener=around.listener,
+            status=around.status,
             wall=around.wall,
         )
+
+    def _backend_changed(self, reason: str) -> None:
+        if reason:
+            hint = "one message at a time is tried until it answers"
+            self._around.status.report("backend", reason, hint, lasting=True)
+        else:
+            self._around.status.clear("backend")
 
     def _chat_files(self, journal: FileJournal, folder: FileFolder, room: FolderLimits | None) -> ChatFiles:
         around = self._around
@@ -104,7 +106,7 @@ class Answering:
             around.platform,
             journal,
             folder,
-            reports=around.reports,
+            status=around.status,
             came=around.files_came,
             now=around.now,
             wall=around.wall,
@@ -133,14 +135,13 @@ class Answering:
         return Attempts(
             handler,
             around.journal,
-            health=around.reports.health,
             breaker=breaker,
             budget=budget,
             now=around.now,
             platform_now=around.platform.now,
             send_print=self.replies.fingerprint,
             insist=around.insist,
-            listener=around.listener,
+            status=around.status,
             wall=around.wall,
         )
 

@@ -15,7 +15,7 @@ from molecule_connect.journal.transitions import LONGEST_WAITS
 from molecule_connect.models import Handler, Response, TextPart
 from molecule_connect.worker.budget import DailyBudget
 from molecule_connect.worker.circuit_breaker import CircuitBreaker
-from molecule_connect.worker.health import Health
+from molecule_connect.worker.status import Status
 
 ATTEMPTS = 4
 WAITS = (5.0, 30.0, 120.0)
@@ -40,7 +40,6 @@ class Running:
 
     entry: StoredMessage
     limit: asyncio.Timeout
-    text: str = ""
     noted: float = float("-inf")
 
 
@@ -60,51 +59,40 @@ class Attempts:
         handler: Handler,
         journal: WorkspaceJournal,
         *,
-        health: Health,
+        status: Status,
         breaker: CircuitBreaker,
         budget: DailyBudget,
         now: Callable[[], int],
         platform_now: Callable[[], int | None],
         send_print: Callable[[StoredMessage, StoredReply], str | None],
         insist: Callable[[Callable[[], Awaitable[bool]]], Awaitable[bool]],
-        listener: events.Listener,
         wall: Callable[[], float] = time.time,
         waits: Backoff | None = None,
         deadline: float = DEADLINE,
     ) -> None:
         self._handler = handler
         self._journal = journal
-        self._health = health
+        self._status = status
         self._breaker = breaker
         self._budget = budget
         self._now = now
         self._platform_now = platform_now
         self._send_print = send_print
         self._insist = insist
-        self._tell = teller(listener)
         self._wall = wall
         self._waits = waits or Backoff()
         self._deadline = deadline
         self.running: dict[str, Running] = {}
         self._parked: dict[str, tuple[float, str]] = {}
 
-    def parked(self) -> tuple[int, str]:
-        """How many messages the backend asked to bring again later, and why the last one."""
+    def remark(self) -> str:
+        """What the operator should know of the backend, for the heartbeat; empty if there is nothing."""
+        if stuck := sum(running.limit.expired() for running in self.running.values()):
+            return f"{stuck} calls of the backend do not return"
         wall = self._wall()
         self._parked = {row_id: parked for row_id, parked in self._parked.items() if parked[0] > wall}
-        return len(self._parked), next((reason for _, reason in reversed(self._parked.values())), "")
-
-    @property
-    def stuck(self) -> int:
-        """Calls of the backend that did not return when their time was over."""
-        return sum(running.limit.expired() for running in self.running.values())
-
-    @property
-    def current_task(self) -> str:
-        """What the backend is doing, in a few words."""
-        for running in self.running.values():
-            return running.text or in_words(running.entry.parts)[:80]
-        return ""
+        reason = next((reason for _, reason in reversed(self._parked.values())), "")
+        return f"{len(self._parked)} messages wait for the backend: {reason}" if self._parked else ""
 
     async def run(self, entry: StoredMessage) -> Callable[[], Awaitable[StoredMessage | None]]:
         """Run *entry*, which is ``running``, once. Returns what remains to be written; the slot is free meanwhile.
@@ -118,7 +106,7 @@ class Attempts:
         began = loop.time()
         self.running[entry.row_id] = running = Running(entry, asyncio.timeout(None))
         self._parked.pop(entry.row_id, None)
-        self._tell(events.Started, entry, attempt=entry.attempt + 1, text=in_words(entry.parts)[:200])
+        self._status.message_event(events.Started, entry, attempt=entry.attempt + 1, text=in_words(entry.parts)[:200])
         try:
             response = _storable(await self._watch(running))
         except asyncio.CancelledError:
@@ -131,14 +119,14 @@ class Attempts:
             error = BackendError(exception_text(exc))
             error.__cause__ = exc
         else:
-            self._health.sample(entry.caller_id)
+            self._status.attempt_ended(entry.caller_id)
             self._breaker.succeeded(entry)
             self._budget.spent(entry.caller_id, response.usage)
             return lambda: self._answered(entry, response, loop.time() - began)
         finally:
             self.running.pop(entry.row_id, None)
         reason, pause = _reason(error), _pause(error) if error.retryable else None
-        self._health.sample(entry.caller_id, reason)
+        self._status.attempt_ended(entry.caller_id, reason)
         if error.retryable and pause is None:
             # Before the slot is free: who gets it next depends on this.
             self._breaker.failed(entry, reason)
@@ -182,11 +170,10 @@ class Attempts:
             running.limit.reschedule(now + self._deadline)
         if not text:
             return
-        running.text = text[:200]
-        self._tell(events.Progressed, entry, text=running.text)
+        self._status.message_event(events.Progressed, entry, text=text[:200])
         if now - running.noted >= PROGRESS_PAUSE:
             running.noted = now
-            self._journal.progress(entry, running.text)
+            self._journal.progress(entry, text[:200])
 
     async def _answered(self, entry: StoredMessage, response: Response, seconds: float) -> StoredMessage | None:
         stored = None
@@ -194,7 +181,9 @@ class Attempts:
             await self._insist(lambda: self._journal.finish_without_reply(entry))
         else:
             stored = await self._store(entry, StoredReply(parts=response.parts, usage=response.usage))
-        self._tell(events.Answered, entry, text=response.text[:200], seconds=seconds, silent=response.is_silent)
+        self._status.message_event(
+            events.Answered, entry, text=response.text[:200], seconds=seconds, silent=response.is_silent
+        )
         return stored
 
     async def _store(self, entry: StoredMessage, answer: StoredReply) -> StoredMessage | None:
@@ -230,7 +219,7 @@ class Attempts:
         await self._insist(
             lambda: self._journal.requeue(entry, counts=counts, failed_at=failed_at, not_before=when, error=reason)
         )
-        self._tell(events.Retrying, entry, what="answering", reason=reason, seconds=seconds)
+        self._status.message_event(events.Retrying, entry, what="answering", reason=reason, seconds=seconds)
 
     async def _give_up(self, entry: StoredMessage, reason: str) -> None:
         """Tell the caller in one line, unless this conversation was told a moment ago."""
@@ -239,7 +228,7 @@ class Attempts:
         else:
             text = f"This message could not be answered (reference {entry.row_id[:8]})."
             await self._store(entry, StoredReply(parts=(TextPart(text),), is_notice=True, reason=reason))
-        self._tell(events.Dead, entry, reason=reason)
+        self._status.message_event(events.Dead, entry, reason=reason)
 
 
 def exception_text(exc: Exception) -> str:
@@ -281,23 +270,6 @@ def _storable(response: Response) -> Response:
 def _is_cut() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def teller(listener: events.Listener) -> Callable[..., None]:
-    """A shorthand to tell *listener* what happened to an entry: ``tell(events.Started, entry, attempt=1)``."""
-
-    def tell(event: Callable[..., events.MessageEvent], entry: StoredMessage, **facts: object) -> None:
-        listener(
-            event(
-                workspace_id=entry.workspace_id,
-                row_id=entry.row_id,
-                caller_id=entry.caller_id,
-                context_id=entry.context_id,
-                **facts,
-            )
-        )
-
-    return tell
 
 
 class _ProgressSink:

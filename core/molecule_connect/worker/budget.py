@@ -6,7 +6,7 @@ from collections.abc import Callable
 from molecule_connect.journal.journal import WorkspaceJournal
 from molecule_connect.journal.transitions import DAY_SPENT
 from molecule_connect.models import Usage
-from molecule_connect.worker.reports import Reports
+from molecule_connect.worker.status import Status
 
 DAY = 24 * 3600
 # Shares of the day's budget: of one peer, and of all peers together. The rest is reserved for people.
@@ -29,12 +29,12 @@ class DailyBudget:
         limit: float | None,
         journal: WorkspaceJournal,
         *,
-        reports: Reports,
+        status: Status,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._limit = limit
         self._journal = journal
-        self._reports = reports
+        self._status = status
         self._wall = wall
         self._day = -1
         self._spent: dict[str | None, float] = {}
@@ -56,11 +56,11 @@ class DailyBudget:
         everybody = self._used_up(None, self._limit)
         if reason:
             hint = "messages wait for the next day (UTC), or for a start with a higher --max-cost-per-day"
-            self._reports.trouble("budget" if everybody else "peer budget", reason, hint)
+            self._status.report("budget" if everybody else "peer budget", reason, hint)
         if not everybody:
-            self._reports.trouble("budget", "")
+            self._status.clear("budget")
         if not any(self._used_up(caller, self._limit) for caller in self._spent):
-            self._reports.trouble("peer budget", "")
+            self._status.clear("peer budget")
         return ((self._day + 1) * DAY, reason) if reason else None
 
     def _used_up(self, caller_id: str | None, limit: float) -> str:

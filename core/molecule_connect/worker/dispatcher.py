@@ -15,12 +15,13 @@ from molecule_connect.errors import JournalError, StateLostError
 from molecule_connect.journal.incoming import LONGEST_TRACE
 from molecule_connect.journal.journal import WorkspaceJournal
 from molecule_connect.journal.models import Conversation, State, StoredMessage, StoredReply
-from molecule_connect.worker.attempt import Attempts, exception_text, teller
+from molecule_connect.worker.attempt import Attempts, exception_text
 from molecule_connect.worker.budget import DailyBudget
 from molecule_connect.worker.downloads import ChatFiles
 from molecule_connect.worker.limits import ConcurrencyLimit
 from molecule_connect.worker.loop_guard import LoopGuard, Verdict
 from molecule_connect.worker.sending import Accepted, Later, Refused, Replies
+from molecule_connect.worker.status import Status
 
 # Conversations of one caller that are in memory at once. When there are more, they take turns: each gives its place up
 # after a message, so that those with a long backlog don't keep the others out.
@@ -58,7 +59,7 @@ class Dispatcher:
         now: Callable[[], int],
         insist: Callable[[Callable[[], Awaitable[bool]]], Awaitable[bool]],
         failed: Callable[[BaseException], None],
-        listener: events.Listener,
+        status: Status,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._journal = journal
@@ -71,8 +72,7 @@ class Dispatcher:
         self._now = now
         self._insist = insist
         self._failed = failed
-        self._listener = listener
-        self._tell = teller(listener)
+        self._status = status
         self._wall = wall
         self._live: dict[Conversation, asyncio.Task[None]] = {}
         self._timers: dict[Conversation, asyncio.TimerHandle] = {}
@@ -96,6 +96,10 @@ class Dispatcher:
     def live(self) -> int:
         """Dispatcher that are being worked on."""
         return len(self._live)
+
+    def remark(self) -> str:
+        """What the operator should know of the backend and its slots, for the heartbeat; empty if there is nothing."""
+        return self._slots.remark() or self._attempts.remark()
 
     def wake(self, conversations: Iterable[Conversation]) -> None:
         """These conversations may have a new head."""
@@ -211,7 +215,9 @@ class Dispatcher:
             if self._stopping or isinstance(exc, StateLostError):
                 raise
             if entry is not None:
-                self._tell(events.Retrying, entry, what="journal", reason=str(exc), seconds=JOURNAL_WAIT)
+                self._status.message_event(
+                    events.Retrying, entry, what="journal", reason=str(exc), seconds=JOURNAL_WAIT
+                )
             await asyncio.sleep(JOURNAL_WAIT)
         except Exception as exc:  # whatever this message makes us do
             row_id = entry.row_id if entry else self._ran.get(conversation) or self._journal.next_id(conversation)
@@ -234,7 +240,7 @@ class Dispatcher:
             await self._insist(lambda: self._journal.record_failed_send(entry, not_before=when, in_doubt=in_doubt))
         else:
             return False
-        self._tell(events.Retrying, entry, what="this machine", reason=reason, seconds=SHORTAGE_WAIT)
+        self._status.message_event(events.Retrying, entry, what="this machine", reason=reason, seconds=SHORTAGE_WAIT)
         return True
 
     async def _set_aside(self, conversation: Conversation, row_id: str, exc: Exception) -> None:
@@ -242,7 +248,7 @@ class Dispatcher:
         trace = "".join(traceback.format_exception(exc))[-LONGEST_TRACE:]
         self._ran.pop(conversation, None)
         if await self._insist(lambda: self._journal.mark_dead_by_id(row_id, conversation.caller_id, reason, trace)):
-            self._listener(
+            self._status.emit(
                 events.Dead(
                     workspace_id=self._journal.workspace_id,
                     row_id=row_id,
@@ -318,7 +324,7 @@ class Dispatcher:
             if await self._insist(
                 lambda: self._journal.store_reply(entry, answer, at=at, send_print=print_, ran=False)
             ):
-                self._tell(events.Answered, entry, text=answer.text[:200], seconds=0.0)
+                self._status.message_event(events.Answered, entry, text=answer.text[:200], seconds=0.0)
         elif entry.crash_count >= INTERRUPTIONS:
             await self._mark_dead(entry, f"the process died {entry.crash_count} times while the backend had it")
         elif await self._may_run(entry):
@@ -345,7 +351,7 @@ class Dispatcher:
 
     async def _park(self, entry: StoredMessage, until: float, reason: str, *, what: str) -> None:
         await self._insist(lambda: self._journal.defer(entry, not_before=until, error=reason))
-        self._tell(events.Retrying, entry, what=what, reason=reason, seconds=until - self._wall())
+        self._status.message_event(events.Retrying, entry, what=what, reason=reason, seconds=until - self._wall())
 
     async def _run(self, entry: StoredMessage) -> None:
         async with self._slots.hold(entry):
@@ -365,7 +371,7 @@ class Dispatcher:
         at, print_ = max(self._now(), entry.time), self._replies.fingerprint(entry, answer)
         if await self._insist(lambda: self._journal.prepare_send(entry, at=at, send_print=print_)):
             seconds = max(0.0, (at - entry.time) / SECOND)
-            self._tell(events.Answered, entry, text=answer.text[:200], seconds=seconds)
+            self._status.message_event(events.Answered, entry, text=answer.text[:200], seconds=seconds)
 
     async def _send(self, entry: StoredMessage) -> None:
         began = self._now()
@@ -377,24 +383,24 @@ class Dispatcher:
                     # A quick peer writes back before we hear that our answer was taken.
                     self._guard.answered(entry, at=began)
                 if _is_notice(entry):
-                    self._tell(events.Notified, entry)
+                    self._status.message_event(events.Notified, entry)
                 else:
-                    self._tell(events.Delivered, entry, confirmed=confirmed)
+                    self._status.message_event(events.Delivered, entry, confirmed=confirmed)
             case Refused(reason=reason) if _is_notice(entry):
                 # That the message was given up was reported when the notice was stored.
                 await self._insist(lambda: self._journal.mark_dead(entry, State.ANSWERED, _not_accepted(entry, reason)))
-                self._tell(events.Notified, entry, error=reason)
+                self._status.message_event(events.Notified, entry, error=reason)
             case Refused(reason=reason):
                 await self._mark_dead(entry, _not_accepted(entry, reason))
             case Later(reason=reason, seconds=seconds, in_doubt=in_doubt):
                 when = self._wall() + seconds
                 await self._insist(lambda: self._journal.record_failed_send(entry, not_before=when, in_doubt=in_doubt))
-                self._tell(events.Retrying, entry, what="sending", reason=reason, seconds=seconds)
+                self._status.message_event(events.Retrying, entry, what="sending", reason=reason, seconds=seconds)
 
     async def _mark_dead(self, entry: StoredMessage, reason: str) -> None:
         state = State.ANSWERED if entry.state is State.ANSWERED else State.RECEIVED
         await self._insist(lambda: self._journal.mark_dead(entry, state, reason))
-        self._tell(events.Dead, entry, reason=reason)
+        self._status.message_event(events.Dead, entry, reason=reason)
 
 
 def _is_shortage(exc: Exception) -> bool:

@@ -28,7 +28,7 @@ from molecule_connect.models import FilePart
 from molecule_connect.worker.file_folder import FileFolder
 from molecule_connect.worker.file_quota import FolderLimits, NoRoomError, NotTakenError, Room
 from molecule_connect.worker.ports import Files
-from molecule_connect.worker.reports import Reports
+from molecule_connect.worker.status import Status
 
 # Files of people that are fetched or acknowledged at a time; acknowledgements never take all the places.
 SIDE_BY_SIDE, ACKNOWLEDGED_SIDE_BY_SIDE = 4, 2
@@ -73,7 +73,7 @@ class ChatFiles:
         journal: FileJournal,
         folder: FileFolder,
         *,
-        reports: Reports,
+        status: Status,
         came: Callable[[str, Conversation, str], None],
         now: Callable[[], int],
         wall: Callable[[], float] = time.time,
@@ -83,12 +83,12 @@ class ChatFiles:
         self._platform = platform
         self._journal = journal
         self._folder = folder
-        self._reports = reports
+        self._status = status
         self._came = came
         self._now = now
         self._wall = wall
         self._backoff = backoff or Backoff(first=1.0, cap=300.0)
-        self._room = Room(journal, folder, room or FolderLimits(), reports=reports, wall=wall, now=now)
+        self._room = Room(journal, folder, room or FolderLimits(), status=status, wall=wall, now=now)
         # What is being worked on, and how many tasks each caller has for it.
         self._active: dict[str, StoredFile] = {}
         self._busy: Counter[str | None] = Counter()
@@ -238,7 +238,7 @@ class ChatFiles:
         if file.state == "here":
             # The platform forgets it in a day by itself.
             await self._journal.acknowledged(file)
-            self._reports.notice(f"a file could not be acknowledged: {reason}")
+            self._status.notice(f"a file could not be acknowledged: {reason}")
         else:
             await self._give_up(file, reason, state="failed")
 
@@ -276,7 +276,7 @@ class ChatFiles:
         except (OSError, NoRoomError) as exc:
             await self._no_place(file, exc)
         else:
-            self._reports.trouble("files", "")
+            self._status.clear("files")
 
     async def _unpack(self, file: StoredFile, uri: str | None) -> None:
         """Put a file into the folder whose bytes are in its message."""
@@ -294,7 +294,7 @@ class ChatFiles:
         except (OSError, NoRoomError) as exc:
             await self._no_place(file, exc)
         else:
-            self._reports.trouble("files", "")
+            self._status.clear("files")
 
     async def _no_place(self, file: StoredFile, exc: OSError | NoRoomError) -> None:
         reason = f"this machine could not store it: {getattr(exc, 'strerror', None) or exc}"
@@ -303,7 +303,7 @@ class ChatFiles:
             self._room.notice(file.caller_id, f"a file is not here: {exc}")
             self._blocked[file.caller_id] = asyncio.get_running_loop().time() + NO_ROOM_WAIT
         else:
-            self._reports.trouble("files", reason, f"look at the folder {self._folder.path} and its disk")
+            self._status.report("files", reason, f"look at the folder {self._folder.path} and its disk")
         await self._later(file, reason)
 
     async def _store(self, file: StoredFile, name: str, size: int, kind: str) -> None:

@@ -8,7 +8,7 @@ import attrs
 from molecule_connect.journal.file_index import FileJournal
 from molecule_connect.journal.files import StoredFile
 from molecule_connect.worker.file_folder import FileFolder
-from molecule_connect.worker.reports import Reports
+from molecule_connect.worker.status import Status
 
 TIDY_INTERVAL = 3600.0
 # What became of a file is known for so long after it was removed.
@@ -83,14 +83,14 @@ class Room:
         folder: FileFolder,
         limits: FolderLimits,
         *,
-        reports: Reports,
+        status: Status,
         wall: Callable[[], float],
         now: Callable[[], int],
     ) -> None:
         self.limits = limits
         self._journal = journal
         self._folder = folder
-        self._reports = reports
+        self._status = status
         self._wall = wall
         self._now = now
         # Files that are on their way to the folder: whose they are, and the bytes that they may need.
@@ -136,7 +136,7 @@ class Room:
                 return
             self._noticed[caller_id] = now
             text = f"{text} (files of {caller_id[:100]})"
-        self._reports.notice(text)
+        self._status.notice(text)
 
     async def tidy(self) -> None:
         """Once an hour: remove old files of finished messages, and forget what nothing needs any more."""
@@ -148,7 +148,7 @@ class Room:
         old = [file for caller in self._used() for file in self._journal.removable(caller, before=before)]
         count = sum([await self._remove(one, f"it was removed from this machine after {days}") for one in old])
         if count:
-            self._reports.notice(f"{_removed(count)}: files are kept for {days}")
+            self._status.notice(f"{_removed(count)}: files are kept for {days}")
         await self._journal.forget(before=self._wall() - FORGET_AFTER, now=self._now())
 
     def _limits_of(self, caller_id: str | None, largest: int) -> Iterator[_Limit]:

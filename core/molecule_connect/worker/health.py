@@ -1,7 +1,6 @@
-"""What of a connection is broken, and how its last attempts went."""
+"""Whether replies get through, to people and to peers."""
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 
 import attrs
@@ -9,86 +8,10 @@ import attrs
 from molecule_connect.backoff import Backoff
 from molecule_connect.errors import PlatformError
 
-SAMPLE_AGE = 300.0
-MIN_SAMPLES = 3
-# Of one caller, so many are kept.
-MOST_SAMPLES = 200
 # Sends that fail for this long, in seconds, with no success in between are no blip.
 MUTE_AFTER = 60.0
 # When a send finds out whether answers are accepted again.
 PROBES = Backoff(first=10.0, cap=300.0, random=lambda: 1.0)
-
-
-@attrs.frozen
-class _Sample:
-    when: float
-    caller_id: str | None
-    error: str
-
-
-class Health:
-    """What of this connection is broken, and how its last attempts went.
-
-    Attributes:
-        changed: Called when something begins or ceases to be broken.
-    """
-
-    def __init__(self) -> None:
-        self.changed: Callable[[], None] = lambda: None
-        self._broken: dict[str, str] = {}
-        # By caller, so that one with many attempts doesn't hide how those of others ended.
-        self._samples: dict[str | None, deque[_Sample]] = {}
-
-    def breaks(self, part: str, reason: str) -> bool:
-        """*part* (intake, sending, backend, journal) is broken. True when it was not."""
-        new = part not in self._broken
-        self._broken[part] = reason
-        if new:
-            self.changed()
-        return new
-
-    def mends(self, part: str) -> bool:
-        """*part* works. True when it was broken."""
-        was_broken = self._broken.pop(part, None) is not None
-        if was_broken:
-            self.changed()
-        return was_broken
-
-    def is_broken(self, part: str) -> bool:
-        """Whether *part* is broken."""
-        return part in self._broken
-
-    @property
-    def wedged(self) -> str:
-        """What is broken, in words; empty while all is well."""
-        return "; ".join(f"{part}: {reason}" for part, reason in self._broken.items())
-
-    def sample(self, caller_id: str | None, error: str = "") -> None:
-        """One attempt for *caller_id* ended, well or with *error*."""
-        self._samples.setdefault(caller_id, deque(maxlen=MOST_SAMPLES)).append(_Sample(_now(), caller_id, error))
-
-    def error_rate(self) -> float:
-        """The share of attempts of the last five minutes that failed; 0 with fewer than three of them.
-
-        Where the messages of one caller alone fail, while others are answered, they don't count.
-        """
-        recent = self._recent()
-        failing = {one.caller_id for one in recent if one.error}
-        others = [one for one in recent if one.caller_id not in failing]
-        counted = others if len(failing) == 1 and others else recent
-        if len(counted) < MIN_SAMPLES:
-            return 0.0
-        return sum(bool(one.error) for one in counted) / len(counted)
-
-    def sample_error(self) -> str:
-        """The newest error of the last five minutes."""
-        return next((one.error for one in reversed(self._recent()) if one.error), "")
-
-    def _recent(self) -> "list[_Sample]":
-        since = _now() - SAMPLE_AGE
-        self._samples = {caller: kept for caller, kept in self._samples.items() if kept[-1].when >= since}
-        recent = (one for kept in self._samples.values() for one in kept if one.when >= since)
-        return sorted(recent, key=lambda one: one.when)
 
 
 @attrs.frozen(kw_only=True)

@@ -10,6 +10,8 @@ import attrs
 from molecule_connect.journal.models import Conversation, StoredMessage
 from molecule_connect.worker.circuit_breaker import CircuitBreaker, party_of
 
+# Seconds without a free slot, while messages wait, after which the heartbeat says so.
+CROWDED = 300.0
 # A message during which this process died so often runs without others of its kind.
 SUSPECT = 2
 
@@ -62,6 +64,12 @@ class ConcurrencyLimit:
     def full_for(self) -> float:
         """How long messages that could be tried have waited without any of them getting a slot, in seconds."""
         return 0.0 if self._full_since is None else asyncio.get_running_loop().time() - self._full_since
+
+    def remark(self) -> str:
+        """What the operator should know of the slots, for the heartbeat; empty if there is nothing."""
+        if self.full_for() < CROWDED or not self.waiting:
+            return ""
+        return f"all slots busy for {int(self.full_for() // 60)} minutes, {self.waiting} conversations wait"
 
     @asynccontextmanager
     async def hold(self, entry: StoredMessage) -> AsyncIterator[None]:

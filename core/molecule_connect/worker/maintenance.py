@@ -9,7 +9,7 @@ from molecule_connect.errors import JournalError
 from molecule_connect.journal.journal import Journal, WorkspaceJournal
 from molecule_connect.journal.quotas import PEER_POOL, PEOPLE_POOL, Caller
 from molecule_connect.worker.cursor import CursorFile
-from molecule_connect.worker.reports import Reports
+from molecule_connect.worker.status import Status
 
 CURSOR_INTERVAL = 1.0
 PRUNE_INTERVAL = 3600.0
@@ -25,11 +25,11 @@ class JournalSize:
         quota: Bytes.
     """
 
-    def __init__(self, journal: Journal, own: WorkspaceJournal, quota: int, *, reports: Reports) -> None:
+    def __init__(self, journal: Journal, own: WorkspaceJournal, quota: int, *, status: Status) -> None:
         self._journal = journal
         self._own = own
         self._quota = quota
-        self._reports = reports
+        self._status = status
         self._told: set[str | None] = set()
 
     async def check(self) -> None:
@@ -42,7 +42,7 @@ class JournalSize:
             self._report_lost(await self._journal.make_room(self._quota))
         used = self._journal.used()
         if used < self._quota * WARN_AT:
-            self._reports.trouble("journal size", "")
+            self._status.clear("journal size")
         elif used < self._quota:
             self._warn(f"more than {WARN_AT:.0%} of {_in_mib(self._quota)} are used")
         else:
@@ -52,12 +52,12 @@ class JournalSize:
 
     def _warn(self, reason: str) -> None:
         hint = "discard dead letters with 'molecule messages drop', or start with a larger --journal-quota"
-        self._reports.trouble("journal size", reason, hint)
+        self._status.report("journal size", reason, hint)
 
     def _report_lost(self, lost: "Counter[Caller]") -> None:
         for caller, count in lost.items():
             who = f"{_who(caller.caller_id)} in {caller.workspace_id}"
-            self._reports.notice(
+            self._status.notice(
                 f"the journal was full: the texts of {count} old messages of {who} were deleted",
                 "what became of them is still shown; start with a larger --journal-quota to keep more",
             )
@@ -67,7 +67,7 @@ class JournalSize:
             return
         self._told.add(caller_id)
         pool = PEOPLE_POOL if caller_id is None else PEER_POOL
-        self._reports.notice(
+        self._status.notice(
             f"{count} old dead letters of {_who(caller_id)} lost their text to newer ones:"
             f" {pool.letters:,} letters and {_in_mib(pool.size)} are kept",
             "look at what fails with 'molecule messages list --state dead'",
@@ -75,14 +75,7 @@ class JournalSize:
 
 
 class Upkeep:
-    """Keeps one workspace's files in order.
-
-    Args:
-        look: Called whenever the cursor may have moved, at most once a second.
-
-    Attributes:
-        changed: Set it when a message was stored or has ended: the cursor may have moved.
-    """
+    """Keeps one workspace's files in order."""
 
     def __init__(
         self,
@@ -90,26 +83,23 @@ class Upkeep:
         cursor: CursorFile,
         *,
         size: JournalSize,
-        reports: Reports,
+        status: Status,
         now: Callable[[], int],
-        look: Callable[[], None] = lambda: None,
     ) -> None:
         self._journal = journal
         self._cursor = cursor
         self._size = size
-        self._reports = reports
+        self._status = status
         self._now = now
-        self._look = look
         self._one_at_a_time = asyncio.Lock()
-        self.changed = asyncio.Event()
 
     async def export_cursor(self) -> None:
         """Write the cursor file and look at the journal's size after changes, at most once a second."""
         while True:
             await self._size.check()
-            await self.changed.wait()
-            self._look()
-            self.changed.clear()
+            await self._status.messages_changed.wait()
+            self._status.report_finished()
+            self._status.messages_changed.clear()
             await self.save_cursor()
             await asyncio.sleep(CURSOR_INTERVAL)
 
@@ -119,9 +109,9 @@ class Upkeep:
             try:
                 # It ends with an fsync, which the other workspaces of a fleet need not wait for.
                 await asyncio.to_thread(self._cursor.save, self._journal.cursor())
-                self._reports.trouble("cursor file", "")
+                self._status.clear("cursor file")
             except JournalError as exc:
-                self._reports.trouble("cursor file", str(exc), exc.hint)
+                self._status.report("cursor file", str(exc), exc.hint)
 
     async def tidy(self) -> None:
         """Prune the journal once an hour until cancelled."""

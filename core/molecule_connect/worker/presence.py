@@ -1,4 +1,4 @@
-"""Saying that we answer for a workspace, and following its pauses and its end."""
+"""Registration, heartbeats, and the changes of a workspace's state on the platform."""
 
 import asyncio
 import contextlib
@@ -8,15 +8,22 @@ from typing import Any
 
 from molecule_connect.backoff import Backoff
 from molecule_connect.errors import (
+    AuthError,
     ConfigError,
     MoleculeError,
+    PermanentPlatformError,
     PlatformError,
     TransientPlatformError,
     WorkspaceDeletedError,
 )
 from molecule_connect.models import WorkspaceInfo, WorkspaceStatus
-from molecule_connect.worker.ports import Registry
-from molecule_connect.worker.reports import Reports
+from molecule_connect.worker.dispatcher import Dispatcher
+from molecule_connect.worker.polling import Polling
+from molecule_connect.worker.ports import Pace, Registry
+from molecule_connect.worker.status import Status
+
+# The platform shows a workspace as offline after 90 s without a heartbeat, so retry a failed one soon.
+HEARTBEAT_RETRIES = Backoff(first=1.0, cap=4.0)
 
 TRIES = 5
 LOOKS = 3
@@ -53,7 +60,7 @@ class Registration:
         card: Mapping[str, Any],
         unpause: bool,
         create: bool,
-        reports: Reports,
+        status: Status,
         paused: Callable[[bool], None],
         announced: Callable[[], bool],
         backoff: Backoff,
@@ -65,7 +72,7 @@ class Registration:
         self._card = card
         self._unpause = unpause
         self._create = create
-        self._reports = reports
+        self._status = status
         self._paused = paused
         self._announced = announced
         self._backoff = backoff
@@ -109,7 +116,7 @@ class Registration:
                 words = _PATIENCE if self._patient else f"trying again in {{:.0f}} s ({failures} of {tries})"
                 await self._wait(exc, failures, words)
             else:
-                self._reports.trouble("register", "")
+                self._status.clear("register")
                 return
 
     def _is_final(self, exc: PlatformError) -> bool:
@@ -119,7 +126,7 @@ class Registration:
         asked = exc.retry_after if isinstance(exc, TransientPlatformError) else None
         wait = self._backoff.delay(failures, at_least=asked)
         again = words.format(wait)
-        self._reports.trouble("register", str(exc), f"{exc.hint}; {again}" if exc.hint else again)
+        self._status.report("register", str(exc), f"{exc.hint}; {again}" if exc.hint else again)
         await asyncio.sleep(wait)
 
     async def _look_patiently(self) -> WorkspaceInfo:
@@ -212,9 +219,89 @@ class Registration:
         try:
             await self._register(info)
         except PlatformError as exc:
-            self._reports.notice(f"registering after the pause failed: {exc}", "beats and messages go on")
+            self._status.notice(f"registering after the pause failed: {exc}", "beats and messages go on")
         self._pause(False)
 
     def _pause(self, paused: bool) -> None:
         self.is_paused = paused
         self._paused(paused)
+
+
+class Heartbeat:
+    """Sends heartbeats: at once, then at an interval, and soon after the lasting problems change.
+
+    Args:
+        pace: Can lengthen the interval.
+        interval: Seconds between heartbeats.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        status: Status,
+        polling: Polling,
+        dispatcher: Dispatcher,
+        *,
+        pace: Pace,
+        interval: float,
+    ) -> None:
+        self._registry = registry
+        self._status = status
+        self._polling = polling
+        self._dispatcher = dispatcher
+        self._pace = pace
+        self._interval = interval
+        self._is_requested = False
+
+    def send_now(self) -> None:
+        """Send a heartbeat without waiting for the interval to end."""
+        self._is_requested = True
+        self._status.wedged_changed.set()
+
+    def send_soon(self) -> None:
+        """As ``send_now``, unless the rate limit leaves room for the regular heartbeats only."""
+        if not self._pace.is_limited:
+            self.send_now()
+
+    async def run(self) -> None:
+        """Send heartbeats until cancelled. A failed one is sent again after 1, 2, 4 s."""
+        failures = 0
+        while True:
+            self._is_requested = False
+            self._status.wedged_changed.clear()
+            failures = 0 if await self._send() else failures + 1
+            interval = max(self._interval, self._pace.beat_interval())
+            wait = HEARTBEAT_RETRIES.delay(failures) if 0 < failures <= 3 else interval
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(wait, interval)):
+                    await self._until_due()
+
+    async def send_final(self) -> None:
+        """Report that the workspace is not served any more.
+
+        Raises:
+            PlatformError: It was not accepted.
+        """
+        await self._registry.beat(self._status.final_presence())
+
+    async def _until_due(self) -> None:
+        while True:
+            await self._status.wedged_changed.wait()
+            if self._is_requested or not self._pace.is_limited:
+                return
+            self._status.wedged_changed.clear()
+
+    async def _send(self) -> bool:
+        presence = self._status.presence(self._dispatcher.remark())
+        sent_at = asyncio.get_running_loop().time()
+        try:
+            await self._registry.beat(presence)
+        except PlatformError as exc:
+            hint = exc.hint
+            if isinstance(exc, PermanentPlatformError) and not isinstance(exc, AuthError):
+                hint = "while heartbeats are refused, the platform will show the workspace as offline; trying again"
+            self._status.report("heartbeat", str(exc), hint)
+            return False
+        self._polling.beat_accepted(sent_at)
+        self._status.heartbeat_accepted(presence, sent_at=sent_at)
+        return True

@@ -12,38 +12,32 @@ from molecule_connect import events
 from molecule_connect.backoff import Backoff
 from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.errors import (
-    AuthError,
     JournalError,
     MoleculeError,
-    PermanentPlatformError,
     PlatformError,
     StateLostError,
     WorkspaceDeletedError,
 )
+from molecule_connect.journal.inbox import InboxStore
 from molecule_connect.journal.incoming import Stored
 from molecule_connect.journal.journal import Journal, Position
 from molecule_connect.journal.models import Conversation
-from molecule_connect.models import FilePart, Handler, Presence, Signal
+from molecule_connect.models import FilePart, Handler, Signal
 from molecule_connect.worker.assembly import Answering, Surroundings
 from molecule_connect.worker.clock import Clock
 from molecule_connect.worker.cursor import CursorFile
 from molecule_connect.worker.feed import Reader
 from molecule_connect.worker.file_quota import FolderLimits
 from molecule_connect.worker.gate import Gate
-from molecule_connect.worker.health import Health, SendHealth
-from molecule_connect.worker.heartbeat import Heartbeat
-from molecule_connect.worker.inbox_stats import Attendance
+from molecule_connect.worker.health import SendHealth
 from molecule_connect.worker.intake import JOURNAL_WAIT, Intake, insist_on
 from molecule_connect.worker.lease import lease
 from molecule_connect.worker.maintenance import JournalSize, Upkeep
 from molecule_connect.worker.polling import Polling
 from molecule_connect.worker.ports import Pace, Platform, Unlimited
-from molecule_connect.worker.presence import Registration
-from molecule_connect.worker.read_ranges import SECOND
-from molecule_connect.worker.reports import Reports
+from molecule_connect.worker.presence import Heartbeat, Registration
 from molecule_connect.worker.sending import MOST_COPIES
-from molecule_connect.worker.status_file import StatusFile
-from molecule_connect.worker.vitals import Vitals
+from molecule_connect.worker.status import Status
 
 # A run that ends by itself doesn't wait for messages that are put off for longer, in seconds: beyond retries these are
 # a used-up budget and the loop brake.
@@ -88,7 +82,6 @@ class Worker:
         self.workspace_id = settings.workspace_id
         self._platform = platform
         self._folder = folder
-        self._listener = listener
         self._wall = wall
         self._clock = Clock(platform, wall)
         self._began = asyncio.get_running_loop().time() if began is None else began
@@ -97,10 +90,9 @@ class Worker:
         self._journal = journal.of(settings.workspace_id, inbox=handler is None, quota=settings.journal_quota)
         self._presence = presence
         self._cursor = CursorFile(folder, settings.workspace_id)
-        self._status = StatusFile(folder, settings, inbox=handler is None, wall=wall)
-        self._attendance = Attendance(journal, settings.workspace_id, listener=self._tell) if handler is None else None
-        self._health = Health()
-        self._reports = Reports(settings.workspace_id, self._tell, self._health)
+        inbox = InboxStore(journal) if handler is None else None
+        self._is_inbox = inbox is not None
+        self._status = Status(settings, listener, journal=self._journal, inbox=inbox, wall=wall)
         self._patient = settings.patient and not settings.once
         self._backoff = backoff or Backoff(first=1.0, cap=60.0)
         self._registration = Registration(
@@ -109,7 +101,7 @@ class Worker:
             card=settings.card,
             unpause=settings.unpause,
             create=settings.create,
-            reports=self._reports,
+            status=self._status,
             paused=self._paused,
             announced=lambda: self._wakeups.trusted,
             backoff=self._backoff,
@@ -118,15 +110,10 @@ class Worker:
         )
         self._build_intake()
         self._build_answering(handler, room)
-        look = self._attendance.look if self._attendance is not None else lambda: None
-        size = JournalSize(journal, self._journal, settings.journal_quota, reports=self._reports)
-        self._upkeep = Upkeep(
-            self._journal, self._cursor, size=size, reports=self._reports, now=self._reader.now, look=look
-        )
+        size = JournalSize(journal, self._journal, settings.journal_quota, status=self._status)
+        self._upkeep = Upkeep(self._journal, self._cursor, size=size, status=self._status, now=self._reader.now)
         self._first_read = asyncio.Event()
         self._was_trusted = False
-        self._since = 0
-        self._beat_at = float("-inf")
         self._fatal: asyncio.Future[None] | None = None
 
     def _build_intake(self) -> None:
@@ -140,7 +127,7 @@ class Worker:
             read_rest=self._pace.read_rest,
             least_poll=self._pace.poll_interval,
             on_signal=self._on_signal,
-            trouble=lambda reason: self._reports.trouble("stream", reason, "messages are noticed by polling meanwhile"),
+            trouble=self._stream_changed,
             listening=self._listening,
         )
         self._reader = Reader(
@@ -153,7 +140,7 @@ class Worker:
             conversations_may_run=lambda: self._gate.open(),
             conversations_must_wait=lambda: self._gate.close(),
             woken=self._wakeups.take,
-            notice=self._reports.notice,
+            notice=self._status.notice,
             first_look=self._journal.close_answered,
         )
         self._intake = Intake(
@@ -163,18 +150,10 @@ class Worker:
             is_queued=lambda: self._pace.is_queued,
             trouble=self._intake_changed,
         )
-        self._heartbeat = Heartbeat(
-            self._platform,
-            presence=lambda: self._vitals.presence(),
-            interval=lambda: max(settings.heartbeat_interval, self._pace.beat_interval()),
-            accepted=self._beat_accepted,
-            failed=self._beat_failed,
-        )
-        self._health.changed = self._beat_soon
 
     def _build_answering(self, handler: Handler | None, room: FolderLimits | None) -> None:
         self._sending = SendHealth(
-            report=lambda reason, hint: self._reports.broken("sending", reason, hint),
+            report=self._sending_changed,
             # The last send that an answer has left is for its own time.
             probe=lambda: self._send_due(self._journal.retry_one_send_now(most_in_doubt=MOST_COPIES - 2)),
             resend=lambda: self._send_due(self._journal.retry_sends_now()),
@@ -184,21 +163,28 @@ class Worker:
             file=self._file,
             journal=self._journal,
             folder=self._folder,
-            reports=self._reports,
+            status=self._status,
             now=self._clock.now,
             reread=self._intake.reread,
-            beat_accepted_since=lambda since: self._beat_at > since,
+            beat_accepted_since=self._status.heartbeat_accepted_since,
             files_came=self._files_came,
             insist=self._insist,
             failed=self._fail,
             sending=self._sending,
-            listener=self._tell,
             wall=self._wall,
         )
         answering = Answering(self.settings, around, handler=handler, room=room)
         self._files, self._slots = answering.files, answering.slots
         self._attempts, self._conversations = answering.attempts, answering.conversations
         self._gate = Gate(self._conversations, self._journal)
+        self._heartbeat = Heartbeat(
+            self._platform,
+            self._status,
+            self._wakeups,
+            self._conversations,
+            pace=self._pace,
+            interval=self.settings.heartbeat_interval,
+        )
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until *stop* is set, then drain; with ``once``, until all that waits is answered.
@@ -217,36 +203,28 @@ class Worker:
                 stack.enter_context(self._file.watched(self._fail, check=held.check))
 
             if await self._until_possible(take, stop):
-                await stack.enter_async_context(self._status.kept())
+                await stack.enter_async_context(self._status.saved_in(self._folder))
                 await self._run(stop)
 
     async def _run(self, stop: asyncio.Event) -> None:
-        self._vitals = Vitals(
-            slots=self._slots,
-            attempts=self._attempts,
-            health=self._health,
-            journal=self._journal,
-            attendance=self._attendance,
-        )
-        self._since = round(self._wall() * SECOND)
         self._fatal = asyncio.get_running_loop().create_future()
         if await self._until_possible(self._take_over, stop) and await self._begin(stop, self._fatal):
             await self._serve(stop, self._fatal)
 
     def slept(self) -> None:
         """The machine slept, or its clock was set: beat, read and reopen the stream, once; what waited may be due."""
-        self._heartbeat.beat_now()
+        self._heartbeat.send_now()
         self._wakeups.reopen()
         self._wakeups.wake()
         self._journal.bound_waits().add_done_callback(lambda _: self._gate.wake_all())
 
     def changed_elsewhere(self) -> None:
         """Another program, or a reader of the inbox, changed the journal."""
-        if self._attendance is None and self._journal.has_claims():
+        if not self._is_inbox and self._journal.has_claims():
             # Whoever reads on since this was an inbox may never finish it.
             self._journal.release_claims().add_done_callback(lambda _: self._gate.wake_all())
         self._gate.wake_all()
-        self._upkeep.changed.set()
+        self._status.messages_changed.set()
 
     # Starting
 
@@ -259,13 +237,13 @@ class Worker:
                 if not (self._patient and exc.may_heal):
                     raise
                 wait = self._backoff.delay(failures)
-                self._reports.trouble("start", str(exc), f"{exc.hint}; trying again in at most a minute")
+                self._status.report("start", str(exc), f"{exc.hint}; trying again in at most a minute")
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(wait):
                         await stop.wait()
                         return False
             else:
-                self._reports.trouble("start", "")
+                self._status.clear("start")
                 break
         return True
 
@@ -274,7 +252,7 @@ class Worker:
         await self._journal.recover()
         cursor, warning = self._cursor.load()
         if warning:
-            self._reports.notice(warning)
+            self._status.notice(warning)
         if cursor is not None and self._journal.position() == Position():
             await self._journal.set_position(Position(watermark=cursor))
 
@@ -292,7 +270,7 @@ class Worker:
             if not registering.done():
                 return False
             if registering.result():
-                self._tell(events.Registered(workspace_id=self.workspace_id))
+                self._status.emit(events.Registered(workspace_id=self.workspace_id))
             return True
         finally:
             await _cancel([registering, stopping])
@@ -345,10 +323,10 @@ class Worker:
         await self._first_read.wait()
         while self._journal.waiting() or self._files.pending():
             if self._registration.is_paused:
-                self._reports.notice("the workspace is paused: what waits stays in the journal")
+                self._status.notice("the workspace is paused: what waits stays in the journal")
                 return
             if not self._files.pending() and self._journal.all_deferred_for(ONCE_PATIENCE):
-                self._reports.notice(
+                self._status.notice(
                     f"all messages that are left wait for more than {ONCE_PATIENCE:g} s: they stay in the journal",
                     "'molecule messages list' shows why; a later start answers them",
                 )
@@ -362,7 +340,7 @@ class Worker:
                 try:
                     return await work()
                 except JournalError as exc:
-                    self._reports.broken("journal", str(exc), exc.hint)
+                    self._status.report("journal", str(exc), exc.hint, lasting=True)
                     await asyncio.sleep(JOURNAL_WAIT)
                 except Exception as exc:  # a part that fails takes the connection with it
                     return self._fail(exc)
@@ -378,8 +356,8 @@ class Worker:
     # Ending
 
     async def _drain(self, grace: float) -> None:
-        running = len(self._attempts.running)
-        self._tell(events.Stopping(workspace_id=self.workspace_id, running=running, grace=grace))
+        running = self._status.running
+        self._status.emit(events.Stopping(workspace_id=self.workspace_id, running=running, grace=grace))
         await self._conversations.drain(grace)
         try:
             await self._conversations.abandon(ABANDON)
@@ -388,23 +366,35 @@ class Worker:
                     await self._journal.sends_committed()
             await self._upkeep.save_cursor()
         except JournalError as exc:
-            self._reports.broken("journal", str(exc), exc.hint)
+            self._status.report("journal", str(exc), exc.hint, lasting=True)
 
     async def _say_goodbye(self) -> None:
         if self._presence:
             # When it fails, silence says the same, only later.
             with contextlib.suppress(PlatformError, TimeoutError):
                 async with asyncio.timeout(LAST_BEAT):
-                    await self._platform.beat(self._vitals.farewell())
-        self._tell(events.Stopped(workspace_id=self.workspace_id))
+                    await self._heartbeat.send_final()
+        self._status.emit(events.Stopped(workspace_id=self.workspace_id))
 
     # What the parts tell
 
     def _intake_changed(self, reason: str, hint: str, lasting: bool) -> None:
-        is_back = not reason and self._health.is_broken("intake")
-        self._reports.broken("intake", reason, hint, lasting=lasting)
-        if is_back:
+        if reason:
+            self._status.report("intake", reason, hint, lasting=lasting)
+        elif self._status.clear("intake"):
             self._send_due(self._journal.retry_sends_now())
+
+    def _stream_changed(self, reason: str) -> None:
+        if reason:
+            self._status.report("stream", reason, "messages are noticed by polling meanwhile")
+        else:
+            self._status.clear("stream")
+
+    def _sending_changed(self, reason: str, hint: str) -> None:
+        if reason:
+            self._status.report("sending", reason, hint, lasting=True)
+        else:
+            self._status.clear("sending")
 
     def _send_due(self, hastened: "asyncio.Future[None]") -> None:
         def wake(outcome: "asyncio.Future[None]") -> None:
@@ -414,14 +404,13 @@ class Worker:
         hastened.add_done_callback(wake)
 
     def _on_stored(self, stored: Sequence[Stored]) -> None:
-        self._upkeep.changed.set()
-        self._reports.stored(stored, since=self._since)
+        self._status.received(stored)
         if any(isinstance(part, FilePart) for one in stored for part in one.item.parts):
             self._files.wake()
         self._gate.stored(one.conversation for one in stored if one.conversation is not None)
 
     def _files_came(self, row_id: str, conversation: Conversation, names: str) -> None:
-        self._tell(
+        self._status.emit(
             events.Received(
                 workspace_id=self.workspace_id,
                 row_id=row_id,
@@ -430,70 +419,40 @@ class Worker:
                 text=names[:200],
             )
         )
-        self._upkeep.changed.set()
+        self._status.messages_changed.set()
         self._conversations.wake([conversation])
 
     def _on_signal(self, signal: Signal) -> None:
         if signal is Signal.ROTATED:
-            self._reports.notice(
-                "the platform replaced the workspace's token", "put the new one in the old one's place"
-            )
+            self._status.notice("the platform replaced the workspace's token", "put the new one in the old one's place")
             return
         self._registration.look_again()
         if signal is Signal.OPENED and not self._was_trusted:
             # Its echo says whether the stream can be relied on.
-            self._beat_soon()
-
-    def _beat_soon(self) -> None:
-        """A heartbeat beside the regular ones, unless they are what the rate limit has to leave room for."""
-        if not self._pace.is_limited:
-            self._heartbeat.beat_now()
+            self._heartbeat.send_soon()
 
     def _listening(self, trusted: bool) -> None:
         self._was_trusted = self._was_trusted or trusted
         by = "stream" if trusted else "polling"
-        self._tell(events.Listening(workspace_id=self.workspace_id, by=by))
+        self._status.emit(events.Listening(workspace_id=self.workspace_id, by=by))
 
     def _paused(self, paused: bool) -> None:
         if paused:
             self._gate.pause()
-            self._tell(events.Paused(workspace_id=self.workspace_id))
+            self._status.emit(events.Paused(workspace_id=self.workspace_id))
         else:
-            self._tell(events.Resumed(workspace_id=self.workspace_id))
+            self._status.emit(events.Resumed(workspace_id=self.workspace_id))
             self._gate.resume()
-            self._heartbeat.beat_now()
-
-    def _beat_accepted(self, presence: Presence, began: float) -> None:
-        self._beat_at = began
-        self._wakeups.beat_accepted(began)
-        self._reports.trouble("heartbeat", "")
-        self._reports.passes()
-        tasks, wedged = presence.active_tasks, presence.wedged
-        self._tell(events.Beat(workspace_id=self.workspace_id, active_tasks=tasks, wedged=wedged))
-
-    def _beat_failed(self, error: PlatformError) -> None:
-        hint = error.hint
-        if isinstance(error, PermanentPlatformError) and not isinstance(error, AuthError):
-            hint = "while heartbeats are refused, the platform will show the workspace as offline; trying again"
-        self._reports.trouble("heartbeat", str(error), hint)
+            self._heartbeat.send_now()
 
     async def _insist(self, write: Callable[[], Awaitable[bool]]) -> bool:
         def trouble(reason: str, hint: str) -> None:
-            self._reports.broken("journal", reason, hint)
+            if reason:
+                self._status.report("journal", reason, hint, lasting=True)
+            else:
+                self._status.clear("journal")
 
         return await insist_on(write, trouble=trouble, closed=lambda: self._file.writer.closed)
-
-    def _tell(self, event: events.Event) -> None:
-        if isinstance(event, events.Delivered | events.Dead | events.Answered):
-            self._upkeep.changed.set()
-        self._status(event)
-        if self._attendance is not None:
-            self._attendance(event)
-        try:
-            self._listener(event)
-        except Exception as exc:  # no message is to blame for the program that listens
-            context = {"message": "the listener for events failed", "exception": exc}
-            asyncio.get_running_loop().call_exception_handler(context)
 
 
 async def _cancel(tasks: "Sequence[asyncio.Future[Any]]") -> None:
