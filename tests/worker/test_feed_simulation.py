@@ -106,19 +106,19 @@ class Memory:
     def position(self) -> Position:
         return self.where
 
-    async def move(self, position: Position) -> None:
+    async def set_position(self, position: Position) -> None:
         def act() -> None:
             self.where = position
 
         self._write(act)
 
-    def known(self, row_id: str) -> bool:
+    def is_known(self, row_id: str) -> bool:
         return row_id in self.rows
 
     def rows_after(self, time: int, most: int) -> tuple[int, int]:
         return sum((item.time or 0) > time for item in self.rows.values()), 0
 
-    async def receive(self, items: tuple[Inbound, ...], *, now: int) -> list[Stored]:
+    async def add(self, items: tuple[Inbound, ...], *, now: int) -> list[Stored]:
         stored: list[Stored] = []
 
         def act() -> None:

@@ -370,7 +370,7 @@ async def test_an_answer_of_somebody_else_is_told_once(journal: Journal) -> None
             platform.write(f"who said that? {number}", kind=Kind.ECHO)
         await asyncio.sleep(60)
         (notice,) = serving.events.of(events.Notice)
-    assert "somebody else" in notice.text
+    assert "another program" in notice.text
 
 
 async def test_an_earlier_programs_answers_are_no_concern(journal: Journal) -> None:
