@@ -10,7 +10,7 @@ import nox
 
 PYTHONS = ["3.11", "3.12", "3.13", "3.14", "3.15"]
 CURRENT = f"{sys.version_info.major}.{sys.version_info.minor}"
-PLUGINS = ["mock", "exec", "claude_code", "mcp", "sandbox"]
+PLUGINS = ["mock", "exec", "claude_code", "mcp", "sandbox", "agent"]
 # Half of the time goes by in processes that the tests start and wait for. What one worker has left, another takes.
 PARALLEL = ["-n", "auto", "--maxprocesses", "4", "--dist", "worksteal"]
 VERSION_TESTS = "tests/house/test_versions.py"
@@ -21,6 +21,7 @@ TRIES = {
     "claude_code": ("molecule backends --check; molecule backends claude-code", "permission_mode"),
     "mcp": ("molecule backends --check; molecule-mcp --help", "--check"),
     "sandbox": ("molecule backends --check; molecule sandbox --help", "--serve"),
+    "agent": ("python -c 'from molecule_connect_agent import RemoteAgentClient; print(RemoteAgentClient)'", "client"),
 }
 CHAT = ("echo hello | molecule sandbox --backend exec --backend-opt cmd='tr a-z A-Z'", "HELLO")
 
@@ -104,7 +105,7 @@ def packages(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """The pages, by Sphinx; a warning is an error."""
-    session.install("-e", ".", "sphinx>=9,<10", "furo>=2025.12", "myst-parser>=5,<6")
+    session.install("-e", ".", "-e", "./plugins/agent", "sphinx>=9,<10", "furo>=2025.12", "myst-parser>=5,<6")
     session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html", *session.posargs)
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from molecule_connect import RemoteAgentClient, WorkspaceSettings, open_inbox
+from molecule_connect import WorkspaceSettings, open_inbox
 from molecule_connect.config.load import WorkspacesError, load_workspaces, read_config
 from molecule_connect.errors import ArgumentError, ConfigError
+from molecule_connect_agent import RemoteAgentClient
 
 ID = "dc98486f-8e1e-44fc-94c0-ba89c005241b"
 GIVEN = f" {ID.upper()}\n"

@@ -50,17 +50,6 @@ if TYPE_CHECKING:
     from molecule_connect.plugins.option_types import Duration
     from molecule_connect.plugins.options import BackendConfig, options
     from molecule_connect.plugins.prompts import disarm_tags
-    from molecule_connect.remote_agent.async_client import AsyncRemoteAgentClient
-    from molecule_connect.remote_agent.client import RemoteAgentClient
-    from molecule_connect.remote_agent.values import (
-        DEFAULT_HEARTBEAT_INTERVAL,
-        DEFAULT_STATE_POLL_INTERVAL,
-        DEFAULT_URL_CACHE_TTL,
-        Delegation,
-        Message,
-        PeerInfo,
-        WorkspaceState,
-    )
 
 __version__ = "0.1.0"
 
@@ -98,17 +87,6 @@ _HOMES = {
     "plugins.option_types": ("Duration",),
     "plugins.options": ("BackendConfig", "options"),
     "plugins.prompts": ("disarm_tags",),
-    "remote_agent.async_client": ("AsyncRemoteAgentClient",),
-    "remote_agent.client": ("RemoteAgentClient",),
-    "remote_agent.values": (
-        "DEFAULT_HEARTBEAT_INTERVAL",
-        "DEFAULT_STATE_POLL_INTERVAL",
-        "DEFAULT_URL_CACHE_TTL",
-        "Delegation",
-        "Message",
-        "PeerInfo",
-        "WorkspaceState",
-    ),
     "app": ("connect",),
     "config.settings": ("WorkspaceSettings",),
     "config.load": ("load_workspaces",),
@@ -120,13 +98,9 @@ _PACKAGES = ("", "platform")
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "DEFAULT_HEARTBEAT_INTERVAL",
-    "DEFAULT_STATE_POLL_INTERVAL",
-    "DEFAULT_URL_CACHE_TTL",
     "ArchiveError",
     "ArgumentError",
     "AsyncPlatformClient",
-    "AsyncRemoteAgentClient",
     "AuthError",
     "BackendConfig",
     "BackendError",
@@ -135,7 +109,6 @@ __all__ = [
     "ConfigError",
     "CursorExpiredError",
     "DataPart",
-    "Delegation",
     "Duration",
     "FilePart",
     "Inbox",
@@ -143,17 +116,14 @@ __all__ = [
     "InboxMessage",
     "JournalError",
     "LeaseError",
-    "Message",
     "MoleculeError",
     "OptionError",
     "Outcome",
     "Part",
-    "PeerInfo",
     "PermanentPlatformError",
     "PlatformError",
     "PluginError",
     "Progress",
-    "RemoteAgentClient",
     "Request",
     "Response",
     "StateLostError",
@@ -162,7 +132,6 @@ __all__ = [
     "Usage",
     "WorkspaceDeletedError",
     "WorkspaceSettings",
-    "WorkspaceState",
     "connect",
     "create_backend",
     "disarm_tags",

@@ -5,7 +5,8 @@ import os
 import threading
 import time
 
-from molecule_connect import Message, MoleculeError, RemoteAgentClient, TransientPlatformError
+from molecule_connect import MoleculeError, TransientPlatformError
+from molecule_connect_agent import Message, RemoteAgentClient
 
 
 def answer(message: Message) -> str:

@@ -16,8 +16,8 @@ from molecule_connect.journal.models import COLUMNS, load_message
 from molecule_connect.journal.schema import open_file
 from molecule_connect.models import Inbound, Kind
 from molecule_connect.platform.feed_rows import read_page
-from molecule_connect.remote_agent.peers import Peers
-from molecule_connect.remote_agent.readings import read_message
+from molecule_connect_agent.peers import Peers
+from molecule_connect_agent.readings import read_message
 
 ME = "0e008c43-8c0f-4de7-a8cc-e4de6461b8fd"
 FORGER = "11111111-b427-4bdd-9cd3-711c7ce27068"

@@ -10,7 +10,8 @@ from tests.docs.pages import block, page
 from tests.e2e.kit import clean_environ
 
 import molecule_connect
-from molecule_connect import MoleculeError, RemoteAgentClient
+from molecule_connect import MoleculeError
+from molecule_connect_agent import RemoteAgentClient
 from molecule_connect_sandbox.testing import Sandbox
 
 PAGE = page("remote-agent.md")

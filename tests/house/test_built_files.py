@@ -91,8 +91,8 @@ def test_the_entry_points_of_the_wheels_are_the_documented_ones(dist: Path, proj
     found: dict[str, Names] = {}
     for project in projects:
         with wheel(dist, project) as built:
-            (name,) = (name for name in built.namelist() if name.endswith("entry_points.txt"))
-            lines = built.read(name).decode().splitlines()
+            names = [name for name in built.namelist() if name.endswith("entry_points.txt")]
+            lines = [line for name in names for line in built.read(name).decode().splitlines()]
         found[project.name] = {line.partition("=")[0].strip() for line in lines if line}
     core = {"[console_scripts]", "molecule", "molecule-connect", "[molecule_connect.backends]", "inbox"}
     assert found["molecule-connect"] == core
@@ -104,4 +104,5 @@ def test_the_entry_points_of_the_wheels_are_the_documented_ones(dist: Path, proj
         "[molecule_connect.commands]",
         "mcp",
     }
+    assert found["molecule-connect-agent"] == set()
     assert found["molecule-connect-sandbox"] == {"[molecule_connect.commands]", "sandbox"}

@@ -26,7 +26,7 @@ def the_range(version: str) -> str:
 
 def test_there_are_the_plugins_that_the_readme_promises(plugins: "list[Project]") -> None:
     names = {project.name for project in plugins}
-    assert names >= {f"molecule-connect-{name}" for name in ("mock", "exec", "claude-code", "mcp", "sandbox")}
+    assert names >= {f"molecule-connect-{name}" for name in ("mock", "exec", "claude-code", "mcp", "sandbox", "agent")}
 
 
 def test_all_versions_are_the_same(projects: "list[Project]") -> None:
@@ -98,7 +98,8 @@ def test_a_clone_installs_every_distribution_from_itself(root: Path, plugins: "l
     lines = (root / "requirements.txt").read_text().splitlines()
     assert "-r requirements.txt" in (root / "requirements-dev.txt").read_text().splitlines()
     editable = [line.removeprefix("-e ") for line in lines if line.startswith("-e ")]
-    assert editable == [".", *(f"./plugins/{name}" for name in ("mock", "exec", "claude_code", "mcp", "sandbox"))]
+    names = ("mock", "exec", "claude_code", "mcp", "sandbox", "agent")
+    assert editable == [".", *(f"./plugins/{name}" for name in names)]
     assert {project.folder for project in plugins} == {(root / path).resolve() for path in editable[1:]}
 
 

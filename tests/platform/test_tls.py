@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from molecule_connect import AsyncPlatformClient, RemoteAgentClient, endpoints
+from molecule_connect import AsyncPlatformClient, endpoints
 from molecule_connect.cli import diagnostics
 from molecule_connect.cli.flags import ask
 from molecule_connect.config.load import WorkspacesError, load_workspaces, read_config
@@ -24,6 +24,7 @@ from molecule_connect.config.settings import USUAL_TLS, Tls
 from molecule_connect.errors import ConfigError, TransientPlatformError
 from molecule_connect.platform.address import parse_address
 from molecule_connect.platform.tls import Trust, proxy_for
+from molecule_connect_agent import RemoteAgentClient
 
 HERE = Path(__file__).parent / "certificates"
 CA, SERVER = HERE / "ca.pem", HERE / "server.pem"

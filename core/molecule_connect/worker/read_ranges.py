@@ -5,7 +5,7 @@ read starts after the watermark, a row so old that nothing can still appear behi
 platform's time is that of its Date header, which may be ahead of the clock that dates the rows.
 
 The algorithm was simulated over late rows, equal times, clocks apart, kills around each write, pruning and 410. Change
-it only with ``tests/worker/test_feed_simulation.py`` and ``tests/remote_agent/test_feed.py``.
+it only with ``tests/worker/test_feed_simulation.py`` and ``plugins/agent/tests/test_feed.py``.
 """
 
 import attrs

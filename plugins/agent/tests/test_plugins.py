@@ -20,9 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from molecule_connect import ArchiveError, ArgumentError, ConfigError, PermanentPlatformError, TransientPlatformError
-from molecule_connect.remote_agent import archives
-from molecule_connect.remote_agent.plugins import run_setup
 from molecule_connect.testing import until_gone
+from molecule_connect_agent import archives
+from molecule_connect_agent.plugins import run_setup
 from molecule_connect_sandbox.tarballs import TARBALLS
 
 from .kit import ME, Make, Platform, Twin, said

@@ -10,9 +10,9 @@ import attrs
 from molecule_connect.errors import ArgumentError, Outcome, TransientPlatformError
 from molecule_connect.models import FilePart, Outgoing, TextPart
 from molecule_connect.platform import endpoints
-from molecule_connect.remote_agent.checks import check_text
-from molecule_connect.remote_agent.steps import Flow, ask, ask_at_length
-from molecule_connect.remote_agent.values import Message
+from molecule_connect_agent.checks import check_text
+from molecule_connect_agent.steps import Flow, ask, ask_at_length
+from molecule_connect_agent.values import Message
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "molecule-connect/remote-agent")
 

@@ -6,7 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
-from molecule_connect import ArgumentError, ConfigError, Message, TransientPlatformError
+from molecule_connect import ArgumentError, ConfigError, TransientPlatformError
+from molecule_connect_agent import Message
 
 from .kit import ME, PEER, Platform, Twin, said
 

@@ -10,11 +10,11 @@ import attrs
 from molecule_connect.errors import AuthError, ConfigError, PlatformError, TransientPlatformError
 from molecule_connect.models import Presence, WorkspaceStatus
 from molecule_connect.platform import endpoints
-from molecule_connect.remote_agent.checks import check_rate
-from molecule_connect.remote_agent.readings import deleted_error, read_secrets, read_state, removed_state
-from molecule_connect.remote_agent.steps import BACKOFF, REPEATS, Ask, Flow, Wait, ask
-from molecule_connect.remote_agent.tokens import TokenFile
-from molecule_connect.remote_agent.values import (
+from molecule_connect_agent.checks import check_rate
+from molecule_connect_agent.readings import deleted_error, read_secrets, read_state, removed_state
+from molecule_connect_agent.steps import BACKOFF, REPEATS, Ask, Flow, Wait, ask
+from molecule_connect_agent.tokens import TokenFile
+from molecule_connect_agent.values import (
     DEFAULT_HEARTBEAT_INTERVAL,
     DEFAULT_STATE_POLL_INTERVAL,
     WorkspaceState,

@@ -13,14 +13,14 @@ from molecule_connect.models import canonical_id
 from molecule_connect.platform.address import parse_address
 from molecule_connect.platform.clock import PlatformClock
 from molecule_connect.platform.direct_messages import Resolve, system_addresses
-from molecule_connect.remote_agent.chat import Chat
-from molecule_connect.remote_agent.checks import check_json, check_seconds
-from molecule_connect.remote_agent.feed import ActivityFeed
-from molecule_connect.remote_agent.peers import Peers
-from molecule_connect.remote_agent.plugins import Installer
-from molecule_connect.remote_agent.presence import Registrar
-from molecule_connect.remote_agent.tokens import TokenFile
-from molecule_connect.remote_agent.values import (
+from molecule_connect_agent.chat import Chat
+from molecule_connect_agent.checks import check_json, check_seconds
+from molecule_connect_agent.feed import ActivityFeed
+from molecule_connect_agent.peers import Peers
+from molecule_connect_agent.plugins import Installer
+from molecule_connect_agent.presence import Registrar
+from molecule_connect_agent.tokens import TokenFile
+from molecule_connect_agent.values import (
     DEFAULT_HEARTBEAT_INTERVAL,
     DEFAULT_STATE_POLL_INTERVAL,
     DEFAULT_URL_CACHE_TTL,

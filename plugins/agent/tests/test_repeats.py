@@ -7,7 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from molecule_connect import AsyncRemoteAgentClient, ConfigError, RemoteAgentClient, TransientPlatformError
+from molecule_connect import ConfigError, TransientPlatformError
+from molecule_connect_agent import AsyncRemoteAgentClient, RemoteAgentClient
 
 from .kit import API, ME, PEER, TOKEN, Make, Platform, Twin, said
 

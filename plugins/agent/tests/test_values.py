@@ -3,7 +3,8 @@
 import attrs
 import pytest
 
-from molecule_connect import AuthError, Delegation, Message, PeerInfo, PermanentPlatformError, TextPart, WorkspaceState
+from molecule_connect import AuthError, PermanentPlatformError, TextPart
+from molecule_connect_agent import Delegation, Message, PeerInfo, WorkspaceState
 
 from .kit import API, ME, PEER, Make, Platform
 

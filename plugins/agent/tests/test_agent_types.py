@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 import pytest
 
-from molecule_connect import (
+from molecule_connect_agent import (
     AsyncRemoteAgentClient,
     Delegation,
     Message,

@@ -13,11 +13,11 @@ from molecule_connect.platform.client import AsyncPlatformClient
 from molecule_connect.platform.direct_messages import HEADERS, Resolve, literal_addresses, system_addresses
 from molecule_connect.platform.endpoints import A2A_TIMEOUT
 from molecule_connect.platform.transports import AsyncTransport, Transports
-from molecule_connect.remote_agent.agent import AgentClient, AgentSettings, tls_of
-from molecule_connect.remote_agent.peers import JsonObject
-from molecule_connect.remote_agent.presence import TaskSupplier
-from molecule_connect.remote_agent.steps import Ask, AskPeer, Flow, Step, Wait
-from molecule_connect.remote_agent.values import (
+from molecule_connect_agent.agent import AgentClient, AgentSettings, tls_of
+from molecule_connect_agent.peers import JsonObject
+from molecule_connect_agent.presence import TaskSupplier
+from molecule_connect_agent.steps import Ask, AskPeer, Flow, Step, Wait
+from molecule_connect_agent.values import (
     DEFAULT_HEARTBEAT_INTERVAL,
     DEFAULT_STATE_POLL_INTERVAL,
     DEFAULT_URL_CACHE_TTL,

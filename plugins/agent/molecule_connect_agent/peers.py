@@ -28,10 +28,10 @@ from molecule_connect.platform.direct_messages import (
     read_rpc_answer,
 )
 from molecule_connect.platform.messages import question_envelope, to_json
-from molecule_connect.remote_agent.checks import check_peer_id, check_seconds, check_text
-from molecule_connect.remote_agent.readings import read_delegation, read_peers
-from molecule_connect.remote_agent.steps import AskPeer, Flow, ask, ask_at_length, call, hinting
-from molecule_connect.remote_agent.values import DEFAULT_URL_CACHE_TTL, Delegation, PeerInfo
+from molecule_connect_agent.checks import check_peer_id, check_seconds, check_text
+from molecule_connect_agent.readings import read_delegation, read_peers
+from molecule_connect_agent.steps import AskPeer, Flow, ask, ask_at_length, call, hinting
+from molecule_connect_agent.values import DEFAULT_URL_CACHE_TTL, Delegation, PeerInfo
 
 MOST_QUESTIONS = 10_000
 JsonObject = dict[str, object]

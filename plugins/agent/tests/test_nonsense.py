@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from molecule_connect import Message, MoleculeError, RemoteAgentClient
+from molecule_connect import MoleculeError
+from molecule_connect_agent import Message, RemoteAgentClient
 
 from .kit import API, ME, PEER, TOKEN
 

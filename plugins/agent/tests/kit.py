@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from molecule_connect import AsyncRemoteAgentClient, RemoteAgentClient
+from molecule_connect_agent import AsyncRemoteAgentClient, RemoteAgentClient
 
 API = "https://platform.example"
 ME = "0e008c43-8c0f-4de7-a8cc-e4de6461b8fd"

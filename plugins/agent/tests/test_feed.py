@@ -9,19 +9,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from molecule_connect import (
-    ArgumentError,
-    AuthError,
-    Message,
-    RemoteAgentClient,
-    TransientPlatformError,
-    WorkspaceDeletedError,
-)
+from molecule_connect import ArgumentError, AuthError, TransientPlatformError, WorkspaceDeletedError
 from molecule_connect.models import TextPart
 from molecule_connect.platform.clock import PlatformClock, format_time, parse_time
-from molecule_connect.remote_agent.feed import ActivityFeed
-from molecule_connect.remote_agent.peers import Peers
-from molecule_connect.remote_agent.steps import Ask
+from molecule_connect_agent import Message, RemoteAgentClient
+from molecule_connect_agent.feed import ActivityFeed
+from molecule_connect_agent.peers import Peers
+from molecule_connect_agent.steps import Ask
 
 from .kit import API, ME, PEER, TOKEN, Make, Platform, Twin, row, said
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from molecule_connect.errors import WorkspaceDeletedError
 from molecule_connect.models import Inbound, Kind, canonical_id
 from molecule_connect.platform.parts import first_text
-from molecule_connect.remote_agent.values import REMOVED, Delegation, Message, PeerInfo, WorkspaceState
+from molecule_connect_agent.values import REMOVED, Delegation, Message, PeerInfo, WorkspaceState
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _KINDS: Mapping[Kind, Literal["message", "answer", "result"]] = {

@@ -11,11 +11,10 @@ from molecule_connect import (
     ArgumentError,
     AuthError,
     PermanentPlatformError,
-    RemoteAgentClient,
     TransientPlatformError,
     WorkspaceDeletedError,
-    WorkspaceState,
 )
+from molecule_connect_agent import RemoteAgentClient, WorkspaceState
 
 from .kit import API, ME, TOKEN, Make, Platform, Twin, said
 

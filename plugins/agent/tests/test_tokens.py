@@ -9,7 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from molecule_connect import ArgumentError, AuthError, ConfigError, RemoteAgentClient
+from molecule_connect import ArgumentError, AuthError, ConfigError
+from molecule_connect_agent import RemoteAgentClient
 
 from .kit import API, ME, TOKEN, Make, Platform, Twin, said, token_file
 
@@ -189,7 +190,7 @@ def test_two_processes_that_save_at_once_never_leave_an_empty_file(tmp_path: Pat
     program = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from molecule_connect import RemoteAgentClient\n"
+        "from molecule_connect_agent import RemoteAgentClient\n"
         f"with RemoteAgentClient({ME!r}, {API!r}, token_dir=Path(sys.argv[1])) as agent:\n"
         "    for number in range(100):\n"
         "        agent.save_token(f'token-{sys.argv[2]}-{number}')\n"

@@ -13,10 +13,10 @@ from molecule_connect.platform import endpoints
 from molecule_connect.platform.clock import SECOND_US, PlatformClock
 from molecule_connect.platform.endpoints import Reply
 from molecule_connect.platform.feed_rows import read_page
-from molecule_connect.remote_agent.readings import deleted_error, read_message
-from molecule_connect.remote_agent.steps import BACKOFF, Flow, Wait, ask
-from molecule_connect.remote_agent.values import Message
 from molecule_connect.worker.read_ranges import LIMIT, MOST_AHEAD, Span, look_back, settled, step_back, step_forward
+from molecule_connect_agent.readings import deleted_error, read_message
+from molecule_connect_agent.steps import BACKOFF, Flow, Wait, ask
+from molecule_connect_agent.values import Message
 
 # Of rows without a time nothing tells when they may be forgotten.
 TIMELESS_KEPT = 10_000

@@ -4,21 +4,20 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_type
 
-from molecule_connect import (
+from molecule_connect import Outcome, TransientPlatformError
+from molecule_connect_agent import (
     DEFAULT_HEARTBEAT_INTERVAL,
     AsyncRemoteAgentClient,
     Delegation,
     Message,
-    Outcome,
     PeerInfo,
     RemoteAgentClient,
-    TransientPlatformError,
     WorkspaceState,
 )
 
 if TYPE_CHECKING:
     # A name that the package does not have is an error, and not silently Any.
-    from molecule_connect import RemoteAgentClint  # type: ignore[attr-defined] # noqa: F401
+    from molecule_connect_agent import RemoteAgentClint  # type: ignore[attr-defined] # noqa: F401
 
 
 def supplier() -> dict[str, object]:

@@ -6,14 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
-from molecule_connect import (
-    ArgumentError,
-    AuthError,
-    PeerInfo,
-    PermanentPlatformError,
-    RemoteAgentClient,
-    TransientPlatformError,
-)
+from molecule_connect import ArgumentError, AuthError, PermanentPlatformError, TransientPlatformError
+from molecule_connect_agent import PeerInfo, RemoteAgentClient
 
 from .kit import API, ME, PEER, TOKEN, Make, Platform, Twin, said
 

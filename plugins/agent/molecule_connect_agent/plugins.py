@@ -25,8 +25,8 @@ from molecule_connect.errors import (
 )
 from molecule_connect.platform import endpoints
 from molecule_connect.platform.responses import sanitised
-from molecule_connect.remote_agent import archives
-from molecule_connect.remote_agent.steps import Ask, Flow, ask, call, hinting
+from molecule_connect_agent import archives
+from molecule_connect_agent.steps import Ask, Flow, ask, call, hinting
 
 SETUP_SECONDS = 120.0
 _STDERR_SHOWN = 200
