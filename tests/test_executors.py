@@ -7,7 +7,7 @@ import pytest
 
 from molecule_connect.errors import BackendError
 from molecule_connect.executors import PatientExecutor, in_thread
-from molecule_connect.plugins.threads import WorkerThreads
+from molecule_connect.plugins.threads import PluginThreads
 
 
 def refuse(thread: threading.Thread) -> None:
@@ -15,7 +15,7 @@ def refuse(thread: threading.Thread) -> None:
     raise RuntimeError("can't start new thread")
 
 
-async def test_work_runs_in_a_thread_of_its_own_and_raises_here() -> None:
+async def test_work_runs_in_threads_and_raises() -> None:
     assert await in_thread(threading.current_thread) is not threading.current_thread()
     with pytest.raises(ZeroDivisionError):
         await in_thread(lambda: 1 // 0)
@@ -31,11 +31,11 @@ async def test_work_that_was_refused_never_runs(monkeypatch: pytest.MonkeyPatch)
     assert ran == ["later"]
 
 
-async def test_a_backends_call_that_was_refused_never_runs_and_costs_no_attempt(
+async def test_refused_plugin_calls_cost_no_attempt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ran: list[str] = []
-    threads = WorkerThreads("backend shout")
+    threads = PluginThreads("backend shout")
     with monkeypatch.context() as full:
         full.setattr(threading.Thread, "start", refuse)
         with pytest.raises(BackendError, match="no more threads") as caught:
@@ -46,7 +46,7 @@ async def test_a_backends_call_that_was_refused_never_runs_and_costs_no_attempt(
     assert ran == ["later"]
 
 
-async def test_an_executor_without_more_threads_lets_work_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_full_executors_let_work_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     executor, release, ran = PatientExecutor(4), threading.Event(), list[str]()
     loop = asyncio.get_running_loop()
     try:

@@ -66,7 +66,7 @@ def test_check_says_that_an_entry_point_names_a_module(molecule: Molecule, plugi
     ("text", "words"),
     [
         (b"[molecule_connect.backends]\njust a line\n", "line 2 is not name = module:attribute"),
-        (b"[molecule_connect.backends\nlost = m:x\n", "line 1 opens a group whose bracket is not closed"),
+        (b"[molecule_connect.backends\nlost = m:x\n", "line 1 starts a group without a closing bracket"),
         (b"lost = m:x\n", "line 1 stands before any [group]"),
         (b"[molecule_connect.backends]\n\xff = m:x\n", "it is not UTF-8"),
     ],

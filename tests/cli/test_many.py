@@ -82,11 +82,11 @@ def test_problems_of_each_are_told_by_their_workspace(molecule: Molecule, config
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ('backend = "exec"', "backend exec needs the option 'cmd' -> give it: options.cmd=..."),
-        ('use = "picky"', "middleware picky needs the option 'key' -> give it: use_options.picky.key=..."),
+        ('backend = "exec"', "backend exec needs the option 'cmd' -> set it: options.cmd=..."),
+        ('use = "picky"', "middleware picky needs the option 'key' -> set it: use_options.picky.key=..."),
         (
             'use = "picky"\nuse_options.other.key = "x"',
-            "'other.key' is an option of no middleware in use (in use: picky) -> write it use_options.NAME.key=...",
+            "option 'other.key' doesn't belong to any middleware in use (in use: picky) -> write it use_options.NAME.key=...",
         ),
     ],
 )
@@ -167,5 +167,5 @@ def test_a_backend_that_two_distributions_claim_is_a_fault_with_both_names(
     assert result.code == 2
     for number in range(3):
         assert (
-            f"workspace {number + 1} (ws_{number}): backend parrot is claimed by fake-good 1.0 and by" in result.stderr
+            f"workspace {number + 1} (ws_{number}): backend parrot is offered by fake-good 1.0 and by" in result.stderr
         )

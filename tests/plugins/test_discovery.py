@@ -23,7 +23,7 @@ class Plugin:
 """
 
 
-def test_each_name_comes_with_its_distribution_and_version(site: Path) -> None:
+def test_lists_names_with_distribution_and_version(site: Path) -> None:
     path = write_distribution(site, "acme-tools", version="2.3", entry_points=backends(acme="acme_mod:Plugin"))
 
     (plugin,) = installed_backends(path=[path])
@@ -57,7 +57,7 @@ def test_a_malformed_file_hides_no_other_distribution(site: Path, broken: str | 
     assert list(scan_names(BACKENDS, path=[path])) == ["acme"]
 
 
-def test_everything_that_is_malformed_is_told_by_its_distribution(site: Path) -> None:
+def test_reports_malformed_files_by_distribution(site: Path) -> None:
     lines = "# a remark\n[console_scripts]\nnot ours\n[molecule_connect.backends]\n; another\noops\n= m:x\nok = m:x\n"
     write_distribution(site, "acme", entry_points=lines)
     write_distribution(site, "Plain", entry_points="first\n[molecule_connect.backends\nlost\n")
@@ -65,25 +65,25 @@ def test_everything_that_is_malformed_is_told_by_its_distribution(site: Path) ->
     path = write_distribution(site, "empty")
 
     assert malformed(path=[path]) == {
-        "Plain 1.0": ("line 1 stands before any [group]", "line 2 opens a group whose bracket is not closed"),
+        "Plain 1.0": ("line 1 stands before any [group]", "line 2 starts a group without a closing bracket"),
         "acme 1.0": ("line 6 is not name = module:attribute", "line 7 is not name = module:attribute"),
     }
 
 
-def test_a_malformed_line_hides_no_other_line_of_its_file(site: Path) -> None:
+def test_malformed_lines_hide_no_other_lines(site: Path) -> None:
     path = write_distribution(site, "acme", entry_points="[molecule_connect.backends]\noops\nacme = acme_mod:Plugin\n")
 
     assert [plugin.name for plugin in installed_backends(path=[path])] == ["acme"]
 
 
-def test_a_distribution_without_a_name_is_passed_over(site: Path) -> None:
+def test_skips_distributions_without_a_name(site: Path) -> None:
     write_distribution(site, "nameless", metadata="", entry_points=backends(lost="x:y"))
     path = write_distribution(site, "acme", entry_points=backends(acme="acme_mod:Plugin"))
 
     assert [plugin.name for plugin in installed_backends(path=[path])] == ["acme"]
 
 
-def test_of_two_copies_of_a_distribution_the_first_on_the_path_counts(tmp_path: Path) -> None:
+def test_first_copy_on_the_path_wins(tmp_path: Path) -> None:
     first = write_distribution(tmp_path / "a", "Acme.Tools", version="2.0", entry_points=backends(new="m:x"))
     second = write_distribution(tmp_path / "b", "acme-tools", version="1.0", entry_points=backends(old="m:x"))
 
@@ -93,16 +93,16 @@ def test_of_two_copies_of_a_distribution_the_first_on_the_path_counts(tmp_path: 
     assert list(scan_names(BACKENDS, path=[first, second])) == ["new"]
 
 
-def test_a_name_that_two_distributions_claim_is_refused_with_both_and_the_way_out(site: Path) -> None:
+def test_rejects_names_offered_by_two_distributions(site: Path) -> None:
     write_distribution(site, "acme", entry_points=backends(bot="acme_mod:Plugin"))
     path = write_distribution(site, "other", entry_points=backends(bot="other_mod:Plugin"))
 
-    with pytest.raises(PluginError, match=r"claimed by acme 1\.0 and by other 1\.0") as caught:
+    with pytest.raises(PluginError, match=r"offered by acme 1\.0 and by other 1\.0") as caught:
         find(BACKENDS, "bot", path=[path])
 
     assert "--backend acme:bot or --backend other:bot" in caught.value.hint
     assert find(BACKENDS, "Other:bot", path=[path]).distribution == "other"
-    assert all("claimed by acme and other" in plugin.problem for plugin in installed_backends(path=[path]))
+    assert all("offered by acme and other" in plugin.problem for plugin in installed_backends(path=[path]))
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_name_that_two_distributions_claim_is_refused_with_both_and_the_way_ou
         ("", "AttributeError"),
     ],
 )
-def test_whatever_happens_at_import_is_an_error_that_names_the_distribution(site: Path, source: str, text: str) -> None:
+def test_import_failures_name_the_distribution(site: Path, source: str, text: str) -> None:
     path = write_distribution(
         site, "acme", version="0.9", entry_points=backends(acme="acme_mod:Plugin"), acme_mod=source
     )
@@ -129,7 +129,7 @@ def test_whatever_happens_at_import_is_an_error_that_names_the_distribution(site
     assert "pip install --upgrade acme" in caught.value.hint
 
 
-def test_a_failing_import_is_told_with_its_file_and_line(site: Path) -> None:
+def test_import_failures_show_file_and_line(site: Path) -> None:
     source = "import sys\nimport no_such_module_anywhere\n"
     path = write_distribution(site, "acme", entry_points=backends(acme="acme_mod:Plugin"), acme_mod=source)
 
@@ -140,7 +140,7 @@ def test_a_failing_import_is_told_with_its_file_and_line(site: Path) -> None:
     assert str(caught.value).endswith(f" ({site / 'acme_mod.py'}:2)")
 
 
-def test_an_entry_point_whose_module_is_missing_names_no_line(site: Path) -> None:
+def test_missing_modules_show_no_line(site: Path) -> None:
     path = write_distribution(site, "acme", entry_points=backends(acme="no_such_module:Plugin"))
 
     with pytest.raises(PluginError) as caught:
@@ -149,7 +149,7 @@ def test_an_entry_point_whose_module_is_missing_names_no_line(site: Path) -> Non
     assert str(caught.value).endswith("No module named 'no_such_module'")
 
 
-def test_a_check_of_all_shows_what_fails_and_goes_on(site: Path) -> None:
+def test_checking_all_continues_after_failures(site: Path) -> None:
     write_distribution(site, "bad", entry_points=backends(bad="bad_mod:X"), bad_mod="raise SystemExit")
     path = write_distribution(site, "good", entry_points=backends(good="good_mod:Plugin"), good_mod=GOOD)
 
@@ -169,7 +169,7 @@ def test_a_check_of_all_shows_what_fails_and_goes_on(site: Path) -> None:
         ("    @hookimpl\n", "    def check(self): ...\n    @hookimpl\n", "check of backend acme is not marked"),
     ],
 )
-def test_a_check_of_all_tells_what_a_connection_would_refuse(site: Path, before: str, after: str, words: str) -> None:
+def test_checking_all_finds_what_serving_would_reject(site: Path, before: str, after: str, words: str) -> None:
     source = GOOD.replace(before, after)
     path = write_distribution(site, "acme", entry_points=backends(acme="acme_mod:Plugin"), acme_mod=source)
 
@@ -178,7 +178,7 @@ def test_a_check_of_all_tells_what_a_connection_would_refuse(site: Path, before:
     assert words in plugin.problem
 
 
-def test_a_hook_that_only_an_instance_has_is_no_problem(site: Path) -> None:
+def test_accepts_hooks_that_only_instances_have(site: Path) -> None:
     source = "class Plugin:\n    def __init__(self, config):\n        self.handle_a2a = config.handler\n"
     path = write_distribution(site, "acme", entry_points=backends(acme="acme_mod:Plugin"), acme_mod=source)
 
@@ -187,33 +187,33 @@ def test_a_hook_that_only_an_instance_has_is_no_problem(site: Path) -> None:
     assert plugin.problem == ""
 
 
-def test_a_target_that_is_no_target_is_an_error(site: Path) -> None:
+def test_rejects_invalid_targets(site: Path) -> None:
     path = write_distribution(site, "acme", entry_points=backends(acme="this is: not one"))
 
     with pytest.raises(PluginError, match="cannot be loaded"):
         load(find(BACKENDS, "acme", path=[path]))
 
 
-def test_a_name_that_breaks_the_rule_is_shown_with_its_problem_and_not_offered_by_help(site: Path) -> None:
+def test_shows_invalid_names_but_never_offers_them(site: Path) -> None:
     path = write_distribution(site, "acme", entry_points="[molecule_connect.backends]\nBad Name = m:x\n")
 
     (plugin,) = installed_backends(path=[path])
 
-    assert "is not a name for a plugin" in plugin.problem
+    assert "is not a valid plugin name" in plugin.problem
     assert not scan_names(BACKENDS, path=[path])
-    with pytest.raises(PluginError, match="is not a name"):
+    with pytest.raises(PluginError, match="is not a valid plugin name"):
         load(plugin)
 
 
 @pytest.mark.parametrize("name", ["mock", "exec", "claude-code"])
-def test_for_our_own_backends_the_install_line_of_this_interpreter_is_given(tmp_path: Path, name: str) -> None:
+def test_suggests_install_command_for_first_party_backends(tmp_path: Path, name: str) -> None:
     with pytest.raises(BackendNotFoundError, match="installed: none") as caught:
         find(BACKENDS, name, path=[str(tmp_path)])
 
     assert caught.value.hint == f'install it: {sys.executable} -m pip install "molecule-connect[{name}]"'
 
 
-def test_for_other_backends_no_package_name_is_guessed(site: Path) -> None:
+def test_guesses_no_package_names(site: Path) -> None:
     path = write_distribution(site, "acme", entry_points=backends(acme="m:x"))
 
     with pytest.raises(BackendNotFoundError, match=r"no backend named 'zulu' \(installed: acme\)") as caught:

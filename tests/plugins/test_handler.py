@@ -17,7 +17,7 @@ from molecule_connect.models import Handler, Progress
 from molecule_connect.plugins.hooks import run_check, run_close, run_describe
 from molecule_connect.plugins.implementations import Impl
 from molecule_connect.plugins.manager import PluginHost, create_host
-from molecule_connect.plugins.threads import WorkerThreads
+from molecule_connect.plugins.threads import PluginThreads
 from molecule_connect.testing import make_request
 
 
@@ -71,7 +71,7 @@ class Blocked:
         return Response.from_text("late")
 
 
-async def test_a_plain_backend_runs_in_a_thread_and_sees_the_context() -> None:
+async def test_plain_backends_run_in_threads_with_context() -> None:
     who: ContextVar[str] = ContextVar("who", default="nobody")
     who.set("the caller")
 
@@ -95,7 +95,7 @@ async def test_a_plain_function_may_return_an_awaitable() -> None:
     assert (await ask(Plain(lambda request, progress: later()))).text == "awaited"
 
 
-async def test_eight_blocked_plain_calls_do_not_keep_a_heartbeat_from_resolving_a_name() -> None:
+async def test_blocked_plain_calls_delay_no_name_resolution() -> None:
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
     blocked = Blocked()
     async with await host_of(Plain(blocked)) as host:
@@ -112,7 +112,7 @@ async def test_eight_blocked_plain_calls_do_not_keep_a_heartbeat_from_resolving_
         assert [(await task).text for task in tasks] == ["late"] * 8
 
 
-async def test_a_cancelled_plain_call_ends_with_its_thread_and_counts_as_stuck_until_then() -> None:
+async def test_cancelled_plain_calls_count_as_stuck() -> None:
     blocked = Blocked()
     async with await host_of(Plain(blocked)) as host:
         task = asyncio.ensure_future(host.answering()(make_request(), no_progress))
@@ -128,7 +128,7 @@ async def test_a_cancelled_plain_call_ends_with_its_thread_and_counts_as_stuck_u
         assert (task.cancelled(), host.stuck_calls) == (True, 0)
 
 
-async def test_closing_lets_go_of_a_call_whose_thread_does_not_end() -> None:
+async def test_closing_abandons_calls_that_never_return() -> None:
     blocked = Blocked()
     host = await host_of(Plain(blocked))
     cancelled, waiting = (asyncio.ensure_future(host.answering()(make_request(), no_progress)) for _ in range(2))
@@ -151,7 +151,7 @@ async def test_closing_lets_go_of_a_call_whose_thread_does_not_end() -> None:
 @pytest.mark.parametrize(
     "raised", [StopIteration("x"), SystemExit(2), KeyboardInterrupt(), GeneratorExit(), asyncio.CancelledError()]
 )
-async def test_what_no_task_may_raise_becomes_a_backend_error(raised: BaseException) -> None:
+async def test_exceptions_forbidden_in_tasks_become_backend_errors(raised: BaseException) -> None:
     def answer(request: Request, progress: Progress) -> Response:
         raise raised
 
@@ -173,7 +173,7 @@ class Panic(BaseException):
         (Panic("index"), "failed: Panic: index"),
     ],
 )
-async def test_an_async_backend_cannot_end_the_program_nor_its_task(raised: BaseException, text: str) -> None:
+async def test_async_backends_cannot_end_the_program(raised: BaseException, text: str) -> None:
     async def answer(request: Request, progress: Progress) -> Response:
         raise raised
 
@@ -218,15 +218,15 @@ async def test_a_cancelled_async_backend_is_cancelled() -> None:
         (None, "it returned None"),
         ("hello", "it returned a str"),
         (5, "it returned an int"),
-        (Response(), "nothing in it"),
-        (Response.from_text(" \n\t"), "nothing in it"),
-        (Response.from_text("\0 \0"), "nothing in it"),
+        (Response(), "has no content"),
+        (Response.from_text(" \n\t"), "has no content"),
+        (Response.from_text("\0 \0"), "has no content"),
         (Response(parts=(TextPart("half"),), final=False), "final=False"),
         (Response(parts="hello"), "a part of its Response is a str"),  # type: ignore[arg-type]
         (Response(parts=(TextPart(7),)), "the text of a part of its Response is an int"),  # type: ignore[arg-type]
     ],
 )
-async def test_what_is_no_answer_is_an_error_that_is_not_tried_again(answer: Any, text: str) -> None:
+async def test_invalid_responses_fail_without_retry(answer: Any, text: str) -> None:
     async def give(request: Request, progress: Progress) -> Any:
         return answer
 
@@ -241,7 +241,7 @@ async def test_usage_of_another_type_costs_no_answer(caplog: pytest.LogCaptureFi
     response = Response.from_text("hi", usage={"cost_usd": 1})  # type: ignore[arg-type]
 
     assert await ask(Plain(lambda request, progress: response)) == Response.from_text("hi")
-    assert "the usage of the Response of backend Plain is a dict" in caplog.text
+    assert "usage of a Response of backend Plain" in caplog.text
 
 
 async def test_silence_on_purpose_is_an_answer() -> None:
@@ -276,7 +276,7 @@ async def told_by(plugin: object, *middleware: object) -> list[str | Response]:
     return told
 
 
-async def test_progress_arrives_before_the_answer_from_the_loop_and_from_a_thread_awaited_or_not() -> None:
+async def test_progress_arrives_before_the_response() -> None:
     partial = Response(parts=(TextPart("two"),), final=False)
 
     async def on_loop(request: Request, progress: Progress) -> Response:
@@ -333,7 +333,7 @@ async def test_progress_goes_through_middleware(kind: str) -> None:
     assert await told_by(Plain(answer), Louder()) == ["HALF"]
 
 
-async def test_progress_that_fails_on_its_way_fails_no_message(caplog: pytest.LogCaptureFixture) -> None:
+async def test_progress_failures_fail_no_message(caplog: pytest.LogCaptureFixture) -> None:
     async def answer(request: Request, progress: Progress) -> Response:
         await progress("one")
         progress("two")
@@ -347,7 +347,7 @@ async def test_progress_that_fails_on_its_way_fails_no_message(caplog: pytest.Lo
 
     assert (await ask(Async(answer), later)).text == "done"
     assert (await ask(Async(answer), at_once)).text == "done"
-    assert caplog.text.count("progress of backend Async was lost") == 4
+    assert caplog.text.count("dropped a progress report of backend Async") == 4
 
 
 async def test_progress_after_the_answer_is_dropped() -> None:
@@ -422,7 +422,7 @@ async def strange() -> AsyncIterator[str]:
         (lambda: sys.exit(3), ["check failed: BackendError: "]),
     ],
 )
-async def test_a_check_tells_its_problems_in_any_form(function: Callable[[], Any], problems: list[str]) -> None:
+async def test_check_accepts_problems_in_any_form(function: Callable[[], Any], problems: list[str]) -> None:
     async with await host_of(Checking(function)) as host:
         found = await host.check()
 
@@ -436,12 +436,12 @@ def impl_of(hook: str, function: Callable[..., Any]) -> Impl:
     return Impl(label="backend x", hook=hook, function=function, positional=(), named=())
 
 
-async def test_a_check_or_a_close_that_does_not_return_is_left_alone() -> None:
+async def test_check_and_close_time_out() -> None:
     async def hanging() -> None:
         await asyncio.Event().wait()
 
     release = threading.Event()
-    threads = WorkerThreads("x")
+    threads = PluginThreads("x")
 
     assert await run_check(impl_of("check", hanging), threads, seconds=0.01) == ["check did not return within 0.01 s"]
     problem = await run_close(impl_of("close", hanging), threads, seconds=0.01)
@@ -454,14 +454,14 @@ async def test_a_check_or_a_close_that_does_not_return_is_left_alone() -> None:
     release.set()
 
 
-async def test_a_describe_is_bounded_and_its_failures_are_lines() -> None:
+async def test_describe_is_bounded_and_reports_failures() -> None:
     async def hanging() -> None:
         await asyncio.Event().wait()
 
     def broken() -> None:
         raise RuntimeError("no folder")
 
-    threads = WorkerThreads("x")
+    threads = PluginThreads("x")
 
     assert await run_describe(impl_of("describe", lambda: "may: read"), threads) == ["may: read"]
     assert await run_describe(impl_of("describe", lambda: None), threads) == []
@@ -473,7 +473,7 @@ async def test_a_describe_is_bounded_and_its_failures_are_lines() -> None:
     ]
 
 
-async def test_plugins_are_closed_once_in_reverse_order_and_one_that_fails_stops_no_other() -> None:
+async def test_closes_plugins_once_in_reverse_order() -> None:
     order: list[str] = []
 
     class Closing:
@@ -507,7 +507,7 @@ async def test_plugins_are_closed_once_in_reverse_order_and_one_that_fails_stops
     assert all(isinstance(error, CloseError) for error in failed)
 
 
-async def test_a_close_that_fails_is_raised_at_the_end_of_a_block_that_went_well() -> None:
+async def test_failing_close_raises_after_a_good_block() -> None:
     class Failing:
         @hookimpl
         async def handle_a2a(self, request: Request) -> Response:
@@ -525,7 +525,7 @@ async def test_a_close_that_fails_is_raised_at_the_end_of_a_block_that_went_well
             raise KeyError
 
 
-async def test_closing_goes_on_when_its_caller_is_cancelled() -> None:
+async def test_closing_continues_when_its_caller_is_cancelled() -> None:
     entered, release, closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     class Slow:

@@ -126,7 +126,7 @@ async def ask(host: PluginHost, text: str = "hi") -> str:
 
 
 @pytest.mark.parametrize("name", ["shout", "factory", "slow-factory", "declared"])
-async def test_a_class_a_factory_and_an_async_factory_all_make_a_backend(path: list[str], name: str) -> None:
+async def test_creates_backends_from_classes_and_factories(path: list[str], name: str) -> None:
     async with await host_of(name, options={"suffix": "#"}, path=path) as host:
         assert await ask(host) == "HI#"
         assert host.backend_name == name
@@ -134,7 +134,7 @@ async def test_a_class_a_factory_and_an_async_factory_all_make_a_backend(path: l
 
 
 @pytest.mark.parametrize("name", ["shout", "factory", "slow-factory", "declared"])
-async def test_a_repeated_option_is_a_warning_and_in_a_file_an_error(path: list[str], name: str) -> None:
+async def test_repeated_options_warn_or_fail_in_files(path: list[str], name: str) -> None:
     told: list[str] = []
     given = {"suffix": ["#", "!"]}
 
@@ -144,12 +144,12 @@ async def test_a_repeated_option_is_a_warning_and_in_a_file_an_error(path: list[
 
     (warning,) = told
     assert "'suffix'" in warning
-    assert "the last one counts" in warning
+    assert "the last value is used" in warning
     assert closed() == ["!"]
 
 
 @pytest.mark.parametrize("name", ["shout", "factory", "slow-factory", "declared"])
-async def test_an_unknown_option_is_a_warning_and_under_strict_an_error(path: list[str], name: str) -> None:
+async def test_unknown_options_warn_or_fail_when_strict(path: list[str], name: str) -> None:
     told: list[str] = []
     given = {"suffix": "#", "sufix": "x"}
 
@@ -169,11 +169,11 @@ async def test_an_unknown_option_is_a_warning_and_under_strict_an_error(path: li
         ("module", "shout_mod is a module"),
         ("returns-class", "backend returns-class is a class, not an instance"),
         ("returns-none", "backend returns-none is None"),
-        ("leaving", "cannot be made: SystemExit: 4"),
-        ("broken", "cannot be made: ValueError: cannot use ..."),
+        ("leaving", "cannot be created: SystemExit: 4"),
+        ("broken", "cannot be created: ValueError: cannot use ..."),
     ],
 )
-async def test_an_entry_point_that_makes_no_plugin_is_refused(path: list[str], name: str, text: str) -> None:
+async def test_rejects_entry_points_that_create_no_plugin(path: list[str], name: str, text: str) -> None:
     with pytest.raises(PluginError) as caught:
         await host_of(name, options={"key": "s3cret"} if name == "broken" else {}, path=path)
 
@@ -278,18 +278,16 @@ class Narrowed(Echo):
         (Misspelt(), "no hook 'handle_a2a_message'", "docs/hooks.md"),
         (Misspelt(), "did you mean 'handle_a2a'?", "docs/hooks.md"),
         (Wrapping(), "is a pluggy wrapper", "wrap_handler"),
-        (Yielding(), "yields, and must return", "progress"),
-        (Greedy(), "asks for 'progres', which it is not given, did you mean 'progress'?", "request and progress"),
-        (Twice(), "implements handle_a2a more than once", "leave one"),
+        (Yielding(), "yields instead of returning", "progress"),
+        (Greedy(), "has an unknown parameter 'progres', did you mean 'progress'?", "request, progress"),
+        (Twice(), "implements handle_a2a more than once", "keep one"),
         (Nothing(), "does not implement handle_a2a", "@hookimpl"),
         (MarkedOutside(), "has no parameter 'request'", "functools.wraps"),
         (MarkLost(), "is not marked as a hook", "outermost"),
-        (Narrowed(), "passes on less than it shows", "**kwargs"),
+        (Narrowed(), "doesn't pass on all arguments", "**kwargs"),
     ],
 )
-async def test_a_plugin_that_would_not_do_what_its_author_meant_is_refused(
-    plugin: object, text: str, hint: str
-) -> None:
+async def test_rejects_plugins_with_ineffective_mistakes(plugin: object, text: str, hint: str) -> None:
     with pytest.raises(PluginError) as caught:
         await host_of(plugin)
 
@@ -308,7 +306,7 @@ async def test_a_careful_decorator_passes() -> None:
         assert await ask(host) == "decorated"
 
 
-async def test_a_data_attribute_with_a_hooks_name_is_no_mistake() -> None:
+async def test_accepts_data_attributes_named_like_hooks() -> None:
     @attrs.frozen(eq=False)
     class Checking:
         check: bool = True
@@ -343,9 +341,7 @@ async def test_backend_and_middleware_describe_themselves_in_order() -> None:
         assert await host.describe() == []
 
 
-async def test_a_backend_knows_the_state_folder_that_a_start_would_use(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_backends_know_the_planned_state_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = """
 import attrs
 from molecule_connect import BackendConfig, hookimpl
@@ -375,7 +371,7 @@ class Rooted:
     assert not root.exists()
 
 
-async def test_an_optional_hook_of_a_later_version_is_passed_over() -> None:
+async def test_ignores_optional_hooks_of_later_versions() -> None:
     class Ahead(Echo):
         @hookimpl(optionalhook=True)
         def later(self, something: str) -> None: ...
@@ -389,7 +385,7 @@ async def test_the_first_named_middleware_is_the_outermost() -> None:
         assert await ask(host, "x") == "b>a>x<b<a"
 
 
-async def test_middleware_is_found_by_name_and_gets_its_own_options(site: Path) -> None:
+async def test_finds_middleware_by_name_with_its_options(site: Path) -> None:
     source = (
         "import attrs\nfrom molecule_connect import Response, hookimpl\n"
         "@attrs.frozen(eq=False)\nclass Redact:\n    word: str\n    @hookimpl\n    def wrap_handler(self, handler):\n"
@@ -405,9 +401,9 @@ async def test_middleware_is_found_by_name_and_gets_its_own_options(site: Path) 
         assert await ask(host, "blue sky") == "*** sky"
     with pytest.raises(OptionError) as caught:
         await host_of(Echo(), **use)
-    assert caught.value.hint == "give it: --use-opt redact.word=..."
+    assert caught.value.hint == "set it: --use-opt redact.word=..."
     for key in ("word", "other.word", "redact."):
-        with pytest.raises(PluginError, match=f"'{key}' is an option of no middleware in use"):
+        with pytest.raises(PluginError, match=f"'{key}' doesn't belong to any middleware in use"):
             await host_of(Echo(), middleware_options={key: "blue"}, **use)
     with pytest.raises(PluginError, match="named twice"):
         await host_of(Echo(), middleware=["redact", "redact"], path=[path])
@@ -421,7 +417,7 @@ async def test_middleware_is_found_by_name_and_gets_its_own_options(site: Path) 
         (Wrap, "is a class, not an instance"),
     ],
 )
-async def test_middleware_that_is_none_is_refused_and_the_backend_closed(middleware: object, text: str) -> None:
+async def test_rejects_invalid_middleware_and_closes_backend(middleware: object, text: str) -> None:
     backend = Echo()
 
     with pytest.raises(PluginError, match=text):
@@ -441,7 +437,7 @@ async def test_wrap_handler_has_to_return_a_handler(returned: Any, words: str) -
         await host_of(Echo(), middleware=[Forgetful()])
 
 
-async def test_an_async_wrap_handler_is_refused_without_a_warning() -> None:
+async def test_rejects_async_wrap_handler_without_a_warning() -> None:
     class Eager:
         @hookimpl
         async def wrap_handler(self, handler: Handler) -> Handler:
@@ -451,7 +447,7 @@ async def test_an_async_wrap_handler_is_refused_without_a_warning() -> None:
         await host_of(Echo(), middleware=[Eager()])
 
 
-async def test_all_that_was_made_is_closed_once_when_a_later_part_fails() -> None:
+async def test_closes_everything_once_when_creation_fails() -> None:
     backend, inner = Echo(), Wrap()
 
     class Failing:
@@ -479,7 +475,7 @@ async def test_a_refused_plugin_is_closed_too() -> None:
     assert plugin.closed == 1
 
 
-async def test_two_middleware_objects_that_are_equal_are_refused() -> None:
+async def test_rejects_equal_middleware_objects() -> None:
     @attrs.frozen
     class Equal:
         @hookimpl
@@ -497,7 +493,7 @@ async def test_a_backend_object_takes_no_options() -> None:
         await host_of(Echo(), options={"a": "b"})
 
 
-async def test_a_plugins_folder_lies_in_the_state_folder_or_ends_with_the_host(path: list[str], tmp_path: Path) -> None:
+async def test_plugin_folders_are_kept_or_temporary(path: list[str], tmp_path: Path) -> None:
     async with await host_of("stateful", path=path, state_dir=tmp_path / "state") as host:
         assert await ask(host, "") == str(tmp_path / "state" / "backends" / "stateful" / "ws_1")
 
@@ -508,7 +504,7 @@ async def test_a_plugins_folder_lies_in_the_state_folder_or_ends_with_the_host(p
     assert not folder.exists()  # noqa: ASYNC240
 
 
-async def test_threads_that_ask_for_the_folder_at_once_get_the_same_one() -> None:
+async def test_concurrent_folder_requests_get_the_same_folder() -> None:
     for _ in range(20):
         async with await host_of(Echo()) as host:
             ready = threading.Barrier(8)
@@ -523,7 +519,7 @@ async def test_threads_that_ask_for_the_folder_at_once_get_the_same_one() -> Non
         assert len(folders) == 1
 
 
-async def test_a_folder_that_is_first_asked_for_after_the_end_is_not_made() -> None:
+async def test_folders_are_not_created_after_close() -> None:
     async with await host_of(Echo()) as host:
         pass
 
@@ -531,7 +527,7 @@ async def test_a_folder_that_is_first_asked_for_after_the_end_is_not_made() -> N
         host.state_folder()
 
 
-def test_the_folder_ends_also_with_a_loop_that_ends_while_plugins_are_closed() -> None:
+def test_folders_are_removed_when_the_loop_ends() -> None:
     class Staying:
         closing = asyncio.Event()
 
@@ -563,7 +559,7 @@ def test_create_backend_makes_the_plugin_itself(path: list[str]) -> None:
     assert len(told) == 1
 
 
-def test_create_backend_refuses_an_async_factory_without_a_warning(path: list[str]) -> None:
+def test_create_backend_rejects_async_factories(path: list[str]) -> None:
     with pytest.raises(PluginError, match="async factory"):
         create_backend("slow-factory", {"suffix": "#"}, path=path)
 
@@ -571,18 +567,18 @@ def test_create_backend_refuses_an_async_factory_without_a_warning(path: list[st
 # A backend that leaves its messages to the readers of an inbox
 
 
-async def test_an_inbox_has_no_handler_and_says_who_reads_it() -> None:
+async def test_inboxes_have_no_handler_but_advice() -> None:
     async with await host_of("inbox") as host:
         assert host.handler is None
         assert "molecule mcp" in host.advice
-        with pytest.raises(PluginError, match="answers nothing itself") as refused:
+        with pytest.raises(PluginError, match="handles no messages") as refused:
             host.answering()
         assert "molecule mcp" in refused.value.hint
     async with await host_of(Echo()) as host:
         assert host.advice == ""
 
 
-async def test_a_factory_may_leave_its_messages_to_readers_and_check_what_they_need() -> None:
+async def test_factories_may_return_an_inbox() -> None:
     class Elsewhere(InboxBackend):
         @hookimpl
         def check(self) -> list[str]:
@@ -599,11 +595,11 @@ async def test_an_inbox_that_answers_too_is_refused() -> None:
         def handle_a2a(self, request: Request) -> Response:
             return Response.from_text("")
 
-    with pytest.raises(PluginError, match="answers nothing"):
+    with pytest.raises(PluginError, match="handles no messages"):
         await host_of(Both())
 
 
-async def test_middleware_has_nothing_to_wrap_in_an_inbox() -> None:
+async def test_inboxes_reject_middleware() -> None:
     class Wrapper:
         @hookimpl
         def wrap_handler(self, handler: Any) -> Any:

@@ -55,12 +55,12 @@ def config(**given: Any) -> BackendConfig:
         ([" a = b "], {"a": " b "}),
     ],
 )
-def test_the_first_equals_sign_splits_and_a_repeated_key_is_a_list(texts: list[str], expected: dict[str, Any]) -> None:
+def test_splits_at_equals_sign_and_collects_repeats(texts: list[str], expected: dict[str, Any]) -> None:
     assert parse_options(texts) == expected
 
 
 @pytest.mark.parametrize("text", ["reply", "=x", " =x", ""])
-def test_a_text_that_is_no_option_is_quoted(text: str) -> None:
+def test_quotes_texts_that_are_not_options(text: str) -> None:
     with pytest.raises(OptionError) as caught:
         parse_options([text])
 
@@ -127,9 +127,7 @@ def test_a_value_becomes_what_its_field_says(key: str, given: Any, value: Any) -
         ("file", "a\0b", "a path"),
     ],
 )
-def test_a_wrong_value_names_the_key_and_what_it_must_be_and_shows_no_value(
-    key: str, given: Any, expected: str
-) -> None:
+def test_wrong_values_name_only_the_key(key: str, given: Any, expected: str) -> None:
     with pytest.raises(OptionError) as caught:
         config(**{key: given}).structure(Everything)
 
@@ -139,7 +137,7 @@ def test_a_wrong_value_names_the_key_and_what_it_must_be_and_shows_no_value(
     assert caught.value.__suppress_context__
 
 
-def test_every_missing_option_is_named_with_how_to_give_it() -> None:
+def test_names_all_missing_options_with_their_syntax() -> None:
     @attrs.frozen
     class Needy:
         url: str
@@ -148,7 +146,7 @@ def test_every_missing_option_is_named_with_how_to_give_it() -> None:
     with pytest.raises(OptionError, match="backend acme needs the option 'url' and 'key'") as caught:
         config(key="").structure(Needy)
 
-    assert caught.value.hint == "give it: --backend-opt url=... --backend-opt key=..."
+    assert caught.value.hint == "set it: --backend-opt url=... --backend-opt key=..."
 
 
 def test_an_empty_value_is_unset() -> None:
@@ -161,7 +159,7 @@ def test_an_empty_value_is_unset() -> None:
         given.require("text")
 
 
-def test_a_repeated_key_cannot_be_had_as_one_text() -> None:
+def test_repeated_keys_are_no_single_text() -> None:
     with pytest.raises(OptionError, match="'a' of backend acme was given more than once"):
         config(a=["1", "2"]).get("a")
 
@@ -170,7 +168,7 @@ def repeated(*texts: str) -> BackendConfig:
     return BackendConfig(name="acme", options=GivenOptions(parse_options(texts)), label="backend acme")
 
 
-def test_the_last_value_of_a_repeated_option_counts() -> None:
+def test_last_value_of_a_repeated_option_wins() -> None:
     given = repeated(
         "text=s3cret1", "text=s3cret2", "whole=1", "whole=2", "limit=1s", "limit=2s", "truth=no", "truth=yes"
     )
@@ -192,13 +190,13 @@ def test_a_repeated_list_keeps_every_value() -> None:
     assert given.options.overruled == set()
 
 
-def test_an_empty_last_value_leaves_an_option_at_its_default() -> None:
+def test_empty_last_values_keep_the_default() -> None:
     assert repeated("text=a", "text=").structure(Everything).text == "x"
     with pytest.raises(OptionError, match="needs the option 'text'"):
         repeated("text=a", "text=").require("text")
 
 
-def test_a_field_of_the_config_type_gets_the_config() -> None:
+def test_config_fields_get_the_config() -> None:
     @attrs.frozen
     class Plugin:
         config: BackendConfig
@@ -217,7 +215,7 @@ def test_values_are_in_no_repr() -> None:
     assert "token" in repr(given.options)
 
 
-def test_an_unknown_key_is_told_with_the_nearest_known_one() -> None:
+def test_unknown_keys_suggest_the_most_similar_one() -> None:
     (problem,) = unknown_options(GivenOptions({"tmeout": "1s", "cmd": "x"}), ["cmd", "timeout"], "backend exec")
 
     assert str(problem) == "backend exec has no option 'tmeout', did you mean 'timeout'?"
@@ -255,7 +253,7 @@ def test_a_description_needs_no_plugin() -> None:
     assert not shown["text"].required
 
 
-def test_a_factory_is_described_by_the_class_that_it_declares() -> None:
+def test_factories_are_described_by_their_declared_class() -> None:
     @options(Everything)
     def factory(config: BackendConfig) -> object:
         return config.structure(Everything)
@@ -267,7 +265,7 @@ def test_a_factory_is_described_by_the_class_that_it_declares() -> None:
     assert describe(silent) is None
 
 
-def test_a_type_that_no_option_can_have_is_the_authors_error() -> None:
+def test_unsupported_types_are_the_authors_error() -> None:
     @attrs.frozen
     class Odd:
         what: int | str = 1
@@ -276,7 +274,7 @@ def test_a_type_that_no_option_can_have_is_the_authors_error() -> None:
         config(what="1").structure(Odd)
 
 
-def test_the_state_folder_is_made_on_demand_and_private(tmp_path: Path) -> None:
+def test_state_folder_is_private_and_lazy(tmp_path: Path) -> None:
     folder = tmp_path / "state" / "backends" / "acme"
     given = BackendConfig(name="acme", state_folder=lambda: folder)
     assert not folder.exists()
@@ -286,7 +284,7 @@ def test_the_state_folder_is_made_on_demand_and_private(tmp_path: Path) -> None:
     assert {stat.S_IMODE(each.stat().st_mode) for each in (folder, folder.parent, tmp_path / "state")} == {0o700}
 
 
-def test_threads_that_ask_for_the_state_folder_at_once_all_get_it(tmp_path: Path) -> None:
+def test_concurrent_state_folder_requests_all_succeed(tmp_path: Path) -> None:
     for n in range(20):
         folder = tmp_path / str(n) / "backends" / "acme"
         given = BackendConfig(name="acme", state_folder=partial(Path, folder))
@@ -300,12 +298,12 @@ def test_threads_that_ask_for_the_state_folder_at_once_all_get_it(tmp_path: Path
             assert {each.result() for each in [pool.submit(asked) for _ in range(8)]} == {folder}
 
 
-def test_a_state_folder_that_cannot_be_is_said_with_its_path(tmp_path: Path) -> None:
+def test_unusable_state_folders_are_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     with pytest.raises(ConfigError, match=str(tmp_path / "file" / "x")):
         _ = BackendConfig(name="acme", state_folder=lambda: tmp_path / "file" / "x").state_dir
-    with pytest.raises(ConfigError, match="was given none"):
+    with pytest.raises(ConfigError, match="but has none"):
         _ = BackendConfig(name="acme").state_dir
 
 
@@ -344,6 +342,6 @@ def test_a_childs_environment_holds_no_token() -> None:
         (7200.0, "2h"),
     ],
 )
-def test_a_duration_is_shown_as_it_can_be_written(amount: float, text: str) -> None:
+def test_durations_are_shown_as_they_are_written(amount: float, text: str) -> None:
     assert spelled(amount) == text
     assert seconds(text) == amount

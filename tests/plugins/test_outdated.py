@@ -43,7 +43,7 @@ def metadata(name: str, requirement: str) -> str:
     return f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\nRequires-Dist: {requirement}\n"
 
 
-def test_what_a_plugin_was_made_for_is_said_and_which_of_the_two_to_upgrade(site: Path) -> None:
+def test_names_required_version_and_what_to_upgrade(site: Path) -> None:
     for name, requirement in (("early", "molecule-connect<0.1"), ("late", "molecule-connect>=7")):
         write_distribution(
             site, name, entry_points=backends(**{name: f"{name}:B"}), metadata=metadata(name, requirement)
@@ -51,13 +51,13 @@ def test_what_a_plugin_was_made_for_is_said_and_which_of_the_two_to_upgrade(site
 
     early, late = installed_backends(path=[str(site)])
 
-    assert early.problem.startswith(f"made for molecule-connect <0.1, and this is {__version__}; upgrade early: ")
+    assert early.problem.startswith(f"requires molecule-connect <0.1, but this is {__version__}; upgrade early: ")
     assert early.problem.endswith("-m pip install --upgrade early")
-    assert late.problem.startswith("made for molecule-connect >=7, and this is ")
+    assert late.problem.startswith("requires molecule-connect >=7, but this is ")
     assert late.problem.endswith("-m pip install --upgrade molecule-connect")
 
 
-def test_a_plugin_that_breaks_for_its_age_is_told_with_the_cure(site: Path) -> None:
+def test_outdated_plugins_that_break_suggest_an_upgrade(site: Path) -> None:
     path = write_distribution(
         site,
         "late",
@@ -72,7 +72,7 @@ def test_a_plugin_that_breaks_for_its_age_is_told_with_the_cure(site: Path) -> N
     assert caught.value.hint.endswith("install --upgrade molecule-connect")
 
 
-def test_a_plugin_that_works_all_the_same_can_be_used(site: Path) -> None:
+def test_outdated_plugins_that_work_are_usable(site: Path) -> None:
     path = write_distribution(
         site,
         "late",

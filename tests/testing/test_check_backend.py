@@ -191,7 +191,7 @@ async def test_what_is_wrong_is_named(backend: Callable[[], Any], check: str, wo
     assert any(line.startswith(f"- {check}") and words in line for line in failed), failed
 
 
-def test_a_loop_that_is_closed_while_it_is_watched_is_nobodys_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loops_closed_while_watched_raise_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     asked, closed, threads = threading.Event(), threading.Event(), set(threading.enumerate())
 
     async def watched() -> None:
@@ -213,7 +213,7 @@ def test_a_loop_that_is_closed_while_it_is_watched_is_nobodys_error(monkeypatch:
         thread.join(10)
 
 
-async def test_everything_that_is_wrong_is_named_at_once() -> None:
+async def test_reports_all_problems_at_once() -> None:
     class Both(Prints):
         def __init__(self) -> None:
             self.handles = ["open"]
@@ -249,7 +249,7 @@ def strict(config: BackendConfig) -> Lax:
 """
 
 
-async def test_a_named_backend_has_to_refuse_what_it_does_not_know(site: Path) -> None:
+async def test_named_backends_must_reject_unknown_options(site: Path) -> None:
     path = [write_distribution(site, "lax", entry_points=backends(lax="lax:create", strict="lax:strict"), lax=LAX)]
 
     await check_backend("strict", path=path)
@@ -259,7 +259,7 @@ async def test_a_named_backend_has_to_refuse_what_it_does_not_know(site: Path) -
         await check_backend("gone", path=path)
 
 
-async def test_a_backend_that_takes_too_long_is_told_how_to_say_so() -> None:
+async def test_slow_backends_learn_to_report_progress() -> None:
     class Slow:
         @hookimpl
         async def handle_a2a(self, request: Request) -> Response:
@@ -270,7 +270,7 @@ async def test_a_backend_that_takes_too_long_is_told_how_to_say_so() -> None:
         await check_backend(Slow, seconds=0.05)
 
 
-async def test_the_checks_leave_the_process_as_it_was(capfd: pytest.CaptureFixture[str]) -> None:
+async def test_checks_leave_the_process_unchanged(capfd: pytest.CaptureFixture[str]) -> None:
     before, stdout = dict(os.environ), sys.stdout
 
     with pytest.raises(AssertionError):

@@ -48,7 +48,7 @@ def run(folder: Path, *arguments: str, **environment: str) -> "subprocess.Comple
     )
 
 
-def test_an_authors_project_gets_a_sandbox_and_a_clean_environment(tmp_path: Path) -> None:
+def test_author_projects_get_sandbox_and_environment(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "pytest.ini").write_text(SETTINGS)
     (tmp_path / "test_it.py").write_text(TESTS)
@@ -59,7 +59,7 @@ def test_an_authors_project_gets_a_sandbox_and_a_clean_environment(tmp_path: Pat
     assert "2 passed" in ran.stdout
 
 
-def test_nothing_is_there_by_itself_and_pytest_is_not_needed(tmp_path: Path) -> None:
+def test_loads_nothing_by_default_without_pytest(tmp_path: Path) -> None:
     loads = "import sys, molecule_connect.testing; assert not {'pytest', '_pytest'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", loads], check=True)
     (tmp_path / "pytest.ini").write_text(SETTINGS)

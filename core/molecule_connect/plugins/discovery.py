@@ -1,4 +1,4 @@
-"""Which plugins are installed, and loading one of them. Only loading imports a plugin's code."""
+"""Find and load installed plugins. Only loading imports a plugin's code."""
 
 import functools
 import importlib.metadata
@@ -18,7 +18,7 @@ from molecule_connect.plugins.compatibility import unmet
 from molecule_connect.plugins.entry_points import BACKENDS, COMMANDS, MIDDLEWARE, NAME, entries, faults, normalised
 from molecule_connect.plugins.wording import first_line, nearest
 
-# Names whose distributions are ours. Any other package name would be a guess, and a guess invites typo-squatting.
+# Backends of first-party distributions. Suggesting any other package name would invite typosquatting.
 FIRST_PARTY = ("claude-code", "exec", "mock")
 
 _WORDS = {BACKENDS: "backend", MIDDLEWARE: "middleware", COMMANDS: "command"}
@@ -26,13 +26,13 @@ _WORDS = {BACKENDS: "backend", MIDDLEWARE: "middleware", COMMANDS: "command"}
 
 @attrs.frozen(kw_only=True)
 class InstalledPlugin:
-    """A name that an installed distribution offers.
+    """A plugin that an installed distribution offers.
 
     Attributes:
         group: The entry-point group.
-        target: What the name stands for, as ``module:attribute``.
-        distribution: The distribution's name, as its author spells it.
-        problem: Why it cannot be used, as far as is known; empty otherwise.
+        target: The object reference, ``module:attribute``.
+        distribution: The distribution's name, as spelled in its metadata.
+        problem: Why it cannot be used; empty if no reason is known.
     """
 
     name: str
@@ -44,7 +44,7 @@ class InstalledPlugin:
 
     @property
     def label(self) -> str:
-        """How messages name it: ``backend exec``."""
+        """Kind and name, for messages: ``backend exec``."""
         return f"{_WORDS.get(self.group, 'plugin')} {self.name}"
 
     @property
@@ -54,12 +54,12 @@ class InstalledPlugin:
 
 
 def installed(group: str, *, path: Sequence[str] | None = None) -> tuple[InstalledPlugin, ...]:
-    """What is installed in *group*, by name; nothing is imported. ``path`` takes the place of ``sys.path``."""
+    """The plugins installed in *group*, sorted by name, without importing them. ``path`` replaces ``sys.path``."""
     folders = sys.path if path is None else path
     return _installed(group, None if path is None else tuple(path), tuple((each, _changed(each)) for each in folders))
 
 
-# Reading the metadata of everything that is installed takes up to 0.1 s, and a fleet would do so for each workspace.
+# Reading the metadata of every installed distribution takes up to 0.1 s, and each workspace of a list needs it.
 @functools.lru_cache(maxsize=8)
 def _installed(
     group: str, path: tuple[str, ...] | None, state: tuple[tuple[str, int], ...]
@@ -76,7 +76,7 @@ def _installed(
 
 
 def _changed(folder: str) -> int:
-    """When something was last installed in *folder*, or removed from it."""
+    """When *folder* last changed, in nanoseconds; 0 if unknown."""
     try:
         return os.stat(folder or ".").st_mtime_ns  # noqa: PTH116 - an empty entry is the current folder
     except OSError:
@@ -84,7 +84,7 @@ def _changed(folder: str) -> int:
 
 
 def installed_backends(*, check: bool = False, path: Sequence[str] | None = None) -> tuple[InstalledPlugin, ...]:
-    """Every backend that is installed, by name. With ``check`` each is imported too; ``problem`` says what failed."""
+    """All installed backends, sorted by name. With ``check``, each is imported, and ``problem`` says why one fails."""
     found = installed(BACKENDS, path=path)
     return (
         tuple(attrs.evolve(plugin, problem=plugin.problem or load_problem(plugin)) for plugin in found)
@@ -94,9 +94,9 @@ def installed_backends(*, check: bool = False, path: Sequence[str] | None = None
 
 
 def malformed(*, path: Sequence[str] | None = None) -> dict[str, tuple[str, ...]]:
-    """What is wrong with the ``entry_points.txt`` of installed distributions, by name and version; nothing is loaded.
+    """Errors in the ``entry_points.txt`` files of installed distributions, by name and version. Nothing is imported.
 
-    Whatever such a file offers beside its faults can be used.
+    The valid entries of such a file can be used.
     """
     found: dict[str, tuple[str, ...]] = {}
     for distribution in _distributions(path):
@@ -130,28 +130,28 @@ def find(group: str, name: str, *, path: Sequence[str] | None = None) -> Install
         raise _not_found(group, name, everything)
     if len(found) > 1:
         raise PluginError(
-            f"{found[0].label} is claimed by {' and by '.join(plugin.origin for plugin in found)}",
+            f"{found[0].label} is offered by {' and by '.join(plugin.origin for plugin in found)}",
             hint="choose one: " + " or ".join(f"{_flag(group)}{plugin.distribution}:{short}" for plugin in found),
         )
     return found[0]
 
 
 def load(plugin: InstalledPlugin) -> Any:
-    """Import what *plugin* stands for: a class or a factory.
+    """Import the class or factory of *plugin*.
 
     Raises:
-        PluginError: The import failed, in whatever way, or the name is not one that a plugin can have.
+        PluginError: The import failed, or the plugin's name is invalid.
     """
     if not NAME.match(plugin.name):
-        raise PluginError(f"{plugin.name!r} of {plugin.origin} is not a name for a plugin", hint=_NAME_RULE)
+        raise PluginError(f"{plugin.name!r} of {plugin.origin} is not a valid plugin name", hint=_NAME_RULE)
     try:
         return EntryPoint(plugin.name, plugin.target, plugin.group).load()
     except KeyboardInterrupt:
         raise
     except MoleculeError as exc:
         raise PluginError(f"{plugin.label} ({plugin.origin}) cannot be loaded: {exc}", hint=exc.hint) from exc
-    except BaseException as exc:  # SystemExit, and what test tools derive from BaseException
-        hint = f"mend it, or upgrade or remove it: {_pip()} install --upgrade {plugin.distribution}"
+    except BaseException as exc:  # including SystemExit and test tools' BaseExceptions
+        hint = f"fix, upgrade or remove it: {_pip()} install --upgrade {plugin.distribution}"
         raise PluginError(
             f"{plugin.label} ({plugin.origin}) cannot be loaded: {first_line(exc)}{_place(exc)}",
             hint=plugin.problem or hint,
@@ -159,7 +159,7 @@ def load(plugin: InstalledPlugin) -> Any:
 
 
 def load_problem(plugin: InstalledPlugin) -> str:
-    """Why the backend *plugin* cannot be loaded, or would be refused with any options; or an empty string."""
+    """Why the backend *plugin* cannot be loaded or would be rejected with any options; empty if it's fine."""
     from molecule_connect.plugins.implementations import hook_problem
 
     try:
@@ -169,23 +169,25 @@ def load_problem(plugin: InstalledPlugin) -> str:
 
 
 def _place(exc: BaseException) -> str:
-    """`` (FILE:LINE)`` of the import that failed; empty where no line of a plugin was reached."""
+    """`` (FILE:LINE)`` of the import that failed; empty if no line of the plugin ran."""
     ours = (__file__, importlib.metadata.__file__, importlib.__file__)
     places = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(exc.__traceback__)]
     places = [each for each in places if each[0] not in ours and not each[0].startswith("<frozen ")]
     return " ({}:{})".format(*places[-1]) if places else ""
 
 
-_NAME_RULE = "a name begins with a letter or digit and holds lower-case letters, digits, - and _ alone; tell its author"
+_NAME_RULE = (
+    "a name consists of lower-case letters, digits, - and _, and starts with a letter or digit; report it to its author"
+)
 
 
 def _distributions(path: Sequence[str] | None) -> Iterator[Distribution]:
-    """As with imports, the first distribution of a name wins; one that cannot be read is passed over."""
+    """Installed distributions. As with imports, the first of a name wins; unreadable ones are skipped."""
     seen: set[str] = set()
     for distribution in distributions() if path is None else distributions(path=list(path)):
         try:
             name = normalised(distribution.metadata["Name"])
-        except Exception:  # noqa: S112 - a stranger's broken metadata, and no name to report it by
+        except Exception:  # noqa: S112 - broken metadata without a name to report
             continue
         if name not in seen:
             seen.add(name)
@@ -197,7 +199,7 @@ def _offers(distribution: Distribution, group: str) -> Iterator[InstalledPlugin]
         text = distribution.read_text("entry_points.txt") or ""
         name, version = distribution.metadata["Name"], distribution.version
         requires = distribution.requires or ()
-    except Exception:  # a stranger's broken metadata: not UTF-8, or no version
+    except Exception:  # broken metadata: not UTF-8, or without a version
         return
     seen: set[str] = set()
     for entry, target in entries(text, group):
@@ -205,7 +207,7 @@ def _offers(distribution: Distribution, group: str) -> Iterator[InstalledPlugin]
             seen.add(entry)
             problem = _version_problem(name, requires)
             if not NAME.match(entry):
-                problem = f"{entry!r} is not a name for a plugin: {_NAME_RULE}"
+                problem = f"{entry!r} is not a valid plugin name: {_NAME_RULE}"
             yield InstalledPlugin(
                 name=entry, group=group, target=target, distribution=name, version=version or "?", problem=problem
             )
@@ -218,13 +220,13 @@ def _version_problem(distribution: str, requires: Sequence[str]) -> str:
     wanted, is_newer = found
     which = "molecule-connect" if is_newer else distribution
     return (
-        f"made for molecule-connect {wanted}, and this is {__version__}; "
+        f"requires molecule-connect {wanted}, but this is {__version__}; "
         f"upgrade {which}: {_pip()} install --upgrade {which}"
     )
 
 
 def _clash(name: str, owners: Sequence[str] | None) -> str:
-    return f"claimed by {' and '.join(owners)}; say {owners[0]}:{name} to choose" if owners else ""
+    return f"offered by {' and '.join(owners)}; choose one, as in {owners[0]}:{name}" if owners else ""
 
 
 def _flag(group: str) -> str:
@@ -245,17 +247,17 @@ def _not_found(group: str, name: str, everything: Sequence[InstalledPlugin]) -> 
     elif guess:
         hint = guess.removeprefix(", ")
     else:
-        hint = "other backends are distributions of their own: install the one that offers this name"
+        hint = "install the distribution that offers this backend"
     return BackendNotFoundError(name, available=names, hint=hint)
 
 
 def how_to_install(extra: str) -> str:
-    """The hint for one of our own distributions that is missing, by its extra."""
+    """A hint that names the command to install the extra *extra*."""
     return f"install it: {install_line(extra)}"
 
 
 def install_line(extra: str) -> str:
-    """The command that installs one of our own distributions beside this interpreter."""
+    """The command that installs the extra *extra* for this interpreter."""
     return f'{_pip()} install "molecule-connect[{extra}]"'
 
 

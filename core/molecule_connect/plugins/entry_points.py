@@ -1,7 +1,4 @@
-"""Names of installed plugins, read straight from the files: for help and completion, which must start fast.
-
-Loads neither ``importlib.metadata`` nor anything outside the standard library.
-"""
+"""Scan the names of installed plugins without ``importlib.metadata``, so that help and completion start fast."""
 
 import os
 import re
@@ -16,12 +13,12 @@ NAME = re.compile(r"[a-z0-9][a-z0-9_-]*\Z")
 
 
 def normalised(distribution: str) -> str:
-    """The one spelling of a distribution's name: lower case, runs of ``-_.`` as one hyphen (PEP 503)."""
+    """The normalized name of a distribution (PEP 503)."""
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def entries(text: str, group: str) -> Iterator[tuple[str, str]]:
-    """Name and target of each line of *group* in an ``entry_points.txt``; lines that are none are passed over."""
+    """Name and target of each entry of *group* in an ``entry_points.txt``. Invalid lines are skipped."""
     section = ""
     for line in map(str.strip, text.splitlines()):
         if line.startswith("["):
@@ -32,7 +29,7 @@ def entries(text: str, group: str) -> Iterator[tuple[str, str]]:
 
 
 def faults(text: str) -> Iterator[str]:
-    """What of an ``entry_points.txt`` is passed over because it is malformed; lines of strangers' groups are theirs."""
+    """Errors in an ``entry_points.txt``. Entries of other projects' groups are not checked."""
     section: str | None = None
     for number, line in enumerate(map(str.strip, text.splitlines()), 1):
         if not line or line.startswith(("#", ";")):
@@ -40,7 +37,7 @@ def faults(text: str) -> Iterator[str]:
         if line.startswith("["):
             section = line.strip("[]").strip() if line.endswith("]") else ""
             if not line.endswith("]"):
-                yield f"line {number} opens a group whose bracket is not closed"
+                yield f"line {number} starts a group without a closing bracket"
         elif section is None:
             yield f"line {number} stands before any [group]"
         elif section in (BACKENDS, MIDDLEWARE, COMMANDS) and ("=" not in line or line.startswith("=")):
@@ -48,10 +45,10 @@ def faults(text: str) -> Iterator[str]:
 
 
 def scan_names(group: str, *, path: Iterable[str] | None = None) -> dict[str, str]:
-    """Names that installed distributions offer in *group*, each with its distribution, sorted by name.
+    """Plugin names in *group*, each with its distribution, sorted by name.
 
-    ``path`` takes the place of ``sys.path``. As with imports, the first distribution of a name wins. Names that
-    are not ``[a-z0-9][a-z0-9_-]*`` are left out, and so is whatever cannot be read.
+    ``path`` replaces ``sys.path``. As with imports, the first distribution of a name wins. Invalid names and
+    unreadable files are skipped.
     """
     found: dict[str, str] = {}
     seen: set[str] = set()
@@ -68,7 +65,7 @@ def scan_names(group: str, *, path: Iterable[str] | None = None) -> dict[str, st
 
 def _metadata_files(folder: str) -> Iterator[tuple[str, str]]:
     try:
-        names = os.listdir(folder)  # noqa: PTH208 - pathlib would be a second import of half a millisecond
+        names = os.listdir(folder)  # noqa: PTH208 - importing pathlib takes half a millisecond
     except OSError:
         return
     for name in names:

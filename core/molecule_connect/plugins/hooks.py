@@ -1,4 +1,4 @@
-"""Asking a plugin for its problems, and closing it: bounded in time, whatever the plugin does."""
+"""Run the ``check``, ``describe`` and ``close`` hooks of a plugin, each with a timeout."""
 
 import asyncio
 import inspect
@@ -9,19 +9,19 @@ import attrs
 
 from molecule_connect.errors import CloseError, MoleculeError
 from molecule_connect.plugins.implementations import Impl
-from molecule_connect.plugins.threads import WorkerThreads
+from molecule_connect.plugins.threads import PluginThreads
 from molecule_connect.plugins.wording import first_line, kind
 
 CHECK_SECONDS = 30.0
 CLOSE_SECONDS = 5.0
-# What a cancelled coroutine gets for its own clearing up.
+# Time for a cancelled coroutine to clean up.
 LAST_SECONDS = 1.0
 
 
-async def run_check(impl: Impl, threads: WorkerThreads, *, seconds: float = CHECK_SECONDS) -> list[str]:
-    """The problems that a ``check`` tells; raising and taking longer than *seconds* are problems too."""
+async def run_check(impl: Impl, threads: PluginThreads, *, seconds: float = CHECK_SECONDS) -> list[str]:
+    """The problems that ``check`` returns. An exception or a timeout is a problem, too."""
     if not inspect.iscoroutinefunction(impl.function):
-        # A generator runs while it is iterated, and that belongs into the thread too.
+        # The body of a generator runs while it is iterated, which must happen in the thread, too.
         impl = attrs.evolve(impl, function=_listing(impl.function))
     try:
         ended, found = await _within(seconds, impl.run(threads))
@@ -33,8 +33,8 @@ async def run_check(impl: Impl, threads: WorkerThreads, *, seconds: float = CHEC
     return problems if ended else [f"check did not return within {seconds:g} s"]
 
 
-async def run_describe(impl: Impl, threads: WorkerThreads, *, seconds: float = CHECK_SECONDS) -> list[str]:
-    """The lines that a ``describe`` returns. One that raises or takes longer than *seconds* is a line too."""
+async def run_describe(impl: Impl, threads: PluginThreads, *, seconds: float = CHECK_SECONDS) -> list[str]:
+    """The lines that ``describe`` returns. An exception or a timeout becomes a line, too."""
     if not inspect.iscoroutinefunction(impl.function):
         impl = attrs.evolve(impl, function=_listing(impl.function))
     try:
@@ -44,22 +44,26 @@ async def run_describe(impl: Impl, threads: WorkerThreads, *, seconds: float = C
         return [f"{impl.label}: describe failed: {first_line(exc)}"]
 
 
-async def run_close(impl: Impl, threads: WorkerThreads, *, seconds: float = CLOSE_SECONDS) -> CloseError | None:
-    """Close; what went wrong, or None."""
+async def run_close(impl: Impl, threads: PluginThreads, *, seconds: float = CLOSE_SECONDS) -> CloseError | None:
+    """Close the plugin. Returns the error, or None."""
     try:
         ended, _ = await _within(seconds, impl.run(threads))
     except (Exception, SystemExit) as exc:  # plugin code
-        error = CloseError(f"{impl.label} could not be closed: {first_line(exc)}", hint="tell its author")
+        error = CloseError(f"{impl.label} could not be closed: {first_line(exc)}", hint="report it to its author")
         error.__cause__ = exc
         return error
-    return None if ended else CloseError(f"{impl.label} did not close within {seconds:g} s", hint="tell its author")
+    return (
+        None
+        if ended
+        else CloseError(f"{impl.label} did not close within {seconds:g} s", hint="report it to its author")
+    )
 
 
 async def _within(seconds: float, work: Coroutine[Any, Any, Any]) -> tuple[bool, Any]:
-    """Whether *work* ended in time, and its result. It is cancelled when it did not, and left alone after that."""
+    """Whether *work* ended in time, and its result. On a timeout it is cancelled, and given up a second later."""
 
     async def guarded() -> Any:
-        # A SystemExit that leaves a task ends the loop.
+        # A SystemExit raised in a task would stop the event loop.
         try:
             return await work
         except SystemExit as exc:

@@ -10,22 +10,22 @@ PROJECT = "molecule_connect"
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
-"""Marks a method as the implementation of the hook that it is named after."""
+"""Marks a method as the implementation of the hook of the same name."""
 
 
 @hookspec(firstresult=True)
 def handle_a2a(request: Request, progress: Progress) -> Response | Awaitable[Response]:  # type: ignore[empty-body]
-    """Answer one A2A message. A backend, and nothing else, implements it.
+    """Handle an A2A message and return the reply. Only backends implement this hook.
 
-    Write it as ``async def`` if you can. A plain function works too: it runs in
-    a thread of its own, where shutdown cannot interrupt it, and its conversation stays
-    busy until it returns. Leave out ``progress`` if you have none to tell.
+    Prefer ``async def``. Plain functions run in a thread of their own and can't be
+    interrupted on shutdown; the conversation stays busy until they return. Omit
+    ``progress`` if you don't report any.
 
-    Delivery is at least once. After a crash the same ``request.idempotency_key``
-    arrives again.
+    Delivery is at least once: after a crash, a message with the same
+    ``request.idempotency_key`` is delivered again.
 
-    Return one ``Response`` with something to read in it, or ``Response.silent()``
-    to send nothing. Anything else counts as no answer, and is not tried again.
+    Return a ``Response`` that has content, or ``Response.silent()`` to send no
+    reply. Any other value is an error and isn't retried.
 
     Raises:
         BackendError: The message could not be answered; ``retryable`` says
@@ -36,39 +36,39 @@ def handle_a2a(request: Request, progress: Progress) -> Response | Awaitable[Res
 
 @hookspec
 def wrap_handler(handler: Handler) -> Handler:  # type: ignore[empty-body]
-    """Put something around the answering of every message. Middleware implements it.
+    """Wrap the handler of all messages. Middleware implements this hook.
 
-    Called once, before the first message, as a plain function. What it returns
-    is called with each request and its progress; it may change the request on
-    the way in, the progress and the response on the way out, or answer by itself.
+    It is a plain function that is called once, before the first message. The handler
+    it returns is called with each request and its progress; it may change the
+    request, the progress and the response, or return a response itself.
     """
 
 
 @hookspec
 def check() -> Iterable[str] | str | Awaitable[Iterable[str] | str | None] | None:
-    """Say what stands in the way of serving: a missing program, no login.
+    """Report problems that prevent serving, such as a missing program or login.
 
     Called at the start, by ``--dry-run``, and by ``molecule backends --check``,
     before any message. Return the problems, one line each, or nothing. Plain or
-    ``async``; 30 seconds at most. Raising is a problem too.
+    ``async``; the timeout is 30 seconds. An exception is a problem, too.
     """
 
 
 @hookspec
 def describe() -> Iterable[str] | str | Awaitable[Iterable[str] | str | None] | None:
-    """Say what the plugin may do on this machine: tools, folders, settings.
+    """Describe what the plugin may do on this machine: tools, folders, settings.
 
     Called at the start, by ``--dry-run``, and by ``molecule doctor``, after the
-    plugin was made. Return complete lines for the operator to read, or nothing.
-    Plain or ``async``; 30 seconds at most. Don't put secrets into them.
+    plugin was created. Return complete lines for the operator, or nothing.
+    Plain or ``async``; the timeout is 30 seconds. Don't include secrets.
     """
 
 
 @hookspec
 def close() -> Awaitable[None] | None:
-    """Let go of what the plugin holds: connections, processes, temporary files.
+    """Release resources: connections, processes, temporary files.
 
-    Called exactly once for every plugin that was made, also when the start
-    failed, after the last message was answered or given up. Plain or ``async``;
-    5 seconds at most.
+    Called exactly once for every plugin that was created, even if the start
+    failed, after the last message was handled. Plain or ``async``; the timeout is
+    5 seconds.
     """

@@ -1,4 +1,4 @@
-"""A plugin's implementations of hooks: found, held against the specs, called."""
+"""Find, validate and call the hook implementations of a plugin."""
 
 import contextlib
 import inspect
@@ -12,10 +12,10 @@ import pluggy
 from molecule_connect.errors import PluginError
 from molecule_connect.plugins import hookspecs
 from molecule_connect.plugins.inbox import InboxBackend
-from molecule_connect.plugins.threads import WorkerThreads
+from molecule_connect.plugins.threads import PluginThreads
 from molecule_connect.plugins.wording import kind, nearest
 
-# What each hook gives its implementations, and what they cannot do without.
+# The arguments of each hook, and the one that implementations must accept.
 ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "handle_a2a": ("request", "progress"),
     "wrap_handler": ("handler",),
@@ -30,7 +30,7 @@ _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 @attrs.frozen(eq=False, kw_only=True)
 class Impl:
-    """One implementation of one hook. ``label`` names its plugin."""
+    """An implementation of a hook. ``label`` names its plugin."""
 
     label: str
     hook: str
@@ -38,52 +38,52 @@ class Impl:
     positional: tuple[str, ...]
     named: tuple[str, ...]
 
-    async def run(self, threads: WorkerThreads, **arguments: Any) -> Any:
-        """Call it: an ``async def`` on the loop, anything else in one of *threads*; what it returns is awaited."""
+    async def run(self, threads: PluginThreads, **arguments: Any) -> Any:
+        """Call it, in a thread unless it is an ``async def``, and await the result if it is awaitable."""
         call = partial(self.call, **arguments)
         result = call() if inspect.iscoroutinefunction(self.function) else await threads.run(call)
         return await result if inspect.isawaitable(result) else result
 
     def call(self, **arguments: Any) -> Any:
-        """Call it as it is, with those of *arguments* that it names."""
+        """Call it with the *arguments* that it accepts."""
         return self.function(
             *(arguments[name] for name in self.positional), **{name: arguments[name] for name in self.named}
         )
 
 
 def new_manager() -> pluggy.PluginManager:
-    """A plugin manager that knows our hooks."""
+    """A plugin manager with the hook specs of molecule-connect."""
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     return manager
 
 
 def register(manager: pluggy.PluginManager, plugin: object, label: str) -> dict[str, Impl]:
-    """Register *plugin* and return what it implements, by hook.
+    """Register *plugin* and return its implementations by hook.
 
     Raises:
-        PluginError: The plugin is none, or would not do what its author meant.
+        PluginError: It isn't a plugin, or an implementation is invalid.
     """
     _refuse_uninstantiated(plugin, label)
     found: dict[str, Impl] = {}
     for impl in filter(None, (_examined(manager, plugin, name, label) for name in dir(plugin))):
         if impl.hook in found:
-            raise PluginError(f"{label} implements {impl.hook} more than once", hint=f"leave one. {_SEE}")
+            raise PluginError(f"{label} implements {impl.hook} more than once", hint=f"keep one. {_SEE}")
         found[impl.hook] = impl
     try:
         manager.register(plugin, label)
     except ValueError as exc:
         raise PluginError(
-            f"{label} is there twice, or equals another plugin",
-            hint="name each plugin once, and write its class with @attrs.frozen(eq=False)",
+            f"{label} is registered twice, or equals another plugin",
+            hint="name each plugin once, and use @attrs.frozen(eq=False) for its class",
         ) from exc
     except pluggy.PluginValidationError as exc:
-        raise PluginError(f"{label} does not fit the hooks: {' '.join(str(exc).split())}", hint=_SEE) from exc
+        raise PluginError(f"{label} doesn't match the hook specs: {' '.join(str(exc).split())}", hint=_SEE) from exc
     return found
 
 
 def close_impl(manager: pluggy.PluginManager, plugin: object, label: str) -> Impl | None:
-    """How to close *plugin*, also where the rest of it was refused; None for what is no instance."""
+    """The ``close`` implementation of *plugin*, even if its other hooks are invalid; None if it isn't an instance."""
     if inspect.isclass(plugin) or inspect.ismodule(plugin):
         return None
     for name in dir(plugin):
@@ -98,14 +98,14 @@ ENTRY_POINT_RULE = "an entry point names an attrs class, or a function that take
 
 
 def kind_of(target: object) -> str:
-    """What *target* is, where it can make no plugin."""
+    """The kind of object that *target* is, for an error message."""
     return "a module" if inspect.ismodule(target) else kind(target)
 
 
 def hook_problem(target: Any, label: str) -> str:
-    """Why an instance of the backend class *target* would be refused, or an empty string; nothing of it is run.
+    """Why an instance of the backend class *target* would be rejected; empty if it's fine. Runs no code of the plugin.
 
-    What only a factory or ``__init__`` could tell is not told.
+    Problems that only show when the factory or ``__init__`` runs aren't found.
     """
     if not callable(target):
         return f"the entry point of {label} names {kind_of(target)} -> {ENTRY_POINT_RULE}"
@@ -113,7 +113,7 @@ def hook_problem(target: Any, label: str) -> str:
         return ""
     try:
         blank = object.__new__(target)
-    except TypeError:  # abstract, or of a builtin: only its own way of being made could tell
+    except TypeError:  # abstract, or a subclass of a built-in
         return ""
     manager, hooks = new_manager(), set[str]()
     try:
@@ -132,7 +132,7 @@ def hook_problem(target: Any, label: str) -> str:
     return f"{label} does not implement handle_a2a -> is @hookimpl above the method?"
 
 
-_SEE = "docs/hooks.md tells what each hook is given"
+_SEE = "see docs/hooks.md for the arguments of each hook"
 
 
 def _refuse_uninstantiated(plugin: object, label: str) -> None:
@@ -140,7 +140,7 @@ def _refuse_uninstantiated(plugin: object, label: str) -> None:
     if kind:
         raise PluginError(f"{label} is a {kind}, not an instance", hint="an entry point's factory returns an instance")
     if plugin is None:
-        raise PluginError(f"{label} is None", hint="does the factory return the plugin that it makes?")
+        raise PluginError(f"{label} is None", hint="does the factory return the plugin?")
 
 
 def _examined(manager: pluggy.PluginManager, plugin: object, name: str, label: str) -> Impl | None:
@@ -150,13 +150,13 @@ def _examined(manager: pluggy.PluginManager, plugin: object, name: str, label: s
         if name in ARGUMENTS and (callable(static) or isinstance(static, staticmethod | classmethod)):
             raise PluginError(
                 f"{name} of {label} is not marked as a hook",
-                hint=f"put @hookimpl above it, outermost, or give it another name than {name}",
+                hint="add @hookimpl as the outermost decorator, or rename it",
             )
         return None
     hook = options.get("specname") or name
     if options["wrapper"] or options["hookwrapper"]:
         raise PluginError(
-            f"{name} of {label} is a pluggy wrapper, which sees no answers, only coroutines",
+            f"{name} of {label} is a pluggy wrapper, which would see coroutines instead of responses",
             hint="implement wrap_handler instead",
         )
     if hook not in ARGUMENTS:
@@ -168,7 +168,9 @@ def _examined(manager: pluggy.PluginManager, plugin: object, name: str, label: s
     function = getattr(plugin, name)
     may_yield = hook in ("check", "describe")
     if inspect.isasyncgenfunction(function) or (inspect.isgeneratorfunction(function) and not may_yield):
-        raise PluginError(f"{name} of {label} yields, and must return", hint="tell what happens meanwhile to progress")
+        raise PluginError(
+            f"{name} of {label} yields instead of returning", hint="use progress to report intermediate results"
+        )
     return _bound(hook, function, label)
 
 
@@ -181,20 +183,20 @@ def _bound(hook: str, function: Callable[..., Any], label: str) -> Impl:
             (positional if parameter.kind is inspect.Parameter.POSITIONAL_ONLY else named).append(parameter.name)
         elif parameter.default is inspect.Parameter.empty and parameter.kind not in _VARIADIC:
             raise PluginError(
-                f"{hook} of {label} asks for {parameter.name!r}, which it is not given{nearest(parameter.name, given)}",
-                hint=f"it is given {' and '.join(given) or 'nothing'}",
+                f"{hook} of {label} has an unknown parameter {parameter.name!r}{nearest(parameter.name, given)}",
+                hint=f"its parameters can be: {', '.join(given) or 'none'}",
             )
     needed = NEEDED.get(hook)
     if needed and needed not in (*positional, *named):
         raise PluginError(
             f"{hook} of {label} has no parameter {needed!r}",
-            hint="if a decorator hides it, put functools.wraps on the function that the decorator returns",
+            hint="if a decorator hides it, use functools.wraps in the decorator",
         )
     try:
         inspect.signature(function, follow_wrapped=False).bind(*positional, **dict.fromkeys(named))
     except TypeError as exc:
         raise PluginError(
-            f"a decorator on {hook} of {label} passes on less than it shows: {exc}",
-            hint="let the function that it returns take *args and **kwargs",
+            f"a decorator on {hook} of {label} doesn't pass on all arguments: {exc}",
+            hint="the function it returns should take *args and **kwargs",
         ) from exc
     return Impl(label=label, hook=hook, function=function, positional=tuple(positional), named=tuple(named))

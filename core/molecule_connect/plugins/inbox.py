@@ -1,4 +1,4 @@
-"""The backend of an inbox: it answers nothing, so that messages wait for readers."""
+"""The backend of an inbox: it handles no messages, so they wait for readers."""
 
 from typing import ClassVar
 
@@ -7,15 +7,15 @@ import attrs
 
 @attrs.frozen(eq=False)
 class InboxBackend:
-    """A backend that answers nothing itself: messages wait for the readers of an inbox.
+    """A backend that handles no messages: they wait for the readers of an inbox.
 
-    ``open_inbox`` and ``molecule mcp`` read it, in this process or in others on this machine. A backend's factory may
-    return one, to leave its messages to a program that reads the inbox. It takes no middleware: there is no handler.
+    ``open_inbox`` and ``molecule mcp`` read the inbox, in this process or in others on this machine. A backend's
+    factory may return an ``InboxBackend`` to leave its messages to such a program. It can't be used with middleware.
 
     Attributes:
-        advice: What the operator has to do for messages to be read; told at the start.
+        advice: How the operator gets messages read; shown at the start.
     """
 
     advice: ClassVar[str] = (
-        "messages wait until somebody reads them: 'molecule mcp' in an MCP host, or open_inbox() in a program"
+        "messages wait until they are read, by 'molecule mcp' in an MCP host or by open_inbox() in a program"
     )

@@ -1,4 +1,4 @@
-"""From an installed plugin and its options to an instance."""
+"""Create a plugin instance from an installed plugin and its options."""
 
 import contextlib
 import inspect
@@ -24,19 +24,19 @@ _LOG = logging.getLogger(__name__)
 
 
 def log_warning(text: str) -> None:
-    """The warning of a program that named no better place for it."""
+    """Log a warning, for programs that pass no ``warn``."""
     _LOG.warning("%s", text)
 
 
 @attrs.frozen(eq=False, kw_only=True)
 class Creation:
-    """One plugin about to be made.
+    """A plugin to create.
 
     Attributes:
-        given: Its options, as the operator wrote them.
-        strict: An unknown option is an error, not a warning.
-        state_root: The state folder of the program, which may not exist yet; None where it is not known.
-        listed: A list of workspaces gave the options; else flags did.
+        given: Its options as text.
+        strict: Unknown options are errors instead of warnings.
+        state_root: The program's state folder, which may not exist yet; None if unknown.
+        listed: The options come from a list of workspaces, not from flags.
     """
 
     installed: InstalledPlugin
@@ -50,11 +50,11 @@ class Creation:
     warn: Warn = log_warning
 
     def start(self) -> Any:
-        """The plugin, or an awaitable of it where the factory is ``async``.
+        """Create the plugin. Returns an awaitable if the factory is ``async``.
 
         Raises:
-            OptionError: An option is missing or does not fit, or is unknown and ``strict`` is set.
-            PluginError: The plugin cannot be loaded or made.
+            OptionError: An option is missing or invalid, or it is unknown and ``strict`` is set.
+            PluginError: The plugin cannot be loaded or created.
         """
         target = load(self.installed)
         cls = declared_class(target)
@@ -69,15 +69,15 @@ class Creation:
             return target(config)
 
     def finish(self) -> None:
-        """Report what became of the options, once the plugin is made."""
+        """Report unknown and repeated options after the plugin was created."""
         if declared_class(load(self.installed)) is None:
             self._report(())
         for key in sorted(self.given.overruled):
-            self.warn(f"option {key!r} of {self.installed.label} was given more than once: the last one counts")
+            self.warn(f"option {key!r} of {self.installed.label} was given more than once; the last value is used")
 
     @contextlib.contextmanager
     def authors_code(self) -> Iterator[None]:
-        """Turn what a plugin's own code raises into a PluginError that holds no option value."""
+        """Turn exceptions of plugin code into a PluginError without option values."""
         try:
             yield
         except MoleculeError:
@@ -86,12 +86,12 @@ class Creation:
             place = traceback.extract_tb(exc.__traceback__)[-1]
             text = first_line(exc)
             for value in self.given.texts():
-                # Shorter values are no secrets, and would take ordinary letters with them.
+                # Shorter values aren't secrets, and replacing them would garble the text.
                 text = text.replace(value, "...") if len(value) >= 4 else text
             where = f"{Path(place.filename).name}, line {place.lineno}"
             raise PluginError(
-                f"{self.installed.label} ({self.installed.origin}) cannot be made: {text} ({where})",
-                hint="look over its options, or tell its author",
+                f"{self.installed.label} ({self.installed.origin}) cannot be created: {text} ({where})",
+                hint="check its options, or report it to its author",
             ) from None
 
     def _report(self, known: Iterator[str] | tuple[str, ...]) -> None:
@@ -126,7 +126,7 @@ class Creation:
     def _require_factory(self, target: Any, config: BackendConfig) -> None:
         problem = "" if callable(target) else kind_of(target)
         if not problem:
-            with contextlib.suppress(ValueError):  # a builtin without a signature
+            with contextlib.suppress(ValueError):  # built-in without a signature
                 try:
                     inspect.signature(target).bind(config)
                 except TypeError:
@@ -139,17 +139,17 @@ class Creation:
 
 
 def split_options(given: Mapping[str, Value], names: list[str], *, listed: bool = False) -> dict[str, dict[str, Value]]:
-    """Options of middleware, keyed ``name.key``, by name.
+    """Split middleware options, keyed ``name.key``, by name.
 
     Raises:
-        PluginError: A key has no name, or one that is not in use.
+        PluginError: A key has no name, or the name of middleware that isn't used.
     """
     found: dict[str, dict[str, Value]] = {name: {} for name in names}
     for key, value in given.items():
         name, _, rest = key.partition(".")
         if not rest or name not in found:
             raise PluginError(
-                f"{key!r} is an option of no middleware in use (in use: {', '.join(names) or 'none'})",
+                f"option {key!r} doesn't belong to any middleware in use (in use: {', '.join(names) or 'none'})",
                 hint="write it use_options.NAME.key=..."
                 if listed
                 else "write it as --use NAME --use-opt NAME.key=value",

@@ -1,4 +1,4 @@
-"""The plugins of one connection: made, checked, folded into one handler, closed. Nothing here is shared."""
+"""The plugins of one worker: created, checked, combined into one handler, and closed."""
 
 import asyncio
 import inspect
@@ -20,18 +20,18 @@ from molecule_connect.plugins.inbox import InboxBackend
 from molecule_connect.plugins.loader import Creation, Warn, log_warning, split_options
 from molecule_connect.plugins.middleware import layer
 from molecule_connect.plugins.raw_options import GivenOptions, Value
-from molecule_connect.plugins.threads import WorkerThreads
+from molecule_connect.plugins.threads import PluginThreads
 from molecule_connect.plugins.wording import first_line, kind
 
 
 class PluginHost:
-    """One backend and its middleware. Made by ``create_host``.
+    """A backend and its middleware, created by ``create_host``.
 
     Attributes:
-        handler: Answers a request; a cancelled handler of a plain function ends when its thread does, so whoever
-            waits decides when to give up. Raises BackendError, or whatever else the backend raises. None: the
-            backend is an ``InboxBackend``, and messages wait for readers.
-        backend_name: The name that the operator chose, or the class of a plugin object.
+        handler: Handles a request; raises BackendError or any other exception of the backend. If the backend is a
+            plain function, a cancelled call returns only when its thread does. None if the backend is an
+            ``InboxBackend``: messages wait for readers.
+        backend_name: The name chosen by the operator, or the class name of a plugin object.
     """
 
     handler: Handler | None
@@ -42,8 +42,8 @@ class PluginHost:
         self._plugins: list[tuple[str, object]] = []
         self._checks: list[Impl] = []
         self._descriptions: list[Impl] = []
-        self._answers = WorkerThreads("the backend")
-        self._chores = WorkerThreads("the plugin")
+        self._answers = PluginThreads("the backend")
+        self._chores = PluginThreads("the plugin")
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._scratch_lock = threading.Lock()
         self._scratch_ended = False
@@ -51,31 +51,32 @@ class PluginHost:
 
     @property
     def backend(self) -> object:
-        """The plugin that answers."""
+        """The backend plugin."""
         return self._plugins[0][1]
 
     @property
     def advice(self) -> str:
-        """What the operator has to do beside serving; empty for a backend that answers by itself."""
+        """How the operator gets messages read if the backend is an ``InboxBackend``; empty otherwise."""
         return self.backend.advice if isinstance(self.backend, InboxBackend) else ""
 
     @property
     def stuck_calls(self) -> int:
-        """Plain calls that were cancelled and whose threads have not returned."""
+        """Cancelled calls of plain functions whose threads have not returned."""
         return self._answers.stuck
 
     async def check(self) -> list[str]:
-        """What the plugins say stands in the way of serving; raising and silence are problems too."""
+        """Problems that prevent serving, from the plugins' ``check``; exceptions and timeouts are problems, too."""
         return [f"{impl.label}: {problem}" for impl in self._checks for problem in await run_check(impl, self._chores)]
 
     async def describe(self) -> list[str]:
-        """What the plugins may do on this machine, in their own words."""
+        """What the plugins may do on this machine, from their ``describe``."""
         return [line for impl in self._descriptions for line in await run_describe(impl, self._chores)]
 
     async def close(self) -> list[Exception]:
-        """Close the plugins, the last made first, each once and within its time. What failed, as CloseErrors.
+        """Close the plugins in reverse order, each once and with a timeout. Returns the errors.
 
-        Call it after the last message; a plain call that still runs is left to itself. Further calls return the same.
+        Call it after the last message; calls of plain functions that still run are abandoned. Further calls return the
+        same errors.
         """
         if self._closing is None:
             self._closing = asyncio.ensure_future(self._close_all())
@@ -92,28 +93,30 @@ class PluginHost:
             raise failed[0]
 
     def state_folder(self) -> Path:
-        """A folder that lasts as long as the host does, for a host that was given none. Any thread may ask.
+        """A temporary folder that is removed when the host closes, for a host without ``state_dir``. Thread-safe.
 
         Raises:
-            ConfigError: The host is closed: what a plugin left running asks for the folder.
+            ConfigError: The host is closed.
         """
         with self._scratch_lock:
             if self._scratch_ended:
-                raise ConfigError("the plugins are closed, and their folder is gone", hint="end with close()")
+                raise ConfigError(
+                    "the plugins are closed, and their folder was removed", hint="stop background work in close()"
+                )
             if self._scratch is None:
                 self._scratch = tempfile.TemporaryDirectory(prefix="molecule-", ignore_cleanup_errors=True)
             return Path(self._scratch.name)
 
     def own(self, plugin: object, label: str) -> None:
-        """From now on *plugin* is closed with the host."""
+        """Add *plugin*, to be closed with the host."""
         taken = [known for known, _ in self._plugins]
         self._plugins.append((f"{label} ({len(taken) + 1})" if label in taken else label, plugin))
 
     def assemble(self) -> None:
-        """Make the handler of all that is owned: the backend, made first, then middleware, the innermost first.
+        """Build the handler from the plugins: the backend first, then middleware from the innermost out.
 
         Raises:
-            PluginError: A plugin is not what it has to be.
+            PluginError: A plugin doesn't implement the hooks as required.
         """
         (label, backend), *middleware = self._plugins
         hooks = self._register(backend, label)
@@ -126,7 +129,9 @@ class PluginHost:
         for label, plugin in middleware:
             hooks = self._register(plugin, label)
             if "handle_a2a" in hooks:
-                raise PluginError(f"{label} is a second backend", hint="a connection has one: --backend names it")
+                raise PluginError(
+                    f"{label} is a second backend", hint="a workspace has one backend, named by --backend"
+                )
             if "wrap_handler" not in hooks:
                 raise PluginError(f"{label} does not implement wrap_handler", hint="is @hookimpl above the method?")
             self.handler = self._wrapped(self.handler, hooks)
@@ -139,7 +144,7 @@ class PluginHost:
         """
         if self.handler is None:
             raise PluginError(
-                f"{self._plugins[0][0]} answers nothing itself: messages wait for the readers of its inbox",
+                f"{self._plugins[0][0]} handles no messages: they wait for the readers of its inbox",
                 hint="serve it with 'molecule connect', and read it with 'molecule mcp' or open_inbox()",
             )
         return self.handler
@@ -148,10 +153,10 @@ class PluginHost:
         self, label: str, hooks: Mapping[str, Impl], middleware: Sequence[tuple[str, object]]
     ) -> None:
         if "handle_a2a" in hooks or "wrap_handler" in hooks:
-            raise PluginError(f"{label} is an InboxBackend, which answers nothing", hint="leave out its handle_a2a")
+            raise PluginError(f"{label} is an InboxBackend, which handles no messages", hint="remove its handle_a2a")
         if middleware:
             raise PluginError(
-                f"{middleware[0][0]} has nothing to wrap: {label} answers nothing itself", hint="leave out --use"
+                f"{middleware[0][0]} has nothing to wrap: {label} handles no messages", hint="remove --use"
             )
         self.handler = None
 
@@ -179,14 +184,14 @@ class PluginHost:
             raise
         except Exception as exc:  # plugin code
             raise PluginError(
-                f"wrap_handler of {impl.label} failed: {first_line(exc)}", hint="tell its author"
+                f"wrap_handler of {impl.label} failed: {first_line(exc)}", hint="report it to its author"
             ) from exc
         if inspect.iscoroutine(outer):
             outer.close()
         if not callable(outer):
             raise PluginError(
                 f"wrap_handler of {impl.label} returned {kind(outer)}",
-                hint="it is a plain function that returns an async function of request and progress",
+                hint="it must be a plain function that returns an async function of request and progress",
             )
         return layer(outer, impl.label)
 
@@ -226,22 +231,25 @@ async def create_host(
     secrets: Iterable[str] = (),
     path: Sequence[str] | None = None,
 ) -> PluginHost:
-    """The host of one connection. ``middleware`` names the outermost first; its options are keyed ``name.key``.
+    """Create the plugins of one worker. If that fails, those already created are closed.
 
-    Hints spell options as the entry of a list has them if it is ``listed``, else as flags.
-    Without ``state_dir`` a plugin's folder lasts as long as the host; ``state_root`` is then the folder that a start
-    would use, where that is known. ``secrets`` are kept from the environment of
-    child processes. ``path`` takes the place of ``sys.path`` in the search for names. When it fails, every plugin
-    that was made is closed.
+    Args:
+        middleware: Names or objects, the outermost first.
+        middleware_options: Options by ``name.key``.
+        listed: The options come from a list of workspaces; hints spell them accordingly.
+        state_dir: Where plugins keep files; None gives them a temporary folder.
+        state_root: Without ``state_dir``, the folder that a start would use, if known.
+        secrets: Values to remove from the environment of child processes.
+        path: Replaces ``sys.path`` in the search for plugins.
 
     Raises:
         BackendNotFoundError: No backend has this name.
-        OptionError: An option does not fit, or is unknown and ``strict`` is set.
-        PluginError: A plugin cannot be loaded, made, or used.
+        OptionError: An option is invalid, or it is unknown and ``strict`` is set.
+        PluginError: A plugin cannot be loaded, created or used.
     """
     names = [each for each in middleware if isinstance(each, str)]
     if doubled := [name for name in names if names.count(name) > 1]:
-        raise PluginError(f"middleware {doubled[0]} is named twice", hint=f"leave out one --use {doubled[0]}")
+        raise PluginError(f"middleware {doubled[0]} is named twice", hint=f"remove one --use {doubled[0]}")
     short_names = [name.rpartition(":")[2] for name in names]
     options_of = split_options(middleware_options or {}, short_names, listed=listed)
     if options and not isinstance(backend, str):
@@ -279,12 +287,12 @@ def create_backend(
     warn: Warn = log_warning,
     path: Sequence[str] | None = None,
 ) -> Any:
-    """The installed backend *name*, for ``connect`` or a test. Who makes it closes it, or gives it to ``connect``.
+    """Create the installed backend *name*, for ``connect`` or a test. ``connect`` closes it; otherwise the caller does.
 
     Raises:
         BackendNotFoundError: No backend has this name.
-        OptionError: An option is missing or does not fit; an unknown one goes to ``warn``.
-        PluginError: It cannot be loaded or made, or its factory is ``async``.
+        OptionError: An option is missing or invalid. Unknown options are passed to ``warn``.
+        PluginError: It cannot be loaded or created, or its factory is ``async``.
     """
     creation = Creation(
         installed=find(BACKENDS, name, path=path),

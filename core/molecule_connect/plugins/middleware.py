@@ -1,4 +1,4 @@
-"""What stands around each piece of code that answers: it returns an answer or raises, and its progress is safe."""
+"""Wrap the handlers of backends and middleware so that results, exceptions and progress are safe to use."""
 
 import asyncio
 import contextlib
@@ -18,10 +18,10 @@ _LOG = logging.getLogger(__name__)
 
 
 def layer(handler: Callable[[Request, Progress], Any], label: str) -> Handler:
-    """*handler* of the plugin *label* as the next layer may rely on it.
+    """Wrap *handler* of the plugin *label*.
 
-    The returned handler raises BackendError for what is no answer, for SystemExit and other exceptions that are no
-    Exception, and for a cancellation that nobody asked for. Progress may be called from any thread, and awaited or not.
+    The returned handler raises BackendError for an invalid response, for SystemExit and other non-``Exception``
+    exceptions, and if the plugin cancelled itself. Progress may be called from any thread, and awaited or not.
     """
 
     async def answer(request: Request, progress: Progress) -> Response:
@@ -39,7 +39,7 @@ def layer(handler: Callable[[Request, Progress], Any], label: str) -> Handler:
             raise BackendError(f"{label} cancelled itself") from exc
         except (Exception, KeyboardInterrupt, GeneratorExit):
             raise
-        except BaseException as exc:  # what a library in Rust raises when it panics
+        except BaseException as exc:  # PanicException of Rust libraries
             raise BackendError(f"{label} failed: {first_line(exc)}") from exc
         finally:
             if reporter is not progress:
@@ -50,7 +50,7 @@ def layer(handler: Callable[[Request, Progress], Any], label: str) -> Handler:
 
 
 def require_answer(response: object, label: str) -> Response:
-    """*response*, or a BackendError that is not to be tried again unless it can be sent or is silent on purpose."""
+    """Return *response* if it can be sent or is silent; raise a BackendError that isn't retryable otherwise."""
     if not isinstance(response, Response):
         problem = f"it returned {kind(response)}"
     elif response.is_silent:
@@ -60,20 +60,20 @@ def require_answer(response: object, label: str) -> Response:
     elif wrong := [part for part in response.parts if not _is_part(part)]:
         problem = _wrong_part(wrong[0])
     elif response.is_blank:
-        problem = "its Response has nothing in it that anybody could read"
+        problem = "its Response has no content"
     elif _is_usage(response.usage):
         return response
-    else:  # accounting must not cost the answer
-        _LOG.warning("the usage of the Response of %s is %s, and counts as nothing", label, kind(response.usage))
+    else:  # accounting must not fail the delivery
+        _LOG.warning("ignored the usage of a Response of %s: it is %s", label, kind(response.usage))
         return attrs.evolve(response, usage=None)
     raise BackendError(f"no answer from {label}: {problem}", retryable=False)
 
 
 class Reporter:
-    """Progress towards *tell*, from any thread. Never fails the message: what *tell* raises is logged."""
+    """Passes progress to *report*, from any thread. Exceptions of *report* are logged and don't fail the message."""
 
-    def __init__(self, tell: Progress, label: str) -> None:
-        self._tell = tell
+    def __init__(self, report: Progress, label: str) -> None:
+        self._report = report
         self._label = label
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
@@ -84,15 +84,15 @@ class Reporter:
         if not isinstance(update, str | Response):
             raise TypeError(f"progress takes text or a Response, not {kind(update)}")
         if isinstance(update, Response) and update.final:
-            raise ValueError("a Response given to progress must say final=False")
+            raise ValueError("a Response passed to progress must have final=False")
         if threading.get_ident() == self._thread:
-            return _Told(self._relay(update))
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens
+            return _Sent(self._relay(update))
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._relay, update)
-        return _Told(None)
+        return _Sent(None)
 
     async def finish(self) -> None:
-        """Wait for what was told; what is told from now on is dropped."""
+        """Wait for pending reports. Later ones are dropped."""
         self._finished = True
         try:
             while self._pending:
@@ -105,29 +105,29 @@ class Reporter:
         if self._finished:
             return None
         try:
-            told: object = self._tell(update)
-        except Exception as exc:  # middleware is plugin code
+            result: object = self._report(update)
+        except Exception as exc:  # plugin code
             self._lost(exc)
             return None
-        if not inspect.isawaitable(told):
+        if not inspect.isawaitable(result):
             return None
-        task = asyncio.ensure_future(self._wait(told))
+        task = asyncio.ensure_future(self._wait(result))
         self._pending.add(task)
         task.add_done_callback(self._pending.discard)
         return task
 
-    async def _wait(self, told: Awaitable[object]) -> None:
+    async def _wait(self, result: Awaitable[object]) -> None:
         try:
-            await told
-        except Exception as exc:  # middleware is plugin code
+            await result
+        except Exception as exc:  # plugin code
             self._lost(exc)
 
     def _lost(self, exc: Exception) -> None:
-        _LOG.warning("progress of %s was lost: %s", self._label, first_line(exc))
+        _LOG.warning("dropped a progress report of %s: %s", self._label, first_line(exc))
 
 
-class _Told:
-    """Progress on its way; awaiting it waits until it has arrived."""
+class _Sent:
+    """A progress report; awaiting it waits until it was delivered."""
 
     def __init__(self, task: asyncio.Task[None] | None) -> None:
         self._task = task

@@ -1,4 +1,4 @@
-"""What the types of options mean: how each is read from text, strictly, and what it is called for people."""
+"""The types that options can have: how values are read from text, and how types are shown to operators."""
 
 import enum
 import math
@@ -15,11 +15,11 @@ from cattrs.errors import StructureHandlerNotFoundError
 
 @attrs.frozen
 class DurationMark:
-    """Stands in an annotation: these floats are seconds, and may be written ``90s``, ``5m``, ``1h30m``, ``250ms``."""
+    """Marks a float annotation as a duration, which may be written ``90s``, ``5m``, ``1h30m`` or ``250ms``."""
 
 
 Duration: TypeAlias = Annotated[float, DurationMark()]
-"""A float of seconds that an operator may write as ``90s``, ``5m``, ``1h30m`` or ``250ms``."""
+"""Seconds as a float, which an operator may write as ``90s``, ``5m``, ``1h30m`` or ``250ms``."""
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _WORDS = {
@@ -29,22 +29,22 @@ _WORDS = {
 
 
 class WrongValueError(ValueError):
-    """A value that does not fit; the text says what would. The value itself may be a secret, and is nowhere in it."""
+    """An invalid value. The message says what is valid; it never contains the value, which may be a secret."""
 
     def __init__(self, expected: str) -> None:
         super().__init__(f"must be {expected}")
 
 
 class UnusableTypeError(TypeError):
-    """An annotation that no option can have."""
+    """An annotation that isn't supported for options."""
 
 
 def read_value(value: Any, kind: Any) -> Any:
-    """*value*, a text, a list of texts or a value of JSON, as *kind*, the annotation of an option.
+    """Convert *value* (text, a list of texts or a JSON value) to *kind*, the annotation of an option.
 
     Raises:
-        WrongValueError: It does not fit.
-        UnusableTypeError: *kind* is none that an option can have.
+        WrongValueError: The value is invalid.
+        UnusableTypeError: *kind* isn't supported.
     """
     try:
         return _converter().structure(value, kind)
@@ -53,7 +53,7 @@ def read_value(value: Any, kind: Any) -> Any:
 
 
 def takes_many(kind: Any) -> bool:
-    """Whether an option of this annotation can have a list of values."""
+    """Whether an option with this annotation takes a list of values."""
     if get_origin(kind) is Annotated:
         return takes_many(get_args(kind)[0])
     if _is_union(kind):
@@ -67,7 +67,7 @@ def help_of(kind: Any) -> str:
 
 
 def type_name(kind: Any) -> str:
-    """What an operator calls the type of an option."""
+    """The name of an option's type, for operators."""
     if is_duration(kind):
         return "duration (90s, 5m)"
     if get_origin(kind) is Annotated:
@@ -83,7 +83,7 @@ def type_name(kind: Any) -> str:
 
 
 def seconds(text: str) -> float | None:
-    """*text* as seconds, or None when it is no duration. A bare number is seconds."""
+    """Parse a duration. Returns seconds, or None if *text* isn't a duration. A plain number is seconds."""
     if re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII):
         return float(text)
     pieces = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", text, re.ASCII)
@@ -93,7 +93,7 @@ def seconds(text: str) -> float | None:
 
 
 def spelled(amount: float) -> str:
-    """*amount* seconds as an operator would write them: ``90s``, ``5m``, ``1h30m``."""
+    """Format *amount* seconds: ``90s``, ``5m``, ``1h30m``."""
     milliseconds = round(amount * 1000)
     if 0 < milliseconds < 1000 or milliseconds % 1000:
         return f"{amount:g}s" if milliseconds > 1000 else f"{milliseconds}ms"
@@ -136,7 +136,7 @@ def _text(value: Any, _: Any) -> str:
 def _whole(value: Any, _: Any) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    # The bound keeps away from Python's own limit on digits, whose error would hold the value.
+    # Beyond Python's limit on digits, int() raises an error that contains the value.
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d{1,100}", value.strip(), re.ASCII):
         return int(value)
     raise WrongValueError("a whole number, given once")
@@ -205,7 +205,7 @@ def _item(kind: Any) -> Any:
 
 
 def is_duration(kind: Any) -> bool:
-    """Whether an annotation says ``Duration``."""
+    """Whether an annotation is a ``Duration``."""
     return any(isinstance(note, DurationMark) for note in getattr(kind, "__metadata__", ()))
 
 

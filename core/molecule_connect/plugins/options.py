@@ -1,4 +1,4 @@
-"""Options of plugins: from ``key=value`` on a command line to the typed fields of a class."""
+"""Plugin options: from ``key=value`` texts to the typed fields of a class."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -29,9 +29,9 @@ _DECLARED = "__molecule_options__"
 
 
 def options(cls: type) -> Callable[[F], F]:
-    """Declare that a factory's options are the init fields of the attrs class *cls*.
+    """Declare the init fields of the attrs class *cls* as the options of a factory.
 
-    It gives the factory help and a check of unknown keys; the factory itself calls ``config.structure(cls)``.
+    The factory gets help and a check for unknown keys; it calls ``config.structure(cls)`` itself.
     """
 
     def declare(factory: F) -> F:
@@ -47,14 +47,14 @@ def _given(value: Mapping[str, Value] | None) -> GivenOptions:
 
 @attrs.frozen(eq=False, kw_only=True)
 class BackendConfig:
-    """What a plugin is made from.
+    """The configuration that a plugin is created from.
 
     Attributes:
-        name: The name that the operator chose it by.
-        workspace_id: The workspace that it will answer for; empty where there is none yet.
-        options: As given; a repeated key is a list. In no repr.
-        state_root: The folder that holds the journal, the tokens and the files of every workspace on this machine,
-            whether it exists yet or not; None where it is not known. Keep what you start out of it.
+        name: The plugin's name, as chosen by the operator.
+        workspace_id: The workspace to serve; empty if there is none yet.
+        options: The options as text; a repeated key is a list. Not part of the repr.
+        state_root: The folder with the journal, tokens and files of all workspaces on this machine, which may not exist
+            yet; None if unknown. Child processes must not have access to it.
     """
 
     name: str
@@ -67,21 +67,21 @@ class BackendConfig:
     _secrets: frozenset[str] = attrs.field(default=frozenset(), repr=False)
 
     def get(self, key: str, default: str | None = None) -> str | None:
-        """The value of *key*, the last one where it was repeated; *default* when it was not given, or is empty.
+        """The value of *key*, the last one if it was repeated; *default* if it is missing or empty.
 
         Raises:
-            OptionError: A file gives a list.
+            OptionError: A file has a list for it.
         """
         value = self.options.last(key) if key in self.options else None
         if isinstance(value, list):
-            raise OptionError(f"option {key!r} of {self._label} was given more than once", hint="give it once")
+            raise OptionError(f"option {key!r} of {self._label} was given more than once", hint="set it once")
         return value or default
 
     def require(self, key: str) -> str:
         """The value of *key*.
 
         Raises:
-            OptionError: It was not given or is empty, or a file gives a list.
+            OptionError: It is missing or empty, or a file has a list for it.
         """
         value = self.get(key)
         if value is None:
@@ -89,14 +89,14 @@ class BackendConfig:
         return value
 
     def structure(self, cls: type[T]) -> T:
-        """An instance of the attrs class *cls*, its init fields filled from the options.
+        """Create an instance of the attrs class *cls* from the options.
 
-        A field of type ``BackendConfig`` gets this config. An empty value leaves a field at its default.
+        A field of type ``BackendConfig`` is set to this config. An empty value keeps a field's default.
 
         Raises:
-            OptionError: An option is missing or does not fit. The text names the key and what it must be, but
-                not the value.
-            PluginError: A field has a type that no option can have.
+            OptionError: An option is missing or invalid. The message names the key and the expected value, but never
+                the value itself.
+            PluginError: A field has an unsupported type.
         """
         fields = option_fields(cls)
         given = {field.key: value for field in fields if (value := self._value(field)) not in (None, "")}
@@ -110,28 +110,29 @@ class BackendConfig:
 
     @property
     def state_dir(self) -> Path:
-        """A folder of this plugin's own for this workspace, made when it is first asked for (0700).
+        """The plugin's own folder for this workspace (mode 0700), created on first access.
 
         Raises:
-            ConfigError: There is no state folder here, or it cannot be made.
+            ConfigError: There is no state folder, or it cannot be created.
         """
         if self._state_folder is None:
-            raise ConfigError(f"{self._label} needs a state folder, and was given none", hint="pass state_dir=")
+            raise ConfigError(f"{self._label} needs a state folder, but has none", hint="pass state_dir=")
         folder = self._state_folder()
         try:
             make_folder(folder)
             folder.chmod(0o700)
         except OSError as exc:
             raise ConfigError(
-                f"{self._label} cannot have its folder {folder}: {exc.strerror}",
-                hint="free the path, or choose another with --state-dir",
+                f"{self._label} cannot create its folder {folder}: {exc.strerror}",
+                hint="make the path usable, or choose another one with --state-dir",
             ) from exc
         return folder
 
     def child_environment(self, environ: Mapping[str, str] | None = None) -> dict[str, str]:
-        """The environment for programs that the plugin starts: *environ* (ours) without the platform's tokens.
+        """The environment for child processes: *environ* (default: this process's) without the platform's tokens.
 
-        Left out are ``MOLECULE_WORKSPACES``, every ``MOLECULE_...TOKEN...``, and whatever has a token as its value.
+        Removed are ``MOLECULE_WORKSPACES``, all ``MOLECULE_...TOKEN...`` variables, and any variable whose value is a
+        token.
         """
         everything = dict(os.environ if environ is None else environ)
         private = {name for name in everything if _is_private(name)}
@@ -145,9 +146,7 @@ class BackendConfig:
 
     def _missing(self, keys: list[str]) -> OptionError:
         spelled = " ".join(f"{self._spelling}{key}=..." for key in keys)
-        return OptionError(
-            f"{self._label} needs the option {' and '.join(map(repr, keys))}", hint=f"give it: {spelled}"
-        )
+        return OptionError(f"{self._label} needs the option {' and '.join(map(repr, keys))}", hint=f"set it: {spelled}")
 
     def _read(self, value: Value, field: "OptionField") -> Any:
         try:
@@ -157,15 +156,15 @@ class BackendConfig:
                 f"option {field.key!r} of {self._label} {exc}", hint=f"write it {self._spelling}{field.key}=..."
             ) from None
         except UnusableTypeError as exc:
-            raise PluginError(f"field {field.key!r} of {self._label}: {exc}", hint="tell its author") from None
+            raise PluginError(f"field {field.key!r} of {self._label}: {exc}", hint="report it to its author") from None
 
 
 @attrs.frozen(kw_only=True)
 class OptionField:
-    """One option of a plugin, as ``molecule backends NAME`` shows it.
+    """An option of a plugin, as shown by ``molecule backends NAME``.
 
     Attributes:
-        default: As text; None where there is none, or it is None.
+        default: The default as text; None if there is none.
     """
 
     key: str
@@ -177,13 +176,13 @@ class OptionField:
 
 
 def describe(target: Any) -> tuple[OptionField, ...] | None:
-    """The options of what an entry point names, without making the plugin; None when a factory declares none."""
+    """The options of a plugin class or factory, without creating the plugin; None if a factory declares none."""
     cls = declared_class(target)
     return None if cls is None else option_fields(cls)
 
 
 def declared_class(target: Any) -> type | None:
-    """The attrs class that holds the options of *target*, or None."""
+    """The attrs class that declares the options of *target*, or None."""
     if isclass(target) and attrs.has(target):
         return target
     declared = getattr(target, _DECLARED, None)
@@ -191,10 +190,10 @@ def declared_class(target: Any) -> type | None:
 
 
 def option_fields(cls: type) -> tuple[OptionField, ...]:
-    """The options of an attrs class: its init fields but those of type ``BackendConfig``.
+    """The options of an attrs class: its init fields except those of type ``BackendConfig``.
 
     Raises:
-        PluginError: It is no attrs class, or an annotation names nothing.
+        PluginError: It isn't an attrs class, or an annotation cannot be resolved.
     """
     hints = _hints(cls)
     return tuple(
@@ -212,10 +211,10 @@ def option_fields(cls: type) -> tuple[OptionField, ...]:
 
 
 def parse_options(texts: Iterable[str]) -> dict[str, Value]:
-    """``key=value`` texts as options; a repeated key is a list. The first ``=`` splits.
+    """Parse ``key=value`` texts. A repeated key becomes a list.
 
     Raises:
-        OptionError: A text has no ``=``, or nothing before it.
+        OptionError: A text has no ``=``, or no key before it.
     """
     found: dict[str, Value] = {}
     for text in texts:
@@ -233,13 +232,15 @@ def parse_options(texts: Iterable[str]) -> dict[str, Value]:
 
 def _hints(cls: type) -> dict[str, Any]:
     if not attrs.has(cls):
-        raise PluginError(f"{cls.__qualname__} is no attrs class", hint="options are the init fields of an attrs class")
+        raise PluginError(
+            f"{cls.__qualname__} isn't an attrs class", hint="options are the init fields of an attrs class"
+        )
     try:
         hints = get_type_hints(cls, include_extras=True)
-    except Exception as exc:  # annotations are the author's code
+    except Exception as exc:  # annotations are plugin code
         raise PluginError(
             f"the annotations of {cls.__qualname__} cannot be read: {type(exc).__name__}: {exc}",
-            hint="import what they name outside of TYPE_CHECKING",
+            hint="import the types they use outside of TYPE_CHECKING",
         ) from exc
     return {field.name: hints.get(field.name, field.type or Any) for field in attrs.fields(cls)}
 

@@ -1,4 +1,4 @@
-"""Options as they were given: text, not yet typed."""
+"""Plugin options as text, before they are converted to types."""
 
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -9,17 +9,18 @@ Value = str | list[str]
 
 
 class Repeated(list[str]):
-    """The values of a key that flags gave more than once: a list, or for an option with one value the last of them."""
+    """Values of a flag given more than once: a list, or the last value for an option that takes one."""
 
 
 class GivenOptions(Mapping[str, Value]):
-    """Options as they were given. Remembers which were asked for; shows no value.
+    """Plugin options as text. Records which keys were read; its repr shows no values.
 
     Args:
-        by_flags: Flags or a program gave them: any list stands for a repeated key. In a file only ``Repeated`` does.
+        by_flags: The options come from flags or a program, where every list is a repeated key. In a file, only
+            ``Repeated`` is.
 
     Attributes:
-        overruled: Keys with several values of which only the last was taken.
+        overruled: Keys with several values, of which only the last was used.
     """
 
     def __init__(self, given: Mapping[str, Value] | None = None, *, by_flags: bool = False) -> None:
@@ -33,7 +34,7 @@ class GivenOptions(Mapping[str, Value]):
         return self._given[key]
 
     def last(self, key: str) -> Value:
-        """The value of an option that has only one: the last, where the key was repeated."""
+        """The value of a single-value option; the last one if the key was repeated."""
         value = self[key]
         is_repeated = isinstance(value, Repeated) or (self._by_flags and isinstance(value, list))
         if not is_repeated or not value:
@@ -52,17 +53,17 @@ class GivenOptions(Mapping[str, Value]):
         return f"<options {', '.join(sorted(self._given)) or 'none'}>"
 
     def unknown(self, known: Iterable[str]) -> list[str]:
-        """Keys that were given, are none of *known*, and that nobody asked for."""
+        """Given keys that are neither in *known* nor were read."""
         return sorted(self._given.keys() - set(known) - self.asked)
 
     def texts(self) -> list[str]:
-        """Every value as text, to keep them out of messages."""
+        """All values as text, so that they can be removed from messages."""
         flat = [one for value in self._given.values() for one in (value if isinstance(value, list) else [value])]
         return [str(one) for one in flat]
 
 
 def unknown_options(given: GivenOptions, known: Iterable[str], label: str) -> list[OptionError]:
-    """An error for each key that *label* does not know, with the nearest that it does."""
+    """An error for each unknown key, with the most similar known one."""
     names = sorted({*known, *given.asked})
     return [
         OptionError(

@@ -1,4 +1,4 @@
-"""Threads for plain functions of plugins: never the default executor, where name look-ups live."""
+"""Threads for plain functions of plugins. The default executor is left to name resolution."""
 
 import asyncio
 import contextlib
@@ -22,8 +22,8 @@ class _Call:
     error: BaseException | None = None
 
 
-class WorkerThreads:
-    """Runs each call in a daemon thread of its own, so that no other call and no exit of the program waits for it."""
+class PluginThreads:
+    """Runs each call in its own daemon thread, so that neither other calls nor the program's exit wait for it."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -32,18 +32,18 @@ class WorkerThreads:
 
     @property
     def stuck(self) -> int:
-        """Calls that were cancelled and have not returned."""
+        """The number of cancelled calls that have not returned."""
         return sum(call.cancelled for call in self._calls)
 
     async def run(self, function: Callable[[], Any]) -> Any:
-        """What *function* returns or raises.
+        """Call *function* in a thread.
 
-        A thread cannot be interrupted: when the waiting task is cancelled, it goes on waiting until the thread ends
-        or ``abandon`` is called, and is cancelled then.
+        A thread cannot be interrupted: a cancelled task waits until the thread ends or ``abandon`` is called, and
+        only then raises CancelledError.
 
         Raises:
-            BackendError: The call was abandoned, or raised what no task may raise (StopIteration, SystemExit), or no
-                thread can be started for it: then *function* is not called.
+            BackendError: The call was abandoned, it raised an exception that a task must not raise (StopIteration,
+                SystemExit), or no thread could be started and *function* was not called.
         """
         if self._abandoned:
             raise BackendError(f"{self._name} is closed")
@@ -53,22 +53,22 @@ class WorkerThreads:
         def work() -> None:
             try:
                 call.value = function()
-            except BaseException as exc:  # whatever a plugin raises belongs to the task that waits
+            except BaseException as exc:  # re-raised in the waiting task
                 call.error = exc
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with contextlib.suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(self._ended, call)
 
         thread = threading.Thread(target=copy_context().run, args=(work,), name=self._name, daemon=True)
         try:
             start(thread)
         except OSError as exc:
-            # Nothing was tried, so this costs no attempt.
+            # The function was not called, so this doesn't count as an attempt.
             raise BackendError(f"{self._name}: {exc.strerror}", retry_after=SHORTAGE_WAIT) from exc
         self._calls.add(call)
         return await self._result(call)
 
     def abandon(self) -> None:
-        """Wait for no call any more. Their threads go on, and nobody hears of them."""
+        """Stop waiting for all calls. Their threads continue, and their results are dropped."""
         self._abandoned = True
         for call in self._calls:
             if not call.ended.done():

@@ -1,17 +1,17 @@
-"""Pieces of what is said when a plugin or an option is not right."""
+"""Text fragments for error messages."""
 
 import difflib
 from collections.abc import Sequence
 
 
 def first_line(exc: BaseException) -> str:
-    """The class of *exc* and the first line of its text."""
+    """The class of *exc* and the first line of its message."""
     text = str(exc).strip().splitlines()
     return f"{type(exc).__name__}: {text[0]}" if text else type(exc).__name__
 
 
 def kind(value: object) -> str:
-    """What *value* is, in a sentence: ``None``, ``a str``, ``an int``."""
+    """The type of *value* with its article: ``None``, ``a str``, ``an int``."""
     if value is None:
         return "None"
     name = type(value).__name__
@@ -19,6 +19,6 @@ def kind(value: object) -> str:
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """``, did you mean 'x'?`` for the nearest of *known*, or an empty string."""
+    """``, did you mean 'x'?`` for the most similar of *known*, or an empty string."""
     close = difflib.get_close_matches(word, known, n=1)
     return f", did you mean {close[0]!r}?" if close else ""

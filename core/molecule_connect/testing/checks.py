@@ -13,7 +13,7 @@ from molecule_connect.models import FilePart, Request
 from molecule_connect.plugins.hooks import run_close
 from molecule_connect.plugins.implementations import close_impl, new_manager
 from molecule_connect.plugins.raw_options import Value
-from molecule_connect.plugins.threads import WorkerThreads
+from molecule_connect.plugins.threads import PluginThreads
 from molecule_connect.testing.requests import make_request
 from molecule_connect.testing.running import Running, running
 from molecule_connect.testing.watching import Watch, watch_loop, watch_output, watch_programs
@@ -211,7 +211,7 @@ async def _can_be_closed_twice_and_without_a_message(trial: _Trial) -> str:
     async with trial.running() as started:
         await trial.ask(started, trial.request)
         close = close_impl(new_manager(), started.host.backend, "the backend")
-        threads = WorkerThreads("the backend")
+        threads = PluginThreads("the backend")
         problems = [close and await run_close(close, threads) for _ in range(2)]
     return next((f"{problem}; close() must bear being called again" for problem in problems if problem), "")
 
