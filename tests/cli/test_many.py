@@ -86,7 +86,7 @@ def test_problems_of_each_are_told_by_their_workspace(molecule: Molecule, config
         ('use = "picky"', "middleware picky needs the option 'key' -> set it: use_options.picky.key=..."),
         (
             'use = "picky"\nuse_options.other.key = "x"',
-            "option 'other.key' doesn't belong to any middleware in use (in use: picky) -> write it use_options.NAME.key=...",
+            "option 'other.key' doesn't belong to any middleware in use (in use: picky)",
         ),
     ],
 )
