@@ -21,7 +21,7 @@ from molecule_connect.platform.transports import Transports
 from molecule_connect.platform.workspace_client import WorkspaceClient
 from molecule_connect.plugins.manager import PluginHost, create_host
 from molecule_connect.worker.ports import Pace
-from molecule_connect.worker.worker import Worker
+from molecule_connect.worker.worker import Worker, WorkerOptions
 
 
 @attrs.frozen(kw_only=True)
@@ -68,7 +68,7 @@ class Block:
                 plugin_host(settings, token, ground.state_dir, ground.listener)
             )
             self.connection = connection_of(
-                settings, self.client, ground, handler=self._host.handler, began=self._began
+                settings, self.client, ground, handler=self._host.handler, asked_at=self._began
             )
             self._stack = stack.pop_all()
         return self
@@ -97,15 +97,15 @@ class Block:
         """Close what was built; nothing where ``run`` has done so."""
         await self._stack.aclose()
 
-    def slept(self) -> None:
+    def clock_jumped(self) -> None:
         """The machine slept."""
         if self._host is not None:
-            self.connection.slept()
+            self.connection.clock_jumped()
 
-    def changed_elsewhere(self) -> None:
+    def journal_changed(self) -> None:
         """Another program changed the journal."""
         if self._host is not None:
-            self.connection.changed_elsewhere()
+            self.connection.journal_changed()
 
 
 def credentials_of(settings: WorkspaceSettings, state_dir: Path | None) -> Credentials:
@@ -237,19 +237,20 @@ def connection_of(
     *,
     handler: Handler | None,
     presence: bool = True,
-    doubts_refusals: bool = True,
-    began: float | None = None,
+    retries_refusals: bool = True,
+    asked_at: float | None = None,
 ) -> Worker:
-    """What serves the workspace. Without a *handler* messages wait for readers; see ``Worker`` for the rest."""
+    """The worker that serves the workspace. See ``Worker`` and ``WorkerOptions``."""
     return Worker(
         settings,
         platform=WorkspaceClient(client, say=notice(settings.workspace_id, ground.listener)),
         handler=handler,
         journal=ground.journal,
-        folder=ground.state_dir,
         listener=ground.listener,
-        pace=ClientPace(settings, client),
-        presence=presence,
-        doubts_refusals=doubts_refusals,
-        began=began,
+        options=WorkerOptions(
+            pace=ClientPace(settings, client),
+            presence=presence,
+            retries_refusals=retries_refusals,
+            asked_at=asked_at,
+        ),
     )

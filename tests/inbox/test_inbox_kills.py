@@ -15,7 +15,7 @@ from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.errors import ConfigError
 from molecule_connect.inbox.inbox import Inbox
 from molecule_connect.models import Response
-from molecule_connect.worker.worker import Worker
+from molecule_connect.worker.worker import Worker, WorkerOptions
 
 
 async def read(inbox: Inbox, fuse: Fuse) -> None:
@@ -41,8 +41,7 @@ async def live(folder: Path, platform: Mortal) -> None:
             platform=platform,
             handler=None,
             journal=journal,
-            folder=folder,
-            wall=lambda: EPOCH + loop.time(),
+            options=WorkerOptions(wall=lambda: EPOCH + loop.time()),
         )
         inboxes = [Inbox(journal, {WORKSPACE: Beside(connection=connection)}) for _ in range(2)]
         serving = asyncio.ensure_future(connection.run(stop))

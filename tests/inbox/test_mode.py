@@ -26,7 +26,7 @@ class Beside(FakeDesk):
 
     def changed(self) -> None:
         if self.connection is not None:
-            self.connection.changed_elsewhere()
+            self.connection.journal_changed()
 
 
 def reader(serving: Serving) -> Inbox:
@@ -67,7 +67,7 @@ async def test_a_reader_in_another_process_is_served_too(journal: Journal, tmp_p
         replying = asyncio.ensure_future(attached.reply(message.activity_id, Response.from_text("hi")))
         await asyncio.sleep(1)
         # What a fleet does once a second, when the file was changed by somebody else.
-        serving.connection.changed_elsewhere()
+        serving.connection.journal_changed()
         assert await replying == "delivered"
     assert platform.answers() == ["hi"]
 
@@ -123,7 +123,7 @@ async def test_a_reply_that_is_refused_is_dead_with_the_platforms_words_and_can_
         assert "403 not allowed" in outcome
         await journal.of(WORKSPACE).replay(message.activity_id)
         assert inbox.peek() == []
-        serving.connection.changed_elsewhere()
+        serving.connection.journal_changed()
         await platform.until(lambda: platform.answers() == ["hi"])
 
 
@@ -300,7 +300,7 @@ async def test_a_backend_loses_nothing_to_a_reader_that_reads_on(journal: Journa
         await platform.until(lambda: serving.rows() == [("row-1", "running"), ("row-2", "received")])
         assert await Inbox(elsewhere, {WORKSPACE: FakeDesk()}).wait(0)
         # What a fleet does once a second, when the file was changed by somebody else.
-        serving.connection.changed_elsewhere()
+        serving.connection.journal_changed()
         go.set()
         await platform.until(lambda: len(platform.sent) == 2)
     assert platform.answers() == ["echo: one", "echo: two"]

@@ -94,7 +94,7 @@ class Storm:
             await asyncio.sleep(1)
             before, version = version, await serving.journal.data_version()
             if version != before:
-                serving.connection.changed_elsewhere()
+                serving.connection.journal_changed()
             if self.dice.random() < 0.03 and self.cuts < CUTS:
                 self.cuts += 1
                 cut = TransientPlatformError("notify: cut", operation="notify", outcome=Outcome.UNKNOWN)

@@ -256,7 +256,7 @@ async def test_a_replay_from_outside_runs_the_backend_again_within_a_second(jour
         before, works = await journal.data_version(), True
         replay(tmp_path, [Key(WORKSPACE, row)], serving.clock())
         assert await journal.data_version() != before
-        serving.connection.changed_elsewhere()
+        serving.connection.journal_changed()
         await platform.until(lambda: looking(tmp_path) == [(row, "done")])
 
     assert platform.answers()[1:] == ["now it can"]
@@ -275,7 +275,7 @@ async def test_what_waits_for_days_runs_at_once_when_it_is_replayed(journal: Jou
         await platform.until(lambda: waits_until(tmp_path, row) > serving.clock() + 86_400)
         is_out = False
         assert replay(tmp_path, [Key(WORKSPACE, row)], serving.clock()) == [Key(WORKSPACE, row)]
-        serving.connection.changed_elsewhere()
+        serving.connection.journal_changed()
         await platform.until(lambda: looking(tmp_path) == [(row, "done")])
 
     assert platform.answers() == ["now it can: one"]

@@ -41,7 +41,7 @@ from molecule_connect.models import (
     WorkspaceStatus,
 )
 from molecule_connect.worker.status import Status
-from molecule_connect.worker.worker import Worker
+from molecule_connect.worker.worker import Worker, WorkerOptions
 
 EPOCH = 1_800_000_000.0
 WORKSPACE = "ws-1"
@@ -543,8 +543,8 @@ class Serving:
         self.events = Events()
         self.platform = platform
         self.journal = journal
-        self.clock = given.pop("wall", lambda: EPOCH + loop.time())
-        presence, room, pace = given.pop("presence", True), given.pop("room", None), given.pop("pace", None)
+        self.clock = given.setdefault("wall", lambda: EPOCH + loop.time())
+        chosen = {field.name: given.pop(field.name) for field in attrs.fields(WorkerOptions) if field.name in given}
         listener = given.pop("listener", self.events)
         given.setdefault("workspace_id", WORKSPACE)
         self.connection = Worker(
@@ -552,12 +552,8 @@ class Serving:
             platform=platform,
             handler=handler,
             journal=journal,
-            folder=journal.path.parent,
             listener=listener,
-            wall=self.clock,
-            presence=presence,
-            pace=pace,
-            room=room,
+            options=WorkerOptions(**chosen),
         )
         self.stop = asyncio.Event()
         self.error: BaseException | None = None

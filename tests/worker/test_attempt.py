@@ -307,7 +307,7 @@ async def test_a_replayed_message_gets_four_new_attempts(journal: Journal) -> No
     async with Serving(platform, journal, backend) as serving:
         await asyncio.sleep(300)
         await journal.of("ws-1").replay("row-1")
-        serving.connection.changed_elsewhere()
+        serving.connection.journal_changed()
         await asyncio.sleep(60)
     assert [attempt for *_, attempt in backend.calls] == [1, 2, 3, 4, 1, 2]
     assert platform.answers()[-1] == "fine"
@@ -321,7 +321,7 @@ async def test_a_message_that_is_replayed_and_fails_again_is_told_of_once_in_ten
         for minutes in (2, 4, 12, 14):
             await asyncio.sleep(minutes * 60 - asyncio.get_running_loop().time())
             await journal.of("ws-1").replay("row-1")
-            serving.connection.changed_elsewhere()
+            serving.connection.journal_changed()
         await asyncio.sleep(60)
     assert len(backend.calls) == 5
     assert platform.answers() == ["This message could not be answered (reference row-1)."] * 2

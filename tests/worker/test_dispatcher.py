@@ -64,7 +64,7 @@ async def test_a_replayed_message_goes_to_the_tail_of_its_conversation(journal: 
         await platform.until(lambda: len(platform.sent) == 1)
         await asyncio.sleep(1)
         await journal.of(WORKSPACE).replay("row-1")
-        serving.connection.changed_elsewhere()
+        serving.connection.journal_changed()
         release.set()
         await platform.until(lambda: len(platform.sent) == 4)
     assert platform.answers()[1:] == ["second", "third", "first"]
@@ -318,7 +318,7 @@ async def test_a_clock_that_is_set_back_prolongs_no_wait(journal: Journal, jump:
     async with Serving(platform, journal, handler, wall=lambda: EPOCH + loop.time() + offset) as serving:
         await asyncio.sleep(1)
         offset = jump
-        serving.connection.slept()
+        serving.connection.clock_jumped()
         # Something else that wakes the conversation meanwhile makes no difference.
         platform.write("behind")
         await platform.until(lambda: len(platform.sent) == 2, seconds=60)
@@ -342,7 +342,7 @@ async def test_what_became_due_while_the_machine_slept_begins_when_it_wakes(jour
         async with Serving(platform, own, handler, wall=own.wall) as serving:
             await asyncio.sleep(60)
             offset = 6 * 3600.0
-            serving.connection.slept()
+            serving.connection.clock_jumped()
             await asyncio.sleep(5)
             assert platform.answers() == ["fine"]
 
@@ -392,7 +392,7 @@ async def test_a_pause_that_the_backend_asked_for_lasts_as_long_after_the_clock_
     async with Serving(platform, journal, handler, wall=wall) as serving:
         await asyncio.sleep(60)
         ahead = 0.0
-        serving.connection.slept()
+        serving.connection.clock_jumped()
         await platform.until(lambda: len(platform.sent) == 1, seconds=6 * 3600)
     assert tried[1] - tried[0] == pytest.approx(5 * 3600, abs=120)
 
@@ -416,7 +416,7 @@ async def test_a_clock_that_was_days_behind_costs_no_attempts(journal: Journal) 
     async with Serving(platform, journal, handler, wall=wall) as serving:
         await asyncio.sleep(1)
         ahead = 0.0
-        serving.connection.slept()
+        serving.connection.clock_jumped()
         await platform.until(lambda: platform.answers() == ["fine"], seconds=300)
 
 
@@ -437,7 +437,7 @@ async def test_a_message_that_waits_for_another_day_begins_when_the_clock_is_cor
         await asyncio.sleep(60)
         assert len(platform.sent) == 1
         ahead = 0.0
-        serving.connection.slept()
+        serving.connection.clock_jumped()
         await platform.until(lambda: len(platform.sent) == 2, seconds=60)
 
 
@@ -493,7 +493,7 @@ async def test_a_message_that_is_running_although_nobody_runs_it_is_taken_up_aga
         await journal.writer.put(
             lambda db: db.execute("UPDATE message SET state='running', attempt=2, not_before=NULL").rowcount
         )
-        serving.connection.changed_elsewhere()
+        serving.connection.journal_changed()
         await platform.until(lambda: len(platform.sent) == 1, seconds=60)
     assert tries == [1, 2]
     assert serving.rows("state, attempt, interruptions") == [("done", 2, 0)]

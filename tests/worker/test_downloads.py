@@ -421,7 +421,7 @@ async def test_old_files_of_finished_messages_go_and_those_of_open_ones_stay(jou
         return Response.from_text(f"{[part.unavailable for part in request.parts if isinstance(part, FilePart)]}")
 
     room = FolderLimits(kept_for=1800.0)
-    async with Serving(platform, journal, handler, room=room, poll_interval=60.0) as serving:
+    async with Serving(platform, journal, handler, file_limits=room, poll_interval=60.0) as serving:
         uploads(platform, name="done.txt")
         uploads(platform, name="open.txt", file_id="f2")
         says(platform, TextPart("quick"), named(), row_id="a")
@@ -439,7 +439,7 @@ async def test_old_files_of_finished_messages_go_and_those_of_open_ones_stay(jou
 
 async def test_the_folder_keeps_within_its_quota_by_the_oldest_finished_files(journal: Journal) -> None:
     platform, backend = FakePlatform(), Reading()
-    async with Serving(platform, journal, backend, room=FolderLimits(quota=15)) as serving:
+    async with Serving(platform, journal, backend, file_limits=FolderLimits(quota=15)) as serving:
         for number in range(3):
             uploads(platform, name=f"{number}.txt", file_id=f"f{number}")
             says(platform, named(f"f{number}"), row_id=f"m{number}")
@@ -458,7 +458,7 @@ async def test_a_folder_full_of_files_of_open_messages_says_so_and_waits(journal
     async def handler(request: Request, progress: Progress) -> Response:
         raise BackendError("later", retry_after=12 * 3600.0)
 
-    async with Serving(platform, journal, handler, room=FolderLimits(quota=10)) as serving:
+    async with Serving(platform, journal, handler, file_limits=FolderLimits(quota=10)) as serving:
         uploads(platform)
         uploads(platform, file_id="f2", name="b.txt")
         says(platform, named(), named("f2"))

@@ -15,7 +15,7 @@ from tests.worker.test_kills import Fuse, Mortal, dies
 from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.files import files_folder
 from molecule_connect.models import FilePart, Progress, Request, Response, TextPart
-from molecule_connect.worker.worker import Worker
+from molecule_connect.worker.worker import Worker, WorkerOptions
 
 
 class MortalWithFiles(Mortal):
@@ -84,8 +84,7 @@ async def live(folder: Path, platform: MortalWithFiles, backend: Artist) -> None
             platform=platform,
             handler=backend,
             journal=journal,
-            folder=folder,
-            wall=lambda: EPOCH + loop.time(),
+            options=WorkerOptions(wall=lambda: EPOCH + loop.time()),
         )
         serving = asyncio.ensure_future(connection.run(stop))
         await asyncio.sleep(70)

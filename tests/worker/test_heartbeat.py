@@ -89,7 +89,7 @@ async def test_a_machine_that_slept_beats_reads_and_reopens_once(journal: Journa
         await platform.until(lambda: bool(serving.events.of(events.Listening)))
         await asyncio.sleep(45)
         at = asyncio.get_running_loop().time()
-        serving.connection.slept()
+        serving.connection.clock_jumped()
         await asyncio.sleep(0.2)
         assert [time for time in platform.beat_times if time >= at] == [at]
         assert len([fetch for fetch in platform.fetches if fetch["at"] >= at]) == 1

@@ -243,7 +243,7 @@ async def test_no_other_address_is_fetched(journal: Journal, uri: str, caller: s
 async def test_equal_bytes_of_two_callers_are_two_files(journal: Journal) -> None:
     platform, backend = FakePlatform(), Reading()
     limits = FolderLimits(quota=1000)
-    async with Serving(platform, journal, backend, room=limits):
+    async with Serving(platform, journal, backend, file_limits=limits):
         for number, caller in enumerate(("one", "other")):
             says(platform, inline(b"x" * 200), caller_id=caller, row_id=caller)
             await until_sent(platform, number + 1)
@@ -259,7 +259,7 @@ async def test_equal_bytes_of_two_callers_are_two_files(journal: Journal) -> Non
 
 async def test_a_peer_removes_no_file_of_a_person(journal: Journal) -> None:
     platform, backend = FakePlatform(), Reading()
-    async with Serving(platform, journal, backend, room=FolderLimits(quota=4000)) as serving:
+    async with Serving(platform, journal, backend, file_limits=FolderLimits(quota=4000)) as serving:
         uploads(platform, content=b"p" * 3500)
         says(platform, named())
         await until_sent(platform, 1)
@@ -317,7 +317,7 @@ async def test_one_peer_uses_a_quarter_and_all_peers_three_quarters(journal: Jou
 
 async def test_a_refused_file_is_marked_and_comes_once_there_is_room(journal: Journal) -> None:
     platform, backend = FakePlatform(), Holding()
-    async with Serving(platform, journal, backend, room=FolderLimits(quota=4000)) as serving:
+    async with Serving(platform, journal, backend, file_limits=FolderLimits(quota=4000)) as serving:
         says(platform, TextPart("hold"), inline(b"x" * 2900), caller_id="peer", row_id="holds", context_id="a")
         await platform.until(lambda: len(backend.requests) == 1)
         says(platform, inline(b"y" * 200), caller_id="peer", row_id="refused", context_id="b")
@@ -339,7 +339,7 @@ async def test_a_refused_file_is_marked_and_comes_once_there_is_room(journal: Jo
 
 async def test_a_file_that_its_sender_can_never_store_is_refused_at_once(journal: Journal) -> None:
     platform, backend = FakePlatform(), Reading()
-    async with Serving(platform, journal, backend, room=FolderLimits(quota=4000)) as serving:
+    async with Serving(platform, journal, backend, file_limits=FolderLimits(quota=4000)) as serving:
         says(platform, inline(b"x" * 3500), inline(b"small"), caller_id="peer")
         await until_sent(platform, 1)
         assert serving.clock() - EPOCH < 10
@@ -350,7 +350,7 @@ async def test_a_file_that_its_sender_can_never_store_is_refused_at_once(journal
 
 async def test_a_person_takes_the_room_of_finished_files_of_peers_first(journal: Journal) -> None:
     platform, backend = FakePlatform(), Reading()
-    async with Serving(platform, journal, backend, room=FolderLimits(quota=1000)):
+    async with Serving(platform, journal, backend, file_limits=FolderLimits(quota=1000)):
         uploads(platform, content=b"1" * 300)
         says(platform, named(), row_id="first")
         await until_sent(platform, 1)

@@ -75,7 +75,7 @@ async def test_bytes_that_are_none_are_marked_and_hold_up_nobody(journal: Journa
 async def test_the_quota_holds_for_them_too_and_bytes_that_come_again_are_here_again(journal: Journal) -> None:
     platform, backend = FakePlatform(), Reading()
     one, other = inline(b"1" * 600), inline(b"2" * 600)
-    async with Serving(platform, journal, backend, room=FolderLimits(quota=1000)) as serving:
+    async with Serving(platform, journal, backend, file_limits=FolderLimits(quota=1000)) as serving:
         for number, file in enumerate((one, other, one)):
             says(platform, file, row_id=f"row-{number}", caller_id="peer")
             await platform.until(lambda answered=number + 1: len(platform.sent) == answered)  # type: ignore[misc]

@@ -14,7 +14,7 @@ from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.errors import Outcome, TransientPlatformError
 from molecule_connect.journal.journal import FILE_NAME
 from molecule_connect.models import Outgoing, Page, Presence, Progress, Request, Response, TextPart
-from molecule_connect.worker.worker import Worker
+from molecule_connect.worker.worker import Worker, WorkerOptions
 
 
 class Killed(BaseException):
@@ -131,8 +131,7 @@ async def live(folder: Path, platform: FakePlatform, backend: Backend) -> None:
             platform=platform,
             handler=backend,
             journal=journal,
-            folder=folder,
-            wall=lambda: EPOCH + loop.time(),
+            options=WorkerOptions(wall=lambda: EPOCH + loop.time()),
         )
         serving = asyncio.ensure_future(connection.run(stop))
         await asyncio.sleep(1)

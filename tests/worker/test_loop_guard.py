@@ -535,7 +535,7 @@ async def test_the_replay_of_a_loop_letter_runs(journal: Journal) -> None:
         (row_id,) = [row_id for row_id, state in serving.rows() if state == "dead"]
         platform.pause = float("inf")
         await journal.of("ws-1").replay(row_id)
-        serving.connection.changed_elsewhere()
+        serving.connection.journal_changed()
         await asyncio.sleep(10)
     assert len(platform.sent) == 6
     assert serving.rows()[-1] == (row_id, "done")

@@ -159,7 +159,7 @@ async def test_a_register_that_fails_after_the_pause_does_not_keep_the_messages_
         await asyncio.sleep(1)
         platform.fail_register = [TransientPlatformError("register: 503", operation="register", status=503)] * 5
         platform.status = WorkspaceStatus.ACTIVE
-        serving.connection._registration.look_again()
+        serving.connection._registration.check_soon()
         await asyncio.sleep(60)
         assert platform.answers() == ["echo: hi"]
 
@@ -185,6 +185,6 @@ async def test_a_resume_while_the_first_read_is_under_way_keeps_the_order(journa
     async with Serving(platform, journal) as serving:
         await asyncio.sleep(7)  # the first page, which holds the newest, is in
         platform.status = WorkspaceStatus.ACTIVE
-        serving.connection._registration.look_again()
+        serving.connection._registration.check_soon()
         await platform.until(lambda: len(platform.sent) == 700, seconds=60)
     assert platform.answers() == [f"echo: {number}" for number in range(700)]

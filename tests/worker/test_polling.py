@@ -456,7 +456,7 @@ async def test_a_stream_that_is_opened_again_after_sleep_is_no_trouble(journal: 
     async with Serving(platform, journal) as serving:
         await trusted(platform, serving)
         at = now()
-        serving.connection.slept()
+        serving.connection.clock_jumped()
         await asyncio.sleep(40)
         assert [opened >= at for opened in platform.opens].count(True) == 1
         assert listening(serving)[-1] == "stream"

@@ -249,7 +249,7 @@ async def test_a_peer_gets_five_copies_at_most_and_then_it_is_a_dead_letter(
         ((reason,),) = serving.rows("reason")
         assert "sent 5 times" in reason
         await serving.connection._journal.replay("row-1")
-        serving.connection.changed_elsewhere()
+        serving.connection.journal_changed()
         await quiet(platform, 6)
     assert serving.rows() == [("row-1", "done")]
     assert len({sent.message_id for sent in platform.sent}) == 2

@@ -278,7 +278,7 @@ async def test_a_workspace_that_is_deleted_ends_without_a_grace(journal: Journal
     async with Serving(platform, journal, backend) as serving:
         await backend.gate.reached.wait()
         platform.status = WorkspaceStatus.REMOVED
-        serving.connection._registration.look_again()
+        serving.connection._registration.check_soon()
         began = asyncio.get_running_loop().time()
         await serving.ended()
         assert asyncio.get_running_loop().time() - began < 5

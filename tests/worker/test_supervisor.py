@@ -13,7 +13,7 @@ from molecule_connect.errors import AuthError, ConfigError, FleetError, Transien
 from molecule_connect.journal.journal import Journal
 from molecule_connect.models import Progress, Request, Response
 from molecule_connect.worker.supervisor import Supervisor
-from molecule_connect.worker.worker import Worker
+from molecule_connect.worker.worker import Worker, WorkerOptions
 
 
 @attrs.define
@@ -44,9 +44,8 @@ class Crew:
             platform=self.platforms[number],
             handler=self.handlers.get(number, echo),
             journal=self.journal,
-            folder=self.journal.path.parent,
             listener=self.told,
-            wall=self.wall,
+            options=WorkerOptions(wall=self.wall),
         )
 
     def troubles(self, part: str) -> list[str]:

@@ -8,7 +8,7 @@ from tests.worker.kit import EPOCH, FakePlatform, echo
 from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.journal.journal import Journal
 from molecule_connect.worker.supervisor import Supervisor
-from molecule_connect.worker.worker import Worker
+from molecule_connect.worker.worker import Worker, WorkerOptions
 
 COUNT = 50
 
@@ -26,8 +26,7 @@ async def test_fifty_that_start_together_register_one_after_the_other_within_a_s
             platform=platform,
             handler=echo,
             journal=journal,
-            folder=journal.path.parent,
-            wall=wall,
+            options=WorkerOptions(wall=wall),
         )
         for number, platform in enumerate(platforms)
     ]

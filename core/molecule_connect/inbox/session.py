@@ -119,8 +119,8 @@ class InboxDesk:
             self._ground,
             handler=None,
             presence=self._presence,
-            doubts_refusals=False,
-            began=self._began,
+            retries_refusals=False,
+            asked_at=self._began,
         )
         try:
             await self._connection.run(stop)
@@ -137,15 +137,15 @@ class InboxDesk:
             self._troubles.clear()
         return True
 
-    def slept(self) -> None:
+    def clock_jumped(self) -> None:
         """The machine slept."""
         if self._connection is not None:
-            self._connection.slept()
+            self._connection.clock_jumped()
 
-    def changed_elsewhere(self) -> None:
+    def journal_changed(self) -> None:
         """Another program changed the journal."""
         if self._connection is not None:
-            self._connection.changed_elsewhere()
+            self._connection.journal_changed()
 
     def _tell(self, event: events.Event) -> None:
         if isinstance(event, events.Trouble):
@@ -178,7 +178,7 @@ class InboxDesk:
 
     def changed(self) -> None:
         """A reader changed something in the journal."""
-        self.changed_elsewhere()
+        self.journal_changed()
         self.ring()
 
     async def tell_user(self, text: str, files: Sequence[Path]) -> None:

@@ -3,10 +3,10 @@
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import AsyncIterator
 
 from molecule_connect.backoff import Backoff
+from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.errors import (
     AuthError,
     ConfigError,
@@ -25,125 +25,159 @@ from molecule_connect.worker.status import Status
 # The platform shows a workspace as offline after 90 s without a heartbeat, so retry a failed one soon.
 HEARTBEAT_RETRIES = Backoff(first=1.0, cap=4.0)
 
-TRIES = 5
-LOOKS = 3
-STATUS_INTERVAL = 300.0
-# Events may come in any number.
-LEAST_BETWEEN_LOOKS = 1.0
-# A platform that is being started may say that a workspace is gone. Said this often, over this long, it's no blip.
-GONE_LOOKS, GONE_FOR, GONE_PAUSE = 3, 60.0, 20.0
-# The same at each try, so that each of many workspaces reports an outage once.
-_PATIENCE = "trying again in at most a minute, for as long as it takes"
+# Tries of a request before the start fails, unless the workspace retries its start for as long as it takes.
+REGISTER_TRIES = 5
+STATE_TRIES = 3
+RETRIES = Backoff(first=1.0, cap=60.0)
+STATE_INTERVAL = 300.0
+# Events may request any number of checks.
+SHORTEST_STATE_INTERVAL = 1.0
+# A platform that is starting may call a workspace deleted. Believe it after this many answers over this many seconds.
+DELETED_ANSWERS, DELETED_FOR, DELETED_INTERVAL = 3, 60.0, 20.0
+# The same for each try, so that an outage is one problem.
+_RETRY_HINT = "trying again in at most a minute, for as long as it takes"
 
 
 class _InDoubtError(TransientPlatformError):
-    """The platform says that the workspace is gone, and may be wrong."""
+    """The platform says that the workspace is deleted or unknown, and may be wrong."""
 
 
 class Registration:
-    """Registers one workspace, and tells of pauses.
+    """Registers a workspace, and follows its state on the platform.
 
     Args:
-        card: Members of the agent card that replace the platform's.
-        create: Whether a workspace that the platform doesn't have is registered, which makes it.
-        paused: Told whether the workspace is paused, at each change.
-        announced: Whether events would tell of a change, so that nobody needs to ask.
-        patient: Whether to retry for as long as it takes, and to ask again before believing that the workspace is gone.
-        doubts_refusals: Whether patience includes refusals in the platform's own words.
+        polling: While its event stream works, state changes arrive as events, and regular checks are not needed.
+        retries_refusals: A workspace that retries its start retries refusals in the platform's own words too.
+
+    Attributes:
+        is_paused: Whether the workspace is paused on the platform.
     """
 
     def __init__(
         self,
         registry: Registry,
-        *,
-        workspace_id: str,
-        card: Mapping[str, Any],
-        unpause: bool,
-        create: bool,
+        settings: WorkspaceSettings,
         status: Status,
-        paused: Callable[[bool], None],
-        announced: Callable[[], bool],
-        backoff: Backoff,
-        patient: bool = False,
-        doubts_refusals: bool = True,
+        polling: Polling,
+        *,
+        retries_refusals: bool = True,
     ) -> None:
         self._registry = registry
-        self._workspace_id = workspace_id
-        self._card = card
-        self._unpause = unpause
-        self._create = create
+        self._settings = settings
         self._status = status
-        self._paused = paused
-        self._announced = announced
-        self._backoff = backoff
-        self._patient, self._doubts_refusals = patient, doubts_refusals
-        self._due = asyncio.Event()
-        self._gone_looks, self._gone_since = 0, 0.0
+        self._polling = polling
+        # Whether to retry for as long as it takes.
+        self._is_patient = settings.patient and not settings.once
+        self._retries_refusals = self._is_patient and retries_refusals
+        self._check_requested = asyncio.Event()
+        # Answers in a row that call the workspace deleted, and the loop time of the first.
+        self._deleted_answers, self._deleted_since = 0, 0.0
         self.is_paused = False
 
-    async def begin(self) -> bool:
-        """Register, unless the workspace is paused: older platforms would un-pause it. True: registered.
+    async def register(self) -> bool:
+        """Register the workspace. False: it is paused, and older platforms would un-pause it.
 
         Raises:
-            ConfigError: The platform has no such workspace, and it's not to be created.
-            WorkspaceDeletedError: It is gone.
-            AuthError, PermanentPlatformError: Refused, and not patient.
-            TransientPlatformError: Five tries did not reach the platform, and not patient.
+            ConfigError: The platform has no such workspace, and the settings don't ask to create it.
+            WorkspaceDeletedError: The workspace was deleted.
+            AuthError, PermanentPlatformError: The platform refused, and refusals are not retried.
+            TransientPlatformError: Five tries failed, and the settings don't ask for more.
         """
         for rounds in itertools.count(1):
             try:
-                info = await self._look_patiently()
-                if info.status is WorkspaceStatus.PAUSED and not self._unpause:
-                    self._pause(True)
-                    break
-                await self._register(info, tries=TRIES if rounds == 1 else 1)
+                info = await self._first_state()
+                if info.status is WorkspaceStatus.PAUSED and not self._settings.unpause:
+                    self.is_paused = True
+                    return False
+                await self._register(info, tries=REGISTER_TRIES if rounds == 1 else 1)
             except PlatformError as exc:
-                if not self._patient or self._is_final(exc):
+                if not self._is_patient or self._is_final(exc):
                     raise
-                await self._wait(exc, TRIES + rounds - 1, _PATIENCE)
+                await self._wait(exc, REGISTER_TRIES + rounds - 1, _RETRY_HINT)
             else:
-                return True
-        return False
+                break
+        return True
 
-    async def _register(self, info: WorkspaceInfo, *, tries: int = TRIES) -> None:
-        card = dict(info.card or {"name": info.name or self._workspace_id}) | dict(self._card)
+    async def pauses(self) -> AsyncIterator[bool]:
+        """Follow the workspace's state until cancelled. Yields at each change whether the workspace is paused.
+
+        Raises:
+            WorkspaceDeletedError: The workspace was deleted.
+        """
+        while True:
+            await self._until_check_is_due()
+            with contextlib.suppress(_InDoubtError):
+                info = await self._state()
+                if info.status is WorkspaceStatus.PAUSED and not self.is_paused:
+                    self.is_paused = True
+                    yield True
+                elif info.status is WorkspaceStatus.ACTIVE and self.is_paused:
+                    await self._register_again(info)
+                    self.is_paused = False
+                    yield False
+            await asyncio.sleep(SHORTEST_STATE_INTERVAL)
+
+    def check_soon(self) -> None:
+        """Check the workspace's state soon: it may have changed."""
+        self._check_requested.set()
+
+    async def raise_if_deleted(self) -> None:
+        """Ask the platform whether the workspace was deleted.
+
+        Raises:
+            WorkspaceDeletedError: It was.
+        """
+        with contextlib.suppress(_InDoubtError):
+            await self._state()
+
+    async def _register(self, info: WorkspaceInfo, *, tries: int) -> None:
+        card = dict(info.card or {"name": info.name or self._settings.workspace_id}) | dict(self._settings.card)
         for failures in range(1, tries + 1):
             try:
                 await self._registry.register(card)
             except PlatformError as exc:
                 if failures == tries or self._is_final(exc):
                     raise
-                words = _PATIENCE if self._patient else f"trying again in {{:.0f}} s ({failures} of {tries})"
-                await self._wait(exc, failures, words)
+                hint = _RETRY_HINT if self._is_patient else f"trying again in {{:.0f}} s ({failures} of {tries})"
+                await self._wait(exc, failures, hint)
             else:
                 self._status.clear("register")
                 return
 
-    def _is_final(self, exc: PlatformError) -> bool:
-        return not isinstance(exc, TransientPlatformError) and not (self._patient and self._doubts_refusals)
+    async def _register_again(self, info: WorkspaceInfo) -> None:
+        try:
+            await self._register(info, tries=REGISTER_TRIES)
+        except PlatformError as exc:
+            self._status.notice(
+                f"registering after the pause failed: {exc}", "heartbeats and messages continue without it"
+            )
 
-    async def _wait(self, exc: PlatformError, failures: int, words: str) -> None:
-        asked = exc.retry_after if isinstance(exc, TransientPlatformError) else None
-        wait = self._backoff.delay(failures, at_least=asked)
-        again = words.format(wait)
-        self._status.report("register", str(exc), f"{exc.hint}; {again}" if exc.hint else again)
+    def _is_final(self, exc: PlatformError) -> bool:
+        return not isinstance(exc, TransientPlatformError) and not self._retries_refusals
+
+    async def _wait(self, exc: PlatformError, failures: int, retry_hint: str) -> None:
+        """Wait before the next try, and report why. ``{}`` in *retry_hint* is replaced by the seconds."""
+        retry_after = exc.retry_after if isinstance(exc, TransientPlatformError) else None
+        wait = RETRIES.delay(failures, at_least=retry_after)
+        retry_hint = retry_hint.format(wait)
+        self._status.report("register", str(exc), f"{exc.hint}; {retry_hint}" if exc.hint else retry_hint)
         await asyncio.sleep(wait)
 
-    async def _look_patiently(self) -> WorkspaceInfo:
-        """As ``_look``; a blip must not cost the operator the card that the answer would have shown."""
-        for failures in range(1, LOOKS):
+    async def _first_state(self) -> WorkspaceInfo:
+        """As ``_state``, with retries: registering without the answer would replace the operator's card."""
+        for failures in range(1, STATE_TRIES):
             try:
-                return self._checked(await self._registry.workspace(), create=self._create)
+                return self._checked(await self._registry.workspace(), create=self._settings.create)
             except _InDoubtError:
                 raise
             except TransientPlatformError as exc:
-                await asyncio.sleep(self._backoff.delay(failures, at_least=exc.retry_after))
+                await asyncio.sleep(RETRIES.delay(failures, at_least=exc.retry_after))
             except PlatformError:
                 break
-        return await self._look(create=self._create)
+        return await self._state(create=self._settings.create)
 
-    async def _look(self, *, create: bool = True) -> WorkspaceInfo:
-        """What the platform says of the workspace; unknown when it does not say."""
+    async def _state(self, *, create: bool = True) -> WorkspaceInfo:
+        """The workspace as the platform describes it; of unknown status if the request fails."""
         try:
             return self._checked(await self._registry.workspace(), create=create)
         except _InDoubtError:
@@ -152,79 +186,42 @@ class Registration:
             return WorkspaceInfo(status=WorkspaceStatus.UNKNOWN)
 
     def _checked(self, info: WorkspaceInfo, *, create: bool) -> WorkspaceInfo:
-        gone = self._gone(info, create=create)
-        if gone is None:
-            self._gone_looks = 0
+        error = self._error(info, create=create)
+        if error is None:
+            self._deleted_answers = 0
             return info
         now = asyncio.get_running_loop().time()
-        if not self._gone_looks:
-            self._gone_since = now
-        self._gone_looks += 1
-        is_doubtful = self._patient and not info.is_certain
-        if is_doubtful and (self._gone_looks < GONE_LOOKS or now - self._gone_since < GONE_FOR):
-            hint = "a platform that is being started may be wrong: asking again"
-            raise _InDoubtError(f"register: {gone}", operation="workspace", hint=hint)
-        raise gone
+        if not self._deleted_answers:
+            self._deleted_since = now
+        self._deleted_answers += 1
+        is_doubtful = self._is_patient and not info.is_certain
+        if is_doubtful and (self._deleted_answers < DELETED_ANSWERS or now - self._deleted_since < DELETED_FOR):
+            hint = "a platform that is starting may be wrong: asking again"
+            raise _InDoubtError(f"register: {error}", operation="workspace", hint=hint)
+        raise error
 
-    def _gone(self, info: WorkspaceInfo, *, create: bool) -> MoleculeError | None:
-        """Why there is nothing to serve, if the platform says so."""
+    def _error(self, info: WorkspaceInfo, *, create: bool) -> MoleculeError | None:
+        """Why there is no workspace to serve, if the platform says so."""
         if info.is_absent and not create:
-            # The token of another workspace would be accepted for registering this one.
+            # The platform would accept the token of another workspace for this registration.
             return ConfigError(
-                f"the platform has no workspace {self._workspace_id}",
+                f"the platform has no workspace {self._settings.workspace_id}",
                 hint="compare the id with the platform's; --create (create = true in a list) registers it as a new one",
             )
         if info.status is WorkspaceStatus.REMOVED:
             return WorkspaceDeletedError("the workspace was deleted on the platform", hint=info.hint)
         return None
 
-    async def raise_if_deleted(self) -> None:
-        """Ask the platform whether the workspace is gone.
-
-        Raises:
-            WorkspaceDeletedError: It is.
-        """
-        with contextlib.suppress(_InDoubtError):
-            await self._look()
-
-    def look_again(self) -> None:
-        """Something may have changed: ask now, not in five minutes."""
-        self._due.set()
-
-    async def watch(self) -> None:
-        """Learn of pause, resume and the end until cancelled.
-
-        Raises:
-            WorkspaceDeletedError: It is gone.
-        """
+    async def _until_check_is_due(self) -> None:
         while True:
             try:
-                async with asyncio.timeout(GONE_PAUSE if self._gone_looks else STATUS_INTERVAL):
-                    await self._due.wait()
+                async with asyncio.timeout(DELETED_INTERVAL if self._deleted_answers else STATE_INTERVAL):
+                    await self._check_requested.wait()
             except TimeoutError:
-                if self._announced() and not self.is_paused and not self._gone_looks:
+                if self._polling.trusted and not self.is_paused and not self._deleted_answers:
                     continue
-            self._due.clear()
-            try:
-                info = await self._look()
-            except _InDoubtError:
-                info = WorkspaceInfo(status=WorkspaceStatus.UNKNOWN)
-            if info.status is WorkspaceStatus.PAUSED and not self.is_paused:
-                self._pause(True)
-            elif info.status is WorkspaceStatus.ACTIVE and self.is_paused:
-                await self._resume(info)
-            await asyncio.sleep(LEAST_BETWEEN_LOOKS)
-
-    async def _resume(self, info: WorkspaceInfo) -> None:
-        try:
-            await self._register(info)
-        except PlatformError as exc:
-            self._status.notice(f"registering after the pause failed: {exc}", "beats and messages go on")
-        self._pause(False)
-
-    def _pause(self, paused: bool) -> None:
-        self.is_paused = paused
-        self._paused(paused)
+            self._check_requested.clear()
+            return
 
 
 class Heartbeat:

@@ -27,9 +27,9 @@ class Member(Protocol):
 
     async def run(self, stop: asyncio.Event) -> None: ...
 
-    def slept(self) -> None: ...
+    def clock_jumped(self) -> None: ...
 
-    def changed_elsewhere(self) -> None: ...
+    def journal_changed(self) -> None: ...
 
 
 @attrs.define(eq=False)
@@ -193,11 +193,11 @@ class Supervisor:
             previous, drift = drift, self._wall() - loop.time()
             if abs(drift - previous) > SLEPT:
                 for member in self._members():
-                    member.slept()
+                    member.clock_jumped()
             before, version = version, await self._data_version()
             if version != before:
                 for member in self._members():
-                    member.changed_elsewhere()
+                    member.journal_changed()
 
     def _members(self) -> list[Member]:
         return [berth.member for berth in self._berths.values() if not berth.task.done()]

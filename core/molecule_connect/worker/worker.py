@@ -1,12 +1,14 @@
-"""One workspace being served: registered, beating, read, answered, and in the end drained."""
+"""Serving one workspace: lease, recover, register, receive and dispatch, drain."""
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from pathlib import Path
 from typing import Any
+
+import attrs
 
 from molecule_connect import events
 from molecule_connect.backoff import Backoff
@@ -32,33 +34,50 @@ from molecule_connect.worker.gate import Gate
 from molecule_connect.worker.health import SendHealth
 from molecule_connect.worker.intake import JOURNAL_WAIT, Intake, insist_on
 from molecule_connect.worker.lease import lease
-from molecule_connect.worker.maintenance import JournalSize, Upkeep
+from molecule_connect.worker.maintenance import JournalSize, Maintenance
 from molecule_connect.worker.polling import Polling
 from molecule_connect.worker.ports import Pace, Platform, Unlimited
 from molecule_connect.worker.presence import Heartbeat, Registration
 from molecule_connect.worker.sending import MOST_COPIES
 from molecule_connect.worker.status import Status
 
-# A run that ends by itself doesn't wait for messages that are put off for longer, in seconds: beyond retries these are
-# a used-up budget and the loop brake.
+# A run with ``once`` doesn't wait for messages that are deferred for longer, in seconds: beyond retries these are
+# messages of a used-up budget, or held by the loop guard.
 ONCE_PATIENCE = 900.0
 ONCE_INTERVAL = 0.05
-# What a stop may take beyond the grace: for plain backends that do not return, and for the last beat.
-ABANDON, LAST_BEAT = 1.5, 1.5
+# Seconds that a stop may take beyond the grace period: for plain backends that don't return, and the last heartbeat.
+ABANDON, LAST_HEARTBEAT = 1.5, 1.5
+_START_RETRIES = Backoff(first=1.0, cap=60.0)
+
+
+@attrs.frozen(kw_only=True)
+class WorkerOptions:
+    """What the program decides for a worker, and not its operator.
+
+    Attributes:
+        presence: Register, and send heartbeats; False: another program keeps the workspace online.
+        retries_refusals: A workspace that retries its start retries refusals too.
+        asked_at: When the program was asked to serve the workspace (loop time). A first start reads messages from a
+            while before that. None: when the worker was created.
+        pace: How far the platform's rate limit slows the workspace down.
+        file_limits: How large the folder for the files of messages may get.
+        wall: Seconds since 1970.
+    """
+
+    presence: bool = True
+    retries_refusals: bool = True
+    asked_at: float | None = None
+    pace: Pace = attrs.field(factory=Unlimited)
+    file_limits: FolderLimits = attrs.field(factory=FolderLimits)
+    wall: Callable[[], float] = time.time
 
 
 class Worker:
-    """Serves one workspace until it is told to stop.
+    """Serves one workspace until it is stopped.
 
     Args:
-        journal: Open for as long as the connection runs.
-        folder: The state folder, for the lease and the cursor file.
-        handler: Answers messages; None: an inbox, where they wait for readers.
-        pace: How far the platform's rate limit slows the workspace down.
-        presence: Register and beat; else another program keeps the workspace online.
-        doubts_refusals: As in ``Registration``.
-        began: When the program was asked to serve it (loop time), for how far a first start looks back; None: now.
-        room: What the folder for the chat's files may come to.
+        journal: Must be open while the worker runs. Lease, cursor file and status file are in its folder.
+        handler: Produces the replies; None: an inbox, whose readers do.
     """
 
     def __init__(
@@ -68,53 +87,31 @@ class Worker:
         platform: Platform,
         handler: Handler | None,
         journal: Journal,
-        folder: Path,
         listener: events.Listener = events.ignore,
-        wall: Callable[[], float] = time.time,
-        pace: Pace | None = None,
-        backoff: Backoff | None = None,
-        presence: bool = True,
-        doubts_refusals: bool = True,
-        began: float | None = None,
-        room: FolderLimits | None = None,
+        options: WorkerOptions | None = None,
     ) -> None:
         self.settings = settings
         self.workspace_id = settings.workspace_id
+        self._options = options or WorkerOptions()
         self._platform = platform
-        self._folder = folder
-        self._wall = wall
-        self._clock = Clock(platform, wall)
-        self._began = asyncio.get_running_loop().time() if began is None else began
-        self._pace = pace or Unlimited()
+        self._folder = journal.path.parent
+        self._wall = self._options.wall
+        self._clock = Clock(platform, self._wall)
+        self._created_at = asyncio.get_running_loop().time()
+        self._pace = self._options.pace
         self._file = journal
         self._journal = journal.of(settings.workspace_id, inbox=handler is None, quota=settings.journal_quota)
-        self._presence = presence
-        self._cursor = CursorFile(folder, settings.workspace_id)
+        self._cursor = CursorFile(self._folder, settings.workspace_id)
         inbox = InboxStore(journal) if handler is None else None
-        self._is_inbox = inbox is not None
-        self._status = Status(settings, listener, journal=self._journal, inbox=inbox, wall=wall)
-        self._patient = settings.patient and not settings.once
-        self._backoff = backoff or Backoff(first=1.0, cap=60.0)
-        self._registration = Registration(
-            platform,
-            workspace_id=settings.workspace_id,
-            card=settings.card,
-            unpause=settings.unpause,
-            create=settings.create,
-            status=self._status,
-            paused=self._paused,
-            announced=lambda: self._wakeups.trusted,
-            backoff=self._backoff,
-            patient=self._patient,
-            doubts_refusals=doubts_refusals,
-        )
+        self._status = Status(settings, listener, journal=self._journal, inbox=inbox, wall=self._wall)
         self._build_intake()
-        self._build_answering(handler, room)
+        self._build_answering(handler)
         size = JournalSize(journal, self._journal, settings.journal_quota, status=self._status)
-        self._upkeep = Upkeep(self._journal, self._cursor, size=size, status=self._status, now=self._reader.now)
+        self._maintenance = Maintenance(self._journal, self._cursor, size, status=self._status, clock=self._clock)
         self._first_read = asyncio.Event()
         self._was_trusted = False
-        self._fatal: asyncio.Future[None] | None = None
+        # The error that ends the worker.
+        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def _build_intake(self) -> None:
         settings = self.settings
@@ -130,12 +127,19 @@ class Worker:
             trouble=self._stream_changed,
             listening=self._listening,
         )
+        self._registration = Registration(
+            self._platform,
+            settings,
+            self._status,
+            self._wakeups,
+            retries_refusals=self._options.retries_refusals,
+        )
         self._reader = Reader(
             self._platform,
             self._journal,
             since_secs=settings.since_secs,
             wall=self._wall,
-            elapsed=lambda: asyncio.get_running_loop().time() - self._began,
+            elapsed=self._since_asked,
             on_stored=self._on_stored,
             conversations_may_run=lambda: self._gate.open(),
             conversations_must_wait=lambda: self._gate.close(),
@@ -151,12 +155,12 @@ class Worker:
             trouble=self._intake_changed,
         )
 
-    def _build_answering(self, handler: Handler | None, room: FolderLimits | None) -> None:
+    def _build_answering(self, handler: Handler | None) -> None:
         self._sending = SendHealth(
             report=self._sending_changed,
             # The last send that an answer has left is for its own time.
-            probe=lambda: self._send_due(self._journal.retry_one_send_now(most_in_doubt=MOST_COPIES - 2)),
-            resend=lambda: self._send_due(self._journal.retry_sends_now()),
+            probe=lambda: self._wake_after(self._journal.retry_one_send_now(most_in_doubt=MOST_COPIES - 2)),
+            resend=lambda: self._wake_after(self._journal.retry_sends_now()),
         )
         around = Surroundings(
             platform=self._platform,
@@ -173,7 +177,7 @@ class Worker:
             sending=self._sending,
             wall=self._wall,
         )
-        answering = Answering(self.settings, around, handler=handler, room=room)
+        answering = Answering(self.settings, around, handler=handler, room=self._options.file_limits)
         self._files, self._slots = answering.files, answering.slots
         self._attempts, self._conversations = answering.attempts, answering.conversations
         self._gate = Gate(self._conversations, self._journal)
@@ -187,59 +191,50 @@ class Worker:
         )
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until *stop* is set, then drain; with ``once``, until all that waits is answered.
+        """Serve until *stop* is set, then drain; with ``once``, until all messages are answered.
 
         Raises:
             LeaseError: Another process serves the workspace.
             ConfigError: The platform has no such workspace.
             AuthError, PermanentPlatformError, TransientPlatformError: Registering failed for good.
-            WorkspaceDeletedError: The workspace is gone.
-            JournalError: The journal cannot be used.
+            WorkspaceDeletedError: The workspace was deleted.
+            JournalError: The journal can't be used.
         """
         async with contextlib.AsyncExitStack() as stack:
+            if not await self._retry_start(functools.partial(self._take_lease, stack), stop):
+                return
+            await stack.enter_async_context(self._status.saved_in(self._folder))
+            if await self._retry_start(self._recover, stop) and await self._register(stop):
+                await self._serve(stop)
 
-            async def take() -> None:
-                held = stack.enter_context(lease(self._folder, self.workspace_id))
-                stack.enter_context(self._file.watched(self._fail, check=held.check))
-
-            if await self._until_possible(take, stop):
-                await stack.enter_async_context(self._status.saved_in(self._folder))
-                await self._run(stop)
-
-    async def _run(self, stop: asyncio.Event) -> None:
-        self._fatal = asyncio.get_running_loop().create_future()
-        if await self._until_possible(self._take_over, stop) and await self._begin(stop, self._fatal):
-            await self._serve(stop, self._fatal)
-
-    def slept(self) -> None:
-        """The machine slept, or its clock was set: beat, read and reopen the stream, once; what waited may be due."""
+    def clock_jumped(self) -> None:
+        """The machine slept, or its clock was set: connections are dead, and messages may be due."""
         self._heartbeat.send_now()
         self._wakeups.reopen()
         self._wakeups.wake()
-        self._journal.bound_waits().add_done_callback(lambda _: self._gate.wake_all())
+        self._wake_after(self._journal.bound_waits())
 
-    def changed_elsewhere(self) -> None:
+    def journal_changed(self) -> None:
         """Another program, or a reader of the inbox, changed the journal."""
-        if not self._is_inbox and self._journal.has_claims():
-            # Whoever reads on since this was an inbox may never finish it.
-            self._journal.release_claims().add_done_callback(lambda _: self._gate.wake_all())
+        if not self._journal.is_inbox and self._journal.has_claims():
+            # A reader from when this was an inbox may never finish.
+            self._wake_after(self._journal.release_claims())
         self._gate.wake_all()
         self._status.messages_changed.set()
 
     # Starting
 
-    async def _until_possible(self, step: Callable[[], Awaitable[None]], stop: asyncio.Event) -> bool:
-        """Take a *step* of the start. One of many workspaces retries what may heal. False: stopped before that."""
+    async def _retry_start(self, step: Callable[[], Awaitable[None]], stop: asyncio.Event) -> bool:
+        """Take a step of the start. One of several workspaces retries passing errors. False: stopped meanwhile."""
         for failures in itertools.count(1):
             try:
                 await step()
             except MoleculeError as exc:
-                if not (self._patient and exc.may_heal):
+                if not (self.settings.patient and not self.settings.once and exc.may_heal):
                     raise
-                wait = self._backoff.delay(failures)
                 self._status.report("start", str(exc), f"{exc.hint}; trying again in at most a minute")
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(wait):
+                    async with asyncio.timeout(_START_RETRIES.delay(failures)):
                         await stop.wait()
                         return False
             else:
@@ -247,8 +242,12 @@ class Worker:
                 break
         return True
 
-    async def _take_over(self) -> None:
-        """Go on where an earlier process ended: with the journal, else with another program's cursor file."""
+    async def _take_lease(self, stack: contextlib.AsyncExitStack) -> None:
+        held = stack.enter_context(lease(self._folder, self.workspace_id))
+        stack.enter_context(self._file.watched(self._fail, check=held.check))
+
+    async def _recover(self) -> None:
+        """Continue where the last process stopped: by the journal, else by the cursor file of another program."""
         await self._journal.recover()
         cursor, warning = self._cursor.load()
         if warning:
@@ -256,85 +255,97 @@ class Worker:
         if cursor is not None and self._journal.position() == Position():
             await self._journal.set_position(Position(watermark=cursor))
 
-    async def _begin(self, stop: asyncio.Event, fatal: "asyncio.Future[None]") -> bool:
-        """Register. False: stopped before that succeeded."""
-        if not self._presence:
+    async def _register(self, stop: asyncio.Event) -> bool:
+        """False: stopped meanwhile."""
+        if not self._options.presence:
             return True
-        registering = asyncio.ensure_future(self._registration.begin())
-        stopping = asyncio.ensure_future(stop.wait())
-        try:
-            waits: list[asyncio.Future[Any]] = [registering, stopping, fatal]
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            if fatal.done():
-                fatal.result()
-            if not registering.done():
-                return False
-            if registering.result():
-                self._status.emit(events.Registered(workspace_id=self.workspace_id))
-            return True
-        finally:
-            await _cancel([registering, stopping])
+        registering = asyncio.ensure_future(self._registration.register())
+        await self._wait_for(stop, registering)
+        if registering.cancelled():
+            return False
+        if registering.result():
+            self._status.emit(events.Registered(workspace_id=self.workspace_id))
+        else:
+            self._pause()
+        return True
 
     # Serving
 
-    async def _serve(self, stop: asyncio.Event, fatal: "asyncio.Future[None]") -> None:
-        beside = (self._upkeep.export_cursor, self._upkeep.tidy, self._files.run)
-        staying = [self._spawn(work) for work in beside]
-        intake = [self._spawn(self._read_all), self._spawn(self._wakeups.listen)]
-        if self._presence:
-            staying.append(self._spawn(self._heartbeat.run))
-            intake.append(self._spawn(self._registration.watch))
+    async def _serve(self, stop: asyncio.Event) -> None:
+        receiving = [self._spawn(self._receive), self._spawn(self._wakeups.listen)]
+        # These continue while the worker drains.
+        others = [self._spawn(work) for work in (self._maintenance.run, self._maintenance.prune, self._files.run)]
+        if self._options.presence:
+            receiving.append(self._spawn(self._follow_pauses))
+            others.append(self._spawn(self._heartbeat.run))
         self._gate.wake_all()
-        gone = False
+        grace = self.settings.grace
         try:
-            await self._until(stop, fatal)
+            await (self._wait_until_answered(stop) if self.settings.once else self._wait_for(stop))
         except (WorkspaceDeletedError, StateLostError):
-            gone = True
+            grace = 0.0  # replies could not be sent, or not be stored
             raise
         finally:
-            await _cancel(intake)
-            await self._drain(0.0 if gone else self.settings.grace)
+            await _cancel(receiving)
+            await self._drain(grace)
             self._sending.stop()
-            await _cancel(staying)
-            await self._say_goodbye()
+            await _cancel(others)
+            await self._send_final_heartbeat()
+            self._status.emit(events.Stopped(workspace_id=self.workspace_id))
 
-    async def _until(self, stop: asyncio.Event, fatal: "asyncio.Future[None]") -> None:
-        """Wait for *stop*, for what ends the connection, or with ``once`` until all is answered."""
-        waits: list[asyncio.Future[Any]] = [asyncio.ensure_future(stop.wait())]
-        if self.settings.once:
-            waits.append(asyncio.ensure_future(self._all_is_answered()))
-        try:
-            await asyncio.wait([fatal, *waits], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            await _cancel(waits)
-        if fatal.done():
-            fatal.result()
-
-    async def _read_all(self) -> None:
+    async def _receive(self) -> None:
         await self._intake.read_once()
         self._first_read.set()
         self._files.read_once()
         self._gate.first_read_ended()
+        # With ``once``, senders that keep writing must not keep the run from its end.
         if not self.settings.once:
-            # Who goes on writing would keep such a run from its end.
             await self._intake.run()
 
-    async def _all_is_answered(self) -> None:
+    async def _follow_pauses(self) -> None:
+        async for is_paused in self._registration.pauses():
+            if is_paused:
+                self._pause()
+            else:
+                self._status.emit(events.Resumed(workspace_id=self.workspace_id))
+                self._gate.resume()
+                self._heartbeat.send_now()
+
+    def _pause(self) -> None:
+        self._gate.pause()
+        self._status.emit(events.Paused(workspace_id=self.workspace_id))
+
+    async def _wait_for(self, stop: asyncio.Event, *tasks: "asyncio.Future[Any]") -> None:
+        """Wait for *stop* or the first of *tasks*, and cancel the others. Raises the error that ends the worker."""
+        waits: list[asyncio.Future[Any]] = [asyncio.ensure_future(stop.wait()), *tasks]
+        try:
+            await asyncio.wait([self._failure, *waits], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await _cancel(waits)
+        if self._failure.done():
+            self._failure.result()
+
+    async def _wait_until_answered(self, stop: asyncio.Event) -> None:
+        await self._wait_for(stop, asyncio.ensure_future(self._until_answered()))
+
+    async def _until_answered(self) -> None:
         await self._first_read.wait()
         while self._journal.waiting() or self._files.pending():
             if self._registration.is_paused:
-                self._status.notice("the workspace is paused: what waits stays in the journal")
+                self._status.notice("the workspace is paused: waiting messages stay in the journal")
                 return
             if not self._files.pending() and self._journal.all_deferred_for(ONCE_PATIENCE):
                 self._status.notice(
-                    f"all messages that are left wait for more than {ONCE_PATIENCE:g} s: they stay in the journal",
-                    "'molecule messages list' shows why; a later start answers them",
+                    f"the remaining messages are deferred for more than {ONCE_PATIENCE:g} s: they stay in the journal",
+                    "'molecule messages list' shows the reasons; a later start answers them",
                 )
                 return
             await self._conversations.idle()
             await asyncio.sleep(ONCE_INTERVAL)
 
     def _spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> "asyncio.Task[None]":
+        """Run *work* until it is cancelled; again after errors of the journal. Other errors end the worker."""
+
         async def guarded() -> None:
             while True:
                 try:
@@ -342,47 +353,46 @@ class Worker:
                 except JournalError as exc:
                     self._status.report("journal", str(exc), exc.hint, lasting=True)
                     await asyncio.sleep(JOURNAL_WAIT)
-                except Exception as exc:  # a part that fails takes the connection with it
+                except Exception as exc:
                     return self._fail(exc)
 
-        return asyncio.get_running_loop().create_task(guarded(), name=f"connection {self.workspace_id}")
+        return asyncio.get_running_loop().create_task(guarded(), name=f"worker {self.workspace_id}")
 
     def _fail(self, error: BaseException) -> None:
-        if self._fatal is not None and not self._fatal.done():
-            self._fatal.set_exception(error)
-            # It may come when nobody waits any more.
-            self._fatal.exception()
+        """End the worker with *error*."""
+        if not self._failure.done():
+            self._failure.set_exception(error)
+            # Mark it as retrieved: the worker may be draining already.
+            self._failure.exception()
 
-    # Ending
+    # Stopping
 
     async def _drain(self, grace: float) -> None:
-        running = self._status.running
-        self._status.emit(events.Stopping(workspace_id=self.workspace_id, running=running, grace=grace))
+        self._status.emit(events.Stopping(workspace_id=self.workspace_id, running=self._status.running, grace=grace))
         await self._conversations.drain(grace)
         try:
             await self._conversations.abandon(ABANDON)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(ABANDON):
                     await self._journal.sends_committed()
-            await self._upkeep.save_cursor()
+            await self._maintenance.save_cursor()
         except JournalError as exc:
             self._status.report("journal", str(exc), exc.hint, lasting=True)
 
-    async def _say_goodbye(self) -> None:
-        if self._presence:
-            # When it fails, silence says the same, only later.
+    async def _send_final_heartbeat(self) -> None:
+        if self._options.presence:
+            # Without it, the platform notices the silence, only later.
             with contextlib.suppress(PlatformError, TimeoutError):
-                async with asyncio.timeout(LAST_BEAT):
+                async with asyncio.timeout(LAST_HEARTBEAT):
                     await self._heartbeat.send_final()
-        self._status.emit(events.Stopped(workspace_id=self.workspace_id))
 
-    # What the parts tell
+    # Changes that components report
 
     def _intake_changed(self, reason: str, hint: str, lasting: bool) -> None:
         if reason:
             self._status.report("intake", reason, hint, lasting=lasting)
         elif self._status.clear("intake"):
-            self._send_due(self._journal.retry_sends_now())
+            self._wake_after(self._journal.retry_sends_now())
 
     def _stream_changed(self, reason: str) -> None:
         if reason:
@@ -396,12 +406,18 @@ class Worker:
         else:
             self._status.clear("sending")
 
-    def _send_due(self, hastened: "asyncio.Future[None]") -> None:
-        def wake(outcome: "asyncio.Future[None]") -> None:
-            if not outcome.cancelled() and outcome.exception() is None:
-                self._gate.wake_all()
+    def _wake_after(self, write: "asyncio.Future[None]") -> None:
+        """Wake all conversations once *write* is committed, or has failed."""
+        write.add_done_callback(self._written)
 
-        hastened.add_done_callback(wake)
+    def _written(self, write: "asyncio.Future[None]") -> None:
+        if not write.cancelled():
+            write.exception()  # without the write, messages wait for their own time
+        self._gate.wake_all()
+
+    def _since_asked(self) -> float:
+        asked_at = self._created_at if self._options.asked_at is None else self._options.asked_at
+        return asyncio.get_running_loop().time() - asked_at
 
     def _on_stored(self, stored: Sequence[Stored]) -> None:
         self._status.received(stored)
@@ -426,7 +442,7 @@ class Worker:
         if signal is Signal.ROTATED:
             self._status.notice("the platform replaced the workspace's token", "put the new one in the old one's place")
             return
-        self._registration.look_again()
+        self._registration.check_soon()
         if signal is Signal.OPENED and not self._was_trusted:
             # Its echo says whether the stream can be relied on.
             self._heartbeat.send_soon()
@@ -435,15 +451,6 @@ class Worker:
         self._was_trusted = self._was_trusted or trusted
         by = "stream" if trusted else "polling"
         self._status.emit(events.Listening(workspace_id=self.workspace_id, by=by))
-
-    def _paused(self, paused: bool) -> None:
-        if paused:
-            self._gate.pause()
-            self._status.emit(events.Paused(workspace_id=self.workspace_id))
-        else:
-            self._status.emit(events.Resumed(workspace_id=self.workspace_id))
-            self._gate.resume()
-            self._heartbeat.send_now()
 
     async def _insist(self, write: Callable[[], Awaitable[bool]]) -> bool:
         def trouble(reason: str, hint: str) -> None:
