@@ -216,7 +216,7 @@ async def test_a_register_that_hands_out_nothing_keeps_the_token(connect: Connec
     script = Script(httpx.Response(200, json=answer) if answer else httpx.Response(200))
     client = WorkspaceClient(connect(script))
     await client.register({"name": "n"})
-    await client.beat(Presence())
+    await client.heartbeat(Presence())
 
     assert script.requests[0].headers["authorization"] == script.requests[1].headers["authorization"]
 
@@ -228,7 +228,7 @@ async def test_a_handed_out_token_is_on_disk_before_register_returns_and_used_at
     script = Script(httpx.Response(200, json={"auth_token": "handed-out-token"}))
     client = WorkspaceClient(connect(script, token=None, credentials=credentials))
     await client.register({"name": "n"})
-    await client.beat(Presence())
+    await client.heartbeat(Presence())
 
     assert read_token_file(tmp_path / "ws-1.token") == "handed-out-token"
     assert script.requests[-1].headers["authorization"] == "Bearer handed-out-token"
