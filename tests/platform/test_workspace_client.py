@@ -9,6 +9,7 @@ import httpx
 import pytest
 from tests.platform.kit import API, Connect, Script, envelope, row
 
+from molecule_connect.config.tokens import read_token_file
 from molecule_connect.errors import CursorExpiredError, PermanentPlatformError, TransientPlatformError
 from molecule_connect.models import (
     DataPart,
@@ -21,7 +22,7 @@ from molecule_connect.models import (
     WorkspaceInfo,
     WorkspaceStatus,
 )
-from molecule_connect.platform.credentials import Credentials, read_token_file
+from molecule_connect.platform.credentials import Credentials
 from molecule_connect.platform.workspace_client import WorkspaceClient
 from molecule_connect.worker.ports import Platform
 
