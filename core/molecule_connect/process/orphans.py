@@ -1,4 +1,4 @@
-"""Marks in the environment of programs that we start, by which what they leave behind is found. Linux alone."""
+"""Find and kill processes that a program left behind, by a mark in their environment. Linux only."""
 
 import contextlib
 import os
@@ -19,14 +19,14 @@ _RECORD = re.compile(r"[0-9a-f]{32}\.run\Z")
 
 
 class RunMarks:
-    """The marks of one plugin in one process.
+    """The run marks of one plugin in one process.
 
-    The first mark writes a record into *folder* (or what it returns), locked as long as this process lives. A record
-    that is there and not locked belongs to a process that was killed: what still runs under its marks is killed then.
-    Without a folder nothing outlives the process.
+    The first mark writes a record to *folder* (a path or a function that returns one) and locks it while this process
+    lives. A record without a lock belongs to a process that was killed; processes with its marks are then killed, too.
+    Without a folder, marks aren't recorded.
 
     Attributes:
-        death_watch: What to put in front of a command line to have the kernel kill the program when we die.
+        death_watch: Put in front of a command line to make the kernel kill the program when this process dies.
     """
 
     death_watch: tuple[str, ...] = ()
@@ -38,7 +38,7 @@ class RunMarks:
         self._record: tuple[Path, int] | None = None
 
     def sweep(self) -> None:
-        """Kill what an earlier process left behind, at the start and not only before the first run.
+        """Kill processes that an earlier process left behind.
 
         Raises:
             OSError: The folder cannot be read.
@@ -46,10 +46,10 @@ class RunMarks:
         folder = self._folder() if callable(self._folder) else self._folder
         if folder is not None and os.path.lexists(folder / "runs"):
             files.check_folder(folder / "runs")
-            _bury_all(folder / "runs")
+            _kill_leftovers(folder / "runs")
 
     def new(self) -> str:
-        """The mark of the next run, unlike any other.
+        """A unique mark for the next run.
 
         Raises:
             OSError: The record cannot be written.
@@ -63,7 +63,7 @@ class RunMarks:
         return f"{self._session}.{self._count}"
 
     def close(self) -> None:
-        """Forget the record; every run has ended."""
+        """Remove the record after all runs have ended."""
         if self._record is not None:
             path, descriptor = self._record
             path.unlink(missing_ok=True)
@@ -73,8 +73,8 @@ class RunMarks:
     def _keep(self, folder: Path) -> None:
         folder = folder / "runs"
         files.make_folder(folder)
-        _bury_all(folder)
-        # Named last: a record that can be seen is locked already.
+        _kill_leftovers(folder)
+        # Renamed after locking, so that visible records are always locked.
         path = folder / f"{self._session}.new"
         descriptor = files.open_file(path, os.O_CREAT | os.O_EXCL | os.O_RDONLY)
         _lock(descriptor)
@@ -82,27 +82,25 @@ class RunMarks:
 
 
 def running_processes() -> frozenset[int]:
-    """The ids of all processes that can be seen; none where there is no ``/proc``."""
+    """The ids of all visible processes; empty without ``/proc``."""
     try:
         return frozenset(int(name) for name in os.listdir(_PROCESSES) if name.isdigit())  # noqa: PTH208
     except OSError:
         return frozenset()
 
 
-def kill_marked(mark: str, *, passing_over: Collection[int] = ()) -> list[int]:
-    """Kill every process of this user under *mark*, or under any of a session's if it ends in a dot; their ids.
+def kill_marked(mark: str, *, skip: Collection[int] = ()) -> list[int]:
+    """Kill all processes of this user with *mark*, and return their ids. A final dot matches all marks of a session.
 
-    A process that cleared or overwrote its environment is not found.
+    Processes that cleared or overwrote their environment aren't found.
     """
     pattern = re.compile(
         rb"(?:\A|\0)" + f"{VARIABLE}={re.escape(mark)}".encode() + (b"" if mark[-1:] == "." else b"\0")
     )
     killed: list[int] = []
-    # Each round finds what was started while the one before it went on.
+    # Repeat for processes that were started meanwhile.
     while found := [
-        pid
-        for pid in running_processes().difference(passing_over, killed, (os.getpid(),))
-        if pattern.search(_environment(pid))
+        pid for pid in running_processes().difference(skip, killed, (os.getpid(),)) if pattern.search(_environment(pid))
     ]:
         for pid in found:
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -112,11 +110,11 @@ def kill_marked(mark: str, *, passing_over: Collection[int] = ()) -> list[int]:
 
 
 def _death_watch() -> tuple[str, ...]:
-    # 0.8 ms a start; a preexec_fn that does the same costs 17 ms in a process of 400 MB.
+    # 0.8 ms per start; the same as a preexec_fn costs 17 ms in a process of 400 MB.
     setpriv = shutil.which("setpriv")
     words = (setpriv or "", "--pdeathsig", "KILL", "--")
     try:
-        # Older ones, and busybox's, do not know the flag.
+        # Older versions and busybox don't support the flag.
         tried = setpriv and subprocess.run(  # noqa: S603
             [*words, "true"], env={"PATH": os.defpath}, capture_output=True, timeout=2, check=False
         )
@@ -125,14 +123,14 @@ def _death_watch() -> tuple[str, ...]:
     return words if tried and tried.returncode == 0 else ()
 
 
-def _bury_all(folder: Path) -> None:
+def _kill_leftovers(folder: Path) -> None:
     for record in sorted(folder.iterdir()):
         if _RECORD.match(record.name):
-            _bury(record)
+            _kill_leftover(record)
 
 
-def _bury(record: Path) -> None:
-    with contextlib.suppress(OSError):  # locked: its owner lives
+def _kill_leftover(record: Path) -> None:
+    with contextlib.suppress(OSError):  # locked: its process is alive
         descriptor = files.open_file(record, os.O_RDONLY)
         try:
             _lock(descriptor)
@@ -154,5 +152,5 @@ def _environment(pid: int) -> bytes:
         if place.stat().st_uid != os.geteuid():
             return b""
         return (place / "environ").read_bytes()
-    except OSError:  # it ended meanwhile, or belongs to somebody else
+    except OSError:  # it ended, or belongs to another user
         return b""

@@ -1,18 +1,18 @@
-"""What a running program writes, collected: whole, or line by line."""
+"""Collect the output of a running program, as a whole or line by line."""
 
 import asyncio
 import re
 import unicodedata
 
 TAIL_BYTES = 2048
-# A reader that is slower than the program holds it back from here on.
+# Beyond this, reading pauses until the reader catches up.
 _UNREAD_BYTES = 2**20
 
 _ESCAPE_SEQUENCE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)")
 
 
 class Pipes(asyncio.SubprocessProtocol):
-    """Collects what comes. Its ``exited`` does not wait for the pipes, which a grandchild may hold."""
+    """Collects output. ``exited`` doesn't wait for the pipes, which a grandchild may keep open."""
 
     def __init__(self, most_bytes: int) -> None:
         self.output = bytearray()
@@ -35,7 +35,7 @@ class Pipes(asyncio.SubprocessProtocol):
     def too_long(self) -> bool:
         return len(self.output) > self._most_bytes
 
-    def tell(self) -> None:
+    def notify(self) -> None:
         self.news.set()
 
     def take_line(self) -> bytes | None:
@@ -55,7 +55,7 @@ class Pipes(asyncio.SubprocessProtocol):
         return rest
 
     def read_on(self) -> None:
-        """Nobody takes lines any more."""
+        """Stop splitting lines, and read without pauses."""
         self.by_line = False
         self._pause(False)
 
@@ -73,7 +73,7 @@ class Pipes(asyncio.SubprocessProtocol):
             self.output += data
             if self.by_line and len(self.output) > _UNREAD_BYTES and self.exited_at is None and b"\n" in data:
                 self._pause(True)
-        self.tell()
+        self.notify()
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
         self._open.discard(fd)
@@ -81,14 +81,14 @@ class Pipes(asyncio.SubprocessProtocol):
             self.output_closed_at = asyncio.get_running_loop().time()
         if not self._open:
             self.drained.set()
-        self.tell()
+        self.notify()
 
     def process_exited(self) -> None:
         self.exited_at = asyncio.get_running_loop().time()
-        # What is still in the pipe is little, and must be read before it is closed.
+        # The rest in the pipe is small, and must be read before the pipe is closed.
         self._pause(False)
         self.exited.set()
-        self.tell()
+        self.notify()
 
     def _pause(self, paused: bool) -> None:
         if self.transport is None or paused == self._is_paused:

@@ -1,11 +1,11 @@
-"""Programs of a plugin: started in a session of their own, fed, read, limited, and ended with all that they started.
+"""Run a program in its own session: feed it, read it, limit it, and end it with everything it started.
 
     async with Program(["report", "--json"], environment=config.child_environment(), stdin=b"...") as program:
         async for line in program.lines():
             ...
         ending = await program.finish()
 
-POSIX only. What left the process group is found by a mark in its environment, on Linux.
+POSIX only. On Linux, processes that left the process group are found by a mark in their environment.
 """
 
 import asyncio
@@ -30,30 +30,30 @@ from molecule_connect.process.pipes import Pipes, readable
 
 __all__ = ["Ending", "Program", "RunMarks", "Stop", "not_started", "readable", "request_variables", "require_posix"]
 
-# Linux takes no variable over 128 KiB, and at the least 128 KiB for all of them and the arguments. Ids of the platform
-# have at most 128 characters.
+# Linux limits a variable to 128 KiB, and all variables and arguments together to at least 128 KiB. Platform ids have at
+# most 128 characters.
 LONGEST_FACT, LONGEST_FILES = 1024, 32 * 1024
 _log = logging.getLogger(__name__)
 MOST_BYTES = 32 * 2**20
 TERM_SECONDS = 5.0
-# How long a grandchild may still hold the output once the program itself has ended.
+# How long grandchildren may keep the output open after the program has ended.
 LINGER_SECONDS = 0.5
 CLOSED_SECONDS = 5.0
-# How long a message waits for another try when this machine is short of processes, memory or open files.
+# Retry delay when this machine has run out of processes, memory or open files.
 SHORTAGE_WAIT = 5.0
 _SHORTAGES = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
-# How long a child that nothing waits for has to become known.
+# How long to wait for the process id of a child that asyncio failed to watch.
 _KNOWN_SECONDS = 1.0
 
 
 class Stop(enum.Enum):
-    """Why a program did not end by itself."""
+    """Why a program was ended."""
 
     NONE = "it ended by itself"
     TOTAL = "it ran for too long"
-    IDLE = "it said nothing for too long"
-    OUTPUT = "it said too much"
-    CLOSED = "it closed its output and did not end"
+    IDLE = "it wrote nothing for too long"
+    OUTPUT = "it wrote too much"
+    CLOSED = "it closed its output and kept running"
     ASKED = "it was asked to end"
 
 
@@ -62,10 +62,10 @@ class Ending:
     """How a program ended.
 
     Attributes:
-        status: Its exit status; the negative of a signal that ended it.
-        output: What it wrote to standard output and ``lines`` did not take.
-        error_tail: The end of its standard error, one line, without control characters.
-        stop: Why we ended it.
+        status: Its exit status, or the negative number of the signal that ended it.
+        output: Its standard output, without the lines that ``lines`` returned.
+        error_tail: The end of its standard error, as one line without control characters.
+        stop: Why it was ended.
     """
 
     status: int
@@ -75,19 +75,19 @@ class Ending:
 
 
 class Program:
-    """One run of a program, or of a shell command where *command* is a text.
+    """One run of a program, or of a shell command if *command* is a string.
 
     Args:
         command: The program and its arguments, or a line for ``/bin/sh``.
-        environment: All of its environment; a run mark is added.
-        stdin: What it reads; closed after that.
-        cwd: The folder that it starts in.
-        marks: Where run marks come from. One ``RunMarks`` with a state folder finds what our own death left behind.
-        timeout: Seconds that it may run; None is without limit.
-        idle_timeout: Seconds without a byte on standard output or error.
-        most_bytes: The longest output, or the longest line where lines are read.
-        term_seconds: What the group has between TERM and KILL.
-        closed_seconds: How long it may live on once it has closed its output.
+        environment: Its complete environment; a run mark is added.
+        stdin: Its standard input, which is closed afterwards.
+        cwd: Its working directory.
+        marks: The source of run marks. With a state folder, processes left behind by a crash of ours are found, too.
+        timeout: Limit in seconds; None is unlimited.
+        idle_timeout: Limit in seconds without output on standard output or error.
+        most_bytes: The maximum size of the output, or of a line if lines are read.
+        term_seconds: Seconds between SIGTERM and SIGKILL.
+        closed_seconds: Seconds it may keep running after it closed its output.
     """
 
     def __init__(
@@ -133,16 +133,16 @@ class Program:
         await self.end()
 
     async def run(self) -> Ending:
-        """Start, wait, and clear away: all of it in one."""
+        """Start it, wait for its end, and clean up."""
         async with self:
             return await self.finish()
 
     async def start(self) -> None:
-        """Start it, and begin to feed it.
+        """Start it and send its standard input.
 
         Raises:
             OSError: It could not be started.
-            ConfigError: This is no POSIX system.
+            ConfigError: This isn't a POSIX system.
         """
         require_posix()
         self._mark = self._marks.new()
@@ -155,7 +155,7 @@ class Program:
             raise
 
     async def lines(self) -> AsyncIterator[bytes]:
-        """What it writes to standard output, line by line without the newline, until there will be no more."""
+        """The lines of its standard output, without newlines, until it ends."""
         self._pipes.by_line = True
         while True:
             while (line := self._pipes.take_line()) is not None:
@@ -167,7 +167,7 @@ class Program:
             yield rest
 
     async def finish(self, *, within: float | None = None) -> Ending:
-        """Wait until it has ended, or a limit ends it (*within* is one more, in seconds from now), and clear away."""
+        """Wait until it ends or reaches a limit, and clean up. *within* is an additional limit, in seconds from now."""
         self._pipes.read_on()
         if within is not None:
             spent = asyncio.get_running_loop().time() - self._started
@@ -185,9 +185,9 @@ class Program:
         )
 
     async def end(self) -> None:
-        """TERM to the group, KILL after the grace (at once when cancelled), KILL to whatever left the group."""
+        """Send SIGTERM to the group, then SIGKILL (at once if cancelled), also to processes that left the group."""
         if self._starting is not None:
-            # A program that was begun has to be known before it can be ended.
+            # Its process id is needed to end it.
             try:
                 await asyncio.shield(self._starting)
             except OSError:
@@ -202,13 +202,13 @@ class Program:
             try:
                 if not self._pipes.exited.is_set():
                     self._stop = Stop.ASKED if self._stop is Stop.NONE else self._stop
-                    self._pipes.tell()
+                    self._pipes.notify()
                     await self._ask(group)
             finally:
                 _signal_group(group, signal.SIGKILL)
-                kill_marked(self._mark, passing_over=self._before)
+                kill_marked(self._mark, skip=self._before)
             await self._pipes.exited.wait()
-            # What the last ones wrote is in the pipes still.
+            # The pipes may still hold output of the killed processes.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LINGER_SECONDS):
                     await self._pipes.drained.wait()
@@ -226,7 +226,7 @@ class Program:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._term_seconds):
                 await self._pipes.exited.wait()
-                while _is_alive(group):  # noqa: ASYNC110 - nothing tells when a group is empty
+                while _is_alive(group):  # noqa: ASYNC110 - there is no event for an empty group
                     await asyncio.sleep(0.05)
 
     async def _spawn(self) -> None:
@@ -243,7 +243,7 @@ class Program:
                 start_new_session=True,
             )
         except RuntimeError as exc:
-            # Where asyncio waits for each child in a thread, it starts the thread after the child.
+            # Where asyncio watches each child in a thread, it starts the thread after the child.
             await self._end_unwatched()
             raise OSError(errno.EAGAIN, "no more threads can be started") from exc
         self._started = loop.time()
@@ -253,25 +253,25 @@ class Program:
         stdin.write_eof()
 
     async def _end_unwatched(self) -> None:
-        """Kill a child that was started although nothing waits for it, and collect it."""
+        """Kill and reap a child that asyncio failed to watch."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_KNOWN_SECONDS):
                 await self._pipes.known.wait()
         if self._pipes.transport is not None:
             _signal_group(self._pipes.transport.get_pid(), signal.SIGKILL)
-        kill_marked(self._mark, passing_over=self._before)
+        kill_marked(self._mark, skip=self._before)
         if self._pipes.transport is not None:
             child = self._pipes.transport.get_extra_info("subprocess")
-            while child.poll() is None:  # noqa: ASYNC110 - nothing tells when it has ended
+            while child.poll() is None:  # noqa: ASYNC110 - nothing watches this child
                 await asyncio.sleep(0.01)
             self._pipes.transport.close()
 
     def _is_over(self) -> bool:
-        """Whether all of its output is here."""
+        """Whether all of its output was read."""
         return self._stop is not Stop.NONE or self._lingered or self._pipes.output_closed_at is not None
 
     async def _step(self) -> None:
-        """Wait for news, or for the next limit."""
+        """Wait for output or the next limit."""
         when, why = min(self._limits(), key=lambda limit: limit[0], default=(None, Stop.NONE))
         try:
             async with asyncio.timeout_at(when):
@@ -298,13 +298,13 @@ class Program:
 
 
 def request_variables(request: Request, *, files: bool = False) -> dict[str, str]:
-    """The facts of *request* as variables of a program's environment; empty where there is none.
+    """Environment variables with the ids of *request*; missing ones are empty.
 
-    The sender chose most of them. A variable that is too long would keep the program from starting, so it is cut, which
-    is logged as a warning: of an id to 1024 bytes, which is longer than any id that is valid.
+    Most are chosen by the sender. A variable that is too long would prevent the program from starting, so ids are cut
+    to 1024 bytes, with a warning in the log. Valid ids are shorter.
 
     Args:
-        files: Add ``MOLECULE_FILES``, the paths of its files on this machine, one a line, at most 32 KiB.
+        files: Add ``MOLECULE_FILES``, the paths of the message's files, one per line, at most 32 KiB.
     """
     facts = {
         "MOLECULE_WORKSPACE_ID": request.workspace_id,
@@ -323,42 +323,42 @@ def request_variables(request: Request, *, files: bool = False) -> dict[str, str
 
 
 def _storable(value: str) -> str:
-    # A NUL or half a surrogate pair would keep the program from starting.
+    # A NUL or a lone surrogate would prevent the program from starting.
     return value.replace("\0", "").encode(errors="replace").decode()
 
 
 def _cut(name: str, value: str, longest: int) -> str:
-    told = value.encode()
-    if len(told) <= longest:
+    encoded = value.encode()
+    if len(encoded) <= longest:
         return value
-    _log.warning("%s of a message is cut to %d of its %d bytes for the program's environment", name, longest, len(told))
-    return told[:longest].decode(errors="ignore")
+    _log.warning("cut %s from %d to %d bytes for the program's environment", name, len(encoded), longest)
+    return encoded[:longest].decode(errors="ignore")
 
 
 def not_started(what: str, exc: OSError) -> BackendError:
-    """The error of a backend whose program could not be started.
+    """A BackendError for a program that could not be started.
 
-    Where this machine is short of processes, threads, memory or open files, it costs the message no attempt.
+    If this machine has run out of processes, threads, memory or open files, it doesn't count as an attempt.
     """
     wait = SHORTAGE_WAIT if exc.errno in _SHORTAGES else None
     return BackendError(f"{what}: {exc.strerror or exc}", retry_after=wait)
 
 
 def require_posix(platform: str = os.name) -> None:
-    """Refuse a system without process groups.
+    """Require a system with process groups.
 
     Raises:
-        ConfigError: *platform* is not ``posix``.
+        ConfigError: *platform* isn't ``posix``.
     """
     if platform != "posix":
         raise ConfigError(
-            "programs can be run on Linux and macOS alone: Windows has no process groups to end",
+            "programs can only run on Linux and macOS: Windows has no process groups",
             hint="run molecule-connect in WSL",
         )
 
 
 def _found(program: str, environment: Mapping[str, str], cwd: Path | None) -> str:
-    # The death watch stands in front of the program and would fail in its place, in its own words.
+    # Otherwise the error would come from the death watch, which is started in its place.
     if os.sep in program:
         found = os.access(Path(cwd or ".", program), os.X_OK)
     else:
@@ -369,7 +369,7 @@ def _found(program: str, environment: Mapping[str, str], cwd: Path | None) -> st
 
 
 def _signal_group(group: int, number: int) -> bool:
-    """Whether the group was there to be signalled."""
+    """Send a signal to the group. Returns whether it exists."""
     try:
         os.killpg(group, number)
     except (ProcessLookupError, PermissionError):
@@ -381,13 +381,13 @@ def _is_alive(group: int) -> bool:
     if not _signal_group(group, 0):
         return False
     members = [state for state, of in map(_state_and_group, Path("/proc").glob("[0-9]*/stat")) if of == group]
-    # In a container whose first process collects nobody, the dead stay in their group for ever.
+    # In a container whose init doesn't reap, zombies stay in their group.
     return not members or any(state not in "ZX" for state in members)
 
 
 def _state_and_group(stat: Path) -> tuple[str, int]:
     try:
         state, _, group, *_ = stat.read_text(errors="replace").rpartition(")")[2].split()
-    except (OSError, ValueError):  # it ended meanwhile
+    except (OSError, ValueError):  # it ended
         return "", 0
     return state, int(group)

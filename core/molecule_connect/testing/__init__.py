@@ -1,4 +1,4 @@
-"""For the tests of plugins. Needs no pytest; fixtures for it are in ``molecule_connect.testing.fixtures``."""
+"""Test kit for plugin authors. pytest isn't required; its fixtures are in ``molecule_connect.testing.fixtures``."""
 
 from molecule_connect.testing.checks import check_backend
 from molecule_connect.testing.children import is_running, pids_in, until_gone

@@ -1,4 +1,4 @@
-"""What every backend has to keep to, checked with a real one: ``check_backend``."""
+"""``check_backend``: checks of the rules that every backend must follow."""
 
 import asyncio
 import contextlib
@@ -33,18 +33,18 @@ async def check_backend(
     seconds: float = 30.0,
     path: Sequence[str] | None = None,
 ) -> None:
-    """Hold a backend against what a connection relies on; call it in a test.
+    """Check that a backend follows the rules that a worker relies on. Call it in a test.
 
     Args:
-        backend: The name of an installed one, or what makes a new plugin each time, such as its class.
-        options: Its options, where it was named.
-        request: A message that it can answer; without one, "hello".
-        slow: A message whose answer takes more than a second, to cancel; without one, *request*.
-        seconds: The longest that one answer may take.
-        path: Takes the place of ``sys.path``.
+        backend: The name of an installed backend, or a callable that creates a plugin, such as its class.
+        options: The options of a named backend.
+        request: A message that it can handle; by default, "hello".
+        slow: A message that takes more than a second, to be cancelled; by default, *request*.
+        seconds: The timeout for one message.
+        path: Replaces ``sys.path``.
 
     Raises:
-        AssertionError: It does not keep to all of it; the text says to what, and what to do.
+        AssertionError: It breaks a rule. The message lists the problems and how to fix them.
     """
     asked = request or make_request()
     trial = _Trial(backend, options or {}, asked, slow or asked, seconds, path)
@@ -57,7 +57,7 @@ async def check_backend(
             break
     if failed:
         raise AssertionError(
-            "\n".join(["this backend does not keep to what a connection relies on:", *(f"- {one}" for one in failed)])
+            "\n".join(["this backend breaks rules that a worker relies on:", *(f"- {one}" for one in failed)])
         )
 
 
@@ -80,12 +80,12 @@ class _Trial:
             yield started
 
     async def ask(self, started: Running, request: Request) -> str:
-        """Why there was no answer; empty when there was one."""
+        """Why there was no response; empty if there was one."""
         try:
             async with asyncio.timeout(self.seconds):
                 await started.ask(request)
         except TimeoutError:
-            return f"no answer came within {self.seconds:g} s; pass seconds= if that is too short"
+            return f"no response within {self.seconds:g} s; pass seconds= if that is too short"
         except BackendError as exc:
             return f"it raised BackendError: {exc}"
         return ""
@@ -99,8 +99,8 @@ async def _problem(check: Check, trial: _Trial) -> str:
         return await check(trial)
     except MoleculeError as exc:
         return f"{exc}; {exc.hint}" if exc.hint else str(exc)
-    except Exception as exc:  # the backend's own code
-        return f"it raised {type(exc).__name__}: {exc}; raise BackendError for what a backend cannot answer"
+    except Exception as exc:  # plugin code
+        return f"it raised {type(exc).__name__}: {exc}; raise BackendError for messages that cannot be handled"
 
 
 async def _answers_with_a_response(trial: _Trial) -> str:
@@ -108,7 +108,7 @@ async def _answers_with_a_response(trial: _Trial) -> str:
         if problems := await started.check():
             return f"check() found problems: {'; '.join(problems)}"
         problem = await trial.ask(started, trial.request)
-    return f"{problem}; pass request= with a message that it can answer" if problem else ""
+    return f"{problem}; pass request= with a message that it can handle" if problem else ""
 
 
 async def _answers_two_at_once(trial: _Trial) -> str:
@@ -127,15 +127,15 @@ async def _ends_within_a_second_when_cancelled(trial: _Trial) -> str:
             await asyncio.wait((task,), timeout=CANCEL_SECONDS)
             if not task.done():
                 return (
-                    f"it was cancelled {delay:g} s after it began, and went on for more than {CANCEL_SECONDS:g} s; "
-                    "let CancelledError through, and do not wait in a plain function"
+                    f"it was cancelled after {delay:g} s, but ran for another {CANCEL_SECONDS:g} s; "
+                    "don't suppress CancelledError, and don't block in a plain function"
                 )
             if not task.cancelled():
                 task.exception()
     return ""
 
 
-async def _keeps_out_of_the_loops_way(trial: _Trial) -> str:
+async def _keeps_the_event_loop_free(trial: _Trial) -> str:
     watch = Watch()
     async with trial.running() as started:
         with watch_loop(watch):
@@ -149,7 +149,7 @@ async def _prints_nothing(trial: _Trial) -> str:
         async with trial.running() as started:
             await trial.ask(started, trial.request)
     if watch.printed:
-        return f"it wrote {watch.printed[:60]!r} to standard output, which is not its own; use logging, or progress"
+        return f"it wrote {watch.printed[:60]!r} to standard output; use logging or progress"
     return ""
 
 
@@ -186,26 +186,26 @@ async def _survives_any_input(trial: _Trial) -> str:
 
 
 async def _outcome_of(trial: _Trial, started: Running, request: Request) -> str:
-    """What is wrong with how it bore *request*; an answer and a BackendError are both right."""
+    """The problem with its handling of *request*. A response and a BackendError are both fine."""
     try:
         async with asyncio.timeout(trial.seconds):
             await started.ask(request)
     except BackendError:
         return ""
     except TimeoutError:
-        return f"no answer came within {trial.seconds:g} s"
-    except Exception as exc:  # the backend's own code
-        return f"it raised {type(exc).__name__}: {exc}; answer it, or raise BackendError"
+        return f"no response within {trial.seconds:g} s"
+    except Exception as exc:  # plugin code
+        return f"it raised {type(exc).__name__}: {exc}; handle it, or raise BackendError"
     return ""
 
 
 def _blocked(watch: Watch) -> str:
     if not watch.blocked_at:
         return ""
-    return f"the event loop stood still at {watch.blocked_at}; await there, or make the method a plain def"
+    return f"the event loop was blocked at {watch.blocked_at}; await there, or use a plain def"
 
 
-async def _can_be_closed_twice_and_without_a_message(trial: _Trial) -> str:
+async def _can_be_closed_twice_and_unused(trial: _Trial) -> str:
     async with trial.running():
         pass
     async with trial.running() as started:
@@ -213,7 +213,7 @@ async def _can_be_closed_twice_and_without_a_message(trial: _Trial) -> str:
         close = close_impl(new_manager(), started.host.backend, "the backend")
         threads = PluginThreads("the backend")
         problems = [close and await run_close(close, threads) for _ in range(2)]
-    return next((f"{problem}; close() must bear being called again" for problem in problems if problem), "")
+    return next((f"{problem}; close() must be safe to call twice" for problem in problems if problem), "")
 
 
 async def _refuses_unknown_options(trial: _Trial) -> str:
@@ -222,18 +222,18 @@ async def _refuses_unknown_options(trial: _Trial) -> str:
             pass
     except OptionError:
         return ""
-    return "an option that it does not have passed under --strict; ask for options by name, or declare @options(...)"
+    return "it accepted an unknown option under --strict; read options by name, or declare @options(...)"
 
 
-# The last is for a backend that was named.
+# The last one applies only to named backends.
 ALL: tuple[Check, ...] = (
     _answers_with_a_response,
     _answers_two_at_once,
     _ends_within_a_second_when_cancelled,
-    _keeps_out_of_the_loops_way,
+    _keeps_the_event_loop_free,
     _prints_nothing,
     _keeps_the_token_to_itself,
     _survives_any_input,
-    _can_be_closed_twice_and_without_a_message,
+    _can_be_closed_twice_and_unused,
     _refuses_unknown_options,
 )

@@ -1,4 +1,4 @@
-"""What became of the programs that a backend started. Another process brings it about, so there is no event."""
+"""Wait for the child processes of a backend."""
 
 import asyncio
 import os
@@ -9,7 +9,7 @@ SECONDS = 10.0
 
 
 def is_running(pid: int) -> bool:
-    """Whether the process *pid* runs. A zombie that nobody collects has ended all the same."""
+    """Whether the process *pid* is running. Zombies count as ended."""
     try:
         os.kill(pid, 0)
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -21,10 +21,10 @@ def is_running(pid: int) -> bool:
 
 
 async def pids_in(file: Path, count: int = 1) -> list[int]:
-    """What stands in *file*, a number a line, once it has *count* lines.
+    """The process ids in *file*, one per line, as soon as it has *count* lines.
 
     Raises:
-        TimeoutError: It has not, after ten seconds.
+        TimeoutError: It has fewer lines after ten seconds.
     """
 
     def written() -> list[int]:
@@ -35,10 +35,10 @@ async def pids_in(file: Path, count: int = 1) -> list[int]:
 
 
 async def until_gone(*pids: int) -> None:
-    """Wait until none of *pids* runs.
+    """Wait until all processes *pids* have ended.
 
     Raises:
-        TimeoutError: One does, after ten seconds.
+        TimeoutError: One is still running after ten seconds.
     """
     await _until(lambda: not any(map(is_running, pids)))
 

@@ -1,4 +1,4 @@
-"""Fixtures for pytest; say ``pytest_plugins = ["molecule_connect.testing.fixtures"]`` in the outermost conftest.py."""
+"""pytest fixtures, enabled by ``pytest_plugins = ["molecule_connect.testing.fixtures"]`` in the root conftest.py."""
 
 import os
 from collections.abc import Iterator
@@ -9,14 +9,14 @@ import pytest
 
 @pytest.fixture
 def no_molecule_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The test sees none of the ``MOLECULE_`` variables of the shell that it was started in."""
+    """Remove all ``MOLECULE_`` variables from the environment."""
     for name in [name for name in os.environ if name.startswith("MOLECULE_") or name == "WORKSPACE_ID"]:
         monkeypatch.delenv(name)
 
 
 @pytest.fixture
 def sandbox() -> Iterator[Any]:
-    """A local platform over HTTP, as ``molecule_connect_sandbox.testing.Sandbox``; it ends with the test."""
+    """A local platform over HTTP, a ``molecule_connect_sandbox.testing.Sandbox`` that is closed after the test."""
     try:
         from molecule_connect_sandbox.testing import Sandbox
     except ImportError as exc:

@@ -1,4 +1,4 @@
-"""Messages for tests."""
+"""Requests for tests."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from molecule_connect.models import Request, TextPart
 
 
 def make_request(text: str = "hello", **fields: Any) -> Request:
-    """A message with *text* from a person; *fields* are fields of ``Request`` and win."""
+    """A request with *text* from a person. *fields* override fields of ``Request``."""
     given: dict[str, Any] = {
         "workspace_id": "ws_1",
         "message_id": "message-1",

@@ -1,4 +1,4 @@
-"""A plugin made and closed around a block, as a connection does it, without a platform."""
+"""Run a backend in a test, without a platform."""
 
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -14,11 +14,11 @@ from molecule_connect.testing.requests import make_request
 
 @attrs.frozen(eq=False)
 class Running:
-    """A backend that can be asked.
+    """A running backend.
 
     Attributes:
-        progress: What was told so far, as text.
-        warnings: What an operator was warned of, such as an unknown option.
+        progress: The texts reported as progress so far.
+        warnings: Warnings for the operator, such as an unknown option.
     """
 
     host: PluginHost = attrs.field(repr=False)
@@ -26,19 +26,19 @@ class Running:
     warnings: list[str] = attrs.field(factory=list)
 
     async def ask(self, message: str | Request = "hello") -> Response:
-        """The answer to a message, through the middleware, checked as a connection checks it.
+        """Send a message through the middleware to the backend, and return the validated response.
 
         Raises:
-            BackendError: It could not be answered, or what came back is no answer.
+            BackendError: The backend failed or returned an invalid response.
         """
         request = make_request(message) if isinstance(message, str) else message
-        return await self.host.answering()(request, self._told)
+        return await self.host.answering()(request, self._reported)
 
     async def check(self) -> list[str]:
-        """What the plugins say stands in the way of serving."""
+        """The problems found by the plugins' ``check``."""
         return await self.host.check()
 
-    async def _told(self, update: str | Response, /) -> None:
+    async def _reported(self, update: str | Response, /) -> None:
         self.progress.append(update if isinstance(update, str) else update.text)
 
 
@@ -54,12 +54,12 @@ async def running(
     state_dir: Path | None = None,
     path: Sequence[str] | None = None,
 ) -> AsyncIterator[Running]:
-    """*backend*, the name of an installed one or a plugin object, made now and closed after the block.
+    """Create a backend, by name or as a plugin object, and close it after the block.
 
-    Without ``state_dir`` its folder lasts as long as the block; ``path`` takes the place of ``sys.path``.
+    Without ``state_dir``, its folder is removed after the block. ``path`` replaces ``sys.path``.
 
     Raises:
-        MoleculeError: As ``connect`` would: it cannot be found, made, used or closed.
+        MoleculeError: As in ``connect``: it cannot be found, created, used or closed.
     """
     warnings: list[str] = []
     host = await create_host(

@@ -1,4 +1,4 @@
-"""A backend that answers a workspace of a sandbox, around a block."""
+"""Serve a workspace of a sandbox in a test."""
 
 import asyncio
 import contextlib

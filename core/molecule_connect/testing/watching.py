@@ -1,4 +1,4 @@
-"""What a backend must not do while it answers, noticed: stand in the loop's way, print, pass the token on."""
+"""Detect misbehavior of a backend: blocking the event loop, printing, passing on the token."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ from typing import Any
 
 import attrs
 
-# A loop that answers nobody for longer than this delays heartbeats and everybody else's messages.
+# A loop blocked for longer delays heartbeats and other conversations.
 BLOCKED_SECONDS = 0.4
 
 _LIBRARY = str(Path(asyncio.__file__).parent)
@@ -22,12 +22,12 @@ _LIBRARY = str(Path(asyncio.__file__).parent)
 
 @attrs.define
 class Watch:
-    """What was noticed.
+    """The findings.
 
     Attributes:
-        blocked_at: Where the loop stood still, or empty.
-        printed: The beginning of what went to standard output.
-        leaks: Programs that were started with the token in their environment.
+        blocked_at: Where the event loop was blocked; empty if it wasn't.
+        printed: The start of the text written to standard output.
+        leaks: Programs that were started with the token in their environment or command line.
     """
 
     blocked_at: str = ""
@@ -37,7 +37,7 @@ class Watch:
 
 @contextlib.contextmanager
 def watch_loop(watch: Watch, *, seconds: float = BLOCKED_SECONDS) -> Iterator[None]:
-    """Note where the running loop stands still for longer than *seconds*."""
+    """Record where the running loop is blocked for longer than *seconds*."""
     loop, thread_id = asyncio.get_running_loop(), threading.get_ident()
     over = threading.Event()
 
@@ -46,12 +46,12 @@ def watch_loop(watch: Watch, *, seconds: float = BLOCKED_SECONDS) -> Iterator[No
             answered = threading.Event()
             try:
                 loop.call_soon_threadsafe(answered.set)
-            except RuntimeError:  # the loop is closed: nobody waits for it any more
+            except RuntimeError:  # the loop is closed
                 return
             if not answered.wait(seconds) and not over.is_set():
                 frame = sys._current_frames().get(thread_id)
                 place = _place(frame) if frame is not None else ""
-                # A machine that stood still itself shows the loop at its own work.
+                # If the whole machine was stalled, the loop is in its own code.
                 if place and not answered.wait(seconds / 4):
                     watch.blocked_at = place
             over.wait(0.02)
@@ -66,7 +66,7 @@ def watch_loop(watch: Watch, *, seconds: float = BLOCKED_SECONDS) -> Iterator[No
 
 @contextlib.contextmanager
 def watch_output(watch: Watch) -> Iterator[None]:
-    """Note what goes to standard output, from Python or from a program that inherited it."""
+    """Record standard output, of Python and of child processes."""
     python, ours = sys.stdout, os.dup(1)
     with tempfile.TemporaryFile() as caught:
         python.flush()
@@ -85,7 +85,7 @@ def watch_output(watch: Watch) -> Iterator[None]:
 
 @contextlib.contextmanager
 def watch_programs(watch: Watch, token: str) -> Iterator[None]:
-    """Put *token* where an operator's would be, and note the programs that are started with it."""
+    """Set *token* as the operator's token, and record programs that are started with it."""
     active = True
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -95,13 +95,13 @@ def watch_programs(watch: Watch, token: str) -> Iterator[None]:
             command, environment = arguments[1], arguments[-1]
             shown = command if isinstance(command, str) else subprocess.list2cmdline(map(os.fsdecode, command))
             given = os.environ if environment is None else environment
-            # Everybody on the machine can read a command line.
+            # All users of the machine can read command lines.
             if any(token in os.fsdecode(value) for value in (shown, *given.values())):
                 watch.leaks.append(shown[:200])
         elif event == "os.system":
             watch.leaks.append(os.fsdecode(arguments[0])[:200])
 
-    # An audit hook cannot be taken away again; this one falls silent.
+    # An audit hook cannot be removed, only disabled.
     sys.addaudithook(hook)
     name = "MOLECULE_WORKSPACE_TOKEN"
     before = os.environ.get(name)
@@ -116,7 +116,7 @@ def watch_programs(watch: Watch, token: str) -> Iterator[None]:
 
 
 def _place(frame: Any) -> str:
-    """Where the loop's thread is in a callback of its own; empty while the loop is at its own work."""
+    """Where the loop's thread is in a callback; empty while it is in the loop's own code."""
     stack = traceback.extract_stack(frame)
     turns = [number for number, each in enumerate(stack) if each.name == "_run_once"]
     inner = [each for each in stack[turns[-1] + 1 :] if not each.filename.startswith(_LIBRARY)] if turns else []

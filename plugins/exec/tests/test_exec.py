@@ -331,7 +331,7 @@ async def test_ids_that_are_too_long_are_cut_for_the_environment(mode: str, capl
     told = await response(show, request, pass_meta=True, format=mode)
 
     assert "1024 1024 1024" in told.text
-    assert "MOLECULE_MESSAGE_ID of a message is cut to 1024 of its 200000 bytes" in caplog.text
+    assert "cut MOLECULE_MESSAGE_ID from 200000 to 1024 bytes" in caplog.text
 
 
 def records(folder: Path) -> list[Path]:
