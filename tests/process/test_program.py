@@ -51,12 +51,12 @@ def pids(tmp_path: Path) -> Path:
     return tmp_path / "pids"
 
 
-async def test_a_list_is_run_as_it_is_and_a_text_by_the_shell() -> None:
+async def test_lists_run_directly_and_strings_by_shell() -> None:
     assert (await program(["printf", "%s|", "a b", "$HOME"]).run()).output == b"a b|$HOME|"
     assert (await ending("printf '%s|' a b")).output == b"a|b|"
 
 
-async def test_it_starts_in_its_folder_with_its_environment_and_its_mark(tmp_path: Path) -> None:
+async def test_starts_with_folder_environment_and_mark(tmp_path: Path) -> None:
     told = await Program("pwd; env", environment={"PATH": os.environ["PATH"], "A": "1"}, cwd=tmp_path).run()
 
     place, *variables = told.output.decode().splitlines()
@@ -65,24 +65,24 @@ async def test_it_starts_in_its_folder_with_its_environment_and_its_mark(tmp_pat
 
 
 @pytest.mark.parametrize("command", [["no-such-program-here"], ["./no-such-program"]])
-async def test_a_program_that_is_not_there_cannot_be_started(command: list[str]) -> None:
+async def test_missing_programs_cannot_be_started(command: list[str]) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         await program(command).run()
     assert caught.value.filename == command[0]
 
 
-async def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
+async def test_missing_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         await ending("pwd", cwd=tmp_path / "gone")
 
 
-def test_a_system_without_process_groups_is_refused_with_what_to_do() -> None:
+def test_rejects_systems_without_process_groups() -> None:
     with pytest.raises(ConfigError, match="Windows") as caught:
         require_posix("nt")
     assert "WSL" in caught.value.hint
 
 
-async def test_a_large_input_and_a_large_output_at_once_do_not_wait_for_each_other() -> None:
+async def test_large_input_and_output_never_deadlock() -> None:
     text = b"x" * 3_000_000
 
     assert (await ending("cat", stdin=text)).output == text
@@ -92,13 +92,13 @@ async def test_a_program_that_reads_nothing_is_fine() -> None:
     assert (await ending("exec 0<&-; echo hi", stdin=b"x" * 3_000_000)).output == b"hi\n"
 
 
-async def test_lines_may_have_any_length_and_the_last_needs_no_end() -> None:
+async def test_lines_have_any_length() -> None:
     found = await lines("head -c 300000 /dev/zero | tr '\\0' x; echo; echo; printf last")
 
     assert [len(line) for line in found] == [300_000, 0, 4]
 
 
-async def test_a_slow_reader_holds_the_program_back_and_loses_nothing() -> None:
+async def test_slow_readers_pause_the_program() -> None:
     count = 0
     async with program("yes 0123456789 | head -n 500000") as started:
         async for line in started.lines():
@@ -111,7 +111,7 @@ async def test_a_slow_reader_holds_the_program_back_and_loses_nothing() -> None:
     assert count == 500_000
 
 
-async def test_what_lines_did_not_take_is_in_the_ending() -> None:
+async def test_ending_holds_output_not_read_as_lines() -> None:
     async with program("echo one; echo two; exit 3") as started:
         async for line in started.lines():
             assert line == b"one"
@@ -130,7 +130,7 @@ async def test_an_endless_line_is_cut_off(read: Callable[..., object]) -> None:
         assert (await ending(command, most_bytes=100_000)).stop is Stop.OUTPUT
 
 
-async def test_the_end_of_standard_error_is_kept_and_harmless() -> None:
+async def test_keeps_a_harmless_end_of_stderr() -> None:
     ended = await ending("yes no | head -n 5000 >&2; printf '\\033[31mbad\\a\\nthing\\033[0m' >&2; exit 3")
 
     assert ended.error_tail.endswith("no bad thing")
@@ -138,7 +138,7 @@ async def test_the_end_of_standard_error_is_kept_and_harmless() -> None:
     assert readable(b"\x1b]0;title\x07a\xff") == "a\N{REPLACEMENT CHARACTER}"
 
 
-async def test_a_silent_program_is_ended_and_one_that_goes_on_is_not() -> None:
+async def test_idle_timeout_ends_only_silent_programs() -> None:
     # All of it takes longer than the limit, and no part of it nearly as long.
     silent, busy, murmuring = await asyncio.gather(
         ending("echo hi; sleep 60", idle_timeout=2),
@@ -151,33 +151,33 @@ async def test_a_silent_program_is_ended_and_one_that_goes_on_is_not() -> None:
     assert (murmuring.stop, murmuring.output) == (Stop.NONE, b"done\n")
 
 
-async def test_a_program_that_goes_on_is_ended_by_the_total_limit() -> None:
+async def test_total_timeout_ends_busy_programs() -> None:
     ended = await ending("while :; do echo x; sleep 0.05; done", idle_timeout=30, timeout=0.3)
 
     assert ended.stop is Stop.TOTAL
 
 
-async def test_the_end_may_get_a_limit_of_its_own() -> None:
+async def test_finish_accepts_its_own_limit() -> None:
     async with program("echo result; sleep 60") as started:
         async for _ in started.lines():
             break
         assert (await started.finish(within=0.1)).stop is Stop.TOTAL
 
 
-async def test_a_program_that_closes_its_output_and_lives_is_ended_soon() -> None:
+async def test_closing_output_while_running_ends_soon() -> None:
     ended = await ending("echo hi; exec >&- 2>&-; sleep 60", closed_seconds=0.1)
 
     assert (ended.stop, ended.output) == (Stop.CLOSED, b"hi\n")
 
 
-async def test_a_program_that_closes_its_output_and_ends_has_its_status() -> None:
+async def test_closing_output_and_exiting_keeps_the_status() -> None:
     ended = await ending("echo hi; exec >&-; sleep 0.1; exit 3")
 
     assert (ended.stop, ended.status) == (Stop.NONE, 3)
 
 
 @pytest.mark.parametrize("how", ["timeout", "cancel", "end"])
-async def test_the_whole_group_ends_even_if_it_ignores_the_request(pids: Path, how: str) -> None:
+async def test_whole_group_ends_even_if_it_resists(pids: Path, how: str) -> None:
     grandchild = f"sh -c 'echo $PPID' >> {pids}; sleep 60; true"
     stubborn = f"trap '' TERM; ({grandchild}) & echo $$ >> {pids}; sleep 60; true"
     started = program(stubborn, term_seconds=0.2)
@@ -201,7 +201,7 @@ async def test_the_whole_group_ends_even_if_it_ignores_the_request(pids: Path, h
     assert how == "cancel" or task.result().stop is (Stop.TOTAL if how == "timeout" else Stop.ASKED)
 
 
-async def test_a_program_that_obeys_ends_without_the_grace() -> None:
+async def test_obedient_programs_end_before_the_grace() -> None:
     ended = await ending("sleep 60", timeout=0.1, term_seconds=60)
 
     assert ended.status == -signal.SIGTERM
@@ -232,7 +232,7 @@ async def test_cancelled_while_it_starts_leaves_nothing_behind(pids: Path) -> No
     assert not any(map(is_running, written(pids)))
 
 
-async def test_cancelled_twice_while_it_starts_leaves_nothing_behind(pids: Path) -> None:
+async def test_two_cancellations_during_start_leave_nothing(pids: Path) -> None:
     task = asyncio.create_task(ending(f"echo $$ >> {pids}; sleep 60; true"))
     await asyncio.sleep(0)
 
@@ -246,7 +246,7 @@ async def test_cancelled_twice_while_it_starts_leaves_nothing_behind(pids: Path)
     await until_gone(*written(pids))
 
 
-async def test_ended_while_it_starts_it_does_not_run_on(pids: Path) -> None:
+async def test_ending_during_start_leaves_nothing_running(pids: Path) -> None:
     started = program(f"echo $$ >> {pids}; sleep 60; true")
     task = asyncio.create_task(started.run())
     await asyncio.sleep(0)
@@ -257,7 +257,7 @@ async def test_ended_while_it_starts_it_does_not_run_on(pids: Path) -> None:
     assert not any(map(is_running, written(pids)))
 
 
-async def test_a_grandchild_that_holds_the_output_does_not_hold_the_answer(pids: Path) -> None:
+async def test_grandchildren_holding_output_delay_no_result(pids: Path) -> None:
     assert (await ending(f"sleep 60 & echo $! >> {pids}; echo done")).output == b"done\n"
     assert await lines(f"sleep 60 & echo $! >> {pids}; echo done") == [b"done"]
     await until_gone(*await pids_in(pids, 2))
@@ -336,7 +336,7 @@ asyncio.run(Program(command, environment=os.environ, marks=RunMarks(Path(folder)
 
 
 @linux_alone
-async def test_what_our_own_death_left_behind_is_killed_at_the_next_start(pids: Path, tmp_path: Path) -> None:
+async def test_kills_leftovers_of_a_crash(pids: Path, tmp_path: Path) -> None:
     process = owner(pids, tmp_path)
     left = await pids_in(pids, 2)
 
@@ -352,7 +352,7 @@ async def test_what_our_own_death_left_behind_is_killed_at_the_next_start(pids: 
 
 
 @linux_alone
-async def test_what_was_left_behind_is_killed_without_a_run_of_our_own_too(pids: Path, tmp_path: Path) -> None:
+async def test_kills_leftovers_without_an_own_run(pids: Path, tmp_path: Path) -> None:
     process = owner(pids, tmp_path)
     left = await pids_in(pids, 2)
 
@@ -366,7 +366,7 @@ async def test_what_was_left_behind_is_killed_without_a_run_of_our_own_too(pids:
     assert list((tmp_path / "runs").iterdir()) == []
 
 
-def test_where_nothing_ran_nothing_is_swept_and_nothing_made(tmp_path: Path) -> None:
+def test_sweeping_nothing_creates_nothing(tmp_path: Path) -> None:
     RunMarks(tmp_path).sweep()
     RunMarks().sweep()
 
@@ -404,7 +404,7 @@ async def test_the_program_itself_dies_with_us(pids: Path, tmp_path: Path) -> No
     await until_gone(*left)
 
 
-def test_the_facts_of_a_request_are_bounded_together(caplog: pytest.LogCaptureFixture) -> None:
+def test_request_variables_are_bounded_together(caplog: pytest.LogCaptureFixture) -> None:
     here = [FilePart(uri="x", path=Path(f"/state/ws/files/{number:032x}-{'n' * 100}")) for number in range(2000)]
     long = "ü" * 100_000
     request = make_request(caller_id=long, message_id=long, task_id=long, method=long, parts=here)
@@ -419,7 +419,7 @@ def test_the_facts_of_a_request_are_bounded_together(caplog: pytest.LogCaptureFi
     assert "cut MOLECULE_FILES" in caplog.text
 
 
-def test_a_file_that_is_not_here_is_in_no_variable() -> None:
+def test_missing_files_are_in_no_variable() -> None:
     request = make_request(parts=(FilePart(uri="file:///etc/passwd", name="/etc/passwd"),))
 
     assert request_variables(request, files=True)["MOLECULE_FILES"] == ""
@@ -428,7 +428,7 @@ def test_a_file_that_is_not_here_is_in_no_variable() -> None:
 
 @linux_alone
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="asyncio waits for a child without a thread")
-async def test_a_child_that_nothing_can_wait_for_is_ended(monkeypatch: pytest.MonkeyPatch, pids: Path) -> None:
+async def test_unwatchable_children_are_killed(monkeypatch: pytest.MonkeyPatch, pids: Path) -> None:
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -442,7 +442,7 @@ async def test_a_child_that_nothing_can_wait_for_is_ended(monkeypatch: pytest.Mo
     assert pids.with_suffix(".late") not in set(pids.parent.iterdir())
 
 
-def test_a_shortage_costs_no_attempt_and_any_other_failure_does() -> None:
+def test_only_shortages_cost_no_attempt() -> None:
     assert not_started("x", OSError(errno.ENOMEM, "no memory")).retry_after
     other = not_started("x", OSError(errno.ENOENT, "no such file"))
     assert (str(other), other.retryable, other.retry_after) == ("x: no such file", True, None)
