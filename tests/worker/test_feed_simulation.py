@@ -1,6 +1,7 @@
 """No message is lost: the reading algorithm against late rows, equal times, pruning and wrong clocks."""
 
-from collections.abc import Callable, Coroutine
+import contextlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -9,11 +10,11 @@ from hypothesis import strategies as st
 from tests.worker.kit import rows_after
 
 from molecule_connect.errors import PlatformError
-from molecule_connect.journal.incoming import Stored
+from molecule_connect.journal.first_start import Look
 from molecule_connect.journal.journal import Position
-from molecule_connect.journal.models import State
 from molecule_connect.models import Inbound, Kind, Page, RowMark
-from molecule_connect.worker.feed import Reader
+from molecule_connect.worker.clock import Clock
+from molecule_connect.worker.feed import FeedPage, FeedReader
 
 SECOND = 1_000_000
 START = 1_800_000_000 * SECOND
@@ -118,18 +119,21 @@ class Memory:
     def rows_after(self, time: int, most: int) -> tuple[int, int]:
         return sum((item.time or 0) > time for item in self.rows.values()), 0
 
-    async def add(self, items: tuple[Inbound, ...], *, now: int) -> list[Stored]:
-        stored: list[Stored] = []
+    def is_awaited(self, item: Inbound) -> bool:
+        return True
 
+    async def close_answered(self, older: Sequence[Inbound]) -> Look:
+        return Look()
+
+    def add(self, page: FeedPage) -> None:
         def act() -> None:
-            for item in items:
+            for item in page.items:
                 if item.row_id not in self.rows:
                     self.rows[item.row_id] = item
                     self.received.append(item.row_id)
-                    stored.append(Stored(item=item, time=item.time or now, state=State.RECEIVED))
 
-        self._write(act)
-        return stored
+        if page.items:
+            self._write(act)
 
     def _write(self, act: Callable[[], None]) -> None:
         if self.writes_left is not None:
@@ -142,18 +146,41 @@ class Memory:
         act()
 
 
-def new_reader(world: World, memory: Memory, limit: int) -> Reader:
+@attrs.frozen
+class Reading:
+    """A reader whose pages are stored in memory."""
+
+    world: World
+    memory: Memory
+    reader: FeedReader
+
+    def read(self, *, woken: bool = False) -> None:
+        """Read once, without a loop: nothing here waits."""
+        work = self._read(woken)
+        try:
+            work.send(None)
+        except StopIteration:
+            return
+        raise AssertionError("the reader waited")
+
+    async def _read(self, woken: bool) -> None:
+        async with contextlib.aclosing(self.reader.read(woken=woken, wakeups=self)) as pages:
+            async for page in pages:
+                self.memory.add(page)
+
+    def take(self) -> bool:
+        return self.world.busy
+
+
+def new_reader(world: World, memory: Memory, limit: int) -> Reading:
     feed = _Feed(world)
-    return Reader(
-        feed,
-        memory,  # type: ignore[arg-type]
-        since_secs=FIRST_LOOK,
-        wall=lambda: world.now / SECOND,
-        on_stored=lambda stored: None,
-        conversations_may_run=lambda: None,
-        woken=lambda: world.busy,
-        limit=limit,
-    )
+    clock = Clock(feed, lambda: world.now / SECOND, monotonic=lambda: 0.0)
+    return Reading(world, memory, FeedReader(feed, memory, _Status(), clock, since_secs=FIRST_LOOK, limit=limit))
+
+
+class _Status:
+    def notice(self, text: str, hint: str = "") -> None:
+        pass
 
 
 @attrs.frozen
@@ -165,15 +192,6 @@ class _Feed:
 
     async def fetch(self, **query: Any) -> Page:
         return await self.world.fetch(**query)
-
-
-def finish(work: Coroutine[Any, Any, Any]) -> None:
-    """Run *work*, which waits for nothing."""
-    try:
-        work.send(None)
-    except StopIteration:
-        return
-    raise AssertionError("the reader waited")
 
 
 waits = st.sampled_from([SECOND // 2, SECOND, 10 * SECOND, 22 * SECOND, 46 * SECOND])
@@ -225,13 +243,13 @@ WRITTEN_DURING_A_SLOW_READ = [
 @example(script=LATE_DURING_A_SLOW_READ, newer=True, obeys_since=True, limit=14, ahead=0)
 @example(script=WRITTEN_DURING_A_SLOW_READ, newer=True, obeys_since=True, limit=14, ahead=60 * SECOND)
 @example(script=[("write", 0, 0)], newer=True, obeys_since=True, limit=14, ahead=570 * SECOND)
-def test_no_row_is_lost_and_none_is_received_twice(
+def test_every_row_is_received_exactly_once(
     script: list[tuple[Any, ...]], newer: bool, obeys_since: bool, limit: int, ahead: int
 ) -> None:
     world, memory = World(newer=newer, obeys_since=obeys_since, ahead=ahead), Memory()
     reader = new_reader(world, memory, limit)
     floor = START - FIRST_LOOK * SECOND
-    finish(reader.read())
+    reader.read()
     for kind, value, extra in script:
         # Twins come in bursts; more of them than fit on a page cannot be told apart on older platforms.
         world.now += SECOND // 1000
@@ -243,11 +261,11 @@ def test_no_row_is_lost_and_none_is_received_twice(
         elif kind == "wait":
             world.now += value
         elif kind == "read":
-            finish(reader.read(woken=value))
+            reader.read(woken=value)
         elif kind == "kill":
             memory.writes_left, memory.after_the_write = value, extra
             try:
-                finish(reader.read())
+                reader.read()
             except Killed:
                 reader = new_reader(world, memory, limit)
             memory.writes_left = None
@@ -255,7 +273,7 @@ def test_no_row_is_lost_and_none_is_received_twice(
             reader = new_reader(world, memory, limit)
         elif kind == "prune":
             # The platform keeps rows for days: nothing goes before a reader that is there could have read it.
-            finish(reader.read())
+            reader.read()
             world.prune(value)
         elif kind == "forget":
             world.forgets = value
@@ -266,7 +284,7 @@ def test_no_row_is_lost_and_none_is_received_twice(
         elif kind == "busy":
             world.busy = value
     world.now += LATEST * SECOND
-    finish(reader.read())
+    reader.read()
     expected = {item.row_id for _, item in world.rows if (item.time or 0) >= floor and item.row_id not in world.pruned}
     assert expected <= set(memory.rows)
     assert len(memory.received) == len(set(memory.received))
@@ -277,17 +295,17 @@ def test_an_endless_410_does_not_spin() -> None:
     reader = new_reader(world, memory, 20)
     for _ in range(3):
         world.write(0, 0)
-        finish(reader.read())
+        reader.read()
         world.now += 100 * SECOND
     world.forgets = True
     for _ in range(4):
         before = world.now
-        finish(reader.read())
+        reader.read()
         assert world.now - before <= 3 * world.page_time
-    assert reader.expired_in_a_row == 4
+    assert reader.reader.expired_in_a_row == 4
 
 
-def test_a_feed_that_fails_raises_and_is_read_again() -> None:
+def test_failed_read_raises_and_can_be_repeated() -> None:
     world, memory = World(newer=True, obeys_since=True), Memory()
     reader = new_reader(world, memory, 20)
     world.write(0, 0)
@@ -304,10 +322,10 @@ def test_a_feed_that_fails_raises_and_is_read_again() -> None:
     failing = Failing(newer=True, obeys_since=True, rows=world.rows)
     reader = new_reader(failing, memory, 20)
     try:
-        finish(reader.read())
+        reader.read()
     except PlatformError:
         pass
     else:
         raise AssertionError("the failure was swallowed")
-    finish(reader.read())
+    reader.read()
     assert memory.received == ["r0000"]

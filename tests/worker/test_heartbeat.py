@@ -40,9 +40,9 @@ async def test_a_failed_beat_is_tried_again_after_one_two_and_four_seconds(journ
     tries: list[float] = []
 
     class Registry(FakePlatform):
-        async def heartbeat(self, presence: Presence) -> None:
+        async def beat(self, presence: Presence) -> None:
             tries.append(asyncio.get_running_loop().time())
-            await super().heartbeat(presence)
+            await super().beat(presence)
 
     platform = Registry(fail_beat=[UNAVAILABLE] * 4)
     async with Serving(platform, journal) as serving:
@@ -104,7 +104,7 @@ class Limited(Unlimited):
     is_queued = False
     interval = 0.0
 
-    def heartbeat_interval(self) -> float:
+    def beat_interval(self) -> float:
         return self.interval
 
     @property
@@ -130,7 +130,7 @@ async def test_a_read_that_waits_for_its_turn_is_no_trouble(journal: Journal) ->
         await asyncio.sleep(150)
         assert serving.events.of(events.Trouble) == []
         pace.is_queued = False
-        await platform.until(lambda: "is not here yet" in platform.beats[-1].wedged, 60)
+        await platform.until(lambda: "a page of the feed" in platform.beats[-1].wedged, 60)
 
 
 async def test_a_longer_interval_applies_after_the_next_heartbeat(journal: Journal) -> None:
@@ -217,7 +217,7 @@ async def test_a_read_that_neither_fails_nor_ends_shows_within_half_a_minute_and
         fetches = len(platform.fetches)
         await platform.until(lambda: len(platform.fetches) > fetches)
         at = asyncio.get_running_loop().time()
-        await platform.until(lambda: "is not here yet" in platform.beats[-1].wedged, 60)
+        await platform.until(lambda: "a page of the feed" in platform.beats[-1].wedged, 60)
         assert asyncio.get_running_loop().time() - at <= 30
         platform.fetch_delay = 0.0
         await asyncio.sleep(300)

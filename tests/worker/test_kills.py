@@ -69,9 +69,9 @@ class Mortal(FakePlatform):
         await self.fuse.stay()
         return await super().fetch(**query)  # type: ignore[arg-type]
 
-    async def heartbeat(self, presence: Presence) -> None:
+    async def beat(self, presence: Presence) -> None:
         await self.fuse.stay()
-        await super().heartbeat(presence)
+        await super().beat(presence)
 
 
 @attrs.define

@@ -4,20 +4,35 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
 
 import attrs
 import pytest
-from tests.worker.kit import FakePlatform, Serving
+from tests.worker.kit import WORKSPACE, Events, FakePlatform, Serving
 
 from molecule_connect import events
+from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.errors import PlatformError, TransientPlatformError
 from molecule_connect.journal.journal import Journal
 from molecule_connect.models import Signal
-from molecule_connect.worker.feed import Read
 from molecule_connect.worker.polling import Polling, Trigger
+from molecule_connect.worker.ports import Pace, Unlimited
+from molecule_connect.worker.status import Status
 
 HOUR = 3600.0
+
+
+@attrs.frozen(kw_only=True)
+class Read:
+    """The result of a read."""
+
+    messages: int
+    whole: bool
+    rows: int = 0
+
+    def end(self, polling: Polling, *, seconds: float = 0.0) -> None:
+        polling.read_ended(whole=self.whole, rows=self.rows or self.messages, messages=self.messages, seconds=seconds)
+
+
 NOTHING = Read(messages=0, whole=True)
 ONE = Read(messages=1, whole=True)
 PART = Read(messages=1, whole=False)
@@ -49,7 +64,7 @@ def listening(serving: Serving) -> list[str]:
 # With a stream that tells all
 
 
-async def test_a_row_that_is_announced_is_read_at_once(journal: Journal) -> None:
+async def test_reads_an_announced_row_at_once(journal: Journal) -> None:
     platform = FakePlatform(has_stream=True)
     async with Serving(platform, journal) as serving:
         await trusted(platform, serving)
@@ -61,7 +76,7 @@ async def test_a_row_that_is_announced_is_read_at_once(journal: Journal) -> None
 
 
 @pytest.mark.parametrize("signal", [Signal.OTHER, Signal.BEAT, Signal.STATUS, Signal.ROTATED])
-async def test_what_announces_no_row_wakes_nobody(journal: Journal, signal: Signal) -> None:
+async def test_signals_without_a_row_start_no_read(journal: Journal, signal: Signal) -> None:
     platform = FakePlatform(has_stream=True)
     async with Serving(platform, journal) as serving:
         await trusted(platform, serving)
@@ -72,7 +87,7 @@ async def test_what_announces_no_row_wakes_nobody(journal: Journal, signal: Sign
         assert len(reads(platform, at)) <= 1
 
 
-async def test_while_the_stream_is_trusted_only_safety_reads_are_made(journal: Journal) -> None:
+async def test_makes_only_safety_reads_with_trusted_stream(journal: Journal) -> None:
     platform = FakePlatform(has_stream=True)
     async with Serving(platform, journal) as serving:
         await trusted(platform, serving)
@@ -81,7 +96,7 @@ async def test_while_the_stream_is_trusted_only_safety_reads_are_made(journal: J
         assert gaps(reads(platform, at)) == [30.0] * 9
 
 
-async def test_an_idle_hour_costs_at_most_250_requests(journal: Journal) -> None:
+async def test_idle_hour_stays_within_250_requests(journal: Journal) -> None:
     platform = FakePlatform(has_stream=True)
     async with Serving(platform, journal) as serving:
         await trusted(platform, serving)
@@ -92,7 +107,7 @@ async def test_an_idle_hour_costs_at_most_250_requests(journal: Journal) -> None
     assert serving.events.of(events.Trouble) == []
 
 
-async def test_a_row_that_is_late_behind_its_event_is_read_after_one_or_five_seconds(journal: Journal) -> None:
+async def test_reads_late_rows_after_their_event(journal: Journal) -> None:
     platform = FakePlatform(has_stream=True)
     async with Serving(platform, journal) as serving:
         await trusted(platform, serving)
@@ -105,7 +120,7 @@ async def test_a_row_that_is_late_behind_its_event_is_read_after_one_or_five_sec
             assert platform.tried[-1] == pytest.approx(at + found)
 
 
-async def test_many_events_that_bring_nothing_are_followed_by_a_bounded_number_of_reads(journal: Journal) -> None:
+async def test_bounds_the_reads_after_empty_wakeups(journal: Journal) -> None:
     platform = FakePlatform(has_stream=True)
     async with Serving(platform, journal) as serving:
         await trusted(platform, serving)
@@ -121,7 +136,7 @@ async def test_many_events_that_bring_nothing_are_followed_by_a_bounded_number_o
         assert last + 4 < max(time for time in reads(platform) if time < last + 7) <= last + 6
 
 
-async def test_a_stream_that_announces_what_does_not_come_costs_two_reads_a_second(journal: Journal) -> None:
+async def test_throttles_reads_after_repeated_empty_wakeups(journal: Journal) -> None:
     platform = FakePlatform(has_stream=True)
     async with Serving(platform, journal) as serving:
         await trusted(platform, serving)
@@ -144,7 +159,7 @@ async def test_a_stream_that_announces_what_does_not_come_costs_two_reads_a_seco
 # With a stream that is not to be trusted
 
 
-async def test_a_stream_without_our_own_beats_is_polled_beside_and_opened_again(journal: Journal) -> None:
+async def test_polls_and_reopens_stream_without_heartbeats(journal: Journal) -> None:
     platform = FakePlatform(has_stream=True, echoes_beats=False)
     async with Serving(platform, journal) as serving:
         await asyncio.sleep(200)
@@ -158,7 +173,7 @@ async def test_a_stream_without_our_own_beats_is_polled_beside_and_opened_again(
     assert [event.part for event in serving.events.of(events.Recovered)] == ["stream"]
 
 
-async def test_a_stream_that_stalls_is_opened_again_within_a_beat_and_a_few_seconds(journal: Journal) -> None:
+async def test_reopens_a_stalled_stream_within_a_heartbeat(journal: Journal) -> None:
     platform = FakePlatform(has_stream=True)
     async with Serving(platform, journal) as serving:
         await trusted(platform, serving)
@@ -168,7 +183,7 @@ async def test_a_stream_that_stalls_is_opened_again_within_a_beat_and_a_few_seco
         assert now() - at <= 30 + 5 + 1.2
 
 
-async def test_after_a_safety_read_that_brought_a_message_nobody_announced_it_polls_for_five_minutes(
+async def test_unannounced_message_causes_polling_for_five_minutes(
     journal: Journal,
 ) -> None:
     platform = FakePlatform(has_stream=True)
@@ -188,7 +203,7 @@ async def test_after_a_safety_read_that_brought_a_message_nobody_announced_it_po
         assert gaps(reads(platform, at)) == [30.0, 30.0]
 
 
-async def test_a_stream_that_is_accepted_and_closed_at_once_does_not_spin(journal: Journal) -> None:
+async def test_backs_off_from_a_stream_that_closes(journal: Journal) -> None:
     platform = FakePlatform(has_stream=True, closes_stream=True)
     async with Serving(platform, journal):
         platform.write("hi", caller="peer", age=-1)
@@ -197,7 +212,7 @@ async def test_a_stream_that_is_accepted_and_closed_at_once_does_not_spin(journa
     assert platform.answers() == ["echo: hi"]
 
 
-async def test_a_platform_without_a_stream_is_asked_for_it_once_an_hour(journal: Journal) -> None:
+async def test_retries_an_absent_stream_hourly(journal: Journal) -> None:
     platform = FakePlatform()
     async with Serving(platform, journal) as serving:
         await asyncio.sleep(HOUR + 60)
@@ -210,7 +225,7 @@ async def test_a_platform_without_a_stream_is_asked_for_it_once_an_hour(journal:
 # Polling
 
 
-async def test_polls_come_every_second_after_traffic_and_ease_to_five(journal: Journal) -> None:
+async def test_polling_eases_from_one_to_five_seconds(journal: Journal) -> None:
     platform = FakePlatform()
     async with Serving(platform, journal):
         platform.write("hi", caller="peer")
@@ -226,7 +241,7 @@ async def test_polls_come_every_second_after_traffic_and_ease_to_five(journal: J
 
 
 @pytest.mark.parametrize("interval", [0.02, 2.0, 60.0])
-async def test_an_interval_that_was_given_is_kept_exactly(journal: Journal, interval: float) -> None:
+async def test_keeps_a_configured_poll_interval(journal: Journal, interval: float) -> None:
     platform = FakePlatform()
     async with Serving(platform, journal, poll_interval=interval):
         platform.write("hi", caller="peer")
@@ -238,7 +253,7 @@ async def test_an_interval_that_was_given_is_kept_exactly(journal: Journal, inte
 # A feed that has much
 
 
-async def test_in_a_busy_feed_wake_ups_read_from_the_tip_and_whole_reads_follow(journal: Journal) -> None:
+async def test_whole_reads_follow_newest_rows_when_busy(journal: Journal) -> None:
     platform = FakePlatform(has_stream=True)
     async with Serving(platform, journal) as serving:
         await trusted(platform, serving)
@@ -274,13 +289,26 @@ class Line:
             yield signal
 
 
+class Slow(Unlimited):
+    """A rate limit, as the seconds that it leaves between reads."""
+
+    def __init__(self, *, read_rest: float = 0.0, poll_interval: float = 0.0) -> None:
+        self._read_rest, self._poll_interval = read_rest, poll_interval
+
+    def read_rest(self) -> float:
+        return self._read_rest
+
+    def poll_interval(self) -> float:
+        return self._poll_interval
+
+
 @attrs.define
 class Listener:
-    """Polling that listen to a line."""
+    """Polling that listens to a line."""
 
     line: Line
     wakeups: Polling
-    troubles: list[str]
+    events: Events
 
     async def hear(self, *signals: Signal | PlatformError | None) -> None:
         for signal in signals:
@@ -289,20 +317,17 @@ class Listener:
 
 
 @contextlib.asynccontextmanager
-async def listen(**given: Any) -> AsyncIterator[Listener]:
-    troubles: list[str] = []
-    line = Line()
-    wakeups = Polling(
-        line,
-        poll_interval=given.pop("poll_interval", None),
-        safety_interval=lambda: 30.0,
-        trouble=troubles.append,
-        **given,
-    )
+async def listen(
+    journal: Journal, *, pace: Pace | None = None, poll_interval: float | None = None
+) -> AsyncIterator[Listener]:
+    line, seen = Line(), Events()
+    settings = WorkspaceSettings(workspace_id=WORKSPACE, backend="fake")
+    status = Status(settings, seen, journal=journal.of(WORKSPACE))
+    wakeups = Polling(line, pace or Unlimited(), status, poll_interval=poll_interval, safety_interval=30.0)
     task = asyncio.ensure_future(wakeups.listen())
     try:
         await asyncio.sleep(0)
-        yield Listener(line, wakeups, troubles)
+        yield Listener(line, wakeups, seen)
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -315,12 +340,12 @@ async def next_reads(wakeups: Polling, count: int, read: Read = NOTHING, seconds
         trigger = await wakeups.next()
         triggers.append(trigger)
         await asyncio.sleep(seconds)
-        wakeups.told(attrs.evolve(read, whole=read.whole or trigger is not Trigger.WOKEN), trigger, seconds=seconds)
+        attrs.evolve(read, whole=read.whole or trigger is not Trigger.WOKEN).end(wakeups, seconds=seconds)
     return triggers
 
 
-async def test_a_storm_of_events_reads_no_more_often_than_the_rate_limit_bears() -> None:
-    async with listen(read_rest=lambda: 2.0) as heard:
+async def test_event_storm_stays_within_the_rate_limit(journal: Journal) -> None:
+    async with listen(journal, pace=Slow(read_rest=2.0)) as heard:
         await heard.hear(Signal.OPENED, Signal.BEAT)
         await next_reads(heard.wakeups, 3, PART)
         began, reads = now(), 0
@@ -331,8 +356,8 @@ async def test_a_storm_of_events_reads_no_more_often_than_the_rate_limit_bears()
         assert reads <= 12
 
 
-async def test_whole_reads_are_not_put_off_by_wake_ups_that_never_end() -> None:
-    async with listen() as heard:
+async def test_endless_wakeups_do_not_delay_whole_reads(journal: Journal) -> None:
+    async with listen(journal) as heard:
         await heard.hear(Signal.OPENED, Signal.BEAT)
         await next_reads(heard.wakeups, 3)
         began, whole = now(), []
@@ -345,31 +370,32 @@ async def test_whole_reads_are_not_put_off_by_wake_ups_that_never_end() -> None:
 
 
 @pytest.mark.parametrize(("took", "first"), [(0.05, 1.0), (0.5, 5.0), (4.0, 40.0)])
-async def test_whole_reads_come_no_sooner_than_ten_times_what_the_last_one_took(took: float, first: float) -> None:
-    async with listen() as heard:
+async def test_whole_reads_rest_ten_times_their_duration(journal: Journal, took: float, first: float) -> None:
+    async with listen(journal) as heard:
         await heard.hear(Signal.OPENED, Signal.BEAT)
         await next_reads(heard.wakeups, 2, ONE)
-        heard.wakeups.told(ONE, Trigger.DUE, seconds=took)
+        ONE.end(heard.wakeups, seconds=took)
         heard.wakeups.wake()
         await next_reads(heard.wakeups, 1, PART)
         at = now()
         while (await heard.wakeups.next()) is not Trigger.DUE:
-            heard.wakeups.told(PART, Trigger.WOKEN, seconds=0.0)
+            PART.end(heard.wakeups)
         assert now() - at == pytest.approx(first)
 
 
-async def test_late_reads_wait_for_the_rest_after_a_slow_whole_read() -> None:
-    async with listen() as heard:
+async def test_late_reads_wait_after_slow_whole_read(journal: Journal) -> None:
+    async with listen(journal) as heard:
         await heard.hear(Signal.OPENED, Signal.BEAT)
-        heard.wakeups.told(ONE, await heard.wakeups.next(), seconds=2.0)
+        await heard.wakeups.next()
+        ONE.end(heard.wakeups, seconds=2.0)
         at = now()
         heard.wakeups.wake()
         assert await next_reads(heard.wakeups, 2, attrs.evolve(PART, messages=0)) == [Trigger.WOKEN, Trigger.DUE]
         assert now() - at == pytest.approx(20)
 
 
-async def test_wake_ups_for_rows_that_are_no_messages_are_answered_at_once() -> None:
-    async with listen() as heard:
+async def test_wakeups_with_new_rows_are_not_throttled(journal: Journal) -> None:
+    async with listen(journal) as heard:
         await heard.hear(Signal.OPENED, Signal.BEAT)
         at = now()
         for _ in range(50):
@@ -378,45 +404,46 @@ async def test_wake_ups_for_rows_that_are_no_messages_are_answered_at_once() -> 
         assert now() == at
 
 
-async def test_polls_after_a_slow_whole_read_ask_for_the_newest_rows() -> None:
-    async with listen(poll_interval=1.0) as heard:
-        heard.wakeups.told(ONE, await heard.wakeups.next(), seconds=0.55)
+async def test_polls_newest_rows_after_slow_whole_read(journal: Journal) -> None:
+    async with listen(journal, poll_interval=1.0) as heard:
+        await heard.wakeups.next()
+        ONE.end(heard.wakeups, seconds=0.55)
         triggers = []
         for _ in range(7):
             triggers.append(await heard.wakeups.next())
-            heard.wakeups.told(PART if triggers[-1] is Trigger.POLL else ONE, triggers[-1], seconds=0.0)
+            (PART if triggers[-1] is Trigger.POLL else ONE).end(heard.wakeups)
         # After 5.5 s the whole read that follows the first poll is due too.
         assert triggers == [Trigger.POLL] * 5 + [Trigger.DUE, Trigger.REGULAR]
 
 
-async def test_a_wake_up_during_a_read_is_followed_by_another_read() -> None:
-    async with listen() as heard:
+async def test_wakeup_during_a_read_causes_another(journal: Journal) -> None:
+    async with listen(journal) as heard:
         await heard.hear(Signal.OPENED, Signal.BEAT)
         await next_reads(heard.wakeups, 4)
         at = now()
         await heard.hear(Signal.ROW)
-        trigger = await heard.wakeups.next()
+        await heard.wakeups.next()
         await heard.hear(Signal.ROW)
-        heard.wakeups.told(ONE, trigger, seconds=0.0)
+        ONE.end(heard.wakeups)
         assert await heard.wakeups.next() is Trigger.WOKEN
         assert now() == pytest.approx(at, abs=0.01)
 
 
-async def test_a_wake_up_that_a_long_read_took_along_for_nothing_has_its_late_reads() -> None:
-    async with listen() as heard:
+async def test_wakeup_within_a_read_has_late_reads(journal: Journal) -> None:
+    async with listen(journal) as heard:
         await heard.hear(Signal.OPENED, Signal.BEAT)
         await next_reads(heard.wakeups, 4)
-        trigger = await heard.wakeups.next()
+        await heard.wakeups.next()
         await heard.hear(Signal.ROW)
         assert heard.wakeups.take()
-        heard.wakeups.told(NOTHING, trigger, seconds=0.0)
+        NOTHING.end(heard.wakeups)
         at = now()
         assert await next_reads(heard.wakeups, 2) == [Trigger.DUE, Trigger.DUE]
         assert now() - at == pytest.approx(5)
 
 
-async def test_an_echo_that_outruns_its_beats_answer_is_one() -> None:
-    async with listen() as heard:
+async def test_accepts_an_echo_before_the_response(journal: Journal) -> None:
+    async with listen(journal) as heard:
         await heard.hear(Signal.OPENED)
         sent = now()
         await heard.hear(Signal.BEAT)
@@ -426,20 +453,20 @@ async def test_an_echo_that_outruns_its_beats_answer_is_one() -> None:
         assert len(heard.line.opens) == 1
 
 
-async def test_a_beat_that_was_sent_before_the_stream_was_open_proves_nothing_against_it() -> None:
-    async with listen() as heard:
+async def test_heartbeat_before_the_stream_needs_no_echo(journal: Journal) -> None:
+    async with listen(journal) as heard:
         sent = now()
         await asyncio.sleep(0.1)
         await heard.hear(Signal.OPENED)
         heard.wakeups.beat_accepted(sent)
         await asyncio.sleep(20)
-        assert heard.troubles == []
+        assert heard.events.of(events.Trouble) == []
         assert not heard.wakeups.trusted
         assert len(heard.line.opens) == 1
 
 
-async def test_a_beat_without_an_echo_ends_the_trust_after_five_seconds() -> None:
-    async with listen() as heard:
+async def test_missing_echo_ends_trust_after_five_seconds(journal: Journal) -> None:
+    async with listen(journal) as heard:
         await heard.hear(Signal.OPENED, Signal.BEAT)
         heard.wakeups.beat_accepted(now())
         trust = []
@@ -451,7 +478,7 @@ async def test_a_beat_without_an_echo_ends_the_trust_after_five_seconds() -> Non
         assert len(heard.line.opens) == 2
 
 
-async def test_a_stream_that_is_opened_again_after_sleep_is_no_trouble(journal: Journal) -> None:
+async def test_reopens_stream_after_sleep_without_a_problem(journal: Journal) -> None:
     platform = FakePlatform(has_stream=True)
     async with Serving(platform, journal) as serving:
         await trusted(platform, serving)
@@ -463,8 +490,10 @@ async def test_a_stream_that_is_opened_again_after_sleep_is_no_trouble(journal: 
     assert serving.events.of(events.Trouble) == []
 
 
-async def test_the_waits_before_reopening_double_to_a_minute_and_start_over_after_half_a_minute_of_life() -> None:
-    async with listen() as heard:
+async def test_reopening_backs_off_and_resets_when_stable(
+    journal: Journal,
+) -> None:
+    async with listen(journal) as heard:
         refused = TransientPlatformError("events: 503", operation="events", status=503)
         for _ in range(9):
             await heard.hear(refused)
@@ -481,8 +510,8 @@ async def test_the_waits_before_reopening_double_to_a_minute_and_start_over_afte
         assert heard.line.opens[-1] - at <= 1.01
 
 
-async def test_while_the_stream_is_down_nothing_that_it_said_before_counts() -> None:
-    async with listen(poll_interval=2.0) as heard:
+async def test_lost_stream_is_not_trusted(journal: Journal) -> None:
+    async with listen(journal, poll_interval=2.0) as heard:
         await heard.hear(Signal.OPENED, Signal.BEAT)
         await next_reads(heard.wakeups, 4)
         await heard.hear(None)
@@ -492,7 +521,7 @@ async def test_while_the_stream_is_down_nothing_that_it_said_before_counts() -> 
         assert now() - at <= 4.0
 
 
-async def test_a_stream_that_works_is_known_to_within_a_second_of_the_start(journal: Journal) -> None:
+async def test_trusts_a_working_stream_within_a_second(journal: Journal) -> None:
     platform = FakePlatform(has_stream=True)
     async with Serving(platform, journal) as serving:
         await asyncio.sleep(1)
@@ -500,8 +529,8 @@ async def test_a_stream_that_works_is_known_to_within_a_second_of_the_start(jour
 
 
 @pytest.mark.parametrize("poll_interval", [None, 2.0])
-async def test_polls_are_no_more_frequent_than_the_rate_limit_allows(poll_interval: float | None) -> None:
-    async with listen(poll_interval=poll_interval, least_poll=lambda: 20.0) as heard:
+async def test_polling_stays_within_the_rate_limit(journal: Journal, poll_interval: float | None) -> None:
+    async with listen(journal, poll_interval=poll_interval, pace=Slow(poll_interval=20.0)) as heard:
         await next_reads(heard.wakeups, 6)
         began = now()
         await next_reads(heard.wakeups, 3)

@@ -53,10 +53,10 @@ class GatedPlatform(FakePlatform):
             await self.registering.pass_through()
         await super().register(card)
 
-    async def heartbeat(self, presence: Any) -> None:
+    async def beat(self, presence: Any) -> None:
         if self.beating is not None and presence.wedged == "stopped":
             await self.beating.pass_through()
-        await super().heartbeat(presence)
+        await super().beat(presence)
 
 
 async def stopped(serving: Serving) -> float:

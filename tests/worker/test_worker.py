@@ -13,7 +13,7 @@ from molecule_connect.models import Progress, Request, Response
 
 
 @pytest.mark.parametrize("has_stream", [True, False])
-async def test_people_and_peers_are_answered_once_each(journal: Journal, has_stream: bool) -> None:
+async def test_answers_people_and_peers_once(journal: Journal, has_stream: bool) -> None:
     platform = FakePlatform(has_stream=has_stream)
     platform.write("before", caller="peer-1", age=10)
     async with Serving(platform, journal) as serving:
@@ -27,7 +27,7 @@ async def test_people_and_peers_are_answered_once_each(journal: Journal, has_str
     assert serving.events.of(events.Trouble) == []
 
 
-async def test_thirty_that_waited_are_answered_oldest_first(journal: Journal) -> None:
+async def test_answers_waiting_messages_oldest_first(journal: Journal) -> None:
     platform = FakePlatform()
     for number in range(30):
         platform.write(f"{number}", caller="peer-1", age=29 - number / 2)
@@ -36,7 +36,7 @@ async def test_thirty_that_waited_are_answered_oldest_first(journal: Journal) ->
     assert platform.answers() == [f"echo: {number}" for number in range(30)]
 
 
-async def test_the_cursor_file_ends_on_the_newest_row_and_is_private(journal: Journal) -> None:
+async def test_cursor_file_is_private_and_current(journal: Journal) -> None:
     platform = FakePlatform()
     platform.write("one")
     async with Serving(platform, journal):
@@ -47,7 +47,7 @@ async def test_the_cursor_file_ends_on_the_newest_row_and_is_private(journal: Jo
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-async def test_a_message_in_flight_is_finished_and_sent_before_the_run_ends(journal: Journal) -> None:
+async def test_stop_finishes_and_sends_running_message(journal: Journal) -> None:
     platform, entered, release = FakePlatform(), asyncio.Event(), asyncio.Event()
 
     async def handler(request: Request, progress: Progress) -> Response:
@@ -65,7 +65,7 @@ async def test_a_message_in_flight_is_finished_and_sent_before_the_run_ends(jour
     assert serving.rows() == [("row-1", "done")]
 
 
-async def test_what_does_not_finish_within_the_grace_is_put_back_without_an_attempt(journal: Journal) -> None:
+async def test_unfinished_message_is_requeued_after_grace(journal: Journal) -> None:
     platform, entered = FakePlatform(), asyncio.Event()
 
     async def handler(request: Request, progress: Progress) -> Response:
@@ -79,7 +79,7 @@ async def test_what_does_not_finish_within_the_grace_is_put_back_without_an_atte
     assert serving.rows("row_id, state, attempt, interruptions") == [("row-1", "received", 0, 0)]
 
 
-async def test_the_first_beat_comes_within_a_second_of_registering(journal: Journal) -> None:
+async def test_first_heartbeat_follows_registering(journal: Journal) -> None:
     platform = FakePlatform()
     async with Serving(platform, journal):
         await asyncio.sleep(0.9)
@@ -88,7 +88,7 @@ async def test_the_first_beat_comes_within_a_second_of_registering(journal: Jour
     assert len(platform.beats) == 5  # at 0, 30, 60 and 90 s, and at the end
 
 
-async def test_with_once_all_that_waits_is_answered_and_the_run_ends(journal: Journal) -> None:
+async def test_once_answers_waiting_messages_and_ends(journal: Journal) -> None:
     platform = FakePlatform()
     for number in range(3):
         platform.write(f"{number}", age=5 - number)
@@ -98,7 +98,7 @@ async def test_with_once_all_that_waits_is_answered_and_the_run_ends(journal: Jo
     assert platform.answers() == ["echo: 0", "echo: 1", "echo: 2"]
 
 
-async def test_a_410_in_mid_run_keeps_the_order_of_a_conversation_although_the_newest_rows_come_first(
+async def test_410_keeps_the_order_of_conversations(
     journal: Journal,
 ) -> None:
     platform = FakePlatform()

@@ -24,7 +24,7 @@ from molecule_connect.journal.incoming import Stored
 from molecule_connect.journal.models import State, StoredMessage, StoredReply, plain, plain_or_none
 from molecule_connect.journal.schema import open_file, open_reader
 from molecule_connect.journal.writer import Operation, Writer
-from molecule_connect.models import Inbound
+from molecule_connect.models import Inbound, Kind
 
 T = TypeVar("T")
 
@@ -257,6 +257,10 @@ class WorkspaceJournal(ConversationReads):
         return (
             self._one("SELECT 1 FROM message WHERE workspace_id=? AND row_id=?", self.workspace_id, row_id) is not None
         )
+
+    def is_awaited(self, item: Inbound) -> bool:
+        """Whether a backend, or a reader of the inbox, handles rows of this kind."""
+        return item.kind is Kind.MESSAGE or (self.is_inbox and item.kind in (Kind.ANSWER, Kind.RESULT))
 
     def rows_after(self, time: int, most: int) -> tuple[int, int]:
         """How many rows are newer than *time* (counted up to *most*), and the characters that they hold."""

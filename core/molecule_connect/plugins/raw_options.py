@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from molecule_connect.errors import OptionError, did_you_mean
+from molecule_connect.errors import OptionError
+from molecule_connect.plugins.wording import nearest
 
 Value = str | list[str]
 
@@ -66,7 +67,7 @@ def unknown_options(given: GivenOptions, known: Iterable[str], label: str) -> li
     names = sorted({*known, *given.asked})
     return [
         OptionError(
-            f"{label} has no option {key!r}{did_you_mean(key, names)}",
+            f"{label} has no option {key!r}{nearest(key, names)}",
             hint=f"its options are {', '.join(names)}" if names else "it has no options",
         )
         for key in given.unknown(names)

@@ -13,11 +13,26 @@ class Clock:
 
     Args:
         wall: Seconds since 1970 by this machine's clock, which may be set back or forward.
+        monotonic: Seconds by a clock that is never set.
+        started: When the user asked for the worker, by *monotonic*; by default, the time of creation.
     """
 
-    def __init__(self, platform: Feed, wall: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        platform: Feed,
+        wall: Callable[[], float] = time.time,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        started: float | None = None,
+    ) -> None:
         self._platform = platform
         self.wall = wall
+        self._monotonic = monotonic
+        self._started = monotonic() if started is None else started
+
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return self._monotonic() - self._started
 
     def platform_now(self) -> int | None:
         """A lower bound of the platform's time in microseconds; None until an answer has shown it."""

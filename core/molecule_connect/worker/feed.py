@@ -1,357 +1,403 @@
-"""Reading the feed into the journal so that no row is lost, by the algorithm of ``reading``."""
+"""Reads a workspace's feed so that no row is lost: decides which pages to request, and moves the watermark."""
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from typing import Protocol
 
 import attrs
 
 from molecule_connect.errors import CursorExpiredError, PageTooLargeError, PermanentPlatformError
 from molecule_connect.journal.first_start import Look
-from molecule_connect.journal.incoming import Stored
-from molecule_connect.journal.journal import Position, WorkspaceJournal
-from molecule_connect.journal.models import State
+from molecule_connect.journal.journal import Position
 from molecule_connect.models import Inbound, Page, RowMark
+from molecule_connect.worker.clock import Clock
 from molecule_connect.worker.ports import Feed
-from molecule_connect.worker.read_ranges import (
+from molecule_connect.worker.sweeps import (
     LIMIT,
     MOST_AHEAD,
     SECOND,
+    Backward,
+    Forward,
     Span,
+    Sweep,
     look_back,
     settled,
-    step_back,
-    step_forward,
 )
 
-# A wake-up that would read more than this again reads from the tip instead.
+# A wake-up reads from the newest known row instead of the watermark if more than this lies between them.
 REREAD_ROWS = 100
 REREAD_SIZE = 1 << 20
-# After a page larger than this, fewer rows are asked for: nothing newer is read until a page is here. Not too few,
-# because rows that share their time may be lost if they fill a page of an older platform.
+# Request fewer rows after a page larger than this, so that newer rows don't wait for it. Not too few: rows that share
+# their time can be lost if they fill a page of an older platform.
 GOOD_SIZE, FEWEST_ROWS = 4 << 20, 20
-# While pages are larger than this, rows of people are read first: peers' large rows would delay them.
+# While pages are larger than this, read rows of people first: large rows of peers would delay them.
 LARGE = 256 << 10
-# Where only a cursor of another program is known, and the platform has deleted its row; as that inbox promised.
+# The least look back when the platform deleted the row in another program's cursor file.
 LEAST_AFTER_CURSOR = 600 * SECOND
 
 
+class FeedStore(Protocol):
+    """Where a reader's rows are stored, and the position that it reached."""
+
+    def position(self) -> Position:
+        """The position of the last ``set_position``."""
+        ...
+
+    async def set_position(self, position: Position) -> None:
+        """Store the position."""
+        ...
+
+    def is_known(self, row_id: str) -> bool:
+        """Whether the row was stored before."""
+        ...
+
+    def is_awaited(self, item: Inbound) -> bool:
+        """Whether a backend or a reader handles rows of this kind."""
+        ...
+
+    def rows_after(self, time: int, most: int) -> tuple[int, int]:
+        """The number of stored rows newer than *time* (µs), counted up to *most*, and their characters."""
+        ...
+
+    async def close_answered(self, older: Sequence[Inbound]) -> Look:
+        """At the end of a first start: finish the messages that were answered before it.
+
+        Args:
+            older: The rows that the first start skips.
+        """
+        ...
+
+
+class Notices(Protocol):
+    """Where a reader reports what an operator should know."""
+
+    def notice(self, text: str, hint: str = "") -> None:
+        """Show *text*, and what to do."""
+        ...
+
+
+class Wakeups(Protocol):
+    """Where a reader learns that a new row was announced."""
+
+    def take(self) -> bool:
+        """Whether a wake-up arrived since the last call."""
+        ...
+
+
 @attrs.frozen(kw_only=True)
-class Read:
-    """What a read brought: how many new messages, how many new rows, and whether it was a whole one."""
-
-    messages: int
-    whole: bool
-    rows: int = 0
-
-
-async def _no_look(skipped: Sequence[Inbound]) -> Look:
-    return Look()
-
-
-class Reader:
-    """Reads one workspace's feed into its journal. One read at a time.
-
-    Args:
-        on_stored: Told of each commit's rows; ``complete`` is False while older rows may
-            still come, so that conversations must wait.
-        elapsed: Seconds since the start that *since_secs* counts from. Registering may take longer than those.
-        woken: Whether a wake-up came since it was last asked.
-        notice: Told, in words and a hint, what the operator should know once.
-        first_look: Closes what was answered before this journal began, given the rows that the first look skips.
+class FeedPage:
+    """Rows to store, in one commit, before the next page is requested.
 
     Attributes:
-        asking: Called before each page is asked for.
+        items: Rows that were not known, oldest first.
+        now: The platform's time in microseconds, for rows without a time.
+        messages: How many of the items a backend or a reader handles.
+        complete: False while rows older than these can follow in the same read.
+        caught_up: The last page of a whole read: all rows that were visible when it began are stored.
+        recovered: A read succeeded after a lasting problem.
+    """
+
+    items: tuple[Inbound, ...] = ()
+    now: int
+    messages: int = 0
+    complete: bool = True
+    caught_up: bool = False
+    recovered: bool = False
+
+
+class FeedReader:
+    """The reading algorithm, for one workspace.
+
+    Rows become visible up to 30 s late, behind rows that were already read, so following the newest row loses some. A
+    whole read starts after the watermark, a row so old that nothing can still appear behind it, and leaves out known
+    rows. It was simulated with late rows, equal times, wrong clocks, kills around each write, pruning and 410: change
+    it only with ``tests/worker/test_feed_simulation.py``.
+
+    Args:
+        since_secs: How far a first start looks back, in seconds before the clock's start.
+        limit: Rows per request.
+
+    Attributes:
+        expired_in_a_row: How many whole reads in a row found that the platform doesn't know the watermark.
     """
 
     def __init__(
         self,
         feed: Feed,
-        journal: WorkspaceJournal,
+        store: FeedStore,
+        status: Notices,
+        clock: Clock,
         *,
         since_secs: float,
-        wall: Callable[[], float] = time.time,
-        elapsed: Callable[[], float] = lambda: 0.0,
-        on_stored: Callable[[Sequence[Stored]], None],
-        conversations_may_run: Callable[[], None],
-        conversations_must_wait: Callable[[], None] = lambda: None,
-        woken: Callable[[], bool] = lambda: False,
-        notice: Callable[[str, str], None] = lambda text, hint: None,
-        first_look: Callable[[Sequence[Inbound]], Awaitable[Look]] = _no_look,
         limit: int = LIMIT,
     ) -> None:
         self._feed = feed
-        self._journal = journal
+        self._store = store
+        self._status = status
+        self._clock = clock
         self._since = round(since_secs * SECOND)
-        self._wall = wall
-        self._elapsed = elapsed
-        self._on_stored = on_stored
-        self._conversations_may_run = conversations_may_run
-        self._conversations_must_wait = conversations_must_wait
-        self._woken = woken
-        self._notice = notice
-        self._first_look = first_look
+        self._limit = self._usual_limit = limit
         self._tip: RowMark | None = None
-        # The newest row that was read among those of people, where that was not a read of all rows.
+        # The newest row among those of people that was read ahead of the other rows.
         self._people_tip: RowMark | None = None
         self._last_size = 0
-        self._limit = self._usual_limit = limit
-        self._messages = self._rows = 0
-        self._saw_no_row = False
-        # Whether all rows before the tip that could be read were read.
+        self._was_empty = False
+        # Whether all rows before the tip were read.
         self._has_no_gap = False
         self._ahead = MOST_AHEAD
         self.expired_in_a_row = 0
-        self.asking: Callable[[], None] = lambda: None
 
-    def now(self) -> int:
-        """The platform's time in microseconds, else ours."""
-        told = self._feed.now()
-        return told if told is not None else round(self._wall() * SECOND)
+    async def read(self, *, woken: bool = False, wakeups: Wakeups | None = None) -> AsyncGenerator[FeedPage, None]:
+        """Read once. Each page must be stored before the next one is requested.
 
-    async def read(self, *, woken: bool = False) -> Read:
-        """Bring the journal up to date.
+        A read ends with a page that is ``caught_up``, except after a wake-up in a busy feed, which reads only the
+        newest rows.
+
+        Args:
+            woken: A wake-up announced a row.
+            wakeups: Asked between pages whether another row was announced, to read it first.
 
         Raises:
-            PlatformError: The feed could not be read; what was read before that is kept.
-            JournalError: It could not be stored.
+            PlatformError: The feed can't be read now.
+            JournalError: The position can't be stored.
         """
-        self._messages = self._rows = 0
-        position = self._journal.position()
-        if woken and self._is_long(position):
-            await self._read_people()
-            if await self._forward_from_tip():
-                return Read(messages=self._messages, rows=self._rows, whole=False)
-        if position.watermark is None or position.ignores_since:
-            await self._back(position)
-        else:
-            await self._whole_forward(position, position.watermark)
-        return Read(messages=self._messages, rows=self._rows, whole=True)
+        sweeps = self._newest_rows() if woken and self._is_far_behind() else []
+        sweeps = sweeps or [self._whole_read()]
+        while sweeps:
+            sweep = sweeps.pop()
+            if not sweep.is_over:
+                try:
+                    page = await self._fetch(sweep)
+                except PermanentPlatformError as exc:
+                    sweeps += await self._after_refusal(sweep, exc) or ([] if sweeps else [self._whole_read()])
+                    continue
+                items = await self._take(sweep, page)
+                messages = sum(map(self._store.is_awaited, items))
+                complete = self._is_complete(sweep, page)
+                yield FeedPage(items=items, now=self._clock.now(), messages=messages, complete=complete)
+                self._stored(sweep, page)
+                sweeps.append(sweep)
+                if wakeups is not None and self._may_interrupt(sweep) and wakeups.take():
+                    sweeps += self._newest_rows(people_only=sweep.span is None)
+            elif isinstance(sweep, Forward) and sweep.is_ignored:
+                if sweep.span is not None:
+                    sweeps.append(await self._stop_using_since())
+            elif sweep.span is not None:
+                await self._finish(sweep, sweep.span)
+                yield FeedPage(now=self._clock.now(), caught_up=True)
 
-    def _is_long(self, position: Position) -> bool:
+    # Where to read
+
+    def _whole_read(self) -> Sweep:
+        position = self._store.position()
+        if position.watermark is None or position.ignores_since:
+            return self._back(position)
+        return Forward(after=position.watermark, span=Span())
+
+    def _back(self, position: Position) -> Backward:
+        # A first start can be cut short: its rows below the floor are collected until one has ended.
+        is_first = position.last_read is None
+        can_reach = self._has_no_gap and not is_first
+        self._has_no_gap = False
+        return Backward(
+            is_first=is_first,
+            known_until=self._tip.row_id if can_reach and self._tip is not None else None,
+            uses_since=not position.ignores_since,
+        )
+
+    def _newest_rows(self, *, people_only: bool = False) -> list[Sweep]:
+        """Sweeps over the rows newer than the newest known row. The last one is to be read first."""
+        if self._tip is None:
+            return []
+        sweeps: list[Sweep] = [] if people_only else [Forward(after=self._tip.row_id)]
+        if self._last_size > LARGE:
+            marks = [mark for mark in (self._tip, self._people_tip) if mark is not None]
+            newest = max(marks, key=lambda mark: mark.time or 0)
+            sweeps.append(Forward(after=newest.row_id, people=True))
+        return sweeps
+
+    def _is_far_behind(self) -> bool:
+        position = self._store.position()
         start = position.watermark_time if position.watermark is not None else position.floor
-        rows, size = self._journal.rows_after(start or 0, REREAD_ROWS + 1)
+        rows, size = self._store.rows_after(start or 0, REREAD_ROWS + 1)
         return rows > REREAD_ROWS or size > REREAD_SIZE
 
-    async def _whole_forward(self, position: Position, watermark: str) -> None:
-        span = Span()
-        try:
-            obeyed = await self._forward(watermark, span)
-        except CursorExpiredError:
-            self.expired_in_a_row += 1
-            since = attrs.evolve(position, watermark=None, watermark_time=None)
-            if since.floor is None:
-                # Another program's cursor is all that is known: how long ago it stood there, nobody can say.
-                since = attrs.evolve(since, floor=self.now() - max(self._since, LEAST_AFTER_CURSOR))
-            if self.expired_in_a_row == 1:
-                self._notice(*_gap_words(self._look_back(since), self.now()))
-            await self._journal.set_position(since)
-            await self._back(since)
-            return
-        self.expired_in_a_row = 0
-        if obeyed:
-            await self._settle(span)
-        else:
-            await self._stop_using_since(position)
-
-    async def _stop_using_since(self, position: Position) -> None:
-        self._notice("the platform ignores since_id: each read starts at the newest row instead", "")
-        position = attrs.evolve(position, ignores_since=True)
-        await self._journal.set_position(position)
-        await self._back(position)
-
-    async def _forward(self, start: str, span: Span | None = None) -> bool:
-        """Read on after *start*, oldest first. False: the platform ignored it. Only a *span* makes the read whole."""
-        after = start
-        while True:
-            page = await self._fetch(since_id=after, span=span)
-            if any(mark.row_id == after for mark in page.marks):
-                await self._store(page, page.items)
-                return False
-            await self._store(page, page.items)
-            self._conversations_may_run()
-            await self._look_at_wakeup(whole=span is not None)
-            step = step_forward(page, after)
-            if step is None:
-                return True
-            after = step
-
-    async def _look_at_wakeup(self, *, whole: bool) -> None:
-        """Between two pages: read what a wake-up announced meanwhile. A read of the newest rows comes to it anyway."""
-        if self._tip is None or not self._woken():
-            return
-        await self._read_people()
-        if whole:
-            await self._forward_from_tip()
-
-    async def _read_people(self) -> None:
-        """While pages are large, read rows of people newer than the newest row. Reads of all rows read them again."""
-        marks = [mark for mark in (self._tip, self._people_tip) if mark is not None]
-        if self._tip is None or self._last_size <= LARGE:
-            return
-        after: str | None = max(marks, key=lambda mark: mark.time or 0).row_id
-        try:
-            while after is not None:
-                page = await self._fetch(since_id=after, span=None, people=True)
-                await self._store(page, page.items, people=True)
-                self._conversations_may_run()
-                after = None if any(mark.row_id == after for mark in page.marks) else step_forward(page, after)
-        except PermanentPlatformError:
-            # The row is gone, or this platform can't select rows.
+    async def _after_refusal(self, sweep: Sweep, exc: PermanentPlatformError) -> list[Sweep]:
+        """The sweeps to read instead of *sweep*, whose page was refused."""
+        if isinstance(sweep, Forward) and sweep.people:
+            # The row is gone, or the platform can't select rows. The other reads include the rows of people.
             self._people_tip = None
+            return []
+        if not isinstance(sweep, Forward) or not isinstance(exc, CursorExpiredError):
+            raise exc
+        if sweep.span is None:
+            self._tip = None
+            return []
+        return [await self._without_watermark()]
 
-    async def _forward_from_tip(self) -> bool:
-        """Read what is newer than the newest row. False: that row is not known any more."""
+    async def _without_watermark(self) -> Sweep:
+        self.expired_in_a_row += 1
+        position = attrs.evolve(self._store.position(), watermark=None, watermark_time=None)
+        if position.floor is None:
+            # Only another program's cursor was known, whose row has no known time.
+            position = attrs.evolve(position, floor=self._clock.now() - max(self._since, LEAST_AFTER_CURSOR))
+        if self.expired_in_a_row == 1:
+            self._status.notice(*_gap_notice(self._floor(position), self._clock.now()))
+        await self._store.set_position(position)
+        return self._back(position)
+
+    async def _stop_using_since(self) -> Sweep:
+        self.expired_in_a_row = 0
+        self._status.notice("the platform ignores since_id: each read starts at the newest row instead")
+        position = attrs.evolve(self._store.position(), ignores_since=True)
+        await self._store.set_position(position)
+        return self._back(position)
+
+    def _may_interrupt(self, sweep: Sweep) -> bool:
+        """Whether rows newer than all of *sweep* can be read before it goes on."""
         if self._tip is None:
             return False
-        try:
-            await self._forward(self._tip.row_id)
-        except CursorExpiredError:
-            self._tip = None
-            return False
-        return True
+        if isinstance(sweep, Backward):
+            return self._has_no_gap and sweep.uses_since and not sweep.is_over
+        return not sweep.people and not sweep.is_ignored
 
-    async def _back(self, position: Position) -> None:
-        """Read from the newest row back to the floor. Dispatcher wait while rows older than new ones may still come."""
-        span, older = Span(), 0
-        # Of a first look, also one that was cut short: rows before it are kept in mind until it has ended.
-        first, skipped = position.last_read is None, list[Inbound]()
-        reached = self._tip.row_id if self._has_no_gap and self._tip is not None and not first else None
-        self._has_no_gap = False
-        floor = self._look_back(position)
-        await self._journal.set_position(attrs.evolve(position, watermark=None, watermark_time=None, floor=floor))
-        before: int | None = None
+    # Pages
+
+    async def _fetch(self, sweep: Sweep) -> Page:
+        if isinstance(sweep, Backward) and sweep.floor is None and self._knows_floor():
+            # Committed before the first request, so that a start after a kill looks back as far as this one.
+            await self._commit_floor(sweep)
         while True:
-            page = await self._fetch(before=before, span=span)
-            # The page is newest first; rows without a time stay as they came.
-            items = page.items if any(item.time is None for item in page.items) else page.items[::-1]
-            await self._store(page, [item for item in items if item.time is None or item.time >= floor])
-            older += sum(mark.time is not None and mark.time < floor for mark in page.marks)
-            skipped += [item for item in items if first and item.time is not None and item.time < floor]
-            before = step_back(page, before, floor=floor)
-            if before is None:
-                break
-            if reached is not None and any(mark.row_id == reached for mark in page.marks):
-                self._has_no_gap = True
-            if self._has_no_gap:
-                self._conversations_may_run()
-                if not position.ignores_since:
-                    await self._look_at_wakeup(whole=True)
-            else:
-                # What comes next is older than what the conversations were given.
-                self._conversations_must_wait()
-        if first:
-            self._report(await self._first_look(skipped), older, page)
-        self._has_no_gap = True
-        self._conversations_may_run()
-        was_empty, self._saw_no_row = self._saw_no_row, not span.marks
-        if was_empty and older and not first and not position.ignores_since:
-            self._notice(*_too_old_words(older, floor))
-        await self._settle(span, floor=floor)
+            requested = self._clock.now()
+            try:
+                page = await self._feed.fetch(**sweep.query, limit=self._limit, known=self._store.is_known)
+            except PageTooLargeError:
+                if self._limit == 1:
+                    raise
+                self._limit //= 2
+                continue
+            self._limit = self._next_limit(page, whole=sweep.span is not None)
+            if not sweep.people:
+                self._last_size = page.size
+            if sweep.span is not None:
+                sweep.span.add(page, requested=requested, now=self._clock.now())
+            return page
 
-    def _report(self, look: Look, older: int, last: Page) -> None:
-        """What the first look leaves alone."""
+    def _next_limit(self, page: Page, *, whole: bool) -> int:
+        if page.size > GOOD_SIZE:
+            return min(self._limit, max(FEWEST_ROWS, page.count * GOOD_SIZE // page.size))
+        # A short page of the newest rows doesn't show the size of those before them.
+        more_fit = page.size <= GOOD_SIZE // 2 and (whole or page.count == page.limit)
+        return min(self._usual_limit, self._limit * 2) if more_fit else self._limit
+
+    async def _take(self, sweep: Sweep, page: Page) -> tuple[Inbound, ...]:
+        """Advance *sweep* by *page*; the rows of it that belong to the sweep, oldest first."""
+        if isinstance(sweep, Forward):
+            sweep.advance(page)
+            return page.items
+        if sweep.floor is None:
+            await self._commit_floor(sweep)
+        return sweep.advance(page)
+
+    def _is_complete(self, sweep: Sweep, page: Page) -> bool:
+        if isinstance(sweep, Forward):
+            return not sweep.is_ignored
+        # A first start ends by finishing messages that were answered before it.
+        return self._has_no_gap or sweep.reaches_known(page) or (sweep.is_over and not sweep.is_first)
+
+    def _stored(self, sweep: Sweep, page: Page) -> None:
+        tip = self._people_tip if sweep.people else self._tip
+        for mark in page.marks:
+            if mark.time is not None and (tip is None or mark.time >= (tip.time or 0)):
+                tip = mark
+        if sweep.people:
+            self._people_tip = tip
+        else:
+            self._tip = tip
+        if isinstance(sweep, Backward) and sweep.reaches_known(page):
+            self._has_no_gap = True
+
+    # The position
+
+    def _knows_floor(self) -> bool:
+        return self._store.position().floor is not None or self._clock.platform_now() is not None
+
+    async def _commit_floor(self, sweep: Backward) -> None:
+        position = self._store.position()
+        sweep.floor = self._floor(position)
+        await self._store.set_position(attrs.evolve(position, watermark=None, watermark_time=None, floor=sweep.floor))
+
+    def _floor(self, position: Position) -> int:
+        """How far back, in microseconds, a read without a watermark goes."""
+        if position.floor is None:
+            return self._clock.now() - self._since - round(self._clock.elapsed() * SECOND)
+        return look_back(position, position.floor, ahead=self._ahead)
+
+    async def _finish(self, sweep: Sweep, span: Span) -> None:
+        """Move the watermark, forward only, to the newest row so old that nothing can appear behind it."""
+        if isinstance(sweep, Backward):
+            await self._finish_back(sweep)
+        else:
+            self.expired_in_a_row = 0
+        began = span.began if span.began is not None else self._clock.now()
+        self._ahead = min(self._ahead, span.most_ahead)
+        position = settled(
+            self._store.position(), span, began=began, ahead=self._ahead, since=self._since, floor=sweep.floor
+        )
+        await self._store.set_position(position)
+
+    async def _finish_back(self, sweep: Backward) -> None:
+        if sweep.is_first:
+            self._report_first_start(await self._store.close_answered(sweep.skipped), sweep)
+        self._has_no_gap = True
+        was_empty, self._was_empty = self._was_empty, not sweep.span.marks
+        if was_empty and sweep.older and not sweep.is_first and sweep.uses_since:
+            self._status.notice(*_too_old_notice(sweep.older, sweep.floor or 0))
+
+    def _report_first_start(self, look: Look, sweep: Backward) -> None:
         if look.answered:
-            self._notice(
-                f"{_count(look.answered, 'message')} of people had an answer before this start: not answered again",
-                "ask the sender to write again if one of them still needs an answer",
+            self._status.notice(
+                f"{_count(look.answered, 'message')} of people had a reply before this start: not answered again",
+                "ask the sender to write again if one of them still needs a reply",
             )
-        if not older:
+        if not sweep.older:
             return
-        count = f"{older} or more" if last.count >= last.limit else str(older)
+        count = f"{sweep.older} or more" if sweep.is_cut else str(sweep.older)
         found = [
             f"{_count(look.skipped_people, 'message')} of people without an answer" if look.skipped_people else "",
             f"{_count(look.skipped_peers, 'message')} of peers" if look.skipped_peers else "",
         ]
         among = " and ".join(filter(None, found))
-        self._notice(
+        self._status.notice(
             f"{count} older rows were skipped: this first start looks back {self._since / SECOND:g} s"
             + (f"; among them {among}" if among else ""),
             "later starts leave them too; to include them, start with a new state folder and a larger --since-secs"
             " (since_secs in a list)",
         )
 
-    def _look_back(self, position: Position) -> int:
-        """How far back, in microseconds, a read without a watermark goes."""
-        if position.floor is None:
-            return self.now() - self._since - round(self._elapsed() * SECOND)
-        return look_back(position, position.floor, ahead=self._ahead)
 
-    async def _fetch(
-        self, *, span: Span | None, since_id: str | None = None, before: int | None = None, people: bool = False
-    ) -> Page:
-        while True:
-            began = self.now()
-            self.asking()
-            try:
-                page = await self._feed.fetch(
-                    since_id=since_id, before=before, limit=self._limit, known=self._journal.is_known, people=people
-                )
-            except PageTooLargeError:
-                if self._limit == 1:
-                    raise
-                self._limit //= 2
-                continue
-            self._limit = self._next_limit(page, whole=span is not None)
-            if not people:
-                self._last_size = page.size
-            if span is not None:
-                span.add(page, asked=began, now=self.now())
-            return page
-
-    def _next_limit(self, page: Page, *, whole: bool) -> int:
-        if page.size > GOOD_SIZE:
-            return min(self._limit, max(FEWEST_ROWS, page.count * GOOD_SIZE // page.size))
-        # A short page of the newest rows says nothing of those before them.
-        says_more_fit = page.size <= GOOD_SIZE // 2 and (whole or page.count == page.limit)
-        return min(self._usual_limit, self._limit * 2) if says_more_fit else self._limit
-
-    async def _store(self, page: Page, items: Sequence[Inbound], *, people: bool = False) -> None:
-        stored = await self._journal.add(items, now=self.now())
-        self._rows += len(stored)
-        self._messages += sum(one.state is State.RECEIVED or one.revived for one in stored)
-        tip = self._people_tip if people else self._tip
-        for mark in page.marks:
-            if mark.time is not None and (tip is None or mark.time >= (tip.time or 0)):
-                tip = mark
-        if people:
-            self._people_tip = tip
-        else:
-            self._tip = tip
-        if stored:
-            self._on_stored(stored)
-
-    async def _settle(self, span: Span, floor: int | None = None) -> None:
-        """Move the watermark, forward only, to the newest row that was too old for anything to appear behind it."""
-        began = span.began if span.began is not None else self.now()
-        self._ahead = min(self._ahead, span.most_ahead)
-        position = settled(
-            self._journal.position(), span, began=began, ahead=self._ahead, since=self._since, floor=floor
-        )
-        await self._journal.set_position(position)
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _gap_words(start: int, end: int) -> tuple[str, str]:
+def _gap_notice(start: int, end: int) -> tuple[str, str]:
     return (
-        "the platform no longer knows the row that reading starts after: reading again all"
-        f" from {_in_words(start)} to {_in_words(end)}",
-        "there is nothing to do; what the platform itself has deleted meanwhile cannot be read",
+        "the platform no longer knows the row that reading starts after: reading all rows"
+        f" from {_utc(start)} to {_utc(end)} again",
+        "nothing to do; rows that the platform deleted meanwhile can't be read",
     )
 
 
-def _too_old_words(count: int, floor: int) -> tuple[str, str]:
-    came = "1 row came into an empty feed and was left alone: it is"
+def _too_old_notice(count: int, floor: int) -> tuple[str, str]:
+    skipped = "1 row came into an empty feed and was left alone: it is"
     if count > 1:
-        came = f"{count} rows came into an empty feed and were left alone: they are"
+        skipped = f"{count} rows came into an empty feed and were left alone: they are"
     return (
-        f"{came} dated before {_in_words(floor)}",
-        "if that is wrong, the platform's Date header is far ahead of the times that it gives its rows, which has"
-        " to be mended there; what comes after this is read all the same",
+        f"{skipped} dated before {_utc(floor)}",
+        "if that is wrong, the platform's Date header is far ahead of the times of its rows: correct its clocks. Later"
+        " rows are read in any case",
     )
 
 
-def _in_words(moment: int) -> str:
+def _utc(moment: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(moment // SECOND))

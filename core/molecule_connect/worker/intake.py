@@ -1,168 +1,175 @@
-"""Keeping the journal up to date: read when it is due, go on after failures, and know when it cannot go on."""
+"""Reads a workspace's feed whenever it is due, retries failed reads, and reports what keeps it from reading."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from molecule_connect.backoff import Backoff
-from molecule_connect.errors import (
-    AuthError,
-    JournalError,
-    MoleculeError,
-    PlatformError,
-    TransientPlatformError,
-)
-from molecule_connect.worker.feed import Read, Reader
+from molecule_connect.errors import AuthError, JournalError, PlatformError, TransientPlatformError
+from molecule_connect.models import Page
+from molecule_connect.worker.feed import FeedPage, FeedReader
 from molecule_connect.worker.polling import Polling, Trigger
+from molecule_connect.worker.ports import Feed, Pace
+from molecule_connect.worker.presence import Registration
+from molecule_connect.worker.status import Status
 
-# A refused token can be a blip of the platform's database: so often, and over so long a time, it is none.
+# A refused token can be a blip of the platform's database. This many refusals over this many seconds are not.
 REFUSALS, REFUSED_FOR = 3, 60.0
 REFUSED_WAIT = Backoff(first=2.0, cap=30.0)
 READ_WAIT = Backoff(first=0.5, cap=30.0)
 JOURNAL_WAIT = 5.0
 EXPIRED_TOO_OFTEN = 2
-# A read that fails for so many seconds, or must not be tried again for so long, is no blip, even if it is the first.
+# Failures that last this long, in seconds, or must not be retried for this long, are lasting ones.
 LASTING = 10.0
-# A page that takes so long, by a trickle of bytes or a rate limit: meanwhile nobody is heard.
-QUIET = 25.0
+# Report a page that takes this long to arrive, in seconds: no message is received meanwhile.
+SLOW_PAGE = 25.0
 
 
 class Intake:
-    """Reads one workspace's feed until cancelled, or until the workspace is gone.
+    """Provides one workspace's pages until cancelled, or until the workspace is gone."""
 
-    Args:
-        raise_if_deleted: Asked when the token is refused, which is what happens when the workspace is deleted.
-        is_queued: Whether a page waits for its turn under the rate limit: our own waiting is no trouble.
-        trouble: Told what stops the reading and what to do; "" when it works again. The
-            flag says whether it is more than a first failure.
-    """
-
-    def __init__(
-        self,
-        reader: Reader,
-        wakeups: Polling,
-        *,
-        raise_if_deleted: Callable[[], Awaitable[None]],
-        is_queued: Callable[[], bool] = lambda: False,
-        trouble: Callable[[str, str, bool], None],
-        waits: Backoff = READ_WAIT,
-    ) -> None:
+    def __init__(self, reader: FeedReader, polling: Polling, registration: Registration, status: Status) -> None:
         self._reader = reader
-        self._wakeups = wakeups
-        self._raise_if_deleted, self._is_queued = raise_if_deleted, is_queued
-        self._trouble = trouble
-        self._waits = waits
-        self._one_at_a_time = asyncio.Lock()
-        self._whole_began = float("-inf")
-        self._seconds = 0.0
-        self._lasting = False
-        self._asked_at = float("-inf")
-        reader.asking = self._asking
+        self._polling = polling
+        self._registration = registration
+        self._status = status
+        self._rereads: list[asyncio.Future[bool]] = []
+        self._is_reading = False
+        self._failures = self._refusals = 0
+        self._failing_since = self._refused_since = 0.0
 
-    async def run(self) -> None:
-        """Read whenever it is due.
+    async def pages(self) -> AsyncGenerator[FeedPage, None]:
+        """The pages of all reads. Each must be stored before the next one is requested.
 
         Raises:
             WorkspaceDeletedError: There is nothing to read any more.
         """
-        while True:
-            trigger = await self._wakeups.next()
-            read = await self._read_until_it_works(trigger)
-            self._wakeups.told(read, trigger, seconds=self._seconds)
-
-    async def read_once(self) -> None:
-        """One whole read, however long it takes to get it."""
-        await self._read_until_it_works(Trigger.REGULAR)
+        self._is_reading = True
+        try:
+            while True:
+                trigger = await self._polling.next()
+                async with contextlib.aclosing(self._read(trigger)) as pages:
+                    async for page in pages:
+                        yield page
+        finally:
+            self._is_reading = False
+            self._resolve(self._rereads, False)
 
     async def reread(self) -> bool:
         """Whether a whole read that began after this call succeeded."""
-        asked = _now()
-        try:
-            async with self._one_at_a_time:
-                if self._whole_began <= asked:
-                    await self._timed_read()
-        except (PlatformError, JournalError):
+        if not self._is_reading:
             return False
-        return True
+        result: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._rereads.append(result)
+        self._polling.request()
+        return await result
 
-    async def _read_until_it_works(self, trigger: Trigger) -> Read:
-        failures, refused_since, began = 0, None, _now()
-        while True:
-            try:
-                async with self._one_at_a_time:
-                    read = await self._timed_read(woken=trigger in (Trigger.WOKEN, Trigger.POLL))
-            except AuthError as exc:
-                refused_since = refused_since if refused_since is not None else _now()
-                failures += 1
-                await self._refused(exc, failures, _now() - refused_since)
-                wait = REFUSED_WAIT.delay(failures)
-            except (PlatformError, JournalError) as exc:
-                refused_since = None
-                failures += 1
-                wait = self._wait_after(exc, failures)
-                self._broken(exc, lasting=failures > 1 or _now() - began + wait >= LASTING)
-            else:
-                self._works()
-                return read
-            await asyncio.sleep(wait)
-            trigger = Trigger.DUE
-
-    async def _timed_read(self, *, woken: bool = False) -> Read:
-        began = _now()
-        self._look_after(QUIET)
+    async def _read(self, trigger: Trigger) -> AsyncGenerator[FeedPage, None]:
+        began, whole, rows, messages, succeeded = _now(), False, 0, 0, False
+        rereads, self._rereads = self._rereads, []
+        woken = trigger in (Trigger.WOKEN, Trigger.POLL)
         try:
-            read = await self._reader.read(woken=woken)
-        finally:
-            self._watch.cancel()
-        self._seconds = _now() - began
-        if read.whole:
-            self._whole_began = began
-        return read
-
-    def _asking(self) -> None:
-        self._asked_at = _now()
-
-    def _look_after(self, seconds: float) -> None:
-        self._watch = asyncio.get_running_loop().call_later(seconds, self._look)
-
-    def _look(self) -> None:
-        if self._is_queued():
-            self._asked_at = _now()
-        wait = self._asked_at + QUIET - _now()
-        self._look_after(wait if wait > 0 else QUIET)
-        if wait <= 0 and not self._lasting:
-            self._lasting = True
-            self._trouble(
-                f"activity: a page of the feed was asked for {QUIET:g} s ago and is not here yet",
-                "messages wait until it is; look at the network, and at the platform's rate limit",
-                True,
-            )
-
-    def _wait_after(self, exc: MoleculeError, failures: int) -> float:
-        if isinstance(exc, JournalError):
-            return JOURNAL_WAIT
-        asked = exc.retry_after if isinstance(exc, TransientPlatformError) else None
-        return self._waits.delay(failures, at_least=asked)
-
-    def _works(self) -> None:
-        self._lasting = False
-        if self._reader.expired_in_a_row >= EXPIRED_TOO_OFTEN:
-            self._trouble(
-                "the platform answers each read with 410: it does not know the rows that it showed before",
-                "messages are still read, from the newest back; tell the platform's operator",
-                True,
-            )
+            async with contextlib.aclosing(self._reader.read(woken=woken, wakeups=self._polling)) as pages:
+                async for page in pages:
+                    rows, messages, whole = rows + len(page.items), messages + page.messages, page.caught_up
+                    yield page
+            succeeded = whole
+        except AuthError as exc:
+            self._polling.read_failed(retry_after=await self._refused(exc))
+        except (PlatformError, JournalError) as exc:
+            self._polling.read_failed(retry_after=self._failed(exc, began))
         else:
-            self._trouble("", "", False)
+            self._polling.read_ended(whole=whole, rows=rows, messages=messages, seconds=_now() - began)
+            if self._succeeded():
+                yield FeedPage(now=page.now, recovered=True)
+        finally:
+            self._resolve(rereads, succeeded)
 
-    def _broken(self, exc: MoleculeError, *, lasting: bool) -> None:
-        self._lasting = self._lasting or lasting
-        self._trouble(str(exc), exc.hint, lasting)
+    def _succeeded(self) -> bool:
+        """True if a lasting problem ended."""
+        self._failures = self._refusals = 0
+        if self._reader.expired_in_a_row < EXPIRED_TOO_OFTEN:
+            return self._status.clear("intake")
+        self._status.report(
+            "intake",
+            "the platform answers each read with 410: it does not know the rows that it showed before",
+            "messages are still read, from the newest back; report it to the platform's operator",
+            lasting=True,
+        )
+        return False
 
-    async def _refused(self, exc: AuthError, failures: int, seconds: float) -> None:
-        await self._raise_if_deleted()
-        lasting = failures >= REFUSALS and seconds >= REFUSED_FOR
-        hint = exc.hint if lasting else "it may be a blip; trying again"
-        self._trouble(str(exc), hint, failures > 1)
+    def _failed(self, exc: PlatformError | JournalError, began: float) -> float:
+        """Report a failed read. Returns the seconds until it is retried."""
+        if not self._failures:
+            self._failing_since = began
+        self._failures += 1
+        self._refusals = 0
+        wait = JOURNAL_WAIT
+        if isinstance(exc, PlatformError):
+            retry_after = exc.retry_after if isinstance(exc, TransientPlatformError) else None
+            wait = READ_WAIT.delay(self._failures, at_least=retry_after)
+        lasting = self._failures > 1 or _now() - self._failing_since + wait >= LASTING
+        self._status.report("intake", str(exc), exc.hint, lasting=lasting)
+        return wait
+
+    async def _refused(self, exc: AuthError) -> float:
+        """Report a refused token. Returns the seconds until the read is retried."""
+        if not self._refusals:
+            self._refused_since = _now()
+        self._failures += 1
+        self._refusals += 1
+        await self._registration.raise_if_deleted()
+        is_blip = self._failures < REFUSALS or _now() - self._refused_since < REFUSED_FOR
+        hint = "it may be a blip; trying again" if is_blip else exc.hint
+        self._status.report("intake", str(exc), hint, lasting=self._failures > 1)
+        return REFUSED_WAIT.delay(self._failures)
+
+    def _resolve(self, rereads: list[asyncio.Future[bool]], succeeded: bool) -> None:
+        for result in rereads:
+            if not result.done():
+                result.set_result(succeeded)
+
+
+class WatchedFeed:
+    """A feed whose slow pages are reported."""
+
+    def __init__(self, feed: Feed, pace: Pace, status: Status) -> None:
+        self._feed = feed
+        self._pace = pace
+        self._status = status
+
+    def now(self) -> int | None:
+        """As ``Feed.now``."""
+        return self._feed.now()
+
+    async def fetch(
+        self,
+        *,
+        since_id: str | None = None,
+        before: int | None = None,
+        limit: int,
+        known: Callable[[str], bool],
+        people: bool = False,
+    ) -> Page:
+        """As ``Feed.fetch``."""
+        watch = asyncio.ensure_future(self._watch())
+        try:
+            return await self._feed.fetch(since_id=since_id, before=before, limit=limit, known=known, people=people)
+        finally:
+            watch.cancel()
+
+    async def _watch(self) -> None:
+        await asyncio.sleep(SLOW_PAGE)
+        while self._pace.is_queued:  # noqa: ASYNC110 - a rate limit has no events
+            # Waiting for its turn under the rate limit is no problem of the platform.
+            await asyncio.sleep(SLOW_PAGE)
+        if not self._status.is_broken("intake"):
+            self._status.report(
+                "intake",
+                f"activity: a page of the feed was requested {SLOW_PAGE:g} s ago and has not arrived",
+                "messages wait for it; check the network, and the platform's rate limit",
+                lasting=True,
+            )
 
 
 async def insist_on(

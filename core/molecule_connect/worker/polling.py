@@ -1,23 +1,25 @@
-"""When to read: woken by the event stream while it can be trusted, by polling while it cannot, and by a safety read."""
+"""Decides when to read: on events of the stream while it can be trusted, else by polling, and rarely in any case."""
 
 import asyncio
 import contextlib
 import enum
-from collections.abc import Callable
+from collections.abc import AsyncIterator
 
+from molecule_connect import events
 from molecule_connect.backoff import Backoff
 from molecule_connect.errors import PlatformError, TransientPlatformError
 from molecule_connect.models import Signal
-from molecule_connect.worker.feed import Read
-from molecule_connect.worker.ports import Stream
+from molecule_connect.worker.ports import Pace, Stream
+from molecule_connect.worker.status import Status
 
-# A row can be late behind its own event; after a read from the tip, rows can be late behind the tip.
+# Delays of further reads, in seconds. A row can be late behind its own event; after a read of the newest rows, rows can
+# be late behind them.
 LATE_READS = (1.0, 5.0)
 WHOLE_READS = (1.0, 3.0, 10.0)
-# A whole read reads all rows of the last minute again: the next one waits for this many times what it took.
+# A whole read reads all rows of the last minute again: wait this many times its duration before the next one.
 WHOLE_READ_REST = 10.0
-# After so many wake-ups in a row that brought nothing, the next ones are answered once in so many seconds.
-FRUITLESS, FRUITLESS_REST = 20, 1.0
+# After this many wake-ups in a row without a new row, read at most once per this many seconds.
+EMPTY_WAKEUPS, EMPTY_WAKEUP_REST = 20, 1.0
 DISTRUST = 300.0
 ECHO_TIMEOUT = 5.0
 STABLE_LIFE = 30.0
@@ -28,159 +30,201 @@ FASTEST_POLL, SLOWEST_POLL, POLL_EASING = 1.0, 5.0, 1.5
 class Trigger(enum.Enum):
     """Why a read is due."""
 
-    WOKEN = "a wake-up"
-    DUE = "a read that follows another"
+    WOKEN = "an event announced a row"
+    DUE = "a whole read that follows another read, a failure or a request"
     REGULAR = "a poll, or a safety read"
     POLL = "a poll while whole reads rest"
 
 
 class Polling:
-    """Says when the next read is due, and learns from what it brought.
+    """Decides when the next read is due, from the event stream and from the results of reads.
 
     Args:
+        pace: Lengthens the intervals to keep within the platform's rate limit.
         poll_interval: Seconds; None eases from 1 s after traffic to 5 s.
-        safety_interval: Seconds between reads that nothing asked for.
-        read_rest: Seconds from a read to the next one that an event asks for.
-        least_poll: Seconds between polls at the least, by the platform's rate limit.
-        on_signal: Told of signals that are not about rows: status, rotation, stream opened.
-        trouble: Told why the stream is not there, and "" when it is back.
-        listening: Told whether the stream alone wakes us, when that is known and when it changes.
+        safety_interval: Seconds between reads while the stream is trusted.
+        backoff: Between attempts to open the stream.
     """
 
     def __init__(
         self,
         stream: Stream,
+        pace: Pace,
+        status: Status,
         *,
         poll_interval: float | None,
-        safety_interval: Callable[[], float],
-        read_rest: Callable[[], float] = lambda: 0.0,
-        least_poll: Callable[[], float] = lambda: 0.0,
-        on_signal: Callable[[Signal], None] = lambda signal: None,
-        trouble: Callable[[str], None] = lambda reason: None,
-        listening: Callable[[bool], None] = lambda trusted: None,
+        safety_interval: float,
         backoff: Backoff | None = None,
     ) -> None:
         self._stream = stream
+        self._pace = pace
+        self._status = status
         self._poll = poll_interval
-        self._easing = FASTEST_POLL
         self._safety = safety_interval
-        self._rest = read_rest
-        self._least_poll = least_poll
-        self._on_signal = on_signal
-        self._trouble = trouble
-        self._listening = listening
-        self._told_trusted: bool | None = None
         self._backoff = backoff or Backoff(first=1.0, cap=60.0)
+        self._easing = FASTEST_POLL
+        self._reported_trust: bool | None = None
+        self._signals: asyncio.Queue[Signal] = asyncio.Queue()
         self._wake = asyncio.Event()
         self._pending = False
         self._event_since_read = False
         self._connected = False
         self._echoed = False
         self._distrusted_until = float("-inf")
-        self._last_read = float("-inf")
+        self._trigger = Trigger.DUE
+        self._last_read: float | None = None
+        self._retry_at: float | None = None
+        self._is_requested = False
+        self._is_stopped = False
         self._late_reads: list[float] = []
         self._whole_reads: list[float] = []
         self._rests_until = float("-inf")
-        self._dead_stream: asyncio.Event = asyncio.Event()
+        self._dead_stream = asyncio.Event()
         self._reopening = False
         self._echo_timer: asyncio.TimerHandle | None = None
         self._opened_at = self._heard_at = float("-inf")
         self._taken = False
-        self._fruitless = 0
+        self._empty_wakeups = 0
+        self.was_trusted = False
 
     @property
     def trusted(self) -> bool:
-        """Whether the stream alone may be relied on to wake us."""
+        """Whether the stream announces every row."""
         return self._connected and self._echoed and _now() >= self._distrusted_until
 
-    def _tell(self) -> None:
-        if self._told_trusted is not self.trusted:
-            self._told_trusted = self.trusted
-            self._listening(self._told_trusted)
+    async def signals(self) -> AsyncIterator[Signal]:
+        """The signals that announce no row: the stream was opened, the workspace changed, the token was replaced."""
+        while True:
+            yield await self._signals.get()
+
+    # When to read
+
+    async def next(self) -> Trigger:
+        """Wait until a read is due."""
+        while (due := self._due_at()) > _now():
+            self._wake.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(None if due == float("inf") else due):
+                    await self._wake.wait()
+        return self._begin()
 
     def wake(self) -> None:
-        """A row may be readable: read as soon as the read under way has ended."""
+        """Read as soon as the current read has ended: a row may be readable."""
         self._pending = True
         self._event_since_read = True
         self._wake.set()
 
     def take(self) -> bool:
-        """Whether a wake-up came since the last read began; it is taken."""
+        """Whether a wake-up arrived since the last read began, or since the last call."""
         pending, self._pending = self._pending, False
         self._taken = self._taken or pending
         return pending
 
-    async def next(self) -> Trigger:
-        """Wait until a read is due."""
-        while True:
-            # Before wake-ups: a busy feed has one at any time.
-            now = _now()
-            if self._after_the_rest(self._whole_reads) <= now:
-                return self._begin(Trigger.DUE)
-            fruitless_rest = FRUITLESS_REST if self._fruitless >= FRUITLESS else 0.0
-            woken = self._last_read + max(fruitless_rest, self._rest())
-            if woken <= now and self.take():
-                return self._begin(Trigger.WOKEN)
-            regular = self._regular()
-            reads = self._after_the_rest([*self._late_reads, *self._whole_reads])
-            due = min([regular, reads, *([woken] if self._pending else [])])
-            if due <= now:
-                if regular > now:
-                    return self._begin(Trigger.DUE)
-                return self._begin(Trigger.REGULAR if self._rests_until <= now else Trigger.POLL)
-            self._wake.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(due):
-                    await self._wake.wait()
+    def request(self) -> None:
+        """Make a whole read as soon as the current read has ended."""
+        self._is_requested = True
+        self._wake.set()
 
-    def _after_the_rest(self, times: list[float]) -> float:
-        """When the first of these whole reads may begin."""
-        return max(min(times, default=float("inf")), self._rests_until)
+    def stop(self) -> None:
+        """From now on, read only on request."""
+        self._is_stopped = True
+        self._wake.set()
 
-    def _begin(self, trigger: Trigger) -> Trigger:
-        self._last_read = now = _now()
-        self._taken = trigger is Trigger.WOKEN
-        if trigger not in (Trigger.WOKEN, Trigger.POLL):
-            # A whole read serves for all that are due.
-            self._late_reads = [when for when in self._late_reads if when > now]
-            self._whole_reads = [when for when in self._whole_reads if when > now]
-        return trigger
+    def read_failed(self, *, retry_after: float) -> None:
+        """The read failed: make a whole read in *retry_after* seconds, and none before, except on request."""
+        self._retry_at = _now() + retry_after
 
-    def _regular(self) -> float:
-        if self.trusted:
-            return self._last_read + self._safety()
-        if self._poll is not None:
-            return self._last_read + max(self._poll, self._least_poll())
-        return self._last_read + max(min(self._easing, self._safety()), self._least_poll())
+    def read_ended(self, *, whole: bool, rows: int, messages: int, seconds: float) -> None:
+        """The read succeeded.
 
-    def told(self, read: Read, trigger: Trigger, *, seconds: float) -> None:
-        """What the read that ``next`` asked for brought, and how long it took."""
+        Args:
+            whole: It began at the watermark, or went back to the floor.
+            rows: How many new rows it found.
+            messages: How many of them a backend or a reader handles.
+            seconds: How long it took.
+        """
         now = _now()
-        if read.whole:
+        self._retry_at = None
+        if whole:
             self._rests_until = now + seconds * WHOLE_READ_REST
         elif not self._whole_reads:
             self._whole_reads = [now + delay for delay in WHOLE_READS]
-        if self._taken and not read.messages:
+        if self._taken and not messages:
             soon, later = (now + delay for delay in LATE_READS)
             self._late_reads = [min([soon, *self._late_reads]), later]
-        if trigger in (Trigger.REGULAR, Trigger.POLL):
-            if read.messages and self._connected and not self._event_since_read:
+        if self._trigger in (Trigger.REGULAR, Trigger.POLL):
+            if messages and self._connected and not self._event_since_read:
                 self._distrusted_until = now + DISTRUST
-                self._tell()
+                self._report_trust()
             self._easing = min(SLOWEST_POLL, self._easing * POLL_EASING)
         if self._taken:
-            self._fruitless += 1
-        if read.messages:
+            self._empty_wakeups += 1
+        if messages:
             self._easing = FASTEST_POLL
-        if read.messages or read.rows:
-            self._fruitless = 0
+        if rows:
+            self._empty_wakeups = 0
         if not self._pending:
             self._event_since_read = False
 
-    def beat_accepted(self, sent: float) -> None:
-        """A heartbeat sent then (loop time) was accepted: its echo proves that the stream is alive, and of our replica.
+    def _due_at(self) -> float:
+        if self._is_requested:
+            return float("-inf")
+        if self._is_stopped:
+            return float("inf")
+        if self._retry_at is not None:
+            return self._retry_at
+        if self._last_read is None:
+            return float("-inf")
+        reads = self._after_rest([*self._late_reads, *self._whole_reads])
+        return min([self._regular(self._last_read), reads, *([self._woken(self._last_read)] if self._pending else [])])
 
-        The echo may be here before the answer.
+    def _begin(self) -> Trigger:
+        now, last = _now(), self._last_read
+        is_requested, self._is_requested = self._is_requested, False
+        if self._retry_at is not None:
+            # The failed read goes on, as the whole read that it may not have been.
+            return Trigger.DUE
+        # Whole reads before wake-ups: in a busy feed a wake-up is always pending.
+        if is_requested or last is None or self._after_rest(self._whole_reads) <= now:
+            self._trigger = Trigger.DUE
+        elif self._pending and self._woken(last) <= now:
+            self._trigger = Trigger.WOKEN
+        elif self._regular(last) > now:
+            self._trigger = Trigger.DUE
+        else:
+            self._trigger = Trigger.REGULAR if self._rests_until <= now else Trigger.POLL
+        self._last_read = now
+        self._taken = self._trigger is Trigger.WOKEN
+        if self._taken:
+            self._pending = False
+        if self._trigger in (Trigger.DUE, Trigger.REGULAR):
+            # One whole read is enough for all that are due.
+            self._late_reads = [when for when in self._late_reads if when > now]
+            self._whole_reads = [when for when in self._whole_reads if when > now]
+        return self._trigger
+
+    def _after_rest(self, times: list[float]) -> float:
+        """When the first of these whole reads may begin."""
+        return max(min(times, default=float("inf")), self._rests_until)
+
+    def _woken(self, last_read: float) -> float:
+        rest = EMPTY_WAKEUP_REST if self._empty_wakeups >= EMPTY_WAKEUPS else 0.0
+        return last_read + max(rest, self._pace.read_rest())
+
+    def _regular(self, last_read: float) -> float:
+        trusted = self.trusted
+        safety = max(self._safety, self._pace.safety_interval(trusted=trusted))
+        if trusted:
+            return last_read + safety
+        interval = self._poll if self._poll is not None else min(self._easing, safety)
+        return last_read + max(interval, self._pace.poll_interval())
+
+    # The event stream
+
+    def beat_accepted(self, sent: float) -> None:
+        """A heartbeat sent at *sent* (loop time) was accepted: the stream must show it.
+
+        A stream without it is dead, or belongs to another replica. The echo can arrive before the response.
         """
         if self._connected and self._opened_at <= sent and self._heard_at < sent and self._echo_timer is None:
             self._echo_timer = asyncio.get_running_loop().call_later(ECHO_TIMEOUT, self._no_echo)
@@ -192,7 +236,7 @@ class Polling:
         self._wake.set()
 
     def reopen(self) -> None:
-        """Open the stream again: the connection cannot be relied on any more. That is no trouble."""
+        """Open the stream again, without reporting a problem: the connection can't be relied on any more."""
         self._reopening = self._connected
         self._dead_stream.set()
 
@@ -214,8 +258,11 @@ class Polling:
             if self._reopening:
                 self._reopening, reason = False, ""
             failures = 1 if _now() - opened >= STABLE_LIFE else failures + 1
-            self._trouble("" if absent else reason)
-            self._tell()
+            if reason and not absent:
+                self._status.report("stream", reason, "messages are noticed by polling meanwhile")
+            else:
+                self._status.clear("stream")
+            self._report_trust()
             await asyncio.sleep(ABSENT if absent else self._backoff.delay(failures))
 
     async def _one_connection(self) -> None:
@@ -240,7 +287,7 @@ class Polling:
             match signal:
                 case Signal.OPENED:
                     self._connected, self._opened_at = True, _now()
-                    self._on_signal(signal)
+                    self._signals.put_nowait(signal)
                     self.wake()
                 case Signal.ROW:
                     self.wake()
@@ -249,7 +296,7 @@ class Polling:
                 case Signal.OTHER:
                     pass
                 case _:
-                    self._on_signal(signal)
+                    self._signals.put_nowait(signal)
 
     def _heard(self) -> None:
         self._heard_at = _now()
@@ -258,9 +305,9 @@ class Polling:
             self._echo_timer = None
         if not self._echoed:
             self._echoed = True
-            self._trouble("")
-            self._tell()
-            # Rows that came between the last poll and this moment had nobody to announce them.
+            self._status.clear("stream")
+            self._report_trust()
+            # No event announced the rows between the last poll and this moment.
             self.wake()
 
     def _lost(self) -> None:
@@ -269,6 +316,14 @@ class Polling:
             self._echo_timer.cancel()
             self._echo_timer = None
         self._wake.set()
+
+    def _report_trust(self) -> None:
+        trusted = self.trusted
+        if trusted is not self._reported_trust:
+            self._reported_trust = trusted
+            self.was_trusted = self.was_trusted or trusted
+            by = "stream" if trusted else "polling"
+            self._status.emit(events.Listening(workspace_id=self._status.workspace_id, by=by))
 
 
 def _now() -> float:

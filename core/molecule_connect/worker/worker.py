@@ -28,11 +28,11 @@ from molecule_connect.models import FilePart, Handler, Signal
 from molecule_connect.worker.assembly import Answering, Surroundings
 from molecule_connect.worker.clock import Clock
 from molecule_connect.worker.cursor import CursorFile
-from molecule_connect.worker.feed import Reader
+from molecule_connect.worker.feed import FeedPage, FeedReader
 from molecule_connect.worker.file_quota import FolderLimits
 from molecule_connect.worker.gate import Gate
 from molecule_connect.worker.health import SendHealth
-from molecule_connect.worker.intake import JOURNAL_WAIT, Intake, insist_on
+from molecule_connect.worker.intake import JOURNAL_WAIT, Intake, WatchedFeed, insist_on
 from molecule_connect.worker.lease import lease
 from molecule_connect.worker.maintenance import JournalSize, Maintenance
 from molecule_connect.worker.polling import Polling
@@ -96,8 +96,8 @@ class Worker:
         self._platform = platform
         self._folder = journal.path.parent
         self._wall = self._options.wall
-        self._clock = Clock(platform, self._wall)
-        self._created_at = asyncio.get_running_loop().time()
+        loop_time = asyncio.get_running_loop().time
+        self._clock = Clock(platform, self._wall, monotonic=loop_time, started=self._options.asked_at)
         self._pace = self._options.pace
         self._file = journal
         self._journal = journal.of(settings.workspace_id, inbox=handler is None, quota=settings.journal_quota)
@@ -109,51 +109,28 @@ class Worker:
         size = JournalSize(journal, self._journal, settings.journal_quota, status=self._status)
         self._maintenance = Maintenance(self._journal, self._cursor, size, status=self._status, clock=self._clock)
         self._first_read = asyncio.Event()
-        self._was_trusted = False
         # The error that ends the worker.
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def _build_intake(self) -> None:
         settings = self.settings
-        self._wakeups = Polling(
+        self._polling = Polling(
             self._platform,
+            self._pace,
+            self._status,
             poll_interval=settings.poll_interval,
-            safety_interval=lambda: max(
-                settings.safety_interval, self._pace.safety_interval(trusted=self._wakeups.trusted)
-            ),
-            read_rest=self._pace.read_rest,
-            least_poll=self._pace.poll_interval,
-            on_signal=self._on_signal,
-            trouble=self._stream_changed,
-            listening=self._listening,
+            safety_interval=settings.safety_interval,
         )
         self._registration = Registration(
             self._platform,
             settings,
             self._status,
-            self._wakeups,
+            self._polling,
             retries_refusals=self._options.retries_refusals,
         )
-        self._reader = Reader(
-            self._platform,
-            self._journal,
-            since_secs=settings.since_secs,
-            wall=self._wall,
-            elapsed=self._since_asked,
-            on_stored=self._on_stored,
-            conversations_may_run=lambda: self._gate.open(),
-            conversations_must_wait=lambda: self._gate.close(),
-            woken=self._wakeups.take,
-            notice=self._status.notice,
-            first_look=self._journal.close_answered,
-        )
-        self._intake = Intake(
-            self._reader,
-            self._wakeups,
-            raise_if_deleted=self._registration.raise_if_deleted,
-            is_queued=lambda: self._pace.is_queued,
-            trouble=self._intake_changed,
-        )
+        feed = WatchedFeed(self._platform, self._pace, self._status)
+        reader = FeedReader(feed, self._journal, self._status, self._clock, since_secs=settings.since_secs)
+        self._feed = Intake(reader, self._polling, self._registration, self._status)
 
     def _build_answering(self, handler: Handler | None) -> None:
         self._sending = SendHealth(
@@ -169,7 +146,7 @@ class Worker:
             folder=self._folder,
             status=self._status,
             now=self._clock.now,
-            reread=self._intake.reread,
+            reread=self._feed.reread,
             beat_accepted_since=self._status.heartbeat_accepted_since,
             files_came=self._files_came,
             insist=self._insist,
@@ -184,7 +161,7 @@ class Worker:
         self._heartbeat = Heartbeat(
             self._platform,
             self._status,
-            self._wakeups,
+            self._polling,
             self._conversations,
             pace=self._pace,
             interval=self.settings.heartbeat_interval,
@@ -210,8 +187,8 @@ class Worker:
     def clock_jumped(self) -> None:
         """The machine slept, or its clock was set: connections are dead, and messages may be due."""
         self._heartbeat.send_now()
-        self._wakeups.reopen()
-        self._wakeups.wake()
+        self._polling.reopen()
+        self._polling.wake()
         self._wake_after(self._journal.bound_waits())
 
     def journal_changed(self) -> None:
@@ -272,11 +249,12 @@ class Worker:
     # Serving
 
     async def _serve(self, stop: asyncio.Event) -> None:
-        receiving = [self._spawn(self._receive), self._spawn(self._wakeups.listen)]
-        # These continue while the worker drains.
-        others = [self._spawn(work) for work in (self._maintenance.run, self._maintenance.prune, self._files.run)]
+        listening = [self._spawn(self._polling.listen), self._spawn(self._follow_signals)]
+        # These continue while the worker drains: a reply whose outcome is unknown may need a read.
+        work = (self._receive, self._maintenance.run, self._maintenance.prune, self._files.run)
+        others = [self._spawn(one) for one in work]
         if self._options.presence:
-            receiving.append(self._spawn(self._follow_pauses))
+            listening.append(self._spawn(self._follow_pauses))
             others.append(self._spawn(self._heartbeat.run))
         self._gate.wake_all()
         grace = self.settings.grace
@@ -286,7 +264,8 @@ class Worker:
             grace = 0.0  # replies could not be sent, or not be stored
             raise
         finally:
-            await _cancel(receiving)
+            self._polling.stop()
+            await _cancel(listening)
             await self._drain(grace)
             self._sending.stop()
             await _cancel(others)
@@ -294,13 +273,57 @@ class Worker:
             self._status.emit(events.Stopped(workspace_id=self.workspace_id))
 
     async def _receive(self) -> None:
-        await self._intake.read_once()
+        async with contextlib.aclosing(self._feed.pages()) as pages:
+            async for page in pages:
+                stored = await self._store(page)
+                self._status.received(stored)
+                self._dispatch(stored, complete=page.complete)
+                if page.caught_up and not self._first_read.is_set():
+                    self._first_read_ended()
+                if page.recovered:
+                    self._wake_after(self._journal.retry_sends_now())
+
+    async def _store(self, page: FeedPage) -> list[Stored]:
+        """Store *page*, retrying until the journal can be written."""
+        is_retry = False
+        while True:
+            try:
+                return await self._journal.add(page.items, now=page.now)
+            except JournalError as exc:
+                if self._file.writer.closed:
+                    raise
+                self._status.report("intake", str(exc), exc.hint, lasting=is_retry)
+                await asyncio.sleep(JOURNAL_WAIT)
+            is_retry = True
+
+    def _dispatch(self, stored: Sequence[Stored], *, complete: bool) -> None:
+        if any(isinstance(part, FilePart) for one in stored for part in one.item.parts):
+            self._files.wake()
+        self._gate.stored(one.conversation for one in stored if one.conversation is not None)
+        if complete:
+            self._gate.open()
+        else:
+            self._gate.close()
+
+    def _first_read_ended(self) -> None:
         self._first_read.set()
         self._files.read_once()
         self._gate.first_read_ended()
-        # With ``once``, senders that keep writing must not keep the run from its end.
-        if not self.settings.once:
-            await self._intake.run()
+        if self.settings.once:
+            # Senders that keep writing must not keep the run from its end.
+            self._polling.stop()
+
+    async def _follow_signals(self) -> None:
+        async for signal in self._polling.signals():
+            if signal is Signal.ROTATED:
+                self._status.notice(
+                    "the platform replaced the workspace's token", "put the new one in the old one's place"
+                )
+                continue
+            self._registration.check_soon()
+            if signal is Signal.OPENED and not self._polling.was_trusted:
+                # The stream is trusted once it shows a heartbeat.
+                self._heartbeat.send_soon()
 
     async def _follow_pauses(self) -> None:
         async for is_paused in self._registration.pauses():
@@ -388,18 +411,6 @@ class Worker:
 
     # Changes that components report
 
-    def _intake_changed(self, reason: str, hint: str, lasting: bool) -> None:
-        if reason:
-            self._status.report("intake", reason, hint, lasting=lasting)
-        elif self._status.clear("intake"):
-            self._wake_after(self._journal.retry_sends_now())
-
-    def _stream_changed(self, reason: str) -> None:
-        if reason:
-            self._status.report("stream", reason, "messages are noticed by polling meanwhile")
-        else:
-            self._status.clear("stream")
-
     def _sending_changed(self, reason: str, hint: str) -> None:
         if reason:
             self._status.report("sending", reason, hint, lasting=True)
@@ -415,16 +426,6 @@ class Worker:
             write.exception()  # without the write, messages wait for their own time
         self._gate.wake_all()
 
-    def _since_asked(self) -> float:
-        asked_at = self._created_at if self._options.asked_at is None else self._options.asked_at
-        return asyncio.get_running_loop().time() - asked_at
-
-    def _on_stored(self, stored: Sequence[Stored]) -> None:
-        self._status.received(stored)
-        if any(isinstance(part, FilePart) for one in stored for part in one.item.parts):
-            self._files.wake()
-        self._gate.stored(one.conversation for one in stored if one.conversation is not None)
-
     def _files_came(self, row_id: str, conversation: Conversation, names: str) -> None:
         self._status.emit(
             events.Received(
@@ -437,20 +438,6 @@ class Worker:
         )
         self._status.messages_changed.set()
         self._conversations.wake([conversation])
-
-    def _on_signal(self, signal: Signal) -> None:
-        if signal is Signal.ROTATED:
-            self._status.notice("the platform replaced the workspace's token", "put the new one in the old one's place")
-            return
-        self._registration.check_soon()
-        if signal is Signal.OPENED and not self._was_trusted:
-            # Its echo says whether the stream can be relied on.
-            self._heartbeat.send_soon()
-
-    def _listening(self, trusted: bool) -> None:
-        self._was_trusted = self._was_trusted or trusted
-        by = "stream" if trusted else "polling"
-        self._status.emit(events.Listening(workspace_id=self.workspace_id, by=by))
 
     async def _insist(self, write: Callable[[], Awaitable[bool]]) -> bool:
         def trouble(reason: str, hint: str) -> None:
