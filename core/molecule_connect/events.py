@@ -1,4 +1,4 @@
-"""What happens while a workspace is served, told to consoles and programs. Values only."""
+"""Events: what happens while a workspace is served, as values for consoles and programs."""
 
 from collections.abc import Callable
 
@@ -7,14 +7,14 @@ import attrs
 
 @attrs.frozen(kw_only=True)
 class Event:
-    """Something happened to the connection of ``workspace_id``."""
+    """An event of the worker that serves ``workspace_id``."""
 
     workspace_id: str
 
 
 @attrs.frozen(kw_only=True)
 class Registered(Event):
-    """The platform knows that we answer for this workspace."""
+    """The workspace is registered with the platform."""
 
 
 @attrs.frozen(kw_only=True)
@@ -26,7 +26,7 @@ class Listening(Event):
 
 @attrs.frozen(kw_only=True)
 class MessageEvent(Event):
-    """Something happened to one message."""
+    """An event about one message."""
 
     row_id: str
     caller_id: str | None
@@ -35,14 +35,14 @@ class MessageEvent(Event):
 
 @attrs.frozen(kw_only=True)
 class Received(MessageEvent):
-    """A message is in the journal. ``text`` is its beginning."""
+    """A message was stored in the journal. ``text`` is its beginning."""
 
     text: str
 
 
 @attrs.frozen(kw_only=True)
 class Started(MessageEvent):
-    """The backend was handed a message."""
+    """An attempt started: the backend received the message."""
 
     attempt: int
     text: str = ""
@@ -50,14 +50,14 @@ class Started(MessageEvent):
 
 @attrs.frozen(kw_only=True)
 class Progressed(MessageEvent):
-    """The backend told what it is doing."""
+    """The backend reported its progress."""
 
     text: str
 
 
 @attrs.frozen(kw_only=True)
 class Answered(MessageEvent):
-    """The backend's answer is stored. ``seconds`` is what it took."""
+    """The reply is stored, ``seconds`` after the attempt started. A ``silent`` message gets no reply."""
 
     text: str
     seconds: float
@@ -66,14 +66,14 @@ class Answered(MessageEvent):
 
 @attrs.frozen(kw_only=True)
 class Delivered(MessageEvent):
-    """The platform accepted the answer."""
+    """The platform accepted the reply."""
 
     confirmed: bool = True
 
 
 @attrs.frozen(kw_only=True)
 class Retrying(MessageEvent):
-    """A try at a message, or at sending its answer, failed; ``seconds`` until the next."""
+    """An attempt, or a send of the reply, failed; the next one is in ``seconds``."""
 
     what: str
     reason: str
@@ -82,21 +82,21 @@ class Retrying(MessageEvent):
 
 @attrs.frozen(kw_only=True)
 class Dead(MessageEvent):
-    """A message was given up. It is kept, with its reason, and can be replayed."""
+    """The message is a dead letter: it is kept with the reason, and can be replayed."""
 
     reason: str
 
 
 @attrs.frozen(kw_only=True)
 class Notified(MessageEvent):
-    """The notice to the sender of a message that was given up was accepted or, with ``error``, refused."""
+    """The caller was notified that the message is a dead letter; with an ``error``, the notice was refused."""
 
     error: str = ""
 
 
 @attrs.frozen(kw_only=True)
 class Recorded(MessageEvent):
-    """A row that no backend is asked about: an answer, a result, an upload."""
+    """A row that the backend doesn't handle was stored: a reply, a result, an upload."""
 
     kind: str
     text: str
@@ -104,7 +104,7 @@ class Recorded(MessageEvent):
 
 @attrs.frozen(kw_only=True)
 class Trouble(Event):
-    """Something is wrong with the connection. ``part``: intake, sending, backend, heartbeat, stream, journal."""
+    """A problem of ``part``, such as intake, sending, backend, heartbeat, stream or journal."""
 
     part: str
     reason: str
@@ -113,14 +113,14 @@ class Trouble(Event):
 
 @attrs.frozen(kw_only=True)
 class Recovered(Event):
-    """What an earlier ``Trouble`` told of this part is over."""
+    """The problem of ``part`` is over."""
 
     part: str
 
 
 @attrs.frozen(kw_only=True)
 class Notice(Event):
-    """Something the operator should read once."""
+    """A text for the operator."""
 
     text: str
     hint: str = ""
@@ -135,7 +135,7 @@ class Described(Event):
 
 @attrs.frozen(kw_only=True)
 class Beat(Event):
-    """A heartbeat was accepted."""
+    """The platform accepted a heartbeat."""
 
     active_tasks: int
     wedged: str
@@ -143,7 +143,7 @@ class Beat(Event):
 
 @attrs.frozen(kw_only=True)
 class Paused(Event):
-    """The workspace is paused on the platform: messages are kept, none is run."""
+    """The workspace is paused on the platform: messages are stored, and not run."""
 
 
 @attrs.frozen(kw_only=True)
@@ -153,7 +153,7 @@ class Resumed(Event):
 
 @attrs.frozen(kw_only=True)
 class Stopping(Event):
-    """No more messages are taken; ``running`` are being finished for at most ``grace`` seconds."""
+    """The worker accepts no more messages; the ``running`` ones have ``grace`` seconds to finish."""
 
     running: int
     grace: float
@@ -161,11 +161,11 @@ class Stopping(Event):
 
 @attrs.frozen(kw_only=True)
 class Stopped(Event):
-    """The connection has ended."""
+    """The worker has ended."""
 
 
 Listener = Callable[[Event], None]
 
 
 def ignore(event: Event) -> None:
-    """A listener that does nothing."""
+    """Ignore all events."""

@@ -1,4 +1,4 @@
-"""The cursor file: how far we are, in the format that other programs read. With a journal it is only written."""
+"""The cursor file: the last handled row, for other programs. Only read if there is no journal yet."""
 
 import json
 import re
@@ -15,7 +15,7 @@ _ROW_ID = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
 
 @attrs.define
 class CursorFile:
-    """``<state>/<workspace-id>.json``: ``workspace_id``, ``last_since_id``, and what other programs put there."""
+    """``<state>/<workspace-id>.json``: ``workspace_id``, ``last_since_id``, and the members of other programs."""
 
     folder: Path
     workspace_id: str
@@ -24,23 +24,23 @@ class CursorFile:
 
     @property
     def path(self) -> Path:
-        """Where it lies."""
+        """The path of the file."""
         return self.folder / f"{self.workspace_id}.json"
 
     def load(self) -> tuple[str | None, str]:
-        """The cursor that an earlier program left, and a warning when the file could not be read.
+        """The cursor that another program left, and a warning if the file can't be read.
 
-        A file that makes no sense is moved aside.
+        An invalid file is renamed.
         """
         try:
             content = json.loads(files.read(self.path))
             if not isinstance(content, dict):
-                raise TypeError("it holds no object")
+                raise TypeError("not an object")
             cursor = content.get("last_since_id")
             if cursor == "":
                 cursor = None
             if cursor is not None and not (isinstance(cursor, str) and _ROW_ID.match(cursor)):
-                raise TypeError("last_since_id cannot be the id of a row")
+                raise TypeError("last_since_id is not a valid row id")
         except FileNotFoundError:
             return None, ""
         except (OSError, ValueError, TypeError, RecursionError) as exc:
@@ -48,16 +48,16 @@ class CursorFile:
             try:
                 self.path.replace(aside)
             except OSError:
-                return None, f"the cursor file {self.path} cannot be read ({exc})"
-            return None, f"the cursor file {self.path} could not be read ({exc}) and is kept as {aside.name}"
+                return None, f"the cursor file {self.path} can't be read ({exc})"
+            return None, f"the cursor file {self.path} can't be read ({exc}), and was renamed to {aside.name}"
         self._content, self._written = content, cursor
         return cursor, ""
 
     def save(self, cursor: str | None) -> bool:
-        """Write *cursor*, if it is new, so that a reader sees the old file or the new one. True: it was written.
+        """Replace the file atomically, if *cursor* is new. Returns whether it was written.
 
         Raises:
-            JournalError: The file cannot be written.
+            JournalError: The file can't be written.
         """
         if not cursor or cursor == self._written:
             return False
@@ -66,7 +66,7 @@ class CursorFile:
             files.replace(self.path, json.dumps(content, indent=2).encode() + b"\n")
         except OSError as exc:
             raise JournalError(
-                f"the cursor file {self.path} cannot be written: {exc}",
+                f"the cursor file {self.path} can't be written: {exc}",
                 hint="free disk space, or check the state folder",
             ) from exc
         self._content, self._written = content, cursor

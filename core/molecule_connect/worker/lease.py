@@ -1,4 +1,4 @@
-"""The right of one process to serve a workspace from this machine."""
+"""The lease: the exclusive right of one process of this machine to serve a workspace."""
 
 import fcntl
 import json
@@ -15,15 +15,15 @@ from molecule_connect import files
 from molecule_connect.config.state_dir import rename_legacy_files, state_file
 from molecule_connect.errors import ConfigError, LeaseError, StateLostError
 
-# Whoever asks who holds it has it for some microseconds, which must turn no process away.
+# ``holder`` locks the file for some microseconds, so a failed try to lock it is repeated.
 TRIES, TRY_PAUSE = 5, 0.01
-# What else lies in the state folder under the id of a workspace; the last one is its folder.
+# The other files of a workspace in the state folder; the empty suffix is the folder for the files of its messages.
 OTHER_SUFFIXES = (".json", ".status", ".token", "")
 
 
 @attrs.frozen
 class Holder:
-    """The process that serves a workspace. 0 and empty: it has only begun to."""
+    """The process that serves a workspace. 0 and empty: it is just starting."""
 
     pid: int
     host: str
@@ -31,39 +31,39 @@ class Holder:
 
 @attrs.frozen
 class Lease:
-    """The lease while it is held."""
+    """A lease that this process holds."""
 
     path: Path
     identity: tuple[int, int]
 
     def check(self) -> None:
-        """Raises StateLostError when another process could take the lease, because its file was removed or replaced."""
+        """Raise StateLostError if the file was removed or replaced, so that another process could take the lease."""
         if not files.is_at(self.path, self.identity):
             raise StateLostError(f"the lock file {self.path} was removed or replaced while this process served with it")
 
 
 @contextmanager
 def lease(folder: Path, workspace_id: str) -> Iterator[Lease]:
-    """Hold ``<workspace-id>.lock``. The kernel lets go of it when the process ends, however it ends.
+    """Hold a lock on ``<workspace-id>.lock``. The kernel releases it when the process ends, however it ends.
 
     Raises:
-        LeaseError: Another process holds it; the text says which.
-        ConfigError: The file cannot be locked.
+        LeaseError: Another process holds it; the text names the process.
+        ConfigError: The file can't be locked.
     """
     path = folder / f"{workspace_id}.lock"
-    _adopt(folder, workspace_id, [".lock"])
+    _rename_legacy_files(folder, workspace_id, [".lock"])
     descriptor = _open(path)
     try:
         try:
             _lock(descriptor)
         except BlockingIOError as exc:
             raise LeaseError(
-                f"{workspace_id} is already served by {_holder(descriptor)}",
+                f"{workspace_id} is already served by {_holder_name(descriptor)}",
                 hint="stop that process, or give this one another workspace",
             ) from exc
         except OSError as exc:
             raise _unusable(path, exc) from exc
-        _adopt(folder, workspace_id, OTHER_SUFFIXES)
+        _rename_legacy_files(folder, workspace_id, OTHER_SUFFIXES)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
         yield Lease(path, files.identity(os.fstat(descriptor)))
@@ -72,10 +72,10 @@ def lease(folder: Path, workspace_id: str) -> Iterator[Lease]:
 
 
 def holder(folder: Path, workspace_id: str) -> Holder | None:
-    """Who serves the workspace from this machine, or None. Asking leaves no trace.
+    """The process of this machine that serves the workspace, or None. Changes nothing.
 
     Raises:
-        LeaseError: The lease's file cannot be read.
+        LeaseError: The lock file can't be read.
     """
     path = state_file(folder, workspace_id, ".lock")
     try:
@@ -83,17 +83,19 @@ def holder(folder: Path, workspace_id: str) -> Holder | None:
     except FileNotFoundError:
         return None
     except OSError as exc:
-        raise LeaseError(f"{path} cannot be read: {exc.strerror}", hint="ask as the user who serves it") from exc
+        raise LeaseError(
+            f"{path} can't be read: {exc.strerror}", hint="run this as the user who serves the workspace"
+        ) from exc
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
-        return _written_in(descriptor) or Holder(0, "")
+        return _read_holder(descriptor) or Holder(0, "")
     finally:
         os.close(descriptor)
     return None
 
 
-def _adopt(folder: Path, workspace_id: str, suffixes: Iterable[str]) -> None:
+def _rename_legacy_files(folder: Path, workspace_id: str, suffixes: Iterable[str]) -> None:
     try:
         rename_legacy_files(folder, workspace_id, suffixes)
     except OSError as exc:
@@ -113,12 +115,12 @@ def _open(path: Path) -> int:
 def _unusable(path: Path, exc: OSError) -> ConfigError:
     if isinstance(exc, files.ForeignError):
         return ConfigError(
-            f"the lock file {path} cannot be used: {exc.strerror}",
-            hint="remove it, and find out who put it there; the state folder must be for this user alone",
+            f"the lock file {path} can't be used: {exc.strerror}",
+            hint="find out who created it, and remove it; only this user may have access to the state folder",
         )
     return ConfigError(
-        f"the lock file {path} cannot be used: {exc.strerror}",
-        hint="check the state folder (not a network file system), or name another with --state-dir",
+        f"the lock file {path} can't be used: {exc.strerror}",
+        hint="check the state folder (not a network file system), or choose another with --state-dir",
     )
 
 
@@ -134,12 +136,12 @@ def _lock(descriptor: int) -> None:
             return
 
 
-def _holder(descriptor: int) -> str:
-    found = _written_in(descriptor)
+def _holder_name(descriptor: int) -> str:
+    found = _read_holder(descriptor)
     return f"process {found.pid} on {found.host}" if found else "another process"
 
 
-def _written_in(descriptor: int) -> Holder | None:
+def _read_holder(descriptor: int) -> Holder | None:
     try:
         content = json.loads(os.pread(descriptor, 4096, 0))
         return Holder(int(content["pid"]), str(content["host"]))

@@ -1,4 +1,4 @@
-"""Many workspaces over one journal in one process: one that breaks disturbs no other, and the set may change."""
+"""Runs the workers of one process over one journal: an error in one ends only that one, and the set may change."""
 
 import asyncio
 import contextlib
@@ -13,14 +13,14 @@ from molecule_connect import events
 from molecule_connect.errors import CloseError, FleetError, JournalError, MoleculeError
 from molecule_connect.journal.journal import Journal
 
-TICK = 1.0
-STARTS_A_SECOND = 100
-# The clocks drift apart by more than this only when the machine slept, or somebody set the clock.
-SLEPT = 5.0
+CHECK_INTERVAL = 1.0
+STARTS_PER_SECOND = 100
+# If the wall clock and the loop's clock diverge by more than this, in seconds, the machine slept or a clock was set.
+CLOCK_JUMP = 5.0
 
 
 class Member(Protocol):
-    """One workspace that a fleet runs. A ``Worker`` is one."""
+    """Serves one workspace: a ``Worker``, or an object that wraps one."""
 
     @property
     def workspace_id(self) -> str: ...
@@ -33,17 +33,17 @@ class Member(Protocol):
 
 
 @attrs.define(eq=False)
-class _Berth:
+class _Running:
     member: Member
     stop: asyncio.Event
     task: "asyncio.Task[None]"
 
 
 class Supervisor:
-    """Runs members side by side, one for each workspace.
+    """Runs members side by side, one per workspace.
 
     Attributes:
-        refused: What keeps other workspaces from being run at all.
+        refused: Why other workspaces of the list can't be run.
     """
 
     def __init__(
@@ -60,46 +60,47 @@ class Supervisor:
         self._listener = listener
         self._wall = wall
         self._random = random
-        self._berths: dict[str, _Berth] = {}
-        self._moved = asyncio.Event()
+        # By workspace; includes members that have ended.
+        self._members: dict[str, _Running] = {}
+        self._member_ended = asyncio.Event()
         self._stopping = False
         self._changes = 0
-        self._turn = asyncio.Lock()
+        self._start_turn = asyncio.Lock()
         self.refused: Mapping[str, MoleculeError] = {}
 
     @property
     def running(self) -> frozenset[str]:
         """The workspaces whose members have not ended."""
-        return frozenset(name for name, berth in self._berths.items() if not berth.task.done())
+        return frozenset(name for name, running in self._members.items() if not running.task.done())
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until *stop* is set and all have drained, or none is left.
+        """Serve until *stop* is set and all members have drained, or until all have ended.
 
-        What a member ends with is raised once none is left, or when it is a bug; after a *stop* that others drained
-        for, it has been told, and that is enough. The same goes for what is in ``refused``.
+        Errors of members, and those in ``refused``, are raised at the end. After a *stop* for which at least one member
+        drained, only bugs are: the others were reported when they happened.
 
         Raises:
-            MoleculeError: What ended the only one.
-            FleetError: Several have ended, and not all of them well.
+            MoleculeError: The error of the only workspace.
+            FleetError: The errors of several.
         """
         loop = asyncio.get_running_loop()
-        helpers = [loop.create_task(self._watch(), name="fleet"), loop.create_task(self._stop_on(stop))]
+        helpers = [loop.create_task(self._watch(), name="supervisor"), loop.create_task(self._stop_on(stop))]
         try:
             for member in self._first:
                 self._start(member, len(self._first))
             while self._changes or self.running:
-                self._moved.clear()
-                await self._moved.wait()
+                self._member_ended.clear()
+                await self._member_ended.wait()
         finally:
             self._stopping = True
-            tasks = [*helpers, *(berth.task for berth in self._berths.values())]
+            tasks = [*helpers, *(running.task for running in self._members.values())]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        self._judge(was_asked=stop.is_set())
+        self._raise_errors(stopped=stop.is_set())
 
     async def change(self, members: Sequence[Member], *, gone: Collection[str] = ()) -> None:
-        """Run *members* from now on, each once an earlier one of its workspace has drained; drain *gone* for good."""
+        """Add *members*, each after an earlier one of its workspace has drained; drain and remove *gone*."""
         with self._changing():
             await asyncio.gather(
                 *(self._replace(member, len(members)) for member in members), *(self._remove(name) for name in gone)
@@ -111,37 +112,40 @@ class Supervisor:
             self._start(member, together)
 
     async def _remove(self, workspace_id: str) -> None:
-        berth = self._berths.get(workspace_id)
-        if berth is not None:
-            berth.stop.set()
-            # What it ends with has been told.
-            await asyncio.gather(berth.task, return_exceptions=True)
+        running = self._members.get(workspace_id)
+        if running is not None:
+            running.stop.set()
+            # Its error was reported when it ended.
+            await asyncio.gather(running.task, return_exceptions=True)
             if not self._stopping:
-                del self._berths[workspace_id]
+                del self._members[workspace_id]
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
-        """While it lasts, a fleet without members is not over."""
+        """Keep ``run`` from returning inside the block, although no member may run."""
         self._changes += 1
         try:
             yield
         finally:
             self._changes -= 1
-            self._moved.set()
+            self._member_ended.set()
 
     def _start(self, member: Member, together: int) -> None:
         stop = asyncio.Event()
         work = self._run(member, stop, together)
         task = asyncio.get_running_loop().create_task(work, name=f"workspace {member.workspace_id}")
-        task.add_done_callback(lambda _: self._moved.set())
-        self._berths[member.workspace_id] = _Berth(member, stop, task)
+        task.add_done_callback(self._on_end)
+        self._members[member.workspace_id] = _Running(member, stop, task)
+
+    def _on_end(self, task: "asyncio.Task[None]") -> None:
+        self._member_ended.set()
 
     async def _run(self, member: Member, stop: asyncio.Event, together: int) -> None:
         if together > 1:
-            await self._wait_for_its_turn(stop)
+            await self._wait_for_turn(stop)
         try:
             await member.run(stop)
-        except Exception as exc:  # it ends this workspace alone
+        except Exception as exc:
             if self._count > 1:
                 hint = getattr(exc, "hint", "")
                 self._listener(
@@ -149,26 +153,22 @@ class Supervisor:
                 )
             raise
 
-    async def _wait_for_its_turn(self, stop: asyncio.Event) -> None:
-        """Let workspaces that start together start one after the other.
-
-        A busy loop delays the next start too. With a fixed time for each they would pile up, and time out.
-        """
-        async with self._turn:
+    async def _wait_for_turn(self, stop: asyncio.Event) -> None:
+        """Start members one after the other: starts at fixed times would pile up on a busy loop, and time out."""
+        async with self._start_turn:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(2 * self._random() / STARTS_A_SECOND):
+                async with asyncio.timeout(2 * self._random() / STARTS_PER_SECOND):
                     await stop.wait()
 
     async def _stop_on(self, stop: asyncio.Event) -> None:
         await stop.wait()
         self._stopping = True
-        for berth in self._berths.values():
-            berth.stop.set()
+        for running in self._members.values():
+            running.stop.set()
 
-    def _judge(self, *, was_asked: bool) -> None:
-        """Raise what the members ended with, as far as nobody was told of it or can do without."""
-        ended = {name: exc for name, berth in self._berths.items() if (exc := berth.task.exception()) is not None}
-        if was_asked and len(ended) < len(self._berths):
+    def _raise_errors(self, *, stopped: bool) -> None:
+        ended = {name: exc for name, one in self._members.items() if (exc := one.task.exception()) is not None}
+        if stopped and len(ended) < len(self._members):
             failed = {name: exc for name, exc in ended.items() if _is_bug(exc)}
         else:
             failed = {**self.refused, **ended}
@@ -182,25 +182,25 @@ class Supervisor:
 
     @property
     def _count(self) -> int:
-        return len(self._berths.keys() | self.refused.keys())
+        return len(self._members.keys() | self.refused.keys())
 
     async def _watch(self) -> None:
-        """Once a second: did the machine sleep, and did another program change the journal?"""
+        """Notify the members when the clock jumped, and when another program changed the journal."""
         loop = asyncio.get_running_loop()
-        drift, version = self._wall() - loop.time(), await self._data_version()
+        offset, version = self._wall() - loop.time(), await self._data_version()
         while True:
-            await asyncio.sleep(TICK)
-            previous, drift = drift, self._wall() - loop.time()
-            if abs(drift - previous) > SLEPT:
-                for member in self._members():
+            await asyncio.sleep(CHECK_INTERVAL)
+            previous, offset = offset, self._wall() - loop.time()
+            if abs(offset - previous) > CLOCK_JUMP:
+                for member in self._running_members():
                     member.clock_jumped()
             before, version = version, await self._data_version()
             if version != before:
-                for member in self._members():
+                for member in self._running_members():
                     member.journal_changed()
 
-    def _members(self) -> list[Member]:
-        return [berth.member for berth in self._berths.values() if not berth.task.done()]
+    def _running_members(self) -> list[Member]:
+        return [running.member for running in self._members.values() if not running.task.done()]
 
     async def _data_version(self) -> int | None:
         try:
