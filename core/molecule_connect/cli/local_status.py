@@ -13,12 +13,8 @@ from molecule_connect.journal.models import State
 from molecule_connect.models import canonical_id
 from molecule_connect.worker.lease import Holder, holder
 from molecule_connect.worker.refused_blocks import read_refused_blocks
-from molecule_connect.worker.status import REFRESH, Problem, SavedStatus, read_status
+from molecule_connect.worker.status import Problem, SavedStatus, read_status
 
-# The platform gives a workspace up after 90 s without a heartbeat; a status file is written thrice in that time.
-SILENT, BEAT_LATE = 3 * REFRESH + 5, 120.0
-# These parts cost speed or a convenience, and no message.
-MINOR = frozenset(("stream", "cursor file", "peer budget", "journal size"))
 _SHOWN_RUNNING = 20
 
 
@@ -117,21 +113,24 @@ def _find(
     folder: Path,
     workspace_id: str,
     journal: Inspection | None,
-    problem: str,
+    journal_error: str,
     now: float,
     refused: tuple[int, Problem] | None,
 ) -> Found:
-    told, by = read_status(folder, workspace_id), holder(folder, workspace_id)
-    if by is not None and told is not None and (told.pid != by.pid or told.ended):
-        told = None  # an earlier process left it
-    ailments, keeper = _ailments(told, by, problem, now), None
+    status, process = read_status(folder, workspace_id), holder(folder, workspace_id)
+    if process is not None and status is not None and not status.is_of(process.pid):
+        status = None
+    problems = status.problems(now) if status is not None and process is not None else ()
+    if journal_error:
+        problems = (*problems, Problem(part="journal", reason=journal_error, since=now))
+    keeper = None
     if refused is not None:
-        ailments = (*ailments, refused[1])
-        keeper = refused[0] if by is None else None
-    state = "suspended" if by is not None and _is_suspended(by) else _state(told, by, ailments, now)
-    if keeper is not None:
-        state = "refused"
-    found = Found(workspace_id=workspace_id, state=state, holder=by, status=told, ailments=ailments, keeper=keeper)
+        problems = (*problems, refused[1])
+        keeper = refused[0] if process is None else None
+    state = _state(status, process, problems, now) if keeper is None else "refused"
+    found = Found(
+        workspace_id=workspace_id, state=state, holder=process, status=status, ailments=problems, keeper=keeper
+    )
     if journal is None:
         return found
     oldest = journal.oldest(workspace_id)
@@ -143,41 +142,20 @@ def _find(
     )
 
 
-def _ailments(told: SavedStatus | None, by: Holder | None, problem: str, now: float) -> tuple[Problem, ...]:
-    found = list(told.ailments) if told and by else []
-    if problem:
-        found.append(Problem(part="journal", reason=problem, since=now))
-    if told is None or by is None or told.stopping:
-        return tuple(found)
-    since = told.last_beat or told.started
-    if now - since > BEAT_LATE and not any(ailment.part == "heartbeat" for ailment in found):
-        found.append(Problem(part="heartbeat", reason="the platform accepted none for a while", since=since))
-    return tuple(found)
+def _state(status: SavedStatus | None, process: Holder | None, problems: Sequence[Problem], now: float) -> str:
+    if process is None:
+        return "stopped" if status is None else "ended" if status.ended else "died"
+    if _is_suspended(process):
+        return "suspended"
+    return "starting" if status is None else status.state(problems, now)
 
 
-def _is_suspended(by: Holder) -> bool:
-    """Whether the process was stopped and not continued. Where it cannot be seen, its silence tells after a while."""
-    if not by.pid or by.host != socket.gethostname():
+def _is_suspended(process: Holder) -> bool:
+    """Whether the process was stopped and not continued. False if that can't be seen: it turns silent after a while."""
+    if not process.pid or process.host != socket.gethostname():
         return False
     try:
-        stat = Path(f"/proc/{by.pid}/stat").read_text(errors="replace")
+        stat = Path(f"/proc/{process.pid}/stat").read_text(errors="replace")
     except OSError:
         return False
     return stat.rpartition(")")[2].split()[:1] == ["T"]
-
-
-def _state(told: SavedStatus | None, by: Holder | None, ailments: Sequence[Problem], now: float) -> str:
-    if by is None:
-        return "stopped" if told is None else "ended" if told.ended else "died"
-    if told is None:
-        return "starting"
-    # A time ahead was written before the clock was set back.
-    if abs(now - told.written) > SILENT:
-        return "silent"
-    if told.stopping:
-        return "stopping"
-    if any(ailment.part not in MINOR for ailment in ailments):
-        return "trouble"
-    if told.paused:
-        return "paused"
-    return "running" if told.registered else "starting"

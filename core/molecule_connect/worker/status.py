@@ -28,6 +28,13 @@ SUFFIX = ".status"
 # hangs.
 REFRESH, PAUSE = 30.0, 1.0
 
+# A process whose status file is older than this, in seconds, hangs.
+SILENT_AFTER = 3 * REFRESH + 5
+# Seconds without an accepted heartbeat that are a problem: the platform shows the workspace as offline after 90 s.
+HEARTBEAT_LATE = 120.0
+# Problems of these parts don't affect messages.
+MINOR_PARTS = frozenset(("stream", "cursor file", "peer budget", "journal size"))
+
 # The error rate covers this many seconds, and needs at least this many attempts.
 OUTCOME_AGE = 300.0
 FEWEST_OUTCOMES = 3
@@ -77,6 +84,34 @@ class SavedStatus:
     ailments: tuple[Problem, ...] = ()
     ended: Problem | None = None
     inbox: bool = False
+
+    def is_of(self, pid: int) -> bool:
+        """Whether the process *pid*, which serves the workspace, wrote this; otherwise an earlier process did."""
+        return self.pid == pid and self.ended is None
+
+    def is_silent(self, now: float) -> bool:
+        """Whether the process that wrote this hangs. A time in the future was written before the clock was set back."""
+        return abs(now - self.written) > SILENT_AFTER
+
+    def problems(self, now: float) -> tuple[Problem, ...]:
+        """The problems of the running worker, including late heartbeats."""
+        since = self.last_beat or self.started
+        is_late = now - since > HEARTBEAT_LATE and not self.stopping
+        if not is_late or any(problem.part == "heartbeat" for problem in self.ailments):
+            return self.ailments
+        return (*self.ailments, Problem(part="heartbeat", reason="the platform accepted none for a while", since=since))
+
+    def state(self, problems: Sequence[Problem], now: float) -> str:
+        """The state of the running worker: silent, stopping, trouble (of *problems*), paused, running or starting."""
+        if self.is_silent(now):
+            return "silent"
+        if self.stopping:
+            return "stopping"
+        if any(problem.part not in MINOR_PARTS for problem in problems):
+            return "trouble"
+        if self.paused:
+            return "paused"
+        return "running" if self.registered else "starting"
 
 
 class Status:
