@@ -46,7 +46,7 @@ def test_an_error_is_told_in_any_encoding(variables: dict[str, str], tmp_path: P
     assert b"Traceback" not in done.stderr
 
 
-def test_what_an_encoding_lacks_is_written_as_json_writes_it() -> None:
+def test_unencodable_characters_become_json_escapes() -> None:
     text = json.dumps({"text": "a\xe9\u4e2d\U0001f600"}, ensure_ascii=False)
 
     for name in ("ascii", "latin-1", "cp1252"):

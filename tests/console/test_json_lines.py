@@ -32,7 +32,7 @@ def told(screen_calls: Any) -> list[dict[str, Any]]:
     return [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
-def test_an_event_is_its_name_the_time_and_its_fields() -> None:
+def test_events_have_name_time_and_fields() -> None:
     event = events.Answered(workspace_id="ws_1", row_id="act-1", caller_id=None, text="é\n\x1b", seconds=0.5)
 
     assert told(lambda screen: screen(event)) == [
@@ -51,13 +51,13 @@ def test_an_event_is_its_name_the_time_and_its_fields() -> None:
 
 
 @pytest.mark.parametrize("event", every_event(), ids=lambda event: type(event).__name__)
-def test_every_event_is_one_line_with_all_its_fields(event: events.Event) -> None:
+def test_every_event_is_one_complete_line(event: events.Event) -> None:
     (line,) = told(lambda screen: screen(event))
 
     assert line.keys() - {"event", "time"} == {field.name for field in attrs.fields(type(event))}
 
 
-def test_the_start_a_log_record_and_a_failure_have_names_of_their_own() -> None:
+def test_other_lines_have_their_own_names() -> None:
     summary = Summary(workspace_id="ws_1", backend="mock", mode="poll", api_url="http://x", state_dir="/s")
 
     def calls(screen: JsonScreen) -> None:

@@ -44,16 +44,16 @@ def test_a_line_is_time_level_and_text() -> None:
         (events.Received(**ROW, text="a\nb"), "INFO", "act-1 received from ws_2: a b"),
         (events.Started(**ROW, attempt=2), "INFO", "act-1 attempt 2"),
         (events.Answered(**ROW, text="A", seconds=0.5), "INFO", "act-1 answered in 0.5 s: A"),
-        (events.Answered(**ROW, text="", seconds=0.5, silent=True), "INFO", "act-1 answered with silence in 0.5 s"),
+        (events.Answered(**ROW, text="", seconds=0.5, silent=True), "INFO", "act-1 handled without a reply in 0.5 s"),
         (events.Delivered(**ROW), "INFO", "act-1 delivered"),
         (events.Delivered(**ROW, confirmed=False), "INFO", "act-1 delivered, not confirmed by the platform"),
         (events.Retrying(**ROW, what="send", reason="503", seconds=5), "WARNING", "act-1 send: 503; again in 5.0 s"),
         (events.Dead(**ROW, reason="4 attempts"), "ERROR", "act-1 given up: 4 attempts"),
-        (events.Notified(**ROW), "INFO", "act-1 the sender was notified that there is no answer"),
+        (events.Notified(**ROW), "INFO", "act-1 notified the sender that there is no reply"),
         (
             events.Notified(**ROW, error="403"),
             "WARNING",
-            "act-1 the sender could not be notified that there is no answer: 403",
+            "act-1 could not notify the sender that there is no reply: 403",
         ),
         (events.Recorded(**ROW, kind="answer", text="ok"), "INFO", "act-1 answer from ws_2: ok"),
         (events.Registered(workspace_id="ws_1"), "INFO", "registered"),
@@ -61,7 +61,7 @@ def test_a_line_is_time_level_and_text() -> None:
         (events.Trouble(workspace_id="ws_1", part="intake", reason="503"), "ERROR", "intake: 503"),
         (events.Trouble(workspace_id="ws_1", part="a", reason="b", hint="c"), "ERROR", "a: b -> c"),
         (events.Trouble(workspace_id="ws_1", part="register", reason="register: 503"), "ERROR", "register: 503"),
-        (events.Recovered(workspace_id="ws_1", part="intake"), "INFO", "intake: well again"),
+        (events.Recovered(workspace_id="ws_1", part="intake"), "INFO", "intake: recovered"),
         (events.Notice(workspace_id="ws_1", text="read this", hint="do that"), "WARNING", "read this -> do that"),
         (events.Stopping(workspace_id="ws_1", running=0, grace=20), "INFO", "stopping"),
         (events.Stopped(workspace_id="ws_1"), "INFO", "stopped"),
@@ -75,31 +75,31 @@ def test_what_matters_is_told_in_one_line(event: events.Event, level: str, words
     assert (line.level, line.text) == (level, words)
 
 
-def test_every_other_event_has_a_line_or_is_left_out_on_purpose() -> None:
+def test_every_event_has_a_line_or_exemption() -> None:
     quiet = [events.Started(**ROW, attempt=1), events.Beat(workspace_id="ws_1", active_tasks=0, wedged="")]
 
     assert [line_of(event) for event in quiet] == [None, None]
 
 
-def test_a_stop_with_work_left_says_what_a_second_signal_does() -> None:
+def test_stopping_explains_a_second_signal() -> None:
     line = line_of(events.Stopping(workspace_id="ws_1", running=2, grace=20))
 
     assert line is not None
-    assert line.text == "stopping: 2 running, at most 20 s; a second signal ends at once"
+    assert line.text == "stopping: 2 running, at most 20 s; a second signal exits at once"
 
 
-def test_progress_of_one_message_is_told_once_a_second() -> None:
+def test_limits_progress_to_once_a_second() -> None:
     lines = told(*(events.Progressed(**ROW, text=f"step {number}") for number in range(50)))
 
     assert [line.partition("act-1 ")[2] for line in lines[1:]] == ["running: step 0"]
 
 
-def test_the_workspace_is_named_only_where_there_are_several() -> None:
+def test_names_workspaces_only_among_several() -> None:
     assert "[ws_1]" not in told(events.Registered(workspace_id="ws_1"))[-1]
     assert "[ws_1]" in told(events.Registered(workspace_id="ws_1"), workspaces=("ws_1", "ws_2"))[-1]
 
 
-def test_a_list_that_grows_or_shrinks_changes_whether_they_are_named() -> None:
+def test_changing_lists_change_whether_names_show() -> None:
     stream = io.StringIO()
     screen = LineScreen(stream, wall=lambda: 0.0, monotonic=lambda: 0.0)
     screen.open([summary()])
@@ -113,10 +113,10 @@ def test_a_list_that_grows_or_shrinks_changes_whether_they_are_named() -> None:
     texts = [line.partition("    ")[2] or line for line in stream.getvalue().splitlines()]
     assert texts[1] == "registered"
     assert texts[3] == "[ws_2] registered"
-    assert texts[4].endswith("WARNING paused on the platform: messages are kept, none is run")
+    assert texts[4].endswith("WARNING paused on the platform: messages are stored but not run")
 
 
-def test_progress_of_alike_rows_of_two_workspaces_is_told_apart() -> None:
+def test_progress_is_limited_per_workspace() -> None:
     rows = [events.Progressed(**{**ROW, "workspace_id": name}, text="step") for name in ("ws_1", "ws_2")]
 
     assert len(told(*rows, workspaces=("ws_1", "ws_2"))) == 4

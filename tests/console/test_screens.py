@@ -56,7 +56,7 @@ class Terminal(io.StringIO):
         (io.StringIO(), "json", "xterm", JsonScreen),
     ],
 )
-def test_the_stream_and_the_format_choose_the_screen(
+def test_long_texts_are_cut_with_an_ellipsis(
     stream: io.StringIO, log_format: str, term: str, kind: type[Screen]
 ) -> None:
     screen = choose(stream, log_format, environ={"TERM": term})
@@ -65,7 +65,7 @@ def test_the_stream_and_the_format_choose_the_screen(
     assert isinstance(screen, kind)
 
 
-def test_what_is_noted_before_the_live_view_is_opened_is_told_at_the_end() -> None:
+def test_distinguishes_people_and_peers() -> None:
     stream = Terminal()
     screen = choose(stream, environ={"TERM": "xterm"})
     screen.note("ERROR", "workspace 1: it has no id", "give it one")
@@ -123,7 +123,7 @@ def child(tmp_path: Path) -> Iterator[Child]:
     os.close(child.terminal)
 
 
-def test_the_live_view_survives_a_resize_and_leaves_the_terminal_in_order(child: Child) -> None:
+def test_failures_have_an_error_and_a_hint(child: Child) -> None:
     child.wait_for(lambda seen: "not registered" in seen or "online" in seen)
     child.resize(30, 10)
     child.wait_for(lambda seen: "\x1b[2J" in seen)
@@ -138,7 +138,7 @@ def test_the_live_view_survives_a_resize_and_leaves_the_terminal_in_order(child:
     assert child.process.wait(10) == 0
 
 
-def test_a_terminal_that_is_stopped_holds_up_neither_the_program_nor_its_end(child: Child) -> None:
+def test_visible_keeps_lines_and_escapes_controls(child: Child) -> None:
     child.wait_for(lambda seen: "online" in seen)
     child.type(CTRL_S)
     for number in range(20):

@@ -49,7 +49,7 @@ def screen_text(view: View, *, width: int = 80, height: int = 24) -> str:
         ([events.Progressed(**row(1), text="step")], "running", "step"),
         ([events.Answered(**row(1), text="A", seconds=1)], "answered", "A"),
         ([events.Answered(**row(1), text="A", seconds=1), events.Delivered(**row(1))], "delivered", "A"),
-        ([events.Answered(**row(1), text="", seconds=1, silent=True)], "silent", "nothing to send, 1.0 s"),
+        ([events.Answered(**row(1), text="", seconds=1, silent=True)], "silent", "no reply, 1.0 s"),
         ([events.Retrying(**row(1), what="answer", reason="boom", seconds=5)], "retry", "boom; again in 5.0 s"),
         ([events.Dead(**row(1), reason="too often")], "failed", "too often"),
         ([events.Recorded(**row(1), kind="result", text="x")], "recorded", "result"),
@@ -77,7 +77,7 @@ def test_the_counts_follow_the_messages() -> None:
     assert (counts.received, counts.waiting, counts.running, counts.delivered, counts.failed) == (5, 2, 1, 1, 1)
 
 
-def test_a_message_that_was_given_up_stays_failed_and_is_counted_once() -> None:
+def test_dead_messages_are_counted_once() -> None:
     # The line that tells the sender so is sent like an answer, and may itself be given up.
     given_up = [
         events.Received(**row(1), text="hi"),
@@ -100,7 +100,7 @@ def test_a_message_that_was_given_up_stays_failed_and_is_counted_once() -> None:
 
 
 @pytest.mark.parametrize("again", [[events.Started(**row(1), attempt=1)], []])
-def test_a_message_that_is_replayed_is_failed_no_more(again: list[events.Event]) -> None:
+def test_replayed_messages_no_longer_count_as_failed(again: list[events.Event]) -> None:
     # Of one whose answer is stored no backend is asked again.
     view = view_of(
         events.Dead(**row(1), reason="no"),
@@ -125,7 +125,7 @@ def test_finished_messages_make_room_first() -> None:
     assert pick(rows, 0) == ()
 
 
-def test_a_long_run_keeps_a_bounded_number_of_rows() -> None:
+def test_keeps_a_bounded_number_of_rows() -> None:
     view = view_of(*(events.Received(**row(number), text="hi") for number in range(2000)))
 
     snapshot = view.snapshot(10_000)
@@ -133,7 +133,7 @@ def test_a_long_run_keeps_a_bounded_number_of_rows() -> None:
     assert snapshot.counts.waiting == 2000
 
 
-def test_trouble_shows_with_what_to_do_until_it_is_over() -> None:
+def test_problems_show_their_hint_until_cleared() -> None:
     view = view_of(events.Trouble(workspace_id="ws_1", part="intake", reason="503", hint="wait for the platform"))
     text = screen_text(view)
     assert "intake: 503" in text
@@ -143,7 +143,7 @@ def test_trouble_shows_with_what_to_do_until_it_is_over() -> None:
     assert "503" not in screen_text(view)
 
 
-def test_health_says_registered_listening_and_the_age_of_the_beat() -> None:
+def test_status_shows_registration_listening_and_heartbeat_age() -> None:
     clock = Clock()
     view = view_of(clock=clock)
     assert "not registered yet" in screen_text(view)
@@ -152,10 +152,10 @@ def test_health_says_registered_listening_and_the_age_of_the_beat() -> None:
     view.apply(events.Listening(workspace_id="ws_1", by="stream"))
     view.apply(events.Beat(workspace_id="ws_1", active_tasks=0, wedged=""))
     clock.now += 12
-    assert "online, beat 12 s ago, stream" in screen_text(view)
+    assert "online, heartbeat 12 s ago, stream" in screen_text(view)
 
 
-def test_what_matters_is_told_once_above_the_view() -> None:
+def test_important_lines_appear_once_above() -> None:
     view = view_of(events.Dead(**row(1), reason="no"), events.Received(**row(2), text="hi"))
 
     assert [line.text for line in view.snapshot(10).above] == ["act-1 given up: no"]
@@ -173,7 +173,7 @@ def test_the_picture_fits_the_terminal(width: int, height: int) -> None:
     assert len(lines) <= max(height, 6)
 
 
-def test_text_of_peers_cannot_style_or_move_anything() -> None:
+def test_peer_text_cannot_style_the_view() -> None:
     view = view_of(events.Received(**row(1, "\x1b[2Jevil"), text="[bold red]x[/] \x1b]0;t\x07\x1b[31m:smile:"))
 
     text = screen_text(view)
@@ -193,7 +193,7 @@ def several(count: int, *happened: events.Event) -> View:
     return view
 
 
-def test_of_several_each_has_a_line_and_messages_name_their_workspace() -> None:
+def test_several_workspaces_have_a_line_each() -> None:
     received = [events.Received(workspace_id=f"ws_{n}", row_id="same", caller_id=None, text="hi") for n in range(2)]
 
     lines = screen_text(several(2, *received), width=100).splitlines()
@@ -203,12 +203,12 @@ def test_of_several_each_has_a_line_and_messages_name_their_workspace() -> None:
     assert [line.split()[1:4] for line in lines[3:5]] == [["ws_0", "person", "waiting"], ["ws_1", "person", "waiting"]]
 
 
-def test_where_there_is_no_room_for_all_those_in_trouble_are_shown() -> None:
+def test_shows_problems_first_when_space_is_short() -> None:
     trouble = events.Trouble(workspace_id="ws_30", part="intake", reason="no feed", hint="look there")
 
     lines = screen_text(several(50, trouble), height=12).splitlines()
 
-    assert lines[0].startswith("ws_30  troubled")
+    assert lines[0].startswith("ws_30  problems")
     assert "intake: no feed -> look there" in lines[1]
     assert "  and 46 more, all online" in lines
     assert len(lines) <= 12
@@ -220,7 +220,7 @@ def test_lines_above_name_the_workspace_of_several() -> None:
     assert [line.text.partition(" ")[0] for line in view.snapshot(5).above] == ["[ws_1]"]
 
 
-def test_one_that_starts_anew_is_stopped_no_more_and_one_that_left_is_not_drawn() -> None:
+def test_restarted_workspaces_show_and_removed_ones_vanish() -> None:
     view = several(3)
     for name in ("ws_0", "ws_1"):
         view.apply(events.Trouble(workspace_id=name, part="connection", reason="401"))
@@ -229,6 +229,6 @@ def test_one_that_starts_anew_is_stopped_no_more_and_one_that_left_is_not_drawn(
     view.apply(events.Registered(workspace_id="ws_0"))
     view.forget("ws_1")
 
-    health = dict(view.snapshot(5).connections)
-    assert (health["ws_0"].stopping, health["ws_0"].troubles) == ("", {})
+    health = dict(view.snapshot(5).workspaces)
+    assert (health["ws_0"].stopping, health["ws_0"].problems) == ("", {})
     assert health.keys() == {"ws_0", "ws_2"}

@@ -22,7 +22,7 @@ def test_lines_come_out_in_order() -> None:
     assert stream.getvalue().splitlines() == [f"line {number}" for number in range(100)]
 
 
-def test_a_pipe_whose_reader_is_gone_raises_nothing() -> None:
+def test_closed_pipes_raise_nothing() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as stream:
@@ -42,7 +42,7 @@ def test_a_closed_stream_raises_nothing() -> None:
     assert not guarded.isatty()
 
 
-def test_a_pipe_that_nobody_reads_holds_nobody_up_and_the_gap_is_told() -> None:
+def test_unread_pipes_block_nothing_and_report_gaps() -> None:
     reading, writing = os.pipe()
     stream = os.fdopen(writing, "w")
     writer = LineWriter(stream, left_out, max_waiting=10)
@@ -70,7 +70,7 @@ def test_a_pipe_that_nobody_reads_holds_nobody_up_and_the_gap_is_told() -> None:
     assert int(lines[-1].split()[0]) + len(lines) - 1 == 100
 
 
-def test_a_character_that_the_stream_cannot_write_is_spelt_out() -> None:
+def test_unencodable_characters_are_spelled_out() -> None:
     raw = io.BytesIO()
     guarded = GuardedStream(io.TextIOWrapper(raw, encoding="ascii"))
 

@@ -134,6 +134,6 @@ async def test_a_platform_that_takes_no_answers_for_a_minute_is_reported_and_the
                 await asyncio.sleep(0.2)
             await sandbox.faults()
             answers = await sandbox.answers(workspace, len(senders), timeout=30)
-            await connector.says("sending: well again")
+            await connector.says("sending: recovered")
             assert await connector.stop() == 0
     assert sorted(answer.text for answer in answers) == [f"{number}" for number in range(len(senders))]

@@ -79,7 +79,7 @@ async def test_a_full_disk_is_said_in_the_beat_and_when_there_is_room_all_is_ans
             assert told[0] == 1
             ballast.unlink()
             answers = await sandbox.answers(workspace, 2, timeout=30)
-            await until(lambda: "well again" in connector.output)
+            await until(lambda: ": recovered" in connector.output)
             await asyncio.sleep(2)
             assert await connector.stop() == 0
         assert len(await sandbox.answers(workspace)) == 2

@@ -220,7 +220,7 @@ async def test_bad_blocks_are_reported_and_the_good_ones_served(tmp_path: Path) 
 
             write(config, block(good, sandbox.url), mended)
             connector.send(signal.SIGHUP)
-            await connector.says(f"[{late.id}] list: well again")
+            await connector.says(f"[{late.id}] list: recovered")
             await registered(sandbox, late)
             assert await connector.stop() == 0
         assert connector.output.count(f"[{good.id}] registered") == 1

@@ -1,4 +1,4 @@
-"""Output for a terminal or pipe that does not have every character."""
+"""Output to terminals and pipes whose encoding lacks some characters."""
 
 import codecs
 import contextlib
@@ -19,12 +19,12 @@ codecs.register_error(ESCAPE, _escape)
 
 
 def tolerate_encodings() -> None:
-    """Let the standard streams write and read any text, whatever the locale or ``PYTHONIOENCODING`` says.
+    """Let the standard streams write and read any text, regardless of the locale and ``PYTHONIOENCODING``.
 
-    A character that the output does not have is written as JSON writes it, ``\\ud83d\\ude00``, so that JSON stays
-    JSON. What the input holds beyond its encoding reads as U+FFFD.
+    Characters that the encoding lacks are written as JSON escapes, ``\\ud83d\\ude00``, so that JSON stays valid.
+    Undecodable input is read as U+FFFD.
     """
     for stream, errors in ((sys.stdout, ESCAPE), (sys.stderr, ESCAPE), (sys.stdin, "replace")):
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
-            with contextlib.suppress(OSError, ValueError):  # it is closed, or its buffer cannot be written
+            with contextlib.suppress(OSError, ValueError):  # closed, or its buffer cannot be flushed
                 stream.reconfigure(errors=errors)

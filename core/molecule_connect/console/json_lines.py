@@ -1,4 +1,4 @@
-"""One JSON object per event, for machines. Keys are stable: ``event``, ``time``, then the event's own fields."""
+"""One JSON object per event. The keys are stable: ``event``, ``time``, and the fields of the event."""
 
 import datetime
 import json
@@ -17,7 +17,7 @@ _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
 class JsonScreen:
-    """JSON lines in ASCII. What is not an event has a name of its own: starting, log, error, left_out."""
+    """Writes JSON lines in ASCII. Lines that aren't events are named starting, log, error and left_out."""
 
     def __init__(self, stream: TextIO, *, wall: Callable[[], float] = time.time) -> None:
         self._wall = wall
@@ -25,32 +25,32 @@ class JsonScreen:
         self._writer = LineWriter(stream, lambda count: self._line("left_out", count=count))
 
     def open(self, summaries: list[Summary]) -> None:
-        """Say what is about to be served."""
+        """Write what will be served."""
         for summary in summaries:
             self._writer.put(self._line("starting", **attrs.asdict(summary)))
 
     def forget(self, workspace_id: str) -> None:
-        """Nothing: each line names its workspace."""
+        """Does nothing: each line names its workspace."""
 
     def __call__(self, event: events.Event) -> None:
         name, fields = self._shapes.get(type(event)) or self._shape(type(event))
         self._writer.put(self._line(name, **{field: getattr(event, field) for field in fields}))
 
     def note(self, level: str, text: str, hint: str = "") -> None:
-        """Say something that is not an event."""
+        """Write a log line."""
         self._writer.put(self._line("log", level=level, text=text, hint=hint))
 
     def fail(self, text: str, hint: str, exit_code: int, traceback: str = "") -> None:
-        """Say why the program ends."""
+        """Write why the program ends."""
         more = {"traceback": traceback} if traceback else {}
         self._writer.put(self._line("error", text=text, hint=hint, exit_code=exit_code, **more))
 
     def last_words(self, text: str, exit_code: int) -> str:
-        """*text* as an error."""
+        """*text* as an error line."""
         return self._line("error", text=text, hint="", exit_code=exit_code)
 
     def close(self) -> None:
-        """Write what waits, for two seconds at most."""
+        """Write pending lines, for at most two seconds."""
         self._writer.close()
 
     def _shape(self, kind: type[events.Event]) -> tuple[str, tuple[str, ...]]:

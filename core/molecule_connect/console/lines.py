@@ -1,4 +1,4 @@
-"""What an event is in one line of plain text, and the screen that writes such lines to a pipe."""
+"""Events as lines of plain text, and the screen that writes them."""
 
 import functools
 import time
@@ -17,26 +17,26 @@ INFO, WARNING, ERROR = "INFO", "WARNING", "ERROR"
 
 @attrs.frozen
 class Line:
-    """One line for people. ``level`` is one of INFO, WARNING, ERROR."""
+    """A line of text. ``level`` is INFO, WARNING or ERROR."""
 
     level: str
     text: str
 
 
 def line_of(event: events.Event) -> Line | None:
-    """The line that tells *event*, or None where it is of no interest by itself."""
+    """The line for *event*, or None if it isn't worth a line."""
     if isinstance(event, events.MessageEvent):
         return _message_line(event)
-    return _connection_line(event)
+    return _workspace_line(event)
 
 
 def named(line: Line, workspace_id: str) -> Line:
-    """*line* where several workspaces are told of."""
+    """*line* with the workspace that it belongs to."""
     return Line(line.level, f"[{workspace_id}] {line.text}")
 
 
 def with_hint(text: str, hint: str) -> str:
-    """*text* and what to do about it."""
+    """*text* with its hint."""
     return f"{one_line(text, 400)} -> {one_line(hint, 400)}" if hint else one_line(text, 400)
 
 
@@ -50,7 +50,7 @@ def _message_line(event: events.MessageEvent) -> Line | None:
         case events.Progressed():
             return Line(INFO, f"{row} running: {one_line(event.text)}")
         case events.Answered(silent=True):
-            return Line(INFO, f"{row} answered with silence in {span(event.seconds)}")
+            return Line(INFO, f"{row} handled without a reply in {span(event.seconds)}")
         case events.Answered():
             return Line(INFO, f"{row} answered in {span(event.seconds)}: {one_line(event.text)}")
         case events.Delivered():
@@ -60,33 +60,33 @@ def _message_line(event: events.MessageEvent) -> Line | None:
         case events.Dead():
             return Line(ERROR, f"{row} given up: {one_line(event.reason, 400)}")
         case events.Notified(error=""):
-            return Line(INFO, f"{row} the sender was notified that there is no answer")
+            return Line(INFO, f"{row} notified the sender that there is no reply")
         case events.Notified():
-            told = f"{row} the sender could not be notified that there is no answer: {one_line(event.error, 400)}"
-            return Line(WARNING, told)
+            text = f"{row} could not notify the sender that there is no reply: {one_line(event.error, 400)}"
+            return Line(WARNING, text)
         case events.Recorded():
             return Line(INFO, f"{row} {event.kind} from {who(event.caller_id)}: {one_line(event.text)}")
     return None
 
 
-def _connection_line(event: events.Event) -> Line | None:
+def _workspace_line(event: events.Event) -> Line | None:
     match event:
         case events.Registered():
             return Line(INFO, "registered")
         case events.Listening():
             return Line(INFO, f"listening by {event.by}")
         case events.Trouble():
-            return Line(ERROR, with_hint(trouble(event.part, event.reason), event.hint))
+            return Line(ERROR, with_hint(problem_text(event.part, event.reason), event.hint))
         case events.Recovered():
-            return Line(INFO, f"{event.part}: well again")
+            return Line(INFO, f"{event.part}: recovered")
         case events.Notice():
             return Line(WARNING, with_hint(event.text, event.hint))
         case events.Described():
             return Line(INFO, event.text)
         case events.Paused():
-            return Line(WARNING, "paused on the platform: messages are kept, none is run")
+            return Line(WARNING, "paused on the platform: messages are stored but not run")
         case events.Resumed():
-            return Line(INFO, "no longer paused")
+            return Line(INFO, "resumed")
         case events.Stopping():
             return Line(INFO, stopping(event))
         case events.Stopped():
@@ -94,20 +94,20 @@ def _connection_line(event: events.Event) -> Line | None:
     return None
 
 
-def trouble(part: str, reason: str) -> str:
-    """What is wrong with which part; the part once, where the reason begins with it."""
+def problem_text(part: str, reason: str) -> str:
+    """A problem and the part that has it, named once."""
     return reason if reason.startswith(f"{part}:") else f"{part}: {reason}"
 
 
 def stopping(event: events.Stopping) -> str:
-    """What a stop that takes its time looks like."""
+    """A line about a stop in progress."""
     if not event.running:
         return "stopping"
-    return f"stopping: {event.running} running, at most {span(event.grace)}; a second signal ends at once"
+    return f"stopping: {event.running} running, at most {span(event.grace)}; a second signal exits at once"
 
 
 class LineScreen:
-    """Plain lines: time (UTC), level, text. Progress of one message is told once a second at most."""
+    """Writes plain lines: time (UTC), level, text. Progress of a message is limited to one line per second."""
 
     def __init__(
         self,
@@ -118,18 +118,18 @@ class LineScreen:
     ) -> None:
         self._wall = wall
         self._monotonic = monotonic
-        self._progress_told: dict[tuple[str, str], float] = {}
-        self._writer = LineWriter(stream, lambda count: self._line(Line(WARNING, f"{count} lines were left out")))
+        self._progress_written: dict[tuple[str, str], float] = {}
+        self._writer = LineWriter(stream, lambda count: self._line(Line(WARNING, f"dropped {count} lines")))
         self._served: set[str] = set()
 
     def open(self, summaries: list[Summary]) -> None:
-        """Say what is about to be served."""
+        """Write what will be served."""
         self._served.update(summary.workspace_id for summary in summaries)
         for summary in summaries:
             self._writer.put(self._line(Line(INFO, f"molecule connect: {summary.text}")))
 
     def forget(self, workspace_id: str) -> None:
-        """A workspace is served no more."""
+        """A workspace is no longer served."""
         self._served.discard(workspace_id)
 
     def __call__(self, event: events.Event) -> None:
@@ -140,31 +140,31 @@ class LineScreen:
             self._writer.put(self._line(named(line, event.workspace_id) if len(self._served) > 1 else line))
 
     def note(self, level: str, text: str, hint: str = "") -> None:
-        """Say something that is not an event."""
+        """Write a log line."""
         self._writer.put(self._line(Line(level, with_hint(text, hint))))
 
     def fail(self, text: str, hint: str, exit_code: int, traceback: str = "") -> None:
-        """Say why the program ends."""
+        """Write why the program ends."""
         self._writer.put(failure(text, hint, traceback))
 
     def last_words(self, text: str, exit_code: int) -> str:
-        """*text* as it is."""
+        """*text*, unchanged."""
         return text
 
     def close(self) -> None:
-        """Write what waits, for two seconds at most."""
+        """Write pending lines, for at most two seconds."""
         self._writer.close()
 
     def _is_due(self, event: events.MessageEvent) -> bool:
         key = (event.workspace_id, event.row_id)
         if not isinstance(event, events.Progressed):
             if isinstance(event, events.Answered | events.Retrying | events.Dead):
-                self._progress_told.pop(key, None)
+                self._progress_written.pop(key, None)
             return True
         now = self._monotonic()
-        if now - self._progress_told.get(key, -1.0) < 1.0:
+        if now - self._progress_written.get(key, -1.0) < 1.0:
             return False
-        self._progress_told[key] = now
+        self._progress_written[key] = now
         return True
 
     def _line(self, line: Line) -> str:

@@ -1,4 +1,4 @@
-"""The live view of a terminal. A thread of its own draws, so that a stopped terminal stops nothing else."""
+"""The live view, drawn by its own thread so that a stopped terminal doesn't stop anything else."""
 
 import contextlib
 import sys
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from rich.live import Live
 
 _FRAME = 0.25
-# Ages are shown in seconds, so an idle view is drawn once a second.
+# Ages are shown in seconds, so an idle view is redrawn once a second.
 _IDLE_FRAMES = 4
 _MAX_ROWS = 20
 
 
 class LiveScreen:
-    """Health, counters and recent messages, drawn four times a second at most; important lines go above it."""
+    """Status, counters and recent messages, drawn at most four times a second. Important lines are printed above it."""
 
     def __init__(self, stream: TextIO, *, view: View | None = None) -> None:
         self._stream = GuardedStream(stream)
@@ -37,19 +37,19 @@ class LiveScreen:
         self._failure = ""
 
     def open(self, summaries: list[Summary]) -> None:
-        """Say what is about to be served, and begin to draw."""
+        """Show what will be served, and start drawing."""
         with self._lock:
             for summary in summaries:
                 self._summaries[summary.workspace_id] = summary
                 self._view.add(summary.workspace_id)
-                self._view.tell(Line(INFO, summary.text))
+                self._view.print_above(Line(INFO, summary.text))
         if self._thread is not None:
             return
         self._thread = threading.Thread(target=self._run, name="live view", daemon=True)
         self._thread.start()
 
     def forget(self, workspace_id: str) -> None:
-        """Draw a workspace no more."""
+        """Remove a workspace from the view."""
         with self._lock:
             self._view.forget(workspace_id)
             self._changed = True
@@ -62,24 +62,24 @@ class LiveScreen:
     def note(self, level: str, text: str, hint: str = "") -> None:
         """Print a line above the view."""
         with self._lock:
-            self._view.tell(Line(level, with_hint(text, hint)))
+            self._view.print_above(Line(level, with_hint(text, hint)))
             self._changed = True
 
     def fail(self, text: str, hint: str, exit_code: int, traceback: str = "") -> None:
-        """Say, under the last picture, why the program ends."""
+        """Print below the view why the program ends."""
         self._failure = failure(text, hint, traceback)
 
     def last_words(self, text: str, exit_code: int) -> str:
-        """*text* as it is."""
+        """*text*, unchanged."""
         return text
 
     def close(self) -> None:
-        """Draw a last time and leave the terminal as it was, within two seconds."""
+        """Draw a last time and restore the terminal, within two seconds."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(2.0)
         else:
-            # What was noted before there was anything to draw.
+            # Lines logged before the view was opened.
             for line in self._snapshot().above:
                 self._stream.write(f"{line.level.lower()}: {line.text}\n")
         if self._failure and (self._thread is None or not self._thread.is_alive()):
@@ -94,7 +94,7 @@ class LiveScreen:
                 is_over = self._draw_until_resized(console, live)
             if is_over:
                 return
-            # A terminal that changed its width has broken the old picture's lines: begin on an empty screen.
+            # The old lines are wrapped differently after a resize, so start with an empty screen.
             console.clear()
 
     @contextlib.contextmanager
@@ -107,7 +107,7 @@ class LiveScreen:
             yield live
 
     def _draw_until_resized(self, console: "Console", live: "Live") -> bool:
-        """Draw until the last picture (True), or until the terminal has another size."""
+        """Draw until the view is closed (True) or the terminal is resized (False)."""
         size, idle = console.size, 0
         while True:
             stopping = self._stop.is_set()

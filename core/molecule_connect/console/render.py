@@ -1,4 +1,4 @@
-"""A snapshot as rich draws it. The only module of the console that imports rich."""
+"""Render a snapshot with rich. The only module of the console that imports it."""
 
 import time
 from collections.abc import Mapping
@@ -7,13 +7,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from molecule_connect.console.lines import Line, trouble, with_hint
+from molecule_connect.console.lines import Line, problem_text, with_hint
 from molecule_connect.console.sanitize import one_line, span
 from molecule_connect.console.screen import Summary
-from molecule_connect.console.view import Health, MessageRow, Snapshot, pick
+from molecule_connect.console.view import MessageRow, Snapshot, WorkspaceStatus, pick
 
 _NARROW = 60
-# Time, caller and state of a wide table, with their gaps.
+# The width of time, caller and state in a wide table, with gaps.
 _FIXED_COLUMNS = 34
 _WORKSPACE_COLUMN = 14
 _STYLES = {
@@ -29,87 +29,87 @@ _STYLES = {
     "WARNING": "yellow",
     "ERROR": "bold red",
 }
-# A beat is due every 30 s, every 60 s where the platform's rate limit is small.
-_BEAT_IS_LATE = 75.0
+# Heartbeats are sent every 30 s, or every 60 s under a low rate limit.
+_LATE_HEARTBEAT = 75.0
 
 
 def draw_line(line: Line) -> Text:
-    """A line over the view."""
+    """A line above the view."""
     return Text(f"{line.level.lower()}: {line.text}", style=_STYLES.get(line.level, ""))
 
 
 def draw(snapshot: Snapshot, summaries: Mapping[str, Summary], *, width: int, height: int) -> RenderableType:
-    """The whole view: a head for each connection, the counts, and as much of the messages as *height* lines hold."""
+    """The view: a header per workspace, the counters, and as many messages as fit into *height* lines."""
     lines: list[RenderableType] = []
-    if len(snapshot.connections) > 1:
-        lines += _heads(snapshot, summaries, room=max(2, height // 2))
+    if len(snapshot.workspaces) > 1:
+        lines += _headers(snapshot, summaries, room=max(2, height // 2))
     else:
-        for workspace_id, health in snapshot.connections:
-            lines += _head(workspace_id, health, summaries.get(workspace_id), snapshot)
+        for workspace_id, status in snapshot.workspaces:
+            lines += _header(workspace_id, status, summaries.get(workspace_id), snapshot)
     lines.append(_counts(snapshot, width))
     rows = pick(snapshot.rows, max(0, height - len(lines) - 2))
     if rows:
-        lines.append(_table(rows, width, name_workspaces=len(snapshot.connections) > 1))
-    # The cursor rests on a line of its own: a ^C that the terminal echoes there breaks no line of the picture.
+        lines.append(_table(rows, width, name_workspaces=len(snapshot.workspaces) > 1))
+    # An empty last line for the cursor, so that an echoed ^C doesn't break the view.
     return Group(*lines, Text())
 
 
-def _heads(snapshot: Snapshot, summaries: Mapping[str, Summary], *, room: int) -> list[Text]:
-    """A line for each of several workspaces, and one for each trouble; where *room* is short, the well ones go."""
-    ordered = sorted(snapshot.connections, key=lambda named: _is_well(named[1]))
-    blocks = [_block(name, health, summaries.get(name), snapshot) for name, health in ordered]
+def _headers(snapshot: Snapshot, summaries: Mapping[str, Summary], *, room: int) -> list[Text]:
+    """A line per workspace and per problem. If *room* is short, healthy workspaces are left out first."""
+    ordered = sorted(snapshot.workspaces, key=lambda named: _is_healthy(named[1]))
+    blocks = [_block(name, status, summaries.get(name), snapshot) for name, status in ordered]
     lines: list[Text] = []
     for shown, block in enumerate(blocks):
         left = len(blocks) - shown
         if len(lines) + len(block) > room - (left > 1):
-            all_well = all(_is_well(health) for _, health in ordered[shown:])
-            return [*lines, _line(f"  and {left} more{', all online' if all_well else ''}", "dim")]
+            all_healthy = all(_is_healthy(status) for _, status in ordered[shown:])
+            return [*lines, _line(f"  and {left} more{', all online' if all_healthy else ''}", "dim")]
         lines += block
     return lines
 
 
-def _block(workspace_id: str, health: Health, summary: Summary | None, snapshot: Snapshot) -> list[Text]:
+def _block(workspace_id: str, status: WorkspaceStatus, summary: Summary | None, snapshot: Snapshot) -> list[Text]:
     head = _line(workspace_id, "bold")
-    head.append_text(_state(health, snapshot, since_start=False))
+    head.append_text(_state(status, snapshot, since_start=False))
     if summary is not None:
         head.append(f"  {summary.backend}, {summary.api_url}", "dim")
-    troubles = [
-        _line(f"    {one_line(with_hint(trouble(part, reason), hint), 400)}", "bold red")
-        for part, (reason, hint) in health.troubles.items()
+    problems = [
+        _line(f"    {one_line(with_hint(problem_text(part, reason), hint), 400)}", "bold red")
+        for part, (reason, hint) in status.problems.items()
     ]
-    return [head, *troubles]
+    return [head, *problems]
 
 
-def _is_well(health: Health) -> bool:
-    return health.registered and not (health.troubles or health.stopping or health.paused)
+def _is_healthy(status: WorkspaceStatus) -> bool:
+    return status.registered and not (status.problems or status.stopping or status.paused)
 
 
-def _head(workspace_id: str, health: Health, summary: Summary | None, snapshot: Snapshot) -> list[Text]:
+def _header(workspace_id: str, status: WorkspaceStatus, summary: Summary | None, snapshot: Snapshot) -> list[Text]:
     title = _line(workspace_id, "bold")
     if summary is not None:
         title.append(f"  {summary.backend}, {summary.mode}, {summary.api_url}", "dim")
-    lines = [title, _state(health, snapshot)]
-    for part, (reason, hint) in health.troubles.items():
-        lines.append(_line(f"  {one_line(trouble(part, reason))}", "bold red"))
+    lines = [title, _state(status, snapshot)]
+    for part, (reason, hint) in status.problems.items():
+        lines.append(_line(f"  {one_line(problem_text(part, reason))}", "bold red"))
         if hint:
             lines.append(_line(f"  -> {one_line(hint)}", "yellow"))
     return lines
 
 
-def _state(health: Health, snapshot: Snapshot, *, since_start: bool = True) -> Text:
-    if health.stopping:
-        text = _line(f"  {health.stopping}", "yellow")
-    elif health.paused:
-        text = _line("  paused on the platform: messages are kept, none is run", "yellow")
-    elif not health.registered:
+def _state(status: WorkspaceStatus, snapshot: Snapshot, *, since_start: bool = True) -> Text:
+    if status.stopping:
+        text = _line(f"  {status.stopping}", "yellow")
+    elif status.paused:
+        text = _line("  paused on the platform: messages are stored but not run", "yellow")
+    elif not status.registered:
         text = _line("  not registered yet", "yellow")
     else:
-        text = _line("  troubled" if health.troubles else "  online", "red" if health.troubles else "green")
-    if health.last_beat is not None:
-        age = snapshot.now - health.last_beat
-        text.append(f", beat {age:.0f} s ago", "red" if age > _BEAT_IS_LATE else "dim")
-    if health.listening:
-        text.append(f", {health.listening}", "dim")
+        text = _line("  problems" if status.problems else "  online", "red" if status.problems else "green")
+    if status.last_beat is not None:
+        age = snapshot.now - status.last_beat
+        text.append(f", heartbeat {age:.0f} s ago", "red" if age > _LATE_HEARTBEAT else "dim")
+    if status.listening:
+        text.append(f", {status.listening}", "dim")
     if since_start:
         text.append(f", up {span(snapshot.uptime)}", "dim")
     return text
@@ -142,7 +142,7 @@ def _table(rows: tuple[MessageRow, ...], width: int, *, name_workspaces: bool) -
     table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
     for row in rows:
         room = width - _WORKSPACE_COLUMN if name_workspaces else width
-        cells = [Text(row.caller), Text(row.state, _STYLES[row.state]), _story(row, room)]
+        cells = [Text(row.caller), Text(row.state, _STYLES[row.state]), _details(row, room)]
         if name_workspaces:
             cells.insert(0, Text(row.workspace_id))
         if wide:
@@ -151,7 +151,7 @@ def _table(rows: tuple[MessageRow, ...], width: int, *, name_workspaces: bool) -
     return table
 
 
-def _story(row: MessageRow, width: int) -> Text:
+def _details(row: MessageRow, width: int) -> Text:
     detail = Text(row.detail)
     if width < _NARROW or not (row.text and row.detail):
         return detail if row.detail else Text(row.text)

@@ -1,4 +1,4 @@
-"""What all screens have in common."""
+"""The interface of all screens."""
 
 from typing import Protocol
 
@@ -9,7 +9,7 @@ from molecule_connect.events import Event
 
 @attrs.frozen(kw_only=True)
 class Summary:
-    """What one start is about to serve. Nothing in it is secret."""
+    """What will be served. Contains no secrets."""
 
     workspace_id: str
     backend: str
@@ -19,7 +19,7 @@ class Summary:
 
     @property
     def text(self) -> str:
-        """All of it on one line."""
+        """The summary as one line."""
         return (
             f"workspace {self.workspace_id}, backend {self.backend}, mode {self.mode}, "
             f"api {self.api_url}, state {self.state_dir}"
@@ -27,14 +27,14 @@ class Summary:
 
 
 class Screen(Protocol):
-    """A listener that shows events. No call of it blocks or raises."""
+    """A listener that shows events. Its methods neither block nor raise."""
 
     def open(self, summaries: list[Summary]) -> None:
-        """Say what is about to be served; again for what is served from now on too."""
+        """Show what will be served. Called again for added workspaces."""
         ...
 
     def forget(self, workspace_id: str) -> None:
-        """A workspace is served no more, and nobody waits for it."""
+        """A workspace is no longer served."""
         ...
 
     def __call__(self, event: Event) -> None: ...
@@ -44,7 +44,7 @@ class Screen(Protocol):
     def fail(self, text: str, hint: str, exit_code: int, traceback: str = "") -> None: ...
 
     def last_words(self, text: str, exit_code: int) -> str:
-        """How *text* looks here. May be called from a signal handler: takes no lock and writes nothing."""
+        """*text* in this screen's format. Safe to call in a signal handler: takes no lock and writes nothing."""
         ...
 
     def close(self) -> None: ...

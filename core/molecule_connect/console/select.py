@@ -1,4 +1,4 @@
-"""Which screen a stream gets."""
+"""Choose the screen for a stream."""
 
 import os
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ LOG_FORMATS = ("auto", "lines", "json")
 
 
 def choose(stream: TextIO, log_format: str = "auto", *, environ: Mapping[str, str] = os.environ) -> Screen:
-    """The screen for *stream*: JSON or plain lines if asked for, else a live view on a terminal and lines elsewhere."""
+    """The screen for *stream*: the requested format, or by default a live view on a terminal and lines elsewhere."""
     if log_format == "json":
         from molecule_connect.console.json_lines import JsonScreen
 

@@ -1,4 +1,4 @@
-"""What the live view shows, as values: events go in, a snapshot comes out. Knows nothing of terminals."""
+"""The state of the live view: events in, a snapshot out, independent of terminals."""
 
 import collections
 import time
@@ -12,14 +12,14 @@ from molecule_connect.console.sanitize import one_line, span, who
 
 _MAX_ROWS = 500
 _FINISHED = frozenset(("delivered", "silent", "failed", "recorded"))
-_TOLD_ABOVE = (
+_PRINTED_ABOVE = (
     events.Trouble, events.Recovered, events.Notice, events.Described, events.Dead, events.Paused, events.Resumed,
 )  # fmt: skip
 
 
 @attrs.define(kw_only=True)
 class MessageRow:
-    """One message, as the table shows it. ``time`` is seconds since 1970."""
+    """A row of the message table. ``time`` is in seconds since 1970."""
 
     workspace_id: str
     time: float
@@ -34,20 +34,20 @@ class MessageRow:
 
 
 @attrs.define(kw_only=True)
-class Health:
-    """How one connection is. ``last_beat`` is monotonic seconds."""
+class WorkspaceStatus:
+    """The status of a workspace. ``last_beat`` is monotonic, in seconds."""
 
     registered: bool = False
     listening: str = ""
     last_beat: float | None = None
     paused: bool = False
     stopping: str = ""
-    troubles: dict[str, tuple[str, str]] = attrs.field(factory=dict)
+    problems: dict[str, tuple[str, str]] = attrs.field(factory=dict)
 
 
 @attrs.frozen(kw_only=True)
 class Counts:
-    """Messages of this run: how many came, and where they are now."""
+    """Numbers of messages of this run, by state."""
 
     received: int
     waiting: int
@@ -58,9 +58,9 @@ class Counts:
 
 @attrs.frozen(kw_only=True)
 class Snapshot:
-    """All that one picture needs. ``above`` are lines to be printed once, over the view."""
+    """Everything needed to draw the view. ``above`` are lines to print once above it."""
 
-    connections: tuple[tuple[str, Health], ...]
+    workspaces: tuple[tuple[str, WorkspaceStatus], ...]
     rows: tuple[MessageRow, ...]
     counts: Counts
     above: tuple[Line, ...]
@@ -69,7 +69,7 @@ class Snapshot:
 
 
 def pick(rows: tuple[MessageRow, ...], room: int) -> tuple[MessageRow, ...]:
-    """At most *room* of *rows*, in their order: old finished ones go first, then old ones."""
+    """At most *room* rows, in order. Old finished rows are left out first, then old ones."""
     spare = len(rows) - room
     kept = []
     for row in rows:
@@ -81,7 +81,7 @@ def pick(rows: tuple[MessageRow, ...], room: int) -> tuple[MessageRow, ...]:
 
 
 class View:
-    """The state behind the live view. Not safe for threads by itself."""
+    """The state of the live view. Not thread-safe."""
 
     def __init__(
         self, *, wall: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic
@@ -89,7 +89,7 @@ class View:
         self._wall = wall
         self._monotonic = monotonic
         self._started = monotonic()
-        self._health: dict[str, Health] = {}
+        self._statuses: dict[str, WorkspaceStatus] = {}
         self._rows: collections.OrderedDict[tuple[str, str], MessageRow] = collections.OrderedDict()
         self._waiting: set[tuple[str, str]] = set()
         self._running: set[tuple[str, str]] = set()
@@ -97,34 +97,34 @@ class View:
         self._above: collections.deque[Line] = collections.deque(maxlen=200)
 
     def add(self, workspace_id: str) -> None:
-        """A workspace that is about to be served."""
-        self._health.setdefault(workspace_id, Health())
+        """Add a workspace."""
+        self._statuses.setdefault(workspace_id, WorkspaceStatus())
 
     def forget(self, workspace_id: str) -> None:
-        """A workspace that is served no more. What its messages became stays."""
-        self._health.pop(workspace_id, None)
+        """Remove a workspace, but keep its messages."""
+        self._statuses.pop(workspace_id, None)
 
-    def tell(self, line: Line) -> None:
-        """A line to be printed over the view."""
+    def print_above(self, line: Line) -> None:
+        """Add a line to print above the view."""
         self._above.append(line)
 
     def apply(self, event: events.Event) -> None:
-        """Take in one event; a few microseconds."""
-        if isinstance(event, _TOLD_ABOVE):
+        """Apply an event. Takes a few microseconds."""
+        if isinstance(event, _PRINTED_ABOVE):
             line = line_of(event)
             if line is not None:
-                self._above.append(named(line, event.workspace_id) if len(self._health) > 1 else line)
+                self._above.append(named(line, event.workspace_id) if len(self._statuses) > 1 else line)
         if isinstance(event, events.MessageEvent):
             self._apply_message(event)
         else:
-            self._apply_connection(event, self._health.setdefault(event.workspace_id, Health()))
+            self._apply_workspace(event, self._statuses.setdefault(event.workspace_id, WorkspaceStatus()))
 
     def snapshot(self, max_rows: int) -> Snapshot:
-        """What to draw now, with at most *max_rows* rows. Empties ``above``."""
+        """The current view, with at most *max_rows* rows. Clears ``above``."""
         above = tuple(self._above)
         self._above.clear()
         return Snapshot(
-            connections=tuple((name, attrs.evolve(health)) for name, health in self._health.items()),
+            workspaces=tuple((name, attrs.evolve(status)) for name, status in self._statuses.items()),
             rows=tuple(attrs.evolve(row) for row in pick(tuple(self._rows.values()), max_rows)),
             counts=Counts(
                 received=self._received,
@@ -148,7 +148,7 @@ class View:
             if len(self._rows) > _MAX_ROWS:
                 self._rows.popitem(last=False)
         if isinstance(event, events.Received | events.Started | events.Answered) and row.state == "failed":
-            self._failed -= 1  # it was replayed
+            self._failed -= 1  # replayed
         match event:
             case events.Received():
                 self._received += 1
@@ -160,10 +160,10 @@ class View:
             case events.Progressed():
                 self._move(key, row, "running", one_line(event.text))
             case events.Answered():
-                detail = f"nothing to send, {span(event.seconds)}" if event.silent else one_line(event.text)
+                detail = f"no reply, {span(event.seconds)}" if event.silent else one_line(event.text)
                 self._move(key, row, "silent" if event.silent else "answered", detail)
             case events.Delivered() | events.Retrying() if row.state == "failed":
-                # The notice that there is no answer is sent.
+                # This is the notice that there is no reply.
                 return
             case events.Delivered():
                 self._delivered += 1
@@ -188,29 +188,29 @@ class View:
             else:
                 keys.discard(key)
 
-    def _apply_connection(self, event: events.Event, health: Health) -> None:
+    def _apply_workspace(self, event: events.Event, status: WorkspaceStatus) -> None:
         match event:
             case events.Registered():
-                health.registered = True
-                _begins(health)
+                status.registered = True
+                _started(status)
             case events.Listening():
-                health.listening = event.by
+                status.listening = event.by
             case events.Beat():
-                health.last_beat = self._monotonic()
+                status.last_beat = self._monotonic()
             case events.Trouble():
-                health.troubles = {**health.troubles, event.part: (event.reason, event.hint)}
+                status.problems = {**status.problems, event.part: (event.reason, event.hint)}
             case events.Recovered():
-                health.troubles = {part: told for part, told in health.troubles.items() if part != event.part}
+                status.problems = {part: text for part, text in status.problems.items() if part != event.part}
             case events.Paused() | events.Resumed():
-                health.paused = isinstance(event, events.Paused)
-                _begins(health)
+                status.paused = isinstance(event, events.Paused)
+                _started(status)
             case events.Stopping():
-                health.stopping = stopping(event)
+                status.stopping = stopping(event)
             case events.Stopped():
-                health.stopping = "stopped"
+                status.stopping = "stopped"
 
 
-def _begins(health: Health) -> None:
-    """It serves, perhaps after an earlier end."""
-    health.stopping = ""
-    health.troubles = {part: told for part, told in health.troubles.items() if part != "connection"}
+def _started(status: WorkspaceStatus) -> None:
+    """Clear the state of an earlier run."""
+    status.stopping = ""
+    status.problems = {part: text for part, text in status.problems.items() if part != "connection"}

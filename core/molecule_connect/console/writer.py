@@ -1,4 +1,4 @@
-"""Writing to a terminal or pipe that may be slow, stopped or gone, without ever holding up the connection."""
+"""Write to a terminal or pipe that may be slow, stopped or gone, without blocking the worker."""
 
 import collections
 import contextlib
@@ -9,16 +9,16 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-# About a minute of a busy connection; beyond it the reader of the pipe has stopped reading.
+# About a minute of a busy worker. Beyond that, the reader of the pipe has stopped reading.
 _MAX_WAITING = 20_000
 _PAUSE = 0.02
 
 
 class GuardedStream(io.TextIOBase):
-    """A text stream whose writes never raise, whatever became of the terminal or the pipe behind it.
+    """A text stream whose writes never raise, even if the terminal or pipe is gone.
 
-    It writes to the file descriptor itself where there is one: a thread that hangs in the buffered ``sys.stderr`` would
-    hold its lock, and the interpreter aborts when it cannot get that lock at the end.
+    If there is a file descriptor, it writes to that: a thread that hangs in the buffered ``sys.stderr`` holds its lock,
+    and the interpreter aborts at exit if it cannot get that lock.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -62,11 +62,11 @@ class GuardedStream(io.TextIOBase):
 
 
 class LineWriter:
-    """Lines for a stream, written by a thread of its own in the order in which they came.
+    """Writes lines to a stream, in order, from its own thread.
 
-    A pipe that nobody reads and a terminal stopped with Ctrl-S block whoever writes to them. That must not be the
-    event loop, which has heartbeats to send; so it is a thread, and a daemon, which cannot hold up the exit either.
-    When more than *max_waiting* lines wait, the newest are left out; *left_out* makes the line that says how many.
+    A full pipe or a terminal stopped with Ctrl-S blocks its writer. That must not be the event loop, which has to send
+    heartbeats, so a daemon thread writes; it doesn't block the exit either. If more than *max_waiting* lines are
+    waiting, the newest are dropped, and *left_out* formats the line that says how many.
     """
 
     def __init__(self, stream: TextIO, left_out: Callable[[int], str], *, max_waiting: int = _MAX_WAITING) -> None:
@@ -81,7 +81,7 @@ class LineWriter:
         self._thread.start()
 
     def put(self, line: str) -> None:
-        """Queue one line; returns at once."""
+        """Queue a line. Returns at once."""
         with self._changed:
             if len(self._waiting) >= self._max_waiting:
                 self._dropped += 1
@@ -91,7 +91,7 @@ class LineWriter:
                 self._changed.notify()
 
     def close(self, timeout: float = 2.0) -> None:
-        """Write what waits, for at most *timeout* seconds."""
+        """Write pending lines, for at most *timeout* seconds."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -102,7 +102,7 @@ class LineWriter:
             self._stream.write("".join(f"{line}\n" for line in lines))
             self._stream.flush()
             if not self._closing:
-                # To wake this thread costs whoever does it as much as ten lines: let some gather.
+                # Waking this thread costs as much as ten lines, so let some accumulate.
                 time.sleep(_PAUSE)
 
     def _take(self) -> list[str]:

@@ -101,7 +101,7 @@ def told_in_the_log(event: events.Event) -> None:
         hint = f" -> {event.hint}" if event.hint else ""
         _log.warning("%s: %s%s", event.workspace_id, event.text, hint)
     elif isinstance(event, events.Recovered):
-        _log.info("%s: %s is well again", event.workspace_id, event.part)
+        _log.info("%s: %s has recovered", event.workspace_id, event.part)
     elif isinstance(event, events.Registered):
         _log.info("%s: registered", event.workspace_id)
     elif isinstance(event, events.Dead):

@@ -25,11 +25,11 @@ from molecule_connect.console.sanitize import failure, one_line, span, visible, 
         ("", ""),
     ],
 )
-def test_only_what_shows_is_left_on_one_line(text: str, shown: str) -> None:
+def test_stream_and_format_choose_the_screen(text: str, shown: str) -> None:
     assert one_line(text) == shown
 
 
-def test_a_long_text_is_cut_and_says_so() -> None:
+def test_shows_early_notes_without_a_live_view() -> None:
     assert one_line("x" * 300, 10) == "x" * 9 + "…"
 
 
@@ -37,7 +37,7 @@ def test_a_text_that_just_fits_is_whole() -> None:
     assert one_line("x" * 10, 10) == "x" * 10
 
 
-def test_a_person_and_a_peer_are_told_apart() -> None:
+def test_live_view_survives_resize_and_restores_terminal() -> None:
     assert who(None) == "person"
     assert who("ws_2\x1b[2J") == "ws_2"
 
@@ -49,11 +49,11 @@ def test_durations_are_for_people(seconds: float, shown: str) -> None:
     assert span(seconds) == shown
 
 
-def test_a_failure_is_one_line_of_what_and_one_of_what_to_do() -> None:
+def test_stopped_terminals_delay_neither_work_nor_exit() -> None:
     assert failure("it\nbroke", "mend it") == "error: it broke\nwhat to do: mend it"
     assert failure("it broke", "") == "error: it broke"
 
 
-def test_a_whole_text_keeps_its_lines_and_shows_what_would_act_on_a_terminal() -> None:
+def test_one_line_keeps_visible_characters() -> None:
     assert visible("plain é\n\tcode\n") == "plain é\n\tcode\n"
     assert visible("\x1b[2J\x9b\u202e\x00\ud800\r\n") == "\\x1b[2J\\x9b\\u202e\\x00\\ud800\\r\n"
