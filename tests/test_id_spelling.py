@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from molecule_connect import WorkspaceSettings, open_inbox
-from molecule_connect.config.load import WorkspacesError, load_workspaces, read_config
+from molecule_connect.app import load_list, load_workspaces
+from molecule_connect.config.load import WorkspacesError, parse_file
 from molecule_connect.errors import ArgumentError, ConfigError
 from molecule_connect_agent import RemoteAgentClient
 
@@ -23,7 +24,7 @@ def test_variables_name_it(given: str) -> None:
 
 def test_an_id_that_is_listed_in_both_spellings_is_listed_twice() -> None:
     entries = json.dumps([{"id": ID, "token": TOKEN}, {"id": GIVEN, "token": TOKEN}])
-    with pytest.raises(WorkspacesError, match="the id of workspace 1 again"):
+    with pytest.raises(WorkspacesError, match="the same id as workspace 1"):
         load_workspaces({"MOLECULE_WORKSPACES": entries})
 
 
@@ -31,7 +32,7 @@ def test_a_config_file_names_it(tmp_path: Path) -> None:
     config = tmp_path / "list.toml"
     config.write_text(f'[[workspace]]\nid = "{ID.upper()} "\ntoken = "{TOKEN}"\n')
     config.chmod(0o600)
-    (one,) = read_config(config, {}).whole()
+    (one,) = load_list(parse_file(config, {})).whole()
     assert one.workspace_id == ID
 
 

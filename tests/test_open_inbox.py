@@ -211,14 +211,7 @@ async def test_a_second_reader_attaches_and_takes_over_when_the_first_is_gone(ne
 async def test_a_workspace_that_a_backend_answers_for_is_refused(newer: Sandbox, tmp_path: Path) -> None:
     workspace = await newer.workspace()
     serving = asyncio.ensure_future(
-        connect(
-            workspace.id,
-            backend="mock",
-            api_url=newer.url,
-            token=workspace.token,
-            state_dir=tmp_path,
-            transport=newer.transport,
-        )
+        connect(settings(newer, workspace, backend="mock"), state_dir=tmp_path, transport=newer.transport)
     )
     await until(lambda: read_status(tmp_path, workspace.id) is not None)
     with pytest.raises(LeaseError, match="with the backend mock") as refused:
@@ -256,15 +249,7 @@ async def test_who_reads_along_is_told_what_is_wrong_with_the_process_that_serve
 async def test_it_reads_along_with_a_connector_whose_backend_is_inbox(newer: Sandbox, tmp_path: Path) -> None:
     workspace = await newer.workspace()
     serving = asyncio.ensure_future(
-        connect(
-            workspace.id,
-            backend="inbox",
-            api_url=newer.url,
-            token=workspace.token,
-            state_dir=tmp_path,
-            transport=newer.transport,
-            poll_interval=0.05,
-        )
+        connect(settings(newer, workspace, backend="inbox"), state_dir=tmp_path, transport=newer.transport)
     )
     await until(lambda: read_status(tmp_path, workspace.id) is not None)
     async with opened(newer, tmp_path, workspace) as inbox:

@@ -4,8 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from molecule_connect import events
-    from molecule_connect.app import connect
-    from molecule_connect.config.load import load_workspaces
+    from molecule_connect.app import connect, load_workspaces
     from molecule_connect.config.settings import WorkspaceSettings
     from molecule_connect.errors import (
         ArchiveError,
@@ -87,9 +86,8 @@ _HOMES = {
     "plugins.option_types": ("Duration",),
     "plugins.options": ("BackendConfig", "options"),
     "plugins.prompts": ("disarm_tags",),
-    "app": ("connect",),
+    "app": ("connect", "load_workspaces"),
     "config.settings": ("WorkspaceSettings",),
-    "config.load": ("load_workspaces",),
     # Modules that are public themselves.
     "": ("events",),
     "platform": ("endpoints",),

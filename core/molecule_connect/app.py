@@ -10,12 +10,26 @@ from pathlib import Path
 import attrs
 
 from molecule_connect import events, open_files
-from molecule_connect.config.load import Refused, WorkspacesError, lines_of
-from molecule_connect.config.settings import DEFAULT_API_URL, DEFAULT_JOURNAL_QUOTA, PeerBudget, Tls, WorkspaceSettings
-from molecule_connect.config.state_dir import resolve_state_dir, state_dir_problems
+from molecule_connect.config.load import (
+    WORKSPACES_VARIABLE,
+    Listing,
+    Refused,
+    WorkspaceList,
+    WorkspacesError,
+    lines_of,
+    parse_variable,
+    read_single,
+    with_hint,
+)
+from molecule_connect.config.settings import WorkspaceSettings
+from molecule_connect.config.state_dir import existing_state_dir, resolve_state_dir, state_dir_problems
 from molecule_connect.errors import ConfigError, MoleculeError
 from molecule_connect.journal.journal import Journal
+from molecule_connect.platform.address import parse_address
+from molecule_connect.platform.tls import Trust
 from molecule_connect.platform.transports import AsyncTransport, Transports
+from molecule_connect.plugins import discovery
+from molecule_connect.plugins.entry_points import BACKENDS, MIDDLEWARE
 from molecule_connect.runtime import Block, Ground, credentials_of, notice, plugin_host, report_permissions
 from molecule_connect.worker.refused_blocks import RefusedBlocksFile
 from molecule_connect.worker.status import Problem
@@ -28,88 +42,31 @@ LIST = "list"
 
 
 async def connect(
-    workspace_id: str = "",
+    settings: WorkspaceSettings,
     *,
-    backend: str | object = None,
-    api_url: str = DEFAULT_API_URL,
-    token: str | None = None,
-    token_file: Path | None = None,
-    org_id: str | None = None,
-    backend_options: Mapping[str, str | list[str]] | None = None,
-    middleware: Sequence[str | object] = (),
-    middleware_options: Mapping[str, str | list[str]] | None = None,
-    strict: bool = False,
-    poll_interval: float | None = None,
-    heartbeat_interval: float = 30.0,
-    safety_interval: float = 30.0,
-    since_secs: float = 30.0,
-    concurrency: int = 8,
-    grace: float = 20.0,
-    peer_budget: PeerBudget | None = None,
-    max_cost_per_day: float | None = None,
-    journal_quota: int = DEFAULT_JOURNAL_QUOTA,
-    agent_name: str | None = None,
-    once: bool = False,
-    unpause: bool = False,
-    create: bool = False,
-    insecure: bool = False,
-    ca_file: Path | None = None,
-    client_cert: Path | None = None,
-    client_key: Path | None = None,
     state_dir: Path | None = None,
     listener: events.Listener = events.ignore,
     transport: AsyncTransport | None = None,
 ) -> None:
-    """Answer for one workspace until cancelled, which stops it like SIGTERM: what runs is finished within *grace*.
+    """Serve one workspace until cancelled.
+
+    Cancelling it works like SIGTERM: messages in progress are finished within ``settings.grace``.
 
     Args:
-        backend: The name of an installed backend, or any object with a ``handle_a2a`` hook.
-        journal_quota: Bytes that the journal may come to.
-        poll_interval: Seconds between reads where the platform has no event stream; None eases from 1 to 5.
-        once: Read to the end, answer all of it, and return.
-        create: Register a workspace that the platform says it doesn't have, which makes a new one.
-        ca_file: Certificates of the CAs to trust in place of the built-in ones, in PEM form.
-        client_cert: The certificate to show to a platform that asks for one; *client_key* is its key, if that is not in
-            the same file.
-        state_dir: Where the journal lies; None: where ``molecule connect`` would keep it.
-        transport: Stands in for the network.
+        state_dir: The folder of the journal; None for the one that ``molecule connect`` would use.
+        listener: Called with each event.
+        transport: Replaces the network.
 
     Raises:
-        ConfigError: Something is missing or makes no sense, before any request; or the platform has no such workspace.
+        ConfigError: A setting is missing or invalid; before any request. Or the platform has no such workspace.
         AuthError: The platform refused the token.
         PermanentPlatformError, TransientPlatformError: Registering failed.
-        WorkspaceDeletedError: The workspace is gone.
+        WorkspaceDeletedError: The workspace was deleted on the platform.
         LeaseError: Another process on this machine serves it.
-        JournalError: The journal cannot be used.
-        CloseError: All went well until a plugin could not be closed.
+        JournalError: The journal can't be used.
+        CloseError: Only closing a plugin failed.
     """
-    settings = WorkspaceSettings(
-        workspace_id=workspace_id,
-        api_url=api_url,
-        org_id=org_id,
-        token=token,
-        token_file=token_file,
-        backend=backend,
-        options=backend_options or {},
-        middleware=tuple(middleware),
-        middleware_options=middleware_options or {},
-        strict=strict,
-        poll_interval=poll_interval,
-        heartbeat_interval=heartbeat_interval,
-        safety_interval=safety_interval,
-        since_secs=since_secs,
-        concurrency=concurrency,
-        grace=grace,
-        peer_budget=peer_budget or PeerBudget(),
-        max_cost_per_day=max_cost_per_day,
-        journal_quota=journal_quota,
-        agent_name=agent_name,
-        once=once,
-        unpause=unpause,
-        create=create,
-        insecure=insecure,
-        tls=Tls(ca_file=ca_file, client_cert=client_cert, client_key=client_key),
-    ).check()
+    settings.check()
     folder = resolve_state_dir(state_dir, os.environ)
     stop = asyncio.Event()
     serving = asyncio.ensure_future(
@@ -122,6 +79,83 @@ async def connect(
             stop.set()
             await serving
         raise
+
+
+def load_workspaces(
+    environ: Mapping[str, str] = os.environ, *, state_dir: Path | None = None
+) -> list[WorkspaceSettings]:
+    """The workspaces in the environment: those of ``MOLECULE_WORKSPACES``, or else the one of ``WORKSPACE_ID``.
+
+    Args:
+        state_dir: May contain tokens that registrations returned; None for the folder that would be used.
+
+    Raises:
+        WorkspacesError: Something is wrong with the list.
+        ConfigError: The id or the token is missing, or a value is invalid.
+    """
+    if state_dir is None:
+        state_dir = existing_state_dir(None, environ)
+    if environ.get(WORKSPACES_VARIABLE):
+        found = parse_variable(environ, state_dir=state_dir)
+        return load_list(found).whole()
+    settings = read_single({}, environ, state_dir)
+    check_platform(settings)
+    return [settings]
+
+
+def load_list(workspaces: WorkspaceList, numbers: Collection[int] | None = None, *, plugins: bool = False) -> Listing:
+    """The workspaces of a list, or only those with these *numbers*.
+
+    Args:
+        plugins: Check that the backend and the middleware are installed.
+
+    Raises:
+        WorkspacesError: The list can't be used as a whole, or no workspace of it can be served.
+    """
+    trust, installed = Trust(), InstalledPlugins()
+    blocks = []
+    for block in workspaces.blocks(numbers):
+        faults = list(block.faults)
+        if block.settings is not None:
+            try:
+                check_platform(block.settings, trust)
+            except ConfigError as exc:
+                faults.append(with_hint(exc))
+            if plugins:
+                faults += installed.faults(block.settings)
+        blocks.append(attrs.evolve(block, faults=tuple(faults)))
+    listing = Listing.of(workspaces.source, blocks)
+    return workspaces.check(listing) if numbers is None else listing
+
+
+def check_platform(settings: WorkspaceSettings, trust: Trust | None = None) -> None:
+    """Check the address and the files for https.
+
+    Raises:
+        ConfigError: One of them can't be used.
+    """
+    (trust or Trust()).check(parse_address(settings.api_url, insecure=settings.insecure), settings.tls)
+
+
+class InstalledPlugins:
+    """Looks up each plugin of a list once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], list[str]] = {}
+
+    def faults(self, settings: WorkspaceSettings) -> list[str]:
+        """Why the backend or a middleware can't be loaded."""
+        named = [(BACKENDS, settings.backend), *((MIDDLEWARE, name) for name in settings.middleware)]
+        return [fault for group, name in named if isinstance(name, str) and name for fault in self._find(group, name)]
+
+    def _find(self, group: str, name: str) -> list[str]:
+        if (group, name) not in self._known:
+            try:
+                discovery.find(group, name)
+                self._known[group, name] = []
+            except MoleculeError as exc:
+                self._known[group, name] = [with_hint(exc)]
+        return self._known[group, name]
 
 
 async def serve(
@@ -462,7 +496,7 @@ async def _refused(steps: Sequence[tuple[WorkspaceSettings, _Step]]) -> list[Ref
             try:
                 return await step()
             except MoleculeError as exc:
-                return [f"{exc} -> {exc.hint}" if exc.hint else str(exc)]
+                return [with_hint(exc)]
 
     found = await asyncio.gather(*(take(step) for _, step in steps))
     return [

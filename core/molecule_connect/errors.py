@@ -3,7 +3,7 @@
 import enum
 import errno
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,6 +18,15 @@ _OUT_OF_FILES = frozenset({errno.EMFILE, errno.ENFILE})
 _SHORTAGES = _OUT_OF_FILES | {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM}
 # SQLite's codes for these and for a locked file: BUSY, IOERR, FULL and CANTOPEN.
 _SQLITE_SHORTAGES = frozenset({5, 10, 13, 14})
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """``, did you mean 'x'?`` for the most similar of *known*, or an empty string."""
+    # Only errors need it, and the command line loads this module.
+    import difflib
+
+    close = difflib.get_close_matches(word, known, n=1)
+    return f", did you mean {close[0]!r}?" if close else ""
 
 
 def without_credentials(text: str) -> str:

@@ -215,7 +215,7 @@ class ClientPace(Pace):
         """See ``Pace``."""
         return self.client.pacer.read_rest()
 
-    def beat_interval(self) -> float:
+    def heartbeat_interval(self) -> float:
         """See ``Pace``."""
         return self.client.pacer.beat_interval(self.settings.heartbeat_interval)
 

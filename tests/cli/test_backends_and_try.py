@@ -11,8 +11,8 @@ from typing import Any
 import click
 import pytest
 
-from molecule_connect.cli.flags import or_another
 from molecule_connect.cli.root import BUILT_IN, MoleculeGroup
+from molecule_connect.cli.workspaces import or_another
 from molecule_connect.errors import ConfigError
 from molecule_connect.plugins import discovery
 

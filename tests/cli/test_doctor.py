@@ -15,26 +15,24 @@ from molecule_connect.worker.lease import lease
 from molecule_connect_sandbox.testing import Sandbox
 
 Molecule = Callable[..., Any]
-FLAGS = {
-    "workspace_id": "ws_1",
-    "org_id": None,
-    "token": None,
-    "token_file": None,
-    "backend": None,
-    "backend_opts": (),
-    "state_dir": None,
-    "insecure": False,
-    "config": None,
-}
 
 
 def levels(findings: list[diagnostics.Finding]) -> dict[str, str]:
     return {finding.check: finding.level for finding in findings}
 
 
-async def look(api_url: str, folder: Path, environ: dict[str, str] | None = None, **flags: Any) -> list[Any]:
-    given = {**FLAGS, "state_dir": str(folder), **flags}
-    found = diagnostics.checkup(given, api_url=api_url, environ=environ or {}, now=datetime.now(UTC).timestamp())
+async def look(
+    api_url: str,
+    folder: Path,
+    environ: dict[str, str] | None = None,
+    *,
+    workspace_id: str | None = "ws_1",
+    config: Path | None = None,
+    token: str | None = None,
+) -> list[Any]:
+    options = {"state_dir": str(folder), "config": config, "workspace_id": workspace_id}
+    given = {"workspace_id": workspace_id, "api_url": api_url, "backend": ""} | ({"token": token} if token else {})
+    found = diagnostics.checkup(options, given, environ or {}, datetime.now(UTC).timestamp())
     return [finding async for finding in found]
 
 

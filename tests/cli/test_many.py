@@ -112,7 +112,7 @@ def test_every_fault_is_a_line_and_the_error_counts_them(molecule: Molecule, tok
     faults = [line.partition("ERROR")[2].strip() for line in result.stderr.splitlines() if " ERROR " in line]
     assert faults[:2] == [
         "workspace 1 (ws_1): unknown key 'tokn', did you mean 'token'?",
-        "workspace 2 (ws_1): the id of workspace 1 again",
+        "workspace 2 (ws_1): it has the same id as workspace 1",
     ]
     assert f"error: MOLECULE_WORKSPACES has {len(faults)} faults, listed above\n" in result.stderr
 
@@ -146,8 +146,8 @@ def test_an_id_or_a_token_beside_a_list_is_refused(
     by_variable = molecule("connect", *arguments, MOLECULE_WORKSPACES="[]")
 
     assert by_file.code == by_variable.code == 2
-    assert by_file.stderr.startswith(f"error: {words} beside --config, which lists the workspaces\nwhat to do: ")
-    assert by_variable.stderr.startswith(f"error: {words} beside MOLECULE_WORKSPACES, which lists the workspaces\n")
+    assert by_file.stderr.startswith(f"error: {words} can't be combined with --config,")
+    assert by_variable.stderr.startswith(f"error: {words} can't be combined with MOLECULE_WORKSPACES,")
 
 
 def test_the_file_wins_over_the_variable(molecule: Molecule, config: Path) -> None:

@@ -2,14 +2,12 @@
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 from molecule_connect import events
 from molecule_connect.app import serving
-from molecule_connect.cli.connect import connect
-from molecule_connect.cli.flags import ask
 from molecule_connect.cli.reloading import follow_the_list
 from molecule_connect.cli.signals import StopSignals
+from molecule_connect.cli.workspaces import WorkspaceSource
 from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.console.screen import Summary
 from molecule_connect_sandbox.testing import Sandbox
@@ -47,10 +45,6 @@ def summary(settings: WorkspaceSettings) -> Summary:
     return Summary(workspace_id=settings.workspace_id, backend="", mode="", api_url="", state_dir="")
 
 
-def flags(config: Path) -> dict[str, Any]:
-    return connect.make_context("connect", ["--config", str(config)]).params
-
-
 async def test_a_token_file_that_appears_later_is_noticed_without_a_signal(tmp_path: Path) -> None:
     config, state, screen = tmp_path / "fleet.toml", tmp_path / "state", Recorder()
     async with Sandbox.over_loopback() as sandbox:
@@ -62,16 +56,17 @@ async def test_a_token_file_that_appears_later_is_noticed_without_a_signal(tmp_p
             f'[[workspace]]\nid = "{late.id}"\ntoken_file = "late"\n'
             '[[workspace]]\nid = "a b"\ntoken = "t0k3n-1234"\n'
         )
-        asked = ask(flags(config), frozenset(), {}, state)
+        source = WorkspaceSource({}, {}, config=config, state_dir=state)
+        listing = source.read()
         state.mkdir()
         stop = asyncio.Event()
         async with serving(
-            asked.settings, state_dir=state, listener=screen, refused=asked.listing.refused, strict=asked.strict
+            listing.settings, state_dir=state, listener=screen, refused=listing.refused, strict=False
         ) as served:
             running = asyncio.ensure_future(served.run(stop))
             following = asyncio.ensure_future(
                 follow_the_list(
-                    asked,
+                    source,
                     asyncio.Event(),
                     served,
                     screen=screen,

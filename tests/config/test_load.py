@@ -8,16 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from molecule_connect.config.keys import KEYS
-from molecule_connect.config.load import WorkspacesError, load_workspaces, plugin_check, read_config
-from molecule_connect.config.settings import PeerBudget, WorkspaceSettings
+from molecule_connect.app import load_list, load_workspaces
+from molecule_connect.config.load import WorkspacesError, parse_file, parse_variable, read_identity, read_variables
+from molecule_connect.config.settings import KEYS, PeerBudget, WorkspaceSettings
 from molecule_connect.errors import ConfigError
 
 TOKEN = "t0k3n-of-nobody"
 
 
-def listed(*entries: Any, **more: Any) -> list[WorkspaceSettings]:
-    return load_workspaces({"MOLECULE_WORKSPACES": json.dumps(entries)}, **more)
+def listed(*entries: Any, plugins: bool = False, state_dir: Path | None = None) -> list[WorkspaceSettings]:
+    found = parse_variable({"MOLECULE_WORKSPACES": json.dumps(entries)}, state_dir=state_dir)
+    return load_list(found, plugins=plugins).whole()
 
 
 def faults(*entries: Any, **more: Any) -> tuple[str, ...]:
@@ -36,7 +37,7 @@ def config(tmp_path: Path) -> Path:
 def read(config: Path, text: str, *, mode: int = 0o600, **more: Any) -> list[WorkspaceSettings]:
     config.write_text(text)
     config.chmod(mode)
-    return read_config(config, more.pop("environ", {}), **more).whole()
+    return load_list(parse_file(config, more.pop("environ", {}), **more)).whole()
 
 
 def config_faults(config: Path, text: str, **more: Any) -> tuple[str, ...]:
@@ -100,7 +101,7 @@ def test_the_environment_says_what_stands_on_the_card() -> None:
         ("[" * 100_000, "it is not JSON"),
         ('{"id": "a"}', "it is not a JSON array"),
         ("[]", "it names no workspace"),
-        ("[3]", "workspace 1: it is no table of keys"),
+        ("[3]", "workspace 1: it is not a table of keys"),
     ],
 )
 def test_what_is_no_list_is_refused(text: str, fault: str) -> None:
@@ -141,8 +142,8 @@ def test_every_fault_is_told_with_the_number_of_its_entry(tmp_path: Path) -> Non
         "workspace 2 (b): the token from MOLECULE_WORKSPACES is empty",
         "workspace 3 (c): unknown key 'tokn', did you mean 'token'?",
         "workspace 3 (c): concurrency must be at least 1, not 0",
-        "workspace 3 (c): grace must lie between 0 and 86400 seconds, not -1",
-        "workspace 4 (b): the id of workspace 2 again",
+        "workspace 3 (c): grace must be between 0 and 86400 seconds, not -1",
+        "workspace 4 (b): it has the same id as workspace 2",
         "workspace 5: id: '../d' cannot be a workspace id",
         "workspace 6 (e): it has neither token nor token_file",
         "workspace 7 (f): it has both token and token_file",
@@ -177,7 +178,7 @@ def test_every_fault_is_told_with_the_number_of_its_entry(tmp_path: Path) -> Non
 )
 def test_a_value_of_the_wrong_kind_names_its_key(key: str, value: Any) -> None:
     (fault,) = [fault for fault in faults({"id": "a", "token": TOKEN} | {key: value}) if f" {key}: " in fault]
-    assert "must be" in fault or "too large" in fault or "neither like" in fault
+    assert "must be" in fault or "too large" in fault or "60/600" in fault
 
 
 def test_a_file_says_the_same_and_its_defaults_hold_for_all(config: Path) -> None:
@@ -263,11 +264,14 @@ def test_a_token_file_with_another_token_is_no_other_setting_and_a_token_in_the_
         ("[defaults]\nid = 'a'", "[defaults]: id belongs to one workspace"),
         ("[[workspace]]\nid = 'a'\ntoken_file = '$NOWHERE/x'", "workspace 1 (a): token_file names a variable"),
         ("[[workspace]]\nid = 'a'\ntoken_file = '~nobody-here/x'", "workspace 1 (a): ~nobody-here/x names a user"),
-        ('[[workspace]]\nid = "a"\ntoken_file = "a\\u0000b"', "workspace 1 (a): a path holds a character"),
+        ('[[workspace]]\nid = "a"\ntoken_file = "a\\u0000b"', "workspace 1 (a): a path contains a NUL"),
         (f"[[workspace]]\nid = 'a'\ntoken_file = '{'x' * 300}'", "workspace 1 (a): the token file "),
         (f"[[workspace]]\nid = {'9' * 5000}", "it is not TOML"),
         ("x = " + "[" * 5000, "it is not TOML"),
-        ("[[workspace]]\nid = 'a'\ntoken_file = '/dev/null'", "workspace 1 (a): the token file /dev/null is no file"),
+        (
+            "[[workspace]]\nid = 'a'\ntoken_file = '/dev/null'",
+            "workspace 1 (a): the token file /dev/null is not",
+        ),
         ("[[workspace]]\nid = 'a'\ntoken = 'x'\ngrace = 2026-01-01", "workspace 1 (a): grace: must be a number"),
     ],
 )
@@ -277,10 +281,10 @@ def test_each_fault_of_a_file_is_told(config: Path, text: str, fault: str) -> No
 
 def test_a_file_that_cannot_be_read_is_told(config: Path) -> None:
     with pytest.raises(WorkspacesError, match="cannot be read: No such file"):
-        read_config(config, {}).whole()
+        load_list(parse_file(config, {})).whole()
     config.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(WorkspacesError, match="it is not text"):
-        read_config(config, {}).whole()
+        load_list(parse_file(config, {})).whole()
 
 
 @pytest.mark.parametrize(
@@ -324,7 +328,7 @@ def test_a_plugin_that_is_not_installed_is_a_fault_of_its_entry() -> None:
     found = faults(
         {"id": "a", "token": TOKEN, "backend": "mokc"},
         {"id": "b", "token": TOKEN, "backend": "mock", "use": ["nothing"]},
-        check=plugin_check(),
+        plugins=True,
     )
 
     assert found[0].startswith("workspace 1 (a): no backend named 'mokc' (installed: ")
@@ -351,3 +355,43 @@ def test_whatever_the_list_holds_it_is_taken_or_refused_in_words(document: Any) 
         told = tuple(one.check().workspace_id for one in found)
     assert told
     assert all(line.strip() for line in told)
+
+
+@pytest.mark.parametrize(
+    ("flag", "environ", "found"),
+    [
+        ("f", {"MOLECULE_API_URL": "m"}, "f"),
+        (None, {"MOLECULE_API_URL": "m", "PLATFORM_URL": "p"}, "m"),
+        (None, {"MOLECULE_API_URL": "", "MOLECULE_PLATFORM_URL": "mp", "PLATFORM_URL": "p"}, "mp"),
+        (None, {"PLATFORM_URL": "p"}, "p"),
+    ],
+)
+def test_first_source_of_the_address_counts(flag: str | None, environ: dict[str, str], found: str) -> None:
+    assert read_identity({"workspace_id": "a", "api_url": flag}, environ)["api_url"] == found
+
+
+def test_argument_wins_over_variable() -> None:
+    environ = {"WORKSPACE_ID": "b"}
+    assert read_identity({"workspace_id": "a"}, environ)["workspace_id"] == "a"
+    assert read_identity({}, environ)["workspace_id"] == "b"
+
+
+def test_empty_argument_is_not_replaced() -> None:
+    with pytest.raises(ConfigError, match="no workspace id"):
+        read_identity({"workspace_id": ""}, {"WORKSPACE_ID": "b"})
+
+
+def test_variables_have_types_and_name_themselves() -> None:
+    quota = {"MOLECULE_JOURNAL_QUOTA": "2G"}
+    assert read_variables({}, single=True) == {}
+    found = read_variables({**quota, "MOLECULE_CREATE": "no"}, single=False)
+    assert found == {"journal_quota": 2 << 30, "create": False}
+    for variable in ("MOLECULE_JOURNAL_QUOTA", "MOLECULE_CREATE"):
+        with pytest.raises(ConfigError, match=variable) as caught:
+            read_variables({variable: "much"}, single=False)
+        assert caught.value.hint
+
+
+def test_flag_wins_over_variable() -> None:
+    found = read_identity({"workspace_id": "a", "journal_quota": 5}, {"MOLECULE_JOURNAL_QUOTA": "2G"})
+    assert found["journal_quota"] == 5

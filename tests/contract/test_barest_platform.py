@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from molecule_connect import (
     Request,
     Response,
     TransientPlatformError,
+    WorkspaceSettings,
     connect,
     hookimpl,
 )
@@ -49,7 +50,7 @@ class Pong:
 @asynccontextmanager
 async def connected(platform: BarestPlatform, folder: Path, **given: Any) -> AsyncIterator["asyncio.Task[None]"]:
     """A connection that is cancelled, and has drained, at the end of the block."""
-    task = asyncio.ensure_future(connect(**arguments(platform, folder, **given)))
+    task = asyncio.ensure_future(serving(platform, folder, **given))
     try:
         yield task
     finally:
@@ -57,17 +58,18 @@ async def connected(platform: BarestPlatform, folder: Path, **given: Any) -> Asy
         await asyncio.gather(task, return_exceptions=True)
 
 
-def arguments(platform: BarestPlatform, folder: Path, **given: Any) -> dict[str, Any]:
-    return {
+def serving(
+    platform: BarestPlatform, folder: Path, transport: httpx.AsyncBaseTransport | None = None, **given: Any
+) -> Coroutine[Any, Any, None]:
+    fields: dict[str, Any] = {
         "workspace_id": "ws-target",
         "backend": Pong(),
         "token": "tok-12345",
         "api_url": "http://localhost:8080",
-        "state_dir": folder,
-        "transport": httpx.MockTransport(platform),
         "poll_interval": 0.02,
         "heartbeat_interval": 0.05,
     } | given
+    return connect(WorkspaceSettings(**fields), state_dir=folder, transport=transport or httpx.MockTransport(platform))
 
 
 def cursor(folder: Path) -> str:
@@ -111,7 +113,7 @@ async def test_one_410_and_then_rows(tmp_path: Path) -> None:
 async def test_a_refused_register_ends_at_once_and_says_what_was_refused(tmp_path: Path) -> None:
     platform = BarestPlatform(register=[401] * 9)
     with pytest.raises(AuthError, match="register: 401") as caught:
-        await connect(**arguments(platform, tmp_path))
+        await serving(platform, tmp_path)
     assert len(platform.registers) == 1
     assert (caught.value.operation, caught.value.status) == ("register", 401)
     assert "tok-12345" not in str(caught.value)
@@ -135,7 +137,7 @@ async def test_polls_and_beats_keep_the_intervals_they_are_given(tmp_path: Path)
 async def test_cancelling_right_after_the_handler_was_entered_lets_it_finish(tmp_path: Path) -> None:
     platform, pong = BarestPlatform(), Pong(waits=True)
     platform.put("ping", row_id="act-1", source="ws-peer")
-    task = asyncio.ensure_future(connect(**arguments(platform, tmp_path, backend=pong)))
+    task = asyncio.ensure_future(serving(platform, tmp_path, backend=pong))
     await asyncio.wait_for(pong.entered.wait(), 5)
     task.cancel()
     asyncio.get_running_loop().call_later(0.1, pong.release.set)
@@ -151,7 +153,7 @@ async def test_cancelling_right_after_a_person_wrote_settles_the_message_without
 ) -> None:
     platform, pong = BarestPlatform(), Pong(waits=waits)
     platform.put("hello", row_id="act-1", source=None)
-    task = asyncio.ensure_future(connect(**arguments(platform, tmp_path, backend=pong)))
+    task = asyncio.ensure_future(serving(platform, tmp_path, backend=pong))
     await asyncio.wait_for(pong.entered.wait(), 5)
     task.cancel()
     asyncio.get_running_loop().call_later(0.1, pong.release.set)
@@ -170,7 +172,7 @@ async def test_what_is_missing_is_refused_by_name_before_any_request(
 ) -> None:
     platform = BarestPlatform()
     with pytest.raises(ConfigError, match=named):
-        await connect(**arguments(platform, tmp_path, **missing))
+        await serving(platform, tmp_path, **missing)
     assert platform.paths == []
 
 
@@ -182,7 +184,7 @@ async def test_an_error_names_operation_and_status_and_the_network_error_is_its_
         return httpx.Response(400, json={"error": "delivery_mode must be 'push' or 'poll'"})
 
     with pytest.raises(PermanentPlatformError, match="register: 400 delivery_mode must be"):
-        await connect(**arguments(BarestPlatform(), tmp_path, transport=httpx.MockTransport(refused)))
+        await serving(BarestPlatform(), tmp_path, transport=httpx.MockTransport(refused))
     client = AsyncPlatformClient(
         "http://localhost:8080", workspace_id="ws-1", token="tok-12345", transport=httpx.MockTransport(unreachable)
     )

@@ -21,8 +21,6 @@ LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in name
 # Packages of the second layer don't import each other, except these.
 ALLOWED = {
     ("platform", "config"),
-    ("config", "platform"),
-    ("config", "plugins"),
     ("plugins", "process"),
 }
 LIBRARIES = {

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from molecule_connect.config.tokens import check_token, read_token_file
 from molecule_connect.errors import ConfigError
-from molecule_connect.platform.credentials import Credentials, check_token, read_token_file
+from molecule_connect.platform.credentials import Credentials
 
 HERE = "https://platform.example"
 

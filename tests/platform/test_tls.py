@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 
 from molecule_connect import AsyncPlatformClient, endpoints
+from molecule_connect.app import load_list, load_workspaces
 from molecule_connect.cli import diagnostics
-from molecule_connect.cli.flags import ask
-from molecule_connect.config.load import WorkspacesError, load_workspaces, read_config
+from molecule_connect.cli.workspaces import WorkspaceSource
+from molecule_connect.config.load import WorkspacesError, parse_file
 from molecule_connect.config.settings import USUAL_TLS, Tls
 from molecule_connect.errors import ConfigError, TransientPlatformError
 from molecule_connect.platform.address import parse_address
@@ -214,10 +215,9 @@ def test_a_broken_variable_is_named(broken: tuple[str, str]) -> None:
 
 
 def test_a_start_and_a_rehearsal_find_it_before_anything_else(broken: tuple[str, str], tmp_path: Path) -> None:
-    flags = {**dict.fromkeys(("config", "org_id", "token_file")), "mode": "poll", "workspace_id": "ws_1"}
-    flags |= {"api_url": "https://platform.example", "insecure": False, "token": "a-token", "dry_run": True}
+    given = {"workspace_id": "ws_1", "token": "a-token", "api_url": "https://platform.example"}
     with pytest.raises(ConfigError) as caught:
-        ask(flags, frozenset(), {}, tmp_path)
+        WorkspaceSource(given, {}, config=None, state_dir=tmp_path).read()
     assert_named(caught.value, broken)
 
 
@@ -229,9 +229,8 @@ def test_a_list_finds_it(broken: tuple[str, str], tmp_path: Path) -> None:
 
 
 async def test_doctor_finds_it(broken: tuple[str, str], tmp_path: Path) -> None:
-    flags = {**dict.fromkeys(("config", "org_id", "token_file", "backend")), "backend_opts": (), "insecure": False}
-    flags |= {"workspace_id": "ws_1", "token": "a-token", "state_dir": str(tmp_path)}
-    found = diagnostics.checkup(flags, api_url="https://platform.example", environ={}, now=0.0)
+    given = {"workspace_id": "ws_1", "token": "a-token", "api_url": "https://platform.example"}
+    found = diagnostics.checkup({"config": None, "state_dir": str(tmp_path)}, given, {}, 0.0)
     (finding,) = [each async for each in found if each.level == diagnostics.FAIL]
     assert all(part in finding.text for part in broken)
     assert finding.hint
@@ -251,11 +250,11 @@ def test_the_files_of_a_list_belong_to_its_folder(tmp_path: Path, client_pem: Pa
         '[[workspace]]\nid = "b"\ntoken = "token-of-b"\n'
     )
     config.chmod(0o600)
-    one, other = read_config(config, {"MOLECULE_CLIENT_CERT": str(client_pem)}).whole()
+    one, other = load_list(parse_file(config, {"MOLECULE_CLIENT_CERT": str(client_pem)})).whole()
     assert one.tls == other.tls == Tls(ca_file=tmp_path / "ca.pem", client_cert=client_pem)
     client_pem.unlink()
     with pytest.raises(WorkspacesError, match=r"workspace 1 \(a\): the client certificate .*client.pem cannot be used"):
-        read_config(config, {}).whole()
+        load_list(parse_file(config, {})).whole()
 
 
 def test_variables_name_the_files(client_pem: Path) -> None:

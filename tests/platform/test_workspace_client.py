@@ -9,6 +9,7 @@ import httpx
 import pytest
 from tests.platform.kit import API, Connect, Script, envelope, row
 
+from molecule_connect.config.tokens import read_token_file
 from molecule_connect.errors import CursorExpiredError, PermanentPlatformError, TransientPlatformError
 from molecule_connect.models import (
     DataPart,
@@ -21,7 +22,7 @@ from molecule_connect.models import (
     WorkspaceInfo,
     WorkspaceStatus,
 )
-from molecule_connect.platform.credentials import Credentials, read_token_file
+from molecule_connect.platform.credentials import Credentials
 from molecule_connect.platform.workspace_client import WorkspaceClient
 from molecule_connect.worker.ports import Platform
 
@@ -216,7 +217,7 @@ async def test_a_register_that_hands_out_nothing_keeps_the_token(connect: Connec
     script = Script(httpx.Response(200, json=answer) if answer else httpx.Response(200))
     client = WorkspaceClient(connect(script))
     await client.register({"name": "n"})
-    await client.beat(Presence())
+    await client.heartbeat(Presence())
 
     assert script.requests[0].headers["authorization"] == script.requests[1].headers["authorization"]
 
@@ -228,7 +229,7 @@ async def test_a_handed_out_token_is_on_disk_before_register_returns_and_used_at
     script = Script(httpx.Response(200, json={"auth_token": "handed-out-token"}))
     client = WorkspaceClient(connect(script, token=None, credentials=credentials))
     await client.register({"name": "n"})
-    await client.beat(Presence())
+    await client.heartbeat(Presence())
 
     assert read_token_file(tmp_path / "ws-1.token") == "handed-out-token"
     assert script.requests[-1].headers["authorization"] == "Bearer handed-out-token"

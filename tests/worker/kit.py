@@ -477,7 +477,7 @@ class FakePlatform:
             raise self.fail_register.pop(0)
         self.cards.append(card)
 
-    async def beat(self, presence: Presence) -> None:
+    async def heartbeat(self, presence: Presence) -> None:
         if self.fail_beat:
             raise self.fail_beat.pop(0)
         self.beats.append(presence)

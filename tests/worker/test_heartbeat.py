@@ -40,9 +40,9 @@ async def test_a_failed_beat_is_tried_again_after_one_two_and_four_seconds(journ
     tries: list[float] = []
 
     class Registry(FakePlatform):
-        async def beat(self, presence: Presence) -> None:
+        async def heartbeat(self, presence: Presence) -> None:
             tries.append(asyncio.get_running_loop().time())
-            await super().beat(presence)
+            await super().heartbeat(presence)
 
     platform = Registry(fail_beat=[UNAVAILABLE] * 4)
     async with Serving(platform, journal) as serving:
@@ -104,7 +104,7 @@ class Limited(Unlimited):
     is_queued = False
     interval = 0.0
 
-    def beat_interval(self) -> float:
+    def heartbeat_interval(self) -> float:
         return self.interval
 
     @property

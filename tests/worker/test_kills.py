@@ -69,9 +69,9 @@ class Mortal(FakePlatform):
         await self.fuse.stay()
         return await super().fetch(**query)  # type: ignore[arg-type]
 
-    async def beat(self, presence: Presence) -> None:
+    async def heartbeat(self, presence: Presence) -> None:
         await self.fuse.stay()
-        await super().beat(presence)
+        await super().heartbeat(presence)
 
 
 @attrs.define

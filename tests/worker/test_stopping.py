@@ -53,10 +53,10 @@ class GatedPlatform(FakePlatform):
             await self.registering.pass_through()
         await super().register(card)
 
-    async def beat(self, presence: Any) -> None:
+    async def heartbeat(self, presence: Any) -> None:
         if self.beating is not None and presence.wedged == "stopped":
             await self.beating.pass_through()
-        await super().beat(presence)
+        await super().heartbeat(presence)
 
 
 async def stopped(serving: Serving) -> float:

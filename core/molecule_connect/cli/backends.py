@@ -2,7 +2,7 @@
 
 import click
 
-from molecule_connect.cli.connect import PluginName
+from molecule_connect.cli.options import PluginName
 from molecule_connect.errors import OptionError, PluginError
 from molecule_connect.plugins.entry_points import BACKENDS
 

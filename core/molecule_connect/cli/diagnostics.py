@@ -10,23 +10,27 @@ from typing import Any
 
 import attrs
 
-from molecule_connect.app import rehearse
+from molecule_connect.app import check_platform, load_list, rehearse
 from molecule_connect.cli.local_status import survey
-from molecule_connect.config import environment
-from molecule_connect.config.load import Listing, WorkspacesError, read_config, read_variable
-from molecule_connect.config.settings import DEFAULT_API_URL, WorkspaceSettings
+from molecule_connect.config.load import (
+    WORKSPACES_VARIABLE,
+    Listing,
+    WorkspacesError,
+    parse_file,
+    parse_variable,
+    read_identity,
+)
+from molecule_connect.config.settings import DEFAULT_API_URL, WorkspaceSettings, check_workspace_id
 from molecule_connect.config.state_dir import preview_state_dir, state_dir_problems
+from molecule_connect.config.tokens import find_token, no_token_error
 from molecule_connect.console.sanitize import span
 from molecule_connect.errors import AuthError, ConfigError, MoleculeError, PlatformError
 from molecule_connect.events import Described, Event, Notice
 from molecule_connect.models import WorkspaceInfo, WorkspaceStatus, canonical_id
 from molecule_connect.platform import endpoints
-from molecule_connect.platform.address import parse_address
 from molecule_connect.platform.client import AsyncPlatformClient
 from molecule_connect.platform.credentials import Credentials
 from molecule_connect.platform.responses import EndpointAbsentError
-from molecule_connect.platform.tls import Trust
-from molecule_connect.plugins.options import parse_options
 from molecule_connect.runtime import credentials_of
 
 OK, WARN, FAIL, SKIP = "ok", "warn", "FAIL", "-"
@@ -50,16 +54,20 @@ class Finding:
 
 
 async def checkup(
-    flags: Mapping[str, Any], *, api_url: str, environ: Mapping[str, str], now: float
+    options: Mapping[str, Any], given: Mapping[str, Any], environ: Mapping[str, str], now: float
 ) -> AsyncGenerator[Finding, None]:
-    """Look at everything that *flags* and *environ* ask for, and tell of each in its turn."""
-    folder, findings = _folder(flags, environ)
+    """Check everything that a start with these options and this environment needs.
+
+    Args:
+        options: The parameters of the command.
+        given: The settings on the command line, by field name.
+    """
+    folder, findings = _folder(options, environ)
     for finding in findings:
         yield finding
     try:
-        is_list = flags["config"] is not None or environ.get(environment.WORKSPACES_VARIABLE)
-        single = () if is_list else (_single(flags, api_url, environ),)
-        listing = _listed(flags, environ, folder) if is_list else Listing(source="", settings=single)
+        is_list = options["config"] is not None or bool(environ.get(WORKSPACES_VARIABLE))
+        listing = _listed(options, environ, folder) if is_list else Listing(settings=(_single(given, environ),))
     except WorkspacesError as exc:
         for fault in exc.faults:
             yield Finding("asked for", FAIL, f"{exc.source}: {fault}")
@@ -71,7 +79,7 @@ async def checkup(
         for fault in refused.lines:
             yield Finding("asked for", FAIL, f"{listing.source}: {fault}", workspace=refused.name)
     for one in listing.settings:
-        tokens = partial(credentials_of if is_list else partial(_credentials, flags, environ), one, folder)
+        tokens = partial(credentials_of if is_list else partial(_credentials, given, environ), one, folder)
         async with contextlib.aclosing(_workspace_checkup(one, folder, tokens, now)) as found:
             async for finding in found:
                 yield attrs.evolve(finding, workspace=one.workspace_id)
@@ -96,7 +104,7 @@ async def _workspace_checkup(
     for found in await _backend(settings, folder, credentials):
         yield found
     if credentials is None:
-        yield _failed("token", error or environment.no_token())
+        yield _failed("token", error or no_token_error())
         yield Finding("platform", SKIP, "not asked: there is no token")
         return
     yield Finding("token", OK, f"from {credentials.source}")
@@ -112,9 +120,9 @@ async def _workspace_checkup(
             yield finding
 
 
-def _folder(flags: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[Path | None, list[Finding]]:
+def _folder(options: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[Path | None, list[Finding]]:
     try:
-        folder = preview_state_dir(flags["state_dir"], environ)
+        folder = preview_state_dir(options["state_dir"], environ)
     except ConfigError as exc:
         return None, [_failed("state folder", exc)]
     text = str(folder) if folder.exists() else f"{folder}, which a start would make"
@@ -122,15 +130,16 @@ def _folder(flags: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[Path 
     return folder, [Finding("state folder", OK, text), *warnings]
 
 
-def _listed(flags: Mapping[str, Any], environ: Mapping[str, str], folder: Path | None) -> Listing:
-    """The list, or what it says of the one workspace that is asked for."""
-    if flags["config"] is not None:
-        listing = read_config(flags["config"], environ, state_dir=folder)
+def _listed(options: Mapping[str, Any], environ: Mapping[str, str], folder: Path | None) -> Listing:
+    """The list, or only the workspace of it that is named."""
+    if options["config"] is not None:
+        found = parse_file(options["config"], environ, state_dir=folder)
     else:
-        listing = read_variable(environ, state_dir=folder)
-    if flags["workspace_id"] is None:
+        found = parse_variable(environ, state_dir=folder)
+    listing = load_list(found)
+    if options["workspace_id"] is None:
         return listing
-    wanted = canonical_id(flags["workspace_id"])
+    wanted = canonical_id(options["workspace_id"])
     chosen = attrs.evolve(
         listing,
         settings=tuple(one for one in listing.settings if one.workspace_id == wanted),
@@ -142,27 +151,17 @@ def _listed(flags: Mapping[str, Any], environ: Mapping[str, str], folder: Path |
     return chosen
 
 
-def _single(flags: Mapping[str, Any], api_url: str, environ: Mapping[str, str]) -> WorkspaceSettings:
-    workspace_id = environment.workspace_id(flags["workspace_id"], environ)
-    tls = environment.find_tls(flags, environ)
-    Trust().check(parse_address(api_url, insecure=flags["insecure"]), tls)
-    return WorkspaceSettings(
-        workspace_id=workspace_id,
-        api_url=api_url,
-        org_id=flags["org_id"] or environ.get(environment.ORG_VARIABLE) or None,
-        backend=flags["backend"],
-        options=parse_options(flags["backend_opts"]),
-        insecure=flags["insecure"],
-        tls=tls,
-    )
+def _single(given: Mapping[str, Any], environ: Mapping[str, str]) -> WorkspaceSettings:
+    settings = WorkspaceSettings(**read_identity(given, environ))
+    check_workspace_id(settings.workspace_id)
+    check_platform(settings)
+    return settings
 
 
 def _credentials(
-    flags: Mapping[str, Any], environ: Mapping[str, str], settings: WorkspaceSettings, folder: Path | None
+    given: Mapping[str, Any], environ: Mapping[str, str], settings: WorkspaceSettings, folder: Path | None
 ) -> Credentials:
-    found = environment.find_token(
-        flags["token"], flags["token_file"], environ, workspace_id=settings.workspace_id, state_dir=folder
-    )
+    found = find_token(given, environ, workspace_id=settings.workspace_id, state_dir=folder)
     return credentials_of(attrs.evolve(settings, **found), folder)
 
 
@@ -294,11 +293,11 @@ def lines(findings: list[Finding]) -> Iterator[str]:
         yield f"{finding.check:{width}}  {finding.level:4}  {one_line(finding.text, 400)}{hint}"
 
 
-def run(flags: Mapping[str, Any], *, api_url: str, now: float) -> list[Finding]:
-    """The whole checkup."""
+def run(options: Mapping[str, Any], given: Mapping[str, Any], now: float) -> list[Finding]:
+    """All findings of ``checkup``."""
 
     async def collect() -> list[Finding]:
-        async with contextlib.aclosing(checkup(flags, api_url=api_url, environ=os.environ, now=now)) as found:
+        async with contextlib.aclosing(checkup(options, given, os.environ, now)) as found:
             return [finding async for finding in found]
 
     return asyncio.run(collect())

@@ -9,8 +9,8 @@ import attrs
 
 from molecule_connect import events
 from molecule_connect.app import LIST, Plan, Served
-from molecule_connect.cli.flags import Asked
 from molecule_connect.cli.signals import StopSignals
+from molecule_connect.cli.workspaces import WorkspaceSource
 from molecule_connect.config.load import WorkspacesError
 from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.console.lines import ERROR, INFO
@@ -38,7 +38,7 @@ def with_next_step(listener: events.Listener, *, reloads: bool) -> events.Listen
 
 
 async def follow_the_list(
-    asked: Asked,
+    source: WorkspaceSource,
     reload: asyncio.Event,
     served: Served,
     *,
@@ -51,24 +51,23 @@ async def follow_the_list(
 
     A list that cannot be used at all changes nothing.
     """
-    listing = asked.listing
     while True:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(retry if served.refused and not asked.once else None):
+            async with asyncio.timeout(retry if served.refused and not source.once else None):
                 await reload.wait()
-        is_asked = reload.is_set() and asked.again is not None
+        is_asked = reload.is_set() and source.reloads
         reload.clear()
         try:
-            if is_asked and asked.again is not None:
-                listing = asked.again()
+            if is_asked:
+                listing = source.read()
                 plan = await served.plan(listing.settings, listing.refused)
                 screen.note(INFO, f"{listing.source} was read again: {_story(plan)}")
             else:
-                again = asked.retried(listing, [one.entry for one in served.refused])
+                again = source.retry([one.entry for one in served.refused])
                 plan = await served.plan_again(again.settings, again.refused)
         except Exception as error:  # a bug in reading must not end what is served
             if is_asked:
-                _tell_fault(error, asked.listing.source, screen)
+                _tell_fault(error, source.name, screen)
             continue
         signals.grace = max(signals.grace, *(one.grace for one in plan.wanted))
         screen.open([summary(one) for one in plan.starting])

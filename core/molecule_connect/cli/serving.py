@@ -10,44 +10,54 @@ from typing import Any
 
 from molecule_connect import open_files
 from molecule_connect.cli import exit_codes
-from molecule_connect.cli.flags import Asked, ask
 from molecule_connect.cli.signals import StopSignals
-from molecule_connect.config import environment
-from molecule_connect.config.load import WorkspacesError
+from molecule_connect.cli.workspaces import WorkspaceSource
+from molecule_connect.config.load import Listing, WorkspacesError
 from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.config.state_dir import preview_state_dir, resolve_state_dir
+from molecule_connect.config.tokens import TOKEN_VARIABLE
 from molecule_connect.console.screen import Screen, Summary
 from molecule_connect.errors import ConfigError, without_credentials
 from molecule_connect.executors import PatientExecutor
 
 
-def run(flags: Mapping[str, Any], given: frozenset[str], *, screen: Screen) -> None:
-    """Serve, or rehearse, what *flags* and the environment ask for; *given* were written on the command line.
+def run(options: Mapping[str, Any], given: Mapping[str, Any], *, screen: Screen) -> None:
+    """Serve the workspaces of the command line and the environment, or check them with ``--dry-run``.
+
+    Args:
+        options: The parameters of the command.
+        given: The settings on the command line, by field name.
 
     Raises:
-        MoleculeError: What was asked for makes no sense, or serving ended with it.
+        MoleculeError: A setting is missing or invalid, or serving failed.
     """
-    planned = preview_state_dir(flags["state_dir"], os.environ)
+    planned = preview_state_dir(options["state_dir"], os.environ)
     with _each_fault(screen):
-        asked = ask(flags, given, os.environ, planned)
-        if flags["token"] is not None:
+        if options["mode"] == "push" and not options["dry_run"]:
+            raise ConfigError("--mode push is not built yet", hint="use --mode poll, which needs no public address")
+        source = WorkspaceSource(given, os.environ, config=options["config"], state_dir=planned)
+        listing = source.read()
+        if "token" in given:
             # Every user can read /proc/PID/cmdline, and so can every program that a backend starts.
             screen.note(
                 "WARNING",
                 "--token puts the token into the list of processes, where every program on this machine can read it",
-                f"use --token-file, or {environment.TOKEN_VARIABLE}",
+                f"use --token-file, or {TOKEN_VARIABLE}",
             )
         open_files.raise_limit()
-        if flags["dry_run"]:
-            _rehearse(asked, flags["mode"], planned, screen)
+        if options["dry_run"]:
+            _dry_run(listing, options["mode"], planned, screen)
             return
-        with StopSignals(grace=asked.grace, spell=screen.last_words, reloads=asked.again is not None) as signals:
-            folder = resolve_state_dir(flags["state_dir"], os.environ)
+        grace = max(one.grace for one in listing.settings)
+        with StopSignals(grace=grace, spell=screen.last_words, reloads=source.reloads) as signals:
+            folder = resolve_state_dir(options["state_dir"], os.environ)
             with _log_to(screen):
-                asyncio.run(_serve(asked, flags["mode"], folder, screen, signals))
+                asyncio.run(_serve(source, listing, options["mode"], folder, screen, signals))
 
 
-async def _serve(asked: Asked, mode: str, folder: Path, screen: Screen, signals: StopSignals) -> None:
+async def _serve(
+    source: WorkspaceSource, listing: Listing, mode: str, folder: Path, screen: Screen, signals: StopSignals
+) -> None:
     from molecule_connect.app import serving
     from molecule_connect.cli.reloading import follow_the_list, with_next_step
 
@@ -57,14 +67,13 @@ async def _serve(asked: Asked, mode: str, folder: Path, screen: Screen, signals:
     asyncio.get_running_loop().set_default_executor(PatientExecutor())
     stop, reload = asyncio.Event(), asyncio.Event()
     signals.bind(stop, reload)
-    screen.open([summary(one) for one in asked.settings])
-    listener = with_next_step(screen, reloads=asked.again is not None)
-    refused = asked.listing.refused
+    screen.open([summary(one) for one in listing.settings])
+    listener = with_next_step(screen, reloads=source.reloads)
     async with serving(
-        asked.settings, state_dir=folder, listener=listener, refused=refused, strict=asked.strict
+        listing.settings, state_dir=folder, listener=listener, refused=listing.refused, strict=source.strict
     ) as served:
         following = asyncio.ensure_future(
-            follow_the_list(asked, reload, served, screen=screen, signals=signals, summary=summary)
+            follow_the_list(source, reload, served, screen=screen, signals=signals, summary=summary)
         )
         try:
             await served.run(stop)
@@ -74,22 +83,21 @@ async def _serve(asked: Asked, mode: str, folder: Path, screen: Screen, signals:
     signals.outcome = exit_codes.CLEAN
 
 
-def _rehearse(asked: Asked, mode: str, planned: Path, screen: Screen) -> None:
+def _dry_run(listing: Listing, mode: str, planned: Path, screen: Screen) -> None:
     from molecule_connect.app import rehearse
 
-    screen.open([_summary(one, mode, planned) for one in asked.settings])
+    screen.open([_summary(one, mode, planned) for one in listing.settings])
     with _log_to(screen):
-        # No state is touched; a token that is kept there is read all the same.
-        refused = asked.listing.refused
-        problems = asyncio.run(rehearse(asked.settings, state_dir=planned, listener=screen, refused=refused))
+        # Nothing is written to the state folder, but a token that is kept there is read.
+        problems = asyncio.run(rehearse(listing.settings, state_dir=planned, listener=screen, refused=listing.refused))
     for problem in problems:
         screen.note("ERROR", problem)
     screen.note("INFO", "dry run: nothing was started")
     if problems:
-        what = "the backend is" if len(asked.settings) + len(refused) == 1 else "the workspaces are"
+        what = "the backend is" if len(listing.settings) + len(listing.refused) == 1 else "the workspaces are"
         raise ConfigError(
             f"{what} not ready: {len(problems)} problem{'s' if len(problems) > 1 else ''}",
-            hint="mend what is listed above, then try again",
+            hint="fix the errors above, then try again",
         )
 
 

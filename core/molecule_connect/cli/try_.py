@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from molecule_connect.cli.connect import PluginName
+from molecule_connect.cli.options import PluginName
 from molecule_connect.console.sanitize import one_line
 from molecule_connect.errors import BackendError, ConfigError, MoleculeError
 from molecule_connect.plugins.entry_points import BACKENDS, MIDDLEWARE

@@ -1,54 +1,66 @@
-"""The list of workspaces that one process serves: ``MOLECULE_WORKSPACES``, or a file of ``[[workspace]]`` blocks.
+"""Read the settings of a single workspace, or of a list: ``MOLECULE_WORKSPACES``, or a file of ``[[workspace]]``.
 
-A block with a fault is refused by itself, and everything that is wrong with the list is reported at once.
+A workspace of a list with a fault is rejected without the others, and all faults of a list are reported at once.
 """
 
 import contextlib
-import functools
 import json
 import os
 import string
 import tomllib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 
 from molecule_connect import files
-from molecule_connect.config import environment
-from molecule_connect.config.keys import OWN, read_keys, stack
-from molecule_connect.config.settings import Tls, WorkspaceSettings
-from molecule_connect.config.state_dir import existing_state_dir, state_file
-from molecule_connect.errors import ConfigError, MoleculeError
-from molecule_connect.platform.address import parse_address
-from molecule_connect.platform.credentials import check_token, read_token_file
-from molecule_connect.platform.tls import Trust
-from molecule_connect.plugins import discovery
-from molecule_connect.plugins.entry_points import BACKENDS, MIDDLEWARE
-from molecule_connect.plugins.wording import nearest
+from molecule_connect.config import values
+from molecule_connect.config.settings import KEYS, SCHEMA, WorkspaceSettings
+from molecule_connect.config.tokens import STATE_DIR_SOURCE, check_token, find_token, has_kept_token, read_token_file
+from molecule_connect.config.values import InvalidValueError, parse_path
+from molecule_connect.errors import ConfigError, MoleculeError, did_you_mean
 
-Check = Callable[[WorkspaceSettings], Iterable[str]]
-_UNLIKE_SETTINGS = ("use", "use_options", "interval_ms", *environment.TLS_VARIABLES)
+WORKSPACES_VARIABLE = "MOLECULE_WORKSPACES"
+# Options belong to the plugin that the other setting names.
+_PLUGINS = {"options": "backend", "middleware_options": "middleware"}
+_TOKEN = ("token", "token_file")
 
 
 class WorkspacesError(ConfigError):
-    """A list of workspaces that cannot be served. ``faults`` is everything that is wrong with it, each one line."""
+    """A list of workspaces that can't be served. ``faults`` has everything that is wrong with it, one line each."""
 
     def __init__(self, source: str, faults: Iterable[str]) -> None:
         self.source = source
         self.faults = tuple(faults)
-        super().__init__(f"{source}: {'; '.join(self.faults)}", hint="mend the list; nothing of it was started")
+        super().__init__(f"{source}: {'; '.join(self.faults)}", hint="fix the errors above; nothing was started")
+
+
+@attrs.frozen(kw_only=True)
+class Block:
+    """A workspace of a list as it was read.
+
+    Attributes:
+        entry: Its number in the list, from 1.
+        workspace_id: None if it has no valid id.
+        settings: None if it isn't a table.
+        faults: Everything that is wrong with it, one line each.
+    """
+
+    entry: int
+    workspace_id: str | None = None
+    settings: WorkspaceSettings | None = None
+    faults: tuple[str, ...] = ()
 
 
 @attrs.frozen(kw_only=True)
 class Refused:
-    """A block of a list that can't be served.
+    """A workspace of a list that can't be served.
 
     Attributes:
-        entry: Its number in the list, from 1; 0 where there is no list.
-        workspace_id: Its id; None where it has none that can be used.
-        faults: Everything that is wrong with it, each with what to do about it.
+        entry: Its number in the list, from 1; 0 if there is no list.
+        workspace_id: None if it has no valid id.
+        faults: Everything that is wrong with it, one line each, with what to do about it.
     """
 
     entry: int
@@ -57,337 +69,356 @@ class Refused:
 
     @property
     def label(self) -> str:
-        """Which block this is."""
+        """Identifies it in messages about the list."""
         if not self.entry:
             return f"workspace {self.workspace_id}"
         return f"workspace {self.entry}" + (f" ({self.workspace_id})" if self.workspace_id else "")
 
     @property
     def name(self) -> str:
-        """The workspace, or the block where it names none."""
+        """The id of the workspace, or the label if it has none."""
         return self.workspace_id or self.label
 
     @property
     def lines(self) -> list[str]:
-        """Each fault with the block that has it."""
+        """The faults, each with the label."""
         return [f"{self.label}: {fault}" for fault in self.faults]
 
 
 def lines_of(refused: Iterable[Refused]) -> list[str]:
-    """Every fault of *refused*, in the order of the list."""
+    """The lines of all *refused*, in the order of the list."""
     return [line for one in sorted(refused, key=lambda one: one.entry) for line in one.lines]
 
 
 @attrs.frozen(kw_only=True)
 class Listing:
-    """What a list says: at least one workspace that can be served as far as the list shows, and the refused blocks.
+    """The workspaces to serve, and those of the list that can't be served.
 
     Attributes:
-        source: The file or variable; empty for a single workspace.
-        again: Looks at the blocks of these numbers again, with another check: the list isn't read again, but the
-            files that it names are.
+        source: The file or the variable; empty for a single workspace.
     """
 
-    source: str
-    settings: tuple[WorkspaceSettings, ...]
+    source: str = ""
+    settings: tuple[WorkspaceSettings, ...] = ()
     refused: tuple[Refused, ...] = ()
-    again: "Callable[[Collection[int], Check], Listing] | None" = attrs.field(default=None, eq=False, repr=False)
+
+    @classmethod
+    def of(cls, source: str, blocks: Iterable[Block]) -> "Listing":
+        """*blocks*, divided by whether they have faults."""
+        settings: list[WorkspaceSettings] = []
+        refused: list[Refused] = []
+        for block in blocks:
+            if block.faults or block.settings is None:
+                refused.append(Refused(entry=block.entry, workspace_id=block.workspace_id, faults=block.faults))
+            else:
+                settings.append(block.settings)
+        return cls(source=source, settings=tuple(settings), refused=tuple(refused))
 
     def whole(self) -> list[WorkspaceSettings]:
-        """All of the list.
+        """All workspaces of the list.
 
         Raises:
-            WorkspacesError: A block is refused.
+            WorkspacesError: One of them can't be served.
         """
         if self.refused:
             raise WorkspacesError(self.source, lines_of(self.refused))
         return list(self.settings)
 
 
-def no_faults(settings: WorkspaceSettings) -> Iterable[str]:
-    """The check of a reader that cares for no plugin."""
-    return ()
-
-
-def plugin_check() -> Check:
-    """A check that backend and middleware, each by its name, are installed. Each name is looked up once."""
-
-    @functools.cache
-    def fault(group: str, name: str) -> str:
-        try:
-            discovery.find(group, name)
-        except MoleculeError as exc:
-            return _with_hint(exc)
-        return ""
-
-    def check(settings: WorkspaceSettings) -> list[str]:
-        named = [(BACKENDS, settings.backend), *((MIDDLEWARE, name) for name in settings.middleware)]
-        found = [fault(group, name) for group, name in named if isinstance(name, str) and name]
-        return [text for text in found if text]
-
-    return check
-
-
-def load_workspaces(
-    environ: Mapping[str, str],
-    *,
-    state_dir: Path | None = None,
-    flags: Mapping[str, Any] | None = None,
-    check: Check = no_faults,
-) -> list[WorkspaceSettings]:
-    """The workspaces that the environment names: those of ``MOLECULE_WORKSPACES`` alone, else ``WORKSPACE_ID``.
+def read_variables(environ: Mapping[str, str], *, single: bool) -> dict[str, Any]:
+    """The settings in environment variables, except for the token. An empty variable counts as unset.
 
     Args:
-        state_dir: Where a token that the platform handed out may lie, which is enough; None: where it would be kept.
-        flags: Keys that hold for every workspace of a list, whatever it says.
-        check: What else is wrong with one of a list.
+        single: For a single workspace, and not for those of a list.
 
     Raises:
-        WorkspacesError: Something is wrong with the list.
-        ConfigError: There is no id or no token, or they cannot be used.
+        ConfigError: A value is invalid.
     """
-    if state_dir is None:
-        state_dir = existing_state_dir(None, environ)
-    if not environ.get(environment.WORKSPACES_VARIABLE):
-        return [_single(environ, state_dir)]
-    return read_variable(environ, state_dir=state_dir, flags=flags, check=check).whole()
+    found = {}
+    for name, setting in SCHEMA.items():
+        variable = next((variable for variable in setting.variables if environ.get(variable)), None)
+        if variable is None or name in _TOKEN or (setting.single and not single):
+            continue
+        try:
+            found[name] = setting.kind.from_text(environ[variable])
+        except (InvalidValueError, ConfigError) as exc:
+            hint = getattr(exc, "hint", "") or f"correct it, or unset {variable}"
+            raise ConfigError(f"{variable}: {exc}", hint=hint) from None
+    return found
 
 
-def read_variable(
-    environ: Mapping[str, str],
-    *,
-    state_dir: Path | None = None,
-    flags: Mapping[str, Any] | None = None,
-    check: Check = no_faults,
-) -> Listing:
-    """The list of ``MOLECULE_WORKSPACES``, which is set.
+def read_identity(flags: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+    """All settings of a single workspace except for its token: *flags* win over variables.
 
     Raises:
-        WorkspacesError: It is no list, or no block of it can be served.
+        ConfigError: There is no workspace id, or a variable has an invalid value.
     """
-    source, text = environment.WORKSPACES_VARIABLE, environ[environment.WORKSPACES_VARIABLE]
+    given = {name: value for name, value in flags.items() if value is not None and name not in _TOKEN}
+    found = {**read_variables(environ, single=True), **given}
+    if not str(found.get("workspace_id", "")).strip():
+        raise ConfigError(
+            "no workspace id was given",
+            hint="run 'molecule connect WORKSPACE_ID', or set WORKSPACE_ID; the platform shows the id",
+        )
+    return found
+
+
+def read_single(flags: Mapping[str, Any], environ: Mapping[str, str], state_dir: Path | None) -> WorkspaceSettings:
+    """The settings of a single workspace, from *flags* and variables.
+
+    Args:
+        flags: Field name -> value; None for a flag with an empty value.
+        state_dir: May contain a token that a registration returned.
+
+    Raises:
+        ConfigError: There is no id or no token, or a value is invalid.
+    """
+    settings = WorkspaceSettings(**read_identity(flags, environ)).check()
+    token = find_token(flags, environ, workspace_id=settings.workspace_id, state_dir=state_dir)
+    return attrs.evolve(settings, **token)
+
+
+def read_table(table: Mapping[str, Any], *, forbidden: Collection[str] = ()) -> tuple[dict[str, Any], list[str]]:
+    """The settings of a table of keys, and everything that is wrong with it. No text contains a value.
+
+    Args:
+        forbidden: Fields that only a workspace itself can have.
+    """
+    found, faults = {}, []
+    for key, value in table.items():
+        if key not in KEYS:
+            faults.append(f"unknown key {key!r}{did_you_mean(key, tuple(KEYS))}")
+        elif KEYS[key] in forbidden:
+            faults.append(f"{key} belongs to one workspace")
+        else:
+            try:
+                found[KEYS[key]] = SCHEMA[KEYS[key]].kind.from_document(value)
+            except (InvalidValueError, ConfigError) as exc:
+                faults.append(f"{key}: {exc}")
+    return found, faults
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Both layers of settings; *above* wins. Options are merged unless *above* names another plugin."""
+    whole = {**below, **above}
+    for options, plugin in _PLUGINS.items():
+        is_same = plugin not in above or above[plugin] == below.get(plugin, SCHEMA[plugin].default)
+        if options in below or options in above:
+            whole[options] = {**(below.get(options, {}) if is_same else {}), **above.get(options, {})}
+    return whole
+
+
+@attrs.frozen(kw_only=True)
+class WorkspaceList:
+    """A list of workspaces, read but not yet checked.
+
+    Attributes:
+        source: The file or the variable.
+        folder: Paths in the list are relative to it.
+        entries: The tables of the workspaces.
+        defaults: The table of the settings that they share.
+        faults: What is wrong with the list outside of the workspaces.
+        environ: Variables give defaults, and are expanded in paths.
+        flags: Field name -> value for every workspace; wins over the list.
+        state_dir: May contain tokens that registrations returned.
+    """
+
+    source: str
+    folder: Path
+    entries: Sequence[Any]
+    defaults: Mapping[str, Any]
+    faults: Sequence[str] = ()
+    environ: Mapping[str, str] = attrs.field(repr=False)
+    flags: Mapping[str, Any] = attrs.field(repr=False)
+    state_dir: Path | None
+
+    def blocks(self, numbers: Collection[int] | None = None) -> list[Block]:
+        """The workspaces with these *numbers*, or all. Files that they name are read again.
+
+        Raises:
+            ConfigError: A variable has an invalid value.
+        """
+        defaults, _ = read_table(self.defaults)
+        below = merge(read_variables(self.environ, single=False), defaults)
+        first: dict[str, int] = {}
+        found = []
+        for number, entry in enumerate(self.entries, 1):
+            own, faults = read_table(entry) if isinstance(entry, dict) else ({}, ["it is not a table of keys"])
+            name = own.get("workspace_id")
+            is_repeated = name is not None and first.setdefault(name, number) != number
+            if numbers is not None and number not in numbers:
+                continue
+            if not isinstance(entry, dict):
+                found.append(Block(entry=number, faults=tuple(faults)))
+                continue
+            settings, more = self._settings(number, entry, merge(merge(below, own), self.flags))
+            faults += [*_repeated_keys(entry), *more]
+            if is_repeated:
+                faults.append(f"it has the same id as workspace {first[str(name)]}")
+            found.append(Block(entry=number, workspace_id=name, settings=settings, faults=tuple(faults)))
+        return found
+
+    def check(self, listing: Listing) -> Listing:
+        """*listing*, read from this list as a whole.
+
+        Raises:
+            WorkspacesError: The list can't be used as a whole, or none of its workspaces can be served.
+        """
+        if self.faults or not listing.settings:
+            raise WorkspacesError(self.source, [*self.faults, *lines_of(listing.refused)])
+        return listing
+
+    def _settings(
+        self, number: int, entry: Mapping[str, Any], found: dict[str, Any]
+    ) -> tuple[WorkspaceSettings, list[str]]:
+        """*found* as settings, and everything that is wrong with them."""
+        faults = [] if "id" in entry else ["it has no id"]
+        name = found.get("workspace_id")
+        token: dict[str, Any] = {}
+        try:
+            token = self._token(entry, found, name)
+        except ConfigError as exc:
+            faults.append(with_hint(exc))
+        for field in SCHEMA:
+            if SCHEMA[field].kind is values.PATH and isinstance(found.get(field), str) and field not in _TOKEN:
+                try:
+                    found[field] = self._path(found[field], field)
+                except ConfigError as exc:
+                    faults.append(with_hint(exc))
+                    found[field] = None
+        rest = {field: value for field, value in found.items() if field not in ("workspace_id", *_TOKEN)}
+        settings = WorkspaceSettings(workspace_id=name or "unknown", entry=number, patient=True, **rest, **token)
+        return settings, faults + [with_hint(fault) for fault in settings.faults()]
+
+    def _token(self, entry: Mapping[str, Any], found: Mapping[str, Any], name: str | None) -> dict[str, Any]:
+        if "token" in entry and "token_file" in entry:
+            raise ConfigError("it has both token and token_file", hint="remove one of them")
+        if "token" in found:
+            return {"token": check_token(found["token"], source=self.source), "token_source": self.source}
+        if found.get("token_file"):
+            return {"token_file": self._token_file(found["token_file"])}
+        # A value that can't be read was reported already.
+        if "token" not in entry and "token_file" not in entry and not has_kept_token(self.state_dir, name or ""):
+            raise ConfigError("it has neither token nor token_file", hint="the platform shows the token")
+        return {"token_source": STATE_DIR_SOURCE}
+
+    def _path(self, text: str, key: str) -> Path:
+        try:
+            named = string.Template(text).substitute(self.environ)
+        except (KeyError, ValueError):
+            raise ConfigError(f"{key} names a variable that is not set", hint="write it like $NAME/file") from None
+        return self.folder / parse_path(named)
+
+    def _token_file(self, text: str) -> Path:
+        path = self._path(text, "token_file")
+        with contextlib.suppress(OSError):  # read_token_file reports it
+            # A pipe can be read once, and later reads would block.
+            if path.exists() and not path.is_file():
+                raise ConfigError(f"the token file {path} is not a regular file", hint="name a file with the token")
+        read_token_file(path)
+        return path
+
+
+def parse_variable(
+    environ: Mapping[str, str], *, flags: Mapping[str, Any] | None = None, state_dir: Path | None = None
+) -> WorkspaceList:
+    """The list in ``MOLECULE_WORKSPACES``, a JSON array.
+
+    Raises:
+        WorkspacesError: It isn't one.
+    """
     try:
-        entries = json.loads(text, object_pairs_hook=_object)
+        entries = json.loads(environ[WORKSPACES_VARIABLE], object_pairs_hook=_object)
     except (ValueError, RecursionError) as exc:
         where = f" (line {exc.lineno}, column {exc.colno})" if isinstance(exc, json.JSONDecodeError) else ""
-        raise WorkspacesError(source, [f"it is not JSON{where}"]) from None
+        raise WorkspacesError(WORKSPACES_VARIABLE, [f"it is not JSON{where}"]) from None
     if not isinstance(entries, list):
-        raise WorkspacesError(source, ["it is not a JSON array"])
-    reading = _Reading(source=source, environ=environ, state_dir=state_dir, above=dict(flags or {}), check=check)
-    return reading.listing(entries, {})
+        raise WorkspacesError(WORKSPACES_VARIABLE, ["it is not a JSON array"])
+    return WorkspaceList(
+        source=WORKSPACES_VARIABLE,
+        folder=Path.cwd(),
+        entries=entries,
+        defaults={},
+        faults=[] if entries else ["it names no workspace"],
+        environ=environ,
+        flags=flags or {},
+        state_dir=state_dir,
+    )
 
 
-def read_config(
+def parse_file(
     path: Path,
     environ: Mapping[str, str],
     *,
-    state_dir: Path | None = None,
     flags: Mapping[str, Any] | None = None,
-    check: Check = no_faults,
-) -> Listing:
-    """The list of the TOML file *path*: ``[[workspace]]`` blocks, and ``[defaults]`` for all of them.
+    state_dir: Path | None = None,
+) -> WorkspaceList:
+    """The list in the TOML file *path*: ``[[workspace]]`` tables, and ``[defaults]`` for all of them.
 
     Raises:
-        WorkspacesError: The file as a whole can't be used, or no block of it can be served.
+        WorkspacesError: The file can't be read, or isn't TOML.
     """
-    path = environment.path_of(str(path)).absolute()
-    status, document = _toml(path)
+    path = parse_path(str(path)).absolute()
+    status, document = _read_toml(path)
     faults = [
-        f"unknown key {key!r}{nearest(key, ('workspace', 'defaults'))}"
+        f"unknown key {key!r}{did_you_mean(key, ('workspace', 'defaults'))}"
         for key in document
         if key not in ("workspace", "defaults")
     ]
     entries, defaults = document.get("workspace", []), document.get("defaults", {})
     if not isinstance(entries, list):
         faults.append("write each workspace under [[workspace]], in two brackets")
-        entries = None
+        entries = []
+    elif not entries:
+        faults.append("it names no workspace")
     if not isinstance(defaults, dict):
         faults.append("defaults must be a table: [defaults]")
         defaults = {}
-    # Also without a token in it: it names commands that are run as this user.
+    # Even if it contains no token: it names commands that run as this user.
     if exposed := files.exposure(status, path):
         faults.append(f"it {exposed[0]}: {exposed[1].replace('run: ', 'run ', 1)}")
-    reading = _Reading(
+    # These would change the meaning of every workspace.
+    own = [name for name, setting in SCHEMA.items() if setting.own]
+    faults += [f"[defaults]: {fault}" for fault in read_table(defaults, forbidden=own)[1]]
+    return WorkspaceList(
         source=str(path),
-        environ=environ,
-        state_dir=state_dir,
-        above=dict(flags or {}),
-        check=check,
         folder=path.parent,
+        entries=entries,
+        defaults={key: value for key, value in defaults.items() if KEYS.get(key) not in own},
         faults=faults,
+        environ=environ,
+        flags=flags or {},
+        state_dir=state_dir,
     )
-    return reading.listing(entries, defaults)
 
 
-@attrs.define(kw_only=True)
-class _Reading:
-    """One list while it is read."""
-
-    source: str
-    environ: Mapping[str, str]
-    state_dir: Path | None
-    above: dict[str, Any]
-    check: Check
-    folder: Path = attrs.field(factory=Path.cwd)
-    trust: Trust = attrs.field(factory=Trust)
-    faults: list[str] = attrs.field(factory=list)
-
-    def listing(self, entries: Sequence[Any] | None, given: Mapping[str, Any]) -> Listing:
-        below: dict[str, Any] = {
-            "api_url": environment.api_url(None, None, self.environ),
-            "org_id": _org_id(self.environ),
-            "create": environment.create(self.environ),
-            "journal_quota": environment.journal_quota(None, self.environ),
-            **attrs.asdict(environment.find_tls({}, self.environ)),
-        }
-        defaults, faults = read_keys(given, forbidden=OWN)
-        # They would change the meaning of every block.
-        self.faults += [f"[defaults]: {fault}" for fault in faults]
-        if entries is not None and not entries:
-            self.faults.append("it names no workspace")
-        entries = entries or []
-        listing = self._taken(entries, range(1, len(entries) + 1), stack(below, defaults), {})
-        if self.faults or not listing.settings:
-            raise WorkspacesError(self.source, [*self.faults, *lines_of(listing.refused)])
-        return listing
-
-    def _taken(
-        self, entries: Sequence[Any], numbers: Collection[int], below: Mapping[str, Any], first: dict[str, int]
-    ) -> Listing:
-        """The blocks of *entries* that have these *numbers*; *first* has the block in which each id stands first."""
-        found, refused = [], []
-        for number in sorted(numbers):
-            name, settings, faults = self._entry(number, entries[number - 1], below)
-            if name and first.setdefault(name, number) != number:
-                faults.append(f"the id of workspace {first[name]} again")
-            if faults or settings is None:
-                refused.append(Refused(entry=number, workspace_id=name, faults=tuple(faults)))
-            else:
-                found.append(settings)
-
-        def again(numbers: Collection[int], check: Check) -> Listing:
-            fresh = attrs.evolve(self, check=check, trust=Trust())
-            return fresh._taken(entries, numbers, below, first)
-
-        return Listing(source=self.source, settings=tuple(found), refused=tuple(refused), again=again)
-
-    def _entry(
-        self, number: int, entry: Any, below: Mapping[str, Any]
-    ) -> tuple[str | None, WorkspaceSettings | None, list[str]]:
-        if not isinstance(entry, dict):
-            return None, None, ["it is no table of keys"]
-        own, faults = read_keys(entry)
-        tables = [entry, *(value for value in entry.values() if isinstance(value, _Doubled))]
-        faults += [f"the key {key!r} twice" for table in tables for key in getattr(table, "twice", ())]
-        name = own.get("id")
-        if "id" not in entry:
-            faults.append("it has no id")
-        values = stack(stack(below, own), self.above)
-        token = {}
-        try:
-            token = self._token(values, entry, name)
-        except ConfigError as exc:
-            faults.append(_with_hint(exc))
-        tls = Tls()
-        try:
-            tls = self._tls(values)
-        except ConfigError as exc:
-            faults.append(_with_hint(exc))
-        settings = _settings({**values, "id": name or "unknown", "entry": number, "tls": tls}, token)
-        try:
-            self.trust.check(parse_address(settings.api_url, insecure=settings.insecure), tls)
-        except ConfigError as exc:
-            faults.append(_with_hint(exc))
-        faults += [_with_hint(fault) for fault in settings.faults()]
-        faults += self.check(settings)
-        return name, settings, faults
-
-    def _tls(self, values: Mapping[str, Any]) -> Tls:
-        named = {field: values.get(field) for field in environment.TLS_VARIABLES}
-        return Tls(**{field: self._file(str(name), field) if name else None for field, name in named.items()})
-
-    def _token(self, values: Mapping[str, Any], entry: Mapping[str, Any], name: str | None) -> dict[str, Any]:
-        if "token" in entry and "token_file" in entry:
-            raise ConfigError("it has both token and token_file", hint="give one of them")
-        if "token" in values:
-            return {"token": check_token(values["token"], source=self.source), "token_source": self.source}
-        if "token_file" in values:
-            return {"token_file": self._token_file(values["token_file"])}
-        if "token" not in entry and "token_file" not in entry and not _is_kept(self.state_dir, name):
-            raise ConfigError("it has neither token nor token_file", hint="the platform hands the token out")
-        return {"token_source": "the state folder"}
-
-    def _file(self, text: str, key: str) -> Path:
-        try:
-            named = string.Template(text).substitute(self.environ)
-        except (KeyError, ValueError):
-            raise ConfigError(f"{key} names a variable that is not set", hint="write it like $NAME/file") from None
-        return self.folder / environment.path_of(named)
-
-    def _token_file(self, text: str) -> Path:
-        path = self._file(text, "token_file")
-        with contextlib.suppress(OSError):  # reading it says why
-            # A pipe can be read once, and would wait for ever the next time.
-            if path.exists() and not path.is_file():
-                raise ConfigError(f"the token file {path} is no file", hint="name a file of one line")
-        read_token_file(path)
-        return path
+def with_hint(error: MoleculeError) -> str:
+    """The error and what to do about it, on one line."""
+    return f"{error} -> {error.hint}" if error.hint else str(error)
 
 
-def _single(environ: Mapping[str, str], state_dir: Path | None) -> WorkspaceSettings:
-    name = environment.workspace_id(None, environ)
-    found = environment.find_token(None, None, environ, workspace_id=name, state_dir=state_dir)
-    settings = WorkspaceSettings(
-        workspace_id=name,
-        api_url=environment.api_url(None, None, environ),
-        org_id=_org_id(environ),
-        **found,
-        journal_quota=environment.journal_quota(None, environ),
-        create=environment.create(environ),
-        agent_name=environ.get(environment.AGENT_NAME_VARIABLE) or None,
-        agent_description=environ.get(environment.AGENT_DESCRIPTION_VARIABLE) or None,
-        agent_skills=_listed(environ.get(environment.AGENT_SKILLS_VARIABLE, "")),
-        tls=environment.find_tls({}, environ),
-    ).check()
-    Trust().check(parse_address(settings.api_url), settings.tls)
-    return settings
+class _RepeatedKeys(dict[str, Any]):
+    """A JSON object that has a key twice. Plain JSON would silently keep the last value."""
 
-
-class _Doubled(dict[str, Any]):
-    """A JSON object that says something twice, which JSON alone would let pass with the last word."""
-
-    twice: tuple[str, ...] = ()
+    repeated: tuple[str, ...] = ()
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = [key for key, _ in pairs]
     if len(set(keys)) == len(keys):
         return dict(pairs)
-    table = _Doubled(pairs)
-    table.twice = tuple(key for key in table if keys.count(key) > 1)
+    table = _RepeatedKeys(pairs)
+    table.repeated = tuple(key for key in table if keys.count(key) > 1)
     return table
 
 
-def _listed(text: str) -> tuple[str, ...]:
-    """The names between the commas of *text*, each once."""
-    return tuple(dict.fromkeys(name for piece in text.split(",") if (name := " ".join(piece.split()))))
+def _repeated_keys(entry: Mapping[str, Any]) -> list[str]:
+    tables = [entry, *entry.values()]
+    repeated = [key for table in tables if isinstance(table, _RepeatedKeys) for key in table.repeated]
+    return [f"the key {key!r} twice" for key in repeated]
 
 
-def _settings(values: Mapping[str, Any], token: Mapping[str, Any]) -> WorkspaceSettings:
-    given = {key: value for key, value in values.items() if key not in (*OWN, *_UNLIKE_SETTINGS)}
-    interval = values.get("interval_ms")
-    return WorkspaceSettings(
-        workspace_id=values["id"],
-        middleware=values.get("use", ()),
-        middleware_options=values.get("use_options", {}),
-        poll_interval=None if interval is None else interval / 1000,
-        patient=True,
-        **given,
-        **token,
-    )
-
-
-def _toml(path: Path) -> tuple[os.stat_result, dict[str, Any]]:
+def _read_toml(path: Path) -> tuple[os.stat_result, dict[str, Any]]:
     try:
         with path.open("rb") as file:
             return os.fstat(file.fileno()), tomllib.loads(file.read().decode("utf-8-sig"))
@@ -397,17 +428,5 @@ def _toml(path: Path) -> tuple[os.stat_result, dict[str, Any]]:
         raise WorkspacesError(str(path), ["it is not text"]) from None
     except tomllib.TOMLDecodeError as exc:
         raise WorkspacesError(str(path), [f"it is not TOML: {exc}"]) from None
-    except (ValueError, RecursionError):  # a number without end, tables without end
+    except (ValueError, RecursionError):  # a number or a nesting without end
         raise WorkspacesError(str(path), ["it is not TOML"]) from None
-
-
-def _is_kept(state_dir: Path | None, name: str | None) -> bool:
-    return bool(state_dir and name and state_file(state_dir, name, ".token").exists())
-
-
-def _org_id(environ: Mapping[str, str]) -> str | None:
-    return environ.get(environment.ORG_VARIABLE) or None
-
-
-def _with_hint(error: MoleculeError) -> str:
-    return f"{error} -> {error.hint}" if error.hint else str(error)

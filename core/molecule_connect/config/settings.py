@@ -1,4 +1,4 @@
-"""What one connection is asked to do. Values and their checks; where they come from is the caller's affair."""
+"""The settings of a workspace: each field declares its type, default, bounds, help, flag, variables and key."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -7,34 +7,22 @@ from typing import Any
 
 import attrs
 
+from molecule_connect.config import values
+from molecule_connect.config.values import Bounds, ValueType
 from molecule_connect.errors import ConfigError, without_credentials
 from molecule_connect.models import canonical_id
 
 DEFAULT_API_URL = "http://localhost:8080"
 DEFAULT_BACKEND = "claude-code"
-# An id becomes a file name and a piece of a URL.
+# An id becomes a file name and a part of a URL.
 WORKSPACE_ID = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,128}\Z")
 MAX_SINCE_SECS = 30 * 24 * 3600
-# Longer waits overflow the timers of threads on some machines, and are a slip of the pen anyway.
+# Longer waits overflow the timers of threads on some machines.
 MAX_SECONDS = 24 * 3600
-MAX_COST = 1_000_000
 _LONGEST_BUDGET = 40
-DEFAULT_JOURNAL_QUOTA = 1 << 30
-LEAST_JOURNAL_QUOTA = 1 << 20
-_SIZE = re.compile(r"([0-9]{1,15})\s*(?:([KMGT])(?:i?B)?|B)?", re.IGNORECASE)
-
-
-def parse_size(text: str) -> int:
-    """The bytes of ``1GiB``, ``500M`` or ``1073741824``. Units are powers of 1024.
-
-    Raises:
-        ConfigError: It is no size.
-    """
-    if (found := _SIZE.fullmatch(text.strip())) is None:
-        raise ConfigError(
-            f"{text[:_LONGEST_BUDGET]!r} is no size", hint="write it like 500M, 1GiB or 1073741824 (bytes)"
-        )
-    return int(found[1]) << (10 * ("KMGT".index(found[2].upper()) + 1) if found[2] else 0)
+# attrs types its class as a function.
+_Factory: Any = attrs.Factory
+_METADATA = "molecule_connect.setting"
 
 
 def is_same_workspace(one: str, other: str) -> bool:
@@ -43,165 +31,8 @@ def is_same_workspace(one: str, other: str) -> bool:
 
 
 def shown_address(api_url: str) -> str:
-    """How a repr shows an address: what is not checked yet may hold a password."""
+    """How a repr shows an address: before it is checked, it may contain a password."""
     return repr(without_credentials(str(api_url)))
-
-
-def _canonical(workspace_id: Any) -> Any:
-    # Programs pass anything, and check_workspace_id says so with a better text.
-    return canonical_id(workspace_id) if isinstance(workspace_id, str) else workspace_id
-
-
-@attrs.frozen(kw_only=True)
-class Tls:
-    """Whom to trust over https, and how to show who we are.
-
-    Attributes:
-        ca_file: Certificates, in PEM form, of the authorities that are trusted in place of all others.
-        client_cert: Our own, in PEM form, for a platform that asks for one.
-        client_key: Its key; None: it is in the same file.
-    """
-
-    ca_file: Path | None = None
-    client_cert: Path | None = None
-    client_key: Path | None = None
-
-
-USUAL_TLS = Tls()
-
-
-@attrs.frozen(kw_only=True)
-class PeerBudget:
-    """How many true turns a peer may have with us before its conversation is parked. 0 is without limit."""
-
-    per_minute: int = 60
-    per_hour: int = 600
-
-    @classmethod
-    def parse(cls, text: str) -> "PeerBudget":
-        """``60/600`` (a minute and an hour), or ``0`` for no limit.
-
-        Raises:
-            ConfigError: It is neither.
-        """
-        minute, slash, hour = ("0", "/", "0") if text == "0" else text.partition("/")
-        # int() itself refuses thousands of digits.
-        if not (slash and minute.isdecimal() and hour.isdecimal() and len(text) <= _LONGEST_BUDGET):
-            raise ConfigError(
-                f"{text[:_LONGEST_BUDGET]!r} is neither like 60/600 (turns a minute and an hour) nor 0",
-                hint="leave it out for 60/600",
-            )
-        return cls(per_minute=int(minute), per_hour=int(hour))
-
-
-@attrs.frozen(kw_only=True)
-class WorkspaceSettings:
-    """One workspace to serve.
-
-    Attributes:
-        workspace_id: In its canonical form, whatever the spelling it is given in.
-        token: The token itself; in no repr. None: ``token_file``, else what the state folder keeps.
-        token_source: Where ``token`` came from, in the operator's words ("--token").
-        adopt_token: Keep ``token`` in the state folder: it was found where another client keeps it.
-        options: Options of the backend, as the operator wrote them; a repeated key is a list.
-        middleware: Names of middleware, the outermost first.
-        poll_interval: Seconds between polls; None eases from 1 to 5 by itself.
-        heartbeat_interval, safety_interval, grace: Seconds, at most a day.
-        max_cost_per_day: US dollars by what backends say of their usage, at most a million; None is without limit.
-        journal_quota: Bytes that the journal may come to, with what other workspaces have in the same file.
-        since_secs: How far a first start looks back, in seconds.
-        tls: Whom to trust over https, and with which certificate to show who we are.
-        agent_name, agent_description, agent_skills: What the card is to say; the rest of it stays as it is.
-        create: Register a workspace that the platform says it doesn't have, which makes a new one.
-        entry: The number of its entry in the list that names it; 0 for one that is served by itself.
-        patient: Go on trying to register while the platform cannot be reached; else five tries end it.
-    """
-
-    workspace_id: str = attrs.field(converter=_canonical)
-    api_url: str = attrs.field(default=DEFAULT_API_URL, repr=shown_address)
-    org_id: str | None = None
-    token: str | None = attrs.field(default=None, repr=False)
-    token_source: str = "token"  # noqa: S105
-    adopt_token: bool = False
-    token_file: Path | None = None
-    backend: str | object = DEFAULT_BACKEND
-    options: Mapping[str, str | list[str]] = attrs.field(factory=dict, repr=False)
-    middleware: tuple[str | object, ...] = ()
-    middleware_options: Mapping[str, str | list[str]] = attrs.field(factory=dict, repr=False)
-    strict: bool = False
-    poll_interval: float | None = None
-    heartbeat_interval: float = 30.0
-    safety_interval: float = 30.0
-    since_secs: float = 30.0
-    concurrency: int = 8
-    grace: float = 20.0
-    peer_budget: PeerBudget = attrs.field(factory=PeerBudget)
-    max_cost_per_day: float | None = None
-    journal_quota: int = DEFAULT_JOURNAL_QUOTA
-    agent_name: str | None = None
-    agent_description: str | None = None
-    agent_skills: tuple[str, ...] = ()
-    once: bool = False
-    patient: bool = False
-    unpause: bool = False
-    create: bool = False
-    insecure: bool = False
-    tls: Tls = USUAL_TLS
-    entry: int = attrs.field(default=0, eq=False)
-
-    @property
-    def card(self) -> dict[str, Any]:
-        """The members of the agent card that were asked for."""
-        asked: dict[str, Any] = {"name": self.agent_name, "description": self.agent_description}
-        asked["skills"] = [{"id": skill, "name": skill, "description": "", "tags": []} for skill in self.agent_skills]
-        return {member: value for member, value in asked.items() if value}
-
-    def check(self) -> "WorkspaceSettings":
-        """These settings, or ConfigError for the first thing in them that cannot work."""
-        for fault in self.faults():
-            raise fault
-        return self
-
-    def faults(self) -> Iterator[ConfigError]:
-        """Everything in them that cannot work."""
-        for check, value in ((check_workspace_id, self.workspace_id), (check_org_id, self.org_id)):
-            try:
-                check(value)
-            except ConfigError as exc:
-                yield exc
-        if not self.backend:
-            yield ConfigError(
-                "no backend was given", hint="name one, for example backend='mock', or pass a plugin object"
-            )
-        if self.concurrency < 1:
-            yield ConfigError(
-                f"concurrency must be at least 1, not {self.concurrency}", hint="leave it out for the default, 8"
-            )
-        if not 0 <= self.since_secs <= MAX_SINCE_SECS:
-            yield ConfigError(
-                f"since-secs must lie between 0 and {MAX_SINCE_SECS} (30 days), not {self.since_secs:g}", hint=_SECONDS
-            )
-        for name in ("poll_interval", "heartbeat_interval", "safety_interval"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value <= MAX_SECONDS:
-                yield ConfigError(
-                    f"{name} must be more than 0 and at most {MAX_SECONDS} seconds, not {value:g}", hint=_SECONDS
-                )
-        if not 0 <= self.grace <= MAX_SECONDS:
-            yield ConfigError(f"grace must lie between 0 and {MAX_SECONDS} seconds, not {self.grace:g}", hint=_SECONDS)
-        if self.max_cost_per_day is not None and not 0 < self.max_cost_per_day <= MAX_COST:
-            yield ConfigError(
-                f"max-cost-per-day must be more than 0 and at most {MAX_COST} dollars, not {self.max_cost_per_day:g}",
-                hint="leave it out for no limit",
-            )
-        if self.journal_quota < LEAST_JOURNAL_QUOTA:
-            yield ConfigError(
-                f"journal-quota must be at least {LEAST_JOURNAL_QUOTA} bytes (1 MiB), not {self.journal_quota}",
-                hint="leave it out for the default, 1 GiB",
-            )
-
-
-_SECONDS = "give a plain number of seconds within these bounds, or leave it out for the default"
 
 
 def check_workspace_id(workspace_id: Any) -> str:
@@ -222,6 +53,477 @@ def check_workspace_id(workspace_id: Any) -> str:
 
 
 def check_org_id(org_id: str | None) -> None:
-    """ConfigError unless *org_id* is None, or can stand in a header."""
+    """Raises ConfigError if *org_id* can't be sent in a header. None is fine."""
     if org_id is not None and not (org_id.isascii() and org_id.isprintable() and org_id.strip() == org_id != ""):
         raise ConfigError("the organisation id cannot stand in a header", hint="copy it from the platform again")
+
+
+def _canonical(workspace_id: Any) -> Any:
+    # The class accepts any value, so that check() can report a wrong one.
+    return canonical_id(workspace_id) if isinstance(workspace_id, str) else workspace_id
+
+
+@attrs.frozen(kw_only=True)
+class Tls:
+    """Which certificates to trust for https, and which one to present.
+
+    Attributes:
+        ca_file: Certificates (PEM) of the CAs to trust instead of the default ones.
+        client_cert: Our certificate (PEM), for platforms that require one.
+        client_key: Its key; None if it is in the same file.
+    """
+
+    ca_file: Path | None = None
+    client_cert: Path | None = None
+    client_key: Path | None = None
+
+
+USUAL_TLS = Tls()
+
+
+@attrs.frozen(kw_only=True)
+class PeerBudget:
+    """How many turns a peer may have before its conversation is parked. 0 means no limit."""
+
+    per_minute: int = 60
+    per_hour: int = 600
+
+    @classmethod
+    def parse(cls, text: str) -> "PeerBudget":
+        """``60/600`` (per minute and per hour), or ``0`` for no limit.
+
+        Raises:
+            ConfigError: It is neither.
+        """
+        minute, slash, hour = ("0", "/", "0") if text == "0" else text.partition("/")
+        # int() itself refuses thousands of digits.
+        if not (slash and minute.isdecimal() and hour.isdecimal() and len(text) <= _LONGEST_BUDGET):
+            raise ConfigError(
+                f"{text[:_LONGEST_BUDGET]!r} must be like 60/600 (turns per minute and per hour), or 0 for no limit",
+                hint="omit it for the default, 60/600",
+            )
+        return cls(per_minute=int(minute), per_hour=int(hour))
+
+    @classmethod
+    def from_document(cls, value: Any) -> "PeerBudget":
+        """``"60/600"``, ``"0"`` or the number 0.
+
+        Raises:
+            InvalidValueError, ConfigError: It is none of them.
+        """
+        is_zero = value == 0 and not isinstance(value, bool)
+        return cls.parse("0" if is_zero else values.TEXT.from_document(value))
+
+    def __str__(self) -> str:
+        return f"{self.per_minute}/{self.per_hour}"
+
+
+@attrs.frozen(kw_only=True)
+class Setting:
+    """What all ways to give a setting are derived from. It has those that are named.
+
+    Attributes:
+        help: One or two sentences for help texts and documentation.
+        bounds: The range of the value, in the unit of the field.
+        flag: Of ``molecule connect``.
+        variables: Environment variables. The first that is set and not empty counts.
+        key: In a list of workspaces.
+        placeholder: Stands for a value in help texts; None for that of the type.
+        default_text: Describes the default, if the value alone doesn't.
+        single: The variables apply to a single workspace, and not to a list.
+        own: Each workspace of a list has its own value: it can't be in ``[defaults]``.
+    """
+
+    kind: ValueType
+    help: str = ""
+    bounds: Bounds | None = None
+    flag: str = ""
+    variables: tuple[str, ...] = ()
+    key: str = ""
+    placeholder: str | None = None
+    default_text: str = ""
+    single: bool = False
+    own: bool = False
+    default: Any = None
+
+    @property
+    def shown_default(self) -> str:
+        """The default for help texts and documentation; empty for none."""
+        if self.default_text or self.default in (None, False, ()) or isinstance(self.default, Mapping):
+            return self.default_text
+        return self.kind.to_text(self.default)
+
+
+def _setting(kind: ValueType, help: str = "", **declared: Any) -> dict[str, Setting]:  # noqa: A002 - as in click
+    """The metadata of a field."""
+    return {_METADATA: Setting(kind=kind, help=help, **declared)}
+
+
+_SECONDS = Bounds(minimum=0, maximum=MAX_SECONDS, unit="seconds")
+_INTERVAL = attrs.evolve(_SECONDS, exclusive=True)
+_ID = ValueType(
+    placeholder="ID",
+    from_text=str,
+    from_document=lambda value: check_workspace_id(values.TEXT.from_document(value)),
+)
+
+
+_PEER_BUDGET = ValueType(placeholder="N/N", from_text=PeerBudget.parse, from_document=PeerBudget.from_document)
+
+
+@attrs.frozen(kw_only=True)
+class WorkspaceSettings:
+    """One workspace to serve. Durations are in seconds.
+
+    Attributes:
+        workspace_id: In its canonical form, in whatever spelling it is given.
+        token: In no repr. None: it is read from ``token_file``, or from the state folder.
+        token_source: Where ``token`` is from, for texts ("--token").
+        adopt_token: Keep ``token`` in the state folder, because it was found where another client keeps it.
+        backend: The name of an installed backend, or an object with a ``handle_a2a`` hook.
+        options: The options of the backend, as text; a repeated key is a list.
+        middleware: Names or objects, the outermost first.
+        poll_interval: Time between polls; None eases from 1 to 5 seconds.
+        heartbeat_interval: Time between heartbeats.
+        safety_interval: Time between reads that no event asked for.
+        max_cost_per_day: US dollars, as reported by the backend; None for no limit.
+        journal_quota: Bytes, for all workspaces of the same journal.
+        agent_name, agent_description, agent_skills: Override these parts of the agent card.
+        once: Read to the end of the feed, answer all messages, and stop.
+        patient: Retry forever if the platform can't be reached or refuses the registration.
+        create: Register a workspace that the platform doesn't have, which creates it.
+        entry: The number of the workspace in a list, from 1; 0 if there is no list.
+    """
+
+    workspace_id: str = attrs.field(
+        converter=_canonical,
+        metadata=_setting(
+            _ID, "The workspace.", variables=("WORKSPACE_ID",), key="id", single=True, own=True, default_text="required"
+        ),
+    )
+    api_url: str = attrs.field(
+        default=DEFAULT_API_URL,
+        repr=shown_address,
+        metadata=_setting(
+            values.TEXT,
+            "The address of the platform.",
+            flag="--api-url",
+            # The last two are set by related clients and in the platform's containers.
+            variables=("MOLECULE_API_URL", "MOLECULE_PLATFORM_URL", "PLATFORM_URL"),
+            key="api_url",
+            placeholder="URL",
+        ),
+    )
+    org_id: str | None = attrs.field(
+        default=None,
+        metadata=_setting(
+            values.OPTIONAL_TEXT,
+            "The organisation, on platforms that host several.",
+            flag="--org-id",
+            variables=("MOLECULE_ORG_ID",),
+            key="org_id",
+            placeholder="ID",
+        ),
+    )
+    token: str | None = attrs.field(
+        default=None,
+        repr=False,
+        metadata=_setting(
+            values.TEXT,
+            "The workspace token. Other users of this machine can see it in the process list; prefer --token-file.",
+            flag="--token",
+            variables=("MOLECULE_WORKSPACE_TOKEN",),
+            key="token",
+            placeholder="TOKEN",
+            single=True,
+            own=True,
+        ),
+    )
+    token_source: str = "token"  # noqa: S105
+    adopt_token: bool = False
+    token_file: Path | None = attrs.field(
+        default=None,
+        metadata=_setting(
+            values.PATH,
+            "A file with the token on one line, readable only by you.",
+            flag="--token-file",
+            variables=("MOLECULE_WORKSPACE_TOKEN_FILE",),
+            key="token_file",
+            single=True,
+            own=True,
+        ),
+    )
+    backend: str | object = attrs.field(
+        default=DEFAULT_BACKEND,
+        metadata=_setting(
+            values.TEXT,
+            "The backend that answers messages; distribution:name if two distributions offer that name.",
+            flag="--backend",
+            key="backend",
+            placeholder="NAME",
+        ),
+    )
+    options: Mapping[str, str | list[str]] = attrs.field(
+        factory=dict,
+        repr=False,
+        metadata=_setting(
+            values.OPTIONS,
+            "An option of the backend. See 'molecule backends NAME'. Repeatable.",
+            flag="--backend-opt",
+            key="options",
+        ),
+    )
+    middleware: tuple[str | object, ...] = attrs.field(
+        default=(),
+        metadata=_setting(
+            values.NAMES,
+            "A middleware around the backend. Repeatable; the first is the outermost.",
+            flag="--use",
+            key="use",
+        ),
+    )
+    middleware_options: Mapping[str, str | list[str]] = attrs.field(
+        factory=dict,
+        repr=False,
+        metadata=_setting(
+            values.PLUGIN_OPTIONS, "An option of a middleware. Repeatable.", flag="--use-opt", key="use_options"
+        ),
+    )
+    poll_interval: float | None = attrs.field(
+        default=None,
+        metadata=_setting(
+            values.MILLISECONDS,
+            "Poll at exactly this interval.",
+            bounds=_INTERVAL,
+            flag="--interval-ms",
+            key="interval_ms",
+            default_text="1 s after traffic, easing to 5 s",
+        ),
+    )
+    heartbeat_interval: float = attrs.field(
+        default=30.0, metadata=_setting(values.SECONDS, "Time between heartbeats.", bounds=_INTERVAL)
+    )
+    safety_interval: float = attrs.field(
+        default=30.0, metadata=_setting(values.SECONDS, "Time between reads that no event asked for.", bounds=_INTERVAL)
+    )
+    since_secs: float = attrs.field(
+        default=30.0,
+        metadata=_setting(
+            values.SECONDS,
+            "How far back a first start reads; 0 reads only new messages.",
+            bounds=Bounds(minimum=0, maximum=MAX_SINCE_SECS, unit="seconds (30 days)"),
+            flag="--since-secs",
+            key="since_secs",
+        ),
+    )
+    concurrency: int = attrs.field(
+        default=8,
+        metadata=_setting(
+            values.WHOLE_NUMBER,
+            "How many messages are handled at once. Each conversation is handled in order.",
+            bounds=Bounds(minimum=1),
+            flag="--concurrency",
+            key="concurrency",
+        ),
+    )
+    grace: float = attrs.field(
+        default=20.0,
+        metadata=_setting(
+            values.SECONDS,
+            "How long messages in progress may take to finish on shutdown.",
+            bounds=_SECONDS,
+            flag="--grace",
+            key="grace",
+        ),
+    )
+    peer_budget: PeerBudget = attrs.field(
+        factory=PeerBudget,
+        metadata=_setting(
+            _PEER_BUDGET,
+            "Turns that one peer may have per minute and per hour; 0 for no limit.",
+            flag="--peer-budget",
+            key="peer_budget",
+        ),
+    )
+    max_cost_per_day: float | None = attrs.field(
+        default=None,
+        metadata=_setting(
+            values.NUMBER,
+            "When the backend reports that this much was spent, messages wait for the next day (UTC). One peer may "
+            "spend half of it, all peers together three quarters.",
+            bounds=Bounds(minimum=0, maximum=1_000_000, exclusive=True, unit="dollars"),
+            flag="--max-cost-per-day",
+            key="max_cost_per_day",
+            placeholder="USD",
+            default_text="no limit",
+        ),
+    )
+    journal_quota: int = attrs.field(
+        default=1 << 30,
+        metadata=_setting(
+            values.SIZE,
+            "The maximum size of the journal, such as 500M or 2GiB. When it is reached, old texts of the callers that "
+            "use the most space are deleted.",
+            bounds=Bounds(minimum=1 << 20, unit="bytes (1 MiB)"),
+            flag="--journal-quota",
+            variables=("MOLECULE_JOURNAL_QUOTA",),
+            key="journal_quota",
+        ),
+    )
+    agent_name: str | None = attrs.field(
+        default=None,
+        metadata=_setting(
+            values.OPTIONAL_TEXT,
+            "The name on the agent card, instead of the one that the platform shows.",
+            flag="--agent-name",
+            variables=("MOLECULE_AGENT_NAME",),
+            key="agent_name",
+            placeholder="NAME",
+            single=True,
+        ),
+    )
+    agent_description: str | None = attrs.field(
+        default=None,
+        metadata=_setting(
+            values.OPTIONAL_TEXT,
+            "The description on the agent card.",
+            variables=("MOLECULE_AGENT_DESCRIPTION",),
+            key="agent_description",
+            single=True,
+        ),
+    )
+    agent_skills: tuple[str, ...] = attrs.field(
+        default=(),
+        metadata=_setting(
+            values.NAMES,
+            "The skills on the agent card; the variable separates them with commas.",
+            variables=("MOLECULE_AGENT_SKILLS",),
+            key="agent_skills",
+            single=True,
+        ),
+    )
+    ca_file: Path | None = attrs.field(
+        default=None,
+        metadata=_setting(
+            values.PATH,
+            "Certificates (PEM) of the CAs to trust instead of the default ones.",
+            flag="--ca-file",
+            variables=("MOLECULE_CA_FILE",),
+            key="ca_file",
+        ),
+    )
+    client_cert: Path | None = attrs.field(
+        default=None,
+        metadata=_setting(
+            values.PATH,
+            "The certificate (PEM), with its key, for a platform that requires one.",
+            flag="--client-cert",
+            variables=("MOLECULE_CLIENT_CERT",),
+            key="client_cert",
+        ),
+    )
+    client_key: Path | None = attrs.field(
+        default=None,
+        metadata=_setting(
+            values.PATH,
+            "The key (PEM), if it isn't in the file of --client-cert.",
+            flag="--client-key",
+            variables=("MOLECULE_CLIENT_KEY",),
+            key="client_key",
+        ),
+    )
+    strict: bool = attrs.field(
+        default=False,
+        metadata=_setting(
+            values.SWITCH,
+            "Treat warnings as errors: unknown options, and a state folder that other users could replace. Reject a "
+            "list if any of its workspaces can't be served.",
+            flag="--strict",
+            key="strict",
+        ),
+    )
+    once: bool = attrs.field(
+        default=False, metadata=_setting(values.SWITCH, "Answer the waiting messages, then exit.", flag="--once")
+    )
+    patient: bool = False
+    unpause: bool = attrs.field(
+        default=False,
+        metadata=_setting(
+            values.SWITCH,
+            "Register even if the workspace is paused, which resumes it.",
+            flag="--unpause",
+            key="unpause",
+        ),
+    )
+    create: bool = attrs.field(
+        default=False,
+        metadata=_setting(
+            values.SWITCH,
+            "Register even if the platform has no workspace with this id, which creates it.",
+            flag="--create",
+            variables=("MOLECULE_CREATE",),
+            key="create",
+        ),
+    )
+    insecure: bool = attrs.field(
+        default=False,
+        metadata=_setting(
+            values.SWITCH,
+            "Allow plain http to another machine, where it can be intercepted.",
+            flag="--insecure",
+            key="insecure",
+        ),
+    )
+    entry: int = attrs.field(default=0, eq=False)
+
+    @property
+    def tls(self) -> Tls:
+        """The files for https."""
+        return Tls(ca_file=self.ca_file, client_cert=self.client_cert, client_key=self.client_key)
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """The parts of the agent card that these settings override."""
+        skills = [{"id": skill, "name": skill, "description": "", "tags": []} for skill in self.agent_skills]
+        members = {"name": self.agent_name, "description": self.agent_description, "skills": skills}
+        return {member: value for member, value in members.items() if value}
+
+    def check(self) -> "WorkspaceSettings":
+        """Return these settings, or raise ConfigError for the first invalid one."""
+        for fault in self.faults():
+            raise fault
+        return self
+
+    def faults(self) -> Iterator[ConfigError]:
+        """An error for each invalid setting."""
+        for check, value in ((check_workspace_id, self.workspace_id), (check_org_id, self.org_id)):
+            try:
+                check(value)
+            except ConfigError as exc:
+                yield exc
+        if not self.backend:
+            yield ConfigError(
+                "no backend was given", hint="name one, for example backend='mock', or pass a plugin object"
+            )
+        for name, setting in SCHEMA.items():
+            value = getattr(self, name)
+            if setting.bounds is not None and value is not None and (fault := setting.bounds.fault(value)):
+                default = f", {setting.shown_default}" if setting.shown_default else ""
+                yield ConfigError(f"{name} {fault}", hint=f"correct it, or omit it for the default{default}")
+
+
+def _schema() -> dict[str, Setting]:
+    found = {}
+    for field in attrs.fields(WorkspaceSettings):
+        if (declared := field.metadata.get(_METADATA)) is not None:
+            default: Any = field.default
+            if isinstance(default, _Factory):
+                default = default.factory()
+            found[field.name] = attrs.evolve(declared, default=None if default is attrs.NOTHING else default)
+    return found
+
+
+# Field name -> setting.
+SCHEMA = _schema()
+# Key of a list of workspaces -> field name.
+KEYS = {setting.key: name for name, setting in SCHEMA.items() if setting.key}

@@ -9,8 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from molecule_connect import events, open_files
-from molecule_connect.app import warn_of_dangers
-from molecule_connect.config.load import load_workspaces
+from molecule_connect.app import load_workspaces, warn_of_dangers
 from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.config.state_dir import all_state_dirs, home_dir, resolve_state_dir
 from molecule_connect.errors import ConfigError, JournalError, MoleculeError

@@ -4,75 +4,16 @@ No message and no repr here holds a token.
 """
 
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from molecule_connect import files
 from molecule_connect.config.state_dir import state_file
+from molecule_connect.config.tokens import CREATE_HINT, check_token, parse_token_file, read_token_file
 from molecule_connect.errors import ConfigError
 
-_PLACEHOLDER = re.compile(
-    r"<.*>?|\[.*\]|\.{2,}|…|\*+|x{3,}|\$\{?\w*\}?|changeme|(?:your|paste|insert|replace)[-_ ].*", re.IGNORECASE
-)
 # Replacing a shorter one would only garble the text.
 SHORTEST_SECRET = 6
-_PAGE = "create one on the platform: canvas, workspace settings, workspace tokens"
-
-
-def check_token(token: str, *, source: str) -> str:
-    """*token* without the white space around it.
-
-    Raises:
-        ConfigError: It is empty, a placeholder, or cannot stand in a header. The text names *source* alone.
-    """
-    token = token.strip()
-    if not token:
-        raise ConfigError(f"the token from {source} is empty", hint=_PAGE)
-    if _PLACEHOLDER.fullmatch(token):
-        raise ConfigError(f"the token from {source} is a placeholder, not a token", hint=_PAGE)
-    if token[:7].lower() == "bearer ":
-        raise ConfigError(f"the token from {source} begins with 'Bearer'", hint="give what comes after it")
-    if not token.isascii() or not token.isprintable() or " " in token:
-        raise ConfigError(
-            f"the token from {source} holds a blank or a character that no token has", hint="copy it again, in one line"
-        )
-    return token
-
-
-def read_token_file(path: Path) -> str:
-    """The token in *path*, which may be a link or a pipe. Lines that begin with ``#`` are remarks.
-
-    Raises:
-        ConfigError: It is missing, blank, of two lines, open to others or theirs, or holds no token.
-    """
-    try:
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            text = file.read().decode("utf-8-sig")
-    except FileNotFoundError as exc:
-        raise ConfigError(
-            f"the token file {path} does not exist", hint="check the path, or write the token there"
-        ) from exc
-    except UnicodeDecodeError:
-        raise ConfigError(
-            f"the token file {path} is not text", hint="it must hold the token and nothing else"
-        ) from None
-    except OSError as exc:
-        reason = exc.strerror or type(exc).__name__
-        raise ConfigError(f"the token file {path} cannot be read: {reason}", hint="make it readable for you") from exc
-    if exposed := files.exposure(status, path):
-        raise ConfigError(f"the token file {path} {exposed[0]}", hint=exposed[1])
-    return _token_in(text, path)
-
-
-def _token_in(text: str, path: Path) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    if not lines:
-        raise ConfigError(f"the token file {path} is blank", hint="write the token there, in one line")
-    if len(lines) > 1:
-        raise ConfigError(f"the token file {path} has {len(lines)} lines", hint="it must hold one token, in one line")
-    return check_token(lines[0], source=f"the token file {path}")
 
 
 class Credentials:
@@ -131,7 +72,7 @@ class Credentials:
             if token is None:
                 raise ConfigError(
                     f"no token for workspace {self._workspace_id}",
-                    hint="set MOLECULE_WORKSPACE_TOKEN, or pass --token-file; " + _PAGE,
+                    hint="set MOLECULE_WORKSPACE_TOKEN, or pass --token-file; " + CREATE_HINT,
                 )
             self._use(token)
         return self._current or ""
@@ -219,7 +160,7 @@ class Credentials:
         if first.startswith("# ") and first != f"# {self.origin}":
             return None
         try:
-            return _token_in(text, path)
+            return parse_token_file(text, path)
         except ConfigError:
             return None
 

@@ -151,7 +151,7 @@ class WorkspaceClient:
                 f"the token that it handed out is kept in {self._client.credentials.kept_path or 'memory alone'}"
             )
 
-    async def beat(self, presence: Presence) -> None:
+    async def heartbeat(self, presence: Presence) -> None:
         """One heartbeat."""
         await self._client.call(endpoints.heartbeat(self._id, presence))
 

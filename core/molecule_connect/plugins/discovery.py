@@ -13,10 +13,10 @@ from typing import Any
 import attrs
 
 from molecule_connect import __version__
-from molecule_connect.errors import BackendNotFoundError, MoleculeError, PluginError
+from molecule_connect.errors import BackendNotFoundError, MoleculeError, PluginError, did_you_mean
 from molecule_connect.plugins.compatibility import unmet
 from molecule_connect.plugins.entry_points import BACKENDS, COMMANDS, MIDDLEWARE, NAME, entries, faults, normalised
-from molecule_connect.plugins.wording import first_line, nearest
+from molecule_connect.plugins.wording import first_line
 
 # Backends of first-party distributions. Suggesting any other package name would invite typosquatting.
 FIRST_PARTY = ("claude-code", "exec", "mock")
@@ -235,7 +235,7 @@ def _flag(group: str) -> str:
 
 def _not_found(group: str, name: str, everything: Sequence[InstalledPlugin]) -> PluginError | BackendNotFoundError:
     names = sorted({plugin.name for plugin in everything})
-    guess = nearest(name, names)
+    guess = did_you_mean(name, names)
     if group != BACKENDS:
         known = ", ".join(names) or "none"
         return PluginError(

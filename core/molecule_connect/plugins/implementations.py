@@ -9,11 +9,11 @@ from typing import Any
 import attrs
 import pluggy
 
-from molecule_connect.errors import PluginError
+from molecule_connect.errors import PluginError, did_you_mean
 from molecule_connect.plugins import hookspecs
 from molecule_connect.plugins.inbox import InboxBackend
 from molecule_connect.plugins.threads import PluginThreads
-from molecule_connect.plugins.wording import kind, nearest
+from molecule_connect.plugins.wording import kind
 
 # The arguments of each hook, and the one that implementations must accept.
 ARGUMENTS: Mapping[str, tuple[str, ...]] = {
@@ -163,7 +163,7 @@ def _examined(manager: pluggy.PluginManager, plugin: object, name: str, label: s
         if options["optionalhook"]:
             return None
         raise PluginError(
-            f"there is no hook {hook!r} for {label} to implement{nearest(hook, list(ARGUMENTS))}", hint=_SEE
+            f"there is no hook {hook!r} for {label} to implement{did_you_mean(hook, list(ARGUMENTS))}", hint=_SEE
         )
     function = getattr(plugin, name)
     may_yield = hook in ("check", "describe")
@@ -183,7 +183,7 @@ def _bound(hook: str, function: Callable[..., Any], label: str) -> Impl:
             (positional if parameter.kind is inspect.Parameter.POSITIONAL_ONLY else named).append(parameter.name)
         elif parameter.default is inspect.Parameter.empty and parameter.kind not in _VARIADIC:
             raise PluginError(
-                f"{hook} of {label} has an unknown parameter {parameter.name!r}{nearest(parameter.name, given)}",
+                f"{hook} of {label} has an unknown parameter {parameter.name!r}{did_you_mean(parameter.name, given)}",
                 hint=f"its parameters can be: {', '.join(given) or 'none'}",
             )
     needed = NEEDED.get(hook)

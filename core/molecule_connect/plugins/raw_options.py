@@ -2,8 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from molecule_connect.errors import OptionError
-from molecule_connect.plugins.wording import nearest
+from molecule_connect.errors import OptionError, did_you_mean
 
 Value = str | list[str]
 
@@ -67,7 +66,7 @@ def unknown_options(given: GivenOptions, known: Iterable[str], label: str) -> li
     names = sorted({*known, *given.asked})
     return [
         OptionError(
-            f"{label} has no option {key!r}{nearest(key, names)}",
+            f"{label} has no option {key!r}{did_you_mean(key, names)}",
             hint=f"its options are {', '.join(names)}" if names else "it has no options",
         )
         for key in given.unknown(names)

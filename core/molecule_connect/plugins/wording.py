@@ -1,8 +1,5 @@
 """Text fragments for error messages."""
 
-import difflib
-from collections.abc import Sequence
-
 
 def first_line(exc: BaseException) -> str:
     """The class of *exc* and the first line of its message."""
@@ -16,9 +13,3 @@ def kind(value: object) -> str:
         return "None"
     name = type(value).__name__
     return f"{'an' if name[0].lower() in 'aeio' else 'a'} {name}"
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    """``, did you mean 'x'?`` for the most similar of *known*, or an empty string."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f", did you mean {close[0]!r}?" if close else ""

@@ -1,4 +1,4 @@
-"""What delivery needs of the platform, as protocols: its tests bring their own."""
+"""The platform as the worker uses it, as protocols."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import IO, Any, Protocol
@@ -7,7 +7,7 @@ from molecule_connect.models import FilePart, Outgoing, Page, Presence, Signal, 
 
 
 class Feed(Protocol):
-    """Where rows come from."""
+    """Reads the rows of a workspace."""
 
     async def fetch(
         self,
@@ -18,116 +18,122 @@ class Feed(Protocol):
         known: Callable[[str], bool],
         people: bool = False,
     ) -> Page:
-        """One page: oldest first after the row *since_id*, else newest first, strictly older than *before* (µs).
+        """Fetch one page.
 
-        Rows that *known* knows are in ``Page.marks`` alone. With *people*, rows with a source are left out.
+        Args:
+            since_id: Return rows after this one, oldest first. None: newest first.
+            before: Return rows strictly older than this, in microseconds.
+            known: Says whether a row is stored already; such rows are only in ``Page.marks``.
+            people: Leave out rows with a source workspace.
 
         Raises:
-            CursorExpiredError: *since_id* names no row any more.
+            CursorExpiredError: The platform no longer has the row *since_id*.
             PageTooLargeError: Ask again with a smaller limit.
-            PlatformError: Anything else.
+            PlatformError: Any other failure.
         """
         ...
 
     def now(self) -> int | None:
-        """A lower bound of the platform's clock now, in microseconds; None while no answer has told the time."""
+        """A lower bound of the platform's time in microseconds; None until a response has shown it."""
         ...
 
 
 class Sender(Protocol):
-    """Where answers go."""
+    """Sends replies."""
 
     async def send(self, outgoing: Outgoing) -> None:
-        """Returns when the platform accepted it.
+        """Send a reply; returns once the platform has accepted it.
 
         Raises:
-            PermanentPlatformError: Refused for good, in the platform's own words.
-            TransientPlatformError: Not accepted; ``outcome`` says whether it may have been taken.
+            PermanentPlatformError: The platform refused it, in its own words.
+            TransientPlatformError: It was not accepted; ``outcome`` says whether it may have been taken.
         """
         ...
 
     def fingerprint(self, outgoing: Outgoing) -> str:
-        """What the feed's echo of this answer to a person will have as its ``fingerprint``."""
+        """The ``fingerprint`` that the feed's echo of this reply to a person will have."""
         ...
 
 
 class Files(Protocol):
-    """Where the files of the chat are kept."""
+    """Transfers the files of messages."""
 
     async def upload_limits(self) -> UploadLimits:
-        """How large files may be. Platforms that do not tell: what those take."""
+        """The size limits of uploads; if the platform doesn't report any, the ones that it is known to have."""
         ...
 
     async def fetch_file(self, file_id: str, sink: IO[bytes], *, cap: int) -> str:
-        """Write an upload into *sink*; its type as the platform calls it, or "".
+        """Download a file into *sink*. Returns its media type, or "" if the platform doesn't report it.
+
+        After an error, part of the file may be in *sink*.
 
         Raises:
-            PageTooLargeError: It has more than *cap* bytes; some of them were written.
-            PermanentPlatformError: It is not to be had; 404: it is gone.
-            TransientPlatformError: It may be later; some of it may have been written.
+            PageTooLargeError: The file has more than *cap* bytes.
+            PermanentPlatformError: The file is not available; with status 404, it was deleted.
+            TransientPlatformError: It may be available later.
         """
         ...
 
     async def acknowledge_file(self, file_id: str) -> None:
-        """The upload lies on this machine's disk. One that is gone is as good as acknowledged."""
+        """Confirm that the file is stored on this machine. A deleted file counts as acknowledged."""
         ...
 
     async def upload(self, files: Sequence[FilePart]) -> tuple[FilePart, ...]:
-        """Put files that lie here (``path``) into the chat; as many come back, as the platform names them.
+        """Upload local files (``path``). Returns as many parts, with the platform's URIs.
 
         Raises:
-            ConfigError: One cannot be read, or is empty.
-            PlatformError: They were not taken; a transient one tells by ``outcome`` whether they may have been.
+            ConfigError: A file can't be read, or is empty.
+            PlatformError: The upload failed; ``outcome`` of a transient error says whether it may have been taken.
         """
         ...
 
 
 class Registry(Protocol):
-    """Where we say that we are there."""
+    """Keeps a workspace registered and online."""
 
     async def workspace(self) -> WorkspaceInfo:
-        """What the platform says of the workspace. A platform that does not tell: status unknown."""
+        """The platform's description of the workspace; of status unknown if the platform has no such endpoint."""
         ...
 
     async def register(self, card: dict[str, Any]) -> None:
-        """Say that this connector answers for the workspace, in delivery mode poll."""
+        """Register as the program that serves the workspace, in delivery mode poll."""
         ...
 
-    async def beat(self, presence: Presence) -> None:
-        """One heartbeat."""
+    async def heartbeat(self, presence: Presence) -> None:
+        """Send one heartbeat."""
         ...
 
 
 class Stream(Protocol):
-    """Where wake-ups come from."""
+    """The event stream."""
 
     def signals(self) -> AsyncIterator[Signal]:
-        """Signals of one connection, ``OPENED`` first; it ends or raises when the connection does.
+        """Signals of one connection, first ``OPENED``. Ends or raises when the connection ends.
 
         Raises:
             PermanentPlatformError: The platform has no stream, or refuses it.
-            TransientPlatformError: It could not be opened, or was cut.
+            TransientPlatformError: It could not be opened, or was interrupted.
         """
         ...
 
 
 class Pace(Protocol):
-    """How far the platform's rate limit slows one workspace down. This one doesn't."""
+    """How far the platform's rate limit slows one workspace down. The defaults are those without a limit."""
 
     def safety_interval(self, *, trusted: bool) -> float:
-        """The least seconds between safety reads; *trusted*: the event stream wakes us."""
+        """Minimum seconds between safety reads; *trusted*: the event stream announces new rows."""
         return 0.0
 
     def poll_interval(self) -> float:
-        """The least seconds between polls."""
+        """Minimum seconds between polls."""
         return 0.0
 
     def read_rest(self) -> float:
         """Seconds between two reads that events ask for."""
         return 0.0
 
-    def beat_interval(self) -> float:
-        """The least seconds between heartbeats."""
+    def heartbeat_interval(self) -> float:
+        """Minimum seconds between heartbeats."""
         return 0.0
 
     @property
@@ -137,13 +143,13 @@ class Pace(Protocol):
 
     @property
     def is_queued(self) -> bool:
-        """Whether a read waits for its turn: that's no trouble of the platform's."""
+        """Whether a read waits for its turn. Such a wait is not a problem of the platform."""
         return False
 
 
 class Unlimited(Pace):
-    """No rate limit."""
+    """The pace without a rate limit."""
 
 
 class Platform(Feed, Sender, Files, Registry, Stream, Protocol):
-    """All of it: one workspace on one platform."""
+    """One workspace on one platform."""

@@ -267,7 +267,7 @@ class Heartbeat:
             self._is_requested = False
             self._status.wedged_changed.clear()
             failures = 0 if await self._send() else failures + 1
-            interval = max(self._interval, self._pace.beat_interval())
+            interval = max(self._interval, self._pace.heartbeat_interval())
             wait = HEARTBEAT_RETRIES.delay(failures) if 0 < failures <= 3 else interval
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(wait, interval)):
@@ -279,7 +279,7 @@ class Heartbeat:
         Raises:
             PlatformError: It was not accepted.
         """
-        await self._registry.beat(self._status.final_presence())
+        await self._registry.heartbeat(self._status.final_presence())
 
     async def _until_due(self) -> None:
         while True:
@@ -292,7 +292,7 @@ class Heartbeat:
         presence = self._status.presence(self._dispatcher.remark())
         sent_at = asyncio.get_running_loop().time()
         try:
-            await self._registry.beat(presence)
+            await self._registry.heartbeat(presence)
         except PlatformError as exc:
             hint = exc.hint
             if isinstance(exc, PermanentPlatformError) and not isinstance(exc, AuthError):

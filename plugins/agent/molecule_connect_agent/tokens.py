@@ -7,8 +7,9 @@ import threading
 from pathlib import Path
 
 from molecule_connect import files
+from molecule_connect.config.tokens import check_token
 from molecule_connect.errors import ArgumentError, ConfigError
-from molecule_connect.platform.credentials import SHORTEST_SECRET, check_token
+from molecule_connect.platform.credentials import SHORTEST_SECRET
 
 _log = logging.getLogger(__name__)
 

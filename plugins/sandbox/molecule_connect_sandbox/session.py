@@ -12,7 +12,7 @@ import attrs
 import click
 
 import molecule_connect
-from molecule_connect import MoleculeError, events
+from molecule_connect import MoleculeError, WorkspaceSettings, events
 from molecule_connect_sandbox.options import SandboxOptions
 from molecule_connect_sandbox.person import Person
 from molecule_connect_sandbox.ready import ready_workspace
@@ -73,13 +73,15 @@ async def session(options: ChatOptions) -> AsyncIterator[Session]:
         workspace = ready_workspace(server.app.state.platform)
         serving = asyncio.ensure_future(
             connect(
-                workspace.id,
-                backend=options.backend,
-                backend_options=options.backend_options,
-                api_url=server.url,
-                token=workspace.token,
+                WorkspaceSettings(
+                    workspace_id=workspace.id,
+                    backend=options.backend,
+                    options=options.backend_options,
+                    api_url=server.url,
+                    token=workspace.token,
+                    grace=0.0 if options.stdin.isatty() else GRACE,
+                ),
                 state_dir=Path(state),
-                grace=0.0 if options.stdin.isatty() else GRACE,
                 listener=told.put_nowait,
             )
         )

@@ -11,7 +11,16 @@ import attrs
 import httpx
 import pytest
 
-from molecule_connect import BackendError, BackendNotFoundError, MoleculeError, Request, Response, events, hookimpl
+from molecule_connect import (
+    BackendError,
+    BackendNotFoundError,
+    MoleculeError,
+    Request,
+    Response,
+    WorkspaceSettings,
+    events,
+    hookimpl,
+)
 from molecule_connect_sandbox.chat import chat
 from molecule_connect_sandbox.lines import read_lines
 from molecule_connect_sandbox.options import SandboxOptions
@@ -80,7 +89,7 @@ async def test_a_backend_that_is_not_there_is_told() -> None:
 
 
 async def test_a_connection_that_ends_early_is_told() -> None:
-    async def connect(workspace_id: str, **settings: Any) -> None:
+    async def connect(settings: WorkspaceSettings, **given: Any) -> None:
         return
 
     with pytest.raises(MoleculeError, match="ended before it had begun"):
@@ -88,7 +97,7 @@ async def test_a_connection_that_ends_early_is_told() -> None:
 
 
 async def test_a_connection_that_breaks_ends_the_chat_with_its_error() -> None:
-    async def connect(workspace_id: str, *, listener: Callable[[Any], None], **settings: Any) -> None:
+    async def connect(settings: WorkspaceSettings, *, listener: Callable[[Any], None], **given: Any) -> None:
         listener(events.Registered(workspace_id="ws-1"))
         await asyncio.sleep(0)
         raise MoleculeError("broken")
@@ -100,16 +109,16 @@ async def test_a_connection_that_breaks_ends_the_chat_with_its_error() -> None:
 async def test_the_connection_is_given_all_that_it_needs() -> None:
     given: dict[str, Any] = {}
 
-    async def connect(workspace_id: str, **settings: Any) -> None:
-        given.update(settings)
-        headers = {"Authorization": f"Bearer {settings['token']}"}
-        async with httpx.AsyncClient(base_url=settings["api_url"], trust_env=False) as client:
-            given["state"] = (await client.get(f"/workspaces/{workspace_id}/state", headers=headers)).json()
-        settings["listener"](events.Registered(workspace_id="ws-1"))
+    async def connect(settings: WorkspaceSettings, **more: Any) -> None:
+        given.update(more, settings=settings)
+        headers = {"Authorization": f"Bearer {settings.token}"}
+        async with httpx.AsyncClient(base_url=settings.api_url, trust_env=False) as client:
+            given["state"] = (await client.get(f"/workspaces/{settings.workspace_id}/state", headers=headers)).json()
+        more["listener"](events.Registered(workspace_id="ws-1"))
         await asyncio.Event().wait()
 
     assert await chat_with("mock", "", connect=connect, backend_options={"reply": "x"})
-    assert (given["backend"], given["backend_options"]) == ("mock", {"reply": "x"})
+    assert (given["settings"].backend, given["settings"].options) == ("mock", {"reply": "x"})
     assert given["state"]["status"] == "awaiting_agent"
     assert not given["state_dir"].exists()
 

@@ -1,66 +1,37 @@
-"""Flags before the environment, and an empty variable is none."""
+"""Where tokens are read from."""
 
 import asyncio
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from molecule_connect import events
-from molecule_connect.app import serve
-from molecule_connect.config.environment import api_url, find_token, older_token_file, token_source, workspace_id
-from molecule_connect.config.load import load_workspaces
+from molecule_connect.app import load_workspaces, serve
+from molecule_connect.config.tokens import find_legacy_file, find_token
 from molecule_connect.errors import ConfigError, MoleculeError
 
 
-@pytest.mark.parametrize(
-    ("flag", "group", "environ", "found"),
-    [
-        ("f", "g", {"MOLECULE_API_URL": "m"}, "f"),
-        (None, "g", {"MOLECULE_API_URL": "m"}, "g"),
-        (None, None, {"MOLECULE_API_URL": "m", "PLATFORM_URL": "p"}, "m"),
-        (None, None, {"MOLECULE_API_URL": "", "MOLECULE_PLATFORM_URL": "mp", "PLATFORM_URL": "p"}, "mp"),
-        (None, None, {"PLATFORM_URL": "p"}, "p"),
-        (None, None, {}, "http://localhost:8080"),
-    ],
-)
-def test_where_the_platform_is(flag: str | None, group: str | None, environ: dict[str, str], found: str) -> None:
-    assert api_url(flag, group, environ) == found
-
-
-def test_the_argument_names_the_workspace_before_the_variable() -> None:
-    assert workspace_id("a", {"WORKSPACE_ID": "b"}) == "a"
-    assert workspace_id(None, {"WORKSPACE_ID": "b"}) == "b"
-
-
-def test_an_empty_argument_is_not_replaced_by_the_variable() -> None:
-    with pytest.raises(ConfigError, match="no workspace id"):
-        workspace_id("", {"WORKSPACE_ID": "b"})
-
-
-def test_token_sources_come_in_their_order(tmp_path: Path) -> None:
+def test_token_sources_have_an_order(tmp_path: Path) -> None:
     for name in ("flag", "variable"):
         (tmp_path / name).write_text("t0k3n\n")
         (tmp_path / name).chmod(0o600)
     environ = {"MOLECULE_WORKSPACE_TOKEN": "direct", "MOLECULE_WORKSPACE_TOKEN_FILE": str(tmp_path / "variable")}
 
-    first = token_source("given", tmp_path / "flag", environ)
-    second = token_source(None, tmp_path / "flag", environ)
-    third = token_source(None, None, environ)
-    fourth = token_source(None, None, {**environ, "MOLECULE_WORKSPACE_TOKEN": ""})
+    def found(flags: dict[str, Any], environ: dict[str, str]) -> tuple[Any, ...]:
+        token = find_token(flags, environ, workspace_id="ws_1", state_dir=tmp_path)
+        return token["token_source"], token.get("token"), token.get("token_file")
 
-    found = [source and (source.name, source.token, source.file) for source in (first, second, third, fourth)]
-    assert found == [
-        ("--token", "given", None),
-        ("--token-file", None, tmp_path / "flag"),
-        ("MOLECULE_WORKSPACE_TOKEN", "direct", None),
-        ("MOLECULE_WORKSPACE_TOKEN_FILE", None, tmp_path / "variable"),
-    ]
-    assert token_source(None, None, {}) is None
-
-
-def test_no_repr_of_a_source_holds_the_token() -> None:
-    assert "t0k3n" not in repr(token_source("t0k3n", None, {}))
+    file = tmp_path / "flag"
+    assert found({"token": "given", "token_file": file}, environ) == ("--token", "given", None)
+    assert found({"token_file": file}, environ) == ("--token-file", None, file)
+    assert found({}, environ) == ("MOLECULE_WORKSPACE_TOKEN", "direct", None)
+    assert found({}, {**environ, "MOLECULE_WORKSPACE_TOKEN": ""}) == (
+        "MOLECULE_WORKSPACE_TOKEN_FILE",
+        None,
+        tmp_path / "variable",
+    )
 
 
 @pytest.fixture
@@ -78,7 +49,7 @@ def test_the_token_of_another_client_comes_last(tmp_path: Path, configs: Path) -
     (tmp_path / "ws_1.token").write_text("kept")
 
     def found(environ: dict[str, str], workspace_id: str) -> object:
-        return find_token(None, None, environ, workspace_id=workspace_id, state_dir=tmp_path)["token_source"]
+        return find_token({}, environ, workspace_id=workspace_id, state_dir=tmp_path)["token_source"]
 
     assert found({**environ, "MOLECULE_WORKSPACE_TOKEN": "direct"}, "ws_1") == "MOLECULE_WORKSPACE_TOKEN"
     assert found(environ, "ws_1") == "the state folder"
@@ -93,16 +64,16 @@ def test_the_token_of_another_client_is_looked_for_where_that_keeps_it(tmp_path:
     at_home = home / ".molecule-workspace" / ".auth_token"
     at_home.touch()
 
-    assert older_token_file({"CONFIGS_DIR": str(configs)}, home=home, configs=tmp_path / "none") == file
-    assert older_token_file({"CONFIGS_DIR": str(tmp_path)}, home=home, configs=configs) is None
-    assert older_token_file({}, home=home, configs=configs) == file
-    assert older_token_file({}, home=home, configs=tmp_path / "none") == at_home
+    assert find_legacy_file({"CONFIGS_DIR": str(configs)}, home=home, configs=tmp_path / "none") == file
+    assert find_legacy_file({"CONFIGS_DIR": str(tmp_path)}, home=home, configs=configs) is None
+    assert find_legacy_file({}, home=home, configs=configs) == file
+    assert find_legacy_file({}, home=home, configs=tmp_path / "none") == at_home
 
 
 def test_a_token_of_another_client_that_is_open_to_others_is_refused(configs: Path) -> None:
     (configs / ".auth_token").chmod(0o644)
     with pytest.raises(ConfigError, match=r"\.auth_token is open to others"):
-        find_token(None, None, {"CONFIGS_DIR": str(configs)}, workspace_id="ws_1", state_dir=configs)
+        find_token({}, {"CONFIGS_DIR": str(configs)}, workspace_id="ws_1", state_dir=configs)
 
 
 def test_the_token_of_another_client_is_taken_over_once(tmp_path: Path, configs: Path) -> None:

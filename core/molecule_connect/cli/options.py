@@ -1,0 +1,107 @@
+"""Click options made from the schema of the settings."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from molecule_connect.config.settings import SCHEMA, Setting
+from molecule_connect.config.values import NAMES, OPTIONS, PLUGIN_OPTIONS, SWITCH, InvalidValueError
+from molecule_connect.errors import ConfigError
+from molecule_connect.plugins.entry_points import BACKENDS, MIDDLEWARE, scan_names
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_PLUGIN_GROUPS = {"backend": BACKENDS, "middleware": MIDDLEWARE}
+_REPEATABLE = (NAMES, OPTIONS, PLUGIN_OPTIONS)
+
+
+class SettingType(click.ParamType[Any]):
+    """A value that is read and checked by its setting."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        self.name = setting.kind.placeholder
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            found = self._setting.kind.from_text(str(value))
+        except (InvalidValueError, ConfigError) as exc:
+            self.fail(f"{exc}" if repr(value) in str(exc) else f"{value!r} {exc}", param, ctx)
+        if self._setting.bounds is not None and (fault := self._setting.bounds.fault(found)):
+            self.fail(fault, param, ctx)
+        return found
+
+
+class PluginName(click.ParamType[str]):
+    """The name of a plugin. Completion offers the installed ones; any name is accepted, and looked up later."""
+
+    name = "NAME"
+
+    def __init__(self, group: str) -> None:
+        self._group = group
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        from click.shell_completion import CompletionItem
+
+        names = scan_names(self._group).items()
+        return [CompletionItem(name, help=origin) for name, origin in names if name.startswith(incomplete)]
+
+
+def setting_options(*names: str) -> Callable[[F], F]:
+    """Adds an option for each setting that has a flag, or only for those with these field *names*."""
+    wanted = names or tuple(name for name, setting in SCHEMA.items() if setting.flag)
+
+    def add(command: F) -> F:
+        for name in reversed(wanted):
+            command = _option(name, SCHEMA[name])(command)
+        return command
+
+    return add
+
+
+def given_settings(ctx: click.Context) -> dict[str, Any]:
+    """The settings on the command line: field name -> value. None is a flag with an empty value.
+
+    Raises:
+        ConfigError: An option of a plugin isn't ``KEY=VALUE``.
+    """
+    from molecule_connect.plugins.options import parse_options
+
+    found = {
+        name: value
+        for name, value in ctx.params.items()
+        if name in SCHEMA and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+    for name in found:
+        if SCHEMA[name].kind in (OPTIONS, PLUGIN_OPTIONS):
+            found[name] = parse_options(found[name])
+    # `molecule --api-url URL connect` is the same as `molecule connect --api-url URL`.
+    group = ctx.obj if isinstance(ctx.obj, dict) else {}
+    if group.get("api_url") is not None:
+        found.setdefault("api_url", group["api_url"])
+    return found
+
+
+def _option(name: str, setting: Setting) -> Callable[[F], F]:
+    if setting.kind is SWITCH:
+        return click.option(setting.flag, name, is_flag=True, help=_help(setting))
+    kind = PluginName(_PLUGIN_GROUPS[name]) if name in _PLUGIN_GROUPS else SettingType(setting)
+    return click.option(
+        setting.flag,
+        name,
+        type=kind,
+        multiple=setting.kind in _REPEATABLE,
+        metavar=setting.placeholder or setting.kind.placeholder,
+        help=_help(setting),
+    )
+
+
+def _help(setting: Setting) -> str:
+    notes = [*setting.variables[:1]]
+    if setting.shown_default:
+        notes.append(f"default: {setting.shown_default}")
+    if setting.bounds is not None:
+        notes.append(str(setting.bounds))
+    return f"{setting.help} [{'; '.join(notes)}]" if notes else setting.help

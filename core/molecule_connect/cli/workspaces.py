@@ -1,0 +1,109 @@
+"""Which workspaces ``molecule connect`` serves: the one of flags and variables, or those of a list."""
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from molecule_connect.app import check_platform, load_list
+from molecule_connect.config.load import (
+    WORKSPACES_VARIABLE,
+    Listing,
+    WorkspaceList,
+    WorkspacesError,
+    parse_file,
+    parse_variable,
+    read_single,
+)
+from molecule_connect.config.settings import DEFAULT_BACKEND, WorkspaceSettings
+from molecule_connect.errors import BackendNotFoundError, ConfigError
+from molecule_connect.plugins import discovery
+from molecule_connect.plugins.entry_points import BACKENDS
+
+
+class WorkspaceSource:
+    """Reads the workspaces to serve, again on request.
+
+    Args:
+        given: The settings on the command line, by field name.
+        state_dir: May contain tokens that registrations returned.
+
+    Attributes:
+        strict: Serve all workspaces of a list, or none.
+        once: Answer the waiting messages, then stop.
+    """
+
+    def __init__(
+        self, given: Mapping[str, Any], environ: Mapping[str, str], *, config: Path | None, state_dir: Path
+    ) -> None:
+        self._given, self._environ, self._config, self._state_dir = given, environ, config, state_dir
+        self._list: WorkspaceList | None = None
+        self.strict: bool = given.get("strict", False)
+        self.once: bool = given.get("once", False)
+
+    @property
+    def name(self) -> str:
+        """The file or the variable of the list; empty for a single workspace."""
+        return self._list.source if self._list is not None else ""
+
+    @property
+    def reloads(self) -> bool:
+        """Whether ``read`` can have another result later."""
+        return self._config is not None
+
+    def read(self) -> Listing:
+        """Read the workspaces.
+
+        Raises:
+            WorkspacesError: No workspace of the list can be served.
+            ConfigError: A setting is missing or invalid.
+        """
+        if self._config is None and not self._environ.get(WORKSPACES_VARIABLE):
+            return Listing(settings=(self._read_single(),))
+        self._refuse_identity()
+        flags = {name: value for name, value in self._given.items() if value is not None}
+        if self._config is None:
+            found = parse_variable(self._environ, flags=flags, state_dir=self._state_dir)
+        else:
+            # Opening a pipe that has no writer would block all workspaces.
+            if self._list is not None and self._config.exists() and not self._config.is_file():
+                raise WorkspacesError(str(self._config), ["it is not a regular file, and can be read only once"])
+            found = parse_file(self._config, self._environ, flags=flags, state_dir=self._state_dir)
+        listing = load_list(found, plugins=True)
+        self._list = found
+        return listing
+
+    def retry(self, numbers: Collection[int]) -> Listing:
+        """The workspaces with these *numbers* in the list that was read last, with the files that they name now."""
+        return Listing() if self._list is None else load_list(self._list, numbers, plugins=True)
+
+    def _read_single(self) -> WorkspaceSettings:
+        settings = read_single(self._given, self._environ, self._state_dir)
+        check_platform(settings)
+        try:
+            discovery.find(BACKENDS, str(settings.backend))
+        except BackendNotFoundError as error:
+            if settings.backend == DEFAULT_BACKEND:
+                error.hint += or_another(error.available)
+            raise
+        return settings
+
+    def _refuse_identity(self) -> None:
+        """Raises ConfigError for a flag that the list replaces."""
+        for name, words in {"workspace_id": "a workspace id", "token": "--token", "token_file": "--token-file"}.items():
+            if name not in self._given:
+                continue
+            if self._config is not None:
+                raise ConfigError(
+                    f"{words} can't be combined with --config, which lists the workspaces",
+                    hint="add the workspace to the file, or leave --config out",
+                )
+            raise ConfigError(
+                f"{words} can't be combined with {WORKSPACES_VARIABLE}, which lists the workspaces",
+                hint=f"unset {WORKSPACES_VARIABLE} to serve one workspace, or leave that out to serve all",
+            )
+
+
+def or_another(available: Sequence[str]) -> str:
+    """Added to the hint how to install the default backend. An inbox doesn't answer, so it isn't an alternative."""
+    answering = [name for name in available if name != "inbox"]
+    return f"; or choose an installed one with --backend {answering[0]}" if answering else ""
