@@ -47,12 +47,12 @@ async def kill(journal: Journal, *row_ids: str, reason: str = "it failed", works
 
 def looking(folder: Path, workspace: str | None = None) -> list[tuple[str, str]]:
     with Inspection.open(folder) as journal:
-        return [(glance.row_id, glance.state.value) for glance in journal.glances(workspace)]
+        return [(glance.row_id, glance.state.value) for glance in journal.summaries(workspace)]
 
 
 def waits_until(folder: Path, row_id: str) -> float:
     with Inspection.open(folder) as journal:
-        return next((one.not_before or 0.0 for one in journal.glances() if one.row_id == row_id), 0.0)
+        return next((one.not_before or 0.0 for one in journal.summaries() if one.row_id == row_id), 0.0)
 
 
 async def failing(request: Request, progress: Progress) -> Response:
@@ -79,8 +79,8 @@ async def test_states_workspace_and_limit_narrow_the_list_and_the_total_knows_no
     await kill(journal, "a1", "a3")
 
     with Inspection.open(tmp_path) as looked:
-        assert [glance.row_id for glance in looked.glances(WORKSPACE, [State.DEAD])] == ["a3", "a1"]
-        assert [glance.row_id for glance in looked.glances(limit=2)] == ["b", "a4"]
+        assert [glance.row_id for glance in looked.summaries(WORKSPACE, [State.DEAD])] == ["a3", "a1"]
+        assert [glance.row_id for glance in looked.summaries(limit=2)] == ["b", "a4"]
         assert (looked.total(), looked.total("ws-2"), looked.total(None, [State.DEAD])) == (6, 1, 2)
         assert looked.workspaces() == [WORKSPACE, "ws-2"]
         assert looked.counts(WORKSPACE)[State.DEAD] == 2
@@ -100,8 +100,8 @@ async def test_the_beginning_of_a_text_is_shown_whatever_it_is_made_of(journal: 
     await store(journal, *(inbound(row_id=name, parts=given) for name, given in parts.items()))
 
     with Inspection.open(tmp_path) as looked:
-        shown = {glance.row_id: glance.text for glance in looked.glances()}
-        assert looked.record(Key(WORKSPACE, "half a pair")).parts == parts["half a pair"]
+        shown = {glance.row_id: glance.text for glance in looked.summaries()}
+        assert looked.message(Key(WORKSPACE, "half a pair")).parts == parts["half a pair"]
     assert shown["long"] == "x" * 400
     assert shown["half a pair"].startswith("a")
     assert (shown["file"], shown["data"], shown["nothing"]) == ("cat.png", '[{"data": {"a": 1}}]', "[]")
@@ -296,11 +296,11 @@ async def test_a_replayed_message_whose_answer_is_stored_says_so_and_a_notice_is
         row = platform.write()
         await platform.until(lambda: looking(tmp_path) == [(row, "dead")])
     with Inspection.open(tmp_path) as looked:
-        (glance,) = looked.glances()
-        record = looked.record(glance.key)
-    assert isinstance(record.reply, StoredReply)
-    assert (record.reply.is_notice, glance.has_answer, glance.reason) == (True, False, "cannot")
-    assert record.accepted > 0
+        (summary,) = looked.summaries()
+        message = looked.message(summary.key)
+    assert isinstance(message.reply, StoredReply)
+    assert (message.reply.is_notice, summary.has_reply, summary.reason) == (True, False, "cannot")
+    assert message.accepted > 0
 
     await store(journal, inbound(row_id="stored", context_id="c"))
     part = journal.of(WORKSPACE)
@@ -313,7 +313,7 @@ async def test_a_replayed_message_whose_answer_is_stored_says_so_and_a_notice_is
     assert answered is not None
     assert await part.mark_dead(answered, State.ANSWERED, "refused")
     with Inspection.open(tmp_path) as looked:
-        assert looked.record(looked.find("stored")).glance.has_answer
+        assert looked.summary(looked.find("stored")).has_reply
 
 
 # The status file

@@ -92,7 +92,7 @@ def test_each_row_gets_its_own_inline_files(tmp_path: Path) -> None:
     (tmp_path / WORKSPACE / "files").mkdir(parents=True)
     (tmp_path / WORKSPACE / "files" / "x-on-disk").write_text("x")
     with Inspection.open(tmp_path) as inspection:
-        parts = inspection.record(inspection.find("first")).parts or ()
+        parts = inspection.message(inspection.find("first")).parts
     assert [part.path for part in parts if isinstance(part, FilePart)] == [
         None,
         tmp_path / WORKSPACE / "files" / "x-on-disk",

@@ -518,7 +518,7 @@ async def test_the_journal_shows_where_the_files_of_a_message_are(journal: Journ
         says(platform, named(), named("lost"))
         await platform.until(lambda: len(platform.sent) == 1)
         with Inspection.open(journal.path.parent) as inspection:
-            here, lost = inspection.record(inspection.find("message")).parts or ()
+            here, lost = inspection.message(inspection.find("message")).parts
     assert isinstance(here, FilePart)
     assert isinstance(lost, FilePart)
     assert here.path == on_disk(journal)[0]

@@ -69,7 +69,7 @@ async def test_readers_and_the_journal_show_the_marker(journal: Journal) -> None
         says(platform, *(named(f"fake-{number}") for number in range(65)), row_id="flood")
         message = await reader(serving).wait(120)
         with Inspection.open(journal.path.parent) as inspection:
-            shown = inspection.record(inspection.find("flood")).parts or ()
+            shown = inspection.message(inspection.find("flood")).parts
     assert message is not None
     for parts in (message.parts, shown):
         assert (files_of(parts)[-1].name, files_of(parts)[-1].unavailable) == ("1 more file", TOO_MANY)
@@ -252,7 +252,7 @@ async def test_equal_bytes_of_two_callers_are_two_files(journal: Journal) -> Non
             says(platform, inline(b"%d" % number * 700), caller_id="one", row_id=f"more-{number}")
             await until_sent(platform, number + 3)
         with Inspection.open(journal.path.parent) as inspection:
-            (kept,) = files_of(inspection.record(inspection.find("other")).parts or ())
+            (kept,) = files_of(inspection.message(inspection.find("other")).parts)
     assert backend.contents[1] == [b"x" * 200]
     assert kept.path is None or kept.path.read_bytes() == b"x" * 200
 
@@ -403,7 +403,7 @@ async def test_an_unexpected_error_fails_its_file_alone(journal: Journal) -> Non
         await until_sent(platform, 1)
         await asyncio.sleep(100)
         with Inspection.open(journal.path.parent) as inspection:
-            broken, good = files_of(inspection.record(inspection.find("message")).parts or ())
+            broken, good = files_of(inspection.message(inspection.find("message")).parts)
         told = [notice.text for notice in serving.events.of(events.Notice)]
     assert serving.error is None
     assert backend.contents == [[None, b"content"]]

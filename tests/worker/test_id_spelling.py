@@ -141,6 +141,6 @@ async def test_a_journal_in_capitals_can_be_looked_into(journal: Journal) -> Non
     respell(journal.path)
     with Inspection.open(journal.path.parent) as inspection:
         assert inspection.counts(ID)[State.DONE] == 1
-        (glance,) = inspection.glances(ID)
+        (glance,) = inspection.summaries(ID)
         assert inspection.find(glance.row_id, ID) == glance.key
     assert read_status(journal.path.parent, ID) is None

@@ -90,6 +90,6 @@ async def test_looking_into_the_journal_shows_where_they_are(journal: Journal) -
         says(platform, inline(), row_id="here", caller_id="peer")
         await platform.until(lambda: len(platform.sent) == 1)
         with Inspection.open(journal.path.parent) as inspection:
-            parts = inspection.record(inspection.find("here")).parts
+            parts = inspection.message(inspection.find("here")).parts
     assert parts == tuple(backend.files())
     assert backend.files()[0].path == on_disk(journal)[0]

@@ -8,7 +8,7 @@ from pathlib import Path
 import attrs
 
 from molecule_connect.errors import ConfigError, JournalError
-from molecule_connect.journal.inspect import Glance, Inspection
+from molecule_connect.journal.inspect import Inspection, MessageSummary
 from molecule_connect.journal.models import State
 from molecule_connect.models import canonical_id
 from molecule_connect.worker.lease import Holder, holder
@@ -39,7 +39,7 @@ class Found:
     status: SavedStatus | None
     ailments: tuple[Problem, ...] = ()
     counts: dict[State, int] | None = None
-    running: tuple[Glance, ...] = ()
+    running: tuple[MessageSummary, ...] = ()
     oldest: float | None = None
     keeper: int | None = None
 
@@ -137,7 +137,7 @@ def _find(
     return attrs.evolve(
         found,
         counts=journal.counts(workspace_id),
-        running=tuple(journal.glances(workspace_id, [State.RUNNING], limit=_SHOWN_RUNNING)),
+        running=tuple(journal.summaries(workspace_id, [State.RUNNING], limit=_SHOWN_RUNNING)),
         oldest=oldest / 1e6 if oldest is not None else None,
     )
 

@@ -8,22 +8,22 @@ from typing import Any
 
 from molecule_connect.cli.lookups import ago, moment
 from molecule_connect.console.sanitize import one_line, span, visible, who
-from molecule_connect.journal.inspect import Glance, Record
-from molecule_connect.journal.models import State
+from molecule_connect.journal.inspect import MessageSummary
+from molecule_connect.journal.models import State, StoredMessage
 from molecule_connect.models import DataPart, FilePart, Kind, Part, TextPart
 
 # A line in a pipe may be long, but not as long as a message.
 _PIPE_WIDTH = 400
 
 
-def table(glances: Sequence[Glance], ids: Sequence[str], *, now: float, with_workspace: bool) -> Iterator[str]:
+def table(messages: Sequence[MessageSummary], ids: Sequence[str], *, now: float, with_workspace: bool) -> Iterator[str]:
     """One line for each message, under a line of titles; nothing when there is none."""
     titles = ["ID", "CAME", "FROM", "STATE", "TRIES", "MESSAGE"]
-    rows = [_row(glance, row_id, now) for glance, row_id in zip(glances, ids, strict=True)]
+    rows = [_row(message, row_id, now) for message, row_id in zip(messages, ids, strict=True)]
     if with_workspace:
         titles.insert(1, "WORKSPACE")
-        for row, glance in zip(rows, glances, strict=True):
-            row.insert(1, one_line(glance.workspace_id, 24))
+        for row, message in zip(rows, messages, strict=True):
+            row.insert(1, one_line(message.workspace_id, 24))
     if not rows:
         return
     lines = [titles, *rows]
@@ -33,65 +33,63 @@ def table(glances: Sequence[Glance], ids: Sequence[str], *, now: float, with_wor
         yield "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[-1]])[:room]
 
 
-def _row(glance: Glance, row_id: str, now: float) -> list[str]:
+def _row(message: MessageSummary, row_id: str, now: float) -> list[str]:
     return [
         one_line(row_id, 40),
-        ago(glance.time / 1e6, now),
-        who(glance.caller_id)[:24],
-        glance.state.value,
-        str(glance.attempt),
-        _kind(glance) + one_line(glance.text, 60) + _note(glance, now),
+        ago(message.time / 1e6, now),
+        who(message.caller_id)[:24],
+        message.state.value,
+        str(message.attempt),
+        _kind(message) + one_line(message.text, 60) + _note(message, now),
     ]
 
 
-def list_json(glances: Sequence[Glance], total: int) -> str:
+def list_json(messages: Sequence[MessageSummary], total: int) -> str:
     """The list as one document; ``total`` is how many there are without the limit."""
-    return json.dumps({"total": total, "messages": [glance_values(glance) for glance in glances]}, indent=2)
+    return json.dumps({"total": total, "messages": [message_values(message) for message in messages]}, indent=2)
 
 
-def glance_values(glance: Glance) -> dict[str, Any]:
+def message_values(message: MessageSummary | StoredMessage) -> dict[str, Any]:
     """One message for machines. Times are RFC 3339; ``text`` is the beginning."""
     return {
-        "workspace_id": glance.workspace_id,
-        "row_id": glance.row_id,
-        "kind": glance.kind,
-        "state": glance.state.value,
-        "caller_id": glance.caller_id,
-        "context_id": glance.context_id,
-        "time": moment(glance.time / 1e6),
-        "changed": moment(glance.changed),
-        "attempts": glance.attempt,
-        "interruptions": glance.crash_count,
-        "replays": glance.replay,
-        "next_try": moment(glance.not_before),
-        "held_until": moment(glance.held_until),
-        "error": glance.error,
-        "reason": glance.reason,
-        "progress": glance.progress,
-        "repeat_of": glance.repeat_of,
-        "text": glance.text,
+        "workspace_id": message.workspace_id,
+        "row_id": message.row_id,
+        "kind": message.kind,
+        "state": message.state.value,
+        "caller_id": message.caller_id,
+        "context_id": message.context_id,
+        "time": moment(message.time / 1e6),
+        "changed": moment(message.changed),
+        "attempts": message.attempt,
+        "interruptions": message.crash_count,
+        "replays": message.replay,
+        "next_try": moment(message.not_before),
+        "held_until": moment(message.held_until),
+        "error": message.error,
+        "reason": message.reason,
+        "progress": message.progress,
+        "repeat_of": message.repeat_of,
+        "text": message.text,
     }
 
 
-def record_json(record: Record) -> str:
+def message_json(message: StoredMessage) -> str:
     """All of one message as a document."""
-    answer = record.reply
-    values = glance_values(record.glance) | {
-        "message_id": record.message_id,
-        "idempotency_key": record.idempotency_key,
-        "task_id": record.task_id,
-        "method": record.method,
-        "delegation_id": record.delegation_id,
-        "parts": None if record.parts is None else [_part_values(part) for part in record.parts],
+    answer = message.reply
+    values = message_values(message) | {
+        "message_id": message.message_id,
+        "idempotency_key": message.idempotency_key,
+        "task_id": message.task_id,
+        "method": message.method,
+        "delegation_id": message.delegation_id,
+        "parts": [_part_values(part) for part in message.parts] if message.has_text else None,
         "answer": None,
-        "answered": moment(record.answered_at / 1e6) if record.answered_at else None,
-        "accepted": moment(record.accepted / 1e6) if record.accepted else None,
-        "failed_sends": record.sends,
-        "in_doubt": record.in_doubt,
+        "answered": moment(message.answered_at / 1e6) if message.answered_at else None,
+        "accepted": moment(message.accepted / 1e6) if message.accepted else None,
+        "failed_sends": message.sends,
+        "in_doubt": message.in_doubt > 0,
         "usage": None,
     }
-    if record.parts is not None:
-        values["text"] = "".join(part.text for part in record.parts if isinstance(part, TextPart))
     if answer is not None:
         values["answer"] = {"parts": [_part_values(part) for part in answer.parts], "is_notice": answer.is_notice}
         if answer.usage is not None:
@@ -104,42 +102,44 @@ def record_json(record: Record) -> str:
     return json.dumps(values, indent=2)
 
 
-def details(record: Record, *, now: float) -> Iterator[str]:
+def details(message: StoredMessage, *, now: float) -> Iterator[str]:
     """All of one message for people: facts, its parts, its answer."""
-    for title, value in _facts(record, now):
+    for title, value in _facts(message, now):
         if value:
             yield f"{title:14} {value}"
     yield ""
-    if record.parts is None:
-        yield f"Its text was deleted{why_deleted(record.glance)}."
+    if not message.has_text:
+        yield f"Its text was deleted{why_deleted(message)}."
     else:
         yield "Message:"
-        yield from _indented(record.parts)
-    if record.reply is not None:
+        yield from _indented(message.parts)
+    if message.reply is not None:
         yield ""
-        yield "Notice to the caller:" if record.reply.is_notice else "Answer:"
-        yield from _indented(record.reply.parts)
-    if _is_traceback(record.glance):
+        yield "Notice to the caller:" if message.reply.is_notice else "Answer:"
+        yield from _indented(message.reply.parts)
+    if _is_traceback(message):
         yield ""
         yield "Error:"
-        yield from _indented((TextPart(record.glance.error or ""),))
+        yield from _indented((TextPart(message.error or ""),))
 
 
-def name(glance: Glance) -> str:
+def name(message: MessageSummary) -> str:
     """One message in a few words."""
-    return f'{one_line(glance.row_id, 64)} of {who(glance.caller_id)}, "{one_line(glance.text, 40)}"'
+    return f'{one_line(message.row_id, 64)} of {who(message.caller_id)}, "{one_line(message.text, 40)}"'
 
 
-def why_deleted(glance: Glance) -> str:
+def why_deleted(message: StoredMessage) -> str:
     """Why its text is not there any more."""
-    return " to make room in the journal" if glance.state is State.DEAD else ", a day after it was done or to make room"
+    return (
+        " to make room in the journal" if message.state is State.DEAD else ", a day after it was done or to make room"
+    )
 
 
-def effect_of_replay(glance: Glance, *, is_inbox: bool) -> str:
+def effect_of_replay(message: MessageSummary, *, is_inbox: bool) -> str:
     """What a replay does. *is_inbox*: no backend answers the workspace's messages."""
-    if glance.has_answer:
+    if message.has_reply:
         return "the stored answer is sent again"
-    if glance.state is not State.DEAD:
+    if message.state is not State.DEAD:
         return "it is tried at once, and put off again if what it waits for has not come"
     return "it waits for a reader of the inbox again" if is_inbox else "the backend runs again"
 
@@ -151,74 +151,75 @@ def raw_text(raw: str) -> str:
     )
 
 
-def _facts(record: Record, now: float) -> Iterator[tuple[str, str]]:
-    glance = record.glance
-    yield "row", one_line(glance.row_id)
-    yield "workspace", one_line(glance.workspace_id)
-    yield "from", who(glance.caller_id)
-    yield "kind", "" if glance.is_readable else glance.kind
-    yield "conversation", one_line(glance.context_id or "")
-    yield "message id", "" if record.message_id == glance.row_id else one_line(record.message_id)
-    yield "task", one_line(record.task_id or "")
-    yield "delegation", one_line(record.delegation_id or "")
-    yield "method", "" if record.method == "message/send" else one_line(record.method)
-    yield "written", _when(glance.time / 1e6, now)
-    yield "state", f"{glance.state.value}, since {_when(glance.changed, now)}"
-    yield "reason", one_line(glance.reason or "", 1000)
-    yield "repeat of", one_line(glance.repeat_of or "")
-    yield "doing", one_line(glance.progress or "")
-    yield "tries", str(glance.attempt)
-    yield "interruptions", str(glance.crash_count or "")
-    yield "replays", str(glance.replay or "")
-    yield "last error", "" if _is_traceback(glance) else one_line(glance.error or "", 1000)
-    yield "next try", _wait(glance, now)
-    yield "held", _hold(glance, now) if glance.state is State.CLAIMED else ""
-    yield "answered", _when(record.answered_at / 1e6, now) if record.reply and record.answered_at else ""
-    yield "failed sends", str(record.sends or "")
-    yield "accepted", _when(record.accepted / 1e6, now) if record.accepted else ""
-    yield "in doubt", "the platform may have taken the answer already" if record.in_doubt else ""
-    if record.reply is not None and (usage := record.reply.usage) is not None:
+def _facts(message: StoredMessage, now: float) -> Iterator[tuple[str, str]]:
+    yield "row", one_line(message.row_id)
+    yield "workspace", one_line(message.workspace_id)
+    yield "from", who(message.caller_id)
+    yield "kind", "" if message.kind == Kind.MESSAGE else message.kind
+    yield "conversation", one_line(message.context_id or "")
+    yield "message id", "" if message.message_id == message.row_id else one_line(message.message_id)
+    yield "task", one_line(message.task_id or "")
+    yield "delegation", one_line(message.delegation_id or "")
+    yield "method", "" if message.method == "message/send" else one_line(message.method)
+    yield "written", _when(message.time / 1e6, now)
+    yield "state", f"{message.state.value}, since {_when(message.changed, now)}"
+    yield "reason", one_line(message.reason or "", 1000)
+    yield "repeat of", one_line(message.repeat_of or "")
+    yield "doing", one_line(message.progress or "")
+    yield "tries", str(message.attempt)
+    yield "interruptions", str(message.crash_count or "")
+    yield "replays", str(message.replay or "")
+    yield "last error", "" if _is_traceback(message) else one_line(message.error or "", 1000)
+    yield "next try", _wait(message, now)
+    yield "held", _hold(message, now) if message.state is State.CLAIMED else ""
+    yield "answered", _when(message.answered_at / 1e6, now) if message.reply and message.answered_at else ""
+    yield "failed sends", str(message.sends or "")
+    yield "accepted", _when(message.accepted / 1e6, now) if message.accepted else ""
+    yield "in doubt", "the platform may have taken the answer already" if message.in_doubt else ""
+    if message.reply is not None and (usage := message.reply.usage) is not None:
         cost = f", {usage.cost_usd:.4f} USD" if usage.cost_usd else ""
         yield "usage", f"{usage.input_tokens:,} tokens in, {usage.output_tokens:,} out{cost}"
 
 
-def _is_traceback(glance: Glance) -> bool:
+def _is_traceback(message: MessageSummary | StoredMessage) -> bool:
     """Whether the error is the traceback of an unexpected one."""
-    return (glance.error or "").startswith("Traceback ")
+    return (message.error or "").startswith("Traceback ")
 
 
-def _kind(glance: Glance) -> str:
-    return f"{glance.kind}: " if glance.kind in (Kind.ANSWER, Kind.RESULT) else ""
+def _kind(message: MessageSummary) -> str:
+    return f"{message.kind}: " if message.kind in (Kind.ANSWER, Kind.RESULT) else ""
 
 
-def _note(glance: Glance, now: float) -> str:
-    waits = _wait(glance, now)
-    match glance.state:
+def _note(message: MessageSummary, now: float) -> str:
+    waits = _wait(message, now)
+    match message.state:
         case State.DEAD:
-            words = glance.reason
+            words = message.reason
         case State.RUNNING:
-            words = glance.progress
+            words = message.progress
         case State.CLAIMED:
-            words = _hold(glance, now)
+            words = _hold(message, now)
         case State.ANSWERED:
             words = f"the answer waits to be sent, {waits or 'now'}"
         case State.DONE:
             words = (
-                f"repeat of {glance.repeat_of}" if glance.repeat_of else glance.reason and f"dropped: {glance.reason}"
+                f"repeat of {message.repeat_of}"
+                if message.repeat_of
+                else message.reason and f"dropped: {message.reason}"
             )
         case _:
-            words = ": ".join(filter(None, (waits, glance.error)))
+            words = ": ".join(filter(None, (waits, message.error)))
     return f" | {one_line(words)}" if words else ""
 
 
-def _hold(glance: Glance, now: float) -> str:
-    if glance.held_until is None or glance.held_until <= now:
+def _hold(message: MessageSummary | StoredMessage, now: float) -> str:
+    if message.held_until is None or message.held_until <= now:
         return "its reader did not finish it: the next one gets it"
-    return f"with a reader, for {span(glance.held_until - now)} more at most"
+    return f"with a reader, for {span(message.held_until - now)} more at most"
 
 
-def _wait(glance: Glance, now: float) -> str:
-    return f"in {span(glance.not_before - now)}" if glance.not_before and glance.not_before > now else ""
+def _wait(message: MessageSummary | StoredMessage, now: float) -> str:
+    return f"in {span(message.not_before - now)}" if message.not_before and message.not_before > now else ""
 
 
 def _when(seconds: float, now: float) -> str:

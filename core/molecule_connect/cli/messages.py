@@ -11,7 +11,7 @@ import click
 from molecule_connect.cli.lookups import JSON, STATE_DIR, canonical, count, folder_of
 
 if TYPE_CHECKING:
-    from molecule_connect.journal.inspect import Glance, Inspection, Key
+    from molecule_connect.journal.inspect import Inspection, Key, MessageSummary
     from molecule_connect.journal.models import State
 
 STATES = ("received", "running", "answered", "held", "done", "dead")
@@ -70,13 +70,13 @@ def list_command(
     with Inspection.open(folder) as journal:
         if workspace_id is not None:
             _check_known(workspace_id, journal.workspaces())
-        found = journal.glances(workspace_id, wanted, limit=limit or None)
+        found = journal.summaries(workspace_id, wanted, limit=limit or None)
         total = journal.total(workspace_id, wanted)
         if as_json:
             click.echo(message_format.list_json(found, total))
             return
         names = journal.workspaces() if workspace_id is None else []
-        ids = journal.short_ids(glance.key for glance in found)
+        ids = journal.short_ids(one.key for one in found)
     for line in message_format.table(found, ids, now=time.time(), with_workspace=len(names) > 1):
         click.echo(line)
     if len(found) < total:
@@ -103,15 +103,15 @@ def show(row_id: str, raw: bool, as_json: bool, workspace: str | None, state_dir
     from molecule_connect.journal.inspect import Inspection
 
     with Inspection.open(folder_of(state_dir)) as journal:
-        record = journal.record(journal.find(row_id, workspace))
+        message = journal.message(journal.find(row_id, workspace))
     if raw:
-        if record.raw is None:
-            raise ConfigError(f"its text was deleted{message_format.why_deleted(record.glance)}")
-        click.echo(message_format.raw_text(record.raw) if sys.stdout.isatty() else record.raw)
+        if message.raw is None:
+            raise ConfigError(f"its text was deleted{message_format.why_deleted(message)}")
+        click.echo(message_format.raw_text(message.raw) if sys.stdout.isatty() else message.raw)
     elif as_json:
-        click.echo(message_format.record_json(record))
+        click.echo(message_format.message_json(message))
     else:
-        click.echo("\n".join(message_format.details(record, now=time.time())))
+        click.echo("\n".join(message_format.details(message, now=time.time())))
 
 
 @messages.command("replay", short_help="Take dead letters up again, and what was put off.")
@@ -153,10 +153,10 @@ def replay(
     if not chosen:
         click.echo("no dead letter fits; nothing to do")
         return
-    inboxes = {name for name in {glance.workspace_id for glance in chosen} if _is_inbox(folder, name)}
+    inboxes = {name for name in {message.workspace_id for message in chosen} if _is_inbox(folder, name)}
     effects = [message_format.effect_of_replay(one, is_inbox=one.workspace_id in inboxes) for one in chosen]
     if _may(chosen, effects, "Replay", yes):
-        changed = inspect.replay(folder, [glance.key for glance in chosen], time.time())
+        changed = inspect.replay(folder, [message.key for message in chosen], time.time())
         _tell(folder, chosen, changed, "replayed", takes_up=True)
 
 
@@ -177,7 +177,7 @@ def drop(row_ids: tuple[str, ...], yes: bool, workspace: str | None, state_dir: 
     with inspect.Inspection.open(folder) as journal:
         chosen = _chosen(journal, row_ids, workspace, _droppable)
     if _may(chosen, ["it stays unanswered"] * len(chosen), "Drop", yes):
-        changed = inspect.drop(folder, [glance.key for glance in chosen], time.time())
+        changed = inspect.drop(folder, [message.key for message in chosen], time.time())
         _tell(folder, chosen, changed, "dropped", takes_up=False)
 
 
@@ -198,62 +198,62 @@ def _check_known(workspace_id: str, names: Sequence[str]) -> None:
         raise ConfigError(f"the journal knows nothing of {workspace_id!r}", hint=known)
 
 
-def _replayable(glance: "Glance") -> None:
+def _replayable(message: "MessageSummary") -> None:
     """ConfigError for what cannot be replayed: it is neither dead nor put off, or no message."""
     from molecule_connect.errors import ConfigError
     from molecule_connect.journal.models import State
 
-    if glance.state is not State.DEAD and not glance.is_put_off(time.time()):
+    if message.state is not State.DEAD and not message.is_deferred(time.time()):
         raise ConfigError(
-            f"{glance.row_id} is {glance.state.value}: only what is dead, or waits for its next try, can be replayed",
+            f"{message.row_id} is {message.state.value}: only what is dead, or waits for its next try, can be replayed",
             hint="'molecule messages list' shows how each stands, and when it is tried again",
         )
-    if not glance.is_readable:
+    if not message.is_readable:
         raise ConfigError(
-            f"{glance.row_id} cannot be replayed: {glance.reason}",
-            hint=f"'molecule messages show {glance.row_id} --raw' shows what came; 'drop' is done with it",
+            f"{message.row_id} cannot be replayed: {message.reason}",
+            hint=f"'molecule messages show {message.row_id} --raw' shows what came; 'drop' is done with it",
         )
-    if not glance.has_text:
+    if not message.has_text:
         raise ConfigError(
-            f"{glance.row_id} cannot be replayed: its text was deleted to make room in the journal",
+            f"{message.row_id} cannot be replayed: its text was deleted to make room in the journal",
             hint="ask its sender to send it again; 'molecule messages drop' removes it from the list",
         )
 
 
-def _droppable(glance: "Glance") -> None:
+def _droppable(message: "MessageSummary") -> None:
     """ConfigError for what is not dead."""
     from molecule_connect.errors import ConfigError
     from molecule_connect.journal.models import State
 
-    if glance.state is not State.DEAD:
+    if message.state is not State.DEAD:
         raise ConfigError(
-            f"{glance.row_id} is {glance.state.value}: only dead letters can be dropped",
+            f"{message.row_id} is {message.state.value}: only dead letters can be dropped",
             hint="'molecule messages list --state dead' shows those",
         )
 
 
 def _chosen(
-    journal: "Inspection", row_ids: Sequence[str], workspace: str | None, check: "Callable[[Glance], None]"
-) -> "list[Glance]":
+    journal: "Inspection", row_ids: Sequence[str], workspace: str | None, check: "Callable[[MessageSummary], None]"
+) -> "list[MessageSummary]":
     """The messages that are named, each once.
 
     Raises:
         ConfigError: One of them is not there, or *check* refuses it; nothing was changed.
     """
-    chosen: dict[Key, Glance] = {}
+    chosen: dict[Key, MessageSummary] = {}
     for row_id in row_ids:
-        glance = journal.record(journal.find(row_id, workspace)).glance
-        check(glance)
-        chosen[glance.key] = glance
+        message = journal.summary(journal.find(row_id, workspace))
+        check(message)
+        chosen[message.key] = message
     return list(chosen.values())
 
 
-def _may(chosen: "Sequence[Glance]", effects: Sequence[str], verb: str, yes: bool) -> bool:
+def _may(chosen: "Sequence[MessageSummary]", effects: Sequence[str], verb: str, yes: bool) -> bool:
     """Say what is about to happen; on a terminal, ask."""
     from molecule_connect.cli import message_format
 
-    for glance, effect in list(zip(chosen, effects, strict=True))[:_TOLD]:
-        click.echo(f"{message_format.name(glance)}: {effect}")
+    for message, effect in list(zip(chosen, effects, strict=True))[:_TOLD]:
+        click.echo(f"{message_format.name(message)}: {effect}")
     if len(chosen) > _TOLD:
         click.echo(f"and {len(chosen) - _TOLD:,} more")
     if yes or not sys.stdin.isatty() or click.confirm(f"{verb} {count(len(chosen), 'message')}?"):
@@ -269,7 +269,9 @@ def _is_inbox(folder: Path, workspace_id: str) -> bool:
     return status is not None and status.inbox
 
 
-def _tell(folder: Path, chosen: "Sequence[Glance]", changed: "Sequence[Key]", verb: str, *, takes_up: bool) -> None:
+def _tell(
+    folder: Path, chosen: "Sequence[MessageSummary]", changed: "Sequence[Key]", verb: str, *, takes_up: bool
+) -> None:
     from molecule_connect.worker.lease import holder
 
     click.echo(f"{verb} {count(len(changed), 'message')}")

@@ -133,10 +133,14 @@ def _messages(one: "Found", now: float) -> Iterator[tuple[str, str]]:
     if running := one.counts[State.RUNNING]:
         interrupted = "" if one.holder else ": cut short, begins again at the next start"
         yield "running", count(running, "message") + interrupted
-        for glance in one.running:
-            doing = f": {one_line(glance.progress)}" if glance.progress else ""
-            run = f"try {glance.attempt}, for {span(max(0.0, now - glance.changed))}{doing}" if one.holder else ""
-            yield "", f'  {one_line(glance.row_id[:8])} of {who(glance.caller_id)}, "{one_line(glance.text, 40)}" {run}'
+        for message in one.running:
+            doing = f": {one_line(message.progress)}" if message.progress else ""
+            lasting = span(max(0.0, now - message.changed))
+            run = f"try {message.attempt}, for {lasting}{doing}" if one.holder else ""
+            yield (
+                "",
+                f'  {one_line(message.row_id[:8])} of {who(message.caller_id)}, "{one_line(message.text, 40)}" {run}',
+            )
     if waiting := one.counts[State.RECEIVED]:
         oldest = f", the oldest for {span(max(0.0, now - one.oldest))}" if one.oldest else ""
         yield "waiting", count(waiting, "message") + oldest
@@ -149,7 +153,7 @@ def _messages(one: "Found", now: float) -> Iterator[tuple[str, str]]:
 
 
 def _values(one: "Found") -> dict[str, Any]:
-    from molecule_connect.cli.message_format import glance_values
+    from molecule_connect.cli.message_format import message_values
 
     told, by = one.status, one.holder
     return {
@@ -171,7 +175,7 @@ def _values(one: "Found") -> dict[str, Any]:
         "ended": _trouble_values(told.ended) if told and told.ended else None,
         "messages": {state.value: number for state, number in one.counts.items()} if one.counts else None,
         "oldest_waiting": moment(one.oldest),
-        "running": [glance_values(glance) for glance in one.running],
+        "running": [message_values(message) for message in one.running],
     }
 
 

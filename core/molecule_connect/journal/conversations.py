@@ -10,7 +10,7 @@ from molecule_connect.journal.models import COLUMNS, NOTICE_BEGINS, Conversation
 # Messages that the dispatcher works on. In an inbox, messages belong to its readers, and the dispatcher only sends
 # replies, including those of replayed messages.
 _OPEN = "state IN ('received', 'running', 'answered')"
-_WITHOUT_TEXT = COLUMNS.replace(" parts, raw,", " NULL, NULL,")
+_WITHOUT_TEXT = COLUMNS.replace(" parts,", " NULL,").replace(" raw,", " NULL,")
 _INBOX_OPEN = "(state='answered' OR (state='received' AND answer IS NOT NULL))"
 
 

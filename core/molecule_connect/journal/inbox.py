@@ -12,7 +12,7 @@ from molecule_connect.journal import files as file_rows
 from molecule_connect.journal.fairness import Place, Turns
 from molecule_connect.journal.file_index import FileJournal
 from molecule_connect.journal.journal import Journal
-from molecule_connect.journal.models import State, StoredReply, dump_reply, load_parts, plain
+from molecule_connect.journal.models import COLUMNS, State, StoredReply, dump_reply, load_message, plain
 from molecule_connect.models import Kind, Part, TextPart
 
 # What a reader is shown; everything else is the journal's own memory.
@@ -33,10 +33,6 @@ _CALLERS = (
     f"WITH RECURSIVE peer(id) AS (SELECT min(caller_id) {_NEXT} UNION ALL"  # noqa: S608
     f" SELECT (SELECT min(caller_id) {_NEXT} AND caller_id > peer.id) FROM peer WHERE peer.id IS NOT NULL)"
     " SELECT id FROM peer WHERE id IS NOT NULL"
-)
-_COLUMNS = (
-    "workspace_id, row_id, kind, caller_id, context_id, task_id, message_id, method, parts, raw, time, delegation_id,"
-    " question, CASE WHEN state='held' THEN held_until END AS held_until"
 )
 
 
@@ -121,12 +117,12 @@ class InboxStore:
 
     def at(self, place: Place) -> InboxMessage | None:
         """The message at *place* while it is pending."""
-        sql = f"SELECT {_COLUMNS} FROM message WHERE arrival=? AND workspace_id=? AND {_PENDING}"  # noqa: S608
+        sql = f"SELECT {COLUMNS} FROM message WHERE arrival=? AND workspace_id=? AND {_PENDING}"  # noqa: S608
         return self._load(sql, place.arrival, place.workspace_id)
 
     def message(self, workspace_id: str, row_id: str) -> InboxMessage | None:
         """The message of that row, also one that is over, while its body is kept."""
-        sql = f"SELECT {_COLUMNS} FROM message WHERE workspace_id=? AND row_id=? AND {_SHOWN} AND raw IS NOT NULL"  # noqa: S608
+        sql = f"SELECT {COLUMNS} FROM message WHERE workspace_id=? AND row_id=? AND {_SHOWN} AND raw IS NOT NULL"  # noqa: S608
         return self._load(sql, workspace_id, plain(row_id))
 
     def standing(self, workspace_id: str, row_id: str) -> Standing | None:
@@ -174,22 +170,23 @@ class InboxStore:
         row = self._journal.reader.execute(sql, values).fetchone()
         if row is None:
             return None
-        asked = delegations.text(self._journal.reader, row[0], row[12]) if row[12] else ""
+        message = load_message(row)
+        asked = message.question
         return InboxMessage(
-            workspace_id=row[0],
-            activity_id=row[1],
-            kind=row[2],
-            caller_id=row[3],
-            context_id=row[4],
-            task_id=row[5],
-            message_id=row[6],
-            method=row[7],
-            parts=self._files(row[0]).with_paths(row[1], load_parts(row[8] or "[]")),
-            raw=row[9] or "{}",
-            created_at=row[10],
-            delegation_id=row[11],
-            question=asked,
-            held_until=row[13],
+            workspace_id=message.workspace_id,
+            activity_id=message.row_id,
+            kind=message.kind,
+            caller_id=message.caller_id,
+            context_id=message.context_id,
+            task_id=message.task_id,
+            message_id=message.message_id,
+            method=message.method,
+            parts=self._files(message.workspace_id).with_paths(message.row_id, message.parts),
+            raw=message.raw or "{}",
+            created_at=message.time,
+            delegation_id=message.delegation_id,
+            question=delegations.text(self._journal.reader, message.workspace_id, asked) if asked else "",
+            held_until=message.held_until,
         )
 
     # Changing
@@ -229,7 +226,7 @@ class InboxStore:
         arrival = await self._journal.writer.put(run)
         if arrival is None:
             return None
-        return self._load(f"SELECT {_COLUMNS} FROM message WHERE arrival=?", arrival)  # noqa: S608
+        return self._load(f"SELECT {COLUMNS} FROM message WHERE arrival=?", arrival)  # noqa: S608
 
     async def release(self, reader_id: str) -> None:
         """held -> received, for all that *reader_id* has."""

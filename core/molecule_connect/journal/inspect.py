@@ -14,9 +14,9 @@ from molecule_connect.journal import transitions
 from molecule_connect.journal.errors import journal_error
 from molecule_connect.journal.files import with_paths
 from molecule_connect.journal.journal import FILE_NAME
-from molecule_connect.journal.models import NOTICE_BEGINS, State, StoredReply, load_parts, load_reply
+from molecule_connect.journal.models import COLUMNS, NOTICE_BEGINS, State, StoredMessage, load_message
 from molecule_connect.journal.schema import VERSION
-from molecule_connect.models import Part, canonical_id
+from molecule_connect.models import canonical_id
 
 # Seconds to wait for the connector's own commits, which take milliseconds.
 BUSY_TIMEOUT = 5.0
@@ -27,11 +27,11 @@ OPEN = (State.RECEIVED, State.RUNNING, State.ANSWERED, State.CLAIMED)
 # and results wait too.
 _SHOWN = "(kind IN ('message', 'unreadable') OR (kind IN ('answer', 'result') AND state IN ('received', 'held')))"
 # Whole bodies may be megabytes, so SQLite cuts them. Numbers that are none (NaN, Infinity) are no JSON to it.
-_GLANCE = (
+_SUMMARY = (
     "workspace_id, row_id, kind, state, caller_id, context_id, time, changed, attempt,"
     " interruptions AS crash_count, replay, not_before, CASE WHEN state='held' THEN held_until END AS held_until,"
     " error, reason, progress, repeat_of,"
-    f" (answer IS NOT NULL AND substr(answer, 1, {len(NOTICE_BEGINS)}) <> '{NOTICE_BEGINS}') AS has_answer,"
+    f" (answer IS NOT NULL AND substr(answer, 1, {len(NOTICE_BEGINS)}) <> '{NOTICE_BEGINS}') AS has_reply,"
     " parts IS NOT NULL AS has_text,"
     " substr(CASE WHEN json_valid(parts) THEN coalesce(json_extract(parts, '$[0].text'),"
     " json_extract(parts, '$[0].file.name'), parts) ELSE parts END, 1, 400) AS text"
@@ -47,17 +47,13 @@ class Key:
 
 
 @attrs.frozen(kw_only=True)
-class Glance:
-    """One message, as a list shows it.
+class MessageSummary:
+    """One message in a list: a ``StoredMessage`` without its texts.
 
     Attributes:
         text: The beginning of its first part.
-        has_text: Whether its text is still kept.
-        time: When it was written, in microseconds by the platform's clock.
-        changed: When its state changed last, in seconds by ours.
-        not_before: When it is tried again, or its answer sent again, in seconds by our clock.
-        held_until: Until when a reader of the inbox has it, in seconds by our clock.
-        attempt: How often the backend was asked; the try that runs counts.
+        has_text: Whether its parts are kept.
+        has_reply: Whether it has a reply that is not a notice.
     """
 
     workspace_id: str
@@ -77,53 +73,28 @@ class Glance:
     reason: str | None
     progress: str | None
     repeat_of: str | None
-    has_answer: bool
+    has_reply: bool
     has_text: bool
     text: str
 
     @property
     def key(self) -> Key:
-        """What names it."""
+        """The workspace and row id."""
         return Key(self.workspace_id, self.row_id)
 
     @property
     def is_readable(self) -> bool:
-        """Whether there is a message in the row."""
+        """Whether the row is a message."""
         return self.kind == "message"
 
     @property
     def is_replayable(self) -> bool:
-        """Whether there is something that can be replayed."""
+        """Whether the message can be replayed once it is dead."""
         return self.is_readable and self.has_text
 
-    def is_put_off(self, now: float) -> bool:
-        """Whether it waits for a time to be tried; a replay does not wait."""
+    def is_deferred(self, now: float) -> bool:
+        """Whether it is not due yet."""
         return self.state is State.RECEIVED and self.not_before is not None and self.not_before > now
-
-
-@attrs.frozen(kw_only=True)
-class Record:
-    """All that the journal keeps of one message.
-
-    Attributes:
-        parts: None when they were pruned, a day after the message was done; so is ``raw``.
-        answered_at, accepted: Microseconds by the platform's clock; 0: not accepted.
-        sends: How often sending the answer failed.
-    """
-
-    glance: Glance
-    task_id: str | None
-    message_id: str
-    idempotency_key: str
-    method: str
-    delegation_id: str | None
-    parts: tuple[Part, ...] | None
-    raw: str | None = attrs.field(repr=False)
-    reply: StoredReply | None
-    answered_at: int | None
-    accepted: int
-    sends: int
-    in_doubt: bool
 
 
 class Inspection:
@@ -174,27 +145,27 @@ class Inspection:
         return time
 
     def total(self, workspace_id: str | None = None, states: Sequence[State] = ()) -> int:
-        """How many messages ``glances`` would give without a limit."""
+        """How many messages ``summaries`` would give without a limit."""
         where, values = _filter(workspace_id and self._spelled(workspace_id), states)
         return int(self._db.execute(f"SELECT count(*) FROM message WHERE {where}", values).fetchone()[0])  # noqa: S608
 
-    def glances(
+    def summaries(
         self, workspace_id: str | None = None, states: Sequence[State] = (), *, limit: int | None = None
-    ) -> list[Glance]:
+    ) -> list[MessageSummary]:
         """Messages, those that came last first."""
         where, values = _filter(workspace_id and self._spelled(workspace_id), states)
         rows = self._db.execute(
-            f"SELECT {_GLANCE} FROM message WHERE {where} ORDER BY arrival DESC LIMIT ?",  # noqa: S608
+            f"SELECT {_SUMMARY} FROM message WHERE {where} ORDER BY arrival DESC LIMIT ?",  # noqa: S608
             (*values, -1 if limit is None else limit),
         )
-        return [_glance(row) for row in rows]
+        return [_summary(row) for row in rows]
 
-    def dead(self, workspace_id: str | None = None, reason: str = "") -> list[Glance]:
+    def dead(self, workspace_id: str | None = None, reason: str = "") -> list[MessageSummary]:
         """Dead letters that can be replayed and whose reason begins with *reason*, oldest first."""
         return [
-            glance
-            for glance in reversed(self.glances(workspace_id, [State.DEAD]))
-            if glance.is_replayable and (glance.reason or "").casefold().startswith(reason.casefold())
+            summary
+            for summary in reversed(self.summaries(workspace_id, [State.DEAD]))
+            if summary.is_replayable and (summary.reason or "").casefold().startswith(reason.casefold())
         ]
 
     def find(self, row_id: str, workspace_id: str | None = None) -> Key:
@@ -223,29 +194,31 @@ class Inspection:
             f"{row_id!r} fits more than one message: {names}", hint="write more of the id, or name its --workspace"
         )
 
-    def record(self, key: Key) -> Record:
-        """All of one message.
+    def summary(self, key: Key) -> MessageSummary:
+        """The summary of one message.
 
         Raises:
             ConfigError: It is not in the journal any more.
         """
-        row = self._db.execute(
-            f"SELECT {_GLANCE}, task_id, message_id, idempotency_key, method, delegation_id, parts, raw,"  # noqa: S608
-            " answer, answered_at, accepted, sends, in_doubt FROM message WHERE workspace_id=? AND row_id=?",
-            (key.workspace_id, key.row_id),
-        ).fetchone()
+        return _summary(self._row(_SUMMARY, key))
+
+    def message(self, key: Key) -> StoredMessage:
+        """One message, with the paths of its files.
+
+        Raises:
+            ConfigError: It is not in the journal any more.
+        """
+        message = load_message(tuple(self._row(COLUMNS, key)))
+        folder = files_folder(self._folder, key.workspace_id)
+        parts = with_paths(self._db, key.workspace_id, key.row_id, message.parts, folder)
+        return attrs.evolve(message, parts=parts)
+
+    def _row(self, columns: str, key: Key) -> Any:
+        sql = f"SELECT {columns} FROM message WHERE workspace_id=? AND row_id=?"  # noqa: S608
+        row = self._db.execute(sql, (key.workspace_id, key.row_id)).fetchone()
         if row is None:
             raise ConfigError(f"{key.row_id} is not in the journal any more")
-        return Record(
-            glance=_glance(row),
-            parts=None if row["parts"] is None else self._with_paths(key, load_parts(row["parts"])),
-            reply=load_reply(row["answer"]) if row["answer"] else None,
-            in_doubt=bool(row["in_doubt"]),
-            **{name: row[name] for name in _PLAIN},
-        )
-
-    def _with_paths(self, key: Key, parts: tuple[Part, ...]) -> tuple[Part, ...]:
-        return with_paths(self._db, key.workspace_id, key.row_id, parts, files_folder(self._folder, key.workspace_id))
+        return row
 
     def short_ids(self, keys: Iterable[Key], least: int = 8) -> list[str]:
         """The beginnings of row ids that ``find`` knows them by: at least *least* characters, if they have them."""
@@ -341,15 +314,6 @@ def _check_version(db: sqlite3.Connection, path: Path) -> None:
         )
 
 
-_PLAIN = (
-    *("task_id", "message_id", "idempotency_key", "method", "delegation_id", "raw"),
-    *("answered_at", "accepted", "sends"),
-)
-_GLANCED = [
-    field.name for field in attrs.fields(Glance) if field.name not in {"state", "has_answer", "has_text", "text"}
-]
-
-
 def _filter(workspace_id: str | None, states: Sequence[State]) -> tuple[str, tuple[str, ...]]:
     where, values = _SHOWN, tuple(state.value for state in states)
     if states:
@@ -359,14 +323,10 @@ def _filter(workspace_id: str | None, states: Sequence[State]) -> tuple[str, tup
     return where, values
 
 
-def _glance(row: Any) -> Glance:
-    return Glance(
-        state=State(row["state"]),
-        has_answer=bool(row["has_answer"]),
-        has_text=bool(row["has_text"]),
-        text=row["text"] or "",
-        **{name: row[name] for name in _GLANCED},
-    )
+def _summary(row: sqlite3.Row) -> MessageSummary:
+    values = dict(row)
+    flags = {name: bool(values[name]) for name in ("has_reply", "has_text")}
+    return MessageSummary(**{**values, **flags, "state": State(values["state"]), "text": values["text"] or ""})
 
 
 def _alike(one: str, other: str) -> int:

@@ -62,24 +62,36 @@ class StoredReply:
 
 @attrs.frozen(kw_only=True)
 class StoredMessage:
-    """One message of the journal that is not over.
+    """One message of the journal.
 
     Attributes:
+        attempt: The number of attempts, with the one that is running.
+        crash_count: The number of attempts that ended because our process died.
+        replay: The number of times it was replayed.
         time: When it was written, in microseconds by the platform's clock.
-        not_before: The conversation waits until then (seconds since 1970, our clock).
-        first_failed: When its first try failed (seconds since 1970, the platform's clock where known), or None.
-        answered_at: When its answer was stored, in microseconds by the platform's clock.
-        in_doubt: How many sends of the answer may have arrived: their outcome is unknown.
-        sends: How often sending the answer was tried.
+        changed: When its state changed last, in seconds since 1970 by our clock.
+        not_before: When it is tried or sent again, in seconds since 1970 by our clock.
+        first_failed: When its first attempt failed, in seconds since 1970, by the platform's clock where known.
+        has_text: Whether its parts are kept; those of a finished message are deleted after a day, or to make room.
+        raw: The platform's ``request_body`` as JSON text; None once it was deleted.
+        answered_at: When its reply was stored, in microseconds by the platform's clock.
+        in_doubt: The number of sends that may have arrived: their outcome is unknown.
+        sends: The number of failed sends.
+        accepted: When the platform accepted the reply, in microseconds by its clock; 0 before that.
+        held_until: When the claim of an inbox's reader ends, in seconds since 1970 by our clock.
+        question: The message id of the question that it answers.
+        repeat_of: The row id of the message that it repeats.
     """
 
     workspace_id: str
     row_id: str
+    kind: str
     state: State
     attempt: int
     crash_count: int
     replay: int
     time: int
+    changed: float
     not_before: float | None
     first_failed: float | None
     caller_id: str | None
@@ -91,11 +103,19 @@ class StoredMessage:
     fingerprint: str
     delegation_id: str | None
     parts: tuple[Part, ...]
-    raw: str = attrs.field(repr=False)
+    has_text: bool
+    raw: str | None = attrs.field(repr=False)
     reply: StoredReply | None
     answered_at: int | None
     in_doubt: int
     sends: int
+    accepted: int
+    held_until: float | None
+    error: str | None
+    reason: str | None
+    progress: str | None
+    question: str | None
+    repeat_of: str | None
 
     @property
     def conversation(self) -> Conversation:
@@ -131,7 +151,7 @@ class StoredMessage:
             context_id=self.context_id,
             parts=self.parts,
             method=self.method,
-            raw=self.raw,
+            raw=self.raw or "{}",
             attempt=attempt,
         )
 
@@ -248,20 +268,21 @@ def load_reply(text: str) -> StoredReply:
     )
 
 
-# What an entry is made of, as the journal's table names it.
+# The columns of a StoredMessage, in the order of its fields.
 COLUMNS = (
-    "workspace_id, row_id, state, attempt, interruptions, replay, time, not_before, first_failed, caller_id,"
-    " context_id, task_id, message_id, idempotency_key, method, fingerprint, delegation_id, parts, raw, answer,"
-    " answered_at, in_doubt, sends"
+    "workspace_id, row_id, kind, state, attempt, interruptions, replay, time, changed, not_before, first_failed,"
+    " caller_id, context_id, task_id, message_id, idempotency_key, method, fingerprint, delegation_id, parts,"
+    " parts IS NOT NULL, raw, answer, answered_at, in_doubt, sends, accepted,"
+    " CASE WHEN state='held' THEN held_until END, error, reason, progress, question, repeat_of"
 )
-_NAMES = tuple(field.name for field in attrs.fields(StoredMessage))
+_FIELDS = tuple(field.name for field in attrs.fields(StoredMessage))
 
 
 def load_message(row: tuple[Any, ...]) -> StoredMessage:
-    """The entry in a row of ``COLUMNS``."""
-    values = dict(zip(_NAMES, row, strict=True))
+    """The message in a row of ``COLUMNS``."""
+    values = dict(zip(_FIELDS, row, strict=True))
     values["state"] = State(values["state"])
-    values["parts"] = load_parts(values["parts"] or "[]")
-    values["raw"] = values["raw"] or "{}"
+    values["has_text"] = bool(values["has_text"])
+    values["parts"] = load_parts(values["parts"]) if values["parts"] else ()
     values["reply"] = load_reply(values["reply"]) if values["reply"] else None
     return StoredMessage(**values)
