@@ -15,9 +15,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from molecule_connect import events
-from molecule_connect.app import Served, rehearse, serve, serving
-from molecule_connect.config.load import Refused, WorkspacesError
+from molecule_connect.app import deploy, find_problems, serve
+from molecule_connect.config.load import Listing, Refused, WorkspacesError
 from molecule_connect.config.settings import WorkspaceSettings
+from molecule_connect.deployment import Deployment
 from molecule_connect.errors import AuthError, ConfigError, FleetError
 from molecule_connect.models import Request, Response
 from molecule_connect.plugins.hookspecs import hookimpl
@@ -179,16 +180,17 @@ async def test_token_id_origin_and_organisation_of_every_request_belong_together
 @asynccontextmanager
 async def running(
     folder: Path, *tenants: Tenant, strict: bool = True, listener: events.Listener = events.ignore
-) -> AsyncIterator[tuple[Served, Platforms]]:
+) -> AsyncIterator[tuple[Deployment, Platforms]]:
     """A fleet that serves until the block ends."""
     platforms, stop = Platforms(list(tenants)), asyncio.Event()
     settings = [attrs.evolve(tenant.settings(folder), once=False) for tenant in tenants]
-    async with serving(settings, state_dir=folder, listener=listener, transport=platforms, strict=strict) as served:
-        task = asyncio.ensure_future(served.run(stop))
+    listing = Listing(settings=tuple(settings))
+    async with deploy(listing, folder, listener, transport=platforms, strict=strict) as deployment:
+        task = asyncio.ensure_future(deployment.run(stop))
         await asyncio.sleep(0)
         try:
             async with asyncio.timeout(20):
-                yield served, platforms
+                yield deployment, platforms
         finally:
             stop.set()
             await task
@@ -199,70 +201,70 @@ def tenant(number: int) -> Tenant:
 
 
 async def test_a_new_list_tells_what_is_new_changed_gone_and_the_same(tmp_path: Path) -> None:
-    async with running(tmp_path, *map(tenant, range(3))) as (served, platforms):
+    async with running(tmp_path, *map(tenant, range(3))) as (deployment, platforms):
         zero, one = (attrs.evolve(tenant(n).settings(tmp_path), once=False, backend="mock") for n in range(2))
         three = tenant(3)
         platforms.tenants["ws-3"] = three
-        first = await served.plan([zero, one])
-        assert (first.new, first.changed, first.same, first.gone) == ((), ("ws-0", "ws-1"), (), ("ws-2",))
-        await served.follow(first)
+        first = await deployment.plan([zero, one])
+        assert (first.new, first.changed, first.unchanged, first.removed) == ((), ("ws-0", "ws-1"), (), ("ws-2",))
+        await deployment.apply(first)
 
-        second = await served.plan([attrs.evolve(one, concurrency=2), three.settings(tmp_path), zero])
-        assert (second.new, second.changed, second.same, second.gone) == (("ws-3",), ("ws-1",), ("ws-0",), ())
-        await served.follow(second)
+        second = await deployment.plan([attrs.evolve(one, concurrency=2), three.settings(tmp_path), zero])
+        assert (second.new, second.changed, second.unchanged, second.removed) == (("ws-3",), ("ws-1",), ("ws-0",), ())
+        await deployment.apply(second)
         await three.was_answered.wait()
     assert platforms.mixed == []
 
 
 async def test_a_new_list_that_cannot_be_served_is_told_in_full_and_changes_nothing(tmp_path: Path) -> None:
-    async with running(tmp_path, tenant(0)) as (served, _):
+    async with running(tmp_path, tenant(0)) as (deployment, _):
         old = attrs.evolve(tenant(0).settings(tmp_path), once=False)
         wrong = attrs.evolve(old, backend="mock", options={"rply": "x"}, strict=True)
         unready = attrs.evolve(old, workspace_id="ws-1", backend=Parrot("no login"))
         with pytest.raises(WorkspacesError) as caught:
-            await served.plan([wrong, unready])
+            await deployment.plan([wrong, unready])
     first, second = caught.value.faults
     assert first.startswith("workspace ws-0: backend mock has no option 'rply'")
     assert second == "workspace ws-1: backend Parrot: no login"
 
 
 async def test_a_lenient_list_drains_and_starts_nothing_for_a_refused_block(tmp_path: Path) -> None:
-    async with running(tmp_path, *map(tenant, range(3)), strict=False) as (served, _):
+    async with running(tmp_path, *map(tenant, range(3)), strict=False) as (deployment, _):
         zero, one = (attrs.evolve(tenant(n).settings(tmp_path), once=False) for n in range(2))
         unready = attrs.evolve(one, backend=Parrot("no login"), entry=2)
-        plan = await served.plan([attrs.evolve(zero, concurrency=2, entry=1), unready])
-        assert (plan.new, plan.changed, plan.kept, plan.gone) == ((), ("ws-0",), ("ws-1",), ("ws-2",))
+        plan = await deployment.plan([attrs.evolve(zero, concurrency=2, entry=1), unready])
+        assert (plan.new, plan.changed, plan.kept, plan.removed) == ((), ("ws-0",), ("ws-1",), ("ws-2",))
         assert [one.lines for one in plan.refused] == [["workspace 2 (ws-1): backend Parrot: no login"]]
 
         nameless = Refused(entry=3, workspace_id=None, faults=("it has no id",))
-        plan = await served.plan([zero], [nameless])
-        assert (plan.kept, plan.gone) == (("ws-1", "ws-2"), ())
+        plan = await deployment.plan([zero], [nameless])
+        assert (plan.kept, plan.removed) == (("ws-1", "ws-2"), ())
 
         doubled = Refused(entry=2, workspace_id="ws-0", faults=("the id of workspace 1 again",))
-        plan = await served.plan([attrs.evolve(zero, concurrency=2, entry=1)], [doubled])
+        plan = await deployment.plan([attrs.evolve(zero, concurrency=2, entry=1)], [doubled])
         assert (plan.changed, plan.kept) == (("ws-0",), ())
 
 
 async def test_a_block_that_stays_refused_is_reported_once_and_then_served(tmp_path: Path) -> None:
     told: list[events.Event] = []
-    async with running(tmp_path, tenant(0), strict=False, listener=told.append) as (served, platforms):
+    async with running(tmp_path, tenant(0), strict=False, listener=told.append) as (deployment, platforms):
         one = tenant(1)
         platforms.tenants["ws-1"] = one
         good = attrs.evolve(one.settings(tmp_path), once=False, entry=2)
         unready = attrs.evolve(good, backend=Parrot("no login"))
         for number in range(3):
-            plan = await served.plan_again([unready], [])
-            assert (plan.new, plan.same) == ((), ("ws-0",))
-            served.refuse(plan.refused, repeat=number == 0)
-            await served.follow(plan)
+            plan = await deployment.plan_retry([unready], [])
+            assert (plan.new, plan.unchanged) == ((), ("ws-0",))
+            deployment.report_refused(plan.refused, repeat=number == 0)
+            await deployment.apply(plan)
         (trouble,) = [event for event in told if isinstance(event, events.Trouble)]
         assert (trouble.workspace_id, trouble.part) == ("ws-1", "list")
         assert len(read_refused_blocks(tmp_path)) == 1
 
-        plan = await served.plan_again([good], [])
+        plan = await deployment.plan_retry([good], [])
         assert plan.new == ("ws-1",)
-        served.refuse(plan.refused)
-        await served.follow(plan)
+        deployment.report_refused(plan.refused)
+        await deployment.apply(plan)
         await one.was_answered.wait()
         assert events.Recovered(workspace_id="ws-1", part="list") in told
         assert read_refused_blocks(tmp_path) == []
@@ -284,9 +286,10 @@ async def test_in_a_folder_that_others_can_replace_only_strict_blocks_are_refuse
         attrs.evolve(tenant(number).settings(tmp_path), strict=number == 1, entry=number) for number in range(2)
     ]
 
-    problems = await rehearse(settings, state_dir=replaceable, listener=events.ignore)
-    async with serving(settings, state_dir=replaceable, listener=events.ignore, strict=False) as served:
-        (refused,) = served.refused
+    listing = Listing(settings=tuple(settings))
+    problems = await find_problems(listing, replaceable, events.ignore)
+    async with deploy(listing, replaceable, events.ignore, strict=False) as deployment:
+        (refused,) = deployment.refused
     assert problems == refused.lines
     assert refused.lines[0].startswith(f"workspace 1 (ws-1): others can write to {tmp_path}")
 

@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 from molecule_connect import events
-from molecule_connect.app import serving
+from molecule_connect.app import deploy
 from molecule_connect.cli.reloading import follow_the_list
 from molecule_connect.cli.signals import StopSignals
 from molecule_connect.cli.workspaces import WorkspaceSource
@@ -60,15 +60,13 @@ async def test_a_token_file_that_appears_later_is_noticed_without_a_signal(tmp_p
         listing = source.read()
         state.mkdir()
         stop = asyncio.Event()
-        async with serving(
-            listing.settings, state_dir=state, listener=screen, refused=listing.refused, strict=False
-        ) as served:
-            running = asyncio.ensure_future(served.run(stop))
+        async with deploy(listing, state, screen, strict=False) as deployment:
+            running = asyncio.ensure_future(deployment.run(stop))
             following = asyncio.ensure_future(
                 follow_the_list(
                     source,
                     asyncio.Event(),
-                    served,
+                    deployment,
                     screen=screen,
                     signals=StopSignals(grace=1.0, spell=lambda text, code: text),
                     summary=summary,

@@ -12,7 +12,7 @@ LAYERS = (
     {"models", "errors", "events", "backoff", "files", "executors", "open_files"},
     {"config", "platform", "plugins", "journal", "process"},
     {"worker"},
-    {"app", "runtime"},
+    {"app", "deployment", "runtime"},
     {"inbox"},
     {"console", "testing"},
     {"cli", "__main__"},

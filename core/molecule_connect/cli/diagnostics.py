@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-from molecule_connect.app import check_platform, load_list, rehearse
+from molecule_connect.app import check_platform, find_problems, load_list
 from molecule_connect.cli.local_status import survey
 from molecule_connect.config.load import (
     WORKSPACES_VARIABLE,
@@ -195,7 +195,7 @@ async def _backend(settings: WorkspaceSettings, folder: Path | None, credentials
     # A check needs no token, and no request is made.
     settings = attrs.evolve(settings, token=credentials.current() if credentials else "none-is-needed")
     try:
-        problems = await rehearse([settings], state_dir=None, listener=listen, state_root=folder)
+        problems = await find_problems(Listing(settings=(settings,)), None, listen, state_root=folder)
     except MoleculeError as exc:
         # One that cannot be closed was told of before it was raised.
         return [_failed("backend", exc), *(each for each in warnings if each.text != str(exc))]

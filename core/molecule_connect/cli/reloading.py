@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 import attrs
 
 from molecule_connect import events
-from molecule_connect.app import LIST, Plan, Served
 from molecule_connect.cli.signals import StopSignals
 from molecule_connect.cli.workspaces import WorkspaceSource
 from molecule_connect.config.load import WorkspacesError
 from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.console.lines import ERROR, INFO
 from molecule_connect.console.screen import Screen, Summary
+from molecule_connect.deployment import LIST, Deployment, Plan
 from molecule_connect.errors import MoleculeError
 
 # So many workspaces of a change are named in its line; each that starts has a line of its own.
@@ -40,7 +40,7 @@ def with_next_step(listener: events.Listener, *, reloads: bool) -> events.Listen
 async def follow_the_list(
     source: WorkspaceSource,
     reload: asyncio.Event,
-    served: Served,
+    deployment: Deployment,
     *,
     screen: Screen,
     signals: StopSignals,
@@ -53,28 +53,28 @@ async def follow_the_list(
     """
     while True:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(retry if served.refused and not source.once else None):
+            async with asyncio.timeout(retry if deployment.refused and not source.once else None):
                 await reload.wait()
         is_asked = reload.is_set() and source.reloads
         reload.clear()
         try:
             if is_asked:
                 listing = source.read()
-                plan = await served.plan(listing.settings, listing.refused)
+                plan = await deployment.plan(listing.settings, listing.refused)
                 screen.note(INFO, f"{listing.source} was read again: {_story(plan)}")
             else:
-                again = source.retry([one.entry for one in served.refused])
-                plan = await served.plan_again(again.settings, again.refused)
+                again = source.retry([one.entry for one in deployment.refused])
+                plan = await deployment.plan_retry(again.settings, again.refused)
         except Exception as error:  # a bug in reading must not end what is served
             if is_asked:
                 _tell_fault(error, source.name, screen)
             continue
         signals.grace = max(signals.grace, *(one.grace for one in plan.wanted))
         screen.open([summary(one) for one in plan.starting])
-        before = served.names
-        served.refuse(plan.refused, kept=plan.kept, repeat=is_asked)
-        await served.follow(plan)
-        for name in before.difference(served.names):
+        before = deployment.names
+        deployment.report_refused(plan.refused, kept=plan.kept, repeat=is_asked)
+        await deployment.apply(plan)
+        for name in before.difference(deployment.names):
             screen.forget(name)
 
 
@@ -93,12 +93,12 @@ def _story(plan: Plan) -> str:
     parts = (
         ("new: ", plan.new),
         ("changed, drain and start anew: ", plan.changed),
-        ("gone, drain: ", plan.gone),
+        ("gone, drain: ", plan.removed),
         ("go on with their earlier settings: ", plan.kept),
         ("refused: ", [one.name for one in plan.refused]),
     )
     told = [words + _some(names) for words, names in parts if names]
-    same = "1 stays as it is" if len(plan.same) == 1 else f"{len(plan.same)} stay as they are"
+    same = "1 stays as it is" if len(plan.unchanged) == 1 else f"{len(plan.unchanged)} stay as they are"
     return "; ".join([*told, same])
 
 

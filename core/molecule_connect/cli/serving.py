@@ -58,7 +58,7 @@ def run(options: Mapping[str, Any], given: Mapping[str, Any], *, screen: Screen)
 async def _serve(
     source: WorkspaceSource, listing: Listing, mode: str, folder: Path, screen: Screen, signals: StopSignals
 ) -> None:
-    from molecule_connect.app import serving
+    from molecule_connect.app import deploy
     from molecule_connect.cli.reloading import follow_the_list, with_next_step
 
     def summary(settings: WorkspaceSettings) -> Summary:
@@ -69,14 +69,12 @@ async def _serve(
     signals.bind(stop, reload)
     screen.open([summary(one) for one in listing.settings])
     listener = with_next_step(screen, reloads=source.reloads)
-    async with serving(
-        listing.settings, state_dir=folder, listener=listener, refused=listing.refused, strict=source.strict
-    ) as served:
+    async with deploy(listing, folder, listener, strict=source.strict) as deployment:
         following = asyncio.ensure_future(
-            follow_the_list(source, reload, served, screen=screen, signals=signals, summary=summary)
+            follow_the_list(source, reload, deployment, screen=screen, signals=signals, summary=summary)
         )
         try:
-            await served.run(stop)
+            await deployment.run(stop)
         finally:
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
@@ -84,12 +82,12 @@ async def _serve(
 
 
 def _dry_run(listing: Listing, mode: str, planned: Path, screen: Screen) -> None:
-    from molecule_connect.app import rehearse
+    from molecule_connect.app import find_problems
 
     screen.open([_summary(one, mode, planned) for one in listing.settings])
     with _log_to(screen):
         # Nothing is written to the state folder, but a token that is kept there is read.
-        problems = asyncio.run(rehearse(listing.settings, state_dir=planned, listener=screen, refused=listing.refused))
+        problems = asyncio.run(find_problems(listing, planned, screen))
     for problem in problems:
         screen.note("ERROR", problem)
     screen.note("INFO", "dry run: nothing was started")

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from molecule_connect import events, open_files
-from molecule_connect.app import load_workspaces, warn_of_dangers
+from molecule_connect.app import load_workspaces, report_state_dir_problems
 from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.config.state_dir import all_state_dirs, home_dir, resolve_state_dir
 from molecule_connect.errors import ConfigError, JournalError, MoleculeError
@@ -18,7 +18,7 @@ from molecule_connect.inbox.inbox import Inbox
 from molecule_connect.inbox.session import InboxDesk, refuse_a_backend
 from molecule_connect.journal.journal import Journal
 from molecule_connect.platform.transports import AsyncTransport, Transports
-from molecule_connect.runtime import Ground, client_of, notice
+from molecule_connect.runtime import Notices, Runtime
 from molecule_connect.worker.supervisor import Supervisor
 
 
@@ -51,10 +51,10 @@ async def open_inbox(
     """
     folder = resolve_state_dir(state_dir, environ)
     settings = _checked(load_workspaces(environ, state_dir=folder) if workspaces is None else workspaces)
-    warn_of_dangers(settings, folder, listener)
+    report_state_dir_problems(settings, folder, listener)
     for one in settings:
         await refuse_a_backend(folder, one.workspace_id)
-    say = notice(settings[0].workspace_id, listener)
+    say = Notices(settings[0].workspace_id, listener)
     streams, warning = open_files.most_streams(len(settings), open_files.limit())
     if warning:
         say(warning)
@@ -63,17 +63,17 @@ async def open_inbox(
         transports.most_streams = streams
         stack.push_async_callback(transports.aclose)
         journal = await stack.enter_async_context(Journal.open(folder, wall=time.time, notice=say))
-        ground = Ground(state_dir=folder, transports=transports, journal=journal, listener=listener)
+        runtime = Runtime(state_dir=folder, transports=transports, journal=journal, listener=listener)
         desks = []
         for one in settings:
-            client = client_of(one, ground)
+            client = runtime.client(one)
             stack.push_async_callback(client.aclose)
-            desks.append(InboxDesk(one, client, ground, presence=heartbeat))
+            desks.append(InboxDesk(one, client, runtime, presence=heartbeat))
         folders = legacy_cursor.folders(environ, home=home_dir())
         ids = {desk.workspace_id for desk in desks}
         for name in ids:
             await legacy_cursor.take_over(journal, folder, name, folders, others=ids - {name})
-        async with _filled(Inbox(journal, {desk.workspace_id: desk for desk in desks}), desks, ground) as inbox:
+        async with _filled(Inbox(journal, {desk.workspace_id: desk for desk in desks}), desks, runtime) as inbox:
             yield inbox
 
 
@@ -90,12 +90,12 @@ def state_folders(environ: Mapping[str, str] = os.environ, *, state_dir: Path | 
 
 
 @asynccontextmanager
-async def _filled(inbox: Inbox, desks: Sequence[InboxDesk], ground: Ground) -> AsyncIterator[Inbox]:
+async def _filled(inbox: Inbox, desks: Sequence[InboxDesk], runtime: Runtime) -> AsyncIterator[Inbox]:
     """*inbox* while its *desks* are at work."""
     for desk in desks:
         desk.ring = inbox.ring
     stop = asyncio.Event()
-    fleet = Supervisor(desks, ground.journal, listener=ground.listener)
+    fleet = Supervisor(desks, runtime.journal, listener=runtime.listener)
     serving = asyncio.get_running_loop().create_task(_serve(fleet, stop), name="inbox")
     try:
         yield inbox

@@ -29,7 +29,7 @@ from molecule_connect.platform import endpoints
 from molecule_connect.platform.client import AsyncPlatformClient
 from molecule_connect.platform.messages import question_envelope
 from molecule_connect.platform.workspace_client import WorkspaceClient
-from molecule_connect.runtime import Ground, connection_of, notice
+from molecule_connect.runtime import Notices, Runtime
 from molecule_connect.worker.lease import Holder, holder
 from molecule_connect.worker.status import SavedStatus, read_status
 from molecule_connect.worker.uploads import Attachments
@@ -54,7 +54,7 @@ class InboxDesk:
     """
 
     def __init__(
-        self, settings: WorkspaceSettings, client: AsyncPlatformClient, ground: Ground, *, presence: bool
+        self, settings: WorkspaceSettings, client: AsyncPlatformClient, runtime: Runtime, *, presence: bool
     ) -> None:
         self.workspace_id = settings.workspace_id
         self.client = client
@@ -63,14 +63,14 @@ class InboxDesk:
         self._began = asyncio.get_running_loop().time()
         # Registering goes on beside the reader, for as long as it takes.
         self._settings = attrs.evolve(settings, patient=True, backend="inbox")
-        self._ground = attrs.evolve(ground, listener=self._tell)
-        self._listener = ground.listener
+        self._runtime = attrs.evolve(runtime, listener=self._tell)
+        self._listener = runtime.listener
         self._presence = presence
-        self._store = InboxStore(ground.journal)
-        self._platform = WorkspaceClient(client, say=notice(settings.workspace_id, ground.listener))
+        self._store = InboxStore(runtime.journal)
+        self._platform = WorkspaceClient(client, say=Notices(settings.workspace_id, runtime.listener))
         self._attachments = Attachments(
             self._platform,
-            FileJournal(ground.journal, self.workspace_id, files_folder(ground.state_dir, self.workspace_id)),
+            FileJournal(runtime.journal, self.workspace_id, files_folder(runtime.state_dir, self.workspace_id)),
             send_print=lambda entry, answer: None,
             now=self._now,
         )
@@ -89,7 +89,7 @@ class InboxDesk:
         """
         lost: list[StateLostError] = []
         try:
-            with self._ground.journal.watched(lost.append):
+            with self._runtime.journal.watched(lost.append):
                 while not stop.is_set():
                     if await self._serve(stop):
                         return
@@ -109,15 +109,14 @@ class InboxDesk:
 
     async def _serve(self, stop: asyncio.Event) -> bool:
         """False: another process has the workspace."""
-        if holder(self._ground.state_dir, self.workspace_id) is not None:
+        if holder(self._runtime.state_dir, self.workspace_id) is not None:
             return False
         self._failure = ""
         # A reader is told at once that the token is refused, and may be the one who can replace it.
-        self._connection = connection_of(
+        self._connection = self._runtime.worker(
             self._settings,
             self.client,
-            self._ground,
-            handler=None,
+            None,
             presence=self._presence,
             retries_refusals=False,
             asked_at=self._began,
@@ -163,7 +162,7 @@ class InboxDesk:
         """Why nothing arrives or is sent; empty while all is well."""
         if self._connection is not None:
             return _words(self._troubles)
-        folder = self._ground.state_dir
+        folder = self._runtime.state_dir
         found = holder(folder, self.workspace_id)
         if found is None:
             return self._failure
