@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from molecule_connect.journal.inbox import InboxMessage
     from molecule_connect.models import (
         DataPart,
+        FeedPosition,
         FilePart,
         Part,
         Progress,
@@ -49,11 +50,12 @@ if TYPE_CHECKING:
     from molecule_connect.plugins.option_types import Duration
     from molecule_connect.plugins.options import BackendConfig, options
     from molecule_connect.plugins.prompts import disarm_tags
+    from molecule_connect.worker.feed import FeedPage, FeedReader
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "models": ("DataPart", "FilePart", "Part", "Progress", "Request", "Response", "TextPart", "Usage"),
+    "models": ("DataPart", "FeedPosition", "FilePart", "Part", "Progress", "Request", "Response", "TextPart", "Usage"),
     "errors": (
         "ArchiveError",
         "ArgumentError",
@@ -87,6 +89,7 @@ _HOMES = {
     "plugins.options": ("BackendConfig", "options"),
     "plugins.prompts": ("disarm_tags",),
     "app": ("connect", "load_workspaces"),
+    "worker.feed": ("FeedPage", "FeedReader"),
     "config.settings": ("WorkspaceSettings",),
     # Modules that are public themselves.
     "": ("events",),
@@ -108,6 +111,9 @@ __all__ = [
     "CursorExpiredError",
     "DataPart",
     "Duration",
+    "FeedPage",
+    "FeedPosition",
+    "FeedReader",
     "FilePart",
     "Inbox",
     "InboxBackend",

@@ -291,6 +291,24 @@ class Page:
 
 
 @attrs.frozen(kw_only=True)
+class FeedPosition:
+    """How far a feed was read. Times are microseconds by the platform's clock.
+
+    Attributes:
+        watermark: The row that reads start after, old enough that nothing can still appear before it.
+        floor: Rows older than this are never read.
+        last_read: When the last whole read began.
+        ignores_since: The platform ignores ``since_id``.
+    """
+
+    watermark: str | None = None
+    watermark_time: int | None = None
+    floor: int | None = None
+    last_read: int | None = None
+    ignores_since: bool = False
+
+
+@attrs.frozen(kw_only=True)
 class Outgoing:
     """An answer on its way out.
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from molecule_connect.inbox import legacy_cursor
-from molecule_connect.journal.journal import Journal, Position
+from molecule_connect.journal.journal import Journal
+from molecule_connect.models import FeedPosition
 
 LONG, ALIKE = "12345678-aaaa", "12345678-bbbb"
 
@@ -29,7 +30,7 @@ async def test_a_position_is_taken_over_by_the_workspace_that_it_belongs_to(
     (folder / f"{legacy_cursor.NAME}{name}").write_text("row-7\n")
     taken = await legacy_cursor.take_over(journal, tmp_path, LONG, [tmp_path / "none", folder], others=others)
     assert taken == ("row-7" if is_its_own else None)
-    assert journal.of(LONG).position() == (Position(watermark="row-7") if is_its_own else Position())
+    assert journal.of(LONG).position() == (FeedPosition(watermark="row-7") if is_its_own else FeedPosition())
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"two\nlines", b"../../etc", b"x" * 200])
@@ -40,11 +41,11 @@ async def test_one_that_is_no_id_is_left_alone(journal: Journal, tmp_path: Path,
 
 async def test_a_journal_or_a_cursor_file_knows_better(journal: Journal, tmp_path: Path) -> None:
     (tmp_path / legacy_cursor.NAME).write_text("row-7")
-    await journal.of(LONG).set_position(Position(watermark="row-9"))
+    await journal.of(LONG).set_position(FeedPosition(watermark="row-9"))
     (tmp_path / f"{ALIKE}.json").write_text("{}")
     assert await legacy_cursor.take_over(journal, tmp_path, LONG, [tmp_path], others=()) is None
     assert await legacy_cursor.take_over(journal, tmp_path, ALIKE, [tmp_path], others=()) is None
-    assert journal.of(LONG).position() == Position(watermark="row-9")
+    assert journal.of(LONG).position() == FeedPosition(watermark="row-9")
 
 
 def test_it_is_looked_for_where_that_program_kept_it(tmp_path: Path) -> None:

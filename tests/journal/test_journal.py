@@ -9,10 +9,10 @@ import pytest
 from tests.worker.kit import EPOCH, WORKSPACE, Disk, inbound, open_journal, other_process
 
 from molecule_connect.errors import JournalError
-from molecule_connect.journal.journal import FILE_NAME, Journal, Position, WorkspaceJournal
+from molecule_connect.journal.journal import FILE_NAME, Journal, WorkspaceJournal
 from molecule_connect.journal.models import Conversation, State, StoredMessage, StoredReply
 from molecule_connect.journal.schema import TABLES, VERSION, open_file
-from molecule_connect.models import DataPart, FilePart, Inbound, Kind, TextPart
+from molecule_connect.models import DataPart, FeedPosition, FilePart, Inbound, Kind, TextPart
 
 NOW = round(EPOCH * 1e6)
 SECOND = 1_000_000
@@ -50,11 +50,13 @@ async def test_the_file_and_its_companions_are_their_owners_alone(journal: Journ
 async def test_what_was_stored_is_there_when_it_is_opened_again(tmp_path: Path) -> None:
     async with open_journal(tmp_path) as journal:
         await stored(journal, inbound("kept"))
-        await journal.of(WORKSPACE).set_position(Position(watermark="row-0", watermark_time=1, floor=2, last_read=3))
+        await journal.of(WORKSPACE).set_position(
+            FeedPosition(watermark="row-0", watermark_time=1, floor=2, last_read=3)
+        )
     async with open_journal(tmp_path) as journal:
         mine = journal.of(WORKSPACE)
         assert head(mine).text == "kept"
-        assert mine.position() == Position(watermark="row-0", watermark_time=1, floor=2, last_read=3)
+        assert mine.position() == FeedPosition(watermark="row-0", watermark_time=1, floor=2, last_read=3)
 
 
 async def test_a_journal_of_a_newer_release_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
@@ -146,7 +148,7 @@ async def test_a_commit_that_fails_fails_all_that_came_with_it_and_nothing_later
 async def test_a_write_that_is_itself_impossible_fails_alone(journal: Journal) -> None:
     mine = journal.of(WORKSPACE)
     good = mine.add([inbound(row_id="good")], now=NOW)
-    too_large = mine.set_position(Position(floor=1 << 70))
+    too_large = mine.set_position(FeedPosition(floor=1 << 70))
     forbidden = journal.writer.put(lambda db: db.execute("INSERT INTO told (workspace_id) VALUES (NULL)"))
     also_good = mine.add([inbound(row_id="also-good")], now=NOW)
     outcomes = await asyncio.gather(good, too_large, forbidden, also_good, return_exceptions=True)
@@ -220,7 +222,7 @@ async def test_data_that_is_nested_too_deeply_to_be_read_back_is_kept_as_text_an
 async def test_what_another_process_writes_is_noticed_and_what_we_write_is_not(journal: Journal) -> None:
     mine = await stored(journal, inbound())
     before = await journal.data_version()
-    await mine.set_position(Position(floor=1))
+    await mine.set_position(FeedPosition(floor=1))
     assert await journal.data_version() == before
     with other_process(journal.path) as other:
         other.execute("UPDATE message SET state='dead'")
@@ -302,7 +304,7 @@ async def test_an_id_is_forgotten_when_it_is_older_than_anchor_and_week(
 ) -> None:
     mine = await stored(journal, inbound())
     await finish(mine)
-    await mine.set_position(Position(watermark="x", watermark_time=NOW + 1 if anchored else NOW - 1))
+    await mine.set_position(FeedPosition(watermark="x", watermark_time=NOW + 1 if anchored else NOW - 1))
     await mine.prune(NOW + round(days * DAY * SECOND))
     assert mine.is_known("row-1") is stays
 
@@ -310,7 +312,7 @@ async def test_an_id_is_forgotten_when_it_is_older_than_anchor_and_week(
 async def test_dead_and_open_messages_are_never_pruned(journal: Journal) -> None:
     mine = await stored(journal, inbound(row_id="open"), inbound(row_id="dead", kind=Kind.UNREADABLE))
     await asyncio.sleep(30 * DAY)
-    await mine.set_position(Position(watermark="x", watermark_time=NOW + 1))
+    await mine.set_position(FeedPosition(watermark="x", watermark_time=NOW + 1))
     await mine.prune(NOW + 30 * DAY * SECOND)
     rows = journal.reader.execute("SELECT row_id, parts IS NULL, raw IS NULL FROM message ORDER BY row_id").fetchall()
     assert rows == [("dead", 0, 0), ("open", 0, 0)]

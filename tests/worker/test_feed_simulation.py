@@ -11,8 +11,7 @@ from tests.worker.kit import rows_after
 
 from molecule_connect.errors import PlatformError
 from molecule_connect.journal.first_start import Look
-from molecule_connect.journal.journal import Position
-from molecule_connect.models import Inbound, Kind, Page, RowMark
+from molecule_connect.models import FeedPosition, Inbound, Kind, Page, RowMark
 from molecule_connect.worker.clock import Clock
 from molecule_connect.worker.feed import FeedPage, FeedReader
 
@@ -98,16 +97,16 @@ class World:
 class Memory:
     """What the journal would hold; it survives a kill. ``writes_left`` is when the next one comes."""
 
-    where: Position = attrs.field(factory=Position)
+    where: FeedPosition = attrs.field(factory=FeedPosition)
     rows: dict[str, Inbound] = attrs.field(factory=dict)
     received: list[str] = attrs.field(factory=list)
     writes_left: int | None = None
     after_the_write: bool = False
 
-    def position(self) -> Position:
+    def position(self) -> FeedPosition:
         return self.where
 
-    async def set_position(self, position: Position) -> None:
+    async def set_position(self, position: FeedPosition) -> None:
         def act() -> None:
             self.where = position
 

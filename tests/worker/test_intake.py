@@ -23,8 +23,8 @@ from molecule_connect.errors import (
     TransientPlatformError,
     WorkspaceDeletedError,
 )
-from molecule_connect.journal.journal import Journal, Position
-from molecule_connect.models import Kind, Page, Progress, Request, Response, Signal, WorkspaceStatus
+from molecule_connect.journal.journal import Journal
+from molecule_connect.models import FeedPosition, Kind, Page, Progress, Request, Response, Signal, WorkspaceStatus
 
 SECOND = 1_000_000
 
@@ -441,7 +441,7 @@ async def test_first_start_continues_after_a_kill(journal: Journal) -> None:
     platform = FakePlatform()
     write_failover(platform)
     mine, newest = journal.of(WORKSPACE), [row.item for row in platform.rows[-15:]]
-    await mine.set_position(Position(floor=(newest[0].time or 0) - 7200 * 1_000_000))
+    await mine.set_position(FeedPosition(floor=(newest[0].time or 0) - 7200 * 1_000_000))
     await mine.add(newest, now=newest[-1].time or 0)
     async with Serving(platform, journal, since_secs=7200.0):
         await platform.until(lambda: len(platform.sent) == 20)

@@ -5,8 +5,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from molecule_connect.config.state_dir import state_file
-from molecule_connect.journal.journal import Journal, Position
-from molecule_connect.models import canonical_id
+from molecule_connect.journal.journal import Journal
+from molecule_connect.models import FeedPosition, canonical_id
 
 NAME = ".mcp_inbox_cursor"
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
@@ -28,7 +28,7 @@ async def take_over(
             one that names the beginning of an id is not its own where that is the beginning of another's too.
     """
     mine = journal.of(workspace_id)
-    if mine.position() != Position() or state_file(state_dir, workspace_id, ".json").exists():
+    if mine.position() != FeedPosition() or state_file(state_dir, workspace_id, ".json").exists():
         return None
     suffixes = [f"_{workspace_id}"]
     if not any(other.startswith(workspace_id[:8]) for other in others):
@@ -44,6 +44,6 @@ async def take_over(
         except (OSError, ValueError):
             continue
         if _ID.match(cursor):
-            await mine.set_position(Position(watermark=cursor))
+            await mine.set_position(FeedPosition(watermark=cursor))
             return cursor
     return None

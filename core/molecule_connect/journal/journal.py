@@ -12,8 +12,6 @@ from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-import attrs
-
 from molecule_connect.errors import StateLostError
 from molecule_connect.executors import PatientExecutor
 from molecule_connect.files import identity, is_at, make_folder
@@ -24,7 +22,7 @@ from molecule_connect.journal.incoming import Stored
 from molecule_connect.journal.models import State, StoredMessage, StoredReply, plain, plain_or_none
 from molecule_connect.journal.schema import open_file, open_reader
 from molecule_connect.journal.writer import Operation, Writer
-from molecule_connect.models import Inbound, Kind
+from molecule_connect.models import FeedPosition, Inbound, Kind
 
 T = TypeVar("T")
 
@@ -34,23 +32,6 @@ RETRY = 5.0
 BODY_AGE = 24 * 3600.0
 ROW_AGE = 7 * 24 * 3600 * 1_000_000
 _log = logging.getLogger(__name__)
-
-
-@attrs.frozen(kw_only=True)
-class Position:
-    """Where reading stands. Times are microseconds by the platform's clock.
-
-    Attributes:
-        floor: Rows older than this are not ours to read.
-        last_read: When the last whole read began.
-        ignores_since: The platform was seen to ignore ``since_id``.
-    """
-
-    watermark: str | None = None
-    watermark_time: int | None = None
-    floor: int | None = None
-    last_read: int | None = None
-    ignores_since: bool = False
 
 
 class Journal:
@@ -230,16 +211,16 @@ class WorkspaceJournal(ConversationReads):
 
     # Reading
 
-    def position(self) -> Position:
+    def position(self) -> FeedPosition:
         """Where reading stands."""
         row = self._one("SELECT * FROM workspace WHERE workspace_id=?", self.workspace_id)
         if row is None:
-            return Position()
-        return Position(
+            return FeedPosition()
+        return FeedPosition(
             watermark=row[1], watermark_time=row[2], floor=row[3], last_read=row[4], ignores_since=bool(row[5])
         )
 
-    async def set_position(self, position: Position) -> None:
+    async def set_position(self, position: FeedPosition) -> None:
         """Write down where reading stands."""
         values = (
             *(self.workspace_id, position.watermark, position.watermark_time, position.floor),

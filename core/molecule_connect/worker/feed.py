@@ -8,8 +8,7 @@ import attrs
 
 from molecule_connect.errors import CursorExpiredError, PageTooLargeError, PermanentPlatformError
 from molecule_connect.journal.first_start import Look
-from molecule_connect.journal.journal import Position
-from molecule_connect.models import Inbound, Page, RowMark
+from molecule_connect.models import FeedPosition, Inbound, Page, RowMark
 from molecule_connect.worker.clock import Clock
 from molecule_connect.worker.ports import Feed
 from molecule_connect.worker.sweeps import (
@@ -39,11 +38,11 @@ LEAST_AFTER_CURSOR = 600 * SECOND
 class FeedStore(Protocol):
     """Where a reader's rows are stored, and the position that it reached."""
 
-    def position(self) -> Position:
+    def position(self) -> FeedPosition:
         """The position of the last ``set_position``."""
         ...
 
-    async def set_position(self, position: Position) -> None:
+    async def set_position(self, position: FeedPosition) -> None:
         """Store the position."""
         ...
 
@@ -59,11 +58,14 @@ class FeedStore(Protocol):
         """The number of stored rows newer than *time* (µs), counted up to *most*, and their characters."""
         ...
 
-    async def close_answered(self, older: Sequence[Inbound]) -> Look:
+    async def close_answered(self, older: Sequence[Inbound]) -> Look | None:
         """At the end of a first start: finish the messages that were answered before it.
 
         Args:
             older: The rows that the first start skips.
+
+        Returns:
+            The counts to report; None if the store has no replies.
         """
         ...
 
@@ -114,7 +116,8 @@ class FeedReader:
     it only with ``tests/worker/test_feed_simulation.py``.
 
     Args:
-        since_secs: How far a first start looks back, in seconds before the clock's start.
+        clock: Its start is the time that *since_secs* counts back from; by default, now.
+        since_secs: How far a first start looks back, in seconds.
         limit: Rows per request.
 
     Attributes:
@@ -126,7 +129,7 @@ class FeedReader:
         feed: Feed,
         store: FeedStore,
         status: Notices,
-        clock: Clock,
+        clock: Clock | None = None,
         *,
         since_secs: float,
         limit: int = LIMIT,
@@ -134,7 +137,7 @@ class FeedReader:
         self._feed = feed
         self._store = store
         self._status = status
-        self._clock = clock
+        self._clock = clock or Clock(feed)
         self._since = round(since_secs * SECOND)
         self._limit = self._usual_limit = limit
         self._tip: RowMark | None = None
@@ -194,7 +197,7 @@ class FeedReader:
             return self._back(position)
         return Forward(after=position.watermark, span=Span())
 
-    def _back(self, position: Position) -> Backward:
+    def _back(self, position: FeedPosition) -> Backward:
         # A first start can be cut short: its rows below the floor are collected until one has ended.
         is_first = position.last_read is None
         can_reach = self._has_no_gap and not is_first
@@ -327,7 +330,7 @@ class FeedReader:
         sweep.floor = self._floor(position)
         await self._store.set_position(attrs.evolve(position, watermark=None, watermark_time=None, floor=sweep.floor))
 
-    def _floor(self, position: Position) -> int:
+    def _floor(self, position: FeedPosition) -> int:
         """How far back, in microseconds, a read without a watermark goes."""
         if position.floor is None:
             return self._clock.now() - self._since - round(self._clock.elapsed() * SECOND)
@@ -348,7 +351,7 @@ class FeedReader:
 
     async def _finish_back(self, sweep: Backward) -> None:
         if sweep.is_first:
-            self._report_first_start(await self._store.close_answered(sweep.skipped), sweep)
+            self._report_first_start(await self._store.close_answered(sweep.skipped) or Look(), sweep)
         self._has_no_gap = True
         was_empty, self._was_empty = self._was_empty, not sweep.span.marks
         if was_empty and sweep.older and not sweep.is_first and sweep.uses_since:

@@ -10,9 +10,8 @@ it only with ``tests/worker/test_feed_simulation.py`` and ``plugins/agent/tests/
 
 import attrs
 
-from molecule_connect.journal.journal import Position
 from molecule_connect.journal.transitions import LATENESS
-from molecule_connect.models import Page, RowMark
+from molecule_connect.models import FeedPosition, Page, RowMark
 
 SECOND = 1_000_000
 # Rows that are asked for at once.
@@ -63,12 +62,14 @@ def step_back(page: Page, before: int | None, *, floor: int) -> int | None:
     return edge + 1 if before is None or edge + 1 < before else edge
 
 
-def look_back(position: Position, floor: int, *, ahead: int) -> int:
+def look_back(position: FeedPosition, floor: int, *, ahead: int) -> int:
     """How far back a read without a watermark goes, never below the *floor*."""
     return max(floor, (position.last_read or 0) - LATENESS - ahead)
 
 
-def settled(position: Position, span: Span, *, began: int, ahead: int, since: int, floor: int | None) -> Position:
+def settled(
+    position: FeedPosition, span: Span, *, began: int, ahead: int, since: int, floor: int | None
+) -> FeedPosition:
     """Where reading stands after a whole read: the watermark only ever moves forward.
 
     Args:

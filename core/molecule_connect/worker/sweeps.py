@@ -4,9 +4,8 @@ from typing import Any, ClassVar, TypeAlias
 
 import attrs
 
-from molecule_connect.journal.journal import Position
 from molecule_connect.journal.transitions import LATENESS
-from molecule_connect.models import Inbound, Page, RowMark
+from molecule_connect.models import FeedPosition, Inbound, Page, RowMark
 
 SECOND = 1_000_000
 # Rows per request.
@@ -136,12 +135,14 @@ class Backward:
 Sweep: TypeAlias = Forward | Backward
 
 
-def look_back(position: Position, floor: int, *, ahead: int) -> int:
+def look_back(position: FeedPosition, floor: int, *, ahead: int) -> int:
     """The oldest time that a read without a watermark must cover, never below *floor*."""
     return max(floor, (position.last_read or 0) - LATENESS - ahead)
 
 
-def settled(position: Position, span: Span, *, began: int, ahead: int, since: int, floor: int | None) -> Position:
+def settled(
+    position: FeedPosition, span: Span, *, began: int, ahead: int, since: int, floor: int | None
+) -> FeedPosition:
     """The position after a whole read. The watermark only moves forward.
 
     Args:

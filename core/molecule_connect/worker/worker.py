@@ -22,9 +22,9 @@ from molecule_connect.errors import (
 )
 from molecule_connect.journal.inbox import InboxStore
 from molecule_connect.journal.incoming import Stored
-from molecule_connect.journal.journal import Journal, Position
+from molecule_connect.journal.journal import Journal
 from molecule_connect.journal.models import Conversation
-from molecule_connect.models import FilePart, Handler, Signal
+from molecule_connect.models import FeedPosition, FilePart, Handler, Signal
 from molecule_connect.worker.assembly import Answering, Surroundings
 from molecule_connect.worker.clock import Clock
 from molecule_connect.worker.cursor import CursorFile
@@ -229,8 +229,8 @@ class Worker:
         cursor, warning = self._cursor.load()
         if warning:
             self._status.notice(warning)
-        if cursor is not None and self._journal.position() == Position():
-            await self._journal.set_position(Position(watermark=cursor))
+        if cursor is not None and self._journal.position() == FeedPosition():
+            await self._journal.set_position(FeedPosition(watermark=cursor))
 
     async def _register(self, stop: asyncio.Event) -> bool:
         """False: stopped meanwhile."""

@@ -7,8 +7,7 @@ from collections.abc import Callable
 import attrs
 
 from molecule_connect.errors import AuthError, CursorExpiredError, PageTooLargeError, TransientPlatformError
-from molecule_connect.journal.journal import Position
-from molecule_connect.models import Inbound, Kind, Page
+from molecule_connect.models import FeedPosition, Inbound, Kind, Page
 from molecule_connect.platform import endpoints
 from molecule_connect.platform.clock import SECOND_US, PlatformClock
 from molecule_connect.platform.endpoints import Reply
@@ -54,7 +53,7 @@ class ActivityFeed:
         self._is_removed = is_removed
         self._attributed = attributed
         self._limit = self._usual_limit = limit
-        self._position = Position()
+        self._position = FeedPosition()
         self._ahead = MOST_AHEAD
         self._given: dict[str, int | None] = {}
         self._span = Span()
