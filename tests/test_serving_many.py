@@ -155,7 +155,7 @@ def fleets(draw: st.DrawFn) -> list[Tenant]:
 
 @hypothesis_settings(max_examples=12)
 @given(fleets())
-async def test_token_id_origin_and_organisation_of_every_request_belong_together(tenants: list[Tenant]) -> None:
+async def test_requests_use_their_own_workspaces_credentials(tenants: list[Tenant]) -> None:
     platforms = Platforms(tenants)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -200,7 +200,7 @@ def tenant(number: int) -> Tenant:
     return Tenant(number, ORIGINS[0], None, "given")
 
 
-async def test_a_new_list_tells_what_is_new_changed_gone_and_the_same(tmp_path: Path) -> None:
+async def test_plan_names_new_changed_gone_and_same(tmp_path: Path) -> None:
     async with running(tmp_path, *map(tenant, range(3))) as (deployment, platforms):
         zero, one = (attrs.evolve(tenant(n).settings(tmp_path), once=False, backend="mock") for n in range(2))
         three = tenant(3)
@@ -216,7 +216,7 @@ async def test_a_new_list_tells_what_is_new_changed_gone_and_the_same(tmp_path: 
     assert platforms.mixed == []
 
 
-async def test_a_new_list_that_cannot_be_served_is_told_in_full_and_changes_nothing(tmp_path: Path) -> None:
+async def test_invalid_list_reports_all_faults(tmp_path: Path) -> None:
     async with running(tmp_path, tenant(0)) as (deployment, _):
         old = attrs.evolve(tenant(0).settings(tmp_path), once=False)
         wrong = attrs.evolve(old, backend="mock", options={"rply": "x"}, strict=True)
@@ -228,7 +228,7 @@ async def test_a_new_list_that_cannot_be_served_is_told_in_full_and_changes_noth
     assert second == "workspace ws-1: backend Parrot: no login"
 
 
-async def test_a_lenient_list_drains_and_starts_nothing_for_a_refused_block(tmp_path: Path) -> None:
+async def test_lenient_plan_keeps_refused_workspaces(tmp_path: Path) -> None:
     async with running(tmp_path, *map(tenant, range(3)), strict=False) as (deployment, _):
         zero, one = (attrs.evolve(tenant(n).settings(tmp_path), once=False) for n in range(2))
         unready = attrs.evolve(one, backend=Parrot("no login"), entry=2)
@@ -245,7 +245,7 @@ async def test_a_lenient_list_drains_and_starts_nothing_for_a_refused_block(tmp_
         assert (plan.changed, plan.kept) == (("ws-0",), ())
 
 
-async def test_a_block_that_stays_refused_is_reported_once_and_then_served(tmp_path: Path) -> None:
+async def test_refused_block_is_reported_once_then_served(tmp_path: Path) -> None:
     told: list[events.Event] = []
     async with running(tmp_path, tenant(0), strict=False, listener=told.append) as (deployment, platforms):
         one = tenant(1)
@@ -279,9 +279,7 @@ def replaceable(tmp_path: Path) -> Path:
     return folder
 
 
-async def test_in_a_folder_that_others_can_replace_only_strict_blocks_are_refused(
-    replaceable: Path, tmp_path: Path
-) -> None:
+async def test_unsafe_folder_refuses_only_strict_blocks(replaceable: Path, tmp_path: Path) -> None:
     settings = [
         attrs.evolve(tenant(number).settings(tmp_path), strict=number == 1, entry=number) for number in range(2)
     ]
@@ -294,7 +292,7 @@ async def test_in_a_folder_that_others_can_replace_only_strict_blocks_are_refuse
     assert refused.lines[0].startswith(f"workspace 1 (ws-1): others can write to {tmp_path}")
 
 
-async def test_of_several_every_one_that_cannot_be_served_is_told_before_any_request(tmp_path: Path) -> None:
+async def test_reports_all_failed_workspaces_before_any_request(tmp_path: Path) -> None:
     platforms = Platforms([])
     settings = [
         attrs.evolve(tenant(number).settings(tmp_path), backend=backend)
@@ -311,7 +309,7 @@ async def test_of_several_every_one_that_cannot_be_served_is_told_before_any_req
     assert platforms.requests == 0
 
 
-async def test_of_one_it_is_told_as_it_is(tmp_path: Path) -> None:
+async def test_reports_the_error_of_a_single_workspace(tmp_path: Path) -> None:
     settings = attrs.evolve(tenant(0).settings(tmp_path), backend=Parrot("no login"))
     with pytest.raises(ConfigError, match="the backend is not ready: backend Parrot: no login"):
         await serve([settings], state_dir=tmp_path, listener=events.ignore, stop=asyncio.Event())

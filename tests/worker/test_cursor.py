@@ -25,21 +25,21 @@ def file(tmp_path: Path) -> CursorFile:
     return CursorFile(tmp_path, WORKSPACE)
 
 
-def test_what_is_written_is_read_again_and_is_its_owners_alone(file: CursorFile) -> None:
+def test_round_trip_in_a_private_file(file: CursorFile) -> None:
     assert file.save("row-1")
     assert file.path.stat().st_mode & 0o777 == 0o600
     assert CursorFile(file.folder, WORKSPACE).load() == ("row-1", "")
     assert json.loads(file.path.read_text()) == {"workspace_id": WORKSPACE, "last_since_id": "row-1"}
 
 
-def test_what_other_programs_keep_in_it_stays(file: CursorFile) -> None:
+def test_keeps_other_programs_members(file: CursorFile) -> None:
     file.path.write_text('{"workspace_id": "ws-1", "last_since_id": "a", "theirs": {"deep": [1]}}')
     assert file.load() == ("a", "")
     assert file.save("b")
     assert content(file.folder) == {"workspace_id": "ws-1", "last_since_id": "b", "theirs": {"deep": [1]}}
 
 
-def test_nothing_is_written_when_nothing_is_new(file: CursorFile) -> None:
+def test_writes_only_a_new_cursor(file: CursorFile) -> None:
     assert not file.save(None)
     assert not file.save("")
     assert not file.path.exists()
@@ -54,7 +54,7 @@ def test_nothing_is_written_when_nothing_is_new(file: CursorFile) -> None:
         *(b'{"last_since_id": false}', b'{"last_since_id": 0}', b'{"last_since_id": "no id"}', b"[" * 100_000),
     ],
 )
-def test_one_that_makes_no_sense_is_moved_aside_with_a_word(file: CursorFile, junk: bytes) -> None:
+def test_renames_an_invalid_file_with_a_warning(file: CursorFile, junk: bytes) -> None:
     file.path.write_bytes(junk)
     cursor, warning = file.load()
     assert cursor is None
@@ -70,13 +70,13 @@ def test_an_empty_cursor_is_none(file: CursorFile, value: str) -> None:
     assert file.load() == (None, "")
 
 
-def test_ids_that_begin_alike_have_files_of_their_own(tmp_path: Path) -> None:
+def test_similar_ids_have_separate_files(tmp_path: Path) -> None:
     for end in ("1", "2"):
         CursorFile(tmp_path, f"6f1c2b1e-8a44-{end}").save(end)
     assert [CursorFile(tmp_path, f"6f1c2b1e-8a44-{end}").load()[0] for end in ("1", "2")] == ["1", "2"]
 
 
-def test_a_folder_that_cannot_be_written_leaves_the_old_file_and_nothing_beside_it(file: CursorFile) -> None:
+def test_failed_write_keeps_the_old_file(file: CursorFile) -> None:
     file.save("a")
     file.path.unlink()
     file.path.mkdir()
@@ -89,7 +89,7 @@ def test_a_folder_that_cannot_be_written_leaves_the_old_file_and_nothing_beside_
 # A whole connection
 
 
-async def test_a_first_start_goes_on_where_another_program_ended(journal: Journal) -> None:
+async def test_first_start_continues_after_another_program(journal: Journal) -> None:
     platform = FakePlatform()
     for number in range(5):
         platform.write(f"{number}", row_id=f"row-{number}", caller="peer", age=1000 - number)
@@ -101,7 +101,7 @@ async def test_a_first_start_goes_on_where_another_program_ended(journal: Journa
     assert platform.fetches[0]["since_id"] == "row-2"
 
 
-async def test_a_cursor_that_the_platform_forgot_leads_to_the_usual_look_back(journal: Journal) -> None:
+async def test_expired_cursor_falls_back_to_since_secs(journal: Journal) -> None:
     platform = FakePlatform()
     platform.write("old", caller="peer", age=1000)
     platform.write("new", caller="peer", age=5)
@@ -111,7 +111,7 @@ async def test_a_cursor_that_the_platform_forgot_leads_to_the_usual_look_back(jo
     assert platform.answers() == ["echo: new"]
 
 
-async def test_with_a_journal_the_file_is_only_written(journal: Journal) -> None:
+async def test_file_is_ignored_beside_a_journal(journal: Journal) -> None:
     platform = FakePlatform()
     platform.write("one", row_id="one", caller="peer", age=5)
     async with Serving(platform, journal):
@@ -124,7 +124,7 @@ async def test_with_a_journal_the_file_is_only_written(journal: Journal) -> None
     assert content(journal.path.parent)["last_since_id"] == "two"
 
 
-async def test_one_that_makes_no_sense_costs_one_warning_and_no_message(journal: Journal) -> None:
+async def test_invalid_file_costs_no_message(journal: Journal) -> None:
     platform = FakePlatform()
     platform.write("one", row_id="one", caller="peer", age=5)
     async with Serving(platform, journal):
@@ -138,7 +138,7 @@ async def test_one_that_makes_no_sense_costs_one_warning_and_no_message(journal:
     assert content(journal.path.parent)["last_since_id"] == "two"
 
 
-async def test_it_stays_before_a_message_that_is_not_over(journal: Journal) -> None:
+async def test_stays_before_an_unfinished_message(journal: Journal) -> None:
     release = asyncio.Event()
 
     async def handler(request: Request, progress: Progress) -> Response:
@@ -159,7 +159,7 @@ async def test_it_stays_before_a_message_that_is_not_over(journal: Journal) -> N
         assert content(journal.path.parent)["last_since_id"] == "last"
 
 
-async def test_a_file_that_cannot_be_written_is_told_and_stops_nothing(journal: Journal) -> None:
+async def test_failed_write_is_reported_and_stops_nothing(journal: Journal) -> None:
     platform = FakePlatform()
     platform.write("one", caller="peer")
     in_the_way = journal.path.parent / "ws-1.json"
@@ -177,7 +177,7 @@ async def test_a_file_that_cannot_be_written_is_told_and_stops_nothing(journal: 
 
 
 @pytest.mark.parametrize("since_secs", [0.0, 30.0, 3600.0])
-async def test_a_cursor_whose_row_is_gone_looks_back_ten_minutes_at_least(journal: Journal, since_secs: float) -> None:
+async def test_deleted_row_looks_back_ten_minutes(journal: Journal, since_secs: float) -> None:
     (journal.path.parent / f"{WORKSPACE}.json").write_text('{"last_since_id": "a-row-that-was-deleted"}')
     platform = FakePlatform()
     for age in (3000, 700, 590, 100):

@@ -36,7 +36,7 @@ def gaps(times: list[float]) -> list[float]:
 # Time
 
 
-async def test_a_failed_beat_is_tried_again_after_one_two_and_four_seconds(journal: Journal) -> None:
+async def test_retries_after_one_two_and_four_seconds(journal: Journal) -> None:
     tries: list[float] = []
 
     class Registry(FakePlatform):
@@ -54,7 +54,7 @@ async def test_a_failed_beat_is_tried_again_after_one_two_and_four_seconds(journ
     assert [event.part for event in serving.events.of(events.Recovered)] == ["heartbeat"]
 
 
-async def test_beats_go_on_during_an_answer_of_forty_minutes_and_say_what_is_done(journal: Journal) -> None:
+async def test_continues_during_a_long_attempt(journal: Journal) -> None:
     async def slow(request: Request, progress: Progress) -> Response:
         for minute in range(40):
             progress(f"minute {minute}")
@@ -75,7 +75,7 @@ async def test_beats_go_on_during_an_answer_of_forty_minutes_and_say_what_is_don
         assert platform.beats[-1].active_tasks == 0
 
 
-async def test_a_read_or_a_send_that_hangs_does_not_stop_the_beats(journal: Journal) -> None:
+async def test_continues_while_reads_and_sends_hang(journal: Journal) -> None:
     platform = FakePlatform(fetch_delay=100.0, send_delay=100.0)
     platform.write("hi")
     async with Serving(platform, journal):
@@ -83,7 +83,7 @@ async def test_a_read_or_a_send_that_hangs_does_not_stop_the_beats(journal: Jour
         assert max(gaps(platform.beat_times)) <= 30.01
 
 
-async def test_a_machine_that_slept_beats_reads_and_reopens_once(journal: Journal) -> None:
+async def test_acts_once_after_the_machine_slept(journal: Journal) -> None:
     platform = FakePlatform(has_stream=True)
     async with Serving(platform, journal) as serving:
         await platform.until(lambda: bool(serving.events.of(events.Listening)))
@@ -112,7 +112,7 @@ class Limited(Unlimited):
         return True
 
 
-async def test_a_rate_limit_leaves_the_regular_beats_alone(journal: Journal) -> None:
+async def test_rate_limit_leaves_regular_heartbeats_alone(journal: Journal) -> None:
     platform = FakePlatform(has_stream=True)
     async with Serving(platform, journal, pace=Limited()):
         await asyncio.sleep(45)
@@ -122,7 +122,7 @@ async def test_a_rate_limit_leaves_the_regular_beats_alone(journal: Journal) -> 
         assert gaps(platform.beat_times) == pytest.approx([30] * 8)
 
 
-async def test_a_read_that_waits_for_its_turn_is_no_trouble(journal: Journal) -> None:
+async def test_queued_read_is_not_a_problem(journal: Journal) -> None:
     pace, platform = Limited(), FakePlatform()
     async with Serving(platform, journal, pace=pace) as serving:
         await asyncio.sleep(31)
@@ -133,7 +133,7 @@ async def test_a_read_that_waits_for_its_turn_is_no_trouble(journal: Journal) ->
         await platform.until(lambda: "a page of the feed" in platform.beats[-1].wedged, 60)
 
 
-async def test_a_longer_interval_applies_after_the_next_heartbeat(journal: Journal) -> None:
+async def test_longer_interval_applies_after_the_next_heartbeat(journal: Journal) -> None:
     pace, platform = Limited(), FakePlatform()
     async with Serving(platform, journal, pace=pace):
         await asyncio.sleep(31)
@@ -146,7 +146,7 @@ async def test_a_longer_interval_applies_after_the_next_heartbeat(journal: Journ
 
 
 @pytest.mark.parametrize("status", [400, 403, 404])
-async def test_beats_go_on_after_a_refusal_in_the_platforms_words(journal: Journal, status: int) -> None:
+async def test_continues_after_a_refusal(journal: Journal, status: int) -> None:
     platform = FakePlatform(fail_beat=[refused(status)] * 5)
     async with Serving(platform, journal) as serving:
         await platform.until(lambda: bool(platform.beats), 90)
@@ -156,7 +156,7 @@ async def test_beats_go_on_after_a_refusal_in_the_platforms_words(journal: Journ
         assert [event.part for event in serving.events.of(events.Recovered)] == ["heartbeat"]
 
 
-async def test_a_refused_token_does_not_end_the_heartbeat(journal: Journal) -> None:
+async def test_continues_after_a_refused_token(journal: Journal) -> None:
     error = AuthError("heartbeat: 401", operation="heartbeat", status=401, body="")
     platform = FakePlatform(fail_beat=[error] * 5)
     async with Serving(platform, journal):
@@ -164,7 +164,7 @@ async def test_a_refused_token_does_not_end_the_heartbeat(journal: Journal) -> N
         assert len(platform.beats) > 1
 
 
-async def test_beats_and_reads_fail_independently_and_both_are_shown(journal: Journal) -> None:
+async def test_fails_independently_of_reads(journal: Journal) -> None:
     platform = FakePlatform(fail_beat=[UNAVAILABLE] * 50, fail_fetch=[UNAVAILABLE] * 50)
     async with Serving(platform, journal) as serving:
         await asyncio.sleep(20)
@@ -178,7 +178,7 @@ async def test_beats_and_reads_fail_independently_and_both_are_shown(journal: Jo
 # Wedged
 
 
-async def test_an_intake_that_is_broken_shows_in_the_beat_at_once_and_no_longer_than_it_lasts(journal: Journal) -> None:
+async def test_broken_intake_shows_while_it_lasts(journal: Journal) -> None:
     platform = FakePlatform()
     async with Serving(platform, journal):
         await asyncio.sleep(31)
@@ -195,7 +195,7 @@ async def test_an_intake_that_is_broken_shows_in_the_beat_at_once_and_no_longer_
         assert platform.beat_times[-1] - platform.fetches[-1]["at"] < 1
 
 
-async def test_a_read_that_hangs_until_it_fails_shows_within_the_minute_that_the_platform_waits(
+async def test_timed_out_read_shows_within_35_seconds(
     journal: Journal,
 ) -> None:
     timeout = TransientPlatformError("activity: no answer", operation="activity", outcome=Outcome.WRITTEN)
@@ -209,7 +209,7 @@ async def test_a_read_that_hangs_until_it_fails_shows_within_the_minute_that_the
         await platform.until(lambda: "no answer" in platform.beats[-1].wedged, 60)
 
 
-async def test_a_read_that_neither_fails_nor_ends_shows_within_half_a_minute_and_no_longer(journal: Journal) -> None:
+async def test_endless_read_shows_within_half_a_minute(journal: Journal) -> None:
     platform = FakePlatform()
     async with Serving(platform, journal):
         await asyncio.sleep(31)
@@ -224,7 +224,7 @@ async def test_a_read_that_neither_fails_nor_ends_shows_within_half_a_minute_and
         assert platform.beats[-1].wedged == ""
 
 
-async def test_one_read_that_is_refused_for_long_shows_at_once(journal: Journal) -> None:
+async def test_long_retry_after_shows_at_once(journal: Journal) -> None:
     refused = TransientPlatformError("activity: 429", operation="activity", status=429, retry_after=100_000.0)
     platform = FakePlatform()
     async with Serving(platform, journal):
@@ -233,7 +233,7 @@ async def test_one_read_that_is_refused_for_long_shows_at_once(journal: Journal)
         await platform.until(lambda: platform.beats[-1].wedged == "intake: activity: 429", 6)
 
 
-async def test_one_failed_read_is_no_wedge(journal: Journal) -> None:
+async def test_single_failed_read_does_not_show(journal: Journal) -> None:
     platform = FakePlatform()
     async with Serving(platform, journal):
         await asyncio.sleep(29.5)
@@ -242,7 +242,7 @@ async def test_one_failed_read_is_no_wedge(journal: Journal) -> None:
         assert {beat.wedged for beat in platform.beats} == {""}
 
 
-async def test_a_backend_that_is_out_is_wedged_until_it_answers(journal: Journal) -> None:
+async def test_failing_backend_shows_until_it_answers(journal: Journal) -> None:
     broken = True
 
     async def handler(request: Request, progress: Progress) -> Response:
@@ -259,7 +259,7 @@ async def test_a_backend_that_is_out_is_wedged_until_it_answers(journal: Journal
         assert platform.beats[-1].wedged == ""
 
 
-async def test_wellness_is_never_claimed_in_words(journal: Journal) -> None:
+async def test_wedged_is_empty_while_all_is_well(journal: Journal) -> None:
     platform = FakePlatform()
     async with Serving(platform, journal):
         await asyncio.sleep(100)

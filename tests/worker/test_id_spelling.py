@@ -41,7 +41,7 @@ async def test_both_spellings_share_one_lease(journal: Journal) -> None:
     assert isinstance(second.error, LeaseError)
 
 
-async def test_answers_nothing_again_after_an_earlier_release_in_capitals(journal: Journal) -> None:
+async def test_answers_nothing_twice_after_a_legacy_release(journal: Journal) -> None:
     platform = FakePlatform()
     platform.write("before")
     async with Serving(platform, journal, workspace_id=ID):
@@ -57,7 +57,7 @@ async def test_answers_nothing_again_after_an_earlier_release_in_capitals(journa
     assert names(journal.path) == {ID}
 
 
-async def test_joins_what_both_spellings_have_done(journal: Journal) -> None:
+async def test_joins_the_records_of_both_spellings(journal: Journal) -> None:
     platform = FakePlatform()
     platform.write("one")
     async with Serving(platform, journal, workspace_id=ID):
@@ -82,7 +82,7 @@ async def test_joins_what_both_spellings_have_done(journal: Journal) -> None:
         assert db.execute("SELECT cost_usd FROM spend").fetchall() == [(3.0,)]
 
 
-async def test_never_hands_its_own_rows_of_that_time_to_the_backend(journal: Journal) -> None:
+async def test_never_runs_own_rows_in_capitals(journal: Journal) -> None:
     platform = FakePlatform()
     async with Serving(platform, journal, workspace_id=ID):
         await asyncio.sleep(60)
@@ -114,7 +114,7 @@ def test_files_of_an_earlier_release_are_renamed(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_files_that_differ_otherwise_than_in_case_stay(tmp_path: Path) -> None:
+def test_files_of_other_ids_stay(tmp_path: Path) -> None:
     (tmp_path / "WS_1.json").touch()
     (tmp_path / f"{OLD}-2.json").touch()
     with lease(tmp_path, "ws_1"), lease(tmp_path, ID):
@@ -124,7 +124,7 @@ def test_files_that_differ_otherwise_than_in_case_stay(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_an_earlier_release_that_runs_in_capitals_keeps_its_lease(tmp_path: Path) -> None:
+def test_legacy_process_keeps_its_lease(tmp_path: Path) -> None:
     with lease(tmp_path, ID):
         (tmp_path / f"{ID}.lock").rename(tmp_path / f"{OLD}.lock")
         assert holder(tmp_path, ID) is not None
@@ -132,7 +132,7 @@ def test_an_earlier_release_that_runs_in_capitals_keeps_its_lease(tmp_path: Path
             pass
 
 
-async def test_a_journal_in_capitals_can_be_looked_into(journal: Journal) -> None:
+async def test_journal_in_capitals_can_be_inspected(journal: Journal) -> None:
     platform = FakePlatform()
     platform.write("before")
     async with Serving(platform, journal, workspace_id=ID):

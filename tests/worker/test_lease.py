@@ -24,32 +24,32 @@ with lease(Path(sys.argv[1]), "ws-1"):
 """
 
 
-def test_a_second_holder_is_told_who_the_first_is(tmp_path: Path) -> None:
+def test_second_holder_sees_the_first(tmp_path: Path) -> None:
     holder = f"{os.getpid()} on {socket.gethostname()}"
     with lease(tmp_path, "ws-1"), pytest.raises(LeaseError, match=holder) as refused:
         lease(tmp_path, "ws-1").__enter__()
     assert refused.value.hint
 
 
-def test_it_is_free_again_when_its_holder_has_ended(tmp_path: Path) -> None:
+def test_free_after_its_holder_ended(tmp_path: Path) -> None:
     with lease(tmp_path, "ws-1"):
         pass
     with lease(tmp_path, "ws-1"):
         pass
 
 
-def test_workspaces_whose_ids_begin_alike_do_not_share_one(tmp_path: Path) -> None:
+def test_similar_ids_have_separate_leases(tmp_path: Path) -> None:
     with lease(tmp_path, "6f1c2b1e-8a44-1"), lease(tmp_path, "6f1c2b1e-8a44-2"):
         pass
 
 
-def test_the_file_is_its_owners_alone(tmp_path: Path) -> None:
+def test_file_is_private(tmp_path: Path) -> None:
     with lease(tmp_path, "ws-1"):
         assert (tmp_path / "ws-1.lock").stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("junk", [b"", b"not json", b"[]", b'{"pid": 1}', b"\xff" * 5000, b"[" * 5000])
-def test_what_stands_in_the_file_does_not_matter(tmp_path: Path, junk: bytes) -> None:
+def test_content_of_the_file_does_not_matter(tmp_path: Path, junk: bytes) -> None:
     path = tmp_path / "ws-1.lock"
     path.write_bytes(junk)
     with lease(tmp_path, "ws-1"):
@@ -58,7 +58,7 @@ def test_what_stands_in_the_file_does_not_matter(tmp_path: Path, junk: bytes) ->
             pass
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_names_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="missing"), lease(tmp_path / "missing", "ws-1"):
         pass
 
@@ -78,7 +78,7 @@ def test_a_process_that_was_killed_holds_nothing(tmp_path: Path) -> None:
         pass
 
 
-async def test_a_connection_whose_workspace_is_served_elsewhere_asks_the_platform_nothing(journal: Journal) -> None:
+async def test_worker_without_lease_sends_no_request(journal: Journal) -> None:
     platform = FakePlatform()
     serving = Serving(platform, journal)
     with lease(journal.path.parent, "ws-1"), pytest.raises(LeaseError):
@@ -87,7 +87,7 @@ async def test_a_connection_whose_workspace_is_served_elsewhere_asks_the_platfor
     assert platform.cards == []
 
 
-async def test_a_connection_that_could_not_register_lets_go(journal: Journal) -> None:
+async def test_worker_that_failed_releases_its_lease(journal: Journal) -> None:
     error = TransientPlatformError("register: 503", operation="register", status=503)
     serving = Serving(FakePlatform(fail_register=[error] * 5), journal)
     with pytest.raises(TransientPlatformError):

@@ -11,7 +11,7 @@ from molecule_connect.journal.journal import Journal
 from molecule_connect.models import Page, Progress, Request, Response, Signal, WorkspaceStatus
 
 
-async def test_a_workspace_that_is_paused_at_the_start_is_not_registered_but_beats_and_reads(journal: Journal) -> None:
+async def test_paused_at_the_start_reads_without_registering(journal: Journal) -> None:
     platform = FakePlatform(status=WorkspaceStatus.PAUSED)
     platform.write("hi")
     async with Serving(platform, journal) as serving:
@@ -36,7 +36,7 @@ async def test_unpause_registers_a_paused_workspace(journal: Journal) -> None:
     assert platform.answers() == ["echo: hi"]
 
 
-async def test_a_pause_that_the_stream_tells_of_is_learnt_at_once(journal: Journal) -> None:
+async def test_stream_announces_a_pause(journal: Journal) -> None:
     platform = FakePlatform(has_stream=True)
     async with Serving(platform, journal) as serving:
         await asyncio.sleep(40)
@@ -53,7 +53,7 @@ async def test_a_pause_that_the_stream_tells_of_is_learnt_at_once(journal: Journ
     assert len(platform.cards) == 2  # it is registered again when it is resumed
 
 
-async def test_without_a_stream_a_pause_and_its_end_are_learnt_within_five_minutes(journal: Journal) -> None:
+async def test_checks_every_five_minutes_without_stream(journal: Journal) -> None:
     platform = FakePlatform()
     async with Serving(platform, journal) as serving:
         platform.status = WorkspaceStatus.PAUSED
@@ -66,7 +66,7 @@ async def test_without_a_stream_a_pause_and_its_end_are_learnt_within_five_minut
         assert platform.answers() == ["echo: hi"]
 
 
-async def test_what_runs_when_the_pause_comes_is_finished_and_sent_and_what_waits_for_a_slot_stays(
+async def test_pause_finishes_running_messages_only(
     journal: Journal,
 ) -> None:
     platform, entered, release = FakePlatform(has_stream=True), asyncio.Event(), asyncio.Event()
@@ -93,7 +93,7 @@ async def test_what_runs_when_the_pause_comes_is_finished_and_sent_and_what_wait
         await platform.until(lambda: len(platform.sent) == 3, seconds=5)
 
 
-async def test_events_of_a_changed_status_without_end_cost_a_look_a_second(journal: Journal) -> None:
+async def test_endless_status_events_cause_few_checks(journal: Journal) -> None:
     platform = FakePlatform(has_stream=True)
     async with Serving(platform, journal):
         await asyncio.sleep(5)
@@ -104,7 +104,7 @@ async def test_events_of_a_changed_status_without_end_cost_a_look_a_second(journ
         assert 1 <= len(platform.looks) - before <= 11
 
 
-async def test_stored_answers_are_sent_while_paused(journal: Journal) -> None:
+async def test_sends_stored_replies_while_paused(journal: Journal) -> None:
     cut = TransientPlatformError("a2a: 503", operation="a2a", status=503, retry_after=200.0)
     platform = FakePlatform(fail_send=[cut])
     platform.write("hi", caller="peer-1")
@@ -117,7 +117,7 @@ async def test_stored_answers_are_sent_while_paused(journal: Journal) -> None:
     assert platform.answers() == ["echo: hi"]
 
 
-async def test_a_pause_lasts_over_a_restart_and_nothing_of_it_is_lost(journal: Journal) -> None:
+async def test_pause_survives_a_restart(journal: Journal) -> None:
     platform = FakePlatform(has_stream=True)
     async with Serving(platform, journal):
         platform.status = WorkspaceStatus.PAUSED
@@ -137,7 +137,7 @@ async def test_a_pause_lasts_over_a_restart_and_nothing_of_it_is_lost(journal: J
     assert platform.answers() == ["echo: before", "echo: between", "echo: after"]
 
 
-async def test_a_platform_that_does_not_tell_pauses_nobody_and_resumes_nobody(journal: Journal) -> None:
+async def test_unknown_state_changes_nothing(journal: Journal) -> None:
     platform = FakePlatform(status=WorkspaceStatus.UNKNOWN)
     platform.write("one")
     async with Serving(platform, journal):
@@ -152,7 +152,7 @@ async def test_a_platform_that_does_not_tell_pauses_nobody_and_resumes_nobody(jo
         assert len(platform.sent) == 1
 
 
-async def test_a_register_that_fails_after_the_pause_does_not_keep_the_messages_back(journal: Journal) -> None:
+async def test_resumes_although_registering_fails(journal: Journal) -> None:
     platform = FakePlatform(status=WorkspaceStatus.PAUSED)
     platform.write("hi")
     async with Serving(platform, journal) as serving:
@@ -164,7 +164,7 @@ async def test_a_register_that_fails_after_the_pause_does_not_keep_the_messages_
         assert platform.answers() == ["echo: hi"]
 
 
-async def test_with_once_a_paused_workspace_ends_and_keeps_what_waits(journal: Journal) -> None:
+async def test_once_ends_for_a_paused_workspace(journal: Journal) -> None:
     platform = FakePlatform(status=WorkspaceStatus.PAUSED)
     platform.write("hi")
     async with Serving(platform, journal, once=True) as serving:
@@ -173,7 +173,7 @@ async def test_with_once_a_paused_workspace_ends_and_keeps_what_waits(journal: J
     assert "paused" in serving.events.of(events.Notice)[-1].text
 
 
-async def test_a_resume_while_the_first_read_is_under_way_keeps_the_order(journal: Journal) -> None:
+async def test_resume_during_the_first_read_keeps_order(journal: Journal) -> None:
     class SlowFeed(FakePlatform):
         async def fetch(self, **given: Any) -> Page:
             await asyncio.sleep(5)

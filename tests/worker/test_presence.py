@@ -27,7 +27,7 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-async def test_what_passes_is_tried_again_within_seconds(journal: Journal) -> None:
+async def test_retries_passing_errors_within_seconds(journal: Journal) -> None:
     platform = FakePlatform(fail_register=[unavailable()])
     async with Serving(platform, journal) as serving:
         await platform.until(lambda: len(platform.cards) == 1, 4)
@@ -37,7 +37,7 @@ async def test_what_passes_is_tried_again_within_seconds(journal: Journal) -> No
     assert [event.part for event in serving.events.of(events.Recovered)] == ["register"]
 
 
-async def test_after_five_tries_it_is_given_up_with_what_the_platform_said(journal: Journal) -> None:
+async def test_gives_up_after_five_tries(journal: Journal) -> None:
     platform = FakePlatform(fail_register=[unavailable() for _ in range(10)])
     serving = Serving(platform, journal)
     with pytest.raises(TransientPlatformError, match="503"):
@@ -47,7 +47,7 @@ async def test_after_five_tries_it_is_given_up_with_what_the_platform_said(journ
     assert platform.beats == []
 
 
-async def test_one_of_many_goes_on_trying_and_says_so(journal: Journal) -> None:
+async def test_one_of_several_keeps_trying(journal: Journal) -> None:
     platform = FakePlatform(fail_register=[unavailable() for _ in range(12)])
     async with Serving(platform, journal, patient=True) as serving:
         await platform.until(lambda: len(platform.cards) == 1, 600)
@@ -70,7 +70,7 @@ async def test_one_of_many_goes_on_trying_and_says_so(journal: Journal) -> None:
     ],
     ids=str,
 )
-async def test_one_of_many_outlasts_a_refusal_that_heals(journal: Journal, error: PlatformError) -> None:
+async def test_one_of_several_outlasts_a_refusal(journal: Journal, error: PlatformError) -> None:
     platform = FakePlatform(fail_register=[error] * 4)
     async with Serving(platform, journal, patient=True) as serving:
         await platform.until(lambda: len(platform.cards) == 1, 30)
@@ -80,7 +80,7 @@ async def test_one_of_many_outlasts_a_refusal_that_heals(journal: Journal, error
     assert "trying again in at most a minute" in trouble.hint
 
 
-async def test_one_of_many_outlasts_a_platform_that_calls_it_deleted_for_a_while(journal: Journal) -> None:
+async def test_one_of_several_outlasts_a_false_deletion(journal: Journal) -> None:
     platform = FakePlatform(status=WorkspaceStatus.REMOVED)
     async with Serving(platform, journal, patient=True) as serving:
         await asyncio.sleep(15)
@@ -91,7 +91,7 @@ async def test_one_of_many_outlasts_a_platform_that_calls_it_deleted_for_a_while
     assert serving.error is None
 
 
-async def test_one_of_many_that_was_deleted_ends_after_a_minute(journal: Journal) -> None:
+async def test_one_of_several_believes_a_lasting_deletion(journal: Journal) -> None:
     platform = FakePlatform(status=WorkspaceStatus.REMOVED)
     serving = Serving(platform, journal, patient=True)
     with pytest.raises(WorkspaceDeletedError):
@@ -111,7 +111,7 @@ class Absent(FakePlatform):
         return await super().workspace()
 
 
-async def test_a_workspace_that_the_platform_does_not_have_is_not_made(journal: Journal) -> None:
+async def test_does_not_create_an_unknown_workspace(journal: Journal) -> None:
     serving = Serving(platform := Absent(), journal)
     with pytest.raises(ConfigError, match="the platform has no workspace ws-1") as caught:
         await serving.connection.run(serving.stop)
@@ -119,14 +119,14 @@ async def test_a_workspace_that_the_platform_does_not_have_is_not_made(journal: 
     assert platform.cards == []
 
 
-async def test_a_workspace_that_the_platform_does_not_have_is_made_on_request(journal: Journal) -> None:
+async def test_creates_an_unknown_workspace_on_request(journal: Journal) -> None:
     async with Serving(platform := Absent(), journal, create=True):
         await asyncio.sleep(1)
     assert len(platform.cards) == 1
 
 
 @pytest.mark.parametrize("heals", [True, False])
-async def test_one_of_many_that_the_platform_does_not_have_ends_after_a_minute(journal: Journal, heals: bool) -> None:
+async def test_one_of_several_unknown_workspaces_ends(journal: Journal, heals: bool) -> None:
     platform = Absent()
     platform.until_seconds = 15.0 if heals else float("inf")
     async with Serving(platform, journal, patient=True) as serving:
@@ -136,7 +136,7 @@ async def test_one_of_many_that_the_platform_does_not_have_ends_after_a_minute(j
 
 
 @pytest.mark.parametrize("heals", [True, False])
-async def test_one_of_many_doubts_a_deletion_while_it_serves(journal: Journal, heals: bool) -> None:
+async def test_one_of_several_doubts_a_later_deletion(journal: Journal, heals: bool) -> None:
     platform = FakePlatform(has_stream=True)
     async with Serving(platform, journal, patient=True) as serving:
         await asyncio.sleep(60)
@@ -148,7 +148,7 @@ async def test_one_of_many_doubts_a_deletion_while_it_serves(journal: Journal, h
     assert isinstance(serving.error, WorkspaceDeletedError) is not heals
 
 
-async def test_one_of_many_waits_for_a_journal_that_cannot_be_written_at_the_start(tmp_path: Path) -> None:
+async def test_one_of_several_waits_for_its_journal(tmp_path: Path) -> None:
     disk, platform = Disk(full=True), FakePlatform()
     # What another program left has to be written down first.
     (tmp_path / "ws-1.json").write_text('{"workspace_id": "ws-1", "last_since_id": "row-0"}')
@@ -160,7 +160,7 @@ async def test_one_of_many_waits_for_a_journal_that_cannot_be_written_at_the_sta
     assert "start" in [event.part for event in serving.events.of(events.Recovered)]
 
 
-async def test_one_that_is_paused_while_its_platform_was_away_is_not_unpaused(journal: Journal) -> None:
+async def test_pause_during_an_outage_is_kept(journal: Journal) -> None:
     platform = FakePlatform(fail_register=[unavailable() for _ in range(5)])
     async with Serving(platform, journal, patient=True) as serving:
         await platform.until(lambda: not platform.fail_register)
@@ -170,7 +170,7 @@ async def test_one_that_is_paused_while_its_platform_was_away_is_not_unpaused(jo
         assert platform.cards == []
 
 
-async def test_retry_after_is_honoured(journal: Journal) -> None:
+async def test_honors_retry_after(journal: Journal) -> None:
     platform = FakePlatform(fail_register=[unavailable(20.0)])
     async with Serving(platform, journal):
         await platform.until(lambda: len(platform.cards) == 1)
@@ -185,7 +185,7 @@ async def test_retry_after_is_honoured(journal: Journal) -> None:
     ],
     ids=str,
 )
-async def test_what_is_refused_for_good_ends_the_run_at_once(journal: Journal, error: PlatformError) -> None:
+async def test_refusal_ends_a_single_workspace(journal: Journal, error: PlatformError) -> None:
     platform = FakePlatform(fail_register=[error])
     serving = Serving(platform, journal)
     with pytest.raises(type(error), match="register"):
@@ -194,7 +194,7 @@ async def test_what_is_refused_for_good_ends_the_run_at_once(journal: Journal, e
     assert platform.fetches == []
 
 
-async def test_a_stop_before_it_succeeded_ends_the_run_at_once(journal: Journal) -> None:
+async def test_stop_ends_registering_at_once(journal: Journal) -> None:
     platform = FakePlatform(fail_register=[unavailable() for _ in range(10)])
     async with Serving(platform, journal) as serving:
         await asyncio.sleep(1)
@@ -206,7 +206,7 @@ async def test_a_stop_before_it_succeeded_ends_the_run_at_once(journal: Journal)
 # The card
 
 
-async def test_the_card_that_the_platform_shows_is_sent_back_as_it_is(journal: Journal) -> None:
+async def test_sends_back_the_platforms_card(journal: Journal) -> None:
     card = {"name": "The operator's", "skills": [{"id": "sing"}]}
     platform = FakePlatform(card=card)
     async with Serving(platform, journal):
@@ -214,7 +214,7 @@ async def test_the_card_that_the_platform_shows_is_sent_back_as_it_is(journal: J
     assert platform.cards == [card]
 
 
-async def test_a_description_and_skills_that_were_given_replace_those_of_the_card(journal: Journal) -> None:
+async def test_configured_description_and_skills_replace_the_cards(journal: Journal) -> None:
     platform = FakePlatform(card={"name": "old", "description": "", "url": "x"})
     async with Serving(platform, journal, agent_description="sings", agent_skills=("alto",)):
         await asyncio.sleep(1)
@@ -222,7 +222,7 @@ async def test_a_description_and_skills_that_were_given_replace_those_of_the_car
     assert platform.cards == [{"name": "old", "description": "sings", "url": "x", "skills": [skill]}]
 
 
-async def test_an_agent_name_that_was_given_replaces_the_name_alone(journal: Journal) -> None:
+async def test_configured_name_replaces_only_the_name(journal: Journal) -> None:
     platform = FakePlatform(card={"name": "old", "skills": [1]})
     async with Serving(platform, journal, agent_name="new"):
         await asyncio.sleep(1)
@@ -230,21 +230,21 @@ async def test_an_agent_name_that_was_given_replaces_the_name_alone(journal: Jou
     assert platform.card == {"name": "old", "skills": [1]}
 
 
-async def test_without_a_card_the_workspaces_name_is_one(journal: Journal) -> None:
+async def test_uses_the_workspaces_name_without_card(journal: Journal) -> None:
     platform = FakePlatform()
     async with Serving(platform, journal):
         await asyncio.sleep(1)
     assert platform.cards == [{"name": "ws"}]
 
 
-async def test_a_blip_does_not_cost_the_operator_the_card(journal: Journal) -> None:
+async def test_keeps_the_card_after_a_failed_request(journal: Journal) -> None:
     platform = FakePlatform(card={"name": "kept"}, fail_look=[unavailable(), unavailable()])
     async with Serving(platform, journal):
         await platform.until(lambda: bool(platform.cards))
     assert platform.cards == [{"name": "kept"}]
 
 
-async def test_a_platform_that_does_not_tell_is_registered_with_the_id_at_once(journal: Journal) -> None:
+async def test_registers_with_the_id_without_state_endpoint(journal: Journal) -> None:
     platform = FakePlatform(
         fail_look=[PermanentPlatformError("workspace: 404", operation="workspace", status=404, body="")] * 3
     )
@@ -256,7 +256,7 @@ async def test_a_platform_that_does_not_tell_is_registered_with_the_id_at_once(j
 # Pause and the end
 
 
-async def test_a_paused_workspace_is_not_registered_beats_and_journals_and_runs_nothing(journal: Journal) -> None:
+async def test_paused_workspace_is_online_but_runs_nothing(journal: Journal) -> None:
     platform = FakePlatform(status=WorkspaceStatus.PAUSED)
     platform.write("wait", caller="peer")
     async with Serving(platform, journal) as serving:
@@ -270,14 +270,14 @@ async def test_a_paused_workspace_is_not_registered_beats_and_journals_and_runs_
         assert len(platform.cards) == 1
 
 
-async def test_unpause_registers_all_the_same(journal: Journal) -> None:
+async def test_unpause_registers_a_paused_workspace(journal: Journal) -> None:
     platform = FakePlatform(status=WorkspaceStatus.PAUSED)
     async with Serving(platform, journal, unpause=True):
         await asyncio.sleep(1)
         assert len(platform.cards) == 1
 
 
-async def test_a_workspace_that_is_gone_is_not_registered(journal: Journal) -> None:
+async def test_does_not_register_a_deleted_workspace(journal: Journal) -> None:
     platform = FakePlatform(status=WorkspaceStatus.REMOVED)
     serving = Serving(platform, journal)
     with pytest.raises(WorkspaceDeletedError):
@@ -286,7 +286,7 @@ async def test_a_workspace_that_is_gone_is_not_registered(journal: Journal) -> N
 
 
 @pytest.mark.parametrize("has_stream", [True, False])
-async def test_pauses_are_learnt_from_events_or_within_five_minutes(journal: Journal, has_stream: bool) -> None:
+async def test_notices_a_pause_within_five_minutes(journal: Journal, has_stream: bool) -> None:
     platform = FakePlatform(has_stream=has_stream)
     async with Serving(platform, journal) as serving:
         await asyncio.sleep(60)
@@ -301,7 +301,7 @@ async def test_pauses_are_learnt_from_events_or_within_five_minutes(journal: Jou
     assert len(platform.cards) == 2
 
 
-async def test_a_pause_whose_end_no_event_told_ends_within_five_minutes(journal: Journal) -> None:
+async def test_notices_a_resume_within_five_minutes(journal: Journal) -> None:
     platform = FakePlatform(has_stream=True)
     async with Serving(platform, journal) as serving:
         await asyncio.sleep(60)
@@ -313,7 +313,7 @@ async def test_a_pause_whose_end_no_event_told_ends_within_five_minutes(journal:
         assert len(serving.events.of(events.Resumed)) == 1
 
 
-async def test_a_deletion_ends_the_run(journal: Journal) -> None:
+async def test_deletion_ends_the_run(journal: Journal) -> None:
     platform = FakePlatform(has_stream=True)
     async with Serving(platform, journal) as serving:
         await asyncio.sleep(60)
@@ -324,7 +324,7 @@ async def test_a_deletion_ends_the_run(journal: Journal) -> None:
     assert now() < 65
 
 
-async def test_a_look_that_fails_changes_nothing(journal: Journal) -> None:
+async def test_failed_check_changes_nothing(journal: Journal) -> None:
     platform = FakePlatform(has_stream=True)
     async with Serving(platform, journal) as serving:
         await asyncio.sleep(60)

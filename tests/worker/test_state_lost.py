@@ -31,7 +31,7 @@ def state(tmp_path: Path) -> Path:
     return folder
 
 
-async def test_a_removed_folder_ends_it_and_is_written_back(state: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_removed_folder_ends_serving_and_is_restored(state: Path, caplog: pytest.LogCaptureFixture) -> None:
     platform = FakePlatform()
     platform.write("before")
     async with open_journal(state) as journal, Serving(platform, journal) as serving:
@@ -53,7 +53,7 @@ async def test_a_removed_folder_ends_it_and_is_written_back(state: Path, caplog:
     assert platform.answers() == ["echo: before", "echo: after"]
 
 
-async def test_nothing_more_is_begun(state: Path) -> None:
+async def test_starts_no_more_messages(state: Path) -> None:
     platform = FakePlatform()
     async with open_journal(state) as journal, Serving(platform, journal) as serving:
         await asyncio.sleep(60)
@@ -64,7 +64,7 @@ async def test_nothing_more_is_begun(state: Path) -> None:
     assert platform.sent == []
 
 
-async def test_a_journal_of_another_process_is_left_alone(state: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_leaves_another_processs_journal_alone(state: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with open_journal(state) as journal, Serving(FakePlatform(), journal) as serving:
         await asyncio.sleep(60)
         (state / FILE_NAME).unlink()
@@ -76,7 +76,7 @@ async def test_a_journal_of_another_process_is_left_alone(state: Path, caplog: p
     assert "left alone" in caplog.text
 
 
-async def test_a_removed_lock_ends_its_workspace_alone(journal: Journal) -> None:
+async def test_removed_lock_ends_only_its_workspace(journal: Journal) -> None:
     folder = journal.path.parent
     async with (
         Serving(FakePlatform(), journal, workspace_id="ws-2") as other,
@@ -93,7 +93,7 @@ async def test_a_removed_lock_ends_its_workspace_alone(journal: Journal) -> None
         await other.platform.until(lambda: len(other.platform.sent) == 1)
 
 
-async def test_it_ends_also_while_it_registers(state: Path) -> None:
+async def test_ends_while_registering_too(state: Path) -> None:
     platform = FakePlatform()
     platform.fail_register = [_unreachable() for _ in range(1000)]
     async with open_journal(state) as journal, Serving(platform, journal, patient=True) as serving:

@@ -80,7 +80,7 @@ class Slow:
         return Response.from_text(request.text)
 
 
-async def test_a_stop_before_registering_succeeded_ends_at_once(journal: Journal) -> None:
+async def test_ends_at_once_while_registering(journal: Journal) -> None:
     platform = GatedPlatform(registering=Gate())
     async with Serving(platform, journal) as serving:
         assert platform.registering is not None
@@ -90,7 +90,7 @@ async def test_a_stop_before_registering_succeeded_ends_at_once(journal: Journal
     assert platform.beats == []
 
 
-async def test_a_stop_while_a_read_is_under_way_does_not_wait_for_it(journal: Journal) -> None:
+async def test_does_not_wait_for_a_read(journal: Journal) -> None:
     platform = GatedPlatform(fetching=Gate())
     platform.write("hi")
     async with Serving(platform, journal) as serving:
@@ -100,7 +100,7 @@ async def test_a_stop_while_a_read_is_under_way_does_not_wait_for_it(journal: Jo
     assert serving.rows() == []
 
 
-async def test_what_waits_for_a_slot_is_not_begun_after_a_stop(journal: Journal) -> None:
+async def test_does_not_start_messages_that_wait(journal: Journal) -> None:
     platform, backend = FakePlatform(), Slow()
     for number in range(4):
         platform.write(str(number), context=f"talk-{number}", age=4 - number)
@@ -114,7 +114,7 @@ async def test_what_waits_for_a_slot_is_not_begun_after_a_stop(journal: Journal)
     assert serving.rows("state, attempt") == [("done", 1)] + [("received", 0)] * 3
 
 
-async def test_a_stop_does_not_wait_for_messages_that_an_open_breaker_keeps_back(journal: Journal) -> None:
+async def test_does_not_wait_for_an_open_circuit(journal: Journal) -> None:
     async def handler(request: Request, progress: Progress) -> Response:
         raise BackendError("the model is out")
 
@@ -128,7 +128,7 @@ async def test_a_stop_does_not_wait_for_messages_that_an_open_breaker_keeps_back
     assert {state for _, state in serving.rows()} == {"received"}
 
 
-async def test_the_next_message_of_a_conversation_is_not_begun_after_a_stop(journal: Journal) -> None:
+async def test_does_not_start_the_next_message(journal: Journal) -> None:
     platform, backend = FakePlatform(), Slow()
     platform.write("first", age=1)
     platform.write("second")
@@ -140,7 +140,7 @@ async def test_the_next_message_of_a_conversation_is_not_begun_after_a_stop(jour
     assert serving.rows() == [("row-1", "done"), ("row-2", "received")]
 
 
-async def test_a_late_row_behind_a_running_message_does_not_cost_that_message_its_grace(journal: Journal) -> None:
+async def test_late_row_does_not_shorten_the_grace(journal: Journal) -> None:
     platform, backend = FakePlatform(has_stream=True), Slow()
     async with Serving(platform, journal, backend) as serving:
         platform.write("late", late=20)
@@ -153,7 +153,7 @@ async def test_a_late_row_behind_a_running_message_does_not_cost_that_message_it
     assert (backend.calls, platform.answers()) == (["running"], ["running"])
 
 
-async def test_an_answer_whose_sending_is_under_way_is_sent_before_the_end(journal: Journal) -> None:
+async def test_finishes_a_send_in_progress(journal: Journal) -> None:
     platform = GatedPlatform(sending=Gate())
     platform.write("hi")
     async with Serving(platform, journal) as serving:
@@ -164,7 +164,7 @@ async def test_an_answer_whose_sending_is_under_way_is_sent_before_the_end(journ
     assert serving.rows() == [("row-1", "done")]
 
 
-async def test_an_answer_that_could_not_be_sent_before_the_end_is_sent_once_after_the_next_start(
+async def test_sends_an_unsent_reply_after_restart(
     journal: Journal,
 ) -> None:
     platform, backend = GatedPlatform(sending=Gate()), Slow()
@@ -183,7 +183,7 @@ async def test_an_answer_that_could_not_be_sent_before_the_end_is_sent_once_afte
 
 
 @pytest.mark.parametrize("behaves", ["returns late", "raises", "fails to end"])
-async def test_what_a_cut_backend_does_is_no_attempt_and_the_stop_is_in_time(journal: Journal, behaves: str) -> None:
+async def test_cancelled_attempts_do_not_count(journal: Journal, behaves: str) -> None:
     platform, entered, release = FakePlatform(), asyncio.Event(), asyncio.Event()
 
     async def handler(request: Request, progress: Progress) -> Response:
@@ -212,7 +212,7 @@ async def test_what_a_cut_backend_does_is_no_attempt_and_the_stop_is_in_time(jou
 
 
 @pytest.mark.parametrize("behaves", ["cancelled", "fails", "answers"])
-async def test_a_backend_that_ends_after_the_journal_was_closed_is_no_error(tmp_path: Path, behaves: str) -> None:
+async def test_backend_may_end_after_the_journal_closed(tmp_path: Path, behaves: str) -> None:
     platform, backend, told = FakePlatform(), Slow(), list[dict[str, Any]]()
     asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
 
@@ -238,7 +238,7 @@ async def test_a_backend_that_ends_after_the_journal_was_closed_is_no_error(tmp_
     assert told == []
 
 
-async def test_a_stop_ends_in_time_although_all_of_it_takes_its_time(journal: Journal) -> None:
+async def test_ends_in_time_although_everything_is_slow(journal: Journal) -> None:
     platform, backend = GatedPlatform(beating=Gate(), sending=Gate()), Slow()
     platform.write("runs", caller="peer-1")
     platform.write("sends", caller="peer-2")
@@ -248,7 +248,7 @@ async def test_a_stop_ends_in_time_although_all_of_it_takes_its_time(journal: Jo
     assert {state for _, state in serving.rows()} == {"received"}
 
 
-async def test_with_a_grace_of_nothing_a_stop_cuts_at_once_and_nothing_is_left_running(journal: Journal) -> None:
+async def test_grace_of_zero_cancels_at_once(journal: Journal) -> None:
     platform, backend = FakePlatform(), Slow()
     for number in range(5):
         platform.write(str(number), caller=f"peer-{number}")
@@ -258,7 +258,7 @@ async def test_with_a_grace_of_nothing_a_stop_cuts_at_once_and_nothing_is_left_r
     assert serving.rows("state, attempt, interruptions") == [("received", 0, 0)] * 5
 
 
-async def test_beats_go_on_while_the_last_messages_are_finished(journal: Journal) -> None:
+async def test_sends_heartbeats_while_draining(journal: Journal) -> None:
     platform, backend = FakePlatform(), Slow()
     platform.write("hi")
     async with Serving(platform, journal, backend, grace=100.0) as serving:
@@ -272,7 +272,7 @@ async def test_beats_go_on_while_the_last_messages_are_finished(journal: Journal
     assert (stopping.running, stopping.grace) == (1, 100.0)
 
 
-async def test_a_workspace_that_is_deleted_ends_without_a_grace(journal: Journal) -> None:
+async def test_deleted_workspace_ends_without_grace(journal: Journal) -> None:
     platform, backend = FakePlatform(), Slow()
     platform.write("hi")
     async with Serving(platform, journal, backend) as serving:
@@ -318,9 +318,7 @@ async def scenario(
 
 
 @pytest.mark.parametrize("newer", [True, False])
-async def test_a_stop_at_any_step_leaves_nothing_running_and_every_message_is_answered_once(
-    tmp_path: Path, newer: bool
-) -> None:
+async def test_any_step_answers_each_message_once(tmp_path: Path, newer: bool) -> None:
     for steps in range(0 if newer else 3, 108, 6):
 
         async def after_steps(platform: FakePlatform, serving: Serving, steps: int = steps) -> None:
@@ -336,7 +334,7 @@ async def test_a_stop_at_any_step_leaves_nothing_running_and_every_message_is_an
         assert people == ["person 0", "person 2"]
 
 
-async def test_a_run_that_is_cancelled_drains_like_a_stop(journal: Journal) -> None:
+async def test_cancellation_drains_like_a_stop(journal: Journal) -> None:
     platform, backend = FakePlatform(), Slow()
     platform.write("hi")
     serving = Serving(platform, journal, backend)
@@ -354,7 +352,7 @@ async def test_a_run_that_is_cancelled_drains_like_a_stop(journal: Journal) -> N
 # --once
 
 
-async def test_once_waits_for_what_is_tried_again(journal: Journal) -> None:
+async def test_once_waits_for_retries(journal: Journal) -> None:
     platform, tries = FakePlatform(), []
 
     async def handler(request: Request, progress: Progress) -> Response:
@@ -369,7 +367,7 @@ async def test_once_waits_for_what_is_tried_again(journal: Journal) -> None:
     assert platform.answers() == ["echo: hi"]
 
 
-async def test_once_with_nothing_to_do_ends_after_one_whole_read(journal: Journal) -> None:
+async def test_once_ends_after_an_empty_read(journal: Journal) -> None:
     platform = FakePlatform()
     async with Serving(platform, journal, once=True) as serving:
         await serving.ended()
@@ -377,7 +375,7 @@ async def test_once_with_nothing_to_do_ends_after_one_whole_read(journal: Journa
     assert platform.beats[-1].wedged == "stopped"
 
 
-async def test_once_reads_until_it_could_and_answers_every_conversation(journal: Journal) -> None:
+async def test_once_retries_the_read_and_answers_all(journal: Journal) -> None:
     platform = FakePlatform()
     platform.fail_fetch = [TransientPlatformError("activity: 503", operation="activity", status=503)] * 3
     for number in range(150):
@@ -388,7 +386,7 @@ async def test_once_reads_until_it_could_and_answers_every_conversation(journal:
     assert {state for _, state in serving.rows()} == {"done"}
 
 
-async def test_once_ends_although_a_peer_goes_on_writing(journal: Journal) -> None:
+async def test_once_ends_although_a_peer_keeps_writing(journal: Journal) -> None:
     platform = FakePlatform()
 
     async def handler(request: Request, progress: Progress) -> Response:
@@ -403,7 +401,7 @@ async def test_once_ends_although_a_peer_goes_on_writing(journal: Journal) -> No
     assert platform.answers() == ["echo: hi", "echo: hi"]
 
 
-async def test_once_leaves_what_waits_for_hours(journal: Journal) -> None:
+async def test_once_leaves_messages_deferred_for_hours(journal: Journal) -> None:
     platform = FakePlatform()
 
     async def handler(request: Request, progress: Progress) -> Response:
@@ -420,7 +418,7 @@ async def test_once_leaves_what_waits_for_hours(journal: Journal) -> None:
     assert [state for _, state in serving.rows()] == ["done", "received"]
 
 
-async def test_once_with_a_dead_message_ends(journal: Journal) -> None:
+async def test_once_ends_with_a_dead_letter(journal: Journal) -> None:
     async def handler(request: Request, progress: Progress) -> Response:
         raise BackendError("no", retryable=False)
 

@@ -58,7 +58,7 @@ def crew(journal: Journal) -> Crew:
     return Crew(journal, [FakePlatform() for _ in range(3)])
 
 
-async def test_each_answers_for_its_own_workspace(crew: Crew) -> None:
+async def test_each_member_answers_its_own_workspace(crew: Crew) -> None:
     for number, platform in enumerate(crew.platforms):
         platform.write(f"for {number}", row_id="the same", caller="peer")
     sailing = crew.sail()
@@ -68,7 +68,7 @@ async def test_each_answers_for_its_own_workspace(crew: Crew) -> None:
     await sailing
 
 
-async def test_one_that_cannot_register_disturbs_none_and_a_later_stop_is_a_clean_one(crew: Crew) -> None:
+async def test_failed_registration_disturbs_no_other(crew: Crew) -> None:
     crew.platforms[1].fail_register = [AuthError("register: 401", operation="register", status=401, body="")]
     sailing = crew.sail()
     await asyncio.sleep(60)
@@ -81,7 +81,7 @@ async def test_one_that_cannot_register_disturbs_none_and_a_later_stop_is_a_clea
     await sailing
 
 
-async def test_one_that_breaks_like_a_bug_disturbs_none(crew: Crew) -> None:
+async def test_bug_in_one_disturbs_no_other(crew: Crew) -> None:
     class Broken(FakePlatform):
         async def fetch(self, **query: object) -> None:  # type: ignore[override]
             raise ZeroDivisionError("a bug")
@@ -97,7 +97,7 @@ async def test_one_that_breaks_like_a_bug_disturbs_none(crew: Crew) -> None:
         await sailing
 
 
-async def test_refused_workspaces_count_only_when_none_is_left(crew: Crew) -> None:
+async def test_refused_workspaces_count_when_all_have_ended(crew: Crew) -> None:
     refused = ConfigError("no backend named 'x'")
     del crew.platforms[1:]
     sailing = crew.sail()
@@ -116,7 +116,7 @@ async def test_refused_workspaces_count_only_when_none_is_left(crew: Crew) -> No
     assert caught.value.errors == {"ws-9": refused, "ws-0": error}
 
 
-async def test_it_ends_by_itself_when_none_is_left_and_names_them_all(crew: Crew) -> None:
+async def test_names_all_errors_when_all_have_ended(crew: Crew) -> None:
     error = TransientPlatformError("register: 503", operation="register", status=503)
     for platform in crew.platforms:
         platform.fail_register = [error] * 5
@@ -126,7 +126,7 @@ async def test_it_ends_by_itself_when_none_is_left_and_names_them_all(crew: Crew
     assert sorted(crew.troubles("connection")) == ["ws-0", "ws-1", "ws-2"]
 
 
-async def test_what_ends_the_only_one_is_raised_as_it_is(crew: Crew) -> None:
+async def test_raises_the_error_of_the_only_one(crew: Crew) -> None:
     del crew.platforms[1:]
     error = AuthError("register: 401", operation="register", status=401, body="")
     crew.platforms[0].fail_register = [error]
@@ -136,7 +136,7 @@ async def test_what_ends_the_only_one_is_raised_as_it_is(crew: Crew) -> None:
     assert crew.troubles("connection") == []
 
 
-async def test_a_backend_that_blocks_one_holds_up_no_other(crew: Crew) -> None:
+async def test_blocked_backend_delays_no_other(crew: Crew) -> None:
     async def endless(request: Request, progress: Progress) -> Response:
         await asyncio.Event().wait()
         raise AssertionError
@@ -156,7 +156,7 @@ async def test_a_backend_that_blocks_one_holds_up_no_other(crew: Crew) -> None:
 
 
 @pytest.mark.parametrize("jump", [3600.0, -3600.0, 6.0])
-async def test_clocks_that_jump_apart_cause_one_beat_and_one_read_for_each(crew: Crew, jump: float) -> None:
+async def test_clock_jump_causes_one_heartbeat_and_read(crew: Crew, jump: float) -> None:
     sailing = crew.sail()
     await asyncio.sleep(45)
     before = [(len(platform.beats), len(platform.fetches)) for platform in crew.platforms]
@@ -171,7 +171,7 @@ async def test_clocks_that_jump_apart_cause_one_beat_and_one_read_for_each(crew:
     await sailing
 
 
-async def test_clocks_that_drift_by_little_cause_nothing(crew: Crew) -> None:
+async def test_small_clock_drift_causes_nothing(crew: Crew) -> None:
     sailing = crew.sail()
     for _ in range(102):
         await asyncio.sleep(0.9)
@@ -181,7 +181,7 @@ async def test_clocks_that_drift_by_little_cause_nothing(crew: Crew) -> None:
     await sailing
 
 
-async def test_a_clock_that_is_set_back_freezes_no_retry(crew: Crew) -> None:
+async def test_clock_set_back_delays_no_retry(crew: Crew) -> None:
     busy = TransientPlatformError("a2a: 429", operation="a2a", status=429, retry_after=20.0)
     crew.platforms[0].fail_send = [busy]
     crew.platforms[0].write("hi", caller="peer")
@@ -194,7 +194,7 @@ async def test_a_clock_that_is_set_back_freezes_no_retry(crew: Crew) -> None:
     await sailing
 
 
-async def test_what_another_process_replays_is_run_within_two_seconds(crew: Crew) -> None:
+async def test_replay_by_another_process_runs_soon(crew: Crew) -> None:
     crew.platforms[0].write("hi", caller="peer")
     sailing = crew.sail()
     await asyncio.sleep(5)
@@ -207,7 +207,7 @@ async def test_what_another_process_replays_is_run_within_two_seconds(crew: Crew
     await sailing
 
 
-async def test_a_stop_drains_all_at_once(crew: Crew) -> None:
+async def test_stop_drains_all_at_once(crew: Crew) -> None:
     crew.handlers = dict.fromkeys(range(3), slow_echo)
     for platform in crew.platforms:
         platform.write("hi", caller="peer")
@@ -225,7 +225,7 @@ async def slow_echo(request: Request, progress: Progress) -> Response:
     return await echo(request, progress)
 
 
-async def test_one_that_leaves_drains_and_the_others_never_notice(crew: Crew) -> None:
+async def test_removed_one_drains_without_disturbing_others(crew: Crew) -> None:
     crew.handlers[0] = slow_echo
     sailing = crew.sail()
     for platform in crew.platforms:
@@ -244,7 +244,7 @@ async def test_one_that_leaves_drains_and_the_others_never_notice(crew: Crew) ->
     await sailing
 
 
-async def test_one_that_changes_drains_before_it_starts_anew_and_a_new_one_does_not_wait_for_that(crew: Crew) -> None:
+async def test_changed_one_drains_before_it_restarts(crew: Crew) -> None:
     crew.handlers[0] = slow_echo
     newcomer = crew.platforms.pop()
     sailing = crew.sail()
@@ -264,7 +264,7 @@ async def test_one_that_changes_drains_before_it_starts_anew_and_a_new_one_does_
     await sailing
 
 
-async def test_a_fleet_whose_only_one_changes_goes_on(crew: Crew) -> None:
+async def test_continues_while_the_only_one_changes(crew: Crew) -> None:
     del crew.platforms[1:]
     crew.handlers[0] = slow_echo
     crew.platforms[0].write("hi", caller="peer")
@@ -278,7 +278,7 @@ async def test_a_fleet_whose_only_one_changes_goes_on(crew: Crew) -> None:
     await sailing
 
 
-async def test_a_stop_during_a_change_starts_nothing_more(crew: Crew) -> None:
+async def test_stop_during_a_change_starts_nothing(crew: Crew) -> None:
     crew.handlers[0] = slow_echo
     crew.platforms[0].write("hi", caller="peer")
     sailing = crew.sail()
@@ -292,7 +292,7 @@ async def test_a_stop_during_a_change_starts_nothing_more(crew: Crew) -> None:
     assert crew.platforms[0].answers() == ["echo: hi"]
 
 
-async def test_one_that_ended_can_be_started_again(crew: Crew) -> None:
+async def test_ended_member_can_be_started_again(crew: Crew) -> None:
     crew.platforms[0].fail_register = [AuthError("register: 401", operation="register", status=401, body="")]
     sailing = crew.sail()
     await asyncio.sleep(5)
@@ -304,7 +304,7 @@ async def test_one_that_ended_can_be_started_again(crew: Crew) -> None:
     await sailing
 
 
-async def test_a_journal_that_cannot_be_asked_ends_nothing(tmp_path: Path) -> None:
+async def test_unreadable_data_version_ends_nothing(tmp_path: Path) -> None:
     async with open_journal(tmp_path) as journal:
         crew = Crew(journal, [FakePlatform()])
         sailing = crew.sail()

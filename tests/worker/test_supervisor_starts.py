@@ -13,7 +13,7 @@ from molecule_connect.worker.worker import Worker, WorkerOptions
 COUNT = 50
 
 
-async def test_fifty_that_start_together_register_one_after_the_other_within_a_second(journal: Journal) -> None:
+async def test_fifty_register_in_turn_within_a_second(journal: Journal) -> None:
     loop = asyncio.get_running_loop()
     platforms = [FakePlatform() for _ in range(COUNT)]
 
