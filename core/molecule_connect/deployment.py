@@ -95,7 +95,7 @@ class Deployment:
         """
         self._notices.workspace_id = next(iter(self._settings))
         streams, warning = open_files.most_streams(len(self._settings), open_files.limit())
-        self._runtime.transports.most_streams = streams
+        self._runtime.transports.streams.most = streams
         if warning:
             self._notices(warning)
 

@@ -175,24 +175,24 @@ class ClientPace(Pace):
 
     def safety_interval(self, *, trusted: bool) -> float:
         """See ``Pace``."""
-        return self.client.pacer.safety_interval(self.settings.safety_interval, trusted=trusted)
+        return self.client.rate_limiter.safety_interval(self.settings.safety_interval, trusted=trusted)
 
     def poll_interval(self) -> float:
         """See ``Pace``."""
-        return self.client.pacer.poll_interval() if self.is_limited else 0.0
+        return self.client.rate_limiter.poll_interval() if self.is_limited else 0.0
 
     def read_rest(self) -> float:
         """See ``Pace``."""
-        return self.client.pacer.read_rest()
+        return self.client.rate_limiter.read_rest()
 
     def heartbeat_interval(self) -> float:
         """See ``Pace``."""
-        return self.client.pacer.beat_interval(self.settings.heartbeat_interval)
+        return self.client.rate_limiter.heartbeat_interval(self.settings.heartbeat_interval)
 
     @property
     def is_limited(self) -> bool:
         """See ``Pace``."""
-        return self.client.pacer.is_limited
+        return self.client.rate_limiter.is_limited
 
     @property
     def is_queued(self) -> bool:

@@ -15,7 +15,7 @@ from molecule_connect.journal import files as file_rows
 from molecule_connect.journal.models import COLUMNS, load_message
 from molecule_connect.journal.schema import open_file
 from molecule_connect.models import Inbound, Kind
-from molecule_connect.platform.feed_rows import read_page
+from molecule_connect.platform.feed_rows import PageReader
 from molecule_connect_agent.peers import Peers
 from molecule_connect_agent.readings import read_message
 
@@ -95,7 +95,7 @@ ROW = st.fixed_dictionaries(
 
 def read(*rows: dict[str, Any]) -> list[Inbound]:
     text = json.dumps(rows)
-    return list(read_page(text, workspace_id=ME, limit=500, known=lambda _: False, size=len(text), earliest=None).items)
+    return list(PageReader(workspace_id=ME, limit=500, known=lambda _: False).read(text, size=len(text)).items)
 
 
 def person(row_id: str, **fields: Any) -> dict[str, Any]:

@@ -334,7 +334,7 @@ async def test_an_optional_endpoint_that_is_absent_is_asked_for_again_after_an_h
     script = Script(httpx.Response(404, text="404 page not found"))
     client = connect(script, clock=lambda: now[0])
     for _ in range(3):
-        with pytest.raises(PermanentPlatformError, match="does not have it") as caught:
+        with pytest.raises(PermanentPlatformError, match="doesn't have this endpoint") as caught:
             await client.call(endpoints.state("ws-1"))
         assert caught.value.status == 404
     assert len(script.requests) == 1
@@ -357,7 +357,7 @@ async def test_a_404_in_the_platforms_words_is_not_an_absent_endpoint(connect: C
 
 async def test_a_page_over_its_cap_is_told_apart(connect: Connect) -> None:
     small: Operation[int] = Operation(
-        name="activity", method="GET", path="/x", read=lambda reply: 0, form=FEED.form, cap=10
+        name="activity", method="GET", path="/x", read=lambda reply: 0, body_format=FEED.body_format, cap=10
     )
     error = await failure(connect, httpx.Response(200, json=["x" * 20]), small)
 
@@ -396,7 +396,7 @@ async def test_the_time_of_the_request_comes_from_the_date_less_what_it_took(con
     )
     await client.call(endpoints.activity("ws-1", replies.append, since_id=None, before=None, limit=5))
 
-    assert replies[0].began == 7_500_000
+    assert replies[0].earliest == 7_500_000
     assert client.platform_clock.now() == 10_000_000
 
 
@@ -405,8 +405,8 @@ async def test_a_429_holds_back_the_next_request_of_its_kind_and_no_other(connec
     with pytest.raises(TransientPlatformError):
         await client.call(NOTIFY)
 
-    assert client.pacer.wait(Priority.SEND) > 4
-    assert client.pacer.wait(Priority.READ) == 0
+    assert client.rate_limiter.wait(Priority.SEND) > 4
+    assert client.rate_limiter.wait(Priority.READ) == 0
     await client.call(BEAT)
 
 
@@ -416,7 +416,7 @@ async def test_a_429_of_a_peer_holds_back_nothing_else(connect: Connect) -> None
     with pytest.raises(TransientPlatformError):
         await client.call(A2A)
 
-    assert client.pacer.wait(Priority.SEND) == 0
+    assert client.rate_limiter.wait(Priority.SEND) == 0
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Looking names up and dialling what they stand for: nothing waits for a resolver or an address that hangs."""
+"""Looking resolver up and dialling what they stand for: nothing waits for a resolver or an address that hangs."""
 
 import asyncio
 import contextlib
@@ -10,14 +10,14 @@ from typing import Any
 import httpx
 import pytest
 
-from molecule_connect.platform.dns import KEPT_FOR, Endpoint, Names, dial
-from molecule_connect.platform.http1 import OneConnection
+from molecule_connect.platform.dns import CACHE_SECONDS, Endpoint, Resolver, connect
+from molecule_connect.platform.http1 import HttpConnection
 
 FIRST = Endpoint(socket.AF_INET, ("192.0.2.1", 80))
 SECOND = Endpoint(socket.AF_INET, ("192.0.2.2", 80))
 
 
-class Resolver:
+class Lookup:
     """Answers at once, fails, or hangs until it is released."""
 
     def __init__(self) -> None:
@@ -36,74 +36,74 @@ class Resolver:
 
 
 @pytest.fixture
-def resolver() -> Iterator[Resolver]:
-    resolver = Resolver()
-    yield resolver
-    resolver.release.set()
+def lookup() -> Iterator[Lookup]:
+    lookup = Lookup()
+    yield lookup
+    lookup.release.set()
 
 
-async def test_a_resolver_that_hangs_for_one_host_delays_no_other(resolver: Resolver) -> None:
-    names = Names(look_up=resolver)
-    hanging = [asyncio.create_task(names.of("hangs.example", 80)) for _ in range(50)]
+async def test_a_resolver_that_hangs_for_one_host_delays_no_other(lookup: Lookup) -> None:
+    resolver = Resolver(look_up=lookup)
+    hanging = [asyncio.create_task(resolver.resolve("hangs.example", 80)) for _ in range(50)]
     async with asyncio.timeout(5):
-        assert await names.of("good.example", 80) == [FIRST]
+        assert await resolver.resolve("good.example", 80) == [FIRST]
         # The loop's own threads are free.
         await asyncio.gather(*(asyncio.to_thread(int) for _ in range(20)))
-    assert resolver.asked.count("hangs.example") == 1
+    assert lookup.asked.count("hangs.example") == 1
     for task in hanging:
         task.cancel()
     await asyncio.gather(*hanging, return_exceptions=True)
 
 
-async def test_a_waiter_that_gives_up_leaves_the_answer_to_the_others(resolver: Resolver) -> None:
-    names = Names(look_up=resolver)
-    first, second = (asyncio.create_task(names.of("hangs.example", 80)) for _ in range(2))
+async def test_a_waiter_that_gives_up_leaves_the_answer_to_the_others(lookup: Lookup) -> None:
+    resolver = Resolver(look_up=lookup)
+    first, second = (asyncio.create_task(resolver.resolve("hangs.example", 80)) for _ in range(2))
     await asyncio.sleep(0)
     first.cancel()
-    resolver.release.set()
+    lookup.release.set()
     assert await second == [FIRST]
 
 
-async def test_an_answer_is_used_for_a_while_and_stands_in_for_a_resolver_that_fails(resolver: Resolver) -> None:
+async def test_an_answer_is_used_for_a_while_and_stands_in_for_a_resolver_that_fails(lookup: Lookup) -> None:
     now = 0.0
-    names = Names(look_up=resolver, clock=lambda: now, patience=0.01)
+    resolver = Resolver(look_up=lookup, clock=lambda: now, patience=0.01)
     for _ in range(3):
-        await names.of("good.example", 80)
-    assert resolver.asked == ["good.example"]
+        await resolver.resolve("good.example", 80)
+    assert lookup.asked == ["good.example"]
 
-    now, resolver.fails = KEPT_FOR, True
-    assert await names.of("good.example", 80) == [FIRST]
-    resolver.hangs.add("good.example")
-    assert await names.of("good.example", 80) == [FIRST]
-    assert len(resolver.asked) == 3
+    now, lookup.fails = CACHE_SECONDS, True
+    assert await resolver.resolve("good.example", 80) == [FIRST]
+    lookup.hangs.add("good.example")
+    assert await resolver.resolve("good.example", 80) == [FIRST]
+    assert len(lookup.asked) == 3
 
 
-async def test_a_host_that_could_not_be_reached_is_looked_up_again(resolver: Resolver) -> None:
-    names = Names(look_up=resolver)
-    await names.of("good.example", 80)
-    names.doubt("good.example", 80)
-    await names.of("good.example", 80)
-    assert resolver.asked == ["good.example"] * 2
+async def test_a_host_that_could_not_be_reached_is_looked_up_again(lookup: Lookup) -> None:
+    resolver = Resolver(look_up=lookup)
+    await resolver.resolve("good.example", 80)
+    resolver.expire("good.example", 80)
+    await resolver.resolve("good.example", 80)
+    assert lookup.asked == ["good.example"] * 2
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-async def test_an_address_needs_no_resolver(resolver: Resolver, host: str) -> None:
-    (found,) = await Names(look_up=resolver).of(host, 80)
+async def test_an_address_needs_no_resolver(lookup: Lookup, host: str) -> None:
+    (found,) = await Resolver(look_up=lookup).resolve(host, 80)
     assert found.address[:2] == (host, 80)
-    assert resolver.asked == []
+    assert lookup.asked == []
 
 
-async def test_a_name_without_an_address_is_an_error(resolver: Resolver) -> None:
-    resolver.fails = True
+async def test_a_name_without_an_address_is_an_error(lookup: Lookup) -> None:
+    lookup.fails = True
     with pytest.raises(OSError, match="no answer"):
-        await Names(look_up=resolver).of("good.example", 80)
+        await Resolver(look_up=lookup).resolve("good.example", 80)
 
 
-async def test_a_resolver_that_hangs_is_named_in_the_error(resolver: Resolver) -> None:
-    connection = OneConnection(None, names=Names(look_up=resolver))
+async def test_a_resolver_that_hangs_is_named_in_the_error(lookup: Lookup) -> None:
+    connection = HttpConnection(None, resolver=Resolver(look_up=lookup))
     timeouts: dict[str, Any] = {"timeout": {"connect": 0.05, "read": 1.0, "write": 1.0}}
     request = httpx.Request("GET", "http://hangs.example/", extensions=timeouts)
-    with pytest.raises(httpx.ConnectTimeout, match=r"the resolver gives no address of hangs\.example"):
+    with pytest.raises(httpx.ConnectTimeout, match=r"the name server gives no address of hangs\.example"):
         await connection.handle_async_request(request)
 
 
@@ -128,19 +128,19 @@ class Network:
 async def test_the_second_address_is_tried_when_the_first_gives_nothing(first: str) -> None:
     network = Network(first=first, second="opens")
     async with asyncio.timeout(5):
-        with contextlib.closing(await dial([FIRST, SECOND], open_socket=network, head_start=0.01)) as found:
+        with contextlib.closing(await connect([FIRST, SECOND], open_socket=network, head_start=0.01)) as found:
             assert [found] == network.opened
 
 
 async def test_the_first_address_wins_where_it_answers_at_once() -> None:
     network = Network(first="opens", second="fails")
-    with contextlib.closing(await dial([FIRST, SECOND], open_socket=network, head_start=5)) as found:
+    with contextlib.closing(await connect([FIRST, SECOND], open_socket=network, head_start=5)) as found:
         assert [found] == network.opened
 
 
 async def test_when_no_address_answers_the_first_says_why() -> None:
     with pytest.raises(ConnectionRefusedError, match=r"192\.0\.2\.1"):
-        await dial([FIRST, SECOND], open_socket=Network(first="fails", second="fails"), head_start=0.01)
+        await connect([FIRST, SECOND], open_socket=Network(first="fails", second="fails"), head_start=0.01)
 
 
 async def test_a_cancelled_race_leaves_no_socket_open() -> None:
@@ -155,7 +155,7 @@ async def test_a_cancelled_race_leaves_no_socket_open() -> None:
         opened.set()
         return sockets[-1]
 
-    dialling = asyncio.create_task(dial([FIRST, SECOND], open_socket=open_late, head_start=0.0))
+    dialling = asyncio.create_task(connect([FIRST, SECOND], open_socket=open_late, head_start=0.0))
     await asyncio.sleep(0.01)
     dialling.cancel()
     with pytest.raises(asyncio.CancelledError):

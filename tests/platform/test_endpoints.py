@@ -95,10 +95,10 @@ def test_an_answer_goes_to_the_peer_or_to_the_person() -> None:
     to_peer = Outgoing(message_id="m", caller_id="p", context_id=None, in_reply_to="q", parts=(TextPart("hi"),))
     to_person = Outgoing(message_id="m", caller_id=None, context_id=None, in_reply_to="q", parts=(TextPart("hi"),))
 
-    assert endpoints.answer("ws", to_peer).path == "/workspaces/p/a2a"
-    assert endpoints.answer("ws", to_person).path == "/workspaces/ws/notify"
-    assert body(endpoints.answer("ws", to_person)) == {"message": "hi"}
-    assert endpoints.answer("ws", to_peer).priority is endpoints.answer("ws", to_person).priority is Priority.SEND
+    assert endpoints.reply("ws", to_peer).path == "/workspaces/p/a2a"
+    assert endpoints.reply("ws", to_person).path == "/workspaces/ws/notify"
+    assert body(endpoints.reply("ws", to_person)) == {"message": "hi"}
+    assert endpoints.reply("ws", to_peer).priority is endpoints.reply("ws", to_person).priority is Priority.SEND
 
 
 @pytest.mark.parametrize(

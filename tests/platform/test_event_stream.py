@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from molecule_connect.models import Signal
-from molecule_connect.platform.event_stream import meaning, read_events
+from molecule_connect.platform.event_stream import read_events, signal_of
 
 
 async def pieces(*chunks: bytes) -> AsyncIterator[bytes]:
@@ -42,7 +42,7 @@ async def test_a_line_of_sixteen_megabytes_is_one_event() -> None:
     line = b"x" * (1 << 16)
 
     (found,) = await events(b"data: ", *[line] * 256, b"\n\n")
-    assert meaning(found) is Signal.ROW
+    assert signal_of(found) is Signal.ROW
 
 
 @pytest.mark.parametrize("chunk", [b"x" * (1 << 16), b"data: x\n" * (1 << 13), b"data:\n" * (1 << 13)])
@@ -62,7 +62,7 @@ async def test_an_event_that_never_ends_is_not_kept(chunk: bytes) -> None:
     finally:
         tracemalloc.stop()
     assert sizes[0] < 1 << 20
-    assert (meaning(first), second) == (Signal.ROW, b"next")
+    assert (signal_of(first), second) == (Signal.ROW, b"next")
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\n\r"), min_size=1), max_size=4), st.data())
@@ -100,9 +100,9 @@ async def test_an_event_is_the_same_wherever_the_pieces_end(texts: list[str], da
     ],
 )
 def test_each_event_means_what_it_can_change(data: bytes, signal: Signal) -> None:
-    assert meaning(data) is signal
+    assert signal_of(data) is signal
 
 
 @given(st.binary())
 def test_no_event_raises(data: bytes) -> None:
-    assert meaning(data) in Signal
+    assert signal_of(data) in Signal

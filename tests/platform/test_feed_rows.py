@@ -1,5 +1,6 @@
 """The rows R1 to R12 of the platform contract, section (a), bare rows, and whatever else may come."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from tests.platform.kit import envelope, row
 
 from molecule_connect.models import DataPart, FilePart, Inbound, Kind, Page, RowMark, TextPart
-from molecule_connect.platform.feed_rows import read_history, read_page, request_key
+from molecule_connect.platform.feed_rows import PageReader, read_history, request_key
 from molecule_connect.platform.parts import fingerprint
 
 TEXT = {"kind": "text", "text": "hi"}
@@ -18,9 +19,8 @@ DEEP = "[" * 200_000 + "]" * 200_000
 
 
 def page(text: str, *known: str, workspace_id: str = "ws-1") -> Page:
-    return read_page(
-        text, workspace_id=workspace_id, limit=500, known=lambda row_id: row_id in known, size=len(text), earliest=None
-    )
+    reader = PageReader(workspace_id=workspace_id, limit=500, known=lambda row_id: row_id in known)
+    return reader.read(text, size=len(text))
 
 
 def read(fields: dict[str, Any]) -> Inbound:
@@ -450,3 +450,22 @@ def test_a_history_holds_what_was_said_both_ways_and_nothing_else() -> None:
     ]
     told = [(one.row_id, one.kind) for one in read_history(rows, workspace_id="ws-1")]
     assert told == [("a", Kind.MESSAGE), ("b", Kind.ECHO), ("f", Kind.OWN)]
+
+
+async def test_other_tasks_run_while_a_large_page_is_read() -> None:
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    text = json.dumps([row(f"r{number}", request_body=envelope(*[TEXT] * 500)) for number in range(50)])
+    reader = PageReader(workspace_id="ws-1", limit=500, known=lambda _: False)
+    task = asyncio.create_task(count_turns())
+    found = await reader.read_in_slices(text, size=len(text))
+    task.cancel()
+
+    assert turns > 1
+    assert found == reader.read(text, size=len(text))

@@ -15,8 +15,8 @@ import pytest
 from tests.platform.kit import http, raw_server, read_request
 
 from molecule_connect.platform import endpoints
-from molecule_connect.platform.http1 import MAX_IDLE, OneConnection
-from molecule_connect.platform.transports import make_request
+from molecule_connect.platform.http1 import MAX_IDLE, HttpConnection
+from molecule_connect.platform.http_messages import make_request
 
 TIMEOUTS = {"timeout": {"connect": 5.0, "read": 5.0, "write": 5.0, "pool": 5.0}}
 
@@ -25,7 +25,7 @@ def post(url: str, body: bytes = b"{}", headers: dict[str, str] | None = None) -
     return httpx.Request("POST", f"{url}/x", headers=headers, content=body, extensions=TIMEOUTS)
 
 
-async def read(connection: OneConnection, request: httpx.Request) -> tuple[int, bytes]:
+async def read(connection: HttpConnection, request: httpx.Request) -> tuple[int, bytes]:
     response = await connection.handle_async_request(request)
     try:
         return response.status_code, await response.aread()
@@ -56,8 +56,8 @@ class Server:
 
 
 @asynccontextmanager
-async def connected(server: Server) -> AsyncIterator[tuple[OneConnection, str]]:
-    connection = OneConnection(None)
+async def connected(server: Server) -> AsyncIterator[tuple[HttpConnection, str]]:
+    connection = HttpConnection(None)
     async with asyncio.timeout(10), raw_server(server.talk) as url:
         try:
             yield connection, url
@@ -83,7 +83,7 @@ async def test_requests_follow_each_other_on_one_connection(answer: bytes) -> No
 async def test_a_server_that_only_announces_its_answer_is_given_up() -> None:
     server = Server(lambda number: b"HTTP/1.1 100 Continue\r\n\r\n" * 200 if number == 1 else http(b"abc"))
     async with connected(server) as (connection, url):
-        with pytest.raises(httpx.RemoteProtocolError, match="gives none"):
+        with pytest.raises(httpx.RemoteProtocolError, match="informational"):
             await read(connection, post(url))
         assert await read(connection, post(url)) == (200, b"abc")
 
@@ -106,7 +106,7 @@ async def test_a_connection_that_the_server_closed_meanwhile_is_opened_again() -
 
 async def test_a_connection_that_was_idle_too_long_is_opened_again() -> None:
     server = Server(lambda number: http(b"abc"))
-    connection = OneConnection(None, keepalive=0.0)
+    connection = HttpConnection(None, keepalive=0.0)
     async with raw_server(server.talk) as url:
         assert [await read(connection, post(url)) for _ in range(2)] == [(200, b"abc")] * 2
         await connection.aclose()
@@ -132,7 +132,7 @@ async def test_a_request_that_was_cancelled_leaves_its_answer_to_nobody() -> Non
         writer.write(http(request[-5:]))
         await writer.drain()
 
-    connection = OneConnection(None)
+    connection = HttpConnection(None)
     async with asyncio.timeout(10), raw_server(talk) as url:
         task = asyncio.create_task(read(connection, post(url, b"first")))
         await arrived.wait()
@@ -163,14 +163,14 @@ async def test_a_header_that_cannot_be_sent_is_our_own_fault() -> None:
 
 async def test_a_name_that_can_be_none_cannot_be_connected_to() -> None:
     with pytest.raises(httpx.ConnectError):
-        await read(OneConnection(None), post(f"http://{'x' * 70}.example"))
+        await read(HttpConnection(None), post(f"http://{'x' * 70}.example"))
 
 
 async def test_a_server_that_takes_nothing_is_given_up() -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await asyncio.Event().wait()
 
-    connection = OneConnection(None)
+    connection = HttpConnection(None)
     async with raw_server(talk) as url:
         request = httpx.Request(
             "POST", url, content=b"x" * 20_000_000, extensions={"timeout": {"connect": 5, "write": 0.05, "read": 5}}
@@ -184,7 +184,7 @@ async def test_a_server_that_refuses_and_takes_no_more_is_heard() -> None:
         writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
         await asyncio.Event().wait()
 
-    connection = OneConnection(None)
+    connection = HttpConnection(None)
     async with raw_server(talk) as url:
         request = httpx.Request(
             "POST", url, content=b"x" * 20_000_000, extensions={"timeout": {"connect": 5, "write": 0.25, "read": 5}}
@@ -217,8 +217,8 @@ async def test_tls_is_spoken_with_those_alone_whose_certificate_is_trusted(certi
     ours = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     ours.load_cert_chain(certificate)
     server = Server(lambda number: http(b"abc"))
-    trusting = OneConnection(ssl.create_default_context(cafile=certificate))
-    strict = OneConnection(ssl.create_default_context())
+    trusting = HttpConnection(ssl.create_default_context(cafile=certificate))
+    strict = HttpConnection(ssl.create_default_context())
     async with asyncio.timeout(10), raw_server(server.talk, tls=ours) as url:
         assert [await read(trusting, post(url)) for _ in range(2)] == [(200, b"abc")] * 2
         with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
@@ -237,7 +237,7 @@ async def test_an_address_is_connected_to_in_the_name_of_its_host(certificate: P
     async with asyncio.timeout(10), raw_server(Server(lambda number: http(b"abc")).talk, tls=ours) as url:
         request = make_request(operation, url, [], connect_to="127.0.0.1")
         assert (request.url.host, request.headers["host"]) == ("127.0.0.1", url.removeprefix("https://"))
-        connection = OneConnection(trust)
+        connection = HttpConnection(trust)
         assert await read(connection, request) == (200, b"abc")
         await connection.aclose()
         with httpx.HTTPTransport(verify=trust) as blocking:
@@ -259,7 +259,7 @@ async def test_of_what_comes_unasked_little_is_read_and_the_next_request_has_a_n
         taken.set()
 
     go_on, taken = asyncio.Event(), asyncio.Event()
-    connection = OneConnection(None)
+    connection = HttpConnection(None)
     async with raw_server(talk) as url:
         assert await read(connection, post(url)) == (200, b"abc")
         go_on.set()
@@ -276,7 +276,7 @@ async def test_silence_on_a_kept_connection_is_a_cut() -> None:
         writer.write(http(b"abc"))
         await asyncio.Event().wait()
 
-    connection = OneConnection(None)
+    connection = HttpConnection(None)
     async with asyncio.timeout(10), raw_server(talk) as url:
         assert await read(connection, post(url)) == (200, b"abc")
         with pytest.raises(httpx.ReadError):
@@ -294,7 +294,7 @@ async def test_silence_of_a_connection_that_works_is_a_timeout(begun: bytes) -> 
         writer.write(begun)
         await asyncio.Event().wait()
 
-    connection = OneConnection(None)
+    connection = HttpConnection(None)
     async with asyncio.timeout(10), raw_server(talk) as url:
         if begun:
             assert await read(connection, post(url)) == (200, b"abc")
@@ -309,7 +309,7 @@ async def test_a_request_that_the_network_does_not_take_is_a_cut() -> None:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         deaf.bind(("127.0.0.1", 0))
         deaf.listen()
-        connection = OneConnection(None)
+        connection = HttpConnection(None)
         with pytest.raises(httpx.ReadError):
             await read(connection, impatient(f"http://127.0.0.1:{deaf.getsockname()[1]}", b"x" * 200_000))
         await connection.aclose()
@@ -332,7 +332,7 @@ async def test_a_request_may_ask_for_a_new_connection() -> None:
 async def test_a_connection_that_was_idle_while_the_machine_slept_is_opened_again() -> None:
     times = iter([1000.0, 5000.0, 5000.0])
     server = Server(lambda number: http(b"abc"))
-    connection = OneConnection(None, wall=lambda: next(times))
+    connection = HttpConnection(None, wall=lambda: next(times))
     async with raw_server(server.talk) as url:
         assert [await read(connection, post(url)) for _ in range(2)] == [(200, b"abc")] * 2
         await connection.aclose()

@@ -52,7 +52,7 @@ async def test_reads_and_sends_stop_at_sixty_per_cent_and_beats_go_on(pacer: Rat
 
     await ask(pacer, Priority.SEND, answer("100", "40"))
 
-    assert (pacer.wait(Priority.READ), pacer.wait(Priority.SEND), pacer.wait(Priority.BEAT)) == (30, 30, 0)
+    assert (pacer.wait(Priority.READ), pacer.wait(Priority.SEND), pacer.wait(Priority.HEARTBEAT)) == (30, 30, 0)
     await ask(pacer, Priority.READ)
     assert time.slept == [30]
 
@@ -138,22 +138,22 @@ async def test_without_a_limit_nobody_waits(pacer: RateLimiter, time: Time) -> N
         await ask(pacer, Priority.READ, headers)
     assert pacer.limit is None
     assert pacer.wait(Priority.READ) == 0
-    assert pacer.beat_interval(30) == 30
+    assert pacer.heartbeat_interval(30) == 30
 
 
 async def test_a_refusal_holds_back_its_own_kind_alone(pacer: RateLimiter, time: Time) -> None:
     await ask(pacer, Priority.SEND, refused_for=7.0)
 
-    assert (pacer.wait(Priority.SEND), pacer.wait(Priority.READ), pacer.wait(Priority.BEAT)) == (7.0, 0, 0)
+    assert (pacer.wait(Priority.SEND), pacer.wait(Priority.READ), pacer.wait(Priority.HEARTBEAT)) == (7.0, 0, 0)
     time.now += 7
     assert pacer.wait(Priority.SEND) == 0
 
 
 async def test_no_refusal_makes_us_deaf_or_silent_for_long(pacer: RateLimiter) -> None:
-    for priority in (Priority.READ, Priority.BEAT):
+    for priority in (Priority.READ, Priority.HEARTBEAT):
         await ask(pacer, priority, refused_for=1e9)
 
-    assert (pacer.wait(Priority.READ), pacer.wait(Priority.BEAT)) == (300, 60)
+    assert (pacer.wait(Priority.READ), pacer.wait(Priority.HEARTBEAT)) == (300, 60)
 
 
 async def test_the_next_window_is_open_again(pacer: RateLimiter, time: Time) -> None:
@@ -166,7 +166,7 @@ async def test_the_next_window_is_open_again(pacer: RateLimiter, time: Time) -> 
 async def test_a_wide_window_leaves_the_intervals_alone(pacer: RateLimiter, said: list[str]) -> None:
     await ask(pacer, Priority.READ, answer("600", "599"))
 
-    assert (pacer.safety_interval(30, trusted=True), pacer.beat_interval(30)) == (30, 30)
+    assert (pacer.safety_interval(30, trusted=True), pacer.heartbeat_interval(30)) == (30, 30)
     assert said == []
 
 
@@ -178,8 +178,8 @@ async def test_a_small_window_stretches_safety_reads_then_beats_within_bounds_an
     await ask(pacer, Priority.READ, answer("20", "19"))
 
     assert pacer.safety_interval(30, trusted=True) == pytest.approx(30 * 20 / 12)
-    assert pacer.beat_interval(30) == pytest.approx(30 * 20 / 8, abs=15.1)
-    assert pacer.beat_interval(30) == 60
+    assert pacer.heartbeat_interval(30) == pytest.approx(30 * 20 / 8, abs=15.1)
+    assert pacer.heartbeat_interval(30) == 60
     await ask(pacer, Priority.READ, answer("2", "1"))
     assert (pacer.safety_interval(30, trusted=True), pacer.safety_interval(30, trusted=False)) == (300, 60)
     small, too_small = said
@@ -235,7 +235,7 @@ async def test_heartbeats_start_at_once_while_everything_else_waits(pacer: RateL
     ]
     await asyncio.sleep(0)
     async with asyncio.timeout(1):
-        await waiting.admit(Priority.BEAT)
+        await waiting.admit(Priority.HEARTBEAT)
 
     for task in reads:
         task.cancel()
@@ -259,14 +259,14 @@ async def test_registering_precedes_looks_and_reads(time: Time) -> None:
         order.append(priority)
 
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
-        tasks = [group.create_task(run(each)) for each in (Priority.READ, Priority.LOOK, Priority.REGISTER) * 2]
+        tasks = [group.create_task(run(each)) for each in (Priority.READ, Priority.LOOKUP, Priority.REGISTER) * 2]
         while not all(task.done() for task in tasks):
             for _ in range(10):
                 await asyncio.sleep(0)
             if sleepers:
                 time.now, _, woken = heapq.heappop(sleepers)
                 woken.set()
-    assert order == [Priority.REGISTER] * 2 + [Priority.LOOK] * 2 + [Priority.READ] * 2
+    assert order == [Priority.REGISTER] * 2 + [Priority.LOOKUP] * 2 + [Priority.READ] * 2
 
 
 async def test_a_limit_for_each_token_slows_nothing_down(pacer: RateLimiter, time: Time, said: list[str]) -> None:
@@ -275,7 +275,7 @@ async def test_a_limit_for_each_token_slows_nothing_down(pacer: RateLimiter, tim
     for _ in range(400):
         await ask(pacer, Priority.READ, answer("600", "598"))
 
-    assert (pacer.beat_interval(), pacer.safety_interval(trusted=True), pacer.is_limited) == (30, 30, False)
+    assert (pacer.heartbeat_interval(), pacer.safety_interval(trusted=True), pacer.is_limited) == (30, 30, False)
     assert said == []
     assert sum(time.slept) < 60
 
@@ -297,7 +297,7 @@ async def test_an_answer_of_the_window_before_tells_nothing_of_this_one(pacer: R
     for number in range(30):
         await ask(pacer, Priority.READ, answer("100", str(99 - number), reset="30"))
     time.now = 30.2
-    await ask(pacer, Priority.BEAT, answer("100", "60", reset="1"))
+    await ask(pacer, Priority.HEARTBEAT, answer("100", "60", reset="1"))
 
     assert pacer.wait(Priority.READ) == 0
     assert pacer.safety_interval(trusted=True) == 30

@@ -289,7 +289,7 @@ def proxy(answer: bytes) -> Iterator[str]:
     ("answer", "text", "hint"),
     [
         (b"407 Proxy Authentication Required", "refuses the credentials", "correct user name and password in {}"),
-        (b"403 Forbidden", "refuses the connection", "check the proxy that {} names"),
+        (b"403 Forbidden", "refuses the connection", "check the proxy in {}"),
     ],
 )
 @pytest.mark.parametrize("variable", ["HTTPS_PROXY", "all_proxy"])

@@ -26,9 +26,8 @@ from molecule_connect.errors import (
 from molecule_connect.models import Presence, Signal
 from molecule_connect.platform import endpoints
 from molecule_connect.platform.address import parse_address
-from molecule_connect.platform.call_limits import Senders
 from molecule_connect.platform.client import AsyncPlatformClient
-from molecule_connect.platform.endpoints import Form, Operation, Priority
+from molecule_connect.platform.endpoints import BodyFormat, Operation, Priority
 from molecule_connect.platform.tls import proxy_for
 from molecule_connect.platform.transports import Transports
 from molecule_connect.platform.workspace_client import WorkspaceClient
@@ -129,7 +128,7 @@ async def test_an_answer_that_drips_in_ends_with_the_patience_of_the_whole(
     operation = attrs.evolve(with_timeout(0.2), priority=priority)
     async with (
         raw_server(talk) as url,
-        contextlib.aclosing(Transports(whole_answer=0.05)) as transports,
+        contextlib.aclosing(Transports(whole_response=0.05)) as transports,
         client_of(url, transports=transports) as client,
     ):
         with pytest.raises(TransientPlatformError) as caught:
@@ -234,7 +233,7 @@ async def test_a_page_over_the_cap_is_not_read_to_its_end() -> None:
         await asyncio.Event().wait()
 
     operation: Operation[None] = Operation(
-        name="activity", method="GET", path="/x", read=lambda reply: None, form=Form.PAGE, cap=50_000
+        name="activity", method="GET", path="/x", read=lambda reply: None, body_format=BodyFormat.PAGE, cap=50_000
     )
     async with raw_server(talk) as url:
         assert isinstance(await failure(url, operation), PageTooLargeError)
@@ -263,7 +262,13 @@ async def test_what_a_packed_answer_unpacks_to_never_fills_the_memory(priority: 
         writer.write(head.encode() + packed)
 
     operation: Operation[None] = Operation(
-        name="activity", method="GET", path="/x", read=lambda reply: None, form=Form.PAGE, priority=priority, cap=50_000
+        name="activity",
+        method="GET",
+        path="/x",
+        read=lambda reply: None,
+        body_format=BodyFormat.PAGE,
+        priority=priority,
+        cap=50_000,
     )
     async with raw_server(talk) as url:
         tracemalloc.start()
@@ -463,74 +468,12 @@ async def test_connections_are_kept_between_requests_and_shared_between_workspac
         for client in clients * 2:
             await client.call(endpoints.heartbeat(client.workspace_id, Presence()))
         assert platform.connections == 1
-        assert clients[0].pacer is clients[1].pacer
-        assert clients[0].pacer.workspaces == 5
+        assert clients[0].rate_limiter is clients[1].rate_limiter
+        assert clients[0].rate_limiter.workspaces == 5
         for client in clients:
             await client.aclose()
-        assert clients[0].pacer.workspaces == 0
+        assert clients[0].rate_limiter.workspaces == 0
         await transports.aclose()
-
-
-class Place:
-    def __init__(self, made: list["Place"]) -> None:
-        self.closed = False
-        made.append(self)
-
-    async def aclose(self) -> None:
-        self.closed = True
-
-
-async def hold(release: asyncio.Event, started: asyncio.Event) -> None:
-    started.set()
-    await release.wait()
-
-
-async def test_a_send_that_waits_long_gives_its_place_to_the_next() -> None:
-    made: list[Place] = []
-    senders = Senders(lambda: Place(made), count=1, patience=0.0)
-    release = asyncio.Event()
-    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
-        for _ in range(3):
-            started = asyncio.Event()
-            group.create_task(senders.run(lambda place, started=started: hold(release, started)))  # type: ignore[misc]
-            await started.wait()
-        release.set()
-
-    assert len(made) == 3
-    assert sorted(place.closed for place in made) == [False, True, True]
-
-
-async def test_a_place_is_free_again_after_a_failure_and_after_a_cancellation() -> None:
-    senders = Senders(lambda: Place([]), count=1)
-    started = asyncio.Event()
-    task = asyncio.create_task(senders.run(lambda place: hold(asyncio.Event(), started)))
-    await started.wait()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-
-    async def fail(place: Place) -> None:
-        raise ConnectionError
-
-    with pytest.raises(ConnectionError):
-        await senders.run(fail)
-    async with asyncio.timeout(5):
-        assert await senders.run(lambda place: asyncio.sleep(0, "sent")) == "sent"
-
-
-async def test_closing_closes_the_free_now_and_the_busy_when_they_end() -> None:
-    made: list[Place] = []
-    senders = Senders(lambda: Place(made), count=2)
-    started, release = asyncio.Event(), asyncio.Event()
-    await asyncio.gather(*(senders.run(lambda place: asyncio.sleep(0)) for _ in range(2)))
-    busy = asyncio.create_task(senders.run(lambda place: hold(release, started)))
-    await started.wait()
-    await senders.aclose()
-    assert sorted(place.closed for place in made) == [False, True]
-    release.set()
-    await busy
-
-    assert all(place.closed for place in made)
 
 
 async def test_a_stream_over_sockets_gives_signals_and_tells_a_cut() -> None:

@@ -20,7 +20,7 @@ from molecule_connect.errors import (
 )
 from molecule_connect.files import pending_id
 from molecule_connect.models import FilePart, UploadLimits
-from molecule_connect.platform import chat_files, endpoints
+from molecule_connect.platform import endpoints
 from molecule_connect.platform.client import AsyncPlatformClient
 from molecule_connect.platform.multipart import PIECE, Multipart
 from molecule_connect.platform.responses import EndpointAbsentError
@@ -256,7 +256,7 @@ async def test_incident_69_a_body_that_hangs_is_cut_when_its_time_is_over() -> N
         await reader.readuntil(b"\r\n\r\n")
         await serve_pieces(writer, size=1 << 20, pieces=1)
 
-    operation = attrs.evolve(chat_files.fetch("ws-1", "f1", cap=1 << 20), timeout=0.05)
+    operation = attrs.evolve(endpoints.upload_content("ws-1", "f1"), timeout=0.05)
     async with raw_server(talk) as url, AsyncPlatformClient(url, workspace_id="ws-1", token="t") as client:
         with pytest.raises(TransientPlatformError):
             await client.call(operation, sink=io.BytesIO())

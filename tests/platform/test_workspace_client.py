@@ -246,7 +246,7 @@ async def test_a_handed_out_token_is_told_of_once_with_its_place_and_without_its
     await client.register({"name": "n"})
 
     assert len(said) == 1
-    assert "new to the platform" in said[0]
+    assert "the platform issued a token" in said[0]
     assert str(tmp_path / "ws-1.token") in said[0]
     assert "handed-out-token" not in said[0]
 

@@ -60,7 +60,7 @@ async def open_inbox(
         say(warning)
     async with AsyncExitStack() as stack:
         transports = Transports(transport=transport, say=say)
-        transports.most_streams = streams
+        transports.streams.most = streams
         stack.push_async_callback(transports.aclose)
         journal = await stack.enter_async_context(Journal.open(folder, wall=time.time, notice=say))
         runtime = Runtime(state_dir=folder, transports=transports, journal=journal, listener=listener)

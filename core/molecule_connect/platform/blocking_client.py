@@ -7,23 +7,24 @@ from typing import IO, Any, Self, TypeVar, cast
 
 from molecule_connect.config.settings import USUAL_TLS, Tls
 from molecule_connect.errors import AuthError, ConfigError
-from molecule_connect.platform.address import ApiAddress
-from molecule_connect.platform.decompression import Body
+from molecule_connect.platform.address import ApiAddress, parse_address
+from molecule_connect.platform.credentials import TokenSource
 from molecule_connect.platform.endpoints import Operation
-from molecule_connect.platform.httpx_import import httpx
-from molecule_connect.platform.requests import Caller, Headers, TokenSource
-from molecule_connect.platform.responses import Answer
-from molecule_connect.platform.tls import Trust
-from molecule_connect.platform.transports import (
-    REFUSAL_CAP,
-    WHOLE_ANSWER_TIMEOUT,
-    answer_of,
-    check_cut,
+from molecule_connect.platform.http_messages import (
+    ERROR_CAP,
+    BodyReader,
+    Headers,
+    check_whole,
+    http_response,
     make_request,
-    network_error,
-    told,
     was_written,
 )
+from molecule_connect.platform.httpx_import import httpx
+from molecule_connect.platform.network_errors import network_error, safe_cause
+from molecule_connect.platform.requests import RequestContext
+from molecule_connect.platform.responses import HttpResponse
+from molecule_connect.platform.tls import Trust
+from molecule_connect.platform.transports import WHOLE_RESPONSE_TIMEOUT
 
 BlockingTransport = httpx.BaseTransport
 # As many threads of one program may wait for an answer at once. A peer may take 90 s for its own; beats must not wait.
@@ -63,7 +64,7 @@ class BlockingTransports:
         *,
         sink: IO[bytes] | None = None,
         connect_to: str | None = None,
-    ) -> Answer:
+    ) -> HttpResponse:
         """Sends *operation* and returns whatever came back; with a *sink*, a good body goes there and not into it.
 
         Args:
@@ -81,7 +82,7 @@ class BlockingTransports:
         try:
             return self._answer(pool, operation, request, sink)
         except (httpx.HTTPError, TimeoutError) as exc:
-            raise network_error(operation, url, exc, is_written=was_written(request)) from told(exc)
+            raise network_error(operation, url, exc, is_written=was_written(request)) from safe_cause(exc)
         finally:
             with self._lock:
                 self._under_way -= 1
@@ -114,30 +115,30 @@ class BlockingTransports:
         operation: Operation[Any],
         request: httpx.Request,
         sink: IO[bytes] | None,
-    ) -> Answer:
+    ) -> HttpResponse:
         began = self._clock()
         response = transport.handle_request(request)
         try:
             seconds = self._clock() - began
             good = 200 <= response.status_code < 300
-            cap = operation.cap if good else REFUSAL_CAP
-            until = began + seconds + WHOLE_ANSWER_TIMEOUT
+            cap = operation.cap if good else ERROR_CAP
+            until = began + seconds + WHOLE_RESPONSE_TIMEOUT
             body, whole = self._body(response, cap, sink if good else None, until=until)
         finally:
             response.close()
         if not whole and good:
-            check_cut(operation, response.status_code)
-        return answer_of(response, body, whole=whole, seconds=seconds)
+            check_whole(operation, response.status_code)
+        return http_response(response, body, is_whole=whole, seconds=seconds)
 
     def _body(self, response: httpx.Response, cap: int, sink: IO[bytes] | None, *, until: float) -> tuple[bytes, bool]:
         """The body up to *cap* bytes, unless it went to the *sink*, and whether that is all of it."""
-        body = Body(response.headers.get("content-encoding", ""), cap, sink)
+        body = BodyReader(response.headers.get("content-encoding", ""), cap, sink)
         for packed in cast("httpx.SyncByteStream", response.stream):
-            if not body.take(packed):
+            if not body.feed(packed):
                 break
             if self._clock() > until:
                 raise TimeoutError
-        return body.kept, body.is_whole
+        return body.content, body.is_whole
 
 
 class PlatformClient:
@@ -162,12 +163,11 @@ class PlatformClient:
         transports: BlockingTransports,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._caller = Caller(
-            api_url,
+        self._caller = RequestContext(
+            parse_address(api_url, insecure=insecure),
             workspace_id=workspace_id,
-            credentials=lambda origin: credentials,
+            credentials=credentials,
             org_id=org_id,
-            insecure=insecure,
             clock=clock,
         )
         self.platform_clock = self._caller.platform_clock
@@ -207,5 +207,5 @@ class PlatformClient:
     def _once(self, operation: Operation[T], token: str | None, sink: IO[bytes] | None) -> T:
         url, headers = self._caller.url(operation), self._caller.headers(token)
         answer = self._transports.exchange(self._caller.address, operation, url, headers, sink=sink)
-        self._caller.saw(answer)
+        self._caller.update_clock(answer)
         return self._caller.read(operation, answer)

@@ -1,97 +1,99 @@
-"""One-connection transports for concurrent calls, and the limit on how many calls of a kind start at once."""
+"""Limits on how many calls wait for a response at the same time."""
 
 import asyncio
-import contextlib
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Generic, Protocol, TypeVar
+from collections import deque
 
-SENDERS = 8
+# Seconds that a call counts; a peer that takes a minute to answer delays no other call.
 PATIENCE = 1.0
 
 
-class Closable(Protocol):
-    async def aclose(self) -> None: ...
-
-
-C = TypeVar("C", bound=Closable)
-R = TypeVar("R")
-
-
-class Places:
-    """Limits how many calls start at once, by kind. Kinds don't wait for each other.
+class CallLimit:
+    """Limits the calls of each kind. Kinds don't wait for each other.
 
     Args:
-        count: Calls of one kind that may wait for their answer.
-        patience: Seconds after which a call that still waits no longer counts: an endpoint that hangs doesn't keep
-            the next call from starting.
+        count: Calls of one kind that may wait for their response.
+        patience: Seconds after which a call no longer counts, so that an endpoint that hangs doesn't block new calls.
     """
 
     def __init__(self, count: int, *, patience: float = PATIENCE) -> None:
         self._count, self._patience = count, patience
-        self._kinds: dict[str, asyncio.Semaphore] = {}
-        self._users: Counter[str] = Counter()
+        self._kinds: dict[str, _Calls] = {}
 
-    @contextlib.asynccontextmanager
-    async def of(self, kind: str) -> AsyncIterator[None]:
-        """Hold a place of *kind*, at most for the patience; waits while all of them are taken."""
-        places = self._kinds.setdefault(kind, asyncio.Semaphore(self._count))
-        self._users[kind] += 1
+    def of(self, kind: str) -> "_Call":
+        """Count a call of *kind* inside an ``async with`` block, which waits until the limit has room."""
+        calls = self._kinds.get(kind)
+        if calls is None:
+            self._kinds = {name: calls for name, calls in self._kinds.items() if calls.are_pending}
+            calls = self._kinds[kind] = _Calls(self._count, self._patience)
+        return _Call(calls)
+
+
+class _Call:
+    def __init__(self, calls: "_Calls") -> None:
+        self._calls = calls
+        self.turn: asyncio.Future[None] | None = None
+
+    async def __aenter__(self) -> None:
+        await self._calls.start(self)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._calls.end(self)
+
+
+class _Calls:
+    """The calls of one kind."""
+
+    def __init__(self, count: int, patience: float) -> None:
+        self._count, self._patience = count, patience
+        # The running calls that still count, in order of their start time.
+        self._running: dict[_Call, float] = {}
+        self._waiting: deque[_Call] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def are_pending(self) -> bool:
+        return bool(self._running or self._waiting)
+
+    async def start(self, call: _Call) -> None:
+        loop = asyncio.get_running_loop()
+        if not self._waiting and self._has_room(loop.time()):
+            self._running[call] = loop.time()
+            return
+        call.turn = loop.create_future()
+        self._waiting.append(call)
+        self._admit()
         try:
-            async with self._held(places):
-                yield
-        finally:
-            self._users[kind] -= 1
-            if not self._users[kind]:
-                del self._users[kind], self._kinds[kind]
+            await call.turn
+        except asyncio.CancelledError:
+            if call in self._waiting:
+                self._waiting.remove(call)
+            self.end(call)
+            raise
 
-    @contextlib.asynccontextmanager
-    async def _held(self, places: asyncio.Semaphore) -> AsyncIterator[None]:
-        await places.acquire()
-        holds_place = True
+    def end(self, call: _Call) -> None:
+        self._running.pop(call, None)
+        if self._waiting:
+            self._admit()
 
-        def give_back() -> None:
-            nonlocal holds_place
-            if holds_place:
-                holds_place = False
-                places.release()
+    def _admit(self) -> None:
+        """Start waiting calls while there is room, and come back when the oldest running call stops counting."""
+        loop = asyncio.get_running_loop()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        now = loop.time()
+        while self._waiting and self._has_room(now):
+            call = self._waiting.popleft()
+            if call.turn is not None and not call.turn.done():
+                self._running[call] = now
+                call.turn.set_result(None)
+        if self._waiting:
+            self._timer = loop.call_at(next(iter(self._running.values())) + self._patience, self._admit)
 
-        timer = asyncio.get_running_loop().call_later(self._patience, give_back)
-        try:
-            yield
-        finally:
-            timer.cancel()
-            give_back()
-
-
-class Senders(Generic[C]):
-    """A free list of transports, opened when they are first needed. A transport serves one call at a time.
-
-    Args:
-        count: Calls of one kind that may wait for their answer, and transports that are kept open while idle.
-        patience: As in ``Places``: a peer that thinks for a minute delays no other call.
-    """
-
-    def __init__(self, open_transport: Callable[[], C], *, count: int = SENDERS, patience: float = PATIENCE) -> None:
-        self._open, self._count = open_transport, count
-        self._places = Places(count, patience=patience)
-        self._free: list[C] = []
-        self._closed = False
-
-    async def run(self, work: Callable[[C], Awaitable[R]], *, kind: str = "") -> R:
-        """The result of *work*, which gets a transport that no other call uses."""
-        async with self._places.of(kind):
-            transport = self._free.pop() if self._free else self._open()
-            try:
-                return await work(transport)
-            finally:
-                if len(self._free) < self._count and not self._closed:
-                    self._free.append(transport)
-                else:
-                    await transport.aclose()
-
-    async def aclose(self) -> None:
-        """Closes the idle transports now, and those in use when their calls end."""
-        self._closed = True
-        while self._free:
-            await self._free.pop().aclose()
+    def _has_room(self, now: float) -> bool:
+        while self._running:
+            oldest = next(iter(self._running))
+            if self._running[oldest] + self._patience > now:
+                break
+            del self._running[oldest]
+        return len(self._running) < self._count

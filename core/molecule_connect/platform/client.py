@@ -1,4 +1,4 @@
-"""AsyncPlatformClient: sends operations as one workspace, with the headers, the token and the patience they need."""
+"""AsyncPlatformClient: sends operations for one workspace."""
 
 import contextlib
 import time
@@ -8,42 +8,42 @@ from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
 
 from molecule_connect.config.settings import USUAL_TLS, Tls
 from molecule_connect.errors import AuthError
-from molecule_connect.platform.call_limits import Places
-from molecule_connect.platform.cooperative import in_slices
-from molecule_connect.platform.credentials import Credentials
+from molecule_connect.platform.address import parse_address
+from molecule_connect.platform.call_limits import CallLimit
+from molecule_connect.platform.credentials import Credentials, TokenSource
 from molecule_connect.platform.endpoints import Operation, Priority
 from molecule_connect.platform.rate_limit import RateLimiter
-from molecule_connect.platform.requests import Caller, TokenSource
-from molecule_connect.platform.responses import Answer, EndpointAbsentError, judge, not_ours
+from molecule_connect.platform.requests import RequestContext
+from molecule_connect.platform.responses import EndpointAbsentError, HttpResponse, judge, not_platform_json
 from molecule_connect.platform.transports import Transports
 
 if TYPE_CHECKING:
     import httpx
 
-# What the platform asks to be left alone for when a 429 does not say how long.
-_USUAL_REFUSAL = 5.0
-# Calls of one kind that a workspace may start at once, so that one busy workspace leaves room for the others.
+# Seconds to wait after a 429 without a Retry-After.
+_DEFAULT_RETRY_AFTER = 5.0
+# Concurrent calls of one kind for one workspace, so that a busy workspace leaves room for others.
 PER_WORKSPACE = 4
-# Those of them that may be to one peer, so that a peer that hangs leaves room for the others.
+# Concurrent messages to one peer, so that a peer that hangs leaves room for others.
 PER_PEER = 2
 T = TypeVar("T")
 
 
 class AsyncPlatformClient:
-    """One workspace's way to a platform. Use it as a context manager, or call ``aclose``.
+    """A client of the platform for one workspace. Use it as a context manager, or call ``aclose``.
 
     Args:
-        api_url: With or without a path and a slash at its end.
-        token: The workspace's token; or give *credentials*.
-        token_file: Read when there is no *token*, and again whenever the token is refused.
-        org_id: The organisation that hosted tenants are told apart by.
-        insecure: Allows plain http to another machine.
-        tls: Whom to trust, and with which certificate to show who we are.
-        transports: Shared connections; they outlive this client. None: its own.
-        transport: Stands in for the network; tests give one.
+        api_url: The platform's address, with or without a path and a trailing slash.
+        token: The workspace's token; or pass *credentials*.
+        token_file: Read if there is no *token*, and again each time the token is refused.
+        org_id: The organization, for hosted platforms.
+        insecure: Allow plain http to other machines.
+        tls: CA file and client certificate.
+        transports: Shared connections, which outlive this client. None: the client opens its own.
+        transport: Replaces the network in tests.
 
     Raises:
-        ConfigError: Id, address, token or organisation cannot be used; before any request.
+        ConfigError: An argument is invalid. Raised before any request.
     """
 
     def __init__(
@@ -61,35 +61,31 @@ class AsyncPlatformClient:
         transport: "httpx.AsyncBaseTransport | None" = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._caller = Caller(
-            api_url,
-            workspace_id=workspace_id,
-            credentials=lambda origin: (
-                credentials or Credentials(workspace_id, origin=origin, token=token, token_file=token_file)
-            ),
-            org_id=org_id,
-            insecure=insecure,
-            clock=clock,
+        self.workspace_id, self.address = workspace_id, parse_address(api_url, insecure=insecure)
+        self.credentials = credentials or Credentials(
+            workspace_id, origin=self.address.origin, token=token, token_file=token_file
         )
-        self.workspace_id, self.address = self._caller.workspace_id, self._caller.address
-        self.credentials = self._caller.credentials
-        self.platform_clock = self._caller.platform_clock
+        self._context = RequestContext(
+            self.address, workspace_id=workspace_id, credentials=self.credentials, org_id=org_id, clock=clock
+        )
+        self.workspace_id = self._context.workspace_id
+        self.platform_clock = self._context.platform_clock
         self._own_transports = Transports(transport=transport) if transports is None else None
         self._connections = (transports or self._own_transports or Transports()).to(self.address, tls)
-        self._connections.pacer.join()
+        self.rate_limiter.join()
         self._queued_reads = 0
-        self._places = Places(PER_WORKSPACE)
-        self._to_peers = Places(PER_PEER)
+        self._calls = CallLimit(PER_WORKSPACE)
+        self._messages_to_peers = CallLimit(PER_PEER)
 
     @property
     def is_queued(self) -> bool:
-        """Whether a read waits for its turn under the platform's rate limit."""
+        """Whether a read waits for the rate limit."""
         return self._queued_reads > 0
 
     @property
-    def pacer(self) -> RateLimiter:
-        """What the platform's rate limit leaves for this origin."""
-        return self._connections.pacer
+    def rate_limiter(self) -> RateLimiter:
+        """The rate limit of the platform, shared by all workspaces on this origin."""
+        return self._connections.rate_limiter
 
     async def __aenter__(self) -> Self:
         return self
@@ -98,45 +94,45 @@ class AsyncPlatformClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Leaves the shared connections, and closes them when they are its own."""
-        self._connections.pacer.leave()
+        """Release the shared connections, and close the client's own ones."""
+        self.rate_limiter.leave()
         if self._own_transports is not None:
             await self._own_transports.aclose()
 
     async def call(self, operation: Operation[T], *, sink: IO[bytes] | None = None) -> T:
-        """Sends *operation* and returns what it reads in the answer. A refused token is replaced once.
+        """Send *operation* and return its result. After a 401, another token is tried once if there is one.
 
         Args:
-            sink: Takes the body of a good answer, piece by piece.
+            sink: Receives the body of a 2xx response while it arrives.
 
         Raises:
-            AuthError: No token that its sources hold is accepted.
-            PermanentPlatformError: The platform itself refused, or does not have an optional endpoint.
-            TransientPlatformError: Anything that may work later; ``outcome`` says how far it came.
+            AuthError: The platform refused every token.
+            PermanentPlatformError: The platform refused the request, or doesn't have an optional endpoint.
+            TransientPlatformError: A retry may succeed; ``outcome`` says how far the request got.
         """
-        self._caller.check_absent(operation)
-        token = self._caller.token_for(operation)
+        self._context.check_absent(operation)
+        token = self._context.token_for(operation)
         try:
-            return await self._once(operation, token, sink)
+            return await self._call_once(operation, token, sink)
         except AuthError:
             other = self.credentials.after_refusal(token or "")
             if other is None:
                 raise
-        return await self._once(operation, other, sink)
+        return await self._call_once(operation, other, sink)
 
     @contextlib.asynccontextmanager
     async def open(self, operation: Operation[Any]) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Opens an event stream: inside it, the pieces of its body. Raises what ``call`` raises."""
-        self._caller.check_absent(operation)
+        """Open an event stream and yield the pieces of its body. Raises the errors of ``call``."""
+        self._context.check_absent(operation)
         token = self.credentials.current()
         for attempt in (1, 2):
-            await self.pacer.admit(operation.priority)
-            answer: Answer | None = None
+            await self.rate_limiter.admit(operation.priority)
+            response: HttpResponse | None = None
             try:
-                url, headers = self._caller.url(operation), self._caller.headers(token)
-                async with self._connections.stream(operation, url, headers) as (answer, pieces):
-                    self._ended(operation, answer)
-                    self._check_stream(operation, answer)
+                url, headers = self._context.url(operation), self._context.headers(token)
+                async with self._connections.stream(operation, url, headers) as (response, pieces):
+                    self._end(operation, response)
+                    self._check_stream(operation, response)
                     yield pieces
                 return
             except AuthError:
@@ -145,51 +141,53 @@ class AsyncPlatformClient:
                     raise
                 token = other
             finally:
-                if answer is None:
-                    self.pacer.ended(operation.priority)
+                if response is None:
+                    self._end(operation, None)
+
+    async def _call_once(self, operation: Operation[T], token: str | None, sink: IO[bytes] | None) -> T:
+        await self._admit(operation)
+        response = None
+        try:
+            url, headers = self._context.url(operation), self._context.headers(token)
+            if operation.to_peer:
+                async with self._messages_to_peers.of(operation.path), self._calls.of(operation.name):
+                    response = await self._connections.exchange(operation, url, headers, sink=sink)
+            else:
+                async with self._calls.of(operation.name):
+                    response = await self._connections.exchange(operation, url, headers, sink=sink)
+        finally:
+            self._end(operation, response)
+        return self._context.read(operation, response)
 
     async def _admit(self, operation: Operation[Any]) -> None:
         is_read = operation.priority is Priority.READ
         self._queued_reads += is_read
         try:
-            await self.pacer.admit(operation.priority, peer=operation.path if operation.to_peer else "")
+            await self.rate_limiter.admit(operation.priority, peer=operation.path if operation.to_peer else "")
         finally:
             self._queued_reads -= is_read
 
-    async def _once(self, operation: Operation[T], token: str | None, sink: IO[bytes] | None) -> T:
-        await self._admit(operation)
-        answer = None
-        try:
-            url, headers = self._caller.url(operation), self._caller.headers(token)
-            to_peer = self._to_peers.of(operation.path) if operation.to_peer else contextlib.nullcontext()
-            async with to_peer, self._places.of(operation.name):
-                answer = await self._connections.exchange(operation, url, headers, sink=sink)
-        finally:
-            self._ended(operation, answer)
-        return await in_slices(self._caller.read_in_steps(operation, answer))
-
-    def _ended(self, operation: Operation[Any], answer: Answer | None) -> None:
-        if answer is None:
-            self.pacer.ended(operation.priority)
+    def _end(self, operation: Operation[Any], response: HttpResponse | None) -> None:
+        if response is None:
+            self.rate_limiter.ended(operation.priority)
             return
-        self._caller.saw(answer)
+        self._context.update_clock(response)
         refused_for = None
-        # A push peer's own 429 is passed on too, and must not hold back messages to others.
-        is_peers = operation.to_peer and answer.headers.get("x-ratelimit-remaining", "0") != "0"
-        if answer.status == 429 and not is_peers:
-            said = answer.headers.get("retry-after", "")
-            refused_for = float(said) if said.isascii() and said.isdigit() else _USUAL_REFUSAL
-        self.pacer.ended(operation.priority, answer.headers, refused_for=refused_for)
+        # The platform passes on a 429 of a push peer, which must not delay messages to others.
+        is_from_peer = operation.to_peer and response.headers.get("x-ratelimit-remaining", "0") != "0"
+        if response.status == 429 and not is_from_peer:
+            value = response.headers.get("retry-after", "")
+            refused_for = float(value) if value.isascii() and value.isdigit() else _DEFAULT_RETRY_AFTER
+        self.rate_limiter.ended(operation.priority, response.headers, refused_for=refused_for)
 
-    def _check_stream(self, operation: Operation[Any], answer: Answer) -> None:
-        content_type = answer.headers.get("content-type", "text/event-stream")
-        if answer.status == 200:
-            if not content_type.startswith("text/event-stream"):
-                raise not_ours(operation, answer)
+    def _check_stream(self, operation: Operation[Any], response: HttpResponse) -> None:
+        content_type = response.headers.get("content-type", "text/event-stream")
+        if response.status == 200 and content_type.startswith("text/event-stream"):
             return
-        try:
-            judge(operation, answer, redact=self.credentials.redact)
-        except EndpointAbsentError as exc:
-            self._caller.remember_absent(operation, exc)
-            raise
-        raise not_ours(operation, answer)
+        if response.status != 200:
+            try:
+                judge(operation, response, redact=self.credentials.redact)
+            except EndpointAbsentError as exc:
+                self._context.remember_absent(operation, exc)
+                raise
+        raise not_platform_json(operation, response.status, content_type)

@@ -6,6 +6,7 @@ No message and no repr here holds a token.
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 from molecule_connect import files
 from molecule_connect.config.state_dir import state_file
@@ -14,6 +15,39 @@ from molecule_connect.errors import ConfigError
 
 # Replacing a shorter one would only garble the text.
 SHORTEST_SECRET = 6
+
+
+class TokenSource(Protocol):
+    """The token of a client. It may be sent to ``origin`` only."""
+
+    @property
+    def origin(self) -> str: ...
+
+    @property
+    def source(self) -> str:
+        """Where the token is from, for messages to the operator."""
+
+    @property
+    def kept_path(self) -> Path | None:
+        """The file for a token that the platform issues; None keeps it in memory only."""
+
+    def check(self) -> None:
+        """Raise ConfigError if a token is required and missing."""
+
+    def current(self) -> str:
+        """Return the current token. Raises ConfigError if there is none."""
+
+    def optional(self) -> str | None:
+        """Return the current token, or None, for endpoints that work without one."""
+
+    def after_refusal(self, refused: str) -> str | None:
+        """Return another token to try once, or None."""
+
+    def keep(self, token: str) -> None:
+        """Use a token that the platform issued. Raises ConfigError if it can't be stored, too."""
+
+    def redact(self, text: str) -> str:
+        """Return *text* without any token that was ever used."""
 
 
 class Credentials:

@@ -16,8 +16,9 @@ from molecule_connect.errors import ConfigError, Outcome, PermanentPlatformError
 from molecule_connect.platform.address import ApiAddress, parse_address
 from molecule_connect.platform.endpoints import Operation, Priority, Reply
 from molecule_connect.platform.feed_pages import MalformedPageError
-from molecule_connect.platform.requests import USER_AGENT, Headers
-from molecule_connect.platform.responses import Answer, judge, not_ours
+from molecule_connect.platform.http_messages import Headers
+from molecule_connect.platform.requests import USER_AGENT
+from molecule_connect.platform.responses import HttpResponse, judge, malformed
 
 # What the newer platforms let through (contract, section (e)).
 A2A_CAP = 64 << 20
@@ -117,7 +118,7 @@ class DirectPost:
             return [self]
         return [attrs.evolve(self, connect_to=address) for address in addresses[:MOST_ADDRESSES]]
 
-    def read(self, answer: Answer) -> dict[str, Any]:
+    def read(self, answer: HttpResponse) -> dict[str, Any]:
         """The peer's JSON object.
 
         Raises:
@@ -125,9 +126,11 @@ class DirectPost:
             TransientPlatformError: It may work later, or nobody knows what became of it.
         """
         try:
-            return self.operation.read(judge(self.operation, answer, redact=lambda text: text))
-        except MalformedPageError:
-            raise self._refused(not_ours(self.operation, answer), answer.status) from None
+            reply = judge(self.operation, answer, redact=str)
+            try:
+                return self.operation.read(reply)
+            except MalformedPageError as exc:
+                raise malformed(self.operation, reply, exc) from None
         except PlatformError as exc:
             # What a status means is the platform's affair; here it is only a host that said no.
             raise self._refused(exc, answer.status) from exc

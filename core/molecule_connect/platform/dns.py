@@ -1,7 +1,7 @@
-"""Names of hosts: looked up in threads of their own, kept for a while, and dialled with a head start for the first.
+"""Host names: looked up in threads of their own, cached, and connected to with a head start for the first address.
 
-The event loop looks names up in its few default threads, where a resolver that hangs for one platform makes all others
-wait, and the writing of files too.
+The event loop resolves names in its default executor, where a resolver that hangs for one platform would delay lookups
+for all others, and file writes too.
 """
 
 import asyncio
@@ -14,35 +14,35 @@ import attrs
 
 from molecule_connect.executors import in_thread
 
-# Seconds that an answer is used without another look-up, and that a look-up may take where there is an earlier answer.
-KEPT_FOR, PATIENCE = 30.0, 1.0
-# Seconds until the next address is tried beside the one before (RFC 8305).
+# Seconds that a lookup stays valid, and that a new one may take while an expired one is available.
+CACHE_SECONDS, PATIENCE = 30.0, 1.0
+# Seconds until the next address is tried in parallel (RFC 8305).
 HEAD_START = 0.25
 
 
 @attrs.frozen
 class Endpoint:
-    """An address that a name stands for, as sockets take it."""
+    """An address of a host, as sockets take it."""
 
     family: socket.AddressFamily
     address: tuple[Any, ...]
 
 
 def system_lookup(host: str, port: int) -> list[Endpoint]:
-    """What *host* resolves to on this system, in its order, and without doubles. Blocks.
+    """Resolve *host* with this system's resolver, in its order and without duplicates. Blocks.
 
     Raises:
-        OSError: It has no address, or the resolver doesn't answer.
+        OSError: The name has no address, or the resolver doesn't respond.
     """
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(Endpoint(family, address) for family, _, _, _, address in found))
 
 
-class Names:
-    """The endpoints of hosts. There is one look-up of a host at a time, and hosts don't wait for each other.
+class Resolver:
+    """Resolves and caches host names. There is one lookup of a name at a time, and names don't wait for each other.
 
     Args:
-        look_up: Blocks; runs in a thread of its own.
+        look_up: Resolves a name and port. Blocks; runs in a thread of its own.
     """
 
     def __init__(
@@ -53,46 +53,46 @@ class Names:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._look_up, self._patience, self._clock = look_up, patience, clock
-        self._kept: dict[tuple[str, int], tuple[float, list[Endpoint]]] = {}
-        self._looking: dict[tuple[str, int], asyncio.Task[list[Endpoint]]] = {}
+        self._cache: dict[tuple[str, int], tuple[float, list[Endpoint]]] = {}
+        self._lookups: dict[tuple[str, int], asyncio.Task[list[Endpoint]]] = {}
 
-    async def of(self, host: str, port: int) -> list[Endpoint]:
-        """Where *host* can be reached. The last good answer stands in for a resolver that fails or takes its time.
+    async def resolve(self, host: str, port: int) -> list[Endpoint]:
+        """Return the endpoints of *host*. The last good result is used if the resolver fails or is slow.
 
         Raises:
-            OSError: It has no address.
-            UnicodeError: It can be no name.
+            OSError: The name has no address.
+            UnicodeError: It is not a valid name.
         """
         if (numeric := _numeric(host, port)) is not None:
             return [numeric]
         key = (host, port)
-        at, kept = self._kept.get(key, (0.0, []))
-        if kept and self._clock() - at < KEPT_FOR:
-            return kept
-        looking = self._looking.get(key)
-        if looking is None:
-            looking = self._looking[key] = asyncio.get_running_loop().create_task(self._look(host, port))
-            # Those who wait for it may all have given up.
-            looking.add_done_callback(lambda done: done.cancelled() or done.exception())
+        at, cached = self._cache.get(key, (0.0, []))
+        if cached and self._clock() - at < CACHE_SECONDS:
+            return cached
+        lookup = self._lookups.get(key)
+        if lookup is None:
+            lookup = self._lookups[key] = asyncio.get_running_loop().create_task(self._refresh(host, port))
+            # All waiting tasks may be cancelled, and then nobody retrieves the exception.
+            lookup.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
-            async with asyncio.timeout(self._patience if kept else None):
-                return await asyncio.shield(looking)
-        except OSError:  # a TimeoutError is one
-            if not kept:
+            async with asyncio.timeout(self._patience if cached else None):
+                return await asyncio.shield(lookup)
+        except OSError:  # includes TimeoutError
+            if not cached:
                 raise
-            return kept
+            return cached
 
-    def doubt(self, host: str, port: int) -> None:
-        """The endpoints of *host* did not answer: look it up again at the next call."""
-        if kept := self._kept.get((host, port)):
-            self._kept[host, port] = (float("-inf"), kept[1])
+    def expire(self, host: str, port: int) -> None:
+        """Look *host* up again next time, because its endpoints did not respond."""
+        if cached := self._cache.get((host, port)):
+            self._cache[host, port] = (float("-inf"), cached[1])
 
-    async def _look(self, host: str, port: int) -> list[Endpoint]:
+    async def _refresh(self, host: str, port: int) -> list[Endpoint]:
         try:
             found = await in_thread(lambda: self._look_up(host, port))
         finally:
-            del self._looking[host, port]
-        self._kept[host, port] = (self._clock(), found)
+            del self._lookups[host, port]
+        self._cache[host, port] = (self._clock(), found)
         return found
 
 
@@ -104,16 +104,16 @@ def _numeric(host: str, port: int) -> Endpoint | None:
     return Endpoint(found[0][0], found[0][4])
 
 
-async def dial(
+async def connect(
     endpoints: Sequence[Endpoint],
     *,
     open_socket: "Callable[[Endpoint], Awaitable[socket.socket]] | None" = None,
     head_start: float = HEAD_START,
 ) -> socket.socket:
-    """A connected socket to the first of *endpoints* that answers. Each has a head start on the next one.
+    """Return a socket connected to the first of *endpoints* that responds. Each has a head start on the next one.
 
     Raises:
-        OSError: None can be reached; it says why the first can't.
+        OSError: None of them can be reached; the error is that of the first.
     """
     opening = open_socket or _open
     waiting, tasks, errors = list(endpoints), list[asyncio.Task[socket.socket]](), list[BaseException]()
@@ -138,7 +138,7 @@ async def dial(
             raise errors[0] if errors else OSError("the name has no address")
         return winner.result()
     finally:
-        # Nothing is awaited here: a cancellation would leave the winner's socket open.
+        # Awaiting the others here could be cancelled, which would leak the winner's socket.
         for one in tasks:
             if one is not winner:
                 one.cancel()

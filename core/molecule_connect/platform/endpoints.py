@@ -1,6 +1,6 @@
-"""One value per endpoint of the platform: what to ask and how to read the answer. No I/O.
+"""The endpoints of the platform: each function returns a request and how to read its response. No I/O.
 
-Paths and bodies are those of the platform contract, section 2; ids are quoted into them.
+Paths and bodies are those of the platform contract, section 2.
 """
 
 import enum
@@ -10,10 +10,17 @@ from urllib.parse import quote
 
 import attrs
 
-from molecule_connect.errors import ConfigError
-from molecule_connect.models import FilePart, Inbound, Outgoing, Presence, WorkspaceInfo, WorkspaceStatus
+from molecule_connect.errors import ConfigError, Outcome, TransientPlatformError
+from molecule_connect.models import (
+    FilePart,
+    Inbound,
+    Outgoing,
+    Presence,
+    UploadLimits,
+    WorkspaceInfo,
+    WorkspaceStatus,
+)
 from molecule_connect.platform.clock import format_time
-from molecule_connect.platform.cooperative import Steps
 from molecule_connect.platform.feed_rows import FEED_TYPE, read_history
 from molecule_connect.platform.messages import attachment, attachments, notify_text, peer_envelope, to_json
 from molecule_connect.platform.multipart import Multipart
@@ -25,7 +32,7 @@ PAGE_CAP = 32 * MIB
 ROW_CAP = 128 * MIB
 ANSWER_CAP = 8 * MIB
 READ_TIMEOUT = 30.0
-# The platform gives a push peer this long before it answers "queued" (contract, section (e)).
+# The platform waits this long for a push peer, and then answers "queued" (contract, section (e)).
 A2A_TIMEOUT = 90.0
 UPLOAD_TIMEOUT = 60.0
 PLUGIN_TIMEOUT = 60.0
@@ -35,77 +42,75 @@ _TEXT_CAP = 500
 
 
 class Priority(enum.Enum):
-    """Which connections and which share of the rate limit a request uses."""
+    """Determines the connections and the share of the rate limit that a request uses."""
 
-    BEAT = "beat"
+    HEARTBEAT = "heartbeat"
     REGISTER = "register"
-    LOOK = "look"
+    LOOKUP = "lookup"
     READ = "read"
     SEND = "send"
     STREAM = "stream"
 
 
-class Form(enum.Enum):
-    """What a good answer is made of."""
+class BodyFormat(enum.Enum):
+    """The body of a 2xx response."""
 
     JSON = "json"
-    PAGE = "page"  # JSON that is read without loss, and refused above the operation's cap
-    ROW = "row"  # a page of one row: of one above the cap, the beginning is the answer
+    PAGE = "page"  # JSON with exact numbers; rejected above the operation's cap
+    ROW = "row"  # a page of one row; above the cap, its beginning is enough
     BYTES = "bytes"
 
     @property
     def may_be_cut(self) -> bool:
-        """Whether what the cap leaves of an answer is one still."""
-        return self in (Form.JSON, Form.ROW)
+        """Whether a response above the cap is usable."""
+        return self in (BodyFormat.JSON, BodyFormat.ROW)
 
 
 @attrs.frozen(kw_only=True)
 class Reply:
-    """A good answer of the platform, as far as an operation needs it.
+    """A successful response.
 
     Attributes:
-        json: The decoded body where the form is JSON; None when it was empty.
-        began: A lower bound of the platform's clock when the request was made, in microseconds:
-            its ``Date`` header less the request's duration. None when it did not tell.
-        content_type: The type of a body that is no JSON, as the platform gave it.
-        whole: False where the body is the beginning of one that was too large.
+        json: The decoded body if the format is JSON; None if it was empty.
+        earliest: A lower bound of the platform's clock at the time of the request, in microseconds: the ``Date`` header
+            minus the duration of the request. None without that header.
+        content_type: The ``Content-Type`` header.
+        is_whole: False if the body is only the beginning of one that was too large.
     """
 
     body: bytes = attrs.field(repr=False)
     json: Any = attrs.field(default=None, repr=False)
     status: int = 200
-    began: int | None = None
+    earliest: int | None = None
     content_type: str = ""
-    whole: bool = True
+    is_whole: bool = True
 
 
 @attrs.frozen(kw_only=True)
 class Operation(Generic[T]):
-    """One request.
+    """A request to one endpoint.
 
     Attributes:
-        name: What errors call it.
-        read: Makes the result of a good answer.
-        steps: ``read`` in steps, for answers that may be large.
-        accepts: Statuses outside 200 to 299 that ``read`` understands.
-        is_optional: Platforms without the endpoint are in order; its absence is remembered.
-        is_open: It is answered without a token too.
-        files: Sent in place of ``body``, from the disk.
-        to_peer: Its answer may take as long as the peer thinks, so that no answer must not mean a dead connection.
-        timeout: Seconds between two pieces of the answer.
-        cap: Most bytes of an answer that are read.
+        name: Its name in errors.
+        read: Returns the result for a successful response.
+        accepts: Statuses outside of 200 to 299 that ``read`` understands.
+        is_optional: The platform may lack the endpoint. That is remembered for an hour.
+        is_open: The endpoint also works without a token.
+        files: Sent from the disk instead of ``body``.
+        to_peer: The response may take as long as the peer works, so a slow one doesn't mean a dead connection.
+        timeout: Seconds between two pieces of the response.
+        cap: Most bytes that are read of the response.
     """
 
     name: str
     method: str
     path: str
     read: Callable[[Reply], T] = attrs.field(eq=False, repr=False)
-    steps: Callable[[Reply], Steps[T]] | None = attrs.field(default=None, eq=False, repr=False)
     params: tuple[tuple[str, str], ...] = ()
     body: bytes | None = attrs.field(default=None, repr=False)
     files: Multipart | None = attrs.field(default=None, repr=False)
     priority: Priority = Priority.READ
-    form: Form = Form.JSON
+    body_format: BodyFormat = BodyFormat.JSON
     accepts: tuple[int, ...] = ()
     is_optional: bool = False
     is_open: bool = False
@@ -115,19 +120,20 @@ class Operation(Generic[T]):
 
 
 def register(workspace_id: str, card: Mapping[str, Any], *, url: str = "") -> Operation[str | None]:
-    """Says that this program answers for the workspace. Gives the token that was handed out, if one was.
+    """Register the workspace in poll mode. Returns the new token if the platform issued one.
 
-    A *url* is what peers are told; the platform itself still waits to be asked.
+    The delivery mode is always sent: the platform's default is push (contract 2.1).
 
-    The delivery mode is always stated: without it the platform would fall back to push (contract 2.1).
+    Args:
+        url: The address that the platform shows to peers. The platform itself doesn't use it in poll mode.
     """
     body: dict[str, Any] = {"id": workspace_id, "delivery_mode": "poll", "agent_card": card}
     body |= {"url": url} if url else {}
-    return _post("register", "/registry/register", body, _handed_out_token, priority=Priority.REGISTER, is_open=True)
+    return _post("register", "/registry/register", body, _new_token, priority=Priority.REGISTER, is_open=True)
 
 
 def heartbeat(workspace_id: str, presence: Presence) -> Operation[None]:
-    """One beat. ``runtime_state`` is left out unless wedged: any other value keeps the workspace degraded (2.2)."""
+    """Send a heartbeat. It has no ``runtime_state`` unless wedged: other values keep the workspace degraded (2.2)."""
     body: dict[str, Any] = {
         "workspace_id": workspace_id,
         "active_tasks": presence.active_tasks,
@@ -138,17 +144,17 @@ def heartbeat(workspace_id: str, presence: Presence) -> Operation[None]:
     }
     body |= {"runtime_state": "wedged"} if presence.wedged else {}
     body |= {"monthly_spend": presence.monthly_spend_cents} if presence.monthly_spend_cents else {}
-    return _post("heartbeat", "/registry/heartbeat", body, _nothing, priority=Priority.BEAT, is_open=True)
+    return _post("heartbeat", "/registry/heartbeat", body, _nothing, priority=Priority.HEARTBEAT, is_open=True)
 
 
 def workspace(workspace_id: str) -> Operation[WorkspaceInfo]:
-    """The public card. It needs no token, and is the one way to tell a deleted workspace from a bad token (2.23)."""
+    """Get status and card. Works without a token, so it can tell a deleted workspace from a bad token (2.23)."""
     path = f"/workspaces/{_id(workspace_id)}"
-    return _get("workspace", path, read_workspace, priority=Priority.LOOK, accepts=(404, 410), is_open=True)
+    return _get("workspace", path, read_workspace, priority=Priority.LOOKUP, accepts=(404, 410), is_open=True)
 
 
 def state(workspace_id: str) -> Operation[dict[str, Any]]:
-    """Status, paused and deleted, by the workspace's own token."""
+    """Get status, paused and deleted with the workspace's own token."""
     return _get("state", f"/workspaces/{_id(workspace_id)}/state", _object, is_optional=True)
 
 
@@ -161,9 +167,11 @@ def activity(
     limit: int,
     people: bool = False,
 ) -> Operation[T]:
-    """A page of the feed: oldest first after the row *since_id*, else newest first, before *before* (microseconds).
+    """Get a page of the feed: after the row *since_id*, oldest first; or before a time, newest first.
 
-    With *people*, only rows without a source.
+    Args:
+        before: Microseconds since 1970.
+        people: Only rows without a source.
     """
     params = [("type", FEED_TYPE), ("limit", str(limit))]
     params += [("source", "canvas")] if people else []
@@ -175,7 +183,7 @@ def activity(
         path=f"/workspaces/{_id(workspace_id)}/activity",
         params=tuple(params),
         read=read,
-        form=Form.PAGE if limit > 1 else Form.ROW,
+        body_format=BodyFormat.PAGE if limit > 1 else BodyFormat.ROW,
         cap=PAGE_CAP if limit > 1 else ROW_CAP,
     )
 
@@ -183,7 +191,7 @@ def activity(
 def history(
     workspace_id: str, *, peer_id: str | None = None, limit: int = 100, before: int | None = None
 ) -> Operation[tuple[Inbound, ...]]:
-    """The newest messages with a peer, or with the person (None), newest first; *before* is in microseconds."""
+    """Get messages with a peer, or with people (None), newest first. *before* is in microseconds since 1970."""
     params = [("limit", str(limit))]
     params += [("type", FEED_TYPE), ("source", "canvas")] if peer_id is None else [("peer_id", peer_id)]
     params += [("before_ts", format_time(before))] if before is not None else []
@@ -197,80 +205,81 @@ def history(
 
 
 def a2a(peer_id: str, envelope: Mapping[str, Any]) -> Operation[Any]:
-    """A JSON-RPC envelope to a peer, by way of the platform. Gives its answer: a result, or a queued envelope."""
+    """Send a JSON-RPC envelope to a peer, through the platform. Returns its response, or the platform's "queued"."""
     path = f"/workspaces/{_id(peer_id)}/a2a"
     return _post("a2a", path, envelope, _json, priority=Priority.SEND, to_peer=True, timeout=A2A_TIMEOUT)
 
 
 def notify(workspace_id: str, message: str, *, attachments: Sequence[FilePart] = ()) -> Operation[None]:
-    """Text for the person in the canvas of the workspace, which must not be empty; *attachments* were uploaded."""
+    """Show a text, which must not be empty, in the workspace's canvas. *attachments* are uploaded files."""
     path = f"/workspaces/{_id(workspace_id)}/notify"
     body: dict[str, Any] = {"message": message}
     body |= {"attachments": [attachment(file) for file in attachments]} if attachments else {}
     return _post("notify", path, body, _nothing, priority=Priority.SEND)
 
 
-def answer(workspace_id: str, outgoing: Outgoing) -> Operation[Any]:
-    """What carries *outgoing* to whom it is for: ``a2a`` to a peer, ``notify`` to a person."""
+def reply(workspace_id: str, outgoing: Outgoing) -> Operation[Any]:
+    """Send a reply: ``a2a`` to a peer, ``notify`` to a person."""
     if outgoing.caller_id is None:
         return notify(workspace_id, notify_text(outgoing.parts), attachments=attachments(outgoing.parts))
     return a2a(outgoing.caller_id, peer_envelope(outgoing))
 
 
 def peers(workspace_id: str, query: str = "") -> Operation[list[dict[str, Any]]]:
-    """The workspaces that this one may write to."""
+    """List the workspaces that this one may write to."""
     params = (("q", query),) if query else ()
     return _get("peers", f"/registry/{_id(workspace_id)}/peers", _objects, params=params)
 
 
 def discover(peer_id: str) -> Operation[dict[str, Any]]:
-    """Id, name and URL of a peer. The URL is for display alone: it may be anybody's (contract 2.5)."""
+    """Get id, name and URL of a peer. The URL is unverified (contract 2.5): never send the token there."""
     return _get("discover", f"/registry/discover/{_id(peer_id)}", _object)
 
 
 def check_access(caller_id: str, target_id: str) -> Operation[bool]:
-    """Whether *caller_id* may write to *target_id*."""
+    """Check whether *caller_id* may write to *target_id*."""
     body = {"caller_id": caller_id, "target_id": target_id}
     return _post("check-access", "/registry/check-access", body, lambda reply: _object(reply).get("allowed") is True)
 
 
 def update_card(workspace_id: str, card: Mapping[str, Any]) -> Operation[None]:
-    """Replaces the card that peers and people see."""
+    """Replace the card that peers and people see."""
     return _post("update-card", "/registry/update-card", {"workspace_id": workspace_id, "agent_card": card}, _nothing)
 
 
 def delegate(
     workspace_id: str, target_id: str, task: str, *, idempotency_key: str | None = None
 ) -> Operation[dict[str, Any]]:
-    """Hands *task* to a peer. Gives ``delegation_id`` and ``status``."""
+    """Delegate *task* to a peer. Returns ``delegation_id`` and ``status``."""
     body = {"target_id": target_id, "task": task}
     body |= {"idempotency_key": idempotency_key} if idempotency_key else {}
     return _post("delegate", f"/workspaces/{_id(workspace_id)}/delegate", body, _object, priority=Priority.SEND)
 
 
 def delegations(workspace_id: str) -> Operation[list[dict[str, Any]]]:
-    """The newest fifty delegations of the workspace."""
+    """List the newest 50 delegations of the workspace."""
     return _get("delegations", f"/workspaces/{_id(workspace_id)}/delegations", _objects)
 
 
 def secrets(workspace_id: str) -> Operation[dict[str, Any]]:
-    """Name and value of each secret of the workspace. Never log the result."""
+    """Get names and values of the workspace's secrets. Never log the result."""
     return _get("secrets", f"/workspaces/{_id(workspace_id)}/secrets/values", _object)
 
 
 def events(workspace_id: str) -> Operation[None]:
-    """The event stream."""
+    """Open the event stream."""
     path = f"/workspaces/{_id(workspace_id)}/events/stream"
     return _get("events", path, _nothing, priority=Priority.STREAM, is_optional=True)
 
 
 def upload_files(workspace_id: str, files: Sequence[FilePart]) -> Operation[tuple[FilePart, ...]]:
-    """Puts files that lie on this machine (``path``) into the workspace's chat. Gives them as the platform names them.
+    """Upload local files (``path``) to the workspace's chat. Returns them with the platform's addresses.
 
-    Attach the result to a ``notify``. Each file comes back as a row of the workspace's own feed (2.12).
+    Attach the result to a ``notify``. Each file also appears as a row in the workspace's own feed (2.12). Reading the
+    response raises TransientPlatformError if the platform lists fewer files than were sent.
 
     Raises:
-        ConfigError: More than 64, none, or one that cannot be read or is empty.
+        ConfigError: There are none or more than 64, or one is empty or can't be read.
     """
     if not 0 < len(files) <= MAX_FILES:
         raise ConfigError(f"{len(files)} files cannot be sent at once: 1 to {MAX_FILES} can")
@@ -278,7 +287,15 @@ def upload_files(workspace_id: str, files: Sequence[FilePart]) -> Operation[tupl
     def read(reply: Reply) -> tuple[FilePart, ...]:
         listed = _object(reply).get("files")
         found = [read_file(item) for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
-        return tuple(file for file in found if file is not None)
+        uploaded = tuple(file for file in found if file is not None)
+        if len(uploaded) != len(files):
+            raise TransientPlatformError(
+                f"upload: {len(files)} files were sent, and the platform lists {len(uploaded)}",
+                operation="upload",
+                status=reply.status,
+                outcome=Outcome.UNKNOWN,
+            )
+        return uploaded
 
     return Operation(
         name="upload",
@@ -287,50 +304,63 @@ def upload_files(workspace_id: str, files: Sequence[FilePart]) -> Operation[tupl
         read=read,
         files=Multipart.of(files),
         priority=Priority.SEND,
+        # A platform without uploads says so at once, and isn't asked again for each reply.
+        is_optional=True,
         timeout=UPLOAD_TIMEOUT,
     )
 
 
 def upload_content(workspace_id: str, file_id: str) -> Operation[bytes]:
-    """The bytes of a file that was uploaded in the chat."""
+    """Get the content of an uploaded file."""
     path = f"/workspaces/{_id(workspace_id)}/pending-uploads/{_id(file_id)}/content"
-    return _get("upload-content", path, _bytes, form=Form.BYTES, cap=ROW_CAP)
+    return _get("upload-content", path, _bytes, body_format=BodyFormat.BYTES, cap=ROW_CAP)
 
 
 def upload_ack(workspace_id: str, file_id: str) -> Operation[None]:
-    """Tells the platform that it may forget the file. A 404 means that it already has."""
-    return _post("upload-ack", f"/workspaces/{_id(workspace_id)}/pending-uploads/{_id(file_id)}/ack", None, _nothing)
+    """Tell the platform that it may delete an uploaded file. 404 means that it already did."""
+    path = f"/workspaces/{_id(workspace_id)}/pending-uploads/{_id(file_id)}/ack"
+    return _post("upload-ack", path, None, _nothing, accepts=(404,))
 
 
-def upload_limits() -> Operation[dict[str, Any]]:
-    """Bytes per file and per request, and files per message; platforms of 2026-05 do not tell."""
-    return _get("upload-limits", "/uploads/limits", _object, is_optional=True)
+def upload_limits() -> Operation[UploadLimits]:
+    """Get the maximum sizes of uploads. Platforms of 2026-05 lack this endpoint."""
+
+    def read(reply: Reply) -> UploadLimits:
+        fields, defaults = _object(reply), UploadLimits()
+        return UploadLimits(
+            per_file=_positive(fields.get("per_file_bytes")) or defaults.per_file,
+            per_request=_positive(fields.get("per_request_bytes")) or defaults.per_request,
+        )
+
+    return _get("upload-limits", "/uploads/limits", read, is_optional=True)
 
 
 def plugin_download(workspace_id: str, name: str, source: str | None = None) -> Operation[bytes]:
-    """A plugin of the workspace as a gzip tar; *source* where it is not the platform's own (2.16)."""
+    """Download a plugin of the workspace as a gzip tar, from *source* if it isn't the platform's own (2.16)."""
     path = f"/workspaces/{_id(workspace_id)}/plugins/{_id(name)}/download"
     params = (("source", source),) if source else ()
-    return _get("plugin", path, _bytes, params=params, form=Form.BYTES, cap=PLUGIN_CAP, timeout=PLUGIN_TIMEOUT)
+    return _get(
+        "plugin", path, _bytes, params=params, body_format=BodyFormat.BYTES, cap=PLUGIN_CAP, timeout=PLUGIN_TIMEOUT
+    )
 
 
 def plugin_report(workspace_id: str, source: str, sha256: str | None = None) -> Operation[None]:
-    """Tells the platform of an installed plugin. It refuses this for external workspaces (2.16)."""
+    """Report an installed plugin. The platform refuses this for external workspaces (2.16)."""
     body = {"source": source} | ({"sha256": sha256} if sha256 else {})
     return _post("plugin-report", f"/workspaces/{_id(workspace_id)}/plugins", body, _nothing)
 
 
 def read_workspace(reply: Reply) -> WorkspaceInfo:
-    """Status, name and card. 410 is removed, 404 and an answer that tells nothing are unknown."""
+    """Read status, name and card. A 410 means removed; a 404 or a response without them means unknown."""
     fields = _object(reply)
-    said, name, card, hint = (fields.get(key) for key in ("status", "name", "agent_card", "hint"))
-    status = WorkspaceStatus.ACTIVE if isinstance(said, str) and said else WorkspaceStatus.UNKNOWN
-    if said in ("paused", "removed"):
-        status = WorkspaceStatus(said)
+    state, name, card, hint = (fields.get(key) for key in ("status", "name", "agent_card", "hint"))
+    status = WorkspaceStatus.ACTIVE if isinstance(state, str) and state else WorkspaceStatus.UNKNOWN
+    if state in ("paused", "removed"):
+        status = WorkspaceStatus(state)
     if reply.status == 410 and (fields or not reply.body):
         status = WorkspaceStatus.REMOVED
     if reply.status != 200 and status is not WorkspaceStatus.REMOVED:
-        # A page, or nothing, is from something before the platform, or from one without this endpoint.
+        # Without the platform's JSON it is from a proxy, or from a platform without this endpoint.
         error = fields.get("error")
         is_absent = reply.status == 404 and isinstance(error, str) and bool(error.strip())
         return WorkspaceInfo(status=WorkspaceStatus.UNKNOWN, is_absent=is_absent)
@@ -339,7 +369,7 @@ def read_workspace(reply: Reply) -> WorkspaceInfo:
         name=name if isinstance(name, str) else "",
         card=card if isinstance(card, dict) else None,
         hint=" ".join(hint.split()) if isinstance(hint, str) else "",
-        is_certain="id" in fields or "removed_at" in fields or said == "removed",
+        is_certain="id" in fields or "removed_at" in fields or state == "removed",
     )
 
 
@@ -364,6 +394,10 @@ def _bytes(reply: Reply) -> bytes:
     return reply.body
 
 
+def _positive(value: object) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
 def _json(reply: Reply) -> Any:
     return reply.json
 
@@ -376,6 +410,6 @@ def _objects(reply: Reply) -> list[dict[str, Any]]:
     return [item for item in reply.json if isinstance(item, dict)] if isinstance(reply.json, list) else []
 
 
-def _handed_out_token(reply: Reply) -> str | None:
+def _new_token(reply: Reply) -> str | None:
     token = _object(reply).get("auth_token")
     return token.strip() or None if isinstance(token, str) else None

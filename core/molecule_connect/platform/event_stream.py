@@ -1,7 +1,7 @@
-"""The event stream: server-sent events, each turned into what it means for reading the feed.
+"""The event stream: server-sent events become signals for reading the feed.
 
-The stream carries no rows and no ids, drops events when it is slow, and sends nothing to keep itself alive (contract
-2.17): it only ever wakes somebody up.
+The stream has no rows, no ids and no keep-alive, and drops events when it is slow (contract 2.17). So an event is only
+a reason to read the feed.
 """
 
 import json
@@ -11,13 +11,13 @@ from typing import Any, Final
 from molecule_connect.models import Signal
 from molecule_connect.platform.feed_rows import FEED_TYPE
 
-_LARGE = 256 * 1024
-# Together with the name of the field, more than is large.
-_KEPT = _LARGE + 64
-_MEANINGS: Final = {
+_LARGE_EVENT = 256 * 1024
+# Enough to recognize a large event.
+_MAX_KEPT = _LARGE_EVENT + 64
+_SIGNALS: Final = {
     "WORKSPACE_HEARTBEAT": Signal.BEAT,
     "EXTERNAL_CREDENTIALS_ROTATED": Signal.ROTATED,
-    # What pausing, resuming and deleting can end in; the others change neither.
+    # The possible results of pausing, resuming and deleting.
     "WORKSPACE_PAUSED": Signal.STATUS,
     "WORKSPACE_ONLINE": Signal.STATUS,
     "WORKSPACE_PROVISIONING": Signal.STATUS,
@@ -41,27 +41,27 @@ _MEANINGS: Final = {
 
 
 async def read_events(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The ``data`` of each event, its lines joined by line feeds. An event that was cut off is not given.
+    """Yield the ``data`` of each complete event, its lines joined by line feeds.
 
-    Of a large event the beginning is enough to know what it means; the rest is not kept, however much comes.
+    Only the beginning of a large event is kept.
     """
-    data = _Kept()
-    line = _Kept()
+    data = _Buffer()
+    line = _Buffer()
     async for piece in pieces:
         *ends, rest = piece.split(b"\n")
         for end in ends:
             line.add(end)
-            whole = line.taken().removesuffix(b"\r")
+            whole = line.take().removesuffix(b"\r")
             if whole.startswith(b"data:"):
                 data.add((b"\n" if data else b"") + whole[5:].removeprefix(b" "))
             elif not whole and data:
-                yield data.taken()
+                yield data.take()
         if rest:
             line.add(rest)
 
 
-class _Kept:
-    """Bytes that come in pieces, up to what ``meaning`` looks at."""
+class _Buffer:
+    """Collects bytes up to the size that ``signal_of`` needs."""
 
     def __init__(self) -> None:
         self._bytes = bytearray()
@@ -70,19 +70,19 @@ class _Kept:
         return bool(self._bytes)
 
     def add(self, piece: bytes) -> None:
-        self._bytes += piece[: _KEPT - len(self._bytes)]
+        self._bytes += piece[: _MAX_KEPT - len(self._bytes)]
 
-    def taken(self) -> bytes:
-        """All of it; then there is none."""
+    def take(self) -> bytes:
+        """Return the content and clear the buffer."""
         whole = bytes(self._bytes)
         self._bytes.clear()
         return whole
 
 
-def meaning(data: bytes) -> Signal:
-    """What an event means to us. One that nobody here knows may announce a row."""
-    if len(data) > _LARGE:
-        return Signal.ROW  # only what was written to the workspace is that large
+def signal_of(data: bytes) -> Signal:
+    """Return the signal for an event. An unknown event may announce a row."""
+    if len(data) > _LARGE_EVENT:
+        return Signal.ROW  # only messages are that large
     event = _event(data)
     kind = event.get("type")
     if not isinstance(kind, str):
@@ -91,7 +91,7 @@ def meaning(data: bytes) -> Signal:
         details = event.get("data")
         activity = details.get("activity_type") if isinstance(details, dict) else None
         return Signal.ROW if not activity or activity == FEED_TYPE or not isinstance(activity, str) else Signal.OTHER
-    return _MEANINGS.get(kind, Signal.ROW)
+    return _SIGNALS.get(kind, Signal.ROW)
 
 
 def _event(data: bytes) -> dict[str, Any]:

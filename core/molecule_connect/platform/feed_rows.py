@@ -8,18 +8,18 @@ inside ``request_body`` are the sender's choice (``docs/security.md``). Two case
 - a row whose text says that a peer wrote it, but which has no source, is unreadable: the answer would go to a person.
 """
 
+import asyncio
 import hashlib
 import json
 import uuid
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import attrs
 
 from molecule_connect.config.settings import WORKSPACE_ID
 from molecule_connect.models import BLANK, Inbound, Kind, Page, Part, RowMark, TextPart, canonical_id
 from molecule_connect.platform.clock import parse_time
-from molecule_connect.platform.cooperative import Steps, finish
 from molecule_connect.platform.feed_pages import MalformedPageError, RawRow, read_head, read_rows
 from molecule_connect.platform.parts import clean, fingerprint, first_text, read_manifest, read_part, read_parts
 
@@ -30,13 +30,14 @@ _PEER_METHODS = frozenset({"peer", "peer_agent", "delegate", "delegation", "dele
 _ANSWER_ROLES = frozenset({"agent", "assistant", "role_agent", "role_assistant"})
 _KEYS = ("idempotencyKey", "idempotency_key")
 _LARGE_ROW_KEPT = 4_096
+# Seconds of work after which other tasks get a turn, which costs about 20 microseconds.
+SLICE = 0.002
 # Stands for a source that is there and can't be read. It is no workspace id, so nothing is ever sent to it.
 UNKNOWN_SENDER = "?"
 # Ids that a sender chooses reach environments, argument lists and logs.
 MAX_ID_LENGTH = 1_024
 _REQUEST_NAMESPACE = uuid.UUID("6ffdc3b7-5f0e-4c0e-9d5b-3a4e1f0c9a5e")
 _EMPTY: Mapping[str, Any] = {}
-T = TypeVar("T")
 
 
 @attrs.frozen
@@ -67,58 +68,68 @@ class _Envelope:
         return not self.message and ("result" in self.body or ("error" in self.body and "jsonrpc" in self.body))
 
 
-def read_page(
-    text: str,
-    *,
-    workspace_id: str,
-    limit: int,
-    known: Callable[[str], bool],
-    size: int,
-    earliest: int | None,
-    whole: bool = True,
-) -> Page:
-    """The page of the feed that *text* is. Rows that *known* knows are marked and not opened.
+@attrs.frozen(kw_only=True)
+class PageReader:
+    """Reads one page of the feed.
 
-    Args:
-        whole: False for the beginning of a page with one row, which is too large to be read.
-
-    Raises:
-        MalformedPageError: It is not a JSON array, or the one row does not tell its id and time before it is cut.
+    Attributes:
+        limit: The limit of the request.
+        known: Whether a row is in the journal. Such a row is marked, but its content isn't read.
+        earliest: A lower bound of the platform's clock at the time of the request, in microseconds.
     """
-    return finish(
-        read_page_in_steps(
-            text, workspace_id=workspace_id, limit=limit, known=known, size=size, earliest=earliest, whole=whole
+
+    workspace_id: str
+    limit: int
+    known: Callable[[str], bool]
+    earliest: int | None = None
+
+    def read(self, text: str, *, size: int, is_whole: bool = True) -> Page:
+        """Return the page in *text*, which has *size* bytes.
+
+        Args:
+            is_whole: False for the beginning of a page with a single row that is too large.
+
+        Raises:
+            MalformedPageError: It is not a JSON array, or a row that is too large is cut off before its id and time.
+        """
+        return self._page(list(self._rows(text, is_whole)), size)
+
+    async def read_in_slices(self, text: str, *, size: int, is_whole: bool = True) -> Page:
+        """Do the same, but let other tasks run: a sender can make a page take a second."""
+        loop, rows = asyncio.get_running_loop(), []
+        until = loop.time() + SLICE
+        for row in self._rows(text, is_whole):
+            rows.append(row)
+            if loop.time() >= until:
+                await asyncio.sleep(0)
+                until = loop.time() + SLICE
+        return self._page(rows, size)
+
+    def _rows(self, text: str, is_whole: bool) -> Iterator[tuple[RowMark | None, Inbound | None]]:
+        """Yield the mark of each row, None for a row without an id; and its content, None for a known row."""
+        if not is_whole:
+            large = _read_large_row(text)
+            yield RowMark(large.row_id, large.time), None if self.known(large.row_id) else large
+            return
+        for row in read_rows(text):
+            row_id = _id(row.fields.get("id")) if row else None
+            if row is None or row_id is None:
+                yield None, None
+            else:
+                content = None
+                if not self.known(row_id):
+                    content = read_row(row, row_id=row_id, workspace_id=self.workspace_id)
+                yield RowMark(row_id, parse_time(row.fields.get("created_at"))), content
+
+    def _page(self, rows: list[tuple[RowMark | None, Inbound | None]], size: int) -> Page:
+        return Page(
+            marks=tuple(mark for mark, _ in rows if mark is not None),
+            items=tuple(content for _, content in rows if content is not None),
+            count=len(rows),
+            limit=self.limit,
+            size=size,
+            earliest=self.earliest,
         )
-    )
-
-
-def read_page_in_steps(
-    text: str,
-    *,
-    workspace_id: str,
-    limit: int,
-    known: Callable[[str], bool],
-    size: int,
-    earliest: int | None,
-    whole: bool = True,
-) -> Steps[Page]:
-    """``read_page``, one row per step: senders choose how large a page is."""
-    if not whole:
-        large = _read_large_row(text)
-        unknown = () if known(large.row_id) else (large,)
-        mark = RowMark(large.row_id, large.time)
-        return Page(marks=(mark,), items=unknown, count=1, limit=limit, size=size, earliest=earliest)
-    marks, items, count = [], [], 0
-    for row in read_rows(text):
-        count += 1
-        row_id = _id(row.fields.get("id")) if row else None
-        if row is None or row_id is None:
-            continue
-        marks.append(RowMark(row_id, parse_time(row.fields.get("created_at"))))
-        if not known(row_id):
-            items.append(read_row(row, row_id=row_id, workspace_id=workspace_id))
-        yield
-    return Page(marks=tuple(marks), items=tuple(items), count=count, limit=limit, size=size, earliest=earliest)
 
 
 def read_row(row: RawRow, *, row_id: str, workspace_id: str) -> Inbound:

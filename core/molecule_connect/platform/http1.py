@@ -1,10 +1,8 @@
-"""A transport of one HTTP/1.1 connection, for one request at a time. The wire format is h11's affair.
+"""An httpx transport with one HTTP/1.1 connection, for one request at a time. h11 does the wire format.
 
-Sends are most of a busy connection's work, and httpcore does much for each that one connection has no use for: a pool,
-locks, traces, a second event library, separate writes for head and body.
-
-A connection can die without a sign while it is idle (NAT, VPN, suspend): it still takes bytes, and gives none. So a
-request that was written to a kept connection and got no byte back counts as not written.
+httpx's own transport takes twice the processor time for each request, and can't tell what delivery needs to know: a
+connection can die unnoticed while it is idle (NAT, VPN, suspend), and then takes a request without a response. So a
+request that was written to a reused connection, or isn't acknowledged, counts as not written if no byte came back.
 """
 
 import asyncio
@@ -14,33 +12,33 @@ import ssl
 import sys
 import termios
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
 
 import h11
 
-from molecule_connect.platform.dns import Names, dial
+from molecule_connect.platform.dns import Resolver, connect
 from molecule_connect.platform.httpx_import import httpx
 
-# Shorter than the idle timeouts of NAT gateways, the shortest of which are about 30 s.
+# Shorter than the idle timeouts of NAT gateways, which start at about 30 s.
 KEEPALIVE = 20.0
-# The request extension that names the longest idle time, in seconds, of a connection that may carry the request.
+# Request extension: the longest idle time, in seconds, of a connection that may be reused for the request.
 MAX_IDLE = "max_idle"
-# What the head of an answer may take; h11's own cap of 16 KiB is less than proxies let through.
+# Limit for the head of a response. Proxies let through more than h11's default of 16 KiB.
 _HEAD_CAP = 100 * 1024
-_HEADS_BEFORE = 100
-_WAITING_CAP = 256 * 1024
+_MAX_INFORMATIONAL = 100
+_READ_BUFFER_CAP = 256 * 1024
 
 
-class OneConnection(httpx.AsyncBaseTransport):
-    """Connects at the first request, and again when the server closed the connection or it was idle too long.
+class HttpConnection(httpx.AsyncBaseTransport):
+    """Connects for the first request, and again after the server closed the connection or it was idle for too long.
 
     Args:
         tls: For https; None for plain http.
-        keepalive: Seconds without a request after which the connection is not used again; the ``max_idle`` extension
-            of a request can make it fewer, and 0 opens a new connection.
-        names: Looks hosts up; connections may share one.
-        wall: Seconds since 1970. The loop's clock stands still while the machine is suspended.
+        keepalive: Seconds after which an idle connection is not reused. The ``max_idle`` extension of a request can
+            lower it; 0 always opens a new connection.
+        resolver: Looks up host names; connections may share one.
+        wall: Returns seconds since 1970. The loop's clock stands still while the machine is suspended.
     """
 
     def __init__(
@@ -48,47 +46,47 @@ class OneConnection(httpx.AsyncBaseTransport):
         tls: ssl.SSLContext | None,
         *,
         keepalive: float = KEEPALIVE,
-        names: Names | None = None,
+        resolver: Resolver | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._tls, self._keepalive, self._wall = tls, keepalive, wall
-        self._names = names or Names()
+        self._resolver = resolver or Resolver()
         self._socket: _Socket | None = None
         self._http = h11.Connection(h11.CLIENT)
         self._idle_since = (0.0, 0.0)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Sends *request*, and reads the head of its answer; the body is read as it is iterated.
+        """Send *request* and read the head of the response. The body is read while it is iterated.
 
         Raises:
-            httpx.TransportError: As httpx's own transport does; ``ReadError`` also when no byte came back in time and
-                the connection may have died before the request arrived.
+            httpx.TransportError: As httpx's own transport does. ``ReadError`` instead of ``ReadTimeout`` if the
+                connection may have died before the request arrived.
         """
         timeouts = request.extensions["timeout"]
         max_idle = min(self._keepalive, request.extensions.get(MAX_IDLE, self._keepalive))
         try:
-            is_kept = self._may_reuse(max_idle)
-            socket = await self._connected(request, timeouts["connect"])
-            socket.is_answered = False
+            is_reused = self._is_reusable(max_idle)
+            socket = await self._connect(request, timeouts["connect"])
+            socket.has_received = False
             await self._send(socket, request, timeouts["write"])
             try:
-                head = await self._head(socket, timeouts["read"])
+                head = await self._read_head(socket, timeouts["read"])
             except httpx.ReadTimeout as exc:
-                if not socket.is_answered and (is_kept or socket.has_unacknowledged):
-                    raise httpx.ReadError("nothing came back, and the request may not have arrived") from exc
+                if not socket.has_received and (is_reused or socket.has_unacknowledged_bytes):
+                    raise httpx.ReadError("no response, and the request may not have arrived") from exc
                 raise
         except BaseException:
             self._close()
             raise
-        body = _Body(lambda: self._next(socket, timeouts["read"]), self._ended)
+        body = _ResponseBody(self, socket, timeouts["read"])
         return httpx.Response(head.status_code, headers=head.headers.raw_items(), stream=body)
 
     async def aclose(self) -> None:
-        """Closes the connection."""
+        """Close the connection."""
         self._close()
 
-    def _may_reuse(self, max_idle: float) -> bool:
-        """Whether the connection is used again; closes it if not."""
+    def _is_reusable(self, max_idle: float) -> bool:
+        """Whether there is a connection to reuse; one that isn't is closed."""
         if self._socket is None:
             return False
         idle = max(at - since for at, since in zip(self._now(), self._idle_since, strict=True))
@@ -100,17 +98,17 @@ class OneConnection(httpx.AsyncBaseTransport):
     def _now(self) -> tuple[float, float]:
         return asyncio.get_running_loop().time(), self._wall()
 
-    async def _connected(self, request: httpx.Request, timeout: float) -> "_Socket":
+    async def _connect(self, request: httpx.Request, timeout: float) -> "_Socket":
         if self._socket is not None:
             return self._socket
         url, loop = request.url, asyncio.get_running_loop()
         host, port = url.raw_host.decode("ascii"), url.port or (443 if self._tls else 80)
-        reason = f"the resolver gives no address of {host}"
+        reason = f"the name server gives no address of {host}"
         try:
             async with asyncio.timeout(timeout):
-                endpoints = await self._names.of(host, port)
-                reason = "nobody answers"
-                connected = await dial(endpoints)
+                endpoints = await self._resolver.resolve(host, port)
+                reason = "connecting timed out"
+                connected = await connect(endpoints)
                 try:
                     _, self._socket = await loop.create_connection(
                         _Socket,
@@ -122,10 +120,10 @@ class OneConnection(httpx.AsyncBaseTransport):
                     connected.close()
                     raise
         except TimeoutError as exc:
-            self._names.doubt(host, port)
+            self._resolver.expire(host, port)
             raise httpx.ConnectTimeout(reason) from exc
-        except (OSError, UnicodeError) as exc:  # the latter for what can be no name
-            self._names.doubt(host, port)
+        except (OSError, UnicodeError) as exc:  # UnicodeError: not a valid host name
+            self._resolver.expire(host, port)
             raise httpx.ConnectError(str(exc)) from exc
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD_CAP)
         return self._socket
@@ -133,27 +131,28 @@ class OneConnection(httpx.AsyncBaseTransport):
     async def _send(self, socket: "_Socket", request: httpx.Request, timeout: float) -> None:
         send, body = self._http.send, cast("httpx.AsyncByteStream", request.stream)
         try:
-            waiting = send(h11.Request(method=request.method, target=request.url.raw_path, headers=request.headers.raw))
+            # Head and body of a small request are sent in one write.
+            head = send(h11.Request(method=request.method, target=request.url.raw_path, headers=request.headers.raw))
             async for piece in body:
-                await socket.write((waiting or b"") + (send(h11.Data(data=piece)) or b""), timeout)
-                waiting = b""
-            await socket.write((waiting or b"") + (send(h11.EndOfMessage()) or b""), timeout)
+                await socket.write((head or b"") + (send(h11.Data(data=piece)) or b""), timeout)
+                head = b""
+            await socket.write((head or b"") + (send(h11.EndOfMessage()) or b""), timeout)
         except h11.LocalProtocolError as exc:
             raise httpx.LocalProtocolError(str(exc)) from exc
         except httpx.WriteError:
-            # A server may refuse a request that it has not read to its end, and close or read no further.
+            # A server may refuse a request before it has read all of it, and then stop reading or close.
             pass
 
-    async def _head(self, socket: "_Socket", timeout: float) -> Any:
-        """The head of the answer itself; a server may send others before it, such as 100 Continue."""
-        for _ in range(_HEADS_BEFORE + 1):
-            head = await self._next(socket, timeout)
+    async def _read_head(self, socket: "_Socket", timeout: float) -> h11.Response:
+        """Return the head of the final response, after informational ones such as 100 Continue."""
+        for _ in range(_MAX_INFORMATIONAL + 1):
+            head = await self.next_event(socket, timeout)
             if not isinstance(head, h11.InformationalResponse):
-                return head
-        raise httpx.RemoteProtocolError("the server goes on to announce an answer, and gives none")
+                return cast("h11.Response", head)
+        raise httpx.RemoteProtocolError("the server sends informational responses only")
 
-    async def _next(self, socket: "_Socket", timeout: float) -> Any:
-        """The next event of the answer."""
+    async def next_event(self, socket: "_Socket", timeout: float) -> Any:
+        """Return the next event of the response."""
         while True:
             try:
                 event = self._http.next_event()
@@ -163,10 +162,11 @@ class OneConnection(httpx.AsyncBaseTransport):
                 return event
             data = await socket.read(timeout)
             if not data and self._http.their_state is h11.SEND_RESPONSE:
-                raise httpx.RemoteProtocolError("the server disconnected without an answer")
+                raise httpx.RemoteProtocolError("the server closed the connection without a response")
             self._http.receive_data(data)
 
-    def _ended(self) -> None:
+    def end_response(self) -> None:
+        """Keep the connection for the next request if the response was read to its end; close it otherwise."""
         http = self._http
         if http.our_state is http.their_state is h11.DONE and not http.trailing_data[0]:
             http.start_next_cycle()
@@ -180,20 +180,24 @@ class OneConnection(httpx.AsyncBaseTransport):
             self._socket = None
 
 
-class _Body(httpx.AsyncByteStream):
-    def __init__(self, next_event: Callable[[], Coroutine[Any, Any, Any]], ended: Callable[[], None]) -> None:
-        self._next_event, self._ended = next_event, ended
+class _ResponseBody(httpx.AsyncByteStream):
+    def __init__(self, connection: HttpConnection, socket: "_Socket", timeout: float) -> None:
+        self._connection, self._socket, self._timeout = connection, socket, timeout
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        while isinstance(event := await self._next_event(), h11.Data):
+        while isinstance(event := await self._connection.next_event(self._socket, self._timeout), h11.Data):
             yield bytes(event.data)
 
     async def aclose(self) -> None:
-        self._ended()
+        self._connection.end_response()
 
 
 class _Socket(asyncio.Protocol):
-    """What came and was not taken yet, and whether more can come. One task waits at a time."""
+    """A TCP or TLS connection. One task reads or writes at a time.
+
+    Attributes:
+        has_received: Whether a byte arrived since the owner last set it to False.
+    """
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
@@ -202,22 +206,21 @@ class _Socket(asyncio.Protocol):
         self._error: Exception | None = None
         self._is_full = False
         self._waiter: asyncio.Future[None] | None = None
-        # Whether a byte came since the owner last set it to False.
-        self.is_answered = False
+        self.has_received = False
 
     @property
-    def has_unacknowledged(self) -> bool:
-        """Whether the kernel waits for the other side to acknowledge bytes; False where it doesn't tell (not Linux)."""
+    def has_unacknowledged_bytes(self) -> bool:
+        """Whether sent bytes are not acknowledged by the other side. Always False except on Linux."""
         found = self._transport.get_extra_info("socket") if self._transport is not None else None
         return found is not None and _unacknowledged(found.fileno()) > 0
 
     @property
     def is_quiet(self) -> bool:
-        """Whether it can be written to, and nothing came that nobody asked for."""
+        """Whether the connection is open, and has received nothing beyond the last response."""
         return not self._is_over and not self._received
 
     async def write(self, data: bytes, timeout: float) -> None:
-        """Returns when *data* was handed to the system."""
+        """Write *data*; return when the kernel has taken it."""
         if self._transport is None or self._is_over:
             raise httpx.WriteError(str(self._error or "the connection is closed"))
         if data:
@@ -226,23 +229,23 @@ class _Socket(asyncio.Protocol):
             if self._is_over:
                 raise httpx.WriteError(str(self._error or "the connection was closed"))
             try:
-                await self._change(timeout)
+                await self._wait(timeout)
             except TimeoutError as exc:
                 if self._received:
-                    raise httpx.WriteError("it was answered before it was taken") from exc
-                raise httpx.WriteTimeout("nobody takes it") from exc
+                    raise httpx.WriteError("the response arrived before the request was sent") from exc
+                raise httpx.WriteTimeout("the server reads no more") from exc
 
-    async def read(self, timeout: float) -> bytes:
-        """What came; empty at the end."""
+    async def read(self, timeout: float | None) -> bytes:
+        """Return the bytes that arrived, or b"" at the end of the stream."""
         while not self._received:
             if self._error is not None:
                 raise httpx.ReadError(str(self._error)) from self._error
             if self._is_over:
                 return b""
             try:
-                await self._change(timeout)
+                await self._wait(timeout)
             except TimeoutError as exc:
-                raise httpx.ReadTimeout("nothing comes") from exc
+                raise httpx.ReadTimeout("no data") from exc
         data = bytes(self._received)
         self._received.clear()
         if self._transport is not None:
@@ -250,32 +253,40 @@ class _Socket(asyncio.Protocol):
         return data
 
     def close(self) -> None:
-        """Close it, whatever still waits to be written."""
+        """Close the connection and discard unsent bytes."""
         if self._transport is not None:
             self._transport.close()
             self._transport.abort()
 
-    async def _change(self, timeout: float) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
-        async with asyncio.timeout(timeout):
+    async def _wait(self, timeout: float | None) -> None:
+        """Wait for a change. A timer is cheaper here than ``asyncio.timeout``."""
+        loop = asyncio.get_running_loop()
+        self._waiter = loop.create_future()
+        timer = loop.call_later(timeout, self._time_out, self._waiter) if timeout is not None else None
+        try:
             await self._waiter
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    @staticmethod
+    def _time_out(waiter: "asyncio.Future[None]") -> None:
+        if not waiter.done():
+            waiter.set_exception(TimeoutError())
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    # What the event loop calls.
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        # What is in the buffer of this process was not sent.
+        # Bytes in the buffer of this process were not sent.
         self._transport.set_write_buffer_limits(0)
 
     def data_received(self, data: bytes) -> None:
         self._received += data
-        self.is_answered = True
-        if len(self._received) > _WAITING_CAP and self._transport is not None:
-            # What nobody asked for may have no end.
+        self.has_received = True
+        if len(self._received) > _READ_BUFFER_CAP and self._transport is not None:
             self._transport.pause_reading()
         self._wake()
 
@@ -296,7 +307,7 @@ class _Socket(asyncio.Protocol):
 
 
 def _unacknowledged(descriptor: int) -> int:
-    """Bytes of a TCP socket that the other side has not acknowledged; 0 where the system doesn't tell."""
+    """Return how many bytes of a TCP socket the other side has not acknowledged; 0 if the system doesn't know."""
     with contextlib.suppress(OSError):
         return int.from_bytes(fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
     return 0

@@ -33,10 +33,10 @@ _USUAL = 30.0
 _POLL = 5.0
 # Once starts are spread, what a priority yields to.
 _BEFORE = {
-    Priority.LOOK: (Priority.REGISTER,),
+    Priority.LOOKUP: (Priority.REGISTER,),
     # A stream saves polls, and what was read before has to be answered.
-    Priority.READ: (Priority.REGISTER, Priority.LOOK, Priority.STREAM, Priority.SEND),
-    Priority.STREAM: (Priority.REGISTER, Priority.LOOK),
+    Priority.READ: (Priority.REGISTER, Priority.LOOKUP, Priority.STREAM, Priority.SEND),
+    Priority.STREAM: (Priority.REGISTER, Priority.LOOKUP),
 }
 # Answers after which the platform's count shows whether it counts all workspaces together.
 ENOUGH_ANSWERS = 20
@@ -105,7 +105,7 @@ class RateLimiter:
         now = self._clock()
         self._roll(now)
         wait = self._blocked_until.get(priority, 0.0) - now
-        if priority is not Priority.BEAT and self.limit is not None and self._is_shared:
+        if priority is not Priority.HEARTBEAT and self.limit is not None and self._is_shared:
             rest, left = self._window_end - now, self._left(priority)
             if left <= 0:
                 wait = max(wait, rest)
@@ -136,12 +136,12 @@ class RateLimiter:
                 if queue[0] is not turn:
                     await turn.is_next.wait()
                 elif (wait := self.wait(priority, to_peer=to_peer)) > 0:
-                    if priority is not Priority.BEAT and self.limit is not None and self._left(priority) <= 0:
+                    if priority is not Priority.HEARTBEAT and self.limit is not None and self._left(priority) <= 0:
                         self._spread_until = max(self._spread_until, self._window_end + WINDOW)
                     await self._sleep(wait)
                 else:
                     break
-            if priority is not Priority.BEAT and self._is_spread(self._clock()):
+            if priority is not Priority.HEARTBEAT and self._is_spread(self._clock()):
                 self._next_start = max(self._clock(), self._next_start) + self._spacing(priority)
         finally:
             queue.remove(turn)
@@ -174,7 +174,7 @@ class RateLimiter:
         self._carried_over = max(0, self._carried_over - 1)
         now = self._clock()
         if refused_for is not None:
-            longest = LONGEST_BEAT if priority is Priority.BEAT else LONGEST_REFUSAL
+            longest = LONGEST_BEAT if priority is Priority.HEARTBEAT else LONGEST_REFUSAL
             self._blocked_until[priority] = now + min(refused_for, longest)
         if headers is None or "x-ratelimit-limit" not in headers:
             return
@@ -208,7 +208,7 @@ class RateLimiter:
         """Seconds between safety reads: *usual*, or more in a small window; at most 300 with a *trusted* stream."""
         return self._stretched(usual, SHARE, LONGEST_SAFETY if trusted else LONGEST_BEAT)
 
-    def beat_interval(self, usual: float = _USUAL) -> float:
+    def heartbeat_interval(self, usual: float = _USUAL) -> float:
         """Seconds between beats of one workspace: *usual*, more where the window is small; 60 at most."""
         return self._stretched(usual, 1 - SHARE, LONGEST_BEAT)
 
@@ -237,14 +237,16 @@ class RateLimiter:
     def _reserve(self, priority: Priority) -> float:
         """How much of a window *priority* leaves to heartbeats."""
         limit = self.limit or 0
-        if priority in (Priority.REGISTER, Priority.LOOK):
+        if priority in (Priority.REGISTER, Priority.LOOKUP):
             # A workspace that isn't registered yet needs no heartbeats.
             return RESERVED_AT_START * limit
-        return min(MOST_RESERVED * limit, max((1 - SHARE) * limit, self.workspaces * WINDOW / self.beat_interval()))
+        return min(
+            MOST_RESERVED * limit, max((1 - SHARE) * limit, self.workspaces * WINDOW / self.heartbeat_interval())
+        )
 
     def _is_spread(self, now: float) -> bool:
         """Whether the requests of a window are spread over it: they had to wait, or are more than fit as usual."""
-        return now < self._spread_until or self.beat_interval() > _USUAL
+        return now < self._spread_until or self.heartbeat_interval() > _USUAL
 
     def _spacing(self, priority: Priority) -> float:
         limit = self.limit or 1
@@ -255,7 +257,7 @@ class RateLimiter:
         if self.limit is not None and now >= self._window_end > 0.0:
             self._window_end = now + WINDOW
             self._remaining, self._carried_over = self.limit, self._under_way
-            if any(queue for (priority, _), queue in self._queues.items() if priority is not Priority.BEAT):
+            if any(queue for (priority, _), queue in self._queues.items() if priority is not Priority.HEARTBEAT):
                 self._spread_until = self._window_end
 
     def _tell(self) -> None:
@@ -269,7 +271,7 @@ class RateLimiter:
     def _words(self) -> tuple[str, str]:
         """What there is to say of the limit: a word for it, and the text."""
         count, limit = self.workspaces, self.limit or 0
-        safety, beat, poll = self.safety_interval(trusted=True), self.beat_interval(), self.poll_interval()
+        safety, beat, poll = self.safety_interval(trusted=True), self.heartbeat_interval(), self.poll_interval()
         free = max(1, limit - self._used_by_others())
         # At the longest intervals, with an event stream each.
         fit = int(free / (WINDOW / LONGEST_BEAT + WINDOW / LONGEST_SAFETY))

@@ -1,4 +1,4 @@
-"""From an answer's status to what happens next: the result, or the error whose class says so. Design, "Sending"."""
+"""Responses of the platform: status and body become a reply or an error."""
 
 import json
 import re
@@ -17,93 +17,108 @@ from molecule_connect.errors import (
 )
 from molecule_connect.models import is_uuid
 from molecule_connect.platform.clock import SECOND_US, parse_http_date
-from molecule_connect.platform.endpoints import Form, Operation, Priority, Reply
+from molecule_connect.platform.endpoints import BodyFormat, Operation, Priority, Reply
+from molecule_connect.platform.feed_pages import MalformedPageError
 
 FINAL: Final = frozenset({400, 403, 404, 409, 413, 422})
 _ABSENT: Final = frozenset({404, 405, 501})
-# On every answer of the platform, of either generation (contract, section (j)).
+# In every response of the platform, of both generations (contract, section (j)).
 _PLATFORM_HEADER: Final = "x-ratelimit-limit"
-# How the platform says that it is the peer that can't be written to now (contract 2.9).
+# Errors of the platform about the receiving peer (contract 2.9).
 _PEER_IS_DOWN: Final = ("workspace has no URL", "failed to reach workspace agent", "not publicly routable")
 _SECRETS = re.compile(r'("(?:auth_token|platform_inbound_secret)"\s*:\s*")[^"]*')
-# Where a row that is too large tells its id and time: platforms write a row's members in alphabetical order.
+# Part of an oversized row that holds its id and time: platforms write the members of a row in alphabetical order.
 _ROW_HEAD = 1 << 16
-_WORDS = 200
-_BODY = 2_000
+_MAX_EXCERPT = 200
+_MAX_BODY = 2_000
 _HINTS: Final = {
     402: "the budget of the workspace is used up; raise it on the platform",
-    403: "the platform's rules forbid it; its own words say which",
-    429: "the rate limit of the platform is used up; fewer workspaces or longer intervals help",
+    403: "the platform's rules forbid it; its message says which",
+    429: "the rate limit of the platform is used up; serve fewer workspaces or use longer intervals",
 }
-_EDGE = "a portal, a proxy or the platform's edge answered in its place; check the network and the API address"
+_EDGE = "a captive portal, a proxy or the platform's edge answered instead; check the network and the API address"
 
 
 class EndpointAbsentError(PermanentPlatformError):
-    """This platform does not have an endpoint that platforms may leave out."""
+    """The platform doesn't have this optional endpoint."""
 
 
 @attrs.frozen(kw_only=True)
-class Answer:
-    """What came back: a status, headers by lower-case name, and a body (``whole`` unless it was cut at the cap)."""
+class HttpResponse:
+    """An HTTP response. Header names are lower case.
+
+    Attributes:
+        is_whole: False if the body was cut off at the operation's cap.
+        seconds: Time from the request to the head of the response.
+    """
 
     status: int
     headers: Mapping[str, str] = attrs.field(repr=False)
     body: bytes = attrs.field(repr=False)
-    whole: bool = True
+    is_whole: bool = True
     seconds: float = 0.0
 
 
-def judge(operation: Operation[Any], answer: Answer, *, redact: Callable[[str], str]) -> Reply:
-    """The good answer, ready to be read.
+def judge(operation: Operation[Any], response: HttpResponse, *, redact: Callable[[str], str]) -> Reply:
+    """Return the reply in *response*.
 
     Raises:
         AuthError: 401.
         CursorExpiredError: 410 on the feed.
         EndpointAbsentError: The platform does not have an optional endpoint.
-        PermanentPlatformError: The platform refused in its own JSON.
-        TransientPlatformError: Everything else that is not a 2xx, and a 2xx that the platform cannot have written.
+        PermanentPlatformError: The platform refused with its own JSON error.
+        TransientPlatformError: Any other status outside 2xx, and a 2xx that is not from the platform.
     """
-    found = _decode(answer.body) if operation.form is Form.JSON or answer.status >= 300 else None
-    if answer.status in operation.accepts:
-        return Reply(body=answer.body, json=found, status=answer.status, began=lower_bound(answer))
-    if _is_peers_own(operation, answer, found):
+    found = _decode(response.body) if operation.body_format is BodyFormat.JSON or response.status >= 300 else None
+    if response.status in operation.accepts:
+        return _reply(response, found)
+    if _is_peers_own(operation, response, found):
         if found is _NOT_JSON:
-            # JSON that can't be read, or the peer's words.
-            is_json = answer.body.lstrip()[:1] in (b"{", b"[")
-            found = None if is_json else answer.body.decode("utf-8", "replace")
-        return Reply(body=answer.body, json=found, status=answer.status, began=lower_bound(answer))
-    if 200 <= answer.status < 300 or _was_delivered(answer, found):
-        return _good(operation, answer, found, redact=redact)
-    raise _error(operation, answer, found, redact=redact)
+            # Malformed JSON, or the peer's own text.
+            is_json = response.body.lstrip()[:1] in (b"{", b"[")
+            found = None if is_json else response.body.decode("utf-8", "replace")
+        return _reply(response, found)
+    if 200 <= response.status < 300 or _was_delivered(response, found):
+        return _good(operation, response, found, redact=redact)
+    raise _error(operation, response, found, redact=redact)
 
 
-def lower_bound(answer: Answer) -> int | None:
-    """A lower bound of the platform's clock when the request was made, in microseconds."""
-    date = parse_http_date(answer.headers.get("date"))
-    return None if date is None else date - int(answer.seconds * SECOND_US)
+def earliest_time(response: HttpResponse) -> int | None:
+    """Return a lower bound of the platform's clock at the time of the request, in microseconds."""
+    date = parse_http_date(response.headers.get("date"))
+    return None if date is None else date - int(response.seconds * SECOND_US)
 
 
-def not_ours(operation: Operation[Any], answer: Answer) -> TransientPlatformError:
-    """A 2xx whose body is not what the platform writes: it does not count as an answer."""
-    kind = (answer.headers.get("content-type") or "no content type").split(";")[0][:60]
+def not_platform_json(
+    operation: Operation[Any], status: int, content_type: str, *, about_peer: bool = False
+) -> TransientPlatformError:
+    """Return the error for a 2xx whose body the platform can't have written."""
+    kind = (content_type or "no content type").split(";")[0][:60]
     return TransientPlatformError(
-        f"{operation.name}: {answer.status} with an answer that is not the platform's JSON ({kind})",
+        f"{operation.name}: {status} with an answer that is not the platform's JSON ({kind})",
         operation=operation.name,
-        status=answer.status,
+        status=status,
         outcome=Outcome.UNKNOWN,
-        about_peer=_may_be_peers_own(operation, answer),
+        about_peer=about_peer,
         hint=_EDGE,
     )
 
 
-def sanitised(text: str, *, limit: int = _WORDS) -> str:
-    """The beginning of *text* on one line, without control characters and without handed-out secrets."""
+def malformed(operation: Operation[Any], reply: Reply, error: MalformedPageError) -> TransientPlatformError:
+    """Return the error for a reply that can't be read."""
+    if error.cut:
+        return TransientPlatformError(f"{operation.name}: {error}", operation=operation.name, status=reply.status)
+    return not_platform_json(operation, reply.status, reply.content_type)
+
+
+def sanitize(text: str, *, limit: int = _MAX_EXCERPT) -> str:
+    """Return the beginning of *text* on one line, without control characters and new tokens."""
     text = _SECRETS.sub(r"\1***", text)
     return "".join(char if char.isprintable() else " " for char in " ".join(text.split()))[:limit]
 
 
 class _NotJson:
-    """Stands for a body that is not empty and not JSON."""
+    """A body that is neither empty nor JSON."""
 
 
 _NOT_JSON: Final = _NotJson()
@@ -118,100 +133,116 @@ def _decode(body: bytes) -> Any:
         return _NOT_JSON
 
 
-def _was_delivered(answer: Answer, found: Any) -> bool:
-    return answer.status == 502 and isinstance(found, dict) and found.get("delivery_confirmed") is True
+def _was_delivered(response: HttpResponse, found: Any) -> bool:
+    return response.status == 502 and isinstance(found, dict) and found.get("delivery_confirmed") is True
 
 
-def _is_peers_own(operation: Operation[Any], answer: Answer, found: Any) -> bool:
-    """Whether this is a push peer's own response, passed on by the platform: then the peer has the message.
+def _is_peers_own(operation: Operation[Any], response: HttpResponse, found: Any) -> bool:
+    """Whether a push peer responded, through the platform. The peer has the message then.
 
-    A JSON-RPC error with a 200 is left to ``_good``, which refuses it.
+    ``_good`` handles a JSON-RPC error with status 200.
     """
-    if operation.name != "a2a" or not answer.body.strip():
+    if operation.name != "a2a" or not response.body.strip():
         return False
     if isinstance(found, dict) and "jsonrpc" in found:
-        return answer.status >= 300
-    is_platforms = _PLATFORM_HEADER in answer.headers
-    if 200 <= answer.status < 300:
-        is_json = answer.headers.get("content-type", "").startswith("application/json")
-        return found is _NOT_JSON and (is_platforms or is_json) and not _is_page(answer)
-    # A web server before the peer's agent answers 404, 502 or 503 while the agent itself is down.
-    return answer.status == 500 and is_platforms and not _platform_words(found)
+        return response.status >= 300
+    is_platforms = _PLATFORM_HEADER in response.headers
+    if 200 <= response.status < 300:
+        is_json = response.headers.get("content-type", "").startswith("application/json")
+        return found is _NOT_JSON and (is_platforms or is_json) and not _is_page(response)
+    # 404, 502 and 503 may be from a web server in front of a peer that is down.
+    return response.status == 500 and is_platforms and not _platform_words(found)
 
 
-def _may_be_peers_own(operation: Operation[Any], answer: Answer) -> bool:
-    """Whether a response that isn't the platform's JSON may be one of the peer, or of a web server before it."""
-    if operation.name != "a2a" or not answer.body.strip() or answer.status in _ABSENT:
+def _may_be_peers_own(operation: Operation[Any], response: HttpResponse) -> bool:
+    """Whether a response that isn't the platform's JSON may be from the peer, or from a web server in front of it."""
+    if operation.name != "a2a" or not response.body.strip() or response.status in _ABSENT:
         return False
-    return _PLATFORM_HEADER in answer.headers or (200 <= answer.status < 300 and not _is_page(answer))
+    return _PLATFORM_HEADER in response.headers or (200 <= response.status < 300 and not _is_page(response))
 
 
-def _is_page(answer: Answer) -> bool:
-    return answer.headers.get("content-type", "").startswith("text/html") or answer.body.lstrip().startswith(b"<")
+def _is_page(response: HttpResponse) -> bool:
+    return response.headers.get("content-type", "").startswith("text/html") or response.body.lstrip().startswith(b"<")
 
 
-def _good(operation: Operation[Any], answer: Answer, found: Any, *, redact: Callable[[str], str]) -> Reply:
+def _good(operation: Operation[Any], response: HttpResponse, found: Any, *, redact: Callable[[str], str]) -> Reply:
     if found is _NOT_JSON:
-        if answer.whole or not answer.body.lstrip().startswith(b"{"):
-            raise not_ours(operation, answer)
+        if response.is_whole or not response.body.lstrip().startswith(b"{"):
+            raise not_platform_json(
+                operation,
+                response.status,
+                response.headers.get("content-type", ""),
+                about_peer=_may_be_peers_own(operation, response),
+            )
         found = None
-    if operation.priority is Priority.SEND and isinstance(found, dict) and found.get("error") and answer.status == 200:
-        words = redact(sanitised(_words(found["error"])))
+    if (
+        operation.priority is Priority.SEND
+        and isinstance(found, dict)
+        and found.get("error")
+        and response.status == 200
+    ):
+        words = redact(sanitize(_words(found["error"])))
         raise PermanentPlatformError(
-            f"{operation.name}: 200, and the other side refused: {words}",
+            f"{operation.name}: 200, but the peer refused: {words}",
             operation=operation.name,
-            status=answer.status,
-            body=redact(sanitised(json.dumps(found), limit=_BODY)),
-            hint="the peer's own agent answered with an error; ask who runs it",
+            status=response.status,
+            body=redact(sanitize(json.dumps(found), limit=_MAX_BODY)),
+            hint="the peer's agent returned an error; ask its operator",
         )
-    is_head = operation.form is Form.ROW and not answer.whole
+    is_head = operation.body_format is BodyFormat.ROW and not response.is_whole
+    return _reply(response, found, is_head=is_head)
+
+
+def _reply(response: HttpResponse, found: Any, *, is_head: bool = False) -> Reply:
     return Reply(
-        body=answer.body[:_ROW_HEAD] if is_head else answer.body,
+        body=response.body[:_ROW_HEAD] if is_head else response.body,
         json=found,
-        status=answer.status,
-        began=lower_bound(answer),
-        content_type=answer.headers.get("content-type", ""),
-        whole=not is_head,
+        status=response.status,
+        earliest=earliest_time(response),
+        content_type=response.headers.get("content-type", ""),
+        is_whole=not is_head,
     )
 
 
-def _error(operation: Operation[Any], answer: Answer, found: Any, *, redact: Callable[[str], str]) -> PlatformError:
-    status, name = answer.status, operation.name
+def _error(
+    operation: Operation[Any], response: HttpResponse, found: Any, *, redact: Callable[[str], str]
+) -> PlatformError:
+    status, name = response.status, operation.name
     said = _platform_words(found)
-    text = answer.body[: 4 * _BODY].decode("utf-8", "replace")
-    words = redact(sanitised(said or ("" if "<" in text[:200] else text)))
-    message = f"{name}: {status} {words}".rstrip() if words else f"{name}: {status} without the platform's own words"
-    body = redact(sanitised(text, limit=_BODY))
-    may_be_peers = not said and _may_be_peers_own(operation, answer)
+    text = response.body[: 4 * _MAX_BODY].decode("utf-8", "replace")
+    words = redact(sanitize(said or ("" if "<" in text[:200] else text)))
+    message = f"{name}: {status} {words}".rstrip() if words else f"{name}: {status} without a message of the platform"
+    body = redact(sanitize(text, limit=_MAX_BODY))
+    may_be_peers = not said and _may_be_peers_own(operation, response)
     if status == 401 and not may_be_peers:
-        hint = "the platform refused the token: give a current one (canvas, workspace tokens)"
+        hint = "the platform refused the token: pass a current one (canvas, workspace tokens)"
         return AuthError(message, operation=name, status=status, body=body, hint=hint)
-    if operation.form in (Form.PAGE, Form.ROW) and (status == 410 or _is_no_cursor(operation, said)):
+    if operation.body_format in (BodyFormat.PAGE, BodyFormat.ROW) and (status == 410 or _is_no_cursor(operation, said)):
         return CursorExpiredError(message, operation=name, status=status, body=body)
     if status in FINAL and said:
         hint = _own_hint(found) or _HINTS.get(status, "")
         return PermanentPlatformError(message, operation=name, status=status, body=body, hint=hint)
     if operation.is_optional and status in _ABSENT:
-        message = f"{name}: {status}, this platform does not have it"
+        message = f"{name}: {status}, the platform doesn't have this endpoint"
         return EndpointAbsentError(message, operation=name, status=status, body=body)
     if 300 <= status < 400:
-        message = f"{name}: {status} to {_target(answer)}; redirects are not followed"
+        message = f"{name}: {status} to {_target(response)}; redirects are not followed"
     return TransientPlatformError(
         message,
         operation=name,
         status=status,
-        retry_after=_retry_after(answer, found),
+        retry_after=_retry_after(response, found),
         outcome=Outcome.UNKNOWN if status >= 500 or may_be_peers else Outcome.NOT_TAKEN,
         platform_said=bool(said),
         about_peer=may_be_peers or _is_peers_affair(operation, status, said),
-        hint=_hint(operation, answer, said),
+        hint=_hint(operation, response, said),
     )
 
 
 def _is_no_cursor(operation: Operation[Any], said: str) -> bool:
-    """Whether the platform, whose ids are UUIDs, can never look up the row that the read starts after (contract 2.6).
+    """Whether the read starts after an id that the platform can never look up, because it isn't a UUID (contract 2.6).
 
-    It answers so to a failure of its database too, but then the id is a UUID.
+    The platform returns the same error if its database fails, but then the id is a UUID.
     """
     since_id = dict(operation.params).get("since_id")
     return said == "cursor lookup failed" and since_id is not None and not is_uuid(since_id)
@@ -222,21 +253,21 @@ def _is_peers_affair(operation: Operation[Any], status: int, said: str) -> bool:
     return operation.name == "a2a" and (is_down or (status == 402 and bool(said)))
 
 
-def _hint(operation: Operation[Any], answer: Answer, said: str) -> str:
-    if 300 <= answer.status < 400:
-        return "give the address that it points to as the API address, if that is the platform's"
-    if answer.status in (404, 405) and not said:
+def _hint(operation: Operation[Any], response: HttpResponse, said: str) -> str:
+    if 300 <= response.status < 400:
+        return "use the address that it points to as the API address, if that is the platform's"
+    if response.status in (404, 405) and not said:
         return (
-            "a bodiless 404 is the edge's rule on Origin or on the organisation header (--org-id), "
+            "a 404 without a body is the edge's rule on Origin or on the organization header (--org-id), "
             "a wrong workspace id, or an API address with a wrong path"
         )
-    if answer.status in _HINTS:
-        return _HINTS[answer.status]
-    return "" if said or answer.status >= 500 else _EDGE
+    if response.status in _HINTS:
+        return _HINTS[response.status]
+    return "" if said or response.status >= 500 else _EDGE
 
 
 def _platform_words(found: Any) -> str:
-    """The platform's own words, when the body is its JSON; else empty."""
+    """Return the error message if the body is the platform's JSON, else ""."""
     if not isinstance(found, dict):
         return ""
     error = found.get("error")
@@ -252,18 +283,18 @@ def _words(error: Any) -> str:
 
 def _own_hint(found: Any) -> str:
     hint = found.get("hint") if isinstance(found, dict) else None
-    return sanitised(hint) if isinstance(hint, str) else ""
+    return sanitize(hint) if isinstance(hint, str) else ""
 
 
-def _target(answer: Answer) -> str:
-    return sanitised(answer.headers.get("location", "nowhere").split("?")[0].rpartition("@")[2])
+def _target(response: HttpResponse) -> str:
+    return sanitize(response.headers.get("location", "nowhere").split("?")[0].rpartition("@")[2])
 
 
-def _retry_after(answer: Answer, found: Any) -> float | None:
-    said = answer.headers.get("retry-after", "").strip()
+def _retry_after(response: HttpResponse, found: Any) -> float | None:
+    said = response.headers.get("retry-after", "").strip()
     if said.isascii() and said.isdigit():
         return float(said[:9])
-    until, now = parse_http_date(said), parse_http_date(answer.headers.get("date"))
+    until, now = parse_http_date(said), parse_http_date(response.headers.get("date"))
     if until is not None and now is not None:
         return max(0.0, (until - now) / SECOND_US)
     value = found.get("retry_after") if isinstance(found, dict) else None

@@ -1,4 +1,4 @@
-"""One workspace on one platform, as delivery sees it: feed, sender, registry and stream in one."""
+"""WorkspaceClient: the platform as a worker uses it."""
 
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -17,17 +17,17 @@ from molecule_connect.models import (
     WorkspaceInfo,
     WorkspaceStatus,
 )
-from molecule_connect.platform import chat_files, endpoints
+from molecule_connect.platform import endpoints
 from molecule_connect.platform.client import AsyncPlatformClient
-from molecule_connect.platform.cooperative import Steps, finish
-from molecule_connect.platform.endpoints import Reply
-from molecule_connect.platform.event_stream import meaning, read_events
-from molecule_connect.platform.feed_rows import read_page_in_steps
+from molecule_connect.platform.endpoints import Operation, Reply
+from molecule_connect.platform.event_stream import read_events, signal_of
+from molecule_connect.platform.feed_pages import MalformedPageError
+from molecule_connect.platform.feed_rows import PageReader
 from molecule_connect.platform.messages import notify_fingerprint
-from molecule_connect.platform.rate_limit import RateLimiter
+from molecule_connect.platform.responses import malformed
 
-# An operator may raise them while we run.
-LIMITS_FOR = 3600.0
+# The platform's operator may change the limits at any time.
+LIMITS_SECONDS = 3600.0
 _BUSY = (402, 408, 425, 429)
 
 
@@ -35,12 +35,20 @@ def _say_nothing(text: str) -> None:
     pass
 
 
+def _whole_reply(reply: Reply) -> Reply:
+    return reply
+
+
+def _content_type(reply: Reply) -> str:
+    return reply.content_type
+
+
 class WorkspaceClient:
-    """Implements delivery's ``ports.Platform``.
+    """Implements ``worker.ports.Platform``.
 
     Args:
-        client: Closed together with this.
-        say: Told what the operator should read once.
+        client: Closed by ``aclose``.
+        say: Receives notices for the operator.
     """
 
     def __init__(
@@ -53,17 +61,12 @@ class WorkspaceClient:
         self._client, self._say = client, say
         self._id = client.workspace_id
         self._newest: int | None = None
-        self._token_told = False
+        self._has_reported_token = False
         self._clock = clock
         self._limits: tuple[float, UploadLimits] | None = None
 
-    @property
-    def pacer(self) -> RateLimiter:
-        """How far the platform's rate limit stretches safety reads and beats."""
-        return self._client.pacer
-
     async def aclose(self) -> None:
-        """Closes the client."""
+        """Close the client."""
         await self._client.aclose()
 
     async def fetch(
@@ -75,25 +78,19 @@ class WorkspaceClient:
         known: Callable[[str], bool],
         people: bool = False,
     ) -> Page:
-        """One page of the feed; see ``ports.Feed``."""
-        seen_before = self._newest
-
-        def steps(reply: Reply) -> Steps[Page]:
-            bounds = [bound for bound in (reply.began, seen_before) if bound is not None]
-            return read_page_in_steps(
-                reply.body.decode("utf-8-sig", "replace"),
-                workspace_id=self._id,
-                limit=limit,
-                known=known,
-                size=len(reply.body),
-                whole=reply.whole,
-                earliest=max(bounds, default=None),
-            )
-
+        """Return a page of the feed; see ``ports.Feed``."""
+        newest = self._newest
         operation = endpoints.activity(
-            self._id, lambda reply: finish(steps(reply)), since_id=since_id, before=before, limit=limit, people=people
+            self._id, _whole_reply, since_id=since_id, before=before, limit=limit, people=people
         )
-        page = await self._client.call(attrs.evolve(operation, steps=steps))
+        reply = await self._client.call(operation)
+        bounds = [bound for bound in (reply.earliest, newest) if bound is not None]
+        reader = PageReader(workspace_id=self._id, limit=limit, known=known, earliest=max(bounds, default=None))
+        text = reply.body.decode("utf-8-sig", "replace")
+        try:
+            page = await reader.read_in_slices(text, size=len(reply.body), is_whole=reply.is_whole)
+        except MalformedPageError as exc:
+            raise malformed(operation, reply, exc) from exc
         times = [mark.time for mark in page.marks if mark.time is not None]
         times += [self._newest] if self._newest is not None else []
         self._newest = max(times, default=None)
@@ -101,22 +98,22 @@ class WorkspaceClient:
         return page
 
     def now(self) -> int | None:
-        """A lower bound of the platform's clock now; see ``ports.Feed``."""
+        """Return a lower bound of the platform's clock; see ``ports.Feed``."""
         return self._client.platform_clock.now()
 
     async def send(self, outgoing: Outgoing) -> None:
-        """An answer to whom it is for; see ``ports.Sender``."""
-        await self._client.call(endpoints.answer(self._id, outgoing))
+        """Send a reply; see ``ports.Sender``."""
+        await self._client.call(endpoints.reply(self._id, outgoing))
 
     def fingerprint(self, outgoing: Outgoing) -> str:
-        """The fingerprint that the echo of *outgoing*, an answer to a person, will have in the feed."""
+        """Return the fingerprint that the echo of a reply to a person will have in the feed."""
         return notify_fingerprint(outgoing.parts)
 
     async def workspace(self) -> WorkspaceInfo:
-        """What the platform says of the workspace. One that does not tell: unknown.
+        """Return status and card of the workspace, or status unknown if the platform refuses.
 
         Raises:
-            TransientPlatformError: It could not be asked; its answer would have shown the card.
+            TransientPlatformError: A retry may return them.
         """
         try:
             return await self._client.call(endpoints.workspace(self._id))
@@ -124,7 +121,7 @@ class WorkspaceClient:
             return WorkspaceInfo(status=WorkspaceStatus.UNKNOWN)
 
     async def register(self, card: dict[str, Any]) -> None:
-        """Registers; a token that is handed out is kept before this returns."""
+        """Register. A new token is stored before this returns."""
         try:
             token = await self._client.call(endpoints.register(self._id, card))
         except AuthError as exc:
@@ -132,10 +129,8 @@ class WorkspaceClient:
             raise
         except TransientPlatformError as exc:
             if exc.status == 500 and not exc.hint:
-                # A platform that cannot read an id answers 500 "registration failed" (contract 2.1).
-                exc.hint = (
-                    f"if it stays so, the id may be wrong: compare it with the platform's; 'molecule doctor {self._id}'"
-                )
+                # The platform answers an invalid id with 500 "registration failed" (contract 2.1).
+                exc.hint = f"if it persists, the workspace id may be wrong: run 'molecule doctor {self._id}'"
             raise
         if token is None:
             return
@@ -144,49 +139,51 @@ class WorkspaceClient:
         except ConfigError as exc:
             self._say(f"{exc}; {exc.hint}")
             return
-        if not self._token_told:
-            self._token_told = True
+        if not self._has_reported_token:
+            self._has_reported_token = True
             self._say(
-                "this workspace was new to the platform (or had no token): "
-                f"the token that it handed out is kept in {self._client.credentials.kept_path or 'memory alone'}"
+                "the platform issued a token, because the workspace is new or had none; "
+                f"it is kept in {self._client.credentials.kept_path or 'memory only'}"
             )
 
     async def heartbeat(self, presence: Presence) -> None:
-        """One heartbeat."""
+        """Send a heartbeat."""
         await self._client.call(endpoints.heartbeat(self._id, presence))
 
     async def upload_limits(self) -> UploadLimits:
-        """How large files may be, asked once an hour; see ``ports.Files``."""
+        """Return the limits of uploads, read once an hour; see ``ports.Files``."""
         if self._limits is None or self._limits[0] <= self._clock():
             try:
-                told = await self._client.call(chat_files.limits())
+                limits = await self._client.call(endpoints.upload_limits())
             except AuthError:
                 raise
             except PermanentPlatformError:
-                told = UploadLimits()
+                limits = UploadLimits()
             except TransientPlatformError as exc:
                 if exc.status is None or exc.status >= 500 or exc.status in _BUSY:
                     raise
-                # Where the platform has no such page, whatever stands before it may answer with one of its own.
-                told = UploadLimits()
-            self._limits = (self._clock() + LIMITS_FOR, told)
+                # A proxy may answer with a page of its own if the platform lacks the endpoint.
+                limits = UploadLimits()
+            self._limits = (self._clock() + LIMITS_SECONDS, limits)
         return self._limits[1]
 
     async def fetch_file(self, file_id: str, sink: IO[bytes], *, cap: int) -> str:
-        """Writes an upload into *sink*, and gives its type; see ``ports.Files``."""
-        return await self._client.call(chat_files.fetch(self._id, file_id, cap=cap), sink=sink)
+        """Write an uploaded file to *sink* and return its type; see ``ports.Files``."""
+        content: Operation[Any] = endpoints.upload_content(self._id, file_id)
+        mime_type: str = await self._client.call(attrs.evolve(content, read=_content_type, cap=cap), sink=sink)
+        return mime_type
 
     async def acknowledge_file(self, file_id: str) -> None:
-        """Tells the platform that an upload is here; see ``ports.Files``."""
-        await self._client.call(chat_files.acknowledge(self._id, file_id))
+        """Acknowledge an uploaded file; see ``ports.Files``."""
+        await self._client.call(endpoints.upload_ack(self._id, file_id))
 
     async def upload(self, files: Sequence[FilePart]) -> tuple[FilePart, ...]:
-        """Puts files into the chat; see ``ports.Files``."""
-        return await self._client.call(chat_files.upload(self._id, files))
+        """Upload files to the chat; see ``ports.Files``."""
+        return await self._client.call(endpoints.upload_files(self._id, files))
 
     async def signals(self) -> AsyncGenerator[Signal, None]:
-        """The signals of one connection to the event stream; see ``ports.Stream``."""
+        """Yield the signals of one connection to the event stream; see ``ports.Stream``."""
         async with self._client.open(endpoints.events(self._id)) as pieces:
             yield Signal.OPENED
             async for data in read_events(pieces):
-                yield meaning(data)
+                yield signal_of(data)

@@ -63,4 +63,4 @@ class Chat:
             in_reply_to=message.message_id,
             parts=(TextPart(text),),
         )
-        yield from ask_at_length(endpoints.answer(self.workspace_id, outgoing))
+        yield from ask_at_length(endpoints.reply(self.workspace_id, outgoing))

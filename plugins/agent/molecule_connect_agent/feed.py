@@ -11,7 +11,7 @@ from molecule_connect.models import FeedPosition, Inbound, Kind, Page
 from molecule_connect.platform import endpoints
 from molecule_connect.platform.clock import SECOND_US, PlatformClock
 from molecule_connect.platform.endpoints import Reply
-from molecule_connect.platform.feed_rows import read_page
+from molecule_connect.platform.feed_rows import PageReader
 from molecule_connect.worker.read_ranges import LIMIT, MOST_AHEAD, Span, look_back, settled, step_back, step_forward
 from molecule_connect_agent.readings import deleted_error, read_message
 from molecule_connect_agent.steps import BACKOFF, Flow, Wait, ask
@@ -160,15 +160,11 @@ class ActivityFeed:
             began, limit = self._now(), self._limit
 
             def read(reply: Reply, limit: int = limit) -> Page:
-                return read_page(
-                    reply.body.decode("utf-8-sig", "replace"),
-                    workspace_id=self._id,
-                    limit=limit,
-                    known=self._given.__contains__,
-                    size=len(reply.body),
-                    whole=reply.whole,
-                    earliest=reply.began,
+                reader = PageReader(
+                    workspace_id=self._id, limit=limit, known=self._given.__contains__, earliest=reply.earliest
                 )
+                text = reply.body.decode("utf-8-sig", "replace")
+                return reader.read(text, size=len(reply.body), is_whole=reply.is_whole)
 
             operation = endpoints.activity(self._id, read, since_id=since_id, before=before, limit=limit)
             try:

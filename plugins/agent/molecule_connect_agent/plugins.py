@@ -24,7 +24,7 @@ from molecule_connect.errors import (
     PlatformError,
 )
 from molecule_connect.platform import endpoints
-from molecule_connect.platform.responses import sanitised
+from molecule_connect.platform.responses import sanitize
 from molecule_connect_agent import archives
 from molecule_connect_agent.steps import Ask, Flow, ask, call, hinting
 
@@ -142,7 +142,7 @@ def run_setup(folder: Path, seconds: float = SETUP_SECONDS, *, bash: str = "bash
         finally:
             _end_group(process)
         said.seek(0)
-        words = sanitised(said.read(4 * _STDERR_SHOWN).decode("utf-8", "replace"), limit=_STDERR_SHOWN)
+        words = sanitize(said.read(4 * _STDERR_SHOWN).decode("utf-8", "replace"), limit=_STDERR_SHOWN)
     if code is None:
         _log.warning("setup.sh of %s was ended after %.0f s: %s", folder.name, seconds, words)
     elif code:

@@ -352,7 +352,7 @@ def read(feed: ActivityFeed, server: Server) -> list[str]:
 def httpx_reply(response: httpx.Response, now: int) -> Any:
     from molecule_connect.platform.endpoints import Reply
 
-    return Reply(body=response.content, began=now)
+    return Reply(body=response.content, earliest=now)
 
 
 @given(
