@@ -1,4 +1,4 @@
-"""A backend that answers with what a command prints."""
+"""A backend that runs a command for each message and replies with its output."""
 
 from molecule_connect_exec.backend import ExecBackend
 

@@ -1,4 +1,4 @@
-"""What the exit statuses of a command mean, as an operator says it: ``3:silent``, ``64-78:permanent``, ``*:retry``."""
+"""The meaning of exit statuses, by rules such as ``3:silent``, ``64-78:permanent`` and ``*:retry``."""
 
 import enum
 import re
@@ -10,7 +10,7 @@ _RULE = re.compile(r"\s*(?:(?P<first>\d{1,3})(?:-(?P<last>\d{1,3}))?|\*)\s*:\s*(
 
 
 class Meaning(enum.StrEnum):
-    """What becomes of a message whose command ended with a status."""
+    """The effect of an exit status."""
 
     RETRY = "retry"
     PERMANENT = "permanent"
@@ -18,20 +18,20 @@ class Meaning(enum.StrEnum):
 
 
 def meaning(status: int, rules: Sequence[str]) -> Meaning:
-    """What *status* means; of the rules that fit the narrowest counts, of equals the last. Without one: retry."""
+    """The meaning of *status*: the narrowest matching rule, or the last of equal ones. The default is retry."""
     found, width = Meaning.RETRY, 256
     for rule in rules:
-        first, last, said = _read(rule)
+        first, last, value = _read(rule)
         if first <= status <= last and last - first <= width:
-            found, width = said, last - first
+            found, width = value, last - first
     return found
 
 
 def check_rules(rules: Sequence[str]) -> None:
-    """Refuse what is no rule.
+    """Validate *rules*.
 
     Raises:
-        OptionError: One is malformed, or speaks of another status than 1 to 255.
+        OptionError: A rule is malformed, or its statuses aren't in 1 to 255.
     """
     for rule in rules:
         _read(rule)
@@ -41,14 +41,14 @@ def _read(rule: str) -> tuple[int, int, Meaning]:
     match = _RULE.match(rule)
     if match is None or match["word"] not in tuple(Meaning):
         raise OptionError(
-            "option 'exit_codes' of backend exec must be a status, a colon and one of retry, permanent, silent",
-            hint="write it as 3:silent, 64-78:permanent or *:permanent, once for each rule",
+            "option 'exit_codes' of backend exec must be a status, a colon, and retry, permanent or silent",
+            hint="write it as 3:silent, 64-78:permanent or *:permanent; repeat the option for more rules",
         )
     first = int(match["first"] or 1)
     last = int(match["last"] or match["first"] or 255)
     if not 1 <= first <= last <= 255:
         raise OptionError(
-            "option 'exit_codes' of backend exec must speak of statuses from 1 to 255",
-            hint="0 is always an answer; what a signal ended is always tried again",
+            "option 'exit_codes' of backend exec must have statuses from 1 to 255",
+            hint="status 0 is always a reply; commands ended by a signal are always retried",
         )
     return first, last, Meaning(match["word"])

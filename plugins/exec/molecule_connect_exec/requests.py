@@ -1,4 +1,4 @@
-"""A request as the command gets it: one JSON object, or text. The names are a promise: new ones may come, none goes."""
+"""Format a request for the command, as JSON or text. Names may be added, but are never removed."""
 
 import json
 import re
@@ -11,8 +11,8 @@ _NOT_PLAIN = re.compile(r"[^\w.-]")
 
 
 def as_json(request: Request, *, raw: bool = False) -> bytes:
-    """*request* as one line of JSON in UTF-8; what is empty is absent, ``raw`` comes only when asked for."""
-    told = {
+    """*request* as a line of JSON in UTF-8, without empty fields. ``raw`` is included on request."""
+    fields = {
         "workspace_id": request.workspace_id,
         "message_id": request.message_id,
         "idempotency_key": request.idempotency_key,
@@ -25,11 +25,11 @@ def as_json(request: Request, *, raw: bool = False) -> bytes:
         "parts": [_part(part) for part in request.parts],
         "raw": request.raw if raw else None,
     }
-    return json.dumps(_filled(told), ensure_ascii=False, default=str).encode(errors="replace") + b"\n"
+    return json.dumps(_filled(fields), ensure_ascii=False, default=str).encode(errors="replace") + b"\n"
 
 
 def as_text(request: Request) -> bytes:
-    """The text of *request*; a message without any is its files instead, a line each: see ``_line``."""
+    """The text of *request*, or, if it has none, a line per file; see ``_line``."""
     if request.text.strip():
         return request.text.encode(errors="replace")
     lines = [_line(part) + "\n" for part in request.parts if isinstance(part, FilePart)]
@@ -40,7 +40,7 @@ def _part(part: Part) -> dict[str, Any]:
     if isinstance(part, DataPart):
         return {"type": "data", "data": part.data}
     if isinstance(part, FilePart):
-        told = {
+        fields = {
             "type": "file",
             "uri": part.uri,
             "name": part.name,
@@ -49,18 +49,19 @@ def _part(part: Part) -> dict[str, Any]:
             "path": None if part.path is None else str(part.path),
             "unavailable": part.unavailable,
         }
-        return _filled(told)
+        return _filled(fields)
     return {"type": "text", "text": part.text}
 
 
-def _filled(told: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in told.items() if value not in (None, "", [])}
+def _filled(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value not in (None, "", [])}
 
 
 def _line(file: FilePart) -> str:
-    """The path of *file*, else a word that no command takes for a path: ``unavailable:`` and its name.
+    """The path of *file*, or ``unavailable:`` and its name if it isn't on this machine.
 
-    The sender chose name and uri. A command that reads each line as a path would open ``/etc/passwd`` for it.
+    The sender chose name and uri, so they must not look like a path: a command that opens each line as a file would
+    open ``/etc/passwd``.
     """
     if file.path is not None:
         return str(file.path)

@@ -1,4 +1,4 @@
-"""Which shell reads the command, by platform."""
+"""The shell that runs the command."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ def shell_line(cmd: str, *, platform: str = os.name) -> list[str]:
     """*cmd* as a program and its arguments.
 
     Raises:
-        ConfigError: There is no shell here that reads a command as ``/bin/sh`` does: ``cmd.exe`` quotes otherwise.
+        ConfigError: This isn't a POSIX system: ``cmd.exe`` has other quoting rules.
     """
     require_posix(platform)
     return [SHELL, "-c", cmd]

@@ -44,22 +44,22 @@ async def failure(cmd: str, **options: Any) -> BackendError:
     return caught.value
 
 
-async def test_the_text_comes_on_standard_input_and_the_output_is_the_answer() -> None:
+async def test_text_is_stdin_and_output_the_reply() -> None:
     assert await answer("tr a-z A-Z") == "HELLO"
 
 
 @pytest.mark.parametrize(("printed", "expected"), [("a\\n", "a"), ("a\\r\\n", "a"), ("a\\n\\n", "a\n"), (" a", " a")])
-async def test_one_newline_at_the_end_is_taken_off(printed: str, expected: str) -> None:
+async def test_removes_one_trailing_newline(printed: str, expected: str) -> None:
     assert await answer(f"printf '{printed}'") == expected
 
 
-async def test_text_is_utf8_both_ways_and_what_is_not_is_replaced() -> None:
+async def test_text_is_utf8_with_invalid_bytes_replaced() -> None:
     assert await answer("cat", "grüße 🦊") == "grüße 🦊"
     assert await answer("cat", "half \ud800") == "half ?"
     assert await answer(r"printf 'a\377b'") == "a�b"
 
 
-async def test_a_large_input_and_a_large_output_at_once_do_not_wait_for_each_other() -> None:
+async def test_large_input_and_output_never_deadlock() -> None:
     text = "x" * 3_000_000
 
     assert await answer("cat", text) == text
@@ -69,7 +69,7 @@ async def test_a_command_that_reads_nothing_is_fine() -> None:
     assert await answer("exec 0<&-; echo hi", "x" * 3_000_000) == "hi"
 
 
-async def test_a_command_that_fails_is_tried_again_and_says_what_it_wrote_last() -> None:
+async def test_failures_are_retried_with_stderr_tail() -> None:
     error = await failure("yes no | head -n 5000 >&2; printf '\\033[31mbad\\a\\nthing\\033[0m' >&2; exit 3")
 
     assert error.retryable
@@ -78,7 +78,7 @@ async def test_a_command_that_fails_is_tried_again_and_says_what_it_wrote_last()
     assert len(str(error)) < 2200
 
 
-async def test_a_command_ended_by_a_signal_is_tried_again() -> None:
+async def test_signals_are_retried() -> None:
     error = await failure("kill -9 $$")
 
     assert error.retryable
@@ -86,25 +86,25 @@ async def test_a_command_ended_by_a_signal_is_tried_again() -> None:
 
 
 @pytest.mark.parametrize("cmd", ["true", "echo", "printf ' \\n\\n'"])
-async def test_a_command_that_prints_nothing_has_no_answer_and_is_not_tried_again(cmd: str) -> None:
+async def test_empty_output_fails_without_retry(cmd: str) -> None:
     error = await failure(cmd)
 
     assert not error.retryable
     assert "no answer" in str(error)
 
 
-async def test_a_line_of_300_kilobytes_is_read_whole() -> None:
+async def test_reads_long_lines_as_a_whole() -> None:
     assert len(await answer("head -c 300000 /dev/zero | tr '\\0' x")) == 300_000
 
 
-async def test_a_command_that_obeys_ends_without_the_grace() -> None:
+async def test_obedient_commands_end_before_the_grace() -> None:
     error = await failure("sleep 60", timeout=0.1)
 
     assert error.retryable
     assert "still running after 0.1 s" in str(error)
 
 
-async def test_a_grandchild_that_holds_the_output_does_not_hold_the_answer(tmp_path: Path) -> None:
+async def test_grandchildren_holding_output_delay_no_reply(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
 
     assert await answer(f"sleep 60 & echo $! >> {pids}; echo done") == "done"
@@ -155,8 +155,8 @@ async def test_closing_ends_what_still_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cmd", "problem"),
     [
-        ("no-such-program-here --x", "does not find 'no-such-program-here'"),
-        ("if true; then", "cannot read cmd"),
+        ("no-such-program-here --x", "cannot find 'no-such-program-here'"),
+        ("if true; then", "cannot parse cmd"),
         ("tr a-z A-Z", ""),
         ("cd / && ls", ""),
         (f"{sys.executable} -V", ""),
@@ -164,7 +164,7 @@ async def test_closing_ends_what_still_runs(tmp_path: Path) -> None:
         ("$PROGRAM x", ""),
     ],
 )
-def test_the_check_finds_a_missing_program_where_it_can_be_told(cmd: str, problem: str) -> None:
+def test_check_finds_missing_programs(cmd: str, problem: str) -> None:
     found = "".join(ExecBackend(cmd=cmd).check())
 
     assert problem in found
@@ -206,7 +206,7 @@ def test_the_command_is_in_no_repr() -> None:
     assert "s3cret" not in repr(ExecBackend(cmd="curl -H 'Authorization: s3cret'"))
 
 
-async def test_a_silent_command_is_tried_again_and_a_busy_one_goes_on() -> None:
+async def test_idle_timeout_retries_only_silent_commands() -> None:
     # What it writes has two seconds to come: a machine with other work starts a shell slowly.
     error, busy = await asyncio.gather(
         failure("echo started >&2; sleep 60", idle_timeout=2.0),
@@ -218,14 +218,14 @@ async def test_a_silent_command_is_tried_again_and_a_busy_one_goes_on() -> None:
     assert busy.split() == [str(number) for number in range(1, 26)]
 
 
-async def test_what_prints_more_than_the_cap_is_not_tried_again() -> None:
+async def test_oversized_output_fails_without_retry() -> None:
     error = await failure("yes", output_cap=10_000)
 
     assert not error.retryable
     assert str(error) == "the command printed more than 10000 bytes"
 
 
-async def test_a_command_that_closed_its_output_has_said_what_it_had_to_say() -> None:
+async def test_closed_output_completes_the_reply() -> None:
     assert await answer("echo done; exec >&- 2>&-; sleep 60") == "done"
 
 
@@ -253,7 +253,7 @@ async def test_every_status_but_some_can_be_permanent() -> None:
 async def test_it_runs_in_its_folder(tmp_path: Path) -> None:
     backend = ExecBackend(cmd="./here", cwd=tmp_path)
     assert backend.check() == [
-        "the shell does not find './here', the first word of cmd; install it, or give its whole path"
+        "the shell cannot find './here', the first word of cmd; install it, or use its full path"
     ]
     (tmp_path / "here").write_text("#!/bin/sh\npwd\n")
     (tmp_path / "here").chmod(0o755)
@@ -262,17 +262,17 @@ async def test_it_runs_in_its_folder(tmp_path: Path) -> None:
     assert (await backend.handle_a2a(make_request(), unheard)).text == str(tmp_path)
 
 
-async def test_a_folder_that_is_not_there_is_a_problem_and_no_crash(tmp_path: Path) -> None:
+async def test_missing_folders_are_problems(tmp_path: Path) -> None:
     gone = tmp_path / "gone"
 
     error = await failure("pwd", cwd=gone)
 
     assert error.retryable
     assert str(gone) in str(error)
-    assert ExecBackend(cmd="pwd", cwd=gone).check() == [f"cwd is no folder: {gone}"]
+    assert ExecBackend(cmd="pwd", cwd=gone).check() == [f"cwd is not a folder: {gone}"]
 
 
-async def test_only_the_variables_that_are_allowed_get_through(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_passes_only_allowed_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LC_ONE", "LC_TWO", "OTHER", "MOLECULE_WORKSPACE_TOKEN"):
         monkeypatch.setenv(name, f"value of {name}")
 
@@ -283,7 +283,7 @@ async def test_only_the_variables_that_are_allowed_get_through(monkeypatch: pyte
     assert names == {"PATH", "LC_ONE", "LC_TWO", "MOLECULE_RUN_ID", *meta}
 
 
-async def test_no_more_run_at_once_than_are_allowed(tmp_path: Path) -> None:
+async def test_limits_concurrent_commands(tmp_path: Path) -> None:
     # Two at once would find each other's folder.
     cmd = f"mkdir {tmp_path}/only && sleep 0.05 && rmdir {tmp_path}/only && echo alone"
     backend = ExecBackend(cmd=cmd, concurrency=1)
@@ -313,7 +313,7 @@ async def test_a_message_without_text_is_its_files() -> None:
     "uri", ["file:///etc/passwd", "FILE:/etc/passwd", "/etc/passwd", "../secret", "~/x", "x\n/y", "https://h/x"]
 )
 @pytest.mark.parametrize("name", ["", "/etc/passwd", ".env", "-rf", "a b /etc/passwd", "..", "\u2028/etc/passwd"])
-async def test_a_file_that_is_not_here_never_looks_like_a_path(uri: str, name: str) -> None:
+async def test_missing_files_never_look_like_paths(uri: str, name: str) -> None:
     request = make_request(parts=(FilePart(uri=uri, name=name),))
 
     (word,) = (await response("cat", request)).text.split()
@@ -323,7 +323,7 @@ async def test_a_file_that_is_not_here_never_looks_like_a_path(uri: str, name: s
 
 
 @pytest.mark.parametrize("mode", ["text", "json"])
-async def test_ids_that_are_too_long_are_cut_for_the_environment(mode: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_long_ids_are_cut_for_the_environment(mode: str, caplog: pytest.LogCaptureFixture) -> None:
     long = "m" * 200_000
     request = make_request(caller_id=long, message_id=long, task_id=long, method=long)
     show = 'echo "{\\"text\\": \\"${#MOLECULE_MESSAGE_ID} ${#MOLECULE_CALLER_ID} ${#MOLECULE_TASK_ID}\\"}"'
@@ -338,7 +338,7 @@ def records(folder: Path) -> list[Path]:
     return list(folder.rglob("*.run"))
 
 
-async def test_a_run_is_recorded_before_it_starts_and_forgotten_at_the_end(tmp_path: Path) -> None:
+async def test_records_runs_before_start_until_end(tmp_path: Path) -> None:
     backend = create_backend("exec", {"cmd": "echo $MOLECULE_RUN_ID"}, workspace_id="ws", state_dir=tmp_path)
 
     mark = (await backend.handle_a2a(make_request(), unheard)).text
@@ -356,18 +356,18 @@ def test_windows_is_refused_with_what_to_do() -> None:
 
 
 @pytest.mark.parametrize("options", [{"cmd": "cat"}, {"cmd": "cat", "format": "json", "pass_meta": "yes"}])
-async def test_it_keeps_to_what_a_connection_relies_on(options: dict[str, str]) -> None:
+async def test_passes_check_backend(options: dict[str, str]) -> None:
     await check_backend("exec", options)
 
 
-async def test_a_command_that_runs_on_is_cancelled_within_a_second() -> None:
+async def test_running_commands_are_cancelled_within_a_second() -> None:
     slow = "if grep -q slow; then sleep 60; fi; echo done"
 
     await check_backend("exec", {"cmd": slow}, slow=make_request("slow"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="marks are found in /proc")
-async def test_check_ends_what_an_earlier_process_left_running(tmp_path: Path) -> None:
+async def test_check_kills_leftovers_of_earlier_processes(tmp_path: Path) -> None:
     backend: Any = create_backend("exec", {"cmd": "cat"}, workspace_id="ws_1", state_dir=tmp_path)
     runs, mark = backend.config.state_dir / "runs", "0" * 32
     runs.mkdir()
@@ -381,10 +381,10 @@ async def test_check_ends_what_an_earlier_process_left_running(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("cmd", ["cat\r", "cat\r\ncat", "cat |\r\ncat", "tr a-z A-Z\r"])
-def test_a_command_with_the_line_ends_of_windows_is_not_ready(cmd: str) -> None:
+def test_check_rejects_windows_line_endings(cmd: str) -> None:
     (problem,) = ExecBackend(cmd=cmd).check()
     assert "carriage return" in problem
 
 
-def test_a_carriage_return_inside_of_a_command_is_its_own_affair() -> None:
+def test_accepts_carriage_returns_inside_commands() -> None:
     assert ExecBackend(cmd="printf 'a\rb'").check() == []

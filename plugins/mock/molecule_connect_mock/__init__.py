@@ -1,4 +1,4 @@
-"""A backend that answers from a template."""
+"""A backend that replies with a template."""
 
 from typing import Annotated
 
@@ -11,12 +11,12 @@ __version__ = "0.1.0"
 
 @attrs.frozen(eq=False, kw_only=True)
 class MockBackend:
-    """Answer each message with ``reply``, every ``%s`` in it replaced by the message's text.
+    """Reply to each message with ``reply``, in which every ``%s`` is replaced by the message's text.
 
-    A ``%`` is otherwise literal, and a template without ``%s`` is sent as it is.
+    Any other ``%`` is literal, and a template without ``%s`` is sent unchanged.
     """
 
-    reply: Annotated[str, "the answer; every %s is the text of the message"] = "echo: %s"
+    reply: Annotated[str, "the reply; every %s is replaced by the text of the message"] = "echo: %s"
 
     @hookimpl
     async def handle_a2a(self, request: Request) -> Response:

@@ -17,7 +17,7 @@ from molecule_connect_mock import MockBackend
         ("<%s>", "%s", "<%s>"),
     ],
 )
-async def test_every_marker_is_the_text_and_any_other_percent_sign_stays(reply: str, text: str, answer: str) -> None:
+async def test_replaces_markers_and_keeps_other_percents(reply: str, text: str, answer: str) -> None:
     response = await MockBackend(reply=reply).handle_a2a(make_request(text))
 
     assert response.text == answer
@@ -30,5 +30,5 @@ async def test_by_name_it_echoes_unless_told_otherwise() -> None:
     assert (plain.text, chosen.text) == ("echo: ping", "pong: ping")
 
 
-async def test_it_keeps_to_what_a_connection_relies_on() -> None:
+async def test_mock_passes_check_backend() -> None:
     await check_backend("mock")

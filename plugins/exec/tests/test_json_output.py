@@ -102,7 +102,7 @@ async def seen(request: Request, **options: Any) -> str:
     return (await respond(f'{sys.executable} -c "{reader}"', request, **options)).text
 
 
-async def test_the_whole_request_is_told_in_these_names() -> None:
+async def test_requests_have_these_field_names() -> None:
     told = await seen(FULL)
 
     assert told.endswith("}\n")
@@ -122,30 +122,30 @@ async def test_what_is_empty_is_absent() -> None:
     }
 
 
-async def test_a_datum_that_is_empty_is_a_datum_all_the_same() -> None:
+async def test_empty_data_is_kept() -> None:
     told = json.loads(await seen(make_request(parts=(DataPart(None), DataPart([]), FilePart(uri="u")))))
 
     assert told["parts"] == [{"type": "data", "data": None}, {"type": "data", "data": []}, {"type": "file", "uri": "u"}]
 
 
-async def test_the_platforms_own_request_is_told_when_asked_for() -> None:
+async def test_includes_raw_request_on_demand() -> None:
     assert json.loads(await seen(FULL, raw=True))["raw"] == FULL.raw
 
 
 @pytest.mark.parametrize(
     "said", [{"type": "response", "text": "hi"}, {"text": "hi"}, {"parts": [{"type": "text", "text": "hi"}]}]
 )
-async def test_a_response_may_be_a_text_or_parts(said: dict[str, Any]) -> None:
+async def test_responses_have_text_or_parts(said: dict[str, Any]) -> None:
     assert await saying(said) == Response.from_text("hi")
 
 
-async def test_a_response_may_be_printed_over_many_lines() -> None:
+async def test_responses_may_span_many_lines() -> None:
     assert (
         await saying(json.dumps({"type": "response", "text": "hi", "usage": {"cost_usd": 1}}, indent=2))
     ).text == "hi"
 
 
-async def test_every_kind_of_part_comes_back_and_paths_start_from_the_folder(tmp_path: Path) -> None:
+async def test_parts_round_trip_relative_to_the_folder(tmp_path: Path) -> None:
     parts = [
         {"type": "text", "text": "see"},
         {"type": "file", "uri": "https://x/y", "name": "y", "mime_type": "text/plain", "size": 3},
@@ -182,15 +182,15 @@ async def test_no_usage_costs_the_answer(number: str) -> None:
 
 
 @pytest.mark.parametrize("usage", [3, "much", [1]])
-async def test_usage_that_is_no_object_counts_as_nothing(usage: object, caplog: pytest.LogCaptureFixture) -> None:
+async def test_ignores_usage_that_is_no_object(usage: object, caplog: pytest.LogCaptureFixture) -> None:
     response = await saying({"text": "hi", "usage": usage})
 
     assert (response.text, response.usage) == ("hi", None)
-    assert "'usage' is not an object" in caplog.text
+    assert "ignored the command's 'usage'" in caplog.text
     assert (await failing({"type": "error", "message": "quota", "usage": usage})).usage is None
 
 
-async def test_progress_is_told_as_it_comes_and_the_first_answer_counts() -> None:
+async def test_reports_progress_and_uses_first_response() -> None:
     heard = Heard()
 
     response = await saying(
@@ -206,7 +206,7 @@ async def test_progress_is_told_as_it_comes_and_the_first_answer_counts() -> Non
     assert (response.text, heard) == ("first", ["reading", "writing"])
 
 
-async def test_a_line_of_300_kilobytes_is_read_whole() -> None:
+async def test_json_mode_reads_long_lines() -> None:
     assert len((await respond("cat", make_request("x" * 300_000))).text) == 300_000
 
 
@@ -222,9 +222,7 @@ async def test_no_answer_on_purpose_is_silent() -> None:
         ({"retry_after": 3600}, True, 3600),
     ],
 )
-async def test_an_error_says_what_is_to_be_done(
-    said: dict[str, Any], retryable: bool, retry_after: float | None
-) -> None:
+async def test_errors_control_retries(said: dict[str, Any], retryable: bool, retry_after: float | None) -> None:
     error = await failing(
         {"type": "error", "message": "quota is used up", **said}, then="exit 64", exit_codes=["64:silent"]
     )
@@ -245,8 +243,8 @@ async def test_an_answer_counts_whatever_happens_after_it() -> None:
     assert (await saying({"text": "hi"}, then="kill -9 $$")).text == "hi"
 
 
-async def test_a_command_that_hangs_after_its_answer_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("molecule_connect_exec.backend.AFTER_ANSWER_SECONDS", 0.1)
+async def test_commands_hanging_after_the_response_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("molecule_connect_exec.backend.AFTER_RESPONSE_SECONDS", 0.1)
 
     assert (await saying({"text": "hi"}, then="sleep 60")).text == "hi"
 
@@ -263,15 +261,15 @@ async def test_without_an_answer_the_status_decides() -> None:
         ([], "gave no answer"),
         (["Traceback: oops", "more"], "it printed 'Traceback: oops'"),
         (["[1, 2]", '"text"'], "it printed '[1, 2]'"),
-        ([{"type": "response"}], "nothing to read"),
-        ([{"type": "response", "text": " "}], "nothing to read"),
+        ([{"type": "response"}], "has no content"),
+        ([{"type": "response", "text": " "}], "has no content"),
         ([{"type": "response", "text": 3}], "'text'"),
         ([{"type": "response", "parts": {}}], "'parts'"),
-        ([{"parts": [{"type": "video"}]}], "a part is neither"),
-        ([{"parts": [{"type": "text", "text": None}]}], "a part is neither"),
+        ([{"parts": [{"type": "video"}]}], "a part is not of type"),
+        ([{"parts": [{"type": "text", "text": None}]}], "a part is not of type"),
         ([{"parts": [{"type": "file", "name": "x"}]}], "neither 'uri' nor 'path'"),
-        ([{"parts": [{"type": "file", "path": "../x"}]}], "leads out of the folder"),
-        ([{"parts": [{"type": "file", "path": "/"}]}], "is no file"),
+        ([{"parts": [{"type": "file", "path": "../x"}]}], "outside of the command's working directory"),
+        ([{"parts": [{"type": "file", "path": "/"}]}], "is not a file"),
         ([{"parts": [{"type": "file", "path": "/tmp/" + "n" * 300}]}], "File name too long"),
         ([{"parts": [{"type": "file", "path": "n" * 300}]}], "File name too long"),
         ([{"parts": [{"type": "file", "path": "a\0b"}]}], "null"),
@@ -280,7 +278,7 @@ async def test_without_an_answer_the_status_decides() -> None:
         ([{"type": "error", "retry_after": -1}], "'retry_after'"),
     ],
 )
-async def test_what_is_no_answer_is_said_and_not_tried_again(lines: list[Any], words: str) -> None:
+async def test_invalid_responses_fail_without_retry(lines: list[Any], words: str) -> None:
     error = await failing(*lines)
 
     assert words in str(error)
@@ -291,18 +289,16 @@ async def test_half_a_surrogate_pair_is_replaced() -> None:
     assert (await saying('{"text": "half \\ud800"}')).text == "half ?"
 
 
-async def test_a_link_that_leads_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
+async def test_rejects_links_out_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "inside").mkdir()
     (tmp_path / "secret").write_text("secret")
     (tmp_path / "inside" / "link").symlink_to(tmp_path / "secret")
 
-    with pytest.raises(BackendError, match="leads out of the folder"):
+    with pytest.raises(BackendError, match="outside of the command's working directory"):
         await saying({"parts": [{"type": "file", "path": "link"}]}, cwd=tmp_path / "inside")
 
 
-async def test_a_deleted_working_directory_stops_only_files_that_start_from_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_deleted_folders_affect_only_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gone, kept = tmp_path / "gone", tmp_path / "kept.txt"
     gone.mkdir()
     kept.write_text("kept")
@@ -312,20 +308,20 @@ async def test_a_deleted_working_directory_stops_only_files_that_start_from_it(
     assert (await saying({"text": "ok"})).text == "ok"
     (part,) = (await saying({"parts": [{"type": "file", "path": str(kept)}]})).parts
     assert part == FilePart(uri=kept.as_uri(), name="kept.txt", path=kept)
-    with pytest.raises(BackendError, match="cannot be looked at") as caught:
+    with pytest.raises(BackendError, match="cannot be accessed") as caught:
         await saying({"parts": [{"type": "file", "path": "kept.txt"}]})
     assert not caught.value.retryable
 
 
 @pytest.mark.parametrize("size", [-1, 2**63, 1.5, "1", True, None])
-async def test_a_size_that_is_none_is_left_out(size: object) -> None:
+async def test_omits_invalid_sizes(size: object) -> None:
     (part,) = (await saying({"parts": [{"type": "file", "uri": "https://x/y", "size": size}]})).parts
 
     assert isinstance(part, FilePart)
     assert part.size is None
 
 
-def test_a_message_of_files_alone_is_told_as_text_with_what_is_missing(tmp_path: Path) -> None:
+def test_messages_of_files_list_missing_ones(tmp_path: Path) -> None:
     here = FilePart(uri="platform-pending:ws/f1", name="a.txt", path=tmp_path / "a.txt")
     rest = FilePart(uri="", name="9 more files", unavailable="a message may bring at most 64 files")
 
@@ -334,14 +330,14 @@ def test_a_message_of_files_alone_is_told_as_text_with_what_is_missing(tmp_path:
     assert told == f"{tmp_path / 'a.txt'}\nunavailable:9_more_files\n"
 
 
-async def test_an_absolute_path_with_a_nul_is_left_to_the_sending() -> None:
+async def test_absolute_paths_with_nul_fail_later() -> None:
     (part,) = (await saying({"parts": [{"type": "file", "path": "/tmp/a\0b"}]})).parts
 
     assert isinstance(part, FilePart)
     assert part.path == Path("/tmp/a\0b")
 
 
-async def test_a_file_that_is_not_here_comes_with_the_reason() -> None:
+async def test_missing_files_have_a_reason() -> None:
     part = FilePart(uri="platform-pending:ws/f1", name="a.txt", unavailable="it is not here yet")
 
     told = json.loads(as_json(make_request(parts=(part,))))

@@ -1,4 +1,4 @@
-"""What a command says in JSON mode: a JSON object a line. ``docs/exec.md`` is the reference."""
+"""Parse the output of a command in JSON mode, one object per line. ``docs/exec.md`` is the reference."""
 
 import json
 import logging
@@ -10,26 +10,26 @@ import attrs
 
 from molecule_connect import BackendError, DataPart, FilePart, Part, Response, TextPart, Usage
 
-# A program that chatters beside its answers is not remembered for ever.
+# Other output is kept up to this size.
 MOST_STRAY_BYTES = 2**20
-# Of a path, in an error.
+# Maximum length of a path in an error.
 MOST_SHOWN = 100
 
 _FINAL = ("response", "silent", "error")
 _AMOUNTS = ("input_tokens", "output_tokens", "cost_usd")
-# int() refuses more than 4,300 digits, and with them the whole line.
+# int() rejects more than 4,300 digits, which would make the whole line invalid.
 _MOST_DIGITS = 4_000
 _log = logging.getLogger(__name__)
 
 
 @attrs.define(kw_only=True)
-class Conversation:
-    """The lines of one command, read as they come.
+class JsonOutput:
+    """The output lines of one command.
 
     Attributes:
-        folder: What relative paths in an answer start from.
-        final: The object that decides: the first response, silent or error.
-        strays: Lines that are no such object. A pretty-printed answer is made of them.
+        folder: The base of relative paths in a response.
+        final: The first response, silent or error object.
+        strays: Lines that aren't a JSON object. A pretty-printed response consists of such lines.
     """
 
     folder: Path
@@ -37,53 +37,53 @@ class Conversation:
     strays: list[bytes] = attrs.field(factory=list)
     _stray_bytes: int = attrs.field(default=0, init=False)
 
-    def hear(self, line: bytes) -> str | None:
-        """Take a line; the text, if it is progress."""
-        said = _object(line)
-        if said is None:
+    def add(self, line: bytes) -> str | None:
+        """Add a line. Returns the text if the line reports progress."""
+        value = _object(line)
+        if value is None:
             if line.strip() and self._stray_bytes < MOST_STRAY_BYTES:
                 self.strays.append(line)
                 self._stray_bytes += len(line)
             return None
-        if said.get("type") == "progress":
-            text = said.get("text")
+        if value.get("type") == "progress":
+            text = value.get("text")
             return text if isinstance(text, str) and text.strip() else None
-        if self.final is None and _is_final(said):
-            self.final = said
+        if self.final is None and _is_final(value):
+            self.final = value
         return None
 
-    def answer(self) -> Response | None:
-        """What the command answered, or None when it said nothing that counts.
+    def response(self) -> Response | None:
+        """The command's response, or None if it wrote none.
 
         Raises:
-            BackendError: It said so, or what it said cannot be understood.
+            BackendError: It wrote an error or an invalid response.
         """
-        said = self.final or self._pretty_printed()
-        if said is None:
+        value = self.final or self._pretty_printed()
+        if value is None:
             return None
-        kind = said.get("type", "response")
+        kind = value.get("type", "response")
         if kind == "error":
-            raise _error(said)
+            raise _error(value)
         if kind == "silent":
-            return Response.silent(usage=_usage(said.get("usage")))
-        return Response(parts=self._parts(said), usage=_usage(said.get("usage")))
+            return Response.silent(usage=_usage(value.get("usage")))
+        return Response(parts=self._parts(value), usage=_usage(value.get("usage")))
 
     def first_stray(self) -> str:
-        """The first line that was no object, shortened, for people."""
+        """The first line that isn't an object, shortened, for an error message."""
         return self.strays[0].decode(errors="replace").strip()[:200] if self.strays else ""
 
     def _pretty_printed(self) -> dict[str, Any] | None:
-        said = _object(b"\n".join(self.strays))
-        return said if said is not None and _is_final(said) else None
+        value = _object(b"\n".join(self.strays))
+        return value if value is not None and _is_final(value) else None
 
-    def _parts(self, said: dict[str, Any]) -> tuple[Part, ...]:
-        given = said.get("parts", [])
+    def _parts(self, value: dict[str, Any]) -> tuple[Part, ...]:
+        given = value.get("parts", [])
         if not isinstance(given, list):
             raise _wrong("'parts' is not a list")
-        text = said.get("text")
+        text = value.get("text")
         if text is not None and not isinstance(text, str):
-            raise _wrong("'text' is no text")
-        # With parts, a text beside them is their short form, as in a request.
+            raise _wrong("'text' is not a string")
+        # As in a request, 'text' beside 'parts' repeats their text.
         parts = tuple(self._part(part) for part in given)
         return parts or ((TextPart(_clean(text)),) if text else ())
 
@@ -95,12 +95,12 @@ class Conversation:
                 return DataPart(data)
             case {"type": "file"}:
                 return self._file(part)
-        raise _wrong("a part is neither text, nor file, nor data")
+        raise _wrong("a part is not of type text, file or data")
 
     def _file(self, part: dict[str, Any]) -> FilePart:
         given = {key: part.get(key) or "" for key in ("uri", "path", "name", "mime_type")}
         if wrong := [key for key, value in given.items() if not isinstance(value, str)]:
-            raise _wrong(f"{wrong[0]!r} of a file is no text")
+            raise _wrong(f"{wrong[0]!r} of a file is not a string")
         uri, path, name, mime_type = map(_clean, given.values())
         if not uri and not path:
             raise _wrong("a file has neither 'uri' nor 'path'")
@@ -117,57 +117,57 @@ class Conversation:
     def _place(self, path: str) -> Path:
         try:
             place = (self.folder / path).absolute()
-            # What is named from the folder stays in it; elsewhere a path has to be named as a whole.
+            # Relative paths must stay in the folder; others must be absolute.
             is_inside = Path(path).is_absolute() or place.resolve().is_relative_to(self.folder.resolve())
             is_file = not place.exists() or place.is_file()
         except (OSError, ValueError, RuntimeError) as exc:
-            # Its name is too long, holds a NUL, is a loop of links, or starts from a folder that was deleted.
-            raise _wrong(f"the file {_shortened(path)!r} cannot be looked at: {_reason(exc)}") from exc
+            # The name is too long, has a NUL or a symlink loop, or the folder was deleted.
+            raise _wrong(f"the file {_shortened(path)!r} cannot be accessed: {_reason(exc)}") from exc
         if not is_inside:
-            raise _wrong(f"the file {_shortened(path)!r} leads out of the folder that the command runs in")
+            raise _wrong(f"the file {_shortened(path)!r} is outside of the command's working directory")
         if not is_file:
-            raise _wrong(f"{_shortened(path)!r} is no file")
+            raise _wrong(f"{_shortened(path)!r} is not a file")
         return place
 
 
 def _object(text: bytes) -> dict[str, Any] | None:
     try:
-        said = json.loads(text.decode(errors="replace"), parse_int=_integer)
+        value = json.loads(text.decode(errors="replace"), parse_int=_integer)
     except (ValueError, RecursionError):
         return None
-    return said if isinstance(said, dict) else None
+    return value if isinstance(value, dict) else None
 
 
 def _integer(digits: str) -> int | float:
     return int(digits) if len(digits) <= _MOST_DIGITS else float(digits)
 
 
-def _is_final(said: dict[str, Any]) -> bool:
-    return said["type"] in _FINAL if "type" in said else "text" in said or "parts" in said
+def _is_final(value: dict[str, Any]) -> bool:
+    return value["type"] in _FINAL if "type" in value else "text" in value or "parts" in value
 
 
-def _error(said: dict[str, Any]) -> BackendError:
-    message, retryable, wait = said.get("message"), said.get("retryable", True), said.get("retry_after")
+def _error(value: dict[str, Any]) -> BackendError:
+    message, retryable, wait = value.get("message"), value.get("retryable", True), value.get("retry_after")
     if not isinstance(message, str) or not message.strip():
-        message = "the command said no more than that it failed"
+        message = "the command failed without a message"
     if not isinstance(retryable, bool):
-        raise _wrong("'retryable' is neither true nor false")
+        raise _wrong("'retryable' is not true or false")
     if wait is not None and not (_is_number(wait) and wait < 1e9):
-        raise _wrong("'retry_after' is no number of seconds")
-    usage = _usage(said.get("usage"))
+        raise _wrong("'retry_after' is not a number of seconds")
+    usage = _usage(value.get("usage"))
     return BackendError(_clean(message), retryable=retryable, retry_after=wait, usage=usage)
 
 
-def _usage(said: Any) -> Usage | None:
-    """The numbers in *said*; anything else counts as nothing, since accounting must not cost the answer."""
-    if said is None:
+def _usage(value: Any) -> Usage | None:
+    """The numbers in *value*. Invalid ones are ignored: accounting must not fail the delivery."""
+    if value is None:
         return None
-    if not isinstance(said, dict):
-        _log.warning("the command's 'usage' is not an object, and counts as nothing")
+    if not isinstance(value, dict):
+        _log.warning("ignored the command's 'usage': it is not an object")
         return None
-    given = {name: said[name] for name in _AMOUNTS if said.get(name) is not None}
+    given = {name: value[name] for name in _AMOUNTS if value.get(name) is not None}
     if wrong := [name for name, value in given.items() if not _is_number(value)]:
-        _log.warning("the command's 'usage' has no usable number in %s, which counts as nothing", ", ".join(wrong))
+        _log.warning("ignored invalid numbers in the command's 'usage': %s", ", ".join(wrong))
     return Usage(**{name: value for name, value in given.items() if name not in wrong})
 
 
@@ -184,9 +184,9 @@ def _reason(exc: Exception) -> str:
 
 
 def _clean(text: str) -> str:
-    # JSON can name half a surrogate pair, which nothing further on can encode.
+    # JSON can contain lone surrogates, which cannot be encoded.
     return text.encode(errors="replace").decode()
 
 
 def _wrong(problem: str) -> BackendError:
-    return BackendError(f"the command's answer cannot be understood: {problem}", retryable=False)
+    return BackendError(f"the command's response is invalid: {problem}", retryable=False)
