@@ -6,7 +6,7 @@ import sqlite3
 import pytest
 
 from molecule_connect import errors
-from molecule_connect.cli.exit_codes import decisive, exit_code
+from molecule_connect.cli.errors import decisive, exit_code
 
 TRANSIENT = errors.TransientPlatformError("no answer", operation="register")
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from molecule_connect.cli import scaffold
+from molecule_connect.cli.new_backend import distribution_files
 
 Molecule = Callable[..., Any]
 
@@ -91,7 +91,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     place = tmp_path / "distribution"
     if request.param == "example":
         return Path(shutil.copytree(EXAMPLE, place, ignore=shutil.ignore_patterns("__pycache__", "dist", ".*_cache")))
-    for path, text in scaffold.files(request.param).items():
+    for path, text in distribution_files(request.param).items():
         (place / path).parent.mkdir(parents=True, exist_ok=True)
         (place / path).write_text(text)
     return place
@@ -156,7 +156,7 @@ def test_what_is_written_is_clean_to_the_usual_tools(folder: Path) -> None:
 
 
 def test_the_example_is_what_the_command_writes_and_a_few_lines_more() -> None:
-    written = scaffold.files("dice")
+    written = distribution_files("dice")
     tracked = subprocess.run(["git", "ls-files", "."], cwd=EXAMPLE, capture_output=True, text=True, check=False).stdout
 
     assert set(tracked.split()) in (set(), set(written) | {"LICENSE"})

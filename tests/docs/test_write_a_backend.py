@@ -11,7 +11,7 @@ import pytest
 from tests.docs.pages import block, lay_out, page
 
 from molecule_connect import Response, create_backend, installed_backends, testing
-from molecule_connect.cli import scaffold
+from molecule_connect.cli.new_backend import distribution_files
 from molecule_connect.plugins.options import describe
 from molecule_connect.process import program
 from molecule_connect.testing import checks, make_request
@@ -50,7 +50,7 @@ def test_its_options_are_described(search_path: list[str]) -> None:
 
 
 def test_the_pages_tests_pass(search_path: list[str], tmp_path: Path) -> None:
-    files = scaffold.files("shout")
+    files = distribution_files("shout")
     (tmp_path / "pyproject.toml").write_text(files["pyproject.toml"])
     (tmp_path / "test_shout.py").write_text(block(PAGE, "python", "from molecule_connect.testing"))
 
@@ -67,7 +67,7 @@ def test_the_pages_tests_pass(search_path: list[str], tmp_path: Path) -> None:
 
 
 def test_the_page_shows_what_the_command_writes() -> None:
-    files = scaffold.files("shout")
+    files = distribution_files("shout")
     shown, written = tomllib.loads(PROJECT), tomllib.loads(files["pyproject.toml"])
 
     for key in shown["project"].keys() - {"description"}:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.worker.kit import WORKSPACE, FakePlatform, Serving, open_journal
 
-from molecule_connect.cli import exit_codes
+from molecule_connect.cli.errors import REFUSED, exit_code
 from molecule_connect.errors import StateLostError, TransientPlatformError
 from molecule_connect.journal.journal import FILE_NAME, Journal
 from molecule_connect.worker.lease import lease
@@ -43,7 +43,7 @@ async def test_removed_folder_ends_serving_and_is_restored(state: Path, caplog: 
     assert isinstance(serving.error, StateLostError)
     assert str(state / FILE_NAME) in str(serving.error)
     assert serving.error.hint
-    assert exit_codes.exit_code(serving.error) == exit_codes.REFUSED
+    assert exit_code(serving.error) == REFUSED
     assert "written to" in caplog.text
     assert modes(state) == {"state": 0o700, FILE_NAME: 0o600, f"{WORKSPACE}.status": 0o600}
     platform.write("after")

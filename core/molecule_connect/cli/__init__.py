@@ -1,4 +1,4 @@
-"""The command line: one module per command. Imports what it needs when it needs it, so that help starts fast."""
+"""The command line: one module per command, which imports its dependencies when it runs, so that help starts fast."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""``molecule completion``: click's own completion scripts."""
+"""``molecule completion``: print click's completion scripts."""
 
 import click
 from click.shell_completion import get_completion_class
@@ -7,7 +7,7 @@ SHELLS = ("bash", "zsh", "fish", "powershell")
 
 
 @click.command(
-    help="""Print the completion script of SHELL; how to use it:
+    help="""Print the completion script for SHELL:
 
     \b
     bash        molecule completion bash >> ~/.bashrc
@@ -20,10 +20,10 @@ SHELLS = ("bash", "zsh", "fish", "powershell")
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
     root = ctx.find_root()
-    # `python -m molecule_connect` has no name that a shell could complete.
+    # A shell can't complete `python -m molecule_connect`.
     program = root.info_name if root.info_name in ("molecule", "molecule-connect") else "molecule"
     kind = get_completion_class(shell)
     if kind is None:
-        raise click.UsageError(f"this version of click completes no {shell}", ctx)
+        raise click.UsageError(f"this version of click has no completion for {shell}", ctx)
     variable = f"_{program}_complete".replace("-", "_").upper()
     click.echo(kind(root.command, {}, program, variable).source())

@@ -6,8 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from molecule_connect.cli.lookups import ago, moment
-from molecule_connect.console.sanitize import one_line, span, visible, who
+from molecule_connect.console.sanitize import ago, moment, one_line, span, visible, who
 from molecule_connect.journal.inspect import MessageSummary
 from molecule_connect.journal.models import State, StoredMessage
 from molecule_connect.models import DataPart, FilePart, Kind, Part, TextPart

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from molecule_connect.cli.lookups import JSON, STATE_DIR, canonical, count, folder_of
+from molecule_connect.cli.options import JSON, STATE_DIR, canonical, state_dir_of
+from molecule_connect.console.sanitize import count
 
 if TYPE_CHECKING:
     from molecule_connect.journal.inspect import Inspection, Key, MessageSummary
@@ -66,7 +67,7 @@ def list_command(
     from molecule_connect.cli import message_format
     from molecule_connect.journal.inspect import Inspection
 
-    folder, wanted = folder_of(state_dir), _states(states)
+    folder, wanted = state_dir_of(state_dir), _states(states)
     with Inspection.open(folder) as journal:
         if workspace_id is not None:
             _check_known(workspace_id, journal.workspaces())
@@ -102,7 +103,7 @@ def show(row_id: str, raw: bool, as_json: bool, workspace: str | None, state_dir
     from molecule_connect.errors import ConfigError
     from molecule_connect.journal.inspect import Inspection
 
-    with Inspection.open(folder_of(state_dir)) as journal:
+    with Inspection.open(state_dir_of(state_dir)) as journal:
         message = journal.message(journal.find(row_id, workspace))
     if raw:
         if message.raw is None:
@@ -146,7 +147,7 @@ def replay(
         raise click.UsageError("name row ids, or pass --all-dead; one of the two")
     if reason is not None and not all_dead:
         raise click.UsageError("--reason goes with --all-dead")
-    folder = folder_of(state_dir)
+    folder = state_dir_of(state_dir)
     with inspect.Inspection.open(folder) as journal:
         named = _chosen(journal, row_ids, workspace, _replayable)
         chosen = journal.dead(workspace, reason or "") if all_dead else named
@@ -173,7 +174,7 @@ def drop(row_ids: tuple[str, ...], yes: bool, workspace: str | None, state_dir: 
     """
     from molecule_connect.journal import inspect
 
-    folder = folder_of(state_dir)
+    folder = state_dir_of(state_dir)
     with inspect.Inspection.open(folder) as journal:
         chosen = _chosen(journal, row_ids, workspace, _droppable)
     if _may(chosen, ["it stays unanswered"] * len(chosen), "Drop", yes):

@@ -1,18 +1,28 @@
-"""Click options made from the schema of the settings."""
+"""Click options: those made from the schema of settings, and those of the commands that read the state folder."""
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
 from molecule_connect.config.settings import SCHEMA, Setting
+from molecule_connect.config.state_dir import existing_state_dir
 from molecule_connect.config.values import NAMES, OPTIONS, PLUGIN_OPTIONS, SWITCH, InvalidValueError
 from molecule_connect.errors import ConfigError
+from molecule_connect.models import canonical_id
 from molecule_connect.plugins.entry_points import BACKENDS, MIDDLEWARE, scan_names
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+STATE_DIR = click.option(
+    "--state-dir",
+    metavar="FOLDER",
+    help="The connector's state folder. [MOLECULE_STATE_DIR; default: the one of 'molecule connect']",
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document to standard output.")
 _PLUGIN_GROUPS = {"backend": BACKENDS, "middleware": MIDDLEWARE}
 _REPEATABLE = (NAMES, OPTIONS, PLUGIN_OPTIONS)
 
@@ -47,6 +57,20 @@ class PluginName(click.ParamType[str]):
 
         names = scan_names(self._group).items()
         return [CompletionItem(name, help=origin) for name, origin in names if name.startswith(incomplete)]
+
+
+def canonical(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """A click callback: the canonical form of a workspace id."""
+    return None if value is None else canonical_id(value)
+
+
+def state_dir_of(value: str | None) -> Path:
+    """The state folder to read, by the value of ``--state-dir``.
+
+    Raises:
+        ConfigError: The value is empty.
+    """
+    return existing_state_dir(value, os.environ)
 
 
 def setting_options(*names: str) -> Callable[[F], F]:

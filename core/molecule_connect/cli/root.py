@@ -1,4 +1,4 @@
-"""The group ``molecule``. Imports click and nothing heavier: commands are named in a table and loaded when they run."""
+"""The group ``molecule``. Commands are listed in a table and loaded when they run, so that help starts fast."""
 
 import importlib
 from collections.abc import Sequence
@@ -12,24 +12,24 @@ from molecule_connect.errors import ConfigError
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-# Name: the line that help shows, and where the command is.
+# Name -> the line in help, and where the command is.
 BUILT_IN = {
-    "connect": ("Serve a workspace: fetch its messages, answer them with a backend.", "connect:connect"),
+    "connect": ("Serve a workspace: receive its messages, answer them with a backend.", "connect:connect"),
     "backends": ("List the installed backends, or the options of one.", "backends:backends"),
-    "try": ("Ask a backend once, without any platform.", "try_:try_command"),
-    "status": ("Tell whether a connector runs, and whether it is well.", "status:status"),
+    "try": ("Send one message to a backend, without a platform.", "try_:try_command"),
+    "status": ("Show whether a connector runs, and whether it works.", "status:status"),
     "messages": ("List, show, replay or drop the messages in the journal.", "messages:messages"),
-    "new-backend": ("Write the distribution of a backend of your own.", "new_backend:new_backend"),
-    "doctor": ("Look for what could keep a workspace from being served.", "doctor:doctor"),
+    "new-backend": ("Create a distribution for a new backend.", "new_backend:new_backend"),
+    "doctor": ("Find out what prevents a workspace from being served.", "doctor:doctor"),
     "completion": ("Print the completion script of a shell.", "completion:completion"),
 }
 
-# Our own plugins' commands; an extra of the same name brings each.
+# Commands of first-party plugins. An extra of the same name installs each.
 WITH_AN_EXTRA = frozenset({"mcp", "sandbox"})
 
 
 class MoleculeGroup(click.Group):
-    """A group whose help reads names alone, and whose errors are one line of what and one line of what to do."""
+    """Shows help without loading any command, and reports errors in two lines."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*BUILT_IN, *_plugin_commands()]
@@ -65,14 +65,14 @@ class MoleculeGroup(click.Group):
         return names + click.Command.shell_complete(self, ctx, incomplete)
 
     def invoke(self, ctx: click.Context) -> None:
-        from molecule_connect.cli import errors, exit_codes
+        from molecule_connect.cli import errors
 
         try:
             super().invoke(ctx)
         except BrokenPipeError:
-            # click would end with 1, as if something had failed.
-            errors.give_output_up()
-            raise click.exceptions.Exit(exit_codes.BROKEN_PIPE) from None
+            # click would exit with 1.
+            errors.discard_output()
+            raise click.exceptions.Exit(errors.BROKEN_PIPE) from None
 
     def main(self, args: Sequence[str] | None = None, **extra: Any) -> None:  # type: ignore[override]
         from molecule_connect.cli import errors
@@ -95,7 +95,7 @@ def _not_installed(name: str) -> ConfigError:
 
 
 def _plugin_commands() -> dict[str, str]:
-    """Name and distribution of each command of a plugin. A name that is built in is ours."""
+    """Name and distribution of each command of a plugin. Built-in commands win."""
     from molecule_connect.plugins.entry_points import COMMANDS, scan_names
 
     return {name: origin for name, origin in scan_names(COMMANDS).items() if name not in BUILT_IN}
@@ -110,8 +110,8 @@ def _load_plugin_command(name: str) -> click.Command:
     command = discovery.load(plugin)
     if not isinstance(command, click.Command):
         raise PluginError(
-            f"{plugin.label} ({plugin.origin}) is no click command, but {type(command).__name__}",
-            hint="upgrade the distribution, or tell its author",
+            f"{plugin.label} ({plugin.origin}) is not a click command, but {type(command).__name__}",
+            hint="upgrade the distribution, or report it to its author",
         )
     return command
 
@@ -122,7 +122,7 @@ def _load_plugin_command(name: str) -> click.Command:
     epilog="Start here: molecule backends, then molecule connect --help",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-@click.option("--api-url", metavar="URL", help="The platform; the same as --api-url of a command.")
+@click.option("--api-url", metavar="URL", help="The address of the platform, like --api-url of a command.")
 @click.version_option(__version__, prog_name="molecule-connect")
 @click.pass_context
 def cli(ctx: click.Context, api_url: str | None) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from molecule_connect import open_files
-from molecule_connect.cli import exit_codes
+from molecule_connect.cli.errors import CLEAN
 from molecule_connect.cli.signals import StopSignals
 from molecule_connect.cli.workspaces import WorkspaceSource
 from molecule_connect.config.load import Listing, WorkspacesError
@@ -78,7 +78,7 @@ async def _serve(
         finally:
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
-    signals.outcome = exit_codes.CLEAN
+    signals.outcome = CLEAN
 
 
 def _dry_run(listing: Listing, mode: str, planned: Path, screen: Screen) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, Self
 
-from molecule_connect.cli import exit_codes
+from molecule_connect.cli.errors import BUG, CLEAN
 
 # What a stop may take beside the grace that handlers get: the last sends, the cursor, a beat, closing the plugins.
 STOP_MARGIN = 8.0
@@ -105,8 +105,8 @@ class StopSignals:
                 self._loop.call_soon_threadsafe(event.set)
 
     def _give_up(self) -> None:
-        code = exit_codes.BUG if self.outcome is None else self.outcome
-        self._end(code, "" if code == exit_codes.CLEAN else "something did not end in time and was left behind")
+        code = BUG if self.outcome is None else self.outcome
+        self._end(code, "" if code == CLEAN else "something did not end in time and was left behind")
 
     def _end(self, code: int, words: str) -> None:
         with contextlib.suppress(OSError, ValueError):

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from molecule_connect.cli.lookups import JSON, STATE_DIR, ago, canonical, count, folder_of, moment
+from molecule_connect.cli.options import JSON, STATE_DIR, canonical, state_dir_of
+from molecule_connect.console.sanitize import ago, count, moment
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,7 +41,7 @@ def status(ctx: click.Context, workspace_id: str | None, as_json: bool, state_di
     """
     from molecule_connect.cli.local_status import survey
 
-    folder, now = folder_of(state_dir), time.time()
+    folder, now = state_dir_of(state_dir), time.time()
     found = survey(folder, workspace_id, now)
     if as_json:
         document = {"state_dir": str(folder), "workspaces": [_values(one) for one in found]}

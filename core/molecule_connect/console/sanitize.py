@@ -1,6 +1,7 @@
 """Make senders' text safe for terminals and logs: no escape codes, one line, limited length."""
 
 import re
+import time
 import unicodedata
 
 # Complete CSI and OSC sequences, so that "[31m" doesn't remain; other control characters are removed below.
@@ -47,6 +48,21 @@ def span(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def ago(seconds: float, now: float) -> str:
+    """How long before *now* the time *seconds* was."""
+    return f"{span(max(0.0, now - seconds))} ago"
+
+
+def moment(seconds: float | None) -> str | None:
+    """A time (seconds since 1970) as RFC 3339 in UTC."""
+    return None if seconds is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def count(number: int, noun: str) -> str:
+    """``1 message``, ``1,000 messages``."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def failure(text: str, hint: str, traceback: str = "") -> str:
