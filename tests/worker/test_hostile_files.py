@@ -12,8 +12,8 @@ from tests.worker.test_inline_files import inline
 
 from molecule_connect import events
 from molecule_connect.errors import BackendError
-from molecule_connect.journal.file_index import FileJournal
-from molecule_connect.journal.files import MOST_FILES, MOST_INLINE, NOT_THEIRS, accepted
+from molecule_connect.journal.files import FileJournal
+from molecule_connect.journal.incoming_files import MOST_FILES, MOST_INLINE, NOT_THEIRS, accepted
 from molecule_connect.journal.inspect import Inspection
 from molecule_connect.journal.journal import Journal
 from molecule_connect.models import FilePart, Kind, Part, Progress, Request, Response, TextPart

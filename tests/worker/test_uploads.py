@@ -9,7 +9,7 @@ from tests.worker.test_downloads import Reading, named, says, uploads
 
 from molecule_connect import events
 from molecule_connect.errors import Outcome, PermanentPlatformError, TransientPlatformError
-from molecule_connect.journal.file_index import FileJournal
+from molecule_connect.journal.files import FileJournal
 from molecule_connect.journal.journal import Journal
 from molecule_connect.models import FilePart, Kind, Progress, Request, Response, TextPart, UploadLimits
 

@@ -22,7 +22,7 @@ from molecule_connect.errors import (
     TransientPlatformError,
 )
 from molecule_connect.files import files_folder
-from molecule_connect.journal.file_index import FileJournal
+from molecule_connect.journal.files import FileJournal
 from molecule_connect.journal.inbox import InboxStore
 from molecule_connect.models import FilePart, Outgoing, Part, TextPart
 from molecule_connect.platform import endpoints

@@ -8,9 +8,8 @@ import attrs
 
 from molecule_connect.files import files_folder
 from molecule_connect.journal import delegations, sent
-from molecule_connect.journal import files as file_rows
 from molecule_connect.journal.fairness import Place, Turns
-from molecule_connect.journal.file_index import FileJournal
+from molecule_connect.journal.files import FILES_TIMEOUT, FileJournal, awaited
 from molecule_connect.journal.journal import Journal
 from molecule_connect.journal.models import COLUMNS, State, StoredReply, dump_reply, load_message, plain
 from molecule_connect.models import Kind, Part, TextPart
@@ -336,6 +335,6 @@ def _oldest_free(db: sqlite3.Connection, workspace_id: str, caller_id: str | Non
 def _is_ready(db: sqlite3.Connection, place: Place, wall: float) -> bool:
     row = db.execute(
         "SELECT row_id FROM message WHERE arrival=? AND changed BETWEEN ? AND ?",
-        (place.arrival, wall - file_rows.FILES_TIMEOUT, wall),
+        (place.arrival, wall - FILES_TIMEOUT, wall),
     ).fetchone()
-    return row is None or not file_rows.awaited(db, place.workspace_id, row[0])
+    return row is None or not awaited(db, place.workspace_id, row[0])

@@ -6,10 +6,9 @@ from collections.abc import Iterable
 
 import attrs
 
-from molecule_connect.journal import delegations, sent
-from molecule_connect.journal import files as file_rows
+from molecule_connect.journal import delegations, incoming_files, sent
 from molecule_connect.journal.models import Conversation, State, dump_parts, is_too_deep, plain, plain_or_none
-from molecule_connect.journal.quotas import PEER_FULL, PEERS_FULL, UNLIMITED, PeerRoom
+from molecule_connect.journal.quotas import UNLIMITED, PeerRoom
 from molecule_connect.journal.transitions import LATENESS, REPEAT_WINDOW, replay
 from molecule_connect.models import Inbound, Kind
 
@@ -89,7 +88,7 @@ def _store_unreadable(
         reason=f"it cannot be stored: {type(exc).__name__}",
     )
     stored = Stored(item=item, time=time, state=State.DEAD, reason=f"unreadable: {item.reason}")
-    _insert(db, workspace_id, stored, wall, question=None, echo=None)
+    _insert(db, workspace_id, stored, wall, parts="[]", size=_size(item.raw, "[]"), question=None, echo=None)
     trace = plain("".join(traceback.format_exception(exc)))[-LONGEST_TRACE:]
     db.execute("UPDATE message SET error=? WHERE workspace_id=? AND row_id=?", (trace, workspace_id, item.row_id))
     return stored
@@ -101,7 +100,7 @@ def _add_one(
     if is_too_deep(item.parts):
         kind = Kind.UNREADABLE if item.kind is Kind.MESSAGE else item.kind
         item = attrs.evolve(item, kind=kind, parts=(), reason="it is nested too deeply")
-    item = file_rows.accepted(item)
+    item = incoming_files.accepted(item)
     if inbox and item.is_blank:
         item = attrs.evolve(item, kind=Kind.MESSAGE, reason="")
     question = None
@@ -112,14 +111,17 @@ def _add_one(
     foreign = item.kind is Kind.ECHO and not told and not _ours(db, workspace_id, item.fingerprint, time)
     waits = inbox and (item.kind is Kind.ANSWER or (item.kind is Kind.RESULT and question is not None))
     stored = attrs.evolve(_begun(db, workspace_id, item, time, wall, inbox, waits), foreign_echo=foreign)
-    is_counted = stored.state is State.RECEIVED and item.caller_id is not None
-    if is_counted and (full := room.refuses(item.caller_id or "", _size(item))):
+    text = dump_parts(item.parts)
+    parts: str | None = text
+    size = _size(item.raw, text)
+    if stored.state is State.RECEIVED and item.caller_id is not None and (full := room.refuses(item.caller_id, size)):
         item = attrs.evolve(item, parts=(), raw="")
-        stored = Stored(item=item, time=time, state=State.DEAD, reason=full)
+        stored, parts, size = Stored(item=item, time=time, state=State.DEAD, reason=full), None, 0
     asked = question[0] if question is not None else None
-    _insert(db, workspace_id, stored, wall, question=asked, echo=sent.TOLD if told else None)
-    file_rows.add(db, workspace_id, item, time, wall, is_repeat=stored.repeats is not None)
-    return attrs.evolve(stored, own_upload=file_rows.is_own_upload(db, workspace_id, item))
+    echo = sent.TOLD if told else None
+    _insert(db, workspace_id, stored, wall, parts=parts, size=size, question=asked, echo=echo)
+    incoming_files.add(db, workspace_id, item, time, wall, is_repeat=stored.repeats is not None)
+    return attrs.evolve(stored, own_upload=incoming_files.is_own_upload(db, workspace_id, item))
 
 
 def _attributed(item: Inbound, question: tuple[str, str] | None) -> Inbound:
@@ -155,9 +157,18 @@ def _begun(
 
 
 def _insert(
-    db: sqlite3.Connection, workspace_id: str, stored: Stored, wall: float, *, question: str | None, echo: str | None
+    db: sqlite3.Connection,
+    workspace_id: str,
+    stored: Stored,
+    wall: float,
+    *,
+    parts: str | None,
+    size: int,
+    question: str | None,
+    echo: str | None,
 ) -> None:
-    item, time, has_text = stored.item, stored.time, stored.reason not in (PEER_FULL, PEERS_FULL)
+    """Insert the row. *parts*: its parts as JSON, or None to store neither them nor the raw text; *size*: of both."""
+    item, time = stored.item, stored.time
     db.execute(
         "INSERT INTO message (workspace_id, row_id, kind, state, time, seq, place, caller_id, context_id, task_id,"
         " message_id, sender_key, idempotency_key, method, fingerprint, delegation_id, parts, raw, size, reason,"
@@ -166,17 +177,16 @@ def _insert(
             *(workspace_id, item.row_id, item.kind.value, stored.state.value, time, item.seq or 0, time),
             *map(plain_or_none, (item.caller_id, item.context_id, item.task_id, item.message_id)),
             *map(plain_or_none, (item.sender_key, item.idempotency_key, item.method)),
-            *(item.fingerprint, plain_or_none(item.delegation_id), dump_parts(item.parts) if has_text else None),
-            *(plain_or_none(item.raw) if has_text else None, len(item.raw), plain_or_none(stored.reason)),
-            *(stored.repeats, question, echo, wall, _size(item) if has_text else 0),
+            *(item.fingerprint, plain_or_none(item.delegation_id), parts),
+            *(None if parts is None else plain(item.raw), len(item.raw), plain_or_none(stored.reason)),
+            *(stored.repeats, question, echo, wall, size),
         ),
     )
 
 
-def _size(item: Inbound) -> int:
-    """Bytes that its texts take."""
-    raw = len(item.raw) if item.raw.isascii() else len(item.raw.encode(errors="replace"))
-    return raw + len(dump_parts(item.parts))
+def _size(raw: str, parts: str) -> int:
+    """The bytes of both texts; *parts* is ASCII."""
+    return (len(raw) if raw.isascii() else len(raw.encode(errors="replace"))) + len(parts)
 
 
 def _original(

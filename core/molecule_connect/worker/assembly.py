@@ -7,7 +7,7 @@ import attrs
 
 from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.files import files_folder
-from molecule_connect.journal.file_index import FileJournal
+from molecule_connect.journal.files import FileJournal
 from molecule_connect.journal.journal import Journal, WorkspaceJournal
 from molecule_connect.journal.models import Conversation
 from molecule_connect.models import Handler, Progress, Request, Response

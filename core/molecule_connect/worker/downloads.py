@@ -21,8 +21,8 @@ from molecule_connect.errors import (
     PlatformError,
 )
 from molecule_connect.files import inline_bytes, type_by_name
-from molecule_connect.journal.file_index import FileJournal
-from molecule_connect.journal.files import FILES_TIMEOUT, MOST_INLINE, StoredFile
+from molecule_connect.journal.files import FILES_TIMEOUT, FileJournal, StoredFile
+from molecule_connect.journal.incoming_files import MOST_INLINE
 from molecule_connect.journal.models import Conversation, StoredMessage
 from molecule_connect.models import FilePart
 from molecule_connect.worker.file_folder import FileFolder

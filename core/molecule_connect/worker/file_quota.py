@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import attrs
 
-from molecule_connect.journal.file_index import FileJournal
-from molecule_connect.journal.files import StoredFile
+from molecule_connect.journal.files import FileJournal, StoredFile
 from molecule_connect.worker.file_folder import FileFolder
 from molecule_connect.worker.status import Status
 

@@ -7,7 +7,7 @@ import attrs
 
 from molecule_connect.errors import AuthError, ConfigError, Outcome, PermanentPlatformError, TransientPlatformError
 from molecule_connect.files import MAX_NAME_LENGTH, safe_name
-from molecule_connect.journal.file_index import FileJournal
+from molecule_connect.journal.files import FileJournal
 from molecule_connect.journal.models import StoredMessage, StoredReply
 from molecule_connect.models import FilePart, Part, TextPart, UploadLimits
 from molecule_connect.worker.ports import Files
