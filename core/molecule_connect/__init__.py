@@ -3,9 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from molecule_connect import events
+    from molecule_connect import events, files
     from molecule_connect.app import connect, load_workspaces
-    from molecule_connect.config.settings import WorkspaceSettings
+    from molecule_connect.config.settings import Tls, WorkspaceSettings
+    from molecule_connect.config.tokens import check_token
     from molecule_connect.errors import (
         ArchiveError,
         ArgumentError,
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
         MoleculeError,
         OptionError,
         Outcome,
+        PageTooLargeError,
         PermanentPlatformError,
         PlatformError,
         PluginError,
@@ -34,12 +36,17 @@ if TYPE_CHECKING:
         DataPart,
         FeedPosition,
         FilePart,
+        Inbound,
+        Kind,
+        Outgoing,
         Part,
+        Presence,
         Progress,
         Request,
         Response,
         TextPart,
         Usage,
+        canonical_id,
     )
     from molecule_connect.platform import endpoints
     from molecule_connect.platform.client import AsyncPlatformClient
@@ -55,7 +62,22 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "models": ("DataPart", "FeedPosition", "FilePart", "Part", "Progress", "Request", "Response", "TextPart", "Usage"),
+    "models": (
+        "DataPart",
+        "FeedPosition",
+        "FilePart",
+        "Inbound",
+        "Kind",
+        "Outgoing",
+        "Part",
+        "Presence",
+        "Progress",
+        "Request",
+        "Response",
+        "TextPart",
+        "Usage",
+        "canonical_id",
+    ),
     "errors": (
         "ArchiveError",
         "ArgumentError",
@@ -70,6 +92,7 @@ _HOMES = {
         "MoleculeError",
         "OptionError",
         "Outcome",
+        "PageTooLargeError",
         "PermanentPlatformError",
         "PlatformError",
         "PluginError",
@@ -90,9 +113,10 @@ _HOMES = {
     "plugins.prompts": ("disarm_tags",),
     "app": ("connect", "load_workspaces"),
     "worker.feed": ("FeedPage", "FeedReader"),
-    "config.settings": ("WorkspaceSettings",),
+    "config.settings": ("Tls", "WorkspaceSettings"),
+    "config.tokens": ("check_token",),
     # Modules that are public themselves.
-    "": ("events",),
+    "": ("events", "files"),
     "platform": ("endpoints",),
 }
 _PACKAGES = ("", "platform")
@@ -115,32 +139,41 @@ __all__ = [
     "FeedPosition",
     "FeedReader",
     "FilePart",
+    "Inbound",
     "Inbox",
     "InboxBackend",
     "InboxMessage",
     "JournalError",
+    "Kind",
     "LeaseError",
     "MoleculeError",
     "OptionError",
     "Outcome",
+    "Outgoing",
+    "PageTooLargeError",
     "Part",
     "PermanentPlatformError",
     "PlatformError",
     "PluginError",
+    "Presence",
     "Progress",
     "Request",
     "Response",
     "StateLostError",
     "TextPart",
+    "Tls",
     "TransientPlatformError",
     "Usage",
     "WorkspaceDeletedError",
     "WorkspaceSettings",
+    "canonical_id",
+    "check_token",
     "connect",
     "create_backend",
     "disarm_tags",
     "endpoints",
     "events",
+    "files",
     "hookimpl",
     "installed_backends",
     "load_workspaces",

@@ -72,8 +72,8 @@ def test_what_was_promised_is_public() -> None:
 
 def test_every_error_that_a_caller_can_tell_apart_is_public() -> None:
     caught = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
-    # One is dealt with inside, one belongs to the command line: connect() serves a single workspace.
-    assert caught - set(molecule_connect.__all__) == {"PageTooLargeError", "FleetError"}
+    # It belongs to the command line: connect() serves a single workspace.
+    assert caught - set(molecule_connect.__all__) == {"FleetError"}
 
 
 def test_importing_the_package_loads_no_library_and_no_other_module_of_ours() -> None:

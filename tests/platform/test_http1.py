@@ -14,9 +14,7 @@ import httpx
 import pytest
 from tests.platform.kit import http, raw_server, read_request
 
-from molecule_connect.platform import endpoints
 from molecule_connect.platform.http1 import MAX_IDLE, HttpConnection
-from molecule_connect.platform.http_messages import make_request
 
 TIMEOUTS = {"timeout": {"connect": 5.0, "read": 5.0, "write": 5.0, "pool": 5.0}}
 
@@ -225,28 +223,6 @@ async def test_tls_is_spoken_with_those_alone_whose_certificate_is_trusted(certi
             await read(strict, post(url))
         await trusting.aclose()
     assert server.connections == 1
-
-
-async def test_an_address_is_connected_to_in_the_name_of_its_host(certificate: Path) -> None:
-    ours = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    ours.load_cert_chain(certificate)
-    trust = ssl.create_default_context(cafile=certificate)
-    ours.sni_callback = lambda _, name, __: names.append(name)
-    operation = endpoints.notify("ws", "hello")
-    names: list[str | None] = []
-    async with asyncio.timeout(10), raw_server(Server(lambda number: http(b"abc")).talk, tls=ours) as url:
-        request = make_request(operation, url, [], connect_to="127.0.0.1")
-        assert (request.url.host, request.headers["host"]) == ("127.0.0.1", url.removeprefix("https://"))
-        connection = HttpConnection(trust)
-        assert await read(connection, request) == (200, b"abc")
-        await connection.aclose()
-        with httpx.HTTPTransport(verify=trust) as blocking:
-            answered = await asyncio.to_thread(
-                blocking.handle_request, make_request(operation, url, [], connect_to="127.0.0.1")
-            )
-            assert answered.status_code == 200
-            await asyncio.to_thread(answered.close)
-    assert names == ["localhost", "localhost"]
 
 
 async def test_of_what_comes_unasked_little_is_read_and_the_next_request_has_a_new_connection() -> None:

@@ -1,8 +1,9 @@
 """AsyncPlatformClient: sends operations for one workspace."""
 
+import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
 
@@ -60,6 +61,7 @@ class AsyncPlatformClient:
         transports: Transports | None = None,
         transport: "httpx.AsyncBaseTransport | None" = None,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[object]] | None = None,
     ) -> None:
         self.workspace_id, self.address = workspace_id, parse_address(api_url, insecure=insecure)
         self.credentials = credentials or Credentials(
@@ -70,7 +72,9 @@ class AsyncPlatformClient:
         )
         self.workspace_id = self._context.workspace_id
         self.platform_clock = self._context.platform_clock
-        self._own_transports = Transports(transport=transport) if transports is None else None
+        self._own_transports = None
+        if transports is None:
+            self._own_transports = Transports(transport=transport, clock=clock, sleep=sleep or asyncio.sleep)
         self._connections = (transports or self._own_transports or Transports()).to(self.address, tls)
         self.rate_limiter.join()
         self._queued_reads = 0

@@ -18,10 +18,11 @@ SHORTEST_SECRET = 6
 
 
 class TokenSource(Protocol):
-    """The token of a client. It may be sent to ``origin`` only."""
+    """The token of a client."""
 
     @property
-    def origin(self) -> str: ...
+    def origin(self) -> str | None:
+        """The only place that the token may be sent to. None: the client's platform."""
 
     @property
     def source(self) -> str:

@@ -21,8 +21,16 @@ from molecule_connect.models import (
     WorkspaceStatus,
 )
 from molecule_connect.platform.clock import format_time
+from molecule_connect.platform.feed_pages import MalformedPageError
 from molecule_connect.platform.feed_rows import FEED_TYPE, read_history
-from molecule_connect.platform.messages import attachment, attachments, notify_text, peer_envelope, to_json
+from molecule_connect.platform.messages import (
+    attachment,
+    attachments,
+    notify_text,
+    peer_envelope,
+    question_envelope,
+    to_json,
+)
 from molecule_connect.platform.multipart import Multipart
 from molecule_connect.platform.parts import read_file
 
@@ -34,6 +42,8 @@ ANSWER_CAP = 8 * MIB
 READ_TIMEOUT = 30.0
 # The platform waits this long for a push peer, and then answers "queued" (contract, section (e)).
 A2A_TIMEOUT = 90.0
+# The longest message that newer platforms accept (contract, section (e)).
+A2A_CAP = 64 * MIB
 UPLOAD_TIMEOUT = 60.0
 PLUGIN_TIMEOUT = 60.0
 PLUGIN_CAP = 100 * MIB
@@ -208,6 +218,19 @@ def a2a(peer_id: str, envelope: Mapping[str, Any]) -> Operation[Any]:
     """Send a JSON-RPC envelope to a peer, through the platform. Returns its response, or the platform's "queued"."""
     path = f"/workspaces/{_id(peer_id)}/a2a"
     return _post("a2a", path, envelope, _json, priority=Priority.SEND, to_peer=True, timeout=A2A_TIMEOUT)
+
+
+def question(
+    peer_id: str,
+    text: str,
+    *,
+    message_id: str,
+    context_id: str | None = None,
+    timeout: float = A2A_TIMEOUT,
+) -> Operation[dict[str, Any]]:
+    """Ask a peer. Returns its JSON-RPC response unchanged, even an error; empty for an empty response."""
+    operation = a2a(peer_id, question_envelope(message_id, text, context_id=context_id))
+    return attrs.evolve(operation, read=_json_rpc, accepts=(200,), timeout=timeout, cap=A2A_CAP)
 
 
 def notify(workspace_id: str, message: str, *, attachments: Sequence[FilePart] = ()) -> Operation[None]:
@@ -404,6 +427,12 @@ def _json(reply: Reply) -> Any:
 
 def _object(reply: Reply) -> dict[str, Any]:
     return reply.json if isinstance(reply.json, dict) else {}
+
+
+def _json_rpc(reply: Reply) -> dict[str, Any]:
+    if reply.json is not None and not isinstance(reply.json, dict):
+        raise MalformedPageError("the response is not a JSON object")
+    return reply.json or {}
 
 
 def _objects(reply: Reply) -> list[dict[str, Any]]:

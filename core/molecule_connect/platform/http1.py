@@ -114,7 +114,7 @@ class HttpConnection(httpx.AsyncBaseTransport):
                         _Socket,
                         sock=connected,
                         ssl=self._tls,
-                        server_hostname=request.extensions.get("sni_hostname", host) if self._tls else None,
+                        server_hostname=host if self._tls else None,
                     )
                 except BaseException:
                     connected.close()

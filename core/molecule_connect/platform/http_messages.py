@@ -26,13 +26,11 @@ def make_request(
     headers: Headers,
     *,
     endless: bool = False,
-    connect_to: str | None = None,
 ) -> "httpx.Request":
     """Return the request for *operation*.
 
     Args:
         endless: The response is a stream without a read timeout.
-        connect_to: The IP address to connect to instead of looking up the host of *url*.
 
     Raises:
         ConfigError: *url* is invalid.
@@ -56,10 +54,6 @@ def make_request(
             # httpx adds no headers to a request with a stream, which avoids three passes over them.
             headers = [("Host", url.netloc.decode()), *headers, ("Content-Length", str(stream.length))]
         extensions: dict[str, Any] = {"timeout": timeout}
-        if connect_to is not None:
-            # The certificate has to match the name, not the address.
-            extensions["sni_hostname"] = url.raw_host.decode("ascii")
-            url = url.copy_with(host=connect_to)
         return httpx.Request(operation.method, url, headers=headers, stream=stream, extensions=extensions)
     except (httpx.InvalidURL, UnicodeError) as exc:
         raise ConfigError(f"the API address {origin_of(str(url))} cannot be used", hint="check its host name") from exc
@@ -70,7 +64,7 @@ def origin_of(url: str) -> str:
     return without_credentials("/".join(url.split("/")[:3]))
 
 
-class _BytesBody(httpx.AsyncByteStream, httpx.SyncByteStream):
+class _BytesBody(httpx.AsyncByteStream):
     """A request body that knows whether it was written: a connection asks for the next piece only after a write."""
 
     def __init__(self, content: bytes) -> None:
@@ -81,12 +75,8 @@ class _BytesBody(httpx.AsyncByteStream, httpx.SyncByteStream):
         yield self._content
         self.is_written = True
 
-    def __iter__(self) -> Iterator[bytes]:
-        yield self._content
-        self.is_written = True
 
-
-class _FilesBody(httpx.AsyncByteStream, httpx.SyncByteStream):
+class _FilesBody(httpx.AsyncByteStream):
     """Files as a request body, read while they are sent."""
 
     def __init__(self, files: Multipart) -> None:
@@ -97,10 +87,6 @@ class _FilesBody(httpx.AsyncByteStream, httpx.SyncByteStream):
         pieces = self._files.pieces()
         while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
             yield piece
-        self.is_written = True
-
-    def __iter__(self) -> Iterator[bytes]:
-        yield from self._files.pieces()
         self.is_written = True
 
 

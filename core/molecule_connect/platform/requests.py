@@ -43,7 +43,7 @@ class RequestContext:
         self.workspace_id = check_workspace_id(workspace_id)
         check_org_id(org_id)
         self.address, self.credentials = address, credentials
-        if credentials.origin != address.origin:
+        if credentials.origin not in (None, address.origin):
             raise ConfigError(f"the token is for {credentials.origin}, not for {address.origin}")
         credentials.check()
         self.platform_clock = PlatformClock(clock)

@@ -232,19 +232,17 @@ class Connections:
         headers: Headers,
         *,
         sink: IO[bytes] | None = None,
-        connect_to: str | None = None,
     ) -> HttpResponse:
         """Send *operation* and return the response of any status.
 
         Args:
             sink: Receives the body of a 2xx response, which is then not in the result.
-            connect_to: The IP address to connect to instead of looking up the host of *url*.
 
         Raises:
             PageTooLargeError: The response is larger than the operation's cap.
             TransientPlatformError: There was no response, or not all of it. The network error is the cause.
         """
-        request = self._request(operation, url, headers, connect_to=connect_to)
+        request = self._request(operation, url, headers)
         pool = self._callers
         if operation.priority is Priority.SEND:
             pool = self._senders
@@ -321,10 +319,7 @@ class Connections:
         headers: Headers,
         *,
         endless: bool = False,
-        connect_to: str | None = None,
     ) -> "httpx.Request":
-        if connect_to is not None:
-            return make_request(operation, url, headers, connect_to=connect_to)
         request = make_request(operation, self._urls.get(url) or url, headers, endless=endless)
         if len(self._urls) >= _MAX_CACHED_URLS:
             self._urls.clear()

@@ -20,8 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from molecule_connect import files
-from molecule_connect.errors import ArchiveError
+from molecule_connect import ArchiveError, files
 
 # The platform lets no larger tree out (contract, section (e)); counted on what comes out of the archive.
 TREE_CAP = 100 << 20

@@ -2,19 +2,21 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator
 
 import attrs
 
 from molecule_connect.errors import AuthError, CursorExpiredError, PageTooLargeError, TransientPlatformError
 from molecule_connect.models import FeedPosition, Inbound, Kind, Page
 from molecule_connect.platform import endpoints
-from molecule_connect.platform.clock import SECOND_US, PlatformClock
+from molecule_connect.platform.clock import SECOND_US
 from molecule_connect.platform.endpoints import Reply
 from molecule_connect.platform.feed_rows import PageReader
 from molecule_connect.worker.read_ranges import LIMIT, MOST_AHEAD, Span, look_back, settled, step_back, step_forward
-from molecule_connect_agent.readings import deleted_error, read_message
-from molecule_connect_agent.steps import BACKOFF, Flow, Wait, ask
+from molecule_connect_agent.peers import Peers
+from molecule_connect_agent.presence import Registrar
+from molecule_connect_agent.requests import Requests, retry_delay
+from molecule_connect_agent.responses import deleted_error, read_message
 from molecule_connect_agent.values import Message
 
 # Of rows without a time nothing tells when they may be forgotten.
@@ -29,96 +31,87 @@ class ActivityFeed:
 
     Args:
         since_secs: How far the first read looks back.
-        poll_interval: Seconds between reads that bring nothing.
-        follow: Wait for more when all was read.
-        is_removed: Asks whether the workspace was deleted.
-        attributed: Checks who a row is from; None leaves the row out.
     """
 
     def __init__(
-        self,
-        workspace_id: str,
-        platform_clock: PlatformClock,
-        *,
-        since_secs: float,
-        poll_interval: float,
-        follow: bool,
-        is_removed: Callable[[], Flow[bool]],
-        attributed: Callable[[Inbound], Flow[Inbound | None]],
-        wall: Callable[[], float] = time.time,
-        limit: int = LIMIT,
+        self, requests: Requests, registrar: Registrar, peers: Peers, *, since_secs: float, limit: int = LIMIT
     ) -> None:
-        self._id, self._platform_clock, self._wall = workspace_id, platform_clock, wall
-        self._since, self._interval, self._follow = round(since_secs * SECOND_US), poll_interval, follow
-        self._is_removed = is_removed
-        self._attributed = attributed
+        self._requests, self._registrar, self._peers = requests, registrar, peers
+        self._id, self._wall = requests.workspace_id, time.time
+        self._since = round(since_secs * SECOND_US)
         self._limit = self._usual_limit = limit
         self._position = FeedPosition()
         self._ahead = MOST_AHEAD
         self._given: dict[str, int | None] = {}
         self._span = Span()
 
-    def next(self) -> Flow[list[Message] | None]:
-        """What arrived since the last time, oldest first; None when there is no more to come.
+    async def batches(self, poll_interval: float | None) -> AsyncGenerator[list[Message], None]:
+        """The messages of each read, oldest first, until the client is closed during a wait.
+
+        Args:
+            poll_interval: Seconds between reads that find nothing. None: end with the first of those.
 
         Raises:
-            WorkspaceDeletedError: The workspace is gone.
+            WorkspaceDeletedError: The workspace was deleted.
             AuthError: The token stayed refused.
-            TransientPlatformError: The feed could not be read, and is not followed.
+            TransientPlatformError: The feed can't be read, and there is no poll interval.
         """
         failures = refusals = 0
         while True:
-            wait = self._interval
             try:
-                messages = yield from self._read()
-                failures = refusals = 0
-                if messages or not self._follow:
-                    return messages or None
+                messages = await self._read()
             except TransientPlatformError as exc:
-                if not self._follow:
+                if poll_interval is None:
                     raise
                 failures += 1
-                wait = BACKOFF.delay(failures, at_least=exc.retry_after)
+                wait = retry_delay(failures, exc)
                 _log.warning("%s; reading again in %.0f s", exc, wait)
             except AuthError as exc:
-                if (yield from self._is_removed()):
+                if await self._registrar.is_removed():
                     raise deleted_error(self._id) from exc
                 refusals += 1
-                if refusals > len(REFUSED_WAITS) or not self._follow:
+                if refusals > len(REFUSED_WAITS) or poll_interval is None:
                     raise
                 wait = REFUSED_WAITS[refusals - 1]
                 _log.warning("%s; it may pass: reading again in %.0f s", exc, wait)
-            closed = yield Wait(wait)
-            if closed:
-                return None
+            else:
+                failures = refusals = 0
+                if messages:
+                    yield messages
+                    continue
+                if poll_interval is None:
+                    return
+                wait = poll_interval
+            if await self._requests.wait(wait):
+                return
 
-    def _read(self) -> Flow[list[Message]]:
+    async def _read(self) -> list[Message]:
         self._span = Span()
         rows: list[Inbound] | None = None
         floor: int | None = None
         if self._position.watermark is not None and not self._position.ignores_since:
-            rows = yield from self._forward(self._position.watermark)
+            rows = await self._forward(self._position.watermark)
         if rows is None:
-            rows, floor = yield from self._back()
+            rows, floor = await self._back()
         fresh = {row.row_id: row for row in rows if row.row_id not in self._given}
         for row in fresh.values():
             if row.kind is Kind.UNREADABLE:
                 _log.warning("row %s cannot be read and is left out: %s", row.row_id, row.reason)
         messages: list[Message | None] = []
         for row in fresh.values():
-            attributed = yield from self._attributed(row)
+            attributed = await self._peers.attributed(row)
             messages.append(read_message(attributed, workspace_id=self._id) if attributed is not None else None)
         # Only now: when the platform can't be asked about one of them, all are read again.
         self._settle(fresh, floor)
         return [message for message in messages if message is not None]
 
-    def _forward(self, start: str) -> Flow[list[Inbound] | None]:
+    async def _forward(self, start: str) -> list[Inbound] | None:
         """All rows after *start*; None when they have to be read from the other end."""
         rows: list[Inbound] = []
         after = start
         while True:
             try:
-                page = yield from self._fetch(since_id=after)
+                page = await self._fetch(since_id=after)
             except CursorExpiredError:
                 _log.warning("the platform forgot the row that reading starts after; reading back from the newest row")
                 self._position = attrs.evolve(self._position, watermark=None, watermark_time=None)
@@ -132,13 +125,13 @@ class ActivityFeed:
                 return rows
             after = step
 
-    def _back(self) -> Flow[tuple[list[Inbound], int]]:
+    async def _back(self) -> tuple[list[Inbound], int]:
         """All rows from the newest back to the floor, oldest first; and that floor."""
         self._span = Span()
         rows: list[Inbound] = []
         before: int | None = None
         while True:
-            page = yield from self._fetch(before=before)
+            page = await self._fetch(before=before)
             floor = self._lowest()
             # The page is newest first; rows without a time stay as they came.
             items = page.items if any(item.time is None for item in page.items) else page.items[::-1]
@@ -155,7 +148,7 @@ class ActivityFeed:
             return began - self._since
         return look_back(self._position, self._position.floor, ahead=self._ahead)
 
-    def _fetch(self, *, since_id: str | None = None, before: int | None = None) -> Flow[Page]:
+    async def _fetch(self, *, since_id: str | None = None, before: int | None = None) -> Page:
         while True:
             began, limit = self._now(), self._limit
 
@@ -168,7 +161,7 @@ class ActivityFeed:
 
             operation = endpoints.activity(self._id, read, since_id=since_id, before=before, limit=limit)
             try:
-                page = yield from ask(operation)
+                page = await self._requests.send(operation)
             except PageTooLargeError:
                 if limit == 1:
                     raise
@@ -194,5 +187,5 @@ class ActivityFeed:
         self._given = kept | dict.fromkeys(timeless)
 
     def _now(self) -> int:
-        told = self._platform_clock.now()
-        return told if told is not None else round(self._wall() * SECOND_US)
+        platform_now = self._requests.platform_now()
+        return round(self._wall() * SECOND_US) if platform_now is None else platform_now

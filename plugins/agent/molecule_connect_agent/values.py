@@ -6,7 +6,7 @@ from typing import Literal
 
 import attrs
 
-from molecule_connect.models import Part, TextPart
+from molecule_connect import Part, TextPart
 
 DEFAULT_HEARTBEAT_INTERVAL = 30.0
 DEFAULT_STATE_POLL_INTERVAL = 30.0

@@ -1,7 +1,10 @@
 """Following what arrives: nothing is missed that comes late, nothing is given twice, and trouble is survived."""
 
+import asyncio
 import logging
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from email.utils import format_datetime
 from typing import Any
 
 import httpx
@@ -11,11 +14,9 @@ from hypothesis import strategies as st
 
 from molecule_connect import ArgumentError, AuthError, TransientPlatformError, WorkspaceDeletedError
 from molecule_connect.models import TextPart
-from molecule_connect.platform.clock import PlatformClock, format_time, parse_time
-from molecule_connect_agent import Message, RemoteAgentClient
+from molecule_connect.platform.clock import format_time, parse_time
+from molecule_connect_agent import AsyncRemoteAgentClient, Message, RemoteAgentClient
 from molecule_connect_agent.feed import ActivityFeed
-from molecule_connect_agent.peers import Peers
-from molecule_connect_agent.steps import Ask
 
 from .kit import API, ME, PEER, TOKEN, Make, Platform, Twin, row, said
 
@@ -322,7 +323,12 @@ class Server:
     def date(self) -> int:
         return self.now + self._ahead
 
-    def page(self, params: dict[str, str]) -> list[dict[str, Any]]:
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        moment = datetime.fromtimestamp(self.date / SECOND, UTC)
+        headers = {"Date": format_datetime(moment, usegmt=True)}
+        return httpx.Response(200, json=self.rows_for(dict(request.url.params)), headers=headers)
+
+    def rows_for(self, params: dict[str, str]) -> list[dict[str, Any]]:
         shown = sorted((when, row_id) for row_id, when, seen in self.rows if seen <= self.now)
         limit = int(params["limit"])
         if "since_id" in params:
@@ -333,26 +339,6 @@ class Server:
             before = parse_time(params["before_ts"]) if "before_ts" in params else None
             chosen = [one for one in shown[::-1] if before is None or one[0] < before][:limit]
         return [row(row_id, None, row_id, created_at=format_time(when)) for when, row_id in chosen]
-
-
-def read(feed: ActivityFeed, server: Server) -> list[str]:
-    """One read, over a platform that answers at once."""
-    flow: Generator[Any, Any, list[Message] | None] = feed.next()
-    try:
-        step = next(flow)
-        while True:
-            assert isinstance(step, Ask)
-            response = page(*server.page(dict(step.operation.params)))
-            reply = httpx_reply(response, server.date)
-            step = flow.send(step.operation.read(reply))
-    except StopIteration as stop:
-        return texts(stop.value or [])
-
-
-def httpx_reply(response: httpx.Response, now: int) -> Any:
-    from molecule_connect.platform.endpoints import Reply
-
-    return Reply(body=response.content, earliest=now)
 
 
 @given(
@@ -371,21 +357,23 @@ def test_rows_that_come_late_are_found_and_none_is_given_twice(
 ) -> None:
     twins = [(when, 30 - late) for when, late, has_twin in rows if has_twin]
     server = Server([*((when, late) for when, late, _ in rows), *twins], may=may, ahead=ahead)
-    feed = ActivityFeed(
-        ME,
-        PlatformClock(lambda: 0.0),
-        since_secs=0,
-        poll_interval=1,
-        follow=False,
-        is_removed=lambda: iter(()),  # type: ignore[arg-type,return-value]
-        attributed=Peers(workspace_id=ME).attributed,
-        wall=lambda: NINE / SECOND,
-        limit=limit,
+    pauses = iter([*reads, 400])
+
+    async def sleep(seconds: float) -> None:
+        pause = next(pauses, None)
+        if pause is None:
+            await client.aclose()
+        server.now += (pause or 0) * SECOND
+
+    async def read() -> list[str]:
+        feed = ActivityFeed(client._requests, client._registrar, client._peers, since_secs=0, limit=limit)
+        async with client:
+            return [message.text async for batch in feed.batches(1e-6) for message in batch]
+
+    client = AsyncRemoteAgentClient(
+        ME, API, token=TOKEN, transport=httpx.MockTransport(server), sleep=sleep, clock=lambda: 0.0
     )
-    given_rows: list[str] = []
-    for pause in [0, *reads, 400]:
-        server.now += pause * SECOND
-        given_rows += read(feed, server)
+    given_rows = asyncio.run(read())
 
     # How old a row of the first look is can't be said to the second where clocks are apart.
     started = NINE if ahead else NINE - 1

@@ -1,6 +1,5 @@
 """Installing plugins: good archives whole, hostile ones not at all, and the old copy until the new one is there."""
 
-import asyncio
 import contextlib
 import gzip
 import hashlib
@@ -530,6 +529,10 @@ def test_two_installs_at_once_leave_a_whole_plugin(tmp_path: Path) -> None:
     assert not [path for path in tmp_path.iterdir() if path.name not in ("hello", ".hello.lock")]
 
 
+def names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
 class TestSetup:
     def test_it_runs_only_when_that_is_asked_for(self, hello: Twin) -> None:
         assert not (hello.install_plugin("hello") / "ready.txt").exists()
@@ -543,29 +546,29 @@ class TestSetup:
         assert agent.install_plugin("failing-setup", run_setup_sh=True).is_dir()
         assert "failed with code 3: no such tool" in caplog.text
 
-    def test_its_environment_is_bare(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_its_environment_is_bare(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("MOLECULE_WORKSPACE_TOKEN", "a-secret")
         (tmp_path / "setup.sh").write_text("env > seen.txt\n")
-        run_setup(tmp_path)
+        await run_setup(tmp_path)
 
         seen = {line.partition("=")[0] for line in (tmp_path / "seen.txt").read_text().splitlines()}
         assert seen <= {"PATH", "HOME", "LANG", "TMPDIR", "PWD", "SHLVL", "_", "OLDPWD"}
 
-    def test_only_the_first_words_are_shown(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_only_the_first_words_are_shown(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         (tmp_path / "setup.sh").write_text("printf 'x%.0s' $(seq 5000) >&2; exit 1\n")
-        run_setup(tmp_path)
+        await run_setup(tmp_path)
 
         assert "x" * 200 in caplog.text
         assert "x" * 201 not in caplog.text
 
-    def test_what_it_said_cannot_steer_a_terminal(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_what_it_said_cannot_steer_a_terminal(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         (tmp_path / "setup.sh").write_text(r"printf '\033[31mred\007' >&2; exit 1")
-        run_setup(tmp_path)
+        await run_setup(tmp_path)
 
         assert "red" in caplog.text
         assert caplog.records[0].getMessage().isprintable()
 
-    def test_one_that_hangs_is_ended_with_all_that_it_started(
+    async def test_one_that_hangs_is_ended_with_all_that_it_started(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         told = tmp_path / "pid.txt"
@@ -574,15 +577,17 @@ class TestSetup:
         for seconds in (0.2, 2, 20):
             # A machine that is busy may need longer to come as far as that.
             if not told.read_text():
-                run_setup(tmp_path, seconds)
+                await run_setup(tmp_path, seconds)
 
         assert "was ended after" in caplog.text
-        asyncio.run(until_gone(int(told.read_text())))
+        await until_gone(int(told.read_text()))
 
-    def test_without_a_script_or_a_bash_nothing_happens(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        run_setup(tmp_path)
+    async def test_without_a_script_or_a_bash_nothing_happens(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        await run_setup(tmp_path)
         (tmp_path / "setup.sh").write_text("exit 0\n")
-        run_setup(tmp_path, bash="no-such-bash")
+        await run_setup(tmp_path, bash="no-such-bash")
 
         assert "cannot be run" in caplog.text
-        assert [path.name for path in tmp_path.iterdir()] == ["setup.sh"]
+        assert names(tmp_path) == ["setup.sh"]

@@ -189,7 +189,7 @@ def test_a_slash_at_the_end_of_the_address_is_harmless(make: Make, platform: Pla
 def test_a_beat_says_what_it_is_told_and_the_whole_seconds_since_construction(agent: Twin, platform: Platform) -> None:
     platform.on(BEAT, OK)
     agent.now += 61.9
-    agent.heartbeat("reading", 2, 0.25, "an error")
+    agent.heartbeat("reading", 2, error_rate=0.25, sample_error="an error")
 
     assert platform.body(BEAT) == {
         "workspace_id": ME,
