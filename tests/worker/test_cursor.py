@@ -1,4 +1,4 @@
-"""The cursor file: what other programs left, what they will find, and nothing half written between."""
+"""The cursor file: read once, shared with other programs, replaced atomically."""
 
 import asyncio
 import json
@@ -86,7 +86,7 @@ def test_failed_write_keeps_the_old_file(file: CursorFile) -> None:
     assert sorted(path.name for path in file.folder.iterdir()) == ["ws-1.json"]
 
 
-# A whole connection
+# A whole worker
 
 
 async def test_first_start_continues_after_another_program(journal: Journal) -> None:

@@ -1,4 +1,4 @@
-"""Presence: heartbeats from the first second to the last, never healthy while something is broken."""
+"""Heartbeats: sent from start to stop, and never healthy while something is broken."""
 
 import asyncio
 import itertools
@@ -99,7 +99,7 @@ async def test_acts_once_after_the_machine_slept(journal: Journal) -> None:
 
 
 class Limited(Unlimited):
-    """A rate limit that leaves room for the regular heartbeats, and for a read only now and then."""
+    """A rate limit that leaves room for regular heartbeats, and delays reads."""
 
     is_queued = False
     interval = 0.0

@@ -1,4 +1,4 @@
-"""A workspace id in capitals is the same workspace: also in a state folder that an earlier release left behind."""
+"""A workspace id in capitals is the same workspace, also in the state folder of an earlier release."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ TABLES = ("workspace", "message", "spend", "asked", "told", "file", "file_use", 
 
 
 def respell(path: Path) -> None:
-    """Leave the journal as an earlier release left it, which was started with the id in capitals."""
+    """Change the journal to that of an earlier release that was started with the id in capitals."""
     with closing(sqlite3.connect(path)) as db, db:
         for table in TABLES:
             db.execute(f"UPDATE {table} SET workspace_id=?", (OLD,))

@@ -1,4 +1,4 @@
-"""One process serves a workspace from this machine; the next is told who does."""
+"""The lease: one process of this machine serves a workspace, and others see which."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""A paused workspace: it beats, reads and keeps what comes; it runs nothing new until it is resumed."""
+"""A paused workspace: online and reading, but running nothing until it is resumed."""
 
 import asyncio
 from typing import Any
@@ -50,7 +50,7 @@ async def test_stream_announces_a_pause(journal: Journal) -> None:
         platform.signal(Signal.STATUS)
         await asyncio.sleep(1)
         assert platform.answers() == ["echo: hi"]
-    assert len(platform.cards) == 2  # it is registered again when it is resumed
+    assert len(platform.cards) == 2  # registers again after the pause
 
 
 async def test_checks_every_five_minutes_without_stream(journal: Journal) -> None:
@@ -183,7 +183,7 @@ async def test_resume_during_the_first_read_keeps_order(journal: Journal) -> Non
     for number in range(700):
         platform.write(str(number), caller="peer-1", age=20 - number / 100)
     async with Serving(platform, journal) as serving:
-        await asyncio.sleep(7)  # the first page, which holds the newest, is in
+        await asyncio.sleep(7)  # the first page, with the newest rows, is stored
         platform.status = WorkspaceStatus.ACTIVE
         serving.connection._registration.check_soon()
         await platform.until(lambda: len(platform.sent) == 700, seconds=60)

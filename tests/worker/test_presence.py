@@ -1,4 +1,4 @@
-"""Registering: patiently, with the operator's card, and not at all while the workspace is paused."""
+"""Registration: retries, the operator's card, paused and deleted workspaces."""
 
 import asyncio
 from pathlib import Path
@@ -101,7 +101,7 @@ async def test_one_of_several_believes_a_lasting_deletion(journal: Journal) -> N
 
 
 class Absent(FakePlatform):
-    """A platform that says that it has no such workspace, for so many seconds."""
+    """A platform that reports the workspace as unknown for some seconds."""
 
     until_seconds = float("inf")
 
@@ -150,7 +150,7 @@ async def test_one_of_several_doubts_a_later_deletion(journal: Journal, heals: b
 
 async def test_one_of_several_waits_for_its_journal(tmp_path: Path) -> None:
     disk, platform = Disk(full=True), FakePlatform()
-    # What another program left has to be written down first.
+    # The cursor of another program must be stored first.
     (tmp_path / "ws-1.json").write_text('{"workspace_id": "ws-1", "last_since_id": "row-0"}')
     async with open_journal(tmp_path, disk) as journal, Serving(platform, journal, patient=True) as serving:
         await asyncio.sleep(15)
@@ -253,7 +253,7 @@ async def test_registers_with_the_id_without_state_endpoint(journal: Journal) ->
         assert platform.cards == [{"name": "ws-1"}]
 
 
-# Pause and the end
+# Paused and deleted workspaces
 
 
 async def test_paused_workspace_is_online_but_runs_nothing(journal: Journal) -> None:

@@ -1,4 +1,4 @@
-"""The state folder goes away under a connection: it ends, and the next one answers nothing again."""
+"""The state folder is removed while a worker runs: it ends, and the next one answers nothing twice."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,7 @@ from molecule_connect.worker.lease import lease
 
 
 async def look(journal: Journal) -> None:
-    """What a fleet does once a second."""
+    """What a supervisor does once a second."""
     with contextlib.suppress(StateLostError):
         await journal.data_version()
 

@@ -1,4 +1,4 @@
-"""A stop at any moment: what was begun is finished within the grace, nothing is left running, nothing is lost."""
+"""Stopping: running messages finish within the grace period, no task remains, no message is lost."""
 
 import asyncio
 import gc
@@ -19,7 +19,7 @@ from molecule_connect.worker.worker import Worker
 
 @attrs.define
 class Gate:
-    """Something that a test waits for, and then lets go on."""
+    """A point that a test waits for, and then releases."""
 
     reached: asyncio.Event = attrs.field(factory=asyncio.Event)
     open: asyncio.Event = attrs.field(factory=asyncio.Event)
@@ -31,7 +31,7 @@ class Gate:
 
 @attrs.define
 class GatedPlatform(FakePlatform):
-    """A platform that takes its time where the test says so."""
+    """A platform whose requests the test holds up."""
 
     fetching: Gate | None = None
     sending: Gate | None = None
@@ -60,7 +60,7 @@ class GatedPlatform(FakePlatform):
 
 
 async def stopped(serving: Serving) -> float:
-    """Stop, and how long that took."""
+    """Stop, and return how long it took."""
     began = asyncio.get_running_loop().time()
     serving.stop.set()
     await serving.ended()
@@ -69,7 +69,7 @@ async def stopped(serving: Serving) -> float:
 
 @attrs.define
 class Slow:
-    """A backend that answers when it is let."""
+    """A backend that answers once it is released."""
 
     gate: Gate = attrs.field(factory=Gate)
     calls: list[str] = attrs.field(factory=list)
@@ -289,7 +289,7 @@ async def test_deleted_workspace_ends_without_grace(journal: Journal) -> None:
 async def scenario(
     folder: Path, *, newer: bool, stop_when: Callable[[FakePlatform, Serving], Any]
 ) -> tuple[FakePlatform, list[tuple[str, int]]]:
-    """Several conversations, a stop when the test says so, and a second start that has all the time it needs."""
+    """Several conversations, a stop at a given moment, and a second start with enough time."""
     platform, calls = FakePlatform(newer=newer, has_stream=True), []
     for number in range(3):
         platform.write(f"person {number}", context=f"talk-{number % 2}", age=9 - number)

@@ -1,4 +1,4 @@
-"""Many workspaces that start in the same moment."""
+"""Many workspaces that start together."""
 
 import asyncio
 import random

@@ -1,4 +1,4 @@
-"""A whole connection against a platform in memory: what people and peers write is answered, once, in order."""
+"""A whole worker against a platform in memory: messages are answered once, in order."""
 
 import asyncio
 import json
