@@ -56,10 +56,10 @@ def test_the_platforms_clock_goes_on_between_answers_and_never_back() -> None:
     clock = PlatformClock(lambda: now[0])
     assert clock.now() is None
 
-    clock.saw(50 * SECOND)
+    clock.record(50 * SECOND)
     now[0] += 2
     assert clock.now() == 52 * SECOND
-    clock.saw(51 * SECOND)
+    clock.record(51 * SECOND)
     assert clock.now() == 52 * SECOND
-    clock.saw(60 * SECOND)
+    clock.record(60 * SECOND)
     assert clock.now() == 60 * SECOND

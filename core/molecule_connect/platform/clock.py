@@ -1,4 +1,4 @@
-"""The platform's times: RFC 3339 text on the wire, whole microseconds since 1970 here. Floats lose digits."""
+"""Times of the platform: RFC 3339 on the wire, integer microseconds since 1970 here, because floats lose digits."""
 
 import functools
 import re
@@ -17,9 +17,9 @@ SECOND_US = 1_000_000
 
 
 def parse_time(value: object) -> int | None:
-    """Microseconds since 1970, cut off after the sixth fractional digit; None for what is no RFC 3339 time.
+    """Parse an RFC 3339 time to microseconds since 1970, truncated to six fractional digits. None if it isn't one.
 
-    A time without an offset is taken as UTC. PostgreSQL's own spelling (a blank for the T, ``+00``) is read too.
+    A time without an offset is UTC. PostgreSQL's format (a space for the T, ``+00``) is accepted, too.
     """
     match = _RFC3339.fullmatch(value) if isinstance(value, str) else None
     if match is None:
@@ -39,19 +39,19 @@ def parse_time(value: object) -> int | None:
 
 
 def format_time(microseconds: int) -> str:
-    """RFC 3339 in UTC with six digits, as ``before_ts`` takes it.
+    """Format a time as RFC 3339 in UTC with six fractional digits, for ``before_ts``.
 
     Raises:
-        OverflowError: The time lies outside the years 1 to 9999.
+        OverflowError: The year is not in 1 to 9999.
     """
     moment = _EPOCH + timedelta(microseconds=microseconds)
     return moment.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
-# Every answer of the same second has the same one.
+# All responses of the same second have the same date.
 @functools.lru_cache(maxsize=16)
 def parse_http_date(value: str | None) -> int | None:
-    """Microseconds since 1970 of an HTTP date such as the ``Date`` header; None for anything else."""
+    """Parse an HTTP date such as the ``Date`` header to microseconds since 1970. None if it isn't one."""
     if not value:
         return None
     try:
@@ -64,24 +64,24 @@ def parse_http_date(value: str | None) -> int | None:
 
 
 class PlatformClock:
-    """A lower bound of the platform's clock, from what its answers tell and the time since.
+    """A lower bound of the platform's clock, from times in its responses and the time since then.
 
     Args:
-        monotonic: Seconds; may stand still while the machine sleeps, which keeps the bound low.
+        monotonic: Returns seconds. It may stand still while the machine sleeps; the bound stays valid.
     """
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
         self._ahead: int | None = None
 
-    def saw(self, microseconds: int | None) -> None:
-        """The platform's clock showed *microseconds* some time ago."""
+    def record(self, microseconds: int | None) -> None:
+        """Record a time that the platform's clock has shown."""
         if microseconds is not None:
             ahead = microseconds - self._own()
             self._ahead = ahead if self._ahead is None else max(self._ahead, ahead)
 
     def now(self) -> int | None:
-        """Microseconds since 1970, or None while nothing was seen."""
+        """Return microseconds since 1970, or None before the first response."""
         return None if self._ahead is None else self._own() + self._ahead
 
     def _own(self) -> int:

@@ -1,6 +1,6 @@
-"""Where the token of a workspace comes from, which one to try next, and how a handed-out one is kept.
+"""The token of a workspace: its sources, which one to try next, and the file for tokens that the platform issues.
 
-No message and no repr here holds a token.
+No message and no repr contains a token.
 """
 
 import os
@@ -13,7 +13,7 @@ from molecule_connect.config.state_dir import state_file
 from molecule_connect.config.tokens import CREATE_HINT, check_token, parse_token_file, read_token_file
 from molecule_connect.errors import ConfigError
 
-# Replacing a shorter one would only garble the text.
+# Replacing a shorter string would garble the text.
 SHORTEST_SECRET = 6
 
 
@@ -52,13 +52,13 @@ class TokenSource(Protocol):
 
 
 class Credentials:
-    """The token of one workspace on one platform, and the others that may work when it is refused.
+    """The token of one workspace on one platform, and others to try if it is refused.
 
     Args:
-        origin: The only place that the token may go to; a kept token of another origin is not used.
-        token: The token itself; *source* says where it came from, in the operator's words.
-        token_file: Read when there is no *token*, and again whenever the token is refused.
-        state_dir: Where a handed-out token is kept. None: in memory alone.
+        origin: The token is sent to this origin only. A stored token of another origin is not used.
+        token: The token itself; *source* names its origin for the operator.
+        token_file: Read if there is no *token*, and again each time the token is refused.
+        state_dir: The folder for a token that the platform issues. None keeps it in memory only.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Credentials:
         self._given = check_token(token, source=source) if token is not None else None
         self._file = token_file if token is None else None
         self._state_dir = state_dir
-        self._handed_out: str | None = None
+        self._issued: str | None = None
         self._current: str | None = None
         self._seen: set[str] = set()
         self.source = f"the token file {token_file}" if self._file is not None else source
@@ -85,22 +85,22 @@ class Credentials:
 
     @property
     def kept_path(self) -> Path | None:
-        """Where a handed-out token is kept; None: nowhere but in memory."""
+        """The file for a token that the platform issues; None keeps it in memory only."""
         return None if self._state_dir is None else self._state_dir / f"{self._workspace_id}.token"
 
     def check(self) -> None:
-        """Raises ConfigError when there is no token."""
+        """Raise ConfigError if there is no token."""
         self.current()
 
     def optional(self) -> str | None:
-        """The token to use now."""
+        """Return the current token."""
         return self.current()
 
     def current(self) -> str:
-        """The token to use now.
+        """Return the current token.
 
         Raises:
-            ConfigError: There is none, or its source cannot be read.
+            ConfigError: There is none, or its source can't be read.
         """
         if self._current is None:
             token = next(self._candidates(strict=True), None)
@@ -113,7 +113,7 @@ class Credentials:
         return self._current or ""
 
     def after_refusal(self, refused: str) -> str | None:
-        """Another token to try once, its sources read again; None when they hold *refused* alone."""
+        """Read the sources again and return another token to try once, or None if there is only *refused*."""
         if self._current not in (None, refused):
             return self._current
         for token in self._candidates(strict=False):
@@ -123,13 +123,13 @@ class Credentials:
         return None
 
     def keep(self, token: str) -> None:
-        """Uses a token that a register handed out from now on, and writes it to the state folder (0600).
+        """Use a token that the platform issued, and write it to the state folder (mode 0600).
 
         Raises:
-            ConfigError: It cannot be written; it is used all the same.
+            ConfigError: It can't be written; it is used anyway.
         """
-        token = check_token(token, source="the platform's register")
-        self._handed_out = token
+        token = check_token(token, source="the platform")
+        self._issued = token
         self._use(token)
         path = self.kept_path
         if path is None:
@@ -138,12 +138,12 @@ class Credentials:
             _keep(path, f"# {self.origin}\n{token}\n")
         except OSError as exc:
             raise ConfigError(
-                f"the token that the platform handed out cannot be kept in {path}: {exc.strerror}",
-                hint="make the folder writable, and make a new token on the platform: this one is shown once",
+                f"the token that the platform issued cannot be kept in {path}: {exc.strerror}",
+                hint="make the folder writable, and create a new token on the platform: this one is shown once",
             ) from exc
 
     def redact(self, text: str) -> str:
-        """*text* without any token that was ever used here."""
+        """Return *text* without any token that was ever used."""
         for token in (token for token in self._seen if len(token) >= SHORTEST_SECRET):
             text = text.replace(token, "***")
         return text
@@ -161,8 +161,8 @@ class Credentials:
             except ConfigError:
                 if strict:
                     raise
-        if self._handed_out is not None:
-            yield self._handed_out
+        if self._issued is not None:
+            yield self._issued
         try:
             kept = self._kept()
         except ConfigError:
@@ -173,10 +173,10 @@ class Credentials:
             yield kept
 
     def _kept(self) -> str | None:
-        """The token that an earlier register handed out.
+        """Return the stored token.
 
         Raises:
-            ConfigError: It is open to others, or theirs.
+            ConfigError: The file is accessible to other users, or theirs.
         """
         if self._state_dir is None:
             return None
@@ -201,7 +201,7 @@ class Credentials:
 
 
 def _keep(path: Path, text: str) -> None:
-    """*text* in *path*, its name on the disk too: the platform shows a token once."""
+    """Write *text* to *path* and sync the folder, too: the platform shows a token only once."""
     files.replace(path, text.encode())
     folder = os.open(path.parent, os.O_RDONLY)
     try:

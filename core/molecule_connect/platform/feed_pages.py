@@ -1,6 +1,7 @@
-"""From the text of a feed page to its rows, without losing a digit of what they hold.
+"""Split the text of a feed page into rows, keeping the exact text of each.
 
-One row must never spoil the page that it is on: a peer chooses what stands in it.
+Peers choose the content of rows, so no row may make its page unreadable: neither by deep nesting nor by a number with
+10,000 digits, which ``json.loads`` rejects. Numbers keep all digits in the text.
 """
 
 import json
@@ -13,13 +14,13 @@ import attrs
 _WHITESPACE = re.compile(r"[ \t\n\r]*")
 _STRING = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _WHOLE_STRING = re.compile(_STRING, re.DOTALL)
-_NESTING = re.compile(_STRING + r"|[\[\]{}]", re.DOTALL)
-_BLANK = " \t\n\r"
+_BRACKETS = re.compile(_STRING + r"|[\[\]{}]", re.DOTALL)
+_WHITESPACE_CHARACTERS = " \t\n\r"
 _MAX_DIGITS = 4_000
 
 
 class MalformedPageError(ValueError):
-    """The text is not a JSON array, or ends before the array does (``cut``)."""
+    """The text is not a JSON array, or ends before the end of the array (``cut``)."""
 
     def __init__(self, message: str, *, cut: bool = False) -> None:
         super().__init__(message)
@@ -27,7 +28,7 @@ class MalformedPageError(ValueError):
 
 
 def _integer(digits: str) -> int | float:
-    # int() refuses more than 4,300 digits, which would take the whole page with it.
+    # int() raises for more than 4,300 digits.
     return int(digits) if len(digits) <= _MAX_DIGITS else float(digits)
 
 
@@ -36,10 +37,10 @@ _decoder = json.JSONDecoder(parse_int=_integer)
 
 @attrs.frozen
 class RawRow:
-    """One element of the page: ``fields`` by name, and where it stands in the page's text.
+    """A row, and its position in the text of the page.
 
     Attributes:
-        deep: A value in it was nested too deeply to be read, and is missing from ``fields``.
+        deep: A value is nested too deeply to be decoded, and is missing from ``fields``.
     """
 
     page: str = attrs.field(repr=False)
@@ -50,11 +51,11 @@ class RawRow:
 
     @property
     def text(self) -> str:
-        """The row as JSON text, as it came."""
+        """The row's JSON text, unchanged."""
         return self.page[self.start : self.end]
 
     def text_of(self, name: str) -> str | None:
-        """The JSON text of one member, as it came; None when the row does not have it."""
+        """Return the unchanged JSON text of a member, or None if the row doesn't have it."""
         quoted = f'"{name}":'
         at = self.page.find(quoted, self.start, self.end)
         if at > 0 and name in self.fields and self.page.find(quoted, at + 1, self.end) < 0:
@@ -67,13 +68,13 @@ class RawRow:
 
 
 def read_rows(page: str) -> Iterator[RawRow | None]:
-    """The elements of a JSON array, None for one that is not an object.
+    """Yield the elements of a JSON array, and None for each that isn't an object.
 
     Raises:
-        MalformedPageError: When it is noticed; the rows before have been given by then.
+        MalformedPageError: Raised after the rows before the error.
     """
     at = _skip(page, 0)
-    if page.startswith("null", at):  # an empty Go slice that was never made
+    if page.startswith("null", at):  # a nil slice in Go
         return
     if not page.startswith("[", at):
         raise MalformedPageError("the answer is not a list of rows", cut=at == len(page))
@@ -92,7 +93,7 @@ def read_rows(page: str) -> Iterator[RawRow | None]:
 
 
 def read_head(page: str) -> RawRow | None:
-    """The first row of a page that was cut within it, with the members that came whole; None where there is none."""
+    """Return the first row of a page that is cut off in this row, with its complete members; None if there is none."""
     start = _skip(page, _skip(page, 0) + 1)
     if not page.lstrip().startswith("[") or not page.startswith("{", start):
         return None
@@ -131,7 +132,7 @@ def _read_deep_row(page: str, start: int) -> tuple[RawRow | None, int]:
 
 
 def _members(page: str, start: int) -> Iterator[tuple[str, int, int]]:
-    """Name, start and end of each member's value of the object at *start*."""
+    """Yield the name of each member of the object at *start*, and start and end of its value."""
     at = _skip(page, start + 1)
     while not page.startswith("}", at):
         try:
@@ -162,7 +163,7 @@ def _end_of_value(page: str, start: int) -> int:
 
 def _end_of_nested(page: str, start: int) -> int:
     depth = 0
-    for token in _NESTING.finditer(page, start):
+    for token in _BRACKETS.finditer(page, start):
         first = token.group()[0]
         if first in "[{":
             depth += 1
@@ -174,14 +175,14 @@ def _end_of_nested(page: str, start: int) -> int:
 
 
 def _skip(page: str, at: int) -> int:
-    if page[at : at + 1] not in _BLANK:
+    if page[at : at + 1] not in _WHITESPACE_CHARACTERS:
         return at
     match = _WHITESPACE.match(page, at)
     return match.end() if match else at
 
 
 def _malformed(page: str, at: int) -> MalformedPageError:
-    # The decoder points at the beginning of a string that does not end.
+    # For an unterminated string, the decoder reports the position of its start.
     if at >= len(page) or (page.startswith('"', at) and not _WHOLE_STRING.match(page, at)):
         return MalformedPageError(f"the answer ends in the middle, after {len(page)} characters", cut=True)
     return MalformedPageError(f"the answer is not JSON at character {at}")

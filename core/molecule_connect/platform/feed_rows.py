@@ -1,11 +1,11 @@
-"""Classify the rows of the feed and read their contents. All tolerance for old, new and bare shapes lives here.
+"""Classify the rows of the feed and read their content, in all shapes of both platform generations.
 
-The row shapes R1 to R12 are those of the platform contract, section (a). Rows are classified by what the platform
-attests: ``activity_type``, ``source_id``, and whether the platform itself wrote the row. The ``method`` and everything
-inside ``request_body`` are the sender's choice (``docs/security.md``). Two cases that the contract leaves open:
+The shapes R1 to R12 are those of the platform contract, section (a). Rows are classified by facts that the platform
+attests: ``activity_type``, ``source_id``, and whether the platform itself wrote the row. The sender chooses ``method``
+and everything in ``request_body`` (``docs/security.md``). The contract leaves two cases open:
 
-- an organisation broadcast (``broadcast_receive``, R12) is history: it expects no answer;
-- a row whose text says that a peer wrote it, but which has no source, is unreadable: the answer would go to a person.
+- An organization broadcast (``broadcast_receive``, R12) is history, because it expects no reply.
+- A row that claims to be from a peer, but has no source, is unreadable, because the reply would go to a person.
 """
 
 import asyncio
@@ -32,9 +32,9 @@ _KEYS = ("idempotencyKey", "idempotency_key")
 _LARGE_ROW_KEPT = 4_096
 # Seconds of work after which other tasks get a turn, which costs about 20 microseconds.
 SLICE = 0.002
-# Stands for a source that is there and can't be read. It is no workspace id, so nothing is ever sent to it.
+# The caller of a row with an unreadable source. It isn't a workspace id, so nothing is ever sent to it.
 UNKNOWN_SENDER = "?"
-# Ids that a sender chooses reach environments, argument lists and logs.
+# Ids from senders end up in environment variables, argument lists and logs.
 MAX_ID_LENGTH = 1_024
 _REQUEST_NAMESPACE = uuid.UUID("6ffdc3b7-5f0e-4c0e-9d5b-3a4e1f0c9a5e")
 _EMPTY: Mapping[str, Any] = {}
@@ -42,7 +42,7 @@ _EMPTY: Mapping[str, Any] = {}
 
 @attrs.frozen
 class _Envelope:
-    """The request body of a row, opened. Members that are missing or of the wrong type are empty."""
+    """The request body of a row. Members that are missing or have the wrong type are empty."""
 
     body: Mapping[str, Any]
     params: Mapping[str, Any]
@@ -55,7 +55,7 @@ class _Envelope:
 
     @property
     def was_posted(self) -> bool:
-        """Whether a sender posted it: the platform adds ``jsonrpc`` to every posted body, and to none of its own."""
+        """Whether a sender posted it. The platform adds ``jsonrpc`` to every posted body, and not to its own."""
         return "jsonrpc" in self.body
 
     @property
@@ -64,7 +64,7 @@ class _Envelope:
 
     @property
     def is_response(self) -> bool:
-        """A JSON-RPC response: somebody answered us over the wire for questions."""
+        """Whether it is a JSON-RPC response."""
         return not self.message and ("result" in self.body or ("error" in self.body and "jsonrpc" in self.body))
 
 
@@ -133,7 +133,7 @@ class PageReader:
 
 
 def read_row(row: RawRow, *, row_id: str, workspace_id: str) -> Inbound:
-    """*row*, classified. Never raises: what cannot be read is ``UNREADABLE`` and keeps its whole text."""
+    """Classify *row*. Never raises: a row that can't be read is ``UNREADABLE`` and keeps its whole text."""
     try:
         inbound = classify(row.fields, row_id=row_id, workspace_id=workspace_id, raw=row.text_of("request_body"))
         if not row.deep or inbound.kind is not Kind.MESSAGE:
@@ -157,7 +157,7 @@ def _read_large_row(text: str) -> Inbound:
     row_id = _id(row.fields.get("id")) if row else None
     time = parse_time(row.fields.get("created_at")) if row else None
     if row is None or row_id is None or time is None:
-        # Without them it cannot be told where to read on.
+        # Reading can't continue without them.
         raise MalformedPageError("a row is too large to be read, and does not begin with its id and time", cut=True)
     return Inbound(
         row_id=row_id,
@@ -167,14 +167,14 @@ def _read_large_row(text: str) -> Inbound:
         message_id=row_id,
         idempotency_key=row_id,
         raw=row.text[:_LARGE_ROW_KEPT],
-        reason="it is too large to be read: over 128 MiB; its beginning is kept",
+        reason="it is too large to be read: over 128 MiB; only its beginning is kept",
     )
 
 
 def read_history(rows: Iterable[Mapping[str, Any]], *, workspace_id: str) -> tuple[Inbound, ...]:
-    """What was said, both ways, among *rows*: no uploads by themselves, no logs, nothing without words or files."""
-    told = (row for row in rows if first_text(row, "activity_type", "type") in _TALK)
-    found = (classify(row, row_id=str(row.get("id") or ""), workspace_id=workspace_id) for row in told)
+    """Return the messages in both directions among *rows*, without uploads, logs and empty messages."""
+    talk = (row for row in rows if first_text(row, "activity_type", "type") in _TALK)
+    found = (classify(row, row_id=str(row.get("id") or ""), workspace_id=workspace_id) for row in talk)
     return tuple(one for one in found if one.parts and one.kind is not Kind.UPLOAD)
 
 
@@ -220,15 +220,15 @@ def classify(row: Mapping[str, Any], *, row_id: str, workspace_id: str, raw: str
 
 
 def request_key(workspace_id: str, caller_id: str | None, row_id: str) -> str:
-    """The idempotency key of a message: unique per message, the same each time that its row is read.
+    """Return the idempotency key of a message, which is unique and the same each time its row is read.
 
-    No part of it is the sender's choice, so one caller can't use up the key of another caller's message.
+    The sender chooses no part of it, so a caller can't use up the key of another caller's message.
     """
     return str(uuid.uuid5(_REQUEST_NAMESPACE, json.dumps([workspace_id, caller_id, row_id])))
 
 
 def bounded_id(text: str | None) -> str | None:
-    """*text* with at most 1,024 characters. The end of a longer one is replaced by a hash, so ids stay distinct."""
+    """Cut *text* to 1,024 characters. A hash replaces the end of a longer id, so that ids stay distinct."""
     if text is None or len(text) <= MAX_ID_LENGTH:
         return text
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
@@ -238,7 +238,7 @@ def bounded_id(text: str | None) -> str | None:
 def _judge(
     row: Mapping[str, Any], envelope: _Envelope, *, method: str, source: str | None, workspace_id: str
 ) -> tuple[Kind, tuple[Part, ...], str]:
-    """Kind, parts and reason; the order of the questions is what makes the classes disjoint."""
+    """Return kind, parts and reason. The order of the checks makes the kinds disjoint."""
     if source is not None and WORKSPACE_ID.match(source) is None:
         return Kind.UNREADABLE, (), "its source_id is not a workspace id (1 to 128 letters, digits, '.', '_' or '-')"
     activity = first_text(row, "activity_type", "type")
@@ -246,12 +246,12 @@ def _judge(
         return (Kind.OWN if source == workspace_id else Kind.HISTORY), _parts_of(envelope), f"activity {activity}"
     response = row.get("response_body")
     if source is None and method == "notify" and row.get("request_body") is None:
-        # Without its text it can't be matched to an answer of ours, and it is no person's message either.
+        # Without its text, an echo can't be matched to a reply, and it isn't a message of a person either.
         return (Kind.HISTORY if response is None else Kind.ECHO), _reply_parts(response), ""
     if source is None and method == "chat_upload_receive" and not envelope.was_posted:
         return Kind.UPLOAD, read_manifest(envelope.body, workspace_id), ""
     if source == workspace_id:
-        # A posted row of a workspace that polls has no response: the platform wrote this one.
+        # Rows that were posted to a polling workspace have no response, so the platform wrote this one.
         if method == "delegate_result" and response is not None:
             return Kind.RESULT, _reply_parts(response) or _parts_of(envelope), ""
         return Kind.OWN, _parts_of(envelope), ""
@@ -263,20 +263,20 @@ def _judge(
     if response is not None or str(row.get("status")).lower() == "error":
         return Kind.HISTORY, parts, first_text(row, "error_detail") or ""
     if source is None and (method in _PEER_METHODS or "delegation_id" in envelope.metadata):
-        return Kind.UNREADABLE, parts, "a peer wrote it, and the row does not say which"
+        return Kind.UNREADABLE, parts, "a peer wrote it, but the row does not say which"
     parts = parts or _summary_parts(row)
     return (Kind.MESSAGE, parts, "") if parts else (Kind.UNREADABLE, (), BLANK)
 
 
 def _source(value: object) -> str | None:
-    """The attested sender; None is a person. A value that is no id stays, cut short: it must not pass for a person."""
+    """Return the attested sender, or None for a person. An invalid id is kept: it must not pass for a person."""
     if value is None or value == "":
         return None
     return canonical_id(_id(value) or "")[:MAX_ID_LENGTH] or UNKNOWN_SENDER
 
 
 def _callee(row: Mapping[str, Any], workspace_id: str) -> str | None:
-    """The peer whose result it is. Platforms of 2026-05 don't name it in the row."""
+    """Return the peer that a delegation result is from. Platforms of 2026-05 don't name it in the row."""
     target = _source(row.get("target_id"))
     return target if target != workspace_id else None
 
@@ -299,7 +299,7 @@ def _open(body: object, raw: str) -> _Envelope:
 
 
 def _parts_of(envelope: _Envelope) -> tuple[Part, ...]:
-    """The first place that holds any, in the order of all known clients."""
+    """Return the parts from the first place that has any, in the order of all known clients."""
     for place in (envelope.message, envelope.params, envelope.body):
         for name in ("parts", "content"):
             parts = read_parts(place.get(name))
@@ -320,7 +320,7 @@ def _summary_parts(row: Mapping[str, Any]) -> tuple[Part, ...]:
 
 
 def _reply_parts(reply: object) -> tuple[Part, ...]:
-    """Text and parts of a ``response_body``: ``result`` (notify) or ``text`` (delegate_result), then ``parts``."""
+    """Return the parts of a ``response_body``: ``result`` (notify) or ``text`` (delegate_result), then ``parts``."""
     if not isinstance(reply, dict):
         return read_parts(reply)
     text = next((reply[key] for key in ("result", "text") if reply.get(key)), None)
@@ -331,7 +331,7 @@ def _reply_parts(reply: object) -> tuple[Part, ...]:
 
 
 def _result_parts(body: Mapping[str, Any]) -> tuple[Part, ...]:
-    """The parts of a JSON-RPC response: of the message, of a task's status, of its artifacts, else the whole."""
+    """Return the parts of a JSON-RPC response: of the message, the status or the artifacts, else the whole result."""
     result = body.get("result") if "result" in body else body.get("error")
     if not isinstance(result, dict):
         return read_parts(result)

@@ -1,6 +1,6 @@
-"""What is sent: the A2A envelope for a peer and the notify body for a person, as JSON bytes.
+"""Outgoing messages as JSON: the A2A envelope for a peer, and the text for a person.
 
-U+0000 and half surrogate pairs are taken out of everything: the platform's store refuses both after a 200.
+U+0000 and unpaired surrogates are removed, because the platform answers 200 and then fails to store them.
 """
 
 import json
@@ -17,15 +17,15 @@ from molecule_connect.platform.parts import clean, fingerprint
 
 _DATA_URI = re.compile(r"data:[^,]*;base64,")
 _BACKTICKS = re.compile(r"`+")
-# The platform refuses an attachment without a name.
+# The platform rejects an attachment without a name.
 UNNAMED = "file"
 
 
 def to_json(value: Any, *, operation: str) -> bytes:
-    """*value* as JSON that every platform can store.
+    """Encode *value* as JSON that every platform can store.
 
     Raises:
-        PermanentPlatformError: There is something in it that JSON cannot say.
+        PermanentPlatformError: JSON can't represent it.
     """
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -35,17 +35,17 @@ def to_json(value: Any, *, operation: str) -> bytes:
         pass
     except (TypeError, ValueError, RecursionError) as exc:
         raise PermanentPlatformError(
-            f"{operation}: what was to be sent is not JSON ({exc})",
+            f"{operation}: the message can't be encoded as JSON ({exc})",
             operation=operation,
             status=None,
             body="",
-            hint="a data part may hold objects, lists, text, finite numbers, booleans and null",
+            hint="a data part may contain objects, lists, text, finite numbers, booleans and null",
         ) from exc
     return json.dumps(_storable(value), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 def peer_envelope(outgoing: Outgoing) -> dict[str, Any]:
-    """The ``message/send`` that carries *outgoing*, marked as an automatic answer."""
+    """Return a ``message/send`` for *outgoing*, marked as an automatic reply."""
     message: dict[str, Any] = {
         "role": "agent",
         "messageId": outgoing.message_id,
@@ -58,35 +58,35 @@ def peer_envelope(outgoing: Outgoing) -> dict[str, Any]:
 
 
 def question_envelope(message_id: str, text: str, *, context_id: str | None = None) -> dict[str, Any]:
-    """The ``message/send`` that asks a peer something on purpose: of the role that every client answers, unmarked."""
+    """Return a ``message/send`` with role ``user`` and without the mark, which every client answers."""
     message: dict[str, Any] = {"role": "user", "messageId": message_id, "parts": [{"kind": "text", "text": text}]}
     message |= {"contextId": context_id} if context_id else {}
     return {"jsonrpc": "2.0", "id": message_id, "method": "message/send", "params": {"message": message}}
 
 
 def notify_text(parts: Iterable[Part]) -> str:
-    """What a person reads of *parts*: pieces joined by a blank line, data as fenced JSON, a line for each file.
+    """Return *parts* as a text: joined by blank lines, data as fenced JSON, and one line for each file.
 
-    A file that goes with it as an attachment has its line only where there is nothing else to read.
+    Attached files have a line only if there is no other text.
     """
     parts = tuple(parts)
-    told = [part for part in parts if not is_attached(part)]
-    text = "\n\n".join(_person_part(part) for part in told)
+    shown = [part for part in parts if not is_attached(part)]
+    text = "\n\n".join(_person_part(part) for part in shown)
     return _storable(text if text.strip() else "\n".join(_person_part(part) for part in parts))  # type: ignore[no-any-return]
 
 
 def is_attached(part: Part) -> bool:
-    """Whether *part* is a file that was uploaded, and goes beside the text of a ``notify``."""
+    """Whether *part* is an uploaded file, which is attached to a ``notify``."""
     return isinstance(part, FilePart) and part.path is None and part.uri.startswith(PENDING)
 
 
 def attachments(parts: Iterable[Part]) -> tuple[FilePart, ...]:
-    """The files of *parts* that go beside the text of a ``notify``."""
+    """Return the files of *parts* to attach to a ``notify``."""
     return tuple(part for part in parts if isinstance(part, FilePart) and is_attached(part))
 
 
 def attachment(file: FilePart) -> dict[str, Any]:
-    """What ``notify`` says of a file that was uploaded."""
+    """Return an uploaded file as ``notify`` takes it."""
     fields: dict[str, Any] = {"uri": file.uri, "name": file.name or UNNAMED}
     fields |= {"mimeType": file.mime_type} if file.mime_type else {}
     fields |= {"size": file.size} if file.size is not None else {}
@@ -94,7 +94,7 @@ def attachment(file: FilePart) -> dict[str, Any]:
 
 
 def notify_fingerprint(parts: Iterable[Part]) -> str:
-    """The fingerprint that the echo of these *parts*, sent to a person, will have."""
+    """Return the fingerprint that the feed's echo of *parts* will have."""
     parts = tuple(parts)
     shown = (attrs.evolve(file, name=file.name or UNNAMED) for file in attachments(parts))
     return fingerprint((TextPart(notify_text(parts)), *shown))
@@ -107,8 +107,7 @@ def _peer_part(part: Part, *, is_first: bool) -> dict[str, Any]:
         return {"kind": "data", "data": part.data}
     is_inline = part.uri.startswith(INLINE)
     if not is_inline and (not part.uri or part.path is not None or part.uri.startswith((PENDING, "file:"))):
-        # A peer can read neither our disk nor our person's uploads.
-        # Peers join the texts of a message without anything between.
+        # Peers can't read local files and uploads. They join text parts without a separator.
         return {"kind": "text", "text": _file_line(part) if is_first else f"\n{_file_line(part)}"}
     match = _DATA_URI.match(part.uri)
     file: dict[str, Any] = {"bytes": part.uri[match.end() :]} if match else {"uri": part.uri}

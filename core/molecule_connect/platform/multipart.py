@@ -1,4 +1,4 @@
-"""Files on their way to the platform: a form that is read from the disk while it is sent."""
+"""Multipart forms with files, which are read from the disk while they are sent."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from molecule_connect.models import FilePart
 
 PIECE = 256 * 1024
 UNKNOWN_TYPE = "application/octet-stream"
-# Anything else could end the header that the type stands in.
+# Other characters could end the header early.
 _PLAIN_TYPE = re.compile(
     r"[A-Za-z0-9!#$&^_.+-]{1,60}/[A-Za-z0-9!#$&^_.+-]{1,60}(; ?[A-Za-z0-9-]{1,60}=[A-Za-z0-9._-]{1,60}){0,4}"
 )
@@ -22,7 +22,7 @@ _PLAIN_TYPE = re.compile(
 
 @attrs.frozen(kw_only=True)
 class UploadFile:
-    """One file of it. ``size`` is what is sent: a file that grows meanwhile is cut there."""
+    """A file to upload. If it grows meanwhile, only the first ``size`` bytes are sent."""
 
     path: Path
     name: str
@@ -32,35 +32,35 @@ class UploadFile:
 
 @attrs.frozen
 class Multipart:
-    """A ``multipart/form-data`` body with the field ``files``, for an operation."""
+    """A ``multipart/form-data`` body with the field ``files``."""
 
     files: tuple[UploadFile, ...]
     boundary: str = attrs.field(factory=lambda: secrets.token_hex(16))
 
     @classmethod
     def of(cls, files: Iterable[FilePart]) -> "Multipart":
-        """The form of *files*, each with a ``path``.
+        """Make a form of *files*, each of which has a ``path``.
 
         Raises:
-            ConfigError: One of them cannot be read, or is empty: the platform refuses empty files.
+            ConfigError: One of them can't be read, or is empty, which the platform rejects.
         """
         return cls(tuple(_upload_file(file) for file in files))
 
     @property
     def content_type(self) -> str:
-        """The header that goes with it."""
+        """The value of the ``Content-Type`` header."""
         return f"multipart/form-data; boundary={self.boundary}"
 
     @property
     def length(self) -> int:
-        """Bytes of the whole body."""
+        """Size of the whole body, in bytes."""
         return sum(len(self._head(file)) + file.size + 2 for file in self.files) + len(self._end)
 
     def pieces(self) -> Iterator[bytes]:
-        """The body, a piece at a time. Reads from the disk.
+        """Yield the body in pieces, reading from the disk.
 
         Raises:
-            ConfigError: A file cannot be read any more, or became shorter.
+            ConfigError: A file can't be read any more, or became shorter.
         """
         for file in self.files:
             yield self._head(file)
@@ -90,7 +90,7 @@ def _content(file: UploadFile) -> Iterator[bytes]:
             left -= len(piece)
             yield piece
     if left:
-        raise OSError("it became shorter meanwhile")
+        raise OSError("it became shorter while it was sent")
 
 
 def _upload_file(file: FilePart) -> UploadFile:
@@ -100,12 +100,12 @@ def _upload_file(file: FilePart) -> UploadFile:
             raise FileNotFoundError("it is not on this machine")
         size = file.path.stat().st_size
         if not file.path.is_file() or not os.access(file.path, os.R_OK):
-            raise OSError("it is no file that can be read")
+            raise OSError("it is not a readable file")
     except (OSError, ValueError) as exc:
         raise _unreadable(name, exc) from exc
     if not size:
         raise ConfigError(
-            f"the file {name[:100]!r} is empty: the platform takes no empty files", hint="write into it first"
+            f"the file {name[:100]!r} is empty, and the platform rejects empty files", hint="send a file with content"
         )
     guessed = file.mime_type or type_by_name(name) or UNKNOWN_TYPE
     mime_type = guessed if _PLAIN_TYPE.fullmatch(guessed) else UNKNOWN_TYPE
@@ -114,4 +114,4 @@ def _upload_file(file: FilePart) -> UploadFile:
 
 def _unreadable(name: str, exc: OSError | ValueError) -> ConfigError:
     reason = getattr(exc, "strerror", None) or exc
-    return ConfigError(f"the file {name[:100]!r} cannot be sent: {reason}", hint="check that it is there")
+    return ConfigError(f"the file {name[:100]!r} cannot be sent: {reason}", hint="check that it exists and is readable")

@@ -14,7 +14,7 @@ import attrs
 from molecule_connect.files import pending_id, pending_uri
 from molecule_connect.models import DataPart, FilePart, Part, TextPart
 
-# Parts of one message that are read one by one, which takes microseconds each; a megabyte can hold half a million.
+# Reading a part takes microseconds, and a megabyte can hold half a million of them.
 MOST_PARTS = 5_000
 _FILE_KINDS = frozenset({"file", "image", "audio", "video"})
 _URI_KEYS = ("uri", "url", "fileWithUri", "file_with_uri")
@@ -25,7 +25,7 @@ _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 def clean(text: str) -> str:
-    """*text* with half surrogate pairs replaced: they can neither be stored nor sent."""
+    """Replace unpaired surrogates in *text*, which can be neither stored nor sent."""
     if text.isascii():
         return text
     try:
@@ -36,7 +36,7 @@ def clean(text: str) -> str:
 
 
 def first_text(source: Mapping[str, Any], *keys: str) -> str | None:
-    """The first of *keys* whose value is text and not empty. A number or null is never taken for text."""
+    """Return the first value of *keys* that is a non-empty string."""
     for key in keys:
         value = source.get(key)
         if value and isinstance(value, str):
@@ -45,9 +45,9 @@ def first_text(source: Mapping[str, Any], *keys: str) -> str | None:
 
 
 def read_parts(value: object) -> tuple[Part, ...]:
-    """The parts in *value*: a list of parts, one part, or plain text (A2A 0.2 ``content``).
+    """Return the parts in *value*: a list of parts, one part, or plain text (A2A 0.2 ``content``).
 
-    Of a list, parts after the first 5,000 are one part of data, as they are.
+    Parts after the first 5,000 of a list become a single data part.
     """
     if isinstance(value, list):
         parts = tuple(read_part(item) for item in value[:MOST_PARTS] if item is not None)
@@ -58,7 +58,7 @@ def read_parts(value: object) -> tuple[Part, ...]:
 
 
 def read_part(part: object) -> Part:
-    """One part. Never raises, and never loses what it does not know."""
+    """Read a part. Never raises. An unknown part becomes a data part."""
     if isinstance(part, str):
         return TextPart(clean(part))
     if not isinstance(part, dict):
@@ -78,7 +78,7 @@ def read_part(part: object) -> Part:
 
 
 def read_file(part: Mapping[str, Any]) -> FilePart | None:
-    """The file that *part* names, or None when it gives neither an address nor bytes."""
+    """Return the file that *part* names, or None if it has neither an address nor bytes."""
     nested = part.get("file")
     file: Mapping[str, Any] = nested if isinstance(nested, dict) else part
     mime_type = first_text(file, *_MIME_KEYS) or first_text(part, *_MIME_KEYS) or ""
@@ -98,7 +98,7 @@ def read_file(part: Mapping[str, Any]) -> FilePart | None:
 
 
 def read_manifest(body: Mapping[str, Any], workspace_id: str) -> tuple[FilePart, ...]:
-    """The file that an upload row announces; its address is made of the ids where the row has none that can be used."""
+    """Return the file that an upload row announces. If the row has no valid address, it is made from the ids."""
     file_id = first_text(body, "file_id", "fileId", "id")
     built = pending_uri(workspace_id, file_id) if file_id else ""
     file = read_file(body if first_text(body, *_URI_KEYS) or not built else {**body, "uri": built})
@@ -108,7 +108,7 @@ def read_manifest(body: Mapping[str, Any], workspace_id: str) -> tuple[FilePart,
 
 
 def fingerprint(parts: Iterable[Part]) -> str:
-    """Equal for equal parts and for nothing else (a 96-bit hash). A file counts by address, name and type."""
+    """Return a 96-bit hash of *parts*. A file counts by address, name and type."""
     digest = hashlib.blake2b(digest_size=12)
     for part in parts:
         if isinstance(part, TextPart):

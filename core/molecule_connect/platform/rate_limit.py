@@ -1,11 +1,11 @@
-"""Shares the platform's rate limit of one origin, so that a heartbeat always fits.
+"""The platform's rate limit for one origin, shared so that heartbeats always fit.
 
-The platform counts requests in fixed windows of a minute and gives limit, remainder and time to the next window in
-``X-RateLimit-*`` (contract 1.4). All other requests leave a reserve for heartbeats. Once they had to wait for the next
-window, they are spread evenly over it. Platforms of 2026-08 count each token by itself, which shows by their counts.
+The platform counts requests in fixed windows of a minute and reports limit, remaining requests and time to the next
+window in ``X-RateLimit-*`` (contract 1.4). All other requests leave a reserve for heartbeats. If they had to wait for
+the next window, they are spread evenly over it. Platforms of 2026-08 have a limit per token, which their counts show.
 
-So that peers that write a lot don't use up the window, their answers leave half of it to reads and answers to people:
-half may be sent at once, the other half is spread over the window. Peers take turns.
+Replies to peers leave half of the window to reads and replies to people, so that busy peers can't use it up. The other
+half is spread over the window. Peers take turns.
 """
 
 import asyncio
@@ -18,28 +18,28 @@ from molecule_connect.platform.endpoints import Priority
 
 WINDOW = 60.0
 SHARE = 0.6
-# Of what reads and sends may use: left to others by messages to peers, and used by reads at once.
+# Shares of the requests for reads and sends: what messages to peers leave to others, and what reads may use at once.
 RESERVE, READ_AT_ONCE = 0.5, 0.25
-# What a window may be used up to at most by heartbeats alone.
+# Largest share of a window that is reserved for heartbeats.
 MOST_RESERVED = 0.9
-# What registering leaves to the heartbeats of those that are registered.
+# Share that registering leaves to the heartbeats of registered workspaces.
 RESERVED_AT_START = 0.25
 LONGEST_SAFETY = 300.0
-# The platform of 2026-05 takes a workspace for gone after 90 s without a beat.
-LONGEST_BEAT = 60.0
+# The platform of 2026-05 treats a workspace as gone after 90 s without a heartbeat.
+LONGEST_HEARTBEAT = 60.0
 LONGEST_REFUSAL = 300.0
 _USUAL = 30.0
-# Polls of a workspace that has no event stream, while nothing arrives.
+# Interval of polls without an event stream while the feed is quiet.
 _POLL = 5.0
-# Once starts are spread, what a priority yields to.
+# The priorities that start first while requests are spread.
 _BEFORE = {
     Priority.LOOKUP: (Priority.REGISTER,),
-    # A stream saves polls, and what was read before has to be answered.
+    # A stream saves polls, and messages that were read have to be answered.
     Priority.READ: (Priority.REGISTER, Priority.LOOKUP, Priority.STREAM, Priority.SEND),
     Priority.STREAM: (Priority.REGISTER, Priority.LOOKUP),
 }
-# Answers after which the platform's count shows whether it counts all workspaces together.
-ENOUGH_ANSWERS = 20
+# Responses after which the platform's counts show whether all workspaces share a limit.
+ENOUGH_RESPONSES = 20
 
 
 def _say_nothing(text: str) -> None:
@@ -54,11 +54,14 @@ class _Turn:
 
 
 class RateLimiter:
-    """Says when requests to one origin may start.
+    """Delays requests to one origin.
+
+    Args:
+        say: Receives notices for the operator.
 
     Attributes:
-        workspaces: How many workspaces share it; kept by ``join`` and ``leave``.
-        limit: Requests per window, or None while the platform sets none ("unlimited" is a value too).
+        workspaces: How many workspaces share the limit; see ``join`` and ``leave``.
+        limit: Requests per window, or None if the platform has no limit ("unlimited" is a possible value).
     """
 
     def __init__(
@@ -72,12 +75,12 @@ class RateLimiter:
         self.limit: int | None = None
         self._clock, self._sleep, self._say = clock, sleep, say
         self._remaining = 0
-        # When the window ends as far as we know, and as the platform last said; ours is up to a second early.
-        self._window_end, self._told_end = 0.0, float("-inf")
-        # Those of the window before that are still under way were counted there.
-        self._under_way = self._carried_over = 0
-        # Of this window: our requests, our answers, the platform's highest count, and what others used at least.
-        self._own = self._answers = self._counted = self._others = 0
+        # End of the window by this clock, up to a second early, and as the platform last reported it.
+        self._window_end, self._reported_end = 0.0, float("-inf")
+        # Running requests, and those of them that the platform counted in the window before.
+        self._running = self._carried_over = 0
+        # In this window: requests, responses, the platform's highest count, and a lower bound of requests of others.
+        self._own = self._responses = self._counted = self._others = 0
         self._others_before = 0
         self._is_shared = True
         self._blocked_until: dict[Priority, float] = {}
@@ -85,23 +88,23 @@ class RateLimiter:
         self._queues = {(priority, to_peer): deque[_Turn]() for priority in Priority for to_peer in (False, True)}
         self._turns = _Turns()
         self._spread_until = self._next_start = 0.0
-        self._said = ""
+        self._reported_state = ""
 
     def join(self) -> None:
-        """One workspace more uses this origin."""
+        """Count a workspace that uses this origin."""
         self.workspaces += 1
 
     def leave(self) -> None:
-        """One workspace less."""
+        """Stop counting a workspace."""
         self.workspaces -= 1
 
     @property
     def is_limited(self) -> bool:
-        """Whether requests have to be saved: what isn't needed should not be sent."""
+        """Whether requests are scarce, and unnecessary ones should be skipped."""
         return self._is_spread(self._clock())
 
     def wait(self, priority: Priority, *, to_peer: bool = False) -> float:
-        """Seconds until a request of *priority* may start. A message *to_peer* leaves a reserve to others."""
+        """Return the seconds until a request may start. A message *to_peer* leaves a reserve to others."""
         now = self._clock()
         self._roll(now)
         wait = self._blocked_until.get(priority, 0.0) - now
@@ -110,17 +113,17 @@ class RateLimiter:
             if left <= 0:
                 wait = max(wait, rest)
             elif to_peer:
-                # The reserve shrinks with the rest of the window.
+                # The reserve shrinks towards the end of the window.
                 wait = max(wait, rest - left * WINDOW / ((self.limit - self._reserve(priority)) * RESERVE))
             if self._is_spread(now):
                 wait = max(wait, self._next_start - now + (self._spacing(priority) if self._yields(priority) else 0.0))
         return max(0.0, wait)
 
     async def admit(self, priority: Priority, *, peer: str = "") -> None:
-        """Returns when a request of *priority* may start. Each is followed by exactly one ``ended``.
+        """Wait until a request of *priority* may start. Call ``ended`` once after each request.
 
         Args:
-            peer: Whom the message is for, if it is for a peer.
+            peer: The receiving peer of a message.
         """
         if not peer:
             await self._admit(priority)
@@ -147,11 +150,11 @@ class RateLimiter:
             queue.remove(turn)
             if queue:
                 queue[0].is_next.set()
-        self._under_way += 1
+        self._running += 1
         self._own += 1
 
     def read_rest(self) -> float:
-        """Seconds between two reads that events ask for, so that these use at most half of what is left."""
+        """Return the seconds between reads after events, so that these use at most half of the remaining requests."""
         now = self._clock()
         self._roll(now)
         if self.limit is None or not self._is_shared:
@@ -164,17 +167,17 @@ class RateLimiter:
     def ended(
         self, priority: Priority, headers: Mapping[str, str] | None = None, *, refused_for: float | None = None
     ) -> None:
-        """A request of *priority* is over: what its answer's *headers* say of the window.
+        """Record the end of a request.
 
         Args:
-            headers: By lower-case name; None when no answer came.
-            refused_for: Seconds of a 429's Retry-After; None when it was no 429.
+            headers: The headers of the response by lower-case name; None without a response.
+            refused_for: Seconds of the Retry-After of a 429; None for another status.
         """
-        self._under_way -= 1
+        self._running -= 1
         self._carried_over = max(0, self._carried_over - 1)
         now = self._clock()
         if refused_for is not None:
-            longest = LONGEST_BEAT if priority is Priority.HEARTBEAT else LONGEST_REFUSAL
+            longest = LONGEST_HEARTBEAT if priority is Priority.HEARTBEAT else LONGEST_REFUSAL
             self._blocked_until[priority] = now + min(refused_for, longest)
         if headers is None or "x-ratelimit-limit" not in headers:
             return
@@ -184,36 +187,36 @@ class RateLimiter:
         self.limit = limit or None
         if limit and remaining is not None:
             self._count(now, limit, remaining, reset if reset is not None and 0 < reset <= WINDOW else None)
-        self._tell()
+        self._report()
 
     def _count(self, now: float, limit: int, remaining: int, reset: int | None) -> None:
         self._roll(now)
-        unsaid = self._told_end if now < self._told_end else now + WINDOW
-        end = unsaid if reset is None else now + reset
-        if end > self._told_end + WINDOW / 2:
-            # Those of our requests that are still under way are counted in this window too.
-            self._own, self._others_before = self._under_way + 1, self._others
-            self._answers = self._counted = self._others = 0
-            self._window_end = self._told_end = end
-        elif self._window_end > self._told_end + WINDOW / 2:
-            return  # it was counted in the window that we have left
+        expected = self._reported_end if now < self._reported_end else now + WINDOW
+        end = expected if reset is None else now + reset
+        if end > self._reported_end + WINDOW / 2:
+            # Running requests count in this window, too.
+            self._own, self._others_before = self._running + 1, self._others
+            self._responses = self._counted = self._others = 0
+            self._window_end = self._reported_end = end
+        elif self._window_end > self._reported_end + WINDOW / 2:
+            return  # it was counted in the window before
         self._remaining = remaining
-        self._answers += 1
+        self._responses += 1
         self._counted = max(self._counted, limit - remaining)
         self._others = max(self._others, limit - remaining - self._own)
-        if self._answers >= ENOUGH_ANSWERS:
-            self._is_shared = self._counted >= self._answers / 2
+        if self._responses >= ENOUGH_RESPONSES:
+            self._is_shared = self._counted >= self._responses / 2
 
     def safety_interval(self, usual: float = _USUAL, *, trusted: bool) -> float:
-        """Seconds between safety reads: *usual*, or more in a small window; at most 300 with a *trusted* stream."""
-        return self._stretched(usual, SHARE, LONGEST_SAFETY if trusted else LONGEST_BEAT)
+        """Return the interval of safety reads: *usual*, or longer for a low limit; at most 300 s if *trusted*."""
+        return self._stretched(usual, SHARE, LONGEST_SAFETY if trusted else LONGEST_HEARTBEAT)
 
     def heartbeat_interval(self, usual: float = _USUAL) -> float:
-        """Seconds between beats of one workspace: *usual*, more where the window is small; 60 at most."""
-        return self._stretched(usual, 1 - SHARE, LONGEST_BEAT)
+        """Return the interval of heartbeats: *usual*, or longer for a low limit; at most 60 s."""
+        return self._stretched(usual, 1 - SHARE, LONGEST_HEARTBEAT)
 
     def poll_interval(self, usual: float = _POLL) -> float:
-        """Seconds between polls without a stream: *usual*, or more in a small window; at most 60."""
+        """Return the interval of polls without a stream: *usual*, or longer for a low limit; at most 60 s."""
         return self.safety_interval(usual, trusted=False)
 
     def _stretched(self, usual: float, share: float, longest: float) -> float:
@@ -227,25 +230,25 @@ class RateLimiter:
         return max(self._others, self._others_before)
 
     def _yields(self, priority: Priority) -> bool:
-        """Whether the next start belongs to another priority. Messages to peers have no such right."""
+        """Whether another priority starts first. Messages to peers never do."""
         return any(self._queues[other, False] for other in _BEFORE.get(priority, ()))
 
     def _left(self, priority: Priority) -> float:
-        """How many requests of *priority* may start in the current window."""
-        return self._remaining - (self._under_way - self._carried_over) - self._reserve(priority)
+        """Return how many requests of *priority* may start in the current window."""
+        return self._remaining - (self._running - self._carried_over) - self._reserve(priority)
 
     def _reserve(self, priority: Priority) -> float:
-        """How much of a window *priority* leaves to heartbeats."""
+        """Return how many requests of a window *priority* leaves to heartbeats."""
         limit = self.limit or 0
         if priority in (Priority.REGISTER, Priority.LOOKUP):
-            # A workspace that isn't registered yet needs no heartbeats.
+            # A workspace sends no heartbeats before it is registered.
             return RESERVED_AT_START * limit
         return min(
             MOST_RESERVED * limit, max((1 - SHARE) * limit, self.workspaces * WINDOW / self.heartbeat_interval())
         )
 
     def _is_spread(self, now: float) -> bool:
-        """Whether the requests of a window are spread over it: they had to wait, or are more than fit as usual."""
+        """Whether requests are spread over the window, because they had to wait or are too many for the limit."""
         return now < self._spread_until or self.heartbeat_interval() > _USUAL
 
     def _spacing(self, priority: Priority) -> float:
@@ -253,45 +256,45 @@ class RateLimiter:
         return WINDOW / max(1.0, limit - self._reserve(priority) - self._used_by_others())
 
     def _roll(self, now: float) -> None:
-        """Enter the next window, as far as our clock tells; the next answer says exactly when it ends."""
+        """Enter the next window by this clock. The next response reports its exact end."""
         if self.limit is not None and now >= self._window_end > 0.0:
             self._window_end = now + WINDOW
-            self._remaining, self._carried_over = self.limit, self._under_way
+            self._remaining, self._carried_over = self.limit, self._running
             if any(queue for (priority, _), queue in self._queues.items() if priority is not Priority.HEARTBEAT):
                 self._spread_until = self._window_end
 
-    def _tell(self) -> None:
-        if self.workspaces >= 2 * ENOUGH_ANSWERS and self._answers < ENOUGH_ANSWERS:
+    def _report(self) -> None:
+        if self.workspaces >= 2 * ENOUGH_RESPONSES and self._responses < ENOUGH_RESPONSES:
             return
-        said, text = self._words()
-        if said != self._said:
-            self._said = said
+        state, text = self._state()
+        if state != self._reported_state:
+            self._reported_state = state
             self._say(text)
 
-    def _words(self) -> tuple[str, str]:
-        """What there is to say of the limit: a word for it, and the text."""
+    def _state(self) -> tuple[str, str]:
+        """Return the state of the limit, and its description for the operator."""
         count, limit = self.workspaces, self.limit or 0
         safety, beat, poll = self.safety_interval(trusted=True), self.heartbeat_interval(), self.poll_interval()
         free = max(1, limit - self._used_by_others())
         # At the longest intervals, with an event stream each.
-        fit = int(free / (WINDOW / LONGEST_BEAT + WINDOW / LONGEST_SAFETY))
+        fit = int(free / (WINDOW / LONGEST_HEARTBEAT + WINDOW / LONGEST_SAFETY))
         if self.limit is not None and self._is_shared and count > fit:
             return "too small", (
                 f"{count} workspaces can't keep to the platform's limit of {limit} requests a minute: about {fit} can, "
-                "with an event stream each, and the others will look offline at times -> serve fewer from this "
-                "address, serve some from another one, or raise the platform's RATE_LIMIT"
+                "each with an event stream; the others will look offline at times -> serve fewer from this address, "
+                "serve some from another one, or raise the platform's RATE_LIMIT"
             )
         if safety > _USUAL or beat > _USUAL:
             return "small", (
-                f"the platform allows {limit} requests a minute, which {count} workspaces share: safety reads now come "
-                f"every {safety:.0f} s, heartbeats every {beat:.0f} s, and polls where there is no event stream every "
-                f"{poll:.0f} s -> fewer workspaces, a longer --interval-ms, another address or a higher RATE_LIMIT help"
+                f"{count} workspaces share the platform's limit of {limit} requests a minute: safety reads now run "
+                f"every {safety:.0f} s, heartbeats every {beat:.0f} s, and polls without an event stream every "
+                f"{poll:.0f} s -> serve fewer workspaces, use a longer --interval-ms, or raise RATE_LIMIT"
             )
-        return "", "the platform's rate limit is wide enough again: safety reads and heartbeats come as usual"
+        return "", "the platform's rate limit is high enough again: safety reads and heartbeats run as usual"
 
 
 class _Turns:
-    """A lock for which peers queue up, each behind its own messages; the lock goes round."""
+    """A lock that peers get in turn; the messages of a peer keep their order."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
@@ -299,7 +302,7 @@ class _Turns:
 
     @asynccontextmanager
     async def of(self, peer: str) -> AsyncIterator[None]:
-        """Hold the lock inside the block."""
+        """Hold the lock for *peer* in an ``async with`` block."""
         if self._is_taken:
             turn = asyncio.get_running_loop().create_future()
             self._waiting.setdefault(peer, deque()).append(turn)
@@ -307,15 +310,15 @@ class _Turns:
                 await turn
             except asyncio.CancelledError:
                 if not turn.cancelled():
-                    self._hand_on()
+                    self._pass_on()
                 raise
         self._is_taken = True
         try:
             yield
         finally:
-            self._hand_on()
+            self._pass_on()
 
-    def _hand_on(self) -> None:
+    def _pass_on(self) -> None:
         self._is_taken = False
         while self._waiting:
             peer = next(iter(self._waiting))

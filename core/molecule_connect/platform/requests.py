@@ -92,7 +92,7 @@ class RequestContext:
 
     def update_clock(self, response: HttpResponse) -> None:
         """Read the platform's time from *response*."""
-        self.platform_clock.saw(parse_http_date(response.headers.get("date")))
+        self.platform_clock.record(parse_http_date(response.headers.get("date")))
 
     def check_absent(self, operation: Operation[Any]) -> None:
         """Raise EndpointAbsentError for an endpoint that was absent less than an hour ago."""

@@ -1,4 +1,4 @@
-"""How connections are opened: by which proxy, whom they trust, and with which certificate."""
+"""Proxies, trusted certificates and client certificates of connections."""
 
 import importlib.util
 import os
@@ -23,16 +23,16 @@ _LIKE_A_PROXY = "write it like http://proxy.example:3128, or name the platform's
 
 
 class Trust:
-    """How a transport is opened; certificates are read once, and only where they are needed."""
+    """Options of transports. Certificates are read once, and only if they are needed."""
 
     def __init__(self) -> None:
         self._contexts: dict[Tls, ssl.SSLContext] = {}
 
     def options(self, address: ApiAddress, connections: int | None, tls: Tls = USUAL_TLS) -> dict[str, Any]:
-        """What httpx's transports are made with, for at most so many connections to *address*.
+        """Return the options of an httpx transport with at most *connections* to *address*.
 
         Raises:
-            ConfigError: A proxy, a certificate or a key cannot be used; the text names the variable or the file.
+            ConfigError: A proxy, certificate or key can't be used. The text names the variable or the file.
         """
         proxy = proxy_for(address)
         limits = httpx.Limits(
@@ -41,11 +41,11 @@ class Trust:
         return {"verify": self._tls(address, proxy, tls), "limits": limits, "proxy": proxy, "trust_env": False}
 
     def check(self, address: ApiAddress, tls: Tls = USUAL_TLS) -> None:
-        """Raises ConfigError where ``options`` does."""
+        """Raise the errors of ``options``."""
         self.options(address, None, tls)
 
     def _tls(self, address: ApiAddress, proxy: str | None, tls: Tls) -> ssl.SSLContext:
-        # Reading the certificates takes 14 ms; plain http needs none.
+        # Reading the CA certificates takes 14 ms, and plain http needs none.
         if address.origin.startswith("http:") and proxy is None:
             return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         if tls not in self._contexts:
@@ -59,10 +59,10 @@ def proxy_for(
     proxies: Callable[[], dict[str, str]] = urllib.request.getproxies,
     bypass: Callable[[str], bool] = urllib.request.proxy_bypass,
 ) -> str | None:
-    """The proxy that the environment names for *address*; none for this machine itself.
+    """Return the proxy for *address* from the environment; None for loopback addresses.
 
     Raises:
-        ConfigError: It cannot be used.
+        ConfigError: It can't be used.
     """
     parts = urlsplit(address.origin)
     if address.is_loopback:
@@ -78,14 +78,14 @@ def proxy_for(
 
 
 def proxy_source(origin: str) -> str:
-    """The variable that names the proxy for *origin*; empty where none does."""
+    """Return the name of the variable with the proxy for *origin*, or ""."""
     names = (f"{urlsplit(origin).scheme}_proxy", "all_proxy")
     spelled = (each for name in names for each in (name, name.upper()))
     return next((name for name in spelled if os.environ.get(name)), "")
 
 
 def _checked_proxy(proxy: str, variable: str) -> str:
-    """*proxy*, which can be connected to. No text shows it: it may hold a password."""
+    """Check and return *proxy*. No error quotes it, because it may contain a password."""
     source = variable or "the proxy settings of this machine"
     if not proxy.isprintable() or " " in proxy:
         raise ConfigError(f"{source} holds a line ending or a blank", hint=_LIKE_A_PROXY)
@@ -99,7 +99,7 @@ def _checked_proxy(proxy: str, variable: str) -> str:
         raise ConfigError(f"{source} is not the address of a proxy", hint=_LIKE_A_PROXY)
     if parts.scheme.startswith("socks") and importlib.util.find_spec("socksio") is None:
         raise ConfigError(
-            f"{source} names a SOCKS proxy, and the package for those is not installed",
+            f"{source} names a SOCKS proxy, and the package for SOCKS is not installed",
             hint='run: python -m pip install "httpx[socks]"',
         )
     return proxy
@@ -109,8 +109,8 @@ def _check_exceptions() -> None:
     for name in ("no_proxy", "NO_PROXY"):
         if not os.environ.get(name, "").isprintable():
             raise ConfigError(
-                f"{name} holds a line ending or another character that cannot be seen",
-                hint="write hosts with commas between them, like localhost,platform.example",
+                f"{name} contains a line ending or another invisible character",
+                hint="separate hosts by commas, like localhost,platform.example",
             )
 
 
@@ -126,9 +126,11 @@ def _context(tls: Tls) -> ssl.SSLContext:
     else:
         context = httpx.create_ssl_context(trust_env=False)
     if tls.client_cert is not None:
-        _show(context, tls.client_cert, tls.client_key)
+        _load_client_certificate(context, tls.client_cert, tls.client_key)
     elif tls.client_key is not None:
-        raise ConfigError("a client key was given without a certificate", hint="name that with --client-cert")
+        raise ConfigError(
+            "a client key was given without a certificate", hint="pass the certificate with --client-cert"
+        )
     return context
 
 
@@ -138,13 +140,13 @@ def _trusting(file: str | None, folder: str | None, *, source: str) -> ssl.SSLCo
     except (OSError, ValueError) as exc:
         raise ConfigError(
             f"{source} cannot be used: {_reason(exc, 'it holds no certificates')}",
-            hint="name a file of certificates in PEM form",
+            hint="pass a file with certificates in PEM format",
         ) from exc
 
 
 def _check_folders(path: str) -> None:
-    # OpenSSL takes any folder, and trusts nobody then.
-    hint = "name folders of certificates that 'openssl rehash' was run on, or a file with SSL_CERT_FILE"
+    # OpenSSL accepts any folder, and then trusts no certificate.
+    hint = "set it to folders that 'openssl rehash' was run on, or set SSL_CERT_FILE to a file"
     try:
         names = [name for folder in path.split(":") if folder for name in os.listdir(folder)]  # noqa: PTH208
     except OSError as exc:
@@ -162,29 +164,29 @@ def _check_key_log() -> None:
     except OSError as exc:
         raise ConfigError(
             f"SSLKEYLOGFILE ({path}) cannot be written: {exc.strerror}",
-            hint="unset it, unless you mean to look into connections; then name a file that can be written",
+            hint="unset it, or set it to a writable file to debug connections",
         ) from exc
 
 
-def _show(context: ssl.SSLContext, certificate: Path, key: Path | None) -> None:
+def _load_client_certificate(context: ssl.SSLContext, certificate: Path, key: Path | None) -> None:
     secret = key or certificate
     try:
         if exposed := files.exposure(secret.stat(), secret):
             raise ConfigError(f"the client key {secret} {exposed[0]}", hint=exposed[1])
-        # Asked for a password, OpenSSL would wait at the terminal.
+        # Without this, OpenSSL asks for a password at the terminal.
         context.load_cert_chain(certificate, key, password=lambda: b"")
     except (OSError, ValueError) as exc:
         named = str(certificate) if key is None else f"{certificate} with the key {key}"
-        reason = _reason(exc, "they don't belong together, or one is not in PEM form without a password")
+        reason = _reason(exc, "they don't belong together, or one is not in PEM format without a password")
         raise ConfigError(
             f"the client certificate {named} cannot be used: {reason}",
-            hint="name a PEM file with certificate and key, or the certificate with --client-cert and its key with"
+            hint="pass a PEM file with certificate and key, or the certificate with --client-cert and the key with"
             " --client-key",
         ) from exc
 
 
 def _reason(exc: Exception, otherwise: str) -> str:
-    """Why a file can't be used. OpenSSL's own words say nothing to those who don't know its sources."""
+    """Return why a file can't be used. OpenSSL's own messages are too cryptic."""
     if isinstance(exc, ssl.SSLError) or not isinstance(exc, OSError):
         return otherwise
     return exc.strerror or type(exc).__name__

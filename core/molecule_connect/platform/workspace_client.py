@@ -94,7 +94,7 @@ class WorkspaceClient:
         times = [mark.time for mark in page.marks if mark.time is not None]
         times += [self._newest] if self._newest is not None else []
         self._newest = max(times, default=None)
-        self._client.platform_clock.saw(self._newest)
+        self._client.platform_clock.record(self._newest)
         return page
 
     def now(self) -> int | None:
