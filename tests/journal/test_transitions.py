@@ -1,7 +1,6 @@
 """States of a message: every allowed change and no other; each is a compare-and-set."""
 
-import sqlite3
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import attrs
@@ -22,68 +21,77 @@ ANSWER = StoredReply(parts=(TextPart("ok"),))
 NOTICE = StoredReply(parts=(TextPart("sorry"),), is_notice=True, reason="it failed")
 PRINT = fingerprint("ok")
 
-Act = Callable[[sqlite3.Connection, StoredMessage], bool]
-# What may happen to a message: from which states, and the state that it ends in.
+Act = Callable[[WorkspaceJournal, StoredMessage], Awaitable[bool]]
+
+
+async def mark_sent(mine: WorkspaceJournal, message: StoredMessage, reply: StoredReply) -> bool:
+    before = facts_of(mine)
+    mine.mark_sent(attrs.evolve(message, reply=reply), at=NOW)
+    await mine.sends_committed()
+    return facts_of(mine) != before
+
+
+def facts_of(mine: WorkspaceJournal) -> object:
+    return mine._reader.execute("SELECT * FROM message").fetchall()
+
+
+# The transitions of a message: from which states, and the state that each ends in.
 ARROWS: dict[str, tuple[Act, set[State], State]] = {
-    "start": (lambda db, entry: transitions.start(db, entry, EPOCH), {State.RECEIVED}, State.RUNNING),
-    "put back": (
-        lambda db, entry: transitions.requeue(
-            db, entry, EPOCH, counts=True, failed_at=EPOCH, not_before=EPOCH + 5, error="no"
-        ),
+    "start": (lambda mine, one: mine.start(one), {State.RECEIVED}, State.RUNNING),
+    "requeue": (
+        lambda mine, one: mine.requeue(one, counts=True, failed_at=EPOCH, not_before=EPOCH + 5, error="no"),
         {State.RUNNING},
         State.RECEIVED,
     ),
-    "answer": (
-        lambda db, entry: transitions.store_reply(db, entry, ANSWER, EPOCH, at=NOW, send_print=None, ran=True),
+    "store reply": (
+        lambda mine, one: mine.store_reply(one, ANSWER, at=NOW, send_print=None),
         {State.RUNNING},
         State.ANSWERED,
     ),
-    "answer again": (
-        lambda db, entry: transitions.store_reply(db, entry, ANSWER, EPOCH, at=NOW, send_print=None, ran=False),
+    "reuse reply": (
+        lambda mine, one: mine.store_reply(one, ANSWER, at=NOW, send_print=None, ran=False),
         {State.RECEIVED},
         State.ANSWERED,
     ),
-    "silence": (lambda db, entry: transitions.finish_without_reply(db, entry, EPOCH), {State.RUNNING}, State.DONE),
+    "finish without reply": (lambda mine, one: mine.finish_without_reply(one), {State.RUNNING}, State.DONE),
+    "prepare send": (
+        lambda mine, one: mine.prepare_send(one, at=NOW, send_print=None),
+        {State.ANSWERED},
+        State.ANSWERED,
+    ),
+    "replace reply": (
+        lambda mine, one: mine.replace_reply(one, ANSWER, send_print=None),
+        {State.ANSWERED},
+        State.ANSWERED,
+    ),
     "fail to send": (
-        lambda db, entry: transitions.record_failed_send(db, entry, EPOCH, not_before=None, in_doubt=True),
+        lambda mine, one: mine.record_failed_send(one, not_before=None, in_doubt=1),
         {State.ANSWERED},
         State.ANSWERED,
     ),
-    "deliver": (
-        lambda db, entry: transitions.mark_sent(db, attrs.evolve(entry, reply=ANSWER), EPOCH, at=NOW),
-        {State.ANSWERED},
-        State.DONE,
-    ),
-    "deliver a notice": (
-        lambda db, entry: transitions.mark_sent(db, attrs.evolve(entry, reply=NOTICE), EPOCH, at=NOW),
-        {State.ANSWERED},
-        State.DEAD,
-    ),
+    "send reply": (lambda mine, one: mark_sent(mine, one, ANSWER), {State.ANSWERED}, State.DONE),
+    "send notice": (lambda mine, one: mark_sent(mine, one, NOTICE), {State.ANSWERED}, State.DEAD),
     "defer": (
-        lambda db, entry: transitions.defer(db, entry, EPOCH, not_before=EPOCH + 5, error="later"),
+        lambda mine, one: mine.defer(one, not_before=EPOCH + 5, error="later"),
         {State.RECEIVED},
         State.RECEIVED,
     ),
-    "mark_dead when received": (
-        lambda db, entry: transitions.mark_dead(db, entry, State.RECEIVED, "no", EPOCH),
+    "mark dead when received": (
+        lambda mine, one: mine.mark_dead(one, State.RECEIVED, "no"),
         {State.RECEIVED},
         State.DEAD,
     ),
-    "mark_dead when running": (
-        lambda db, entry: transitions.mark_dead(db, entry, State.RUNNING, "no", EPOCH),
+    "mark dead when running": (
+        lambda mine, one: mine.mark_dead(one, State.RUNNING, "no"),
         {State.RUNNING},
         State.DEAD,
     ),
-    "mark_dead when answered": (
-        lambda db, entry: transitions.mark_dead(db, entry, State.ANSWERED, "no", EPOCH),
+    "mark dead when answered": (
+        lambda mine, one: mine.mark_dead(one, State.ANSWERED, "no"),
         {State.ANSWERED},
         State.DEAD,
     ),
-    "replay": (
-        lambda db, entry: transitions.replay(db, WORKSPACE, entry.row_id, EPOCH),
-        {State.DEAD},
-        State.RECEIVED,
-    ),
+    "replay": (lambda mine, one: mine.replay(one.row_id), {State.DEAD}, State.RECEIVED),
 }
 
 
@@ -128,19 +136,17 @@ async def die(mine: WorkspaceJournal, conversation: Conversation = PERSON) -> No
 
 
 @pytest.mark.parametrize("name", ARROWS)
-async def test_each_arrow_starts_where_the_diagram_says_and_nowhere_else(
-    journal: Journal, mine: WorkspaceJournal, name: str
-) -> None:
+async def test_transitions_start_in_their_states_only(journal: Journal, mine: WorkspaceJournal, name: str) -> None:
     act, starts, end = ARROWS[name]
     await receive(mine, inbound())
     entry = head(mine)
     with other_process(journal.path) as db:
         for state in State:
-            # A running message has one attempt more than its entry, which was read before it was started.
+            # The message was read before it was started: on disk, a running one has one attempt more.
             attempt = 1 if state is State.RUNNING else 0
             db.execute("UPDATE message SET state=?, attempt=?, replay=0", (state.value, attempt))
             before = db.execute("SELECT * FROM message").fetchall()
-            assert act(db, entry) is (state in starts), state
+            assert await act(mine, entry) is (state in starts), state
             if state in starts:
                 assert facts(journal, "state") == (end.value,)
             else:
@@ -149,7 +155,7 @@ async def test_each_arrow_starts_where_the_diagram_says_and_nowhere_else(
 
 @pytest.mark.parametrize("name", [name for name in ARROWS if name != "replay"])
 @pytest.mark.parametrize("changed", ["attempt=attempt+1", "replay=replay+1"])
-async def test_whoever_knows_an_older_attempt_or_replay_moves_nothing(
+async def test_transitions_of_an_older_attempt_or_replay_fail(
     journal: Journal, mine: WorkspaceJournal, name: str, changed: str
 ) -> None:
     await receive(mine, inbound())
@@ -159,7 +165,7 @@ async def test_whoever_knows_an_older_attempt_or_replay_moves_nothing(
     with other_process(journal.path) as db:
         db.execute("UPDATE message SET state=?, attempt=?", (state.value, 1 if state is State.RUNNING else 0))
         db.execute(f"UPDATE message SET {changed}")
-        assert not act(db, entry)
+        assert not await act(mine, entry)
 
 
 async def test_a_try_that_counts_is_kept_and_one_that_does_not_is_taken_back(

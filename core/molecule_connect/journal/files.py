@@ -13,7 +13,15 @@ from molecule_connect.files import INLINE_ID, is_file, pending_id
 from molecule_connect.journal import transitions
 from molecule_connect.journal.incoming_files import MOST_FILES, OURS_FOR, files_of, insert, use
 from molecule_connect.journal.journal import Journal
-from molecule_connect.journal.models import Conversation, StoredMessage, StoredReply, dump_parts, load_parts, plain
+from molecule_connect.journal.models import (
+    Conversation,
+    State,
+    StoredMessage,
+    StoredReply,
+    dump_parts,
+    load_parts,
+    plain,
+)
 from molecule_connect.journal.writer import Operation
 from molecule_connect.models import FilePart, Part
 
@@ -284,7 +292,7 @@ class FileJournal:
 
         def run(db: sqlite3.Connection) -> bool:
             self._uploaded(db, files, notes, at)
-            return transitions.replace_reply(db, message, reply, self._wall(), send_print=send_print)
+            return transitions.move(db, message, State.ANSWERED, self._wall(), reply=reply, send_print=send_print)
 
         return await self._put(run, durable=True)
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from molecule_connect.errors import StateLostError
 from molecule_connect.executors import PatientExecutor
@@ -308,8 +308,10 @@ class WorkspaceJournal(ConversationReads):
         return await self._put(lambda db: transitions.requeue_running(db, self.workspace_id, self._journal.wall()))
 
     async def start(self, message: StoredMessage) -> bool:
-        """received -> running. The attempt is on disk before the backend sees the message."""
-        return await self._put(lambda db: transitions.start(db, message, self._journal.wall()))
+        """received -> running. The attempt is committed before the backend sees the message."""
+        return await self._move(
+            message, State.RECEIVED, state=State.RUNNING.value, attempt=message.attempt + 1, not_before=None
+        )
 
     async def requeue(
         self,
@@ -320,54 +322,62 @@ class WorkspaceJournal(ConversationReads):
         not_before: float | None = None,
         error: str = "",
     ) -> bool:
-        """running -> received. *failed_at*: seconds since 1970 by the platform's clock, for a failure."""
-        return await self._put(
-            lambda db: transitions.requeue(
-                db,
-                message,
-                self._journal.wall(),
-                counts=counts,
-                failed_at=failed_at,
-                not_before=not_before,
-                error=error,
-            )
+        """running -> received: the attempt failed or was cut short.
+
+        Args:
+            counts: Whether it was one of the message's attempts.
+            failed_at: When it failed, in seconds since 1970 by the platform's clock; None if it didn't.
+        """
+        return await self._move_running(
+            message,
+            State.RECEIVED,
+            attempt=message.attempt + (1 if counts else 0),
+            not_before=not_before,
+            error=plain(error),
+            first_failed=failed_at if message.first_failed is None else message.first_failed,
         )
 
     async def store_reply(
         self, message: StoredMessage, reply: StoredReply, *, at: int, send_print: str | None, ran: bool = True
     ) -> bool:
-        """running -> answered, on the disk when this returns."""
-        return await self._put(
-            lambda db: transitions.store_reply(
-                db, message, reply, self._journal.wall(), at=at, send_print=send_print, ran=ran
-            ),
+        """running (or received, for a replayed message: not *ran*) -> answered, on disk when this returns.
+
+        Args:
+            at: Microseconds by the platform's clock.
+            send_print: The fingerprint of the reply's echo; None for a peer.
+        """
+        return await self._move(
+            *(message, State.RUNNING if ran else State.RECEIVED),
+            expected=message.attempt + (1 if ran else 0),
+            reply=reply,
             durable=True,
+            state=State.ANSWERED.value,
+            answered_at=at,
+            send_print=send_print,
+            not_before=None,
+            sends=0,
+            in_doubt=0,
+            accepted=0,
+            echo=None,
+            progress=None,
         )
 
     async def finish_without_reply(self, message: StoredMessage) -> bool:
         """running -> done."""
-        return await self._put(lambda db: transitions.finish_without_reply(db, message, self._journal.wall()))
+        return await self._move_running(message, State.DONE)
 
     async def prepare_send(self, message: StoredMessage, *, at: int, send_print: str | None) -> bool:
-        """answered -> answered, with what the sending of a reader's answer needs, on the disk when this returns."""
-        return await self._put(
-            lambda db: transitions.prepare_send(db, message, self._journal.wall(), at=at, send_print=send_print),
-            durable=True,
-        )
+        """answered -> answered, before the first send of a reader's reply; on disk when this returns."""
+        return await self._move(message, State.ANSWERED, durable=True, answered_at=at, send_print=send_print)
 
     async def replace_reply(self, message: StoredMessage, reply: StoredReply, *, send_print: str | None) -> bool:
-        """answered -> answered, with less to send."""
-        return await self._put(
-            lambda db: transitions.replace_reply(db, message, reply, self._journal.wall(), send_print=send_print),
-            durable=True,
-        )
+        """answered -> answered, with another reply; on disk when this returns."""
+        return await self._move(message, State.ANSWERED, reply=reply, durable=True, send_print=send_print)
 
     async def record_failed_send(self, message: StoredMessage, *, not_before: float | None, in_doubt: int) -> bool:
-        """answered -> answered, to be tried again."""
-        return await self._put(
-            lambda db: transitions.record_failed_send(
-                db, message, self._journal.wall(), not_before=not_before, in_doubt=in_doubt
-            )
+        """answered -> answered, to be sent again. *in_doubt*: the number of sends that may have arrived."""
+        return await self._move(
+            message, State.ANSWERED, sends=message.sends + 1, not_before=not_before, in_doubt=in_doubt
         )
 
     def retry_sends_now(self) -> "asyncio.Future[None]":
@@ -384,22 +394,25 @@ class WorkspaceJournal(ConversationReads):
 
     async def mark_dead(self, message: StoredMessage, frm: State, reason: str) -> bool:
         """Any open state -> dead."""
-        return await self._put_dying(
-            message.caller_id, lambda db: transitions.mark_dead(db, message, frm, reason, self._journal.wall())
-        )
+        if frm is State.RUNNING:
+            return await self._move_running(message, State.DEAD, reason=plain(reason), not_before=None)
+        return await self._move(message, frm, state=State.DEAD.value, reason=plain(reason), not_before=None)
 
     async def mark_dead_by_id(self, row_id: str, caller_id: str | None, reason: str, error: str) -> bool:
-        """received, running or answered -> dead, after an unexpected error."""
+        """Any open state -> dead, after an unexpected error with the traceback *error*."""
         wall = self._journal.wall()
-        return await self._put_dying(
-            caller_id, lambda db: transitions.mark_dead_by_id(db, self.workspace_id, row_id, reason, error, wall)
-        )
+
+        def run(db: sqlite3.Connection) -> bool:
+            is_dead = transitions.mark_dead_by_id(db, self.workspace_id, row_id, reason, error, wall)
+            if is_dead:
+                self._trim(db, [caller_id])
+            return is_dead
+
+        return await self._put(run)
 
     async def defer(self, message: StoredMessage, *, not_before: float, error: str) -> bool:
-        """received -> received: the conversation waits."""
-        return await self._put(
-            lambda db: transitions.defer(db, message, self._journal.wall(), not_before=not_before, error=error)
-        )
+        """received -> received: its conversation waits until *not_before*."""
+        return await self._move(message, State.RECEIVED, not_before=not_before, error=plain(error))
 
     async def settle(self, message: StoredMessage) -> bool:
         """Whether an echo shows that *message*'s answer arrived."""
@@ -466,12 +479,15 @@ class WorkspaceJournal(ConversationReads):
         self._commit_sent(message, at)
 
     def _commit_sent(self, message: StoredMessage, at: int) -> None:
-        def run(db: sqlite3.Connection) -> bool:
-            return transitions.mark_sent(db, message, self._journal.wall(), at=at)
-
-        # Only a notice leaves a dead letter.
-        is_notice = message.reply is not None and message.reply.is_notice
-        outcome = self._put_dying(message.caller_id, run) if is_notice else self._put(run)
+        reply = message.reply
+        outcome = self._move(
+            *(message, State.ANSWERED),
+            state=(reply.then if reply else State.DONE).value,
+            reason=(plain(reply.reason) if reply else "") or None,
+            accepted=at,
+            in_doubt=0,
+            not_before=None,
+        )
         outcome.add_done_callback(lambda outcome: self._sent_committed(outcome, message, at))
 
     def _sent_committed(self, outcome: "asyncio.Future[bool]", message: StoredMessage, at: int) -> None:
@@ -515,16 +531,30 @@ class WorkspaceJournal(ConversationReads):
             if count := quotas.trim_dead(db, caller, self._journal.wall()):
                 self._trimmed[caller_id] += count
 
-    def _put_dying(self, caller_id: str | None, run: Callable[[sqlite3.Connection], bool]) -> "asyncio.Future[bool]":
-        """Run a transition that may end in a dead letter."""
+    def _move_running(self, message: StoredMessage, to: State, **changes: Any) -> "asyncio.Future[bool]":
+        """Move *message*, as it was before ``start``."""
+        expected = message.attempt + 1
+        return self._move(message, State.RUNNING, expected=expected, state=to.value, progress=None, **changes)
 
-        def operation(db: sqlite3.Connection) -> bool:
-            has_moved = run(db)
-            if has_moved:
-                self._trim(db, [caller_id])
+    def _move(
+        self,
+        message: StoredMessage,
+        frm: State,
+        *,
+        expected: int | None = None,
+        reply: StoredReply | None = None,
+        durable: bool = False,
+        **changes: Any,
+    ) -> "asyncio.Future[bool]":
+        def run(db: sqlite3.Connection) -> bool:
+            has_moved = transitions.move(
+                db, message, frm, self._journal.wall(), expected=expected, reply=reply, **changes
+            )
+            if has_moved and changes.get("state") == State.DEAD:
+                self._trim(db, [message.caller_id])
             return has_moved
 
-        return self._put(operation)
+        return self._put(run, durable=durable)
 
     def _put(self, run: Operation[T], *, durable: bool = False, large: bool = False) -> "asyncio.Future[T]":
         return self._journal.writer.put(run, durable=durable, large=large)

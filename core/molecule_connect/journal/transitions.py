@@ -1,4 +1,4 @@
-"""Every change of a message's state, as SQL. Each is a compare-and-set: False means that somebody else was faster."""
+"""Changes of messages' states, as SQL. Each is a compare-and-set: False means that the state changed before."""
 
 import sqlite3
 
@@ -25,119 +25,40 @@ LONGEST_WAITS = {State.RECEIVED: 31 * 24 * 3600.0, State.ANSWERED: 600.0}
 # How the reason ends for which a message waits for the next day.
 DAY_SPENT = "US dollars a day are spent"
 _NEVER = 1 << 62
-# An answer in the place of the one before, if there was one.
-_NEW_REPLY = "answer=?, kept=kept - coalesce(length(answer), 0) + ?"
 
 
-def _new_reply(reply: StoredReply) -> tuple[str, int]:
-    text = dump_reply(reply)
-    return text, len(text)
-
-
-def start(db: sqlite3.Connection, message: StoredMessage, wall: float) -> bool:
-    """received -> running: one more attempt, counted before the backend sees the message."""
-    return _move(db, message, State.RECEIVED, "state='running', attempt=attempt+1, not_before=NULL", (), wall)
-
-
-def requeue(
+def move(
     db: sqlite3.Connection,
     message: StoredMessage,
+    frm: State,
     wall: float,
     *,
-    counts: bool,
-    failed_at: float | None,
-    not_before: float | None,
-    error: str,
+    expected: int | None = None,
+    reply: StoredReply | None = None,
+    **changes: object,
 ) -> bool:
-    """running -> received: the try failed (at *failed_at*), was parked, or was stopped. *counts*: it was an attempt."""
-    return _move(
-        db,
-        message,
-        State.RUNNING,
-        "state='received', attempt=?, not_before=?, error=?, progress=NULL, first_failed=coalesce(first_failed, ?)",
-        (message.attempt + (1 if counts else 0), not_before, plain(error), failed_at),
-        wall,
-        attempt=message.attempt + 1,
+    """Change the columns *changes* of *message* if it is still in the state *frm* of the same attempt and replay.
+
+    Args:
+        expected: The attempt that is expected on disk; None: the one of *message*.
+        reply: Replaces the stored reply.
+    """
+    assignments = "".join(f"{column}=?, " for column in changes)
+    values = list(changes.values())
+    if reply is not None:
+        text = dump_reply(reply)
+        assignments += "answer=?, kept=kept - coalesce(length(answer), 0) + ?, "
+        values += [text, len(text)]
+    cursor = db.execute(
+        # The columns are literals of the callers; every value is bound.
+        f"UPDATE message SET {assignments}changed=? WHERE workspace_id=? AND row_id=? AND state=? AND attempt=?"  # noqa: S608
+        " AND replay=?",
+        (
+            *(*values, wall, message.workspace_id, message.row_id, frm.value),
+            *(message.attempt if expected is None else expected, message.replay),
+        ),
     )
-
-
-def store_reply(
-    db: sqlite3.Connection,
-    message: StoredMessage,
-    reply: StoredReply,
-    wall: float,
-    *,
-    at: int,
-    send_print: str | None,
-    ran: bool,
-) -> bool:
-    """running (or, with a stored answer, received) -> answered."""
-    return _move(
-        db,
-        message,
-        State.RUNNING if ran else State.RECEIVED,
-        f"state='answered', {_NEW_REPLY}, answered_at=?, send_print=?, not_before=NULL, sends=0, in_doubt=0,"
-        " accepted=0, echo=NULL, progress=NULL",
-        (*_new_reply(reply), at, send_print),
-        wall,
-        attempt=message.attempt + (1 if ran else 0),
-    )
-
-
-def finish_without_reply(db: sqlite3.Connection, message: StoredMessage, wall: float) -> bool:
-    """running -> done: the backend chose to send nothing."""
-    return _move(db, message, State.RUNNING, "state='done', progress=NULL", (), wall, attempt=message.attempt + 1)
-
-
-def prepare_send(
-    db: sqlite3.Connection, message: StoredMessage, wall: float, *, at: int, send_print: str | None
-) -> bool:
-    """answered -> answered: a reader's answer, before it is sent for the first time."""
-    return _move(db, message, State.ANSWERED, "answered_at=?, send_print=?", (at, send_print), wall)
-
-
-def replace_reply(
-    db: sqlite3.Connection, message: StoredMessage, reply: StoredReply, wall: float, *, send_print: str | None
-) -> bool:
-    """answered -> answered: the platform found the answer too long, and gets less of it."""
-    values = (*_new_reply(reply), send_print)
-    return _move(db, message, State.ANSWERED, f"{_NEW_REPLY}, send_print=?", values, wall)
-
-
-def record_failed_send(
-    db: sqlite3.Connection, message: StoredMessage, wall: float, *, not_before: float | None, in_doubt: int
-) -> bool:
-    """answered -> answered: a send failed; *in_doubt*: how many sends may have arrived all the same."""
-    return _move(
-        db,
-        message,
-        State.ANSWERED,
-        "sends=sends+1, not_before=?, in_doubt=?",
-        (not_before, in_doubt),
-        wall,
-    )
-
-
-def mark_sent(db: sqlite3.Connection, message: StoredMessage, wall: float, *, at: int) -> bool:
-    """answered -> done, or dead after a notice; the platform took it at *at*."""
-    reply = message.reply
-    if reply is None:
-        return False
-    return _move(
-        db,
-        message,
-        State.ANSWERED,
-        "state=?, reason=?, accepted=?, in_doubt=0, not_before=NULL",
-        (reply.then.value, plain(reply.reason) or None, at),
-        wall,
-    )
-
-
-def mark_dead(db: sqlite3.Connection, message: StoredMessage, frm: State, reason: str, wall: float) -> bool:
-    """Any open state -> dead: given up, kept with its reason."""
-    attempt = message.attempt + (1 if frm is State.RUNNING else 0)
-    set_ = "state='dead', reason=?, not_before=NULL, progress=NULL"
-    return _move(db, message, frm, set_, (plain(reason),), wall, attempt=attempt)
+    return cursor.rowcount == 1
 
 
 def mark_dead_by_id(
@@ -150,11 +71,6 @@ def mark_dead_by_id(
         (plain(reason), plain(error), wall, workspace_id, row_id),
     )
     return cursor.rowcount == 1
-
-
-def defer(db: sqlite3.Connection, message: StoredMessage, wall: float, *, not_before: float, error: str) -> bool:
-    """received -> received: its conversation waits."""
-    return _move(db, message, State.RECEIVED, "not_before=?, error=?", (not_before, plain(error)), wall)
 
 
 def replay(db: sqlite3.Connection, workspace_id: str, row_id: str, wall: float) -> bool:
@@ -325,25 +241,3 @@ def settle(db: sqlite3.Connection, message: StoredMessage) -> bool:
         db.executemany("UPDATE message SET echo=? WHERE workspace_id=? AND row_id=?", pairs)
         settled = settled or row_id == message.row_id
     return settled
-
-
-def _move(
-    db: sqlite3.Connection,
-    message: StoredMessage,
-    frm: State,
-    assignments: str,
-    values: tuple[object, ...],
-    wall: float,
-    *,
-    attempt: int | None = None,
-) -> bool:
-    # The assignments are literals of this module; every value is bound.
-    cursor = db.execute(
-        f"UPDATE message SET {assignments}, changed=? WHERE workspace_id=? AND row_id=? AND state=? AND attempt=?"  # noqa: S608
-        " AND replay=?",
-        (
-            *(*values, wall, message.workspace_id, message.row_id, frm.value),
-            *(message.attempt if attempt is None else attempt, message.replay),
-        ),
-    )
-    return cursor.rowcount == 1
