@@ -16,11 +16,11 @@ from molecule_connect.errors import ConfigError, Outcome, TransientPlatformError
 from molecule_connect.inbox.inbox import Inbox
 from molecule_connect.journal.journal import Journal
 from molecule_connect.models import Progress, Request, Response
-from molecule_connect.worker.sending import MOST_COPIES
+from molecule_connect.worker.sending import MAX_COPIES
 
 MESSAGES = 14
 # An answer whose fate stays unknown this often is still sent once more.
-CUTS = MOST_COPIES - 1
+CUTS = MAX_COPIES - 1
 
 
 @attrs.define

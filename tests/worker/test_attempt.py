@@ -64,7 +64,7 @@ async def test_four_attempts_are_made_after_5_30_and_120_seconds_jittered_to_at_
     platform, backend = FakePlatform(), Backend([OUT])
     platform.write("hi", row_id="act-12345678")
     async with Serving(platform, journal, backend) as serving:
-        serving.connection._attempts._waits = Backoff(random=lambda: random)
+        serving.connection._dispatcher._attempts._jitter = Backoff(random=lambda: random)
         await asyncio.sleep(300)
     assert [attempt for *_, attempt in backend.calls] == [1, 2, 3, 4]
     assert backend.pauses() == pytest.approx(waits, abs=0.01)

@@ -5,6 +5,7 @@ import json
 from decimal import Decimal
 from typing import Any
 
+import attrs
 import pytest
 from tests.worker.kit import EPOCH, WORKSPACE, FakePlatform, Serving
 
@@ -170,31 +171,92 @@ async def test_what_peers_overspend_is_not_taken_from_people(journal: Journal) -
 
     async def handler(request: Request, progress: Progress) -> Response:
         await asyncio.sleep(10)
-        return Response.from_text(request.text, usage=Usage(cost_usd=1.0))
+        return Response.from_text(request.text, usage=Usage(cost_usd=0.01 if request.text == "cheap" else 1.0))
 
     async with Serving(platform, journal, handler, max_cost_per_day=4.0):
+        platform.write("cheap", caller="peer")
+        await platform.until(lambda: len(platform.sent) == 1)
         for number in range(7):
             platform.write("peer", caller=f"peer-{number}")
-        await platform.until(lambda: len(platform.sent) == 7)
-        platform.write("person")
         await platform.until(lambda: len(platform.sent) == 8)
+        platform.write("person")
+        await platform.until(lambda: len(platform.sent) == 9)
 
 
-@pytest.mark.parametrize(("concurrency", "most"), [(1, 2), (8, 9)])
-async def test_a_backlog_overspends_by_what_runs_at_most(journal: Journal, concurrency: int, most: int) -> None:
-    platform = FakePlatform()
+# Reservations
 
-    async def handler(request: Request, progress: Progress) -> Response:
+
+@attrs.define
+class Backend:
+    """Takes three seconds for each message, at *cost*; counts what runs at once."""
+
+    cost: float
+    running: int = 0
+    most: int = 0
+
+    async def __call__(self, request: Request, progress: Progress) -> Response:
+        self.running += 1
+        self.most = max(self.most, self.running)
         await asyncio.sleep(3)
-        return Response.from_text(request.text, usage=Usage(cost_usd=0.6))
+        self.running -= 1
+        return Response.from_text(request.text, usage=Usage(cost_usd=self.cost))
 
+
+@pytest.mark.parametrize("concurrency", [1, 40])
+@pytest.mark.parametrize("peers", [False, True])
+async def test_a_backlog_exceeds_the_budget_by_one_attempt(journal: Journal, concurrency: int, peers: bool) -> None:
+    platform, backend = FakePlatform(), Backend(cost=0.6)
     for number in range(40):
-        platform.write("hi", context=f"talk-{number}")
-    async with Serving(platform, journal, handler, max_cost_per_day=1.0, concurrency=concurrency) as serving:
+        platform.write("hi", caller=f"peer-{number}" if peers else None, context=f"talk-{number}")
+    async with Serving(platform, journal, backend, max_cost_per_day=1.0, concurrency=concurrency) as serving:
         await asyncio.sleep(300)
-        assert len(platform.sent) <= most
-        assert serving.connection._conversations.live == 0
+        assert len(platform.sent) == 2
+        assert serving.connection._dispatcher.active == 0
     assert {state for _, state in serving.rows()} == {"done", "received"}
+
+
+async def test_running_attempts_reserve_their_estimated_cost(journal: Journal) -> None:
+    platform, backend = FakePlatform(), Backend(cost=1.0)
+    for number in range(20):
+        platform.write("hi", context=f"talk-{number}")
+    async with Serving(platform, journal, backend, max_cost_per_day=6.0, concurrency=20):
+        await asyncio.sleep(2)
+        assert backend.running == 1
+        await asyncio.sleep(2)
+        assert backend.running == 5
+        await asyncio.sleep(300)
+    assert len(platform.sent) == 6
+
+
+async def test_attempts_without_cost_are_not_delayed(journal: Journal) -> None:
+    platform, backend = FakePlatform(), Backend(cost=0.0)
+    for number in range(9):
+        platform.write("hi", context=f"talk-{number}")
+    async with Serving(platform, journal, backend, max_cost_per_day=1.0):
+        await platform.until(lambda: len(platform.sent) == 9, seconds=7)
+    assert backend.most == 8
+
+
+async def test_people_run_beside_a_first_attempt_of_a_peer(journal: Journal) -> None:
+    platform, backend = FakePlatform(has_stream=True), Backend(cost=0.1)
+    async with Serving(platform, journal, backend, max_cost_per_day=1.0):
+        platform.write("peer", caller="peer")
+        await platform.until(lambda: backend.running == 1)
+        platform.write("person")
+        await asyncio.sleep(1)
+        assert backend.running == 2
+
+
+async def test_a_restart_estimates_costs_from_earlier_replies(journal: Journal) -> None:
+    platform, backend = FakePlatform(has_stream=True), Backend(cost=0.1)
+    platform.write("hi")
+    async with Serving(platform, journal, backend, max_cost_per_day=10.0):
+        await platform.until(lambda: len(platform.sent) == 1)
+    for number in range(8):
+        platform.write("hi", context=f"talk-{number}")
+    async with Serving(platform, journal, backend, max_cost_per_day=10.0):
+        await asyncio.sleep(2)
+        assert backend.running == 8
 
 
 async def test_a_restart_remembers_what_each_caller_spent(journal: Journal) -> None:

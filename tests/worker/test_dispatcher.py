@@ -136,7 +136,7 @@ async def test_a_caller_with_a_hundred_conversations_delays_nobody_and_loses_non
 
     async def handler(request: Request, progress: Progress) -> Response:
         nonlocal most
-        most = max(most, serving.connection._conversations.live)
+        most = max(most, serving.connection._dispatcher.active)
         await asyncio.sleep(1)
         return Response.from_text(request.text)
 
@@ -191,7 +191,7 @@ async def test_many_conversations_that_wait_for_a_time_cost_nothing_until_then(j
     async with Serving(platform, journal, handler) as serving:
         await asyncio.sleep(300)
         assert calls == 300
-        assert serving.connection._conversations.live == 0
+        assert serving.connection._dispatcher.active == 0
         await platform.until(lambda: len(platform.sent) == 300)
     assert calls == 600
 
@@ -208,7 +208,7 @@ async def test_conversations_that_wait_for_a_time_at_a_start_begin_when_it_has_c
         await asyncio.sleep(60)
     async with Serving(platform, journal, echo) as serving:
         await asyncio.sleep(400)
-        assert (platform.sent, serving.connection._conversations.live) == ([], 0)
+        assert (platform.sent, serving.connection._dispatcher.active) == ([], 0)
         await platform.until(lambda: len(platform.sent) == 200, seconds=200)
 
 
@@ -228,7 +228,7 @@ async def test_of_a_hundred_thousand_that_wait_few_are_in_memory(journal: Journa
         await entered.wait()
         await asyncio.sleep(10)
         assert journal.of(WORKSPACE).waiting() == rows + callers
-        assert serving.connection._conversations.live <= callers * 64
+        assert serving.connection._dispatcher.active <= callers * 64
         assert entries_in_memory() - before <= callers * 64
 
 
@@ -250,14 +250,13 @@ async def test_while_paused_many_conversations_cost_nothing(journal: Journal) ->
     platform = FakePlatform(has_stream=True)
     async with Serving(platform, journal, echo) as serving:
         await asyncio.sleep(30)
-        conversations = serving.connection._conversations
-        conversations.pause()
+        dispatcher = serving.connection._dispatcher
+        dispatcher.pause()
         for number in range(200):
             platform.write(context=f"talk-{number}")
         await asyncio.sleep(60)
-        assert (platform.sent, conversations.live) == ([], 0)
-        conversations.resume()
-        conversations.wake_all()
+        assert (platform.sent, dispatcher.active) == ([], 0)
+        dispatcher.resume()
         await platform.until(lambda: len(platform.sent) == 200)
 
 

@@ -17,8 +17,9 @@ from molecule_connect.journal.incoming_files import MOST_FILES, MOST_INLINE, NOT
 from molecule_connect.journal.inspect import Inspection
 from molecule_connect.journal.journal import Journal
 from molecule_connect.models import FilePart, Kind, Part, Progress, Request, Response, TextPart
+from molecule_connect.worker.clock import Clock
 from molecule_connect.worker.file_folder import FileFolder
-from molecule_connect.worker.file_quota import FolderLimits, NoRoomError, Room
+from molecule_connect.worker.file_quota import FolderLimits, FolderQuota, NoRoomError
 
 TOO_MANY = "a message may bring at most 64 files"
 
@@ -276,13 +277,12 @@ async def test_a_peer_removes_no_file_of_a_person(journal: Journal) -> None:
 
 async def test_one_peer_uses_a_quarter_and_all_peers_three_quarters(journal: Journal) -> None:
     files, events_, size = FileJournal(journal, WORKSPACE, folder(journal)), Events(), 25 << 20
-    room = Room(
+    room = FolderQuota(
         files,
         FileFolder(folder(journal)),
         FolderLimits(quota=16 * size),
         status=status_of(journal, events_),
-        wall=journal.wall,
-        now=lambda: 0,
+        clock=Clock(FakePlatform(), journal.wall),
     )
 
     async def store(caller: str | None, number: int) -> None:

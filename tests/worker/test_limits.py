@@ -5,13 +5,15 @@ from typing import Any
 
 import attrs
 import pytest
-from tests.worker.kit import FakePlatform, Serving
+from tests.worker.kit import WORKSPACE, FakePlatform, Serving, status_of
 
 from molecule_connect.errors import BackendError
 from molecule_connect.journal.journal import Journal
 from molecule_connect.journal.models import State, StoredMessage
 from molecule_connect.models import Progress, Request, Response
+from molecule_connect.worker.budget import DailyBudget
 from molecule_connect.worker.circuit_breaker import CircuitBreaker
+from molecule_connect.worker.clock import Clock
 from molecule_connect.worker.limits import ConcurrencyLimit
 
 
@@ -26,8 +28,10 @@ def entry(row_id: str, caller: str | None = "peer-1", **given: Any) -> StoredMes
 class Hall:
     """Messages that want a slot; each keeps it until it is let go."""
 
-    def __init__(self, capacity: int, breaker: CircuitBreaker | None = None) -> None:
-        self.slots = ConcurrencyLimit(capacity, breaker or CircuitBreaker())
+    def __init__(self, journal: Journal, capacity: int, breaker: CircuitBreaker | None = None) -> None:
+        status, clock = status_of(journal), Clock(FakePlatform(), journal.wall)
+        budget = DailyBudget(None, journal.of(WORKSPACE), status, clock)
+        self.slots = ConcurrencyLimit(capacity, breaker or CircuitBreaker(status), budget)
         self.entered: list[str] = []
         self._leave: dict[str, asyncio.Event] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
@@ -37,7 +41,7 @@ class Hall:
         self.tasks[row_id] = asyncio.ensure_future(self._hold(entry(row_id, caller, **given)))
 
     async def _hold(self, one: StoredMessage) -> None:
-        async with self.slots.hold(one):
+        async with self.slots.slot(one):
             self.entered.append(one.row_id)
             await self._leave[one.row_id].wait()
 
@@ -62,12 +66,12 @@ class Hall:
 
 
 @pytest.fixture
-def breaker() -> CircuitBreaker:
-    return CircuitBreaker()
+async def breaker(journal: Journal) -> CircuitBreaker:
+    return CircuitBreaker(status_of(journal))
 
 
-async def test_a_peer_that_floods_leaves_slots_to_others(breaker: CircuitBreaker) -> None:
-    hall = Hall(4, breaker)
+async def test_a_peer_that_floods_leaves_slots_to_others(breaker: CircuitBreaker, journal: Journal) -> None:
+    hall = Hall(journal, 4, breaker)
     for number in range(9):
         hall.comes(f"flood-{number}")
     assert await hall.settled() == ["flood-0", "flood-1"]
@@ -79,8 +83,8 @@ async def test_a_peer_that_floods_leaves_slots_to_others(breaker: CircuitBreaker
     await hall.empty()
 
 
-async def test_peers_together_leave_one_slot_to_people() -> None:
-    hall = Hall(8)
+async def test_peers_together_leave_one_slot_to_people(journal: Journal) -> None:
+    hall = Hall(journal, 8)
     for number in range(8):
         hall.comes(f"long-{number}", f"peer-{number}")
     assert len(await hall.settled()) == 7
@@ -89,24 +93,24 @@ async def test_peers_together_leave_one_slot_to_people() -> None:
     await hall.empty()
 
 
-async def test_people_may_use_every_slot() -> None:
-    hall = Hall(3)
+async def test_people_may_use_every_slot(journal: Journal) -> None:
+    hall = Hall(journal, 3)
     for number in range(4):
         hall.comes(f"talk-{number}", None, context_id=f"talk-{number}")
     assert await hall.settled() == ["talk-0", "talk-1", "talk-2"]
     await hall.empty()
 
 
-async def test_two_people_are_served_side_by_side_at_a_capacity_of_two() -> None:
-    hall = Hall(2)
+async def test_two_people_are_served_side_by_side_at_a_capacity_of_two(journal: Journal) -> None:
+    hall = Hall(journal, 2)
     hall.comes("one", None, context_id="talk-1")
     hall.comes("other", None, context_id="talk-2")
     assert await hall.settled() == ["one", "other"]
     await hall.empty()
 
 
-async def test_the_last_of_two_slots_goes_to_one_that_holds_none() -> None:
-    hall = Hall(2)
+async def test_the_last_of_two_slots_goes_to_one_that_holds_none(journal: Journal) -> None:
+    hall = Hall(journal, 2)
     for number in range(3):
         hall.comes(f"flood-{number}")
     hall.comes("other", "peer-2")
@@ -119,8 +123,8 @@ async def test_the_last_of_two_slots_goes_to_one_that_holds_none() -> None:
     await hall.empty()
 
 
-async def test_a_single_slot_is_given_to_anybody() -> None:
-    hall = Hall(1)
+async def test_a_single_slot_is_given_to_anybody(journal: Journal) -> None:
+    hall = Hall(journal, 1)
     hall.comes("one")
     hall.comes("two")
     assert await hall.settled() == ["one"]
@@ -129,8 +133,8 @@ async def test_a_single_slot_is_given_to_anybody() -> None:
     await hall.empty()
 
 
-async def test_free_slots_go_round_by_caller_then_in_the_order_of_coming() -> None:
-    hall = Hall(1)
+async def test_free_slots_go_round_by_caller_then_in_the_order_of_coming(journal: Journal) -> None:
+    hall = Hall(journal, 1)
     hall.comes("first")
     await hall.settled()
     for caller in ("a", "b"):
@@ -145,8 +149,8 @@ async def test_free_slots_go_round_by_caller_then_in_the_order_of_coming() -> No
     assert hall.entered == order
 
 
-async def test_a_waiter_that_was_cancelled_a_moment_ago_is_not_chosen() -> None:
-    hall = Hall(1)
+async def test_a_waiter_that_was_cancelled_a_moment_ago_is_not_chosen(journal: Journal) -> None:
+    hall = Hall(journal, 1)
     hall.comes("holder")
     await hall.settled()
     hall.comes("gives up", "peer-2")
@@ -161,8 +165,8 @@ async def test_a_waiter_that_was_cancelled_a_moment_ago_is_not_chosen() -> None:
     await hall.empty()
 
 
-async def test_a_waiter_that_is_cancelled_while_it_gets_its_slot_gives_it_on() -> None:
-    hall = Hall(1)
+async def test_a_waiter_that_is_cancelled_while_it_gets_its_slot_gives_it_on(journal: Journal) -> None:
+    hall = Hall(journal, 1)
     hall.comes("holder")
     await hall.settled()
     hall.comes("gives up", "peer-2")
@@ -176,21 +180,21 @@ async def test_a_waiter_that_is_cancelled_while_it_gets_its_slot_gives_it_on() -
     await hall.empty()
 
 
-async def test_messages_that_killed_us_twice_take_turns_by_caller() -> None:
-    hall = Hall(8)
+async def test_messages_that_killed_us_twice_take_turns_by_caller(journal: Journal) -> None:
+    hall = Hall(journal, 8)
     for number in range(3):
         hall.comes(f"suspect-{number}", crash_count=2)
     hall.comes("person", None, crash_count=2)
     assert await hall.settled() == ["suspect-0"]
-    assert hall.slots.full_for() == 0
+    assert hall.slots.blocked_for() == 0
     for row_id in ("suspect-0", "suspect-1", "person"):
         await hall.leaves(row_id)
     assert hall.entered == ["suspect-0", "suspect-1", "person", "suspect-2"]
     await hall.empty()
 
 
-async def test_messages_that_killed_us_twice_run_one_at_a_time_and_others_go_on() -> None:
-    hall = Hall(8)
+async def test_messages_that_killed_us_twice_run_one_at_a_time_and_others_go_on(journal: Journal) -> None:
+    hall = Hall(journal, 8)
     for number in range(3):
         hall.comes(f"suspect-{number}", f"peer-{number}", crash_count=2)
     hall.comes("once only", "peer-3", crash_count=1)
@@ -201,20 +205,20 @@ async def test_messages_that_killed_us_twice_run_one_at_a_time_and_others_go_on(
     await hall.empty()
 
 
-async def test_how_long_nobody_got_a_slot_is_counted_while_somebody_waits() -> None:
-    hall = Hall(3)
+async def test_how_long_nobody_got_a_slot_is_counted_while_somebody_waits(journal: Journal) -> None:
+    hall = Hall(journal, 3)
     hall.comes("one", "peer-1")
     await asyncio.sleep(400)
-    assert hall.slots.full_for() == 0
+    assert hall.slots.blocked_for() == 0
     hall.comes("two", "peer-1")
     await asyncio.sleep(400)
     # A free slot is left, but not for this caller.
-    assert hall.slots.full_for() == pytest.approx(400)
+    assert hall.slots.blocked_for() == pytest.approx(400)
     hall.comes("three", "peer-2")
     await asyncio.sleep(100)
-    assert hall.slots.full_for() == pytest.approx(100)
+    assert hall.slots.blocked_for() == pytest.approx(100)
     await hall.leaves("one")
-    assert hall.slots.full_for() == 0
+    assert hall.slots.blocked_for() == 0
     await hall.empty()
 
 
@@ -273,17 +277,19 @@ async def test_two_conversations_of_people_count_as_two_callers(breaker: Circuit
     assert breaker.is_open
 
 
-async def test_one_caller_that_fails_does_not_open_the_circuit_of_the_backend(breaker: CircuitBreaker) -> None:
+async def test_one_caller_that_fails_does_not_open_the_circuit_of_the_backend(
+    breaker: CircuitBreaker, journal: Journal
+) -> None:
     for number in range(20):
         breaker.failed(entry(f"bad-{number}", "attacker"), "cannot be passed on")
     assert not breaker.is_open
-    hall = Hall(8, breaker)
+    hall = Hall(journal, 8, breaker)
     for number in range(4):
         hall.comes(f"attack-{number}", "attacker")
     for number in range(3):
         hall.comes(f"other-{number}", f"peer-{number}")
     assert await hall.settled() == ["other-0", "other-1", "other-2"]
-    assert hall.slots.full_for() == 0
+    assert hall.slots.blocked_for() == 0
     await asyncio.sleep(5.1)
     assert hall.entered[3:] == ["attack-0"]
     await asyncio.sleep(10)
@@ -311,8 +317,9 @@ async def test_failures_of_one_caller_count_as_attempts_once_another_had_a_succe
 
 async def test_an_open_breaker_lets_one_message_through_at_5_10_20_40_and_then_each_60_seconds(
     breaker: CircuitBreaker,
+    journal: Journal,
 ) -> None:
-    hall, loop = Hall(8, breaker), asyncio.get_running_loop()
+    hall, loop = Hall(journal, 8, breaker), asyncio.get_running_loop()
     fail(breaker, "x", "y", "z")
     opened = loop.time()
     for number in range(8):
@@ -328,8 +335,8 @@ async def test_an_open_breaker_lets_one_message_through_at_5_10_20_40_and_then_e
     await hall.empty()
 
 
-async def test_probes_go_round_the_callers_and_people_are_first(breaker: CircuitBreaker) -> None:
-    hall = Hall(8, breaker)
+async def test_probes_go_round_the_callers_and_people_are_first(breaker: CircuitBreaker, journal: Journal) -> None:
+    hall = Hall(journal, 8, breaker)
     fail(breaker, "x", "y", "z")
     for number in range(20):
         hall.comes(f"untried-{number}", "peer-1")
@@ -344,8 +351,10 @@ async def test_probes_go_round_the_callers_and_people_are_first(breaker: Circuit
     await hall.empty()
 
 
-async def test_a_caller_in_good_standing_is_tried_at_once_one_message_at_a_time(breaker: CircuitBreaker) -> None:
-    hall = Hall(8, breaker)
+async def test_a_caller_in_good_standing_is_tried_at_once_one_message_at_a_time(
+    breaker: CircuitBreaker, journal: Journal
+) -> None:
+    hall = Hall(journal, 8, breaker)
     breaker.succeeded(entry("before", None, context_id="talk-0"))
     fail(breaker, "x", "y", "z")
     for number in range(1, 4):
@@ -368,8 +377,9 @@ async def test_good_standing_lasts_an_hour_after_the_last_success(breaker: Circu
 
 async def test_a_breaker_that_opens_again_probes_after_five_seconds_although_an_older_probe_was_set_later(
     breaker: CircuitBreaker,
+    journal: Journal,
 ) -> None:
-    hall = Hall(8, breaker)
+    hall = Hall(journal, 8, breaker)
     fail(breaker, "x", "y", "z")
     for number in range(4):
         hall.comes(f"m{number}", f"peer-{number}")
@@ -383,8 +393,8 @@ async def test_a_breaker_that_opens_again_probes_after_five_seconds_although_an_
     await hall.empty()
 
 
-async def test_when_the_breaker_closes_everybody_who_waits_goes_on(breaker: CircuitBreaker) -> None:
-    hall = Hall(8, breaker)
+async def test_when_the_breaker_closes_everybody_who_waits_goes_on(breaker: CircuitBreaker, journal: Journal) -> None:
+    hall = Hall(journal, 8, breaker)
     fail(breaker, "x", "y", "z")
     for number in range(5):
         hall.comes(f"m{number}", f"peer-{number}")

@@ -3,7 +3,7 @@
 import asyncio
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import attrs
@@ -14,9 +14,38 @@ from molecule_connect.config.settings import PeerBudget
 from molecule_connect.journal.journal import Journal
 from molecule_connect.journal.models import State, StoredMessage, StoredReply
 from molecule_connect.models import Kind, Outgoing, Progress, Request, Response, TextPart
-from molecule_connect.worker.loop_guard import Exchange, LoopGuard, Ruling, Verdict
+from molecule_connect.worker.clock import Clock
+from molecule_connect.worker.loop_guard import LoopGuard
+from molecule_connect.worker.outcomes import Deferred, Refusal, Rejected
 
 MINUTE, HOUR = 60.0, 3600.0
+Verdict = type[Refusal] | None
+
+
+class TalkClock(Clock):
+    """The clock of a ``Talk``."""
+
+    def __init__(self, talk: "Talk") -> None:
+        super().__init__(FakePlatform(), lambda: talk.now, monotonic=lambda: talk.now)
+        self._talk = talk
+
+    def now(self) -> int:
+        return self._talk.micros()
+
+
+def verdict_of(refusal: Refusal | None) -> Verdict:
+    return None if refusal is None else type(refusal)
+
+
+def reason_of(refusal: Refusal | None) -> str:
+    assert refusal is not None
+    return refusal.reason
+
+
+def until(refusal: Refusal | None) -> float:
+    """When a deferred message is due; a moment later, since times are rounded."""
+    assert isinstance(refusal, Deferred)
+    return refusal.not_before + 1e-6
 
 
 @attrs.define
@@ -26,10 +55,21 @@ class Talk:
     budget: PeerBudget = attrs.field(factory=PeerBudget)
     now: float = 1000.0
     number: int = 0
+    others_wait: bool = False
+    past: list[tuple[StoredMessage, int]] = attrs.field(factory=list)
     guard: LoopGuard = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.guard = LoopGuard(self.budget, lambda: self.now)
+        self.restart()
+
+    def restart(self) -> None:
+        self.guard = LoopGuard(self.budget, self, TalkClock(self))
+
+    def exchanges(self, since: int, most: int) -> Iterator[tuple[StoredMessage, int]]:
+        return iter(self.past)
+
+    def has_other_due(self, message: StoredMessage) -> bool:
+        return self.others_wait
 
     def message(self, text: str = "", **given: Any) -> StoredMessage:
         self.number += 1
@@ -42,13 +82,14 @@ class Talk:
     def micros(self) -> int:
         return round(self.now * 1e6)
 
-    def rules(self, entry: StoredMessage, *, others_wait: bool = False) -> Ruling:
-        return self.guard.rule(entry, others_wait=lambda: others_wait)
+    def rules(self, entry: StoredMessage, *, others_wait: bool = False) -> Refusal | None:
+        self.others_wait = others_wait
+        return self.guard.check(entry)
 
     def answers(self, entry: StoredMessage, answer: str = "") -> StoredMessage:
         parts = (TextPart(answer or f"answer to {entry.fingerprint}"),)
         entry = attrs.evolve(entry, reply=StoredReply(parts=parts), answered_at=self.micros())
-        self.guard.answered(entry, at=self.micros())
+        self.guard.reply_accepted(entry, at=self.micros())
         return entry
 
     def turn(
@@ -58,9 +99,9 @@ class Talk:
         self.now += pause
         entry = self.message(text, **given)
         ruling = self.rules(entry, others_wait=others_wait)
-        if ruling.verdict is Verdict.RUN:
+        if verdict_of(ruling) is None:
             self.answers(entry, answer)
-        return ruling.verdict
+        return verdict_of(ruling)
 
     def turns_until(self, verdict: Verdict, *, pause: float, most: int = 2000) -> int:
         """How many turns ran before *verdict*."""
@@ -76,35 +117,35 @@ class Talk:
 def test_after_sixty_true_turns_in_a_minute_the_conversation_waits_until_the_minute_has_passed() -> None:
     talk = Talk()
     # The first message is written after no answer: it is no turn.
-    assert talk.turns_until(Verdict.WAIT, pause=0.1) == 61
+    assert talk.turns_until(Deferred, pause=0.1) == 61
     ruling = talk.rules(talk.message())
-    assert ruling.until == pytest.approx(1000.2 + MINUTE)
-    assert "60 turns a minute" in ruling.reason
-    talk.now = ruling.until
-    assert talk.turn(pause=0.0) is Verdict.RUN
+    assert until(ruling) == pytest.approx(1000.2 + MINUTE)
+    assert "60 turns a minute" in reason_of(ruling)
+    talk.now = until(ruling)
+    assert talk.turn(pause=0.0) is None
 
 
 def test_after_six_hundred_true_turns_in_an_hour_the_conversation_waits_until_the_hour_has_passed() -> None:
     talk = Talk()
-    assert talk.turns_until(Verdict.WAIT, pause=1.1) == 601
+    assert talk.turns_until(Deferred, pause=1.1) == 601
     ruling = talk.rules(talk.message())
-    assert ruling.until == pytest.approx(1002.2 + HOUR)
-    assert "600 turns an hour" in ruling.reason
+    assert until(ruling) == pytest.approx(1002.2 + HOUR)
+    assert "600 turns an hour" in reason_of(ruling)
 
 
 def test_a_peer_that_uses_up_its_hour_twice_in_three_hours_is_a_loop() -> None:
     talk = Talk()
-    talk.turns_until(Verdict.WAIT, pause=1.1)
-    talk.now = talk.rules(talk.message()).until
-    assert talk.turns_until(Verdict.LOOP, pause=1.1) == 600
-    assert talk.rules(talk.message()).reason == "loop: peer-1 used up its hourly budget twice in three hours"
+    talk.turns_until(Deferred, pause=1.1)
+    talk.now = until(talk.rules(talk.message()))
+    assert talk.turns_until(Rejected, pause=1.1) == 600
+    assert reason_of(talk.rules(talk.message())) == "loop: peer-1 used up its hourly budget twice in three hours"
 
 
 def test_a_peer_that_uses_up_its_hour_again_after_three_hours_only_waits() -> None:
     talk = Talk()
-    talk.turns_until(Verdict.WAIT, pause=1.1)
+    talk.turns_until(Deferred, pause=1.1)
     talk.now += 3 * HOUR
-    assert talk.turns_until(Verdict.WAIT, pause=1.1) == 600
+    assert talk.turns_until(Deferred, pause=1.1) == 600
 
 
 @pytest.mark.parametrize("jitter", [(0.0,), (2.0, 0.0, 1.0, 0.5, 1.5, 0.2, 1.9)])
@@ -114,11 +155,11 @@ def test_an_orchestrator_that_asks_ten_times_a_minute_is_undisturbed_for_hours(j
         talk.now = 1000.0 + number * 6.0 + jitter[number % len(jitter)]
         entry = talk.message("status?")
         ruling = talk.rules(entry)
-        while ruling.verdict is Verdict.WAIT:
-            assert ruling.until - talk.now < 3
-            talk.now = ruling.until
+        while verdict_of(ruling) is Deferred:
+            assert until(ruling) - talk.now < 3
+            talk.now = until(ruling)
             ruling = talk.rules(entry)
-        assert ruling.verdict is Verdict.RUN
+        assert verdict_of(ruling) is None
         talk.now += 1.0
         talk.answers(entry, f"it is {number}")
 
@@ -131,7 +172,7 @@ def test_bursts_of_five_hundred_are_undisturbed_also_when_the_next_one_follows_t
         burst = [talk.message(context_id=f"talk-{number % contexts}") for number in range(500)]
         for entry in burst:
             talk.now += 0.01
-            assert talk.rules(entry).verdict is Verdict.RUN
+            assert verdict_of(talk.rules(entry)) is None
             talk.answers(entry)
 
 
@@ -146,7 +187,7 @@ def test_eight_workers_of_an_orchestrator_that_each_ask_ten_times_a_minute_are_u
         talk.now = 1000.0 + number * 6.0 / 8
         asked[worker] = talk.message(context_id=f"talk-{worker % contexts}")
         ruling = talk.rules(asked[worker])
-        assert ruling.verdict is Verdict.RUN or ruling.until - talk.now < 60
+        assert verdict_of(ruling) is None or until(ruling) - talk.now < 60
 
 
 def test_conversations_that_are_answered_at_once_are_counted_each_by_itself() -> None:
@@ -155,7 +196,7 @@ def test_conversations_that_are_answered_at_once_are_counted_each_by_itself() ->
         talk.now = 1000.0 + number * 6.0 / 8
         entry = talk.message(context_id=f"talk-{number % 8}")
         ruling = talk.rules(entry)
-        assert ruling.verdict is Verdict.RUN or ruling.until - talk.now < 60
+        assert verdict_of(ruling) is None or until(ruling) - talk.now < 60
         talk.answers(entry)
 
 
@@ -174,7 +215,7 @@ def side_by_side(talk: Talk, *, many: int, contexts: Callable[[int], str], most:
         if len(under_way) < many:
             continue
         entry = under_way.pop(0)
-        if talk.rules(entry, others_wait=True).verdict is Verdict.RUN:
+        if verdict_of(talk.rules(entry, others_wait=True)) is None:
             ran += 1
             talk.answers(entry)
         else:
@@ -195,19 +236,19 @@ def test_loops_that_go_on_side_by_side_are_braked_one_by_one(many: int, kind: st
 
 def test_who_has_other_messages_that_wait_may_repeat_itself_within_its_budget() -> None:
     talk = Talk()
-    assert {talk.turn("status?", "still at it", others_wait=True) for _ in range(60)} == {Verdict.RUN}
-    assert talk.turn("status?", "still at it", others_wait=False) is Verdict.LOOP
+    assert {talk.turn("status?", "still at it", others_wait=True) for _ in range(60)} == {None}
+    assert talk.turn("status?", "still at it", others_wait=False) is Rejected
 
 
 def test_delegations_do_not_count() -> None:
     talk = Talk()
-    assert {talk.turn(pause=0.1, delegation_id=f"d-{number}") for number in range(700)} == {Verdict.RUN}
-    assert talk.turns_until(Verdict.WAIT, pause=0.1) == 61
+    assert {talk.turn(pause=0.1, delegation_id=f"d-{number}") for number in range(700)} == {None}
+    assert talk.turns_until(Deferred, pause=0.1) == 61
 
 
 def test_people_do_not_count() -> None:
     talk = Talk()
-    assert {talk.turn("same", "same", caller_id=None) for _ in range(700)} == {Verdict.RUN}
+    assert {talk.turn("same", "same", caller_id=None) for _ in range(700)} == {None}
 
 
 def test_a_message_that_was_written_before_our_last_answer_is_no_turn() -> None:
@@ -215,25 +256,25 @@ def test_a_message_that_was_written_before_our_last_answer_is_no_turn() -> None:
     talk.turn()
     for _ in range(100):
         entry = talk.message(time=talk.micros() - 1)
-        assert talk.rules(entry).verdict is Verdict.RUN
+        assert verdict_of(talk.rules(entry)) is None
         talk.answers(entry)
-    assert talk.turns_until(Verdict.WAIT, pause=0.1) == 60
+    assert talk.turns_until(Deferred, pause=0.1) == 60
 
 
 def test_a_budget_of_zero_is_without_limit() -> None:
     talk = Talk(PeerBudget(per_minute=0, per_hour=0))
-    assert {talk.turn() for _ in range(2000)} == {Verdict.RUN}
+    assert {talk.turn() for _ in range(2000)} == {None}
 
 
 def test_a_minute_without_limit_leaves_the_hour_its_limit() -> None:
     talk = Talk(PeerBudget(per_minute=0, per_hour=5))
-    assert talk.turns_until(Verdict.WAIT, pause=0.1) == 6
+    assert talk.turns_until(Deferred, pause=0.1) == 6
 
 
 def test_each_peer_has_a_budget_of_its_own() -> None:
     talk = Talk(PeerBudget(per_minute=1, per_hour=10))
-    assert talk.turns_until(Verdict.WAIT, pause=0.1) == 2
-    assert talk.turn(caller_id="peer-2") is Verdict.RUN
+    assert talk.turns_until(Deferred, pause=0.1) == 2
+    assert talk.turn(caller_id="peer-2") is None
 
 
 def test_a_message_that_is_asked_about_again_is_charged_once() -> None:
@@ -242,9 +283,9 @@ def test_a_message_that_is_asked_about_again_is_charged_once() -> None:
     talk.now += 1
     entry = talk.message()
     # A backend that parks it, or a failure while the backend is out for all, costs no attempt.
-    assert {talk.rules(entry).verdict for _ in range(50)} == {Verdict.RUN}
+    assert {verdict_of(talk.rules(entry)) for _ in range(50)} == {None}
     talk.answers(entry)
-    assert talk.turns_until(Verdict.WAIT, pause=0.1) == 9
+    assert talk.turns_until(Deferred, pause=0.1) == 9
 
 
 def test_long_answers_are_not_kept_in_memory() -> None:
@@ -274,31 +315,29 @@ async def test_one_peers_flood_hides_no_loop_of_another_from_before_a_start(jour
 
 def restarted(talk: Talk, *, every: int, pause: float, most: int, text: str = "") -> list[tuple[int, Verdict]]:
     """Turns that are answered at once, with a new guard after *every* so many; the verdicts other than run."""
-    past: list[tuple[StoredMessage, float]] = []
-    others = []
+    others: list[tuple[int, Verdict]] = []
     for number in range(most):
         if number % every == 0:
-            earlier = [Exchange(entry, talk.now - at) for entry, at in past]
-            talk.guard = LoopGuard(talk.budget, lambda: talk.now, earlier=lambda known=earlier: known)  # type: ignore[misc]
+            talk.restart()
         talk.now += pause
         entry = talk.message(text)
-        while (ruling := talk.rules(entry)).verdict is Verdict.WAIT:
-            others.append((number, Verdict.WAIT))
-            talk.now = ruling.until + 0.1
-        if ruling.verdict is Verdict.LOOP:
-            return [*others, (number, Verdict.LOOP)]
-        past.append((talk.answers(entry, text), talk.now))
+        while verdict_of(ruling := talk.rules(entry)) is Deferred:
+            others.append((number, Deferred))
+            talk.now = until(ruling) + 0.1
+        if verdict_of(ruling) is Rejected:
+            return [*others, (number, Rejected)]
+        talk.past.append((talk.answers(entry, text), talk.micros()))
     return others
 
 
 def test_a_restart_every_few_minutes_changes_nothing_for_a_loop() -> None:
     seldom, often = (restarted(Talk(), every=every, pause=1.1, most=2000) for every in (5000, 40))
-    assert often == seldom == [(601, Verdict.WAIT), (1201, Verdict.LOOP)]
-    assert restarted(Talk(), every=2, pause=1.0, most=10, text="Ready.") == [(5, Verdict.LOOP)]
+    assert often == seldom == [(601, Deferred), (1201, Rejected)]
+    assert restarted(Talk(), every=2, pause=1.0, most=10, text="Ready.") == [(5, Rejected)]
 
 
 def test_a_restart_every_few_minutes_changes_nothing_for_an_orchestrator() -> None:
-    assert {verdict for _, verdict in restarted(Talk(), every=40, pause=5.99, most=1900)} <= {Verdict.WAIT}
+    assert {verdict for _, verdict in restarted(Talk(), every=40, pause=5.99, most=1900)} <= {Deferred}
 
 
 # Identical exchanges
@@ -306,17 +345,17 @@ def test_a_restart_every_few_minutes_changes_nothing_for_an_orchestrator() -> No
 
 def test_the_sixth_of_identical_prompt_exchanges_is_a_loop() -> None:
     talk = Talk()
-    assert [talk.turn("Ready.", "Acknowledged.", pause=29) for _ in range(6)] == [Verdict.RUN] * 5 + [Verdict.LOOP]
+    assert [talk.turn("Ready.", "Acknowledged.", pause=29) for _ in range(6)] == [None] * 5 + [Rejected]
 
 
 def test_a_peer_that_takes_its_time_may_ask_the_same_for_ever() -> None:
     talk = Talk()
-    assert {talk.turn("status?", "fine", pause=31) for _ in range(200)} == {Verdict.RUN}
+    assert {talk.turn("status?", "fine", pause=31) for _ in range(200)} == {None}
 
 
 def test_the_same_question_with_another_answer_is_no_loop() -> None:
     talk = Talk()
-    assert {talk.turn("next?", f"number {number}", pause=8) for number in range(100)} == {Verdict.RUN}
+    assert {talk.turn("next?", f"number {number}", pause=8) for number in range(100)} == {None}
 
 
 @pytest.mark.parametrize("broken_by", ["another text", "a pause"])
@@ -327,15 +366,15 @@ def test_what_interrupts_identical_exchanges_begins_the_count_anew(broken_by: st
     talk.turn(*(("Hm.", "What?") if broken_by == "another text" else ("Ready.", "Acknowledged.")), pause=31)
     left = 5 if broken_by == "another text" else 4
     verdicts = [talk.turn("Ready.", "Acknowledged.") for _ in range(left + 1)]
-    assert verdicts == [Verdict.RUN] * left + [Verdict.LOOP]
+    assert verdicts == [None] * left + [Rejected]
 
 
 def test_after_a_loop_a_pause_lets_the_peer_in_again() -> None:
     talk = Talk()
     for _ in range(6):
         talk.turn("Ready.", "Acknowledged.")
-    assert talk.turn("Ready.", "Acknowledged.") is Verdict.LOOP
-    assert talk.turn("Ready.", "Acknowledged.", pause=31) is Verdict.RUN
+    assert talk.turn("Ready.", "Acknowledged.") is Rejected
+    assert talk.turn("Ready.", "Acknowledged.", pause=31) is None
 
 
 def test_delegations_between_identical_exchanges_neither_count_nor_make_a_loop() -> None:
@@ -345,7 +384,7 @@ def test_delegations_between_identical_exchanges_neither_count_nor_make_a_loop()
     for number in range(5):
         talk.turn("Ready.", "Acknowledged.", delegation_id=f"d-{number}")
     verdicts = [talk.turn("Ready.", "Acknowledged.") for _ in range(4)]
-    assert verdicts == [Verdict.RUN] * 3 + [Verdict.LOOP]
+    assert verdicts == [None] * 3 + [Rejected]
 
 
 # Whole connections

@@ -30,6 +30,7 @@ from molecule_connect.platform.client import AsyncPlatformClient
 from molecule_connect.platform.messages import question_envelope
 from molecule_connect.platform.workspace_client import WorkspaceClient
 from molecule_connect.runtime import Notices, Runtime
+from molecule_connect.worker.clock import Clock
 from molecule_connect.worker.lease import Holder, holder
 from molecule_connect.worker.status import SavedStatus, read_status
 from molecule_connect.worker.uploads import Attachments
@@ -71,8 +72,7 @@ class InboxDesk:
         self._attachments = Attachments(
             self._platform,
             FileJournal(runtime.journal, self.workspace_id, files_folder(runtime.state_dir, self.workspace_id)),
-            send_print=lambda entry, answer: None,
-            now=self._now,
+            Clock(self._platform, runtime.journal.wall),
         )
         self._connection: Worker | None = None
         self._troubles: dict[str, str] = {}
@@ -201,10 +201,6 @@ class InboxDesk:
             if exc.outcome is Outcome.NOT_TAKEN:
                 await self._store.forget_notification(number)
             raise
-
-    def _now(self) -> int:
-        told = self._platform.now()
-        return told if told is not None else round(self._store.wall * 1e6)
 
     async def ask(self, peer_id: str, text: str, *, timeout: float) -> Any:
         """See ``Inbox.ask``."""

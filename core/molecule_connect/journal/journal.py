@@ -209,6 +209,11 @@ class WorkspaceJournal(ConversationReads):
         self._journal = journal
         self._settled = asyncio.Event()
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing can be written any more."""
+        return self._journal.writer.closed
+
     # Reading
 
     def position(self) -> FeedPosition:
@@ -447,6 +452,16 @@ class WorkspaceJournal(ConversationReads):
         spent: dict[str | None, float] = {row[0]: float(row[1]) for row in rows}
         spent[None] = max(0.0, self._spend(self._day()) - sum(spent.values()))
         return spent
+
+    def recent_costs(self, most: int) -> list[tuple[str | None, float]]:
+        """Callers and costs in US dollars of the newest *most* replies, oldest first."""
+        rows = self._reader.execute(
+            "SELECT caller_id, CASE WHEN json_valid(answer) THEN json_extract(answer, '$.usage.cost_usd') END"
+            " FROM message WHERE workspace_id=? AND kind='message' AND answer IS NOT NULL"
+            " ORDER BY arrival DESC LIMIT ?",
+            (self.workspace_id, most),
+        ).fetchall()
+        return [(caller_id, float(cost or 0)) for caller_id, cost in reversed(rows)]
 
     def month_spend(self) -> float:
         """US dollars spent this month (UTC), as backends reported it."""

@@ -1,8 +1,7 @@
-"""One try at a message: hand it to the backend, and write down what came of it."""
+"""One attempt at a message: run the backend, and decide what follows."""
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Generator
 
 import attrs
 
@@ -12,252 +11,204 @@ from molecule_connect.errors import BackendError, ran_out_of_files
 from molecule_connect.journal.journal import WorkspaceJournal
 from molecule_connect.journal.models import State, StoredMessage, StoredReply, dump_parts, in_words, is_too_deep
 from molecule_connect.journal.transitions import LONGEST_WAITS
-from molecule_connect.models import Handler, Response, TextPart
+from molecule_connect.models import Handler, Response
 from molecule_connect.worker.budget import DailyBudget
 from molecule_connect.worker.circuit_breaker import CircuitBreaker
+from molecule_connect.worker.clock import SECOND, Clock
+from molecule_connect.worker.outcomes import Answered, Failed, Requeued, Silent
 from molecule_connect.worker.status import Status
 
-ATTEMPTS = 4
-WAITS = (5.0, 30.0, 120.0)
-# Between probes the breaker decides; a failed probe is not the next one again at once.
-PROBE_WAIT = 5.0
+MAX_ATTEMPTS = 4
+RETRY_DELAYS = (5.0, 30.0, 120.0)
+# Seconds between attempts that don't count. While the circuit breaker is open, it decides when to probe.
+UNCOUNTED_RETRY_DELAY = 5.0
+# Seconds without progress after which an attempt fails.
 DEADLINE = 3600.0
-GIVE_UP = 24 * 3600.0
-SECOND = 1_000_000
-NOTICE_PAUSE = 600 * SECOND
-PROGRESS_PAUSE = 1.0
-# Characters of an error that are kept and shown.
-LONGEST_REASON = 2000
-# A backend that asks for no pause is not called in a circle.
-LEAST_PAUSE = 1.0
-# Nor is a message put off beyond the next month's budget, or until infinity.
-MOST_PAUSE = LONGEST_WAITS[State.RECEIVED]
+# Seconds after its first failure that a message is retried.
+GIVE_UP_AFTER = 24 * 3600.0
+# Seconds between progress updates that are written to the journal.
+PROGRESS_INTERVAL = 1.0
+# Longest error text that is stored and shown, in characters.
+MAX_REASON_LENGTH = 2000
+# Bounds of the pause that a backend can request, in seconds. A monthly usage limit ends within the upper one.
+MIN_PAUSE, MAX_PAUSE = 1.0, LONGEST_WAITS[State.RECEIVED]
 
 
 @attrs.define(eq=False)
 class Running:
-    """A message at the backend."""
+    """A message that the backend is working on."""
 
-    entry: StoredMessage
-    limit: asyncio.Timeout
-    noted: float = float("-inf")
+    message: StoredMessage
+    deadline: asyncio.Timeout
+    noted_at: float = float("-inf")
 
 
 class Attempts:
-    """Runs messages through the handler and moves them on in the journal.
-
-    Args:
-        now: The platform's time in microseconds, or ours where that is not known.
-        platform_now: The platform's time in microseconds, or None.
-        send_print: What the echo of an answer to a person would have as fingerprint; None for peers.
-        insist: Runs a journal write until it succeeds.
-        deadline: Seconds without progress after which an attempt has failed.
-    """
+    """Runs messages through the backend's handler."""
 
     def __init__(
         self,
         handler: Handler,
         journal: WorkspaceJournal,
-        *,
-        status: Status,
         breaker: CircuitBreaker,
         budget: DailyBudget,
-        now: Callable[[], int],
-        platform_now: Callable[[], int | None],
-        send_print: Callable[[StoredMessage, StoredReply], str | None],
-        insist: Callable[[Callable[[], Awaitable[bool]]], Awaitable[bool]],
-        wall: Callable[[], float] = time.time,
-        waits: Backoff | None = None,
-        deadline: float = DEADLINE,
+        status: Status,
+        clock: Clock,
     ) -> None:
         self._handler = handler
         self._journal = journal
-        self._status = status
         self._breaker = breaker
         self._budget = budget
-        self._now = now
-        self._platform_now = platform_now
-        self._send_print = send_print
-        self._insist = insist
-        self._wall = wall
-        self._waits = waits or Backoff()
-        self._deadline = deadline
-        self.running: dict[str, Running] = {}
-        self._parked: dict[str, tuple[float, str]] = {}
+        self._status = status
+        self._clock = clock
+        self._jitter = Backoff()
+        self._running: dict[str, Running] = {}
+        # Until when (seconds since 1970) and why the backend postponed a message, by row.
+        self._postponed: dict[str, tuple[float, str]] = {}
 
     def remark(self) -> str:
-        """What the operator should know of the backend, for the heartbeat; empty if there is nothing."""
-        if stuck := sum(running.limit.expired() for running in self.running.values()):
+        """A remark on the backend for the heartbeat; empty if there is none."""
+        if stuck := sum(running.deadline.expired() for running in self._running.values()):
             return f"{stuck} calls of the backend do not return"
-        wall = self._wall()
-        self._parked = {row_id: parked for row_id, parked in self._parked.items() if parked[0] > wall}
-        reason = next((reason for _, reason in reversed(self._parked.values())), "")
-        return f"{len(self._parked)} messages wait for the backend: {reason}" if self._parked else ""
+        wall = self._clock.wall()
+        self._postponed = {row_id: value for row_id, value in self._postponed.items() if value[0] > wall}
+        reason = next((reason for _, reason in reversed(self._postponed.values())), "")
+        return f"{len(self._postponed)} messages wait for the backend: {reason}" if self._postponed else ""
 
-    async def run(self, entry: StoredMessage) -> Callable[[], Awaitable[StoredMessage | None]]:
-        """Run *entry*, which is ``running``, once. Returns what remains to be written; the slot is free meanwhile.
-
-        That in turn gives the entry as it is then, when there is an answer to send.
+    async def run(self, message: StoredMessage) -> Answered | Silent | Requeued | Failed:
+        """Run the handler on *message*, which is in state ``running``.
 
         Raises:
-            asyncio.CancelledError: We are stopping; the message was put back.
+            asyncio.CancelledError: The worker is stopping.
         """
         loop = asyncio.get_running_loop()
-        began = loop.time()
-        self.running[entry.row_id] = running = Running(entry, asyncio.timeout(None))
-        self._parked.pop(entry.row_id, None)
-        self._status.message_event(events.Started, entry, attempt=entry.attempt + 1, text=in_words(entry.parts)[:200])
+        started_at = loop.time()
+        self._running[message.row_id] = running = Running(message, asyncio.timeout(None))
+        self._postponed.pop(message.row_id, None)
+        text = in_words(message.parts)[:200]
+        self._status.message_event(events.Started, message, attempt=message.attempt + 1, text=text)
         try:
-            response = _storable(await self._watch(running))
-        except asyncio.CancelledError:
-            await self.put_back(entry)
-            raise
+            response = _checked(await self._call(running))
         except BackendError as exc:
-            error = exc
-            self._budget.spent(entry.caller_id, exc.usage)
-        except Exception as exc:  # whatever a plugin raises is a failed attempt
+            self._budget.attempt_ended(message.caller_id, exc.usage)
+            return self._failed(message, exc)
+        except Exception as exc:  # plugins can raise anything
             error = BackendError(exception_text(exc))
             error.__cause__ = exc
-        else:
-            self._status.attempt_ended(entry.caller_id)
-            self._breaker.succeeded(entry)
-            self._budget.spent(entry.caller_id, response.usage)
-            return lambda: self._answered(entry, response, loop.time() - began)
+            self._budget.attempt_ended(message.caller_id, None)
+            return self._failed(message, error)
         finally:
-            self.running.pop(entry.row_id, None)
-        reason, pause = _reason(error), _pause(error) if error.retryable else None
-        self._status.attempt_ended(entry.caller_id, reason)
-        if error.retryable and pause is None:
-            # Before the slot is free: who gets it next depends on this.
-            self._breaker.failed(entry, reason)
-        # Without open files nothing can be started, whatever the message is.
-        counts = self._breaker.counts(entry) and not ran_out_of_files(error)
-        if pause is not None:
-            return lambda: self._park(entry, reason, pause)
-        return lambda: self._failed(entry, reason, retryable=error.retryable, counts=counts)
+            self._running.pop(message.row_id, None)
+        self._status.attempt_ended(message.caller_id)
+        self._breaker.succeeded(message)
+        self._budget.attempt_ended(message.caller_id, response.usage)
+        seconds = loop.time() - started_at
+        if response.is_silent:
+            return Silent(text=response.text, seconds=seconds)
+        return Answered(reply=StoredReply(parts=response.parts, usage=response.usage), seconds=seconds)
 
-    async def put_back(self, entry: StoredMessage) -> None:
-        """The message did not get its try: another one, as if this had not been."""
-        await self._insist(lambda: self._journal.requeue(entry, counts=False))
-
-    async def _watch(self, running: Running) -> Response:
-        entry = running.entry
-        progress = _ProgressSink(lambda update: self._progressed(running, update))
+    async def _call(self, running: Running) -> Response:
+        message = running.message
+        progress = _Progress(self, running)
         try:
-            async with asyncio.timeout(self._deadline) as running.limit:
-                return await self._handler(entry.request(entry.attempt + 1), progress)
+            async with asyncio.timeout(DEADLINE) as running.deadline:
+                return await self._handler(message.request(message.attempt + 1), progress)
         except TimeoutError:
-            if not running.limit.expired():
+            if not running.deadline.expired():
                 raise
-            raise BackendError(f"no progress for {self._deadline:g} s") from None
+            raise BackendError(f"no progress for {DEADLINE:g} s") from None
         except asyncio.CancelledError:
-            if _is_cut():
+            if _is_cancelled():
                 raise
             raise BackendError("the backend cancelled itself") from None
         except Exception:
-            if _is_cut():
-                # What it does when it is cut is no failure of its own.
+            if _is_cancelled():
+                # Errors raised during cancellation don't count as failures.
                 raise asyncio.CancelledError from None
             raise
 
-    def _progressed(self, running: Running, update: str | Response) -> None:
+    def record_progress(self, running: Running, update: str | Response) -> None:
+        """Extend the deadline and report *update*. Ignored once the attempt has ended."""
         text = (update if isinstance(update, str) else update.text).strip()
-        entry = running.entry
-        if self.running.get(entry.row_id) is not running:
+        message = running.message
+        if self._running.get(message.row_id) is not running:
             return
         now = asyncio.get_running_loop().time()
-        if not running.limit.expired():
-            running.limit.reschedule(now + self._deadline)
+        if not running.deadline.expired():
+            running.deadline.reschedule(now + DEADLINE)
         if not text:
             return
-        self._status.message_event(events.Progressed, entry, text=text[:200])
-        if now - running.noted >= PROGRESS_PAUSE:
-            running.noted = now
-            self._journal.progress(entry, text[:200])
+        text = text[:200]
+        self._status.message_event(events.Progressed, message, text=text)
+        if now - running.noted_at >= PROGRESS_INTERVAL:
+            running.noted_at = now
+            self._journal.progress(message, text)
 
-    async def _answered(self, entry: StoredMessage, response: Response, seconds: float) -> StoredMessage | None:
-        stored = None
-        if response.is_silent:
-            await self._insist(lambda: self._journal.finish_without_reply(entry))
-        else:
-            stored = await self._store(entry, StoredReply(parts=response.parts, usage=response.usage))
-        self._status.message_event(
-            events.Answered, entry, text=response.text[:200], seconds=seconds, silent=response.is_silent
+    def _failed(self, message: StoredMessage, error: BackendError) -> Requeued | Failed:
+        reason, pause = _reason(error), _requested_pause(error)
+        self._status.attempt_ended(message.caller_id, reason)
+        if not error.retryable:
+            return _final(message.attempt + 1, reason)
+        if pause is not None:
+            self._postponed[message.row_id] = (self._clock.wall() + pause, reason)
+            return Requeued(reason=reason, seconds=pause, counts=False)
+        # This also decides which message gets the slot next, so it must happen before the slot is released.
+        self._breaker.failed(message, reason)
+        # Without file descriptors no program can be started for any message.
+        counts = self._breaker.counts(message) and not ran_out_of_files(error)
+        attempt = message.attempt + 1
+        if self._is_too_old(message) or (counts and attempt >= MAX_ATTEMPTS):
+            return _final(attempt, reason)
+        delay = RETRY_DELAYS[min(attempt, len(RETRY_DELAYS)) - 1] if counts else UNCOUNTED_RETRY_DELAY
+        failed_at = max(self._clock.now(), message.time) / SECOND
+        return Requeued(reason=reason, seconds=self._jitter.jitter(delay), counts=counts, failed_at=failed_at)
+
+    def _is_too_old(self, message: StoredMessage) -> bool:
+        # Only the platform's clock can tell: this machine's may have been set since the first failure.
+        now = self._clock.platform_now()
+        return (
+            now is not None
+            and message.first_failed is not None
+            and now / SECOND - message.first_failed >= GIVE_UP_AFTER
         )
-        return stored
-
-    async def _store(self, entry: StoredMessage, answer: StoredReply) -> StoredMessage | None:
-        at, send_print = self._now(), self._send_print(entry, answer)
-        if not await self._insist(lambda: self._journal.store_reply(entry, answer, at=at, send_print=send_print)):
-            return None
-        return entry.with_reply(answer, at=at)
-
-    async def _park(self, entry: StoredMessage, reason: str, pause: float) -> None:
-        self._parked[entry.row_id] = (self._wall() + pause, reason)
-        await self._retry(entry, reason, pause, counts=False)
-
-    async def _failed(self, entry: StoredMessage, reason: str, *, retryable: bool, counts: bool) -> None:
-        attempt = entry.attempt + 1
-        # Our own clock may have been set meanwhile; while the platform has told no time, the age is not known.
-        platform_now = self._platform_now()
-        too_old = (
-            platform_now is not None
-            and entry.first_failed is not None
-            and platform_now / SECOND - entry.first_failed >= GIVE_UP
-        )
-        if retryable and not too_old and (attempt < ATTEMPTS or not counts):
-            nominal = WAITS[min(attempt, len(WAITS)) - 1] if counts else PROBE_WAIT
-            failed_at = max(self._now(), entry.time) / SECOND
-            await self._retry(entry, reason, self._waits.jitter(nominal), counts=counts, failed_at=failed_at)
-        else:
-            await self._give_up(entry, f"no answer after {attempt} attempts: {reason}" if attempt > 1 else reason)
-
-    async def _retry(
-        self, entry: StoredMessage, reason: str, seconds: float, *, counts: bool, failed_at: float | None = None
-    ) -> None:
-        when = self._wall() + seconds
-        await self._insist(
-            lambda: self._journal.requeue(entry, counts=counts, failed_at=failed_at, not_before=when, error=reason)
-        )
-        self._status.message_event(events.Retrying, entry, what="answering", reason=reason, seconds=seconds)
-
-    async def _give_up(self, entry: StoredMessage, reason: str) -> None:
-        """Tell the caller in one line, unless this conversation was told a moment ago."""
-        if self._journal.noticed_since(entry.conversation, self._now() - NOTICE_PAUSE):
-            await self._insist(lambda: self._journal.mark_dead(entry, State.RUNNING, reason))
-        else:
-            text = f"This message could not be answered (reference {entry.row_id[:8]})."
-            await self._store(entry, StoredReply(parts=(TextPart(text),), is_notice=True, reason=reason))
-        self._status.message_event(events.Dead, entry, reason=reason)
 
 
 def exception_text(exc: Exception) -> str:
-    """*exc* in one line, of bounded length."""
+    """*exc* in one line of bounded length."""
     try:
-        return f"{type(exc).__name__}: {exc}"[:LONGEST_REASON]
-    except Exception:  # its own __str__ fails
+        return f"{type(exc).__name__}: {exc}"[:MAX_REASON_LENGTH]
+    except Exception:  # __str__ of a plugin's class can fail
         return type(exc).__name__
+
+
+def _final(attempt: int, reason: str) -> Failed:
+    return Failed(reason=f"no answer after {attempt} attempts: {reason}" if attempt > 1 else reason)
 
 
 def _reason(error: BackendError) -> str:
     try:
-        return str(error)[:LONGEST_REASON] or "the backend failed"
-    except Exception:  # a plugin's class can have its own __str__
+        return str(error)[:MAX_REASON_LENGTH] or "the backend failed"
+    except Exception:  # __str__ of a plugin's class can fail
         return type(error).__name__
 
 
-def _pause(error: BackendError) -> float | None:
-    """Seconds that the backend asks for. A plugin can put anything there."""
+def _requested_pause(error: BackendError) -> float | None:
+    """The backend's ``retry_after`` in seconds, within bounds. Plugins can set it to anything."""
     if error.retry_after is None:
         return None
     try:
-        asked = float(error.retry_after)
+        seconds = float(error.retry_after)
     except (TypeError, ValueError, OverflowError):
         return None
-    return min(max(LEAST_PAUSE, asked), MOST_PAUSE)
+    return min(max(MIN_PAUSE, seconds), MAX_PAUSE)
 
 
-def _storable(response: Response) -> Response:
+def _checked(response: Response) -> Response:
+    """*response*, if the journal can store it.
+
+    Raises:
+        BackendError: It can't.
+    """
     try:
         dump_parts(response.parts, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as exc:
@@ -267,19 +218,20 @@ def _storable(response: Response) -> Response:
     return response
 
 
-def _is_cut() -> bool:
+def _is_cancelled() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
-class _ProgressSink:
-    """What a handler calls to tell progress. The returned value may be awaited, or dropped without a warning."""
+class _Progress:
+    """The ``progress`` argument of a handler. Its result can be awaited, or dropped without a warning."""
 
-    def __init__(self, tell: Callable[[str | Response], None]) -> None:
-        self._tell = tell
+    def __init__(self, attempts: Attempts, running: Running) -> None:
+        self._attempts = attempts
+        self._running = running
 
     def __call__(self, update: str | Response, /) -> Awaitable[None]:
-        self._tell(update)
+        self._attempts.record_progress(self._running, update)
         return _DONE
 
 

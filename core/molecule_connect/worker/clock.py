@@ -27,12 +27,12 @@ class Clock:
     ) -> None:
         self._platform = platform
         self.wall = wall
-        self._monotonic = monotonic
+        self.monotonic = monotonic
         self._started = monotonic() if started is None else started
 
     def elapsed(self) -> float:
         """Seconds since the start."""
-        return self._monotonic() - self._started
+        return self.monotonic() - self._started
 
     def platform_now(self) -> int | None:
         """A lower bound of the platform's time in microseconds; None until an answer has shown it."""

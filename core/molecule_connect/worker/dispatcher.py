@@ -1,9 +1,8 @@
-"""Dispatcher: one caller and context is answered in order, one at a time, until its answer is accepted or dead."""
+"""The dispatcher: handles the messages of each conversation in order, one at a time, until each is done or dead."""
 
 import asyncio
 import contextlib
 import errno
-import time
 import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
@@ -15,239 +14,434 @@ from molecule_connect.errors import JournalError, StateLostError
 from molecule_connect.journal.incoming import LONGEST_TRACE
 from molecule_connect.journal.journal import WorkspaceJournal
 from molecule_connect.journal.models import Conversation, State, StoredMessage, StoredReply
+from molecule_connect.models import TextPart
+from molecule_connect.worker.admission import Admission
 from molecule_connect.worker.attempt import Attempts, exception_text
-from molecule_connect.worker.budget import DailyBudget
-from molecule_connect.worker.downloads import ChatFiles
-from molecule_connect.worker.limits import ConcurrencyLimit
-from molecule_connect.worker.loop_guard import LoopGuard, Verdict
-from molecule_connect.worker.sending import Accepted, Later, Refused, Replies
+from molecule_connect.worker.clock import SECOND, Clock
+from molecule_connect.worker.outcomes import (
+    Accepted,
+    Answered,
+    AttemptOutcome,
+    Deferred,
+    Failed,
+    Postponed,
+    Refusal,
+    Refused,
+    Rejected,
+    Requeued,
+    Silent,
+)
+from molecule_connect.worker.send_health import Resend
+from molecule_connect.worker.sending import MAX_COPIES, ReplySender
 from molecule_connect.worker.status import Status
 
-# Conversations of one caller that are in memory at once. When there are more, they take turns: each gives its place up
-# after a message, so that those with a long backlog don't keep the others out.
-LIVE_CONVERSATIONS = 64
-INTERRUPTIONS = 8
-# A conversation is parked for at least so many seconds: clocks round.
-LEAST_PARKED = 0.1
-SECOND = 1_000_000
-# Seconds until a message is tried again for which this machine was short of something.
-SHORTAGE_WAIT = 30.0
-# Seconds until a conversation goes on after the journal could not be read.
-JOURNAL_WAIT = 5.0
+# Conversations of one caller in memory. If there are more, they take turns: each ends its turn after one message, so
+# that conversations with a long backlog don't keep out others.
+MAX_ACTIVE = 64
+# Seconds until a conversation continues after the journal could not be used.
+JOURNAL_DELAY = 5.0
+# Seconds until a message is tried again after this machine was short of a resource.
+SHORTAGE_DELAY = 30.0
 SHORTAGES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EAGAIN))
+# A conversation gets at most one notice in this time, in microseconds.
+NOTICE_INTERVAL = 600 * SECOND
+
+
+@attrs.define(eq=False)
+class _Active:
+    """A conversation that is being worked on.
+
+    Attributes:
+        message: The message that is handled.
+        is_starting: It waits to be run, and hasn't been started.
+        failed_row: The row whose handling failed unexpectedly the last time.
+    """
+
+    conversation: Conversation
+    task: "asyncio.Task[None]" = attrs.field(init=False)
+    message: StoredMessage | None = None
+    is_starting: bool = False
+    failed_row: str = ""
+
+
+@attrs.frozen
+class _Wait:
+    """How long a message is deferred: until *not_before* by this machine's clock, and *until* by the event loop's."""
+
+    row_id: str
+    not_before: float | None
+    until: float
 
 
 class Dispatcher:
-    """The conversations of one workspace. A conversation's task lives while its head can be worked on.
+    """Handles the conversations of one workspace. A conversation has a task while one of its messages is due.
 
-    Args:
-        now: The platform's time in microseconds.
-        failed: Told of an error that no message can be blamed for; the connection ends by it.
-        insist: Runs a journal write until it succeeds.
+    Attributes:
+        failure: Its exception is the first error that no message caused; the workspace can't be served any more.
     """
 
     def __init__(
         self,
         journal: WorkspaceJournal,
-        *,
-        slots: ConcurrencyLimit,
+        admission: Admission,
         attempts: Attempts,
-        replies: Replies,
-        files: ChatFiles,
-        guard: LoopGuard,
-        budget: DailyBudget,
-        now: Callable[[], int],
-        insist: Callable[[Callable[[], Awaitable[bool]]], Awaitable[bool]],
-        failed: Callable[[BaseException], None],
+        sender: ReplySender,
         status: Status,
-        wall: Callable[[], float] = time.time,
+        clock: Clock,
     ) -> None:
         self._journal = journal
-        self._slots = slots
+        self._admission = admission
         self._attempts = attempts
-        self._replies = replies
-        self._files = files
-        self._guard = guard
-        self._budget = budget
-        self._now = now
-        self._insist = insist
-        self._failed = failed
+        self._sender = sender
         self._status = status
-        self._wall = wall
-        self._live: dict[Conversation, asyncio.Task[None]] = {}
+        self._clock = clock
+        self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._active: dict[Conversation, _Active] = {}
         self._timers: dict[Conversation, asyncio.TimerHandle] = {}
         self._caller_timers: dict[str | None, asyncio.TimerHandle] = {}
-        # Until when by the loop's clock a head waits: it and its time by the wall, which may be set back.
-        self._due: dict[Conversation, tuple[str, float | None, float]] = {}
-        self._not_begun: set[Conversation] = set()
-        # What was run last: its answer is sent first, although an older message may have become visible.
-        self._ran: dict[Conversation, str] = {}
-        self._per_caller: Counter[str | None] = Counter()
+        self._waits: dict[Conversation, _Wait] = {}
+        # The row of each conversation that was run last: its reply is sent first, even if an older message appears.
+        self._last_run: dict[Conversation, str] = {}
+        self._active_of: Counter[str | None] = Counter()
+        # Callers with more conversations than may be active, and those of theirs that had their turn.
         self._crowded: set[str | None] = set()
-        # Conversations of crowded callers that had their turn and may have more messages.
         self._had_turn: dict[str | None, dict[Conversation, None]] = {}
-        self._paused = False
-        self._stopping = False
-        self._abandoned = False
+        # Conversations with new messages, while older messages may still be read.
+        self._unordered: dict[Conversation, None] = {}
+        # Whether all older messages were read; None until the first read has ended.
+        self._is_complete: bool | None = None
+        self._is_paused = False
+        self._is_stopping = False
+        self._is_abandoned = False
         self._idle = asyncio.Event()
         self._idle.set()
 
-    @property
-    def live(self) -> int:
-        """Dispatcher that are being worked on."""
-        return len(self._live)
+    # Called by the worker
 
-    def remark(self) -> str:
-        """What the operator should know of the backend and its slots, for the heartbeat; empty if there is nothing."""
-        return self._slots.remark() or self._attempts.remark()
+    def wake(self, conversations: Iterable[Conversation] = (), *, complete: bool = True) -> None:
+        """*conversations* have new messages.
 
-    def wake(self, conversations: Iterable[Conversation]) -> None:
-        """These conversations may have a new head."""
-        for conversation in conversations:
+        Args:
+            complete: All older messages were read, too. Otherwise no message is started until a call says so, because
+                conversations would continue with a newer message.
+        """
+        self._unordered.update(dict.fromkeys(conversations))
+        if not complete:
+            self._is_complete = False
+            return
+        if not self._is_complete:
+            self._is_complete = True
+            self.wake_all()
+        ready, self._unordered = self._unordered, {}
+        for conversation in ready:
             self._wake(conversation)
 
     def wake_all(self) -> None:
-        """Every conversation may have a new head."""
-        for caller in self._journal.callers():
-            self._wake_caller(caller)
+        """Any conversation may have a message that is due. Ignored until a first read of the feed has ended."""
+        if self._is_complete is not None or self._journal.position().watermark is not None:
+            for caller_id in self._journal.callers():
+                self._wake_caller(caller_id)
 
     def pause(self) -> None:
-        """Begin no new message."""
-        self._paused = True
+        """Start no messages until ``resume``."""
+        self._is_paused = True
 
     def resume(self) -> None:
-        """Begin messages again, once they are woken."""
-        self._paused = False
+        """Start messages again."""
+        self._is_paused = False
+        self.wake_all()
+
+    async def watch_sends(self) -> None:
+        """Until cancelled: while no reply is accepted, send one now and then, and all of them once one is accepted."""
+        while True:
+            if await self._sender.health.next_resend() is Resend.ALL:
+                await self._journal.retry_sends_now()
+            else:
+                # A probe must not use up the last copy of a reply.
+                await self._journal.retry_one_send_now(most_in_doubt=MAX_COPIES - 2)
+            self.wake_all()
+
+    def remark(self) -> str:
+        """A remark on the backend or the queue for the heartbeat; empty if there is none."""
+        return self._admission.remark() or self._attempts.remark()
+
+    @property
+    def active(self) -> int:
+        """Number of conversations that are being worked on."""
+        return len(self._active)
 
     async def idle(self) -> None:
-        """Wait until no conversation is being worked on. Dispatcher that wait for a time are not."""
+        """Wait until no conversation is being worked on. Deferred messages don't count."""
         await self._idle.wait()
 
     async def drain(self, grace: float) -> None:
-        """Begin no new message, and let what runs finish and be sent for at most *grace* seconds; then cut it."""
-        self._stopping = True
+        """Start no more messages, and let running ones finish for at most *grace* seconds; then cancel them."""
+        self._is_stopping = True
         for timer in (*self._timers.values(), *self._caller_timers.values()):
             timer.cancel()
-        for conversation in self._not_begun:
-            self._live[conversation].cancel()
+        for active in self._active.values():
+            if active.is_starting:
+                active.task.cancel()
         try:
             async with asyncio.timeout(grace):
                 await self._idle.wait()
         except TimeoutError:
-            for task in self._live.values():
-                task.cancel()
+            for active in self._active.values():
+                active.task.cancel()
 
     async def abandon(self, seconds: float) -> None:
-        """Wait *seconds* more, then put back what still runs: a plain backend cannot be stopped."""
+        """Wait *seconds* more, then requeue the messages that still run: threads can't be cancelled."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._idle.wait()
-        self._abandoned = True
+        self._is_abandoned = True
         await self._journal.requeue_running()
 
-    def _wake_caller(self, caller: str | None) -> None:
-        room = LIVE_CONVERSATIONS + self._per_caller[caller] + 1
-        had_turn = self._had_turn.pop(caller, {})
-        conversations = self._journal.due_conversations(caller, room, may_begin=not self._paused, without=had_turn)
-        self._crowded.discard(caller)
-        if len(conversations) < room:
-            self._wake_caller_later(caller)
-        for conversation in (*conversations, *had_turn):
-            self._wake(conversation)
-        if len(conversations) >= room:
-            self._crowded.add(caller)
-        if caller in self._crowded and (
-            waiting := [conversation for conversation in had_turn if conversation not in self._live]
-        ):
-            self._had_turn[caller] = dict.fromkeys(waiting)
+    # Handling messages
 
-    def _wake_caller_later(self, caller: str | None) -> None:
-        if (timer := self._caller_timers.pop(caller, None)) is not None:
-            timer.cancel()
-        if (when := self._journal.next_due(caller)) is not None and not self._stopping:
-            loop, wait = asyncio.get_running_loop(), max(0.0, when - self._wall())
-            self._caller_timers[caller] = loop.call_later(wait, self._wake_caller, caller)
-
-    def _wake(self, conversation: Conversation) -> None:
-        if conversation in self._live or self._stopping:
-            return
-        if conversation.caller_id in self._crowded or self._per_caller[conversation.caller_id] >= LIVE_CONVERSATIONS:
-            # Those that wait in the journal already have their turn first.
-            self._crowded.add(conversation.caller_id)
-            return
-        if (timer := self._timers.pop(conversation, None)) is not None:
-            timer.cancel()
-        self._per_caller[conversation.caller_id] += 1
-        self._idle.clear()
-        self._live[conversation] = asyncio.get_running_loop().create_task(self._work(conversation), name="conversation")
-
-    async def _work(self, conversation: Conversation) -> None:
-        failed = ""
-        try:
-            while (step := await self._step(conversation, failed)) is not None:
-                failed = step
-                if conversation.caller_id in self._crowded:
-                    self._had_turn.setdefault(conversation.caller_id, {})[conversation] = None
-                    break
-        except asyncio.CancelledError:
-            if not self._stopping:
-                raise
-        except BaseException as exc:
-            # A backend that ends after that finds the journal closed, and its message put back already.
-            if self._abandoned and isinstance(exc, JournalError):
+    async def _converse(self, active: _Active) -> None:
+        """Handle the messages of a conversation, as long as one is due and it is the conversation's turn."""
+        while message := self._next(active):
+            await self._handle(active, message)
+            active.failed_row = ""
+            if self._ends_turn(active.conversation):
                 return
-            self._failed(exc)
-            raise
-        finally:
-            self._end(conversation)
 
-    async def _step(self, conversation: Conversation, failed: str) -> str | None:
-        """Do what is due in *conversation*. None: nothing is. Else the row of an unexpected error, "" for none.
+    async def _handle(self, active: _Active, message: StoredMessage) -> None:
+        """Take a message as far as it gets now: to its end, or to a later try."""
+        if message.state is State.RUNNING:
+            # No task runs it: the commit of its start took effect, and was reported as failed.
+            await self._requeue(attrs.evolve(message, attempt=message.attempt - 1))
+        elif message.state is State.ANSWERED and message.answered_at is None and message.reply is not None:
+            await self._prepare_send(message, message.reply)
+        elif message.state is State.ANSWERED:
+            await self._send(message)
+        elif message.reply is not None:
+            await self._reuse_reply(message, message.reply)
+        elif await self._admit(message):
+            active.is_starting = True
+            message = await self._admission.with_files(message)
+            async with self._admission.slot(message):
+                outcome = await self._attempt(active, message)
+            if outcome is not None and (answered := await self._record(message, outcome)) is not None:
+                await self._send(answered)
 
-        Nothing that one message contains may end the process, so such an error makes its message a dead letter.
-        """
-        entry = None
+    async def _admit(self, message: StoredMessage) -> bool:
+        """Whether *message* may run now. Otherwise it is deferred, or dead."""
+        refusal = self._admission.check(message)
+        await self._refuse(message, refusal)
+        return refusal is None
+
+    async def _attempt(self, active: _Active, message: StoredMessage) -> AttemptOutcome | None:
+        """Run the backend. None if the message may not be started any more: it waited for its slot."""
+        if self._is_paused or self._is_stopping:
+            return None
+        if (refusal := self._admission.recheck(message)) is not None:
+            await self._refuse(message, refusal)
+            return None
+        if not await self._commit(lambda: self._journal.start(message)):
+            return None
+        active.is_starting = False
+        self._last_run[active.conversation] = message.row_id
         try:
-            if (entry := self._due_head(conversation)) is None:
-                return None
-            await self._advance(entry)
-        except JournalError as exc:
-            if self._stopping or isinstance(exc, StateLostError):
-                raise
-            if entry is not None:
-                self._status.message_event(
-                    events.Retrying, entry, what="journal", reason=str(exc), seconds=JOURNAL_WAIT
-                )
-            await asyncio.sleep(JOURNAL_WAIT)
-        except Exception as exc:  # whatever this message makes us do
-            row_id = entry.row_id if entry else self._ran.get(conversation) or self._journal.next_id(conversation)
-            if row_id is None or row_id == failed:
-                raise
-            if not (entry and _is_shortage(exc) and await self._put_off(row_id, exc)):
-                await self._set_aside(conversation, row_id, exc)
-            return row_id
-        return ""
+            return await self._attempts.run(message)
+        except asyncio.CancelledError:
+            await self._requeue(message)
+            raise
 
-    async def _put_off(self, row_id: str, exc: Exception) -> bool:
-        """Try the message again later: the machine is short of something. False where the backend would run twice."""
-        entry, reason = self._journal.message(row_id), exception_text(exc)
-        when = self._wall() + SHORTAGE_WAIT
-        if entry.state is State.RECEIVED:
-            await self._insist(lambda: self._journal.defer(entry, not_before=when, error=reason))
-        elif entry.state is State.ANSWERED:
-            # A send may have been under way.
-            in_doubt = max(entry.in_doubt, 1)
-            await self._insist(lambda: self._journal.record_failed_send(entry, not_before=when, in_doubt=in_doubt))
+    async def _send(self, message: StoredMessage) -> None:
+        started_at = self._clock.now()
+        match await self._sender.deliver(message):
+            case Accepted(confirmed=confirmed):
+                self._journal.mark_sent(message, at=self._clock.now())
+                # A fast peer can write back before its acceptance of our reply arrives here.
+                self._admission.reply_accepted(message, at=started_at)
+                if _is_notice(message):
+                    self._status.message_event(events.Notified, message)
+                else:
+                    self._status.message_event(events.Delivered, message, confirmed=confirmed)
+            case Refused(reason=reason) if _is_notice(message):
+                # The event of the dead letter was emitted when the notice was stored.
+                dead_reason = f"{message.reply and message.reply.reason} (the caller could not be told: {reason})"
+                await self._commit(lambda: self._journal.mark_dead(message, State.ANSWERED, dead_reason))
+                self._status.message_event(events.Notified, message, error=reason)
+            case Refused(reason=reason):
+                await self._mark_dead(message, f"the answer was not accepted: {reason}")
+            case Postponed(reason=reason, seconds=seconds, in_doubt=in_doubt):
+                when = self._clock.wall() + seconds
+                await self._commit(
+                    lambda: self._journal.record_failed_send(message, not_before=when, in_doubt=in_doubt)
+                )
+                self._status.message_event(events.Retrying, message, what="sending", reason=reason, seconds=seconds)
+
+    async def _reuse_reply(self, message: StoredMessage, reply: StoredReply) -> None:
+        """Store the reply of a replayed message again; it is sent next."""
+        at, send_print = self._clock.now(), self._sender.fingerprint(message, reply)
+        if await self._commit(
+            lambda: self._journal.store_reply(message, reply, at=at, send_print=send_print, ran=False)
+        ):
+            self._status.message_event(events.Answered, message, text=reply.text[:200], seconds=0.0)
+
+    async def _prepare_send(self, message: StoredMessage, reply: StoredReply) -> None:
+        """Note what sending the reply of an inbox's reader requires. The reader may be in another process."""
+        at, send_print = max(self._clock.now(), message.time), self._sender.fingerprint(message, reply)
+        if await self._commit(lambda: self._journal.prepare_send(message, at=at, send_print=send_print)):
+            seconds = max(0.0, (at - message.time) / SECOND)
+            self._status.message_event(events.Answered, message, text=reply.text[:200], seconds=seconds)
+
+    # Recording outcomes
+
+    async def _record(self, message: StoredMessage, outcome: AttemptOutcome) -> StoredMessage | None:
+        """Write the outcome of an attempt. Returns the message if there is a reply to send."""
+        match outcome:
+            case Answered(reply=reply, seconds=seconds):
+                stored = await self._store_reply(message, reply)
+                self._status.message_event(events.Answered, message, text=reply.text[:200], seconds=seconds)
+                return stored
+            case Silent(text=text, seconds=seconds):
+                await self._commit(lambda: self._journal.finish_without_reply(message))
+                self._status.message_event(events.Answered, message, text=text[:200], seconds=seconds, silent=True)
+            case Requeued():
+                await self._requeue(message, outcome)
+                self._status.message_event(
+                    events.Retrying, message, what="answering", reason=outcome.reason, seconds=outcome.seconds
+                )
+            case Failed(reason=reason):
+                stored = await self._give_up(message, reason)
+                self._status.message_event(events.Dead, message, reason=reason)
+                return stored
+        return None
+
+    async def _store_reply(self, message: StoredMessage, reply: StoredReply) -> StoredMessage | None:
+        at, send_print = self._clock.now(), self._sender.fingerprint(message, reply)
+        if not await self._commit(lambda: self._journal.store_reply(message, reply, at=at, send_print=send_print)):
+            return None
+        return message.with_reply(reply, at=at)
+
+    async def _give_up(self, message: StoredMessage, reason: str) -> StoredMessage | None:
+        """Notify the caller in one line, unless the conversation had a notice a moment ago."""
+        if self._journal.noticed_since(message.conversation, self._clock.now() - NOTICE_INTERVAL):
+            await self._commit(lambda: self._journal.mark_dead(message, State.RUNNING, reason))
+            return None
+        text = f"This message could not be answered (reference {message.row_id[:8]})."
+        return await self._store_reply(message, StoredReply(parts=(TextPart(text),), is_notice=True, reason=reason))
+
+    async def _requeue(self, message: StoredMessage, outcome: Requeued | None = None) -> None:
+        """Put a running message back. Without *outcome*, as if it had not been started."""
+        if outcome is None:
+            await self._commit(lambda: self._journal.requeue(message, counts=False))
+            return
+        not_before = self._clock.wall() + outcome.seconds
+        await self._commit(
+            lambda: self._journal.requeue(
+                message,
+                counts=outcome.counts,
+                failed_at=outcome.failed_at,
+                not_before=not_before,
+                error=outcome.reason,
+            )
+        )
+
+    async def _refuse(self, message: StoredMessage, refusal: Refusal | None) -> None:
+        match refusal:
+            case Deferred(not_before=not_before, reason=reason, limit=limit):
+                await self._commit(lambda: self._journal.defer(message, not_before=not_before, error=reason))
+                seconds = not_before - self._clock.wall()
+                self._status.message_event(events.Retrying, message, what=limit, reason=reason, seconds=seconds)
+            case Rejected(reason=reason):
+                await self._mark_dead(message, reason)
+
+    async def _mark_dead(self, message: StoredMessage, reason: str) -> None:
+        await self._commit(lambda: self._journal.mark_dead(message, message.state, reason))
+        self._status.message_event(events.Dead, message, reason=reason)
+
+    async def _commit(self, write: Callable[[], Awaitable[bool]]) -> bool:
+        """The result of a journal *write*, which is retried while the journal can't be written."""
+        while True:
+            try:
+                result = await write()
+            except JournalError as exc:
+                if self._journal.is_closed:
+                    raise
+                self._status.report("journal", str(exc), exc.hint, lasting=True)
+                await asyncio.sleep(JOURNAL_DELAY)
+            else:
+                self._status.clear("journal")
+                return result
+
+    # Unexpected errors
+
+    async def _run(self, active: _Active) -> None:
+        try:
+            while not await self._converse_safely(active):
+                pass
+        except asyncio.CancelledError:
+            if not self._is_stopping:
+                raise
+        except Exception as exc:
+            # A backend that outlived the drain finds the journal closed; its message was requeued.
+            if not (self._is_abandoned and isinstance(exc, JournalError)) and not self.failure.done():
+                self.failure.set_exception(exc)
+                # Mark it as retrieved: during a drain, the worker doesn't wait for it.
+                self.failure.exception()
+        finally:
+            self._end(active.conversation)
+
+    async def _converse_safely(self, active: _Active) -> bool:
+        """Converse, and contain errors. False: continue with the conversation.
+
+        The content of a message must not end the process, so a message whose handling fails unexpectedly becomes a
+        dead letter. Raises an error that is no message's, or that happens again for the same one.
+        """
+        try:
+            await self._converse(active)
+        except JournalError as exc:
+            if self._is_stopping or isinstance(exc, StateLostError):
+                raise
+            if active.message is not None:
+                self._status.message_event(
+                    events.Retrying, active.message, what="journal", reason=str(exc), seconds=JOURNAL_DELAY
+                )
+            await asyncio.sleep(JOURNAL_DELAY)
+        except Exception as exc:
+            await self._contain(active, exc)
+        else:
+            return True
+        return self._ends_turn(active.conversation)
+
+    async def _contain(self, active: _Active, exc: Exception) -> None:
+        conversation, message = active.conversation, active.message
+        if message is not None:
+            row_id: str | None = message.row_id
+        else:
+            row_id = self._last_run.get(conversation) or self._journal.next_id(conversation)
+        if row_id is None or row_id == active.failed_row:
+            raise exc
+        active.failed_row = row_id
+        if not (message is not None and _is_shortage(exc) and await self._retry_after_shortage(row_id, exc)):
+            await self._bury(conversation, row_id, exc)
+
+    async def _retry_after_shortage(self, row_id: str, exc: Exception) -> bool:
+        """Retry later: this machine is short of a resource. False if the backend ran, and would run twice."""
+        message, reason = self._journal.message(row_id), exception_text(exc)
+        when = self._clock.wall() + SHORTAGE_DELAY
+        if message.state is State.RECEIVED:
+            await self._commit(lambda: self._journal.defer(message, not_before=when, error=reason))
+        elif message.state is State.ANSWERED:
+            # A send may have been in progress.
+            in_doubt = max(message.in_doubt, 1)
+            await self._commit(lambda: self._journal.record_failed_send(message, not_before=when, in_doubt=in_doubt))
         else:
             return False
-        self._status.message_event(events.Retrying, entry, what="this machine", reason=reason, seconds=SHORTAGE_WAIT)
+        self._status.message_event(events.Retrying, message, what="this machine", reason=reason, seconds=SHORTAGE_DELAY)
         return True
 
-    async def _set_aside(self, conversation: Conversation, row_id: str, exc: Exception) -> None:
+    async def _bury(self, conversation: Conversation, row_id: str, exc: Exception) -> None:
+        """Mark a message dead that can't be handled, and perhaps not loaded."""
         reason = f"internal error, please report it: {exception_text(exc)}"
         trace = "".join(traceback.format_exception(exc))[-LONGEST_TRACE:]
-        self._ran.pop(conversation, None)
-        if await self._insist(lambda: self._journal.mark_dead_by_id(row_id, conversation.caller_id, reason, trace)):
+        self._last_run.pop(conversation, None)
+        if await self._commit(lambda: self._journal.mark_dead_by_id(row_id, conversation.caller_id, reason, trace)):
             self._status.emit(
                 events.Dead(
                     workspace_id=self._journal.workspace_id,
@@ -258,163 +452,109 @@ class Dispatcher:
                 )
             )
 
-    def _end(self, conversation: Conversation) -> None:
-        del self._live[conversation]
-        caller = conversation.caller_id
-        self._per_caller[caller] -= 1
-        if caller in self._crowded and self._per_caller[caller] <= LIVE_CONVERSATIONS // 2 and not self._stopping:
-            self._wake_caller(caller)
-        if not self._per_caller[caller]:
-            del self._per_caller[caller]
-        if not self._live:
-            self._idle.set()
+    # Scheduling
 
-    def _due_head(self, conversation: Conversation) -> StoredMessage | None:
-        entry = self._head(conversation)
-        if entry is None:
-            return None
-        if entry.state is State.RECEIVED and (self._paused or self._stopping):
-            return None
-        wait = self._seconds_until_due(conversation, entry)
-        if wait > 0:
-            if not self._stopping:
-                self._timers[conversation] = asyncio.get_running_loop().call_later(wait, self._wake, conversation)
-            return None
-        return entry
+    @property
+    def _may_start(self) -> bool:
+        return not self._is_paused and self._is_complete is not False
 
-    def _head(self, conversation: Conversation) -> StoredMessage | None:
-        if (row_id := self._ran.get(conversation)) is not None:
-            if (entry := self._journal.message_to_send(row_id)) is not None:
-                return entry
-            del self._ran[conversation]
-        return self._journal.next(conversation)
+    def _wake_caller(self, caller_id: str | None) -> None:
+        room = MAX_ACTIVE + self._active_of[caller_id] + 1
+        had_turn = self._had_turn.pop(caller_id, {})
+        due = self._journal.due_conversations(caller_id, room, may_begin=self._may_start, without=had_turn)
+        self._crowded.discard(caller_id)
+        if len(due) < room:
+            self._wake_caller_later(caller_id)
+        for conversation in (*due, *had_turn):
+            self._wake(conversation)
+        if len(due) >= room:
+            self._crowded.add(caller_id)
+        if caller_id in self._crowded and (
+            waiting := [conversation for conversation in had_turn if conversation not in self._active]
+        ):
+            self._had_turn[caller_id] = dict.fromkeys(waiting)
 
-    def _seconds_until_due(self, conversation: Conversation, entry: StoredMessage) -> float:
-        """A wall clock that is set forward ends the wait; one that is set back does not prolong it."""
-        now = asyncio.get_running_loop().time()
-        wait = (entry.not_before or 0.0) - self._wall()
-        row_id, not_before, due = self._due.pop(conversation, ("", None, 0.0))
-        if (row_id, not_before) == (entry.row_id, entry.not_before):
-            wait = min(wait, due - now)
-        if wait > 0:
-            self._due[conversation] = (entry.row_id, entry.not_before, now + wait)
-        return wait
+    def _wake_caller_later(self, caller_id: str | None) -> None:
+        if (timer := self._caller_timers.pop(caller_id, None)) is not None:
+            timer.cancel()
+        if (when := self._journal.next_due(caller_id)) is not None and not self._is_stopping:
+            loop, seconds = asyncio.get_running_loop(), max(0.0, when - self._clock.wall())
+            self._caller_timers[caller_id] = loop.call_later(seconds, self._wake_caller, caller_id)
 
-    async def _advance(self, entry: StoredMessage) -> None:
-        if entry.state is State.ANSWERED:
-            if entry.answered_at is None and entry.reply is not None:
-                await self._stamp(entry, entry.reply)
-            else:
-                await self._send(entry)
+    def _wake(self, conversation: Conversation) -> None:
+        caller_id = conversation.caller_id
+        if conversation in self._active or self._is_stopping:
             return
-        if entry.state is State.RUNNING:
-            # Nobody runs it: its start was told to have failed, and had not.
-            await self._attempts.put_back(attrs.evolve(entry, attempt=entry.attempt - 1))
+        if caller_id in self._crowded or self._active_of[caller_id] >= MAX_ACTIVE:
+            # The conversations that wait in the journal have their turn first.
+            self._crowded.add(caller_id)
             return
-        self._not_begun.add(entry.conversation)
-        try:
-            await self._begin(entry)
-        finally:
-            self._not_begun.discard(entry.conversation)
+        if (timer := self._timers.pop(conversation, None)) is not None:
+            timer.cancel()
+        self._active_of[caller_id] += 1
+        self._idle.clear()
+        self._active[conversation] = active = _Active(conversation)
+        active.task = asyncio.get_running_loop().create_task(self._run(active), name="conversation")
 
-    async def _begin(self, entry: StoredMessage) -> None:
-        if entry.reply is not None:
-            print_ = self._replies.fingerprint(entry, entry.reply)
-            answer, at = entry.reply, self._now()
-            if await self._insist(
-                lambda: self._journal.store_reply(entry, answer, at=at, send_print=print_, ran=False)
-            ):
-                self._status.message_event(events.Answered, entry, text=answer.text[:200], seconds=0.0)
-        elif entry.crash_count >= INTERRUPTIONS:
-            await self._mark_dead(entry, f"the process died {entry.crash_count} times while the backend had it")
-        elif await self._may_run(entry):
-            await self._run(await self._files.resolve(entry))
-
-    async def _may_run(self, entry: StoredMessage) -> bool:
-        if await self._is_over_budget(entry):
+    def _ends_turn(self, conversation: Conversation) -> bool:
+        """Whether other conversations of the same caller are to have their turn now."""
+        if conversation.caller_id not in self._crowded:
             return False
-        if entry.attempt:
-            return True
-        ruling = self._guard.rule(entry, others_wait=lambda: self._journal.has_other_due(entry))
-        if ruling.verdict is Verdict.LOOP:
-            await self._mark_dead(entry, ruling.reason)
-        elif ruling.verdict is Verdict.WAIT:
-            seconds = max(LEAST_PARKED, ruling.until - asyncio.get_running_loop().time())
-            await self._park(entry, self._wall() + seconds, ruling.reason, what="loop brake")
-        return ruling.verdict is Verdict.RUN
-
-    async def _is_over_budget(self, entry: StoredMessage) -> bool:
-        if (dry := self._budget.wait(entry.caller_id)) is None:
-            return False
-        await self._park(entry, *dry, what="daily budget")
+        self._had_turn.setdefault(conversation.caller_id, {})[conversation] = None
         return True
 
-    async def _park(self, entry: StoredMessage, until: float, reason: str, *, what: str) -> None:
-        await self._insist(lambda: self._journal.defer(entry, not_before=until, error=reason))
-        self._status.message_event(events.Retrying, entry, what=what, reason=reason, seconds=until - self._wall())
+    def _end(self, conversation: Conversation) -> None:
+        del self._active[conversation]
+        caller_id = conversation.caller_id
+        self._active_of[caller_id] -= 1
+        if caller_id in self._crowded and self._active_of[caller_id] <= MAX_ACTIVE // 2 and not self._is_stopping:
+            self._wake_caller(caller_id)
+        if not self._active_of[caller_id]:
+            del self._active_of[caller_id]
+        if not self._active:
+            self._idle.set()
 
-    async def _run(self, entry: StoredMessage) -> None:
-        async with self._slots.hold(entry):
-            # While it waited it may have been paused, stopped or dropped, and others have spent.
-            if self._paused or self._stopping or await self._is_over_budget(entry):
-                return
-            if not await self._insist(lambda: self._journal.start(entry)):
-                return
-            self._not_begun.discard(entry.conversation)
-            self._ran[entry.conversation] = entry.row_id
-            finish = await self._attempts.run(entry)
-        if (answered := await finish()) is not None:
-            await self._send(answered)
+    def _next(self, active: _Active) -> StoredMessage | None:
+        """The conversation's next message, if it is due. Otherwise a timer is set."""
+        active.message, active.is_starting = None, False
+        active.message = message = self._load_next(active.conversation)
+        if message is None:
+            return None
+        if message.state is State.RECEIVED and (not self._may_start or self._is_stopping):
+            return None
+        seconds = self._seconds_until_due(active.conversation, message)
+        if seconds > 0:
+            if not self._is_stopping:
+                timer = asyncio.get_running_loop().call_later(seconds, self._wake, active.conversation)
+                self._timers[active.conversation] = timer
+            return None
+        return message
 
-    async def _stamp(self, entry: StoredMessage, answer: StoredReply) -> None:
-        """A reader of the inbox answered, perhaps in another process: note what sending it needs."""
-        at, print_ = max(self._now(), entry.time), self._replies.fingerprint(entry, answer)
-        if await self._insist(lambda: self._journal.prepare_send(entry, at=at, send_print=print_)):
-            seconds = max(0.0, (at - entry.time) / SECOND)
-            self._status.message_event(events.Answered, entry, text=answer.text[:200], seconds=seconds)
+    def _load_next(self, conversation: Conversation) -> StoredMessage | None:
+        if (row_id := self._last_run.get(conversation)) is not None:
+            if (message := self._journal.message_to_send(row_id)) is not None:
+                return message
+            del self._last_run[conversation]
+        return self._journal.next(conversation)
 
-    async def _send(self, entry: StoredMessage) -> None:
-        began = self._now()
-        match await self._replies.deliver(entry):
-            case Accepted(confirmed=confirmed):
-                at = self._now()
-                self._journal.mark_sent(entry, at=at)
-                if entry.reply is not None:
-                    # A quick peer writes back before we hear that our answer was taken.
-                    self._guard.answered(entry, at=began)
-                if _is_notice(entry):
-                    self._status.message_event(events.Notified, entry)
-                else:
-                    self._status.message_event(events.Delivered, entry, confirmed=confirmed)
-            case Refused(reason=reason) if _is_notice(entry):
-                # That the message was given up was reported when the notice was stored.
-                await self._insist(lambda: self._journal.mark_dead(entry, State.ANSWERED, _not_accepted(entry, reason)))
-                self._status.message_event(events.Notified, entry, error=reason)
-            case Refused(reason=reason):
-                await self._mark_dead(entry, _not_accepted(entry, reason))
-            case Later(reason=reason, seconds=seconds, in_doubt=in_doubt):
-                when = self._wall() + seconds
-                await self._insist(lambda: self._journal.record_failed_send(entry, not_before=when, in_doubt=in_doubt))
-                self._status.message_event(events.Retrying, entry, what="sending", reason=reason, seconds=seconds)
-
-    async def _mark_dead(self, entry: StoredMessage, reason: str) -> None:
-        state = State.ANSWERED if entry.state is State.ANSWERED else State.RECEIVED
-        await self._insist(lambda: self._journal.mark_dead(entry, state, reason))
-        self._status.message_event(events.Dead, entry, reason=reason)
+    def _seconds_until_due(self, conversation: Conversation, message: StoredMessage) -> float:
+        """The wait ends early if this machine's clock is set forward, and isn't extended if it is set back."""
+        now = asyncio.get_running_loop().time()
+        seconds = (message.not_before or 0.0) - self._clock.wall()
+        wait = self._waits.pop(conversation, None)
+        if wait is not None and (wait.row_id, wait.not_before) == (message.row_id, message.not_before):
+            seconds = min(seconds, wait.until - now)
+        if seconds > 0:
+            self._waits[conversation] = _Wait(message.row_id, message.not_before, now + seconds)
+        return seconds
 
 
 def _is_shortage(exc: Exception) -> bool:
-    """Whether the machine, and not the message, is at fault."""
+    """Whether this machine is at fault, and not the message."""
     if isinstance(exc, OSError):
         return exc.errno in SHORTAGES
     return isinstance(exc, MemoryError) or (isinstance(exc, RuntimeError) and "start new thread" in str(exc))
 
 
-def _is_notice(entry: StoredMessage) -> bool:
-    return entry.reply is not None and entry.reply.is_notice
-
-
-def _not_accepted(entry: StoredMessage, reason: str) -> str:
-    if entry.reply is not None and entry.reply.is_notice:
-        return f"{entry.reply.reason} (the caller could not be told: {reason})"
-    return f"the answer was not accepted: {reason}"
+def _is_notice(message: StoredMessage) -> bool:
+    return message.reply is not None and message.reply.is_notice

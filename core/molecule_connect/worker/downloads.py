@@ -3,15 +3,15 @@
 import asyncio
 import contextlib
 import re
-import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import PurePath
-from typing import IO
+from typing import IO, Protocol
 
 import attrs
 
+from molecule_connect import events
 from molecule_connect.backoff import Backoff
 from molecule_connect.errors import (
     AuthError,
@@ -23,10 +23,11 @@ from molecule_connect.errors import (
 from molecule_connect.files import inline_bytes, type_by_name
 from molecule_connect.journal.files import FILES_TIMEOUT, FileJournal, StoredFile
 from molecule_connect.journal.incoming_files import MOST_INLINE
-from molecule_connect.journal.models import Conversation, StoredMessage
+from molecule_connect.journal.models import StoredMessage
 from molecule_connect.models import FilePart
+from molecule_connect.worker.clock import SECOND, Clock
 from molecule_connect.worker.file_folder import FileFolder
-from molecule_connect.worker.file_quota import FolderLimits, NoRoomError, NotTakenError, Room
+from molecule_connect.worker.file_quota import FolderLimits, FolderQuota, NoRoomError, NotTakenError
 from molecule_connect.worker.ports import Files
 from molecule_connect.worker.status import Status
 
@@ -41,6 +42,7 @@ LONGEST_FETCH, LEAST_SPEED = 300.0, 16 << 10
 # Files that nobody names for so long are a message of their own.
 QUIET = 60.0
 JOURNAL_WAIT = 5.0
+RETRIES = Backoff(first=1.0, cap=300.0)
 SHORTEST_SLEEP, LONGEST_SLEEP = 1.0, 60.0
 # The platform keeps an upload for a day.
 GIVE_UP = 24 * 3600.0
@@ -59,12 +61,19 @@ class _Wait:
     over: asyncio.Event = attrs.field(factory=asyncio.Event)
 
 
+class Wakeable(Protocol):
+    """What is told of a new message."""
+
+    def wake_all(self) -> None:
+        """Any conversation may have a message that is due."""
+        ...
+
+
 class ChatFiles:
-    """Looks after the files of one workspace's chat.
+    """Downloads and acknowledges the files of one workspace's chat.
 
     Args:
-        came: Told of a message that files became: its row, its conversation, and their names.
-        now: The platform's time in microseconds.
+        limits: Of the folder.
     """
 
     def __init__(
@@ -72,23 +81,16 @@ class ChatFiles:
         platform: Files,
         journal: FileJournal,
         folder: FileFolder,
-        *,
         status: Status,
-        came: Callable[[str, Conversation, str], None],
-        now: Callable[[], int],
-        wall: Callable[[], float] = time.time,
-        backoff: Backoff | None = None,
-        room: FolderLimits | None = None,
+        clock: Clock,
+        limits: FolderLimits,
     ) -> None:
         self._platform = platform
         self._journal = journal
         self._folder = folder
         self._status = status
-        self._came = came
-        self._now = now
-        self._wall = wall
-        self._backoff = backoff or Backoff(first=1.0, cap=300.0)
-        self._room = Room(journal, folder, room or FolderLimits(), status=status, wall=wall, now=now)
+        self._clock = clock
+        self._quota = FolderQuota(journal, folder, limits, status=status, clock=clock)
         # What is being worked on, and how many tasks each caller has for it.
         self._active: dict[str, StoredFile] = {}
         self._busy: Counter[str | None] = Counter()
@@ -146,16 +148,16 @@ class ChatFiles:
                 if not wait.left:
                     wait.over.set()
 
-    async def run(self) -> None:
-        """Fetch and acknowledge until cancelled."""
+    async def run(self, dispatcher: Wakeable) -> None:
+        """Download and acknowledge files until cancelled. Files that no message names become a message."""
         self._folder.sweep(self._journal.names())
         async with asyncio.TaskGroup() as group:
             while True:
                 self._woken.clear()
                 self._begin_due(group)
                 with contextlib.suppress(JournalError):
-                    await self._gather()
-                    await self._room.tidy()
+                    await self._gather(dispatcher)
+                    await self._quota.tidy()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._seconds_to_wait()):
                         await self._woken.wait()
@@ -213,7 +215,7 @@ class ChatFiles:
 
     def _seconds_to_wait(self) -> float:
         times = [self._journal.next_due(), self._journal.gathers_at(QUIET) if self._may_gather else None]
-        waits = [when - self._wall() for when in times if when is not None]
+        waits = [when - self._clock.wall() for when in times if when is not None]
         now = asyncio.get_running_loop().time()
         waits += [until - now for until in self._blocked.values()]
         # A clock that jumps must not stop the files for longer than this.
@@ -230,7 +232,7 @@ class ChatFiles:
         except Exception as exc:  # a bug, which ends the work on this file alone
             await self._fail(file, exc)
         finally:
-            self._room.release(file)
+            self._quota.release(file)
             self._changed(file)
 
     async def _fail(self, file: StoredFile, exc: Exception) -> None:
@@ -247,7 +249,7 @@ class ChatFiles:
     async def _fetch(self, file: StoredFile) -> None:
         try:
             cap = (await self._platform.upload_limits()).per_file
-            await self._room.make(file, largest=cap)
+            await self._quota.make(file, largest=cap)
             with self._folder.new(file.name) as (name, sink):
                 async with asyncio.timeout(_longest(file, cap)):
                     kind = await self._platform.fetch_file(file.file_id, sink, cap=cap)
@@ -283,7 +285,7 @@ class ChatFiles:
         try:
             if uri is None:
                 raise NotTakenError("its message is not kept any more")
-            await self._room.make(file, largest=MOST_INLINE)
+            await self._quota.make(file, largest=MOST_INLINE)
             with self._folder.new(file.name) as (name, sink):
                 size = await asyncio.to_thread(_unpack, uri, sink, self._folder)
             await self._store(file, name, size, _type("", file))
@@ -300,7 +302,7 @@ class ChatFiles:
         reason = f"this machine could not store it: {getattr(exc, 'strerror', None) or exc}"
         if isinstance(exc, NoRoomError) and file.caller_id is not None:
             # Only this peer, or peers, have used up their room.
-            self._room.notice(file.caller_id, f"a file is not here: {exc}")
+            self._quota.notice(file.caller_id, f"a file is not here: {exc}")
             self._blocked[file.caller_id] = asyncio.get_running_loop().time() + NO_ROOM_WAIT
         else:
             self._status.report("files", reason, f"look at the folder {self._folder.path} and its disk")
@@ -317,37 +319,49 @@ class ChatFiles:
             self._folder.remove(name)
 
     async def _later(self, file: StoredFile, reason: str, *, at_least: float | None = None) -> None:
-        if self._now() - file.time > GIVE_UP * 1_000_000:
+        if self._clock.now() - file.time > GIVE_UP * SECOND:
             await self._give_up(file, reason, state="failed")
             return
-        not_before = self._wall() + self._backoff.delay(file.attempts + 1, at_least=at_least)
+        not_before = self._clock.wall() + RETRIES.delay(file.attempts + 1, at_least=at_least)
         await self._journal.not_fetched(file, reason, not_before=not_before, state="waiting")
 
     async def _give_up(self, file: StoredFile, reason: str, *, state: str) -> None:
         if await self._journal.not_fetched(file, reason, not_before=None, state=state):
             name = (file.name or file.file_id)[:100]
-            self._room.notice(file.caller_id, f"the file {name} is not here: {reason}")
+            self._quota.notice(file.caller_id, f"the file {name} is not here: {reason}")
 
     async def _acknowledge(self, file: StoredFile) -> None:
         try:
             await self._platform.acknowledge_file(file.file_id)
         except (AuthError, PlatformError) as exc:
             is_final = isinstance(exc, PermanentPlatformError) and not isinstance(exc, AuthError)
-            if not is_final and self._now() - file.time < GIVE_UP * 1_000_000:
-                not_before = self._wall() + self._backoff.delay(file.attempts + 1)
+            if not is_final and self._clock.now() - file.time < GIVE_UP * SECOND:
+                not_before = self._clock.wall() + RETRIES.delay(file.attempts + 1)
                 await self._journal.not_acknowledged(file, not_before=not_before)
                 return
         await self._journal.acknowledged(file)
 
     # Messages of files alone
 
-    async def _gather(self) -> None:
+    async def _gather(self, dispatcher: Wakeable) -> None:
         at = self._journal.gathers_at(QUIET) if self._may_gather else None
-        if at is None or self._wall() < at <= self._wall() + QUIET:
+        if at is None or self._clock.wall() < at <= self._clock.wall() + QUIET:
             return
         gathered = await self._journal.gather(QUIET)
-        if gathered is not None:
-            self._came(*gathered)
+        if gathered is None:
+            return
+        row_id, conversation, names = gathered
+        self._status.emit(
+            events.Received(
+                workspace_id=self._journal.workspace_id,
+                row_id=row_id,
+                caller_id=None,
+                context_id=conversation.context_id,
+                text=names[:200],
+            )
+        )
+        self._status.messages_changed.set()
+        dispatcher.wake_all()
 
 
 def _unpack(uri: str, sink: IO[bytes], folder: FileFolder) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 import attrs
 
 from molecule_connect.journal.files import FileJournal, StoredFile
+from molecule_connect.worker.clock import Clock
 from molecule_connect.worker.file_folder import FileFolder
 from molecule_connect.worker.status import Status
 
@@ -68,13 +69,8 @@ class _Limit:
         return sum(size for caller, size in used.items() if self.counts(caller)) - self.most
 
 
-class Room:
-    """Gives files their room in the folder of one workspace.
-
-    Args:
-        wall: Seconds since 1970.
-        now: The platform's time in microseconds.
-    """
+class FolderQuota:
+    """Gives files their room in the folder of one workspace."""
 
     def __init__(
         self,
@@ -83,15 +79,13 @@ class Room:
         limits: FolderLimits,
         *,
         status: Status,
-        wall: Callable[[], float],
-        now: Callable[[], int],
+        clock: Clock,
     ) -> None:
         self.limits = limits
         self._journal = journal
         self._folder = folder
         self._status = status
-        self._wall = wall
-        self._now = now
+        self._clock = clock
         # Files that are on their way to the folder: whose they are, and the bytes that they may need.
         self._reserved: dict[str, tuple[str | None, int]] = {}
         self._noticed: dict[str, float] = {}
@@ -143,12 +137,12 @@ class Room:
             return
         self._tidied = asyncio.get_running_loop().time()
         days = f"{self.limits.kept_for / 86400:g} days"
-        before = self._wall() - self.limits.kept_for
+        before = self._clock.wall() - self.limits.kept_for
         old = [file for caller in self._used() for file in self._journal.removable(caller, before=before)]
         count = sum([await self._remove(one, f"it was removed from this machine after {days}") for one in old])
         if count:
             self._status.notice(f"{_removed(count)}: files are kept for {days}")
-        await self._journal.forget(before=self._wall() - FORGET_AFTER, now=self._now())
+        await self._journal.forget(before=self._clock.wall() - FORGET_AFTER, now=self._clock.now())
 
     def _limits_of(self, caller_id: str | None, largest: int) -> Iterator[_Limit]:
         limits, all_of = self.limits, (lambda caller: True)
@@ -167,7 +161,7 @@ class Room:
         if limit.excess(used) <= 0:
             return count
         for caller in sorted(filter(limit.gives, used), key=lambda one: (one is None, -used[one])):
-            while old := self._journal.removable(caller, before=self._wall(), most=_BATCH):
+            while old := self._journal.removable(caller, before=self._clock.wall(), most=_BATCH):
                 for file in old:
                     if limit.excess(used) <= 0:
                         return count

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 
 from molecule_connect.backoff import Backoff
 from molecule_connect.errors import AuthError, JournalError, PlatformError, TransientPlatformError
@@ -170,23 +170,6 @@ class WatchedFeed:
                 "messages wait for it; check the network, and the platform's rate limit",
                 lasting=True,
             )
-
-
-async def insist_on(
-    write: Callable[[], Awaitable[bool]], *, trouble: Callable[[str, str], None], closed: Callable[[], bool]
-) -> bool:
-    """The result of *write*, tried again every 5 s while the journal cannot be written."""
-    while True:
-        try:
-            result = await write()
-        except JournalError as exc:
-            if closed():
-                raise
-            trouble(str(exc), exc.hint)
-            await asyncio.sleep(JOURNAL_WAIT)
-        else:
-            trouble("", "")
-            return result
 
 
 def _now() -> float:

@@ -1,4 +1,4 @@
-"""Who may use the backend next: fair between callers, and careful while the backend fails."""
+"""The concurrency limit: fair between callers, and limited to probes while the backend fails."""
 
 import asyncio
 from collections import Counter, OrderedDict, deque
@@ -8,41 +8,46 @@ from contextlib import asynccontextmanager
 import attrs
 
 from molecule_connect.journal.models import Conversation, StoredMessage
+from molecule_connect.worker.budget import DailyBudget
 from molecule_connect.worker.circuit_breaker import CircuitBreaker, party_of
 
-# Seconds without a free slot, while messages wait, after which the heartbeat says so.
-CROWDED = 300.0
-# A message during which this process died so often runs without others of its kind.
-SUSPECT = 2
+# Messages during which the process died this often run one at a time: each may be the one that kills it.
+SUSPECT_CRASHES = 2
+# Heartbeats report a queue that has been blocked for this long, in seconds.
+BLOCKED_TOO_LONG = 300.0
 
 
 @attrs.define(eq=False)
 class _Waiter:
-    entry: StoredMessage
+    message: StoredMessage
     granted: "asyncio.Future[None]"
     is_trusted_try: bool = False
+    reserved: float = 0.0
 
     @property
     def is_suspect(self) -> bool:
-        return self.entry.crash_count >= SUSPECT
+        return self.message.crash_count >= SUSPECT_CRASHES
 
 
 class ConcurrencyLimit:
-    """At most *capacity* messages at the backend.
+    """Limits how many handlers run at once.
 
-    Free slots go round by caller: people are one caller here, and their conversations take turns among themselves.
-    So that one who floods leaves room for others:
+    Free slots go to callers in turn. All people count as one caller here, and their conversations take turns among
+    themselves. To leave room for others when one caller floods:
 
-    - With a capacity of at least 3, peers together use at most all slots but one, which is reserved for people, and
-      the last slot that peers can have goes only to a peer that holds none.
-    - With a capacity of 2, the last slot goes to a peer or conversation that holds none, and is lent to any other
-      while none of those waits.
-    - A single slot goes round.
+    - With a capacity of 3 or more, one slot is reserved for people, and the last slot that peers can use goes only to
+      a peer that holds none.
+    - With a capacity of 2, the last slot goes to a peer or conversation that holds none. If none of those waits, any
+      other may have it.
+    - A single slot goes to callers in turn.
+
+    A slot also needs room in the daily budget, beside the attempts that run.
     """
 
-    def __init__(self, capacity: int, breaker: CircuitBreaker) -> None:
+    def __init__(self, capacity: int, breaker: CircuitBreaker, budget: DailyBudget) -> None:
         self._capacity = capacity
         self._breaker = breaker
+        self._budget = budget
         self._holding: Counter[Conversation] = Counter()
         self._held_by_peers = 0
         self._waiting: OrderedDict[str | None, deque[_Waiter]] = OrderedDict()
@@ -53,35 +58,35 @@ class ConcurrencyLimit:
 
     @property
     def busy(self) -> int:
-        """ConcurrencyLimit in use."""
+        """Number of slots in use."""
         return self._holding.total()
 
     @property
     def waiting(self) -> int:
-        """Messages that wait for a slot."""
+        """Number of messages that wait for a slot."""
         return sum(len(waiters) for waiters in self._waiting.values())
 
-    def full_for(self) -> float:
-        """How long messages that could be tried have waited without any of them getting a slot, in seconds."""
+    def blocked_for(self) -> float:
+        """How long the queue has been blocked, in seconds. Messages held by a circuit breaker don't count."""
         return 0.0 if self._full_since is None else asyncio.get_running_loop().time() - self._full_since
 
     def remark(self) -> str:
-        """What the operator should know of the slots, for the heartbeat; empty if there is nothing."""
-        if self.full_for() < CROWDED or not self.waiting:
+        """A remark on the queue for the heartbeat; empty if there is none."""
+        if self.blocked_for() < BLOCKED_TOO_LONG or not self.waiting:
             return ""
-        return f"all slots busy for {int(self.full_for() // 60)} minutes, {self.waiting} conversations wait"
+        return f"all slots busy for {int(self.blocked_for() // 60)} minutes, {self.waiting} conversations wait"
 
     @asynccontextmanager
-    async def hold(self, entry: StoredMessage) -> AsyncIterator[None]:
+    async def slot(self, message: StoredMessage) -> AsyncIterator[None]:
         """Wait for a slot, and keep it inside the block."""
-        waiter = await self._acquire(entry)
+        waiter = await self._acquire(message)
         try:
             yield
         finally:
             self._release(waiter)
 
     def reconsider(self) -> None:
-        """Hand out what is free: a circuit may have closed."""
+        """Grant the free slots."""
         while (waiter := self._choose()) is not None:
             self._take(waiter)
         if next(self._due(), None) is None:
@@ -90,9 +95,9 @@ class ConcurrencyLimit:
             self._full_since = asyncio.get_running_loop().time()
         self._set_timer()
 
-    async def _acquire(self, entry: StoredMessage) -> _Waiter:
-        waiter = _Waiter(entry, asyncio.get_running_loop().create_future())
-        self._waiting.setdefault(entry.caller_id, deque()).append(waiter)
+    async def _acquire(self, message: StoredMessage) -> _Waiter:
+        waiter = _Waiter(message, asyncio.get_running_loop().create_future())
+        self._waiting.setdefault(message.caller_id, deque()).append(waiter)
         self.reconsider()
         try:
             await waiter.granted
@@ -117,8 +122,10 @@ class ConcurrencyLimit:
     def _choose_probe(self) -> _Waiter | None:
         if asyncio.get_running_loop().time() < self._breaker.next_probe:
             return None
-        # Callers in good standing have their own turns.
-        callers = (caller for caller in self._waiting if not self._breaker.trusts(caller))
+        # Callers in good standing don't need probes.
+        callers = (
+            caller for caller in self._waiting if not self._breaker.trusts(caller) and self._budget.has_room(caller)
+        )
         for caller in sorted(callers, key=self._breaker.turn):
             for waiter in self._waiting[caller]:
                 if self._may_run(waiter) and (self._fits(waiter) or self._capacity == 2):
@@ -126,80 +133,84 @@ class ConcurrencyLimit:
         return None
 
     def _due(self, *, fitting: bool = False) -> Iterator[_Waiter]:
-        """Messages that no circuit holds back, in the order of their turns; only those for which there is a slot."""
+        """Messages that could run now, in the order of their turns; if *fitting*, only those that fit a free slot."""
         now = asyncio.get_running_loop().time()
         for caller, waiters in self._waiting.items():
             if self._breaker.is_open and (caller in self._trusted_tries or not self._breaker.trusts(caller)):
                 continue
+            if not self._budget.has_room(caller):
+                continue
             for waiter in waiters:
                 if fitting and not self._fits(waiter):
-                    # For all messages of a peer it is the same, and no conversation of people holds a slot already.
+                    # The same holds for the caller's other messages: no two of one conversation wait.
                     break
-                if self._may_run(waiter) and self._breaker.held_until(waiter.entry) <= now:
+                if self._may_run(waiter) and self._breaker.held_until(waiter.message) <= now:
                     yield waiter
 
     def _may_run(self, waiter: _Waiter) -> bool:
         return not (waiter.is_suspect and self._suspect_runs)
 
     def _fits(self, waiter: _Waiter) -> bool:
-        """Whether a free slot is one that this caller may have."""
+        """Whether this caller may have one of the free slots."""
         free = self._capacity - self.busy
-        holds_none = not self._holding[party_of(waiter.entry)]
+        holds_none = not self._holding[party_of(waiter.message)]
         if self._capacity == 1:
             return free > 0
         if self._capacity == 2:
             return free > 1 or holds_none
-        if waiter.entry.caller_id is None:
+        if waiter.message.caller_id is None:
             return free > 0
         left = min(free, self._capacity - 1 - self._held_by_peers)
         return left > 1 or (left == 1 and holds_none)
 
     def _set_timer(self) -> None:
-        """Look again when the next probe is due."""
+        """Schedule ``reconsider`` for the next probe."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         loop = asyncio.get_running_loop()
         times = [self._breaker.next_probe] if self._waiting and self._breaker.is_open else []
         if self._breaker.holds_callers:
-            waiting = (waiter.entry for waiters in self._waiting.values() for waiter in waiters)
+            waiting = (waiter.message for waiters in self._waiting.values() for waiter in waiters)
             times += map(self._breaker.held_until, waiting)
         when = min((time for time in times if time > loop.time()), default=None)
         if when is not None:
             self._timer = loop.call_at(when, self.reconsider)
 
     def _take(self, waiter: _Waiter) -> None:
-        caller = waiter.entry.caller_id
+        caller = waiter.message.caller_id
         self._forget(waiter)
         if caller in self._waiting:
             self._waiting.move_to_end(caller)
         if waiter.granted.cancelled():
-            # Its task has not noticed yet.
+            # Its task was cancelled and hasn't run yet.
             return
         if self._breaker.is_open and self._breaker.trusts(caller):
             waiter.is_trusted_try = True
             self._trusted_tries.add(caller)
-        self._breaker.tries(waiter.entry)
+        self._breaker.attempt_started(waiter.message)
+        waiter.reserved = self._budget.reserve(caller)
         self._suspect_runs = self._suspect_runs or waiter.is_suspect
-        self._holding[party_of(waiter.entry)] += 1
+        self._holding[party_of(waiter.message)] += 1
         self._held_by_peers += caller is not None
         self._full_since = None
         waiter.granted.set_result(None)
 
     def _release(self, waiter: _Waiter) -> None:
-        party = party_of(waiter.entry)
+        party = party_of(waiter.message)
         self._holding[party] -= 1
         if not self._holding[party]:
             del self._holding[party]
-        self._held_by_peers -= waiter.entry.caller_id is not None
+        self._held_by_peers -= waiter.message.caller_id is not None
+        self._budget.release(waiter.message.caller_id, waiter.reserved)
         if waiter.is_suspect:
             self._suspect_runs = False
         if waiter.is_trusted_try:
-            self._trusted_tries.discard(waiter.entry.caller_id)
+            self._trusted_tries.discard(waiter.message.caller_id)
         self.reconsider()
 
     def _forget(self, waiter: _Waiter) -> None:
-        caller = waiter.entry.caller_id
+        caller = waiter.message.caller_id
         waiters = self._waiting.get(caller)
         if waiters is None or waiter not in waiters:
             return

@@ -20,26 +20,34 @@ from molecule_connect.errors import (
     StateLostError,
     WorkspaceDeletedError,
 )
+from molecule_connect.files import files_folder
+from molecule_connect.journal.files import FileJournal
 from molecule_connect.journal.inbox import InboxStore
 from molecule_connect.journal.incoming import Stored
 from molecule_connect.journal.journal import Journal
-from molecule_connect.journal.models import Conversation
-from molecule_connect.models import FeedPosition, FilePart, Handler, Signal
-from molecule_connect.worker.assembly import Answering, Surroundings
+from molecule_connect.models import FeedPosition, FilePart, Handler, Progress, Request, Response, Signal
+from molecule_connect.worker.admission import Admission
+from molecule_connect.worker.attempt import Attempts
+from molecule_connect.worker.budget import DailyBudget
+from molecule_connect.worker.circuit_breaker import CircuitBreaker
 from molecule_connect.worker.clock import Clock
 from molecule_connect.worker.cursor import CursorFile
+from molecule_connect.worker.dispatcher import Dispatcher
+from molecule_connect.worker.downloads import ChatFiles
 from molecule_connect.worker.feed import FeedPage, FeedReader
+from molecule_connect.worker.file_folder import FileFolder
 from molecule_connect.worker.file_quota import FolderLimits
-from molecule_connect.worker.gate import Gate
-from molecule_connect.worker.health import SendHealth
-from molecule_connect.worker.intake import JOURNAL_WAIT, Intake, WatchedFeed, insist_on
+from molecule_connect.worker.intake import JOURNAL_WAIT, Intake, WatchedFeed
 from molecule_connect.worker.lease import lease
+from molecule_connect.worker.limits import ConcurrencyLimit
+from molecule_connect.worker.loop_guard import LoopGuard
 from molecule_connect.worker.maintenance import JournalSize, Maintenance
 from molecule_connect.worker.polling import Polling
 from molecule_connect.worker.ports import Pace, Platform, Unlimited
 from molecule_connect.worker.presence import Heartbeat, Registration
-from molecule_connect.worker.sending import MOST_COPIES
+from molecule_connect.worker.sending import ReplySender
 from molecule_connect.worker.status import Status
+from molecule_connect.worker.uploads import Attachments
 
 # A run with ``once`` doesn't wait for messages that are deferred for longer, in seconds: beyond retries these are
 # messages of a used-up budget, or held by the loop guard.
@@ -105,7 +113,15 @@ class Worker:
         inbox = InboxStore(journal) if handler is None else None
         self._status = Status(settings, listener, journal=self._journal, inbox=inbox, wall=self._wall)
         self._build_intake()
-        self._build_answering(handler)
+        self._build_dispatcher(handler or _no_handler)
+        self._heartbeat = Heartbeat(
+            platform,
+            self._status,
+            self._polling,
+            self._dispatcher,
+            pace=self._pace,
+            interval=settings.heartbeat_interval,
+        )
         size = JournalSize(journal, self._journal, settings.journal_quota, status=self._status)
         self._maintenance = Maintenance(self._journal, self._cursor, size, status=self._status, clock=self._clock)
         self._first_read = asyncio.Event()
@@ -132,40 +148,20 @@ class Worker:
         reader = FeedReader(feed, self._journal, self._status, self._clock, since_secs=settings.since_secs)
         self._feed = Intake(reader, self._polling, self._registration, self._status)
 
-    def _build_answering(self, handler: Handler | None) -> None:
-        self._sending = SendHealth(
-            report=self._sending_changed,
-            # The last send that an answer has left is for its own time.
-            probe=lambda: self._wake_after(self._journal.retry_one_send_now(most_in_doubt=MOST_COPIES - 2)),
-            resend=lambda: self._wake_after(self._journal.retry_sends_now()),
-        )
-        around = Surroundings(
-            platform=self._platform,
-            file=self._file,
-            journal=self._journal,
-            folder=self._folder,
-            status=self._status,
-            now=self._clock.now,
-            reread=self._feed.reread,
-            beat_accepted_since=self._status.heartbeat_accepted_since,
-            files_came=self._files_came,
-            insist=self._insist,
-            failed=self._fail,
-            sending=self._sending,
-            wall=self._wall,
-        )
-        answering = Answering(self.settings, around, handler=handler, room=self._options.file_limits)
-        self._files, self._slots = answering.files, answering.slots
-        self._attempts, self._conversations = answering.attempts, answering.conversations
-        self._gate = Gate(self._conversations, self._journal)
-        self._heartbeat = Heartbeat(
-            self._platform,
-            self._status,
-            self._polling,
-            self._conversations,
-            pace=self._pace,
-            interval=self.settings.heartbeat_interval,
-        )
+    def _build_dispatcher(self, handler: Handler) -> None:
+        settings, status, clock = self.settings, self._status, self._clock
+        folder = FileFolder(files_folder(self._folder, self.workspace_id))
+        file_journal = FileJournal(self._file, self.workspace_id, folder.path)
+        self._files = ChatFiles(self._platform, file_journal, folder, status, clock, self._options.file_limits)
+        breaker = CircuitBreaker(status)
+        budget = DailyBudget(settings.max_cost_per_day, self._journal, status, clock)
+        limit = ConcurrencyLimit(settings.concurrency, breaker, budget)
+        guard = LoopGuard(settings.peer_budget, self._journal, clock)
+        admission = Admission(budget, guard, self._files, limit)
+        attempts = Attempts(handler, self._journal, breaker, budget, status, clock)
+        attachments = Attachments(self._platform, file_journal, clock)
+        sender = ReplySender(self._platform, self._journal, attachments, self._feed, status, clock)
+        self._dispatcher = Dispatcher(self._journal, admission, attempts, sender, status, clock)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until *stop* is set, then drain; with ``once``, until all messages are answered.
@@ -196,7 +192,7 @@ class Worker:
         if not self._journal.is_inbox and self._journal.has_claims():
             # A reader from when this was an inbox may never finish.
             self._wake_after(self._journal.release_claims())
-        self._gate.wake_all()
+        self._dispatcher.wake_all()
         self._status.messages_changed.set()
 
     # Starting
@@ -251,12 +247,13 @@ class Worker:
     async def _serve(self, stop: asyncio.Event) -> None:
         listening = [self._spawn(self._polling.listen), self._spawn(self._follow_signals)]
         # These continue while the worker drains: a reply whose outcome is unknown may need a read.
-        work = (self._receive, self._maintenance.run, self._maintenance.prune, self._files.run)
+        files = functools.partial(self._files.run, self._dispatcher)
+        work = (self._receive, self._maintenance.run, self._maintenance.prune, files, self._dispatcher.watch_sends)
         others = [self._spawn(one) for one in work]
         if self._options.presence:
             listening.append(self._spawn(self._follow_pauses))
             others.append(self._spawn(self._heartbeat.run))
-        self._gate.wake_all()
+        self._dispatcher.wake_all()
         grace = self.settings.grace
         try:
             await (self._wait_until_answered(stop) if self.settings.once else self._wait_for(stop))
@@ -267,7 +264,6 @@ class Worker:
             self._polling.stop()
             await _cancel(listening)
             await self._drain(grace)
-            self._sending.stop()
             await _cancel(others)
             await self._send_final_heartbeat()
             self._status.emit(events.Stopped(workspace_id=self.workspace_id))
@@ -277,7 +273,10 @@ class Worker:
             async for page in pages:
                 stored = await self._store(page)
                 self._status.received(stored)
-                self._dispatch(stored, complete=page.complete)
+                if any(isinstance(part, FilePart) for row in stored for part in row.item.parts):
+                    self._files.wake()
+                conversations = [row.conversation for row in stored if row.conversation is not None]
+                self._dispatcher.wake(conversations, complete=page.complete)
                 if page.caught_up and not self._first_read.is_set():
                     self._first_read_ended()
                 if page.recovered:
@@ -296,19 +295,9 @@ class Worker:
                 await asyncio.sleep(JOURNAL_WAIT)
             is_retry = True
 
-    def _dispatch(self, stored: Sequence[Stored], *, complete: bool) -> None:
-        if any(isinstance(part, FilePart) for one in stored for part in one.item.parts):
-            self._files.wake()
-        self._gate.stored(one.conversation for one in stored if one.conversation is not None)
-        if complete:
-            self._gate.open()
-        else:
-            self._gate.close()
-
     def _first_read_ended(self) -> None:
         self._first_read.set()
         self._files.read_once()
-        self._gate.first_read_ended()
         if self.settings.once:
             # Senders that keep writing must not keep the run from its end.
             self._polling.stop()
@@ -331,22 +320,24 @@ class Worker:
                 self._pause()
             else:
                 self._status.emit(events.Resumed(workspace_id=self.workspace_id))
-                self._gate.resume()
+                self._dispatcher.resume()
                 self._heartbeat.send_now()
 
     def _pause(self) -> None:
-        self._gate.pause()
+        self._dispatcher.pause()
         self._status.emit(events.Paused(workspace_id=self.workspace_id))
 
     async def _wait_for(self, stop: asyncio.Event, *tasks: "asyncio.Future[Any]") -> None:
         """Wait for *stop* or the first of *tasks*, and cancel the others. Raises the error that ends the worker."""
         waits: list[asyncio.Future[Any]] = [asyncio.ensure_future(stop.wait()), *tasks]
         try:
-            await asyncio.wait([self._failure, *waits], return_when=asyncio.FIRST_COMPLETED)
+            failures = [self._failure, self._dispatcher.failure]
+            await asyncio.wait([*failures, *waits], return_when=asyncio.FIRST_COMPLETED)
         finally:
             await _cancel(waits)
-        if self._failure.done():
-            self._failure.result()
+        for failure in failures:
+            if failure.done():
+                failure.result()
 
     async def _wait_until_answered(self, stop: asyncio.Event) -> None:
         await self._wait_for(stop, asyncio.ensure_future(self._until_answered()))
@@ -363,7 +354,7 @@ class Worker:
                     "'molecule messages list' shows the reasons; a later start answers them",
                 )
                 return
-            await self._conversations.idle()
+            await self._dispatcher.idle()
             await asyncio.sleep(ONCE_INTERVAL)
 
     def _spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> "asyncio.Task[None]":
@@ -392,9 +383,9 @@ class Worker:
 
     async def _drain(self, grace: float) -> None:
         self._status.emit(events.Stopping(workspace_id=self.workspace_id, running=self._status.running, grace=grace))
-        await self._conversations.drain(grace)
+        await self._dispatcher.drain(grace)
         try:
-            await self._conversations.abandon(ABANDON)
+            await self._dispatcher.abandon(ABANDON)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(ABANDON):
                     await self._journal.sends_committed()
@@ -411,12 +402,6 @@ class Worker:
 
     # Changes that components report
 
-    def _sending_changed(self, reason: str, hint: str) -> None:
-        if reason:
-            self._status.report("sending", reason, hint, lasting=True)
-        else:
-            self._status.clear("sending")
-
     def _wake_after(self, write: "asyncio.Future[None]") -> None:
         """Wake all conversations once *write* is committed, or has failed."""
         write.add_done_callback(self._written)
@@ -424,29 +409,11 @@ class Worker:
     def _written(self, write: "asyncio.Future[None]") -> None:
         if not write.cancelled():
             write.exception()  # without the write, messages wait for their own time
-        self._gate.wake_all()
+        self._dispatcher.wake_all()
 
-    def _files_came(self, row_id: str, conversation: Conversation, names: str) -> None:
-        self._status.emit(
-            events.Received(
-                workspace_id=self.workspace_id,
-                row_id=row_id,
-                caller_id=None,
-                context_id=conversation.context_id,
-                text=names[:200],
-            )
-        )
-        self._status.messages_changed.set()
-        self._conversations.wake([conversation])
 
-    async def _insist(self, write: Callable[[], Awaitable[bool]]) -> bool:
-        def trouble(reason: str, hint: str) -> None:
-            if reason:
-                self._status.report("journal", reason, hint, lasting=True)
-            else:
-                self._status.clear("journal")
-
-        return await insist_on(write, trouble=trouble, closed=lambda: self._file.writer.closed)
+async def _no_handler(request: Request, progress: Progress) -> Response:
+    raise AssertionError("the messages of an inbox are handled by its readers")
 
 
 async def _cancel(tasks: "Sequence[asyncio.Future[Any]]") -> None:

@@ -1,0 +1,53 @@
+"""Admission: the limits that a message must meet before the backend runs it."""
+
+from contextlib import AbstractAsyncContextManager
+
+from molecule_connect.journal.models import StoredMessage
+from molecule_connect.worker.budget import DailyBudget
+from molecule_connect.worker.downloads import ChatFiles
+from molecule_connect.worker.limits import ConcurrencyLimit
+from molecule_connect.worker.loop_guard import LoopGuard
+from molecule_connect.worker.outcomes import Deferred, Refusal, Rejected
+
+# A message is a dead letter after the process died this often while the backend ran it.
+MAX_CRASHES = 8
+
+
+class Admission:
+    """Decides whether and when a message may run. A new limit per caller is one more line in ``check``."""
+
+    def __init__(self, budget: DailyBudget, loop_guard: LoopGuard, files: ChatFiles, limit: ConcurrencyLimit) -> None:
+        self._budget = budget
+        self._loop_guard = loop_guard
+        self._files = files
+        self._limit = limit
+
+    def check(self, message: StoredMessage) -> Refusal | None:
+        """Why *message* may not run now; None if it may."""
+        return _check_crashes(message) or self._budget.check(message.caller_id) or self._loop_guard.check(message)
+
+    def recheck(self, message: StoredMessage) -> Deferred | None:
+        """Repeat the checks whose result changes while *message* waits for a slot."""
+        return self._budget.check(message.caller_id)
+
+    async def with_files(self, message: StoredMessage) -> StoredMessage:
+        """*message* with the paths of its files, after waiting for them to be downloaded."""
+        return await self._files.resolve(message)
+
+    def reply_accepted(self, message: StoredMessage, *, at: int) -> None:
+        """The platform accepted the reply to *message*, sent at *at* (µs, platform time)."""
+        self._loop_guard.reply_accepted(message, at=at)
+
+    def remark(self) -> str:
+        """A remark on the queue for the heartbeat; empty if there is none."""
+        return self._limit.remark()
+
+    def slot(self, message: StoredMessage) -> AbstractAsyncContextManager[None]:
+        """Wait for one of the concurrent slots, and keep it inside the block."""
+        return self._limit.slot(message)
+
+
+def _check_crashes(message: StoredMessage) -> Rejected | None:
+    if message.crash_count < MAX_CRASHES:
+        return None
+    return Rejected(reason=f"the process died {message.crash_count} times while the backend had it")
