@@ -1,6 +1,7 @@
 """Sending a reply once: whether the platform accepted it, and whether and when to send it again."""
 
 import asyncio
+from typing import Protocol
 
 import attrs
 
@@ -17,7 +18,6 @@ from molecule_connect.journal.journal import WorkspaceJournal
 from molecule_connect.journal.models import State, StoredMessage, StoredReply
 from molecule_connect.journal.transitions import ECHO_DELAY, LONGEST_WAITS
 from molecule_connect.worker.clock import SECOND, Clock
-from molecule_connect.worker.intake import Intake
 from molecule_connect.worker.outcomes import Accepted, Postponed, Refused, SendOutcome
 from molecule_connect.worker.ports import Sender
 from molecule_connect.worker.replies import echo_fingerprint, outgoing_reply, shorten
@@ -37,11 +37,19 @@ MAX_COPIES = 5
 COPY_DELAYS = (1.0, 10.0, 60.0, 600.0)
 
 
+class EchoFeed(Protocol):
+    """Reads the feed on request."""
+
+    async def reread(self) -> bool:
+        """Whether a whole read that began after this call succeeded."""
+        ...
+
+
 class ReplySender:
     """Sends the replies of one workspace.
 
     Args:
-        intake: Reads the feed, whose echoes show the replies that people received.
+        feed: Its echoes show the replies that people received.
 
     Attributes:
         health: Collects the outcomes.
@@ -52,14 +60,14 @@ class ReplySender:
         platform: Sender,
         journal: WorkspaceJournal,
         attachments: Attachments,
-        intake: Intake,
+        feed: EchoFeed,
         status: Status,
         clock: Clock,
     ) -> None:
         self._platform = platform
         self._journal = journal
         self._attachments = attachments
-        self._intake = intake
+        self._feed = feed
         self._status = status
         self._clock = clock
         self._absent_until = float("-inf")
@@ -125,7 +133,7 @@ class ReplySender:
     async def _has_arrived(self, message: StoredMessage) -> bool | None:
         """Whether the feed shows the reply to *message*; None if that can't be determined now."""
         try:
-            return await self._journal.settle(message) if await self._intake.reread() else None
+            return await self._journal.settle(message) if await self._feed.reread() else None
         except JournalError:
             return None
 
@@ -150,7 +158,7 @@ class ReplySender:
                     return Refused(reason=f"this platform has no notify endpoint: {exc}")
                 # If the feed can't be read either, the proxy before the platform is at fault. The second try is made
                 # at once, because the process may be stopped before a later one.
-                if await self._intake.reread():
+                if await self._feed.reread():
                     return await self._send(message, reply, may_shorten=may_shorten, seems_absent=True)
             return self._after_failure(message, exc, started_at)
         return Accepted()
