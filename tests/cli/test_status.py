@@ -16,7 +16,7 @@ from typing import Any
 import attrs
 import pytest
 
-from molecule_connect.cli.local_status import survey
+from molecule_connect.cli.local_status import local_statuses
 from molecule_connect.journal.journal import FILE_NAME, Journal
 from molecule_connect.journal.models import Conversation
 from molecule_connect.models import Inbound, Kind, TextPart
@@ -183,7 +183,7 @@ def test_what_was_stopped_on_purpose_does_not_count_beside_one_that_runs(status:
         assert status("ws_old").code == 1
         tell(state, WELL, workspace_id="ws_died")
         assert status().code == 1
-    assert [one.workspace_id for one in survey(state, None, time.time())] == ["ws_1", "ws_died", "ws_old"]
+    assert [one.workspace_id for one in local_statuses(state, None, time.time())] == ["ws_1", "ws_died", "ws_old"]
 
 
 ENDED = Problem(part="connection", reason="401", hint="a new token", since=NOW - 300)

@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 
 from molecule_connect.app import check_platform, find_problems, load_list
-from molecule_connect.cli.local_status import survey
+from molecule_connect.cli.local_status import local_statuses
 from molecule_connect.config.load import (
     WORKSPACES_VARIABLE,
     Listing,
@@ -167,7 +167,7 @@ def _credentials(
 
 def _lease(folder: Path, workspace_id: str, now: float) -> Finding:
     try:
-        (found,) = survey(folder, workspace_id, now)
+        (found,) = local_statuses(folder, workspace_id, now)
     except MoleculeError as exc:
         return _failed("connector", exc)
     if found.holder is None:

@@ -1,4 +1,4 @@
-"""How the connectors of a state folder are, found out without any of them: lease, status file and journal."""
+"""The state of the workspaces in a state folder, from outside their processes: lease, status file and journal."""
 
 import contextlib
 import socket
@@ -19,25 +19,24 @@ _SHOWN_RUNNING = 20
 
 
 @attrs.frozen(kw_only=True)
-class Found:
-    """One workspace.
+class LocalStatus:
+    """The state of one workspace.
 
     Attributes:
-        state: running, paused, trouble, starting, stopping, suspended (by SIGSTOP or Ctrl-Z) or silent while a process
-            holds the lease; stopped, ended (with an error), died (without a word) or refused (a running process can't
-            serve its block of the list) when none does.
-        status: What the connector told; None where it is of no use.
-        counts: Messages by state; None where the journal cannot be read.
-        oldest: When the oldest message that waits was written, in seconds since 1970.
-        keeper: The process that gave this workspace up, or refuses its block, and serves others; None where there is
-            none.
+        state: While a process holds the lease: running, paused, trouble, starting, stopping, suspended (by SIGSTOP or
+            Ctrl-Z) or silent. Otherwise: stopped, ended (with an error), died (without one), or refused (a running
+            process can't serve its block of the list).
+        status: The status file, unless an earlier process left it.
+        counts: Messages by state; None if the journal can't be read.
+        oldest: When the oldest waiting message was written, in seconds since 1970.
+        keeper: The process that serves other workspaces, and gave up this one or refuses its block.
     """
 
     workspace_id: str
     state: str
     holder: Holder | None
     status: SavedStatus | None
-    ailments: tuple[Problem, ...] = ()
+    problems: tuple[Problem, ...] = ()
     counts: dict[State, int] | None = None
     running: tuple[MessageSummary, ...] = ()
     oldest: float | None = None
@@ -45,62 +44,65 @@ class Found:
 
     @property
     def is_well(self) -> bool:
-        """Whether it serves, and nothing that costs messages is wrong; a pause is somebody's wish."""
+        """Whether the workspace is served without problems that affect messages. A pause is intended."""
         return self.state in ("running", "paused")
 
     @property
     def is_expected(self) -> bool:
-        """Whether it should be served now: it is, a running process gave it up, or it was served and nobody stopped it.
+        """Whether the workspace should be served now: it is, a running process gave it up, or it stopped by an error.
 
-        One try that never got as far as serving, and that nobody repeats, was somebody's slip.
+        A start that failed before the workspace was registered doesn't count: it may have been a mistake.
         """
         if self.state not in ("ended", "died"):
             return not self.is_stopped
-        told = self.status
-        return self.keeper is not None or (told is not None and (told.registered or told.paused))
+        return self.keeper is not None or (self.status is not None and (self.status.registered or self.status.paused))
 
     @property
     def is_stopped(self) -> bool:
-        """Whether nothing runs because somebody wanted it so."""
+        """Whether the workspace was stopped on purpose."""
         return self.state == "stopped"
 
 
-def survey(folder: Path, workspace_id: str | None, now: float) -> list[Found]:
-    """Every workspace that *folder* knows, or the one that is asked for, known or not.
+def local_statuses(folder: Path, workspace_id: str | None, now: float) -> list[LocalStatus]:
+    """The states of all workspaces with files in *folder*, or of the given one, with files or without.
 
     Raises:
-        LeaseError: The folder is somebody else's.
+        LeaseError: The folder belongs to another user.
     """
     with contextlib.ExitStack() as stack:
-        journal, problem = None, ""
+        journal, journal_error = None, ""
         try:
             journal = stack.enter_context(Inspection.open(folder))
         except ConfigError:
             pass
         except JournalError as exc:
-            problem = str(exc)
+            journal_error = str(exc)
         refused = _refused(folder)
         names = [workspace_id] if workspace_id else sorted({*_names(folder, journal), *refused})
-        return _kept([_find(folder, name, journal, problem, now, refused.get(name)) for name in names])
+        return _with_keepers([_find(folder, name, journal, journal_error, now, refused.get(name)) for name in names])
 
 
 def _refused(folder: Path) -> dict[str, tuple[int, Problem]]:
-    """The blocks that running processes refuse, each with its process."""
-    reported = read_refused_blocks(folder)
-    found = [holder(folder, path.stem) for path in folder.glob("*.lock")] if reported else []
-    alive = {(one.pid, one.host) for one in found if one is not None}
-    running = [one for one in reported if (one.pid, one.host) in alive]
-    return {name: (one.pid, ailment) for one in running for name, ailment in one.blocks.items()}
+    """The blocks that running processes refuse, each with the process."""
+    files = read_refused_blocks(folder)
+    holders = [holder(folder, path.stem) for path in folder.glob("*.lock")] if files else []
+    running = {(one.pid, one.host) for one in holders if one is not None}
+    return {
+        name: (file.pid, problem)
+        for file in files
+        if (file.pid, file.host) in running
+        for name, problem in file.blocks.items()
+    }
 
 
-def _kept(found: list[Found]) -> list[Found]:
-    """*found*, each that has ended with the process that gave it up, where that still serves another."""
-    alive = {(one.holder.pid, one.holder.host) for one in found if one.holder is not None}
+def _with_keepers(statuses: list[LocalStatus]) -> list[LocalStatus]:
+    """Set ``keeper`` of the workspaces whose process gave them up and still serves another."""
+    running = {(one.holder.pid, one.holder.host) for one in statuses if one.holder is not None}
     return [
         attrs.evolve(one, keeper=one.status.pid)
-        if one.state == "ended" and one.status and (one.status.pid, one.status.host) in alive
+        if one.state == "ended" and one.status and (one.status.pid, one.status.host) in running
         else one
-        for one in found
+        for one in statuses
     ]
 
 
@@ -116,7 +118,7 @@ def _find(
     journal_error: str,
     now: float,
     refused: tuple[int, Problem] | None,
-) -> Found:
+) -> LocalStatus:
     status, process = read_status(folder, workspace_id), holder(folder, workspace_id)
     if process is not None and status is not None and not status.is_of(process.pid):
         status = None
@@ -128,8 +130,8 @@ def _find(
         problems = (*problems, refused[1])
         keeper = refused[0] if process is None else None
     state = _state(status, process, problems, now) if keeper is None else "refused"
-    found = Found(
-        workspace_id=workspace_id, state=state, holder=process, status=status, ailments=problems, keeper=keeper
+    found = LocalStatus(
+        workspace_id=workspace_id, state=state, holder=process, status=status, problems=problems, keeper=keeper
     )
     if journal is None:
         return found

@@ -14,7 +14,7 @@ from molecule_connect.console.sanitize import ago, count, moment
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from molecule_connect.cli.local_status import Found
+    from molecule_connect.cli.local_status import LocalStatus
     from molecule_connect.worker.status import Problem
 
 NOT_WELL = 1
@@ -39,10 +39,10 @@ def status(ctx: click.Context, workspace_id: str | None, as_json: bool, state_di
     Without WORKSPACE_ID, what was stopped on purpose does not count, nor a try that failed before it served, as long
     as another runs.
     """
-    from molecule_connect.cli.local_status import survey
+    from molecule_connect.cli.local_status import local_statuses
 
     folder, now = state_dir_of(state_dir), time.time()
-    found = survey(folder, workspace_id, now)
+    found = local_statuses(folder, workspace_id, now)
     if as_json:
         document = {"state_dir": str(folder), "workspaces": [_values(one) for one in found]}
         click.echo(json.dumps(document, indent=2))
@@ -53,7 +53,7 @@ def status(ctx: click.Context, workspace_id: str | None, as_json: bool, state_di
     ctx.exit(0 if asked and all(one.is_well for one in asked) else NOT_WELL)
 
 
-def _lines(found: "Sequence[Found]", folder: "Path", now: float) -> Iterator[str]:
+def _lines(found: "Sequence[LocalStatus]", folder: "Path", now: float) -> Iterator[str]:
     from molecule_connect.worker.status import status_path
 
     if not found:
@@ -67,7 +67,7 @@ def _lines(found: "Sequence[Found]", folder: "Path", now: float) -> Iterator[str
             yield f"    {title:10} {value}"
 
 
-def _headline(one: "Found", now: float) -> str:
+def _headline(one: "LocalStatus", now: float) -> str:
     from molecule_connect.console.sanitize import span
 
     told, by = one.status, one.holder
@@ -87,7 +87,7 @@ def _headline(one: "Found", now: float) -> str:
     return f"{words[one.state]} ({process}{since})"
 
 
-def _ending(one: "Found", now: float) -> str:
+def _ending(one: "LocalStatus", now: float) -> str:
     from molecule_connect.console.sanitize import one_line
 
     told = one.status
@@ -105,7 +105,7 @@ def _ending(one: "Found", now: float) -> str:
     return f"no connector runs; {last} {ago(told.ended.since, now)}: {end}"
 
 
-def _facts(one: "Found", now: float) -> Iterator[tuple[str, str]]:
+def _facts(one: "LocalStatus", now: float) -> Iterator[tuple[str, str]]:
     told = one.status
     if told is not None and one.holder is not None:
         yield "platform", f"{told.api_url}, backend {told.backend}"
@@ -113,19 +113,19 @@ def _facts(one: "Found", now: float) -> Iterator[tuple[str, str]]:
         yield "presence", f"{'registered' if told.registered else 'not registered'}, {beat}"
         if told.listening:
             yield "listening", f"by {told.listening}"
-    for ailment in one.ailments:
-        yield "trouble", _ailment(ailment, now)
+    for problem in one.problems:
+        yield "trouble", _problem(problem, now)
     yield from _messages(one, now)
 
 
-def _ailment(ailment: "Problem", now: float) -> str:
+def _problem(problem: "Problem", now: float) -> str:
     from molecule_connect.console.sanitize import one_line, span
 
-    hint = f" -> {one_line(ailment.hint, 400)}" if ailment.hint else ""
-    return f"{ailment.part}, for {span(max(0.0, now - ailment.since))}: {one_line(ailment.reason, 400)}{hint}"
+    hint = f" -> {one_line(problem.hint, 400)}" if problem.hint else ""
+    return f"{problem.part}, for {span(max(0.0, now - problem.since))}: {one_line(problem.reason, 400)}{hint}"
 
 
-def _messages(one: "Found", now: float) -> Iterator[tuple[str, str]]:
+def _messages(one: "LocalStatus", now: float) -> Iterator[tuple[str, str]]:
     from molecule_connect.console.sanitize import one_line, span, who
     from molecule_connect.journal.models import State
 
@@ -153,7 +153,7 @@ def _messages(one: "Found", now: float) -> Iterator[tuple[str, str]]:
         yield "dead", f"{count(dead, 'dead letter')} -> molecule messages list --state dead"
 
 
-def _values(one: "Found") -> dict[str, Any]:
+def _values(one: "LocalStatus") -> dict[str, Any]:
     from molecule_connect.cli.message_format import message_values
 
     told, by = one.status, one.holder
@@ -172,18 +172,18 @@ def _values(one: "Found") -> dict[str, Any]:
         "last_beat": moment(told.last_beat) if told else None,
         "listening": (told.listening or None) if told and by else None,
         "paused": bool(told and by and told.paused),
-        "troubles": [_trouble_values(ailment) for ailment in one.ailments],
-        "ended": _trouble_values(told.ended) if told and told.ended else None,
+        "troubles": [_problem_values(problem) for problem in one.problems],
+        "ended": _problem_values(told.ended) if told and told.ended else None,
         "messages": {state.value: number for state, number in one.counts.items()} if one.counts else None,
         "oldest_waiting": moment(one.oldest),
         "running": [message_values(message) for message in one.running],
     }
 
 
-def _trouble_values(ailment: "Problem") -> dict[str, Any]:
+def _problem_values(problem: "Problem") -> dict[str, Any]:
     return {
-        "part": ailment.part,
-        "reason": ailment.reason,
-        "hint": ailment.hint,
-        "since": moment(ailment.since),
+        "part": problem.part,
+        "reason": problem.reason,
+        "hint": problem.hint,
+        "since": moment(problem.since),
     }
