@@ -102,7 +102,7 @@ async def test_a_refused_token_fails_and_says_what_to_do(sandbox: Sandbox, tmp_p
     found = await look(sandbox.url, tmp_path, workspace_id=workspace.id, token="not-the-token-1234")
 
     assert (found[-1].check, found[-1].level) == ("token accepted", "FAIL")
-    assert "give a current one" in found[-1].hint
+    assert "a current one" in found[-1].hint
 
 
 async def test_a_platform_out_of_reach_ends_the_table(tmp_path: Path) -> None:
