@@ -168,26 +168,19 @@ class FeedReader:
         sweeps = sweeps or [self._whole_read()]
         while sweeps:
             sweep = sweeps.pop()
-            if not sweep.is_over:
-                try:
-                    page = await self._fetch(sweep)
-                except PermanentPlatformError as exc:
-                    sweeps += await self._after_refusal(sweep, exc) or ([] if sweeps else [self._whole_read()])
-                    continue
-                items = await self._take(sweep, page)
-                messages = sum(map(self._store.is_awaited, items))
-                complete = self._is_complete(sweep, page)
-                yield FeedPage(items=items, now=self._clock.now(), messages=messages, complete=complete)
-                self._stored(sweep, page)
-                sweeps.append(sweep)
-                if wakeups is not None and self._may_interrupt(sweep) and wakeups.take():
-                    sweeps += self._newest_rows(people_only=sweep.span is None)
-            elif isinstance(sweep, Forward) and sweep.is_ignored:
+            if sweep.is_over:
                 if sweep.span is not None:
-                    sweeps.append(await self._stop_using_since())
-            elif sweep.span is not None:
-                await self._finish(sweep, sweep.span)
-                yield FeedPage(now=self._clock.now(), caught_up=True)
+                    await self._finish(sweep, sweep.span)
+                    yield FeedPage(now=self._clock.now(), caught_up=True)
+                continue
+            try:
+                page = await self._fetch(sweep)
+            except PermanentPlatformError as exc:
+                sweeps += await self._after_refusal(sweep, exc) or ([] if sweeps else [self._whole_read()])
+                continue
+            yield await self._rows(sweep, page)
+            self._stored(sweep, page)
+            sweeps += await self._continue(sweep, wakeups)
 
     # Where to read
 
@@ -256,13 +249,19 @@ class FeedReader:
         await self._store.set_position(position)
         return self._back(position)
 
+    async def _continue(self, sweep: Sweep, wakeups: Wakeups | None) -> list[Sweep]:
+        """The sweeps to read after a page of *sweep*: itself, and before it the rows of a wake-up."""
+        if isinstance(sweep, Forward) and sweep.is_ignored:
+            return [await self._stop_using_since()] if sweep.span is not None else []
+        if wakeups is None or not self._may_interrupt(sweep) or not wakeups.take():
+            return [sweep]
+        return [sweep, *self._newest_rows(people_only=sweep.span is None)]
+
     def _may_interrupt(self, sweep: Sweep) -> bool:
         """Whether rows newer than all of *sweep* can be read before it goes on."""
-        if self._tip is None:
+        if self._tip is None or sweep.people:
             return False
-        if isinstance(sweep, Backward):
-            return self._has_no_gap and sweep.uses_since and not sweep.is_over
-        return not sweep.people and not sweep.is_ignored
+        return isinstance(sweep, Forward) or (self._has_no_gap and sweep.uses_since and not sweep.is_over)
 
     # Pages
 
@@ -293,14 +292,18 @@ class FeedReader:
         more_fit = page.size <= GOOD_SIZE // 2 and (whole or page.count == page.limit)
         return min(self._usual_limit, self._limit * 2) if more_fit else self._limit
 
-    async def _take(self, sweep: Sweep, page: Page) -> tuple[Inbound, ...]:
-        """Advance *sweep* by *page*; the rows of it that belong to the sweep, oldest first."""
-        if isinstance(sweep, Forward):
+    async def _rows(self, sweep: Sweep, page: Page) -> FeedPage:
+        """Advance *sweep* by *page*, and select the rows to store."""
+        if isinstance(sweep, Backward):
+            if sweep.floor is None:
+                await self._commit_floor(sweep)
+            items = sweep.advance(page)
+        else:
             sweep.advance(page)
-            return page.items
-        if sweep.floor is None:
-            await self._commit_floor(sweep)
-        return sweep.advance(page)
+            items = page.items
+        messages = sum(map(self._store.is_awaited, items))
+        complete = self._is_complete(sweep, page)
+        return FeedPage(items=items, now=self._clock.now(), messages=messages, complete=complete)
 
     def _is_complete(self, sweep: Sweep, page: Page) -> bool:
         if isinstance(sweep, Forward):
