@@ -212,7 +212,8 @@ actions = st.lists(
     max_size=60,
 )
 # Each of these loses a row when one rule of the algorithm is taken away.
-OLD = [("write", 0, 0), ("wait", 46 * SECOND, 0), ("read", False, 0)]
+# The first read shows that the clocks agree, the second one has a watermark.
+OLD = [("write", 0, 0), ("read", False, 0), ("wait", 46 * SECOND, 0), ("read", False, 0)]
 BEHIND_A_READ_ROW = [*OLD, ("write", 0, LATEST * SECOND), ("write", 0, 0), ("wait", 22 * SECOND, 0), ("read", False, 0)]
 TWINS_AT_THE_EDGE = [*OLD, ("burst", 12, 0), ("burst", 5, 0), ("wait", 46 * SECOND, 0), ("read", False, 0)]
 LATE_DURING_A_SLOW_READ = [

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import re
 import sqlite3
 import tempfile
 import time
@@ -401,9 +402,9 @@ async def test_first_start_looks_back_since_secs(journal: Journal) -> None:
         await asyncio.sleep(60)
         (notice,) = serving.events.of(events.Notice)
     assert platform.answers() == ["echo: 59", "echo: 5"]
-    assert notice.text.startswith("3 older rows")
+    assert "skipped 3 rows" in notice.text
     assert "--since-secs" in notice.hint
-    assert "later starts leave them too" in notice.hint
+    assert "later starts" in notice.hint
 
 
 def write_failover(platform: FakePlatform) -> None:
@@ -422,8 +423,8 @@ async def test_first_start_counts_skipped_unanswered_rows(journal: Journal) -> N
         await asyncio.sleep(60)
         (notice,) = serving.events.of(events.Notice)
     assert platform.answers() == []
-    assert notice.text.startswith("41 older rows")
-    assert "20 messages of people without an answer and 1 message of peers" in notice.text
+    assert "41 rows" in notice.text
+    assert "20 messages of people without a reply and 1 message of peers" in notice.text
 
 
 async def test_first_start_answers_only_unanswered_messages(journal: Journal) -> None:
@@ -456,7 +457,7 @@ async def test_skipped_rows_beyond_a_page_say_more(journal: Journal) -> None:
     async with Serving(platform, journal) as serving:
         await asyncio.sleep(10)
         (notice,) = serving.events.of(events.Notice)
-    assert notice.text.startswith("500 or more older rows")
+    assert "500 or more rows" in notice.text
 
 
 async def test_skips_old_rows_of_an_empty_feed(journal: Journal) -> None:
@@ -469,7 +470,7 @@ async def test_skips_old_rows_of_an_empty_feed(journal: Journal) -> None:
         await asyncio.sleep(60)
         (notice,) = serving.events.of(events.Notice)
     assert platform.answers() == ["echo: the next one"]
-    assert notice.text.startswith("1 row came into an empty feed and was left alone: it is dated before 20")
+    assert re.search("1 row .* dated before 2027-", notice.text)
     assert "Date header is far ahead" in notice.hint
 
 

@@ -370,14 +370,14 @@ class FeedReader:
             return
         count = f"{sweep.older} or more" if sweep.is_cut else str(sweep.older)
         found = [
-            f"{_count(look.skipped_people, 'message')} of people without an answer" if look.skipped_people else "",
+            f"{_count(look.skipped_people, 'message')} of people without a reply" if look.skipped_people else "",
             f"{_count(look.skipped_peers, 'message')} of peers" if look.skipped_peers else "",
         ]
         among = " and ".join(filter(None, found))
         self._status.notice(
-            f"{count} older rows were skipped: this first start looks back {self._since / SECOND:g} s"
-            + (f"; among them {among}" if among else ""),
-            "later starts leave them too; to include them, start with a new state folder and a larger --since-secs"
+            f"skipped {count} rows from more than {self._since / SECOND:g} s before this first start"
+            + (f", among them {among}" if among else ""),
+            "later starts skip them too; to include them, start with a new state folder and a larger --since-secs"
             " (since_secs in a list)",
         )
 
@@ -390,18 +390,15 @@ def _gap_notice(start: int, end: int) -> tuple[str, str]:
     return (
         "the platform no longer knows the row that reading starts after: reading all rows"
         f" from {_utc(start)} to {_utc(end)} again",
-        "nothing to do; rows that the platform deleted meanwhile can't be read",
+        "nothing to do; rows that the platform deleted in the meantime can't be read",
     )
 
 
 def _too_old_notice(count: int, floor: int) -> tuple[str, str]:
-    skipped = "1 row came into an empty feed and was left alone: it is"
-    if count > 1:
-        skipped = f"{count} rows came into an empty feed and were left alone: they are"
     return (
-        f"{skipped} dated before {_utc(floor)}",
-        "if that is wrong, the platform's Date header is far ahead of the times of its rows: correct its clocks. Later"
-        " rows are read in any case",
+        f"skipped {_count(count, 'row')} of a feed that was empty before: dated before {_utc(floor)}",
+        "if the dates are wrong, the platform's Date header is far ahead of the times of its rows: correct its clocks."
+        " Later rows are read in any case",
     )
 
 
