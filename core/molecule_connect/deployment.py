@@ -251,5 +251,5 @@ def _problem(blocks: Sequence[Refused], *, since: float, kept: bool) -> Problem:
     lines = lines_of(blocks)
     reason, _, hint = lines[0].partition(" -> ") if len(lines) == 1 else ("; ".join(lines), "", "")
     if kept:
-        reason += "; the workspace continues with its earlier settings"
+        reason += "; it goes on with its earlier settings"
     return Problem(part=LIST, reason=reason, hint=hint or "correct the block", since=since)

@@ -1,4 +1,4 @@
-"""SIGHUP: the file of workspaces is read again, and what it says is followed. Refused blocks are retried."""
+"""Reload the list of workspaces on SIGHUP, and check refused blocks again."""
 
 import asyncio
 import contextlib
@@ -17,24 +17,24 @@ from molecule_connect.console.screen import Screen, Summary
 from molecule_connect.deployment import LIST, Deployment, Plan
 from molecule_connect.errors import MoleculeError
 
-# So many workspaces of a change are named in its line; each that starts has a line of its own.
-_SHOWN = 3
-# Seconds between looks at refused blocks: a token file may appear, or somebody may log in.
+# Workspaces named in the line of a reload. Those that start have lines of their own.
+_MAX_NAMES = 3
+# Seconds between checks of refused blocks: a token file may appear, or an agent may be logged in.
 RETRY = 60.0
-_NOTHING = "nothing was changed; mend it and send SIGHUP again"
+_NOTHING = "nothing was changed; correct it and send SIGHUP again"
 
 
 def with_next_step(listener: events.Listener, *, reloads: bool) -> events.Listener:
-    """*listener*, told at the end of a workspace and of a refused block what makes this process look at it again."""
+    """*listener*, with hints that say how to make this process retry a workspace that ended or was refused."""
 
-    def told(event: events.Event) -> None:
+    def listen(event: events.Event) -> None:
         if isinstance(event, events.Trouble) and event.hint and (reloads or event.part == LIST):
             way = f"then send SIGHUP to process {os.getpid()}" if reloads else "then restart"
             if event.part in ("connection", LIST):
                 event = attrs.evolve(event, hint=f"{event.hint}; {way}")
         listener(event)
 
-    return told
+    return listen
 
 
 async def follow_the_list(
@@ -47,9 +47,9 @@ async def follow_the_list(
     summary: Callable[[WorkspaceSettings], Summary],
     retry: float = RETRY,
 ) -> None:
-    """Read the list each time that *reload* is set, and look at refused blocks every *retry* seconds, until cancelled.
+    """Read the list whenever *reload* is set, and check refused blocks every *retry* seconds, until cancelled.
 
-    A list that cannot be used at all changes nothing.
+    A list that can't be used as a whole changes nothing.
     """
     while True:
         with contextlib.suppress(TimeoutError):
@@ -61,13 +61,13 @@ async def follow_the_list(
             if is_asked:
                 listing = source.read()
                 plan = await deployment.plan(listing.settings, listing.refused)
-                screen.note(INFO, f"{listing.source} was read again: {_story(plan)}")
+                screen.note(INFO, f"{listing.source} was read again: {_describe(plan)}")
             else:
                 again = source.retry([one.entry for one in deployment.refused])
                 plan = await deployment.plan_retry(again.settings, again.refused)
-        except Exception as error:  # a bug in reading must not end what is served
+        except Exception as error:  # a bug in reading must not stop the workspaces
             if is_asked:
-                _tell_fault(error, source.name, screen)
+                _report_fault(error, source.name, screen)
             continue
         signals.grace = max(signals.grace, *(one.grace for one in plan.wanted))
         screen.open([summary(one) for one in plan.starting])
@@ -78,7 +78,7 @@ async def follow_the_list(
             screen.forget(name)
 
 
-def _tell_fault(error: Exception, source: str, screen: Screen) -> None:
+def _report_fault(error: Exception, source: str, screen: Screen) -> None:
     if isinstance(error, WorkspacesError):
         for fault in error.faults:
             screen.note(ERROR, f"{source}: {fault}")
@@ -89,19 +89,19 @@ def _tell_fault(error: Exception, source: str, screen: Screen) -> None:
         screen.note(ERROR, f"{source} was not followed: {type(error).__name__}: {error}", _NOTHING)
 
 
-def _story(plan: Plan) -> str:
+def _describe(plan: Plan) -> str:
     parts = (
         ("new: ", plan.new),
-        ("changed, drain and start anew: ", plan.changed),
+        ("changed, drain and restart: ", plan.changed),
         ("gone, drain: ", plan.removed),
-        ("go on with their earlier settings: ", plan.kept),
+        ("continue with their earlier settings: ", plan.kept),
         ("refused: ", [one.name for one in plan.refused]),
     )
-    told = [words + _some(names) for words, names in parts if names]
+    changes = [words + _first_names(names) for words, names in parts if names]
     same = "1 stays as it is" if len(plan.unchanged) == 1 else f"{len(plan.unchanged)} stay as they are"
-    return "; ".join([*told, same])
+    return "; ".join([*changes, same])
 
 
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_SHOWN])
-    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
+def _first_names(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_MAX_NAMES])
+    return f"{shown} and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else shown

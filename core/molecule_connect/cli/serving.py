@@ -1,4 +1,4 @@
-"""From the flags of ``molecule connect`` to connections that run until they are told to stop."""
+"""Run ``molecule connect``: read the settings, then serve until a signal, or check them with ``--dry-run``."""
 
 import asyncio
 import logging
@@ -32,7 +32,7 @@ def run(options: Mapping[str, Any], given: Mapping[str, Any], *, screen: Screen)
         MoleculeError: A setting is missing or invalid, or serving failed.
     """
     planned = preview_state_dir(options["state_dir"], os.environ)
-    with _each_fault(screen):
+    with _one_line_per_fault(screen):
         if options["mode"] == "push" and not options["dry_run"]:
             raise ConfigError("--mode push is not built yet", hint="use --mode poll, which needs no public address")
         source = WorkspaceSource(given, os.environ, config=options["config"], state_dir=planned)
@@ -100,8 +100,8 @@ def _dry_run(listing: Listing, mode: str, planned: Path, screen: Screen) -> None
 
 
 @contextmanager
-def _each_fault(screen: Screen) -> Iterator[None]:
-    """Show each fault of a list on a line of its own, and count them in the error."""
+def _one_line_per_fault(screen: Screen) -> Iterator[None]:
+    """Show each fault of a list on its own line, and raise an error with their number."""
     try:
         yield
     except WorkspacesError as error:
@@ -136,7 +136,7 @@ class _ScreenHandler(logging.Handler):
 
 @contextmanager
 def _log_to(screen: Screen) -> Iterator[None]:
-    """While it lasts, warnings and errors of libraries and plugins are lines of *screen*."""
+    """Show warnings and errors that libraries and plugins log."""
     handler = _ScreenHandler(screen)
     root = logging.getLogger()
     root.addHandler(handler)

@@ -1,4 +1,4 @@
-"""SIGTERM, Ctrl-C and a closed terminal: the first stops, a second ends at once. SIGHUP may mean: read again."""
+"""Signals: the first SIGTERM, Ctrl-C or SIGHUP drains, a second one exits at once. SIGHUP can mean reload."""
 
 import asyncio
 import contextlib
@@ -12,23 +12,24 @@ from typing import Any, Self
 
 from molecule_connect.cli.errors import BUG, CLEAN
 
-# What a stop may take beside the grace that handlers get: the last sends, the cursor, a beat, closing the plugins.
+# Seconds that a stop may take beyond the grace period: last sends, the cursor, a heartbeat, closing plugins.
 STOP_MARGIN = 8.0
 _SHOW_CURSOR = "\x1b[?25h"
 
 
 class StopSignals:
-    """Turns signals into a stop, from before the event loop runs until after it has ended.
+    """Handles signals from before the event loop starts until after it has ended.
 
-    The handlers are Python's own, not the loop's: they also run while a backend blocks the loop, so that a second
-    signal always ends the program. A terminal that closes sends SIGHUP more than once, so only SIGINT and SIGTERM
-    count as a second signal. A SIGHUP that was ignored at the start (nohup) stays ignored. *spell* makes a line of the
-    last words and the exit code; it is called from a signal handler.
+    The handlers are set with ``signal``, not on the loop, so they also run while a backend blocks the loop, and a
+    second signal always ends the program. A terminal that closes sends SIGHUP more than once, so only SIGINT and
+    SIGTERM count as a second signal. A SIGHUP that was ignored at the start (nohup) stays ignored.
 
-    With *reloads* a SIGHUP asks for a reload instead, nohup or not, unless it says that the terminal is gone.
+    Args:
+        spell: Formats a last line from a text and the exit code. Called from a signal handler.
+        reloads: SIGHUP asks for a reload, even under nohup, unless the terminal was closed.
 
     Attributes:
-        grace: What running handlers get at a stop, in seconds.
+        grace: The grace period in seconds.
     """
 
     def __init__(
@@ -74,8 +75,9 @@ class StopSignals:
             signal.signal(number, handler)
 
     def bind(self, stop: asyncio.Event, reload: asyncio.Event | None = None) -> None:
-        """Set *stop*, an event of the running loop, at the first signal, and *reload* at each that asks for one; now,
-        if that has been.
+        """Set *stop* at the first signal, and *reload* at each SIGHUP that asks for one; at once if it was received.
+
+        Both are events of the running loop.
         """
         self._loop, self._stop, self._reload = asyncio.get_running_loop(), stop, reload
         if self.received:
@@ -84,14 +86,16 @@ class StopSignals:
             reload.set()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        # Whatever this calls may have been interrupted half way: no screen, no lock, no buffered stream.
+        # Any other code may be interrupted half way, so this uses no screen, no lock and no buffered stream.
         if number == signal.SIGHUP and self._reloads and not (self._had_terminal and not self._has_terminal()):
             self._reload_asked = True
             self._set(self._reload)
             return
         if self.received:
             if number in (signal.SIGINT, signal.SIGTERM):
-                self._end(128 + number, "ended at once by a second signal; the next start takes up what was unfinished")
+                self._end(
+                    128 + number, "ended at once by a second signal; the next start continues unfinished messages"
+                )
             return
         self.received = True
         self._watchdog = threading.Timer(self.grace + STOP_MARGIN, self._give_up)
@@ -110,7 +114,7 @@ class StopSignals:
 
     def _end(self, code: int, words: str) -> None:
         with contextlib.suppress(OSError, ValueError):
-            # A terminal stopped with Ctrl-S takes nothing, and must not hold up the end.
+            # A terminal that was stopped with Ctrl-S would block.
             if select.select([], [self._stderr], [], 0)[1]:
                 cursor = f"{_SHOW_CURSOR}\n" if os.isatty(self._stderr) else ""
                 line = f"{self._spell(words, code)}\n" if words else ""
@@ -119,7 +123,7 @@ class StopSignals:
 
 
 def _has_terminal() -> bool:
-    """Whether this process belongs to a terminal that is still there; one that hung up cannot be opened."""
+    """Whether this process has a terminal that is still open."""
     try:
         os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC))
     except OSError:

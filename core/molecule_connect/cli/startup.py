@@ -1,6 +1,6 @@
-"""What a process of ours does first: usual signals, memory of its own, and an init where it is a container's first.
+"""Prepare the process: standard streams, private memory, default signals, and an init for containers.
 
-For the command line alone: a program that embeds the library decides these things itself.
+Only for the command line. Programs that embed the library decide this themselves.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from typing import NoReturn
 
 _PR_SET_DUMPABLE = 4
 _SHELL_SIGNAL_BASE = 128
-# Blocking these has no effect, or would hide a crash of the init itself.
+# Blocking these has no effect, or would hide a crash of the init.
 _NOT_FORWARDED = frozenset(
     getattr(signal, name)
     for name in (
@@ -32,7 +32,7 @@ _NOT_FORWARDED = frozenset(
 
 
 def prepare_process() -> None:
-    """Prepare this process to run ``molecule``. Starts no thread; forks if this is the first process of a container."""
+    """Prepare this process to run ``molecule``. Forks if it is the first process of a container."""
     occupy_standard_streams()
     hide_memory()
     reset_signals()
@@ -41,9 +41,9 @@ def prepare_process() -> None:
 
 
 def occupy_standard_streams() -> None:
-    """Open ``/dev/null`` in place of a closed standard stream.
+    """Open ``/dev/null`` for each closed standard stream.
 
-    Started with a closed stderr (``2>&-``), the journal would become file 2, and get whatever is printed there.
+    Otherwise, with a closed stderr (``2>&-``), the journal would become file descriptor 2, and receive error output.
     """
     for number in range(3):
         try:
@@ -53,20 +53,20 @@ def occupy_standard_streams() -> None:
 
 
 def hide_memory(platform: str = sys.platform) -> bool:
-    """Keep other processes of this user from reading our memory and environment, where tokens are. Linux only.
+    """Prevent other processes of this user from reading the memory and environment, which contain tokens. Linux only.
 
-    ``/proc/PID/environ``, ``mem``, ``fd`` and ptrace are then left to root alone, and there are no core dumps.
-    A program that we start is readable again: exec resets this.
+    Only root can then use ``/proc/PID/environ``, ``mem``, ``fd`` and ptrace, and there are no core dumps. Child
+    programs aren't protected: exec resets this.
 
     Returns:
-        Whether it is so.
+        Whether the process is protected.
     """
     if platform != "linux":
         return False
     try:
         import ctypes
 
-        # All arguments are unsigned long; ctypes would pass 32 bits of each.
+        # All arguments are unsigned long; ctypes would pass only 32 bits of each.
         words = (ctypes.c_ulong(0) for _ in range(4))
         return bool(ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, *words) == 0)
     except (ImportError, OSError, AttributeError):  # a Python without ctypes, a C library without prctl
@@ -74,10 +74,10 @@ def hide_memory(platform: str = sys.platform) -> bool:
 
 
 def reset_signals() -> None:
-    """Undo what a parent handed on to us, and we would hand on to children, that keeps programs from being run.
+    """Reset inherited signal settings that would break this process and its children.
 
-    With SIGCHLD ignored, the system throws exit statuses away; a blocked SIGTERM never arrives. An ignored SIGHUP or
-    SIGINT is wanted (nohup, a shell's background job) and stays.
+    If SIGCHLD is ignored, the system discards exit statuses; a blocked SIGTERM never arrives. An ignored SIGHUP or
+    SIGINT is intended (nohup, a background job of a shell) and stays.
     """
     if hasattr(signal, "SIGCHLD"):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -85,13 +85,13 @@ def reset_signals() -> None:
 
 
 def run_under_init(leave: Callable[[int], NoReturn] = os._exit) -> None:
-    """Fork: the child returns and runs the program; this process becomes its init, and ends as the child does.
+    """Fork: the child returns and runs the program; this process becomes its init, and exits with its code.
 
-    The first process of a container has to collect the exit statuses of orphans. Collecting all of them would take
-    those of our own children from asyncio and subprocess, so another process does it. Signals are forwarded.
+    The first process of a container must reap orphans. In the process of the program that would take exit statuses
+    away from asyncio and subprocess, so a separate process does it. It forwards signals.
     """
     forwarded = signal.valid_signals() - _NOT_FORWARDED
-    # The first process gets only signals that it handles or blocks.
+    # The first process receives only signals that it handles or blocks.
     signal.pthread_sigmask(signal.SIG_BLOCK, {*forwarded, signal.SIGCHLD})
     child = os.fork()
     if child == 0:
@@ -122,7 +122,7 @@ def _serve_as_init(child: int, awaited: set[signal.Signals]) -> int:
 
 
 def _take_the_terminal() -> None:
-    """Have Ctrl-C of a terminal reach this process and not its init, which would forward it a second time."""
+    """Let Ctrl-C reach this process and not its init, which would forward it a second time."""
     with contextlib.suppress(OSError):
         os.setpgid(0, 0)
         for number in range(3):

@@ -1,4 +1,4 @@
-"""Where this machine keeps what it knows of the workspaces it serves: one resolver for all commands."""
+"""The state folder: the journal, tokens and received files of the workspaces that this machine serves."""
 
 import errno
 import grp
@@ -35,33 +35,34 @@ def home_dir() -> Path:
 def resolve_state_dir(
     named: str | Path | None, environ: Mapping[str, str], *, home: Path | None = None, configs: Path = CONFIGS_DIR
 ) -> Path:
-    """The state folder, existing, proved by writing, readable by its owner alone.
+    """The state folder. It is created if necessary, tested by writing, and made accessible only to its owner.
 
-    The order is that of the neighbouring clients: *named* (``--state-dir``), ``MOLECULE_STATE_DIR``, ``CONFIGS_DIR``,
-    *configs* where it exists and can be written, ``.config/molecule/state`` and ``.molecule-workspace`` in *home*.
+    The first of these is used, in the same order as in related clients: *named* (``--state-dir``),
+    ``MOLECULE_STATE_DIR``, ``CONFIGS_DIR``, *configs* if it exists and is writable, ``.config/molecule/state`` and
+    ``.molecule-workspace`` in *home*.
 
     Raises:
-        ConfigError: A folder that was named cannot be used (it is never passed over), it belongs to another user, or
-            none of the others can be used.
+        ConfigError: A named folder can't be used, which is never skipped; a folder belongs to another user; or none of
+            the default folders can be used.
     """
-    return _choose(named, environ, _prove, home=home, configs=configs)
+    return _choose(named, environ, _prepare, home=home, configs=configs)
 
 
 def preview_state_dir(
     named: str | Path | None, environ: Mapping[str, str], *, home: Path | None = None, configs: Path = CONFIGS_DIR
 ) -> Path:
-    """The folder that ``resolve_state_dir`` would give, proved as far as that is possible without making it.
+    """The folder that ``resolve_state_dir`` would return, tested as far as possible without creating it.
 
     Raises:
-        ConfigError: As ``resolve_state_dir`` does.
+        ConfigError: See ``resolve_state_dir``.
     """
-    return _choose(named, environ, _try, home=home, configs=configs)
+    return _choose(named, environ, _test, home=home, configs=configs)
 
 
 def _choose(
     named: str | Path | None,
     environ: Mapping[str, str],
-    prove: Callable[[Path], None],
+    prepare: Callable[[Path], None],
     *,
     home: Path | None,
     configs: Path,
@@ -70,7 +71,7 @@ def _choose(
     if chosen is not None:
         source, folder = chosen
         try:
-            prove(folder)
+            prepare(folder)
         except OSError as error:
             raise ConfigError(
                 f"the state folder {folder} ({source}) cannot be used: {_reason(error)}",
@@ -78,11 +79,11 @@ def _choose(
             ) from error
         return folder
     tried = []
-    for folder in _unnamed(home, configs):
+    for folder in _defaults(home, configs):
         try:
-            prove(folder)
+            prepare(folder)
         except ForeignError as error:
-            # Another one would be empty, and what is in this one would be answered again.
+            # Another folder would be empty, and messages that this one knows would be answered again.
             raise ConfigError(
                 f"the state folder {folder} cannot be used: {_reason(error)}",
                 hint=f"{_remedy(error, folder)}, or name another folder with --state-dir",
@@ -98,10 +99,10 @@ def _choose(
 
 
 def state_dir_problems(folder: Path) -> Iterator[tuple[str, str]]:
-    """What lets other users replace *folder* or what is in it, and what to do about each.
+    """The ways in which other users could replace *folder* or its content: (what, what to do).
 
-    That is a folder on the way to it that others can write, unless the sticky bit keeps them from renaming what isn't
-    theirs. Volumes of Kubernetes look like this, so it is no more than a warning.
+    A parent folder is a problem if others can write to it and have no sticky bit in their way. This is only a warning,
+    because Kubernetes volumes look like this.
     """
     for each in dict.fromkeys((folder, *folder.parents, *folder.resolve().parents)):
         try:
@@ -127,7 +128,7 @@ def state_dir_problems(folder: Path) -> Iterator[tuple[str, str]]:
 def existing_state_dir(
     named: str | Path | None, environ: Mapping[str, str], *, home: Path | None = None, configs: Path = CONFIGS_DIR
 ) -> Path:
-    """The folder to look into, without touching it: the named one, else the first that holds a journal, else the first.
+    """The folder to read: the named one, or the first default with a journal, or the first default. Changes nothing.
 
     Raises:
         ConfigError: ``--state-dir`` is empty.
@@ -135,25 +136,25 @@ def existing_state_dir(
     chosen = named_state_dir(named, environ)
     if chosen is not None:
         return chosen[1]
-    folders = list(_unnamed(home, configs))
+    folders = list(_defaults(home, configs))
     return next((folder for folder in folders if any(folder.glob("journal*"))), folders[0])
 
 
 def all_state_dirs(
     named: str | Path | None, environ: Mapping[str, str], *, home: Path | None = None, configs: Path = CONFIGS_DIR
 ) -> list[Path]:
-    """The state folder, as ``resolve_state_dir`` finds it, then every other folder where this user's state may be.
+    """The state folder, then every other folder where this user may have state.
 
     Raises:
-        ConfigError: As ``resolve_state_dir`` does.
+        ConfigError: See ``resolve_state_dir``.
     """
     others = [Path(environ[name]).expanduser().absolute() for name in _VARIABLES if environ.get(name)]
-    folders = [resolve_state_dir(named, environ, home=home, configs=configs), *others, *_unnamed(home, configs)]
+    folders = [resolve_state_dir(named, environ, home=home, configs=configs), *others, *_defaults(home, configs)]
     return list(dict.fromkeys(folders))
 
 
 def named_state_dir(named: str | Path | None, environ: Mapping[str, str]) -> tuple[str, Path] | None:
-    """What the operator chose and with what words, or None. An empty variable counts as unset."""
+    """The source and the folder that the operator chose, or None. An empty variable counts as unset."""
     if named is not None:
         if not str(named).strip():
             raise ConfigError("--state-dir is empty", hint="name a folder, or leave --state-dir out")
@@ -165,49 +166,49 @@ def named_state_dir(named: str | Path | None, environ: Mapping[str, str]) -> tup
 
 
 def state_file(folder: Path, workspace_id: str, suffix: str) -> Path:
-    """``<workspace-id><suffix>`` in *folder*; an earlier release's where that alone exists.
+    """The path of ``<workspace-id><suffix>`` in *folder*, in its legacy spelling if only that exists.
 
-    Earlier releases spelled an id as it was given, so a UUID may stand in capitals there.
+    Earlier releases didn't convert ids, so the name may contain a UUID in upper case.
     """
     path = folder / f"{workspace_id}{suffix}"
     if os.path.lexists(path):
         return path
     length = len(workspace_id)
-    others = (name for name in _otherwise_spelled(folder, workspace_id) if name[length:] == suffix)
+    others = (name for name in _legacy_names(folder, workspace_id) if name[length:] == suffix)
     return folder / next(others, path.name)
 
 
 def rename_legacy_files(folder: Path, workspace_id: str, suffixes: Iterable[str]) -> None:
-    """Give the files of an earlier release the canonical spelling of *workspace_id*; one that is taken is left alone.
+    """Rename files of earlier releases to the canonical spelling of *workspace_id*, unless the new name exists.
 
     Raises:
-        OSError: One can't be renamed.
+        OSError: A file can't be renamed.
     """
     length, known = len(workspace_id), set(suffixes)
-    for name in _otherwise_spelled(folder, workspace_id):
+    for name in _legacy_names(folder, workspace_id):
         if name[length:] in known:
             other, path = folder / name, folder / f"{workspace_id}{name[length:]}"
-            # On a file system that ignores case both names are one file.
+            # On a case-insensitive file system, both names are the same file.
             if not os.path.lexists(path) or path.samefile(other):
                 other.rename(path)
 
 
-def _otherwise_spelled(folder: Path, workspace_id: str) -> list[str]:
-    """The names in *folder* that begin with *workspace_id* in another spelling.
+def _legacy_names(folder: Path, workspace_id: str) -> list[str]:
+    """The file names that start with *workspace_id* in another spelling.
 
-    Every start of a workspace asks, and a folder of 1,000 workspaces holds thousands of names: strings are enough.
+    Called at each start of a workspace, for folders with thousands of names, so it works on plain strings.
     """
     if canonical_id(workspace_id.upper()) != workspace_id:
         return []
     try:
-        names = os.listdir(folder)  # noqa: PTH208 - a path for each name costs ten times as much
+        names = os.listdir(folder)  # noqa: PTH208 - ten times faster than paths
     except (FileNotFoundError, NotADirectoryError):
         return []
     length = len(workspace_id)
     return [name for name in names if name[:length].lower() == workspace_id and not name.startswith(workspace_id)]
 
 
-def _unnamed(home: Path | None, configs: Path) -> Iterator[Path]:
+def _defaults(home: Path | None, configs: Path) -> Iterator[Path]:
     home = home or home_dir()
     if configs.is_dir() and os.access(configs, os.W_OK | os.X_OK):
         yield configs
@@ -215,29 +216,29 @@ def _unnamed(home: Path | None, configs: Path) -> Iterator[Path]:
     yield home / ".molecule-workspace"
 
 
-def _prove(folder: Path) -> None:
+def _prepare(folder: Path) -> None:
     make_folder(folder)
     _write(folder)
     _close_to_others(folder)
 
 
-def _try(folder: Path) -> None:
-    """As ``_prove``, without leaving a trace: where the folder is missing, in what would hold it."""
-    ground = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
-    if ground == folder:
+def _test(folder: Path) -> None:
+    """Like ``_prepare``, but creates nothing: a missing folder is tested in its nearest existing parent."""
+    parent = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    if parent == folder:
         check_folder(folder)
-    elif not ground.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, f"{ground} is not a folder")
+    elif not parent.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"{parent} is not a folder")
     try:
-        _write(ground)
+        _write(parent)
     except OSError as error:
-        error.strerror = f"{_reason(error)} ({ground})"
+        error.strerror = f"{_reason(error)} ({parent})"
         raise
 
 
 def _write(folder: Path) -> None:
     with tempfile.TemporaryFile(dir=folder) as proof:
-        # A full disk takes the name of a file, but not its contents.
+        # A full disk still accepts an empty file.
         proof.write(b"molecule-connect\n" * 256)
         proof.flush()
         os.fsync(proof.fileno())
@@ -248,7 +249,7 @@ def _close_to_others(folder: Path) -> None:
     mode = stat.S_IMODE(status.st_mode)
     if mode & 0o077 == 0 or mode & stat.S_ISVTX or status.st_uid != os.geteuid():
         return
-    # What others read in a folder that other programs use too is theirs to read: our files in it are 0600 anyway.
+    # Other programs may rely on the mode of a shared folder; the connector's files in it are 0600 anyway.
     is_ours = not any(folder.iterdir()) or any(folder.glob("journal*"))
     wanted = FOLDER_MODE if is_ours else mode & ~0o022
     if mode != wanted:
@@ -256,7 +257,7 @@ def _close_to_others(folder: Path) -> None:
 
 
 def _is_own_group(group: int) -> bool:
-    """Whether nobody else is in *group*: it is root's, or has our name, as the private groups of users have."""
+    """Whether only this user is in *group*: it is root's, or the user's private group."""
     if group == 0:
         return True
     try:
