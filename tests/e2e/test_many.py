@@ -295,7 +295,7 @@ async def test_a_list_with_faults_at_sighup_is_told_and_changes_nothing(tmp_path
             config.unlink()
             os.mkfifo(config)
             connector.send(signal.SIGHUP)
-            await connector.says(f"{config}: it is no file, and can be read only once")
+            await connector.says(f"{config}: it is not a regular file, and can be read only once")
             await sandbox.say(workspace, "still here")
             assert await texts(sandbox, workspace, 1) == ["still here!"]
             assert await connector.stop() == 0
