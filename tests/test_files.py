@@ -36,7 +36,7 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 @pytest.mark.usefixtures("umask")
-def test_each_folder_that_is_made_is_for_its_owner_alone(tmp_path: Path) -> None:
+def test_created_folders_are_private(tmp_path: Path) -> None:
     folder = resolve_state_dir(tmp_path / "a" / "b" / "state", {}, home=tmp_path)
     with FileFolder(folder / "ws-1" / "files").new("x") as (_, file):
         file.write(b"x")
@@ -68,7 +68,7 @@ def test_a_folder_of_another_user_is_refused(tmp_path: Path, prove: object) -> N
 
 
 @needs_root
-def test_a_link_of_another_user_on_the_way_is_refused(tmp_path: Path) -> None:
+def test_rejects_link_of_another_user(tmp_path: Path) -> None:
     (tmp_path / "real" / "state").mkdir(parents=True)
     (tmp_path / "link").symlink_to("real")
     assert resolve_state_dir(tmp_path / "link" / "state", {}, home=tmp_path) == tmp_path / "link" / "state"
@@ -77,7 +77,7 @@ def test_a_link_of_another_user_on_the_way_is_refused(tmp_path: Path) -> None:
         resolve_state_dir(tmp_path / "link" / "state", {}, home=tmp_path)
 
 
-def test_what_others_can_write_is_closed_to_them(tmp_path: Path) -> None:
+def test_write_access_of_others_is_removed(tmp_path: Path) -> None:
     folder = tmp_path / "state"
     folder.mkdir()
     (folder / "of-another-program").touch()
@@ -89,7 +89,7 @@ def test_what_others_can_write_is_closed_to_them(tmp_path: Path) -> None:
     assert mode(folder) == 0o700
 
 
-def test_a_parent_that_others_can_write_is_a_danger(tmp_path: Path) -> None:
+def test_parent_writable_by_others_is_reported(tmp_path: Path) -> None:
     folder = tmp_path / "open" / "mine" / "state"
     resolve_state_dir(folder, {}, home=tmp_path)
     assert list(state_dir_problems(folder)) == []
@@ -102,7 +102,7 @@ def test_a_parent_that_others_can_write_is_a_danger(tmp_path: Path) -> None:
 
 
 @needs_root
-def test_the_group_and_the_owner_of_a_parent_count(tmp_path: Path) -> None:
+def test_owner_and_group_of_parent_count(tmp_path: Path) -> None:
     folder = tmp_path / "open" / "state"
     resolve_state_dir(folder, {}, home=tmp_path)
     (tmp_path / "open").chmod(0o770)
@@ -153,7 +153,7 @@ def victim(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_link_in_the_place_of_the_lock_is_refused(tmp_path: Path, victim: Path) -> None:
+def test_rejects_link_as_lock_file(tmp_path: Path, victim: Path) -> None:
     (tmp_path / "ws-1.lock").symlink_to(victim)
     with pytest.raises(ConfigError, match="link") as caught, lease(tmp_path, "ws-1"):
         pass
@@ -162,7 +162,7 @@ def test_a_link_in_the_place_of_the_lock_is_refused(tmp_path: Path, victim: Path
 
 
 @pytest.mark.parametrize("name", ["ws-1.status", ".ws-1.status.new"])
-def test_a_link_in_the_place_of_the_status_is_replaced(tmp_path: Path, victim: Path, name: str) -> None:
+def test_link_as_status_file_is_replaced(tmp_path: Path, victim: Path, name: str) -> None:
     (tmp_path / name).symlink_to(victim)
     write_status(tmp_path, SavedStatus(workspace_id="ws-1"))
     assert read_status(tmp_path, "ws-1") is not None
@@ -170,7 +170,7 @@ def test_a_link_in_the_place_of_the_status_is_replaced(tmp_path: Path, victim: P
     assert victim.read_text() == "untouched"
 
 
-def test_the_status_is_never_written_through_a_link_when_the_disk_is_full(tmp_path: Path, victim: Path) -> None:
+def test_status_is_not_written_through_link(tmp_path: Path, victim: Path) -> None:
     (tmp_path / "ws-1.status").symlink_to(victim)
     (tmp_path / ".ws-1.status.new").mkdir()
     write_status(tmp_path, SavedStatus(workspace_id="ws-1"))
@@ -199,14 +199,14 @@ def test_a_journal_of_another_user_is_refused(tmp_path: Path, suffix: str) -> No
 
 @needs_root
 @pytest.mark.parametrize("name", ["runs", "ws-1/files"])
-def test_a_folder_of_another_user_in_the_state_folder_is_refused(tmp_path: Path, name: str) -> None:
+def test_rejects_subfolder_of_another_user(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir(parents=True)
     os.chown(tmp_path / name, OTHER, OTHER)
     with pytest.raises(files.ForeignError):
         RunMarks(tmp_path).new() if name == "runs" else FileFolder(tmp_path / name).new("x").__enter__()
 
 
-def test_a_pipe_in_the_place_of_a_file_holds_nobody_up(tmp_path: Path) -> None:
+def test_pipe_as_file_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "ws-1.lock")
     os.mkfifo(tmp_path / "ws-1.status")
     with pytest.raises(ConfigError), lease(tmp_path, "ws-1"):
@@ -237,7 +237,7 @@ def test_a_pipe_in_the_place_of_a_file_holds_nobody_up(tmp_path: Path) -> None:
         ("." + "x" * 200, "." + "x" * 99),
     ],
 )
-def test_a_name_is_made_harmless_as_the_platform_does_it(given: str, safe: str) -> None:
+def test_safe_name_follows_the_platform(given: str, safe: str) -> None:
     assert safe_name(given) == safe
 
 
@@ -255,18 +255,18 @@ def test_a_name_is_made_harmless_as_the_platform_does_it(given: str, safe: str) 
         ("", None),
     ],
 )
-def test_only_the_address_of_an_upload_names_one(uri: str, file_id: str | None) -> None:
+def test_pending_id_of_upload_addresses_only(uri: str, file_id: str | None) -> None:
     assert pending_id(uri) == file_id
 
 
-def test_an_address_made_of_ids_names_the_upload() -> None:
+def test_pending_uri_and_id_match() -> None:
     assert pending_id(pending_uri("ws-1", "F1")) == "F1"
 
 
 @pytest.mark.parametrize("name", ["//[draft] plan.pdf", "http://[x.pdf", "data:text/html,x.pdf", "a\0b/\ud800.pdf"])
-def test_a_name_like_an_address_has_the_type_of_its_extension(name: str) -> None:
+def test_type_of_a_name_like_url(name: str) -> None:
     assert type_by_name(name) == "application/pdf"
 
 
-def test_a_name_without_a_known_extension_has_no_type() -> None:
+def test_unknown_extension_has_no_type() -> None:
     assert type_by_name("plan.unknown") == type_by_name("") == ""

@@ -14,7 +14,7 @@ def test_enough_files_leave_streams_alone(limit: int | None) -> None:
     assert most_streams(60, limit) == (None, "")
 
 
-def test_too_few_files_are_refused_with_the_numbers_and_what_to_do() -> None:
+def test_too_few_files_are_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         most_streams(60, 100)
 
@@ -23,7 +23,7 @@ def test_too_few_files_are_refused_with_the_numbers_and_what_to_do() -> None:
     assert "LimitNOFILE=" in caught.value.hint
 
 
-def test_scarce_files_cost_event_streams_with_a_warning() -> None:
+def test_scarce_files_limit_event_streams() -> None:
     streams, warning = most_streams(60, SHARED + PER_WORKSPACE * 60 + 10)
 
     assert streams == 10
@@ -31,7 +31,7 @@ def test_scarce_files_cost_event_streams_with_a_warning() -> None:
     assert most_streams(60, SHARED + 61)[0] == 0
 
 
-def test_the_soft_limit_is_raised_to_the_hard_one() -> None:
+def test_soft_limit_is_raised_to_hard_limit() -> None:
     program = (
         "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 200));"
         "from molecule_connect import open_files; open_files.raise_limit(); print(open_files.limit())"

@@ -76,7 +76,7 @@ def cursor(folder: Path) -> str:
     return str(json.loads((folder / "ws-target.json").read_text())["last_since_id"])
 
 
-async def test_a_peer_gets_its_answer_once_and_the_cursor_file_ends_on_its_row(tmp_path: Path) -> None:
+async def test_peer_gets_one_reply(tmp_path: Path) -> None:
     platform = BarestPlatform()
     platform.put("ping", row_id="act-1", source="ws-peer")
     async with connected(platform, tmp_path):
@@ -89,7 +89,7 @@ async def test_a_peer_gets_its_answer_once_and_the_cursor_file_ends_on_its_row(t
     assert cursor(tmp_path) == "act-1"
 
 
-async def test_a_person_is_handed_to_the_backend_nothing_goes_to_a2a_and_the_cursor_passes(tmp_path: Path) -> None:
+async def test_person_gets_no_a2a_reply(tmp_path: Path) -> None:
     platform, pong = BarestPlatform(), Pong()
     platform.put("hello", row_id="act-1", source=None)
     async with connected(platform, tmp_path, backend=pong):
@@ -110,7 +110,7 @@ async def test_one_410_and_then_rows(tmp_path: Path) -> None:
     assert len(platform.sent) == 1
 
 
-async def test_a_refused_register_ends_at_once_and_says_what_was_refused(tmp_path: Path) -> None:
+async def test_refused_register_ends_at_once(tmp_path: Path) -> None:
     platform = BarestPlatform(register=[401] * 9)
     with pytest.raises(AuthError, match="register: 401") as caught:
         await serving(platform, tmp_path)
@@ -119,14 +119,14 @@ async def test_a_refused_register_ends_at_once_and_says_what_was_refused(tmp_pat
     assert "tok-12345" not in str(caught.value)
 
 
-async def test_a_register_that_fails_once_succeeds_within_four_seconds(tmp_path: Path) -> None:
+async def test_register_is_retried(tmp_path: Path) -> None:
     platform = BarestPlatform(register=[503])
     async with connected(platform, tmp_path), asyncio.timeout(4):
         await platform.until(lambda: platform.beats)
     assert len(platform.registers) == 2
 
 
-async def test_polls_and_beats_keep_the_intervals_they_are_given(tmp_path: Path) -> None:
+async def test_polls_and_heartbeats_keep_their_intervals(tmp_path: Path) -> None:
     platform = BarestPlatform()
     async with connected(platform, tmp_path), asyncio.timeout(5):
         await platform.until(lambda: len(platform.beats) >= 5)
@@ -134,7 +134,7 @@ async def test_polls_and_beats_keep_the_intervals_they_are_given(tmp_path: Path)
         assert len(platform.beats) < platform.reads < 10 * len(platform.beats)
 
 
-async def test_cancelling_right_after_the_handler_was_entered_lets_it_finish(tmp_path: Path) -> None:
+async def test_cancel_lets_the_handler_finish(tmp_path: Path) -> None:
     platform, pong = BarestPlatform(), Pong(waits=True)
     platform.put("ping", row_id="act-1", source="ws-peer")
     task = asyncio.ensure_future(serving(platform, tmp_path, backend=pong))
@@ -148,9 +148,7 @@ async def test_cancelling_right_after_the_handler_was_entered_lets_it_finish(tmp
 
 
 @pytest.mark.parametrize("waits", [True, False])
-async def test_cancelling_right_after_a_person_wrote_settles_the_message_without_notify(
-    tmp_path: Path, waits: bool
-) -> None:
+async def test_cancel_settles_message_without_notify(tmp_path: Path, waits: bool) -> None:
     platform, pong = BarestPlatform(), Pong(waits=waits)
     platform.put("hello", row_id="act-1", source=None)
     task = asyncio.ensure_future(serving(platform, tmp_path, backend=pong))
@@ -167,16 +165,14 @@ async def test_cancelling_right_after_a_person_wrote_settles_the_message_without
     ("missing", "named"),
     [({"backend": None}, "backend"), ({"workspace_id": ""}, "workspace id"), ({"token": None}, "token")],
 )
-async def test_what_is_missing_is_refused_by_name_before_any_request(
-    tmp_path: Path, missing: dict[str, Any], named: str
-) -> None:
+async def test_missing_argument_is_named(tmp_path: Path, missing: dict[str, Any], named: str) -> None:
     platform = BarestPlatform()
     with pytest.raises(ConfigError, match=named):
         await serving(platform, tmp_path, **missing)
     assert platform.paths == []
 
 
-async def test_an_error_names_operation_and_status_and_the_network_error_is_its_cause(tmp_path: Path) -> None:
+async def test_errors_name_operation_and_status(tmp_path: Path) -> None:
     async def unreachable(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("refused")
 

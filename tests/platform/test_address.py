@@ -53,7 +53,7 @@ def test_origin_and_path_are_told_apart(api_url: str, origin: str, prefix: str) 
         "https://platform.example/#x",
     ],
 )
-def test_what_is_no_api_address_is_refused_without_repeating_a_secret(api_url: str) -> None:
+def test_invalid_addresses_are_rejected_without_secrets(api_url: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_address(api_url)
 
@@ -61,7 +61,7 @@ def test_what_is_no_api_address_is_refused_without_repeating_a_secret(api_url: s
     assert "er2" not in "".join(traceback.format_exception(caught.value))
 
 
-def test_plain_http_is_for_this_machine_alone_unless_it_is_asked_for() -> None:
+def test_plain_http_needs_loopback_or_insecure() -> None:
     with pytest.raises(ConfigError, match="clear text"):
         parse_address("http://platform.example")
 
@@ -74,7 +74,7 @@ def test_plain_http_is_for_this_machine_alone_unless_it_is_asked_for() -> None:
     ("addresses", "is_loopback"),
     [(["127.0.0.1", "::1"], True), (["127.0.0.1", "10.0.0.1"], False), (["93.184.215.14"], False), ([], False)],
 )
-def test_a_name_below_localhost_is_loopback_where_it_leads_there(addresses: list[str], is_loopback: bool) -> None:
+def test_names_below_localhost_are_resolved(addresses: list[str], is_loopback: bool) -> None:
     asked: list[str] = []
 
     def resolve(host: str) -> list[str]:

@@ -46,7 +46,7 @@ async def failure(connect: Connect, response: httpx.Response, operation: Operati
     return caught.value
 
 
-async def test_every_request_says_who_asks_and_where_it_belongs(connect: Connect) -> None:
+async def test_every_request_has_the_identity_headers(connect: Connect) -> None:
     script = Script(httpx.Response(200))
     await connect(script, org_id="org-7").call(NOTIFY)
     (request,) = script.requests
@@ -69,7 +69,7 @@ async def test_no_organisation_no_header(connect: Connect) -> None:
     assert "x-molecule-org-id" not in script.requests[0].headers
 
 
-async def test_a_path_in_the_api_address_is_kept_and_its_slash_is_harmless(connect: Connect) -> None:
+async def test_path_in_api_address_is_kept(connect: Connect) -> None:
     script = Script(httpx.Response(200))
     await connect(script, api_url="https://platform.example/api/").call(NOTIFY)
 
@@ -94,7 +94,7 @@ async def test_what_counts_as_accepted(connect: Connect, operation: Operation[An
     await connect(Script(response)).call(operation)
 
 
-async def test_an_a2a_whose_other_side_answers_an_error_is_refused(connect: Connect) -> None:
+async def test_json_rpc_error_of_peer_is_final(connect: Connect) -> None:
     answer = {"jsonrpc": "2.0", "id": "1", "error": {"code": -32000, "message": "no model"}}
     error = await failure(connect, httpx.Response(200, json=answer))
 
@@ -114,7 +114,7 @@ async def test_the_platforms_own_refusal_is_final(connect: Connect, status: int)
 
 @pytest.mark.parametrize("status", [400, 403, 404, 405, 409, 413, 422])
 @pytest.mark.parametrize("body", [b"", b"<html>no</html>", b'{"message":"x"}', b"[]", b'{"error":""}', b'{"error":5}'])
-async def test_a_refusal_without_the_platforms_json_may_pass(connect: Connect, status: int, body: bytes) -> None:
+async def test_errors_without_platform_json_are_transient(connect: Connect, status: int, body: bytes) -> None:
     error = await failure(connect, httpx.Response(status, content=body))
 
     assert isinstance(error, TransientPlatformError)
@@ -123,7 +123,7 @@ async def test_a_refusal_without_the_platforms_json_may_pass(connect: Connect, s
 
 
 @pytest.mark.parametrize("status", [402, 408, 410, 425, 429])
-async def test_what_may_pass_although_the_platform_said_it(connect: Connect, status: int) -> None:
+async def test_transient_statuses_with_platform_json(connect: Connect, status: int) -> None:
     error = await failure(connect, said(status))
 
     assert isinstance(error, TransientPlatformError)
@@ -173,9 +173,7 @@ async def test_a_portals_page_is_no_answer(connect: Connect, operation: Operatio
 
 
 @pytest.mark.parametrize(("begins", "is_answer"), [(b' {"result":"', True), (b"<html>", False), (b"x", False)])
-async def test_of_an_answer_without_end_the_beginning_tells_whether_it_is_one(
-    connect: Connect, begins: bytes, is_answer: bool
-) -> None:
+async def test_beginning_of_an_endless_answer_is_enough(connect: Connect, begins: bytes, is_answer: bool) -> None:
     response = httpx.Response(200, content=begins + b"x" * A2A.cap)
     if is_answer:
         await connect(Script(response)).call(A2A)
@@ -202,9 +200,7 @@ RPC_ERROR = {"jsonrpc": "2.0", "id": "1", "error": {"code": -32603, "message": "
     ],
     ids=lambda response: f"{response.status_code} {response.content[:20]!r}",
 )
-async def test_a_response_of_the_peer_that_the_platform_passes_on_is_a_delivery(
-    connect: Connect, response: httpx.Response
-) -> None:
+async def test_response_passed_on_from_peer_is_delivery(connect: Connect, response: httpx.Response) -> None:
     await connect(Script(response)).call(A2A)
 
 
@@ -237,7 +233,7 @@ async def test_only_a2a_passes_on_what_others_say(connect: Connect, operation: O
         (said(503, "the database is down"), False, Outcome.UNKNOWN),
     ],
 )
-async def test_a_failure_of_the_peer_is_told_from_one_of_the_platform(
+async def test_peer_failures_differ_from_platform_failures(
     connect: Connect, response: httpx.Response, about_peer: bool, outcome: Outcome
 ) -> None:
     error = await failure(connect, response)
@@ -245,7 +241,7 @@ async def test_a_failure_of_the_peer_is_told_from_one_of_the_platform(
     assert (error.about_peer, error.outcome) == (about_peer, outcome)
 
 
-async def test_a_redirect_is_not_followed_and_says_where_it_points(connect: Connect) -> None:
+async def test_redirect_is_reported_and_not_followed(connect: Connect) -> None:
     script = Script(httpx.Response(302, headers={"Location": "https://u:pw@evil.example/x?key=1"}))
     with pytest.raises(TransientPlatformError) as caught:
         await connect(script).call(NOTIFY)
@@ -257,12 +253,12 @@ async def test_a_redirect_is_not_followed_and_says_where_it_points(connect: Conn
 
 
 @pytest.mark.parametrize("response", [httpx.Response(410), said(410, "since_id cursor not found")])
-async def test_410_on_the_feed_is_a_cursor_that_expired(connect: Connect, response: httpx.Response) -> None:
+async def test_feed_410_means_expired_cursor(connect: Connect, response: httpx.Response) -> None:
     assert isinstance(await failure(connect, response, FEED), CursorExpiredError)
     assert isinstance(await failure(connect, response, ONE_ROW), CursorExpiredError)
 
 
-async def test_cursor_that_is_no_uuid_has_expired_where_ids_are_uuids(connect: Connect) -> None:
+async def test_cursor_without_uuid_counts_as_expired(connect: Connect) -> None:
     row_id = "8cfb2ad9-bb28-4483-9bd6-8d433d7ed597"
     known: Operation[int] = attrs.evolve(FEED, params=(("since_id", row_id),))
 
@@ -271,7 +267,7 @@ async def test_cursor_that_is_no_uuid_has_expired_where_ids_are_uuids(connect: C
     assert isinstance(await failure(connect, said(500, "cursor lookup failed"), known), TransientPlatformError)
 
 
-async def test_a_bodiless_404_on_the_feed_names_what_to_check(connect: Connect) -> None:
+async def test_bodiless_404_on_feed_has_a_hint(connect: Connect) -> None:
     error = await failure(connect, httpx.Response(404), FEED)
 
     assert isinstance(error, TransientPlatformError)
@@ -279,9 +275,7 @@ async def test_a_bodiless_404_on_the_feed_names_what_to_check(connect: Connect) 
 
 
 @pytest.mark.parametrize("response", [httpx.Response(401), said(401, "invalid workspace auth token")])
-async def test_a_refused_token_is_an_auth_error_with_the_operation_and_the_status(
-    connect: Connect, response: httpx.Response
-) -> None:
+async def test_refused_token_raises_auth_error(connect: Connect, response: httpx.Response) -> None:
     error = await failure(connect, response, endpoints.register("ws-1", {}))
 
     assert isinstance(error, AuthError)
@@ -290,7 +284,7 @@ async def test_a_refused_token_is_an_auth_error_with_the_operation_and_the_statu
     assert error.hint
 
 
-async def test_a_refused_token_is_replaced_once_from_its_source(connect: Connect, tmp_path: Path) -> None:
+async def test_refused_token_is_reread_once(connect: Connect, tmp_path: Path) -> None:
     path = tmp_path / "token"
     path.write_text("old-token")
     path.chmod(0o600)
@@ -311,7 +305,7 @@ async def test_a_refused_token_is_replaced_once_from_its_source(connect: Connect
     ]
 
 
-async def test_a_second_refusal_is_not_followed_by_a_third_try(connect: Connect, tmp_path: Path) -> None:
+async def test_second_refusal_is_final(connect: Connect, tmp_path: Path) -> None:
     credentials = Credentials("ws-1", origin=API, token="first-token", state_dir=tmp_path)
     credentials.keep("second-token")
     script = Script(said(401))
@@ -321,7 +315,7 @@ async def test_a_second_refusal_is_not_followed_by_a_third_try(connect: Connect,
     assert len(script.requests) == 2
 
 
-async def test_no_error_repeats_a_token_or_a_secret(connect: Connect) -> None:
+async def test_errors_contain_no_tokens_or_secrets(connect: Connect) -> None:
     body = {"error": f"bad {TOKEN}\x1b[31m\n", "auth_token": "handed-out", "platform_inbound_secret": "inbound"}
     for status in (401, 403, 429, 500):
         error = await failure(connect, httpx.Response(status, json=body))
@@ -329,7 +323,7 @@ async def test_no_error_repeats_a_token_or_a_secret(connect: Connect) -> None:
         assert not any(word in shown for word in (TOKEN, "handed-out", 'inbound"', "\x1b", "\n"))
 
 
-async def test_an_optional_endpoint_that_is_absent_is_asked_for_again_after_an_hour(connect: Connect) -> None:
+async def test_absent_endpoint_is_retried_after_an_hour(connect: Connect) -> None:
     now = [0.0]
     script = Script(httpx.Response(404, text="404 page not found"))
     client = connect(script, clock=lambda: now[0])
@@ -345,7 +339,7 @@ async def test_an_optional_endpoint_that_is_absent_is_asked_for_again_after_an_h
     assert len(script.requests) == 2
 
 
-async def test_a_404_in_the_platforms_words_is_not_an_absent_endpoint(connect: Connect) -> None:
+async def test_platform_404_is_no_absent_endpoint(connect: Connect) -> None:
     script = Script(httpx.Response(404, json={"workspace_id": "ws-1", "deleted": True}))
     client = connect(script)
     for _ in range(2):
@@ -355,7 +349,7 @@ async def test_a_404_in_the_platforms_words_is_not_an_absent_endpoint(connect: C
     assert len(script.requests) == 2
 
 
-async def test_a_page_over_its_cap_is_told_apart(connect: Connect) -> None:
+async def test_page_over_its_cap_raises(connect: Connect) -> None:
     small: Operation[int] = Operation(
         name="activity", method="GET", path="/x", read=lambda reply: 0, body_format=FEED.body_format, cap=10
     )
@@ -365,7 +359,7 @@ async def test_a_page_over_its_cap_is_told_apart(connect: Connect) -> None:
     assert error.hint
 
 
-async def test_a_long_answer_to_a_send_is_accepted_without_reading_it_all(connect: Connect) -> None:
+async def test_long_answer_to_a_send_is_accepted(connect: Connect) -> None:
     short: Operation[Any] = Operation(
         name="a2a", method="POST", path="/x", read=lambda r: r.json, priority=Priority.SEND, cap=10
     )
@@ -373,14 +367,14 @@ async def test_a_long_answer_to_a_send_is_accepted_without_reading_it_all(connec
     assert await connect(Script(httpx.Response(200, json={"result": "x" * 20}))).call(short) is None
 
 
-async def test_the_limit_decides_the_cap_of_a_page() -> None:
+async def test_limit_decides_cap_of_a_page() -> None:
     def cap(limit: int) -> int:
         return endpoints.activity("ws-1", lambda reply: 0, since_id=None, before=None, limit=limit).cap
 
     assert (cap(500), cap(2), cap(1)) == (32 << 20, 32 << 20, 128 << 20)
 
 
-async def test_the_time_of_the_request_comes_from_the_date_less_what_it_took(connect: Connect) -> None:
+async def test_request_time_is_date_minus_duration(connect: Connect) -> None:
     now = [0.0]
     replies: list[Reply] = []
 
@@ -400,7 +394,7 @@ async def test_the_time_of_the_request_comes_from_the_date_less_what_it_took(con
     assert client.platform_clock.now() == 10_000_000
 
 
-async def test_a_429_holds_back_the_next_request_of_its_kind_and_no_other(connect: Connect) -> None:
+async def test_429_delays_only_its_own_kind(connect: Connect) -> None:
     client = connect(Script(said(429, headers={"Retry-After": "5"}), httpx.Response(200)))
     with pytest.raises(TransientPlatformError):
         await client.call(NOTIFY)
@@ -410,7 +404,7 @@ async def test_a_429_holds_back_the_next_request_of_its_kind_and_no_other(connec
     await client.call(BEAT)
 
 
-async def test_a_429_of_a_peer_holds_back_nothing_else(connect: Connect) -> None:
+async def test_429_of_a_peer_delays_nothing_else(connect: Connect) -> None:
     headers = {"Retry-After": "1000000000", "X-RateLimit-Limit": "600", "X-RateLimit-Remaining": "599"}
     client = connect(Script(said(429, headers=headers)))
     with pytest.raises(TransientPlatformError):
@@ -432,9 +426,7 @@ async def test_a_429_of_a_peer_holds_back_nothing_else(connect: Connect) -> None
     ],
 )
 @pytest.mark.parametrize("body", [b'{"error":"no","retry_after":NaN}', b'{"error":"no","retry_after":-1e400}', b"{"])
-async def test_a_senseless_retry_after_waits_five_minutes_at_most(
-    connect: Connect, retry_after: str, body: bytes
-) -> None:
+async def test_absurd_retry_after_waits_five_minutes(connect: Connect, retry_after: str, body: bytes) -> None:
     headers = {"Retry-After": retry_after, "Date": "Sat, 21 Nov 2026 08:37:59 GMT"}
     error = await failure(connect, httpx.Response(503, headers=headers, content=body))
 
@@ -456,7 +448,7 @@ async def test_a_senseless_retry_after_waits_five_minutes_at_most(
         {"credentials": Credentials("ws-1", origin="https://other.example", token="t"), "token": None},
     ],
 )
-async def test_what_is_missing_or_wrong_is_refused_before_any_request(connect: Connect, wrong: dict[str, Any]) -> None:
+async def test_invalid_arguments_fail_before_any_request(connect: Connect, wrong: dict[str, Any]) -> None:
     script = Script(httpx.Response(200))
     with pytest.raises(ConfigError):
         connect(script, **wrong)
@@ -473,9 +465,7 @@ HOSTS = st.sampled_from(
     st.lists(st.tuples(HOSTS, st.sampled_from(["ws-1", "ws-2", "ws-3"])), min_size=1, max_size=6, unique=True),
     st.lists(st.tuples(st.integers(0, 5), st.sampled_from([200, 302, 401, 404, 503])), max_size=12),
 )
-async def test_token_id_and_origin_belong_together_and_no_other_origin_gets_a_bearer(
-    places: list[tuple[str, str]], calls: list[tuple[int, int]]
-) -> None:
+async def test_token_is_sent_to_its_origin_only(places: list[tuple[str, str]], calls: list[tuple[int, int]]) -> None:
     seen: list[httpx.Request] = []
     status = [200]
 

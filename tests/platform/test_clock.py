@@ -23,7 +23,7 @@ SECOND = 1_000_000
         ("1969-12-31T23:59:59.999999Z", -1),
     ],
 )
-def test_a_time_is_read_to_the_microsecond_and_cut_off_after_it(text: str, microseconds: int) -> None:
+def test_times_are_truncated_to_microseconds(text: str, microseconds: int) -> None:
     assert parse_time(text) == microseconds
 
 
@@ -35,23 +35,23 @@ def test_what_is_no_time_is_none(junk: object) -> None:
 
 
 @given(st.datetimes(timezones=st.just(UTC)))
-def test_a_written_time_is_read_back_without_losing_a_microsecond(moment: datetime) -> None:
+def test_time_survives_formatting_and_parsing(moment: datetime) -> None:
     microseconds = (moment - datetime(1970, 1, 1, tzinfo=UTC)) // (moment.resolution)
 
     assert parse_time(format_time(microseconds)) == microseconds
 
 
-def test_before_ts_has_six_digits_and_a_z() -> None:
+def test_format_time_has_six_digits_and_z() -> None:
     assert format_time(1_777_975_200_000_000) == "2026-05-05T10:00:00.000000Z"
 
 
-def test_an_http_date_is_read_and_junk_is_not() -> None:
+def test_parses_http_dates_and_ignores_junk() -> None:
     assert parse_http_date("Thu, 01 Jan 1970 00:00:01 GMT") == SECOND
     assert parse_http_date("soon") is None
     assert parse_http_date(None) is None
 
 
-def test_the_platforms_clock_goes_on_between_answers_and_never_back() -> None:
+def test_platform_clock_never_goes_back() -> None:
     now = [100.0]
     clock = PlatformClock(lambda: now[0])
     assert clock.now() is None

@@ -22,7 +22,7 @@ def given(folder: Path | None = None, *, token: str | None = "first-token", orig
     return Credentials("ws-1", origin=origin, token=token, source="--token", state_dir=folder)
 
 
-def test_each_fault_of_a_token_file_has_its_own_message(tmp_path: Path) -> None:
+def test_token_file_faults_have_distinct_messages(tmp_path: Path) -> None:
     messages = []
     for text, mode in ((None, 0), (" \n", 0o600), ("one-token\ntwo-token\n", 0o600), ("a-token\n", 0o604)):
         path = tmp_path / "missing" if text is None else token_file(tmp_path, text, mode=mode)
@@ -41,9 +41,7 @@ def test_each_fault_of_a_token_file_has_its_own_message(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("mode", "is_refused"), [(0o640, False), (0o440, False), (0o660, True), (0o602, True)])
-def test_a_token_file_may_be_read_by_its_group_and_written_by_nobody_else(
-    tmp_path: Path, mode: int, is_refused: bool
-) -> None:
+def test_group_may_only_read_a_token_file(tmp_path: Path, mode: int, is_refused: bool) -> None:
     path = token_file(tmp_path, "a-token\n", mode=mode)
     if is_refused:
         with pytest.raises(ConfigError, match="open to others"):
@@ -53,7 +51,7 @@ def test_a_token_file_may_be_read_by_its_group_and_written_by_nobody_else(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-def test_a_token_file_of_another_user_is_refused(tmp_path: Path) -> None:
+def test_rejects_token_file_of_another_user(tmp_path: Path) -> None:
     path = token_file(tmp_path, "a-token\n")
     os.chown(path, 54321, 54321)
     with pytest.raises(ConfigError, match="belongs to user 54321") as caught:
@@ -61,13 +59,13 @@ def test_a_token_file_of_another_user_is_refused(tmp_path: Path) -> None:
     assert f"chown root {path}" in caught.value.hint
 
 
-def test_a_token_file_may_be_a_link_as_kubernetes_has_it(tmp_path: Path) -> None:
+def test_token_file_may_be_a_link(tmp_path: Path) -> None:
     token_file(tmp_path, "a-token\n", mode=0o440)
     (tmp_path / "link").symlink_to("token")
     assert read_token_file(tmp_path / "link") == "a-token"
 
 
-def test_a_kept_token_is_read_through_no_link_and_survives_the_group_of_a_volume(tmp_path: Path) -> None:
+def test_stored_token_is_not_read_through_link(tmp_path: Path) -> None:
     given(tmp_path).keep("kept-token")
     kept = tmp_path / "ws-1.token"
     kept.chmod(0o660)
@@ -84,7 +82,7 @@ def test_a_token_file_of_windows_is_read(tmp_path: Path) -> None:
     assert read_token_file(token_file(tmp_path, "\ufeffa-token\r\n\r\n")) == "a-token"
 
 
-def test_a_folder_or_bytes_in_place_of_a_token_file_are_refused(tmp_path: Path) -> None:
+def test_rejects_folder_or_binary_as_token_file(tmp_path: Path) -> None:
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
 
     for path in (tmp_path, tmp_path / "bytes"):
@@ -92,7 +90,7 @@ def test_a_folder_or_bytes_in_place_of_a_token_file_are_refused(tmp_path: Path) 
             read_token_file(path)
 
 
-def test_a_device_in_place_of_a_token_file_is_not_to_be_closed_to_others() -> None:
+def test_device_as_token_file_needs_no_mode() -> None:
     with pytest.raises(ConfigError, match="the token file /dev/null is blank") as caught:
         read_token_file(Path("/dev/null"))
 
@@ -123,7 +121,7 @@ def test_a_placeholder_is_found_before_any_request(token: str) -> None:
 
 
 @pytest.mark.parametrize("token", ["a\nb", "Bearer abc", "tok en", "tokén", "a\x00b"])
-def test_what_cannot_stand_in_a_header_is_refused_without_quoting_it(token: str) -> None:
+def test_invalid_token_is_rejected_without_quoting(token: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check_token(token, source="--token")
 
@@ -135,7 +133,7 @@ def test_whatever_can_be_a_token_is_taken(token: str) -> None:
     assert check_token(token, source="--token") == token.strip()
 
 
-def test_no_token_at_all_says_what_to_set() -> None:
+def test_missing_token_has_a_hint() -> None:
     with pytest.raises(ConfigError) as caught:
         given(token=None).current()
 
@@ -143,14 +141,14 @@ def test_no_token_at_all_says_what_to_set() -> None:
     assert "MOLECULE_WORKSPACE_TOKEN" in caught.value.hint
 
 
-def test_a_named_file_that_cannot_be_read_is_not_passed_over(tmp_path: Path) -> None:
+def test_unreadable_token_file_is_an_error(tmp_path: Path) -> None:
     given(tmp_path).keep("kept-token")
 
     with pytest.raises(ConfigError, match="does not exist"):
         Credentials("ws-1", origin=HERE, token_file=tmp_path / "missing", state_dir=tmp_path).current()
 
 
-def test_a_file_that_changed_is_read_again_when_its_token_is_refused(tmp_path: Path) -> None:
+def test_changed_file_is_reread_after_refusal(tmp_path: Path) -> None:
     path = token_file(tmp_path, "old-token")
     credentials = Credentials("ws-1", origin=HERE, token_file=path)
 
@@ -161,7 +159,7 @@ def test_a_file_that_changed_is_read_again_when_its_token_is_refused(tmp_path: P
     assert credentials.current() == "new-token"
 
 
-def test_a_file_that_vanished_while_running_gives_no_other_token(tmp_path: Path) -> None:
+def test_vanished_file_gives_no_other_token(tmp_path: Path) -> None:
     path = token_file(tmp_path, "old-token")
     credentials = Credentials("ws-1", origin=HERE, token_file=path)
     credentials.current()
@@ -170,7 +168,7 @@ def test_a_file_that_vanished_while_running_gives_no_other_token(tmp_path: Path)
     assert credentials.after_refusal("old-token") is None
 
 
-def test_a_handed_out_token_is_kept_for_its_owner_alone_and_used_at_once(tmp_path: Path) -> None:
+def test_issued_token_is_stored_and_used(tmp_path: Path) -> None:
     credentials = given(tmp_path)
     credentials.current()
     credentials.keep("handed-out-token")
@@ -182,7 +180,7 @@ def test_a_handed_out_token_is_kept_for_its_owner_alone_and_used_at_once(tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["ws-1.token"]
 
 
-def test_a_kept_token_is_tried_when_the_given_one_is_refused_and_the_other_way_round(tmp_path: Path) -> None:
+def test_stored_and_given_tokens_replace_each_other(tmp_path: Path) -> None:
     given(tmp_path).keep("kept-token")
     credentials = given(tmp_path)
 
@@ -191,7 +189,7 @@ def test_a_kept_token_is_tried_when_the_given_one_is_refused_and_the_other_way_r
     assert credentials.after_refusal("kept-token") == "first-token"
 
 
-def test_a_request_that_began_with_an_older_token_goes_on_with_the_one_in_use(tmp_path: Path) -> None:
+def test_late_refusal_returns_the_current_token(tmp_path: Path) -> None:
     credentials = given(tmp_path)
     credentials.current()
     credentials.keep("kept-token")
@@ -205,13 +203,13 @@ def test_a_kept_token_alone_is_enough(tmp_path: Path) -> None:
     assert given(tmp_path, token=None).current() == "kept-token"
 
 
-def test_a_token_that_another_platform_handed_out_is_not_used_here(tmp_path: Path) -> None:
+def test_stored_token_of_other_origin_is_ignored(tmp_path: Path) -> None:
     given(tmp_path, origin="https://other.example").keep("kept-token")
 
     assert given(tmp_path).after_refusal("first-token") is None
 
 
-def test_a_token_that_cannot_be_kept_is_used_all_the_same(tmp_path: Path) -> None:
+def test_token_that_cannot_be_stored_is_used(tmp_path: Path) -> None:
     credentials = given(tmp_path / "no-folder")
 
     with pytest.raises(ConfigError, match="cannot be kept") as caught:
@@ -221,7 +219,7 @@ def test_a_token_that_cannot_be_kept_is_used_all_the_same(tmp_path: Path) -> Non
     assert "handed-out-token" not in str(caught.value)
 
 
-def test_no_repr_shows_a_token_and_no_text_keeps_one(tmp_path: Path) -> None:
+def test_tokens_are_redacted(tmp_path: Path) -> None:
     credentials = given(tmp_path)
     credentials.current()
     credentials.keep("kept-token")

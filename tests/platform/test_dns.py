@@ -42,7 +42,7 @@ def lookup() -> Iterator[Lookup]:
     lookup.release.set()
 
 
-async def test_a_resolver_that_hangs_for_one_host_delays_no_other(lookup: Lookup) -> None:
+async def test_hanging_lookup_delays_no_other_host(lookup: Lookup) -> None:
     resolver = Resolver(look_up=lookup)
     hanging = [asyncio.create_task(resolver.resolve("hangs.example", 80)) for _ in range(50)]
     async with asyncio.timeout(5):
@@ -55,7 +55,7 @@ async def test_a_resolver_that_hangs_for_one_host_delays_no_other(lookup: Lookup
     await asyncio.gather(*hanging, return_exceptions=True)
 
 
-async def test_a_waiter_that_gives_up_leaves_the_answer_to_the_others(lookup: Lookup) -> None:
+async def test_cancelled_wait_keeps_lookup_for_others(lookup: Lookup) -> None:
     resolver = Resolver(look_up=lookup)
     first, second = (asyncio.create_task(resolver.resolve("hangs.example", 80)) for _ in range(2))
     await asyncio.sleep(0)
@@ -64,7 +64,7 @@ async def test_a_waiter_that_gives_up_leaves_the_answer_to_the_others(lookup: Lo
     assert await second == [FIRST]
 
 
-async def test_an_answer_is_used_for_a_while_and_stands_in_for_a_resolver_that_fails(lookup: Lookup) -> None:
+async def test_cached_result_outlasts_failing_lookups(lookup: Lookup) -> None:
     now = 0.0
     resolver = Resolver(look_up=lookup, clock=lambda: now, patience=0.01)
     for _ in range(3):
@@ -78,7 +78,7 @@ async def test_an_answer_is_used_for_a_while_and_stands_in_for_a_resolver_that_f
     assert len(lookup.asked) == 3
 
 
-async def test_a_host_that_could_not_be_reached_is_looked_up_again(lookup: Lookup) -> None:
+async def test_unreachable_host_is_looked_up_again(lookup: Lookup) -> None:
     resolver = Resolver(look_up=lookup)
     await resolver.resolve("good.example", 80)
     resolver.expire("good.example", 80)
@@ -93,13 +93,13 @@ async def test_an_address_needs_no_resolver(lookup: Lookup, host: str) -> None:
     assert lookup.asked == []
 
 
-async def test_a_name_without_an_address_is_an_error(lookup: Lookup) -> None:
+async def test_name_without_address_raises(lookup: Lookup) -> None:
     lookup.fails = True
     with pytest.raises(OSError, match="no answer"):
         await Resolver(look_up=lookup).resolve("good.example", 80)
 
 
-async def test_a_resolver_that_hangs_is_named_in_the_error(lookup: Lookup) -> None:
+async def test_hanging_lookup_is_named_in_the_error(lookup: Lookup) -> None:
     connection = HttpConnection(None, resolver=Resolver(look_up=lookup))
     timeouts: dict[str, Any] = {"timeout": {"connect": 0.05, "read": 1.0, "write": 1.0}}
     request = httpx.Request("GET", "http://hangs.example/", extensions=timeouts)
@@ -125,20 +125,20 @@ class Network:
 
 
 @pytest.mark.parametrize("first", ["hangs", "fails"])
-async def test_the_second_address_is_tried_when_the_first_gives_nothing(first: str) -> None:
+async def test_second_address_is_tried_after_head_start(first: str) -> None:
     network = Network(first=first, second="opens")
     async with asyncio.timeout(5):
         with contextlib.closing(await connect([FIRST, SECOND], open_socket=network, head_start=0.01)) as found:
             assert [found] == network.opened
 
 
-async def test_the_first_address_wins_where_it_answers_at_once() -> None:
+async def test_first_address_wins_if_it_responds() -> None:
     network = Network(first="opens", second="fails")
     with contextlib.closing(await connect([FIRST, SECOND], open_socket=network, head_start=5)) as found:
         assert [found] == network.opened
 
 
-async def test_when_no_address_answers_the_first_says_why() -> None:
+async def test_error_is_that_of_first_address() -> None:
     with pytest.raises(ConnectionRefusedError, match=r"192\.0\.2\.1"):
         await connect([FIRST, SECOND], open_socket=Network(first="fails", second="fails"), head_start=0.01)
 

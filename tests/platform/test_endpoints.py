@@ -42,11 +42,11 @@ def test_each_operation_has_its_endpoint(operation: Operation[Any], method: str,
 @pytest.mark.parametrize(
     ("peer_id", "quoted"), [("a/b", "a%2Fb"), ("..", "%2E%2E"), ("a b?x#y", "a%20b%3Fx%23y"), ("é", "%C3%A9")]
 )
-def test_an_id_from_the_feed_cannot_lead_elsewhere(peer_id: str, quoted: str) -> None:
+def test_ids_are_quoted_in_paths(peer_id: str, quoted: str) -> None:
     assert endpoints.a2a(peer_id, {}).path == f"/workspaces/{quoted}/a2a"
 
 
-def test_a_history_is_of_the_person_or_of_one_peer_and_holds_what_was_said_both_ways() -> None:
+def test_history_has_messages_in_both_directions() -> None:
     peers = endpoints.history("ws", peer_id="p", limit=5, before=1_000_000)
     person = endpoints.history("ws", limit=5)
 
@@ -62,7 +62,7 @@ def test_registering_always_states_the_delivery_mode() -> None:
     }
 
 
-def test_a_healthy_beat_says_nothing_of_the_runtime() -> None:
+def test_healthy_heartbeat_has_no_runtime_state() -> None:
     presence = Presence(active_tasks=2, current_task="t", uptime_seconds=9, error_rate=0.25, sample_error="e")
 
     assert body(endpoints.heartbeat("ws", presence)) == {
@@ -81,7 +81,7 @@ def test_a_wedged_beat_says_so_and_why() -> None:
     assert (sent["runtime_state"], sent["sample_error"], sent["monthly_spend"]) == ("wedged", "no login", 5)
 
 
-def test_a_read_asks_for_what_it_was_told() -> None:
+def test_activity_has_the_requested_parameters() -> None:
     first = endpoints.activity("ws", lambda reply: 0, since_id=None, before=None, limit=500)
     after = endpoints.activity("ws", lambda reply: 0, since_id="a&b", before=None, limit=100)
     back = endpoints.activity("ws", lambda reply: 0, since_id=None, before=1_500_000, limit=1)
@@ -91,7 +91,7 @@ def test_a_read_asks_for_what_it_was_told() -> None:
     assert dict(back.params) == {"type": "a2a_receive", "limit": "1", "before_ts": "1970-01-01T00:00:01.500000Z"}
 
 
-def test_an_answer_goes_to_the_peer_or_to_the_person() -> None:
+def test_reply_goes_to_peer_or_person() -> None:
     to_peer = Outgoing(message_id="m", caller_id="p", context_id=None, in_reply_to="q", parts=(TextPart("hi"),))
     to_person = Outgoing(message_id="m", caller_id=None, context_id=None, in_reply_to="q", parts=(TextPart("hi"),))
 
@@ -134,19 +134,17 @@ def test_what_the_platform_says_of_the_workspace(status: int, json: Any, info: t
         (b"<html>", None, False),
     ],
 )
-def test_only_the_platforms_own_words_say_that_it_has_no_such_workspace(
-    body: bytes, json: Any, is_absent: bool
-) -> None:
+def test_only_platform_404_means_absent_workspace(body: bytes, json: Any, is_absent: bool) -> None:
     info = endpoints.read_workspace(Reply(body=body, json=json, status=404))
 
     assert (info.status, info.is_absent) == (WorkspaceStatus.UNKNOWN, is_absent)
 
 
-def test_an_empty_410_is_removed_and_a_page_with_410_is_not_known() -> None:
+def test_empty_410_means_removed() -> None:
     assert endpoints.read_workspace(Reply(body=b"", status=410)).status is WorkspaceStatus.REMOVED
     assert endpoints.read_workspace(Reply(body=b"<html>", status=410)).status is WorkspaceStatus.UNKNOWN
 
 
-def test_neither_a_body_nor_an_answer_is_in_a_repr() -> None:
+def test_reprs_contain_no_bodies() -> None:
     assert "secret" not in repr(endpoints.notify("ws", "secret"))
     assert "secret" not in repr(Reply(body=b"secret", json={"k": "secret"}))

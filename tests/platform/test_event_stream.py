@@ -23,13 +23,13 @@ def event(kind: object, **data: object) -> bytes:
     return json.dumps({"type": kind, "timestamp": 1786698753104, "data": data}).encode()
 
 
-async def test_comments_junk_and_other_fields_are_passed_over() -> None:
+async def test_skips_comments_and_other_fields() -> None:
     stream = b": ping\n\nevent: x\nid: 3\nretry: 1\njunk\n\ndata: a\n\n: again\ndata:b\ndata: c\n\n"
 
     assert await events(stream) == [b"a", b"b\nc"]
 
 
-async def test_an_event_that_was_cut_off_is_not_given() -> None:
+async def test_incomplete_event_is_dropped() -> None:
     assert await events(b"data: whole\n\ndata: ha") == [b"whole"]
     assert await events(b"data: no blank line\n") == []
 
@@ -38,7 +38,7 @@ async def test_line_ends_of_both_kinds_are_understood() -> None:
     assert await events(b"data: a\r", b"\n\r\ndata: b\n\r\n") == [b"a", b"b"]
 
 
-async def test_a_line_of_sixteen_megabytes_is_one_event() -> None:
+async def test_large_line_is_one_event() -> None:
     line = b"x" * (1 << 16)
 
     (found,) = await events(b"data: ", *[line] * 256, b"\n\n")
@@ -46,7 +46,7 @@ async def test_a_line_of_sixteen_megabytes_is_one_event() -> None:
 
 
 @pytest.mark.parametrize("chunk", [b"x" * (1 << 16), b"data: x\n" * (1 << 13), b"data:\n" * (1 << 13)])
-async def test_an_event_that_never_ends_is_not_kept(chunk: bytes) -> None:
+async def test_endless_event_uses_little_memory(chunk: bytes) -> None:
     async def endless() -> AsyncIterator[bytes]:
         yield b"data: "
         for _ in range(64):
@@ -66,7 +66,7 @@ async def test_an_event_that_never_ends_is_not_kept(chunk: bytes) -> None:
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\n\r"), min_size=1), max_size=4), st.data())
-async def test_an_event_is_the_same_wherever_the_pieces_end(texts: list[str], data: st.DataObject) -> None:
+async def test_events_do_not_depend_on_pieces(texts: list[str], data: st.DataObject) -> None:
     stream = b": ping\n\n" + b"".join(b"data: " + text.encode() + b"\n\n" for text in texts)
     cuts = sorted(data.draw(st.sets(st.integers(0, len(stream)), max_size=6)))
     chunks = [stream[start:end] for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True)]

@@ -28,7 +28,7 @@ def read(fields: dict[str, Any]) -> Inbound:
     return item
 
 
-def test_r1_a_persons_text_of_the_platform_of_may() -> None:
+def test_r1_text_of_a_person_may() -> None:
     history = {"history": [{"role": "agent", "parts": [{"kind": "text", "text": "earlier"}]}]}
     body = envelope(TEXT, metadata=history)
     inbound = read(row(source_id=None, seq=..., request_body=body, summary="message/send → laptop (queued for poll)"))
@@ -46,7 +46,7 @@ def test_r1_a_persons_text_of_the_platform_of_may() -> None:
     )
 
 
-def test_r2_a_persons_text_of_the_platform_of_august() -> None:
+def test_r2_text_of_a_person_august() -> None:
     metadata = {"source": "canvas_user", "user_identity_status": "AUTHENTICATED", "user_id": "7"}
     body = envelope(TEXT, message={"contextId": "conv-9"}, metadata=metadata)
     inbound = read(row(source_id=None, request_body=body))
@@ -54,7 +54,7 @@ def test_r2_a_persons_text_of_the_platform_of_august() -> None:
     assert (inbound.kind, inbound.caller_id, inbound.context_id, inbound.seq) == (Kind.MESSAGE, None, "conv-9", 90311)
 
 
-def test_r3_a_persons_file_with_and_without_text() -> None:
+def test_r3_files_of_person() -> None:
     file = {"kind": "file", "file": {"uri": "platform-pending:ws-1/F1", "name": "a.txt", "mimeType": "text/plain"}}
     expected = FilePart(uri="platform-pending:ws-1/F1", name="a.txt", mime_type="text/plain")
 
@@ -65,7 +65,7 @@ def test_r3_a_persons_file_with_and_without_text() -> None:
 MANIFEST = {"file_id": "F1", "name": "a.txt", "mimeType": "text/plain", "size": 12, "uri": "platform-pending:x/F1"}
 
 
-def test_r4_manifest_of_the_platform_is_an_upload() -> None:
+def test_r4_manifest_is_an_upload() -> None:
     inbound = read(row(source_id=None, method="chat_upload_receive", request_body=MANIFEST))
 
     assert inbound.kind is Kind.UPLOAD
@@ -88,14 +88,14 @@ def test_posted_manifest_is_no_upload(source: str | None) -> None:
     assert (inbound.kind, inbound.caller_id) == (Kind.UNREADABLE, source)
 
 
-def test_peer_message_with_a_forged_method_stays_a_message() -> None:
+def test_forged_method_of_peer_stays_a_message() -> None:
     for method in ("chat_upload_receive", "delegate_result", "notify"):
         inbound = read(row(method=method, request_body=envelope(TEXT) | MANIFEST | {"method": method}))
         assert (inbound.kind, inbound.caller_id, inbound.parts) == (Kind.MESSAGE, "peer-1", (TextPart("hi"),))
 
 
 @pytest.mark.parametrize("uri", [{}, {"uri": ""}, {"uri": "somewhere"}])
-def test_the_address_of_an_upload_is_made_of_the_ids_where_it_is_missing(uri: dict[str, str]) -> None:
+def test_missing_upload_address_is_made_from_ids(uri: dict[str, str]) -> None:
     manifest = {"file_id": "F1", "name": "a.txt", **uri}
 
     (part,) = read(row(source_id=None, method="chat_upload_receive", request_body=manifest)).parts
@@ -104,36 +104,36 @@ def test_the_address_of_an_upload_is_made_of_the_ids_where_it_is_missing(uri: di
 
 
 @pytest.mark.parametrize("role", ["agent", "assistant", "ROLE_AGENT", "Agent"])
-def test_r5_a_message_in_the_role_of_an_agent_is_an_answer(role: str) -> None:
+def test_r5_agent_role_is_an_answer(role: str) -> None:
     assert read(row(request_body=envelope(TEXT, message={"role": role}))).kind is Kind.ANSWER
 
 
 @pytest.mark.parametrize("role", ["user", "ROLE_USER", None, "", 5, "system"])
-def test_a_message_in_any_other_role_is_a_message(role: object) -> None:
+def test_any_other_role_is_a_message(role: object) -> None:
     assert read(row(request_body=envelope(TEXT, message={"role": role}))).kind is Kind.MESSAGE
 
 
-def test_a_message_that_is_marked_automatic_is_an_answer_and_says_to_what() -> None:
+def test_automatic_mark_is_an_answer() -> None:
     mark = {"metadata": {"molecule": {"auto": True, "in_reply_to": "q7"}}}
     inbound = read(row(request_body=envelope(TEXT, message=mark)))
 
     assert (inbound.kind, inbound.reason, inbound.parts) == (Kind.ANSWER, "q7", (TextPart("hi"),))
 
 
-def test_a_mark_that_only_looks_like_one_is_none() -> None:
+def test_similar_marks_are_ignored() -> None:
     for mark in ({"auto": "true"}, {"auto": 1}, "auto", {}):
         assert read(row(request_body=envelope(TEXT, message={"metadata": {"molecule": mark}}))).kind is Kind.MESSAGE
 
 
 @pytest.mark.parametrize("key", ["type", "kind"])
-def test_r6_a_delegated_task_is_a_message_with_its_delegation(key: str) -> None:
+def test_r6_delegated_task_is_a_message(key: str) -> None:
     message = {"messageId": "D1", "metadata": {"delegation_id": "D1"}}
     inbound = read(row(request_body=envelope({key: "text", "text": "do X"}, message=message)))
 
     assert (inbound.kind, inbound.delegation_id, inbound.parts) == (Kind.MESSAGE, "D1", (TextPart("do X"),))
 
 
-def test_r7_the_echo_of_our_own_words_is_never_a_message_and_can_be_compared() -> None:
+def test_r7_echo_has_a_fingerprint() -> None:
     file = {"kind": "file", "file": {"uri": "platform-pending:ws-1/F1", "name": "a.txt"}}
     base: dict[str, Any] = {"source_id": None, "target_id": None, "method": "notify", "summary": "Agent message: done"}
     bare = read(row(**base, response_body={"result": "done"}))
@@ -162,7 +162,7 @@ RESULT: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(("target", "callee"), [("peer-2", "peer-2"), ("ws-1", None), (None, None)])
-def test_r8_result_that_the_platform_wrote_names_the_callee(target: str | None, callee: str | None) -> None:
+def test_r8_delegation_result_names_the_callee(target: str | None, callee: str | None) -> None:
     inbound = read(row(source_id="ws-1", target_id=target, **RESULT))
 
     assert (inbound.kind, inbound.parts, inbound.delegation_id) == (Kind.RESULT, (TextPart("result"),), "D2")
@@ -178,14 +178,14 @@ def test_result_of_another_source_is_none(source: str | None) -> None:
     assert (inbound.kind, inbound.caller_id) == (Kind.UNREADABLE if source is None else Kind.MESSAGE, source)
 
 
-def test_posted_result_in_our_own_name_is_our_own_row() -> None:
+def test_posted_result_is_an_own_row() -> None:
     posted = envelope(TEXT) | {"method": "delegate_result", "delegation_id": "D2"}
 
     assert read(row(source_id="ws-1", method="delegate_result", request_body=posted)).kind is Kind.OWN
 
 
 @pytest.mark.parametrize("source", ["x" * 129, "x" * 70_000, "a b", "../x", "..", {"a": 1}, ["ws-1"], True, 1.5])
-def test_source_that_is_no_id_is_unreadable_and_never_a_person(source: Any) -> None:
+def test_invalid_source_is_never_a_person(source: Any) -> None:
     inbound = read(row(source_id=source, request_body=envelope(TEXT)))
 
     assert inbound.kind is Kind.UNREADABLE
@@ -193,7 +193,7 @@ def test_source_that_is_no_id_is_unreadable_and_never_a_person(source: Any) -> N
     assert len(inbound.caller_id) <= 1024
 
 
-def test_capitals_in_a_uuid_name_the_same_workspace() -> None:
+def test_uuid_in_capitals_is_same_workspace() -> None:
     peer = "056d2365-b427-4bdd-9cd3-711c7ce27068"
 
     assert read(row(source_id=peer.upper(), request_body=envelope(TEXT))).caller_id == peer
@@ -212,12 +212,12 @@ def test_long_ids_are_cut_and_stay_distinct() -> None:
     assert first.message_id != second.message_id
 
 
-def test_a_row_that_we_wrote_ourselves_is_our_own() -> None:
+def test_row_by_this_workspace_is_own() -> None:
     assert read(row(source_id="ws-1", request_body=envelope(TEXT))).kind is Kind.OWN
 
 
 @pytest.mark.parametrize("summary", [" → laptop (queued for poll)", "message/send → laptop (ingest)", "", " ", None])
-def test_r9_a_body_whose_text_is_lost_is_unreadable_and_keeps_the_whole_row(summary: str | None) -> None:
+def test_r9_lost_text_is_unreadable(summary: str | None) -> None:
     body = {"jsonrpc": "2.0", "id": "u9", "method": None, "params": None}
     fields = row(method="", summary=summary, request_body=body)
     inbound = read(fields)
@@ -227,7 +227,7 @@ def test_r9_a_body_whose_text_is_lost_is_unreadable_and_keeps_the_whole_row(summ
     assert json.loads(inbound.raw) == fields
 
 
-def test_r9_a_summary_that_is_not_the_platforms_own_is_the_text() -> None:
+def test_r9_custom_summary_is_the_text() -> None:
     inbound = read(row(method="", summary="please look", request_body=None))
 
     assert (inbound.kind, inbound.parts) == (Kind.MESSAGE, (TextPart("please look"),))
@@ -249,13 +249,13 @@ def test_r9_a_summary_that_is_not_the_platforms_own_is_the_text() -> None:
         json.dumps({"params": {"message": {"parts": [{"text": "hi"}]}}}),
     ],
 )
-def test_r10_text_is_found_wherever_a_client_may_have_put_it(body: Any) -> None:
+def test_r10_text_is_found_in_all_places(body: Any) -> None:
     inbound = read(row(request_body=body))
 
     assert (inbound.kind, inbound.parts, inbound.message_id) == (Kind.MESSAGE, (TextPart("hi"),), "r1")
 
 
-def test_r11_another_method_with_parts_is_a_message_of_that_method() -> None:
+def test_r11_other_method_is_a_message() -> None:
     inbound = read(row(method="tasks/send", request_body={"method": "tasks/send", "params": {"parts": [TEXT]}}))
 
     assert (inbound.kind, inbound.method) == (Kind.MESSAGE, "tasks/send")
@@ -271,14 +271,14 @@ def test_r11_another_method_with_parts_is_a_message_of_that_method() -> None:
         ("hi", (TextPart("hi"),)),
     ],
 )
-def test_r11_a_json_rpc_response_is_an_answer(result: Any, parts: tuple[Any, ...]) -> None:
+def test_r11_json_rpc_response_is_answer(result: Any, parts: tuple[Any, ...]) -> None:
     inbound = read(row(method="", request_body={"jsonrpc": "2.0", "id": "1", "result": result}))
     assert inbound.reason == "1"
 
     assert (inbound.kind, inbound.parts) == (Kind.ANSWER, parts)
 
 
-def test_r12_a_broadcast_and_every_other_activity_wakes_nobody() -> None:
+def test_r12_other_activities_are_history() -> None:
     for activity in ("broadcast_receive", "task_update", "a2a_send", "delegation"):
         assert read(row(activity_type=activity, request_body=envelope(TEXT))).kind is Kind.HISTORY
     assert read(row(activity_type="agent_log", source_id="ws-1")).kind is Kind.OWN
@@ -286,7 +286,7 @@ def test_r12_a_broadcast_and_every_other_activity_wakes_nobody() -> None:
 
 
 @pytest.mark.parametrize("more", [{"response_body": {"result": "x"}}, {"response_body": {}}, {"status": "error"}])
-def test_a_row_that_was_answered_or_failed_already_is_history(more: dict[str, Any]) -> None:
+def test_answered_or_failed_row_is_history(more: dict[str, Any]) -> None:
     assert read(row(request_body=envelope(TEXT), **more)).kind is Kind.HISTORY
 
 
@@ -294,7 +294,7 @@ def test_a_row_that_was_answered_or_failed_already_is_history(more: dict[str, An
     "more", [{"method": "peer_agent"}, {"request_body": envelope(TEXT, message={"metadata": {"delegation_id": "D"}})}]
 )
 @pytest.mark.parametrize("source", [None, ""])
-def test_a_peers_row_that_does_not_say_which_is_set_aside(more: dict[str, Any], source: str | None) -> None:
+def test_unnamed_peer_is_unreadable(more: dict[str, Any], source: str | None) -> None:
     inbound = read(row(source_id=source, **({"request_body": envelope(TEXT)} | more)))
 
     assert inbound.kind is Kind.UNREADABLE
@@ -335,12 +335,12 @@ def test_sender_key_marks_retries_only(message: dict[str, Any]) -> None:
     assert inbound.idempotency_key == request_key("ws-1", "peer-1", "r1")
 
 
-def test_sender_key_falls_back_to_the_message_id() -> None:
+def test_sender_key_defaults_to_message_id() -> None:
     assert read(row(request_body=envelope(TEXT))).sender_key == "m1"
     assert read(row(request_body={"parts": [TEXT]})).sender_key is None
 
 
-def test_idempotency_key_is_unique_per_message_and_stable() -> None:
+def test_idempotency_key_is_unique_and_stable() -> None:
     body = envelope(TEXT, message={"idempotencyKey": "order-1"})
     keys = [
         read(row(row_id, source_id=source, request_body=body)).idempotency_key
@@ -351,38 +351,38 @@ def test_idempotency_key_is_unique_per_message_and_stable() -> None:
     assert read(row("r1", request_body=body)).idempotency_key == keys[0]
 
 
-def test_the_raw_body_keeps_key_order_and_every_digit() -> None:
+def test_raw_body_is_unchanged() -> None:
     body = '{"z": 12345678901234567890, "a": 1.10, "params": {"parts": ["hi"]}}'
     text = json.dumps([row(request_body="BODY")]).replace('"BODY"', body)
 
     assert page(text).items[0].raw == body
 
 
-def test_a_body_that_is_a_json_text_in_a_string_is_raw_without_the_quotes() -> None:
+def test_raw_body_in_a_string_is_unquoted() -> None:
     assert read(row(request_body='{"parts": ["hi"]}')).raw == '{"parts": ["hi"]}'
 
 
-def test_a_row_without_an_id_is_counted_and_skipped() -> None:
+def test_row_without_id_is_skipped() -> None:
     found = page(json.dumps([row("a"), row(""), row(..., x=1), row(None), row(True), 5, row("b"), row(7)]))
 
     assert found.count == 8
     assert [mark.row_id for mark in found.marks] == ["a", "b", "7"]
 
 
-def test_a_known_row_is_marked_and_not_opened() -> None:
+def test_known_row_is_only_marked() -> None:
     found = page(json.dumps([row("new"), row("old", created_at="1970-01-01T00:00:01Z")]), "old")
 
     assert found.marks[1] == RowMark("old", 1_000_000)
     assert [item.row_id for item in found.items] == ["new"]
 
 
-def test_a_time_that_is_missing_or_junk_is_none_and_the_row_is_read_all_the_same() -> None:
+def test_row_with_invalid_time_is_read() -> None:
     for time in (..., None, "soon", 5):
         inbound = read(row(created_at=time, request_body=envelope(TEXT)))
         assert (inbound.time, inbound.kind) == (None, Kind.MESSAGE)
 
 
-def test_a_body_nested_too_deeply_is_set_aside_and_the_next_row_is_read() -> None:
+def test_deep_body_is_unreadable() -> None:
     deep = row("deep", source_id="peer-1", request_body="BODY")
     text = json.dumps([deep, row("next", request_body=envelope(TEXT))]).replace('"BODY"', DEEP)
     first, second = page(text).items
@@ -420,7 +420,7 @@ SHAPED = st.fixed_dictionaries(
 
 
 @given(st.lists(SHAPED | JSON, max_size=4))
-def test_whatever_comes_as_a_row_is_classified_and_nothing_raises(rows: list[Any]) -> None:
+def test_every_row_is_classified(rows: list[Any]) -> None:
     found = page(json.dumps(rows))
 
     assert found.count == len(rows)
@@ -429,7 +429,7 @@ def test_whatever_comes_as_a_row_is_classified_and_nothing_raises(rows: list[Any
 
 
 @given(st.lists(JSON, min_size=1, max_size=4), st.text(min_size=1))
-def test_no_text_of_a_part_is_ever_lost(parts: list[Any], words: str) -> None:
+def test_no_text_of_parts_is_lost(parts: list[Any], words: str) -> None:
     place = len(parts) // 2
     inbound = read(row(request_body=envelope(*parts[:place], {"kind": "text", "text": words}, *parts[place:])))
 
@@ -438,7 +438,7 @@ def test_no_text_of_a_part_is_ever_lost(parts: list[Any], words: str) -> None:
     assert len(inbound.parts) == 1 + sum(part is not None for part in parts)
 
 
-def test_a_history_holds_what_was_said_both_ways_and_nothing_else() -> None:
+def test_history_has_messages_only() -> None:
     echo: dict[str, Any] = {"source_id": None, "method": "notify", "response_body": {"result": "done"}}
     rows = [
         row("a", request_body=envelope(TEXT)),
@@ -452,7 +452,7 @@ def test_a_history_holds_what_was_said_both_ways_and_nothing_else() -> None:
     assert told == [("a", Kind.MESSAGE), ("b", Kind.ECHO), ("f", Kind.OWN)]
 
 
-async def test_other_tasks_run_while_a_large_page_is_read() -> None:
+async def test_other_tasks_run_between_rows() -> None:
     turns = 0
 
     async def count_turns() -> None:

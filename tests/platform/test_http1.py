@@ -78,7 +78,7 @@ async def test_requests_follow_each_other_on_one_connection(answer: bytes) -> No
     assert server.connections == 1
 
 
-async def test_a_server_that_only_announces_its_answer_is_given_up() -> None:
+async def test_endless_informational_responses_raise() -> None:
     server = Server(lambda number: b"HTTP/1.1 100 Continue\r\n\r\n" * 200 if number == 1 else http(b"abc"))
     async with connected(server) as (connection, url):
         with pytest.raises(httpx.RemoteProtocolError, match="informational"):
@@ -86,13 +86,13 @@ async def test_a_server_that_only_announces_its_answer_is_given_up() -> None:
         assert await read(connection, post(url)) == (200, b"abc")
 
 
-async def test_an_answer_that_ends_with_its_connection_is_whole() -> None:
+async def test_response_may_end_with_its_connection() -> None:
     server = Server(lambda number: b"HTTP/1.1 200 OK\r\n\r\nabc", close_after=1)
     async with connected(server) as (connection, url):
         assert await read(connection, post(url)) == (200, b"abc")
 
 
-async def test_a_connection_that_the_server_closed_meanwhile_is_opened_again() -> None:
+async def test_reconnects_after_server_closed() -> None:
     server = Server(lambda number: http(b"abc"), close_after=1)
     async with connected(server) as (connection, url):
         await read(connection, post(url))
@@ -102,7 +102,7 @@ async def test_a_connection_that_the_server_closed_meanwhile_is_opened_again() -
     assert server.connections == 2
 
 
-async def test_a_connection_that_was_idle_too_long_is_opened_again() -> None:
+async def test_reconnects_after_idle_time() -> None:
     server = Server(lambda number: http(b"abc"))
     connection = HttpConnection(None, keepalive=0.0)
     async with raw_server(server.talk) as url:
@@ -112,14 +112,14 @@ async def test_a_connection_that_was_idle_too_long_is_opened_again() -> None:
 
 
 @pytest.mark.parametrize("headers", [{}, {"Connection": "close"}])
-async def test_what_nobody_asked_for_is_no_answer_to_the_next_request(headers: dict[str, str]) -> None:
+async def test_unsolicited_response_is_never_used(headers: dict[str, str]) -> None:
     server = Server(lambda number: http(b"%d" % number) + http(b"stale"))
     async with connected(server) as (connection, url):
         assert [await read(connection, post(url, headers=headers)) for _ in range(2)] == [(200, b"1"), (200, b"2")]
     assert server.connections == 2
 
 
-async def test_a_request_that_was_cancelled_leaves_its_answer_to_nobody() -> None:
+async def test_response_to_cancelled_request_is_dropped() -> None:
     arrived, release = asyncio.Event(), asyncio.Event()
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -142,7 +142,7 @@ async def test_a_request_that_was_cancelled_leaves_its_answer_to_nobody() -> Non
         await connection.aclose()
 
 
-async def test_a_body_that_is_not_read_to_its_end_takes_its_connection_along() -> None:
+async def test_unread_body_closes_the_connection() -> None:
     server = Server(lambda number: http(b"%d" % number + b"x" * 300_000))
     async with connected(server) as (connection, url):
         response = await connection.handle_async_request(post(url))
@@ -151,7 +151,7 @@ async def test_a_body_that_is_not_read_to_its_end_takes_its_connection_along() -
     assert server.connections == 2
 
 
-async def test_a_header_that_cannot_be_sent_is_our_own_fault() -> None:
+async def test_invalid_header_is_a_local_error() -> None:
     server = Server(lambda number: http())
     async with connected(server) as (connection, url):
         with pytest.raises(httpx.LocalProtocolError):
@@ -159,12 +159,12 @@ async def test_a_header_that_cannot_be_sent_is_our_own_fault() -> None:
         assert await read(connection, post(url)) == (200, b"{}")
 
 
-async def test_a_name_that_can_be_none_cannot_be_connected_to() -> None:
+async def test_invalid_host_name_is_connect_error() -> None:
     with pytest.raises(httpx.ConnectError):
         await read(HttpConnection(None), post(f"http://{'x' * 70}.example"))
 
 
-async def test_a_server_that_takes_nothing_is_given_up() -> None:
+async def test_server_that_reads_nothing_times_out() -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await asyncio.Event().wait()
 
@@ -177,7 +177,7 @@ async def test_a_server_that_takes_nothing_is_given_up() -> None:
             await read(connection, request)
 
 
-async def test_a_server_that_refuses_and_takes_no_more_is_heard() -> None:
+async def test_early_refusal_is_read() -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
         await asyncio.Event().wait()
@@ -211,7 +211,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return both
 
 
-async def test_tls_is_spoken_with_those_alone_whose_certificate_is_trusted(certificate: Path) -> None:
+async def test_tls_needs_a_trusted_certificate(certificate: Path) -> None:
     ours = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     ours.load_cert_chain(certificate)
     server = Server(lambda number: http(b"abc"))
@@ -225,7 +225,7 @@ async def test_tls_is_spoken_with_those_alone_whose_certificate_is_trusted(certi
     assert server.connections == 1
 
 
-async def test_of_what_comes_unasked_little_is_read_and_the_next_request_has_a_new_connection() -> None:
+async def test_unsolicited_data_is_read_up_to_limit() -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
         writer.write(http(b"abc"))
@@ -246,7 +246,7 @@ async def test_of_what_comes_unasked_little_is_read_and_the_next_request_has_a_n
         await connection.aclose()
 
 
-async def test_silence_on_a_kept_connection_is_a_cut() -> None:
+async def test_silence_on_reused_connection_is_a_cut() -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
         writer.write(http(b"abc"))
@@ -261,7 +261,7 @@ async def test_silence_on_a_kept_connection_is_a_cut() -> None:
 
 
 @pytest.mark.parametrize("begun", [b"", b"HTTP/1.1 200 OK\r\n"], ids=["new", "begun"])
-async def test_silence_of_a_connection_that_works_is_a_timeout(begun: bytes) -> None:
+async def test_silence_on_working_connection_times_out(begun: bytes) -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if begun:
             await read_request(reader)
@@ -280,7 +280,7 @@ async def test_silence_of_a_connection_that_works_is_a_timeout(begun: bytes) -> 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is not acknowledged")
-async def test_a_request_that_the_network_does_not_take_is_a_cut() -> None:
+async def test_unacknowledged_request_is_a_cut() -> None:
     with socket.socket() as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         deaf.bind(("127.0.0.1", 0))
@@ -296,7 +296,7 @@ def impatient(url: str, body: bytes = b"{}") -> httpx.Request:
     return httpx.Request("POST", f"{url}/x", content=body, extensions={"timeout": timeouts})
 
 
-async def test_a_request_may_ask_for_a_new_connection() -> None:
+async def test_request_can_require_a_new_connection() -> None:
     server = Server(lambda number: http(b"abc"))
     async with connected(server) as (connection, url):
         for _ in range(3):
@@ -305,7 +305,7 @@ async def test_a_request_may_ask_for_a_new_connection() -> None:
     assert server.connections == 3
 
 
-async def test_a_connection_that_was_idle_while_the_machine_slept_is_opened_again() -> None:
+async def test_reconnects_after_suspend() -> None:
     times = iter([1000.0, 5000.0, 5000.0])
     server = Server(lambda number: http(b"abc"))
     connection = HttpConnection(None, wall=lambda: next(times))

@@ -18,7 +18,7 @@ def outgoing(*parts: Part, context_id: str | None = "c1") -> Outgoing:
     return Outgoing(message_id="out-1", caller_id="peer-1", context_id=context_id, in_reply_to="q1", parts=parts)
 
 
-def test_an_answer_to_a_peer_has_the_shape_that_every_platform_takes() -> None:
+def test_peer_envelope_has_the_contract_shape() -> None:
     assert peer_envelope(outgoing(TextPart("hi"), FILE, DataPart({"a": 1}))) == {
         "jsonrpc": "2.0",
         "id": "out-1",
@@ -46,7 +46,7 @@ def test_without_a_context_none_is_sent() -> None:
     assert "contextId" not in peer_envelope(outgoing(TextPart("hi"), context_id=None))["params"]["message"]
 
 
-def test_our_own_answer_is_read_as_an_answer_with_the_same_parts() -> None:
+def test_own_reply_is_read_as_answer() -> None:
     inline = FilePart(uri="data:text/plain;base64,aGk=", name="b.txt", mime_type="text/plain")
     sent = peer_envelope(outgoing(TextPart("hi"), FILE, inline, DataPart([1])))
     inbound = classify({"source_id": "peer-1", "request_body": sent}, row_id="r", workspace_id="ws-1")
@@ -55,13 +55,13 @@ def test_our_own_answer_is_read_as_an_answer_with_the_same_parts() -> None:
     assert inbound.parts == (TextPart("hi"), FILE, inline, DataPart([1]))
 
 
-def test_a_peer_gets_inline_bytes_back_as_bytes_also_when_they_lie_here_too() -> None:
+def test_peer_gets_inline_files_as_bytes() -> None:
     inline = FilePart(uri="data:text/plain;base64,aGk=", name="b.txt", path=Path("/secret/place/b.txt"))
     (part,) = peer_envelope(outgoing(inline))["params"]["message"]["parts"]
     assert part == {"kind": "file", "file": {"bytes": "aGk=", "name": "b.txt"}}
 
 
-def test_a_person_reads_text_data_and_the_names_of_files() -> None:
+def test_notify_text_has_all_parts() -> None:
     local = FilePart(uri="", path=Path("/secret/place/report.pdf"))
     parts: list[Part] = [TextPart("Done."), DataPart({"a": "é"}), FILE, local]
     text = notify_text(parts)
@@ -70,11 +70,11 @@ def test_a_person_reads_text_data_and_the_names_of_files() -> None:
     assert text == f"Done.\n\n{data}\n\nFile: a.txt (text/plain, 12 bytes) https://x/a.txt\n\nFile: report.pdf"
 
 
-def test_a_fence_is_longer_than_what_it_holds() -> None:
+def test_fence_is_longer_than_its_content() -> None:
     assert notify_text([DataPart("```` x")]).splitlines()[0] == "`````json"
 
 
-def test_the_echo_of_a_notify_has_the_fingerprint_that_was_foretold() -> None:
+def test_notify_fingerprint_matches_the_echo() -> None:
     parts: list[Part] = [TextPart("a\0b"), DataPart({"x": 1})]
     row = {"method": "notify", "source_id": None, "response_body": {"result": notify_text(parts)}}
 
@@ -85,14 +85,14 @@ def test_the_echo_of_a_notify_has_the_fingerprint_that_was_foretold() -> None:
 
 
 @pytest.mark.parametrize("value", [{1, 2}, float("nan"), float("inf"), object(), b"bytes"])
-def test_what_json_cannot_say_is_refused_before_it_is_sent(value: Any) -> None:
+def test_data_without_json_form_is_rejected(value: Any) -> None:
     for write in (lambda: to_json({"a": value}, operation="a2a"), lambda: notify_text([DataPart(value)])):
         with pytest.raises(PermanentPlatformError, match="JSON"):
             write()
 
 
 @given(st.recursive(st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=6))
-def test_no_nul_and_no_half_character_ever_leaves(value: Any) -> None:
+def test_nul_and_surrogates_are_removed(value: Any) -> None:
     sent = to_json(value, operation="a2a").decode()
 
     assert "\0" not in sent
@@ -100,7 +100,7 @@ def test_no_nul_and_no_half_character_ever_leaves(value: Any) -> None:
     json.loads(sent)
 
 
-def test_a_nul_is_taken_out_of_keys_and_values_alone() -> None:
+def test_nul_is_removed_from_strings_only() -> None:
     assert json.loads(to_json({"a\0": ["b\0c", "\\u0000"]}, operation="a2a")) == {"a": ["bc", "\\u0000"]}
     assert json.loads(to_json("x\ud800y", operation="a2a")) == "x\ufffdy"
 
@@ -108,18 +108,18 @@ def test_a_nul_is_taken_out_of_keys_and_values_alone() -> None:
 UPLOADED = FilePart(uri="platform-pending:ws-1/f1", name="a.txt", mime_type="text/plain", size=3)
 
 
-def test_an_uploaded_file_goes_beside_the_text_and_not_into_it() -> None:
+def test_uploaded_file_is_attached() -> None:
     parts = (TextPart("see here"), UPLOADED)
 
     assert notify_text(parts) == "see here"
     assert attachments(parts) == (UPLOADED,)
 
 
-def test_a_message_of_files_alone_names_them_for_a_notify_needs_a_text() -> None:
+def test_notify_of_files_only_names_them() -> None:
     assert notify_text((UPLOADED,)) == "File: a.txt (text/plain, 3 bytes)"
 
 
-def test_a_file_that_is_not_uploaded_yet_is_only_named() -> None:
+def test_local_file_is_only_named() -> None:
     local = FilePart(uri="platform-pending:ws-1/f1", name="a.txt", path=Path("/somewhere/a.txt"))
 
     assert attachments((local,)) == ()
@@ -129,7 +129,7 @@ def test_a_file_that_is_not_uploaded_yet_is_only_named() -> None:
 @pytest.mark.parametrize(
     "file", [UPLOADED, FilePart(uri="file:///home/me/a.txt", name="a.txt", path=Path("/home/me/a.txt"))]
 )
-def test_a_peer_is_told_of_a_file_that_it_cannot_read(file: FilePart) -> None:
+def test_peer_sees_name_of_unreadable_file(file: FilePart) -> None:
     (part,) = peer_envelope(outgoing(file))["params"]["message"]["parts"]
 
     assert part["kind"] == "text"
@@ -137,13 +137,13 @@ def test_a_peer_is_told_of_a_file_that_it_cannot_read(file: FilePart) -> None:
     assert "/home" not in part["text"]
 
 
-def test_what_a_peer_is_told_of_a_file_stands_on_a_line_of_its_own() -> None:
+def test_file_names_have_lines_of_their_own() -> None:
     parts = peer_envelope(outgoing(TextPart("see here"), UPLOADED))["params"]["message"]["parts"]
 
     assert "".join(part["text"] for part in parts) == "see here\nFile: a.txt (text/plain, 3 bytes)"
 
 
-def test_the_echo_of_an_answer_with_files_is_known_by_them() -> None:
+def test_echo_of_files_has_their_fingerprint() -> None:
     shown = {
         "result": "see here",
         "parts": [

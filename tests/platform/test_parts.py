@@ -9,7 +9,7 @@ FILE = FilePart(uri="platform-pending:ws/F1", name="alpha.txt", mime_type="text/
 
 
 @pytest.mark.parametrize("part", [{"kind": "text", "text": "hi"}, {"type": "text", "text": "hi"}, {"text": "hi"}, "hi"])
-def test_text_arrives_however_the_part_says_what_it_is(part: Any) -> None:
+def test_text_parts_of_all_kinds(part: Any) -> None:
     assert read_part(part) == TextPart("hi")
 
 
@@ -38,7 +38,7 @@ def test_a_file_is_read_in_every_shape(part: Any) -> None:
         {"raw": "aGk=", "mediaType": "text/plain"},
     ],
 )
-def test_bytes_that_came_inline_become_a_data_address(part: Any) -> None:
+def test_inline_bytes_become_a_data_uri(part: Any) -> None:
     assert read_part(part) == FilePart(uri="data:text/plain;base64,aGk=", mime_type="text/plain")
 
 
@@ -63,26 +63,26 @@ def test_data_is_unwrapped() -> None:
     assert read_part({"data": None}) == DataPart(None)
 
 
-def test_content_of_the_older_protocol_is_read_as_text_or_as_parts() -> None:
+def test_older_content_is_read() -> None:
     assert read_parts("hi") == (TextPart("hi"),)
     assert read_parts([{"type": "text", "text": "a"}, "b", None]) == (TextPart("a"), TextPart("b"))
     assert read_parts(None) == read_parts("") == read_parts([]) == ()
 
 
-def test_a_size_that_is_no_number_is_unknown() -> None:
+def test_invalid_size_is_none() -> None:
     sizes = [read_part({"uri": "u", "size": size}) for size in ("12", True, -1, 1.5, None, 2**70)]
 
     assert sizes == [FilePart(uri="u")] * 6
 
 
-def test_half_a_surrogate_pair_cannot_reach_the_journal() -> None:
+def test_unpaired_surrogates_are_replaced() -> None:
     part = read_part({"kind": "text", "text": "a\ud800b"})
 
     assert isinstance(part, TextPart)
     assert part.text.encode() == "a\ufffdb".encode()
 
 
-def test_equal_parts_have_one_fingerprint_and_unequal_parts_have_two() -> None:
+def test_fingerprints_differ_for_different_parts() -> None:
     same = [
         fingerprint([TextPart("hi"), DataPart({"a": 1, "b": 2})]),
         fingerprint([TextPart("hi"), DataPart({"b": 2, "a": 1})]),
@@ -100,7 +100,7 @@ def test_equal_parts_have_one_fingerprint_and_unequal_parts_have_two() -> None:
     assert len({same[0], *others}) == len(others) + 1
 
 
-def test_parts_after_the_first_5000_are_one_part_of_data() -> None:
+def test_parts_after_5000_become_one_part() -> None:
     numbers = list(range(MOST_PARTS))
     assert read_parts(numbers) == tuple(DataPart(number) for number in numbers)
     parts = read_parts([*numbers, "a", {"text": "b"}, None])

@@ -46,7 +46,7 @@ async def ask(
     pacer.ended(priority, headers, refused_for=refused_for)
 
 
-async def test_reads_and_sends_stop_at_sixty_per_cent_and_beats_go_on(pacer: RateLimiter, time: Time) -> None:
+async def test_heartbeats_have_a_reserve(pacer: RateLimiter, time: Time) -> None:
     await ask(pacer, Priority.READ, answer("100", "41"))
     assert pacer.wait(Priority.READ) == 0
 
@@ -57,7 +57,7 @@ async def test_reads_and_sends_stop_at_sixty_per_cent_and_beats_go_on(pacer: Rat
     assert time.slept == [30]
 
 
-async def test_messages_to_peers_leave_half_to_reads_and_people(pacer: RateLimiter, time: Time) -> None:
+async def test_messages_to_peers_leave_half(pacer: RateLimiter, time: Time) -> None:
     await ask(pacer, Priority.READ, answer("100", "99", reset="60"))
     peers = people = 0
     while pacer.wait(Priority.SEND, to_peer=True) == 0:
@@ -70,7 +70,7 @@ async def test_messages_to_peers_leave_half_to_reads_and_people(pacer: RateLimit
     assert people == 29
 
 
-async def test_messages_to_peers_may_use_up_the_window_until_its_end(pacer: RateLimiter, time: Time) -> None:
+async def test_messages_to_peers_may_fill_the_window(pacer: RateLimiter, time: Time) -> None:
     await ask(pacer, Priority.READ, answer("100", "99", reset="60"))
     sent = 0
     while True:
@@ -82,7 +82,7 @@ async def test_messages_to_peers_may_use_up_the_window_until_its_end(pacer: Rate
     assert max(time.slept) <= 3
 
 
-async def test_a_peer_with_many_messages_lets_another_have_its_turn(time: Time) -> None:
+async def test_peers_take_turns(time: Time) -> None:
     async def sleep(seconds: float) -> None:
         await time.sleep(seconds)
         await asyncio.sleep(0)
@@ -113,7 +113,7 @@ async def test_a_cancelled_turn_goes_to_the_next(pacer: RateLimiter) -> None:
     assert second.cancelled()
 
 
-async def test_reads_that_events_ask_for_are_spread_once_a_quarter_is_used(pacer: RateLimiter, time: Time) -> None:
+async def test_reads_after_events_are_spread(pacer: RateLimiter, time: Time) -> None:
     assert pacer.read_rest() == 0
     await ask(pacer, Priority.READ, answer("100", "90", reset="60"))
     assert pacer.read_rest() == 0
@@ -141,7 +141,7 @@ async def test_without_a_limit_nobody_waits(pacer: RateLimiter, time: Time) -> N
     assert pacer.heartbeat_interval(30) == 30
 
 
-async def test_a_refusal_holds_back_its_own_kind_alone(pacer: RateLimiter, time: Time) -> None:
+async def test_refusal_delays_only_its_priority(pacer: RateLimiter, time: Time) -> None:
     await ask(pacer, Priority.SEND, refused_for=7.0)
 
     assert (pacer.wait(Priority.SEND), pacer.wait(Priority.READ), pacer.wait(Priority.HEARTBEAT)) == (7.0, 0, 0)
@@ -149,7 +149,7 @@ async def test_a_refusal_holds_back_its_own_kind_alone(pacer: RateLimiter, time:
     assert pacer.wait(Priority.SEND) == 0
 
 
-async def test_no_refusal_makes_us_deaf_or_silent_for_long(pacer: RateLimiter) -> None:
+async def test_refusals_have_a_longest_delay(pacer: RateLimiter) -> None:
     for priority in (Priority.READ, Priority.HEARTBEAT):
         await ask(pacer, priority, refused_for=1e9)
 
@@ -170,9 +170,7 @@ async def test_a_wide_window_leaves_the_intervals_alone(pacer: RateLimiter, said
     assert said == []
 
 
-async def test_a_small_window_stretches_safety_reads_then_beats_within_bounds_and_says_so(
-    pacer: RateLimiter, said: list[str]
-) -> None:
+async def test_low_limit_stretches_intervals_with_a_notice(pacer: RateLimiter, said: list[str]) -> None:
     for _ in range(9):
         pacer.join()
     await ask(pacer, Priority.READ, answer("20", "19"))
@@ -190,7 +188,7 @@ async def test_a_small_window_stretches_safety_reads_then_beats_within_bounds_an
     assert len(said) == 3
 
 
-async def test_what_others_use_of_the_window_is_not_ours(pacer: RateLimiter) -> None:
+async def test_requests_of_others_are_counted(pacer: RateLimiter) -> None:
     await ask(pacer, Priority.READ, answer("100", "2"))
 
     assert pacer.safety_interval(30, trusted=True) > 30
@@ -214,7 +212,7 @@ async def start(pacer: RateLimiter, time: Time, priority: Priority, started: lis
     started.append((priority, time.now))
 
 
-async def test_requests_that_had_to_wait_are_spread_over_the_next_window(pacer: RateLimiter, time: Time) -> None:
+async def test_delayed_requests_are_spread(pacer: RateLimiter, time: Time) -> None:
     started: list[tuple[Priority, float]] = []
     await ask(pacer, Priority.READ, answer("100", "40"))
     await asyncio.gather(*(start(pacer, time, Priority.READ, started) for _ in range(4)))
@@ -225,7 +223,7 @@ async def test_requests_that_had_to_wait_are_spread_over_the_next_window(pacer: 
     assert [later - earlier for earlier, later in itertools.pairwise(times)] == pytest.approx([60] * 3)
 
 
-async def test_heartbeats_start_at_once_while_everything_else_waits(pacer: RateLimiter, time: Time) -> None:
+async def test_heartbeats_never_wait(pacer: RateLimiter, time: Time) -> None:
     never = asyncio.Event()
     waiting = RateLimiter(clock=lambda: time.now, sleep=lambda _: never.wait())
     await ask(waiting, Priority.READ, answer("100", "40"))
@@ -269,7 +267,7 @@ async def test_registering_precedes_looks_and_reads(time: Time) -> None:
     assert order == [Priority.REGISTER] * 2 + [Priority.LOOKUP] * 2 + [Priority.READ] * 2
 
 
-async def test_a_limit_for_each_token_slows_nothing_down(pacer: RateLimiter, time: Time, said: list[str]) -> None:
+async def test_limit_per_token_delays_nothing(pacer: RateLimiter, time: Time, said: list[str]) -> None:
     for _ in range(199):
         pacer.join()
     for _ in range(400):
@@ -280,9 +278,7 @@ async def test_a_limit_for_each_token_slows_nothing_down(pacer: RateLimiter, tim
     assert sum(time.slept) < 60
 
 
-async def test_more_workspaces_than_the_limit_allows_are_reported_at_the_start(
-    pacer: RateLimiter, said: list[str]
-) -> None:
+async def test_too_many_workspaces_are_reported(pacer: RateLimiter, said: list[str]) -> None:
     for _ in range(599):
         pacer.join()
     for number in range(30):
@@ -293,7 +289,7 @@ async def test_more_workspaces_than_the_limit_allows_are_reported_at_the_start(
     assert "RATE_LIMIT" in text
 
 
-async def test_an_answer_of_the_window_before_tells_nothing_of_this_one(pacer: RateLimiter, time: Time) -> None:
+async def test_late_response_of_earlier_window_is_ignored(pacer: RateLimiter, time: Time) -> None:
     for number in range(30):
         await ask(pacer, Priority.READ, answer("100", str(99 - number), reset="30"))
     time.now = 30.2

@@ -82,7 +82,7 @@ async def look(url: str, tls: Tls = USUAL_TLS) -> str:
         return (await client.call(endpoints.workspace("ws-1"))).name
 
 
-async def test_a_private_ca_is_trusted_when_it_is_named() -> None:
+async def test_named_private_ca_is_trusted() -> None:
     async with served() as (url, _):
         with pytest.raises(TransientPlatformError, match=r"certificate of https://localhost:\d+ is not trusted") as no:
             await look(url)
@@ -121,7 +121,7 @@ async def test_a_client_certificate_is_shown(client_pem: Path) -> None:
     assert [dict(each["subject"][0])["commonName"] for each in shown] == ["client", "client"]
 
 
-async def test_a_platform_that_asks_for_one_is_told_from_a_bad_connection() -> None:
+async def test_missing_client_certificate_has_a_hint() -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(SERVER)
     context.load_verify_locations(CA)
@@ -156,7 +156,7 @@ async def test_an_agent_shows_it_too(client_pem: Path, tmp_path: Path) -> None:
     assert len(shown) == 1
 
 
-def test_an_open_or_broken_client_key_is_refused(client_pem: Path, tmp_path: Path) -> None:
+def test_rejects_open_or_broken_client_key(client_pem: Path, tmp_path: Path) -> None:
     def fault(**files: Path) -> ConfigError:
         with pytest.raises(ConfigError) as caught:
             Trust().check(PLATFORM, Tls(**files))
@@ -214,7 +214,7 @@ def test_a_broken_variable_is_named(broken: tuple[str, str]) -> None:
     assert_named(caught.value, broken)
 
 
-def test_a_start_and_a_rehearsal_find_it_before_anything_else(broken: tuple[str, str], tmp_path: Path) -> None:
+def test_start_and_dry_run_report_it(broken: tuple[str, str], tmp_path: Path) -> None:
     given = {"workspace_id": "ws_1", "token": "a-token", "api_url": "https://platform.example"}
     with pytest.raises(ConfigError) as caught:
         WorkspaceSource(given, {}, config=None, state_dir=tmp_path).read()
@@ -237,11 +237,11 @@ async def test_doctor_finds_it(broken: tuple[str, str], tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("broken")
-def test_it_matters_not_where_it_is_not_used() -> None:
+def test_unused_settings_are_not_checked() -> None:
     Trust().check(parse_address("http://localhost:8080"))
 
 
-def test_the_files_of_a_list_belong_to_its_folder(tmp_path: Path, client_pem: Path) -> None:
+def test_paths_are_relative_to_the_list(tmp_path: Path, client_pem: Path) -> None:
     shutil.copy(CA, tmp_path / "ca.pem")
     config = tmp_path / "list.toml"
     config.write_text(
@@ -304,7 +304,7 @@ async def test_a_proxy_that_refuses_is_named(
     assert "hunter2" not in f"{no.value} {no.value.hint} {no.value.__cause__!r}"
 
 
-async def test_a_proxy_for_plain_http_that_refuses_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_refusing_http_proxy_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def ask() -> None:
         with RemoteAgentClient("ws-1", url, token="a-token-of-ws-1", token_dir=tmp_path, insecure=True) as agent:
             agent.register()
@@ -321,14 +321,14 @@ async def test_a_proxy_for_plain_http_that_refuses_is_named(monkeypatch: pytest.
     assert "HTTP_PROXY" in no.value.hint
 
 
-async def test_a_proxy_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unreachable_proxy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://user:hunter2@127.0.0.1:1")
     with pytest.raises(TransientPlatformError, match="cannot be reached by way of the proxy") as no:
         await look("https://platform.example")
     assert "HTTPS_PROXY" in no.value.hint
 
 
-def test_a_proxy_is_not_for_hosts_that_are_excepted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_proxy_hosts_are_reached_directly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "proxy.example:3128")
     assert proxy_for(PLATFORM) == "http://proxy.example:3128"
     monkeypatch.setenv("NO_PROXY", "10.0.0.0/8, .example")

@@ -53,7 +53,7 @@ def with_timeout(seconds: float) -> Operation[None]:
     return Operation(name="a2a", method="POST", path="/x", body=b"{}", read=lambda reply: None, timeout=seconds)
 
 
-async def test_a_platform_that_nobody_listens_for_has_taken_nothing() -> None:
+async def test_refused_connection_is_not_taken() -> None:
     with socket.socket() as nobody:  # has the port for itself, and does not listen
         nobody.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
@@ -65,13 +65,13 @@ async def test_a_platform_that_nobody_listens_for_has_taken_nothing() -> None:
     assert error.hint
 
 
-async def test_a_name_that_does_not_resolve_has_taken_nothing() -> None:
+async def test_unresolved_name_is_not_taken() -> None:
     error = await failure("https://nobody.invalid", SMALL)
 
     assert error.outcome is Outcome.NOT_TAKEN
 
 
-async def test_a_connection_cut_while_the_request_is_written_leaves_it_unknown() -> None:
+async def test_cut_while_writing_is_unknown() -> None:
     async def talk(reader: Reader, writer: Writer) -> None:
         await reader.readexactly(100)
         writer.transport.abort()
@@ -84,7 +84,7 @@ async def test_a_connection_cut_while_the_request_is_written_leaves_it_unknown()
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nContent-Le", http(b'{"sta', length=99), b"SSH-2.0-x\r\n"])
-async def test_a_connection_cut_after_the_request_was_written_leaves_it_unknown(answer: bytes) -> None:
+async def test_cut_after_writing_is_unknown(answer: bytes) -> None:
     async def talk(reader: Reader, writer: Writer) -> None:
         await read_request(reader)
         writer.write(answer)
@@ -97,7 +97,7 @@ async def test_a_connection_cut_after_the_request_was_written_leaves_it_unknown(
 
 
 @pytest.mark.parametrize("begun", [b"", http(b'{"sta', length=99)])
-async def test_a_request_that_was_written_and_never_answered_is_told_apart(begun: bytes) -> None:
+async def test_written_without_response_is_written(begun: bytes) -> None:
     async def talk(reader: Reader, writer: Writer) -> None:
         await read_request(reader)
         writer.write(begun)
@@ -115,9 +115,7 @@ async def test_a_request_that_was_written_and_never_answered_is_told_apart(begun
     ("begun", "drop"),
     [(b"HTTP/1.1 200 OK\r\n", b"X-Still: here\r\n"), (b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n", b"x")],
 )
-async def test_an_answer_that_drips_in_ends_with_the_patience_of_the_whole(
-    priority: Priority, begun: bytes, drop: bytes
-) -> None:
+async def test_trickling_response_times_out(priority: Priority, begun: bytes, drop: bytes) -> None:
     async def talk(reader: Reader, writer: Writer) -> None:
         await read_request(reader)
         writer.write(begun)
@@ -137,7 +135,7 @@ async def test_an_answer_that_drips_in_ends_with_the_patience_of_the_whole(
     assert caught.value.outcome is not Outcome.NOT_TAKEN
 
 
-async def test_silence_proves_a_delivery_only_on_a_connection_that_was_opened_for_it() -> None:
+async def test_silence_proves_delivery_on_new_connection() -> None:
     talks = 0
 
     async def talk(reader: Reader, writer: Writer) -> None:
@@ -160,7 +158,7 @@ async def test_silence_proves_a_delivery_only_on_a_connection_that_was_opened_fo
     assert talks == 2
 
 
-async def test_a_peer_that_may_think_gets_a_connection_of_its_own() -> None:
+async def test_slow_peer_gets_a_new_connection() -> None:
     platform = Counting()
     async with raw_server(platform.talk) as url, client_of(url) as client:
         await client.call(endpoints.notify("ws-1", "hi"))
@@ -173,7 +171,7 @@ async def test_a_peer_that_may_think_gets_a_connection_of_its_own() -> None:
     ("status", "kind"),
     [("401 Unauthorized", AuthError), ("503 Service Unavailable", TransientPlatformError)],
 )
-async def test_a_refusal_whose_words_never_come_is_a_refusal(status: str, kind: type[PlatformError]) -> None:
+async def test_refusal_without_its_body_is_refusal(status: str, kind: type[PlatformError]) -> None:
     async def talk(reader: Reader, writer: Writer) -> None:
         await read_request(reader)
         writer.write(http(b"{", status, length=99))
@@ -185,7 +183,7 @@ async def test_a_refusal_whose_words_never_come_is_a_refusal(status: str, kind: 
     assert caught.value.status == int(status[:3])
 
 
-async def test_a_body_that_was_never_written_whole_is_not_called_written() -> None:
+async def test_partly_written_body_is_not_written() -> None:
     async def talk(reader: Reader, writer: Writer) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\n")
         await asyncio.Event().wait()
@@ -201,7 +199,7 @@ async def test_a_body_that_was_never_written_whole_is_not_called_written() -> No
     assert caught.value.outcome is Outcome.UNKNOWN
 
 
-async def test_a_refusal_that_comes_before_the_body_was_read_is_still_heard() -> None:
+async def test_early_refusal_is_reported() -> None:
     async def talk(reader: Reader, writer: Writer) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(http(b'{"error":"too large"}', "413 Request Entity Too Large"))
@@ -214,7 +212,7 @@ async def test_a_refusal_that_comes_before_the_body_was_read_is_still_heard() ->
             await client.call(LARGE)
 
 
-async def test_a_page_shorter_than_it_was_announced_is_transient_not_empty() -> None:
+async def test_short_page_is_transient() -> None:
     async def talk(reader: Reader, writer: Writer) -> None:
         await read_request(reader)
         writer.write(http(b"[]", length=50))
@@ -226,7 +224,7 @@ async def test_a_page_shorter_than_it_was_announced_is_transient_not_empty() -> 
         await client.aclose()
 
 
-async def test_a_page_over_the_cap_is_not_read_to_its_end() -> None:
+async def test_page_over_the_cap_is_abandoned() -> None:
     async def talk(reader: Reader, writer: Writer) -> None:
         await read_request(reader)
         writer.write(http(b"[" + b" " * 100_000, length=1 << 40))
@@ -253,7 +251,7 @@ async def test_a_compressed_page_is_read() -> None:
 
 
 @pytest.mark.parametrize("priority", [Priority.READ, Priority.SEND])
-async def test_what_a_packed_answer_unpacks_to_never_fills_the_memory(priority: Priority) -> None:
+async def test_decompression_has_a_memory_limit(priority: Priority) -> None:
     packed = gzip.compress(bytes(64 << 20))
 
     async def talk(reader: Reader, writer: Writer) -> None:
@@ -280,7 +278,7 @@ async def test_what_a_packed_answer_unpacks_to_never_fills_the_memory(priority: 
 
 
 @pytest.mark.parametrize("encoding", ["gzip, gzip", "br"])
-async def test_an_answer_that_is_packed_twice_or_otherwise_is_not_unpacked(encoding: str) -> None:
+async def test_unknown_content_encoding_is_rejected(encoding: str) -> None:
     async def talk(reader: Reader, writer: Writer) -> None:
         await read_request(reader)
         head = f"HTTP/1.1 200 OK\r\nContent-Encoding: {encoding}\r\nContent-Length: 2\r\n\r\n{{}}"
@@ -320,7 +318,7 @@ class Counting:
             await self.arrived.wait_for(lambda: self.under_way >= number)
 
 
-async def test_many_sends_share_eight_connections_and_beats_do_not_wait_for_them() -> None:
+async def test_heartbeats_do_not_wait_for_sends() -> None:
     platform = Counting()
     transports = Transports(patience=600)
     async with raw_server(platform.talk) as url, client_of(url, transports=transports) as client:
@@ -368,7 +366,7 @@ async def test_an_endpoint_that_hangs_delays_no_other(hanging: Operation[Any]) -
         await transports.aclose()
 
 
-async def test_a_peer_that_hangs_delays_neither_people_nor_other_peers() -> None:
+async def test_hanging_peer_delays_nobody_else() -> None:
     hung = asyncio.Event()
 
     async def talk(reader: Reader, writer: Writer) -> None:
@@ -391,7 +389,7 @@ async def test_a_peer_that_hangs_delays_neither_people_nor_other_peers() -> None
         await transports.aclose()
 
 
-async def test_a_workspace_whose_calls_hang_delays_no_other_workspace() -> None:
+async def test_hanging_calls_delay_no_other_workspace() -> None:
     async def talk(reader: Reader, writer: Writer) -> None:
         while request := await read_request(reader):
             if b"/workspaces/ws-1" in request:
@@ -414,7 +412,7 @@ async def test_a_workspace_whose_calls_hang_delays_no_other_workspace() -> None:
         await transports.aclose()
 
 
-async def test_calls_that_hang_make_room_for_others_of_their_kind() -> None:
+async def test_hanging_calls_make_room() -> None:
     platform = Counting()
     platform.answer.clear()
     transports = Transports(patience=0.0)
@@ -446,7 +444,7 @@ async def test_an_error_names_the_endpoint_that_hangs(operation: Operation[Any])
     assert "other endpoints" in error.hint
 
 
-async def test_a_stream_that_never_opens_is_called_an_endpoint_that_hangs() -> None:
+async def test_stream_that_never_opens_times_out() -> None:
     async def talk(reader: Reader, writer: Writer) -> None:
         await read_request(reader)
         await asyncio.Event().wait()
@@ -457,7 +455,7 @@ async def test_a_stream_that_never_opens_is_called_an_endpoint_that_hangs() -> N
                 pass
 
 
-async def test_connections_are_kept_between_requests_and_shared_between_workspaces() -> None:
+async def test_connections_are_reused_and_shared() -> None:
     platform = Counting()
     async with raw_server(platform.talk) as url:
         transports = Transports()
@@ -476,7 +474,7 @@ async def test_connections_are_kept_between_requests_and_shared_between_workspac
         await transports.aclose()
 
 
-async def test_a_stream_over_sockets_gives_signals_and_tells_a_cut() -> None:
+async def test_stream_yields_signals_until_cut() -> None:
     async def talk(reader: Reader, writer: Writer) -> None:
         await read_request(reader)
         event = b'data: {"type":"ACTIVITY_LOGGED","data":{}}\n\n'
@@ -516,7 +514,7 @@ async def test_streams_have_no_cap() -> None:
         await client.aclose()
 
 
-def test_a_proxy_of_the_environment_is_for_other_machines_alone() -> None:
+def test_proxy_is_for_other_machines_only() -> None:
     proxies: Callable[[], dict[str, str]] = lambda: {"https": "proxy.example:3128", "http": "http://p.example"}  # noqa: E731
     bypass: Callable[[str], bool] = lambda host: host == "inside.example"  # noqa: E731
 
@@ -530,13 +528,13 @@ def test_a_proxy_of_the_environment_is_for_other_machines_alone() -> None:
     assert proxy("http://[::1]:8080") is None
 
 
-async def test_a_host_that_no_network_knows_how_to_spell_is_said_before_anything_is_sent() -> None:
+async def test_invalid_host_fails_before_sending() -> None:
     async with client_of("https://xn--999999999.example") as client:
         with pytest.raises(ConfigError, match="xn--999999999"):
             await client.call(SMALL)
 
 
-def test_importing_the_client_does_not_import_the_command_line_of_httpx() -> None:
+def test_import_skips_the_cli_of_httpx() -> None:
     program = (
         "import sys, molecule_connect.platform.client, httpx;"
         "print([name for name in ('rich', 'click', 'pygments', 'httpx._main') if name in sys.modules], httpx.main)"

@@ -62,9 +62,7 @@ def id_of(file: FilePart) -> str:
     return file_id
 
 
-async def test_files_are_taken_byte_for_byte_and_come_back_as_the_platform_names_them(
-    place: Place, tmp_path: Path
-) -> None:
+async def test_uploaded_files_are_unchanged(place: Place, tmp_path: Path) -> None:
     big = bytes(range(256)) * (PIECE // 100)
     files = [file(tmp_path / "b.png", big), file(tmp_path / "a b.txt", b"text", mime_type="text/markdown")]
 
@@ -76,7 +74,7 @@ async def test_files_are_taken_byte_for_byte_and_come_back_as_the_platform_names
     assert await place.content(text) == b"text"
 
 
-async def test_what_was_uploaded_can_be_attached_to_a_notify(place: Place, tmp_path: Path) -> None:
+async def test_uploads_can_be_attached_to_notify(place: Place, tmp_path: Path) -> None:
     uploaded = await place.client.call(endpoints.upload_files(place.workspace.id, [file(tmp_path / "a.txt")]))
 
     await place.client.call(endpoints.notify(place.workspace.id, "see here", attachments=uploaded))
@@ -93,12 +91,12 @@ def test_a_type_beyond_measure_is_not_sent(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a\0b", "\ud800", "n" * 300])
-def test_a_path_that_names_no_file_is_refused_as_unreadable(tmp_path: Path, name: str) -> None:
+def test_rejects_path_without_a_file(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match="cannot be sent"):
         Multipart.of([FilePart(uri="", path=tmp_path / name)])
 
 
-async def test_a_name_or_type_cannot_write_headers_of_its_own(place: Place, tmp_path: Path) -> None:
+async def test_names_cannot_inject_headers(place: Place, tmp_path: Path) -> None:
     hostile = file(tmp_path / "x", name='a"\r\nX-Evil: 1\r\n\r\n.txt', mime_type="text/plain\r\nX-Evil: 1")
 
     (taken,) = await place.client.call(endpoints.upload_files(place.workspace.id, [hostile]))
@@ -108,7 +106,7 @@ async def test_a_name_or_type_cannot_write_headers_of_its_own(place: Place, tmp_
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "empty"])
-def test_what_cannot_be_sent_is_said_before_any_request(kind: str, tmp_path: Path) -> None:
+def test_invalid_files_fail_before_any_request(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "a"
     if kind == "folder":
         path.mkdir()
@@ -125,13 +123,13 @@ def test_a_form_holds_one_to_64_files(count: int, tmp_path: Path) -> None:
         endpoints.upload_files("ws", [file(tmp_path / "a")] * count)
 
 
-def test_the_length_of_a_form_is_known_before_it_is_read(tmp_path: Path) -> None:
+def test_form_length_is_known_in_advance(tmp_path: Path) -> None:
     form = Multipart.of([file(tmp_path / "a", b"abc"), file(tmp_path / "b", b"d")])
 
     assert form.length == sum(map(len, form.pieces()))
 
 
-def test_a_file_that_grows_meanwhile_is_cut_and_one_that_shrinks_is_told(tmp_path: Path) -> None:
+def test_file_size_changes_while_sending(tmp_path: Path) -> None:
     form = Multipart.of([file(tmp_path / "a", b"abc")])
 
     (tmp_path / "a").write_bytes(b"abcdef")
@@ -141,7 +139,7 @@ def test_a_file_that_grows_meanwhile_is_cut_and_one_that_shrinks_is_told(tmp_pat
         list(form.pieces())
 
 
-async def test_a_file_that_goes_away_while_it_is_sent_is_told(place: Place, tmp_path: Path) -> None:
+async def test_file_removed_before_sending_raises(place: Place, tmp_path: Path) -> None:
     operation = endpoints.upload_files(place.workspace.id, [file(tmp_path / "a")])
     (tmp_path / "a").unlink()
 
@@ -149,9 +147,7 @@ async def test_a_file_that_goes_away_while_it_is_sent_is_told(place: Place, tmp_
         await place.client.call(operation)
 
 
-async def test_an_upload_is_written_into_a_sink_with_its_type_and_then_acknowledged(
-    place: Place, tmp_path: Path
-) -> None:
+async def test_upload_is_fetched_and_acknowledged(place: Place, tmp_path: Path) -> None:
     workspace, sink = WorkspaceClient(place.client), io.BytesIO()
     (taken,) = await workspace.upload([file(tmp_path / "a.png", b"picture")])
 
@@ -171,7 +167,7 @@ async def test_a_file_over_the_cap_is_cut(place: Place, tmp_path: Path) -> None:
     assert len(sink.getvalue()) <= 999
 
 
-async def test_a_file_that_is_gone_is_said_so_and_writes_nothing(place: Place) -> None:
+async def test_missing_file_writes_nothing(place: Place) -> None:
     sink = io.BytesIO()
 
     with pytest.raises(PermanentPlatformError) as told:
@@ -180,7 +176,7 @@ async def test_a_file_that_is_gone_is_said_so_and_writes_nothing(place: Place) -
     assert sink.getvalue() == b""
 
 
-async def test_incident_71_the_cap_is_the_platforms_and_25_mib_where_it_does_not_tell() -> None:
+async def test_incident_71_cap_is_the_platforms() -> None:
     caps = {}
     for generation in ("2026-05", "2026-08"):
         async with Sandbox.in_process(platform=generation) as sandbox:
@@ -197,21 +193,19 @@ async def test_incident_71_the_cap_is_the_platforms_and_25_mib_where_it_does_not
 @pytest.mark.parametrize(
     "answer", [httpx.Response(200, html="<html>the canvas</html>"), httpx.Response(403, html="<html>the edge</html>")]
 )
-async def test_a_page_of_somebody_else_in_place_of_the_limits_stops_no_file(
-    connect: Connect, answer: httpx.Response
-) -> None:
+async def test_foreign_page_gives_default_limits(connect: Connect, answer: httpx.Response) -> None:
     assert await WorkspaceClient(connect(Script(answer))).upload_limits() == UploadLimits()
 
 
 @pytest.mark.parametrize("status", [429, 503])
-async def test_a_platform_that_is_busy_is_asked_for_its_limits_again(connect: Connect, status: int) -> None:
+async def test_busy_platform_is_asked_again(connect: Connect, status: int) -> None:
     asking = WorkspaceClient(connect(Script(httpx.Response(status), httpx.Response(200, json={"per_file_bytes": 7}))))
     with pytest.raises(TransientPlatformError):
         await asking.upload_limits()
     assert (await asking.upload_limits()).per_file == 7
 
 
-async def test_the_limits_are_asked_for_once_an_hour() -> None:
+async def test_limits_are_read_once_an_hour() -> None:
     now = [0.0]
     async with Sandbox.in_process() as sandbox:
         workspace = await sandbox.workspace()
@@ -239,7 +233,7 @@ async def serve_pieces(writer: asyncio.StreamWriter, *, size: int | None, pieces
 
 
 @pytest.mark.parametrize("size", [None, 1 << 40])
-async def test_incident_69_an_endless_body_is_left_at_the_cap(size: int | None) -> None:
+async def test_incident_69_endless_body_is_cut(size: int | None) -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         await serve_pieces(writer, size=size, pieces=None)
@@ -251,7 +245,7 @@ async def test_incident_69_an_endless_body_is_left_at_the_cap(size: int | None) 
     assert len(sink.getvalue()) <= 1 << 20
 
 
-async def test_incident_69_a_body_that_hangs_is_cut_when_its_time_is_over() -> None:
+async def test_incident_69_hanging_body_times_out() -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         await serve_pieces(writer, size=1 << 20, pieces=1)
@@ -262,7 +256,7 @@ async def test_incident_69_a_body_that_hangs_is_cut_when_its_time_is_over() -> N
             await client.call(operation, sink=io.BytesIO())
 
 
-async def test_a_body_that_is_shorter_than_it_says_is_no_file() -> None:
+async def test_short_body_is_no_file() -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nshort")
@@ -272,7 +266,7 @@ async def test_a_body_that_is_shorter_than_it_says_is_no_file() -> None:
             await WorkspaceClient(client).fetch_file("f1", io.BytesIO(), cap=100)
 
 
-async def test_a_platform_that_takes_no_files_is_known_by_its_404(connect: Connect, tmp_path: Path) -> None:
+async def test_missing_upload_endpoint_is_remembered(connect: Connect, tmp_path: Path) -> None:
     script = Script(httpx.Response(404, text="404 page not found"))
     workspace = WorkspaceClient(connect(script))
 
@@ -283,7 +277,7 @@ async def test_a_platform_that_takes_no_files_is_known_by_its_404(connect: Conne
     assert len(script.requests) == 1
 
 
-async def test_an_upload_that_does_not_name_each_file_may_have_been_taken(connect: Connect, tmp_path: Path) -> None:
+async def test_incomplete_upload_list_is_unknown_outcome(connect: Connect, tmp_path: Path) -> None:
     workspace = WorkspaceClient(connect(Script(httpx.Response(200, json={"files": []}))))
 
     with pytest.raises(TransientPlatformError) as told:

@@ -55,7 +55,7 @@ async def test_a_page_is_fetched_and_classified(connect: Connect) -> None:
     assert dict(script.requests[0].url.params) == {"type": "a2a_receive", "limit": "2", "since_id": "z"}
 
 
-async def test_the_lower_bound_of_a_request_is_the_date_or_the_newest_row_seen_before_it(connect: Connect) -> None:
+async def test_earliest_time_is_date_or_newest_row(connect: Connect) -> None:
     old = {"Date": "Thu, 01 Jan 1970 00:00:10 GMT"}
     newest = httpx.Response(200, json=[row(created_at="1970-01-01T00:01:00Z")])
     client = WorkspaceClient(connect(Script(newest, httpx.Response(200, json=[], headers=old))))
@@ -70,7 +70,7 @@ async def test_the_lower_bound_of_a_request_is_the_date_or_the_newest_row_seen_b
 
 
 @pytest.mark.parametrize("content", [b'[{"id":"a"},', b'[{"id":"a', b"", b"<html>sign in</html>", b'{"error":"x"}'])
-async def test_a_page_that_is_cut_or_no_page_is_transient(connect: Connect, content: bytes) -> None:
+async def test_malformed_page_is_transient(connect: Connect, content: bytes) -> None:
     with pytest.raises(TransientPlatformError):
         await WorkspaceClient(connect(Script(httpx.Response(200, content=content)))).fetch(limit=5, known=nothing_known)
 
@@ -112,7 +112,7 @@ class Large(httpx.AsyncByteStream):
             yield b"x" * 1_000_000
 
 
-async def test_a_row_that_is_too_large_to_be_read_is_known_by_its_beginning_and_passed(connect: Connect) -> None:
+async def test_oversized_row_is_passed_by_its_beginning(connect: Connect) -> None:
     head = b'[{"activity_type":"a2a_receive","created_at":"1970-01-01T00:01:00Z","id":"big","request_body":{"text":"'
     client = WorkspaceClient(connect(lambda request: httpx.Response(200, stream=Large(head))))
     page = await client.fetch(since_id="z", limit=1, known=nothing_known)
@@ -135,13 +135,13 @@ async def test_a_row_that_is_too_large_to_be_read_is_known_by_its_beginning_and_
         b"",
     ],
 )
-async def test_a_row_that_is_too_large_and_does_not_tell_its_id_is_not_passed(connect: Connect, head: bytes) -> None:
+async def test_oversized_row_without_id_is_transient(connect: Connect, head: bytes) -> None:
     client = WorkspaceClient(connect(lambda request: httpx.Response(200, stream=Large(head))))
     with pytest.raises(TransientPlatformError, match="too large"):
         await client.fetch(since_id="z", limit=1, known=nothing_known)
 
 
-async def test_a_byte_that_is_no_utf8_does_not_make_us_deaf(connect: Connect) -> None:
+async def test_invalid_utf8_does_not_stop_reading(connect: Connect) -> None:
     script = Script(httpx.Response(200, content=b'\xef\xbb\xbf[{"id":"a","summary":"caf\xe9"}]'))
     page = await WorkspaceClient(connect(script)).fetch(limit=5, known=nothing_known)
 
@@ -154,7 +154,7 @@ async def test_an_expired_cursor_is_told(connect: Connect) -> None:
         await WorkspaceClient(connect(script)).fetch(since_id="z", limit=5, known=nothing_known)
 
 
-async def test_the_foretold_fingerprint_is_that_of_the_echo(connect: Connect) -> None:
+async def test_fingerprint_matches_the_echo(connect: Connect) -> None:
     script = Script(httpx.Response(200))
     client = WorkspaceClient(connect(script))
     await client.send(to_person("done\0"))
@@ -165,7 +165,7 @@ async def test_the_foretold_fingerprint_is_that_of_the_echo(connect: Connect) ->
     assert item.fingerprint == client.fingerprint(to_person("done\0"))
 
 
-async def test_data_that_is_not_json_is_refused_without_a_request(connect: Connect) -> None:
+async def test_invalid_data_fails_before_any_request(connect: Connect) -> None:
     script = Script(httpx.Response(200))
     bad = Outgoing(message_id="m", caller_id="p", context_id=None, in_reply_to="q", parts=(DataPart({1, 2}),))
     with pytest.raises(PermanentPlatformError, match="not JSON"):
@@ -188,21 +188,19 @@ async def test_data_that_is_not_json_is_refused_without_a_request(connect: Conne
         (httpx.Response(400, json={"error": "invalid workspace ID"}), WorkspaceInfo(status=WorkspaceStatus.UNKNOWN)),
     ],
 )
-async def test_the_workspace_is_told_as_far_as_the_platform_tells(
+async def test_workspace_info_from_partial_cards(
     connect: Connect, response: httpx.Response, info: WorkspaceInfo
 ) -> None:
     assert await WorkspaceClient(connect(Script(response))).workspace() == info
 
 
 @pytest.mark.parametrize("response", [httpx.Response(503), httpx.Response(200, html="<html>")])
-async def test_a_workspace_that_could_not_be_asked_for_is_an_error_so_that_its_card_is_not_overwritten(
-    connect: Connect, response: httpx.Response
-) -> None:
+async def test_transient_workspace_error_is_raised(connect: Connect, response: httpx.Response) -> None:
     with pytest.raises(TransientPlatformError, match="workspace"):
         await WorkspaceClient(connect(Script(response))).workspace()
 
 
-async def test_a_register_that_breaks_the_platform_says_that_the_id_may_be_wrong(connect: Connect) -> None:
+async def test_register_500_hints_at_the_id(connect: Connect) -> None:
     script = Script(httpx.Response(500, json={"error": "registration failed"}))
 
     with pytest.raises(TransientPlatformError, match="registration failed") as caught:
@@ -213,7 +211,7 @@ async def test_a_register_that_breaks_the_platform_says_that_the_id_may_be_wrong
 
 
 @pytest.mark.parametrize("answer", [{"status": "registered"}, {"auth_token": ""}, None])
-async def test_a_register_that_hands_out_nothing_keeps_the_token(connect: Connect, answer: Any) -> None:
+async def test_register_without_token_keeps_the_old(connect: Connect, answer: Any) -> None:
     script = Script(httpx.Response(200, json=answer) if answer else httpx.Response(200))
     client = WorkspaceClient(connect(script))
     await client.register({"name": "n"})
@@ -222,9 +220,7 @@ async def test_a_register_that_hands_out_nothing_keeps_the_token(connect: Connec
     assert script.requests[0].headers["authorization"] == script.requests[1].headers["authorization"]
 
 
-async def test_a_handed_out_token_is_on_disk_before_register_returns_and_used_at_once(
-    connect: Connect, tmp_path: Path
-) -> None:
+async def test_issued_token_is_stored_before_return(connect: Connect, tmp_path: Path) -> None:
     credentials = Credentials("ws-1", origin=API, token="first-token", state_dir=tmp_path)
     script = Script(httpx.Response(200, json={"auth_token": "handed-out-token"}))
     client = WorkspaceClient(connect(script, token=None, credentials=credentials))
@@ -235,9 +231,7 @@ async def test_a_handed_out_token_is_on_disk_before_register_returns_and_used_at
     assert script.requests[-1].headers["authorization"] == "Bearer handed-out-token"
 
 
-async def test_a_handed_out_token_is_told_of_once_with_its_place_and_without_itself(
-    connect: Connect, tmp_path: Path
-) -> None:
+async def test_issued_token_is_reported_once(connect: Connect, tmp_path: Path) -> None:
     said: list[str] = []
     credentials = Credentials("ws-1", origin=API, token="first-token", state_dir=tmp_path)
     script = Script(httpx.Response(200, json={"auth_token": "handed-out-token"}))
@@ -251,7 +245,7 @@ async def test_a_handed_out_token_is_told_of_once_with_its_place_and_without_its
     assert "handed-out-token" not in said[0]
 
 
-async def test_a_handed_out_token_that_cannot_be_kept_is_said_and_used(connect: Connect, tmp_path: Path) -> None:
+async def test_unstorable_token_is_reported_and_used(connect: Connect, tmp_path: Path) -> None:
     said: list[str] = []
     credentials = Credentials("ws-1", origin=API, token="first-token", state_dir=tmp_path / "missing")
     script = Script(httpx.Response(200, json={"auth_token": "handed-out-token"}))
@@ -275,7 +269,7 @@ def event(kind: str) -> bytes:
     return f'data: {{"type":"{kind}","data":{{}}}}\n\n'.encode()
 
 
-async def test_the_stream_opens_then_gives_signals_and_ends_with_its_connection(connect: Connect) -> None:
+async def test_signals_end_with_the_connection(connect: Connect) -> None:
     chunks = Stream(b": ping\n\n", event("ACTIVITY_LOGGED") + event("WORKSPACE_HEARTBEAT")[:9], event("X")[9:])
     script = Script(lambda request: httpx.Response(200, headers={"Content-Type": "text/event-stream"}, stream=chunks))
     signals = [signal async for signal in WorkspaceClient(connect(script)).signals()]
@@ -283,7 +277,7 @@ async def test_the_stream_opens_then_gives_signals_and_ends_with_its_connection(
     assert signals == [Signal.OPENED, Signal.ROW, Signal.ROW]
 
 
-async def test_a_stream_that_is_not_read_to_its_end_is_closed(connect: Connect) -> None:
+async def test_abandoned_stream_is_closed(connect: Connect) -> None:
     closed: list[bool] = []
 
     class Watched(Stream):
@@ -315,15 +309,13 @@ async def test_a_stream_that_is_not_read_to_its_end_is_closed(connect: Connect) 
         (httpx.Response(204), TransientPlatformError),
     ],
 )
-async def test_a_stream_that_is_not_there_says_whether_it_may_come(
-    connect: Connect, response: httpx.Response, error: type[Exception]
-) -> None:
+async def test_missing_stream_raises(connect: Connect, response: httpx.Response, error: type[Exception]) -> None:
     with pytest.raises(error):
         async for _ in WorkspaceClient(connect(Script(response))).signals():
             pass
 
 
-async def test_an_absent_stream_is_not_asked_for_again_for_an_hour(connect: Connect) -> None:
+async def test_absent_stream_is_retried_hourly(connect: Connect) -> None:
     script = Script(httpx.Response(404))
     client = WorkspaceClient(connect(script))
     for _ in range(3):
@@ -334,7 +326,7 @@ async def test_an_absent_stream_is_not_asked_for_again_for_an_hour(connect: Conn
     assert len(script.requests) == 1
 
 
-async def test_a_stream_whose_token_was_rotated_opens_with_the_new_one(connect: Connect, tmp_path: Path) -> None:
+async def test_stream_opens_with_rotated_token(connect: Connect, tmp_path: Path) -> None:
     credentials = Credentials("ws-1", origin=API, token="first-token", state_dir=tmp_path)
     credentials.keep("second-token")
 
