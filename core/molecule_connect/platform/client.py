@@ -2,20 +2,31 @@
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
+from urllib.parse import urlencode
 
-from molecule_connect.config.settings import USUAL_TLS, Tls
-from molecule_connect.errors import AuthError
+from molecule_connect import __version__
+from molecule_connect.config.settings import USUAL_TLS, Tls, check_org_id, check_workspace_id
+from molecule_connect.errors import AuthError, ConfigError
 from molecule_connect.platform.address import parse_address
 from molecule_connect.platform.call_limits import CallLimit
+from molecule_connect.platform.clock import PlatformClock, parse_http_date
 from molecule_connect.platform.credentials import Credentials, TokenSource
 from molecule_connect.platform.endpoints import Operation, Priority
+from molecule_connect.platform.feed_pages import MalformedPageError
+from molecule_connect.platform.http_messages import Headers
 from molecule_connect.platform.rate_limit import RateLimiter
-from molecule_connect.platform.requests import RequestContext
-from molecule_connect.platform.responses import EndpointAbsentError, HttpResponse, judge, not_platform_json
+from molecule_connect.platform.responses import (
+    EndpointAbsentError,
+    HttpResponse,
+    judge,
+    malformed,
+    not_platform_json,
+)
 from molecule_connect.platform.transports import Transports
 
 if TYPE_CHECKING:
@@ -27,6 +38,10 @@ _DEFAULT_RETRY_AFTER = 5.0
 PER_WORKSPACE = 4
 # Concurrent messages to one peer, so that a peer that hangs leaves room for others.
 PER_PEER = 2
+# Seconds until an optional endpoint that the platform doesn't have is tried again.
+ABSENT_SECONDS = 3600.0
+USER_AGENT = f"molecule-connect/{__version__}"
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -63,15 +78,19 @@ class AsyncPlatformClient:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[object]] | None = None,
     ) -> None:
-        self.workspace_id, self.address = workspace_id, parse_address(api_url, insecure=insecure)
+        self.workspace_id = check_workspace_id(workspace_id)
+        check_org_id(org_id)
+        self.address = parse_address(api_url, insecure=insecure)
         self.credentials = credentials or Credentials(
-            workspace_id, origin=self.address.origin, token=token, token_file=token_file
+            self.workspace_id, origin=self.address.origin, token=token, token_file=token_file
         )
-        self._context = RequestContext(
-            self.address, workspace_id=workspace_id, credentials=self.credentials, org_id=org_id, clock=clock
-        )
-        self.workspace_id = self._context.workspace_id
-        self.platform_clock = self._context.platform_clock
+        if self.credentials.origin not in (None, self.address.origin):
+            raise ConfigError(f"the token is for {self.credentials.origin}, not for {self.address.origin}")
+        self.credentials.check()
+        self.platform_clock = PlatformClock(clock)
+        self._org_id, self._clock = org_id, clock
+        self._headers: tuple[str | None, Headers] | None = None
+        self._absent: dict[str, tuple[float, EndpointAbsentError]] = {}
         self._own_transports = None
         if transports is None:
             self._own_transports = Transports(transport=transport, clock=clock, sleep=sleep or asyncio.sleep)
@@ -114,8 +133,8 @@ class AsyncPlatformClient:
             PermanentPlatformError: The platform refused the request, or doesn't have an optional endpoint.
             TransientPlatformError: A retry may succeed; ``outcome`` says how far the request got.
         """
-        self._context.check_absent(operation)
-        token = self._context.token_for(operation)
+        self._check_absent(operation)
+        token = self.credentials.optional() if operation.is_open else self.credentials.current()
         try:
             return await self._call_once(operation, token, sink)
         except AuthError:
@@ -127,13 +146,13 @@ class AsyncPlatformClient:
     @contextlib.asynccontextmanager
     async def open(self, operation: Operation[Any]) -> AsyncIterator[AsyncIterator[bytes]]:
         """Open an event stream and yield the pieces of its body. Raises the errors of ``call``."""
-        self._context.check_absent(operation)
+        self._check_absent(operation)
         token = self.credentials.current()
         for attempt in (1, 2):
             await self.rate_limiter.admit(operation.priority)
             response: HttpResponse | None = None
             try:
-                url, headers = self._context.url(operation), self._context.headers(token)
+                url, headers = self._url(operation), self._headers_with(token)
                 async with self._connections.stream(operation, url, headers) as (response, pieces):
                     self._end(operation, response)
                     self._check_stream(operation, response)
@@ -152,7 +171,7 @@ class AsyncPlatformClient:
         await self._admit(operation)
         response = None
         try:
-            url, headers = self._context.url(operation), self._context.headers(token)
+            url, headers = self._url(operation), self._headers_with(token)
             if operation.to_peer:
                 async with self._messages_to_peers.of(operation.path), self._calls.of(operation.name):
                     response = await self._connections.exchange(operation, url, headers, sink=sink)
@@ -161,7 +180,7 @@ class AsyncPlatformClient:
                     response = await self._connections.exchange(operation, url, headers, sink=sink)
         finally:
             self._end(operation, response)
-        return self._context.read(operation, response)
+        return self._read(operation, response)
 
     async def _admit(self, operation: Operation[Any]) -> None:
         is_read = operation.priority is Priority.READ
@@ -175,7 +194,7 @@ class AsyncPlatformClient:
         if response is None:
             self.rate_limiter.ended(operation.priority)
             return
-        self._context.update_clock(response)
+        self.platform_clock.record(parse_http_date(response.headers.get("date")))
         refused_for = None
         # The platform passes on a 429 of a push peer, which must not delay messages to others.
         is_from_peer = operation.to_peer and response.headers.get("x-ratelimit-remaining", "0") != "0"
@@ -192,6 +211,48 @@ class AsyncPlatformClient:
             try:
                 judge(operation, response, redact=self.credentials.redact)
             except EndpointAbsentError as exc:
-                self._context.remember_absent(operation, exc)
+                self._remember_absent(operation, exc)
                 raise
         raise not_platform_json(operation, response.status, content_type)
+
+    def _url(self, operation: Operation[Any]) -> str:
+        query = f"?{urlencode(operation.params)}" if operation.params else ""
+        return self.address.url(operation.path) + query
+
+    def _headers_with(self, token: str | None) -> Headers:
+        if self._headers is not None and self._headers[0] == token:
+            return self._headers[1]
+        headers = [("Authorization", f"Bearer {token}")] if token is not None else []
+        headers += [
+            # Hosted tenants answer an empty 404 without it (contract, section (d)).
+            ("Origin", self.address.origin),
+            ("X-Workspace-ID", self.workspace_id),
+            ("User-Agent", USER_AGENT),
+            ("Accept-Encoding", "gzip, deflate"),
+            ("Content-Type", "application/json"),
+        ]
+        headers += [("X-Molecule-Org-Id", self._org_id)] if self._org_id else []
+        self._headers = (token, headers)
+        return headers
+
+    def _read(self, operation: Operation[T], response: HttpResponse) -> T:
+        try:
+            reply = judge(operation, response, redact=self.credentials.redact)
+        except EndpointAbsentError as exc:
+            self._remember_absent(operation, exc)
+            raise
+        try:
+            return operation.read(reply)
+        except MalformedPageError as exc:
+            raise malformed(operation, reply, exc) from exc
+
+    def _check_absent(self, operation: Operation[Any]) -> None:
+        until, error = self._absent.get(operation.name, (0.0, None))
+        if error is not None and self._clock() < until:
+            raise EndpointAbsentError(
+                str(error), operation=error.operation, status=error.status, body=error.body, hint=error.hint
+            )
+
+    def _remember_absent(self, operation: Operation[Any], error: EndpointAbsentError) -> None:
+        _log.debug("%s; next try in an hour", error)
+        self._absent[operation.name] = (self._clock() + ABSENT_SECONDS, error)

@@ -235,32 +235,48 @@ def bounded_id(text: str | None) -> str | None:
     return f"{text[: MAX_ID_LENGTH - len(digest) - 1]}~{digest}"
 
 
+_Judgement = tuple[Kind, tuple[Part, ...], str]
+
+
 def _judge(
     row: Mapping[str, Any], envelope: _Envelope, *, method: str, source: str | None, workspace_id: str
-) -> tuple[Kind, tuple[Part, ...], str]:
+) -> _Judgement:
     """Return kind, parts and reason. The order of the checks makes the kinds disjoint."""
     if source is not None and WORKSPACE_ID.match(source) is None:
         return Kind.UNREADABLE, (), "its source_id is not a workspace id (1 to 128 letters, digits, '.', '_' or '-')"
     activity = first_text(row, "activity_type", "type")
     if activity not in (None, FEED_TYPE):
         return (Kind.OWN if source == workspace_id else Kind.HISTORY), _parts_of(envelope), f"activity {activity}"
-    response = row.get("response_body")
-    if source is None and method == "notify" and row.get("request_body") is None:
-        # Without its text, an echo can't be matched to a reply, and it isn't a message of a person either.
-        return (Kind.HISTORY if response is None else Kind.ECHO), _reply_parts(response), ""
-    if source is None and method == "chat_upload_receive" and not envelope.was_posted:
-        return Kind.UPLOAD, read_manifest(envelope.body, workspace_id), ""
+    if source is None and (found := _platform_row(row, envelope, method=method, workspace_id=workspace_id)):
+        return found
     if source == workspace_id:
+        response = row.get("response_body")
         # Rows that were posted to a polling workspace have no response, so the platform wrote this one.
         if method == "delegate_result" and response is not None:
             return Kind.RESULT, _reply_parts(response) or _parts_of(envelope), ""
         return Kind.OWN, _parts_of(envelope), ""
+    return _posted_row(row, envelope, method=method, source=source)
+
+
+def _platform_row(row: Mapping[str, Any], envelope: _Envelope, *, method: str, workspace_id: str) -> _Judgement | None:
+    """Return the judgement of a row without a source that the platform wrote; None if it didn't."""
+    if method == "notify" and row.get("request_body") is None:
+        response = row.get("response_body")
+        # Without its text, an echo can't be matched to a reply, and it isn't a message of a person either.
+        return (Kind.HISTORY if response is None else Kind.ECHO), _reply_parts(response), ""
+    if method == "chat_upload_receive" and not envelope.was_posted:
+        return Kind.UPLOAD, read_manifest(envelope.body, workspace_id), ""
+    return None
+
+
+def _posted_row(row: Mapping[str, Any], envelope: _Envelope, *, method: str, source: str | None) -> _Judgement:
+    """Return the judgement of a row that a person or a peer posted."""
     if envelope.is_response:
         return Kind.ANSWER, _result_parts(envelope.body), bounded_id(first_text(envelope.body, "id")) or ""
     parts = _parts_of(envelope)
     if _is_answer(envelope):
         return Kind.ANSWER, parts, bounded_id(first_text(envelope.molecule, "in_reply_to")) or ""
-    if response is not None or str(row.get("status")).lower() == "error":
+    if row.get("response_body") is not None or str(row.get("status")).lower() == "error":
         return Kind.HISTORY, parts, first_text(row, "error_detail") or ""
     if source is None and (method in _PEER_METHODS or "delegation_id" in envelope.metadata):
         return Kind.UNREADABLE, parts, "a peer wrote it, but the row does not say which"

@@ -1,4 +1,4 @@
-"""The parts of a message in every shape that has been seen on the wire, and what tells two messages' parts apart.
+"""The parts of a message, in every shape that is in use, and their fingerprint.
 
 Shapes: ``kind`` (A2A 0.3), ``type`` (older clients), neither (A2A 1.0, the member says what it is); files nested
 under ``file`` or flat, by address or with their bytes. A part that fits none of them is kept whole as a ``DataPart``.

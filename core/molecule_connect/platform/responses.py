@@ -72,7 +72,7 @@ def judge(operation: Operation[Any], response: HttpResponse, *, redact: Callable
     found = _decode(response.body) if operation.body_format is BodyFormat.JSON or response.status >= 300 else None
     if response.status in operation.accepts:
         return _reply(response, found)
-    if _is_peers_own(operation, response, found):
+    if _is_from_peer(operation, response, found):
         if found is _NOT_JSON:
             # Malformed JSON, or the peer's own text.
             is_json = response.body.lstrip()[:1] in (b"{", b"[")
@@ -137,7 +137,7 @@ def _was_delivered(response: HttpResponse, found: Any) -> bool:
     return response.status == 502 and isinstance(found, dict) and found.get("delivery_confirmed") is True
 
 
-def _is_peers_own(operation: Operation[Any], response: HttpResponse, found: Any) -> bool:
+def _is_from_peer(operation: Operation[Any], response: HttpResponse, found: Any) -> bool:
     """Whether a push peer responded, through the platform. The peer has the message then.
 
     ``_good`` handles a JSON-RPC error with status 200.
@@ -151,10 +151,10 @@ def _is_peers_own(operation: Operation[Any], response: HttpResponse, found: Any)
         is_json = response.headers.get("content-type", "").startswith("application/json")
         return found is _NOT_JSON and (is_platforms or is_json) and not _is_page(response)
     # 404, 502 and 503 may be from a web server in front of a peer that is down.
-    return response.status == 500 and is_platforms and not _platform_words(found)
+    return response.status == 500 and is_platforms and not _platform_message(found)
 
 
-def _may_be_peers_own(operation: Operation[Any], response: HttpResponse) -> bool:
+def _may_be_from_peer(operation: Operation[Any], response: HttpResponse) -> bool:
     """Whether a response that isn't the platform's JSON may be from the peer, or from a web server in front of it."""
     if operation.name != "a2a" or not response.body.strip() or response.status in _ABSENT:
         return False
@@ -172,7 +172,7 @@ def _good(operation: Operation[Any], response: HttpResponse, found: Any, *, reda
                 operation,
                 response.status,
                 response.headers.get("content-type", ""),
-                about_peer=_may_be_peers_own(operation, response),
+                about_peer=_may_be_from_peer(operation, response),
             )
         found = None
     if (
@@ -181,7 +181,7 @@ def _good(operation: Operation[Any], response: HttpResponse, found: Any, *, reda
         and found.get("error")
         and response.status == 200
     ):
-        words = redact(sanitize(_words(found["error"])))
+        words = redact(sanitize(_message_of(found["error"])))
         raise PermanentPlatformError(
             f"{operation.name}: 200, but the peer refused: {words}",
             operation=operation.name,
@@ -208,18 +208,20 @@ def _error(
     operation: Operation[Any], response: HttpResponse, found: Any, *, redact: Callable[[str], str]
 ) -> PlatformError:
     status, name = response.status, operation.name
-    said = _platform_words(found)
+    reason = _platform_message(found)
     text = response.body[: 4 * _MAX_BODY].decode("utf-8", "replace")
-    words = redact(sanitize(said or ("" if "<" in text[:200] else text)))
+    words = redact(sanitize(reason or ("" if "<" in text[:200] else text)))
     message = f"{name}: {status} {words}".rstrip() if words else f"{name}: {status} without a message of the platform"
     body = redact(sanitize(text, limit=_MAX_BODY))
-    may_be_peers = not said and _may_be_peers_own(operation, response)
-    if status == 401 and not may_be_peers:
+    may_be_from_peer = not reason and _may_be_from_peer(operation, response)
+    if status == 401 and not may_be_from_peer:
         hint = "the platform refused the token: pass a current one (canvas, workspace tokens)"
         return AuthError(message, operation=name, status=status, body=body, hint=hint)
-    if operation.body_format in (BodyFormat.PAGE, BodyFormat.ROW) and (status == 410 or _is_no_cursor(operation, said)):
+    if operation.body_format in (BodyFormat.PAGE, BodyFormat.ROW) and (
+        status == 410 or _is_invalid_cursor(operation, reason)
+    ):
         return CursorExpiredError(message, operation=name, status=status, body=body)
-    if status in FINAL and said:
+    if status in FINAL and reason:
         hint = _own_hint(found) or _HINTS.get(status, "")
         return PermanentPlatformError(message, operation=name, status=status, body=body, hint=hint)
     if operation.is_optional and status in _ABSENT:
@@ -232,41 +234,41 @@ def _error(
         operation=name,
         status=status,
         retry_after=_retry_after(response, found),
-        outcome=Outcome.UNKNOWN if status >= 500 or may_be_peers else Outcome.NOT_TAKEN,
-        platform_said=bool(said),
-        about_peer=may_be_peers or _is_peers_affair(operation, status, said),
-        hint=_hint(operation, response, said),
+        outcome=Outcome.UNKNOWN if status >= 500 or may_be_from_peer else Outcome.NOT_TAKEN,
+        platform_said=bool(reason),
+        about_peer=may_be_from_peer or _is_about_peer(operation, status, reason),
+        hint=_hint(operation, response, reason),
     )
 
 
-def _is_no_cursor(operation: Operation[Any], said: str) -> bool:
+def _is_invalid_cursor(operation: Operation[Any], reason: str) -> bool:
     """Whether the read starts after an id that the platform can never look up, because it isn't a UUID (contract 2.6).
 
     The platform returns the same error if its database fails, but then the id is a UUID.
     """
     since_id = dict(operation.params).get("since_id")
-    return said == "cursor lookup failed" and since_id is not None and not is_uuid(since_id)
+    return reason == "cursor lookup failed" and since_id is not None and not is_uuid(since_id)
 
 
-def _is_peers_affair(operation: Operation[Any], status: int, said: str) -> bool:
-    is_down = status in (502, 503) and any(words in said for words in _PEER_IS_DOWN)
-    return operation.name == "a2a" and (is_down or (status == 402 and bool(said)))
+def _is_about_peer(operation: Operation[Any], status: int, reason: str) -> bool:
+    is_down = status in (502, 503) and any(words in reason for words in _PEER_IS_DOWN)
+    return operation.name == "a2a" and (is_down or (status == 402 and bool(reason)))
 
 
-def _hint(operation: Operation[Any], response: HttpResponse, said: str) -> str:
+def _hint(operation: Operation[Any], response: HttpResponse, reason: str) -> str:
     if 300 <= response.status < 400:
         return "use the address that it points to as the API address, if that is the platform's"
-    if response.status in (404, 405) and not said:
+    if response.status in (404, 405) and not reason:
         return (
             "a 404 without a body is the edge's rule on Origin or on the organization header (--org-id), "
             "a wrong workspace id, or an API address with a wrong path"
         )
     if response.status in _HINTS:
         return _HINTS[response.status]
-    return "" if said or response.status >= 500 else _EDGE
+    return "" if reason or response.status >= 500 else _EDGE
 
 
-def _platform_words(found: Any) -> str:
+def _platform_message(found: Any) -> str:
     """Return the error message if the body is the platform's JSON, else ""."""
     if not isinstance(found, dict):
         return ""
@@ -276,7 +278,7 @@ def _platform_words(found: Any) -> str:
     return "the workspace is deleted" if found.get("deleted") is True else ""
 
 
-def _words(error: Any) -> str:
+def _message_of(error: Any) -> str:
     message = error.get("message") if isinstance(error, dict) else None
     return message if isinstance(message, str) else error if isinstance(error, str) else json.dumps(error)
 
@@ -291,10 +293,10 @@ def _target(response: HttpResponse) -> str:
 
 
 def _retry_after(response: HttpResponse, found: Any) -> float | None:
-    said = response.headers.get("retry-after", "").strip()
-    if said.isascii() and said.isdigit():
-        return float(said[:9])
-    until, now = parse_http_date(said), parse_http_date(response.headers.get("date"))
+    header = response.headers.get("retry-after", "").strip()
+    if header.isascii() and header.isdigit():
+        return float(header[:9])
+    until, now = parse_http_date(header), parse_http_date(response.headers.get("date"))
     if until is not None and now is not None:
         return max(0.0, (until - now) / SECOND_US)
     value = found.get("retry_after") if isinstance(found, dict) else None
