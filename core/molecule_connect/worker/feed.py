@@ -221,7 +221,7 @@ class FeedReader:
     async def _after_refusal(self, sweep: Sweep, exc: PermanentPlatformError) -> list[Sweep]:
         """The sweeps to read instead of *sweep*, whose page was refused."""
         if isinstance(sweep, Forward) and sweep.people:
-            # The row is gone, or the platform can't select rows. The other reads include the rows of people.
+            # The row was deleted, or the platform can't select rows. The other reads include the rows of people.
             self._people_tip = None
             return []
         if not isinstance(sweep, Forward) or not isinstance(exc, CursorExpiredError):
@@ -300,7 +300,8 @@ class FeedReader:
             items = sweep.advance(page)
         else:
             sweep.advance(page)
-            items = page.items
+            # A page of a platform that ignores since_id can contain rows below the floor.
+            items = () if sweep.is_ignored else page.items
         messages = sum(map(self._store.is_awaited, items))
         complete = self._is_complete(sweep, page)
         return FeedPage(items=items, now=self._clock.now(), messages=messages, complete=complete)

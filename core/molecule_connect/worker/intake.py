@@ -1,4 +1,4 @@
-"""Reads a workspace's feed whenever it is due, retries failed reads, and reports what keeps it from reading."""
+"""Reads a workspace's feed whenever a read is due, retries failed reads, and reports problems."""
 
 import asyncio
 import contextlib
@@ -13,20 +13,21 @@ from molecule_connect.worker.ports import Feed, Pace
 from molecule_connect.worker.presence import Registration
 from molecule_connect.worker.status import Status
 
-# A refused token can be a blip of the platform's database. This many refusals over this many seconds are not.
+# A refused token can be a short outage of the platform's database, but not after this many refusals over this many
+# seconds.
 REFUSALS, REFUSED_FOR = 3, 60.0
 REFUSED_WAIT = Backoff(first=2.0, cap=30.0)
 READ_WAIT = Backoff(first=0.5, cap=30.0)
 JOURNAL_WAIT = 5.0
 EXPIRED_TOO_OFTEN = 2
-# Failures that last this long, in seconds, or must not be retried for this long, are lasting ones.
+# A problem is lasting after this many seconds, or if the retry is further away than this.
 LASTING = 10.0
 # Report a page that takes this long to arrive, in seconds: no message is received meanwhile.
 SLOW_PAGE = 25.0
 
 
 class Intake:
-    """Provides one workspace's pages until cancelled, or until the workspace is gone."""
+    """Provides the pages of one workspace until it is cancelled, or the workspace is deleted."""
 
     def __init__(self, reader: FeedReader, polling: Polling, registration: Registration, status: Status) -> None:
         self._reader = reader
@@ -42,7 +43,7 @@ class Intake:
         """The pages of all reads. Each must be stored before the next one is requested.
 
         Raises:
-            WorkspaceDeletedError: There is nothing to read any more.
+            WorkspaceDeletedError: The workspace was deleted.
         """
         self._is_reading = True
         try:
@@ -92,8 +93,8 @@ class Intake:
             return self._status.clear("intake")
         self._status.report(
             "intake",
-            "the platform answers each read with 410: it does not know the rows that it showed before",
-            "messages are still read, from the newest back; report it to the platform's operator",
+            "the platform answers each read with 410: it no longer knows rows that it returned before",
+            "messages are still read, from the newest row back; report this to the platform's operator",
             lasting=True,
         )
         return False
@@ -161,7 +162,7 @@ class WatchedFeed:
     async def _watch(self) -> None:
         await asyncio.sleep(SLOW_PAGE)
         while self._pace.is_queued:  # noqa: ASYNC110 - a rate limit has no events
-            # Waiting for its turn under the rate limit is no problem of the platform.
+            # The request waits for its turn under the rate limit: not a problem of the platform.
             await asyncio.sleep(SLOW_PAGE)
         if not self._status.is_broken("intake"):
             self._status.report(

@@ -152,17 +152,18 @@ class Polling:
         if self._taken and not messages:
             soon, later = (now + delay for delay in LATE_READS)
             self._late_reads = [min([soon, *self._late_reads]), later]
-        if self._trigger in (Trigger.REGULAR, Trigger.POLL):
-            if messages and self._connected and not self._event_since_read:
-                self._distrusted_until = now + DISTRUST
-                self._report_trust()
-            self._easing = min(SLOWEST_POLL, self._easing * POLL_EASING)
-        if self._taken:
-            self._empty_wakeups += 1
-        if messages:
-            self._easing = FASTEST_POLL
         if rows:
             self._empty_wakeups = 0
+        elif self._taken:
+            self._empty_wakeups += 1
+        is_poll = self._trigger in (Trigger.REGULAR, Trigger.POLL)
+        if is_poll and messages and self._connected and not self._event_since_read:
+            self._distrusted_until = now + DISTRUST
+            self._report_trust()
+        if messages:
+            self._easing = FASTEST_POLL
+        elif is_poll:
+            self._easing = min(SLOWEST_POLL, self._easing * POLL_EASING)
         if not self._pending:
             self._event_since_read = False
 
