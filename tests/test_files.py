@@ -18,7 +18,7 @@ from molecule_connect.journal.schema import open_file
 from molecule_connect.process.orphans import RunMarks
 from molecule_connect.worker.file_folder import FileFolder
 from molecule_connect.worker.lease import lease
-from molecule_connect.worker.status import SavedStatus, read_status, status_path, write_status
+from molecule_connect.worker.status_file import SavedStatus, read_status, status_path, write_status
 
 OTHER = 54321
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")

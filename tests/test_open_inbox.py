@@ -28,7 +28,7 @@ from molecule_connect import (
     open_inbox,
 )
 from molecule_connect.worker.lease import lease
-from molecule_connect.worker.status import read_status
+from molecule_connect.worker.status_file import read_status
 from molecule_connect_sandbox.testing import Sandbox, Workspace
 
 GENERATIONS = ("2026-08", "2026-05")

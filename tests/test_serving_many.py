@@ -22,7 +22,7 @@ from molecule_connect.deployment import Deployment
 from molecule_connect.errors import AuthError, ConfigError, FleetError
 from molecule_connect.models import Request, Response
 from molecule_connect.plugins.hookspecs import hookimpl
-from molecule_connect.worker.refused_blocks import read_refused_blocks
+from molecule_connect.worker.status_file import read_refused_blocks
 
 ORIGINS = ("https://one.example", "https://two.example:8443", "http://localhost:8080")
 

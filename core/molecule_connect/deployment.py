@@ -12,8 +12,7 @@ from molecule_connect.config.load import Refused, WorkspacesError, lines_of, wit
 from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.errors import ConfigError, MoleculeError
 from molecule_connect.runtime import Notices, Runtime, WorkspaceRunner, credentials_of, plugin_host, report_permissions
-from molecule_connect.worker.refused_blocks import RefusedBlocksFile
-from molecule_connect.worker.status import Problem
+from molecule_connect.worker.status_file import Problem, RefusedBlocksFile
 from molecule_connect.worker.supervisor import Supervisor
 
 # Workspaces whose plugins are checked at the same time.

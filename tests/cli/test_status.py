@@ -21,8 +21,7 @@ from molecule_connect.journal.journal import FILE_NAME, Journal
 from molecule_connect.journal.models import Conversation
 from molecule_connect.models import Inbound, Kind, TextPart
 from molecule_connect.worker.lease import lease
-from molecule_connect.worker.refused_blocks import RefusedBlocksFile
-from molecule_connect.worker.status import Problem, SavedStatus, status_path
+from molecule_connect.worker.status_file import Problem, RefusedBlocksFile, SavedStatus, status_path
 
 Molecule = Callable[..., Any]
 # Times here are told relative to this, and moved to the time of the test.

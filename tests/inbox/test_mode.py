@@ -14,7 +14,7 @@ from molecule_connect.inbox.inbox import Inbox
 from molecule_connect.journal.inbox import InboxStore
 from molecule_connect.journal.journal import Journal
 from molecule_connect.models import BLANK, Kind, Progress, Request, Response
-from molecule_connect.worker.status import read_status
+from molecule_connect.worker.status_file import read_status
 from molecule_connect.worker.worker import Worker
 
 

@@ -25,7 +25,7 @@ from molecule_connect.journal.journal import FILE_NAME, Journal
 from molecule_connect.journal.models import State, StoredReply
 from molecule_connect.models import DataPart, FilePart, Inbound, Kind, Progress, Request, Response, TextPart
 from molecule_connect.worker.lease import holder, lease
-from molecule_connect.worker.status import SavedStatus, read_status, status_path
+from molecule_connect.worker.status_file import SavedStatus, read_status, status_path
 
 NOW = round(EPOCH * 1e6)
 

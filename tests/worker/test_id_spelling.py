@@ -15,7 +15,7 @@ from molecule_connect.journal.journal import Journal
 from molecule_connect.journal.models import State
 from molecule_connect.platform.credentials import Credentials
 from molecule_connect.worker.lease import holder, lease
-from molecule_connect.worker.status import read_status
+from molecule_connect.worker.status_file import read_status
 
 ID = "dc98486f-8e1e-44fc-94c0-ba89c005241b"
 OLD = ID.upper()

@@ -12,7 +12,7 @@ from molecule_connect import events
 from molecule_connect.errors import AuthError, PlatformError, TransientPlatformError
 from molecule_connect.journal.journal import Journal
 from molecule_connect.models import Outgoing
-from molecule_connect.worker.status import read_status
+from molecule_connect.worker.status_file import read_status
 
 Refuses = Callable[[Outgoing], PlatformError | None]
 REFUSED = AuthError("send: 401", operation="send", status=401, body="", hint="give a current token")

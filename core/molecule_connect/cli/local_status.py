@@ -12,8 +12,7 @@ from molecule_connect.journal.inspect import Inspection, MessageSummary
 from molecule_connect.journal.models import State
 from molecule_connect.models import canonical_id
 from molecule_connect.worker.lease import Holder, holder
-from molecule_connect.worker.refused_blocks import read_refused_blocks
-from molecule_connect.worker.status import Problem, SavedStatus, read_status
+from molecule_connect.worker.status_file import Problem, SavedStatus, read_refused_blocks, read_status
 
 _SHOWN_RUNNING = 20
 

@@ -264,7 +264,7 @@ def _may(chosen: "Sequence[MessageSummary]", effects: Sequence[str], verb: str, 
 
 
 def _is_inbox(folder: Path, workspace_id: str) -> bool:
-    from molecule_connect.worker.status import read_status
+    from molecule_connect.worker.status_file import read_status
 
     status = read_status(folder, workspace_id)
     return status is not None and status.inbox

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from molecule_connect.cli.local_status import LocalStatus
-    from molecule_connect.worker.status import Problem
+    from molecule_connect.worker.status_file import Problem
 
 NOT_WELL = 1
 
@@ -54,7 +54,7 @@ def status(ctx: click.Context, workspace_id: str | None, as_json: bool, state_di
 
 
 def _lines(found: "Sequence[LocalStatus]", folder: "Path", now: float) -> Iterator[str]:
-    from molecule_connect.worker.status import status_path
+    from molecule_connect.worker.status_file import status_path
 
     if not found:
         yield f"no connector runs: nothing was served from {folder} yet"

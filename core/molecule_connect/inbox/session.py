@@ -32,7 +32,7 @@ from molecule_connect.platform.workspace_client import WorkspaceClient
 from molecule_connect.runtime import Notices, Runtime
 from molecule_connect.worker.clock import Clock
 from molecule_connect.worker.lease import Holder, holder
-from molecule_connect.worker.status import SavedStatus, read_status
+from molecule_connect.worker.status_file import SavedStatus, read_status
 from molecule_connect.worker.uploads import Attachments
 from molecule_connect.worker.worker import Worker
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import os
 import socket
 import time
@@ -13,27 +12,18 @@ from typing import Any
 
 import attrs
 
-from molecule_connect import events, files
+from molecule_connect import events
 from molecule_connect.config.settings import WorkspaceSettings
-from molecule_connect.config.state_dir import state_file
 from molecule_connect.errors import MoleculeError, without_credentials
 from molecule_connect.journal.inbox import InboxStore
 from molecule_connect.journal.incoming import Stored
 from molecule_connect.journal.journal import WorkspaceJournal
 from molecule_connect.journal.models import State, StoredMessage, in_words
 from molecule_connect.models import Kind, Presence
+from molecule_connect.worker.status_file import REFRESH, Problem, SavedStatus, status_path, write_status
 
-SUFFIX = ".status"
-# The status file is written after changes, at most once a second, and at least every 30 s: a process with an older file
-# hangs.
-REFRESH, PAUSE = 30.0, 1.0
-
-# A process whose status file is older than this, in seconds, hangs.
-SILENT_AFTER = 3 * REFRESH + 5
-# Seconds without an accepted heartbeat that are a problem: the platform shows the workspace as offline after 90 s.
-HEARTBEAT_LATE = 120.0
-# Problems of these parts don't affect messages.
-MINOR_PARTS = frozenset(("stream", "cursor file", "peer budget", "journal size"))
+# Seconds between writes of the status file after changes.
+SAVE_PAUSE = 1.0
 
 # The error rate covers this many seconds, and needs at least this many attempts.
 OUTCOME_AGE = 300.0
@@ -44,74 +34,6 @@ MOST_OUTCOMES = 200
 FOREIGN_SECONDS = 600.0
 # The platform clamps the spend there (contract 2.2).
 MOST_CENTS = 10**12
-
-
-@attrs.frozen(kw_only=True)
-class Problem:
-    """A problem of a workspace; ``since`` is seconds since 1970."""
-
-    part: str
-    reason: str
-    hint: str = ""
-    since: float = 0.0
-
-
-@attrs.frozen(kw_only=True)
-class SavedStatus:
-    """The content of a status file. Contains no secrets. Times are seconds since 1970 by this machine's clock.
-
-    Attributes:
-        written: When the file was written.
-        last_beat: When the platform last accepted a heartbeat.
-        listening: How new messages are noticed: "stream", "polling", or empty until that is known.
-        ailments: The current problems.
-        ended: The error that ended the worker; None while it runs.
-        inbox: The workspace has no backend: readers, in any process of this machine, claim its messages.
-    """
-
-    workspace_id: str
-    pid: int = 0
-    host: str = ""
-    started: float = 0.0
-    written: float = 0.0
-    api_url: str = ""
-    backend: str = ""
-    registered: bool = False
-    last_beat: float | None = None
-    listening: str = ""
-    paused: bool = False
-    stopping: bool = False
-    ailments: tuple[Problem, ...] = ()
-    ended: Problem | None = None
-    inbox: bool = False
-
-    def is_of(self, pid: int) -> bool:
-        """Whether the process *pid*, which serves the workspace, wrote this; otherwise an earlier process did."""
-        return self.pid == pid and self.ended is None
-
-    def is_silent(self, now: float) -> bool:
-        """Whether the process that wrote this hangs. A time in the future was written before the clock was set back."""
-        return abs(now - self.written) > SILENT_AFTER
-
-    def problems(self, now: float) -> tuple[Problem, ...]:
-        """The problems of the running worker, including late heartbeats."""
-        since = self.last_beat or self.started
-        is_late = now - since > HEARTBEAT_LATE and not self.stopping
-        if not is_late or any(problem.part == "heartbeat" for problem in self.ailments):
-            return self.ailments
-        return (*self.ailments, Problem(part="heartbeat", reason="the platform accepted none for a while", since=since))
-
-    def state(self, problems: Sequence[Problem], now: float) -> str:
-        """The state of the running worker: silent, stopping, trouble (of *problems*), paused, running or starting."""
-        if self.is_silent(now):
-            return "silent"
-        if self.stopping:
-            return "stopping"
-        if any(problem.part not in MINOR_PARTS for problem in problems):
-            return "trouble"
-        if self.paused:
-            return "paused"
-        return "running" if self.registered else "starting"
 
 
 class Status:
@@ -335,7 +257,7 @@ class Status:
                     await self._saved_changed.wait()
             self._saved_changed.clear()
             self._save(folder)
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(SAVE_PAUSE)
 
     def _save(self, folder: Path) -> None:
         self._saved = attrs.evolve(self._saved, written=self._wall())
@@ -461,45 +383,6 @@ class _Outcomes:
         self._by_caller = {caller: kept for caller, kept in self._by_caller.items() if kept[-1].when >= since}
         recent = (one for kept in self._by_caller.values() for one in kept if one.when >= since)
         return sorted(recent, key=lambda one: one.when)
-
-
-def status_path(folder: Path, workspace_id: str) -> Path:
-    """The status file of *workspace_id*. Never a cursor file: those end in ``.json``."""
-    return folder / f"{workspace_id}{SUFFIX}"
-
-
-def write_status(folder: Path, status: SavedStatus) -> None:
-    """Write the status file. A file that can't be written is skipped: no message depends on it."""
-    write_file(status_path(folder, status.workspace_id), json.dumps(attrs.asdict(status)).encode())
-
-
-def read_status(folder: Path, workspace_id: str) -> SavedStatus | None:
-    """The content of the status file; None if there is no valid one."""
-    try:
-        content = json.loads(files.read(state_file(folder, workspace_id, SUFFIX), of_anyone=True))
-        known = {field.name for field in attrs.fields(SavedStatus)}
-        values = {name: value for name, value in content.items() if name in known}
-        values["ailments"] = tuple(Problem(**one) for one in values.get("ailments", ()))
-        values["ended"] = Problem(**values["ended"]) if values.get("ended") else None
-        return SavedStatus(**values)
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
-        return None
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Replace the file, or overwrite it on a full disk. Errors are ignored. Only one process may write *path*."""
-    new = path.with_name(f".{path.name}.new")
-    try:
-        new.unlink(missing_ok=True)
-        descriptor = files.open_file(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        new.replace(path)
-    except OSError:
-        # A full disk still has the blocks of the old file.
-        with contextlib.suppress(OSError), os.fdopen(files.open_file(path, os.O_RDWR), "r+b") as file:
-            file.write(content)
-            file.truncate()
 
 
 def _now() -> float:
