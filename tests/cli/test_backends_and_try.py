@@ -37,7 +37,7 @@ def test_where_no_backend_answers_the_install_line_is_that_of_this_interpreter(
 
     assert molecule("backends").stdout == (
         "no backend that answers is installed; "
-        f'a first one: {shlex.quote(sys.executable)} -m pip install "molecule-connect[mock]"\n'
+        f'to install one: {shlex.quote(sys.executable)} -m pip install "molecule-connect[mock]"\n'
     )
 
 
@@ -129,8 +129,8 @@ def keyed(config):
     [
         ("parrot", 0, "parrot  fake-good 1.0  ok"),
         ("late", 0, "closed\nlate  fake-factories 1.0  ok"),
-        ("picky", 0, "ok so far, and not made: backend picky needs the option 'key'"),
-        ("keyed", 0, "ok so far, and not made: backend keyed needs the option 'key'"),
+        ("picky", 0, "ok so far, but not created: backend picky needs the option 'key'"),
+        ("keyed", 0, "ok so far, but not created: backend keyed needs the option 'key'"),
         ("empty", 2, "does not implement handle_a2a"),
         ("unready", 2, "unready is not ready: backend unready: no login"),
         ("broken", 2, "SystemExit"),
@@ -287,7 +287,7 @@ def test_a_plugin_cannot_take_the_name_of_a_built_in_command(molecule: Molecule)
     assert "Serve a workspace" in molecule("connect", "--help").stdout
 
 
-@pytest.mark.parametrize(("name", "words"), [("shatter", "SystemExit"), ("stone", "no click command")])
+@pytest.mark.parametrize(("name", "words"), [("shatter", "SystemExit"), ("stone", "not a click command")])
 def test_a_broken_command_of_a_plugin_breaks_itself_alone(molecule: Molecule, name: str, words: str) -> None:
     result = molecule(name)
 

@@ -176,12 +176,12 @@ def test_an_inbox_shows_its_answers_and_who_has_what(messages: Molecule, book: B
     book.write("row-c", "an answer to a backend", kind=Kind.ANSWER, caller_id="peer")
     book.take(90)
     listed = messages("list").stdout
-    assert "answer: forty-two | with a reader, for " in listed
+    assert "answer: forty-two | claimed by a reader, for " in listed
     assert "what now?" in listed
     assert "row-c" not in listed
     shown = messages("show", "row-a").stdout
     assert "kind           answer" in shown
-    assert "held           with a reader" in shown
+    assert "held           claimed by a reader" in shown
     (told,) = (one for one in json.loads(messages("list", "--json").stdout)["messages"] if one["row_id"] == "row-a")
     assert (told["kind"], told["state"]) == ("answer", "held")
     assert told["held_until"] is not None
@@ -190,7 +190,7 @@ def test_an_inbox_shows_its_answers_and_who_has_what(messages: Molecule, book: B
 def test_a_hold_that_is_over_says_so(messages: Molecule, book: Book) -> None:
     book.write("row-a", "hello", inbox=True)
     book.take(0)
-    assert "its reader did not finish it" in messages("list").stdout
+    assert "its claim has expired" in messages("list").stdout
 
 
 def test_several_workspaces_are_told_apart_and_an_unknown_one_is_refused(messages: Molecule, book: Book) -> None:
@@ -202,7 +202,7 @@ def test_several_workspaces_are_told_apart_and_an_unknown_one_is_refused(message
     assert "row-1" not in messages("list", "ws_2").stdout
     unknown = messages("list", "ws_3")
     assert unknown.code == 2
-    assert "error: the journal knows nothing of 'ws_3'\nwhat to do: it knows ws_1, ws_2" in unknown.stderr
+    assert "error: the journal has no messages of 'ws_3'\nwhat to do: it has those of ws_1, ws_2" in unknown.stderr
 
 
 def test_json_is_one_document_with_whole_ids(messages: Molecule, book: Book) -> None:
@@ -253,7 +253,7 @@ def test_all_of_a_message_is_shown(messages: Molecule, book: Book) -> None:
 def test_a_senders_uri_is_not_shown_as_a_path(messages: Molecule, book: Book, uri: str) -> None:
     book.write("row-1", FilePart(uri=uri, name="x"))
 
-    assert f'    file x (of unknown type) no path; its uri is given as "{uri}"\n' in messages("show", "row").stdout
+    assert f'    file x (of unknown type) no path; the sender gave the uri "{uri}"\n' in messages("show", "row").stdout
     (part,) = json.loads(messages("show", "row", "--json").stdout)["parts"]
     assert "path" not in part["file"]
 
@@ -339,9 +339,9 @@ def test_a_replay_says_what_will_happen_and_happens(messages: Molecule, book: Bo
     assert result.code == 0
     assert result.stdout == (
         'row-1 of person, "hello": the backend runs again\n'
-        'row-2 of person, "again": the stored answer is sent again\n'
+        'row-2 of person, "again": the stored reply is sent again\n'
         "replayed 2 messages\n"
-        "ws_1: no connector runs; it begins when 'molecule connect ws_1' is started\n"
+        "ws_1: no connector runs; start 'molecule connect ws_1' to process it\n"
     )
     assert (book.state("row-1"), book.state("row-2")) == (State.RECEIVED, State.RECEIVED)
 
@@ -354,7 +354,7 @@ def test_what_was_put_off_for_days_can_be_tried_at_once(messages: Molecule, book
     result = messages("replay", "row-1")
 
     assert result.stdout.splitlines()[:2] == [
-        'row-1 of person, "hello": it is tried at once, and put off again if what it waits for has not come',
+        'row-1 of person, "hello": it is processed now, and deferred again if necessary',
         "replayed 1 message",
     ]
     assert "in 8 d" not in messages("list").stdout
@@ -375,7 +375,7 @@ def test_a_replay_says_when_a_connector_takes_it_up(messages: Molecule, book: Bo
     with lease(book.folder, "ws_1"):
         result = messages("replay", "row-1")
 
-    assert "ws_1: the connector that runs takes it up within a second" in result.stdout
+    assert "ws_1: the running connector takes it up within a second" in result.stdout
 
 
 def test_all_that_is_dead_for_one_reason_is_replayed_and_unreadable_rows_are_left(
@@ -390,7 +390,7 @@ def test_all_that_is_dead_for_one_reason_is_replayed_and_unreadable_rows_are_lef
     assert [book.state(f"row-{n}") for n in (1, 2, 3)] == [State.RECEIVED, State.DEAD, State.DEAD]
     assert "replayed 1 message\n" in messages("replay", "--all-dead").stdout
     nothing = messages("replay", "--all-dead")
-    assert (nothing.code, nothing.stdout) == (0, "no dead letter fits; nothing to do\n")
+    assert (nothing.code, nothing.stdout) == (0, "no dead letter matches; nothing to do\n")
 
 
 def test_many_are_told_in_short(messages: Molecule, book: Book) -> None:
@@ -407,10 +407,10 @@ def test_many_are_told_in_short(messages: Molecule, book: Book) -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["replay"], "name row ids, or pass --all-dead"),
-        (["replay", "row-1", "--all-dead"], "one of the two"),
+        (["replay"], "pass either row ids or --all-dead"),
+        (["replay", "row-1", "--all-dead"], "pass either row ids or --all-dead"),
         (["replay", "row-1", "--reason", "loop"], "--reason goes with --all-dead"),
-        (["replay", "row-1", "row-open"], "row-open is received: only what is dead, or waits"),
+        (["replay", "row-1", "row-open"], "row-open is received: only dead letters and deferred"),
         (["replay", "row-1", "gone"], "no message has a row id that begins with 'gone'"),
         (["replay", "row-1", "odd"], "odd cannot be replayed: unreadable:"),
         (["replay", "row"], "fits more than one message"),

@@ -207,7 +207,7 @@ def test_credentials_in_an_address_of_a_list_are_never_shown(molecule: Molecule)
     listed = f'[{{"id": "ws_1", "token": "t0k3n", "api_url": "{WITH_CREDENTIALS}"}}]'
     result = molecule("connect", "--backend", "parrot", MOLECULE_WORKSPACES=listed)
 
-    assert_refused(result, "the API address of platform.example holds a user name or password")
+    assert_refused(result, "the API address of platform.example contains a user name or password")
     assert "hunter2" not in result.output
 
 

@@ -1,4 +1,4 @@
-"""``molecule backends``: what is installed, and the options of one."""
+"""``molecule backends``: list the installed backends, or the options of one."""
 
 import click
 
@@ -9,9 +9,9 @@ from molecule_connect.plugins.entry_points import BACKENDS
 
 @click.command(short_help="List the installed backends, or the options of one.")
 @click.argument("name", required=False, type=PluginName(BACKENDS))
-@click.option("--check", is_flag=True, help="Import each and look at its hooks; make the one that is named.")
+@click.option("--check", is_flag=True, help="Import each backend and check its hooks; create the one that is named.")
 def backends(name: str | None, check: bool) -> None:
-    """List the installed backends; with NAME, the options of that one. Nothing is served."""
+    """List the installed backends, or the options of the backend NAME."""
     if name is None:
         _list(check)
     elif check:
@@ -29,10 +29,10 @@ def _list(check: bool) -> None:
         state = plugin.problem or ("ok" if check else "")
         click.echo(f"{plugin.name:{width}}  {plugin.origin}" + (f"  {state}" if state else ""))
     if all(plugin.name == "inbox" for plugin in found):
-        click.echo(f"no backend that answers is installed; a first one: {install_line('mock')}")
+        click.echo(f"no backend that answers is installed; to install one: {install_line('mock')}")
     if not check:
         return
-    # What such a distribution meant to offer may be missing from the list, and nothing else would say so.
+    # Backends of such a distribution may be missing from the list.
     files = malformed()
     for origin, faults in files.items():
         click.echo(f"{'?':{width}}  {origin}  entry_points.txt is malformed: {'; '.join(faults)}")
@@ -44,40 +44,40 @@ def _list(check: bool) -> None:
         wrong.append(f"the entry points of {', '.join(names)} are malformed")
     if wrong:
         raise PluginError(
-            "; ".join(wrong), hint="mend, upgrade or remove the distributions named above; the others work"
+            "; ".join(wrong), hint="fix, upgrade or remove the distributions named above; the others work"
         )
 
 
 def _check(name: str) -> None:
-    """Make it without options and close it: only its factory tells what comes of it."""
+    """Create the backend without options, and close it: only its factory can show whether it works."""
     import asyncio
 
     from molecule_connect.plugins import discovery
 
     plugin = discovery.find(BACKENDS, name)
-    said, problems = asyncio.run(_make(name))
-    click.echo(f"{plugin.name}  {plugin.origin}  {said}")
+    result, problems = asyncio.run(_create(name))
+    click.echo(f"{plugin.name}  {plugin.origin}  {result}")
     if problems:
-        raise PluginError(f"{plugin.label} is not ready: {'; '.join(problems)}", hint="mend this, then check again")
+        raise PluginError(f"{plugin.label} is not ready: {'; '.join(problems)}", hint="fix this, then check again")
 
 
-async def _make(name: str) -> tuple[str, list[str]]:
-    """What is to be said of the backend, and what stands in its way."""
+async def _create(name: str) -> tuple[str, list[str]]:
+    """The result to show, and what prevents the backend from working."""
     from molecule_connect.plugins import discovery
     from molecule_connect.plugins.manager import create_host
 
     try:
         host = await create_host(workspace_id="check", backend=name)
     except OptionError as exc:
-        # Without its options only the class itself can be looked at.
+        # Without its options, only the class can be checked.
         problem = discovery.load_problem(discovery.find(BACKENDS, name))
-        return problem or f"ok so far, and not made: {exc}", [problem] if problem else []
+        return problem or f"ok so far, but not created: {exc}", [problem] if problem else []
     try:
         problems = await host.check()
     finally:
         failed = await host.close()
     problems += [str(each) for each in failed]
-    return "made" if problems else "ok", problems
+    return "created" if problems else "ok", problems
 
 
 def _show(name: str) -> None:
@@ -89,13 +89,13 @@ def _show(name: str) -> None:
     click.echo(f"{plugin.name}, from {plugin.origin}")
     about = (getattr(target, "__doc__", None) or "").strip().partition("\n\n")[0]
     if about:
-        # Docstrings mark code for the reference; a terminal shows it plain.
+        # A terminal shows no markup.
         click.echo(" ".join(about.split()).replace("``", ""))
     fields = describe(target)
     if fields is None:
-        click.echo("It does not say which options it takes.")
+        click.echo("It does not declare its options.")
     elif not fields:
-        click.echo("It takes no options.")
+        click.echo("It has no options.")
     else:
         formatter = click.HelpFormatter(width=min(click.get_current_context().terminal_width or 100, 100))
 

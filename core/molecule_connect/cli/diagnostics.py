@@ -34,16 +34,18 @@ from molecule_connect.platform.responses import EndpointAbsentError
 from molecule_connect.runtime import credentials_of
 
 OK, WARN, FAIL, SKIP = "ok", "warn", "FAIL", "-"
-# Less is the network's doing, and the Date header's whole seconds.
+# Smaller differences come from the network and the whole seconds of the Date header.
 SKEW = 30.0
 STREAM_PATIENCE = 10.0
 
 
 @attrs.frozen
 class Finding:
-    """What one check found: ``level`` is ok, warn, FAIL or -, which is: it was not looked at.
+    """The result of one check.
 
-    ``workspace`` is empty for what concerns all of them.
+    Attributes:
+        level: ok, warn, FAIL, or - if it wasn't checked.
+        workspace: Empty if it concerns all workspaces.
     """
 
     check: str
@@ -125,7 +127,7 @@ def _folder(options: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[Pat
         folder = preview_state_dir(options["state_dir"], environ)
     except ConfigError as exc:
         return None, [_failed("state folder", exc)]
-    text = str(folder) if folder.exists() else f"{folder}, which a start would make"
+    text = str(folder) if folder.exists() else f"{folder}, which a start would create"
     warnings = [Finding("state folder", WARN, text, hint) for text, hint in state_dir_problems(folder)]
     return folder, [Finding("state folder", OK, text), *warnings]
 
@@ -180,9 +182,9 @@ def _lease(folder: Path, workspace_id: str, now: float) -> Finding:
 
 
 async def _backend(settings: WorkspaceSettings, folder: Path | None, credentials: Credentials | None) -> list[Finding]:
-    """Whether the backend is ready, what it may do on this machine, and what a start would warn of."""
+    """Whether the backend is ready, its permissions, and the warnings of a start."""
     if not settings.backend:
-        return [Finding("backend", SKIP, "not looked at", "name it with --backend and its --backend-opt")]
+        return [Finding("backend", SKIP, "not checked", "name it with --backend and its --backend-opt")]
     warnings: list[Finding] = []
     permissions: list[Finding] = []
 
@@ -192,15 +194,15 @@ async def _backend(settings: WorkspaceSettings, folder: Path | None, credentials
         if isinstance(event, Described):
             permissions.append(Finding("permissions", OK, event.text))
 
-    # A check needs no token, and no request is made.
+    # The check makes no request, so any token will do.
     settings = attrs.evolve(settings, token=credentials.current() if credentials else "none-is-needed")
     try:
         problems = await find_problems(Listing(settings=(settings,)), None, listen, state_root=folder)
     except MoleculeError as exc:
-        # One that cannot be closed was told of before it was raised.
+        # An error of closing was reported as a warning already.
         return [_failed("backend", exc), *(each for each in warnings if each.text != str(exc))]
     if problems:
-        return [Finding("backend", FAIL, "; ".join(problems), "mend that, then start"), *permissions, *warnings]
+        return [Finding("backend", FAIL, "; ".join(problems), "fix the problem, then start"), *permissions, *warnings]
     return [Finding("backend", OK, f"{settings.backend} is ready"), *permissions, *warnings]
 
 
@@ -208,7 +210,9 @@ async def _platform(client: AsyncPlatformClient, now: float) -> AsyncGenerator[F
     try:
         info = await client.call(endpoints.workspace(client.workspace_id))
     except PlatformError as exc:
-        yield Finding("platform", FAIL, str(exc), exc.hint or "compare the id and the API address with the platform's")
+        yield Finding(
+            "platform", FAIL, str(exc), exc.hint or "compare the id and the address with those on the platform"
+        )
         return
     yield Finding("platform", OK, f"answers at {client.address.origin}")
     yield _workspace(info)
@@ -232,33 +236,40 @@ def _workspace(info: WorkspaceInfo) -> Finding:
     name, hint = info.name, info.hint
     if info.is_absent:
         return Finding(
-            "workspace", FAIL, "the platform has none with this id", "compare the id; connect --create makes a new one"
+            "workspace",
+            FAIL,
+            "the platform has none with this id",
+            "check the id; connect --create creates a new workspace",
         )
     match info.status:
         case WorkspaceStatus.ACTIVE:
-            return Finding("workspace", OK, f"it is there{f', and is called {name}' if name else ''}")
+            return Finding("workspace", OK, f"it exists{f', and is called {name}' if name else ''}")
         case WorkspaceStatus.PAUSED:
-            return Finding("workspace", WARN, "it is paused: messages are kept, none is run", "resume it in the canvas")
+            return Finding(
+                "workspace", WARN, "it is paused: messages are kept, and not processed", "resume it in the canvas"
+            )
         case WorkspaceStatus.REMOVED:
             return Finding(
-                "workspace", FAIL, "it was deleted on the platform", hint or "make a new one there, and use its id"
+                "workspace", FAIL, "it was deleted on the platform", hint or "create a new one there, and use its id"
             )
-    hint = "look at the id, the path of the address, and --org-id on a hosted platform"
-    return Finding("workspace", WARN, "the platform does not tell of it", hint)
+    hint = "check the id, the path of the address, and --org-id on a hosted platform"
+    return Finding("workspace", WARN, "the platform returned no record of it", hint)
 
 
 def _clock(platform: int | None, now: float) -> Finding:
     if platform is None:
-        return Finding("clock", SKIP, "the platform does not tell the time")
+        return Finding("clock", SKIP, "the platform sent no time")
     skew = now - platform / 1e6
     if abs(skew) <= SKEW:
-        return Finding("clock", OK, "agrees with the platform's")
+        return Finding("clock", OK, "matches the clock of the platform")
     side = "ahead of" if skew > 0 else "behind"
-    return Finding("clock", WARN, f"{span(abs(skew))} {side} the platform's", "set this machine's clock, best by NTP")
+    return Finding(
+        "clock", WARN, f"{span(abs(skew))} {side} the platform's", "set the clock of this machine, preferably with NTP"
+    )
 
 
 async def _stream(client: AsyncPlatformClient, accepted: bool) -> list[Finding]:
-    """The event stream, and by it the token, where nothing else could tell."""
+    """Whether the event stream opens, and the token is accepted; *accepted* if that is known already."""
     token = Finding("token accepted", OK, "yes")
     try:
         async with asyncio.timeout(STREAM_PATIENCE), client.open(endpoints.events(client.workspace_id)):
@@ -267,15 +278,15 @@ async def _stream(client: AsyncPlatformClient, accepted: bool) -> list[Finding]:
         return [_failed("token accepted", exc)]
     except (PlatformError, TimeoutError) as exc:
         text = str(exc) or "did not open in time"
-        unknown = Finding("token accepted", SKIP, "this platform cannot be asked without reading messages")
+        unknown = Finding("token accepted", SKIP, "this platform can't be asked without reading messages")
         return [
             token if accepted else unknown,
-            Finding("event stream", WARN, text, "messages are noticed by polling instead, a little later"),
+            Finding("event stream", WARN, text, "messages are received by polling instead, a little later"),
         ]
 
 
 def _failed(check: str, error: MoleculeError) -> Finding:
-    return Finding(check, FAIL, str(error), error.hint or "mend what it names, then run 'molecule doctor' again")
+    return Finding(check, FAIL, str(error), error.hint or "correct it, then run 'molecule doctor' again")
 
 
 def lines(findings: list[Finding]) -> Iterator[str]:

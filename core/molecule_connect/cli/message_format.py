@@ -1,4 +1,4 @@
-"""Messages of the journal in words, for terminals and for machines. Texts of peers are made harmless here."""
+"""Format messages of the journal for terminals and as JSON. Control characters of senders are removed here."""
 
 import json
 import shutil
@@ -11,12 +11,12 @@ from molecule_connect.journal.inspect import MessageSummary
 from molecule_connect.journal.models import State, StoredMessage
 from molecule_connect.models import DataPart, FilePart, Kind, Part, TextPart
 
-# A line in a pipe may be long, but not as long as a message.
+# The maximum length of a line that isn't printed to a terminal.
 _PIPE_WIDTH = 400
 
 
 def table(messages: Sequence[MessageSummary], ids: Sequence[str], *, now: float, with_workspace: bool) -> Iterator[str]:
-    """One line for each message, under a line of titles; nothing when there is none."""
+    """A line of titles and one for each message; nothing if there are no messages."""
     titles = ["ID", "CAME", "FROM", "STATE", "TRIES", "MESSAGE"]
     rows = [_row(message, row_id, now) for message, row_id in zip(messages, ids, strict=True)]
     if with_workspace:
@@ -44,12 +44,12 @@ def _row(message: MessageSummary, row_id: str, now: float) -> list[str]:
 
 
 def list_json(messages: Sequence[MessageSummary], total: int) -> str:
-    """The list as one document; ``total`` is how many there are without the limit."""
+    """The list as a document; ``total`` counts the messages without the limit."""
     return json.dumps({"total": total, "messages": [message_values(message) for message in messages]}, indent=2)
 
 
 def message_values(message: MessageSummary | StoredMessage) -> dict[str, Any]:
-    """One message for machines. Times are RFC 3339; ``text`` is the beginning."""
+    """A message as JSON values. Times are RFC 3339; ``text`` is an excerpt."""
     return {
         "workspace_id": message.workspace_id,
         "row_id": message.row_id,
@@ -73,7 +73,7 @@ def message_values(message: MessageSummary | StoredMessage) -> dict[str, Any]:
 
 
 def message_json(message: StoredMessage) -> str:
-    """All of one message as a document."""
+    """A message with its parts and its reply as a document."""
     answer = message.reply
     values = message_values(message) | {
         "message_id": message.message_id,
@@ -102,7 +102,7 @@ def message_json(message: StoredMessage) -> str:
 
 
 def details(message: StoredMessage, *, now: float) -> Iterator[str]:
-    """All of one message for people: facts, its parts, its answer."""
+    """The lines of ``molecule messages show``: facts, the parts of the message, its reply."""
     for title, value in _facts(message, now):
         if value:
             yield f"{title:14} {value}"
@@ -123,28 +123,28 @@ def details(message: StoredMessage, *, now: float) -> Iterator[str]:
 
 
 def name(message: MessageSummary) -> str:
-    """One message in a few words."""
+    """A short description of a message."""
     return f'{one_line(message.row_id, 64)} of {who(message.caller_id)}, "{one_line(message.text, 40)}"'
 
 
 def why_deleted(message: StoredMessage) -> str:
-    """Why its text is not there any more."""
+    """Why the text was deleted, as the end of a sentence."""
     return (
         " to make room in the journal" if message.state is State.DEAD else ", a day after it was done or to make room"
     )
 
 
 def effect_of_replay(message: MessageSummary, *, is_inbox: bool) -> str:
-    """What a replay does. *is_inbox*: no backend answers the workspace's messages."""
+    """What a replay does. With *is_inbox*, readers answer the messages of the workspace."""
     if message.has_reply:
-        return "the stored answer is sent again"
+        return "the stored reply is sent again"
     if message.state is not State.DEAD:
-        return "it is tried at once, and put off again if what it waits for has not come"
+        return "it is processed now, and deferred again if necessary"
     return "it waits for a reader of the inbox again" if is_inbox else "the backend runs again"
 
 
 def raw_text(raw: str) -> str:
-    """JSON text as it came, but for characters that show nothing: those as JSON escapes, which mean the same."""
+    """JSON text with invisible characters as JSON escapes."""
     return "".join(
         char if char.isprintable() or char in "\n\t" else json.dumps(char)[1:-1] for char in raw.replace("\r", "")
     )
@@ -170,18 +170,18 @@ def _facts(message: StoredMessage, now: float) -> Iterator[tuple[str, str]]:
     yield "replays", str(message.replay or "")
     yield "last error", "" if _is_traceback(message) else one_line(message.error or "", 1000)
     yield "next try", _wait(message, now)
-    yield "held", _hold(message, now) if message.state is State.CLAIMED else ""
+    yield "held", _claim(message, now) if message.state is State.CLAIMED else ""
     yield "answered", _when(message.answered_at / 1e6, now) if message.reply and message.answered_at else ""
     yield "failed sends", str(message.sends or "")
     yield "accepted", _when(message.accepted / 1e6, now) if message.accepted else ""
-    yield "in doubt", "the platform may have taken the answer already" if message.in_doubt else ""
+    yield "in doubt", "the platform may have accepted the reply already" if message.in_doubt else ""
     if message.reply is not None and (usage := message.reply.usage) is not None:
         cost = f", {usage.cost_usd:.4f} USD" if usage.cost_usd else ""
         yield "usage", f"{usage.input_tokens:,} tokens in, {usage.output_tokens:,} out{cost}"
 
 
 def _is_traceback(message: MessageSummary | StoredMessage) -> bool:
-    """Whether the error is the traceback of an unexpected one."""
+    """Whether the error is a traceback."""
     return (message.error or "").startswith("Traceback ")
 
 
@@ -197,9 +197,9 @@ def _note(message: MessageSummary, now: float) -> str:
         case State.RUNNING:
             words = message.progress
         case State.CLAIMED:
-            words = _hold(message, now)
+            words = _claim(message, now)
         case State.ANSWERED:
-            words = f"the answer waits to be sent, {waits or 'now'}"
+            words = f"the reply will be sent {waits or 'now'}"
         case State.DONE:
             words = (
                 f"repeat of {message.repeat_of}"
@@ -211,10 +211,10 @@ def _note(message: MessageSummary, now: float) -> str:
     return f" | {one_line(words)}" if words else ""
 
 
-def _hold(message: MessageSummary | StoredMessage, now: float) -> str:
+def _claim(message: MessageSummary | StoredMessage, now: float) -> str:
     if message.held_until is None or message.held_until <= now:
-        return "its reader did not finish it: the next one gets it"
-    return f"with a reader, for {span(message.held_until - now)} more at most"
+        return "its claim has expired: the next reader gets it"
+    return f"claimed by a reader, for up to {span(message.held_until - now)} more"
 
 
 def _wait(message: MessageSummary | StoredMessage, now: float) -> str:
@@ -239,8 +239,8 @@ def _words(part: Part) -> str:
             return json.dumps(data, indent=2, ensure_ascii=False)
         case FilePart():
             size = "" if part.size is None else f", {part.size:,} bytes"
-            # What looks like a path of this machine must not be taken for one.
-            named = f"no path; its uri is given as {json.dumps(part.uri)}" if part.uri else "no path"
+            # The uri of a sender may look like a path of this machine.
+            named = f"no path; the sender gave the uri {json.dumps(part.uri)}" if part.uri else "no path"
             uri = f"{part.uri[:80]}..." if part.uri.startswith("data:") else part.address or named
             about = f"{part.mime_type or 'of unknown type'}{size}{f', {part.unavailable}' if part.unavailable else ''}"
             return f"file {part.name or 'without a name'} ({about}) {part.path or uri}"

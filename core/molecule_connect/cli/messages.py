@@ -1,4 +1,4 @@
-"""``molecule messages``: what the journal keeps, and what can be done about dead letters."""
+"""``molecule messages``: show the messages in the journal, and replay or drop dead letters."""
 
 import sys
 import time
@@ -17,47 +17,52 @@ if TYPE_CHECKING:
 
 STATES = ("received", "running", "answered", "held", "done", "dead")
 WORKSPACE = click.option(
-    "--workspace", metavar="ID", callback=canonical, help="Where row ids of two workspaces are alike: which one."
+    "--workspace", metavar="ID", callback=canonical, help="The workspace, if two have messages with the same row id."
 )
-YES = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
-# So many are told one by one before a question; of the others, how many.
-_TOLD = 20
+YES = click.option("--yes", "-y", is_flag=True, help="Don't ask for confirmation.")
+# Messages listed before a confirmation; of the others, only the number is shown.
+_MAX_LISTED = 20
 
 
 @click.group(short_help="List, show, replay or drop the messages in the journal.")
 def messages() -> None:
-    """What the journal knows of every message: where it stands, how often it was tried, and why it was given up.
+    """Show the state, attempts and errors of the messages in the journal, and replay or drop dead letters.
 
-    All of it works while the connector runs, which takes up what was replayed within a second. A message is named by
-    its row id, of which the beginning is enough.
+    All commands work while the connector runs; it processes replayed messages within a second. Messages are named by
+    their row id, or a unique prefix of it.
 
     \b
     molecule messages list --state dead
     molecule messages show 3f2a9c1d
     molecule messages replay 3f2a9c1d
 
-    It exits with 0, or with 2 when there is no such message or no journal.
+    The exit code is 2 if there is no such message or no journal.
     """
 
 
-@messages.command("list", short_help="List messages, those that came last first.")
+@messages.command("list", short_help="List messages, the newest first.")
 @click.argument("workspace_id", required=False, callback=canonical)
 @click.option(
     "--state",
     "states",
     multiple=True,
     type=click.Choice([*STATES, "open"]),
-    help="Only in this state; repeatable. open: all that are neither done nor dead.",
+    help="Only messages in this state; open means neither done nor dead. Repeatable.",
 )
 @click.option(
-    "--limit", type=click.IntRange(min=0), default=20, show_default=True, metavar="N", help="At most so many; 0: all."
+    "--limit",
+    type=click.IntRange(min=0),
+    default=20,
+    show_default=True,
+    metavar="N",
+    help="The maximum number of messages; 0 for all.",
 )
 @JSON
 @STATE_DIR
 def list_command(
     workspace_id: str | None, states: tuple[str, ...], limit: int, as_json: bool, state_dir: str | None
 ) -> None:
-    """List messages, those that came last first: of WORKSPACE_ID, or of every workspace in the journal.
+    """List the messages of WORKSPACE_ID, or of all workspaces in the journal. The newest come first.
 
     \b
     molecule messages list
@@ -86,14 +91,14 @@ def list_command(
         click.echo("no messages", err=True)
 
 
-@messages.command("show", short_help="Show all that is known of one message.")
+@messages.command("show", short_help="Show a message with its attempts and reply.")
 @click.argument("row_id")
-@click.option("--raw", is_flag=True, help="Only the message as the platform gave it: JSON.")
+@click.option("--raw", is_flag=True, help="Print only the message as the platform sent it, as JSON.")
 @JSON
 @WORKSPACE
 @STATE_DIR
 def show(row_id: str, raw: bool, as_json: bool, workspace: str | None, state_dir: str | None) -> None:
-    """Show all that is known of one message: its text, tries, errors and answer.
+    """Show a message: its text, attempts, errors and reply.
 
     \b
     molecule messages show 3f2a9c1d
@@ -115,10 +120,10 @@ def show(row_id: str, raw: bool, as_json: bool, workspace: str | None, state_dir
         click.echo("\n".join(message_format.details(message, now=time.time())))
 
 
-@messages.command("replay", short_help="Take dead letters up again, and what was put off.")
+@messages.command("replay", short_help="Process dead letters again, and deferred messages now.")
 @click.argument("row_ids", nargs=-1, metavar="[ROW_ID]...")
-@click.option("--all-dead", is_flag=True, help="Every dead letter that can be replayed.")
-@click.option("--reason", metavar="TEXT", help="With --all-dead: only those whose reason begins with TEXT.")
+@click.option("--all-dead", is_flag=True, help="All dead letters that can be replayed.")
+@click.option("--reason", metavar="TEXT", help="With --all-dead: only those whose reason starts with TEXT.")
 @YES
 @WORKSPACE
 @STATE_DIR
@@ -130,11 +135,11 @@ def replay(
     workspace: str | None,
     state_dir: str | None,
 ) -> None:
-    """Take dead letters up again: each goes to the end of its conversation, and has all its tries before it.
+    """Process dead letters again. Each moves to the end of its conversation, with all its attempts.
 
-    An answer that was stored and could not be sent is sent again; without one the backend runs again. A message that
-    was put off, for a usage limit or the day's budget say, is tried at once. On a terminal it asks before it changes
-    anything.
+    If a reply was stored but couldn't be sent, it is sent again; otherwise the backend runs again. A message that
+    waits, for example for a usage limit or the daily budget, is processed immediately. On a terminal, the command asks
+    for confirmation.
 
     \b
     molecule messages replay 3f2a9c1d 77aa01bc
@@ -144,7 +149,7 @@ def replay(
     from molecule_connect.journal import inspect
 
     if all_dead == bool(row_ids):
-        raise click.UsageError("name row ids, or pass --all-dead; one of the two")
+        raise click.UsageError("pass either row ids or --all-dead")
     if reason is not None and not all_dead:
         raise click.UsageError("--reason goes with --all-dead")
     folder = state_dir_of(state_dir)
@@ -152,22 +157,22 @@ def replay(
         named = _chosen(journal, row_ids, workspace, _replayable)
         chosen = journal.dead(workspace, reason or "") if all_dead else named
     if not chosen:
-        click.echo("no dead letter fits; nothing to do")
+        click.echo("no dead letter matches; nothing to do")
         return
     inboxes = {name for name in {message.workspace_id for message in chosen} if _is_inbox(folder, name)}
     effects = [message_format.effect_of_replay(one, is_inbox=one.workspace_id in inboxes) for one in chosen]
-    if _may(chosen, effects, "Replay", yes):
+    if _confirm(chosen, effects, "Replay", yes):
         changed = inspect.replay(folder, [message.key for message in chosen], time.time())
-        _tell(folder, chosen, changed, "replayed", takes_up=True)
+        _report(folder, chosen, changed, "replayed", takes_up=True)
 
 
-@messages.command("drop", short_help="Be done with dead letters.")
+@messages.command("drop", short_help="Discard dead letters.")
 @click.argument("row_ids", nargs=-1, required=True, metavar="ROW_ID...")
 @YES
 @WORKSPACE
 @STATE_DIR
 def drop(row_ids: tuple[str, ...], yes: bool, workspace: str | None, state_dir: str | None) -> None:
-    """Be done with dead letters: nothing more comes of them, and their text is deleted after a day.
+    """Discard dead letters. They can't be replayed any more, and their text is deleted after a day.
 
     \b
     molecule messages drop 3f2a9c1d
@@ -177,9 +182,9 @@ def drop(row_ids: tuple[str, ...], yes: bool, workspace: str | None, state_dir: 
     folder = state_dir_of(state_dir)
     with inspect.Inspection.open(folder) as journal:
         chosen = _chosen(journal, row_ids, workspace, _droppable)
-    if _may(chosen, ["it stays unanswered"] * len(chosen), "Drop", yes):
+    if _confirm(chosen, ["it will not be answered"] * len(chosen), "Drop", yes):
         changed = inspect.drop(folder, [message.key for message in chosen], time.time())
-        _tell(folder, chosen, changed, "dropped", takes_up=False)
+        _report(folder, chosen, changed, "dropped", takes_up=False)
 
 
 def _states(names: Sequence[str]) -> "list[State]":
@@ -195,34 +200,34 @@ def _check_known(workspace_id: str, names: Sequence[str]) -> None:
     from molecule_connect.models import canonical_id
 
     if workspace_id not in map(canonical_id, names):
-        known = f"it knows {', '.join(names)}" if names else "it is empty"
-        raise ConfigError(f"the journal knows nothing of {workspace_id!r}", hint=known)
+        known = f"it has those of {', '.join(names)}" if names else "it is empty"
+        raise ConfigError(f"the journal has no messages of {workspace_id!r}", hint=known)
 
 
 def _replayable(message: "MessageSummary") -> None:
-    """ConfigError for what cannot be replayed: it is neither dead nor put off, or no message."""
+    """Raises ConfigError if a message can't be replayed."""
     from molecule_connect.errors import ConfigError
     from molecule_connect.journal.models import State
 
     if message.state is not State.DEAD and not message.is_deferred(time.time()):
         raise ConfigError(
-            f"{message.row_id} is {message.state.value}: only what is dead, or waits for its next try, can be replayed",
-            hint="'molecule messages list' shows how each stands, and when it is tried again",
+            f"{message.row_id} is {message.state.value}: only dead letters and deferred messages can be replayed",
+            hint="'molecule messages list' shows the state of each, and when it is tried again",
         )
     if not message.is_readable:
         raise ConfigError(
             f"{message.row_id} cannot be replayed: {message.reason}",
-            hint=f"'molecule messages show {message.row_id} --raw' shows what came; 'drop' is done with it",
+            hint=f"'molecule messages show {message.row_id} --raw' shows it; 'molecule messages drop' discards it",
         )
     if not message.has_text:
         raise ConfigError(
             f"{message.row_id} cannot be replayed: its text was deleted to make room in the journal",
-            hint="ask its sender to send it again; 'molecule messages drop' removes it from the list",
+            hint="ask the sender to send it again; 'molecule messages drop' discards it",
         )
 
 
 def _droppable(message: "MessageSummary") -> None:
-    """ConfigError for what is not dead."""
+    """Raises ConfigError unless a message is a dead letter."""
     from molecule_connect.errors import ConfigError
     from molecule_connect.journal.models import State
 
@@ -236,10 +241,10 @@ def _droppable(message: "MessageSummary") -> None:
 def _chosen(
     journal: "Inspection", row_ids: Sequence[str], workspace: str | None, check: "Callable[[MessageSummary], None]"
 ) -> "list[MessageSummary]":
-    """The messages that are named, each once.
+    """The named messages, without duplicates.
 
     Raises:
-        ConfigError: One of them is not there, or *check* refuses it; nothing was changed.
+        ConfigError: One of them doesn't exist, or *check* refuses it.
     """
     chosen: dict[Key, MessageSummary] = {}
     for row_id in row_ids:
@@ -249,14 +254,14 @@ def _chosen(
     return list(chosen.values())
 
 
-def _may(chosen: "Sequence[MessageSummary]", effects: Sequence[str], verb: str, yes: bool) -> bool:
-    """Say what is about to happen; on a terminal, ask."""
+def _confirm(chosen: "Sequence[MessageSummary]", effects: Sequence[str], verb: str, yes: bool) -> bool:
+    """Show what will happen, and ask for confirmation on a terminal."""
     from molecule_connect.cli import message_format
 
-    for message, effect in list(zip(chosen, effects, strict=True))[:_TOLD]:
+    for message, effect in list(zip(chosen, effects, strict=True))[:_MAX_LISTED]:
         click.echo(f"{message_format.name(message)}: {effect}")
-    if len(chosen) > _TOLD:
-        click.echo(f"and {len(chosen) - _TOLD:,} more")
+    if len(chosen) > _MAX_LISTED:
+        click.echo(f"and {len(chosen) - _MAX_LISTED:,} more")
     if yes or not sys.stdin.isatty() or click.confirm(f"{verb} {count(len(chosen), 'message')}?"):
         return True
     click.echo("nothing was changed")
@@ -270,18 +275,16 @@ def _is_inbox(folder: Path, workspace_id: str) -> bool:
     return status is not None and status.inbox
 
 
-def _tell(
+def _report(
     folder: Path, chosen: "Sequence[MessageSummary]", changed: "Sequence[Key]", verb: str, *, takes_up: bool
 ) -> None:
     from molecule_connect.worker.lease import holder
 
     click.echo(f"{verb} {count(len(changed), 'message')}")
     if len(changed) < len(chosen):
-        click.echo(f"{count(len(chosen) - len(changed), 'message')} changed meanwhile and stayed as it was")
+        click.echo(f"{count(len(chosen) - len(changed), 'message')} changed in the meantime, and was skipped")
     for workspace_id in sorted({key.workspace_id for key in changed}) if takes_up else []:
         if holder(folder, workspace_id):
-            click.echo(f"{workspace_id}: the connector that runs takes it up within a second")
+            click.echo(f"{workspace_id}: the running connector takes it up within a second")
         else:
-            click.echo(
-                f"{workspace_id}: no connector runs; it begins when 'molecule connect {workspace_id}' is started"
-            )
+            click.echo(f"{workspace_id}: no connector runs; start 'molecule connect {workspace_id}' to process it")

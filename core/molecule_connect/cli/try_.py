@@ -1,4 +1,4 @@
-"""``molecule try``: one message through a backend, without any platform."""
+"""``molecule try``: send one message to a backend, without a platform."""
 
 import contextlib
 import json
@@ -19,17 +19,31 @@ if TYPE_CHECKING:
 
     from molecule_connect.models import Request, Response
 
-    # The answer, and what could not be closed after it.
-    Asked = tuple[Response, list[Exception]]
+    # The response, and errors of closing.
+    Outcome = tuple[Response, list[Exception]]
 
 
-@click.command("try", short_help="Ask a backend once, without any platform.")
+@click.command("try", short_help="Send one message to a backend, without a platform.")
 @click.argument("name", type=PluginName(BACKENDS))
 @click.argument("text", required=False)
-@click.option("--backend-opt", "backend_opts", multiple=True, metavar="KEY=VALUE", help="An option of the backend.")
-@click.option("--use", "middleware", type=PluginName(MIDDLEWARE), multiple=True, help="A middleware around it.")
-@click.option("--use-opt", "middleware_opts", multiple=True, metavar="NAME.KEY=VALUE", help="An option of one.")
-@click.option("--strict", is_flag=True, help="Refuse unknown options instead of warning.")
+@click.option(
+    "--backend-opt", "backend_opts", multiple=True, metavar="KEY=VALUE", help="An option of the backend. Repeatable."
+)
+@click.option(
+    "--use",
+    "middleware",
+    type=PluginName(MIDDLEWARE),
+    multiple=True,
+    help="A middleware around the backend. Repeatable.",
+)
+@click.option(
+    "--use-opt",
+    "middleware_opts",
+    multiple=True,
+    metavar="NAME.KEY=VALUE",
+    help="An option of a middleware. Repeatable.",
+)
+@click.option("--strict", is_flag=True, help="Treat unknown options as errors.")
 def try_command(
     name: str,
     text: str | None,
@@ -38,7 +52,7 @@ def try_command(
     middleware_opts: tuple[str, ...],
     strict: bool,
 ) -> None:
-    """Hand TEXT to the backend NAME and print its answer. Without TEXT, standard input is the message.
+    """Send TEXT to the backend NAME and print its response. Without TEXT, the message is read from standard input.
 
     \b
     molecule try mock "hello"
@@ -50,28 +64,28 @@ def try_command(
 
     if text is None:
         if sys.stdin is None or sys.stdin.isatty():  # None: it was closed
-            raise ConfigError("no text was given", hint=f'write it behind the name: molecule try {name} "hello"')
+            raise ConfigError("no text was given", hint=f'add it after the name: molecule try {name} "hello"')
         text = sys.stdin.read()
     asking = _ask(name, text, parse_options(backend_opts), middleware, parse_options(middleware_opts), strict)
-    response, unclosed = asyncio.run(_unless_ended(asking))
+    response, unclosed = asyncio.run(_until_signal(asking))
     _print(response)
     if unclosed:
         raise unclosed[0]
 
 
-async def _unless_ended(asking: "Coroutine[object, object, Asked]") -> "Asked":
-    """What comes of *asking*. SIGTERM, or a terminal that closes, first ends what the backend runs, as Ctrl-C does."""
+async def _until_signal(asking: "Coroutine[object, object, Outcome]") -> "Outcome":
+    """The result of *asking*. SIGTERM and a closed terminal cancel it, like Ctrl-C."""
     import asyncio
 
-    loop, told = asyncio.get_running_loop(), list[signal.Signals]()
+    loop, received = asyncio.get_running_loop(), list[signal.Signals]()
     task = asyncio.ensure_future(asking)
 
     def end(number: signal.Signals) -> None:
-        loop.remove_signal_handler(number)  # a second one ends it as usual
-        told.append(number)
+        loop.remove_signal_handler(number)  # a second signal has its default effect
+        received.append(number)
         task.cancel()
 
-    # Only the main thread can have handlers, and under nohup a closed terminal means nothing.
+    # Only the main thread can have handlers, and nohup ignores SIGHUP.
     with contextlib.suppress(ValueError, RuntimeError):
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is signal.SIG_DFL:
@@ -79,10 +93,10 @@ async def _unless_ended(asking: "Coroutine[object, object, Asked]") -> "Asked":
     try:
         return await task
     except (asyncio.CancelledError, MoleculeError):
-        if not told:
+        if not received:
             raise
-        _tell("error: interrupted")
-        raise SystemExit(128 + told[0]) from None
+        _print_error("error: interrupted")
+        raise SystemExit(128 + received[0]) from None
 
 
 async def _ask(
@@ -92,7 +106,7 @@ async def _ask(
     middleware: tuple[str, ...],
     middleware_options: dict[str, str | list[str]],
     strict: bool,
-) -> "Asked":
+) -> "Outcome":
     from molecule_connect.plugins.manager import create_host
     from molecule_connect.plugins.wording import first_line
 
@@ -103,12 +117,12 @@ async def _ask(
         middleware=middleware,
         middleware_options=middleware_options,
         strict=strict,
-        warn=_tell,
+        warn=_print_error,
     )
     failed: list[Exception] = []
     try:
         if problems := await host.check():
-            raise ConfigError(f"not ready: {'; '.join(problems)}", hint="mend this, then try again")
+            raise ConfigError(f"not ready: {'; '.join(problems)}", hint="fix this, then try again")
         response = await host.answering()(_request(text), _progress)
     except BackendError as error:
         error.hint = error.hint or f"'molecule backends {name}' shows its options"
@@ -122,12 +136,12 @@ async def _ask(
     finally:
         failed = await host.close()
         for each in failed:
-            _tell(f"warning: {each}")
+            _print_error(f"warning: {each}")
     return response, failed
 
 
 def _place(exc: Exception, backend: object) -> str:
-    """File and line of the backend's own innermost frame; of the innermost of all where none is its own."""
+    """File and line of the innermost frame in the backend's package, or of the innermost frame."""
     package = type(backend).__module__.partition(".")[0]
     frames = list(traceback.walk_tb(exc.__traceback__))
     own = [each for each in frames if str(each[0].f_globals.get("__name__")).partition(".")[0] == package]
@@ -157,7 +171,7 @@ def _print(response: "Response") -> None:
     from molecule_connect.models import DataPart, FilePart
 
     if response.is_silent:
-        _tell("the backend chose to send nothing")
+        _print_error("the backend chose to send nothing")
     for part in response.parts:
         if isinstance(part, DataPart):
             click.echo(json.dumps(part.data, indent=2, ensure_ascii=False, default=str))
@@ -167,9 +181,9 @@ def _print(response: "Response") -> None:
             click.echo(part.text)
 
 
-def _tell(text: str) -> None:
+def _print_error(text: str) -> None:
     click.echo(one_line(text, 400), err=True)
 
 
 async def _progress(update: "str | Response", /) -> None:
-    _tell(f"... {update if isinstance(update, str) else update.text}")
+    _print_error(f"... {update if isinstance(update, str) else update.text}")
