@@ -102,8 +102,6 @@ def test_imports_point_down() -> None:
 def test_plugins_use_public_names_only() -> None:
     root = CORE.parents[1]
     paths = [path for path in root.glob("plugins/*/**/*.py") if not path.relative_to(root).match("**/.venv/**")]
-    # The agent still uses private modules, from its time in the core.
-    paths = [path for path in paths if path.relative_to(root).parts[1] != "agent"]
     assert len(paths) > 50
     found = {path.name: trespasses(path.read_text(), test="tests" in path.parts) for path in paths}
     assert {name: each for name, each in found.items() if each} == {}

@@ -12,12 +12,15 @@ from urllib.parse import urlencode
 from molecule_connect import __version__
 from molecule_connect.config.settings import USUAL_TLS, Tls, check_org_id, check_workspace_id
 from molecule_connect.errors import AuthError, ConfigError
+from molecule_connect.models import Page
+from molecule_connect.platform import endpoints
 from molecule_connect.platform.address import parse_address
 from molecule_connect.platform.call_limits import CallLimit
 from molecule_connect.platform.clock import PlatformClock, parse_http_date
 from molecule_connect.platform.credentials import Credentials, TokenSource
-from molecule_connect.platform.endpoints import Operation, Priority
+from molecule_connect.platform.endpoints import Operation, Priority, Reply
 from molecule_connect.platform.feed_pages import MalformedPageError
+from molecule_connect.platform.feed_rows import PageReader
 from molecule_connect.platform.http_messages import Headers
 from molecule_connect.platform.rate_limit import RateLimiter
 from molecule_connect.platform.responses import (
@@ -96,6 +99,7 @@ class AsyncPlatformClient:
             self._own_transports = Transports(transport=transport, clock=clock, sleep=sleep or asyncio.sleep)
         self._connections = (transports or self._own_transports or Transports()).to(self.address, tls)
         self.rate_limiter.join()
+        self._newest: int | None = None
         self._queued_reads = 0
         self._calls = CallLimit(PER_WORKSPACE)
         self._messages_to_peers = CallLimit(PER_PEER)
@@ -142,6 +146,52 @@ class AsyncPlatformClient:
             if other is None:
                 raise
         return await self._call_once(operation, other, sink)
+
+    async def fetch(
+        self,
+        *,
+        since_id: str | None = None,
+        before: int | None = None,
+        limit: int,
+        known: Callable[[str], bool],
+        people: bool = False,
+    ) -> Page:
+        """Return a page of the feed, for a ``FeedReader``.
+
+        Args:
+            since_id: Return rows after this one, oldest first. None: newest first.
+            before: Return rows strictly older than this, in microseconds.
+            known: Says whether a row is stored already; such rows are only in ``Page.marks``.
+            people: Leave out rows with a source workspace.
+
+        Raises:
+            CursorExpiredError: The platform no longer has the row *since_id*.
+            PageTooLargeError: Ask again with a smaller limit.
+            PlatformError: Any other failure.
+        """
+        newest = self._newest
+        operation = endpoints.activity(
+            self.workspace_id, _whole_reply, since_id=since_id, before=before, limit=limit, people=people
+        )
+        reply = await self.call(operation)
+        bounds = [bound for bound in (reply.earliest, newest) if bound is not None]
+        reader = PageReader(
+            workspace_id=self.workspace_id, limit=limit, known=known, earliest=max(bounds, default=None)
+        )
+        text = reply.body.decode("utf-8-sig", "replace")
+        try:
+            page = await reader.read_in_slices(text, size=len(reply.body), is_whole=reply.is_whole)
+        except MalformedPageError as exc:
+            raise malformed(operation, reply, exc) from exc
+        times = [mark.time for mark in page.marks if mark.time is not None]
+        times += [self._newest] if self._newest is not None else []
+        self._newest = max(times, default=None)
+        self.platform_clock.record(self._newest)
+        return page
+
+    def now(self) -> int | None:
+        """Return a lower bound of the platform's clock in microseconds; None until a response has shown it."""
+        return self.platform_clock.now()
 
     @contextlib.asynccontextmanager
     async def open(self, operation: Operation[Any]) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -256,3 +306,7 @@ class AsyncPlatformClient:
     def _remember_absent(self, operation: Operation[Any], error: EndpointAbsentError) -> None:
         _log.debug("%s; next try in an hour", error)
         self._absent[operation.name] = (self._clock() + ABSENT_SECONDS, error)
+
+
+def _whole_reply(reply: Reply) -> Reply:
+    return reply

@@ -21,10 +21,7 @@ from molecule_connect.platform import endpoints
 from molecule_connect.platform.client import AsyncPlatformClient
 from molecule_connect.platform.endpoints import Operation, Reply
 from molecule_connect.platform.event_stream import read_events, signal_of
-from molecule_connect.platform.feed_pages import MalformedPageError
-from molecule_connect.platform.feed_rows import PageReader
 from molecule_connect.platform.messages import notify_fingerprint
-from molecule_connect.platform.responses import malformed
 
 # The platform's operator may change the limits at any time.
 LIMITS_SECONDS = 3600.0
@@ -33,10 +30,6 @@ _BUSY = (402, 408, 425, 429)
 
 def _say_nothing(text: str) -> None:
     pass
-
-
-def _whole_reply(reply: Reply) -> Reply:
-    return reply
 
 
 def _content_type(reply: Reply) -> str:
@@ -60,7 +53,6 @@ class WorkspaceClient:
     ) -> None:
         self._client, self._say = client, say
         self._id = client.workspace_id
-        self._newest: int | None = None
         self._has_reported_token = False
         self._clock = clock
         self._limits: tuple[float, UploadLimits] | None = None
@@ -79,27 +71,11 @@ class WorkspaceClient:
         people: bool = False,
     ) -> Page:
         """Return a page of the feed; see ``ports.Feed``."""
-        newest = self._newest
-        operation = endpoints.activity(
-            self._id, _whole_reply, since_id=since_id, before=before, limit=limit, people=people
-        )
-        reply = await self._client.call(operation)
-        bounds = [bound for bound in (reply.earliest, newest) if bound is not None]
-        reader = PageReader(workspace_id=self._id, limit=limit, known=known, earliest=max(bounds, default=None))
-        text = reply.body.decode("utf-8-sig", "replace")
-        try:
-            page = await reader.read_in_slices(text, size=len(reply.body), is_whole=reply.is_whole)
-        except MalformedPageError as exc:
-            raise malformed(operation, reply, exc) from exc
-        times = [mark.time for mark in page.marks if mark.time is not None]
-        times += [self._newest] if self._newest is not None else []
-        self._newest = max(times, default=None)
-        self._client.platform_clock.record(self._newest)
-        return page
+        return await self._client.fetch(since_id=since_id, before=before, limit=limit, known=known, people=people)
 
     def now(self) -> int | None:
         """Return a lower bound of the platform's clock; see ``ports.Feed``."""
-        return self._client.platform_clock.now()
+        return self._client.now()
 
     async def send(self, outgoing: Outgoing) -> None:
         """Send a reply; see ``ports.Sender``."""

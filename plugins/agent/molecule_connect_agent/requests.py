@@ -19,6 +19,8 @@ T = TypeVar("T")
 RETRIES = 3
 # The window of a rate limit is a minute, and the platform asks for all of it at most.
 LONGEST_DELAY: Final = 60.0
+# The platform client sends nothing for this long after a 429 without a Retry-After.
+DEFAULT_RETRY_AFTER = 5.0
 LONGEST_BODY = 1 << 20
 _LIMITED = 429
 
@@ -64,7 +66,7 @@ class Requests:
     ) -> None:
         self.workspace_id = platform.workspace_id
         self.clock = clock
-        self._platform = platform
+        self.platform = platform
         self._sleep = sleep
         self._closed = asyncio.Event()
 
@@ -72,16 +74,12 @@ class Requests:
         """End all waits, refuse more requests, and close the connections when their requests are answered."""
         if not self._closed.is_set():
             self._closed.set()
-            await self._platform.aclose()
+            await self.platform.aclose()
 
     def check_open(self) -> None:
         """Raise ClosedError if the client was closed."""
         if self._closed.is_set():
             raise ClosedError
-
-    def platform_now(self) -> int | None:
-        """A lower bound of the platform's time in microseconds; None until an answer has shown it."""
-        return self._platform.platform_clock.now()
 
     async def send(
         self,
@@ -105,14 +103,29 @@ class Requests:
         """
         if repeatable is None:
             repeatable = operation.method == "GET"
-        failures = 0
-        while True:
-            self.check_open()
+
+        async def call() -> T:
             if sink is not None:
                 sink.seek(0)
                 sink.truncate()
+            return await self.platform.call(operation, sink=sink)
+
+        return await self.retried(call, retries=retries, repeatable=repeatable, is_final=is_final)
+
+    async def retried(
+        self,
+        work: Callable[[], Awaitable[T]],
+        *,
+        retries: int = RETRIES,
+        repeatable: bool = True,
+        is_final: Callable[[TransientPlatformError], bool] | None = None,
+    ) -> T:
+        """The result of *work*, retried as in ``send``."""
+        failures = 0
+        while True:
+            self.check_open()
             try:
-                return await self._platform.call(operation, sink=sink)
+                return await work()
             except TransientPlatformError as exc:
                 failures += 1
                 can_help = exc.status == _LIMITED or (repeatable and (exc.status or 0) >= 500)
@@ -145,7 +158,9 @@ def retry_delay(failures: int, exc: PlatformError, *, longest: float = LONGEST_D
     """Seconds until the next try after so many *failures* in a row: with jitter, and as the platform asks."""
     backoff = min(LONGEST_DELAY, 2.0 ** min(failures - 1, 16)) * random.uniform(0.5, 1)  # noqa: S311 - spreads retries
     asked = exc.retry_after if isinstance(exc, TransientPlatformError) else None
-    return max(min(longest, backoff), min(asked or 0.0, LONGEST_DELAY))
+    if asked is None:
+        asked = DEFAULT_RETRY_AFTER if exc.status == _LIMITED else 0.0
+    return max(min(longest, backoff), min(asked, LONGEST_DELAY))
 
 
 @contextlib.contextmanager

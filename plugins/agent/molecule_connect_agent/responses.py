@@ -8,7 +8,7 @@ from molecule_connect import Inbound, Kind, WorkspaceDeletedError, canonical_id
 from molecule_connect_agent.values import REMOVED, Delegation, Message, PeerInfo, WorkspaceState
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_KINDS: Mapping[Kind, Literal["message", "answer", "result"]] = {
+KINDS: Mapping[Kind, Literal["message", "answer", "result"]] = {
     Kind.MESSAGE: "message",
     Kind.ANSWER: "answer",
     Kind.RESULT: "result",
@@ -68,7 +68,7 @@ def read_secrets(fields: Mapping[str, Any]) -> dict[str, str]:
 
 def read_message(inbound: Inbound, *, workspace_id: str) -> Message | None:
     """*inbound* as a message, or None if it isn't for an agent."""
-    kind = _KINDS.get(inbound.kind)
+    kind = KINDS.get(inbound.kind)
     if kind is None:
         return None
     return Message(

@@ -12,9 +12,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from molecule_connect import ArgumentError, AuthError, TransientPlatformError, WorkspaceDeletedError
-from molecule_connect.models import TextPart
-from molecule_connect.platform.clock import format_time, parse_time
+from molecule_connect import (
+    ArgumentError,
+    AuthError,
+    TextPart,
+    TransientPlatformError,
+    WorkspaceDeletedError,
+    endpoints,
+)
 from molecule_connect_agent import AsyncRemoteAgentClient, Message, RemoteAgentClient
 from molecule_connect_agent.feed import ActivityFeed
 
@@ -27,7 +32,18 @@ DELEGATE = f"POST /workspaces/{ME}/delegate"
 DELEGATIONS = f"GET /workspaces/{ME}/delegations"
 OTHER = "11111111-b427-4bdd-9cd3-711c7ce27068"
 SECOND = 1_000_000
-NINE = parse_time("2026-08-14T09:00:00Z") or 0
+
+
+def parse_time(text: str) -> int:
+    """Microseconds since 1970."""
+    return round(datetime.fromisoformat(text).timestamp() * SECOND)
+
+
+def format_time(microseconds: int) -> str:
+    return datetime.fromtimestamp(microseconds // SECOND, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+NINE = parse_time("2026-08-14T09:00:00Z")
 
 
 def page(*rows: dict[str, Any], at: float = 60.0) -> httpx.Response:
@@ -276,12 +292,13 @@ class TestFollowing:
     def test_a_row_that_reading_starts_after_may_be_pruned(
         self, follower: Twin, platform: Platform, caplog: pytest.LogCaptureFixture
     ) -> None:
+        caplog.set_level(logging.INFO)
         old, fresh, new = row("r1", 5, "old"), row("r2", 59, "fresh"), row("r3", 60, "new")
         later = page(new, fresh, old)
         platform.on(FEED, page(fresh, old), said(410, "since_id cursor not found"), later, later)
 
         assert texts(follower.activity(since_secs=3600)) == ["old", "fresh", "new"]
-        assert "forgot the row" in caplog.text
+        assert "no longer knows the row" in caplog.text
 
 
 def test_a_page_that_is_too_large_is_asked_for_in_halves(agent: Twin, platform: Platform, monkeypatch: Any) -> None:
@@ -295,7 +312,7 @@ def test_a_page_that_is_too_large_is_asked_for_in_halves(agent: Twin, platform: 
         rows = [one for one in rows if before is None or one["created_at"] < before]
         return page(*rows[:limit], at=300)
 
-    monkeypatch.setattr("molecule_connect.platform.endpoints.PAGE_CAP", 80_000)
+    monkeypatch.setattr(endpoints, "PAGE_CAP", 80_000)
     platform.on(FEED, answer)
 
     assert len(agent.activity(since_secs=3600, follow=False)) == 300
