@@ -1,4 +1,4 @@
-"""The folder for the files of a chat: names that nobody chose, and nothing in it that others can read."""
+"""The folder for the files of a chat: file names are random, and only the owner can read them."""
 
 import contextlib
 import os
@@ -13,23 +13,23 @@ import attrs
 from molecule_connect import files
 from molecule_connect.files import safe_name
 
-_OURS = re.compile(r"[0-9a-f]{32}-")
+_RANDOM_NAME = re.compile(r"[0-9a-f]{32}-")
 
 
 @attrs.frozen
 class FileFolder:
-    """The folder at *path*, made when the first file comes."""
+    """The folder at *path*, created with the first file."""
 
     path: Path
 
     @contextlib.contextmanager
     def new(self, name: str) -> Iterator[tuple[str, IO[bytes]]]:
-        """A new file, open for writing, and what it is called here; it is removed if the block raises.
+        """Create a file for writing. Yields its name in the folder, and the open file.
 
-        At the end of the block it and the folder are on the disk.
+        The file is removed if the block raises.
 
         Raises:
-            OSError: It cannot be made or written.
+            OSError: It can't be created or written.
         """
         files.make_folder(self.path)
         chosen = f"{uuid.uuid4().hex}-{safe_name(name)}"
@@ -43,10 +43,10 @@ class FileFolder:
             raise
 
     def settle(self, file: IO[bytes]) -> int:
-        """Put *file* and its name on the disk; its size. Takes as long as the disk does.
+        """Write *file* and its directory entry to the disk, which blocks. Returns its size.
 
         Raises:
-            OSError: The disk does not take it.
+            OSError: It can't be written.
         """
         file.flush()
         os.fsync(file.fileno())
@@ -58,14 +58,14 @@ class FileFolder:
         return os.fstat(file.fileno()).st_size
 
     def remove(self, name: str) -> None:
-        """Remove a file of ours; one that is gone is as good."""
+        """Remove the file *name*, if it exists."""
         with contextlib.suppress(OSError):
             (self.path / name).unlink()
 
     def sweep(self, known: Collection[str]) -> int:
-        """Remove what an earlier process left half done: files of ours that are not *known*. Returns how many."""
+        """Remove files of an earlier process that the journal doesn't know. Returns the number."""
         try:
-            found = [entry.name for entry in os.scandir(self.path) if _OURS.match(entry.name)]
+            found = [entry.name for entry in os.scandir(self.path) if _RANDOM_NAME.match(entry.name)]
         except OSError:
             return 0
         lost = [name for name in found if name not in known]

@@ -1,4 +1,4 @@
-"""The room in the folder for files: what each caller may use of it, and what is removed for a new file."""
+"""The quota of the folder for files: the share of each caller, and the files that are removed for a new one."""
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
@@ -11,12 +11,12 @@ from molecule_connect.worker.file_folder import FileFolder
 from molecule_connect.worker.status import Status
 
 TIDY_INTERVAL = 3600.0
-# What became of a file is known for so long after it was removed.
+# Seconds that the journal keeps the state of a removed file.
 FORGET_AFTER = 7 * 24 * 3600.0
-# A peer can send any number of files: its notices are limited to one in so many seconds.
+# Seconds between notices about the files of one peer.
 NOTICE_INTERVAL = 60.0
-# The quota is enough for at least so many files, and most file systems for as many of any size.
-_MOST_COUNTED = 1 << 16
+# The folder holds at least this many files, however small.
+_MIN_FILES = 1 << 16
 _BATCH = 64
 
 
@@ -25,8 +25,8 @@ class FolderLimits:
     """Limits of the folder for files.
 
     Attributes:
-        quota: Most bytes in it. Peers together may use three quarters of them, one peer a quarter; people may use all.
-        kept_for: Seconds that the files of finished messages stay.
+        quota: Bytes. Peers together may use three quarters, one peer a quarter, and people all of it.
+        kept_for: Seconds that the files of finished messages are kept.
     """
 
     quota: int = 1 << 30
@@ -38,26 +38,32 @@ class FolderLimits:
         return self.quota * 3 // 4
 
     def of_peer(self, largest: int) -> int:
-        """Bytes that the files of one peer may use: a quarter, and room for a file of *largest* bytes if it can be."""
+        """Bytes that the files of one peer may use: a quarter, or a file of *largest* bytes if it fits."""
         return max(self.quota // 4, min(largest, self.of_peers))
 
     @property
     def least(self) -> int:
-        """Bytes that a smaller file counts as: tiny files use up a file system, too."""
-        return self.quota // _MOST_COUNTED
+        """Bytes that a file counts as at least: a file system can run out of inodes."""
+        return self.quota // _MIN_FILES
 
 
 class NotTakenError(Exception):
-    """This machine never keeps the file."""
+    """The file is too large to be stored on this machine."""
 
 
 class NoRoomError(Exception):
-    """There is no room for the file until messages are finished."""
+    """There is no room for the file while other messages aren't finished."""
 
 
 @attrs.frozen
 class _Limit:
-    """*counts* are the callers that may use *most* bytes together; *gives* are those whose files are removed for it."""
+    """A limit for the files of some callers.
+
+    Attributes:
+        most: Bytes.
+        counts: Whether it applies to the files of this caller.
+        gives: Whether files of this caller are removed to meet it.
+    """
 
     most: int
     counts: Callable[[str | None], bool]
@@ -65,12 +71,12 @@ class _Limit:
     reason: str
 
     def excess(self, used: Mapping[str | None, int]) -> int:
-        """Bytes that are in use beyond it."""
+        """Bytes in use beyond the limit."""
         return sum(size for caller, size in used.items() if self.counts(caller)) - self.most
 
 
 class FolderQuota:
-    """Gives files their room in the folder of one workspace."""
+    """Reserves room for files in the folder of one workspace."""
 
     def __init__(
         self,
@@ -86,19 +92,19 @@ class FolderQuota:
         self._folder = folder
         self._status = status
         self._clock = clock
-        # Files that are on their way to the folder: whose they are, and the bytes that they may need.
+        # Callers and sizes of the files in progress.
         self._reserved: dict[str, tuple[str | None, int]] = {}
         self._noticed: dict[str, float] = {}
         self._tidied = float("-inf")
 
     async def make(self, file: StoredFile, *, largest: int) -> None:
-        """Reserve the room that *file* needs until ``release``, and remove files of finished messages for it.
+        """Reserve room for *file* until ``release``; files of finished messages are removed if necessary.
 
-        A peer's file never removes a person's.
+        Files of people are never removed for a peer's.
 
         Raises:
-            NotTakenError: It is larger than *largest* bytes, or than its sender may use at all.
-            NoRoomError: The files of messages that are not finished use the room.
+            NotTakenError: It has more than *largest* bytes, or more than its caller may use.
+            NoRoomError: The files of unfinished messages use the room.
         """
         size = max(file.size or 0, self.limits.least)
         if file.size is not None and file.size > largest:
@@ -117,14 +123,14 @@ class FolderQuota:
                 raise NoRoomError(f"{limit.reason}, all of messages that are not finished")
 
     def release(self, file: StoredFile) -> None:
-        """*file* is in the folder, or will not be."""
+        """End the reservation: *file* is in the folder, or was given up."""
         self._reserved.pop(file.file_id, None)
 
     def notice(self, caller_id: str | None, text: str) -> None:
-        """Report something of a caller's files: all of a person's, of a peer's one a minute."""
+        """Report a problem with a caller's file. For a peer, at most once a minute."""
         if caller_id is not None:
             now = asyncio.get_running_loop().time()
-            self._noticed = {one: when for one, when in self._noticed.items() if now - when < NOTICE_INTERVAL}
+            self._noticed = {caller: when for caller, when in self._noticed.items() if now - when < NOTICE_INTERVAL}
             if caller_id in self._noticed:
                 return
             self._noticed[caller_id] = now
@@ -132,14 +138,14 @@ class FolderQuota:
         self._status.notice(text)
 
     async def tidy(self) -> None:
-        """Once an hour: remove old files of finished messages, and forget what nothing needs any more."""
+        """Once an hour, remove old files of finished messages, and the state of files removed long ago."""
         if asyncio.get_running_loop().time() - self._tidied < TIDY_INTERVAL:
             return
         self._tidied = asyncio.get_running_loop().time()
         days = f"{self.limits.kept_for / 86400:g} days"
         before = self._clock.wall() - self.limits.kept_for
         old = [file for caller in self._used() for file in self._journal.removable(caller, before=before)]
-        count = sum([await self._remove(one, f"it was removed from this machine after {days}") for one in old])
+        count = sum([await self._remove(file, f"it was removed from this machine after {days}") for file in old])
         if count:
             self._status.notice(f"{_removed(count)}: files are kept for {days}")
         await self._journal.forget(before=self._clock.wall() - FORGET_AFTER, now=self._clock.now())
@@ -156,11 +162,11 @@ class FolderQuota:
         yield _Limit(limits.quota, all_of, all_of if caller_id is None else _is_peer, full)
 
     async def _meet(self, limit: _Limit, used: dict[str | None, int]) -> int:
-        """Remove files until *limit* is met: of the peer that uses most first, of people last. Returns how many."""
+        """Remove files until *limit* is met, first of the peer that uses most, last of people. Returns the number."""
         count = 0
         if limit.excess(used) <= 0:
             return count
-        for caller in sorted(filter(limit.gives, used), key=lambda one: (one is None, -used[one])):
+        for caller in sorted(filter(limit.gives, used), key=lambda caller: (caller is None, -used[caller])):
             while old := self._journal.removable(caller, before=self._clock.wall(), most=_BATCH):
                 for file in old:
                     if limit.excess(used) <= 0:

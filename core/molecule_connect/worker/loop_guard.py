@@ -211,7 +211,9 @@ class LoopGuard:
             for message, accepted_at in self._journal.exchanges(now - round(REPEATED_EXCESS * SECOND), REMEMBERED):
                 if message.row_id != skip_row:
                     self._restore(message, max(0.0, (now - accepted_at) / SECOND))
-        return self._peers.setdefault(caller_id, _Peer())
+        if (peer := self._peers.get(caller_id)) is None:
+            peer = self._peers[caller_id] = _Peer()
+        return peer
 
     def _restore(self, message: StoredMessage, seconds_ago: float) -> None:
         """Count an exchange from before the start."""
