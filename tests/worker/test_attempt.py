@@ -46,7 +46,7 @@ OUT = BackendError("the model is out")
 FINE = Response.from_text("fine")
 
 
-async def test_a_message_that_fails_once_is_answered_at_the_second_attempt(journal: Journal) -> None:
+async def test_second_attempt_answers_a_failed_message(journal: Journal) -> None:
     platform, backend = FakePlatform(), Backend([OUT, FINE])
     platform.write("hi")
     async with Serving(platform, journal, backend) as serving:
@@ -58,9 +58,7 @@ async def test_a_message_that_fails_once_is_answered_at_the_second_attempt(journ
 
 
 @pytest.mark.parametrize(("random", "waits"), [(0.0, (2.5, 15, 60)), (1.0, (5, 30, 120))])
-async def test_four_attempts_are_made_after_5_30_and_120_seconds_jittered_to_at_least_half(
-    journal: Journal, random: float, waits: tuple[float, ...]
-) -> None:
+async def test_four_attempts_with_jittered_delays(journal: Journal, random: float, waits: tuple[float, ...]) -> None:
     platform, backend = FakePlatform(), Backend([OUT])
     platform.write("hi", row_id="act-12345678")
     async with Serving(platform, journal, backend) as serving:
@@ -83,7 +81,7 @@ async def test_a_notice_is_no_delivery(journal: Journal) -> None:
     assert serving.events.of(events.Delivered) == []
 
 
-async def test_a_notice_that_is_refused_gives_nothing_up_again(journal: Journal) -> None:
+async def test_refused_notice_emits_one_dead_event(journal: Journal) -> None:
     refused = PermanentPlatformError("send: 403 no", operation="send", status=403, body="")
     platform, backend = FakePlatform(fail_send=[refused]), Backend([OUT])
     platform.write("hi")
@@ -105,7 +103,7 @@ async def test_any_exception_counts_as_retryable(journal: Journal, error: Except
     assert platform.answers() == ["fine"]
 
 
-async def test_an_error_of_a_megabyte_is_kept_and_reported_in_short(journal: Journal) -> None:
+async def test_long_errors_are_cut(journal: Journal) -> None:
     platform, backend = FakePlatform(), Backend([BackendError("x" * (1 << 20), retryable=False)])
     platform.write("hi")
     async with Serving(platform, journal, backend) as serving:
@@ -116,7 +114,7 @@ async def test_an_error_of_a_megabyte_is_kept_and_reported_in_short(journal: Jou
     assert len(serving.rows("reason")[0][0]) == 2000
 
 
-async def test_a_handler_that_raises_before_it_is_awaited_has_failed_an_attempt(journal: Journal) -> None:
+async def test_synchronous_error_fails_the_attempt(journal: Journal) -> None:
     platform, calls = FakePlatform(), []
 
     def handler(request: Request, progress: Progress) -> Awaitable[Response]:
@@ -130,7 +128,7 @@ async def test_a_handler_that_raises_before_it_is_awaited_has_failed_an_attempt(
     assert serving.error is None
 
 
-async def test_a_handler_that_cancels_itself_has_failed_an_attempt(journal: Journal) -> None:
+async def test_self_cancelled_handler_fails_the_attempt(journal: Journal) -> None:
     async def gives_up() -> Response:
         raise asyncio.CancelledError
 
@@ -141,7 +139,7 @@ async def test_a_handler_that_cancels_itself_has_failed_an_attempt(journal: Jour
     assert platform.answers() == ["fine"]
 
 
-async def test_an_error_that_no_attempt_can_help_ends_the_attempts(journal: Journal) -> None:
+async def test_permanent_error_ends_the_attempts(journal: Journal) -> None:
     platform = FakePlatform()
     backend = Backend([BackendError("no such file", retryable=False, retry_after=5.0)])
     platform.write("hi")
@@ -152,7 +150,7 @@ async def test_an_error_that_no_attempt_can_help_ends_the_attempts(journal: Jour
     assert len(platform.sent) == 1
 
 
-async def test_retry_after_parks_the_conversation_without_an_attempt_as_often_as_it_likes(journal: Journal) -> None:
+async def test_retry_after_costs_no_attempts(journal: Journal) -> None:
     platform = FakePlatform()
     parked: list[Any] = [BackendError("usage limit", retry_after=100.0) for _ in range(20)]
     backend = Backend([*parked, FINE])
@@ -168,7 +166,7 @@ async def test_retry_after_parks_the_conversation_without_an_attempt_as_often_as
 
 
 @pytest.mark.parametrize("seconds", [0.0, -5.0, float("nan")])
-async def test_a_retry_after_of_nothing_does_not_spin(journal: Journal, seconds: float) -> None:
+async def test_retry_after_zero_does_not_spin(journal: Journal, seconds: float) -> None:
     platform, backend = FakePlatform(), Backend([BackendError("busy", retry_after=seconds)])
     platform.write("hi")
     async with Serving(platform, journal, backend):
@@ -176,7 +174,7 @@ async def test_a_retry_after_of_nothing_does_not_spin(journal: Journal, seconds:
     assert 10 <= len(backend.calls) <= 21
 
 
-async def test_a_retry_after_without_end_is_a_month(journal: Journal) -> None:
+async def test_retry_after_is_at_most_a_month(journal: Journal) -> None:
     platform, backend = FakePlatform(), Backend([BackendError("no more", retry_after=float("inf"))])
     platform.write("hi")
     async with Serving(platform, journal, backend) as serving:
@@ -185,7 +183,7 @@ async def test_a_retry_after_without_end_is_a_month(journal: Journal) -> None:
     assert parked_until == pytest.approx(EPOCH + 31 * 24 * 3600, abs=60)
 
 
-async def test_an_error_that_cannot_say_what_it_is_fails_its_message_alone(journal: Journal) -> None:
+async def test_unprintable_error_fails_only_its_message(journal: Journal) -> None:
     class MuteError(Exception):
         def __str__(self) -> str:
             raise RuntimeError("no words")
@@ -199,7 +197,7 @@ async def test_an_error_that_cannot_say_what_it_is_fails_its_message_alone(journ
 
 
 @pytest.mark.parametrize("usage", [{"cost_usd": 1.0}, "1 dollar"])
-async def test_an_error_with_an_odd_usage_fails_its_message_alone(journal: Journal, usage: Any) -> None:
+async def test_odd_usage_fails_only_its_message(journal: Journal, usage: Any) -> None:
     platform, backend = FakePlatform(), Backend([BackendError("busy", usage=usage), FINE])
     platform.write("hi")
     async with Serving(platform, journal, backend) as serving:
@@ -210,9 +208,7 @@ async def test_an_error_with_an_odd_usage_fails_its_message_alone(journal: Journ
 
 @pytest.mark.parametrize("caller", ["peer-1", None])
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-async def test_an_answer_with_a_number_that_is_none_fails_its_message_alone(
-    journal: Journal, number: float, caller: str | None
-) -> None:
+async def test_reply_with_nan_fails_only_its_message(journal: Journal, number: float, caller: str | None) -> None:
     platform, backend = FakePlatform(), Backend([Response(parts=(DataPart({"rate": number}),))])
     platform.write("hi", caller=caller)
     async with Serving(platform, journal, backend) as serving:
@@ -227,7 +223,7 @@ async def test_an_answer_with_a_number_that_is_none_fails_its_message_alone(
     "part",
     [DataPart({"when": object()}), DataPart({1, 2}), TextPart(b"bytes"), FilePart(uri=object())],  # type: ignore[arg-type]
 )
-async def test_an_answer_that_cannot_be_written_down_fails_its_message_alone(journal: Journal, part: Any) -> None:
+async def test_unstorable_reply_fails_only_its_message(journal: Journal, part: Any) -> None:
     platform = FakePlatform()
 
     async def handler(request: Request, progress: Progress) -> Response:
@@ -257,7 +253,7 @@ async def test_a_circular_answer_fails_its_message_alone(journal: Journal) -> No
     assert serving.rows("state") == [("dead",)]
 
 
-async def test_a_failing_message_holds_up_its_own_conversation_and_no_other(journal: Journal) -> None:
+async def test_failing_message_delays_only_its_conversation(journal: Journal) -> None:
     platform = FakePlatform()
 
     async def handler(request: Request, progress: Progress) -> Response:
@@ -279,7 +275,7 @@ async def test_a_failing_message_holds_up_its_own_conversation_and_no_other(jour
 # Notices
 
 
-async def test_a_conversation_is_told_of_a_failure_once_in_ten_minutes(journal: Journal) -> None:
+async def test_conversation_gets_one_notice_in_ten_minutes(journal: Journal) -> None:
     platform, backend = FakePlatform(), Backend([BackendError("no", retryable=False)])
     async with Serving(platform, journal, backend) as serving:
         for minutes in (0, 4, 9, 11):
@@ -292,7 +288,7 @@ async def test_a_conversation_is_told_of_a_failure_once_in_ten_minutes(journal: 
     assert {state for _, state in serving.rows()} == {"dead"}
 
 
-async def test_a_notice_that_nobody_accepts_leaves_the_reason_of_the_failure(journal: Journal) -> None:
+async def test_refused_notice_keeps_the_failure_reason(journal: Journal) -> None:
     refused = PermanentPlatformError("a2a: 403", operation="a2a", status=403, body="")
     platform, backend = FakePlatform(fail_send=[refused]), Backend([BackendError("no such file", retryable=False)])
     platform.write("hi", caller="peer-1")
@@ -314,7 +310,7 @@ async def test_a_replayed_message_gets_four_new_attempts(journal: Journal) -> No
     assert serving.rows() == [("row-1", "done")]
 
 
-async def test_a_message_that_is_replayed_and_fails_again_is_told_of_once_in_ten_minutes(journal: Journal) -> None:
+async def test_failed_replay_sends_no_second_notice(journal: Journal) -> None:
     platform, backend = FakePlatform(), Backend([BackendError("no", retryable=False)])
     platform.write("hi")
     async with Serving(platform, journal, backend) as serving:
@@ -342,7 +338,7 @@ async def test_silence_ends_a_message_and_sends_nothing(journal: Journal) -> Non
 # Progress and the deadline
 
 
-async def test_progress_reaches_the_events_the_beat_and_the_journal(journal: Journal) -> None:
+async def test_progress_reaches_events_heartbeat_and_journal(journal: Journal) -> None:
     platform, release = FakePlatform(), asyncio.Event()
 
     async def handler(request: Request, progress: Progress) -> Response:
@@ -362,7 +358,7 @@ async def test_progress_reaches_the_events_the_beat_and_the_journal(journal: Jou
     assert serving.rows("state, progress") == [("done", None)]
 
 
-async def test_progress_is_written_down_at_most_once_a_second(journal: Journal) -> None:
+async def test_progress_is_stored_once_a_second(journal: Journal) -> None:
     platform = FakePlatform()
     seen: list[str] = []
 
@@ -380,7 +376,7 @@ async def test_progress_is_written_down_at_most_once_a_second(journal: Journal) 
     assert len(serving.events.of(events.Progressed)) == 21
 
 
-async def test_what_the_backend_works_on_is_the_current_task_until_it_tells_more(journal: Journal) -> None:
+async def test_message_text_is_the_first_current_task(journal: Journal) -> None:
     platform, backend = FakePlatform(), Backend([lambda: asyncio.sleep(90, FINE)])
     platform.write("count the stars")
     async with Serving(platform, journal, backend):
@@ -390,7 +386,7 @@ async def test_what_the_backend_works_on_is_the_current_task_until_it_tells_more
         assert (platform.beats[-1].current_task, platform.beats[-1].active_tasks) == ("", 0)
 
 
-async def test_an_hour_without_progress_is_a_failed_attempt(journal: Journal) -> None:
+async def test_hour_without_progress_fails_the_attempt(journal: Journal) -> None:
     platform, backend = FakePlatform(), Backend([asyncio.Event().wait, FINE])  # type: ignore[list-item]
     platform.write("hi")
     async with Serving(platform, journal, backend, **CALM) as serving:
@@ -419,7 +415,7 @@ async def test_progress_puts_the_deadline_off(journal: Journal, told: Any) -> No
     assert platform.answers() == ["fine"]
 
 
-async def test_a_call_that_does_not_return_keeps_its_slot_and_conversation_and_the_beat_says_so(
+async def test_stuck_call_keeps_its_slot(
     journal: Journal,
 ) -> None:
     platform, release = FakePlatform(), asyncio.Event()

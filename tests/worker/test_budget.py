@@ -30,7 +30,7 @@ NONSENSE: list[Any] = [
 ]
 
 
-def test_a_usage_takes_any_number_and_counts_nonsense_as_nothing() -> None:
+def test_usage_counts_invalid_numbers_as_zero() -> None:
     dear = Usage(input_tokens=None, output_tokens=7.0, cost_usd=Decimal("0.25"))
     assert (dear.input_tokens, dear.output_tokens, dear.cost_usd) == (0, 7, 0.25)
     assert isinstance(dear.cost_usd, float)
@@ -57,7 +57,7 @@ async def test_no_usage_costs_the_answer(journal: Journal, usage: Any) -> None:
     assert sorted(serving.rows("state, attempt")) == [("dead", 1), ("done", 1)]
 
 
-async def test_a_month_of_any_cost_fits_into_a_heartbeat(journal: Journal) -> None:
+async def test_heartbeat_clamps_the_monthly_cost(journal: Journal) -> None:
     platform = FakePlatform()
     await journal.writer.put(lambda db: db.execute("INSERT INTO spend VALUES ('ws-1', '2027-01-15', 9e999)").rowcount)
     async with Serving(platform, journal, dear):
@@ -70,7 +70,7 @@ async def dear(request: Request, progress: Progress) -> Response:
     return Response.from_text(request.text, usage=Usage(cost_usd=1.0))
 
 
-async def test_when_the_day_is_used_up_messages_wait_for_the_next_one_and_it_is_said(journal: Journal) -> None:
+async def test_spent_budget_defers_messages_to_tomorrow(journal: Journal) -> None:
     midnight = DAY - EPOCH % DAY
     await asyncio.sleep(midnight - 600)
     platform = FakePlatform()
@@ -88,7 +88,7 @@ async def test_when_the_day_is_used_up_messages_wait_for_the_next_one_and_it_is_
     assert serving.rows("state, attempt") == [("done", 1)] * 3
 
 
-async def test_with_a_higher_limit_the_next_start_takes_up_what_waits_for_the_next_day(journal: Journal) -> None:
+async def test_start_with_higher_limit_runs_deferred_messages(journal: Journal) -> None:
     platform = FakePlatform()
     for number in range(3):
         platform.write(f"{number}", age=3 - number)
@@ -99,7 +99,7 @@ async def test_with_a_higher_limit_the_next_start_takes_up_what_waits_for_the_ne
     assert serving.rows("state, attempt") == [("done", 1)] * 3
 
 
-async def test_a_try_that_failed_and_an_answer_that_is_silence_cost_what_they_cost(journal: Journal) -> None:
+async def test_failed_and_silent_attempts_are_counted(journal: Journal) -> None:
     platform = FakePlatform()
 
     async def handler(request: Request, progress: Progress) -> Response:
@@ -116,7 +116,7 @@ async def test_a_try_that_failed_and_an_answer_that_is_silence_cost_what_they_co
         assert platform.beats[-1].monthly_spend_cents == 75
 
 
-async def test_what_other_workspaces_and_other_days_spent_does_not_count(journal: Journal) -> None:
+async def test_other_workspaces_and_days_do_not_count(journal: Journal) -> None:
     journal.of("other").add_spend(None, 5.0)
     ours = journal.of(WORKSPACE)
     ours.add_spend(None, 1.5)
@@ -130,7 +130,7 @@ async def test_what_other_workspaces_and_other_days_spent_does_not_count(journal
 # Shares
 
 
-async def test_a_peer_that_used_up_its_share_waits_alone(journal: Journal) -> None:
+async def test_peer_beyond_its_share_waits_alone(journal: Journal) -> None:
     platform = FakePlatform(has_stream=True)
     async with Serving(platform, journal, dear, max_cost_per_day=4.0, concurrency=1) as serving:
         for number in range(4):
@@ -148,7 +148,7 @@ async def test_a_peer_that_used_up_its_share_waits_alone(journal: Journal) -> No
         assert (retrying.what, retrying.reason) == ("daily budget", trouble.reason)
 
 
-async def test_peers_together_leave_a_quarter_of_the_day_to_people(journal: Journal) -> None:
+async def test_peers_leave_a_quarter_to_people(journal: Journal) -> None:
     platform = FakePlatform(has_stream=True)
     async with Serving(platform, journal, dear, max_cost_per_day=4.0, concurrency=1) as serving:
         for number in range(8):
@@ -166,7 +166,7 @@ async def test_peers_together_leave_a_quarter_of_the_day_to_people(journal: Jour
     ]
 
 
-async def test_what_peers_overspend_is_not_taken_from_people(journal: Journal) -> None:
+async def test_overspending_peers_take_nothing_from_people(journal: Journal) -> None:
     platform = FakePlatform(has_stream=True)
 
     async def handler(request: Request, progress: Progress) -> Response:
@@ -204,7 +204,7 @@ class Backend:
 
 @pytest.mark.parametrize("concurrency", [1, 40])
 @pytest.mark.parametrize("peers", [False, True])
-async def test_a_backlog_exceeds_the_budget_by_one_attempt(journal: Journal, concurrency: int, peers: bool) -> None:
+async def test_backlog_exceeds_the_budget_by_one_attempt(journal: Journal, concurrency: int, peers: bool) -> None:
     platform, backend = FakePlatform(), Backend(cost=0.6)
     for number in range(40):
         platform.write("hi", caller=f"peer-{number}" if peers else None, context=f"talk-{number}")
@@ -237,7 +237,7 @@ async def test_attempts_without_cost_are_not_delayed(journal: Journal) -> None:
     assert backend.most == 8
 
 
-async def test_people_run_beside_a_first_attempt_of_a_peer(journal: Journal) -> None:
+async def test_peers_first_attempt_blocks_no_person(journal: Journal) -> None:
     platform, backend = FakePlatform(has_stream=True), Backend(cost=0.1)
     async with Serving(platform, journal, backend, max_cost_per_day=1.0):
         platform.write("peer", caller="peer")
@@ -269,7 +269,7 @@ async def test_a_restart_remembers_what_each_caller_spent(journal: Journal) -> N
     assert len(platform.sent) == 1
 
 
-async def test_a_backend_that_asks_for_time_is_told_in_the_heartbeat_while_it_waits(journal: Journal) -> None:
+async def test_requested_pause_shows_in_the_heartbeat(journal: Journal) -> None:
     platform = FakePlatform()
 
     async def handler(request: Request, progress: Progress) -> Response:

@@ -16,7 +16,7 @@ from molecule_connect.journal.models import Conversation, StoredMessage
 from molecule_connect.models import Progress, Request, Response, Usage
 
 
-async def test_a_conversation_keeps_its_order_through_retries_and_failed_sends(journal: Journal) -> None:
+async def test_retries_and_failed_sends_keep_the_order(journal: Journal) -> None:
     platform = FakePlatform()
     tries: dict[str, int] = {}
 
@@ -35,7 +35,7 @@ async def test_a_conversation_keeps_its_order_through_retries_and_failed_sends(j
     assert platform.answers() == [str(number) for number in range(9)]
 
 
-async def test_the_next_message_begins_only_when_the_answer_before_it_was_accepted(journal: Journal) -> None:
+async def test_next_message_starts_after_an_accepted_reply(journal: Journal) -> None:
     platform, began = FakePlatform(send_delay=3.0), []
 
     async def handler(request: Request, progress: Progress) -> Response:
@@ -49,7 +49,7 @@ async def test_the_next_message_begins_only_when_the_answer_before_it_was_accept
     assert began == [("0", 0), ("1", 1), ("2", 2)]
 
 
-async def test_a_replayed_message_goes_to_the_tail_of_its_conversation(journal: Journal) -> None:
+async def test_replayed_message_moves_to_the_end(journal: Journal) -> None:
     platform, release = FakePlatform(), asyncio.Event()
 
     async def handler(request: Request, progress: Progress) -> Response:
@@ -88,7 +88,7 @@ async def test_nobody_waits_for_somebody_elses_slow_conversation(journal: Journa
         release.set()
 
 
-async def test_conversations_that_waited_at_the_start_are_begun_oldest_first(journal: Journal) -> None:
+async def test_start_runs_waiting_conversations_oldest_first(journal: Journal) -> None:
     platform = FakePlatform()
     for number in range(30):
         platform.write(str(number), context=f"talk-{number}", age=29 - number / 2)
@@ -97,7 +97,7 @@ async def test_conversations_that_waited_at_the_start_are_begun_oldest_first(jou
     assert platform.answers() == [f"echo: {number}" for number in range(30)]
 
 
-async def test_a_message_that_became_visible_late_goes_before_younger_ones_that_wait(journal: Journal) -> None:
+async def test_late_message_runs_before_younger_ones(journal: Journal) -> None:
     platform, release = FakePlatform(has_stream=True), asyncio.Event()
 
     async def handler(request: Request, progress: Progress) -> Response:
@@ -114,7 +114,7 @@ async def test_a_message_that_became_visible_late_goes_before_younger_ones_that_
     assert platform.answers() == ["0", "1", "2"]
 
 
-async def test_a_message_that_comes_while_its_conversation_is_ending_is_not_forgotten(journal: Journal) -> None:
+async def test_message_during_a_conversations_end_is_handled(journal: Journal) -> None:
     """One comes at each step of the loop around the end of the one before it."""
     platform = FakePlatform(has_stream=True)
     async with Serving(platform, journal, echo) as serving:
@@ -131,7 +131,7 @@ async def test_a_message_that_comes_while_its_conversation_is_ending_is_not_forg
 # How much is in memory
 
 
-async def test_a_caller_with_a_hundred_conversations_delays_nobody_and_loses_none(journal: Journal) -> None:
+async def test_hundred_conversations_delay_no_other_caller(journal: Journal) -> None:
     platform, most = FakePlatform(has_stream=True), 0
 
     async def handler(request: Request, progress: Progress) -> Response:
@@ -152,7 +152,7 @@ async def test_a_caller_with_a_hundred_conversations_delays_nobody_and_loses_non
     assert {state for _, state in serving.rows()} == {"done"}
 
 
-async def test_conversations_with_a_backlog_do_not_keep_out_others_of_the_same_caller(journal: Journal) -> None:
+async def test_backlogs_leave_turns_to_other_conversations(journal: Journal) -> None:
     platform = FakePlatform(has_stream=True)
     began: list[str] = []
 
@@ -176,7 +176,7 @@ async def test_conversations_with_a_backlog_do_not_keep_out_others_of_the_same_c
         await platform.until(lambda: len(platform.sent) == 64 * 21 + 11)
 
 
-async def test_many_conversations_that_wait_for_a_time_cost_nothing_until_then(journal: Journal) -> None:
+async def test_deferred_conversations_have_no_tasks(journal: Journal) -> None:
     platform, calls = FakePlatform(has_stream=True), 0
 
     async def handler(request: Request, progress: Progress) -> Response:
@@ -196,7 +196,7 @@ async def test_many_conversations_that_wait_for_a_time_cost_nothing_until_then(j
     assert calls == 600
 
 
-async def test_conversations_that_wait_for_a_time_at_a_start_begin_when_it_has_come(journal: Journal) -> None:
+async def test_start_runs_deferred_conversations_when_due(journal: Journal) -> None:
     platform = FakePlatform()
 
     async def limited(request: Request, progress: Progress) -> Response:
@@ -212,7 +212,7 @@ async def test_conversations_that_wait_for_a_time_at_a_start_begin_when_it_has_c
         await platform.until(lambda: len(platform.sent) == 200, seconds=200)
 
 
-async def test_of_a_hundred_thousand_that_wait_few_are_in_memory(journal: Journal) -> None:
+async def test_backlog_of_100000_stays_in_the_journal(journal: Journal) -> None:
     callers, rows, before = 5, 100_000, entries_in_memory()
     for caller in range(callers):
         await journal.of(WORKSPACE).add([inbound(row_id=f"seed-{caller}", caller_id=f"peer-{caller}")], now=0)
@@ -279,7 +279,7 @@ async def unlucky(journal: Journal) -> Journal:
     return journal
 
 
-async def test_messages_that_killed_us_run_one_at_a_time_and_at_eight_deaths_no_more(unlucky: Journal) -> None:
+async def test_message_is_dead_after_eight_crashes(unlucky: Journal) -> None:
     platform, running, together = FakePlatform(), set(), []
 
     async def handler(request: Request, progress: Progress) -> Response:
@@ -302,7 +302,7 @@ async def test_messages_that_killed_us_run_one_at_a_time_and_at_eight_deaths_no_
 
 
 @pytest.mark.parametrize("jump", [-3600.0, -86_400.0])
-async def test_a_clock_that_is_set_back_prolongs_no_wait(journal: Journal, jump: float) -> None:
+async def test_clock_set_back_extends_no_wait(journal: Journal, jump: float) -> None:
     platform, tries, offset = FakePlatform(), 0, 0.0
     loop = asyncio.get_running_loop()
 
@@ -323,7 +323,7 @@ async def test_a_clock_that_is_set_back_prolongs_no_wait(journal: Journal, jump:
         await platform.until(lambda: len(platform.sent) == 2, seconds=60)
 
 
-async def test_what_became_due_while_the_machine_slept_begins_when_it_wakes(journal: Journal, tmp_path: Path) -> None:
+async def test_messages_due_during_sleep_run_on_wakeup(journal: Journal, tmp_path: Path) -> None:
     platform, tries, offset = FakePlatform(), 0, 0.0
     loop = asyncio.get_running_loop()
 
@@ -346,7 +346,7 @@ async def test_what_became_due_while_the_machine_slept_begins_when_it_wakes(jour
             assert platform.answers() == ["fine"]
 
 
-async def test_a_clock_that_was_hours_ahead_before_a_restart_delays_no_message(journal: Journal) -> None:
+async def test_clock_ahead_before_a_restart_delays_nothing(journal: Journal) -> None:
     platform, tries = FakePlatform(), 0
     loop, ahead = asyncio.get_running_loop(), 6 * 3600.0
 
@@ -371,7 +371,7 @@ async def test_a_clock_that_was_hours_ahead_before_a_restart_delays_no_message(j
         await platform.until(lambda: len(platform.sent) == 2, seconds=60)
 
 
-async def test_a_pause_that_the_backend_asked_for_lasts_as_long_after_the_clock_was_corrected(
+async def test_requested_pause_survives_a_clock_correction(
     journal: Journal,
 ) -> None:
     platform, tried = FakePlatform(), []
@@ -396,7 +396,7 @@ async def test_a_pause_that_the_backend_asked_for_lasts_as_long_after_the_clock_
     assert tried[1] - tried[0] == pytest.approx(5 * 3600, abs=120)
 
 
-async def test_a_clock_that_was_days_behind_costs_no_attempts(journal: Journal) -> None:
+async def test_clock_days_behind_costs_no_attempts(journal: Journal) -> None:
     platform, tries = FakePlatform(), 0
     loop, ahead = asyncio.get_running_loop(), -3 * 86_400.0
 
@@ -419,7 +419,7 @@ async def test_a_clock_that_was_days_behind_costs_no_attempts(journal: Journal) 
         await platform.until(lambda: platform.answers() == ["fine"], seconds=300)
 
 
-async def test_a_message_that_waits_for_another_day_begins_when_the_clock_is_corrected(journal: Journal) -> None:
+async def test_clock_correction_ends_a_budget_wait(journal: Journal) -> None:
     platform = FakePlatform()
     loop, ahead = asyncio.get_running_loop(), 2 * 86_400.0
 
@@ -443,7 +443,7 @@ async def test_a_message_that_waits_for_another_day_begins_when_the_clock_is_cor
 # Counting
 
 
-async def test_an_accepted_answer_is_not_counted_as_waiting_at_any_step(journal: Journal) -> None:
+async def test_accepted_reply_never_counts_as_waiting(journal: Journal) -> None:
     workspace = journal.of(WORKSPACE)
     platform, release = FakePlatform(), asyncio.Event()
     counts: list[tuple[Any, ...]] = []
@@ -466,7 +466,7 @@ async def test_an_accepted_answer_is_not_counted_as_waiting_at_any_step(journal:
     assert set(counts) == {(1, True)}
 
 
-async def test_every_peer_of_a_budget_of_one_is_answered_in_the_end(journal: Journal) -> None:
+async def test_budget_of_one_turn_answers_all_messages(journal: Journal) -> None:
     platform = FakePlatform(has_stream=True)
     async with Serving(platform, journal, echo, peer_budget=PeerBudget(per_minute=1, per_hour=0)) as serving:
         for number in range(5):
@@ -476,7 +476,7 @@ async def test_every_peer_of_a_budget_of_one_is_answered_in_the_end(journal: Jou
     assert {state for _, state in serving.rows()} == {"done"}
 
 
-async def test_a_message_that_is_running_although_nobody_runs_it_is_taken_up_again(journal: Journal) -> None:
+async def test_running_message_without_a_task_runs_again(journal: Journal) -> None:
     platform, tries = FakePlatform(), []
 
     async def handler(request: Request, progress: Progress) -> Response:

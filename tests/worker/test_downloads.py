@@ -61,7 +61,7 @@ def on_disk(journal: Journal) -> list[Path]:
     return sorted(folder(journal).iterdir()) if folder(journal).exists() else []
 
 
-async def test_a_message_gets_its_file_as_a_path_and_keeps_the_platforms_address(journal: Journal) -> None:
+async def test_message_gets_the_path_of_its_file(journal: Journal) -> None:
     platform, backend = FakePlatform(), Reading()
     async with Serving(platform, journal, backend):
         uploads(platform, content=b"hello", content_type="text/csv; charset=utf-8")
@@ -78,7 +78,7 @@ async def test_a_message_gets_its_file_as_a_path_and_keeps_the_platforms_address
     assert platform.uploads.kept["f1"].acked == 1
 
 
-async def test_a_page_in_place_of_a_file_is_not_taken_for_it_and_the_platform_keeps_it(journal: Journal) -> None:
+async def test_file_of_wrong_size_is_not_acknowledged(journal: Journal) -> None:
     platform, backend = FakePlatform(), Reading()
     async with Serving(platform, journal, backend):
         uploads(platform, content=b"the picture")
@@ -96,7 +96,7 @@ async def test_a_page_in_place_of_a_file_is_not_taken_for_it_and_the_platform_ke
     assert upload.acked == 1
 
 
-async def test_files_that_drip_in_without_end_give_way_to_others(journal: Journal) -> None:
+async def test_endless_downloads_time_out(journal: Journal) -> None:
     platform = FakePlatform()
     async with Serving(platform, journal, Reading()):
         for number in range(4):
@@ -106,7 +106,7 @@ async def test_files_that_drip_in_without_end_give_way_to_others(journal: Journa
         await platform.until(lambda: platform.uploads.kept["f1"].acked == 1)
 
 
-async def test_files_are_fetched_four_at_a_time_and_once_each(journal: Journal) -> None:
+async def test_four_files_are_downloaded_at_once(journal: Journal) -> None:
     platform, backend = FakePlatform(), Reading()
     async with Serving(platform, journal, backend) as serving:
         for number in range(10):
@@ -119,7 +119,7 @@ async def test_files_are_fetched_four_at_a_time_and_once_each(journal: Journal) 
     assert [upload.fetched for upload in platform.uploads.kept.values()] == [1] * 10
 
 
-async def test_three_files_that_take_120_ms_each_are_here_in_less_than_250(journal: Journal) -> None:
+async def test_three_files_are_downloaded_concurrently(journal: Journal) -> None:
     platform, backend = FakePlatform(), Reading()
     platform.has_stream = True
     loop = asyncio.get_running_loop()
@@ -135,7 +135,7 @@ async def test_three_files_that_take_120_ms_each_are_here_in_less_than_250(journ
         assert loop.time() - began < 0.25
 
 
-async def test_incident_65_a_fetch_that_hangs_holds_up_its_own_message_alone_and_is_attached_when_it_lands(
+async def test_hanging_download_delays_only_its_message(
     journal: Journal,
 ) -> None:
     platform, backend = FakePlatform(), Reading()
@@ -159,7 +159,7 @@ async def test_incident_65_a_fetch_that_hangs_holds_up_its_own_message_alone_and
     assert backend.contents[-1] == [b"content"]
 
 
-async def test_incident_66_a_message_whose_file_failed_is_delivered_with_a_mark_and_the_fetch_is_tried_again(
+async def test_message_is_delivered_without_its_failed_file(
     journal: Journal,
 ) -> None:
     platform, backend = FakePlatform(), Reading()
@@ -178,7 +178,7 @@ async def test_incident_66_a_message_whose_file_failed_is_delivered_with_a_mark_
     assert backend.contents[-1] == [b"content"]
 
 
-async def test_a_blip_of_the_fetch_is_waited_for(journal: Journal) -> None:
+async def test_passing_download_failure_is_waited_for(journal: Journal) -> None:
     platform, backend = FakePlatform(), Reading()
     async with Serving(platform, journal, backend):
         uploads(platform, fails=[transient(), transient(None)])
@@ -188,7 +188,7 @@ async def test_a_blip_of_the_fetch_is_waited_for(journal: Journal) -> None:
     assert len(on_disk(journal)) == 1
 
 
-async def test_a_file_that_is_gone_is_not_waited_for_nor_acknowledged(journal: Journal) -> None:
+async def test_deleted_file_is_not_waited_for(journal: Journal) -> None:
     platform, backend = FakePlatform(), Reading()
     async with Serving(platform, journal, backend) as serving:
         platform.show_upload("lost", "a.txt", 7)
@@ -201,9 +201,7 @@ async def test_a_file_that_is_gone_is_not_waited_for_nor_acknowledged(journal: J
 
 
 @pytest.mark.parametrize("fetched", [True, False])
-async def test_incident_67_the_map_of_files_survives_a_restart_between_upload_and_message(
-    tmp_path: Path, fetched: bool
-) -> None:
+async def test_restart_keeps_files_for_their_message(tmp_path: Path, fetched: bool) -> None:
     platform, backend = FakePlatform(), Reading()
     async with open_journal(tmp_path) as journal, Serving(platform, journal, backend):
         uploads(platform, seconds=0.0 if fetched else 1000.0)
@@ -219,7 +217,7 @@ async def test_incident_67_the_map_of_files_survives_a_restart_between_upload_an
     assert platform.uploads.kept["f1"].fetched == (1 if fetched else 2)
 
 
-async def test_incident_68_files_without_a_message_become_one_under_the_oldest_row_a_minute_after_the_newest(
+async def test_files_without_a_message_become_one(
     journal: Journal,
 ) -> None:
     platform, backend = FakePlatform(), Reading()
@@ -245,7 +243,7 @@ async def test_incident_68_files_without_a_message_become_one_under_the_oldest_r
     assert backend.contents[-1] == [b"content"]
 
 
-async def test_a_file_that_a_message_names_within_the_minute_is_no_message_of_its_own(journal: Journal) -> None:
+async def test_named_file_becomes_no_message(journal: Journal) -> None:
     platform, backend = FakePlatform(), Reading()
     async with Serving(platform, journal, backend):
         uploads(platform)
@@ -255,7 +253,7 @@ async def test_a_file_that_a_message_names_within_the_minute_is_no_message_of_it
     assert len(backend.requests) == 1
 
 
-async def test_incident_68_over_a_restart_the_file_waits_for_its_message_until_the_feed_was_read(
+async def test_files_wait_for_the_first_read(
     tmp_path: Path,
 ) -> None:
     platform, backend = FakePlatform(), Reading()
@@ -271,7 +269,7 @@ async def test_incident_68_over_a_restart_the_file_waits_for_its_message_until_t
 
 
 @pytest.mark.parametrize("name", ["../../x", "a\0b", "n" * 300, ".", "..", "", "/etc/passwd", "a/b\n.txt"])
-async def test_incident_69_a_hostile_name_stays_in_the_folder(journal: Journal, name: str) -> None:
+async def test_hostile_name_stays_in_the_folder(journal: Journal, name: str) -> None:
     platform, backend = FakePlatform(), Reading()
     async with Serving(platform, journal, backend):
         uploads(platform, name=name)
@@ -283,7 +281,7 @@ async def test_incident_69_a_hostile_name_stays_in_the_folder(journal: Journal, 
     assert backend.contents == [[b"content"]]
 
 
-async def test_incident_69_an_endless_body_is_cut_at_the_cap_and_nothing_of_it_is_kept(journal: Journal) -> None:
+async def test_endless_body_leaves_no_file(journal: Journal) -> None:
     platform, backend = FakePlatform(limits=UploadLimits(per_file=1 << 20)), Reading()
     async with Serving(platform, journal, backend):
         uploads(platform, endless=True)
@@ -294,7 +292,7 @@ async def test_incident_69_an_endless_body_is_cut_at_the_cap_and_nothing_of_it_i
     assert platform.uploads.kept["f1"].acked == 0
 
 
-async def test_incident_69_a_body_that_hangs_leaves_nothing_when_it_is_cut(journal: Journal) -> None:
+async def test_cancelled_download_leaves_no_file(journal: Journal) -> None:
     platform, backend = FakePlatform(), Reading()
     async with Serving(platform, journal, backend):
         uploads(platform, seconds=5000.0)
@@ -312,9 +310,7 @@ async def test_incident_69_a_body_that_hangs_leaves_nothing_when_it_is_cut(journ
         ("a" * 200 + "/b", "x.png", "text/plain"),
     ],
 )
-async def test_incident_69_a_hostile_type_is_not_believed(
-    journal: Journal, told: str, announced_name: str, kind: str
-) -> None:
+async def test_invalid_media_type_is_ignored(journal: Journal, told: str, announced_name: str, kind: str) -> None:
     platform, backend = FakePlatform(), Reading()
     async with Serving(platform, journal, backend):
         uploads(platform, name=announced_name, content_type=told)
@@ -323,7 +319,7 @@ async def test_incident_69_a_hostile_type_is_not_believed(
     assert backend.files()[0].mime_type == kind
 
 
-async def test_incident_70_what_was_acknowledged_lies_on_the_disk_and_is_never_asked_for_again(
+async def test_acknowledged_file_is_stored(
     journal: Journal,
 ) -> None:
     platform, backend = FakePlatform(), Reading()
@@ -337,7 +333,7 @@ async def test_incident_70_what_was_acknowledged_lies_on_the_disk_and_is_never_a
     assert backend.contents == [[b"content"]]
 
 
-async def test_incident_71_a_cap_that_was_raised_lets_larger_files_in(journal: Journal) -> None:
+async def test_raised_limit_admits_larger_files(journal: Journal) -> None:
     platform, backend = FakePlatform(limits=UploadLimits(per_file=3)), Reading()
     async with Serving(platform, journal, backend):
         uploads(platform)
@@ -352,7 +348,7 @@ async def test_incident_71_a_cap_that_was_raised_lets_larger_files_in(journal: J
     assert backend.contents[-1] == [b"content"]
 
 
-async def test_an_acknowledgement_that_fails_is_tried_again_and_the_file_stays(journal: Journal) -> None:
+async def test_failed_acknowledgement_is_retried(journal: Journal) -> None:
     platform = FakePlatform()
     platform.uploads.fail_ack = [transient(), transient(None)]
     async with Serving(platform, journal):
@@ -362,7 +358,7 @@ async def test_an_acknowledgement_that_fails_is_tried_again_and_the_file_stays(j
     assert platform.uploads.kept["f1"].fetched == 1
 
 
-async def test_a_file_that_a_message_names_without_an_announcement_is_fetched_all_the_same(journal: Journal) -> None:
+async def test_unannounced_file_is_downloaded(journal: Journal) -> None:
     platform, backend = FakePlatform(), Reading()
     platform.uploads.kept["orphan"] = Upload(content=b"orphan")
     async with Serving(platform, journal, backend):
@@ -371,7 +367,7 @@ async def test_a_file_that_a_message_names_without_an_announcement_is_fetched_al
     assert backend.contents == [[b"orphan"]]
 
 
-async def test_files_of_messages_that_others_answered_are_not_told_again(journal: Journal) -> None:
+async def test_files_of_answered_messages_are_not_downloaded(journal: Journal) -> None:
     platform, backend = FakePlatform(), Reading()
     async with Serving(platform, journal, backend):
         uploads(platform)
@@ -380,7 +376,7 @@ async def test_files_of_messages_that_others_answered_are_not_told_again(journal
     assert backend.requests == []
 
 
-async def test_what_an_earlier_process_left_half_done_is_removed(tmp_path: Path) -> None:
+async def test_partial_files_of_earlier_processes_are_removed(tmp_path: Path) -> None:
     place = tmp_path / WORKSPACE / "files"
     place.mkdir(parents=True)
     (place / ("0" * 32 + "-half.bin")).write_bytes(b"half")
@@ -391,7 +387,7 @@ async def test_what_an_earlier_process_left_half_done_is_removed(tmp_path: Path)
 
 
 @pytest.mark.parametrize("until", ["fetched", "stored"])
-async def test_a_file_is_fetched_again_unless_it_was_committed(tmp_path: Path, until: str) -> None:
+async def test_uncommitted_file_is_downloaded_again(tmp_path: Path, until: str) -> None:
     """A full disk stands in for a kill: what was fetched is not in the journal."""
     platform, backend, disk = FakePlatform(), Reading(), Disk()
     async with open_journal(tmp_path, disk) as journal, Serving(platform, journal, backend):
@@ -412,7 +408,7 @@ def rows(journal: Journal) -> list[tuple[str]]:
     return found
 
 
-async def test_old_files_of_finished_messages_go_and_those_of_open_ones_stay(journal: Journal) -> None:
+async def test_old_files_of_finished_messages_are_removed(journal: Journal) -> None:
     platform = FakePlatform()
 
     async def handler(request: Request, progress: Progress) -> Response:
@@ -437,7 +433,7 @@ async def test_old_files_of_finished_messages_go_and_those_of_open_ones_stay(jou
     assert "removed from this machine after" in platform.answers()[1]
 
 
-async def test_the_folder_keeps_within_its_quota_by_the_oldest_finished_files(journal: Journal) -> None:
+async def test_quota_removes_the_oldest_finished_files(journal: Journal) -> None:
     platform, backend = FakePlatform(), Reading()
     async with Serving(platform, journal, backend, file_limits=FolderLimits(quota=15)) as serving:
         for number in range(3):
@@ -452,7 +448,7 @@ async def test_the_folder_keeps_within_its_quota_by_the_oldest_finished_files(jo
     assert backend.files()[0].unavailable == "it was removed from this machine to make room"
 
 
-async def test_a_folder_full_of_files_of_open_messages_says_so_and_waits(journal: Journal) -> None:
+async def test_full_folder_of_open_messages_is_reported(journal: Journal) -> None:
     platform = FakePlatform()
 
     async def handler(request: Request, progress: Progress) -> Response:
@@ -472,7 +468,7 @@ async def until_sent(platform: FakePlatform, count: int) -> None:
     await platform.until(lambda: len(platform.sent) == count)
 
 
-async def test_a_file_that_the_platform_refuses_for_good_is_told_in_its_words(journal: Journal) -> None:
+async def test_refused_file_is_reported_with_the_reason(journal: Journal) -> None:
     platform, backend = FakePlatform(), Reading()
     refused = PermanentPlatformError("upload: 403 not yours", operation="upload", status=403, body="")
     async with Serving(platform, journal, backend):
@@ -482,7 +478,7 @@ async def test_a_file_that_the_platform_refuses_for_good_is_told_in_its_words(jo
     assert backend.files()[0].unavailable == "upload: 403 not yours"
 
 
-async def test_one_read_of_everything_waits_for_the_files_too(journal: Journal) -> None:
+async def test_once_waits_for_files(journal: Journal) -> None:
     platform, backend = FakePlatform(), Reading()
     platform.uploads.kept["f1"] = Upload()
     platform.show_upload("f1", "a.txt", 7)
@@ -491,7 +487,7 @@ async def test_one_read_of_everything_waits_for_the_files_too(journal: Journal) 
     assert backend.contents == [[b"content"]]
 
 
-async def test_a_clock_that_is_set_back_keeps_no_file_waiting(tmp_path: Path) -> None:
+async def test_clock_set_back_delays_no_file(tmp_path: Path) -> None:
     loop, back = asyncio.get_running_loop(), [0.0]
     platform, backend = FakePlatform(), Reading()
 
@@ -511,7 +507,7 @@ async def test_a_clock_that_is_set_back_keeps_no_file_waiting(tmp_path: Path) ->
     assert backend.contents == [[b"content", b"content"]]
 
 
-async def test_the_journal_shows_where_the_files_of_a_message_are(journal: Journal) -> None:
+async def test_journal_shows_the_paths_of_files(journal: Journal) -> None:
     platform = FakePlatform()
     async with Serving(platform, journal):
         uploads(platform)

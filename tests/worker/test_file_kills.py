@@ -107,7 +107,7 @@ async def lives(folder: Path, kill_at: int) -> tuple[int, MortalWithFiles, Artis
 
 
 @pytest.mark.timeout(300)  # some hundred lives, each with a journal of its own
-async def test_whatever_moment_the_process_dies_at_no_file_is_lost(tmp_path: Path) -> None:
+async def test_killed_process_loses_no_file(tmp_path: Path) -> None:
     def folder() -> Path:
         return Path(tempfile.mkdtemp(dir=tmp_path))
 

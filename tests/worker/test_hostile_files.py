@@ -50,7 +50,7 @@ class HangingAcknowledgements(FakePlatform):
 # How many files a message brings
 
 
-async def test_takes_64_files_of_a_message_and_marks_the_rest(journal: Journal) -> None:
+async def test_message_has_at_most_64_files(journal: Journal) -> None:
     platform, backend = FakePlatform(), Reading()
     fakes = [named(f"fake-{number}") for number in range(20_000)]
     async with Serving(platform, journal, backend):
@@ -77,7 +77,7 @@ async def test_readers_and_the_journal_show_the_marker(journal: Journal) -> None
 
 
 @pytest.mark.parametrize("caller", [None, "peer"])
-async def test_a_flood_of_files_delays_no_other_file(journal: Journal, caller: str | None) -> None:
+async def test_file_flood_delays_no_other_file(journal: Journal, caller: str | None) -> None:
     platform, backend = FakePlatform(), Reading()
     async with Serving(platform, journal, backend) as serving:
         uploads(platform, content=b"hello")
@@ -92,7 +92,7 @@ async def test_a_flood_of_files_delays_no_other_file(journal: Journal, caller: s
     assert backend.contents[mine] == [b"hello"]
 
 
-async def test_a_peers_bytes_do_not_wait_for_slow_uploads_of_people(journal: Journal) -> None:
+async def test_slow_downloads_delay_no_inline_file(journal: Journal) -> None:
     platform, backend = FakePlatform(), Reading()
     async with Serving(platform, journal, backend) as serving:
         for number in range(10):
@@ -104,7 +104,7 @@ async def test_a_peers_bytes_do_not_wait_for_slow_uploads_of_people(journal: Jou
     assert backend.contents == [[b"hello"]]
 
 
-async def test_people_do_not_wait_for_acknowledgements_that_hang(journal: Journal) -> None:
+async def test_hanging_acknowledgements_delay_no_download(journal: Journal) -> None:
     platform, backend = HangingAcknowledgements(), Reading()
     async with Serving(platform, journal, backend) as serving:
         for number in range(6):
@@ -128,7 +128,7 @@ async def test_peers_take_turns(journal: Journal) -> None:
     assert [request.message_id for request in backend.requests].index("quiet") < 5
 
 
-async def test_a_message_is_checked_again_only_for_its_own_files(journal: Journal) -> None:
+async def test_message_is_rechecked_for_its_files_only(journal: Journal) -> None:
     platform, backend, looked = FakePlatform(), Reading(), []
 
     def trace(sql: str) -> None:
@@ -147,7 +147,7 @@ async def test_a_message_is_checked_again_only_for_its_own_files(journal: Journa
     assert sum(looked) <= 2
 
 
-async def test_more_files_without_a_message_than_one_may_bring_become_several(journal: Journal) -> None:
+async def test_many_unnamed_files_become_several_messages(journal: Journal) -> None:
     platform, backend = FakePlatform(), Reading()
     async with Serving(platform, journal, backend):
         for number in range(70):
@@ -161,7 +161,7 @@ async def test_more_files_without_a_message_than_one_may_bring_become_several(jo
 
 
 @pytest.mark.parametrize("announced", [True, False])
-async def test_a_peer_gets_no_upload_of_a_person(journal: Journal, announced: bool) -> None:
+async def test_peer_cannot_claim_a_persons_upload(journal: Journal, announced: bool) -> None:
     platform, backend = FakePlatform(), Reading()
     async with Serving(platform, journal, backend):
         if announced:
@@ -194,7 +194,7 @@ async def test_no_answer_or_result_names_an_upload(journal: Journal, kind: Kind,
     assert count(journal, "file_use") == 0
 
 
-async def test_a_file_that_waits_for_its_message_is_not_claimed_by_a_peer(journal: Journal) -> None:
+async def test_peer_cannot_claim_a_waiting_file(journal: Journal) -> None:
     platform, backend = FakePlatform(), Reading()
     async with Serving(platform, journal, backend):
         says(platform, named(), row_id="before", caller_id="peer")
@@ -241,7 +241,7 @@ async def test_no_other_address_is_fetched(journal: Journal, uri: str, caller: s
 # Room on the disk
 
 
-async def test_equal_bytes_of_two_callers_are_two_files(journal: Journal) -> None:
+async def test_equal_files_of_two_callers_are_separate(journal: Journal) -> None:
     platform, backend = FakePlatform(), Reading()
     limits = FolderLimits(quota=1000)
     async with Serving(platform, journal, backend, file_limits=limits):
@@ -258,7 +258,7 @@ async def test_equal_bytes_of_two_callers_are_two_files(journal: Journal) -> Non
     assert kept.path is None or kept.path.read_bytes() == b"x" * 200
 
 
-async def test_a_peer_removes_no_file_of_a_person(journal: Journal) -> None:
+async def test_peer_cannot_displace_a_persons_file(journal: Journal) -> None:
     platform, backend = FakePlatform(), Reading()
     async with Serving(platform, journal, backend, file_limits=FolderLimits(quota=4000)) as serving:
         uploads(platform, content=b"p" * 3500)
@@ -275,7 +275,7 @@ async def test_a_peer_removes_no_file_of_a_person(journal: Journal) -> None:
     assert told[0].endswith("(files of peer)")
 
 
-async def test_one_peer_uses_a_quarter_and_all_peers_three_quarters(journal: Journal) -> None:
+async def test_peers_have_shares_of_the_quota(journal: Journal) -> None:
     files, events_, size = FileJournal(journal, WORKSPACE, folder(journal)), Events(), 25 << 20
     room = FolderQuota(
         files,
@@ -315,7 +315,7 @@ async def test_one_peer_uses_a_quarter_and_all_peers_three_quarters(journal: Jou
     assert files.usage(0) == {None: 4 * size, "a": 3 * size, "b": 3 * size, "c": 4 * size, "d": 2 * size}
 
 
-async def test_a_refused_file_is_marked_and_comes_once_there_is_room(journal: Journal) -> None:
+async def test_refused_file_is_stored_later(journal: Journal) -> None:
     platform, backend = FakePlatform(), Holding()
     async with Serving(platform, journal, backend, file_limits=FolderLimits(quota=4000)) as serving:
         says(platform, TextPart("hold"), inline(b"x" * 2900), caller_id="peer", row_id="holds", context_id="a")
@@ -337,7 +337,7 @@ async def test_a_refused_file_is_marked_and_comes_once_there_is_room(journal: Jo
     assert backend.contents[-1] == [b"z" * 200]
 
 
-async def test_a_file_that_its_sender_can_never_store_is_refused_at_once(journal: Journal) -> None:
+async def test_file_beyond_the_share_is_refused(journal: Journal) -> None:
     platform, backend = FakePlatform(), Reading()
     async with Serving(platform, journal, backend, file_limits=FolderLimits(quota=4000)) as serving:
         says(platform, inline(b"x" * 3500), inline(b"small"), caller_id="peer")
@@ -348,7 +348,7 @@ async def test_a_file_that_its_sender_can_never_store_is_refused_at_once(journal
     assert small.path is not None
 
 
-async def test_a_person_takes_the_room_of_finished_files_of_peers_first(journal: Journal) -> None:
+async def test_peers_files_are_removed_before_peoples(journal: Journal) -> None:
     platform, backend = FakePlatform(), Reading()
     async with Serving(platform, journal, backend, file_limits=FolderLimits(quota=1000)):
         uploads(platform, content=b"1" * 300)
@@ -363,7 +363,7 @@ async def test_a_person_takes_the_room_of_finished_files_of_peers_first(journal:
         assert {path.read_bytes()[:1] for path in on_disk(journal)} == {b"1", b"2"}
 
 
-def test_bytes_in_a_message_are_limited_for_one_and_for_all() -> None:
+def test_inline_bytes_are_limited() -> None:
     half = FilePart(uri="data:," + "x" * (MOST_INLINE * 4 // 3 - 100), name="half")
     large = FilePart(uri="data:," + "x" * (MOST_INLINE * 4 // 3 + 100), name="large")
 
@@ -374,12 +374,12 @@ def test_bytes_in_a_message_are_limited_for_one_and_for_all() -> None:
     assert "the files inside its message" in fourth.unavailable
 
 
-def test_tiny_files_count_for_more_than_their_bytes() -> None:
+def test_tiny_files_have_a_minimum_size() -> None:
     limits = FolderLimits()
     assert limits.of_peer(MOST_INLINE) // limits.least == 1 << 14
 
 
-async def test_a_peers_failing_files_are_noticed_once_a_minute(journal: Journal) -> None:
+async def test_failing_files_of_a_peer_are_throttled(journal: Journal) -> None:
     platform, backend = FakePlatform(), Reading()
     async with Serving(platform, journal, backend) as serving:
         broken = [FilePart(uri="data:image/png;base64,a!", name=f"{number}\n" * 200) for number in range(64)]
@@ -416,7 +416,7 @@ async def test_an_unexpected_error_fails_its_file_alone(journal: Journal) -> Non
 
 
 @pytest.mark.parametrize("name", ["//[draft] plan.pdf", "http://[", "a\0b.pdf", "\ud800.pdf", "x" * 5000 + ".pdf"])
-async def test_a_name_like_an_address_is_only_a_name(journal: Journal, name: str) -> None:
+async def test_uri_as_a_name_stays_a_name(journal: Journal, name: str) -> None:
     platform, backend = FakePlatform(), Reading()
     platform.uploads.kept["f1"] = Upload(content_type="")
     async with Serving(platform, journal, backend):
@@ -427,7 +427,7 @@ async def test_a_name_like_an_address_is_only_a_name(journal: Journal, name: str
     assert [file.mime_type for file in backend.files()] == [kind, kind]
 
 
-async def test_a_blip_of_one_file_leaves_the_others_alone(journal: Journal) -> None:
+async def test_failure_of_one_file_affects_no_other(journal: Journal) -> None:
     platform, backend = FakePlatform(), Reading()
     async with Serving(platform, journal, backend) as serving:
         uploads(platform, fails=[transient()] * 100)

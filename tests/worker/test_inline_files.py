@@ -18,7 +18,7 @@ def inline(content: bytes = b"hello", name: str = "a.txt", mime_type: str = "tex
     return FilePart(uri=f"data:{mime_type};base64,{encoded}", name=name, mime_type=mime_type)
 
 
-async def test_bytes_that_came_inline_are_a_path_for_a_backend(journal: Journal) -> None:
+async def test_backend_gets_inline_bytes_as_a_path(journal: Journal) -> None:
     platform, backend = FakePlatform(), Reading()
     async with Serving(platform, journal, backend):
         says(platform, TextPart("look"), inline(name="../../x y.txt"), caller_id="peer")
@@ -34,7 +34,7 @@ async def test_bytes_that_came_inline_are_a_path_for_a_backend(journal: Journal)
     assert file.uri == inline().uri
 
 
-async def test_bytes_that_came_inline_are_a_path_for_a_reader_and_its_first_wait_is_for_them(
+async def test_reader_gets_inline_bytes_as_a_path(
     journal: Journal,
 ) -> None:
     platform = FakePlatform()
@@ -47,7 +47,7 @@ async def test_bytes_that_came_inline_are_a_path_for_a_reader_and_its_first_wait
     assert [path and path.read_bytes() for path in paths] == [b"hello", b"other"]
 
 
-async def test_a_restart_keeps_the_path_and_nothing_is_acknowledged(journal: Journal) -> None:
+async def test_restart_keeps_the_path(journal: Journal) -> None:
     platform = FakePlatform()
     async with Serving(platform, journal, None) as serving:
         says(platform, inline(), caller_id="peer")
@@ -60,7 +60,7 @@ async def test_a_restart_keeps_the_path_and_nothing_is_acknowledged(journal: Jou
     assert len(on_disk(journal)) == 1
 
 
-async def test_bytes_that_are_none_are_marked_and_hold_up_nobody(journal: Journal) -> None:
+async def test_invalid_inline_bytes_are_marked(journal: Journal) -> None:
     platform, backend = FakePlatform(), Reading()
     async with Serving(platform, journal, backend):
         broken = FilePart(uri="data:image/png;base64,a!", name="b.png")
@@ -72,7 +72,7 @@ async def test_bytes_that_are_none_are_marked_and_hold_up_nobody(journal: Journa
     assert len(on_disk(journal)) == 2
 
 
-async def test_the_quota_holds_for_them_too_and_bytes_that_come_again_are_here_again(journal: Journal) -> None:
+async def test_inline_files_obey_the_quota(journal: Journal) -> None:
     platform, backend = FakePlatform(), Reading()
     one, other = inline(b"1" * 600), inline(b"2" * 600)
     async with Serving(platform, journal, backend, file_limits=FolderLimits(quota=1000)) as serving:
@@ -84,7 +84,7 @@ async def test_the_quota_holds_for_them_too_and_bytes_that_come_again_are_here_a
     assert backend.contents == [[b"1" * 600], [b"2" * 600], [b"1" * 600]]
 
 
-async def test_looking_into_the_journal_shows_where_they_are(journal: Journal) -> None:
+async def test_inspection_shows_inline_paths(journal: Journal) -> None:
     platform, backend = FakePlatform(), Reading()
     async with Serving(platform, journal, backend):
         says(platform, inline(), row_id="here", caller_id="peer")

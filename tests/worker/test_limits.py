@@ -70,7 +70,7 @@ async def breaker(journal: Journal) -> CircuitBreaker:
     return CircuitBreaker(status_of(journal))
 
 
-async def test_a_peer_that_floods_leaves_slots_to_others(breaker: CircuitBreaker, journal: Journal) -> None:
+async def test_flooding_peer_leaves_slots_to_others(breaker: CircuitBreaker, journal: Journal) -> None:
     hall = Hall(journal, 4, breaker)
     for number in range(9):
         hall.comes(f"flood-{number}")
@@ -101,7 +101,7 @@ async def test_people_may_use_every_slot(journal: Journal) -> None:
     await hall.empty()
 
 
-async def test_two_people_are_served_side_by_side_at_a_capacity_of_two(journal: Journal) -> None:
+async def test_capacity_of_two_serves_two_people(journal: Journal) -> None:
     hall = Hall(journal, 2)
     hall.comes("one", None, context_id="talk-1")
     hall.comes("other", None, context_id="talk-2")
@@ -109,7 +109,7 @@ async def test_two_people_are_served_side_by_side_at_a_capacity_of_two(journal: 
     await hall.empty()
 
 
-async def test_the_last_of_two_slots_goes_to_one_that_holds_none(journal: Journal) -> None:
+async def test_last_slot_goes_to_a_new_holder(journal: Journal) -> None:
     hall = Hall(journal, 2)
     for number in range(3):
         hall.comes(f"flood-{number}")
@@ -133,7 +133,7 @@ async def test_a_single_slot_is_given_to_anybody(journal: Journal) -> None:
     await hall.empty()
 
 
-async def test_free_slots_go_round_by_caller_then_in_the_order_of_coming(journal: Journal) -> None:
+async def test_free_slots_go_to_callers_in_turn(journal: Journal) -> None:
     hall = Hall(journal, 1)
     hall.comes("first")
     await hall.settled()
@@ -149,7 +149,7 @@ async def test_free_slots_go_round_by_caller_then_in_the_order_of_coming(journal
     assert hall.entered == order
 
 
-async def test_a_waiter_that_was_cancelled_a_moment_ago_is_not_chosen(journal: Journal) -> None:
+async def test_cancelled_waiter_gets_no_slot(journal: Journal) -> None:
     hall = Hall(journal, 1)
     hall.comes("holder")
     await hall.settled()
@@ -165,7 +165,7 @@ async def test_a_waiter_that_was_cancelled_a_moment_ago_is_not_chosen(journal: J
     await hall.empty()
 
 
-async def test_a_waiter_that_is_cancelled_while_it_gets_its_slot_gives_it_on(journal: Journal) -> None:
+async def test_waiter_cancelled_with_its_grant_releases_it(journal: Journal) -> None:
     hall = Hall(journal, 1)
     hall.comes("holder")
     await hall.settled()
@@ -180,7 +180,7 @@ async def test_a_waiter_that_is_cancelled_while_it_gets_its_slot_gives_it_on(jou
     await hall.empty()
 
 
-async def test_messages_that_killed_us_twice_take_turns_by_caller(journal: Journal) -> None:
+async def test_suspect_messages_take_turns_by_caller(journal: Journal) -> None:
     hall = Hall(journal, 8)
     for number in range(3):
         hall.comes(f"suspect-{number}", crash_count=2)
@@ -193,7 +193,7 @@ async def test_messages_that_killed_us_twice_take_turns_by_caller(journal: Journ
     await hall.empty()
 
 
-async def test_messages_that_killed_us_twice_run_one_at_a_time_and_others_go_on(journal: Journal) -> None:
+async def test_suspect_messages_run_one_at_a_time(journal: Journal) -> None:
     hall = Hall(journal, 8)
     for number in range(3):
         hall.comes(f"suspect-{number}", f"peer-{number}", crash_count=2)
@@ -205,7 +205,7 @@ async def test_messages_that_killed_us_twice_run_one_at_a_time_and_others_go_on(
     await hall.empty()
 
 
-async def test_how_long_nobody_got_a_slot_is_counted_while_somebody_waits(journal: Journal) -> None:
+async def test_blocked_time_counts_while_messages_wait(journal: Journal) -> None:
     hall = Hall(journal, 3)
     hall.comes("one", "peer-1")
     await asyncio.sleep(400)
@@ -222,7 +222,7 @@ async def test_how_long_nobody_got_a_slot_is_counted_while_somebody_waits(journa
     await hall.empty()
 
 
-async def test_slots_that_nobody_gets_for_five_minutes_show_in_the_beat(journal: Journal) -> None:
+async def test_blocked_queue_shows_in_the_heartbeat(journal: Journal) -> None:
     platform = FakePlatform()
 
     async def handler(request: Request, progress: Progress) -> Response:
@@ -240,7 +240,7 @@ async def test_slots_that_nobody_gets_for_five_minutes_show_in_the_beat(journal:
     assert serving.error is None
 
 
-async def test_eight_peers_with_long_runs_do_not_block_a_person(journal: Journal) -> None:
+async def test_long_runs_of_peers_block_no_person(journal: Journal) -> None:
     platform = FakePlatform(has_stream=True)
 
     async def handler(request: Request, progress: Progress) -> Response:
@@ -262,7 +262,7 @@ def fail(breaker: CircuitBreaker, *row_ids: str) -> None:
         breaker.failed(entry(row_id, f"fails-{row_id}"), "the model is out")
 
 
-async def test_the_circuit_of_the_backend_opens_at_three_failures_in_a_row_of_two_callers(
+async def test_failures_of_two_callers_open_the_circuit(
     breaker: CircuitBreaker,
 ) -> None:
     fail(breaker, "one", "one", "one", "one")
@@ -271,15 +271,13 @@ async def test_the_circuit_of_the_backend_opens_at_three_failures_in_a_row_of_tw
     assert breaker.is_open
 
 
-async def test_two_conversations_of_people_count_as_two_callers(breaker: CircuitBreaker) -> None:
+async def test_conversations_of_people_count_as_callers(breaker: CircuitBreaker) -> None:
     for context in ("talk-1", "talk-1", "talk-2"):
         breaker.failed(entry(f"in {context}", None, context_id=context), "the model is out")
     assert breaker.is_open
 
 
-async def test_one_caller_that_fails_does_not_open_the_circuit_of_the_backend(
-    breaker: CircuitBreaker, journal: Journal
-) -> None:
+async def test_one_failing_caller_keeps_the_backend_closed(breaker: CircuitBreaker, journal: Journal) -> None:
     for number in range(20):
         breaker.failed(entry(f"bad-{number}", "attacker"), "cannot be passed on")
     assert not breaker.is_open
@@ -297,14 +295,14 @@ async def test_one_caller_that_fails_does_not_open_the_circuit_of_the_backend(
     await hall.empty()
 
 
-async def test_a_success_between_failures_keeps_the_circuit_closed(breaker: CircuitBreaker) -> None:
+async def test_success_between_failures_keeps_circuit_closed(breaker: CircuitBreaker) -> None:
     fail(breaker, "one", "two")
     breaker.succeeded(entry("good", "peer-1"))
     fail(breaker, "one", "two")
     assert not breaker.is_open
 
 
-async def test_failures_of_one_caller_count_as_attempts_once_another_had_a_success(breaker: CircuitBreaker) -> None:
+async def test_failures_count_after_another_callers_success(breaker: CircuitBreaker) -> None:
     bad = entry("bad", "attacker")
     breaker.failed(bad, "no")
     assert breaker.counts(bad)
@@ -315,7 +313,7 @@ async def test_failures_of_one_caller_count_as_attempts_once_another_had_a_succe
     assert breaker.counts(bad)
 
 
-async def test_an_open_breaker_lets_one_message_through_at_5_10_20_40_and_then_each_60_seconds(
+async def test_open_circuit_probes_at_growing_intervals(
     breaker: CircuitBreaker,
     journal: Journal,
 ) -> None:
@@ -335,7 +333,7 @@ async def test_an_open_breaker_lets_one_message_through_at_5_10_20_40_and_then_e
     await hall.empty()
 
 
-async def test_probes_go_round_the_callers_and_people_are_first(breaker: CircuitBreaker, journal: Journal) -> None:
+async def test_probes_take_turns_with_people_first(breaker: CircuitBreaker, journal: Journal) -> None:
     hall = Hall(journal, 8, breaker)
     fail(breaker, "x", "y", "z")
     for number in range(20):
@@ -351,9 +349,7 @@ async def test_probes_go_round_the_callers_and_people_are_first(breaker: Circuit
     await hall.empty()
 
 
-async def test_a_caller_in_good_standing_is_tried_at_once_one_message_at_a_time(
-    breaker: CircuitBreaker, journal: Journal
-) -> None:
+async def test_good_standing_skips_the_probe_interval(breaker: CircuitBreaker, journal: Journal) -> None:
     hall = Hall(journal, 8, breaker)
     breaker.succeeded(entry("before", None, context_id="talk-0"))
     fail(breaker, "x", "y", "z")
@@ -367,7 +363,7 @@ async def test_a_caller_in_good_standing_is_tried_at_once_one_message_at_a_time(
     await hall.empty()
 
 
-async def test_good_standing_lasts_an_hour_after_the_last_success(breaker: CircuitBreaker) -> None:
+async def test_good_standing_lasts_an_hour(breaker: CircuitBreaker) -> None:
     breaker.succeeded(entry("before", None))
     await asyncio.sleep(3600)
     assert breaker.trusts(None)
@@ -375,7 +371,7 @@ async def test_good_standing_lasts_an_hour_after_the_last_success(breaker: Circu
     assert not breaker.trusts(None)
 
 
-async def test_a_breaker_that_opens_again_probes_after_five_seconds_although_an_older_probe_was_set_later(
+async def test_reopened_circuit_probes_after_five_seconds(
     breaker: CircuitBreaker,
     journal: Journal,
 ) -> None:
@@ -393,7 +389,7 @@ async def test_a_breaker_that_opens_again_probes_after_five_seconds_although_an_
     await hall.empty()
 
 
-async def test_when_the_breaker_closes_everybody_who_waits_goes_on(breaker: CircuitBreaker, journal: Journal) -> None:
+async def test_closing_the_circuit_releases_all_waiters(breaker: CircuitBreaker, journal: Journal) -> None:
     hall = Hall(journal, 8, breaker)
     fail(breaker, "x", "y", "z")
     for number in range(5):
@@ -420,7 +416,7 @@ class Model:
         return Response.from_text(request.text)
 
 
-async def test_a_model_that_is_out_for_ten_minutes_costs_no_message(journal: Journal) -> None:
+async def test_backend_outage_of_ten_minutes_loses_nothing(journal: Journal) -> None:
     platform, model = FakePlatform(), Model()
     for number in range(20):
         platform.write(str(number), caller=f"peer-{number % 5}", context=f"talk-{number}")
@@ -444,7 +440,7 @@ async def picky(request: Request, progress: Progress) -> Response:
     return Response.from_text(request.text)
 
 
-async def test_eight_failing_peers_do_not_delay_a_person_in_good_standing(journal: Journal) -> None:
+async def test_failing_peers_delay_no_trusted_person(journal: Journal) -> None:
     platform = FakePlatform(has_stream=True)
     async with Serving(platform, journal, picky):
         platform.write("first")
@@ -458,7 +454,7 @@ async def test_eight_failing_peers_do_not_delay_a_person_in_good_standing(journa
             await platform.until(lambda sent=sent: len(platform.sent) > sent, seconds=1)  # type: ignore[misc]
 
 
-async def test_a_failing_peer_alone_is_wedged_and_loses_no_attempts(journal: Journal) -> None:
+async def test_only_caller_that_fails_loses_no_attempts(journal: Journal) -> None:
     platform, model = FakePlatform(), Model()
     for number in range(5):
         platform.write("bad", caller="peer-1", context=f"talk-{number}")
@@ -468,7 +464,7 @@ async def test_a_failing_peer_alone_is_wedged_and_loses_no_attempts(journal: Jou
     assert {state for _, state in serving.rows()} == {"received"}
 
 
-async def test_messages_of_a_failing_peer_are_dead_after_four_attempts_while_others_are_answered(
+async def test_failing_peer_is_dead_after_four_attempts(
     journal: Journal,
 ) -> None:
     platform = FakePlatform(has_stream=True)
@@ -486,7 +482,7 @@ async def test_messages_of_a_failing_peer_are_dead_after_four_attempts_while_oth
     assert sorted(states.values()) == ["dead"] * 5 + ["done"]
 
 
-async def test_a_message_is_dead_a_day_after_its_first_failure_although_the_breaker_is_open(journal: Journal) -> None:
+async def test_open_circuit_keeps_messages_for_a_day(journal: Journal) -> None:
     platform, model = FakePlatform(), Model()
     for number in range(3):
         platform.write(str(number), caller=f"peer-{number}")

@@ -114,7 +114,7 @@ class Talk:
 # Budgets
 
 
-def test_after_sixty_true_turns_in_a_minute_the_conversation_waits_until_the_minute_has_passed() -> None:
+def test_sixty_turns_a_minute_defer_the_next() -> None:
     talk = Talk()
     # The first message is written after no answer: it is no turn.
     assert talk.turns_until(Deferred, pause=0.1) == 61
@@ -125,7 +125,7 @@ def test_after_sixty_true_turns_in_a_minute_the_conversation_waits_until_the_min
     assert talk.turn(pause=0.0) is None
 
 
-def test_after_six_hundred_true_turns_in_an_hour_the_conversation_waits_until_the_hour_has_passed() -> None:
+def test_600_turns_an_hour_defer_the_next() -> None:
     talk = Talk()
     assert talk.turns_until(Deferred, pause=1.1) == 601
     ruling = talk.rules(talk.message())
@@ -133,7 +133,7 @@ def test_after_six_hundred_true_turns_in_an_hour_the_conversation_waits_until_th
     assert "600 turns an hour" in reason_of(ruling)
 
 
-def test_a_peer_that_uses_up_its_hour_twice_in_three_hours_is_a_loop() -> None:
+def test_two_exceeded_hours_are_a_loop() -> None:
     talk = Talk()
     talk.turns_until(Deferred, pause=1.1)
     talk.now = until(talk.rules(talk.message()))
@@ -141,7 +141,7 @@ def test_a_peer_that_uses_up_its_hour_twice_in_three_hours_is_a_loop() -> None:
     assert reason_of(talk.rules(talk.message())) == "loop: peer-1 used up its hourly budget twice in three hours"
 
 
-def test_a_peer_that_uses_up_its_hour_again_after_three_hours_only_waits() -> None:
+def test_hour_exceeded_after_three_hours_only_waits() -> None:
     talk = Talk()
     talk.turns_until(Deferred, pause=1.1)
     talk.now += 3 * HOUR
@@ -149,7 +149,7 @@ def test_a_peer_that_uses_up_its_hour_again_after_three_hours_only_waits() -> No
 
 
 @pytest.mark.parametrize("jitter", [(0.0,), (2.0, 0.0, 1.0, 0.5, 1.5, 0.2, 1.9)])
-def test_an_orchestrator_that_asks_ten_times_a_minute_is_undisturbed_for_hours(jitter: tuple[float, ...]) -> None:
+def test_ten_messages_a_minute_are_not_limited(jitter: tuple[float, ...]) -> None:
     talk = Talk()
     for number in range(8 * 600):
         talk.now = 1000.0 + number * 6.0 + jitter[number % len(jitter)]
@@ -165,7 +165,7 @@ def test_an_orchestrator_that_asks_ten_times_a_minute_is_undisturbed_for_hours(j
 
 
 @pytest.mark.parametrize("contexts", [1, 7, 500])
-def test_bursts_of_five_hundred_are_undisturbed_also_when_the_next_one_follows_the_last_answer(contexts: int) -> None:
+def test_repeated_bursts_of_500_are_not_limited(contexts: int) -> None:
     talk = Talk()
     for _ in range(20):
         talk.now += 60.0
@@ -177,7 +177,7 @@ def test_bursts_of_five_hundred_are_undisturbed_also_when_the_next_one_follows_t
 
 
 @pytest.mark.parametrize("contexts", [1, 8])
-def test_eight_workers_of_an_orchestrator_that_each_ask_ten_times_a_minute_are_undisturbed(contexts: int) -> None:
+def test_eight_workers_are_not_limited(contexts: int) -> None:
     talk = Talk()
     asked: dict[int, StoredMessage] = {}
     for number in range(3 * 600 * 8):
@@ -190,7 +190,7 @@ def test_eight_workers_of_an_orchestrator_that_each_ask_ten_times_a_minute_are_u
         assert verdict_of(ruling) is None or until(ruling) - talk.now < 60
 
 
-def test_conversations_that_are_answered_at_once_are_counted_each_by_itself() -> None:
+def test_conversations_are_counted_separately() -> None:
     talk = Talk()
     for number in range(3 * 600 * 8):
         talk.now = 1000.0 + number * 6.0 / 8
@@ -225,7 +225,7 @@ def side_by_side(talk: Talk, *, many: int, contexts: Callable[[int], str], most:
 
 @pytest.mark.parametrize("many", [1, 2, 5])
 @pytest.mark.parametrize("kind", ["a context each", "one context", "ever new contexts"])
-def test_loops_that_go_on_side_by_side_are_braked_one_by_one(many: int, kind: str) -> None:
+def test_concurrent_loops_are_limited_one_by_one(many: int, kind: str) -> None:
     contexts = {
         "a context each": lambda number: f"talk-{number % many}",
         "one context": lambda number: "talk",
@@ -234,7 +234,7 @@ def test_loops_that_go_on_side_by_side_are_braked_one_by_one(many: int, kind: st
     assert side_by_side(Talk(), many=many, contexts=contexts, most=1100) <= 60 * many
 
 
-def test_who_has_other_messages_that_wait_may_repeat_itself_within_its_budget() -> None:
+def test_peer_with_waiting_messages_may_repeat_itself() -> None:
     talk = Talk()
     assert {talk.turn("status?", "still at it", others_wait=True) for _ in range(60)} == {None}
     assert talk.turn("status?", "still at it", others_wait=False) is Rejected
@@ -251,7 +251,7 @@ def test_people_do_not_count() -> None:
     assert {talk.turn("same", "same", caller_id=None) for _ in range(700)} == {None}
 
 
-def test_a_message_that_was_written_before_our_last_answer_is_no_turn() -> None:
+def test_message_before_our_reply_is_no_turn() -> None:
     talk = Talk()
     talk.turn()
     for _ in range(100):
@@ -266,18 +266,18 @@ def test_a_budget_of_zero_is_without_limit() -> None:
     assert {talk.turn() for _ in range(2000)} == {None}
 
 
-def test_a_minute_without_limit_leaves_the_hour_its_limit() -> None:
+def test_unlimited_minute_keeps_the_hourly_limit() -> None:
     talk = Talk(PeerBudget(per_minute=0, per_hour=5))
     assert talk.turns_until(Deferred, pause=0.1) == 6
 
 
-def test_each_peer_has_a_budget_of_its_own() -> None:
+def test_each_peer_has_its_own_budget() -> None:
     talk = Talk(PeerBudget(per_minute=1, per_hour=10))
     assert talk.turns_until(Deferred, pause=0.1) == 2
     assert talk.turn(caller_id="peer-2") is None
 
 
-def test_a_message_that_is_asked_about_again_is_charged_once() -> None:
+def test_repeated_check_charges_a_message_once() -> None:
     talk = Talk(PeerBudget(per_minute=10, per_hour=10))
     talk.turn()
     talk.now += 1
@@ -301,7 +301,7 @@ def test_long_answers_are_not_kept_in_memory() -> None:
     assert kept < 1_000_000
 
 
-async def test_one_peers_flood_hides_no_loop_of_another_from_before_a_start(journal: Journal) -> None:
+async def test_flood_hides_no_earlier_loop_of_others(journal: Journal) -> None:
     part, platform = journal.of(WORKSPACE), FakePlatform()
     for number in range(5):
         platform.write("Ready.", caller="peer-1", message_id=f"loop {number}")
@@ -330,36 +330,36 @@ def restarted(talk: Talk, *, every: int, pause: float, most: int, text: str = ""
     return others
 
 
-def test_a_restart_every_few_minutes_changes_nothing_for_a_loop() -> None:
+def test_restarts_do_not_hide_a_loop() -> None:
     seldom, often = (restarted(Talk(), every=every, pause=1.1, most=2000) for every in (5000, 40))
     assert often == seldom == [(601, Deferred), (1201, Rejected)]
     assert restarted(Talk(), every=2, pause=1.0, most=10, text="Ready.") == [(5, Rejected)]
 
 
-def test_a_restart_every_few_minutes_changes_nothing_for_an_orchestrator() -> None:
+def test_restarts_do_not_limit_an_orchestrator() -> None:
     assert {verdict for _, verdict in restarted(Talk(), every=40, pause=5.99, most=1900)} <= {Deferred}
 
 
 # Identical exchanges
 
 
-def test_the_sixth_of_identical_prompt_exchanges_is_a_loop() -> None:
+def test_sixth_identical_prompt_exchange_is_a_loop() -> None:
     talk = Talk()
     assert [talk.turn("Ready.", "Acknowledged.", pause=29) for _ in range(6)] == [None] * 5 + [Rejected]
 
 
-def test_a_peer_that_takes_its_time_may_ask_the_same_for_ever() -> None:
+def test_slow_repetition_is_no_loop() -> None:
     talk = Talk()
     assert {talk.turn("status?", "fine", pause=31) for _ in range(200)} == {None}
 
 
-def test_the_same_question_with_another_answer_is_no_loop() -> None:
+def test_new_answers_are_no_loop() -> None:
     talk = Talk()
     assert {talk.turn("next?", f"number {number}", pause=8) for number in range(100)} == {None}
 
 
 @pytest.mark.parametrize("broken_by", ["another text", "a pause"])
-def test_what_interrupts_identical_exchanges_begins_the_count_anew(broken_by: str) -> None:
+def test_interruption_restarts_the_repeat_count(broken_by: str) -> None:
     talk = Talk()
     for _ in range(4):
         talk.turn("Ready.", "Acknowledged.")
@@ -369,7 +369,7 @@ def test_what_interrupts_identical_exchanges_begins_the_count_anew(broken_by: st
     assert verdicts == [None] * left + [Rejected]
 
 
-def test_after_a_loop_a_pause_lets_the_peer_in_again() -> None:
+def test_pause_after_a_loop_admits_the_peer() -> None:
     talk = Talk()
     for _ in range(6):
         talk.turn("Ready.", "Acknowledged.")
@@ -377,7 +377,7 @@ def test_after_a_loop_a_pause_lets_the_peer_in_again() -> None:
     assert talk.turn("Ready.", "Acknowledged.", pause=31) is None
 
 
-def test_delegations_between_identical_exchanges_neither_count_nor_make_a_loop() -> None:
+def test_delegations_are_ignored_between_repeats() -> None:
     talk = Talk()
     talk.turn("Ready.", "Acknowledged.")
     talk.turn("Ready.", "Acknowledged.")
@@ -422,7 +422,7 @@ def platform_of(wire: Wire, name: str) -> WiredPlatform:
     return platform
 
 
-async def test_two_of_our_clients_exchange_one_message_and_one_reply(journal: Journal) -> None:
+async def test_two_connectors_exchange_one_message_and_reply(journal: Journal) -> None:
     wire = Wire()
     ours, theirs = platform_of(wire, "ws-1"), platform_of(wire, "ws-2")
     ours.write("hello", caller="ws-2")
@@ -475,7 +475,7 @@ async def acknowledge(request: Request, progress: Progress) -> Response:
     return Response.from_text("Acknowledged.")
 
 
-async def test_a_parrot_is_set_aside_as_dead_with_reason_loop(journal: Journal) -> None:
+async def test_parrot_becomes_a_dead_letter(journal: Journal) -> None:
     platform = Parrot(has_stream=True)
     platform.write("Ready.", caller="peer-1", context="talk")
     async with Serving(platform, journal, acknowledge) as serving:
@@ -484,7 +484,7 @@ async def test_a_parrot_is_set_aside_as_dead_with_reason_loop(journal: Journal) 
     assert serving.rows("state, reason")[-1] == ("dead", "loop: 5 identical exchanges in a row with peer-1")
 
 
-async def test_a_restart_does_not_let_a_parrot_begin_anew(journal: Journal) -> None:
+async def test_restart_does_not_reset_a_parrot(journal: Journal) -> None:
     platform = Parrot(has_stream=True)
     platform.write("Ready.", caller="peer-1", context="talk")
     for answers in (2, 4):
@@ -530,7 +530,7 @@ class QuickParrot(Parrot):
         await asyncio.sleep(0.05)
 
 
-async def test_a_parrot_that_is_quicker_than_the_platforms_answer_to_us_is_set_aside_too(journal: Journal) -> None:
+async def test_parrot_faster_than_our_confirmation_is_stopped(journal: Journal) -> None:
     platform = QuickParrot(has_stream=True, pause=0.01)
     platform.write("Ready.", caller="peer-1", context="talk")
     async with Serving(platform, journal, acknowledge) as serving:
@@ -540,9 +540,7 @@ async def test_a_parrot_that_is_quicker_than_the_platforms_answer_to_us_is_set_a
 
 
 @pytest.mark.parametrize("contexts", [lambda number: "talk", lambda number: f"talk-{number}"])
-async def test_two_polite_programs_are_slowed_down_and_nothing_is_dropped(
-    journal: Journal, contexts: Callable[[int], str]
-) -> None:
+async def test_polite_programs_are_slowed_without_loss(journal: Journal, contexts: Callable[[int], str]) -> None:
     platform = Parrot(has_stream=True, pause=0.1, says=lambda number: f"Ready {number}.", contexts=contexts)
     platform.write("Ready.", caller="peer-1", context="talk")
     async with Serving(platform, journal, acknowledge, poll_interval=1.0) as serving:
@@ -552,7 +550,7 @@ async def test_two_polite_programs_are_slowed_down_and_nothing_is_dropped(
     assert {state for _, state in serving.rows()} <= {"done", "received"}
 
 
-async def test_while_one_conversation_of_a_peer_is_parked_its_other_conversations_are_still_counted(
+async def test_deferred_conversation_leaves_others_counted(
     journal: Journal,
 ) -> None:
     platform = FakePlatform(has_stream=True)
@@ -580,7 +578,7 @@ async def test_the_replay_of_a_loop_letter_runs(journal: Journal) -> None:
     assert serving.rows()[-1] == (row_id, "done")
 
 
-async def test_a_burst_of_five_hundred_from_one_peer_is_answered_without_a_wait(journal: Journal) -> None:
+async def test_burst_of_500_is_answered_at_once(journal: Journal) -> None:
     platform = FakePlatform(has_stream=True)
     for number in range(500):
         platform.write("same", caller="peer-1", context=f"talk-{number % 7}", age=1)

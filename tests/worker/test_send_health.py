@@ -47,7 +47,7 @@ def write(platform: FakePlatform, callers: Sequence[str | None]) -> None:
 
 @pytest.mark.parametrize("callers", [[None], [PEER, "peer-2"], [None, PEER]], ids=str)
 @pytest.mark.parametrize("error", [transient(503), transient(500), cut(), REFUSED, transient(429)], ids=str)
-async def test_answers_that_fail_for_a_minute_are_reported_and_all_sent_after_the_first_success(
+async def test_first_success_sends_all_waiting_replies(
     journal: Journal, error: PlatformError, callers: list[str | None]
 ) -> None:
     platform = Picky()
@@ -72,7 +72,7 @@ async def test_answers_that_fail_for_a_minute_are_reported_and_all_sent_after_th
     assert len(platform.sent) == len(callers)
 
 
-async def test_after_the_first_success_nothing_waits_for_its_own_time(journal: Journal) -> None:
+async def test_first_success_ends_long_waits(journal: Journal) -> None:
     platform = Picky()
     platform.refuses = lambda outgoing: transient(429)
     write(platform, [None, *(f"peer-{number}" for number in range(40))])
@@ -100,9 +100,7 @@ async def test_probes_leave_an_answer_its_last_sends(journal: Journal, error: Pl
 
 
 @pytest.mark.parametrize("error", [cut(), transient(503), DOWN], ids=lambda error: f"{error} {error.about_peer}")
-async def test_one_peer_that_is_down_is_no_fault_of_the_connection(
-    journal: Journal, error: TransientPlatformError
-) -> None:
+async def test_one_unreachable_peer_is_not_reported(journal: Journal, error: TransientPlatformError) -> None:
     platform = Picky()
     platform.refuses = lambda outgoing: error if outgoing.caller_id == PEER else None
     write(platform, [PEER, PEER, None, "peer-2"])
@@ -111,7 +109,7 @@ async def test_one_peer_that_is_down_is_no_fault_of_the_connection(
     assert mute(serving) == []
 
 
-async def test_peers_that_are_down_one_by_one_are_no_fault_of_the_connection(journal: Journal) -> None:
+async def test_unreachable_peers_are_not_reported(journal: Journal) -> None:
     platform = Picky()
     platform.refuses = lambda outgoing: DOWN
     write(platform, [PEER, "peer-2", "peer-3"])
@@ -120,7 +118,7 @@ async def test_peers_that_are_down_one_by_one_are_no_fault_of_the_connection(jou
     assert mute(serving) == []
 
 
-async def test_people_who_get_no_answer_are_reported_although_peers_get_theirs(journal: Journal) -> None:
+async def test_failing_replies_to_people_are_reported(journal: Journal) -> None:
     platform = Picky()
     platform.refuses = lambda outgoing: REFUSED if outgoing.caller_id is None else None
     write(platform, [None])
@@ -132,7 +130,7 @@ async def test_people_who_get_no_answer_are_reported_although_peers_get_theirs(j
     assert re.search("no answer to people .* 401", reason)
 
 
-async def test_an_answer_that_is_given_up_is_no_fault_any_more(journal: Journal) -> None:
+async def test_given_up_reply_clears_the_problem(journal: Journal) -> None:
     platform = FakePlatform(fail_send=[transient(503)])
     platform.write("one")
     async with Serving(platform, journal) as serving:
@@ -143,7 +141,7 @@ async def test_an_answer_that_is_given_up_is_no_fault_any_more(journal: Journal)
     assert mute(serving) == []
 
 
-async def test_answers_are_sent_at_once_when_the_feed_can_be_read_again(journal: Journal) -> None:
+async def test_recovered_feed_sends_waiting_replies(journal: Journal) -> None:
     platform = FakePlatform()
     async with Serving(platform, journal):
         await asyncio.sleep(5)

@@ -72,7 +72,7 @@ async def quiet(platform: FakePlatform, sent: int, *, seconds: float = 100.0) ->
     ],
     ids=lambda error: f"{type(error).__name__} {error.status} {getattr(error, 'outcome', '')}",
 )
-async def test_what_may_pass_is_sent_again_and_the_backend_is_not_asked_again(
+async def test_transient_failure_resends_without_the_backend(
     journal: Journal, caller: str | None, error: PlatformError
 ) -> None:
     platform, backend = FakePlatform(fail_send=[error]), Counting()
@@ -87,9 +87,7 @@ async def test_what_may_pass_is_sent_again_and_the_backend_is_not_asked_again(
 
 @BOTH
 @pytest.mark.parametrize("status", [400, 403, 404, 409, 413, 422, 200])
-async def test_what_the_platform_refuses_in_its_own_words_is_dead_and_the_conversation_goes_on(
-    journal: Journal, caller: str | None, status: int
-) -> None:
+async def test_refused_reply_is_dead(journal: Journal, caller: str | None, status: int) -> None:
     platform, backend = FakePlatform(fail_send=[final(status)]), Counting()
     platform.write("one", caller=caller)
     platform.write("two", caller=caller)
@@ -105,7 +103,7 @@ async def test_what_the_platform_refuses_in_its_own_words_is_dead_and_the_conver
 
 
 @pytest.mark.parametrize("status", [503, 429])
-async def test_retry_after_is_honoured_up_to_five_minutes(journal: Journal, status: int) -> None:
+async def test_retry_after_is_at_most_five_minutes(journal: Journal, status: int) -> None:
     errors: list[PlatformError] = [transient(status, retry_after=100.0), transient(status, retry_after=86_400.0)]
     platform = FakePlatform(fail_send=errors)
     platform.write("one", caller=PEER)
@@ -115,7 +113,7 @@ async def test_retry_after_is_honoured_up_to_five_minutes(journal: Journal, stat
     assert (first, second) == pytest.approx((100, 300))
 
 
-async def test_resends_come_after_one_second_doubling_to_five_minutes(journal: Journal) -> None:
+async def test_resend_delays_double_to_five_minutes(journal: Journal) -> None:
     platform = FakePlatform(fail_send=[transient(429) for _ in range(14)])
     platform.write("one", caller=PEER)
     async with Serving(platform, journal):
@@ -126,7 +124,7 @@ async def test_resends_come_after_one_second_doubling_to_five_minutes(journal: J
         assert nominal / 2 - 0.1 <= wait <= nominal + 0.1
 
 
-async def test_an_answer_that_the_budget_forbids_is_tried_every_ten_minutes(journal: Journal) -> None:
+async def test_budget_refusal_is_retried_every_ten_minutes(journal: Journal) -> None:
     platform = FakePlatform(fail_send=[transient(402, platform_said=True) for _ in range(3)])
     platform.write("one", caller=PEER)
     async with Serving(platform, journal):
@@ -142,9 +140,7 @@ async def almost_a_day_later(journal: Journal) -> None:
 
 
 @BOTH
-async def test_after_a_day_an_answer_is_given_up_and_the_conversation_goes_on(
-    journal: Journal, caller: str | None
-) -> None:
+async def test_reply_is_given_up_after_a_day(journal: Journal, caller: str | None) -> None:
     platform = FakePlatform(fail_send=[transient(429) for _ in range(30)])
     platform.write("one", caller=caller)
     async with Serving(platform, journal) as serving:
@@ -160,7 +156,7 @@ async def test_after_a_day_an_answer_is_given_up_and_the_conversation_goes_on(
     assert platform.answers() == ["echo: two"]
 
 
-async def test_a_feed_that_never_tells_whether_it_arrived_costs_a_day_and_no_storm(journal: Journal) -> None:
+async def test_unreadable_feed_causes_no_send_storm(journal: Journal) -> None:
     platform = FakePlatform(cut_after=[cut()])
     platform.write("one")
     async with Serving(platform, journal) as serving:
@@ -179,7 +175,7 @@ async def test_a_feed_that_never_tells_whether_it_arrived_costs_a_day_and_no_sto
 
 
 @pytest.mark.parametrize("newer", [True, False])
-async def test_a_resend_to_a_peer_is_the_same_message(journal: Journal, newer: bool) -> None:
+async def test_resend_to_a_peer_is_identical(journal: Journal, newer: bool) -> None:
     platform = FakePlatform(newer=newer, cut_after=[cut(), cut()])
     platform.write("one", caller=PEER)
     async with Serving(platform, journal):
@@ -190,7 +186,7 @@ async def test_a_resend_to_a_peer_is_the_same_message(journal: Journal, newer: b
     assert len(platform.sent) == (1 if newer else 3)
 
 
-async def test_each_answer_has_an_id_of_its_own_and_names_what_it_answers(journal: Journal) -> None:
+async def test_each_reply_has_its_own_id(journal: Journal) -> None:
     platform = FakePlatform()
     for number in range(3):
         platform.write(f"{number}", caller=PEER, context="c", message_id=f"id-{number}")
@@ -204,7 +200,7 @@ async def test_each_answer_has_an_id_of_its_own_and_names_what_it_answers(journa
 # Of unknown outcome: a peer
 
 
-async def test_a_peer_that_thinks_for_two_minutes_gets_its_answer_once(journal: Journal) -> None:
+async def test_slow_peer_gets_one_reply(journal: Journal) -> None:
     platform = FakePlatform(send_delay=90.0, cut_after=[cut(Outcome.WRITTEN)], newer=False)
     platform.write("one", caller=PEER)
     platform.write("two", caller=PEER)
@@ -214,7 +210,7 @@ async def test_a_peer_that_thinks_for_two_minutes_gets_its_answer_once(journal: 
     assert [event.confirmed for event in serving.events.of(events.Delivered)] == [False, True]
 
 
-async def test_while_beats_fail_too_a_written_answer_is_sent_again(journal: Journal) -> None:
+async def test_failing_heartbeats_allow_a_resend(journal: Journal) -> None:
     platform = FakePlatform(send_delay=90.0, fail_send=[cut(Outcome.WRITTEN)], newer=False)
     platform.write("one", caller=PEER)
     async with Serving(platform, journal) as serving:
@@ -226,9 +222,7 @@ async def test_while_beats_fail_too_a_written_answer_is_sent_again(journal: Jour
 
 
 @pytest.mark.parametrize("outcome", [Outcome.UNKNOWN, Outcome.NOT_TAKEN])
-async def test_beats_prove_nothing_of_an_answer_that_was_not_written_in_full(
-    journal: Journal, outcome: Outcome
-) -> None:
+async def test_partly_written_reply_is_sent_again(journal: Journal, outcome: Outcome) -> None:
     platform = FakePlatform(send_delay=90.0, fail_send=[cut(outcome)])
     platform.write("one", caller=PEER)
     async with Serving(platform, journal):
@@ -237,9 +231,7 @@ async def test_beats_prove_nothing_of_an_answer_that_was_not_written_in_full(
 
 
 @pytest.mark.parametrize("error", [cut(), cut(Outcome.WRITTEN), transient(500), transient(504)], ids=str)
-async def test_a_peer_gets_five_copies_at_most_and_then_it_is_a_dead_letter(
-    journal: Journal, error: PlatformError
-) -> None:
+async def test_peer_gets_at_most_five_copies(journal: Journal, error: PlatformError) -> None:
     platform = FakePlatform(newer=False, cut_after=[error] * 300, fail_beat=[transient(503) for _ in range(3_000)])
     platform.write("one", caller=PEER)
     async with Serving(platform, journal) as serving:
@@ -257,7 +249,7 @@ async def test_a_peer_gets_five_copies_at_most_and_then_it_is_a_dead_letter(
     assert [event.text for event in serving.events.of(events.Answered)] == ["echo: one"] * 2
 
 
-async def test_a_person_gets_five_copies_at_most_where_no_echo_shows_them(journal: Journal) -> None:
+async def test_person_gets_at_most_five_copies(journal: Journal) -> None:
     platform = FakePlatform(cut_after=[cut()] * 300, echo_delay=1e9)
     platform.write("one")
     async with Serving(platform, journal) as serving:
@@ -265,7 +257,7 @@ async def test_a_person_gets_five_copies_at_most_where_no_echo_shows_them(journa
     assert len(platform.sent) == 5
 
 
-async def test_the_echo_of_the_last_copy_settles_the_answer_to_a_person(journal: Journal) -> None:
+async def test_echo_of_the_last_copy_settles(journal: Journal) -> None:
     platform = FakePlatform(fail_send=[cut()] * 4, cut_after=[cut()])
     platform.write("one")
     async with Serving(platform, journal) as serving:
@@ -278,9 +270,7 @@ async def test_the_echo_of_the_last_copy_settles_the_answer_to_a_person(journal:
     [transient(502), transient(503), transient(500, platform_said=True), transient(200, outcome=Outcome.UNKNOWN)],
     ids=str,
 )
-async def test_what_cannot_have_arrived_is_sent_more_often_than_five_times(
-    journal: Journal, error: PlatformError
-) -> None:
+async def test_sends_that_never_arrived_are_not_limited(journal: Journal, error: PlatformError) -> None:
     platform = FakePlatform(fail_send=[error] * 9)
     platform.write("one", caller=PEER)
     async with Serving(platform, journal):
@@ -292,7 +282,7 @@ async def test_what_cannot_have_arrived_is_sent_more_often_than_five_times(
 
 
 @pytest.mark.parametrize("error", [cut(), cut(Outcome.WRITTEN), transient(500)], ids=str)
-async def test_what_a_person_has_seen_is_not_said_again(journal: Journal, error: PlatformError) -> None:
+async def test_reply_with_an_echo_is_not_repeated(journal: Journal, error: PlatformError) -> None:
     platform = FakePlatform(cut_after=[error])
     platform.write("one")
     async with Serving(platform, journal) as serving:
@@ -301,7 +291,7 @@ async def test_what_a_person_has_seen_is_not_said_again(journal: Journal, error:
     assert len(platform.tried) == 1
 
 
-async def test_what_a_person_has_not_seen_is_said_after_the_feed_was_read(journal: Journal) -> None:
+async def test_reply_without_an_echo_is_sent_again(journal: Journal) -> None:
     platform = FakePlatform(fail_send=[cut()])
     platform.write("one")
     async with Serving(platform, journal):
@@ -312,14 +302,14 @@ async def test_what_a_person_has_not_seen_is_said_after_the_feed_was_read(journa
     assert second - reads[-1] <= 1
 
 
-async def test_an_echo_that_takes_four_seconds_still_settles(journal: Journal) -> None:
+async def test_echo_after_four_seconds_settles(journal: Journal) -> None:
     platform = FakePlatform(cut_after=[cut()], echo_delay=4.0)
     platform.write("one")
     async with Serving(platform, journal):
         await quiet(platform, 1)
 
 
-async def test_an_echo_that_never_comes_costs_one_more_send_and_the_conversation_goes_on(journal: Journal) -> None:
+async def test_missing_echo_costs_one_more_send(journal: Journal) -> None:
     platform = FakePlatform(cut_after=[cut()], echo_delay=1e9)
     platform.write("one")
     platform.write("two")
@@ -328,7 +318,7 @@ async def test_an_echo_that_never_comes_costs_one_more_send_and_the_conversation
     assert platform.answers() == ["echo: one", "echo: one", "echo: two"]
 
 
-async def test_an_echo_that_came_late_settles_after_another_failure(journal: Journal) -> None:
+async def test_late_echo_settles_after_another_failure(journal: Journal) -> None:
     platform = FakePlatform(echo_delay=8.0, cut_after=[cut()])
     platform.write("one")
     async with Serving(platform, journal):
@@ -349,7 +339,7 @@ async def test_of_several_identical_answers_each_arrives_once(journal: Journal) 
     assert len(platform.tried) == 8
 
 
-async def test_after_a_restart_an_answer_to_a_person_is_settled_and_not_repeated(journal: Journal) -> None:
+async def test_restart_settles_a_persons_reply(journal: Journal) -> None:
     platform, backend = FakePlatform(cut_after=[cut()]), Counting()
     platform.write("one")
     async with Serving(platform, journal, backend):
@@ -360,7 +350,7 @@ async def test_after_a_restart_an_answer_to_a_person_is_settled_and_not_repeated
     assert serving.rows() == [("row-1", "done")]
 
 
-async def test_an_answer_of_somebody_else_is_told_once(journal: Journal) -> None:
+async def test_foreign_reply_is_reported_once(journal: Journal) -> None:
     platform = FakePlatform()
     platform.write("one")
     async with Serving(platform, journal) as serving:
@@ -389,9 +379,7 @@ LONG = "x" * 300_000
 
 @BOTH
 @pytest.mark.parametrize("status", [400, 413])
-async def test_a_long_answer_that_is_refused_is_shortened_once(
-    journal: Journal, caller: str | None, status: int
-) -> None:
+async def test_refused_long_reply_is_shortened_once(journal: Journal, caller: str | None, status: int) -> None:
     platform = FakePlatform(fail_send=[final(status)])
     platform.write("one", caller=caller)
     async with Serving(platform, journal, Counting(LONG)) as serving:
@@ -405,7 +393,7 @@ async def test_a_long_answer_that_is_refused_is_shortened_once(
 
 
 @pytest.mark.parametrize("status", [400, 413])
-async def test_a_shortened_answer_that_is_refused_again_is_dead(journal: Journal, status: int) -> None:
+async def test_refused_shortened_reply_is_dead(journal: Journal, status: int) -> None:
     platform = FakePlatform(fail_send=[final(status), final(status)])
     platform.write("one", caller=PEER)
     async with Serving(platform, journal, Counting("ü" * 1_200_000)) as serving:
@@ -413,7 +401,7 @@ async def test_a_shortened_answer_that_is_refused_again_is_dead(journal: Journal
     assert len(platform.tried) == 2
 
 
-async def test_a_short_answer_that_is_refused_is_not_shortened(journal: Journal) -> None:
+async def test_refused_short_reply_is_not_shortened(journal: Journal) -> None:
     platform = FakePlatform(fail_send=[final(413)])
     platform.write("one", caller=PEER)
     async with Serving(platform, journal, Counting("x" * 50_000)) as serving:
@@ -421,7 +409,7 @@ async def test_a_short_answer_that_is_refused_is_not_shortened(journal: Journal)
     assert len(platform.tried) == 1
 
 
-async def test_a_shortened_answer_to_a_person_is_settled_by_its_own_echo(journal: Journal) -> None:
+async def test_shortened_reply_is_settled_by_its_echo(journal: Journal) -> None:
     platform = FakePlatform(fail_send=[final(413)], cut_after=[cut()])
     platform.write("one")
     async with Serving(platform, journal, Counting(LONG)) as serving:
@@ -437,9 +425,7 @@ def absent(status: int) -> TransientPlatformError:
 
 
 @pytest.mark.parametrize("status", [404, 405])
-async def test_a_notify_that_is_absent_twice_while_the_feed_reads_well_is_dead_at_once(
-    journal: Journal, status: int
-) -> None:
+async def test_absent_notify_makes_the_reply_dead(journal: Journal, status: int) -> None:
     platform = FakePlatform(fail_send=[absent(status), absent(status)])
     platform.write("one")
     async with Serving(platform, journal) as serving:
@@ -454,7 +440,7 @@ async def test_a_notify_that_is_absent_twice_while_the_feed_reads_well_is_dead_a
     assert platform.answers() == ["echo: three"]
 
 
-async def test_a_stop_right_after_the_first_404_of_notify_settles_the_message(journal: Journal) -> None:
+async def test_stop_after_notify_404_settles_the_message(journal: Journal) -> None:
     platform = FakePlatform(fail_send=[absent(404), absent(404)], send_delay=0.2)
     platform.write("one")
     async with Serving(platform, journal) as serving:
@@ -463,7 +449,7 @@ async def test_a_stop_right_after_the_first_404_of_notify_settles_the_message(jo
     assert json.loads((journal.path.parent / f"{WORKSPACE}.json").read_text())["last_since_id"] == "row-1"
 
 
-async def test_a_notify_that_was_missing_once_is_tried_again_at_once(journal: Journal) -> None:
+async def test_notify_404_is_retried_at_once(journal: Journal) -> None:
     platform = FakePlatform(fail_send=[absent(404)])
     platform.write("one")
     async with Serving(platform, journal):
@@ -471,7 +457,7 @@ async def test_a_notify_that_was_missing_once_is_tried_again_at_once(journal: Jo
     assert len(platform.tried) == 2
 
 
-async def test_a_notify_that_is_absent_while_the_feed_fails_too_is_the_edges_fault(journal: Journal) -> None:
+async def test_notify_404_with_failing_feed_is_transient(journal: Journal) -> None:
     platform = FakePlatform(send_delay=0.2)
     platform.write("one", age=1)
     async with Serving(platform, journal) as serving:
@@ -485,7 +471,7 @@ async def test_a_notify_that_is_absent_while_the_feed_fails_too_is_the_edges_fau
     assert serving.events.of(events.Dead) == []
 
 
-async def test_peers_are_sent_to_although_a_path_is_absent(journal: Journal) -> None:
+async def test_absent_notify_does_not_affect_peers(journal: Journal) -> None:
     platform = FakePlatform(fail_send=[absent(404) for _ in range(5)])
     platform.write("one", caller=PEER)
     async with Serving(platform, journal):
@@ -495,7 +481,7 @@ async def test_peers_are_sent_to_although_a_path_is_absent(journal: Journal) -> 
 # The conversation
 
 
-async def test_an_answer_that_waits_holds_up_its_own_conversation_alone(journal: Journal) -> None:
+async def test_waiting_reply_delays_only_its_conversation(journal: Journal) -> None:
     platform = FakePlatform(fail_send=[transient(429, retry_after=200.0)])
     platform.write("slow", caller=PEER, context="a", age=1)
     platform.write("after", caller=PEER, context="a")
@@ -520,9 +506,7 @@ async def test_silence_sends_nothing(journal: Journal) -> None:
 
 
 @pytest.mark.parametrize("depth", [300, 950, 5000])
-async def test_an_answer_that_could_not_be_read_back_is_a_notice_and_breaks_nothing(
-    journal: Journal, depth: int
-) -> None:
+async def test_reply_nested_too_deeply_becomes_a_notice(journal: Journal, depth: int) -> None:
     data: list[object] = []
     for _ in range(depth):
         data = [data]

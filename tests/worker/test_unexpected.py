@@ -35,7 +35,7 @@ class Brittle(FakePlatform):
         await super().send(outgoing)
 
 
-async def test_an_unexpected_error_of_sending_costs_that_message_alone(journal: Journal) -> None:
+async def test_unexpected_send_error_affects_one_message(journal: Journal) -> None:
     platform = Brittle(has_stream=True)
     async with Serving(platform, journal, echo) as serving:
         platform.write("no sending", caller="peer")
@@ -53,7 +53,7 @@ async def test_an_unexpected_error_of_sending_costs_that_message_alone(journal: 
     assert (serving.error, len(platform.sent)) == (None, 1)
 
 
-async def test_an_unexpected_error_after_the_run_costs_that_message_alone(journal: Journal) -> None:
+async def test_error_after_a_run_affects_one_message(journal: Journal) -> None:
     platform, calls = Brittle(has_stream=True), 0
 
     async def handler(request: Request, progress: Progress) -> Response:
@@ -70,7 +70,7 @@ async def test_an_unexpected_error_after_the_run_costs_that_message_alone(journa
     assert serving.rows("state") == [("dead",), ("done",)]
 
 
-async def test_a_stored_message_that_cannot_be_loaded_costs_that_message_alone(journal: Journal) -> None:
+async def test_unloadable_message_affects_no_other(journal: Journal) -> None:
     workspace = journal.of(WORKSPACE)
     await workspace.add([inbound("one", row_id="row-1"), inbound("two", row_id="row-2")], now=0)
     await journal.writer.put(lambda db: db.execute("UPDATE message SET parts='[{' WHERE row_id='row-1'").rowcount)
@@ -85,9 +85,7 @@ async def test_a_stored_message_that_cannot_be_loaded_costs_that_message_alone(j
     "error", [OSError(errno.EMFILE, "too many open files"), RuntimeError("can't start new thread"), MemoryError()]
 )
 @pytest.mark.parametrize("text", ["no sending", "no fingerprint"])
-async def test_a_machine_that_is_short_of_something_costs_no_message_that_waits(
-    journal: Journal, error: Exception, text: str
-) -> None:
+async def test_resource_shortage_loses_no_waiting_message(journal: Journal, error: Exception, text: str) -> None:
     platform = Brittle(error=error, times=3)
     # A stored answer, which is stamped and sent.
     workspace = journal.of(WORKSPACE)
@@ -123,7 +121,7 @@ class RudeError(BackendError):
 
 
 @pytest.mark.parametrize("asked", ["abc", [5], 10**400, float("nan"), object()])
-async def test_a_backend_may_ask_for_a_pause_in_nonsense(journal: Journal, asked: Any) -> None:
+async def test_invalid_retry_after_is_ignored(journal: Journal, asked: Any) -> None:
     platform, calls = FakePlatform(), 0
 
     async def handler(request: Request, progress: Progress) -> Response:
@@ -138,7 +136,7 @@ async def test_a_backend_may_ask_for_a_pause_in_nonsense(journal: Journal, asked
         await platform.until(lambda: platform.answers() == ["fine"], seconds=60)
 
 
-async def test_a_row_that_cannot_be_stored_is_a_dead_letter_and_the_others_are_received(journal: Journal) -> None:
+async def test_unstorable_row_is_a_dead_letter(journal: Journal) -> None:
     workspace = journal.of(WORKSPACE)
     rows = [
         inbound("before", row_id="row-1"),

@@ -46,9 +46,7 @@ def notes(journal: Journal) -> int:
     return int(journal.reader.execute("SELECT count(*) FROM upload_note").fetchone()[0])
 
 
-async def test_a_file_is_uploaded_and_attached_and_its_own_row_neither_fetched_nor_acknowledged(
-    journal: Journal, picture: Path
-) -> None:
+async def test_own_upload_is_attached_and_not_downloaded(journal: Journal, picture: Path) -> None:
     platform, backend = FakePlatform(), Drawing(picture)
     async with Serving(platform, journal, backend) as serving:
         platform.write("draw")
@@ -64,7 +62,7 @@ async def test_a_file_is_uploaded_and_attached_and_its_own_row_neither_fetched_n
     assert notes(journal) == 0
 
 
-async def test_a_peer_is_told_of_the_files_and_none_is_uploaded(journal: Journal, picture: Path) -> None:
+async def test_peer_gets_file_names_without_upload(journal: Journal, picture: Path) -> None:
     platform = FakePlatform()
     async with Serving(platform, journal, Drawing(picture)):
         platform.write("draw", caller="peer-1")
@@ -73,9 +71,7 @@ async def test_a_peer_is_told_of_the_files_and_none_is_uploaded(journal: Journal
 
 
 @pytest.mark.parametrize("outcome", [Outcome.UNKNOWN, Outcome.NOT_TAKEN])
-async def test_an_upload_that_fails_for_now_is_tried_again_before_anything_is_sent(
-    journal: Journal, picture: Path, outcome: Outcome
-) -> None:
+async def test_failed_upload_is_retried_before_the_reply(journal: Journal, picture: Path, outcome: Outcome) -> None:
     platform = FakePlatform()
     platform.uploads.fail_take = [cut(503, outcome), cut(None, outcome)]
     async with Serving(platform, journal, Drawing(picture)):
@@ -85,7 +81,7 @@ async def test_an_upload_that_fails_for_now_is_tried_again_before_anything_is_se
     assert notes(journal) == (2 if outcome is Outcome.UNKNOWN else 0)
 
 
-async def test_an_upload_whose_answer_was_lost_is_known_as_ours_by_its_note(journal: Journal, picture: Path) -> None:
+async def test_upload_with_lost_response_is_recognized(journal: Journal, picture: Path) -> None:
     platform, backend = FakePlatform(), Drawing(picture)
     platform.uploads.cut_take = [cut()]
     async with Serving(platform, journal, backend):
@@ -99,7 +95,7 @@ async def test_an_upload_whose_answer_was_lost_is_known_as_ours_by_its_note(jour
     assert len(backend.requests) == 1
 
 
-async def test_a_persons_file_that_equals_ours_is_theirs_once_ours_is_known(journal: Journal, tmp_path: Path) -> None:
+async def test_persons_equal_file_is_not_ours(journal: Journal, tmp_path: Path) -> None:
     files, rows, now = FileJournal(journal, WORKSPACE, tmp_path), journal.of(WORKSPACE), round(EPOCH * 1e6)
     written = await files.note([("a.png", 6)], at=now)
     both = [FilePart(uri=f"platform-pending:{WORKSPACE}/{one}", name="a.png", size=6) for one in ("ours", "theirs")]
@@ -113,7 +109,7 @@ async def test_a_persons_file_that_equals_ours_is_theirs_once_ours_is_known(jour
     assert [file.file_id for file in files.due(9)] == ["theirs"]
 
 
-async def test_a_note_is_for_an_hour_and_for_equal_files_alone(journal: Journal, tmp_path: Path) -> None:
+async def test_note_matches_equal_files_for_an_hour(journal: Journal, tmp_path: Path) -> None:
     files, rows, now = FileJournal(journal, WORKSPACE, tmp_path), journal.of(WORKSPACE), round(EPOCH * 1e6)
     await files.note([("a.png", 6)], at=now)
     hour = 3600 * 1_000_000
@@ -130,7 +126,7 @@ async def test_a_note_is_for_an_hour_and_for_equal_files_alone(journal: Journal,
     assert {file.file_id for file in files.due(9)} == {"late", "longer", "other"}
 
 
-async def test_a_restart_after_the_upload_does_not_upload_again(tmp_path: Path, picture: Path) -> None:
+async def test_restart_does_not_repeat_an_upload(tmp_path: Path, picture: Path) -> None:
     platform, backend = FakePlatform(), Drawing(picture)
     platform.fail_send = [cut(503, Outcome.NOT_TAKEN)]
     async with open_journal(tmp_path) as journal, Serving(platform, journal, backend, grace=0.0):
@@ -146,9 +142,7 @@ async def test_a_restart_after_the_upload_does_not_upload_again(tmp_path: Path, 
     assert len(backend.requests) == 1
 
 
-async def test_a_sent_answer_with_files_is_settled_by_its_echo_and_not_sent_twice(
-    journal: Journal, picture: Path
-) -> None:
+async def test_echo_settles_a_reply_with_files(journal: Journal, picture: Path) -> None:
     platform = FakePlatform(cut_after=[TransientPlatformError("cut", operation="notify", outcome=Outcome.UNKNOWN)])
     async with Serving(platform, journal, Drawing(picture)) as serving:
         platform.write("draw")
@@ -159,9 +153,7 @@ async def test_a_sent_answer_with_files_is_settled_by_its_echo_and_not_sent_twic
 
 
 @pytest.mark.parametrize("wrong", ["gone", "empty", "too large", "folder", "nul", "long", "half a pair"])
-async def test_a_file_that_cannot_be_sent_becomes_a_line_and_the_answer_goes_out(
-    journal: Journal, picture: Path, tmp_path: Path, wrong: str
-) -> None:
+async def test_unfit_file_becomes_a_line(journal: Journal, picture: Path, tmp_path: Path, wrong: str) -> None:
     platform = FakePlatform(limits=UploadLimits(per_file=100))
     names = {"nul": "bad.png\0", "long": "bad.png" * 40, "half a pair": "bad.png\ud800"}
     bad = tmp_path / names.get(wrong, "bad.png")
@@ -181,7 +173,7 @@ async def test_a_file_that_cannot_be_sent_becomes_a_line_and_the_answer_goes_out
     assert len(platform.answers()[0]) < 300
 
 
-async def test_an_upload_that_is_refused_becomes_a_line(journal: Journal, picture: Path) -> None:
+async def test_refused_upload_becomes_a_line(journal: Journal, picture: Path) -> None:
     platform = FakePlatform()
     platform.uploads.fail_take = [
         PermanentPlatformError("upload: 403 no uploads here", operation="upload", status=403, body="")
@@ -192,7 +184,7 @@ async def test_an_upload_that_is_refused_becomes_a_line(journal: Journal, pictur
     assert "could not be attached: upload: 403 no uploads here" in platform.answers()[0]
 
 
-async def test_an_upload_that_never_works_does_not_keep_the_text_for_ever(journal: Journal, picture: Path) -> None:
+async def test_failing_upload_does_not_block_the_text(journal: Journal, picture: Path) -> None:
     platform = FakePlatform()
     platform.uploads.fail_take = [cut(500) for _ in range(100)]
     async with Serving(platform, journal, Drawing(picture)) as serving:
@@ -203,7 +195,7 @@ async def test_an_upload_that_never_works_does_not_keep_the_text_for_ever(journa
     assert "could not be attached" in platform.answers()[0]
 
 
-async def test_more_files_than_one_request_takes_go_in_several(journal: Journal, tmp_path: Path) -> None:
+async def test_many_files_take_several_requests(journal: Journal, tmp_path: Path) -> None:
     paths = [tmp_path / f"{number}.bin" for number in range(70)]
     for path in paths:
         path.write_bytes(b"x")
@@ -214,7 +206,7 @@ async def test_more_files_than_one_request_takes_go_in_several(journal: Journal,
     assert len(attached(platform)) == len(set(platform.uploads.taken)) == 70
 
 
-async def test_a_file_that_a_person_sent_goes_back_as_a_new_upload(journal: Journal) -> None:
+async def test_returned_file_is_a_new_upload(journal: Journal) -> None:
     platform = FakePlatform()
 
     async def handler(request: Request, progress: Progress) -> Response:
@@ -228,9 +220,7 @@ async def test_a_file_that_a_person_sent_goes_back_as_a_new_upload(journal: Jour
     assert platform.uploads.kept["ours-1"].content == b"theirs"
 
 
-async def test_a_file_that_passes_for_ours_is_fetched_once_a_person_names_it_and_never_acknowledged(
-    journal: Journal, picture: Path
-) -> None:
+async def test_file_named_by_a_person_is_downloaded(journal: Journal, picture: Path) -> None:
     platform, backend = FakePlatform(), Reading()
     files = FileJournal(journal, WORKSPACE, journal.path.parent / WORKSPACE / "files")
     async with Serving(platform, journal, backend):
@@ -246,9 +236,7 @@ async def test_a_file_that_passes_for_ours_is_fetched_once_a_person_names_it_and
     assert (platform.uploads.kept["f1"].fetched, platform.uploads.kept["f1"].acked) == (1, 0)
 
 
-async def test_a_file_of_ours_that_a_person_names_is_here_and_the_person_keeps_it(
-    journal: Journal, picture: Path
-) -> None:
+async def test_own_file_a_person_names_is_available(journal: Journal, picture: Path) -> None:
     platform = FakePlatform()
     async with Serving(platform, journal, Drawing(picture)):
         platform.write("draw")
