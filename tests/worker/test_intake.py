@@ -670,3 +670,36 @@ async def test_local_clock_wrong_by_a_day(journal: Journal) -> None:
         platform.write("after", caller="peer")
         await asyncio.sleep(60)
     assert platform.answers() == ["echo: before", "echo: after"]
+
+
+# Reads on request
+
+
+async def test_settles_a_reply_in_doubt_while_draining(journal: Journal) -> None:
+    cut = TransientPlatformError("notify: cut", operation="notify", outcome=Outcome.UNKNOWN)
+    platform = FakePlatform(has_stream=True)
+    async with Serving(platform, journal) as serving:
+        await asyncio.sleep(60)
+        platform.cut_after = [cut]
+        platform.write("one")
+        await platform.until(lambda: len(platform.sent) == 1)
+        platform.fetch_delay, before = 2.0, len(platform.fetches)
+        await platform.until(lambda: len(platform.fetches) > before and now() - platform.tried[0] >= 5)
+    assert serving.rows() == [("row-1", "done")]
+    assert len(platform.sent) == 1
+
+
+async def test_stop_reads_only_on_request(journal: Journal) -> None:
+    platform, entered = FakePlatform(), asyncio.Event()
+
+    async def handler(request: Request, progress: Progress) -> Response:
+        entered.set()
+        await asyncio.sleep(15)
+        return await echo(request, progress)
+
+    platform.write("slow", caller="peer")
+    async with Serving(platform, journal, handler):
+        await entered.wait()
+        stopped_at = now()
+    assert platform.answers() == ["echo: slow"]
+    assert fetched(platform, stopped_at + 1) == []
