@@ -1,4 +1,4 @@
-"""Who holds a message: a process of this machine that can be seen to be gone, or one that only time tells of."""
+"""Ids of the readers that claim messages of an inbox."""
 
 import os
 import socket
@@ -6,12 +6,12 @@ import uuid
 
 
 def new_reader_id() -> str:
-    """A name for one reader of this process: ``pid@host:`` and something that no other reader has."""
+    """A unique id for one reader of this process: ``pid@host:`` and a random suffix."""
     return f"{os.getpid()}@{socket.gethostname()}:{uuid.uuid4().hex[:8]}"
 
 
 def is_gone(reader_id: str) -> bool:
-    """Whether its process is known to have ended. One of another host, or one whose number was reused, is not."""
+    """Whether the reader's process is known to have ended: not for another host, or if its pid was reused."""
     pid, _, rest = reader_id.partition("@")
     if not pid.isdecimal() or rest.rpartition(":")[0] != socket.gethostname():
         return False

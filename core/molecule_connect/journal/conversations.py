@@ -1,4 +1,4 @@
-"""What the conversations of one workspace ask of the journal: who waits, for what, and since when."""
+"""Reads of the open messages and conversations of one workspace."""
 
 import json
 import sqlite3
@@ -15,10 +15,10 @@ _INBOX_OPEN = "(state='answered' OR (state='received' AND answer IS NOT NULL))"
 
 
 class ConversationReads:
-    """What waits in one workspace. Reads are immediate, and see what is committed.
+    """The open messages of one workspace. Reads are immediate and see committed changes.
 
     Args:
-        inbox: Messages belong to readers, and conversations only send answers.
+        inbox: Messages belong to readers, and conversations only send replies.
     """
 
     def __init__(
@@ -28,22 +28,22 @@ class ConversationReads:
         self._reader = reader
         self._wall = wall
         self._open = _INBOX_OPEN if inbox else _OPEN
-        # The oldest open message of each conversation of one caller: of a bare column, min() gives its own row's value.
+        # The oldest open message of each conversation of one caller: bare columns are those of the row with min().
         self._heads = (
             "SELECT context_id, state, not_before, min(place) AS place FROM message WHERE workspace_id=?"  # noqa: S608
             f" AND caller_id IS ? AND {self._open} AND row_id NOT IN (SELECT value FROM json_each(?))"
             " GROUP BY context_id"
         )
-        # Accepted answers whose transition is not committed yet: the reader still sees them as open.
+        # Sent replies whose transition is not committed yet: the reader still sees their messages as open.
         self._ending: dict[str, Conversation] = {}
 
     def next(self, conversation: Conversation) -> StoredMessage | None:
-        """The oldest message of *conversation* that is not over."""
+        """The oldest open message of *conversation*."""
         row = self._head(conversation, COLUMNS)
         return None if row is None else load_message(row)
 
     def next_id(self, conversation: Conversation) -> str | None:
-        """The row id of ``head``, also where that cannot be loaded."""
+        """The row id of ``next``, also if that message cannot be loaded."""
         row = self._head(conversation, "workspace_id, row_id")
         return None if row is None else str(row[1])
 
@@ -57,13 +57,13 @@ class ConversationReads:
         return next((row for row in rows if row[1] not in pending), None)
 
     def message(self, row_id: str) -> StoredMessage:
-        """The message *row_id*, which there is, as it is now."""
+        """The message *row_id*, which must exist."""
         return load_message(
             self._one(f"SELECT {COLUMNS} FROM message WHERE workspace_id=? AND row_id=?", self.workspace_id, row_id)  # noqa: S608
         )
 
     def message_to_send(self, row_id: str) -> StoredMessage | None:
-        """The message *row_id* while its answer is to be sent."""
+        """The message *row_id* while its reply is to be sent."""
         if row_id in self._ending:
             return None
         sql = f"SELECT {COLUMNS} FROM message WHERE workspace_id=? AND row_id=? AND state='answered'"  # noqa: S608
@@ -71,7 +71,7 @@ class ConversationReads:
         return None if row is None else load_message(row)
 
     def callers(self) -> list[str | None]:
-        """Who has a message that is not over."""
+        """The callers that have an open message."""
         rows = self._reader.execute(
             f"SELECT DISTINCT caller_id FROM message WHERE workspace_id=? AND {self._open}",  # noqa: S608
             (self.workspace_id,),
@@ -81,9 +81,9 @@ class ConversationReads:
     def due_conversations(
         self, caller_id: str | None, most: int, *, may_begin: bool = True, without: Collection[Conversation] = ()
     ) -> list[Conversation]:
-        """Conversations of one caller that are due, oldest first; only those with a reply to send unless *may_begin*.
+        """Up to *most* conversations of one caller that are due, oldest first, except those in *without*.
 
-        Those in *without* are left out.
+        Unless *may_begin*, only those with a reply to send.
         """
         rows = self._reader.execute(
             f"SELECT context_id FROM ({self._heads}) WHERE coalesce(not_before, 0) <= ? AND (? OR state <> 'received')"  # noqa: S608
@@ -94,7 +94,7 @@ class ConversationReads:
         return [conversation for conversation in conversations if conversation not in without][:most]
 
     def next_due(self, caller_id: str | None) -> float | None:
-        """When the next conversation of one caller that waits for a time is due (seconds since 1970)."""
+        """When the next deferred conversation of one caller is due, in seconds since 1970."""
         row = self._one(
             f"SELECT min(not_before) FROM ({self._heads}) WHERE not_before > ?",  # noqa: S608
             *(self.workspace_id, caller_id, self._ended(), self._wall()),
@@ -111,10 +111,10 @@ class ConversationReads:
         return row is not None
 
     def exchanges(self, since: int, most: int) -> Iterator[tuple[StoredMessage, int]]:
-        """Messages of peers whose answer was taken after *since* (µs, platform), and when; oldest first.
+        """Messages of peers whose reply was accepted after *since* (platform time in us), and when; oldest first.
 
-        Of each peer the newest *most*. They come one by one and without their parts and raw text: together, those can
-        be as large as the journal.
+        The newest *most* of each peer. They are loaded one by one and without their texts, which together can be as
+        large as the journal.
         """
         found = self._reader.execute(
             "SELECT arrival, accepted FROM (SELECT arrival, accepted, row_number() OVER (PARTITION BY caller_id"
@@ -128,12 +128,12 @@ class ConversationReads:
             yield load_message(row), accepted
 
     def has_claims(self) -> bool:
-        """Whether a reader of an inbox has a message."""
+        """Whether a reader of an inbox has a claim."""
         sql = "SELECT 1 FROM message INDEXED BY message_held WHERE workspace_id=? AND state='held' LIMIT 1"
         return self._one(sql, self.workspace_id) is not None
 
     def waiting(self) -> int:
-        """How many messages are not over."""
+        """The number of open messages."""
         row = self._one(
             f"SELECT count(*) FROM message WHERE workspace_id=? AND {self._open}"  # noqa: S608
             " AND row_id NOT IN (SELECT value FROM json_each(?))",
@@ -142,7 +142,7 @@ class ConversationReads:
         return int(row[0]) if row else 0
 
     def all_deferred_for(self, seconds: float) -> bool:
-        """Whether each conversation's oldest message that is not over is put off for more than *seconds*."""
+        """Whether there are open messages, and every conversation is deferred for more than *seconds*."""
         callers = self.callers()
         heads = f"SELECT 1 FROM ({self._heads}) WHERE coalesce(not_before, 0) <= ? LIMIT 1"  # noqa: S608
         due = self._wall() + seconds
@@ -154,7 +154,7 @@ class ConversationReads:
         return json.dumps(list(self._ending))
 
     def noticed_since(self, conversation: Conversation, since: int) -> bool:
-        """Whether *conversation* was sent a notice after *since* (µs, platform). One that a replay removed counts."""
+        """Whether *conversation* got a notice after *since* (platform time in us), also one deleted by a replay."""
         row = self._one(
             "SELECT 1 FROM message WHERE workspace_id=? AND caller_id IS ? AND context_id IS ? AND answered_at > ?"
             " AND (substr(answer, 1, ?) = ? OR (answer IS NULL AND replay > 0)) LIMIT 1",

@@ -1,4 +1,4 @@
-"""Questions asked of peers: an answer or a result is shown beside the question that it answers."""
+"""Questions to peers, which are matched with the answers and results that arrive."""
 
 import sqlite3
 
@@ -7,12 +7,12 @@ from molecule_connect.journal.sent import no_earlier_than_rows
 from molecule_connect.models import Inbound, Kind
 
 AGE = 7 * 24 * 3600.0
-# Enough to recognise a question by.
+# Characters of a question that are kept.
 LONGEST = 4000
 
 
 def ask(db: sqlite3.Connection, workspace_id: str, message_id: str, peer_id: str, text: str, wall: float) -> None:
-    """Write down a question before it is sent, and forget old ones."""
+    """Store a question before it is sent, and delete old ones."""
     wall = no_earlier_than_rows(db, workspace_id, wall)
     db.execute("DELETE FROM asked WHERE workspace_id=? AND time < ?", (workspace_id, wall - AGE))
     db.execute(
@@ -24,7 +24,7 @@ def ask(db: sqlite3.Connection, workspace_id: str, message_id: str, peer_id: str
 def record_delegation(
     db: sqlite3.Connection, workspace_id: str, message_id: str, delegation_id: str, wall: float
 ) -> None:
-    """The platform gave the delegation this id. A result of it that was read before is waiting from now on."""
+    """Store the platform's id of the delegation. A result that was read before becomes available to readers."""
     found = db.execute(
         "UPDATE asked SET delegation_id=? WHERE workspace_id=? AND message_id=? RETURNING peer_id",
         (plain(delegation_id), workspace_id, message_id),
@@ -41,12 +41,12 @@ def record_delegation(
 
 
 def close(db: sqlite3.Connection, workspace_id: str, message_id: str) -> None:
-    """Nobody waits for an answer to it any more."""
+    """Stop expecting an answer to a question."""
     db.execute("UPDATE asked SET is_open=0 WHERE workspace_id=? AND message_id=?", (workspace_id, message_id))
 
 
 def answered_by(db: sqlite3.Connection, workspace_id: str, item: Inbound) -> tuple[str, str] | None:
-    """Message id and peer of the question that *item* answers, which is closed; None where that is not certain.
+    """Message id and peer of the question that *item* answers, which is closed; None if that is not certain.
 
     Only the peer that was asked can answer. Platforms of 2026-05 don't name the peer of a delegation's result.
     """
@@ -57,7 +57,7 @@ def answered_by(db: sqlite3.Connection, workspace_id: str, item: Inbound) -> tup
 
 
 def text(db: sqlite3.Connection, workspace_id: str, message_id: str) -> str:
-    """The question's words, "" once it is forgotten."""
+    """The text of a question, or "" once it was deleted."""
     row = db.execute(
         "SELECT text FROM asked WHERE workspace_id=? AND message_id=?", (workspace_id, message_id)
     ).fetchone()
@@ -67,7 +67,7 @@ def text(db: sqlite3.Connection, workspace_id: str, message_id: str) -> str:
 def _named(db: sqlite3.Connection, workspace_id: str, item: Inbound) -> tuple[str, str] | None:
     if item.caller_id is None and item.kind is not Kind.RESULT:
         return None
-    # An answer's reason is the id that it says it replies to. A delegation's message has the delegation's id.
+    # The reason of an answer is the id that it claims to reply to. A delegation's message has the delegation's id.
     names = (("message_id", item.reason), ("delegation_id", item.reason), ("delegation_id", item.delegation_id))
     for column, value in names:
         if not value:

@@ -1,4 +1,4 @@
-"""One translation of SQLite's errors, for the connection that writes and those that read."""
+"""Translation of SQLite's errors, for the connection that writes and those that read."""
 
 import sqlite3
 from pathlib import Path
@@ -10,11 +10,11 @@ _PATH = 2  # the file name's column in PRAGMA database_list
 
 
 def journal_error(exc: Exception, path: Path | str, doing: str, *, is_running: bool = False) -> JournalError:
-    """What *exc* means for the journal at *path*, and the way out.
+    """The error for *exc* of the journal at *path*, with a hint.
 
     Args:
-        doing: What failed: "opened", "read" or "written".
-        is_running: It was open before, so that its path is known.
+        doing: The operation that failed: "opened", "read" or "written".
+        is_running: The journal is open, so its path is known already.
     """
     code = getattr(exc, "sqlite_errorcode", 0) & 0xFF
     name = "the journal" if is_running else f"the journal {path}"
@@ -24,7 +24,7 @@ def journal_error(exc: Exception, path: Path | str, doing: str, *, is_running: b
 
 
 def damaged(path: Path | str, what: str) -> JournalError:
-    """The journal at *path* is damaged."""
+    """The error for a damaged journal at *path*."""
     return JournalError(f"the journal {path} is damaged: {what}", hint=_way_out(path))
 
 
@@ -53,7 +53,7 @@ def _way_out(path: Path | str) -> str:
 class ReadCursor(sqlite3.Cursor):
     """A cursor whose errors are ``JournalError``."""
 
-    # Without a context manager or a decorator: a message takes tens of reads.
+    # No context manager or decorator, for speed: a message takes tens of reads.
 
     def execute(self, *args: Any) -> Self:
         """As in ``sqlite3``."""
@@ -94,7 +94,7 @@ class ReadConnection(sqlite3.Connection):
 
 def _read_error(exc: sqlite3.Error, connection: sqlite3.Connection) -> Exception:
     if isinstance(exc, sqlite3.ProgrammingError):
-        return exc  # a closed connection, or a bug of ours
+        return exc  # a closed connection, or a bug
     return journal_error(exc, _path_of(connection), "read", is_running=True)
 
 

@@ -1,11 +1,11 @@
-"""Whose message a reader of an inbox gets next: a caller that floods the inbox delays only itself."""
+"""The order in which readers of an inbox get messages: a caller that floods the inbox delays only itself."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 
 class Place(NamedTuple):
-    """Names one pending message; they sort from the oldest to the newest, thousands at a time."""
+    """Identifies one pending message; sorts from the oldest to the newest."""
 
     time: int
     seq: int
@@ -14,10 +14,10 @@ class Place(NamedTuple):
 
 
 class Turns:
-    """Callers take turns, and people, who are one caller here, have every other turn.
+    """Callers take turns; people count as one caller and get every other turn.
 
-    Among those whose turn it is, the one that had no turn for longest is first; of two that had none yet, the one whose
-    message is older.
+    The caller whose last turn is longest ago is first; among callers without a turn yet, the one with the oldest
+    message.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class Turns:
         self._count = 0
 
     def choose(self, heads: Iterable[tuple[Place, str | None]]) -> tuple[Place, str | None] | None:
-        """The next of *heads*, the oldest messages of each caller; None where there are none."""
+        """The next of *heads*, the oldest message of each caller; None if there are no heads."""
         after_people = self._last.get(None) == self._count
         begun = self._count > 0
 
@@ -36,13 +36,13 @@ class Turns:
         return min(heads, key=turn, default=None)
 
     def take(self, caller_id: str | None) -> None:
-        """A message of that caller was given out."""
+        """Record that a message of *caller_id* was claimed."""
         self._count += 1
         self._last[caller_id] = self._count
 
 
 def in_turn(waiting: Mapping[str | None, Sequence[Place]]) -> list[Place]:
-    """All places by rounds: the oldest of each caller, then the second of each. People are first in each round."""
+    """All places in rounds: the oldest of each caller, then the second of each. People come first in each round."""
     rounds = (
         (number, caller_id is not None, place)
         for caller_id, places in waiting.items()

@@ -1,8 +1,4 @@
-"""What a first start can tell of the time before its journal: which messages of people were answered already.
-
-The feed shows our own answers to people as echoes, without saying to which message each belongs. Answers to peers go to
-the peers' feeds, so nothing is known about those.
-"""
+"""Messages of people that were answered before a journal existed, as far as the feed shows it."""
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +13,7 @@ _KINDS = (Kind.MESSAGE, Kind.ECHO, Kind.UPLOAD)
 
 @attrs.frozen(kw_only=True)
 class Seen:
-    """A row of a person, or an echo. An upload that no message names is a message of its own."""
+    """A row of a person, or an echo. An upload that no message names counts as a message."""
 
     row_id: str
     kind: Kind
@@ -28,12 +24,12 @@ class Seen:
 
 @attrs.frozen(kw_only=True)
 class Look:
-    """What the first look found.
+    """The result of the first read.
 
     Attributes:
-        answered: Messages of people that are certain to have been answered; they are done.
-        skipped_people: Messages of people before the look that have no answer.
-        skipped_peers: Messages of peers before the look.
+        answered: Messages of people that were certainly answered; they are done.
+        skipped_people: Messages of people before the first read that have no answer.
+        skipped_peers: Messages of peers before the first read.
     """
 
     answered: int = 0
@@ -42,12 +38,13 @@ class Look:
 
 
 def pair(rows: Iterable[Seen]) -> tuple[set[str], set[str]]:
-    """Pairs each echo with the oldest message before it that has none yet.
+    """Pair each echo with the oldest earlier message that has none yet.
+
+    An echo doesn't say which message it answers. Pairs are certain within a run of messages that all got an echo, and
+    within one conversation, which is answered in order.
 
     Returns:
-        The messages that are certain to have been answered, and those that are left without an echo. Certain are
-        messages of a stretch in which every message got an echo, or whose messages are all of one conversation, which
-        is answered in order. Of others it can't be known which of them the echoes belong to.
+        The messages that were certainly answered, and those without an echo.
     """
     certain: set[str] = set()
     waiting: list[Seen] = []
@@ -67,10 +64,10 @@ def pair(rows: Iterable[Seen]) -> tuple[set[str], set[str]]:
 
 
 def close_answered(db: sqlite3.Connection, workspace_id: str, older: Sequence[Inbound], wall: float) -> Look:
-    """received -> done for the messages of people that were answered before this journal began.
+    """received -> done, for messages of people that were answered before this journal existed.
 
     Args:
-        older: Rows from before the look, which are not in the journal.
+        older: Rows from before the first read, which are not in the journal.
     """
     skipped = [item for item in older if item.caller_id is None and item.kind in _KINDS]
     certain, unanswered = pair([*_seen(db, workspace_id, skipped), *_stored(db, workspace_id)])

@@ -1,4 +1,4 @@
-"""The journal as the readers of an inbox use it, in whichever process they are: take, give back, finish, answer."""
+"""The inbox: readers, also in other processes, claim, release, finish and answer messages."""
 
 import json
 import sqlite3
@@ -14,16 +14,16 @@ from molecule_connect.journal.journal import Journal
 from molecule_connect.journal.models import COLUMNS, State, StoredReply, dump_reply, load_message, plain
 from molecule_connect.models import Kind, Part, TextPart
 
-# What a reader is shown; everything else is the journal's own memory.
+# The kinds of rows that readers get.
 KINDS = (Kind.MESSAGE, Kind.ANSWER, Kind.RESULT)
-# A clock that was set back by more than this must not prolong a hold.
+# A clock that was set back by more than this (seconds) must not extend a claim.
 SET_BACK = 5.0
-# Of one caller, so many messages whose files are awaited are passed over for one that is ready.
+# Messages of one caller that are passed over while their files are fetched.
 PASSED_OVER = 200
 
 _UNFINISHED = "state NOT IN ('done', 'dead')"
 _SHOWN = "kind IN ('message', 'answer', 'result') AND repeat_of IS NULL"
-# A dead letter whose answer was kept waits to be sent again, not to be read.
+# A replayed message whose reply was kept waits to be sent again, not to be read.
 _PENDING = f"{_UNFINISHED} AND (state='held' OR (state='received' AND answer IS NULL)) AND {_SHOWN}"
 _FREE = f"{_PENDING} AND (state='received' OR held_until <= ? OR changed > ?)"
 _BY_CALLER = "INDEXED BY message_waiting WHERE workspace_id=? AND caller_id IS ?"
@@ -37,16 +37,16 @@ _CALLERS = (
 
 @attrs.frozen(kw_only=True)
 class InboxMessage:
-    """Something that waits to be read: a message, a peer's answer, or the result of a delegation.
+    """A message, a peer's answer, or the result of a delegation.
 
     Attributes:
-        activity_id: The platform's id of its row; names it in every other call.
+        activity_id: The platform's id of its row, which identifies it in every other call.
         kind: "message", "answer" or "result".
         caller_id: The peer workspace, or None when a person wrote it.
-        raw: The platform's ``request_body`` as JSON text, as it came.
+        raw: The platform's ``request_body`` as JSON text.
         created_at: Microseconds since 1970 by the platform's clock.
-        question: What was asked, for an answer or a result where that is known, else empty.
-        held_until: Until when a reader has it, in seconds since 1970; None: nobody has.
+        question: The question that an answer or a result belongs to, if known; else empty.
+        held_until: When a reader's claim ends, in seconds since 1970; None if it is not claimed.
     """
 
     workspace_id: str
@@ -72,7 +72,7 @@ class InboxMessage:
 
 @attrs.frozen(kw_only=True)
 class Standing:
-    """How far a row has come. ``reason`` is why it is dead."""
+    """The state of a row. ``reason`` says why it is dead."""
 
     state: State
     kind: str
@@ -82,7 +82,7 @@ class Standing:
 
 
 class InboxStore:
-    """Reads are immediate, changes resolve when they are committed."""
+    """Messages that readers claim. Reads are immediate, writes resolve when they are committed."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
@@ -93,13 +93,13 @@ class InboxStore:
         return self._journal.wall()
 
     def version(self) -> int:
-        """A number that changes whenever anybody wrote to the journal, this process too."""
+        """A number that changes with each write to the journal, also by this process."""
         return int(self._journal.reader.execute("PRAGMA data_version").fetchone()[0])
 
     # Reading
 
     def pending(self, workspace_id: str, limit: int = -1) -> dict[str | None, list[Place]]:
-        """What waits by caller, of each the oldest first, what readers hold too; of each at most *limit*."""
+        """Unfinished messages by caller, also claimed ones: the oldest first, at most *limit* of each caller."""
         db, waiting = self._journal.reader, {}
         for caller_id in _callers(db, workspace_id):
             rows = db.execute(
@@ -111,7 +111,7 @@ class InboxStore:
         return waiting
 
     def is_ready(self, place: Place) -> bool:
-        """Whether the files of the message at *place* are here, or have been waited for long enough."""
+        """Whether the files of the message at *place* are here, or the wait for them timed out."""
         return _is_ready(self._journal.reader, place, self.wall)
 
     def at(self, place: Place) -> InboxMessage | None:
@@ -120,12 +120,12 @@ class InboxStore:
         return self._load(sql, place.arrival, place.workspace_id)
 
     def message(self, workspace_id: str, row_id: str) -> InboxMessage | None:
-        """The message of that row, also one that is over, while its body is kept."""
+        """The message of a row, also a finished one while its text is kept."""
         sql = f"SELECT {COLUMNS} FROM message WHERE workspace_id=? AND row_id=? AND {_SHOWN} AND raw IS NOT NULL"  # noqa: S608
         return self._load(sql, workspace_id, plain(row_id))
 
     def standing(self, workspace_id: str, row_id: str) -> Standing | None:
-        """How far the row has come, or None when it is not known."""
+        """The state of a row, or None if the row is unknown."""
         row = self._journal.reader.execute(
             "SELECT state, kind, answer IS NOT NULL OR (state='done' AND answered_at IS NOT NULL),"
             " coalesce(reason, ''), repeat_of FROM message WHERE workspace_id=? AND row_id=?",
@@ -136,7 +136,7 @@ class InboxStore:
         return Standing(state=State(row[0]), kind=row[1], has_answer=bool(row[2]), reason=row[3], repeat_of=row[4])
 
     def counts(self, workspace_id: str) -> tuple[int, int]:
-        """How many messages nobody has, and how many readers hold."""
+        """The numbers of free and of claimed messages."""
         row = self._journal.reader.execute(
             f"SELECT count(*), coalesce(sum(state='held' AND held_until > ? AND changed <= ?), 0)"  # noqa: S608
             f" FROM message WHERE workspace_id=? AND {_PENDING}",
@@ -145,7 +145,7 @@ class InboxStore:
         return int(row[0] - row[1]), int(row[1])
 
     def finished(self, workspace_id: str, row_ids: Iterable[str]) -> list[str]:
-        """Those of *row_ids* that are done without an answer."""
+        """Those of *row_ids* that are done without a reply."""
         rows = self._journal.reader.execute(
             "SELECT row_id FROM message WHERE workspace_id=? AND row_id IN (SELECT value FROM json_each(?))"
             " AND state='done' AND answer IS NULL",
@@ -154,7 +154,7 @@ class InboxStore:
         return [row[0] for row in rows]
 
     def claims(self, workspace_ids: Iterable[str]) -> list[tuple[str, float]]:
-        """Who holds something, and until when at first, in seconds since 1970."""
+        """The readers that have claims, and when the first claim of each ends, in seconds since 1970."""
         return self._journal.reader.execute(
             "SELECT holder, min(held_until) FROM message INDEXED BY message_held WHERE state='held'"
             " AND workspace_id IN (SELECT value FROM json_each(?)) GROUP BY holder",
@@ -193,10 +193,10 @@ class InboxStore:
     async def claim(
         self, workspace_ids: Sequence[str], reader_id: str, seconds: float, *, turns: Turns
     ) -> InboxMessage | None:
-        """received -> held: a message that nobody has, for *reader_id*. No two holders get the same one.
+        """received -> held: claim a free message for *reader_id*. Two readers never get the same one.
 
         It is the oldest one of the caller whose turn it is. A message whose files are still being fetched is passed
-        over for a while.
+        over until ``FILES_TIMEOUT``.
         """
         wall = self.wall
 
@@ -220,7 +220,7 @@ class InboxStore:
             return arrival
 
         if next(find(self._journal.reader), None) is None:
-            # Nobody else has to wait for a commit that changes nothing.
+            # Avoid a commit that changes nothing.
             return None
         arrival = await self._journal.writer.put(run)
         if arrival is None:
@@ -228,7 +228,7 @@ class InboxStore:
         return self._load(f"SELECT {COLUMNS} FROM message WHERE arrival=?", arrival)  # noqa: S608
 
     async def release(self, reader_id: str) -> None:
-        """held -> received, for all that *reader_id* has."""
+        """held -> received, for all claims of *reader_id*."""
         await self._journal.writer.put(
             lambda db: db.execute(
                 "UPDATE message INDEXED BY message_held SET state='received', holder=NULL, held_until=NULL, changed=?"
@@ -238,7 +238,7 @@ class InboxStore:
         )
 
     async def unclaim(self, message: InboxMessage, reader_id: str) -> None:
-        """held -> received, for one message of *reader_id*."""
+        """held -> received, for one claim of *reader_id*."""
         await self._journal.writer.put(
             lambda db: db.execute(
                 "UPDATE message SET state='received', holder=NULL, held_until=NULL, changed=?"
@@ -248,12 +248,12 @@ class InboxStore:
         )
 
     async def pop(self, workspace_id: str, row_id: str) -> bool:
-        """received or held -> done. False: it was neither."""
+        """received or held -> done. False if it was neither."""
         wall = self.wall
 
         def run(db: sqlite3.Connection) -> bool:
             cursor = db.execute(
-                # What was sent was the notice of a backend, and the message is replayed: a late reply is its first.
+                # A replayed message may have sent the notice of a backend before: a late reply is its first.
                 "UPDATE message SET state='done', holder=NULL, held_until=NULL, answered_at=NULL, send_print=NULL,"  # noqa: S608
                 f" changed=? WHERE workspace_id=? AND row_id=? AND {_PENDING}",
                 (wall, workspace_id, plain(row_id)),
@@ -265,8 +265,8 @@ class InboxStore:
     async def answer(self, workspace_id: str, row_id: str, reply: StoredReply) -> bool:
         """received, held, or done without an answer -> answered, on the disk when this returns.
 
-        When it was answered, and what its echo looks like, is written by the process that sends it. Answers of a
-        conversation are sent in the order in which they were stored.
+        The process that sends the reply stores its time and fingerprint. Replies of a conversation are sent in the
+        order in which they were stored.
         """
         wall, text = self.wall, dump_reply(reply)
 
@@ -278,7 +278,7 @@ class InboxStore:
                 " other.workspace_id=message.workspace_id AND other.caller_id IS message.caller_id"
                 " AND other.context_id IS message.context_id AND other.state='answered'), 0))"
                 " WHERE workspace_id=? AND row_id=? AND kind='message' AND repeat_of IS NULL AND answer IS NULL"
-                # Of a message that was answered days ago only the time is kept.
+                # Only the time is kept of a reply that was sent days ago.
                 " AND (state IN ('received', 'held') OR (state='done' AND answered_at IS NULL))",
                 (text, len(text), wall, workspace_id, plain(row_id)),
             )
@@ -286,38 +286,38 @@ class InboxStore:
 
         return await self._journal.writer.put(run, durable=True)
 
-    # Speaking first
+    # Questions and notifications
 
     async def record_question(self, workspace_id: str, message_id: str, peer_id: str, text: str) -> None:
-        """A question is about to be sent."""
+        """Store a question before it is sent."""
         wall = self.wall
         await self._journal.writer.put(
             lambda db: delegations.ask(db, workspace_id, message_id, peer_id, text, wall), durable=True
         )
 
     async def record_delegation(self, workspace_id: str, message_id: str, delegation_id: str) -> None:
-        """The platform gave what was asked a delegation's id."""
+        """Store the id that the platform gave a delegation."""
         wall = self.wall
         await self._journal.writer.put(
             lambda db: delegations.record_delegation(db, workspace_id, message_id, delegation_id, wall)
         )
 
     async def close_question(self, workspace_id: str, message_id: str) -> None:
-        """The question was answered at once, or was never taken."""
+        """Stop expecting an answer: it arrived at once, or the question was not accepted."""
         await self._journal.writer.put(lambda db: delegations.close(db, workspace_id, message_id))
 
     async def record_notification(self, workspace_id: str, send_print: str) -> int:
-        """Something is about to be said to the person; gives what ``unsays`` takes."""
+        """Store a notification to the person before it is sent. Returns its number for ``forget_notification``."""
         wall = self.wall
         return await self._journal.writer.put(lambda db: sent.say(db, workspace_id, send_print, wall), durable=True)
 
     async def forget_notification(self, number: int) -> None:
-        """It was not said: no echo will come."""
+        """Delete a notification that was not sent: it has no echo."""
         await self._journal.writer.put(lambda db: sent.unsay(db, number))
 
 
 def _callers(db: sqlite3.Connection, workspace_id: str) -> list[str | None]:
-    """Who has a message that is not over. It takes a step for each caller, not for each message."""
+    """The callers with an unfinished message. Takes one step for each caller, not for each message."""
     rows = db.execute(_CALLERS, {"workspace_id": workspace_id})
     return [None, *(row[0] for row in rows)]
 

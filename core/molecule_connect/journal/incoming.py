@@ -1,4 +1,4 @@
-"""Rows that arrive, as SQL: stored once, each in the state that it begins with."""
+"""New rows of the feed, as SQL: each is stored once, in its initial state."""
 
 import sqlite3
 import traceback
@@ -12,18 +12,23 @@ from molecule_connect.journal.quotas import UNLIMITED, PeerRoom
 from molecule_connect.journal.transitions import LATENESS, REPEAT_WINDOW, replay
 from molecule_connect.models import Inbound, Kind
 
-# Characters of a traceback that are kept: its end says most.
+# Characters of a traceback that are kept, from its end.
 LONGEST_TRACE = 20_000
-# Of equal answers, the newest are compared with their echoes.
+# The number of equal replies that are compared with their echoes, newest first.
 COMPARED = 200
 
 
 @attrs.frozen(kw_only=True)
 class Stored:
-    """What ``add`` did with one row. ``repeats`` is the row that it repeats; ``revived`` if that one was dead.
+    """How ``add`` stored one row.
 
-    ``reason`` says why it is dead.
-    ``conversation`` is the one that has a message more by it, if any has.
+    Attributes:
+        reason: Why it is dead.
+        repeats: The row id of the message that it repeats.
+        revived: Whether that message was dead and is replayed.
+        foreign_echo: Whether it is the echo of a reply that this journal didn't send.
+        own_upload: Whether it announces only files that we uploaded.
+        conversation: The conversation that has a new message because of it.
     """
 
     item: Inbound
@@ -47,13 +52,13 @@ def add(
     inbox: bool = False,
     quota: int = UNLIMITED,
 ) -> list[Stored]:
-    """Store rows that are new. *now* stands in for a missing time, in the order in which they came.
+    """Store the rows that are new. *now* replaces a missing time, in the order of the rows.
 
-    Unfinished messages of peers are kept within their shares of *quota* (bytes, see ``PeerRoom``); further ones are
+    Unfinished messages of peers are kept within their shares of *quota* (bytes, see ``PeerRoom``); further ones become
     dead letters without a text.
 
-    In an *inbox* answers, results of delegations that were opened here, and empty messages wait for a reader too. A row
-    that can't be stored becomes an unreadable one, with the traceback as its error.
+    In an *inbox*, answers, results of our own delegations, and empty messages wait for a reader too. A row that can't
+    be stored becomes an unreadable one, with the traceback as its error.
     """
     stored, room = [], PeerRoom(db, workspace_id, quota)
     for number, item in enumerate(items):
@@ -66,7 +71,7 @@ def add(
             one = _add_one(db, workspace_id, item, time, wall, inbox, room)
         except sqlite3.OperationalError:
             raise
-        except Exception as exc:  # whatever is in the row
+        except Exception as exc:  # any content of a row
             db.execute("ROLLBACK TO one_row")
             one = _store_unreadable(db, workspace_id, item, now + number, wall, exc)
         db.execute("RELEASE one_row")
@@ -77,7 +82,7 @@ def add(
 def _store_unreadable(
     db: sqlite3.Connection, workspace_id: str, item: Inbound, time: int, wall: float, exc: Exception
 ) -> Stored:
-    """Keep of *item* only what cannot fail."""
+    """Store only the fields of *item* that cannot fail."""
     item = Inbound(
         row_id=item.row_id,
         kind=Kind.UNREADABLE,
@@ -125,7 +130,7 @@ def _add_one(
 
 
 def _attributed(item: Inbound, question: tuple[str, str] | None) -> Inbound:
-    """*item* with the peer that was asked; without the delegation that an answer claims, where we opened none."""
+    """*item* with the peer that was asked, and without a delegation that an answer claims but that isn't ours."""
     if question is not None:
         return attrs.evolve(item, caller_id=question[1])
     return item if item.kind is Kind.RESULT else attrs.evolve(item, delegation_id=None)
@@ -134,7 +139,7 @@ def _attributed(item: Inbound, question: tuple[str, str] | None) -> Inbound:
 def _begun(
     db: sqlite3.Connection, workspace_id: str, item: Inbound, time: int, wall: float, inbox: bool, waits: bool
 ) -> Stored:
-    """The state in which *item* is stored. An answer or a result *waits* for a reader, or is done."""
+    """How *item* is stored. An answer or a result that doesn't *wait* for a reader is done."""
     if item.kind is Kind.UNREADABLE:
         return Stored(item=item, time=time, state=State.DEAD, reason=f"unreadable: {item.reason}")
     if item.kind is not Kind.MESSAGE:
@@ -195,7 +200,7 @@ def _original(
     """Row id, state and context of the message that *item* repeats."""
     if item.sender_key is None:
         return None
-    # Left to itself, SQLite looks at every row of the two hours.
+    # Without INDEXED BY, SQLite scans all rows of the two hours.
     found: tuple[str, str, str | None] | None = db.execute(
         "SELECT row_id, state, context_id FROM message INDEXED BY message_sender"
         " WHERE workspace_id=? AND sender_key=? AND fingerprint=?"
@@ -212,9 +217,9 @@ def _original(
 
 
 def _ours(db: sqlite3.Connection, workspace_id: str, fingerprint: str, time: int) -> bool:
-    """Whether an echo shows an answer of ours: there are fewer echoes with its text and files than sends.
+    """Whether an echo shows a reply that we sent: there are fewer echoes with its text and files than sends.
 
-    Another connector may give the same answers, so one equal send is not enough. Each try to send may have its echo.
+    Another connector may send equal replies, so one equal send is not enough. Each send can have an echo.
     """
     tries, since = db.execute(
         "SELECT coalesce(sum(sends + 1), 0), min(answered_at) FROM (SELECT sends, answered_at FROM message"

@@ -1,4 +1,4 @@
-"""The journal as other programs see it, also while a connector runs: read, and two changes of dead letters."""
+"""Reading a journal from other programs, also while a connector runs; replaying and dropping messages."""
 
 import contextlib
 import sqlite3
@@ -20,13 +20,12 @@ from molecule_connect.models import canonical_id
 
 # Seconds to wait for the connector's own commits, which take milliseconds.
 BUSY_TIMEOUT = 5.0
-# The connector waits for us too: so many changes to a transaction.
+# Changes in one transaction, for which the connector waits.
 BATCH = 500
 OPEN = (State.RECEIVED, State.RUNNING, State.ANSWERED, State.CLAIMED)
-# Echoes, our own rows and what no backend is asked about are the reader's memory, not messages. In an inbox answers
-# and results wait too.
+# Echoes, our own rows and the like are not messages. In an inbox, answers and results are.
 _SHOWN = "(kind IN ('message', 'unreadable') OR (kind IN ('answer', 'result') AND state IN ('received', 'held')))"
-# Whole bodies may be megabytes, so SQLite cuts them. Numbers that are none (NaN, Infinity) are no JSON to it.
+# SQLite cuts the text, which may have megabytes. NaN and Infinity are not valid JSON for it.
 _SUMMARY = (
     "workspace_id, row_id, kind, state, caller_id, context_id, time, changed, attempt,"
     " interruptions AS crash_count, replay, not_before, CASE WHEN state='held' THEN held_until END AS held_until,"
@@ -40,7 +39,7 @@ _SUMMARY = (
 
 @attrs.frozen
 class Key:
-    """Names one message of the journal."""
+    """Identifies one message of the journal."""
 
     workspace_id: str
     row_id: str
@@ -98,7 +97,7 @@ class MessageSummary:
 
 
 class Inspection:
-    """A journal that is only read. Use ``open``."""
+    """A journal opened for reading. Use ``open``."""
 
     def __init__(self, db: sqlite3.Connection, folder: Path) -> None:
         self._db = db
@@ -110,25 +109,25 @@ class Inspection:
         """The journal in *folder*, whether a connector has it open or not.
 
         Raises:
-            ConfigError: There is none.
+            ConfigError: There is no journal.
             JournalError: It cannot be read, or was written by a newer release.
         """
         with _opened(folder, "ro") as db:
             yield cls(db, folder)
 
     def workspaces(self) -> list[str]:
-        """Who is in it, by name."""
+        """The ids of the workspaces in it, sorted."""
         rows = self._db.execute("SELECT workspace_id FROM workspace UNION SELECT DISTINCT workspace_id FROM message")
         return sorted(row[0] for row in rows)
 
     def _spelled(self, workspace_id: str) -> str:
-        # An earlier release wrote ids as they were given; a journal is corrected when its workspace is served again.
+        # An earlier release stored ids as given; they are corrected when the workspace is served again.
         names = self.workspaces()
         known = (name for name in names if canonical_id(name) == canonical_id(workspace_id))
         return workspace_id if workspace_id in names else next(known, workspace_id)
 
     def counts(self, workspace_id: str) -> dict[State, int]:
-        """How many messages are in which state."""
+        """The number of messages in each state."""
         rows = self._db.execute(
             f"SELECT state, count(*) FROM message WHERE workspace_id=? AND {_SHOWN} GROUP BY state",  # noqa: S608
             (self._spelled(workspace_id),),
@@ -137,7 +136,7 @@ class Inspection:
         return {state: counts.get(state, 0) for state in State}
 
     def oldest(self, workspace_id: str) -> int | None:
-        """When the oldest message that waits for the backend was written, in microseconds by the platform's clock."""
+        """When the oldest waiting message was written, in microseconds by the platform's clock."""
         found = self._db.execute(
             "SELECT min(time) FROM message WHERE workspace_id=? AND state='received'", (self._spelled(workspace_id),)
         )
@@ -145,14 +144,14 @@ class Inspection:
         return time
 
     def total(self, workspace_id: str | None = None, states: Sequence[State] = ()) -> int:
-        """How many messages ``summaries`` would give without a limit."""
+        """The number of messages that ``summaries`` returns without a limit."""
         where, values = _filter(workspace_id and self._spelled(workspace_id), states)
         return int(self._db.execute(f"SELECT count(*) FROM message WHERE {where}", values).fetchone()[0])  # noqa: S608
 
     def summaries(
         self, workspace_id: str | None = None, states: Sequence[State] = (), *, limit: int | None = None
     ) -> list[MessageSummary]:
-        """Messages, those that came last first."""
+        """Messages, the newest first."""
         where, values = _filter(workspace_id and self._spelled(workspace_id), states)
         rows = self._db.execute(
             f"SELECT {_SUMMARY} FROM message WHERE {where} ORDER BY arrival DESC LIMIT ?",  # noqa: S608
@@ -169,10 +168,10 @@ class Inspection:
         ]
 
     def find(self, row_id: str, workspace_id: str | None = None) -> Key:
-        """The one message whose row id is *row_id*, or begins with it.
+        """The message whose row id is *row_id*, or begins with it.
 
         Raises:
-            ConfigError: There is none, or more than one.
+            ConfigError: No message matches, or more than one.
         """
         found: list[Key] = []
         for one in [self._spelled(workspace_id)] if workspace_id else self.workspaces():
@@ -221,12 +220,12 @@ class Inspection:
         return row
 
     def short_ids(self, keys: Iterable[Key], least: int = 8) -> list[str]:
-        """The beginnings of row ids that ``find`` knows them by: at least *least* characters, if they have them."""
+        """The shortest beginnings of row ids that are unique for ``find``, of at least *least* characters."""
         names = self.workspaces()
         return [key.row_id[: max(least, self._distinct(key.row_id, names))] for key in keys]
 
     def _distinct(self, row_id: str, names: Sequence[str]) -> int:
-        """How many characters set a row id apart from its neighbours in the alphabet."""
+        """The number of characters that distinguish a row id from its neighbors in sort order."""
         length = 0
         for name in names:
             for sql in (
@@ -239,9 +238,9 @@ class Inspection:
 
 
 def replay(folder: Path, keys: Iterable[Key], wall: float) -> list[Key]:
-    """dead -> received, at the tail of the conversation; what waits for its next try is due now. Returns those it was.
+    """dead -> received, at the end of the conversation; deferred messages are due now. Returns the changed ones.
 
-    A connector that runs sees it within a second.
+    A running connector notices within a second.
 
     Raises:
         JournalError: The journal cannot be written.
@@ -255,7 +254,7 @@ def replay(folder: Path, keys: Iterable[Key], wall: float) -> list[Key]:
 
 
 def drop(folder: Path, keys: Iterable[Key], wall: float) -> list[Key]:
-    """dead -> done: nothing more will come of it. Returns those that it was.
+    """dead -> done. Returns the changed messages.
 
     Raises:
         JournalError: The journal cannot be written.

@@ -1,4 +1,4 @@
-"""Whether a journal came through the last stop whole. After a clean stop there is no write-ahead log, and no check."""
+"""Checks for damage to a journal after an unclean stop; a clean stop leaves no write-ahead log."""
 
 import sqlite3
 import struct
@@ -20,9 +20,9 @@ def wal_of(path: Path) -> Path:
 
 
 def committed_frames(wal: Path) -> int:
-    """How many frames of the write-ahead log the last commit in it ends with, by the frames' headers alone.
+    """The number of frames up to the last commit in the write-ahead log, by the frames' headers; 0 without a log.
 
-    0 without a log. SQLite leaves out everything from the first damaged frame on, without a word.
+    SQLite silently ignores all frames from the first damaged one on.
     """
     committed = 0
     try:
@@ -44,9 +44,9 @@ def committed_frames(wal: Path) -> int:
 
 
 def lost_frames(connection: sqlite3.Connection, path: Path, committed: int) -> int:
-    """How many of *committed* frames, counted before the journal was opened, SQLite left out as damaged."""
+    """How many of *committed* frames, counted before the journal was opened, SQLite ignored as damaged."""
     frames = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1]
-    # More than it has now: either they are damaged, or another process has begun the log again meanwhile.
+    # If the log has fewer now, either frames are damaged, or another process restarted the log meanwhile.
     return max(0, committed - frames) if committed_frames(wal_of(path)) >= committed else 0
 
 

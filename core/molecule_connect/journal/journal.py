@@ -1,4 +1,4 @@
-"""What this machine knows of every message: one SQLite file, one writer, a compare-and-set per transition."""
+"""The journal of all messages: one SQLite file with one writer."""
 
 import asyncio
 import logging
@@ -27,15 +27,16 @@ from molecule_connect.models import FeedPosition, Inbound, Kind
 T = TypeVar("T")
 
 FILE_NAME = "journal.sqlite3"
-# A journal that cannot be written is tried again after so many seconds.
+# Seconds between tries to commit that a reply was sent, while the journal cannot be written.
 RETRY = 5.0
+# How long the texts of a finished message are kept (seconds), and its row (microseconds).
 BODY_AGE = 24 * 3600.0
 ROW_AGE = 7 * 24 * 3600 * 1_000_000
 _log = logging.getLogger(__name__)
 
 
 class Journal:
-    """The file. ``of`` gives one workspace's part of it."""
+    """The file with the messages of all workspaces. ``of`` returns one workspace's part."""
 
     def __init__(
         self,
@@ -66,19 +67,19 @@ class Journal:
         opener: Callable[[Path], sqlite3.Connection] = open_file,
         notice: Callable[[str, str], None] = lambda text, hint: None,
     ) -> "AsyncIterator[Journal]":
-        """The journal in *folder*, which must exist. Closing commits what waits.
+        """Open the journal in *folder*, which must exist. Closing commits waiting operations.
 
-        After an unclean stop, or beside another process, it is checked for damage first.
+        After an unclean stop, or beside another process, the file is checked for damage first.
 
         Args:
-            wall: Seconds since 1970.
-            executor: Where commits run; None: a thread of its own.
-            opener: How the file is opened for writing.
+            wall: Returns seconds since 1970.
+            executor: Runs commits; None for a thread of its own.
+            opener: Opens the file for writing.
             notice: Called with a text and a hint if changes were lost, so that messages may be answered again.
 
         Raises:
             JournalError: The file can't be used, or is damaged.
-            ConfigError: No thread can be started for it.
+            ConfigError: No thread can be started.
         """
         path = folder / FILE_NAME
         thread = executor or PatientExecutor(1, thread_name_prefix="journal")
@@ -112,26 +113,26 @@ class Journal:
         """The part that belongs to one workspace.
 
         Args:
-            inbox: No backend answers, readers take what arrives.
-            quota: Bytes that the whole file may come to.
+            inbox: Messages belong to readers, and no backend answers.
+            quota: Bytes that the whole file may take.
         """
         return WorkspaceJournal(self, workspace_id, inbox=inbox, quota=quota)
 
     def used(self) -> int:
-        """Bytes of the file that hold something."""
+        """The used bytes of the file."""
         return quotas.used(self.reader)
 
     async def make_room(self, quota: int) -> "Counter[quotas.Caller]":
-        """Delete texts that nobody waits for, of all workspaces. How many each caller lost."""
+        """Delete texts of finished messages of all workspaces. Returns the number of deleted texts of each caller."""
         return await self.writer.put(lambda db: quotas.make_room(db, quota), large=True)
 
     @contextmanager
     def watched(
         self, lost: Callable[[StateLostError], None], *, check: Callable[[], None] = lambda: None
     ) -> Iterator[None]:
-        """While it lasts, call *lost* when the journal was removed or replaced, or *check* raises that of another file.
+        """Call *lost* when the journal is removed or replaced, or when *check* raises StateLostError.
 
-        Both are looked at with each ``data_version``, the journal also before each commit.
+        Both are checked by each ``data_version``, the journal also before each commit.
         """
         key = object()
         self._watchers[key] = check, lost
@@ -170,7 +171,7 @@ class Journal:
 
 
 def _write_back(connection: sqlite3.Connection, path: Path) -> None:
-    """Put what a removed journal held where it was, unless another one is there. Without it a start answers again."""
+    """Restore a removed journal, unless there is another one, so that the next start doesn't answer again."""
     try:
         make_folder(path.parent)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
@@ -178,7 +179,7 @@ def _write_back(connection: sqlite3.Connection, path: Path) -> None:
             with closing(sqlite3.connect(copy)) as target:
                 connection.backup(target)
             copy.chmod(0o600)
-            # Never over another one.
+            # A hard link never replaces another file.
             path.hardlink_to(copy)
     except FileExistsError:
         _log.warning("another journal is at %s by now; it was left alone", path)
@@ -198,7 +199,8 @@ def _lost_words(path: Path, frames: int) -> tuple[str, str]:
 class WorkspaceJournal(ConversationReads):
     """One workspace's messages. Reads are immediate, writes resolve when they are committed.
 
-    Every transition returns False when the message was no longer in the state that it starts from.
+    Every transition is a compare-and-set: it returns False if the message is no longer in the state that the
+    transition starts from.
     """
 
     def __init__(self, journal: Journal, workspace_id: str, *, inbox: bool, quota: int) -> None:
@@ -217,7 +219,7 @@ class WorkspaceJournal(ConversationReads):
     # Reading
 
     def position(self) -> FeedPosition:
-        """Where reading stands."""
+        """The reading position."""
         row = self._one("SELECT * FROM workspace WHERE workspace_id=?", self.workspace_id)
         if row is None:
             return FeedPosition()
@@ -226,7 +228,7 @@ class WorkspaceJournal(ConversationReads):
         )
 
     async def set_position(self, position: FeedPosition) -> None:
-        """Write down where reading stands."""
+        """Store the reading position."""
         values = (
             *(self.workspace_id, position.watermark, position.watermark_time, position.floor),
             *(position.last_read, int(position.ignores_since)),
@@ -234,12 +236,12 @@ class WorkspaceJournal(ConversationReads):
         await self._put(lambda db: db.execute("REPLACE INTO workspace VALUES (?,?,?,?,?,?)", values))
 
     async def close_answered(self, older: Sequence[Inbound]) -> Look:
-        """At the end of a first look: see ``first_look.close_answered``."""
+        """Close messages that were answered before this journal existed; see ``first_start.close_answered``."""
         wall = self._wall()
         return await self._put(lambda db: first_start.close_answered(db, self.workspace_id, older, wall))
 
     def is_known(self, row_id: str) -> bool:
-        """Whether the row was stored before."""
+        """Whether the row is stored."""
         return (
             self._one("SELECT 1 FROM message WHERE workspace_id=? AND row_id=?", self.workspace_id, row_id) is not None
         )
@@ -249,7 +251,7 @@ class WorkspaceJournal(ConversationReads):
         return item.kind is Kind.MESSAGE or (self.is_inbox and item.kind in (Kind.ANSWER, Kind.RESULT))
 
     def rows_after(self, time: int, most: int) -> tuple[int, int]:
-        """How many rows are newer than *time* (counted up to *most*), and the characters that they hold."""
+        """The number of rows newer than *time*, counted up to *most*, and their size in characters."""
         row = self._one(
             "SELECT count(*), coalesce(sum(size), 0) FROM (SELECT size FROM message"
             " WHERE workspace_id=? AND time > ? LIMIT ?)",
@@ -258,7 +260,7 @@ class WorkspaceJournal(ConversationReads):
         return (int(row[0]), int(row[1])) if row else (0, 0)
 
     async def add(self, items: Iterable[Inbound], *, now: int) -> list[Stored]:
-        """Store the rows that are new, in one commit; *now* (µs) stands in for a missing time."""
+        """Store the rows that are new, in one commit. *now* (microseconds) replaces a missing time."""
         items, wall = tuple(items), self._journal.wall()
         if not items:
             return []
@@ -272,13 +274,13 @@ class WorkspaceJournal(ConversationReads):
         return await self._put(run, large=True)
 
     def cursor(self) -> str | None:
-        """The newest row before which every row is over."""
+        """The newest row before which every message is finished."""
         row = self._one(
             "SELECT time, seq FROM message WHERE workspace_id=? AND state NOT IN ('done', 'dead')"
             " ORDER BY time, seq, arrival LIMIT 1",
             self.workspace_id,
         )
-        # Not by arrival: a reader that starts after a row never sees its twins.
+        # Not by arrival: a reader that starts after a row never sees other rows of the same time.
         first_open = row or (1 << 62, 0)
         newest = self._one(
             "SELECT row_id FROM message WHERE workspace_id=? AND (time, seq) < (?, ?)"
@@ -290,7 +292,7 @@ class WorkspaceJournal(ConversationReads):
     # Transitions
 
     async def recover(self) -> int:
-        """Undo what an earlier process left half done. Returns how many runs it cut short."""
+        """Undo unfinished work of an earlier process. Returns the number of runs that were cut short."""
         wall = self._journal.wall()
 
         def run(db: sqlite3.Connection) -> int:
@@ -301,7 +303,7 @@ class WorkspaceJournal(ConversationReads):
         return await self._put(run)
 
     def bound_waits(self) -> "asyncio.Future[None]":
-        """Our clock was set: nothing waits longer than it was meant to."""
+        """Shorten waits after our clock was set back."""
         return self._put(lambda db: transitions.bound_waits(db, self.workspace_id, self._journal.wall()))
 
     def release_claims(self) -> "asyncio.Future[None]":
@@ -309,7 +311,7 @@ class WorkspaceJournal(ConversationReads):
         return self._put(lambda db: transitions.release_claims(db, self.workspace_id, self._journal.wall()))
 
     async def requeue_running(self) -> int:
-        """At the end of a process: what still runs did not get its try, and nobody died. Returns how many."""
+        """running -> received, for all, at the end of a process: no attempt and no crash. Returns the number."""
         return await self._put(lambda db: transitions.requeue_running(db, self.workspace_id, self._journal.wall()))
 
     async def start(self, message: StoredMessage) -> bool:
@@ -386,11 +388,11 @@ class WorkspaceJournal(ConversationReads):
         )
 
     def retry_sends_now(self) -> "asyncio.Future[None]":
-        """All answers that wait for their next send are due now."""
+        """Make all deferred replies due now."""
         return self._put(lambda db: transitions.retry_sends_now(db, self.workspace_id, self._journal.wall()))
 
     def retry_one_send_now(self, *, most_in_doubt: int) -> "asyncio.Future[None]":
-        """One answer that waits for its next send is due now."""
+        """Make one deferred reply due now."""
         return self._put(
             lambda db: transitions.retry_one_send_now(
                 db, self.workspace_id, self._journal.wall(), most_in_doubt=most_in_doubt
@@ -420,7 +422,7 @@ class WorkspaceJournal(ConversationReads):
         return await self._move(message, State.RECEIVED, not_before=not_before, error=plain(error))
 
     async def settle(self, message: StoredMessage) -> bool:
-        """Whether an echo shows that *message*'s answer arrived."""
+        """Whether an echo shows that *message*'s reply arrived."""
         return await self._put(lambda db: transitions.settle(db, message))
 
     async def replay(self, row_id: str) -> bool:
@@ -428,7 +430,7 @@ class WorkspaceJournal(ConversationReads):
         return await self._put(lambda db: transitions.replay(db, self.workspace_id, row_id, self._journal.wall()))
 
     def add_spend(self, caller_id: str | None, cost_usd: float) -> None:
-        """Add to the day's cost, and to the caller's part of it; not awaited."""
+        """Add to the day's cost and to the caller's share of it; not awaited."""
         day = self._day()
 
         def run(db: sqlite3.Connection) -> None:
@@ -475,19 +477,19 @@ class WorkspaceJournal(ConversationReads):
         return time.strftime("%Y-%m-%d", time.gmtime(self._journal.wall()))
 
     def progress(self, message: StoredMessage, text: str) -> None:
-        """Note what the backend is doing with a running message; not awaited."""
+        """Store the progress of a running message; not awaited."""
         self._put(
             lambda db: db.execute(
                 "UPDATE message SET progress=? WHERE workspace_id=? AND row_id=? AND state='running'",
-                (text.encode("utf-8", "replace").decode(), message.workspace_id, message.row_id),
+                (plain(text), message.workspace_id, message.row_id),
             )
         )
 
     def mark_sent(self, message: StoredMessage, *, at: int) -> None:
-        """answered -> done, or dead after a notice; the platform took the answer at *at* (µs, its clock).
+        """answered -> done, or dead after a notice. The platform accepted the reply at *at* (us, its clock).
 
-        Not awaited: ``head`` passes over the message at once. A journal that cannot be written is tried again every
-        5 seconds.
+        Not awaited: ``next`` skips the message at once. Tried again every 5 seconds while the journal cannot be
+        written.
         """
         self._ending[message.row_id] = message.conversation
         self._settled.clear()
@@ -515,12 +517,12 @@ class WorkspaceJournal(ConversationReads):
             self._settled.set()
 
     async def sends_committed(self) -> None:
-        """Wait until every ``deliver`` is committed."""
+        """Wait until every ``mark_sent`` is committed."""
         if self._ending:
             await self._settled.wait()
 
     async def prune(self, now: int) -> None:
-        """Forget the bodies of what was over a day ago, and rows older than the watermark and a week (*now*: µs)."""
+        """Delete texts of messages done a day ago, and rows older than the watermark and a week (*now*: us)."""
         position, wall = self.position(), self._journal.wall()
         before = min(position.watermark_time or 0, now - ROW_AGE)
 
@@ -536,7 +538,7 @@ class WorkspaceJournal(ConversationReads):
         await self._put(run)
 
     def trimmed(self) -> "Counter[str | None]":
-        """How many dead letters of each caller lost their text to newer ones since this was last asked."""
+        """The number of dead letters of each caller that lost their text to newer ones since the last call."""
         trimmed, self._trimmed = self._trimmed, Counter()
         return trimmed
 

@@ -1,4 +1,4 @@
-"""Files that an earlier release wrote down, before they belonged to callers: what this one needs of them."""
+"""Migration of the file rows of a release in which files did not belong to callers."""
 
 import hashlib
 import json
@@ -7,15 +7,15 @@ from collections.abc import Iterator
 
 from molecule_connect.files import INLINE, INLINE_ID, inline_id
 
-# Those that this release wrote have the row's id behind a second colon.
+# The ids of this release have the row's id after a second colon.
 _IS_INLINE = f"substr(file_id, 1, {len(INLINE_ID)})='{INLINE_ID}'"
 _IS_OLD_INLINE = f"({_IS_INLINE} AND NOT instr(substr(file_id, {len(INLINE_ID) + 1}), ':'))"
 
 
 def adopt(db: sqlite3.Connection, workspace_id: str) -> None:
-    """Give each file of the workspace its owner, and forget what peers named or announced, unless a person named it.
+    """Set the owner of each file of the workspace, and delete files that only peers named or announced.
 
-    Under the lease: a process of the earlier release may serve other workspaces from the same journal.
+    Runs under the lease: a process of the earlier release may serve other workspaces from the same journal.
     """
     _give_rows_their_inline_files(db, workspace_id)
     for statement in _OWNERS:
@@ -36,7 +36,7 @@ _OWNERS = (
 
 
 def _give_rows_their_inline_files(db: sqlite3.Connection, workspace_id: str) -> None:
-    """An inline file had an id made of its bytes and name, and rows shared it. Now each row has its own."""
+    """Give each row its own inline files: their ids were hashes of bytes and name, which rows shared."""
     rows = db.execute(
         "SELECT arrival, row_id, caller_id, kind FROM message WHERE workspace_id=? AND row_id IN"  # noqa: S608
         f" (SELECT row_id FROM file_use WHERE workspace_id=? AND {_IS_OLD_INLINE}) ORDER BY arrival",
@@ -46,7 +46,7 @@ def _give_rows_their_inline_files(db: sqlite3.Connection, workspace_id: str) -> 
         owner = caller_id or (None if kind == "message" else workspace_id)
         (parts,) = db.execute("SELECT parts FROM message WHERE arrival=?", (arrival,)).fetchone()
         if parts is None:
-            # The message is over, and only the room that its files take counts.
+            # The message is finished; only the size of its files matters.
             db.execute(
                 "UPDATE file SET caller_id=coalesce(caller_id, ?) WHERE workspace_id=? AND file_id IN"  # noqa: S608
                 f" (SELECT file_id FROM file_use WHERE workspace_id=? AND row_id=? AND {_IS_OLD_INLINE})",
@@ -67,7 +67,7 @@ def _give_rows_their_inline_files(db: sqlite3.Connection, workspace_id: str) -> 
 
 
 def _copy(db: sqlite3.Connection, workspace_id: str, old_id: str, new_id: str, row_id: str, owner: str | None) -> None:
-    """The first row gets what lies on the disk, others unpack the bytes in their messages."""
+    """Copy a file for a row. The first row gets the file on disk; others unpack their message's bytes."""
     db.execute(
         "INSERT OR IGNORE INTO file (workspace_id, file_id, uri, name, mime_type, size, time, arrived, state, path,"
         " reason, attempts, not_before, acked, changed, caller_id) SELECT workspace_id, ?, uri, name, mime_type, size,"
@@ -83,9 +83,9 @@ def _copy(db: sqlite3.Connection, workspace_id: str, old_id: str, new_id: str, r
 
 
 def _inline_ids(parts: str) -> Iterator[tuple[int, str]]:
-    """The numbers of the parts that hold bytes, and the ids that their files had."""
+    """The numbers of the inline parts, and the old ids of their files."""
     for number, part in enumerate(json.loads(parts)):
         file = part.get("file") or {}
         if file.get("uri", "").startswith(INLINE):
-            told = f"{file['uri']}\0{file['name']}".encode("utf-8", "replace")
-            yield number, INLINE_ID + hashlib.blake2b(told, digest_size=16).hexdigest()
+            content = f"{file['uri']}\0{file['name']}".encode("utf-8", "replace")
+            yield number, INLINE_ID + hashlib.blake2b(content, digest_size=16).hexdigest()

@@ -1,4 +1,4 @@
-"""A message as the journal keeps it: where it stands, what was answered, and how that is written down."""
+"""A stored message, its reply, and their form in the database."""
 
 import enum
 import json
@@ -12,7 +12,7 @@ from molecule_connect.models import DataPart, FilePart, Part, Request, TextPart,
 
 
 class State(enum.StrEnum):
-    """Where a message stands. ``CLAIMED`` is an inbox's: taken by a reader until a time."""
+    """The state of a message. ``CLAIMED``: claimed by a reader of an inbox until a time."""
 
     RECEIVED = "received"
     RUNNING = "running"
@@ -24,23 +24,23 @@ class State(enum.StrEnum):
 
 @attrs.frozen
 class Conversation:
-    """What is answered in order: one caller and context of a workspace."""
+    """One caller and context of a workspace, whose messages are answered in order."""
 
     caller_id: str | None
     context_id: str | None
 
 
 def _usage(value: object) -> Usage | None:
-    """A plugin can put anything there, which must not cost the answer."""
+    """*value* if it is a Usage. A plugin can return anything, which must not lose the reply."""
     return value if isinstance(value, Usage) else None
 
 
 @attrs.frozen(kw_only=True)
 class StoredReply:
-    """What will be, or was, sent for a message.
+    """The reply to a message.
 
     Attributes:
-        is_notice: It tells the caller that there is no answer; the message is dead once it is sent.
+        is_notice: Whether it notifies the caller of a failure; the message is dead once it is sent.
         reason: Why the message is dead then.
     """
 
@@ -51,12 +51,12 @@ class StoredReply:
 
     @property
     def then(self) -> State:
-        """The state after the platform accepted it."""
+        """The state of the message after the platform accepted the reply."""
         return State.DEAD if self.is_notice else State.DONE
 
     @property
     def text(self) -> str:
-        """Its text parts, joined."""
+        """The text parts, joined."""
         return "".join(part.text for part in self.parts if isinstance(part, TextPart))
 
 
@@ -119,16 +119,16 @@ class StoredMessage:
 
     @property
     def conversation(self) -> Conversation:
-        """The conversation that it is answered in."""
+        """The conversation of the message."""
         return Conversation(self.caller_id, self.context_id)
 
     @property
     def text(self) -> str:
-        """Its text parts, joined."""
+        """The text parts, joined."""
         return "".join(part.text for part in self.parts if isinstance(part, TextPart))
 
     def with_reply(self, reply: StoredReply, *, at: int) -> "StoredMessage":
-        """The same message once a run's *answer* was stored at *at*."""
+        """The message after an attempt whose *reply* was stored at *at*."""
         return attrs.evolve(
             self,
             state=State.ANSWERED,
@@ -141,7 +141,7 @@ class StoredMessage:
         )
 
     def request(self, attempt: int) -> Request:
-        """The message as a backend gets it."""
+        """The request that a backend handles."""
         return Request(
             workspace_id=self.workspace_id,
             message_id=self.message_id,
@@ -156,7 +156,7 @@ class StoredMessage:
         )
 
     def outgoing_id(self) -> str:
-        """The message id that its answer carries: the same for a resend, different for everything else."""
+        """The message id of its reply: the same for each resend, and different for everything else."""
         kind = "notice" if self.reply is not None and self.reply.is_notice else "answer"
         return str(uuid.uuid5(_NAMESPACE, json.dumps([self.workspace_id, self.row_id, kind, self.replay])))
 
@@ -167,12 +167,12 @@ _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "molecule-connect")
 NOTICE_BEGINS = '{"is_notice": true'
 
 
-# Deeper JSON than this is not read back in every place: Python counts the frames around it too.
+# Deeper JSON can fail to load, depending on the depth of the stack.
 MAX_DEPTH = 200
 
 
 def is_too_deep(parts: tuple[Part, ...]) -> bool:
-    """Whether *parts* hold data that is nested too deeply to be kept as such."""
+    """Whether *parts* hold data that is nested too deeply to be stored."""
     level = [part.data for part in parts if isinstance(part, DataPart)]
     for _ in range(MAX_DEPTH):
         outer, level = level, []
@@ -187,19 +187,19 @@ def is_too_deep(parts: tuple[Part, ...]) -> bool:
 
 
 def in_words(parts: tuple[Part, ...]) -> str:
-    """The text of *parts*, or the names of their files where there is none."""
+    """The text of *parts*, or the names of their files if there is no text."""
     text = "".join(part.text for part in parts if isinstance(part, TextPart))
     names = (part.name or "a file without a name" for part in parts if isinstance(part, FilePart))
     return text if text.strip() else ", ".join(names)
 
 
 def plain(text: str) -> str:
-    """*text* as SQLite takes it: without lone surrogates, which JSON can hold."""
+    """*text* without lone surrogates, which JSON can hold and SQLite can't."""
     return text.encode("utf-8", "replace").decode()
 
 
 def plain_or_none(text: str | None) -> str | None:
-    """``plain`` for what may be missing."""
+    """``plain``, for an optional text."""
     return None if text is None else plain(text)
 
 
@@ -207,7 +207,7 @@ def dump_parts(parts: tuple[Part, ...], *, allow_nan: bool = True) -> str:
     """*parts* as ASCII JSON, so that lone surrogates and NULs survive SQLite.
 
     Raises:
-        ValueError: There is a number that is none, and *allow_nan* is False.
+        ValueError: There is a NaN or an infinity, and *allow_nan* is False.
     """
     return json.dumps([_dump_part(part) for part in parts], allow_nan=allow_nan)
 
@@ -246,7 +246,7 @@ def _load_part(value: dict[str, Any]) -> Part:
 
 
 def dump_reply(reply: StoredReply) -> str:
-    """*answer* as JSON, by whose beginning a notice is known."""
+    """*reply* as JSON, which begins with ``NOTICE_BEGINS`` for a notice."""
     return json.dumps(
         {
             "is_notice": reply.is_notice,
@@ -258,7 +258,7 @@ def dump_reply(reply: StoredReply) -> str:
 
 
 def load_reply(text: str) -> StoredReply:
-    """The answer that ``dump_reply`` wrote."""
+    """The reply that ``dump_reply`` wrote."""
     value = json.loads(text)
     return StoredReply(
         parts=tuple(_load_part(part) for part in value["parts"]),

@@ -1,8 +1,4 @@
-"""How much of the journal one caller may fill, as SQL.
-
-``kept`` of a row is the size of its texts (parts, raw, answer) in bytes, and 0 once these were deleted. A row without
-them still shows what became of its message, and that it was received.
-"""
+"""Limits of the space that a caller's messages take in the journal, as SQL."""
 
 import sqlite3
 from collections import Counter
@@ -11,22 +7,22 @@ from typing import Any
 import attrs
 
 UNLIMITED = 1 << 62
-# What the texts of a row are set to when they go.
+# Deletes the texts of a row. ``kept`` is their size in bytes; the rest of the row stays, so that repeats are known.
 NO_TEXT = "parts=NULL, raw=NULL, answer=NULL, kept=0"
-# Texts are deleted until so much of the quota is used, so that there is room for a while.
+# Texts are deleted until this share of the quota is used.
 TARGET = 0.9
 # Shares of the quota for unfinished messages: of one peer, and of all peers together.
 ONE_PEER, ALL_PEERS = 0.5, 0.75
 PEER_FULL = "unfinished messages of this peer fill its half of the journal's quota"
 PEERS_FULL = "unfinished messages of peers fill their three quarters of the journal's quota"
 UNFINISHED = "state NOT IN ('done', 'dead')"
-# Callers of about the same size give way in turns of so many bytes.
+# Callers of about the same size lose texts in turns of this size, in bytes.
 STEP = 1 << 20
 
 
 @attrs.frozen
 class Pool:
-    """The most dead letters that are kept of one caller, and the most bytes of their texts."""
+    """Limits for the dead letters of one caller: their number, and the bytes of their texts."""
 
     letters: int
     size: int
@@ -38,17 +34,17 @@ PEOPLE_POOL = Pool(letters=4000, size=64 << 20)
 
 @attrs.frozen
 class Caller:
-    """Who wrote in which workspace; ``caller_id`` is None for people."""
+    """A caller of a workspace; ``caller_id`` is None for people."""
 
     workspace_id: str
     caller_id: str | None
 
 
 class PeerRoom:
-    """What unfinished messages of peers may come to, while the rows of one read are stored.
+    """The room for unfinished messages of peers, while the rows of one read are stored.
 
-    Those of one peer may take half of *quota*, and those of all peers in the file three quarters: the rest is reserved
-    for people.
+    Messages of one peer may take half of *quota*, and those of all peers in the file three quarters. The rest is
+    reserved for people.
     """
 
     def __init__(self, db: sqlite3.Connection, workspace_id: str, quota: int) -> None:
@@ -59,7 +55,7 @@ class PeerRoom:
         self._all: int | None = None
 
     def refuses(self, peer_id: str, size: int) -> str:
-        """Why there is no room for *size* bytes more; empty if there is, and then they are counted."""
+        """Why there is no room for another *size* bytes; empty if there is room, which is then taken."""
         if self._all is None:
             self._all = self._sum("caller_id IS NOT NULL")
         if peer_id not in self._sizes:
@@ -78,7 +74,7 @@ class PeerRoom:
 
 
 def used(db: sqlite3.Connection) -> int:
-    """Bytes of the journal's file that hold something. Freed ones are used again before the file grows."""
+    """The used bytes of the journal's file. Freed ones are reused before the file grows."""
     pages, free, size = (
         db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
     )
@@ -86,9 +82,9 @@ def used(db: sqlite3.Connection) -> int:
 
 
 def trim_dead(db: sqlite3.Connection, caller: Caller, wall: float) -> int:
-    """Keep of the caller's dead letters what its pool holds, the newest first. Returns how many lost their text.
+    """Keep the newest dead letters of the caller that fit its pool. Returns how many lost their text.
 
-    Beyond the number of letters they are dropped as well.
+    Letters beyond the number are dropped.
     """
     pool = PEOPLE_POOL if caller.caller_id is None else PEER_POOL
     rows = db.execute(
@@ -111,8 +107,8 @@ def trim_dead(db: sqlite3.Connection, caller: Caller, wall: float) -> int:
 def make_room(db: sqlite3.Connection, quota: int) -> "Counter[Caller]":
     """Delete texts of dead letters, then of finished messages, the oldest of the biggest caller first.
 
-    Until nine tenths of *quota* are used, or nothing is left to delete. Messages that wait stay. Returns how many
-    texts each caller lost.
+    Stops when nine tenths of *quota* are used. Texts of unfinished messages stay. Returns the number of deleted texts
+    of each caller.
     """
     lost: Counter[Caller] = Counter()
     while (surplus := used(db) - int(quota * TARGET)) > 0:

@@ -11,12 +11,12 @@ from molecule_connect.errors import JournalError
 from molecule_connect.journal.errors import ReadConnection, journal_error
 from molecule_connect.models import canonical_id
 
-# place orders a lane: it is the row's time, and for a replayed message a time after all others of the lane.
+# place orders a conversation: it is the row's time, and for a replayed message a time after all others.
 # Times are microseconds by the platform's clock, not_before and the like are seconds by ours.
-# question is the message_id of what was asked, on the row that answers it.
-# told is what a reader of an inbox said to the person unasked, and notices of what was replayed: their echoes show no
-# answer, and nobody else's work.
-# accepted is when the platform took the answer, 0 before that; echo pairs an answer with the row that shows it.
+# question is the message_id of the question that the row answers.
+# told holds notifications of inbox readers and notices of replayed messages: their echoes belong to no reply.
+# accepted is when the platform accepted the reply, 0 before that; echo pairs a reply with the row that shows it.
+# anchor is the watermark, answer the reply, interruptions the crash count, holder the reader that claimed the message.
 TABLES = """
 CREATE TABLE workspace (
     workspace_id TEXT PRIMARY KEY, anchor TEXT, anchor_time INTEGER, floor INTEGER, last_read INTEGER,
@@ -72,17 +72,17 @@ CREATE INDEX message_echo ON message (workspace_id, fingerprint, time) WHERE kin
 CREATE INDEX message_sent ON message (workspace_id, send_print, answered_at) WHERE send_print IS NOT NULL;
 """
 
-# Each entry brings a journal to the next version. Entries only add: another process of an older release may have the
-# file open, and goes on with the tables that it knows.
+# Each migration brings a journal to the next version. Migrations only add: a process of an older release may have the
+# file open, and continues with the tables that it knows.
 MIGRATIONS = (
-    # 2: what of a day's cost is whose; the rest of spend is people's.
+    # 2: the peers' shares of a day's cost; the rest of spend is people's.
     """
 CREATE TABLE peer_spend (
     workspace_id TEXT NOT NULL, day TEXT NOT NULL, caller_id TEXT NOT NULL, cost_usd REAL NOT NULL,
     PRIMARY KEY (workspace_id, day, caller_id)
 );
 """,
-    # 3: whose a file is (caller_id, NULL: people's), and whether a row names it. older_files fills them in.
+    # 3: the owner of a file (caller_id, NULL for people), and whether a row names it. legacy_files fills them in.
     """
 ALTER TABLE file ADD COLUMN caller_id TEXT;
 ALTER TABLE file ADD COLUMN named INTEGER NOT NULL DEFAULT 0;
@@ -95,7 +95,7 @@ CREATE INDEX file_here ON file (workspace_id, caller_id, arrived, size) WHERE st
 CREATE INDEX file_unnamed ON file (workspace_id, arrived) WHERE named=0 AND state <> 'ours';
 CREATE INDEX file_use_row ON file_use (workspace_id, row_id);
 """,
-    # 4: the size of the texts of each row, by which what one caller fills is limited.
+    # 4: the size of the texts of each row, for the limits of a caller.
     """
 ALTER TABLE message ADD COLUMN kept INTEGER NOT NULL DEFAULT 0;
 UPDATE message SET kept=coalesce(length(parts), 0) + coalesce(length(raw), 0) + coalesce(length(answer), 0);
@@ -103,7 +103,7 @@ CREATE INDEX message_dead ON message (workspace_id, caller_id, arrival, kept) WH
 CREATE INDEX message_finished ON message (workspace_id, caller_id, arrival, kept) WHERE state='done' AND kept>0;
 CREATE INDEX message_waiting ON message (workspace_id, caller_id, kept) WHERE state NOT IN ('done', 'dead');
 """,
-    # 5: the oldest message of each caller is found without a look at the others.
+    # 5: the oldest message of each caller is found without a scan of the others.
     """
 DROP INDEX message_waiting;
 CREATE INDEX message_waiting ON message (workspace_id, caller_id, time, seq, arrival, kept)
@@ -117,17 +117,17 @@ def open_file(path: Path, *, factory: type[sqlite3.Connection] = sqlite3.Connect
     """The journal at *path*, created (0600) if it is missing, for the thread that writes.
 
     Raises:
-        JournalError: It cannot be opened, is no journal, or was written by a newer release.
+        JournalError: It cannot be opened, is not a journal, or was written by a newer release.
     """
     try:
         before = _create(path)
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0, factory=factory)
         try:
-            # SQLite opens by name, and has no way to be kept from following a link.
+            # SQLite opens by name, and always follows links.
             _check_same(path, before)
             connection.execute("PRAGMA journal_mode=WAL")
             _ensure_tables(connection, path)
-            # The committer waits for a lock itself, and not on the loop.
+            # The writer waits for a lock itself, off the event loop.
             connection.execute("PRAGMA busy_timeout=0")
         except BaseException:
             connection.close()
@@ -140,10 +140,10 @@ def open_file(path: Path, *, factory: type[sqlite3.Connection] = sqlite3.Connect
 
 
 def _create(path: Path) -> os.stat_result:
-    """The file *path*, ours, and neither it nor its companions a link; created (0600) if it is missing."""
+    """Check that *path* belongs to us and that neither it nor its companions are links; create it (0600) if missing."""
     for companion in ("-wal", "-shm", "-journal"):
         files.check_file(path.with_name(path.name + companion))
-    # A file that exists is not opened: to close it would give up the locks of this process on it.
+    # An existing file is not opened: closing it would release the locks of this process on it.
     with contextlib.suppress(FileExistsError):
         os.close(files.open_file(path, os.O_CREAT | os.O_EXCL | os.O_RDWR))
     found = files.check_file(path)
@@ -159,7 +159,7 @@ def _check_same(path: Path, before: os.stat_result) -> None:
 
 
 def open_reader(path: Path) -> sqlite3.Connection:
-    """A second connection that sees what is committed and writes nothing.
+    """A second connection, which only reads.
 
     Raises:
         JournalError: It cannot be opened.
@@ -177,10 +177,10 @@ def open_reader(path: Path) -> sqlite3.Connection:
 
 
 def adopt(db: sqlite3.Connection, workspace_id: str) -> None:
-    """Give the rows of an earlier release, which kept an id as it was spelled, the canonical spelling.
+    """Give the rows of an earlier release, which stored an id as it was spelled, the canonical spelling.
 
-    Where both spellings were served, each message keeps the state that is nearer to its end, so that none is answered
-    again. The later position wins: behind it everything was read by then.
+    If both spellings were served, each message keeps the later state, so that none is answered again. The later
+    position wins: everything before it was read.
     """
     spelled = db.execute(
         "SELECT workspace_id FROM workspace WHERE workspace_id<>? AND lower(workspace_id)=?",
@@ -213,7 +213,7 @@ def _adopt_one(db: sqlite3.Connection, names: dict[str, str]) -> None:
     for table in ("workspace", "message", "peer_spend", "asked", "told", "file", "file_use", "upload_note"):
         db.execute(f"UPDATE OR IGNORE {table} SET workspace_id=:ours WHERE workspace_id=:other", names)  # noqa: S608
         db.execute(f"DELETE FROM {table} WHERE workspace_id=:other", names)  # noqa: S608
-    # What we wrote ourselves bears our id in lower case, and was taken for a peer's.
+    # Our own messages have our id in lower case, and were stored as a peer's.
     db.execute(
         "UPDATE message SET state='done' WHERE workspace_id=:ours AND caller_id=:ours AND kind='message'"
         " AND state NOT IN ('done', 'dead')",

@@ -1,14 +1,14 @@
-"""What was said to the person and answers nothing: each uses one echo up, which then shows no answer."""
+"""Notifications to the person that answer no message. Each has one echo, which belongs to no reply."""
 
 import sqlite3
 
 AGE = 24 * 3600.0
-# In the place of the row that an echo belongs to.
+# Replaces the row id that an echo belongs to.
 TOLD = "told"
 
 
 def say(db: sqlite3.Connection, workspace_id: str, send_print: str, wall: float) -> int:
-    """Write down what is about to be said; gives its number."""
+    """Store a notification before it is sent. Returns its number."""
     wall = no_earlier_than_rows(db, workspace_id, wall)
     db.execute("DELETE FROM told WHERE workspace_id=? AND time < ?", (workspace_id, wall - AGE))
     values = (workspace_id, send_print, wall)
@@ -16,15 +16,15 @@ def say(db: sqlite3.Connection, workspace_id: str, send_print: str, wall: float)
 
 
 def no_earlier_than_rows(db: sqlite3.Connection, workspace_id: str, wall: float) -> float:
-    """Our time, but not before the newest row: a clock that starts in 1970 and is set later would age what it dates."""
+    """*wall*, but not before the newest row: a clock that is set only later would make entries look old."""
     (newest,) = db.execute("SELECT max(time) FROM message WHERE workspace_id=?", (workspace_id,)).fetchone()
     return max(wall, (newest or 0) / 1e6)
 
 
 def outlive(db: sqlite3.Connection, workspace_id: str, row_id: str, wall: float, *, lateness: int) -> None:
-    """The notice of *row_id* is about to be forgotten; if it may be out, it still uses an echo up.
+    """Keep the notice of *row_id*, which a replay deletes, as a notification if it may have been sent.
 
-    That echo may have come, at most *lateness* µs older than the notice, or be still to come.
+    Its echo may be stored already, at most *lateness* microseconds older than the notice, or arrive later.
     """
     notice = db.execute(
         "SELECT send_print, answered_at FROM message WHERE workspace_id=? AND row_id=? AND send_print IS NOT NULL"
@@ -34,22 +34,22 @@ def outlive(db: sqlite3.Connection, workspace_id: str, row_id: str, wall: float,
     if notice is None:
         return
     send_print, answered_at = notice
-    came = db.execute(
+    stored = db.execute(
         "UPDATE message SET echo=? WHERE arrival=(SELECT arrival FROM message WHERE workspace_id=? AND kind='echo'"
         " AND fingerprint=? AND echo IS NULL AND time >= ? ORDER BY time, arrival LIMIT 1)",
         (TOLD, workspace_id, send_print, answered_at - lateness),
     )
-    if came.rowcount == 0:
+    if stored.rowcount == 0:
         say(db, workspace_id, send_print, wall)
 
 
 def unsay(db: sqlite3.Connection, number: int) -> None:
-    """It was refused: no echo will come."""
+    """Delete a notification that was refused: it has no echo."""
     db.execute("DELETE FROM told WHERE rowid=? AND echo IS NULL", (number,))
 
 
 def echoed(db: sqlite3.Connection, workspace_id: str, fingerprint: str, row_id: str) -> bool:
-    """Whether the echo *row_id* shows something that was said, which uses it up."""
+    """Whether the echo *row_id* belongs to a notification, which is then matched."""
     return (
         db.execute(
             "UPDATE told SET echo=? WHERE rowid=(SELECT rowid FROM told WHERE workspace_id=? AND send_print=?"

@@ -12,17 +12,17 @@ from molecule_connect.journal.models import (
     plain,
 )
 
-# A sender that retries repeats its message; some use one constant id for ever, so only for so long.
+# A retried message counts as a repeat for this long (microseconds): some senders use one constant id.
 REPEAT_WINDOW = 3600 * 1_000_000
-# An echo may be older than the answer that it shows, by as much as a row may be late.
+# An echo may be older than its reply by the delay of a row (microseconds).
 LATENESS = 45 * 1_000_000
-# Seconds until the echo of an answer to a person is looked for.
+# Seconds until the echo of a reply to a person is expected.
 ECHO_DELAY = 5.0
-# Seconds by which a clock may be corrected without having been wrong.
+# Seconds by which a clock may be set back as a usual correction.
 SET_BACK = 5.0
-# The longest waits, in seconds: a backend may ask for one until the next month's budget, sending waits for a peer's.
+# The longest waits, in seconds: a backend may wait for the next month's budget, a send for a peer's.
 LONGEST_WAITS = {State.RECEIVED: 31 * 24 * 3600.0, State.ANSWERED: 600.0}
-# How the reason ends for which a message waits for the next day.
+# The end of the error of a message that is deferred to the next day.
 DAY_SPENT = "US dollars a day are spent"
 _NEVER = 1 << 62
 
@@ -64,7 +64,7 @@ def move(
 def mark_dead_by_id(
     db: sqlite3.Connection, workspace_id: str, row_id: str, reason: str, error: str, wall: float
 ) -> bool:
-    """Any open state -> dead: handling the message failed unexpectedly. *error*: the traceback."""
+    """Any open state -> dead, after an unexpected error with the traceback *error*."""
     cursor = db.execute(
         "UPDATE message SET state='dead', reason=?, error=?, not_before=NULL, progress=NULL, changed=?"
         " WHERE workspace_id=? AND row_id=? AND state IN ('received', 'running', 'answered')",
@@ -74,9 +74,9 @@ def mark_dead_by_id(
 
 
 def replay(db: sqlite3.Connection, workspace_id: str, row_id: str, wall: float) -> bool:
-    """dead -> received, at the tail of its conversation. An answer that could not be sent is kept; a notice is not.
+    """dead -> received, at the end of its conversation. An unsent reply is kept; a notice is not.
 
-    False for a message whose text was deleted, too.
+    Also False for a message whose text was deleted.
     """
     row = db.execute(
         "SELECT caller_id, context_id, answer FROM message WHERE workspace_id=? AND row_id=? AND state='dead'"
@@ -106,7 +106,7 @@ def replay(db: sqlite3.Connection, workspace_id: str, row_id: str, wall: float) 
 
 
 def retry_now(db: sqlite3.Connection, workspace_id: str, row_id: str, wall: float) -> bool:
-    """What waits for its next try is due now. An answer keeps its time: it may be out, and shows itself meanwhile."""
+    """Make a deferred message due now. A reply keeps its time: its echo may still arrive."""
     cursor = db.execute(
         "UPDATE message SET not_before=NULL, changed=? WHERE workspace_id=? AND row_id=? AND state='received'"
         " AND kind='message' AND not_before>?",
@@ -116,7 +116,7 @@ def retry_now(db: sqlite3.Connection, workspace_id: str, row_id: str, wall: floa
 
 
 def retry_sends_now(db: sqlite3.Connection, workspace_id: str, wall: float) -> None:
-    """The answers that wait for their next send are due now; what a person may have is due once its echo shows."""
+    """Make deferred replies due now; those that a person may have, once their echo had time to arrive."""
     waiting = "workspace_id=? AND state='answered' AND not_before>?"
     db.execute(f"UPDATE message SET {_DUE_NOW} WHERE {waiting}", (ECHO_DELAY, wall, workspace_id, wall))  # noqa: S608
 
@@ -138,12 +138,12 @@ _DUE_NOW = "not_before=CASE WHEN caller_id IS NULL AND in_doubt>0 THEN min(not_b
 
 
 def recover(db: sqlite3.Connection, workspace_id: str, wall: float, *, inbox: bool = False) -> int:
-    """At the start of a process: what our own death cut short was no attempt, and any stored answer may be out.
+    """Undo unfinished work at the start of a process: runs that were cut short are requeued, sends may have arrived.
 
-    What an earlier process did in the other mode is put right: no message of a backend runs in an *inbox*, and
-    nobody holds one outside of it, where answers and results are not waited for.
+    An earlier process may have served in the other mode: no message runs in an *inbox*, and none is claimed outside of
+    one, where answers and results don't wait either.
 
-    Returns how many runs were cut short.
+    Returns the number of runs that were cut short.
     """
     bound_waits(db, workspace_id, wall)
     cursor = db.execute(
@@ -151,7 +151,7 @@ def recover(db: sqlite3.Connection, workspace_id: str, wall: float, *, inbox: bo
         " WHERE workspace_id=? AND state='running'",
         (0 if inbox else 1, wall, workspace_id),
     )
-    # A notify that may be out shows itself by its echo, which takes a moment.
+    # A notify that may have arrived has an echo, which takes a moment.
     db.execute(
         "UPDATE message SET in_doubt=max(in_doubt, 1), not_before=CASE WHEN caller_id IS NULL"
         " THEN max(coalesce(not_before, 0), ?) ELSE not_before END"
@@ -164,10 +164,10 @@ def recover(db: sqlite3.Connection, workspace_id: str, wall: float, *, inbox: bo
 
 
 def bound_waits(db: sqlite3.Connection, workspace_id: str, wall: float) -> None:
-    """After our clock was set back, let nothing wait longer than it was meant to.
+    """Shorten waits after our clock was set back.
 
-    A time to wait for was written together with ``changed``, by the same clock. Where that lies ahead, the clock was
-    wrong then, and what is certain is how long the wait was meant to be.
+    ``not_before`` was stored together with ``changed``, by the same clock. If ``changed`` is in the future, the clock
+    was wrong, and only the length of the wait is certain.
     """
     for table in ("message", "file"):
         db.execute(
@@ -180,7 +180,7 @@ def bound_waits(db: sqlite3.Connection, workspace_id: str, wall: float) -> None:
             "UPDATE message SET not_before=? WHERE workspace_id=? AND state=? AND not_before>?",
             (wall + longest, workspace_id, state.value, wall + longest),
         )
-    # The day or the limit may be another one; where the budget is used up, they are put off again.
+    # The day or the limit may have changed; if the budget is still used up, they are deferred again.
     db.execute(
         "UPDATE message SET not_before=NULL WHERE workspace_id=? AND state='received' AND error LIKE ?",
         (workspace_id, f"%{DAY_SPENT}"),
@@ -188,7 +188,7 @@ def bound_waits(db: sqlite3.Connection, workspace_id: str, wall: float) -> None:
 
 
 def release_claims(db: sqlite3.Connection, workspace_id: str, wall: float) -> None:
-    """held -> received: a backend answers, nobody else. Answers and results are not waited for."""
+    """held -> received, for a workspace with a backend. Answers and results are done."""
     db.execute(
         "UPDATE message SET state=CASE WHEN kind='message' THEN 'received' ELSE 'done' END, holder=NULL,"
         " held_until=NULL, changed=? WHERE workspace_id=? AND state NOT IN ('done', 'dead')"
@@ -198,7 +198,7 @@ def release_claims(db: sqlite3.Connection, workspace_id: str, wall: float) -> No
 
 
 def requeue_running(db: sqlite3.Connection, workspace_id: str, wall: float) -> int:
-    """running -> received, for all: a stop that was asked for is neither an attempt nor an interruption."""
+    """running -> received, for all: a requested stop is neither an attempt nor a crash."""
     return db.execute(
         "UPDATE message SET state='received', attempt=attempt-1, progress=NULL, changed=?"
         " WHERE workspace_id=? AND state='running'",
@@ -207,10 +207,10 @@ def requeue_running(db: sqlite3.Connection, workspace_id: str, wall: float) -> i
 
 
 def settle(db: sqlite3.Connection, message: StoredMessage) -> bool:
-    """Whether the feed's echoes show that *message*'s answer, sent to a person with unknown outcome, arrived.
+    """Whether the feed's echoes show that *message*'s reply, sent to a person with unknown outcome, arrived.
 
-    Each accepted answer with the same text and files uses up one echo; one that is left
-    over settles the oldest answer in doubt. Both are written down.
+    Each accepted reply with the same text and files takes one echo; another one settles the oldest reply in doubt.
+    Both pairs are stored.
     """
     send_print, answered_at, shown_by = db.execute(
         "SELECT send_print, answered_at, echo FROM message WHERE workspace_id=? AND row_id=?",

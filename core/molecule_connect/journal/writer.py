@@ -1,4 +1,4 @@
-"""Group commits: what waits while one commit runs is the next commit."""
+"""Group commits: operations that arrive during a commit form the next one."""
 
 import asyncio
 import sqlite3
@@ -14,9 +14,9 @@ import attrs
 from molecule_connect.errors import JournalError
 from molecule_connect.journal.errors import journal_error
 
-# How long another process may hold the file before a commit fails, in seconds.
+# Seconds for which another process may lock the file before a commit fails, and between tries.
 BUSY_TIMEOUT, BUSY_PAUSE = 5.0, 0.01
-# What an operation's own values can cause; all other errors are the file's.
+# Errors that an operation's values can cause; all others concern the file.
 _OF_ITS_VALUES = (sqlite3.DataError, sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError)
 T = TypeVar("T")
 Operation = Callable[[sqlite3.Connection], T]
@@ -31,16 +31,15 @@ class _Waiting:
 
 
 class Writer:
-    """Runs operations one commit after the other, as many to a commit as came meanwhile.
+    """Runs operations in commits, each with all operations that arrived during the one before.
 
-    The statements run on the loop, which takes less time (20 us) than the way to a thread and back (50 us and
-    more, while threads contend for the interpreter). What waits goes to the executor's one thread: the end of a
-    commit that holds a durable operation, which is then on the disk (``synchronous=FULL``), large operations, and
-    a file that another process has locked. A commit without durable operations survives the death of this
-    process, not of the machine.
+    Statements run on the event loop: 20 us, against 50 us and more for a thread. The executor's thread gets the
+    blocking parts: the end of a commit with a durable operation, which is then on disk (``synchronous=FULL``), large
+    operations, and waiting for another process's lock. A commit without a durable operation survives the death of this
+    process, but not of the machine.
 
     Args:
-        guard: Called on the loop before each commit; what it raises is what the operations end with.
+        guard: Called on the loop before each commit; if it raises, the operations fail with that error.
     """
 
     def __init__(
@@ -61,11 +60,11 @@ class Writer:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to commit; needs a running loop."""
+        """Start the task that commits; needs a running loop."""
         self._task = asyncio.get_running_loop().create_task(self._run(), name="journal")
 
     async def stop(self) -> None:
-        """Commit what waits, then end."""
+        """Commit all waiting operations, then end the task."""
         if self._task is None:
             return
         task, self._task = self._task, None
@@ -74,13 +73,13 @@ class Writer:
 
     @property
     def closed(self) -> bool:
-        """Whether nothing can be put any more."""
+        """Whether no more operations are accepted."""
         return self._task is None
 
     def put(self, run: Operation[T], *, durable: bool = False, large: bool = False) -> "asyncio.Future[T]":
         """Run *run* in the next commit. The future holds its result, or JournalError when the commit failed."""
         outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        outcome.add_done_callback(_seen)
+        outcome.add_done_callback(_retrieve_exception)
         if self._task is None:
             outcome.set_exception(JournalError("the journal is closed"))
             return outcome
@@ -102,7 +101,7 @@ class Writer:
     async def _finish(self, batch: list[_Waiting]) -> None:
         try:
             results = await self._commit_somewhere(batch)
-        except Exception as exc:  # an operation may raise anything, and is then nobody's fault but its own
+        except Exception as exc:  # an operation may raise anything; others of the batch must not fail with it
             if len(batch) > 1 and not isinstance(exc, sqlite3.OperationalError):
                 for waiting in batch:
                     await self._finish([waiting])
@@ -179,7 +178,7 @@ def _is_busy(error: sqlite3.OperationalError) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
-def _seen(outcome: "asyncio.Future[Any]") -> None:
-    # Some transitions are not awaited: the journal's trouble is told by those that are.
+def _retrieve_exception(outcome: "asyncio.Future[Any]") -> None:
+    # Some operations are not awaited; those that are report the errors of the journal.
     if not outcome.cancelled():
         outcome.exception()
