@@ -9,9 +9,10 @@ import pytest
 from tests.worker.kit import EPOCH, WORKSPACE, Disk, inbound, open_journal, other_process
 
 from molecule_connect.errors import JournalError
-from molecule_connect.journal.journal import FILE_NAME, Journal, WorkspaceJournal
+from molecule_connect.journal.journal import FILE_NAME, Journal
 from molecule_connect.journal.models import Conversation, State, StoredMessage, StoredReply
 from molecule_connect.journal.schema import TABLES, VERSION, open_file
+from molecule_connect.journal.workspace import WorkspaceJournal
 from molecule_connect.models import DataPart, FeedPosition, FilePart, Inbound, Kind, TextPart
 
 NOW = round(EPOCH * 1e6)

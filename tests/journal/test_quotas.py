@@ -7,10 +7,11 @@ from tests.worker.kit import EPOCH, WORKSPACE, FakePlatform, Serving, echo, inbo
 
 from molecule_connect import events
 from molecule_connect.errors import BackendError
-from molecule_connect.journal.journal import FILE_NAME, Journal, WorkspaceJournal
+from molecule_connect.journal.journal import FILE_NAME, Journal
 from molecule_connect.journal.models import State
 from molecule_connect.journal.quotas import PEER_FULL, PEERS_FULL, used
 from molecule_connect.journal.schema import TABLES, VERSION
+from molecule_connect.journal.workspace import WorkspaceJournal
 from molecule_connect.models import Inbound, Kind, Progress, Request, Response
 
 NOW = round(EPOCH * 1e6)

@@ -8,8 +8,9 @@ import pytest
 from tests.worker.kit import EPOCH, WORKSPACE, fingerprint, inbound, other_process
 
 from molecule_connect.journal import delegations, sent, transitions
-from molecule_connect.journal.journal import Journal, WorkspaceJournal
+from molecule_connect.journal.journal import Journal
 from molecule_connect.journal.models import Conversation, State, StoredMessage, StoredReply
+from molecule_connect.journal.workspace import WorkspaceJournal
 from molecule_connect.models import DataPart, Inbound, Kind, TextPart
 
 NOW = round(EPOCH * 1e6)

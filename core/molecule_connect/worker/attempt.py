@@ -8,9 +8,9 @@ import attrs
 from molecule_connect import events
 from molecule_connect.backoff import Backoff
 from molecule_connect.errors import BackendError, ran_out_of_files
-from molecule_connect.journal.journal import WorkspaceJournal
 from molecule_connect.journal.models import State, StoredMessage, StoredReply, dump_parts, in_words, is_too_deep
 from molecule_connect.journal.transitions import LONGEST_WAITS
+from molecule_connect.journal.workspace import WorkspaceJournal
 from molecule_connect.models import Handler, Response
 from molecule_connect.worker.budget import DailyBudget
 from molecule_connect.worker.circuit_breaker import CircuitBreaker

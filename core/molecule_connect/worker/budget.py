@@ -2,8 +2,8 @@
 
 from collections import deque
 
-from molecule_connect.journal.journal import WorkspaceJournal
 from molecule_connect.journal.transitions import DAY_SPENT
+from molecule_connect.journal.workspace import WorkspaceJournal
 from molecule_connect.models import Usage
 from molecule_connect.worker.clock import Clock
 from molecule_connect.worker.outcomes import Deferred

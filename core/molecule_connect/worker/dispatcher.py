@@ -12,8 +12,8 @@ import attrs
 from molecule_connect import events
 from molecule_connect.errors import JournalError, StateLostError
 from molecule_connect.journal.incoming import LONGEST_TRACE
-from molecule_connect.journal.journal import WorkspaceJournal
 from molecule_connect.journal.models import Conversation, State, StoredMessage, StoredReply
+from molecule_connect.journal.workspace import WorkspaceJournal
 from molecule_connect.models import TextPart
 from molecule_connect.worker.admission import Admission
 from molecule_connect.worker.attempt import Attempts, exception_text

@@ -5,8 +5,9 @@ import contextlib
 from collections import Counter
 
 from molecule_connect.errors import JournalError
-from molecule_connect.journal.journal import Journal, WorkspaceJournal
+from molecule_connect.journal.journal import Journal
 from molecule_connect.journal.quotas import PEER_POOL, PEOPLE_POOL, Caller
+from molecule_connect.journal.workspace import WorkspaceJournal
 from molecule_connect.worker.clock import Clock
 from molecule_connect.worker.cursor import CursorFile
 from molecule_connect.worker.status import Status

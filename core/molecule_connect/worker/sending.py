@@ -14,9 +14,9 @@ from molecule_connect.errors import (
     PlatformError,
     TransientPlatformError,
 )
-from molecule_connect.journal.journal import WorkspaceJournal
 from molecule_connect.journal.models import State, StoredMessage, StoredReply
 from molecule_connect.journal.transitions import ECHO_DELAY, LONGEST_WAITS
+from molecule_connect.journal.workspace import WorkspaceJournal
 from molecule_connect.worker.clock import SECOND, Clock
 from molecule_connect.worker.outcomes import Accepted, Postponed, Refused, SendOutcome
 from molecule_connect.worker.ports import Sender

@@ -17,8 +17,8 @@ from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.errors import MoleculeError, without_credentials
 from molecule_connect.journal.inbox import InboxStore
 from molecule_connect.journal.incoming import Stored
-from molecule_connect.journal.journal import WorkspaceJournal
 from molecule_connect.journal.models import State, StoredMessage, in_words
+from molecule_connect.journal.workspace import WorkspaceJournal
 from molecule_connect.models import Kind, Presence
 from molecule_connect.worker.status_file import REFRESH, Problem, SavedStatus, status_path, write_status
 
