@@ -54,9 +54,8 @@ class Book:
                 e for e in (part.next(conversation) for conversation in self._conversations(part)) if e.row_id == row_id
             )
             if answer is not None:
-                await part.store_reply(entry, answer, at=1, send_print=None, ran=False)
-                entry = part.next(entry.conversation)
-            assert await part.mark_dead(entry, entry.state, reason)
+                entry = await part.store_reply(await part.start(entry), answer, at=1, send_print=None)
+            assert await part.mark_dead(entry, reason)
 
         self._run(workspace, run)
 
@@ -77,7 +76,7 @@ class Book:
 
         async def run(part: Any) -> None:
             sql = "SELECT state FROM message WHERE workspace_id=? AND row_id=?"
-            found.extend(part._journal.reader.execute(sql, (workspace, row_id)).fetchone())
+            found.extend(part._reader.execute(sql, (workspace, row_id)).fetchone())
 
         self._run(workspace, run)
         return found[0]
@@ -88,10 +87,11 @@ class Book:
     def take(self, seconds: float, workspace: str = "ws_1") -> None:
         """A reader of the inbox takes the oldest message for *seconds*."""
 
-        async def run(part: Any) -> None:
-            assert await InboxStore(part._journal).claim([workspace], "somebody", seconds, turns=Turns())
+        async def run() -> None:
+            async with Journal.open(self.folder, wall=time.time) as journal:
+                assert await InboxStore(journal).claim([workspace], "somebody", seconds, turns=Turns())
 
-        self._run(workspace, run)
+        asyncio.run(run())
 
     def _run(self, workspace: str, work: Callable[[Any], Any], *, inbox: bool = False) -> None:
         async def main() -> None:
@@ -238,7 +238,7 @@ def test_all_of_a_message_is_shown(messages: Molecule, book: Book) -> None:
     shown = messages("show", "row").stdout
 
     facts = dict(line.split(maxsplit=1) for line in shown.partition("\n\n")[0].splitlines())
-    assert (facts["row"], facts["workspace"], facts["from"], facts["tries"]) == ("row-1", "ws_1", "peer-1", "0")
+    assert (facts["row"], facts["workspace"], facts["from"], facts["tries"]) == ("row-1", "ws_1", "peer-1", "1")
     assert facts["reason"] == "the answer was not accepted: 403"
     assert facts["state"].startswith("dead, since ")
     assert facts["usage"] == "1,200 tokens in, 3 out, 0.2500 USD"

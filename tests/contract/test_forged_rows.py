@@ -151,7 +151,7 @@ def test_forged_row_acts_for_its_peer_alone(db: sqlite3.Connection, row: dict[st
         said, *others = entries
         assert not transitions.settle(db, said)
         assert len({entry.idempotency_key for entry in entries}) == len(entries)
-        assert all(entry.request(1).caller_id == FORGER for entry in others)
+        assert all(entry.caller_id == FORGER for entry in others)
         gathered = file_rows.gather(db, ME, QUIET, QUIET)
         assert gathered is not None
         assert (gathered[0], gathered[1].caller_id) == ("file", None)

@@ -42,7 +42,7 @@ async def kill(journal: Journal, *row_ids: str, reason: str = "it failed", works
             for e in [part.next(conversation) for conversation in part.due_conversations(None, 99)]
             if e and e.row_id == row_id
         )
-        assert await part.mark_dead(entry, State.RECEIVED, reason)
+        assert await part.mark_dead(entry, reason)
 
 
 def looking(folder: Path, workspace: str | None = None) -> list[tuple[str, str]]:
@@ -308,10 +308,9 @@ async def test_a_replayed_message_whose_answer_is_stored_says_so_and_a_notice_is
     entry = part.next(conversation)
     assert entry is not None
     answer = StoredReply(parts=(TextPart("forty-two"),))
-    assert await part.store_reply(entry, answer, at=NOW, send_print=None, ran=False)
-    answered = part.next(conversation)
-    assert answered is not None
-    assert await part.mark_dead(answered, State.ANSWERED, "refused")
+    assert (running := await part.start(entry))
+    assert (answered := await part.store_reply(running, answer, at=NOW, send_print=None))
+    assert await part.mark_dead(answered, "refused")
     with Inspection.open(tmp_path) as looked:
         assert looked.summary(looked.find("stored")).has_reply
 

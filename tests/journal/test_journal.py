@@ -4,13 +4,12 @@ import asyncio
 import sqlite3
 from pathlib import Path
 
-import attrs
 import pytest
 from tests.worker.kit import EPOCH, WORKSPACE, Disk, inbound, open_journal, other_process
 
 from molecule_connect.errors import JournalError
 from molecule_connect.journal.journal import FILE_NAME, Journal
-from molecule_connect.journal.models import Conversation, State, StoredMessage, StoredReply
+from molecule_connect.journal.models import Conversation, StoredMessage, StoredReply
 from molecule_connect.journal.schema import TABLES, VERSION, open_file
 from molecule_connect.journal.workspace import WorkspaceJournal
 from molecule_connect.models import DataPart, FeedPosition, FilePart, Inbound, Kind, TextPart
@@ -37,8 +36,8 @@ def head(mine: WorkspaceJournal, conversation: Conversation = PERSON) -> StoredM
 async def finish(mine: WorkspaceJournal, conversation: Conversation = PERSON) -> None:
     """The head of *conversation* is run and chooses silence."""
     entry = head(mine, conversation)
-    assert await mine.start(entry)
-    assert await mine.finish_without_reply(entry)
+    assert (running := await mine.start(entry))
+    assert await mine.finish_without_reply(running)
 
 
 async def test_the_file_and_its_companions_are_their_owners_alone(journal: Journal) -> None:
@@ -178,8 +177,8 @@ async def test_an_accepted_answer_is_passed_over_at_once_and_committed_later(tmp
     async with open_journal(tmp_path, disk) as journal:
         mine = await stored(journal, inbound("first"), inbound("second", row_id="row-2", time=NOW + 1))
         first = head(mine)
-        assert await mine.start(first)
-        assert await mine.store_reply(first, StoredReply(parts=(TextPart("ok"),)), at=NOW, send_print=None)
+        assert (running := await mine.start(first))
+        assert await mine.store_reply(running, StoredReply(parts=(TextPart("ok"),)), at=NOW, send_print=None)
         disk.full = True
         mine.mark_sent(head(mine), at=NOW)
         assert head(mine).text == "second"
@@ -201,8 +200,7 @@ async def test_any_text_comes_back_as_it_was(journal: Journal, text: str) -> Non
     mine = await stored(journal, inbound(parts=parts, raw=text, context_id=None))
     assert head(mine).parts == parts
     answer = StoredReply(parts=parts, reason=text)
-    assert await mine.start(head(mine))
-    running = attrs.evolve(head(mine), attempt=0)
+    assert (running := await mine.start(head(mine)))
     assert await mine.store_reply(running, answer, at=NOW, send_print=None)
     assert head(mine).reply == answer
 
@@ -252,7 +250,7 @@ async def test_the_cursor_is_the_newest_row_before_which_all_is_over(journal: Jo
     assert mine.cursor() == "row-0"
     await finish(mine, Conversation("peer-1", None))
     assert mine.cursor() == "row-2"
-    assert await mine.mark_dead(head(mine, Conversation("peer-3", None)), State.RECEIVED, "given up")
+    assert await mine.mark_dead(head(mine, Conversation("peer-3", None)), "given up")
     assert mine.cursor() == "row-3"
 
 
@@ -286,8 +284,8 @@ async def test_a_held_message_holds_the_cursor_back(journal: Journal) -> None:
 async def test_a_day_after_it_was_over_a_message_has_no_body_and_keeps_its_id(journal: Journal) -> None:
     mine = await stored(journal, inbound("secret"))
     entry = head(mine)
-    assert await mine.start(entry)
-    assert await mine.store_reply(entry, StoredReply(parts=(TextPart("secret too"),)), at=NOW, send_print="p")
+    assert (running := await mine.start(entry))
+    assert await mine.store_reply(running, StoredReply(parts=(TextPart("secret too"),)), at=NOW, send_print="p")
     mine.mark_sent(head(mine), at=NOW)
     await mine.sends_committed()
     await asyncio.sleep(DAY - 60)

@@ -93,7 +93,7 @@ async def test_a_dead_letter_without_its_text_is_not_replayed(journal: Journal) 
     await mine.add([inbound("x" * 20 * MIB, caller_id="peer", sender_key="k")], now=NOW)
     entry = mine.next(mine.due_conversations("peer", 1)[0])
     assert entry is not None
-    await mine.mark_dead(entry, State.RECEIVED, "no")
+    await mine.mark_dead(entry, "no")
     assert states(journal) == [("row-1", "dead", 0)]
     assert not await mine.replay("row-1")
     # The sender tries again: there is the text.
@@ -142,8 +142,8 @@ async def finished(mine: WorkspaceJournal, row_id: str, size: int, caller: str |
     """A message that was answered with silence."""
     await mine.add([inbound("x" * size, row_id=row_id, caller_id=caller, context_id=row_id)], now=NOW)
     entry = next(e for e in map(mine.next, mine.due_conversations(caller, 99)) if e is not None and e.row_id == row_id)
-    assert await mine.start(entry)
-    assert await mine.finish_without_reply(entry)
+    assert (running := await mine.start(entry))
+    assert await mine.finish_without_reply(running)
 
 
 async def test_at_the_quota_the_oldest_texts_of_the_biggest_caller_go(journal: Journal) -> None:

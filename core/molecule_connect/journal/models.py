@@ -127,20 +127,7 @@ class StoredMessage:
         """The text parts, joined."""
         return "".join(part.text for part in self.parts if isinstance(part, TextPart))
 
-    def with_reply(self, reply: StoredReply, *, at: int) -> "StoredMessage":
-        """The message after an attempt whose *reply* was stored at *at*."""
-        return attrs.evolve(
-            self,
-            state=State.ANSWERED,
-            attempt=self.attempt + 1,
-            not_before=None,
-            reply=reply,
-            answered_at=at,
-            in_doubt=0,
-            sends=0,
-        )
-
-    def request(self, attempt: int) -> Request:
+    def request(self) -> Request:
         """The request that a backend handles."""
         return Request(
             workspace_id=self.workspace_id,
@@ -152,7 +139,7 @@ class StoredMessage:
             parts=self.parts,
             method=self.method,
             raw=self.raw or "{}",
-            attempt=attempt,
+            attempt=self.attempt,
         )
 
     def outgoing_id(self) -> str:

@@ -33,15 +33,11 @@ def move(
     frm: State,
     wall: float,
     *,
-    expected: int | None = None,
     reply: StoredReply | None = None,
     **changes: object,
 ) -> bool:
     """Change the columns *changes* of *message* if it is still in the state *frm* of the same attempt and replay.
-
-    Args:
-        expected: The attempt that is expected on disk; None: the one of *message*.
-        reply: Replaces the stored reply.
+    *reply* replaces the stored reply.
     """
     assignments = "".join(f"{column}=?, " for column in changes)
     values = list(changes.values())
@@ -55,7 +51,7 @@ def move(
         " AND replay=?",
         (
             *(*values, wall, message.workspace_id, message.row_id, frm.value),
-            *(message.attempt if expected is None else expected, message.replay),
+            *(message.attempt, message.replay),
         ),
     )
     return cursor.rowcount == 1

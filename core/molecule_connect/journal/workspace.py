@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
+import attrs
+
 from molecule_connect.journal import first_start, incoming, legacy_files, quotas, schema, transitions
 from molecule_connect.journal.first_start import Look
 from molecule_connect.journal.incoming import Stored
@@ -32,6 +34,8 @@ RETRY = 5.0
 # How long the texts of a finished message are kept (seconds), and its row (microseconds).
 BODY_AGE = 24 * 3600.0
 ROW_AGE = 7 * 24 * 3600 * 1_000_000
+# Columns that a StoredMessage doesn't have.
+_NOT_LOADED = frozenset({"send_print", "echo"})
 # Messages that the dispatcher works on. In an inbox, messages belong to its readers, and the dispatcher only sends
 # replies, including those of replayed messages.
 _OPEN = "state IN ('received', 'running', 'answered')"
@@ -42,8 +46,8 @@ _INBOX_OPEN = "(state='answered' OR (state='received' AND answer IS NOT NULL))"
 class WorkspaceJournal:
     """One workspace's messages. Reads are immediate, writes resolve when they are committed.
 
-    Every transition is a compare-and-set: it returns False if the message is no longer in the state that the
-    transition starts from.
+    Every transition is a compare-and-set: it returns the message as it is then, or None if the message is
+    no longer in the state that the transition starts from.
 
     Args:
         wall: Returns seconds since 1970.
@@ -316,11 +320,10 @@ class WorkspaceJournal:
         """running -> received, for all, at the end of a process: no attempt and no crash. Returns the number."""
         return await self._put(lambda db: transitions.requeue_running(db, self.workspace_id, self._wall()))
 
-    async def start(self, message: StoredMessage) -> bool:
+    async def start(self, message: StoredMessage) -> StoredMessage | None:
         """received -> running. The attempt is committed before the backend sees the message."""
-        return await self._move(
-            message, State.RECEIVED, state=State.RUNNING.value, attempt=message.attempt + 1, not_before=None
-        )
+        attempt = message.attempt + 1
+        return await self._move(message, State.RECEIVED, State.RUNNING, attempt=attempt, not_before=None)
 
     async def requeue(
         self,
@@ -330,37 +333,44 @@ class WorkspaceJournal:
         failed_at: float | None = None,
         not_before: float | None = None,
         error: str = "",
-    ) -> bool:
+    ) -> StoredMessage | None:
         """running -> received: the attempt failed or was cut short.
 
         Args:
             counts: Whether it was one of the message's attempts.
             failed_at: When it failed, in seconds since 1970 by the platform's clock; None if it didn't.
         """
-        return await self._move_running(
-            message,
-            State.RECEIVED,
-            attempt=message.attempt + (1 if counts else 0),
+        return await self._move(
+            *(message, State.RUNNING, State.RECEIVED),
+            attempt=message.attempt if counts else message.attempt - 1,
             not_before=not_before,
             error=plain(error),
             first_failed=failed_at if message.first_failed is None else message.first_failed,
+            progress=None,
         )
 
     async def store_reply(
-        self, message: StoredMessage, reply: StoredReply, *, at: int, send_print: str | None, ran: bool = True
-    ) -> bool:
-        """running (or received, for a replayed message: not *ran*) -> answered, on disk when this returns.
+        self, message: StoredMessage, reply: StoredReply, *, at: int, send_print: str | None
+    ) -> StoredMessage | None:
+        """running -> answered, on disk when this returns.
 
         Args:
             at: Microseconds by the platform's clock.
             send_print: The fingerprint of the reply's echo; None for a peer.
         """
-        return await self._move(
-            *(message, State.RUNNING if ran else State.RECEIVED),
-            expected=message.attempt + (1 if ran else 0),
+        return await self._store_reply(message, State.RUNNING, reply, at=at, send_print=send_print)
+
+    async def reuse_reply(self, message: StoredMessage, *, at: int, send_print: str | None) -> StoredMessage | None:
+        """received -> answered, for a replayed message whose reply was kept; on disk when this returns."""
+        return await self._store_reply(message, State.RECEIVED, message.reply, at=at, send_print=send_print)
+
+    def _store_reply(
+        self, message: StoredMessage, frm: State, reply: StoredReply | None, *, at: int, send_print: str | None
+    ) -> "asyncio.Future[StoredMessage | None]":
+        return self._move(
+            *(message, frm, State.ANSWERED),
             reply=reply,
             durable=True,
-            state=State.ANSWERED.value,
             answered_at=at,
             send_print=send_print,
             not_before=None,
@@ -371,22 +381,33 @@ class WorkspaceJournal:
             progress=None,
         )
 
-    async def finish_without_reply(self, message: StoredMessage) -> bool:
+    async def finish_without_reply(self, message: StoredMessage) -> StoredMessage | None:
         """running -> done."""
-        return await self._move_running(message, State.DONE)
+        return await self._move(message, State.RUNNING, State.DONE, progress=None)
 
-    async def prepare_send(self, message: StoredMessage, *, at: int, send_print: str | None) -> bool:
+    async def prepare_send(self, message: StoredMessage, *, at: int, send_print: str | None) -> StoredMessage | None:
         """answered -> answered, before the first send of a reader's reply; on disk when this returns."""
-        return await self._move(message, State.ANSWERED, durable=True, answered_at=at, send_print=send_print)
+        return await self._move(
+            message, State.ANSWERED, State.ANSWERED, durable=True, answered_at=at, send_print=send_print
+        )
 
-    async def replace_reply(self, message: StoredMessage, reply: StoredReply, *, send_print: str | None) -> bool:
+    async def replace_reply(
+        self, message: StoredMessage, reply: StoredReply, *, send_print: str | None
+    ) -> StoredMessage | None:
         """answered -> answered, with another reply; on disk when this returns."""
-        return await self._move(message, State.ANSWERED, reply=reply, durable=True, send_print=send_print)
+        return await self._move(
+            message, State.ANSWERED, State.ANSWERED, reply=reply, durable=True, send_print=send_print
+        )
 
-    async def record_failed_send(self, message: StoredMessage, *, not_before: float | None, in_doubt: int) -> bool:
+    async def record_failed_send(
+        self, message: StoredMessage, *, not_before: float | None, in_doubt: int
+    ) -> StoredMessage | None:
         """answered -> answered, to be sent again. *in_doubt*: the number of sends that may have arrived."""
         return await self._move(
-            message, State.ANSWERED, sends=message.sends + 1, not_before=not_before, in_doubt=in_doubt
+            *(message, State.ANSWERED, State.ANSWERED),
+            sends=message.sends + 1,
+            not_before=not_before,
+            in_doubt=in_doubt,
         )
 
     def retry_sends_now(self) -> "asyncio.Future[None]":
@@ -399,11 +420,10 @@ class WorkspaceJournal:
             lambda db: transitions.retry_one_send_now(db, self.workspace_id, self._wall(), most_in_doubt=most_in_doubt)
         )
 
-    async def mark_dead(self, message: StoredMessage, frm: State, reason: str) -> bool:
+    async def mark_dead(self, message: StoredMessage, reason: str) -> StoredMessage | None:
         """Any open state -> dead."""
-        if frm is State.RUNNING:
-            return await self._move_running(message, State.DEAD, reason=plain(reason), not_before=None)
-        return await self._move(message, frm, state=State.DEAD.value, reason=plain(reason), not_before=None)
+        changes: dict[str, Any] = {"reason": plain(reason), "not_before": None, "progress": None}
+        return await self._move(message, message.state, State.DEAD, **changes)
 
     async def mark_dead_by_id(self, row_id: str, caller_id: str | None, reason: str, error: str) -> bool:
         """Any open state -> dead, after an unexpected error with the traceback *error*."""
@@ -417,9 +437,10 @@ class WorkspaceJournal:
 
         return await self._put(run)
 
-    async def defer(self, message: StoredMessage, *, not_before: float, error: str) -> bool:
+    async def defer(self, message: StoredMessage, *, not_before: float, error: str) -> StoredMessage | None:
         """received -> received: its conversation waits until *not_before*."""
-        return await self._move(message, State.RECEIVED, not_before=not_before, error=plain(error))
+        received = State.RECEIVED
+        return await self._move(message, received, received, not_before=not_before, error=plain(error))
 
     async def settle(self, message: StoredMessage) -> bool:
         """Whether an echo shows that *message*'s reply arrived."""
@@ -498,8 +519,7 @@ class WorkspaceJournal:
     def _commit_sent(self, message: StoredMessage, at: int) -> None:
         reply = message.reply
         outcome = self._move(
-            *(message, State.ANSWERED),
-            state=(reply.then if reply else State.DONE).value,
+            *(message, State.ANSWERED, reply.then if reply else State.DONE),
             reason=(plain(reply.reason) if reply else "") or None,
             accepted=at,
             in_doubt=0,
@@ -507,7 +527,7 @@ class WorkspaceJournal:
         )
         outcome.add_done_callback(lambda outcome: self._sent_committed(outcome, message, at))
 
-    def _sent_committed(self, outcome: "asyncio.Future[bool]", message: StoredMessage, at: int) -> None:
+    def _sent_committed(self, outcome: "asyncio.Future[StoredMessage | None]", message: StoredMessage, at: int) -> None:
         if outcome.cancelled() or outcome.exception() is None:
             del self._ending[message.row_id]
         elif not self._writer.closed:
@@ -548,26 +568,24 @@ class WorkspaceJournal:
             if count := quotas.trim_dead(db, caller, self._wall()):
                 self._trimmed[caller_id] += count
 
-    def _move_running(self, message: StoredMessage, to: State, **changes: Any) -> "asyncio.Future[bool]":
-        """Move *message*, as it was before ``start``."""
-        expected = message.attempt + 1
-        return self._move(message, State.RUNNING, expected=expected, state=to.value, progress=None, **changes)
-
     def _move(
         self,
         message: StoredMessage,
         frm: State,
+        to: State,
         *,
-        expected: int | None = None,
         reply: StoredReply | None = None,
         durable: bool = False,
         **changes: Any,
-    ) -> "asyncio.Future[bool]":
-        def run(db: sqlite3.Connection) -> bool:
-            has_moved = transitions.move(db, message, frm, self._wall(), expected=expected, reply=reply, **changes)
-            if has_moved and changes.get("state") == State.DEAD:
+    ) -> "asyncio.Future[StoredMessage | None]":
+        def run(db: sqlite3.Connection) -> StoredMessage | None:
+            wall = self._wall()
+            if not transitions.move(db, message, frm, wall, reply=reply, state=to.value, **changes):
+                return None
+            if to is State.DEAD:
                 self._trim(db, [message.caller_id])
-            return has_moved
+            known = {name: value for name, value in changes.items() if name not in _NOT_LOADED}
+            return attrs.evolve(message, state=to, changed=wall, reply=reply or message.reply, **known)
 
         return self._put(run, durable=durable)
 

@@ -86,7 +86,7 @@ class Attempts:
         self._running[message.row_id] = running = Running(message, asyncio.timeout(None))
         self._postponed.pop(message.row_id, None)
         text = in_words(message.parts)[:200]
-        self._status.message_event(events.Started, message, attempt=message.attempt + 1, text=text)
+        self._status.message_event(events.Started, message, attempt=message.attempt, text=text)
         try:
             response = _checked(await self._call(running))
         except BackendError as exc:
@@ -112,7 +112,7 @@ class Attempts:
         progress = _Progress(self, running)
         try:
             async with asyncio.timeout(DEADLINE) as running.deadline:
-                return await self._handler(message.request(message.attempt + 1), progress)
+                return await self._handler(message.request(), progress)
         except TimeoutError:
             if not running.deadline.expired():
                 raise
@@ -148,7 +148,7 @@ class Attempts:
         reason, pause = _reason(error), _requested_pause(error)
         self._status.attempt_ended(message.caller_id, reason)
         if not error.retryable:
-            return _final(message.attempt + 1, reason)
+            return _final(message.attempt, reason)
         if pause is not None:
             self._postponed[message.row_id] = (self._clock.wall() + pause, reason)
             return Requeued(reason=reason, seconds=pause, counts=False)
@@ -156,7 +156,7 @@ class Attempts:
         self._breaker.failed(message, reason)
         # Without file descriptors no program can be started for any message.
         counts = self._breaker.counts(message) and not ran_out_of_files(error)
-        attempt = message.attempt + 1
+        attempt = message.attempt
         if self._is_too_old(message) or (counts and attempt >= MAX_ATTEMPTS):
             return _final(attempt, reason)
         delay = RETRY_DELAYS[min(attempt, len(RETRY_DELAYS)) - 1] if counts else UNCOUNTED_RETRY_DELAY

@@ -6,6 +6,7 @@ import errno
 import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
+from typing import TypeVar
 
 import attrs
 
@@ -34,6 +35,8 @@ from molecule_connect.worker.outcomes import (
 from molecule_connect.worker.send_health import Resend
 from molecule_connect.worker.sending import MAX_COPIES, ReplySender
 from molecule_connect.worker.status import Status
+
+T = TypeVar("T")
 
 # Conversations of one caller in memory. If there are more, they take turns: each ends its turn after one message, so
 # that conversations with a long backlog don't keep out others.
@@ -211,7 +214,7 @@ class Dispatcher:
         """Take a message as far as it gets now: to its end, or to a later try."""
         if message.state is State.RUNNING:
             # No task runs it: the commit of its start took effect, and was reported as failed.
-            await self._requeue(attrs.evolve(message, attempt=message.attempt - 1))
+            await self._requeue(message)
         elif message.state is State.ANSWERED and message.answered_at is None and message.reply is not None:
             await self._prepare_send(message, message.reply)
         elif message.state is State.ANSWERED:
@@ -222,8 +225,10 @@ class Dispatcher:
             active.is_starting = True
             message = await self._admission.with_files(message)
             async with self._admission.slot(message):
-                outcome = await self._attempt(active, message)
-            if outcome is not None and (answered := await self._record(message, outcome)) is not None:
+                if (running := await self._start(active, message)) is None:
+                    return
+                outcome = await self._attempt(running)
+            if (answered := await self._record(running, outcome)) is not None:
                 await self._send(answered)
 
     async def _admit(self, message: StoredMessage) -> bool:
@@ -232,17 +237,20 @@ class Dispatcher:
         await self._refuse(message, refusal)
         return refusal is None
 
-    async def _attempt(self, active: _Active, message: StoredMessage) -> AttemptOutcome | None:
-        """Run the backend. None if the message may not be started any more: it waited for its slot."""
+    async def _start(self, active: _Active, message: StoredMessage) -> StoredMessage | None:
+        """Start *message*. None if it may not be started any more: it waited for its slot."""
         if self._is_paused or self._is_stopping:
             return None
         if (refusal := self._admission.recheck(message)) is not None:
             await self._refuse(message, refusal)
             return None
-        if not await self._commit(lambda: self._journal.start(message)):
-            return None
-        active.is_starting = False
-        self._last_run[active.conversation] = message.row_id
+        if (running := await self._commit(lambda: self._journal.start(message))) is not None:
+            active.is_starting = False
+            self._last_run[active.conversation] = message.row_id
+        return running
+
+    async def _attempt(self, message: StoredMessage) -> AttemptOutcome:
+        """Run the backend with a running message."""
         try:
             return await self._attempts.run(message)
         except asyncio.CancelledError:
@@ -263,7 +271,7 @@ class Dispatcher:
             case Refused(reason=reason) if _is_notice(message):
                 # The event of the dead letter was emitted when the notice was stored.
                 dead_reason = f"{message.reply and message.reply.reason} (the caller could not be told: {reason})"
-                await self._commit(lambda: self._journal.mark_dead(message, State.ANSWERED, dead_reason))
+                await self._commit(lambda: self._journal.mark_dead(message, dead_reason))
                 self._status.message_event(events.Notified, message, error=reason)
             case Refused(reason=reason):
                 await self._mark_dead(message, f"the answer was not accepted: {reason}")
@@ -277,9 +285,7 @@ class Dispatcher:
     async def _reuse_reply(self, message: StoredMessage, reply: StoredReply) -> None:
         """Store the reply of a replayed message again; it is sent next."""
         at, send_print = self._clock.now(), self._sender.fingerprint(message, reply)
-        if await self._commit(
-            lambda: self._journal.store_reply(message, reply, at=at, send_print=send_print, ran=False)
-        ):
+        if await self._commit(lambda: self._journal.reuse_reply(message, at=at, send_print=send_print)):
             self._status.message_event(events.Answered, message, text=reply.text[:200], seconds=0.0)
 
     async def _prepare_send(self, message: StoredMessage, reply: StoredReply) -> None:
@@ -314,14 +320,12 @@ class Dispatcher:
 
     async def _store_reply(self, message: StoredMessage, reply: StoredReply) -> StoredMessage | None:
         at, send_print = self._clock.now(), self._sender.fingerprint(message, reply)
-        if not await self._commit(lambda: self._journal.store_reply(message, reply, at=at, send_print=send_print)):
-            return None
-        return message.with_reply(reply, at=at)
+        return await self._commit(lambda: self._journal.store_reply(message, reply, at=at, send_print=send_print))
 
     async def _give_up(self, message: StoredMessage, reason: str) -> StoredMessage | None:
         """Notify the caller in one line, unless the conversation had a notice a moment ago."""
         if self._journal.noticed_since(message.conversation, self._clock.now() - NOTICE_INTERVAL):
-            await self._commit(lambda: self._journal.mark_dead(message, State.RUNNING, reason))
+            await self._commit(lambda: self._journal.mark_dead(message, reason))
             return None
         text = f"This message could not be answered (reference {message.row_id[:8]})."
         return await self._store_reply(message, StoredReply(parts=(TextPart(text),), is_notice=True, reason=reason))
@@ -352,10 +356,10 @@ class Dispatcher:
                 await self._mark_dead(message, reason)
 
     async def _mark_dead(self, message: StoredMessage, reason: str) -> None:
-        await self._commit(lambda: self._journal.mark_dead(message, message.state, reason))
+        await self._commit(lambda: self._journal.mark_dead(message, reason))
         self._status.message_event(events.Dead, message, reason=reason)
 
-    async def _commit(self, write: Callable[[], Awaitable[bool]]) -> bool:
+    async def _commit(self, write: Callable[[], Awaitable[T]]) -> T:
         """The result of a journal *write*, which is retried while the journal can't be written."""
         while True:
             try:
