@@ -30,9 +30,7 @@ def test_backends_are_listed_without_loading_them(molecule: Molecule) -> None:
     assert any(line.split()[:3] == ["broken", "fake-broken", "1.0"] for line in lines)
 
 
-def test_where_no_backend_answers_the_install_line_is_that_of_this_interpreter(
-    molecule: Molecule, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_install_line_names_this_interpreter(molecule: Molecule, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(discovery, "installed_backends", lambda **given: ())
 
     assert molecule("backends").stdout == (
@@ -52,7 +50,7 @@ def test_check_imports_each_and_names_what_fails(molecule: Molecule) -> None:
     assert "what to do: " in result.stderr
 
 
-def test_check_says_that_an_entry_point_names_a_module(molecule: Molecule, plugins: Path) -> None:
+def test_check_reports_entry_point_of_module(molecule: Molecule, plugins: Path) -> None:
     (plugins / "fake_whole.py").write_text("")
     distribute(plugins, "fake-whole", {"molecule_connect.backends": {"whole": "fake_whole"}})
 
@@ -71,9 +69,7 @@ def test_check_says_that_an_entry_point_names_a_module(molecule: Molecule, plugi
         (b"[molecule_connect.backends]\n\xff = m:x\n", "it is not UTF-8"),
     ],
 )
-def test_check_names_a_distribution_whose_entry_points_are_malformed(
-    molecule: Molecule, plugins: Path, text: bytes, words: str
-) -> None:
+def test_check_names_malformed_distribution(molecule: Molecule, plugins: Path, text: bytes, words: str) -> None:
     distribute(plugins, "fake-malformed", {})
     (plugins / "fake_malformed-1.0.dist-info" / "entry_points.txt").write_bytes(text)
 
@@ -157,7 +153,7 @@ def test_the_options_of_one_backend_are_shown(molecule: Molecule) -> None:
         assert words in result.stdout
 
 
-def test_an_unknown_backend_is_told_with_the_known_ones(molecule: Molecule) -> None:
+def test_unknown_backend_lists_installed_ones(molecule: Molecule) -> None:
     result = molecule("backends", "nosuch")
 
     assert result.code == 2
@@ -175,7 +171,7 @@ def test_try_reads_its_message_from_stdin(molecule: Molecule) -> None:
     assert molecule("try", "parrot", stdin="from a pipe").stdout == "from a pipe!\n"
 
 
-def test_try_with_closed_standard_input_asks_for_the_text() -> None:
+def test_try_needs_text_without_stdin() -> None:
     result = subprocess.run(
         ["sh", "-c", 'exec "$0" -m molecule_connect try parrot <&-', sys.executable],
         capture_output=True,
@@ -223,9 +219,7 @@ class Patient:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_try_stops_its_backend_before_a_signal_ends_it(
-    environ: dict[str, str], plugins: Path, number: signal.Signals
-) -> None:
+def test_try_stops_backend_on_signal(environ: dict[str, str], plugins: Path, number: signal.Signals) -> None:
     (plugins / "fake_patient.py").write_text(PATIENT)
     distribute(plugins, "fake-patient", {"molecule_connect.backends": {"patient": "fake_patient:Patient"}})
     command = [sys.executable, "-m", "molecule_connect", "try", "patient", "hello"]
@@ -240,9 +234,7 @@ def test_try_stops_its_backend_before_a_signal_ends_it(
     assert (said, told.strip(), process.returncode) == ("stopped\nclosed\n", "error: interrupted", 128 + number)
 
 
-def test_try_prints_the_answer_of_a_backend_that_cannot_be_closed_and_ends_with_1(
-    molecule: Molecule, plugins: Path
-) -> None:
+def test_try_prints_reply_despite_close_error(molecule: Molecule, plugins: Path) -> None:
     (plugins / "fake_stuck.py").write_text(STUCK)
     distribute(plugins, "fake-stuck", {"molecule_connect.backends": {"stuck": "fake_stuck:Stuck"}})
 
@@ -259,7 +251,7 @@ def test_try_says_what_a_failed_backend_said(molecule: Molecule) -> None:
     assert "error: the parrot is asleep\nwhat to do: " in result.stderr
 
 
-def test_try_names_the_line_of_a_backend_that_breaks(molecule: Molecule, plugins: Path) -> None:
+def test_try_names_the_failing_line(molecule: Molecule, plugins: Path) -> None:
     result = molecule("try", "parrot", "crash")
 
     line = BACKENDS.splitlines().index('            raise RuntimeError("not a parrot")') + 1
@@ -271,24 +263,24 @@ def test_try_names_the_line_of_a_backend_that_breaks(molecule: Molecule, plugins
     assert "Traceback" not in result.stderr
 
 
-def test_try_says_that_a_backend_is_not_ready(molecule: Molecule) -> None:
+def test_try_reports_an_unready_backend(molecule: Molecule) -> None:
     result = molecule("try", "unready", "hello")
 
     assert result.code == 2
     assert "no login" in result.stderr
 
 
-def test_a_command_of_a_plugin_runs_and_its_exit_code_counts(molecule: Molecule) -> None:
+def test_plugin_command_sets_exit_code(molecule: Molecule) -> None:
     assert molecule("dance").stdout == "dancing\n"
     assert molecule("dance", "--code", "5").code == 5
 
 
-def test_a_plugin_cannot_take_the_name_of_a_built_in_command(molecule: Molecule) -> None:
+def test_built_in_command_wins_over_plugin(molecule: Molecule) -> None:
     assert "Serve a workspace" in molecule("connect", "--help").stdout
 
 
 @pytest.mark.parametrize(("name", "words"), [("shatter", "SystemExit"), ("stone", "not a click command")])
-def test_a_broken_command_of_a_plugin_breaks_itself_alone(molecule: Molecule, name: str, words: str) -> None:
+def test_broken_plugin_command_fails_alone(molecule: Molecule, name: str, words: str) -> None:
     result = molecule(name)
 
     assert result.code == 2
@@ -298,7 +290,7 @@ def test_a_broken_command_of_a_plugin_breaks_itself_alone(molecule: Molecule, na
     assert molecule("--help").code == 0
 
 
-def test_an_unknown_command_is_told_with_the_nearest(molecule: Molecule) -> None:
+def test_unknown_command_suggests_the_nearest(molecule: Molecule) -> None:
     result = molecule("conect")
 
     assert result.code == 2
@@ -312,13 +304,13 @@ class CoreAlone(MoleculeGroup):
 
 
 @pytest.mark.parametrize("name", ["mcp", "sandbox"])
-def test_a_command_of_ours_that_is_not_installed_says_how_to_install_it(name: str) -> None:
+def test_missing_command_has_install_hint(name: str) -> None:
     group = CoreAlone("molecule")
     with pytest.raises(ConfigError, match=f"'{name}' is not installed") as missing:
         group.resolve_command(click.Context(group), [name, "--check"])
     assert f'pip install "molecule-connect[{name}]"' in missing.value.hint
 
 
-def test_an_inbox_is_no_backend_to_choose_where_the_default_one_is_missing() -> None:
+def test_inbox_is_not_suggested_as_backend() -> None:
     assert "--backend shout" in or_another(("inbox", "shout"))
     assert or_another(("inbox",)) == ""

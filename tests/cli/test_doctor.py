@@ -42,7 +42,7 @@ async def sandbox() -> AsyncIterator[Sandbox]:
         yield sandbox
 
 
-async def test_all_is_well_and_nothing_was_registered_or_kept(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_passes_without_registering_or_writing(sandbox: Sandbox, tmp_path: Path) -> None:
     workspace = await sandbox.workspace()
 
     found = await look(sandbox.url, tmp_path / "state", workspace_id=workspace.id, token=workspace.token)
@@ -64,7 +64,7 @@ async def test_all_is_well_and_nothing_was_registered_or_kept(sandbox: Sandbox, 
     assert not any(workspace.token in line for line in diagnostics.lines(found))
 
 
-def test_the_default_backend_and_the_default_address_are_named(molecule: Molecule) -> None:
+def test_names_default_backend_and_address(molecule: Molecule) -> None:
     result = molecule("doctor", "ws_1", "--token", "some-token-1234", PATH="")
 
     assert result.code == 1
@@ -76,16 +76,14 @@ def test_the_default_backend_and_the_default_address_are_named(molecule: Molecul
     assert "claude" in backend
 
 
-def test_an_address_that_was_chosen_is_not_called_the_default(molecule: Molecule) -> None:
+def test_chosen_address_is_not_called_default(molecule: Molecule) -> None:
     result = molecule("doctor", "ws_1", "--token", "some-token-1234", MOLECULE_API_URL="http://127.0.0.1:1")
 
     assert "the default address" not in result.stdout
 
 
 @pytest.mark.parametrize("command", [("doctor",), ("connect", "--dry-run", "--backend", "parrot")])
-def test_a_home_that_cannot_be_written_is_found(
-    molecule: Molecule, environ: dict[str, str], command: tuple[str, ...]
-) -> None:
+def test_reports_an_unwritable_home(molecule: Molecule, environ: dict[str, str], command: tuple[str, ...]) -> None:
     for name in (".config", ".molecule-workspace"):
         (Path(environ["HOME"]) / name).touch()
 
@@ -96,7 +94,7 @@ def test_a_home_that_cannot_be_written_is_found(
     assert environ["HOME"] in result.output
 
 
-async def test_a_refused_token_fails_and_says_what_to_do(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_refused_token_fails_with_a_hint(sandbox: Sandbox, tmp_path: Path) -> None:
     workspace = await sandbox.workspace()
 
     found = await look(sandbox.url, tmp_path, workspace_id=workspace.id, token="not-the-token-1234")
@@ -105,7 +103,7 @@ async def test_a_refused_token_fails_and_says_what_to_do(sandbox: Sandbox, tmp_p
     assert "a current one" in found[-1].hint
 
 
-async def test_a_platform_out_of_reach_ends_the_table(tmp_path: Path) -> None:
+async def test_unreachable_platform_ends_the_table(tmp_path: Path) -> None:
     found = await look("http://127.0.0.1:1", tmp_path, token="some-token-1234")
 
     assert (found[-1].check, found[-1].level) == ("platform", "FAIL")
@@ -189,7 +187,7 @@ async def test_clocks_that_disagree_are_told(minutes: int, words: str) -> None:
         (["ws_1", "--backend", "nobody"], "backend  FAIL  no backend named 'nobody'"),
     ],
 )
-def test_what_is_wrong_on_this_machine_is_a_row_and_exits_1(molecule: Molecule, arguments: list[str], row: str) -> None:
+def test_local_problem_exits_1(molecule: Molecule, arguments: list[str], row: str) -> None:
     result = molecule("doctor", *arguments)
 
     assert result.code == 1
@@ -197,7 +195,7 @@ def test_what_is_wrong_on_this_machine_is_a_row_and_exits_1(molecule: Molecule, 
     assert [line for line in shown if line.startswith(" ".join(row.split()))], shown
 
 
-async def test_of_a_list_each_is_looked_at_with_its_own_token_and_platform(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_checks_each_workspace_of_a_list(sandbox: Sandbox, tmp_path: Path) -> None:
     workspace, other = await sandbox.workspace(), await sandbox.workspace()
     config = tmp_path / "fleet.toml"
     blocks = [
@@ -221,7 +219,7 @@ async def test_of_a_list_each_is_looked_at_with_its_own_token_and_platform(sandb
     assert not any(workspace.token in line or other.token in line for line in diagnostics.lines(both))
 
 
-async def test_a_bad_block_of_a_list_is_a_row_and_hides_no_other(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_bad_block_hides_no_other(sandbox: Sandbox, tmp_path: Path) -> None:
     workspace, config = await sandbox.workspace(), tmp_path / "fleet.toml"
     config.touch(mode=0o600)
     config.write_text(
@@ -240,7 +238,7 @@ async def test_a_bad_block_of_a_list_is_a_row_and_hides_no_other(sandbox: Sandbo
     assert levels([finding for finding in found if finding.workspace == workspace.id])["token accepted"] == "ok"
 
 
-async def test_a_list_with_faults_shows_each_of_them(tmp_path: Path) -> None:
+async def test_shows_every_fault_of_a_list(tmp_path: Path) -> None:
     environ = {
         "MOLECULE_WORKSPACES": '[{"id": "a"}, {"token": "some-token"}]',
         "MOLECULE_WORKSPACE_TOKEN": "not-theirs",

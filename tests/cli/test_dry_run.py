@@ -1,4 +1,4 @@
-"""A rehearsal: everything that can be checked without a request, and no state."""
+"""``--dry-run``: checks without a request and without state."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,7 @@ def test_it_shows_the_summary_and_starts_nothing(molecule: Molecule, environ: di
     assert list(Path(environ["HOME"]).iterdir()) == []
 
 
-def test_a_token_on_the_command_line_is_warned_of(molecule: Molecule, token: str) -> None:
+def test_warns_of_token_on_command_line(molecule: Molecule, token: str) -> None:
     result = molecule("connect", "ws_1", "--backend", "parrot", "--dry-run", "--token", token)
 
     assert result.code == 0
@@ -36,7 +36,7 @@ def test_push_can_be_rehearsed(molecule: Molecule, token: str) -> None:
     assert "mode push" in result.stderr
 
 
-def test_problems_of_the_backend_are_told_and_end_it_with_2(molecule: Molecule, token: str) -> None:
+def test_backend_problems_exit_2(molecule: Molecule, token: str) -> None:
     result = molecule("connect", "ws_1", "--backend", "unready", "--dry-run", "--token", token)
 
     assert result.code == 2
@@ -45,14 +45,14 @@ def test_problems_of_the_backend_are_told_and_end_it_with_2(molecule: Molecule, 
     assert "nothing was started" in result.stderr
 
 
-def test_an_organisation_that_no_header_can_hold_is_refused(molecule: Molecule, token: str) -> None:
+def test_refuses_an_invalid_organisation(molecule: Molecule, token: str) -> None:
     result = molecule("connect", "ws_1", "--backend", "parrot", "--org-id", "a\nb", "--dry-run", "--token", token)
 
     assert result.code == 2
     assert "the organisation id cannot stand in a header" in result.stderr
 
 
-def test_an_unknown_option_is_a_warning_with_the_nearest(molecule: Molecule, token: str) -> None:
+def test_unknown_option_warns_with_suggestion(molecule: Molecule, token: str) -> None:
     result = molecule(
         "connect", "ws_1", "--backend", "parrot", "--backend-opt", "sufix=?", "--dry-run", "--token", token
     )
@@ -62,7 +62,7 @@ def test_an_unknown_option_is_a_warning_with_the_nearest(molecule: Molecule, tok
     assert "'suffix'" in result.stderr
 
 
-def test_the_platform_may_be_named_before_the_command(molecule: Molecule, token: str) -> None:
+def test_accepts_api_url_before_the_command(molecule: Molecule, token: str) -> None:
     before = ("--api-url", "http://127.0.0.1:1")
     rest = ("connect", "ws_1", "--backend", "parrot", "--dry-run", "--token", token)
 
@@ -70,7 +70,7 @@ def test_the_platform_may_be_named_before_the_command(molecule: Molecule, token:
     assert "api http://127.0.0.1:3," in molecule(*before, *rest, "--api-url", "http://127.0.0.1:3").stderr
 
 
-def test_a_token_that_comes_through_a_pipe_is_read_once(molecule: Molecule, token: str, tmp_path: Path) -> None:
+def test_reads_token_from_a_pipe_once(molecule: Molecule, token: str, tmp_path: Path) -> None:
     import os
     import threading
 
@@ -85,9 +85,7 @@ def test_a_token_that_comes_through_a_pipe_is_read_once(molecule: Molecule, toke
     assert result.code == 0, result.stderr
 
 
-def test_a_token_that_an_earlier_register_left_is_enough(
-    molecule: Molecule, token: str, environ: dict[str, str]
-) -> None:
+def test_accepts_token_of_earlier_registration(molecule: Molecule, token: str, environ: dict[str, str]) -> None:
     state = Path(environ["HOME"]) / ".config" / "molecule" / "state"
     state.mkdir(parents=True)
     kept = state / "ws_1.token"

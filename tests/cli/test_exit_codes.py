@@ -72,7 +72,7 @@ def test_every_error_class_was_thought_of() -> None:
     assert left_at_1 == {"MoleculeError", "BackendError", "CloseError", "PlatformError"}
 
 
-def test_a_group_of_errors_is_about_the_one_that_was_raised_on_purpose() -> None:
+def test_intended_error_of_a_group_counts() -> None:
     group = ExceptionGroup("both", [RuntimeError("noise"), ExceptionGroup("inner", [TRANSIENT])])
 
     assert decisive(group) is TRANSIENT

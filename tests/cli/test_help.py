@@ -1,4 +1,4 @@
-"""What help tells, and what it costs."""
+"""Contents of help texts, and what they import."""
 
 import subprocess
 import sys
@@ -48,7 +48,7 @@ def test_what_only_prints_loads_nothing_heavy(arguments: list[str], environ: dic
     assert loaded & HEAVY == set()
 
 
-def test_help_lists_built_in_commands_and_those_of_plugins(molecule: Molecule) -> None:
+def test_help_lists_built_in_and_plugin_commands(molecule: Molecule) -> None:
     result = molecule("--help")
 
     assert result.code == 0
@@ -69,14 +69,14 @@ def test_help_lists_built_in_commands_and_those_of_plugins(molecule: Molecule) -
     assert {"new-backend"} <= listed
 
 
-def test_every_built_in_command_has_the_help_line_it_was_listed_with(molecule: Molecule) -> None:
+def test_every_built_in_command_has_help(molecule: Molecule) -> None:
     for name in BUILT_IN:
         result = molecule(name, "--help")
         assert result.code == 0, result.stderr
         assert result.stdout.startswith(f"Usage: molecule {name}")
 
 
-def test_the_help_of_connect_shows_every_flag_the_examples_and_the_installed_backends(molecule: Molecule) -> None:
+def test_connect_help_is_complete(molecule: Molecule) -> None:
     result = molecule("connect", "--help", COLUMNS="200")
 
     assert result.code == 0
@@ -110,7 +110,7 @@ def test_every_shell_gets_its_completion_script(molecule: Molecule, shell: str) 
     assert "_MOLECULE_COMPLETE" in result.stdout
 
 
-def test_completion_knows_commands_of_plugins_without_loading_them(molecule: Molecule) -> None:
+def test_completion_loads_no_plugin_command(molecule: Molecule) -> None:
     result = molecule(**complete("molecule ", 1))
 
     assert {"connect", "dance", "shatter"} <= set(result.stdout.replace(",", "\n").split())

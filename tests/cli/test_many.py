@@ -33,9 +33,7 @@ def config(tmp_path: Path, token: str) -> Path:
     return path
 
 
-def test_a_rehearsal_shows_one_line_for_each_and_starts_nothing(
-    molecule: Molecule, config: Path, environ: dict[str, str]
-) -> None:
+def test_dry_run_shows_each_workspace(molecule: Molecule, config: Path, environ: dict[str, str]) -> None:
     result = molecule("connect", "--config", str(config), "--dry-run")
 
     assert result.code == 0, result.stderr
@@ -46,7 +44,7 @@ def test_a_rehearsal_shows_one_line_for_each_and_starts_nothing(
     assert list(Path(environ["HOME"]).iterdir()) == []
 
 
-def test_a_flag_that_is_given_holds_for_all_and_a_default_for_none(molecule: Molecule, config: Path) -> None:
+def test_only_given_flags_override_a_list(molecule: Molecule, config: Path) -> None:
     given = molecule(
         "--api-url", "http://localhost:2", "connect", "--config", str(config), "--backend", "mock", "--dry-run"
     )
@@ -54,7 +52,7 @@ def test_a_flag_that_is_given_holds_for_all_and_a_default_for_none(molecule: Mol
     assert given.stderr.count("backend mock") == given.stderr.count("api http://localhost:2") == 3
 
 
-def test_problems_of_each_are_told_by_their_workspace(molecule: Molecule, config: Path) -> None:
+def test_problems_name_their_workspace(molecule: Molecule, config: Path) -> None:
     config.write_text(
         f"""{config.read_text()}backend = "unready"
         [[workspace]]
@@ -90,9 +88,7 @@ def test_problems_of_each_are_told_by_their_workspace(molecule: Molecule, config
         ),
     ],
 )
-def test_what_a_plugin_of_a_list_refuses_is_told_with_its_number_and_spelt_as_in_the_list(
-    molecule: Molecule, config: Path, plugins: Path, keys: str, words: str
-) -> None:
+def test_plugin_errors_use_keys_of_list(molecule: Molecule, config: Path, plugins: Path, keys: str, words: str) -> None:
     (plugins / "fake_picky.py").write_text(PICKY)
     distribute(plugins, "fake-picky", {"molecule_connect.middleware": {"picky": "fake_picky:Picky"}})
     config.write_text(f"{config.read_text()}{keys}\n")
@@ -103,7 +99,7 @@ def test_what_a_plugin_of_a_list_refuses_is_told_with_its_number_and_spelt_as_in
     assert f"workspace 3 (ws_2): {words}" in result.stderr
 
 
-def test_every_fault_is_a_line_and_the_error_counts_them(molecule: Molecule, token: str) -> None:
+def test_every_fault_is_a_line(molecule: Molecule, token: str) -> None:
     entries = [{"id": "ws_1", "token": token, "tokn": 1}, {"id": "ws_1", "token": token}, {"id": "a b"}]
 
     result = molecule("connect", MOLECULE_WORKSPACES=json.dumps(entries))
@@ -117,7 +113,7 @@ def test_every_fault_is_a_line_and_the_error_counts_them(molecule: Molecule, tok
     assert f"error: MOLECULE_WORKSPACES has {len(faults)} faults, listed above\n" in result.stderr
 
 
-def test_a_list_without_one_good_block_is_refused_as_a_whole(molecule: Molecule, tmp_path: Path, token: str) -> None:
+def test_list_without_good_block_is_refused(molecule: Molecule, tmp_path: Path, token: str) -> None:
     entries = [{"id": "ws_1", "token": token, "backend": "unready"}, {"id": "ws_2", "token": token, "backend": "none"}]
 
     result = molecule("connect", "--state-dir", str(tmp_path / "state"), MOLECULE_WORKSPACES=json.dumps(entries))
@@ -139,9 +135,7 @@ def test_a_single_fault_is_the_error(molecule: Molecule) -> None:
     ("arguments", "words"),
     [(["ws_1"], "a workspace id"), (["--token", "t0k3n-x"], "--token"), (["--token-file", "x"], "--token-file")],
 )
-def test_an_id_or_a_token_beside_a_list_is_refused(
-    molecule: Molecule, config: Path, arguments: list[str], words: str
-) -> None:
+def test_list_excludes_id_and_token_flags(molecule: Molecule, config: Path, arguments: list[str], words: str) -> None:
     by_file = molecule("connect", *arguments, "--config", str(config))
     by_variable = molecule("connect", *arguments, MOLECULE_WORKSPACES="[]")
 
@@ -154,9 +148,7 @@ def test_the_file_wins_over_the_variable(molecule: Molecule, config: Path) -> No
     assert molecule("connect", "--config", str(config), "--dry-run", MOLECULE_WORKSPACES="{").code == 0
 
 
-def test_a_backend_that_two_distributions_claim_is_a_fault_with_both_names(
-    molecule: Molecule, config: Path, plugins: Path
-) -> None:
+def test_ambiguous_backend_names_both_distributions(molecule: Molecule, config: Path, plugins: Path) -> None:
     info = plugins / "fake_twin-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fake-twin\nVersion: 1.0\n")

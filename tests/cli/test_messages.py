@@ -125,7 +125,7 @@ def test_help_tells_each_command_with_an_example(molecule: Molecule) -> None:
         assert f"\n  molecule messages {name}" in result.stdout
 
 
-def test_an_id_in_capitals_is_the_same_workspace(messages: Molecule, book: Book) -> None:
+def test_id_in_capitals_names_same_workspace(messages: Molecule, book: Book) -> None:
     name = "dc98486f-8e1e-44fc-94c0-ba89c005241b"
     book.write("row-of-that-workspace", "hello", workspace=name)
 
@@ -133,7 +133,7 @@ def test_an_id_in_capitals_is_the_same_workspace(messages: Molecule, book: Book)
     assert "hello" in messages("show", "row-of", "--workspace", name.upper()).stdout
 
 
-def test_without_a_journal_it_says_so_and_makes_none(messages: Molecule, book: Book) -> None:
+def test_missing_journal_is_not_created(messages: Molecule, book: Book) -> None:
     for arguments in (["list"], ["show", "x"], ["replay", "x"], ["drop", "x"], ["replay", "--all-dead"]):
         result = messages(*arguments)
         assert result.code == 2
@@ -142,7 +142,7 @@ def test_without_a_journal_it_says_so_and_makes_none(messages: Molecule, book: B
     assert list(book.folder.iterdir()) == []
 
 
-def test_a_list_shows_where_each_stands_and_why(messages: Molecule, book: Book) -> None:
+def test_list_shows_state_and_reason(messages: Molecule, book: Book) -> None:
     book.write("11111111-aaaa", "hello there")
     book.write("22222222-bbbb", "never mind", caller_id="peer-1")
     book.kill("22222222-bbbb", "no answer after 4 attempts: it broke")
@@ -156,7 +156,7 @@ def test_a_list_shows_where_each_stands_and_why(messages: Molecule, book: Book) 
     assert second.endswith("never mind | no answer after 4 attempts: it broke")
 
 
-def test_a_list_is_narrowed_and_says_what_it_leaves_out(messages: Molecule, book: Book) -> None:
+def test_filtered_list_shows_the_total(messages: Molecule, book: Book) -> None:
     for number in range(4):
         book.write(f"row-{number}", "text")
     book.kill("row-0", "over")
@@ -170,7 +170,7 @@ def test_a_list_is_narrowed_and_says_what_it_leaves_out(messages: Molecule, book
     assert messages("list", "--state", "held").stderr == "no messages\n"
 
 
-def test_an_inbox_shows_its_answers_and_who_has_what(messages: Molecule, book: Book) -> None:
+def test_inbox_shows_answers_and_claims(messages: Molecule, book: Book) -> None:
     book.write("row-a", "forty-two", kind=Kind.ANSWER, caller_id="peer", inbox=True)
     book.write("row-b", "what now?", inbox=True)
     book.write("row-c", "an answer to a backend", kind=Kind.ANSWER, caller_id="peer")
@@ -187,13 +187,13 @@ def test_an_inbox_shows_its_answers_and_who_has_what(messages: Molecule, book: B
     assert told["held_until"] is not None
 
 
-def test_a_hold_that_is_over_says_so(messages: Molecule, book: Book) -> None:
+def test_expired_claim_is_shown(messages: Molecule, book: Book) -> None:
     book.write("row-a", "hello", inbox=True)
     book.take(0)
     assert "its claim has expired" in messages("list").stdout
 
 
-def test_several_workspaces_are_told_apart_and_an_unknown_one_is_refused(messages: Molecule, book: Book) -> None:
+def test_list_distinguishes_workspaces(messages: Molecule, book: Book) -> None:
     book.write("row-1", "one")
     book.write("row-2", "two", workspace="ws_2")
 
@@ -250,7 +250,7 @@ def test_all_of_a_message_is_shown(messages: Molecule, book: Book) -> None:
 
 
 @pytest.mark.parametrize("uri", ["file:///etc/passwd", "/etc/passwd"])
-def test_a_senders_uri_is_not_shown_as_a_path(messages: Molecule, book: Book, uri: str) -> None:
+def test_uri_is_not_shown_as_path(messages: Molecule, book: Book, uri: str) -> None:
     book.write("row-1", FilePart(uri=uri, name="x"))
 
     assert f'    file x (of unknown type) no path; the sender gave the uri "{uri}"\n' in messages("show", "row").stdout
@@ -258,7 +258,7 @@ def test_a_senders_uri_is_not_shown_as_a_path(messages: Molecule, book: Book, ur
     assert "path" not in part["file"]
 
 
-def test_the_traceback_of_an_unexpected_error_is_shown_as_it_is(messages: Molecule, book: Book) -> None:
+def test_traceback_is_shown_unchanged(messages: Molecule, book: Book) -> None:
     book.write("row-1", "hello")
     trace = 'Traceback (most recent call last):\n  File "x.py", line 1, in f\nValueError: \x1b[2Jnull byte\n'
 
@@ -273,7 +273,7 @@ def test_the_traceback_of_an_unexpected_error_is_shown_as_it_is(messages: Molecu
     assert json.loads(messages("show", "row-1", "--json").output)["error"] == trace
 
 
-def test_a_message_for_machines_has_its_parts_and_its_answer(messages: Molecule, book: Book) -> None:
+def test_json_has_parts_and_reply(messages: Molecule, book: Book) -> None:
     book.write("row-1", "one ", "two")
     book.kill("row-1", "refused", answer=StoredReply(parts=(TextPart("the answer"),)))
 
@@ -287,7 +287,7 @@ def test_a_message_for_machines_has_its_parts_and_its_answer(messages: Molecule,
 @pytest.mark.parametrize(
     "arguments", [("list",), ("show", "row-1"), ("show", "row-1", "--raw"), ("show", "row-1", "--json")]
 )
-def test_a_terminal_without_a_character_shows_another_sign(book: Book, arguments: tuple[str, ...]) -> None:
+def test_unsupported_character_is_replaced(book: Book, arguments: tuple[str, ...]) -> None:
     raw = json.dumps({"text": "fine \U0001f600 \xe9"}, ensure_ascii=False)
     book.write("row-1", "fine \U0001f600 \xe9", raw=raw)
     environ = {"PATH": os.environ["PATH"], "PYTHONIOENCODING": "latin-1", "MOLECULE_STATE_DIR": str(book.folder)}
@@ -301,14 +301,14 @@ def test_a_terminal_without_a_character_shows_another_sign(book: Book, arguments
         assert "fine \U0001f600 \xe9" in str(json.loads(done.stdout.decode("latin-1")))
 
 
-def test_raw_is_what_came_to_the_letter_in_a_pipe(messages: Molecule, book: Book) -> None:
+def test_raw_is_unchanged_in_a_pipe(messages: Molecule, book: Book) -> None:
     raw = '{"a": 1.10, "b": "\x9b31m\u202e", "z": 12345678901234567890}'
     book.write("row-1", "text", raw=raw)
 
     assert messages("show", "row-1", "--raw").stdout == raw + "\n"
 
 
-def test_raw_on_a_terminal_means_the_same_and_does_nothing_to_it() -> None:
+def test_raw_is_escaped_on_a_terminal() -> None:
     raw = '{"b": "\x9b31m\u202e\U000e0001 plain é"}'
 
     shown = message_format.raw_text(raw)
@@ -317,7 +317,7 @@ def test_raw_on_a_terminal_means_the_same_and_does_nothing_to_it() -> None:
     assert json.loads(shown) == json.loads(raw)
 
 
-def test_nothing_of_a_peer_reaches_the_terminal_raw(messages: Molecule, book: Book) -> None:
+def test_peer_text_is_sanitized_for_terminals(messages: Molecule, book: Book) -> None:
     book.write("row-1", HOSTILE, FilePart(uri=HOSTILE, name=HOSTILE), DataPart(HOSTILE), caller_id=HOSTILE)
     book.kill("row-1", HOSTILE, answer=StoredReply(parts=(TextPart(HOSTILE),)))
 
@@ -328,7 +328,7 @@ def test_nothing_of_a_peer_reaches_the_terminal_raw(messages: Molecule, book: Bo
     assert r"    \x1b[2J\x1b]0;owned\x07\u202egnp.exe\x9b31m second" in messages("show", "row-1").stdout
 
 
-def test_a_replay_says_what_will_happen_and_happens(messages: Molecule, book: Book) -> None:
+def test_replay_shows_its_effect(messages: Molecule, book: Book) -> None:
     book.write("row-1", "hello")
     book.kill("row-1", "it broke")
     book.write("row-2", "again")
@@ -346,7 +346,7 @@ def test_a_replay_says_what_will_happen_and_happens(messages: Molecule, book: Bo
     assert (book.state("row-1"), book.state("row-2")) == (State.RECEIVED, State.RECEIVED)
 
 
-def test_what_was_put_off_for_days_can_be_tried_at_once(messages: Molecule, book: Book) -> None:
+def test_replay_processes_a_deferred_message(messages: Molecule, book: Book) -> None:
     book.write("row-1", "hello")
     book.put_off("row-1", "the usage limit is reached", seconds=8 * 86_400)
     assert "in 8 d" in messages("list").stdout
@@ -361,14 +361,14 @@ def test_what_was_put_off_for_days_can_be_tried_at_once(messages: Molecule, book
     assert messages("replay", "row-1").code == 2
 
 
-def test_a_replay_in_an_inbox_says_that_a_reader_gets_it(messages: Molecule, book: Book) -> None:
+def test_replay_in_an_inbox_names_readers(messages: Molecule, book: Book) -> None:
     book.write("row-1", "hello")
     book.kill("row-1", "loop")
     (book.folder / "ws_1.status").write_text(json.dumps({"workspace_id": "ws_1", "inbox": True}))
     assert "it waits for a reader of the inbox again" in messages("replay", "row-1", "--yes").stdout
 
 
-def test_a_replay_says_when_a_connector_takes_it_up(messages: Molecule, book: Book) -> None:
+def test_replay_names_the_running_connector(messages: Molecule, book: Book) -> None:
     book.write("row-1", "hello")
     book.kill("row-1", "it broke")
 
@@ -378,9 +378,7 @@ def test_a_replay_says_when_a_connector_takes_it_up(messages: Molecule, book: Bo
     assert "ws_1: the running connector takes it up within a second" in result.stdout
 
 
-def test_all_that_is_dead_for_one_reason_is_replayed_and_unreadable_rows_are_left(
-    messages: Molecule, book: Book
-) -> None:
+def test_replays_all_dead_with_a_reason(messages: Molecule, book: Book) -> None:
     for row_id, reason in (("row-1", "loop: in a row"), ("row-2", "it broke")):
         book.write(row_id, "hello")
         book.kill(row_id, reason)
@@ -421,9 +419,7 @@ def test_many_are_told_in_short(messages: Molecule, book: Book) -> None:
         (["list", "--state", "sad"], "sad"),
     ],
 )
-def test_what_cannot_be_done_is_refused_and_changes_nothing(
-    messages: Molecule, book: Book, arguments: list[str], complaint: str
-) -> None:
+def test_refused_command_changes_nothing(messages: Molecule, book: Book, arguments: list[str], complaint: str) -> None:
     book.write("row-1", "hello")
     book.kill("row-1", "it broke")
     book.write("row-open", "hello")
@@ -437,7 +433,7 @@ def test_what_cannot_be_done_is_refused_and_changes_nothing(
     assert [book.state(row_id) for row_id in ("row-1", "row-open", "odd")] == ["dead", "received", "dead"]
 
 
-def test_a_dead_letter_without_its_text_says_so(messages: Molecule, book: Book) -> None:
+def test_dead_letter_without_text_says_so(messages: Molecule, book: Book) -> None:
     book.write("row-1", "x" * (20 << 20))
     book.write("row-2", "x" * (50 << 20))
     for row_id in ("row-1", "row-2"):

@@ -22,7 +22,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "backend"
 TOOLS = ("-m", "ruff", "check"), ("-m", "ruff", "format", "--check"), ("-m", "mypy", "--strict")
 
 
-def test_it_writes_a_distribution_and_says_what_to_do_next(molecule: Molecule, tmp_path: Path) -> None:
+def test_creates_a_distribution_and_lists_next_steps(molecule: Molecule, tmp_path: Path) -> None:
     result = molecule("new-backend", "acme", "--into", str(tmp_path / "new"))
 
     folder = tmp_path / "new" / "molecule-connect-acme"
@@ -78,7 +78,7 @@ def test_a_bad_name_is_refused(molecule: Molecule, tmp_path: Path, name: str, wo
     assert not (tmp_path / "new").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_said(molecule: Molecule) -> None:
+def test_reports_an_unwritable_folder(molecule: Molecule) -> None:
     result = molecule("new-backend", "acme", "--into", "/proc/here")
 
     assert result.code == 2
@@ -110,7 +110,7 @@ def run(folder: Path, *arguments: str, **environment: str) -> str:
     return ran.stdout
 
 
-def test_an_environment_beside_the_code_is_not_packed(folder: Path, tmp_path: Path) -> None:
+def test_virtual_environment_is_not_packed(folder: Path, tmp_path: Path) -> None:
     (folder / "fresh" / "bin").mkdir(parents=True)
     (folder / "fresh" / "bin" / "python").symlink_to(sys.executable)
 
@@ -125,7 +125,7 @@ def test_an_environment_beside_the_code_is_not_packed(folder: Path, tmp_path: Pa
 
 # Tools that begin without a cache take a minute on a machine with other work.
 @pytest.mark.timeout(300)
-def test_what_is_written_builds_and_the_wheel_passes_its_tests(folder: Path, tmp_path: Path) -> None:
+def test_created_distribution_builds_and_passes_tests(folder: Path, tmp_path: Path) -> None:
     run(folder, "-m", "hatchling", "build", "-d", str(tmp_path / "dist"))
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     (package,) = folder.glob("molecule_connect_*")
@@ -150,12 +150,12 @@ def test_what_is_written_builds_and_the_wheel_passes_its_tests(folder: Path, tmp
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(importlib.util.find_spec("ruff") is None, reason="ruff and mypy are not installed")
 @pytest.mark.parametrize("folder", ["acme", "example"], indirect=True)
-def test_what_is_written_is_clean_to_the_usual_tools(folder: Path) -> None:
+def test_created_files_pass_linters(folder: Path) -> None:
     for tool in TOOLS:
         run(folder, *tool, ".")
 
 
-def test_the_example_is_what_the_command_writes_and_a_few_lines_more() -> None:
+def test_example_extends_the_created_files() -> None:
     written = distribution_files("dice")
     tracked = subprocess.run(["git", "ls-files", "."], cwd=EXAMPLE, capture_output=True, text=True, check=False).stdout
 

@@ -1,4 +1,4 @@
-"""Refused blocks of a list are looked at again without a signal."""
+"""Refused workspaces of a list are checked again without a signal."""
 
 import asyncio
 from pathlib import Path
@@ -45,7 +45,7 @@ def summary(settings: WorkspaceSettings) -> Summary:
     return Summary(workspace_id=settings.workspace_id, backend="", mode="", api_url="", state_dir="")
 
 
-async def test_a_token_file_that_appears_later_is_noticed_without_a_signal(tmp_path: Path) -> None:
+async def test_notices_new_token_file_without_signal(tmp_path: Path) -> None:
     config, state, screen = tmp_path / "fleet.toml", tmp_path / "state", Recorder()
     async with Sandbox.over_loopback() as sandbox:
         good, late = await sandbox.workspace("good"), await sandbox.workspace("late")

@@ -23,7 +23,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_an_error_without_a_hint_ends_with_a_next_step_all_the_same(error: Exception) -> None:
+def test_error_without_hint_has_next_step(error: Exception) -> None:
     told: list[tuple[str, str]] = []
 
     def fail(text: str, hint: str, exit_code: int, traceback: str = "") -> None:
@@ -40,9 +40,7 @@ def test_an_error_without_a_hint_ends_with_a_next_step_all_the_same(error: Excep
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("arguments", [["backends"], ["backends", "parrot"], ["--help"], ["try", "parrot", "hello"]])
-def test_standard_output_that_cannot_be_written_is_told_in_one_line(
-    environ: dict[str, str], arguments: list[str], unbuffered: str
-) -> None:
+def test_unwritable_stdout_is_one_error(environ: dict[str, str], arguments: list[str], unbuffered: str) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "molecule_connect", *arguments],
@@ -62,9 +60,7 @@ def test_standard_output_that_cannot_be_written_is_told_in_one_line(
 
 
 @pytest.mark.parametrize("arguments", [["backends"], ["backends", "parrot"]])
-def test_a_reader_that_has_gone_ends_a_command_as_the_signal_would(
-    environ: dict[str, str], arguments: list[str]
-) -> None:
+def test_closed_pipe_exits_like_sigpipe(environ: dict[str, str], arguments: list[str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
@@ -80,7 +76,7 @@ def test_a_reader_that_has_gone_ends_a_command_as_the_signal_would(
     assert (done.returncode, done.stderr) == (141, b"")
 
 
-def test_any_other_error_of_the_system_stays_a_bug(capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_system_errors_are_bugs(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended, reported(fail_on_stderr):
         Path("/nowhere/at/all").read_text()
 

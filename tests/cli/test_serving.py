@@ -163,7 +163,7 @@ def test_a_signal_stops_it_cleanly(connect: Connect, platform: Platform, number:
     assert "stopped" in told
 
 
-def test_a_second_signal_ends_it_at_once_while_a_backend_blocks_the_loop(connect: Connect, platform: Platform) -> None:
+def test_second_signal_exits_despite_blocked_loop(connect: Connect, platform: Platform) -> None:
     platform.waiting.append("block")
     run = connect()
     assert run.process.stdout is not None
@@ -196,9 +196,7 @@ def test_a_closed_stderr_does_not_stop_it(connect: Connect, platform: Platform) 
     assert platform.sent == ["UNSEEN"]
 
 
-def test_a_process_without_a_stderr_serves_all_the_same(
-    environ: dict[str, str], platform: Platform, connect: Connect, token: str
-) -> None:
+def test_serves_without_stderr(environ: dict[str, str], platform: Platform, connect: Connect, token: str) -> None:
     platform.waiting.append("unseen")
     command = f"exec {sys.executable} -m molecule_connect connect ws_1 --backend slow --once 2>&-"
     more = {"MOLECULE_WORKSPACE_TOKEN": token, "MOLECULE_API_URL": platform.url}
@@ -217,7 +215,7 @@ def test_once_answers_what_waits_and_ends(connect: Connect, platform: Platform) 
     assert (code, platform.sent) == (0, ["ONE", "TWO"])
 
 
-def test_a_refused_token_ends_it_with_3_and_names_workspace_and_source(connect: Connect, platform: Platform) -> None:
+def test_refused_token_exits_3(connect: Connect, platform: Platform) -> None:
     platform.answers["/registry/register"] = (401, {"error": "invalid workspace auth token"})
 
     code, told = connect().end()
@@ -227,9 +225,7 @@ def test_a_refused_token_ends_it_with_3_and_names_workspace_and_source(connect: 
     assert "what to do: workspace ws_1, token from MOLECULE_WORKSPACE_TOKEN: " in told
 
 
-def test_a_register_that_the_platform_refuses_in_its_own_words_ends_it_with_7(
-    connect: Connect, platform: Platform
-) -> None:
+def test_refused_registration_exits_7(connect: Connect, platform: Platform) -> None:
     platform.answers["/registry/register"] = (400, {"error": "agent_card is required"})
 
     code, told = connect().end()
@@ -248,7 +244,7 @@ def test_a_deleted_workspace_ends_it_with_4(connect: Connect, platform: Platform
     assert "what to do: " in told
 
 
-def test_a_second_process_is_turned_away_with_5_and_told_who_serves(connect: Connect) -> None:
+def test_second_process_exits_5(connect: Connect) -> None:
     first = connect()
     first.wait_for("registered")
 
@@ -258,7 +254,7 @@ def test_a_second_process_is_turned_away_with_5_and_told_who_serves(connect: Con
     assert str(first.process.pid) in told
 
 
-def test_a_signal_before_it_is_registered_ends_it_with_0(connect: Connect, platform: Platform) -> None:
+def test_signal_before_registration_exits_0(connect: Connect, platform: Platform) -> None:
     platform.answers["/registry/register"] = (503, {"error": "not yet"})
     run = connect()
     run.wait_for("register")

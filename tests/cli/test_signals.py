@@ -55,7 +55,7 @@ async def test_the_first_signal_sets_the_stop(ends: Ends, number: signal.Signals
     assert ends.codes == []
 
 
-async def test_a_signal_that_came_before_the_loop_stops_at_once(ends: Ends) -> None:
+async def test_signal_before_the_loop_stops(ends: Ends) -> None:
     stop = asyncio.Event()
     with ends.signals() as signals:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -65,9 +65,7 @@ async def test_a_signal_that_came_before_the_loop_stops_at_once(ends: Ends) -> N
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_second_signal_ends_the_program_even_while_nothing_yields(
-    ends: Ends, number: signal.Signals, code: int
-) -> None:
+def test_second_signal_exits_at_once(ends: Ends, number: signal.Signals, code: int) -> None:
     with ends.signals():
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), number)
@@ -76,7 +74,7 @@ def test_a_second_signal_ends_the_program_even_while_nothing_yields(
     assert ends.said().startswith(f"{code}: ended at once")
 
 
-def test_a_terminal_that_closes_and_says_so_twice_is_one_stop(ends: Ends) -> None:
+def test_repeated_sighup_is_one_stop(ends: Ends) -> None:
     with ends.signals():
         os.kill(os.getpid(), signal.SIGHUP)
         os.kill(os.getpid(), signal.SIGHUP)
@@ -84,7 +82,7 @@ def test_a_terminal_that_closes_and_says_so_twice_is_one_stop(ends: Ends) -> Non
     assert ends.codes == []
 
 
-def test_a_hang_up_that_was_ignored_stays_ignored(ends: Ends) -> None:
+def test_ignored_sighup_stays_ignored(ends: Ends) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with ends.signals() as signals:
@@ -94,7 +92,7 @@ def test_a_hang_up_that_was_ignored_stays_ignored(ends: Ends) -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-async def test_where_a_list_can_be_read_again_a_hang_up_asks_for_that_and_stops_nothing(ends: Ends) -> None:
+async def test_sighup_reloads_a_list(ends: Ends) -> None:
     stop, reload = asyncio.Event(), asyncio.Event()
     with ends.signals(reloads=True, has_terminal=lambda: False) as signals:
         os.kill(os.getpid(), signal.SIGHUP)
@@ -109,7 +107,7 @@ async def test_where_a_list_can_be_read_again_a_hang_up_asks_for_that_and_stops_
     assert not signals.received
 
 
-async def test_a_hang_up_of_a_terminal_that_is_gone_stops_all_the_same(ends: Ends) -> None:
+async def test_sighup_of_closed_terminal_stops(ends: Ends) -> None:
     stop, reload, terminal = asyncio.Event(), asyncio.Event(), [True]
     with ends.signals(reloads=True, has_terminal=lambda: terminal[0]) as signals:
         signals.bind(stop, reload)
@@ -123,7 +121,7 @@ async def test_a_hang_up_of_a_terminal_that_is_gone_stops_all_the_same(ends: End
             await stop.wait()
 
 
-def test_under_nohup_a_hang_up_asks_for_a_reload_whatever_became_of_the_terminal(ends: Ends) -> None:
+def test_sighup_reloads_under_nohup(ends: Ends) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     terminal = [True]
     try:
@@ -135,7 +133,7 @@ def test_under_nohup_a_hang_up_asks_for_a_reload_whatever_became_of_the_terminal
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_stop_that_does_not_end_is_ended(ends: Ends) -> None:
+def test_hanging_stop_is_ended(ends: Ends) -> None:
     with ends.signals(grace=-8.0):
         os.kill(os.getpid(), signal.SIGTERM)
         assert ends.left.wait(5)
@@ -144,7 +142,7 @@ def test_a_stop_that_does_not_end_is_ended(ends: Ends) -> None:
     assert "left behind" in ends.said()
 
 
-def test_what_hangs_after_a_clean_stop_does_not_change_the_code(ends: Ends) -> None:
+def test_hang_after_clean_stop_exits_0(ends: Ends) -> None:
     with ends.signals(grace=-8.0) as signals:
         signals.outcome = 0
         os.kill(os.getpid(), signal.SIGTERM)

@@ -52,7 +52,7 @@ print(os.readlink(f"/proc/self/fd/{os.open('/dev/null', os.O_RDONLY)}"))
 
 
 @linux_alone
-def test_a_child_of_the_same_user_cannot_read_our_environment_or_memory() -> None:
+def test_children_cannot_read_process_memory() -> None:
     done = python(READERS, cwd="/")
     if "Operation not permitted" in done.stderr:
         pytest.skip("this user may not become another one")
@@ -102,7 +102,7 @@ def mask(status: str, name: str) -> int:
 
 @linux_alone
 @pytest.mark.parametrize("before", [IGNORE.format("signal.SIGCHLD"), BLOCK], ids=["ignored", "blocked"])
-def test_programs_are_run_whatever_signals_our_parent_ignored_or_blocked(before: str) -> None:
+def test_inherited_signal_settings_are_reset(before: str) -> None:
     done = python(RUNS_A_PROGRAM, sys.executable, "-c", before)
     assert done.stdout.splitlines()[0] == "1 1", done.stderr
     assert mask(done.stdout, "SigBlk") == 0
@@ -164,7 +164,7 @@ def first(request: pytest.FixtureRequest) -> tuple[str, list[str]]:
 
 
 @linux_alone
-def test_the_first_process_collects_orphans_and_no_exit_status_is_lost(first: tuple[str, list[str]]) -> None:
+def test_init_reaps_only_orphans(first: tuple[str, list[str]]) -> None:
     begin, under = first
     done = python(begin + MAKES_ORPHANS, *under)
     assert (done.stdout, done.stderr, done.returncode) == ("left: 0\n", "", 0)
@@ -172,13 +172,13 @@ def test_the_first_process_collects_orphans_and_no_exit_status_is_lost(first: tu
 
 @linux_alone
 @pytest.mark.parametrize(("end", "code"), [("os._exit(7)", 7), ("os.kill(os.getpid(), 9)", 137)])
-def test_the_first_process_ends_as_the_program_does(first: tuple[str, list[str]], end: str, code: int) -> None:
+def test_init_exits_like_the_program(first: tuple[str, list[str]], end: str, code: int) -> None:
     begin, under = first
     assert python(f"{begin}\nimport os\n{end}", *under).returncode == code
 
 
 @linux_alone
-def test_a_signal_reaches_the_program_through_the_first_process(tmp_path: Path) -> None:
+def test_init_forwards_signals(tmp_path: Path) -> None:
     program = AS_A_SUBREAPER + (
         "import signal, sys\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))\n"
@@ -193,7 +193,7 @@ def test_a_signal_reaches_the_program_through_the_first_process(tmp_path: Path) 
 
 
 @linux_alone
-def test_ctrl_c_of_a_terminal_reaches_the_program_once() -> None:
+def test_ctrl_c_reaches_the_program_once() -> None:
     program = (
         "import fcntl, signal, termios, time\n"
         "fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"

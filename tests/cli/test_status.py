@@ -96,7 +96,7 @@ def fill(state: Path, waiting: int, *, running: bool = False, workspace_id: str 
     asyncio.run(main())
 
 
-def test_an_id_in_capitals_is_the_same_workspace(status: Molecule, state: Path) -> None:
+def test_id_in_capitals_names_same_workspace(status: Molecule, state: Path) -> None:
     name = "dc98486f-8e1e-44fc-94c0-ba89c005241b"
     with serving(state, attrs.evolve(WELL, workspace_id=name)):
         result = status(f" {name.upper()}")
@@ -105,7 +105,7 @@ def test_an_id_in_capitals_is_the_same_workspace(status: Molecule, state: Path) 
     assert result.stdout.startswith(f"{name}: runs well")
 
 
-def test_a_connector_that_is_well_is_told_in_full_and_exits_0(status: Molecule, state: Path) -> None:
+def test_working_connector_exits_0(status: Molecule, state: Path) -> None:
     fill(state, 3, running=True)
     with serving(state):
         result = status()
@@ -136,7 +136,7 @@ def test_a_connector_that_is_well_is_told_in_full_and_exits_0(status: Molecule, 
         ({"pid": 1, "ailments": [TROUBLE]}, "starting", 1, "is starting"),
     ],
 )
-def test_what_a_connector_tells_decides_its_state_and_the_code(
+def test_reported_facts_decide_state_and_code(
     status: Molecule, state: Path, changes: dict[str, Any], state_name: str, code: int, words: str
 ) -> None:
     with serving(state, **changes):
@@ -149,7 +149,7 @@ def test_what_a_connector_tells_decides_its_state_and_the_code(
     assert "\x1b" not in for_people.stdout + for_machines.stdout
 
 
-def test_a_connector_that_was_killed_is_told_from_one_that_was_stopped(status: Molecule, state: Path) -> None:
+def test_distinguishes_killed_from_stopped(status: Molecule, state: Path) -> None:
     fill(state, 1, running=True)
     tell(state, WELL)
 
@@ -174,7 +174,7 @@ def test_what_ended_a_connector_is_told(status: Molecule, state: Path) -> None:
     assert json.loads(status("--json").stdout)["workspaces"][0]["ended"]["hint"] == "a new token"
 
 
-def test_what_was_stopped_on_purpose_does_not_count_beside_one_that_runs(status: Molecule, state: Path) -> None:
+def test_stopped_workspaces_do_not_count(status: Molecule, state: Path) -> None:
     fill(state, 1, workspace_id="ws_old")
     with serving(state):
         assert status().code == 0
@@ -188,7 +188,7 @@ def test_what_was_stopped_on_purpose_does_not_count_beside_one_that_runs(status:
 ENDED = Problem(part="connection", reason="401", hint="a new token", since=NOW - 300)
 
 
-def test_a_try_that_failed_before_it_served_does_not_count_beside_one_that_runs(status: Molecule, state: Path) -> None:
+def test_failed_start_does_not_count(status: Molecule, state: Path) -> None:
     with serving(state):
         tell(state, WELL, workspace_id="ws_typo", pid=1, registered=False, ended=ENDED)
         result = status()
@@ -199,7 +199,7 @@ def test_a_try_that_failed_before_it_served_does_not_count_beside_one_that_runs(
     assert status().code == 1
 
 
-def test_one_that_served_and_ended_counts_until_it_is_forgotten(status: Molecule, state: Path) -> None:
+def test_ended_workspace_counts_until_file_removed(status: Molecule, state: Path) -> None:
     with serving(state):
         tell(state, WELL, workspace_id="ws_ended", pid=1, ended=ENDED)
         assert status().code == 1
@@ -207,7 +207,7 @@ def test_one_that_served_and_ended_counts_until_it_is_forgotten(status: Molecule
         assert status().code == 0
 
 
-def test_one_that_a_running_process_gave_up_counts(status: Molecule, state: Path) -> None:
+def test_given_up_workspace_counts(status: Molecule, state: Path) -> None:
     with serving(state, host=socket.gethostname()):
         tell(state, WELL, workspace_id="ws_refused", host=socket.gethostname(), registered=False, ended=ENDED)
         result = status()
@@ -239,7 +239,7 @@ def test_blocks_that_a_running_process_refuses_count(status: Molecule, state: Pa
     ]
 
 
-def test_a_refused_block_of_a_workspace_that_is_served_is_a_trouble(status: Molecule, state: Path) -> None:
+def test_refused_block_is_a_problem(status: Molecule, state: Path) -> None:
     refused = Problem(part="list", reason="workspace 1 (ws_1): no backend", since=time.time() - 300)
     RefusedBlocksFile(state).write({"ws_1": refused})
     with serving(state, host=socket.gethostname()):
@@ -263,7 +263,7 @@ def test_what_a_killed_process_refused_is_forgotten(status: Molecule, state: Pat
     assert list(state.glob("*.refused")) == []
 
 
-def test_where_nothing_was_ever_served_it_says_so_and_touches_nothing(status: Molecule, state: Path) -> None:
+def test_empty_state_folder_is_reported(status: Molecule, state: Path) -> None:
     state.rmdir()
 
     result = status()
@@ -275,7 +275,7 @@ def test_where_nothing_was_ever_served_it_says_so_and_touches_nothing(status: Mo
     assert not state.exists()
 
 
-def test_a_journal_that_cannot_be_read_is_a_trouble_and_hides_nothing_else(status: Molecule, state: Path) -> None:
+def test_unreadable_journal_is_a_problem(status: Molecule, state: Path) -> None:
     (state / FILE_NAME).write_bytes(b"nothing that SQLite would know" * 100)
     with serving(state):
         result = status()

@@ -1,4 +1,4 @@
-"""Every wrong start prints what and what to do, with the exit code of its kind, and asks the platform nothing."""
+"""A failed start prints what happened and what to do, exits with the code of its kind, and makes no request."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -65,13 +65,11 @@ def test_a_wrong_flag_is_refused(molecule: Molecule, flags: list[str], words: li
     assert_refused(start(molecule, *flags), *words)
 
 
-def test_without_a_token_it_says_where_to_put_one(molecule: Molecule) -> None:
+def test_missing_token_has_a_hint(molecule: Molecule) -> None:
     assert_refused(molecule("connect", "ws_1"), "no workspace token", "MOLECULE_WORKSPACE_TOKEN", "--token-file")
 
 
-def test_the_default_backend_that_is_not_installed_comes_with_its_install_line(
-    molecule: Molecule, plugins: Path
-) -> None:
+def test_missing_default_backend_has_install_line(molecule: Molecule, plugins: Path) -> None:
     # The first distribution of a name hides the others, and this one offers nothing.
     hiding = plugins / "molecule_connect_claude_code-0.1.0.dist-info"
     hiding.mkdir()
@@ -86,7 +84,7 @@ def test_an_impossible_workspace_id_is_refused(molecule: Molecule, workspace_id:
     assert_refused(molecule("connect", workspace_id, "--token", "t0k3n", "--backend", "parrot"), "workspace id")
 
 
-def test_without_a_workspace_id_it_says_how_to_give_one(molecule: Molecule) -> None:
+def test_missing_workspace_id_has_a_hint(molecule: Molecule) -> None:
     assert_refused(molecule("connect", "--token", "t0k3n"), "no workspace id", "WORKSPACE_ID")
 
 
@@ -101,7 +99,7 @@ def test_without_a_workspace_id_it_says_how_to_give_one(molecule: Molecule) -> N
     ],
 )
 @pytest.mark.parametrize("named_by", ["flag", "variable"])
-def test_a_token_file_that_cannot_be_used_is_refused_and_no_other_source_is_tried(
+def test_unusable_token_file_is_refused(
     molecule: Molecule, tmp_path: Path, content: str | None, mode: int, words: str, named_by: str
 ) -> None:
     file = tmp_path / "token"
@@ -119,7 +117,7 @@ def test_a_token_file_that_cannot_be_used_is_refused_and_no_other_source_is_trie
 
 @pytest.mark.parametrize("command", ["connect", "doctor"])
 @pytest.mark.parametrize("value", ["", " "])
-def test_an_empty_token_file_flag_is_refused_by_its_name(molecule: Molecule, command: str, value: str) -> None:
+def test_empty_token_file_flag_is_refused(molecule: Molecule, command: str, value: str) -> None:
     result = molecule(command, "ws_1", "--token-file", value, "--api-url", "http://127.0.0.1:1")
 
     assert result.code != 0
@@ -128,15 +126,13 @@ def test_an_empty_token_file_flag_is_refused_by_its_name(molecule: Molecule, com
 
 
 @pytest.mark.parametrize("value", ["<your token>", "YOUR_TOKEN", "two words", " "])
-def test_what_is_no_token_is_refused_by_its_source(molecule: Molecule, value: str) -> None:
+def test_invalid_token_names_its_source(molecule: Molecule, value: str) -> None:
     assert_refused(start(molecule, MOLECULE_WORKSPACE_TOKEN=value), "MOLECULE_WORKSPACE_TOKEN")
     assert_refused(start(molecule, "--token", value), "--token")
 
 
 @pytest.mark.parametrize("below", ["", "/below"])
-def test_a_state_folder_that_cannot_be_used_is_refused_by_its_source(
-    molecule: Molecule, tmp_path: Path, below: str
-) -> None:
+def test_unusable_state_folder_names_its_source(molecule: Molecule, tmp_path: Path, below: str) -> None:
     (tmp_path / "file").write_text("no folder")
     folder = f"{tmp_path}/file{below}"
 
@@ -144,7 +140,7 @@ def test_a_state_folder_that_cannot_be_used_is_refused_by_its_source(
     assert_refused(start(molecule, MOLECULE_STATE_DIR=folder), folder, "MOLECULE_STATE_DIR")
 
 
-def test_with_json_asked_for_the_refusal_is_json(molecule: Molecule) -> None:
+def test_refusal_is_json_with_json_format(molecule: Molecule) -> None:
     import json
 
     result = start(molecule, "--backend", "nosuch", "--log-format", "json")
@@ -167,13 +163,11 @@ def test_a_refused_start_leaves_nothing_behind(molecule: Molecule, environ: dict
 @pytest.mark.parametrize(
     "flags", [["--backend", "broken"], ["--mode", "push"], ["--bakend", "x"], ["--token", "<paste>"], ["--log-format="]]
 )
-def test_a_process_of_its_own_ends_the_same_way(molecule_process: Molecule, flags: list[str]) -> None:
+def test_real_process_ends_the_same_way(molecule_process: Molecule, flags: list[str]) -> None:
     assert_refused(start(molecule_process, *flags))
 
 
-def test_a_process_of_its_own_reaches_for_nothing_when_the_backend_is_not_ready(
-    molecule_process: Molecule, token: str
-) -> None:
+def test_unready_backend_makes_no_request(molecule_process: Molecule, token: str) -> None:
     result = start(molecule_process, "--backend", "unready", MOLECULE_WORKSPACE_TOKEN=token)
 
     assert_refused(result, "no login", "workspace ws_1, backend unready, mode poll, api http://localhost:8080, state ")
@@ -203,7 +197,7 @@ def test_credentials_in_an_address_are_never_shown(molecule: Molecule, words: tu
     assert "hunter2" not in result.output
 
 
-def test_credentials_in_an_address_of_a_list_are_never_shown(molecule: Molecule) -> None:
+def test_hides_credentials_of_listed_address(molecule: Molecule) -> None:
     listed = f'[{{"id": "ws_1", "token": "t0k3n", "api_url": "{WITH_CREDENTIALS}"}}]'
     result = molecule("connect", "--backend", "parrot", MOLECULE_WORKSPACES=listed)
 
@@ -211,7 +205,7 @@ def test_credentials_in_an_address_of_a_list_are_never_shown(molecule: Molecule)
     assert "hunter2" not in result.output
 
 
-def test_credentials_in_a_variable_are_in_no_help(molecule: Molecule) -> None:
+def test_help_hides_credentials_of_variables(molecule: Molecule) -> None:
     assert "hunter2" not in molecule("connect", "--help", MOLECULE_API_URL=WITH_CREDENTIALS).output
 
 

@@ -1,4 +1,4 @@
-"""A list of workspaces is taken whole or not at all, and everything that is wrong with it is told at once."""
+"""Reading lists of workspaces: a workspace with faults is rejected, and all faults are reported at once."""
 
 import json
 from pathlib import Path
@@ -48,7 +48,7 @@ def config_faults(config: Path, text: str, **more: Any) -> tuple[str, ...]:
     return caught.value.faults
 
 
-def test_each_object_of_the_variable_is_a_workspace_and_the_single_id_and_token_are_ignored() -> None:
+def test_list_variable_replaces_single_workspace() -> None:
     one, two = load_workspaces(
         {
             "MOLECULE_WORKSPACES": json.dumps(
@@ -69,7 +69,7 @@ def test_each_object_of_the_variable_is_a_workspace_and_the_single_id_and_token_
     assert TOKEN not in repr(one)
 
 
-def test_without_a_list_the_environment_names_one_workspace(tmp_path: Path) -> None:
+def test_environment_names_a_single_workspace(tmp_path: Path) -> None:
     environ = {"WORKSPACE_ID": "a", "MOLECULE_PLATFORM_URL": "https://p.example", "MOLECULE_AGENT_NAME": "Ann"}
 
     (one,) = load_workspaces({**environ, "MOLECULE_WORKSPACE_TOKEN": TOKEN})
@@ -86,7 +86,7 @@ def test_without_a_list_the_environment_names_one_workspace(tmp_path: Path) -> N
         load_workspaces({})
 
 
-def test_the_environment_says_what_stands_on_the_card() -> None:
+def test_environment_sets_the_agent_card() -> None:
     asked = {"MOLECULE_AGENT_DESCRIPTION": "sings", "MOLECULE_AGENT_SKILLS": "alto, tenor ,,alto"}
 
     (one,) = load_workspaces({"WORKSPACE_ID": "a", "MOLECULE_WORKSPACE_TOKEN": TOKEN, **asked})
@@ -110,7 +110,7 @@ def test_what_is_no_list_is_refused(text: str, fault: str) -> None:
     assert caught.value.faults == (fault,)
 
 
-def test_a_key_that_stands_twice_is_a_fault_of_its_entry() -> None:
+def test_repeated_key_is_a_fault() -> None:
     twice = f'''[{{"id": "a", "token": "{TOKEN}", "options": {{"reply": "1", "reply": "2"}}}},
         {{"id": "b", "token": "{TOKEN}", "token": "other", "id": "c"}}]'''
     with pytest.raises(WorkspacesError) as caught:
@@ -122,7 +122,7 @@ def test_a_key_that_stands_twice_is_a_fault_of_its_entry() -> None:
     )
 
 
-def test_every_fault_is_told_with_the_number_of_its_entry(tmp_path: Path) -> None:
+def test_reports_every_fault_with_its_entry(tmp_path: Path) -> None:
     found = faults(
         {"token": TOKEN},
         {"id": "b", "token": ""},
@@ -176,12 +176,12 @@ def test_every_fault_is_told_with_the_number_of_its_entry(tmp_path: Path) -> Non
         ("journal_quota", 1.5),
     ],
 )
-def test_a_value_of_the_wrong_kind_names_its_key(key: str, value: Any) -> None:
+def test_value_of_wrong_type_names_its_key(key: str, value: Any) -> None:
     (fault,) = [fault for fault in faults({"id": "a", "token": TOKEN} | {key: value}) if f" {key}: " in fault]
     assert "must be" in fault or "too large" in fault or "60/600" in fault
 
 
-def test_a_file_says_the_same_and_its_defaults_hold_for_all(config: Path) -> None:
+def test_defaults_of_a_file_apply_to_all(config: Path) -> None:
     (config.parent / "b.token").write_text("token-of-b\n")
     (config.parent / "b.token").chmod(0o600)
     one, two = read(
@@ -230,7 +230,7 @@ def test_a_flag_wins_over_every_block(config: Path) -> None:
     assert (other.backend, other.options) == ("mock", {})
 
 
-def test_a_token_file_lies_beside_the_file_that_names_it(config: Path) -> None:
+def test_token_file_is_relative_to_list(config: Path) -> None:
     (config.parent / "a.token").write_text("token-of-a\n")
     (config.parent / "a.token").chmod(0o600)
 
@@ -239,7 +239,7 @@ def test_a_token_file_lies_beside_the_file_that_names_it(config: Path) -> None:
     assert one.token_file == config.parent / "a.token"
 
 
-def test_a_token_file_with_another_token_is_no_other_setting_and_a_token_in_the_list_is(config: Path) -> None:
+def test_new_token_in_a_file_changes_nothing(config: Path) -> None:
     secret = config.parent / "a.token"
     secret.touch(mode=0o600)
     texts = ['[[workspace]]\nid = "a"\ntoken_file = "a.token"\n', '[[workspace]]\nid = "a"\ntoken = "{}"\n']
@@ -279,7 +279,7 @@ def test_each_fault_of_a_file_is_told(config: Path, text: str, fault: str) -> No
     assert any(found.startswith(fault) for found in config_faults(config, text))
 
 
-def test_a_file_that_cannot_be_read_is_told(config: Path) -> None:
+def test_reports_an_unreadable_file(config: Path) -> None:
     with pytest.raises(WorkspacesError, match="cannot be read: No such file"):
         load_list(parse_file(config, {})).whole()
     config.write_bytes(b"\xff\xfe\x00")
@@ -297,7 +297,7 @@ def test_a_file_that_cannot_be_read_is_told(config: Path) -> None:
         (0o640, "token", False),
     ],
 )
-def test_a_file_that_is_open_to_others_is_refused(config: Path, mode: int, key: str, is_refused: bool) -> None:
+def test_refuses_a_file_open_to_others(config: Path, mode: int, key: str, is_refused: bool) -> None:
     (config.parent / "a.token").write_text("token-of-a\n")
     (config.parent / "a.token").chmod(0o600)
     text = f'[[workspace]]\nid = "a"\n{key} = "a.token"\n'
@@ -308,7 +308,7 @@ def test_a_file_that_is_open_to_others_is_refused(config: Path, mode: int, key: 
         assert len(read(config, text, mode=mode)) == 1
 
 
-def test_a_token_that_the_platform_handed_out_earlier_is_enough(tmp_path: Path) -> None:
+def test_accepts_a_kept_token(tmp_path: Path) -> None:
     (tmp_path / "a.token").write_text("kept-token\n")
 
     (one,) = listed({"id": "a"}, state_dir=tmp_path)
@@ -316,7 +316,7 @@ def test_a_token_that_the_platform_handed_out_earlier_is_enough(tmp_path: Path) 
     assert (one.token, one.token_file) == (None, None)
 
 
-def test_each_knows_its_number_and_another_number_is_no_other_setting() -> None:
+def test_entry_number_is_not_compared() -> None:
     first, second = listed({"id": "a", "token": TOKEN}, {"id": "b", "token": TOKEN})
     (moved,) = listed({"id": "b", "token": TOKEN})
 
@@ -324,7 +324,7 @@ def test_each_knows_its_number_and_another_number_is_no_other_setting() -> None:
     assert moved == second
 
 
-def test_a_plugin_that_is_not_installed_is_a_fault_of_its_entry() -> None:
+def test_missing_plugin_is_a_fault() -> None:
     found = faults(
         {"id": "a", "token": TOKEN, "backend": "mokc"},
         {"id": "b", "token": TOKEN, "backend": "mock", "use": ["nothing"]},
@@ -345,7 +345,7 @@ ENTRIES = st.dictionaries(st.sampled_from([*KEYS, "other"]), VALUES, max_size=8)
 
 
 @given(st.lists(ENTRIES | VALUES, max_size=4) | VALUES)
-def test_whatever_the_list_holds_it_is_taken_or_refused_in_words(document: Any) -> None:
+def test_any_list_is_accepted_or_refused(document: Any) -> None:
     try:
         found = load_workspaces({"MOLECULE_WORKSPACES": json.dumps(document)})
     except WorkspacesError as error:

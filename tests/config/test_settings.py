@@ -1,4 +1,4 @@
-"""What a connection cannot be asked for."""
+"""Bounds and formats of settings."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ FLOATS = ("poll_interval", "heartbeat_interval", "safety_interval", "since_secs"
 
 @pytest.mark.parametrize("name", FLOATS)
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e300, 1e10, -1.0])
-def test_a_number_that_no_clock_can_wait_for_is_refused(name: str, value: float) -> None:
+def test_refuses_numbers_out_of_range(name: str, value: float) -> None:
     given: dict[str, Any] = {name: value}
     with pytest.raises(ConfigError, match=name.replace("_", ".")) as caught:
         WorkspaceSettings(workspace_id="ws_1", backend="mock", **given).check()
@@ -32,7 +32,7 @@ def test_a_sane_number_is_taken(name: str) -> None:
     ("text", "size"),
     [("1GiB", 1 << 30), ("500M", 500 << 20), ("2 mb", 2 << 20), ("3k", 3 << 10), ("1T", 1 << 40), ("7", 7), ("7B", 7)],
 )
-def test_a_size_is_bytes_or_has_a_unit(text: str, size: int) -> None:
+def test_size_is_bytes_or_has_unit(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
@@ -58,7 +58,7 @@ def test_only_uuids_are_folded_to_lower_case(given: str, expected: str) -> None:
     assert canonical_id(given) == expected
 
 
-def test_no_repr_shows_the_credentials_of_an_address() -> None:
+def test_repr_hides_credentials_of_an_address() -> None:
     settings = WorkspaceSettings(workspace_id="ws_1", api_url="https://user:hunter2@platform.example")
     assert "hunter2" not in repr(settings)
     assert "platform.example" in repr(settings)

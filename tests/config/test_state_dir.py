@@ -1,4 +1,4 @@
-"""Which folder the state goes to, and how a folder that cannot be used is told."""
+"""Which folder is the state folder, and errors of one that cannot be used."""
 
 import errno
 import os
@@ -22,13 +22,13 @@ def test_the_flag_wins_over_both_variables(tmp_path: Path) -> None:
     assert resolve_state_dir(str(tmp_path / "a"), environ, home=tmp_path) == tmp_path / "a"
 
 
-def test_our_own_variable_wins_over_the_shared_one(tmp_path: Path) -> None:
+def test_own_variable_wins_over_shared_one(tmp_path: Path) -> None:
     environ = {"MOLECULE_STATE_DIR": str(tmp_path / "b"), "CONFIGS_DIR": str(tmp_path / "c")}
 
     assert resolve_state_dir(None, environ, home=tmp_path) == tmp_path / "b"
 
 
-def test_the_shared_variable_is_used_when_it_is_all_there_is(tmp_path: Path) -> None:
+def test_shared_variable_is_used_alone(tmp_path: Path) -> None:
     assert resolve_state_dir(None, {"CONFIGS_DIR": str(tmp_path / "c")}, home=tmp_path) == tmp_path / "c"
 
 
@@ -38,7 +38,7 @@ def test_an_empty_variable_counts_as_unset(tmp_path: Path) -> None:
     assert folder == tmp_path / ".config" / "molecule" / "state"
 
 
-def test_a_configs_folder_that_exists_comes_before_home(tmp_path: Path) -> None:
+def test_existing_configs_folder_precedes_home(tmp_path: Path) -> None:
     configs = tmp_path / "configs"
     configs.mkdir()
 
@@ -51,13 +51,13 @@ def test_a_configs_folder_is_never_made(tmp_path: Path) -> None:
     assert not (tmp_path / "configs").exists()
 
 
-def test_the_second_home_folder_is_taken_when_the_first_cannot_be_made(tmp_path: Path) -> None:
+def test_falls_back_to_second_home_folder(tmp_path: Path) -> None:
     (tmp_path / ".config").write_text("a file")
 
     assert resolve_state_dir(None, {}, home=tmp_path, configs=tmp_path / "none") == tmp_path / ".molecule-workspace"
 
 
-def test_a_new_folder_is_closed_to_others_and_left_empty(tmp_path: Path) -> None:
+def test_new_folder_is_private_and_empty(tmp_path: Path) -> None:
     folder = resolve_state_dir(tmp_path / "a" / "b", {}, home=tmp_path)
 
     assert mode(folder) == 0o700
@@ -65,7 +65,7 @@ def test_a_new_folder_is_closed_to_others_and_left_empty(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("content", [[], ["journal.sqlite3", "ws_1.json"]])
-def test_a_folder_of_ours_is_closed_to_others(tmp_path: Path, content: list[str]) -> None:
+def test_own_folder_is_made_private(tmp_path: Path, content: list[str]) -> None:
     folder = tmp_path / "state"
     folder.mkdir(mode=0o755)
     for name in content:
@@ -76,7 +76,7 @@ def test_a_folder_of_ours_is_closed_to_others(tmp_path: Path, content: list[str]
     assert mode(folder) == 0o700
 
 
-def test_a_folder_that_others_use_keeps_its_mode(tmp_path: Path) -> None:
+def test_shared_folder_keeps_its_mode(tmp_path: Path) -> None:
     folder = tmp_path / "shared"
     folder.mkdir()
     folder.chmod(0o755)
@@ -106,7 +106,7 @@ def test_a_sticky_folder_keeps_its_mode(tmp_path: Path) -> None:
         (None, {"CONFIGS_DIR": "file"}, "CONFIGS_DIR"),
     ],
 )
-def test_a_named_folder_that_cannot_be_used_is_refused_by_its_source(
+def test_refuses_an_unusable_named_folder(
     tmp_path: Path, named: str | None, environ: dict[str, str], source: str
 ) -> None:
     (tmp_path / "file").write_text("not a folder")
@@ -123,7 +123,7 @@ def test_a_named_folder_that_cannot_be_used_is_refused_by_its_source(
     assert [path.name for path in tmp_path.iterdir()] == ["file"], "nothing else was tried"
 
 
-def test_a_full_disk_is_no_question_of_permissions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_not_a_permission_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_room(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -133,7 +133,7 @@ def test_a_full_disk_is_no_question_of_permissions(tmp_path: Path, monkeypatch: 
     assert caught.value.hint.startswith("free disk space")
 
 
-def test_when_nothing_can_be_written_all_that_was_tried_is_named(tmp_path: Path) -> None:
+def test_names_all_folders_that_were_tried(tmp_path: Path) -> None:
     (tmp_path / ".config").write_text("a file")
     (tmp_path / ".molecule-workspace").write_text("a file")
 
@@ -157,15 +157,13 @@ def test_a_preview_touches_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_relative_folder_does_not_move_with_the_working_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_relative_folder_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
     assert resolve_state_dir("state", {}, home=tmp_path) == tmp_path / "state"
 
 
-def test_to_look_into_a_folder_with_a_journal_comes_before_others_and_nothing_is_made(tmp_path: Path) -> None:
+def test_reads_the_folder_with_a_journal(tmp_path: Path) -> None:
     first, second = tmp_path / ".config" / "molecule" / "state", tmp_path / ".molecule-workspace"
     assert existing_state_dir(None, {}, home=tmp_path, configs=tmp_path / "none") == first
     second.mkdir()
@@ -175,7 +173,7 @@ def test_to_look_into_a_folder_with_a_journal_comes_before_others_and_nothing_is
     assert sorted(path.name for path in tmp_path.iterdir()) == [".molecule-workspace"]
 
 
-def test_a_preview_proves_by_writing_what_would_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preview_tests_by_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
 
     def read_only(**given: Path) -> None:
@@ -190,7 +188,7 @@ def test_a_preview_proves_by_writing_what_would_be_used(tmp_path: Path, monkeypa
     assert tried == [tmp_path] * 3
 
 
-def test_a_preview_gives_the_folder_that_a_start_would_use(tmp_path: Path) -> None:
+def test_preview_matches_a_start(tmp_path: Path) -> None:
     (tmp_path / ".config").touch()
 
     assert preview_state_dir(None, {}, home=tmp_path, configs=tmp_path / "none") == tmp_path / ".molecule-workspace"

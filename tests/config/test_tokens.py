@@ -44,7 +44,7 @@ def configs(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_token_of_another_client_comes_last(tmp_path: Path, configs: Path) -> None:
+def test_token_of_other_client_comes_last(tmp_path: Path, configs: Path) -> None:
     environ = {"CONFIGS_DIR": str(configs)}
     (tmp_path / "ws_1.token").write_text("kept")
 
@@ -58,7 +58,7 @@ def test_the_token_of_another_client_comes_last(tmp_path: Path, configs: Path) -
         found({"CONFIGS_DIR": str(tmp_path)}, "ws_2")
 
 
-def test_the_token_of_another_client_is_looked_for_where_that_keeps_it(tmp_path: Path, configs: Path) -> None:
+def test_finds_files_of_other_clients(tmp_path: Path, configs: Path) -> None:
     file, home = configs / ".auth_token", tmp_path / "home"
     (home / ".molecule-workspace").mkdir(parents=True)
     at_home = home / ".molecule-workspace" / ".auth_token"
@@ -70,13 +70,13 @@ def test_the_token_of_another_client_is_looked_for_where_that_keeps_it(tmp_path:
     assert find_legacy_file({}, home=home, configs=tmp_path / "none") == at_home
 
 
-def test_a_token_of_another_client_that_is_open_to_others_is_refused(configs: Path) -> None:
+def test_refuses_an_exposed_token_file(configs: Path) -> None:
     (configs / ".auth_token").chmod(0o644)
     with pytest.raises(ConfigError, match=r"\.auth_token is open to others"):
         find_token({}, {"CONFIGS_DIR": str(configs)}, workspace_id="ws_1", state_dir=configs)
 
 
-def test_the_token_of_another_client_is_taken_over_once(tmp_path: Path, configs: Path) -> None:
+def test_adopts_token_of_other_client_once(tmp_path: Path, configs: Path) -> None:
     state = tmp_path / "state"
     state.mkdir()
     environ = {
