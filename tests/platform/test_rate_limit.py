@@ -29,10 +29,10 @@ def said() -> list[str]:
 
 
 @pytest.fixture
-def pacer(time: Time, said: list[str]) -> RateLimiter:
-    pacer = RateLimiter(clock=lambda: time.now, sleep=time.sleep, say=said.append)
-    pacer.join()
-    return pacer
+def limiter(time: Time, said: list[str]) -> RateLimiter:
+    limiter = RateLimiter(clock=lambda: time.now, sleep=time.sleep, say=said.append)
+    limiter.join()
+    return limiter
 
 
 def answer(limit: str, remaining: str = "", reset: str = "30") -> dict[str, str]:
@@ -40,41 +40,41 @@ def answer(limit: str, remaining: str = "", reset: str = "30") -> dict[str, str]
 
 
 async def ask(
-    pacer: RateLimiter, priority: Priority, headers: dict[str, str] | None = None, refused_for: float | None = None
+    limiter: RateLimiter, priority: Priority, headers: dict[str, str] | None = None, refused_for: float | None = None
 ) -> None:
-    await pacer.admit(priority)
-    pacer.ended(priority, headers, refused_for=refused_for)
+    await limiter.admit(priority)
+    limiter.ended(priority, headers, refused_for=refused_for)
 
 
-async def test_heartbeats_have_a_reserve(pacer: RateLimiter, time: Time) -> None:
-    await ask(pacer, Priority.READ, answer("100", "41"))
-    assert pacer.wait(Priority.READ) == 0
+async def test_heartbeats_have_a_reserve(limiter: RateLimiter, time: Time) -> None:
+    await ask(limiter, Priority.READ, answer("100", "41"))
+    assert limiter.wait(Priority.READ) == 0
 
-    await ask(pacer, Priority.SEND, answer("100", "40"))
+    await ask(limiter, Priority.SEND, answer("100", "40"))
 
-    assert (pacer.wait(Priority.READ), pacer.wait(Priority.SEND), pacer.wait(Priority.HEARTBEAT)) == (30, 30, 0)
-    await ask(pacer, Priority.READ)
+    assert (limiter.wait(Priority.READ), limiter.wait(Priority.SEND), limiter.wait(Priority.HEARTBEAT)) == (30, 30, 0)
+    await ask(limiter, Priority.READ)
     assert time.slept == [30]
 
 
-async def test_messages_to_peers_leave_half(pacer: RateLimiter, time: Time) -> None:
-    await ask(pacer, Priority.READ, answer("100", "99", reset="60"))
+async def test_messages_to_peers_leave_half(limiter: RateLimiter, time: Time) -> None:
+    await ask(limiter, Priority.READ, answer("100", "99", reset="60"))
     peers = people = 0
-    while pacer.wait(Priority.SEND, to_peer=True) == 0:
-        await pacer.admit(Priority.SEND, peer="peer-1")
+    while limiter.wait(Priority.SEND, to_peer=True) == 0:
+        await limiter.admit(Priority.SEND, peer="peer-1")
         peers += 1
-    assert (peers, pacer.wait(Priority.READ), pacer.wait(Priority.SEND)) == (30, 0, 0)
-    while pacer.wait(Priority.SEND) == 0:
-        await pacer.admit(Priority.SEND)
+    assert (peers, limiter.wait(Priority.READ), limiter.wait(Priority.SEND)) == (30, 0, 0)
+    while limiter.wait(Priority.SEND) == 0:
+        await limiter.admit(Priority.SEND)
         people += 1
     assert people == 29
 
 
-async def test_messages_to_peers_may_fill_the_window(pacer: RateLimiter, time: Time) -> None:
-    await ask(pacer, Priority.READ, answer("100", "99", reset="60"))
+async def test_messages_to_peers_may_fill_the_window(limiter: RateLimiter, time: Time) -> None:
+    await ask(limiter, Priority.READ, answer("100", "99", reset="60"))
     sent = 0
     while True:
-        await pacer.admit(Priority.SEND, peer="peer-1")
+        await limiter.admit(Priority.SEND, peer="peer-1")
         if time.now >= 60:
             break
         sent += 1
@@ -87,12 +87,12 @@ async def test_peers_take_turns(time: Time) -> None:
         await time.sleep(seconds)
         await asyncio.sleep(0)
 
-    pacer = RateLimiter(clock=lambda: time.now, sleep=sleep)
-    await ask(pacer, Priority.READ, answer("100", "60", reset="60"))
+    limiter = RateLimiter(clock=lambda: time.now, sleep=sleep)
+    await ask(limiter, Priority.READ, answer("100", "60", reset="60"))
     admitted: list[str] = []
 
     async def send(peer: str) -> None:
-        await pacer.admit(Priority.SEND, peer=peer)
+        await limiter.admit(Priority.SEND, peer=peer)
         admitted.append(peer)
 
     sends = [asyncio.ensure_future(send(peer)) for peer in ["a"] * 5 + ["b"] * 2 + ["c"]]
@@ -100,7 +100,7 @@ async def test_peers_take_turns(time: Time) -> None:
     assert admitted == ["a", "a", "b", "c", "a", "b", "a", "a"]
 
 
-async def test_a_cancelled_turn_goes_to_the_next(pacer: RateLimiter) -> None:
+async def test_a_cancelled_turn_goes_to_the_next(limiter: RateLimiter) -> None:
     opened = asyncio.Event()
     slow = RateLimiter(clock=lambda: 0.0, sleep=lambda _: opened.wait())
     await ask(slow, Priority.SEND, refused_for=5)
@@ -113,88 +113,88 @@ async def test_a_cancelled_turn_goes_to_the_next(pacer: RateLimiter) -> None:
     assert second.cancelled()
 
 
-async def test_reads_after_events_are_spread(pacer: RateLimiter, time: Time) -> None:
-    assert pacer.read_rest() == 0
-    await ask(pacer, Priority.READ, answer("100", "90", reset="60"))
-    assert pacer.read_rest() == 0
+async def test_reads_after_events_are_spread(limiter: RateLimiter, time: Time) -> None:
+    assert limiter.read_rest() == 0
+    await ask(limiter, Priority.READ, answer("100", "90", reset="60"))
+    assert limiter.read_rest() == 0
     time.now += 20
-    await ask(pacer, Priority.READ, answer("100", "80", reset="40"))
-    assert pacer.read_rest() == 40 / 20
+    await ask(limiter, Priority.READ, answer("100", "80", reset="40"))
+    assert limiter.read_rest() == 40 / 20
     time.now += 41
-    assert pacer.read_rest() == 0
+    assert limiter.read_rest() == 0
 
 
-async def test_requests_that_are_under_way_count(pacer: RateLimiter) -> None:
-    await ask(pacer, Priority.READ, answer("100", "42"))
-    await pacer.admit(Priority.SEND)
-    assert pacer.wait(Priority.SEND) == 0
-    await pacer.admit(Priority.SEND)
+async def test_requests_that_are_under_way_count(limiter: RateLimiter) -> None:
+    await ask(limiter, Priority.READ, answer("100", "42"))
+    await limiter.admit(Priority.SEND)
+    assert limiter.wait(Priority.SEND) == 0
+    await limiter.admit(Priority.SEND)
 
-    assert pacer.wait(Priority.SEND) == 30
+    assert limiter.wait(Priority.SEND) == 30
 
 
-async def test_without_a_limit_nobody_waits(pacer: RateLimiter, time: Time) -> None:
+async def test_without_a_limit_nobody_waits(limiter: RateLimiter, time: Time) -> None:
     for headers in (None, {}, answer("unlimited"), answer("100", "0"), answer("unlimited")):
-        await ask(pacer, Priority.READ, headers)
-    assert pacer.limit is None
-    assert pacer.wait(Priority.READ) == 0
-    assert pacer.heartbeat_interval(30) == 30
+        await ask(limiter, Priority.READ, headers)
+    assert limiter.limit is None
+    assert limiter.wait(Priority.READ) == 0
+    assert limiter.heartbeat_interval(30) == 30
 
 
-async def test_refusal_delays_only_its_priority(pacer: RateLimiter, time: Time) -> None:
-    await ask(pacer, Priority.SEND, refused_for=7.0)
+async def test_refusal_delays_only_its_priority(limiter: RateLimiter, time: Time) -> None:
+    await ask(limiter, Priority.SEND, refused_for=7.0)
 
-    assert (pacer.wait(Priority.SEND), pacer.wait(Priority.READ), pacer.wait(Priority.HEARTBEAT)) == (7.0, 0, 0)
+    assert (limiter.wait(Priority.SEND), limiter.wait(Priority.READ), limiter.wait(Priority.HEARTBEAT)) == (7.0, 0, 0)
     time.now += 7
-    assert pacer.wait(Priority.SEND) == 0
+    assert limiter.wait(Priority.SEND) == 0
 
 
-async def test_refusals_have_a_longest_delay(pacer: RateLimiter) -> None:
+async def test_refusals_have_a_longest_delay(limiter: RateLimiter) -> None:
     for priority in (Priority.READ, Priority.HEARTBEAT):
-        await ask(pacer, priority, refused_for=1e9)
+        await ask(limiter, priority, refused_for=1e9)
 
-    assert (pacer.wait(Priority.READ), pacer.wait(Priority.HEARTBEAT)) == (300, 60)
+    assert (limiter.wait(Priority.READ), limiter.wait(Priority.HEARTBEAT)) == (300, 60)
 
 
-async def test_the_next_window_is_open_again(pacer: RateLimiter, time: Time) -> None:
-    await ask(pacer, Priority.READ, answer("100", "0", reset="12"))
+async def test_the_next_window_is_open_again(limiter: RateLimiter, time: Time) -> None:
+    await ask(limiter, Priority.READ, answer("100", "0", reset="12"))
     time.now += 12
 
-    assert pacer.wait(Priority.READ) == 0
+    assert limiter.wait(Priority.READ) == 0
 
 
-async def test_a_wide_window_leaves_the_intervals_alone(pacer: RateLimiter, said: list[str]) -> None:
-    await ask(pacer, Priority.READ, answer("600", "599"))
+async def test_a_wide_window_leaves_the_intervals_alone(limiter: RateLimiter, said: list[str]) -> None:
+    await ask(limiter, Priority.READ, answer("600", "599"))
 
-    assert (pacer.safety_interval(30, trusted=True), pacer.heartbeat_interval(30)) == (30, 30)
+    assert (limiter.safety_interval(30, trusted=True), limiter.heartbeat_interval(30)) == (30, 30)
     assert said == []
 
 
-async def test_low_limit_stretches_intervals_with_a_notice(pacer: RateLimiter, said: list[str]) -> None:
+async def test_low_limit_stretches_intervals_with_a_notice(limiter: RateLimiter, said: list[str]) -> None:
     for _ in range(9):
-        pacer.join()
-    await ask(pacer, Priority.READ, answer("20", "19"))
+        limiter.join()
+    await ask(limiter, Priority.READ, answer("20", "19"))
 
-    assert pacer.safety_interval(30, trusted=True) == pytest.approx(30 * 20 / 12)
-    assert pacer.heartbeat_interval(30) == pytest.approx(30 * 20 / 8, abs=15.1)
-    assert pacer.heartbeat_interval(30) == 60
-    await ask(pacer, Priority.READ, answer("2", "1"))
-    assert (pacer.safety_interval(30, trusted=True), pacer.safety_interval(30, trusted=False)) == (300, 60)
+    assert limiter.safety_interval(30, trusted=True) == pytest.approx(30 * 20 / 12)
+    assert limiter.heartbeat_interval(30) == pytest.approx(30 * 20 / 8, abs=15.1)
+    assert limiter.heartbeat_interval(30) == 60
+    await ask(limiter, Priority.READ, answer("2", "1"))
+    assert (limiter.safety_interval(30, trusted=True), limiter.safety_interval(30, trusted=False)) == (300, 60)
     small, too_small = said
     assert "10 workspaces share" in small
     assert "10 workspaces can't keep to the platform's limit of 2 requests a minute: about 1 can" in too_small
 
-    await ask(pacer, Priority.READ, answer("600", "590"))
+    await ask(limiter, Priority.READ, answer("600", "590"))
     assert len(said) == 3
 
 
-async def test_requests_of_others_are_counted(pacer: RateLimiter) -> None:
-    await ask(pacer, Priority.READ, answer("100", "2"))
+async def test_requests_of_others_are_counted(limiter: RateLimiter) -> None:
+    await ask(limiter, Priority.READ, answer("100", "2"))
 
-    assert pacer.safety_interval(30, trusted=True) > 30
+    assert limiter.safety_interval(30, trusted=True) > 30
 
 
-async def test_a_cancelled_wait_is_not_counted(pacer: RateLimiter) -> None:
+async def test_a_cancelled_wait_is_not_counted(limiter: RateLimiter) -> None:
     never = RateLimiter(clock=lambda: 0.0, sleep=lambda _: asyncio.Event().wait())
     await ask(never, Priority.SEND, refused_for=5)
     waiting = asyncio.create_task(never.admit(Priority.SEND))
@@ -207,15 +207,15 @@ async def test_a_cancelled_wait_is_not_counted(pacer: RateLimiter) -> None:
     assert never.wait(Priority.READ) == 0
 
 
-async def start(pacer: RateLimiter, time: Time, priority: Priority, started: list[tuple[Priority, float]]) -> None:
-    await pacer.admit(priority)
+async def start(limiter: RateLimiter, time: Time, priority: Priority, started: list[tuple[Priority, float]]) -> None:
+    await limiter.admit(priority)
     started.append((priority, time.now))
 
 
-async def test_delayed_requests_are_spread(pacer: RateLimiter, time: Time) -> None:
+async def test_delayed_requests_are_spread(limiter: RateLimiter, time: Time) -> None:
     started: list[tuple[Priority, float]] = []
-    await ask(pacer, Priority.READ, answer("100", "40"))
-    await asyncio.gather(*(start(pacer, time, Priority.READ, started) for _ in range(4)))
+    await ask(limiter, Priority.READ, answer("100", "40"))
+    await asyncio.gather(*(start(limiter, time, Priority.READ, started) for _ in range(4)))
 
     times = [when for _, when in started]
     assert times[0] == 30
@@ -223,7 +223,7 @@ async def test_delayed_requests_are_spread(pacer: RateLimiter, time: Time) -> No
     assert [later - earlier for earlier, later in itertools.pairwise(times)] == pytest.approx([60] * 3)
 
 
-async def test_heartbeats_never_wait(pacer: RateLimiter, time: Time) -> None:
+async def test_heartbeats_never_wait(limiter: RateLimiter, time: Time) -> None:
     never = asyncio.Event()
     waiting = RateLimiter(clock=lambda: time.now, sleep=lambda _: never.wait())
     await ask(waiting, Priority.READ, answer("100", "40"))
@@ -267,33 +267,33 @@ async def test_registering_precedes_looks_and_reads(time: Time) -> None:
     assert order == [Priority.REGISTER] * 2 + [Priority.LOOKUP] * 2 + [Priority.READ] * 2
 
 
-async def test_limit_per_token_delays_nothing(pacer: RateLimiter, time: Time, said: list[str]) -> None:
+async def test_limit_per_token_delays_nothing(limiter: RateLimiter, time: Time, said: list[str]) -> None:
     for _ in range(199):
-        pacer.join()
+        limiter.join()
     for _ in range(400):
-        await ask(pacer, Priority.READ, answer("600", "598"))
+        await ask(limiter, Priority.READ, answer("600", "598"))
 
-    assert (pacer.heartbeat_interval(), pacer.safety_interval(trusted=True), pacer.is_limited) == (30, 30, False)
+    assert (limiter.heartbeat_interval(), limiter.safety_interval(trusted=True), limiter.is_limited) == (30, 30, False)
     assert said == []
     assert sum(time.slept) < 60
 
 
-async def test_too_many_workspaces_are_reported(pacer: RateLimiter, said: list[str]) -> None:
+async def test_too_many_workspaces_are_reported(limiter: RateLimiter, said: list[str]) -> None:
     for _ in range(599):
-        pacer.join()
+        limiter.join()
     for number in range(30):
-        await ask(pacer, Priority.REGISTER, answer("600", str(599 - number)))
+        await ask(limiter, Priority.REGISTER, answer("600", str(599 - number)))
 
     (text,) = said
     assert "600 workspaces can't keep to the platform's limit of 600 requests a minute: about 500 can" in text
     assert "RATE_LIMIT" in text
 
 
-async def test_late_response_of_earlier_window_is_ignored(pacer: RateLimiter, time: Time) -> None:
+async def test_late_response_of_earlier_window_is_ignored(limiter: RateLimiter, time: Time) -> None:
     for number in range(30):
-        await ask(pacer, Priority.READ, answer("100", str(99 - number), reset="30"))
+        await ask(limiter, Priority.READ, answer("100", str(99 - number), reset="30"))
     time.now = 30.2
-    await ask(pacer, Priority.HEARTBEAT, answer("100", "60", reset="1"))
+    await ask(limiter, Priority.HEARTBEAT, answer("100", "60", reset="1"))
 
-    assert pacer.wait(Priority.READ) == 0
-    assert pacer.safety_interval(trusted=True) == 30
+    assert limiter.wait(Priority.READ) == 0
+    assert limiter.safety_interval(trusted=True) == 30
