@@ -8,7 +8,7 @@ __all__ = ["httpx"]
 if TYPE_CHECKING or "httpx" in sys.modules:
     import httpx
 else:
-    # Saves half of the import time of httpx (66 instead of 166 ms on a loaded machine). httpx handles the ImportError.
+    # Importing httpx takes 43 ms instead of 90. httpx handles the ImportError.
     sys.modules["httpx._main"] = None
     import httpx
 
