@@ -1,4 +1,4 @@
-"""What a backend is handed, what it gives back, and what the journal keeps. No I/O and no JSON: see ``wire``."""
+"""Messages, rows of the feed and workspaces. No I/O, no JSON."""
 
 import enum
 import re
@@ -40,12 +40,12 @@ class FilePart:
     """A file that a message names.
 
     Attributes:
-        uri: Where the sender says that it is: an upload of the platform, a ``data:`` URI when the bytes came inline
-            (they lie at ``path`` too then), or anything else. Never open it as a file of this machine; see ``address``.
-        name: As the sender gave it. Never use it as a path.
-        size: Bytes, where it is known.
-        path: Where this machine keeps it, once it is here. Set by us alone: no sender can.
-        unavailable: Why it is not here, for people; empty when it is, or when nobody tried to fetch it.
+        uri: The location that the sender gave: an upload of the platform, a ``data:`` URI for bytes in the message
+            (they are at ``path`` too), or anything else. Never open it as a file of this machine; see ``address``.
+        name: The name that the sender gave. Never use it as a path.
+        size: Bytes, if known.
+        path: The copy on this machine, once it is fetched. No sender can set it.
+        unavailable: Why it could not be fetched, for people; empty if it was, or if no fetch was tried.
     """
 
     uri: str
@@ -57,14 +57,14 @@ class FilePart:
 
     @property
     def address(self) -> str:
-        """``uri`` where it is an address on another machine; empty for inline bytes, and for what looks like a path."""
+        """``uri`` if it is an address on another machine; empty for inline bytes and for paths."""
         scheme = _SCHEME.match(self.uri)
         return self.uri if scheme and scheme[1].lower() not in _NO_ADDRESS else ""
 
 
 @attrs.frozen
 class DataPart:
-    """A JSON value. A part of a kind that nobody here knows is kept whole as one of these."""
+    """A JSON value. A part of an unknown kind becomes a DataPart as a whole."""
 
     data: Any
 
@@ -84,10 +84,10 @@ class Request:
         message_id: Chosen by the sender, at most 1,024 characters; not always unique.
         idempotency_key: Unique per message and stable across redeliveries. Made from the platform's id of the row, the
             workspace and the caller, so that a sender can't choose it.
-        caller_id: The peer workspace, or None when a person wrote it.
+        caller_id: The peer workspace, or None for a person.
         method: The JSON-RPC method, usually ``message/send``.
-        raw: The platform's ``request_body`` as JSON text, as it came.
-        attempt: 1 for the first try at this message.
+        raw: The platform's ``request_body`` as JSON text.
+        attempt: 1 for the first attempt at this message.
     """
 
     workspace_id: str
@@ -129,7 +129,7 @@ def _tokens(value: SupportsFloat | str | None) -> int:
 
 @attrs.frozen(kw_only=True)
 class Usage:
-    """What one answer cost, as far as the backend knows.
+    """The cost of one reply, as far as the backend knows.
 
     Anything that is no sensible number counts as nothing: None, NaN, text, less than 0, more than 1,000,000 dollars.
     """
@@ -141,11 +141,11 @@ class Usage:
 
 @attrs.frozen(kw_only=True)
 class Response:
-    """What a backend answers.
+    """The reply of a backend.
 
     Attributes:
-        final: False only for what is given to ``progress``.
-        is_silent: The backend decided to send nothing. Made by ``silent()``.
+        final: False only for updates passed to ``progress``.
+        is_silent: Whether the backend chose to send nothing. Set by ``silent()``.
     """
 
     parts: tuple[Part, ...] = attrs.field(default=(), converter=_as_tuple)
@@ -160,7 +160,7 @@ class Response:
 
     @classmethod
     def silent(cls, *, usage: Usage | None = None) -> "Response":
-        """The message is dealt with, and nothing is sent: the only way to say so."""
+        """A response that finishes the message without a reply. An empty response is an error instead."""
         return cls(is_silent=True, usage=usage)
 
     @property
@@ -170,13 +170,13 @@ class Response:
 
     @property
     def is_blank(self) -> bool:
-        """True when there is nothing in it that anybody could read."""
+        """Whether it has no text, file or data."""
         # U+0000 is taken out of what is sent.
         return not any(not isinstance(part, TextPart) or part.text.replace("\0", "").strip() for part in self.parts)
 
 
 class Progress(Protocol):
-    """How a backend tells what it is doing: ``progress("reading the log")``. Awaiting it is optional."""
+    """Reports a backend's progress: ``progress("reading the log")``. Awaiting it is optional."""
 
     def __call__(self, update: str | Response, /) -> Awaitable[None]: ...
 
@@ -185,7 +185,7 @@ Handler = Callable[[Request, Progress], Awaitable[Response]]
 
 
 class Kind(enum.StrEnum):
-    """What a row of the feed is to us. Only a message wakes a backend."""
+    """The kind of a row of the feed. Only a message is handled by a backend."""
 
     MESSAGE = "message"
     ANSWER = "answer"
@@ -202,17 +202,17 @@ BLANK = "there is no text, file or data in it"
 
 @attrs.frozen(kw_only=True)
 class Inbound:
-    """One classified row of the feed: all that the journal keeps of it.
+    """One classified row of the feed.
 
     Attributes:
         row_id: The platform's id of the row; opaque.
-        time: Microseconds since 1970 by the platform's clock, or None when the row has no time.
-        seq: The platform's tie-break of equal times, where it has one.
+        time: Microseconds since 1970 by the platform's clock, or None if the row has no time.
+        seq: The platform's order of rows with equal times, if it has one.
         caller_id: The attested sender; None for a person. For a result, the peer that has the delegation, where the
             platform names it.
         sender_key: The sender's idempotency key, else its message id, else None. A retry repeats it.
-        idempotency_key: What ``Request.idempotency_key`` will be; see ``wire.request_key``.
-        fingerprint: The same for two rows exactly when their parts are the same.
+        idempotency_key: The ``Request.idempotency_key``.
+        fingerprint: Equal for two rows if and only if their parts are equal.
         delegation_id: Set when the platform's delegation sent it.
         reason: Why the row is unreadable, or what it answers; for people.
     """
@@ -236,13 +236,13 @@ class Inbound:
 
     @property
     def is_blank(self) -> bool:
-        """Whether it would be a message if it said anything."""
+        """Whether it is a message without any content."""
         return self.kind is Kind.UNREADABLE and self.reason == BLANK
 
 
 @attrs.frozen(kw_only=True)
 class UploadLimits:
-    """How many bytes a chat upload may have. As given here: platforms of 2026-05, which do not tell."""
+    """Size limits of chat uploads in bytes. The defaults are those of 2026-05 platforms, which don't report theirs."""
 
     per_file: int = 25 << 20
     per_request: int = 50 << 20
@@ -250,7 +250,7 @@ class UploadLimits:
 
 @attrs.frozen
 class RowMark:
-    """Where a row stands in the feed: enough to page by."""
+    """The id and time of a row, for paging."""
 
     row_id: str
     time: int | None
@@ -258,14 +258,14 @@ class RowMark:
 
 @attrs.frozen(kw_only=True)
 class Page:
-    """One page of the feed, in the order in which the platform gave it.
+    """One page of the feed, in the platform's order.
 
     Attributes:
         marks: Every row with an id, known ones too.
         items: The rows that ``known`` did not know, classified.
-        count: Rows on the page, those without an id too; less than the limit means the end.
-        limit: The limit that the platform was asked for.
-        size: Bytes of the answer.
+        count: Rows on the page, with those without an id; fewer than the limit on the last page.
+        limit: The limit of the request.
+        size: Bytes of the response.
         earliest: A lower bound of the platform's clock when the request was made, in
             microseconds, or None when the answer did not tell.
     """
@@ -279,7 +279,7 @@ class Page:
 
     @property
     def last_before_edge(self) -> str | None:
-        """The row to read on after: older platforms skip the twins of the row that they are given, so not the last."""
+        """The row to continue after. Not the last one: older platforms skip other rows of the same time."""
         if not self.marks:
             return None
         edge = self.marks[-1]
@@ -297,7 +297,7 @@ class FeedPosition:
     Attributes:
         watermark: The row that reads start after, old enough that nothing can still appear before it.
         floor: Rows older than this are never read.
-        last_read: When the last whole read began.
+        last_read: When the last whole read started.
         ignores_since: The platform ignores ``since_id``.
     """
 
@@ -310,10 +310,10 @@ class FeedPosition:
 
 @attrs.frozen(kw_only=True)
 class Outgoing:
-    """An answer on its way out.
+    """A reply to be sent.
 
     Attributes:
-        message_id: The same for every resend of this answer, and for nothing else.
+        message_id: The same for every resend of this reply, and unique otherwise.
         caller_id: The peer that gets it, or None for the person in the canvas.
         in_reply_to: The inbound message's id, as its sender gave it.
     """
@@ -327,7 +327,7 @@ class Outgoing:
 
 @attrs.frozen(kw_only=True)
 class Presence:
-    """What one heartbeat says. ``wedged`` is empty while all is well."""
+    """The content of a heartbeat. ``wedged`` is empty unless there is a problem."""
 
     active_tasks: int = 0
     current_task: str = ""
@@ -339,7 +339,7 @@ class Presence:
 
 
 class WorkspaceStatus(enum.StrEnum):
-    """What the platform says of a workspace, as far as we act on it."""
+    """The status of a workspace on the platform, as far as it matters here."""
 
     ACTIVE = "active"
     PAUSED = "paused"
@@ -353,9 +353,9 @@ class WorkspaceInfo:
 
     Attributes:
         card: The agent card that the platform shows, or None.
-        hint: The platform's own words to somebody whose workspace is gone.
-        is_certain: Of a removed one: whether the answer shows the platform's record of it.
-        is_absent: Whether the platform says in its own words that it has no such workspace.
+        hint: The platform's text for a removed workspace.
+        is_certain: For a removed workspace: whether the response contains the platform's record of it.
+        is_absent: Whether the platform's own error says that the workspace doesn't exist.
     """
 
     status: WorkspaceStatus
@@ -367,7 +367,7 @@ class WorkspaceInfo:
 
 
 class Signal(enum.Enum):
-    """What an event of the platform's stream means to us; the stream itself carries no rows."""
+    """The meaning of an event of the platform's stream, which carries no rows."""
 
     OPENED = "opened"  # the stream is there
     ROW = "row"  # a row may be readable
