@@ -80,7 +80,7 @@ async def test_a_person_gets_the_reply(sandbox: Sandbox, tmp_path: Path) -> None
     assert (answer.to, answer.text) == (None, "well")
 
 
-async def test_a_peer_gets_the_reply_marked_as_an_answer(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_peer_gets_reply_marked_as_answer(sandbox: Sandbox, tmp_path: Path) -> None:
     parent, child = await sandbox.pair()
     async with opened(sandbox, tmp_path, child) as inbox:
         await sandbox.say(child, "ping", sender=parent, messageId="question-1", contextId="talk")
@@ -92,9 +92,7 @@ async def test_a_peer_gets_the_reply_marked_as_an_answer(sandbox: Sandbox, tmp_p
     assert answer.message["metadata"]["molecule"] == {"in_reply_to": "question-1", "auto": True}
 
 
-async def test_two_workspaces_ask_and_answer_each_other_and_the_answer_shows_its_question(
-    sandbox: Sandbox, tmp_path: Path
-) -> None:
+async def test_workspaces_exchange_question_and_answer(sandbox: Sandbox, tmp_path: Path) -> None:
     parent, child = await sandbox.pair()
     async with opened(sandbox, tmp_path, parent, child) as inbox:
         await inbox.ask(parent.id, child.id, "what is 6 times 7?", timeout=10)
@@ -109,9 +107,7 @@ async def test_two_workspaces_ask_and_answer_each_other_and_the_answer_shows_its
         assert await inbox.pop(answer.activity_id)
 
 
-async def test_a_question_that_a_502_says_was_delivered_stays_open_for_its_answer(
-    sandbox: Sandbox, tmp_path: Path
-) -> None:
+async def test_question_confirmed_by_502_stays_open(sandbox: Sandbox, tmp_path: Path) -> None:
     parent, child = await sandbox.pair()
     async with opened(sandbox, tmp_path, parent) as inbox:
         await sandbox.faults("delivery-confirmed,path=/a2a")
@@ -123,9 +119,7 @@ async def test_a_question_that_a_502_says_was_delivered_stays_open_for_its_answe
         assert (answer.kind, answer.text, answer.question) == ("answer", "42", "what is 6 times 7?")
 
 
-async def test_what_is_told_unasked_reaches_the_person_and_is_not_taken_for_somebody_elses(
-    newer: Sandbox, tmp_path: Path
-) -> None:
+async def test_notification_reaches_person_and_is_recognized(newer: Sandbox, tmp_path: Path) -> None:
     workspace = await newer.workspace()
     told: list[str] = []
     async with opened(newer, tmp_path, workspace, listener=lambda event: told.append(str(event))) as inbox:
@@ -138,7 +132,7 @@ async def test_what_is_told_unasked_reaches_the_person_and_is_not_taken_for_some
     assert not any("somebody else" in text for text in told)
 
 
-async def test_a_text_without_files_does_not_wait_for_the_limits_of_files(newer: Sandbox, tmp_path: Path) -> None:
+async def test_notification_without_files_skips_upload_limits(newer: Sandbox, tmp_path: Path) -> None:
     workspace = await newer.workspace()
     async with opened(newer, tmp_path, workspace) as inbox:
         await newer.faults("status=500,path=/uploads/limits")
@@ -147,7 +141,7 @@ async def test_a_text_without_files_does_not_wait_for_the_limits_of_files(newer:
     assert answer.text == "the build is green"
 
 
-async def test_a_file_that_is_told_is_not_taken_for_the_persons(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_notified_file_not_mistaken_for_the_persons(sandbox: Sandbox, tmp_path: Path) -> None:
     workspace, report = await sandbox.workspace(), tmp_path / "report.txt"
     report.write_text("all is well")
     async with opened(sandbox, tmp_path / "state", workspace) as inbox:
@@ -164,7 +158,7 @@ async def test_a_file_that_is_told_is_not_taken_for_the_persons(sandbox: Sandbox
     assert answer.to is None
 
 
-async def test_the_answer_of_whom_a_task_was_delegated_to_shows_the_task(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_answer_of_delegated_peer_shows_the_task(sandbox: Sandbox, tmp_path: Path) -> None:
     parent, child = await sandbox.pair()
     async with opened(sandbox, tmp_path, parent, child) as inbox:
         delegation = await inbox.delegate(parent.id, child.id, "count the sheep")
@@ -175,7 +169,7 @@ async def test_the_answer_of_whom_a_task_was_delegated_to_shows_the_task(sandbox
         assert (answer.kind, answer.text, answer.question) == ("answer", "seven", "count the sheep")
 
 
-async def test_a_delegations_result_is_a_result_and_shows_the_task(newer: Sandbox, tmp_path: Path) -> None:
+async def test_delegation_result_shows_the_task(newer: Sandbox, tmp_path: Path) -> None:
     parent, child = await newer.pair()
     async with opened(newer, tmp_path, parent) as inbox:
         delegation = await inbox.delegate(parent.id, child.id, "count the sheep")
@@ -188,7 +182,7 @@ async def test_a_delegations_result_is_a_result_and_shows_the_task(newer: Sandbo
         assert (result.caller_id, result.delegation_id) == (child.id, delegation)
 
 
-async def test_a_second_reader_attaches_and_takes_over_when_the_first_is_gone(newer: Sandbox, tmp_path: Path) -> None:
+async def test_second_reader_takes_over_from_the_first(newer: Sandbox, tmp_path: Path) -> None:
     workspace = await newer.workspace()
     async with contextlib.AsyncExitStack() as later:
         async with opened(newer, tmp_path, workspace) as first:
@@ -208,7 +202,7 @@ async def test_a_second_reader_attaches_and_takes_over_when_the_first_is_gone(ne
     assert [answer.text for answer in await newer.answers(workspace)] == ["2"]
 
 
-async def test_a_workspace_that_a_backend_answers_for_is_refused(newer: Sandbox, tmp_path: Path) -> None:
+async def test_workspace_served_by_a_backend_is_refused(newer: Sandbox, tmp_path: Path) -> None:
     workspace = await newer.workspace()
     serving = asyncio.ensure_future(
         connect(settings(newer, workspace, backend="mock"), state_dir=tmp_path, transport=newer.transport)
@@ -229,7 +223,7 @@ def tell(folder: Path, **said: Any) -> None:
     (folder / "ws-1.status").write_text(json.dumps(facts))
 
 
-async def test_who_reads_along_is_told_what_is_wrong_with_the_process_that_serves(tmp_path: Path) -> None:
+async def test_second_reader_sees_troubles_of_serving_process(tmp_path: Path) -> None:
     one = WorkspaceSettings(workspace_id="ws-1", api_url="http://127.0.0.1:9", token="t-1")
     deaf = {"part": "intake", "reason": "no route to the platform"}
     slow = {"part": "stream", "reason": "cut"}
@@ -246,7 +240,7 @@ async def test_who_reads_along_is_told_what_is_wrong_with_the_process_that_serve
             assert not inbox.ended
 
 
-async def test_it_reads_along_with_a_connector_whose_backend_is_inbox(newer: Sandbox, tmp_path: Path) -> None:
+async def test_reads_alongside_a_connector_in_inbox_mode(newer: Sandbox, tmp_path: Path) -> None:
     workspace = await newer.workspace()
     serving = asyncio.ensure_future(
         connect(settings(newer, workspace, backend="inbox"), state_dir=tmp_path, transport=newer.transport)
@@ -262,7 +256,7 @@ async def test_it_reads_along_with_a_connector_whose_backend_is_inbox(newer: San
     assert [answer.text for answer in await newer.answers(workspace)] == ["hi"]
 
 
-async def test_a_refused_token_ends_one_workspace_and_not_the_other(newer: Sandbox, tmp_path: Path) -> None:
+async def test_refused_token_ends_only_its_workspace(newer: Sandbox, tmp_path: Path) -> None:
     good, bad = await newer.workspace("good"), await newer.workspace("bad")
     listed = [settings(newer, good), settings(newer, bad, token="wrong")]
     async with open_inbox(listed, state_dir=tmp_path, transport=newer.transport) as inbox:
@@ -275,7 +269,7 @@ async def test_a_refused_token_ends_one_workspace_and_not_the_other(newer: Sandb
         assert (await taken(inbox)).workspace_id == good.id
 
 
-async def test_a_deleted_workspace_is_told_and_what_waits_can_still_be_read(newer: Sandbox, tmp_path: Path) -> None:
+async def test_deleted_workspace_reported_and_messages_still_readable(newer: Sandbox, tmp_path: Path) -> None:
     workspace = await newer.workspace()
     async with opened(newer, tmp_path, workspace) as inbox:
         await newer.say(workspace, "one")
@@ -286,7 +280,7 @@ async def test_a_deleted_workspace_is_told_and_what_waits_can_still_be_read(newe
         assert (await taken(inbox)).text == "one"
 
 
-async def test_a_platform_that_is_down_does_not_keep_the_inbox_from_opening(tmp_path: Path) -> None:
+async def test_inbox_opens_while_the_platform_is_down(tmp_path: Path) -> None:
     one = WorkspaceSettings(workspace_id="ws-1", api_url="http://127.0.0.1:9", token="t-1")
     async with open_inbox([one], state_dir=tmp_path) as inbox:
         assert await inbox.wait(0) is None
@@ -294,7 +288,7 @@ async def test_a_platform_that_is_down_does_not_keep_the_inbox_from_opening(tmp_
         assert not inbox.ended
 
 
-async def test_a_journal_that_cannot_be_written_for_a_while_ends_nothing(newer: Sandbox, tmp_path: Path) -> None:
+async def test_temporary_journal_failure_ends_nothing(newer: Sandbox, tmp_path: Path) -> None:
     workspace = await newer.workspace()
     async with opened(newer, tmp_path, workspace):
         pass
@@ -306,7 +300,7 @@ async def test_a_journal_that_cannot_be_written_for_a_while_ends_nothing(newer: 
             db.execute("ALTER TABLE away RENAME TO message")
 
 
-async def test_each_workspace_has_its_own_way_to_the_platform(newer: Sandbox, tmp_path: Path) -> None:
+async def test_each_workspace_uses_its_own_client(newer: Sandbox, tmp_path: Path) -> None:
     one, other = await newer.workspace("one"), await newer.workspace("other")
     async with opened(newer, tmp_path, one, other) as inbox:
         assert inbox.workspace_ids == (one.id, other.id)
@@ -318,7 +312,7 @@ async def test_each_workspace_has_its_own_way_to_the_platform(newer: Sandbox, tm
             inbox.client("ws-unknown")
 
 
-async def test_without_a_heartbeat_another_program_keeps_it_online(newer: Sandbox, tmp_path: Path) -> None:
+async def test_without_heartbeat_only_reads(newer: Sandbox, tmp_path: Path) -> None:
     workspace = await newer.workspace(registered=True)
     async with opened(newer, tmp_path, workspace, heartbeat=False) as inbox:
         await newer.say(workspace, "hello")
@@ -326,7 +320,7 @@ async def test_without_a_heartbeat_another_program_keeps_it_online(newer: Sandbo
     assert await newer.beats(workspace) == []
 
 
-async def test_it_finds_its_workspaces_in_the_environment(newer: Sandbox, tmp_path: Path) -> None:
+async def test_workspaces_default_to_the_environment(newer: Sandbox, tmp_path: Path) -> None:
     workspace = await newer.workspace()
     environ = {
         "PLATFORM_URL": newer.url,
@@ -340,7 +334,7 @@ async def test_it_finds_its_workspaces_in_the_environment(newer: Sandbox, tmp_pa
 
 
 @pytest.mark.parametrize("twice", [True, False])
-async def test_a_list_that_makes_no_sense_is_refused(tmp_path: Path, twice: bool) -> None:
+async def test_invalid_workspace_lists_refused(tmp_path: Path, twice: bool) -> None:
     one = WorkspaceSettings(workspace_id="ws-1", token="t-1")
     with pytest.raises(ConfigError, match="ws-1 is given twice" if twice else "no workspace"):
         async with open_inbox([one, one] if twice else [], state_dir=tmp_path):
@@ -357,7 +351,7 @@ async def write(sandbox: Sandbox, workspace: Workspace, *texts: str) -> list[str
 
 
 @pytest.mark.parametrize("name", [".mcp_inbox_cursor", ".mcp_inbox_cursor_{id}", ".mcp_inbox_cursor_{id:.8}"])
-async def test_the_older_programs_position_is_taken_over_once(newer: Sandbox, tmp_path: Path, name: str) -> None:
+async def test_legacy_position_migrated_once(newer: Sandbox, tmp_path: Path, name: str) -> None:
     workspace = await newer.workspace()
     first, _ = await write(newer, workspace, "read long ago", "new")
     configs, state = tmp_path / "configs", tmp_path / "state"

@@ -121,7 +121,7 @@ async def test_two_hosts_of_one_workspace_share_its_inbox_and_one_takes_over(tmp
 
 
 @pytest.mark.drill
-async def test_a_workspace_that_a_backend_answers_for_is_refused(tmp_path: Path) -> None:
+async def test_workspace_served_by_a_backend_is_refused(tmp_path: Path) -> None:
     async with Sandbox.over_loopback() as sandbox:
         workspace = await sandbox.workspace()
         async with Connector(sandbox, workspace, tmp_path / "state", "--backend", "mock") as connector:

@@ -83,7 +83,7 @@ async def second(journal: Journal) -> AsyncIterator[Journal]:
 # Taking
 
 
-async def test_the_oldest_message_is_taken_first_and_is_not_removed(journal: Journal) -> None:
+async def test_wait_returns_the_oldest_without_removing_it(journal: Journal) -> None:
     await arrive(journal, message(2), message(1))
     inbox = open_inbox(journal)
     taken = await inbox.wait(0)
@@ -101,7 +101,7 @@ async def test_two_waiters_never_get_the_same_message(journal: Journal, second: 
     assert await inboxes[0].wait(0) is None
 
 
-async def test_a_message_comes_back_when_its_hold_is_over(journal: Journal) -> None:
+async def test_claim_expires_and_message_is_available_again(journal: Journal) -> None:
     await arrive(journal, message(1))
     inbox = open_inbox(journal)
     assert await inbox.wait(0, hold=30)
@@ -111,7 +111,7 @@ async def test_a_message_comes_back_when_its_hold_is_over(journal: Journal) -> N
     assert again.activity_id == "row-1"
 
 
-async def test_a_clock_that_was_set_back_hides_nothing(tmp_path: Path) -> None:
+async def test_claims_survive_a_clock_set_back(tmp_path: Path) -> None:
     shift = 0.0
     async with Journal.open(tmp_path, wall=lambda: EPOCH + shift) as journal:
         await arrive(journal, message(1))
@@ -121,7 +121,7 @@ async def test_a_clock_that_was_set_back_hides_nothing(tmp_path: Path) -> None:
         assert await inbox.wait(0)
 
 
-async def test_a_message_that_arrives_meanwhile_ends_the_wait(journal: Journal, second: Journal) -> None:
+async def test_wait_ends_when_a_message_arrives(journal: Journal, second: Journal) -> None:
     inbox = open_inbox(second)
     waiting = asyncio.ensure_future(inbox.wait(60))
     await asyncio.sleep(5)
@@ -133,7 +133,7 @@ async def test_a_message_that_arrives_meanwhile_ends_the_wait(journal: Journal, 
 
 
 @pytest.mark.parametrize("steps", range(12))
-async def test_whoever_stops_waiting_at_whatever_moment_holds_nothing(journal: Journal, steps: int) -> None:
+async def test_cancelled_wait_never_keeps_a_claim(journal: Journal, steps: int) -> None:
     await arrive(journal, message(1))
     inbox = open_inbox(journal)
     waiting = asyncio.ensure_future(inbox.wait(60))
@@ -145,12 +145,12 @@ async def test_whoever_stops_waiting_at_whatever_moment_holds_nothing(journal: J
     assert (again is None) == isinstance(outcome, InboxMessage)
 
 
-async def test_waiting_ends_with_nothing_after_its_time(journal: Journal) -> None:
+async def test_wait_returns_none_on_timeout(journal: Journal) -> None:
     assert await open_inbox(journal).wait(7) is None
     assert asyncio.get_running_loop().time() == pytest.approx(7)
 
 
-async def test_the_oldest_over_all_workspaces_comes_first(journal: Journal) -> None:
+async def test_oldest_across_workspaces_is_first(journal: Journal) -> None:
     await arrive(journal, message(2), workspace="ws-a")
     await arrive(journal, message(1), workspace="ws-b")
     await arrive(journal, message(0), workspace="ws-of-others")
@@ -160,7 +160,7 @@ async def test_the_oldest_over_all_workspaces_comes_first(journal: Journal) -> N
     assert [one and one.workspace_id for one in taken] == ["ws-b", "ws-a", None]
 
 
-async def test_a_program_that_was_killed_leaves_its_message_to_the_next(tmp_path: Path) -> None:
+async def test_claim_of_killed_reader_expires(tmp_path: Path) -> None:
     async with open_journal(tmp_path) as journal:
         await arrive(journal, message(1))
         assert await open_inbox(journal).wait(0)
@@ -178,7 +178,7 @@ def dead_process() -> str:
     return str(ended.pid)
 
 
-async def test_a_reader_that_died_gives_back_at_once_what_it_held(journal: Journal) -> None:
+async def test_claim_of_dead_process_released_immediately(journal: Journal) -> None:
     await arrive(journal, message(1))
     inbox = open_inbox(journal)
     assert await inbox.wait(0)
@@ -192,7 +192,7 @@ async def test_a_reader_that_died_gives_back_at_once_what_it_held(journal: Journ
     assert asyncio.get_running_loop().time() < 15
 
 
-async def test_what_a_reader_holds_is_free_when_it_is_closed(journal: Journal) -> None:
+async def test_close_releases_the_claims_of_the_reader(journal: Journal) -> None:
     await arrive(journal, message(1), message(2))
     closing, staying = open_inbox(journal), open_inbox(journal)
     assert await closing.wait(0)
@@ -204,13 +204,13 @@ async def test_what_a_reader_holds_is_free_when_it_is_closed(journal: Journal) -
     assert await open_inbox(journal).wait(0) is None
 
 
-async def test_a_hold_of_another_workspace_that_nobody_reads_keeps_nobody_awake(journal: Journal) -> None:
+async def test_claims_of_unread_workspaces_cause_no_wakeups(journal: Journal) -> None:
     await arrive(journal, message(1), workspace="ws-of-others")
     assert await open_inbox(journal, "ws-of-others").wait(0, hold=1)
     assert await open_inbox(journal).wait(3600) is None
 
 
-async def test_of_five_thousand_waiting_messages_none_is_lost_or_out_of_turn(journal: Journal) -> None:
+async def test_five_thousand_messages_claimed_in_order(journal: Journal) -> None:
     await arrive(journal, *(message(number, caller_id=f"peer-{number % 7}") for number in range(5000)))
     inbox = open_inbox(journal)
     arrivals = inbox.arrivals()
@@ -230,7 +230,7 @@ def flood(peers: int, each: int) -> list[Inbound]:
     return [*written, *(message(len(written) + number) for number in range(3))]
 
 
-async def test_people_get_every_other_turn_beside_peers_that_flood(journal: Journal) -> None:
+async def test_person_gets_every_other_turn(journal: Journal) -> None:
     await arrive(journal, *flood(3, 100))
     inbox = open_inbox(journal)
     callers = []
@@ -242,7 +242,7 @@ async def test_people_get_every_other_turn_beside_peers_that_flood(journal: Jour
     assert callers == ["peer-0", None, "peer-1", None, "peer-2", None, "peer-0", "peer-1"]
 
 
-async def test_people_who_flood_leave_every_other_turn_to_peers(journal: Journal) -> None:
+async def test_flooding_person_leaves_peers_every_other_turn(journal: Journal) -> None:
     await arrive(journal, *(message(number) for number in range(100)), message(100, caller_id="peer-1"))
     inbox = open_inbox(journal)
     taken = [await inbox.wait(0), await inbox.wait(0)]
@@ -250,7 +250,7 @@ async def test_people_who_flood_leave_every_other_turn_to_peers(journal: Journal
 
 
 @pytest.mark.parametrize("limit", [1, 2, 10])
-async def test_a_look_into_a_flooded_inbox_shows_a_message_of_each_caller(journal: Journal, limit: int) -> None:
+async def test_peek_shows_each_caller_during_a_flood(journal: Journal, limit: int) -> None:
     await arrive(journal, *flood(3, 100))
     shown = open_inbox(journal).peek(limit)
     assert len(shown) == limit
@@ -258,7 +258,7 @@ async def test_a_look_into_a_flooded_inbox_shows_a_message_of_each_caller(journa
     assert shown == sorted(shown, key=lambda one: one.created_at)
 
 
-async def test_a_message_of_a_person_is_announced_before_a_flood(journal: Journal) -> None:
+async def test_person_announced_before_a_flood(journal: Journal) -> None:
     await arrive(journal, *flood(2, 1000))
     arrivals = open_inbox(journal).arrivals()
     first = [(await anext(arrivals)).caller_id for _ in range(9)]
@@ -268,7 +268,7 @@ async def test_a_message_of_a_person_is_announced_before_a_flood(journal: Journa
     assert "peer-late" in rest
 
 
-async def test_a_flood_of_awaited_files_hides_no_other_message(journal: Journal) -> None:
+async def test_awaited_files_hide_no_other_message(journal: Journal) -> None:
     file = FilePart(uri="data:;base64,eA==", name="a")
     await arrive(journal, *(message(number, caller_id="peer-1", parts=(file,)) for number in range(500)), message(500))
     one = await open_inbox(journal).wait(0)
@@ -276,7 +276,7 @@ async def test_a_flood_of_awaited_files_hides_no_other_message(journal: Journal)
     assert one.caller_id is None
 
 
-async def test_only_messages_answers_and_results_are_shown(journal: Journal) -> None:
+async def test_shows_only_messages_answers_and_results(journal: Journal) -> None:
     kinds = (Kind.MESSAGE, Kind.ANSWER, Kind.RESULT, Kind.ECHO, Kind.OWN, Kind.HISTORY, Kind.UPLOAD, Kind.UNREADABLE)
     store = await asked(journal, ("key-1", "peer-1", "count"))
     await store.record_delegation(WORKSPACE, "key-1", "delegation-1")
@@ -286,7 +286,7 @@ async def test_only_messages_answers_and_results_are_shown(journal: Journal) -> 
 
 
 @pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf"), 1e9])
-async def test_times_that_nobody_can_wait_are_refused_before_anything_is_held(journal: Journal, seconds: float) -> None:
+async def test_invalid_wait_times_refused_before_claiming(journal: Journal, seconds: float) -> None:
     await arrive(journal, message(1))
     inbox = open_inbox(journal)
     with pytest.raises(ConfigError, match="hold must lie between"):
@@ -296,7 +296,7 @@ async def test_times_that_nobody_can_wait_are_refused_before_anything_is_held(jo
     assert await inbox.wait(0)
 
 
-async def test_an_id_that_can_be_none_is_none(journal: Journal) -> None:
+async def test_invalid_activity_id_matches_nothing(journal: Journal) -> None:
     await arrive(journal, message(1))
     inbox = open_inbox(journal)
     for odd in ("", "\ud800", "\0", "' OR 1=1 --", "x" * 100_000):
@@ -310,7 +310,7 @@ async def test_an_id_that_can_be_none_is_none(journal: Journal) -> None:
 # Finishing
 
 
-async def test_a_popped_message_is_gone_and_popping_twice_is_fine(journal: Journal) -> None:
+async def test_pop_removes_message_and_is_idempotent(journal: Journal) -> None:
     await arrive(journal, message(1), message(2))
     inbox = open_inbox(journal)
     assert await inbox.pop("row-1") is True
@@ -323,21 +323,21 @@ async def test_a_popped_message_is_gone_and_popping_twice_is_fine(journal: Journ
     assert popped.text == "text 1"
 
 
-async def test_a_held_message_can_be_popped_by_another_reader(journal: Journal, second: Journal) -> None:
+async def test_claimed_message_popped_by_another_reader(journal: Journal, second: Journal) -> None:
     await arrive(journal, message(1))
     assert await open_inbox(journal).wait(0)
     assert await open_inbox(second).pop("row-1")
     assert await open_inbox(journal).wait(400) is None
 
 
-async def test_a_pop_tells_the_connection(journal: Journal) -> None:
+async def test_pop_notifies_the_session(journal: Journal) -> None:
     await arrive(journal, message(1))
     desk = FakeDesk()
     await Inbox(journal, {WORKSPACE: desk}).pop("row-1")
     assert desk.changes == 1
 
 
-async def test_a_reply_is_stored_and_waits_to_be_sent(journal: Journal) -> None:
+async def test_reply_is_stored_until_sent(journal: Journal) -> None:
     await arrive(journal, message(1))
     inbox = open_inbox(journal)
     assert await inbox.reply("row-1", Response.from_text("yes"), patience=1) == "stored"
@@ -349,7 +349,7 @@ async def test_a_reply_is_stored_and_waits_to_be_sent(journal: Journal) -> None:
     assert await inbox.wait(400) is None
 
 
-async def test_a_reply_and_when_it_was_sent_are_on_the_disk_before_it_is_sent(tmp_path: Path) -> None:
+async def test_reply_and_send_time_stored_before_sending(tmp_path: Path) -> None:
     levels: list[str] = []
 
     class Watched(sqlite3.Connection):
@@ -383,7 +383,7 @@ async def test_a_popped_message_can_be_replied_to(journal: Journal) -> None:
     assert await inbox.reply("row-1", Response.from_text("late"), patience=0) == "stored"
 
 
-async def test_days_later_a_second_reply_is_still_refused_and_a_first_one_is_taken(tmp_path: Path) -> None:
+async def test_late_second_reply_refused_but_first_accepted(tmp_path: Path) -> None:
     later = 0.0
     async with Journal.open(tmp_path, wall=lambda: EPOCH + later) as journal:
         await arrive(journal, message(1), message(2))
@@ -403,7 +403,7 @@ async def test_days_later_a_second_reply_is_still_refused_and_a_first_one_is_tak
         assert await inbox.reply("row-2", Response.from_text("late"), patience=0) == "stored"
 
 
-async def test_of_two_replies_one_is_refused(journal: Journal, second: Journal) -> None:
+async def test_second_reply_is_refused(journal: Journal, second: Journal) -> None:
     await arrive(journal, message(1))
     both = [open_inbox(journal), open_inbox(second)]
     outcomes = await asyncio.gather(
@@ -428,7 +428,7 @@ async def test_of_two_replies_one_is_refused(journal: Journal, second: Journal) 
         ("row-1", Response(parts=[DataPart(float("nan"))]), "JSON"),
     ],
 )
-async def test_a_reply_that_makes_no_sense_is_refused_and_loses_nothing(
+async def test_invalid_reply_refused_without_losing_message(
     journal: Journal, row_id: str, response: Response, complaint: str
 ) -> None:
     repeated = {"sender_key": "key", "fingerprint": "same"}
@@ -449,7 +449,7 @@ async def test_a_reply_that_makes_no_sense_is_refused_and_loses_nothing(
     assert ids(inbox.peek()) == ["row-1", "row-2", "row-3"]
 
 
-async def test_replies_of_a_conversation_are_sent_in_the_order_in_which_they_were_given(journal: Journal) -> None:
+async def test_replies_of_a_conversation_sent_in_order(journal: Journal) -> None:
     await arrive(journal, message(1), message(2), message(3))
     inbox, mine = open_inbox(journal), journal.of(WORKSPACE, inbox=True)
     order = []
@@ -466,7 +466,7 @@ async def test_replies_of_a_conversation_are_sent_in_the_order_in_which_they_wer
     ("change", "outcome"),
     [("state='done'", "delivered"), ("state='dead', reason='too long'", "dead: too long")],
 )
-async def test_who_replies_is_told_what_came_of_it(journal: Journal, change: str, outcome: str) -> None:
+async def test_reply_returns_the_delivery_result(journal: Journal, change: str, outcome: str) -> None:
     await arrive(journal, message(1))
     replying = asyncio.ensure_future(open_inbox(journal).reply("row-1", Response.from_text("yes"), patience=60))
     await asyncio.sleep(3)
@@ -478,7 +478,7 @@ async def test_who_replies_is_told_what_came_of_it(journal: Journal, change: str
 # Arrivals
 
 
-async def test_each_message_is_announced_once_the_oldest_first(journal: Journal) -> None:
+async def test_arrivals_yield_each_message_once_in_order(journal: Journal) -> None:
     await arrive(journal, message(2), message(1))
     arrivals = open_inbox(journal).arrivals()
     assert [(await anext(arrivals)).activity_id for _ in range(2)] == ["row-1", "row-2"]
@@ -491,7 +491,7 @@ async def test_each_message_is_announced_once_the_oldest_first(journal: Journal)
     assert (await next_one).activity_id == "row-3"
 
 
-async def test_what_was_popped_before_its_turn_is_not_announced(journal: Journal) -> None:
+async def test_arrivals_skip_messages_popped_before_their_turn(journal: Journal) -> None:
     await arrive(journal, message(1), message(2), message(3))
     inbox = open_inbox(journal)
     arrivals = inbox.arrivals()
@@ -515,13 +515,13 @@ def answer(number: int, **given: Any) -> Inbound:
     return message(number, **{"kind": Kind.ANSWER, "caller_id": "peer-1", **given})
 
 
-async def test_an_answer_that_names_its_question_shows_it(journal: Journal) -> None:
+async def test_answer_that_names_its_question_shows_it(journal: Journal) -> None:
     await asked(journal, ("q-1", "peer-1", "how many?"), ("q-2", "peer-1", "how much?"))
     await arrive(journal, answer(1, reason="q-2"), answer(2, reason="q-1"), answer(3, reason="q-1"))
     assert [one.question for one in open_inbox(journal).peek()] == ["how much?", "how many?", "how many?"]
 
 
-async def test_a_result_shows_the_task_of_its_delegation(journal: Journal) -> None:
+async def test_result_shows_the_delegated_task(journal: Journal) -> None:
     store = await asked(journal, ("key-1", "peer-1", "count"), ("key-2", "peer-1", "weigh"))
     await store.record_delegation(WORKSPACE, "key-2", "delegation-2")
     await store.record_delegation(WORKSPACE, "key-1", "delegation-1")
@@ -534,7 +534,7 @@ async def test_a_result_shows_the_task_of_its_delegation(journal: Journal) -> No
     assert found == [("weigh", "peer-1"), ("count", "peer-1")]
 
 
-async def test_result_read_before_its_delegation_is_known_waits_after(journal: Journal) -> None:
+async def test_result_before_its_delegation_id_waits(journal: Journal) -> None:
     store = await asked(journal, ("key-1", "peer-1", "count"))
     await arrive(journal, answer(1, kind=Kind.RESULT, caller_id=None, delegation_id="delegation-1"))
     assert open_inbox(journal).peek() == []
@@ -543,7 +543,7 @@ async def test_result_read_before_its_delegation_is_known_waits_after(journal: J
     assert found == [("result", "count", "peer-1")]
 
 
-async def test_result_needs_a_delegation_opened_with_that_peer(journal: Journal) -> None:
+async def test_result_needs_a_delegation_to_that_peer(journal: Journal) -> None:
     store = await asked(journal, ("key-1", "peer-1", "count"))
     await store.record_delegation(WORKSPACE, "key-1", "delegation-1")
     await arrive(
@@ -570,7 +570,7 @@ async def test_answer_of_another_peer_settles_no_question(journal: Journal) -> N
     assert open_inbox(journal).peek()[-1].question == "how many?"
 
 
-async def test_an_answer_that_names_none_is_that_to_the_only_open_question_and_nobody_guesses(journal: Journal) -> None:
+async def test_unnamed_answer_matches_only_open_question(journal: Journal) -> None:
     store = await asked(journal, ("q-1", "peer-1", "first"), ("q-2", "peer-2", "to another"))
     await arrive(journal, answer(1))
     await asked(journal, ("q-3", "peer-1", "second"), ("q-4", "peer-1", "third"))
@@ -581,7 +581,7 @@ async def test_an_answer_that_names_none_is_that_to_the_only_open_question_and_n
     assert shown == ["first", "", "", "", "third", ""]
 
 
-async def test_a_long_question_is_cut_and_one_of_last_week_is_forgotten(tmp_path: Path) -> None:
+async def test_questions_are_truncated_and_expire(tmp_path: Path) -> None:
     later = 0.0
     async with Journal.open(tmp_path, wall=lambda: EPOCH + later) as journal:
         await asked(journal, ("q-1", "peer-1", "x" * 10_000))
@@ -595,7 +595,7 @@ async def test_a_long_question_is_cut_and_one_of_last_week_is_forgotten(tmp_path
 # Speaking first
 
 
-async def test_an_unknown_workspace_is_refused_by_every_way_in(journal: Journal) -> None:
+async def test_unknown_workspace_refused_by_every_method(journal: Journal) -> None:
     inbox = open_inbox(journal, "ws-a", "ws-b")
     await arrive(journal, message(1), workspace="ws-c")
     for refused in (
@@ -616,7 +616,7 @@ async def test_an_unknown_workspace_is_refused_by_every_way_in(journal: Journal)
             await coroutine
 
 
-async def test_asking_oneself_is_refused_before_any_request(journal: Journal) -> None:
+async def test_asking_itself_refused_before_any_request(journal: Journal) -> None:
     desk = FakeDesk()
     inbox = Inbox(journal, {WORKSPACE: desk})
     with pytest.raises(ConfigError, match="this workspace itself"):
@@ -628,7 +628,7 @@ async def test_asking_oneself_is_refused_before_any_request(journal: Journal) ->
     assert desk.asked == []
 
 
-async def test_a_peer_is_asked_something_for_a_minute_unless_told_otherwise(journal: Journal) -> None:
+async def test_ask_timeout_defaults_to_a_minute(journal: Journal) -> None:
     desk = FakeDesk()
     inbox = Inbox(journal, {WORKSPACE: desk})
     for nothing in (inbox.ask(WORKSPACE, "peer", " \n"), inbox.delegate(WORKSPACE, "peer", "")):
@@ -639,20 +639,20 @@ async def test_a_peer_is_asked_something_for_a_minute_unless_told_otherwise(jour
     assert (desk.asked, desk.timeout) == ([("peer", "how are you?")], 60.0)
 
 
-async def test_files_for_the_person_may_be_named_by_text(journal: Journal) -> None:
+async def test_tell_user_accepts_file_paths_as_text(journal: Journal) -> None:
     desk = FakeDesk()
     await Inbox(journal, {WORKSPACE: desk}).tell_user(WORKSPACE, "look", ["/tmp/a.txt"])
     assert desk.files == [Path("/tmp/a.txt")]
 
 
-async def test_what_ended_a_workspace_is_its_trouble_for_good(journal: Journal) -> None:
+async def test_ended_workspace_reports_its_error_as_trouble(journal: Journal) -> None:
     desks = {"ws-a": FakeDesk(trouble="the platform is down"), "ws-b": FakeDesk(ended=MoleculeError("deleted"))}
     inbox = Inbox(journal, desks)
     assert (inbox.trouble("ws-a"), inbox.trouble("ws-b")) == ("the platform is down", "deleted")
     assert {one: str(error) for one, error in inbox.ended.items()} == {"ws-b": "deleted"}
 
 
-async def test_who_waits_hears_what_ended_the_workspaces_once_nothing_is_left_to_take(journal: Journal) -> None:
+async def test_wait_raises_once_all_workspaces_ended(journal: Journal) -> None:
     desks = {"ws-a": FakeDesk(), "ws-b": FakeDesk(ended=MoleculeError("deleted"))}
     await arrive(journal, message(1), workspace="ws-a")
     inbox = Inbox(journal, desks)

@@ -15,7 +15,7 @@ from molecule_connect.journal.journal import Journal
 from molecule_connect.models import FilePart, Response, TextPart
 
 
-async def test_a_reader_gets_the_file_as_a_path_in_another_process_too(journal: Journal, tmp_path: Path) -> None:
+async def test_file_path_available_in_another_process(journal: Journal, tmp_path: Path) -> None:
     platform = FakePlatform()
     async with Serving(platform, journal, None), open_journal(tmp_path) as elsewhere:
         uploads(platform, content=b"hello")
@@ -27,7 +27,7 @@ async def test_a_reader_gets_the_file_as_a_path_in_another_process_too(journal: 
     assert file.path.read_bytes() == b"hello"
 
 
-async def test_a_message_waits_for_its_file_while_others_are_taken_and_not_for_ever(journal: Journal) -> None:
+async def test_message_waits_for_its_file_with_timeout(journal: Journal) -> None:
     platform = FakePlatform()
     async with Serving(platform, journal, None) as serving:
         inbox = reader(serving)
@@ -48,7 +48,7 @@ async def test_a_message_waits_for_its_file_while_others_are_taken_and_not_for_e
         assert (await anext(arrivals)).text == "with a file"
 
 
-async def test_a_file_without_a_message_is_a_message_of_its_own(journal: Journal) -> None:
+async def test_file_without_message_becomes_a_message(journal: Journal) -> None:
     platform = FakePlatform()
     async with Serving(platform, journal, None) as serving:
         arrivals = reader(serving).arrivals()
@@ -78,9 +78,7 @@ async def test_files_of_a_reply_reach_the_person(journal: Journal, tmp_path: Pat
     assert platform.uploads.kept["ours-0"].content == b"png"
 
 
-async def test_a_reply_with_a_file_that_is_not_there_is_refused_and_the_message_stays(
-    journal: Journal, tmp_path: Path
-) -> None:
+async def test_reply_with_missing_file_refused(journal: Journal, tmp_path: Path) -> None:
     platform = FakePlatform()
     async with Serving(platform, journal, None) as serving:
         inbox = reader(serving)

@@ -70,7 +70,7 @@ async def lives(folder: Path, *, newer: bool, kill_at: int) -> tuple[int, Mortal
 
 @pytest.mark.timeout(300)  # some hundred lives, each with a journal of its own
 @pytest.mark.parametrize("newer", [True, False], ids=["newer", "older"])
-async def test_whatever_moment_an_inbox_dies_at(tmp_path: Path, newer: bool) -> None:
+async def test_inbox_killed_at_any_moment(tmp_path: Path, newer: bool) -> None:
     def folder() -> Path:
         return Path(tempfile.mkdtemp(dir=tmp_path))
 

@@ -22,7 +22,7 @@ LONG, ALIKE = "12345678-aaaa", "12345678-bbbb"
         (f"_{ALIKE}", set(), False),
     ],
 )
-async def test_a_position_is_taken_over_by_the_workspace_that_it_belongs_to(
+async def test_position_migrates_to_its_own_workspace(
     journal: Journal, tmp_path: Path, name: str, others: set[str], is_its_own: bool
 ) -> None:
     folder = tmp_path / "configs"
@@ -34,12 +34,12 @@ async def test_a_position_is_taken_over_by_the_workspace_that_it_belongs_to(
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"two\nlines", b"../../etc", b"x" * 200])
-async def test_one_that_is_no_id_is_left_alone(journal: Journal, tmp_path: Path, content: bytes) -> None:
+async def test_invalid_position_is_ignored(journal: Journal, tmp_path: Path, content: bytes) -> None:
     (tmp_path / legacy_cursor.NAME).write_bytes(content)
     assert await legacy_cursor.take_over(journal, tmp_path, LONG, [tmp_path], others=()) is None
 
 
-async def test_a_journal_or_a_cursor_file_knows_better(journal: Journal, tmp_path: Path) -> None:
+async def test_existing_journal_or_cursor_takes_precedence(journal: Journal, tmp_path: Path) -> None:
     (tmp_path / legacy_cursor.NAME).write_text("row-7")
     await journal.of(LONG).set_position(FeedPosition(watermark="row-9"))
     (tmp_path / f"{ALIKE}.json").write_text("{}")
@@ -48,7 +48,7 @@ async def test_a_journal_or_a_cursor_file_knows_better(journal: Journal, tmp_pat
     assert journal.of(LONG).position() == FeedPosition(watermark="row-9")
 
 
-def test_it_is_looked_for_where_that_program_kept_it(tmp_path: Path) -> None:
+def test_looks_in_the_documented_folders(tmp_path: Path) -> None:
     found = legacy_cursor.folders({"CONFIGS_DIR": "/some/where"}, home=tmp_path)
     assert found == [Path("/some/where"), Path("/configs"), tmp_path / ".molecule-workspace"]
     assert legacy_cursor.folders({"CONFIGS_DIR": ""}, home=tmp_path) == found[1:]

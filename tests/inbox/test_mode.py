@@ -33,7 +33,7 @@ def reader(serving: Serving) -> Inbox:
     return Inbox(serving.journal, {WORKSPACE: Beside(connection=serving.connection)})
 
 
-async def test_a_reader_takes_what_arrives_and_its_reply_goes_to_the_person(journal: Journal) -> None:
+async def test_claimed_message_reply_reaches_the_person(journal: Journal) -> None:
     platform = FakePlatform()
     async with Serving(platform, journal, None) as serving:
         inbox = reader(serving)
@@ -46,7 +46,7 @@ async def test_a_reader_takes_what_arrives_and_its_reply_goes_to_the_person(jour
     assert serving.rows() == [("row-1", "done")]
 
 
-async def test_a_reply_to_a_peer_says_what_it_answers(journal: Journal) -> None:
+async def test_reply_to_a_peer_names_its_message(journal: Journal) -> None:
     platform = FakePlatform()
     async with Serving(platform, journal, None) as serving:
         platform.write("ping", caller="peer-1", context="talk", message_id="their-id")
@@ -57,7 +57,7 @@ async def test_a_reply_to_a_peer_says_what_it_answers(journal: Journal) -> None:
     assert (sent.caller_id, sent.context_id, sent.in_reply_to) == ("peer-1", "talk", "their-id")
 
 
-async def test_a_reader_in_another_process_is_served_too(journal: Journal, tmp_path: Path) -> None:
+async def test_reader_in_another_process_gets_messages(journal: Journal, tmp_path: Path) -> None:
     platform = FakePlatform()
     async with Serving(platform, journal, None) as serving, open_journal(tmp_path) as elsewhere:
         attached = Inbox(elsewhere, {WORKSPACE: FakeDesk()})
@@ -72,7 +72,7 @@ async def test_a_reader_in_another_process_is_served_too(journal: Journal, tmp_p
     assert platform.answers() == ["hi"]
 
 
-async def test_nothing_is_answered_by_itself(journal: Journal) -> None:
+async def test_inbox_answers_nothing_itself(journal: Journal) -> None:
     platform = FakePlatform()
     async with Serving(platform, journal, None) as serving:
         for number in range(20):
@@ -84,7 +84,7 @@ async def test_nothing_is_answered_by_itself(journal: Journal) -> None:
         assert platform.beats[-1].wedged == ""
 
 
-async def test_answers_and_results_wait_for_a_reader_too(journal: Journal) -> None:
+async def test_answers_and_results_wait_for_a_reader(journal: Journal) -> None:
     platform = FakePlatform()
     async with Serving(platform, journal, None) as serving:
         platform.write("an answer", caller="peer-1", kind=Kind.ANSWER)
@@ -97,7 +97,7 @@ async def test_answers_and_results_wait_for_a_reader_too(journal: Journal) -> No
         assert [message.kind for message in inbox.peek()] == ["answer", "result"]
 
 
-async def test_the_heartbeat_tells_what_waits_and_what_is_held(journal: Journal) -> None:
+async def test_heartbeat_counts_waiting_and_claimed_messages(journal: Journal) -> None:
     platform = FakePlatform()
     async with Serving(platform, journal, None) as serving:
         for number in range(3):
@@ -110,7 +110,7 @@ async def test_the_heartbeat_tells_what_waits_and_what_is_held(journal: Journal)
         assert (beat.active_tasks, beat.current_task) == (1, "2 messages wait for a reader")
 
 
-async def test_a_reply_that_is_refused_is_dead_with_the_platforms_words_and_can_be_replayed(journal: Journal) -> None:
+async def test_refused_reply_is_dead_and_replayable(journal: Journal) -> None:
     refusal = PermanentPlatformError("a2a: 403 not allowed", operation="a2a", status=403, body="")
     platform = FakePlatform(fail_send=[refusal])
     async with Serving(platform, journal, None) as serving:
@@ -127,7 +127,7 @@ async def test_a_reply_that_is_refused_is_dead_with_the_platforms_words_and_can_
         await platform.until(lambda: platform.answers() == ["hi"])
 
 
-async def test_a_reply_that_the_platform_cannot_take_yet_is_stored_and_sent_later(journal: Journal) -> None:
+async def test_reply_stored_until_the_platform_accepts_it(journal: Journal) -> None:
     away = [TransientPlatformError("notify: 503", operation="notify", status=503, retry_after=30.0)]
     platform = FakePlatform(fail_send=list(away))
     async with Serving(platform, journal, None) as serving:
@@ -139,7 +139,7 @@ async def test_a_reply_that_the_platform_cannot_take_yet_is_stored_and_sent_late
         await platform.until(lambda: platform.answers() == ["hi"])
 
 
-async def test_a_reply_that_was_cut_short_by_a_kill_goes_out_once(tmp_path: Path) -> None:
+async def test_reply_interrupted_by_kill_sent_once(tmp_path: Path) -> None:
     platform = FakePlatform()
     async with open_journal(tmp_path) as journal:
         async with Serving(platform, journal, None) as serving:
@@ -153,7 +153,7 @@ async def test_a_reply_that_was_cut_short_by_a_kill_goes_out_once(tmp_path: Path
     assert platform.answers() == ["hi"]
 
 
-async def test_a_reply_whose_sending_was_cut_is_settled_by_its_echo(tmp_path: Path) -> None:
+async def test_interrupted_send_settled_by_its_echo(tmp_path: Path) -> None:
     cut = TransientPlatformError("notify: cut", operation="notify", outcome=Outcome.UNKNOWN)
     platform = FakePlatform(cut_after=[cut])
     async with open_journal(tmp_path) as journal, Serving(platform, journal, None, grace=0.0) as serving:
@@ -165,7 +165,7 @@ async def test_a_reply_whose_sending_was_cut_is_settled_by_its_echo(tmp_path: Pa
     assert platform.answers() == ["hi"]
 
 
-async def test_without_presence_it_neither_registers_nor_beats_and_reads_all_the_same(tmp_path: Path) -> None:
+async def test_without_presence_reads_but_never_registers(tmp_path: Path) -> None:
     platform = FakePlatform()
     async with open_journal(tmp_path) as journal, Serving(platform, journal, None, presence=False) as serving:
         platform.write("hello")
@@ -174,7 +174,7 @@ async def test_without_presence_it_neither_registers_nor_beats_and_reads_all_the
     assert (platform.cards, platform.beats) == ([], [])
 
 
-async def test_once_reads_to_the_end_and_leaves_what_waits_to_the_readers(journal: Journal) -> None:
+async def test_once_reads_everything_and_answers_nothing(journal: Journal) -> None:
     platform = FakePlatform()
     platform.write("hello")
     serving = Serving(platform, journal, None, once=True)
@@ -182,7 +182,7 @@ async def test_once_reads_to_the_end_and_leaves_what_waits_to_the_readers(journa
     assert serving.rows() == [("row-1", "received")]
 
 
-async def test_the_status_file_tells_that_it_is_an_inbox(journal: Journal, tmp_path: Path) -> None:
+async def test_status_file_names_the_inbox_backend(journal: Journal, tmp_path: Path) -> None:
     async with Serving(FakePlatform(), journal, None):
         await asyncio.sleep(1)
         status = read_status(tmp_path, WORKSPACE)
@@ -195,7 +195,7 @@ async def test_the_status_file_tells_that_it_is_an_inbox(journal: Journal, tmp_p
         assert not status.inbox
 
 
-async def test_what_a_reader_finished_is_told(journal: Journal) -> None:
+async def test_finished_messages_are_reported(journal: Journal) -> None:
     platform = FakePlatform()
     async with Serving(platform, journal, None) as serving:
         inbox = reader(serving)
@@ -210,7 +210,7 @@ async def test_what_a_reader_finished_is_told(journal: Journal) -> None:
 
 
 @pytest.mark.parametrize("steps", range(1, 6))
-async def test_a_reply_whose_caller_stops_waiting_is_sent_all_the_same(journal: Journal, steps: int) -> None:
+async def test_reply_sent_even_if_caller_is_cancelled(journal: Journal, steps: int) -> None:
     platform = FakePlatform()
     async with Serving(platform, journal, None) as serving:
         platform.write("hello")
@@ -224,7 +224,7 @@ async def test_a_reply_whose_caller_stops_waiting_is_sent_all_the_same(journal: 
     assert platform.answers() == ["hi"]
 
 
-async def test_a_message_with_nothing_in_it_waits_for_a_reader_and_can_be_answered(journal: Journal) -> None:
+async def test_empty_message_waits_and_can_be_answered(journal: Journal) -> None:
     platform = FakePlatform()
     async with Serving(platform, journal, None) as serving:
         platform.write(caller="peer-1")
@@ -240,7 +240,7 @@ async def test_a_message_with_nothing_in_it_waits_for_a_reader_and_can_be_answer
 # From one mode to the other
 
 
-async def test_a_backend_answers_what_an_inbox_left(tmp_path: Path) -> None:
+async def test_backend_answers_messages_left_by_an_inbox(tmp_path: Path) -> None:
     platform = FakePlatform()
     async with open_journal(tmp_path) as journal:
         async with Serving(platform, journal, None) as serving:
@@ -257,7 +257,7 @@ async def test_a_backend_answers_what_an_inbox_left(tmp_path: Path) -> None:
         assert states == [("done",)]
 
 
-async def test_an_inbox_takes_over_what_a_backend_had_without_an_interruption(tmp_path: Path) -> None:
+async def test_switch_to_inbox_keeps_waiting_messages(tmp_path: Path) -> None:
     platform = FakePlatform()
     async with open_journal(tmp_path) as journal:
         async with Serving(platform, journal, None):
@@ -270,7 +270,7 @@ async def test_an_inbox_takes_over_what_a_backend_had_without_an_interruption(tm
             assert serving.rows("attempt, interruptions") == [(0, 0)]
 
 
-async def test_what_a_backend_failed_at_is_replayed_popped_and_replied_to_late(tmp_path: Path) -> None:
+async def test_failed_message_replayed_popped_or_answered_late(tmp_path: Path) -> None:
     platform = FakePlatform()
 
     async def broken(request: Request, progress: Progress) -> Response:
@@ -287,7 +287,7 @@ async def test_what_a_backend_failed_at_is_replayed_popped_and_replied_to_late(t
     assert platform.answers()[1:] == ["late"]
 
 
-async def test_a_backend_loses_nothing_to_a_reader_that_reads_on(journal: Journal, tmp_path: Path) -> None:
+async def test_backend_answers_messages_claimed_by_open_reader(journal: Journal, tmp_path: Path) -> None:
     platform, go = FakePlatform(), asyncio.Event()
 
     async def busy(request: Request, progress: Progress) -> Response:
@@ -307,7 +307,7 @@ async def test_a_backend_loses_nothing_to_a_reader_that_reads_on(journal: Journa
 
 
 @pytest.mark.parametrize("handler", [None, "echo"])
-async def test_an_answer_that_waits_to_be_sent_is_sent_in_both_modes(tmp_path: Path, handler: str | None) -> None:
+async def test_stored_reply_sent_in_both_modes(tmp_path: Path, handler: str | None) -> None:
     platform = FakePlatform()
     async with open_journal(tmp_path) as journal:
         async with Serving(platform, journal, None):

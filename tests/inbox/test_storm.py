@@ -109,9 +109,7 @@ async def write_some(platform: FakePlatform, dice: random.Random) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-async def test_whatever_readers_and_modes_do_each_message_is_answered_once_or_was_popped(
-    tmp_path: Path, seed: int
-) -> None:
+async def test_each_message_answered_once_or_popped(tmp_path: Path, seed: int) -> None:
     dice = random.Random(seed)
     platform = FakePlatform(send_delay=dice.choice([0, 0.3, 2]), echo_delay=dice.choice([0, 0, 3.0]))
     storm = Storm(tmp_path, dice, platform)

@@ -10,7 +10,7 @@ from molecule_connect_mcp.channel import host_command, missing_flags, missing_fo
 GOOD = ["claude", "--dangerously-load-development-channels", "server:molecule"]
 
 
-def test_a_session_that_was_started_with_the_channel_lacks_nothing() -> None:
+def test_session_started_with_the_channel_lacks_nothing() -> None:
     assert missing_for_host("claude-code 2.1.197", GOOD, {}, managed=[]) == []
     assert list(missing_flags(["claude", "--channels=plugin:molecule@x"])) == []
 
@@ -25,16 +25,16 @@ def test_a_session_that_was_started_with_the_channel_lacks_nothing() -> None:
         ("", [], "this host is not known"),
     ],
 )
-def test_what_is_missing_is_said(host: str, command: list[str], said: str) -> None:
+def test_missing_channel_conditions_are_reported(host: str, command: list[str], said: str) -> None:
     (lack,) = missing_for_host(host, command, {}, managed=[])
     assert said in lack
 
 
-def test_a_command_line_that_nobody_knows_accuses_nobody() -> None:
+def test_unknown_command_line_reports_nothing() -> None:
     assert missing_for_host("claude-code 2.1.197", [], {}, managed=[]) == []
 
 
-def test_an_api_key_in_place_of_a_login_is_said() -> None:
+def test_api_key_instead_of_login_reported() -> None:
     (lack,) = missing_for_host("claude-code 2.1.197", GOOD, {"ANTHROPIC_API_KEY": "secret"}, managed=[])
     assert "ANTHROPIC_API_KEY is set" in lack
     assert "secret" not in lack
@@ -51,7 +51,7 @@ def test_an_api_key_in_place_of_a_login_is_said() -> None:
         ([], []),
     ],
 )
-def test_an_organisations_settings_are_read(tmp_path: Path, settings: object, said: list[str]) -> None:
+def test_managed_settings_are_checked(tmp_path: Path, settings: object, said: list[str]) -> None:
     path = tmp_path / "managed-settings.json"
     path.write_text(json.dumps(settings))
     lacks = list(missing_permission([tmp_path / "none.json", path]))
@@ -59,5 +59,5 @@ def test_an_organisations_settings_are_read(tmp_path: Path, settings: object, sa
     assert all(word in lack for word, lack in zip(said, lacks, strict=True))
 
 
-def test_the_command_of_this_process_parent_is_found() -> None:
+def test_parent_process_command_is_found() -> None:
     assert host_command()

@@ -6,11 +6,11 @@ from molecule_connect import ConfigError
 from molecule_connect_mcp.flags import Flags, read_flags
 
 
-def test_nothing_set_is_an_inbox_with_a_heartbeat() -> None:
+def test_defaults_enable_inbox_and_heartbeat() -> None:
     assert read_flags({}) == Flags(heartbeat=True, reads=True, hold=300.0)
 
 
-def test_each_variable_is_read() -> None:
+def test_every_variable_is_read() -> None:
     environ = {
         "MOLECULE_MCP_DISABLE_HEARTBEAT": "1",
         "MOLECULE_MCP_DISABLE_INBOX": "True",
@@ -29,6 +29,6 @@ def test_each_variable_is_read() -> None:
         ("MOLECULE_INBOX_LEASE_SECS", "nan"),
     ],
 )
-def test_what_cannot_be_read_is_refused_by_name(name: str, value: str) -> None:
+def test_invalid_values_refused_by_name(name: str, value: str) -> None:
     with pytest.raises(ConfigError, match=name):
         read_flags({name: value})

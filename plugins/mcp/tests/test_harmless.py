@@ -25,7 +25,7 @@ def test_a_name_is_one_plain_line(told: object, shown: str) -> None:
     assert harmless.name(told) == shown
 
 
-def test_a_long_name_is_cut() -> None:
+def test_long_name_is_truncated() -> None:
     assert harmless.name("x" * 5000) == "x" * 119 + "…"
 
 
@@ -46,14 +46,14 @@ def test_a_long_name_is_cut() -> None:
         ("half \ud800 pair", "half ? pair"),
     ],
 )
-def test_a_text_keeps_its_lines_and_loses_what_is_not_text(told: str, shown: str) -> None:
+def test_text_keeps_lines_and_drops_control_characters(told: str, shown: str) -> None:
     assert harmless.text(told) == shown
 
 
 @pytest.mark.parametrize("told", ["", ".", "..", "a/b", "a b", "x" * 129, None, 5, "a\n"])
-def test_what_cannot_be_an_id_is_none(told: object) -> None:
+def test_invalid_id_becomes_empty(told: object) -> None:
     assert harmless.identifier(told) == ""
 
 
-def test_an_id_stays_as_it_is() -> None:
+def test_valid_id_is_unchanged() -> None:
     assert harmless.identifier("0b7e-1.a_B") == "0b7e-1.a_B"

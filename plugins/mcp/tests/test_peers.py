@@ -22,7 +22,7 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-async def test_a_name_is_looked_up_once_and_then_known() -> None:
+async def test_name_is_looked_up_once() -> None:
     inbox = FakeInbox(peers=[{"id": "p-1", "name": "ops", "role": "sre"}])
     book = PeerBook(as_inbox(inbox))
     assert book.of("ws-1", "p-1").name == ""
@@ -32,7 +32,7 @@ async def test_a_name_is_looked_up_once_and_then_known() -> None:
     assert len(inbox.fake_client.called) == 1
 
 
-async def test_a_failure_is_remembered_and_a_name_is_kept_while_it_is_looked_up_again() -> None:
+async def test_failed_lookup_is_remembered_and_name_kept() -> None:
     clock, inbox = Clock(), FakeInbox(peers=TransientPlatformError("away", operation="peers"))
     book = PeerBook(as_inbox(inbox), clock=clock)
     for _ in range(3):
@@ -51,7 +51,7 @@ async def test_a_failure_is_remembered_and_a_name_is_kept_while_it_is_looked_up_
     assert book.of("ws-1", "p-1").name == "ops"
 
 
-async def test_a_registry_that_hangs_delays_no_push() -> None:
+async def test_hanging_registry_delays_no_push() -> None:
     inbox = FakeInbox(message("a1", caller_id="p-1"), message("a2", caller_id="p-2"), peers=asyncio.Event())
     book = PeerBook(as_inbox(inbox))
     pushed = []
@@ -68,7 +68,7 @@ async def test_a_registry_that_hangs_delays_no_push() -> None:
     await book.aclose()
 
 
-async def test_what_is_no_id_is_never_looked_up() -> None:
+async def test_invalid_ids_are_never_looked_up() -> None:
     inbox = FakeInbox()
     book = PeerBook(as_inbox(inbox))
     assert book.of("ws-1", "../x").card_url == ""

@@ -12,7 +12,7 @@ from molecule_connect_mcp.catalogue import TOOLS
 from .kit import ENVELOPE, MODERN, FakeInbox, Serving, message
 
 
-async def test_the_handshake_declares_the_channel_and_says_how_to_use_the_inbox(serving: Serving) -> None:
+async def test_handshake_declares_channel_and_instructions(serving: Serving) -> None:
     told = await serving.host.begin()
 
     assert told["capabilities"]["experimental"] == {"claude/channel": {}}
@@ -20,7 +20,7 @@ async def test_the_handshake_declares_the_channel_and_says_how_to_use_the_inbox(
     assert "inbox_pop" in told["instructions"]
 
 
-async def test_the_era_without_a_handshake_declares_the_channel_too(serving: Serving) -> None:
+async def test_modern_discovery_declares_the_channel(serving: Serving) -> None:
     serving.host.write({"id": 1, "method": "server/discover", "params": {"_meta": ENVELOPE}})
 
     told = (await serving.host.answer(1))["result"]
@@ -29,7 +29,7 @@ async def test_the_era_without_a_handshake_declares_the_channel_too(serving: Ser
     assert told["supportedVersions"] == [MODERN]
 
 
-async def test_every_tool_is_listed_with_a_description_and_a_schema(serving: Serving) -> None:
+async def test_every_tool_has_description_and_schema(serving: Serving) -> None:
     await serving.host.begin()
     serving.host.write({"id": 1, "method": "tools/list", "params": {}})
 
@@ -52,12 +52,12 @@ async def test_every_tool_is_listed_with_a_description_and_a_schema(serving: Ser
     }
 
 
-async def test_one_line_is_answered_while_the_input_stays_open(serving: Serving) -> None:
+async def test_one_line_answered_while_input_stays_open(serving: Serving) -> None:
     serving.host.write_raw(b'\n{"jsonrpc": "2.0", "id": 7, "method": "ping"}\n')
     assert (await serving.host.answer(7))["result"] == {}
 
 
-async def test_the_first_answer_comes_before_the_inbox_is_opened() -> None:
+async def test_first_response_precedes_opening_the_inbox() -> None:
     may_open = asyncio.Event()
     async with Serving(FakeInbox(), may_open=may_open) as serving:
         async with asyncio.timeout(10):
@@ -69,13 +69,13 @@ async def test_the_first_answer_comes_before_the_inbox_is_opened() -> None:
         assert [set(options) for options in serving.opened] == [{"state_dir", "listener", "heartbeat"}]
 
 
-async def test_rubbish_between_the_lines_is_passed_over(serving: Serving) -> None:
+async def test_invalid_lines_are_skipped(serving: Serving) -> None:
     await serving.host.begin()
     serving.host.write_raw(b'garbage\n\xff\xfe\n[1, 2]\n{"jsonrpc": "2.0"}\n"text"\n')
     assert await serving.host.call("inbox_peek") == {"messages": []}
 
 
-async def test_half_an_emoji_in_a_call_does_not_leave_it_without_an_answer(serving: Serving) -> None:
+async def test_lone_surrogate_in_a_call_is_answered(serving: Serving) -> None:
     await serving.host.begin()
     said = {"name": "send_message_to_user", "arguments": {"message": "well done \ud83d"}}
     serving.host.write({"id": 1, "method": "tools/call", "params": said})
@@ -83,7 +83,7 @@ async def test_half_an_emoji_in_a_call_does_not_leave_it_without_an_answer(servi
     assert serving.inbox.told == [("ws-1", "well done ?", ())]
 
 
-async def test_a_line_of_many_pieces_is_one_message(serving: Serving) -> None:
+async def test_line_read_in_pieces_is_one_message(serving: Serving) -> None:
     await serving.host.begin()
     text = "x" * 300_000
     asked = {"jsonrpc": "2.0", "id": "big", "method": "tools/call"}
@@ -93,13 +93,13 @@ async def test_a_line_of_many_pieces_is_one_message(serving: Serving) -> None:
     assert serving.inbox.told == [("ws-1", text, ())]
 
 
-async def test_an_unknown_tool_is_an_error_that_lists_the_known_ones(serving: Serving) -> None:
+async def test_unknown_tool_error_lists_known_tools(serving: Serving) -> None:
     await serving.host.begin()
     assert "there are wait_for_message, " in await serving.host.call("make_coffee")
 
 
 @pytest.mark.parametrize("modern", [False, True])
-async def test_each_message_is_pushed_once_in_both_eras(serving: Serving, modern: bool) -> None:
+async def test_each_message_pushed_once_in_both_eras(serving: Serving, modern: bool) -> None:
     if modern:
         serving.host.write({"id": 1, "method": "server/discover", "params": {"_meta": ENVELOPE}})
         await serving.host.answer(1)
@@ -114,7 +114,7 @@ async def test_each_message_is_pushed_once_in_both_eras(serving: Serving, modern
     assert [note["params"]["content"] for note in notes] == ["one", "two"]
 
 
-async def test_nothing_is_pushed_before_the_handshake_is_over() -> None:
+async def test_nothing_pushed_before_the_handshake_ends() -> None:
     async with Serving(FakeInbox(message())) as serving:
         about = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "x", "version": "1"}}
         serving.host.write({"id": 1, "method": "initialize", "params": about})
@@ -127,7 +127,7 @@ async def test_nothing_is_pushed_before_the_handshake_is_over() -> None:
         assert (await serving.host.note())["params"]["meta"]["activity_id"] == "a1"
 
 
-async def test_the_end_of_the_input_is_a_clean_end_and_what_was_asked_is_still_answered() -> None:
+async def test_end_of_input_exits_after_pending_answers() -> None:
     async with Serving(FakeInbox(message())) as serving:
         await serving.host.begin()
         serving.host.write({"id": 1, "method": "tools/call", "params": {"name": "inbox_peek", "arguments": {}}})
@@ -137,14 +137,14 @@ async def test_the_end_of_the_input_is_a_clean_end_and_what_was_asked_is_still_a
             await serving.task
 
 
-async def test_a_host_that_says_nothing_and_leaves_is_a_clean_end(serving: Serving) -> None:
+async def test_silent_host_that_leaves_ends_cleanly(serving: Serving) -> None:
     serving.host.close()
     async with asyncio.timeout(5):
         await serving.task
     assert serving.opened == []
 
 
-async def test_a_host_that_waits_when_it_leaves_does_not_hold_up_the_end(serving: Serving) -> None:
+async def test_host_leaving_during_wait_delays_no_exit(serving: Serving) -> None:
     await serving.host.begin()
     serving.host.write({"id": 1, "method": "tools/call", "params": {"name": "wait_for_message", "arguments": {}}})
     serving.host.close()
@@ -152,7 +152,7 @@ async def test_a_host_that_waits_when_it_leaves_does_not_hold_up_the_end(serving
         await serving.task
 
 
-async def test_a_host_that_is_gone_is_no_error(serving: Serving) -> None:
+async def test_disconnected_host_is_not_an_error(serving: Serving) -> None:
     await serving.host.begin()
     await serving.stop_reading()
     serving.inbox.arrive(message())
@@ -161,7 +161,7 @@ async def test_a_host_that_is_gone_is_no_error(serving: Serving) -> None:
     assert serving.inbox.peek() == [message()]
 
 
-async def test_a_refused_token_ends_the_server_when_no_workspace_is_left() -> None:
+async def test_refused_token_of_last_workspace_ends_server() -> None:
     inbox = FakeInbox(workspace_ids=("ws-1", "ws-2"))
     refused = AuthError("refused", operation="register", status=401, body="")
     async with Serving(inbox) as serving:
@@ -213,9 +213,7 @@ DEEP = b"[" * 5000 + b"]" * 5000
         (DEEP, None, -32700),
     ],
 )
-async def test_a_request_that_cannot_be_read_is_answered(
-    serving: Serving, line: bytes, request_id: Any, code: int
-) -> None:
+async def test_unreadable_request_is_answered(serving: Serving, line: bytes, request_id: Any, code: int) -> None:
     serving.host.write_raw(line + b"\n")
     answer = await serving.host.read()
     assert (answer["id"], answer["error"]["code"]) == (request_id, code)
@@ -234,20 +232,20 @@ async def test_a_request_that_cannot_be_read_is_answered(
         b'{"jsonrpc": "2.0", "id": 1, "error": "x"}',
     ],
 )
-async def test_a_notification_or_an_answer_that_cannot_be_read_gets_no_answer(serving: Serving, line: bytes) -> None:
+async def test_unreadable_notification_or_response_gets_no_answer(serving: Serving, line: bytes) -> None:
     serving.host.write_raw(line + b"\n")
     serving.host.write({"id": "next", "method": "ping"})
     assert (await serving.host.read())["id"] == "next"
 
 
-async def test_the_last_line_is_answered_also_when_it_is_cut(serving: Serving) -> None:
+async def test_truncated_last_line_is_answered(serving: Serving) -> None:
     serving.host.write_raw(b'{"jsonrpc": "2.0", "id": 3, "method": "pi')
     serving.host.close()
     assert (await serving.host.read())["id"] == 3
 
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "9" * 400, "NaN"])
-async def test_a_number_beyond_all_bounds_is_an_argument_like_any_other(serving: Serving, number: str) -> None:
+async def test_out_of_range_number_is_accepted(serving: Serving, number: str) -> None:
     await serving.host.begin()
     serving.host.write_raw(
         b'{"jsonrpc": "2.0", "id": 4, "method": "tools/call", "params":'

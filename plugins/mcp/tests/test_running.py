@@ -12,7 +12,7 @@ WHOLE = {"PLATFORM_URL": "http://127.0.0.1:9", "WORKSPACE_ID": "ws-1", "MOLECULE
 
 
 @pytest.mark.parametrize("missing", WHOLE)
-def test_what_is_missing_is_named_in_the_words_of_a_host(tmp_path: Path, missing: str) -> None:
+def test_missing_settings_named_as_host_variables(tmp_path: Path, missing: str) -> None:
     environ = {name: value for name, value in WHOLE.items() if name != missing}
     with pytest.raises(ConfigError) as caught:
         read_workspaces(environ, state_dir=tmp_path)
@@ -20,12 +20,12 @@ def test_what_is_missing_is_named_in_the_words_of_a_host(tmp_path: Path, missing
     assert "host's configuration" in caught.value.hint
 
 
-def test_a_platform_that_is_out_of_reach_is_waited_for() -> None:
+def test_unreachable_platform_is_retried() -> None:
     (one,) = read_workspaces(WHOLE, state_dir=None)
     assert (one.workspace_id, one.patient) == ("ws-1", True)
 
 
-def test_a_first_start_looks_back_as_far_as_the_flag_says(tmp_path: Path) -> None:
+def test_since_secs_flag_applies_to_first_start(tmp_path: Path) -> None:
     (usual,) = read_workspaces(WHOLE, state_dir=tmp_path)
     (one,) = read_workspaces(WHOLE, state_dir=tmp_path, since_secs=3600)
     assert (usual.since_secs, one.since_secs) == (30, 3600)
@@ -35,7 +35,7 @@ def test_a_first_start_looks_back_as_far_as_the_flag_says(tmp_path: Path) -> Non
     assert [one.since_secs for one in read_workspaces(listed, state_dir=tmp_path, since_secs=0)] == [0, 0]
 
 
-async def test_without_an_inbox_a_token_file_is_read_as_with_one(tmp_path: Path) -> None:
+async def test_token_file_is_read_without_an_inbox(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("# made in the canvas\nt-123456\n")
     file.chmod(0o600)

@@ -58,14 +58,14 @@ def place(tmp_path: Path) -> Place:
     return Place(tmp_path, project, state, outside)
 
 
-def test_files_of_the_roots_are_sent(place: Place) -> None:
+def test_files_under_the_roots_are_sent(place: Place) -> None:
     assert place.sent(place.project / "plot.png") == b"plot"
     assert place.sent(place.outside / "id_rsa", place.outside) == b"key"
     assert place.sent(place.outside / "id_rsa", named=(place.outside,)) == b"key"
     assert place.sent(place.state / "ws-1" / "files" / "0-photo.png") == b"photo"
 
 
-def test_a_file_elsewhere_is_refused_with_the_roots_and_the_flag(place: Place) -> None:
+def test_file_outside_roots_refused_with_hint(place: Place) -> None:
     said = place.refused(place.outside / "id_rsa")
     assert str(place.outside / "id_rsa") in said
     assert str(place.project) in said
@@ -75,7 +75,7 @@ def test_a_file_elsewhere_is_refused_with_the_roots_and_the_flag(place: Place) -
 
 @pytest.mark.parametrize("name", ["journal.db", "ws-1.token", "ws-1/new", "ws-1/outgoing/x"])
 @pytest.mark.parametrize("root", ["/", "base", "state"])
-def test_nothing_of_the_state_folder_is_sent_whatever_the_roots_are(place: Place, name: str, root: str) -> None:
+def test_state_folder_files_are_never_sent(place: Place, name: str, root: str) -> None:
     file = place.state / name
     file.parent.mkdir(exist_ok=True)
     file.write_bytes(b"state")
@@ -86,7 +86,7 @@ def test_nothing_of_the_state_folder_is_sent_whatever_the_roots_are(place: Place
             place.sendable(**change).copy([str(file)], [roots[root]])
 
 
-def test_links_are_followed_before_the_roots_are_asked(place: Place) -> None:
+def test_links_resolved_before_checking_roots(place: Place) -> None:
     for number, target in enumerate(
         [place.outside / "id_rsa", place.state / "journal.db", Path("/etc/passwd"), place.state / "ws-1.token"]
     ):
@@ -100,13 +100,13 @@ def test_links_are_followed_before_the_roots_are_asked(place: Place) -> None:
     place.refused(place.state / "ws-1" / "files" / "1-link")
 
 
-def test_a_link_into_a_root_is_sent_under_the_name_of_its_file(place: Place) -> None:
+def test_link_into_root_sent_under_target_name(place: Place) -> None:
     (place.outside / "link").symlink_to(place.project / "plot.png")
     (copy,) = place.sendable().copy([str(place.outside / "link")]).files
     assert (copy.name, copy.read_bytes()) == ("plot.png", b"plot")
 
 
-def test_what_was_opened_is_sent_when_its_path_changes_meanwhile(place: Place) -> None:
+def test_opened_file_is_sent_despite_path_change(place: Place) -> None:
     (copy,) = place.sendable().copy([str(place.project / "plot.png")]).files
     (place.project / "plot.png").unlink()
     (place.project / "plot.png").symlink_to(place.outside / "id_rsa")
@@ -115,9 +115,7 @@ def test_what_was_opened_is_sent_when_its_path_changes_meanwhile(place: Place) -
     assert copy.parent.parent.parent == place.state / "ws-1" / "outgoing"
 
 
-def test_a_path_that_is_swapped_for_a_link_while_it_is_opened_is_judged_by_what_was_opened(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_path_swapped_during_open_judged_by_descriptor(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     opening = os.open
 
     def swapping(path: Any, flags: int, *mode: int) -> int:
@@ -130,7 +128,7 @@ def test_a_path_that_is_swapped_for_a_link_while_it_is_opened_is_judged_by_what_
     assert "outside of the folders" in place.refused(place.project / "plot.png")
 
 
-def test_a_token_is_not_sent(place: Place) -> None:
+def test_token_file_is_not_sent(place: Place) -> None:
     token_file = place.project / "token"
     token_file.write_text("t-1")
     (place.project / "again").hardlink_to(token_file)
@@ -142,7 +140,7 @@ def test_a_token_is_not_sent(place: Place) -> None:
     assert TOKEN not in said
 
 
-def test_other_folders_of_state_are_private_too(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_state_folders_are_private(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(place.base))
     usual = place.base / ".config" / "molecule" / "state"
     usual.mkdir(parents=True)
@@ -151,16 +149,16 @@ def test_other_folders_of_state_are_private_too(place: Place, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
-def test_what_is_no_file_is_refused_without_waiting(place: Place, make: Callable[[Path], None]) -> None:
+def test_non_files_refused_without_blocking(place: Place, make: Callable[[Path], None]) -> None:
     make(place.project / "odd")
     assert "there is no file" in place.refused(place.project / "odd")
 
 
-def test_a_process_is_not_read_through_proc(place: Place) -> None:
+def test_proc_environ_is_not_sent(place: Place) -> None:
     assert place.sent("/proc/self/environ", Path("/")) == b""
 
 
-def test_a_file_that_is_too_large_is_refused_before_it_is_copied(place: Place) -> None:
+def test_oversized_file_refused_before_copying(place: Place) -> None:
     with (place.project / "large").open("wb") as file:
         file.truncate(LARGEST + 1)
     assert "256 MiB" in place.refused(place.project / "large")
@@ -179,14 +177,14 @@ def test_old_copies_are_removed(place: Place) -> None:
     ("working", "counts"),
     [("/", False), ("home/me", False), ("home", False), ("home/me/project", True), ("srv", True)],
 )
-def test_a_working_directory_that_nobody_chose_does_not_count(tmp_path: Path, working: str, counts: bool) -> None:
+def test_working_directory_above_home_does_not_count(tmp_path: Path, working: str, counts: bool) -> None:
     home, folder = tmp_path / "home" / "me", tmp_path / working
     for each in (home, folder):
         each.mkdir(parents=True, exist_ok=True)
     assert working_root(folder, [home]) == (folder if counts else None)
 
 
-def test_the_home_of_the_account_counts_as_one_whatever_home_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_account_home_counts_besides_home_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     import pwd
 
     monkeypatch.setenv("HOME", "/nowhere")
@@ -202,7 +200,7 @@ def tools_of(inbox: FakeInbox, place: Place) -> Tools:
     return Tools(desk, hold=300.0, sendable=place.sendable)
 
 
-async def test_a_reply_keeps_copies_until_they_are_sent(place: Place) -> None:
+async def test_reply_keeps_copies_until_sent(place: Place) -> None:
     inbox = FakeInbox(message("a1"))
     given = {"activity_id": "a1", "text": "here", "files": [str(place.project / "plot.png")]}
     assert (await tools_of(inbox, place).call("reply", given))[1] is False
@@ -214,7 +212,7 @@ async def test_a_reply_keeps_copies_until_they_are_sent(place: Place) -> None:
     assert (file.name, file.path.read_bytes()) == ("plot.png", b"plot")
 
 
-async def test_a_reply_that_is_refused_leaves_no_copy(place: Place) -> None:
+async def test_refused_reply_leaves_no_copy(place: Place) -> None:
     given = {"activity_id": "a9", "text": "here", "files": str(place.project / "plot.png")}
     text, failed = await tools_of(FakeInbox(), place).call("reply", given)
     assert failed
@@ -222,7 +220,7 @@ async def test_a_reply_that_is_refused_leaves_no_copy(place: Place) -> None:
     assert list((place.state / "ws-1" / "outgoing").iterdir()) == []
 
 
-async def test_attachments_may_go_without_a_word_and_leave_no_copy(place: Place) -> None:
+async def test_attachments_without_text_leave_no_copy(place: Place) -> None:
     inbox = FakeInbox()
     given = {"message": " ", "attachments": str(place.project / "plot.png")}
     assert (await tools_of(inbox, place).call("send_message_to_user", given))[1] is False
@@ -248,7 +246,7 @@ def flags(place: Place) -> Flags:
     return Flags(state_dir=place.state)
 
 
-async def test_the_hosts_roots_are_asked_for_at_each_call(place: Place) -> None:
+async def test_host_roots_requested_at_each_call(place: Place) -> None:
     async with Serving(FakeInbox(message("a1")), flags(place)) as serving:
         host, file = serving.host, str(place.outside / "id_rsa")
         host.roots = []
@@ -262,7 +260,7 @@ async def test_the_hosts_roots_are_asked_for_at_each_call(place: Place) -> None:
         assert host.asked_for_roots == 3
 
 
-async def test_a_root_with_odd_characters_in_its_name_counts(place: Place) -> None:
+async def test_root_with_special_characters_counts(place: Place) -> None:
     odd = place.base / "a b#%41"
     odd.mkdir()
     (odd / "x").write_text("x")
@@ -273,7 +271,7 @@ async def test_a_root_with_odd_characters_in_its_name_counts(place: Place) -> No
     assert told["status"] == "delivered"
 
 
-async def test_a_host_without_roots_is_not_asked_for_them(place: Place) -> None:
+async def test_host_without_roots_is_not_asked(place: Place) -> None:
     async with Serving(FakeInbox(message("a1")), flags(place)) as serving:
         await serving.host.begin()
         said = await serving.host.call("reply", activity_id="a1", text="x", files=[str(place.outside / "id_rsa")])
@@ -281,7 +279,7 @@ async def test_a_host_without_roots_is_not_asked_for_them(place: Place) -> None:
         assert serving.host.asked_for_roots == 0
 
 
-async def test_a_host_of_the_newer_era_is_asked_for_its_roots_in_the_answer(place: Place) -> None:
+async def test_modern_host_asked_for_roots_in_result(place: Place) -> None:
     meta = {**ENVELOPE, "io.modelcontextprotocol/clientCapabilities": {"roots": {}}}
     given = {"activity_id": "a1", "text": "x", "files": [str(place.outside / "id_rsa")]}
     params = {"_meta": meta, "name": "reply", "arguments": given}
@@ -313,6 +311,6 @@ def test_the_flag_wins_over_its_variable(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("named", ["/no/such/folder", "/etc/passwd", "~nobody-of-that-name", "x\0y"])
-def test_a_root_that_is_no_folder_is_refused_at_the_start(named: str) -> None:
+def test_root_that_is_not_a_folder_refused(named: str) -> None:
     with pytest.raises(ConfigError, match="--files-root"):
         read_flags({}, files_roots=[named])

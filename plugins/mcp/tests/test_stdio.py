@@ -42,11 +42,11 @@ async def lines_of(content: bytes) -> list[bytes]:
         (b"\n\na\r\n", [b"", b"", b"a\r"]),
     ],
 )
-async def test_lines_are_found(content: bytes, lines: list[bytes]) -> None:
+async def test_lines_are_split(content: bytes, lines: list[bytes]) -> None:
     assert await lines_of(content) == lines
 
 
-async def test_a_host_that_writes_without_end_is_held_back() -> None:
+async def test_fast_writing_host_is_throttled() -> None:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     reader = LineReader(reading)
@@ -67,7 +67,7 @@ async def test_a_host_that_writes_without_end_is_held_back() -> None:
     assert found == written
 
 
-async def test_lines_are_written_in_order_and_a_reader_that_left_is_told() -> None:
+async def test_lines_written_in_order_until_pipe_breaks() -> None:
     reading, writing = os.pipe()
     writer = LineWriter(writing)
     await asyncio.gather(*(writer.line(str(number).encode()) for number in range(100)))
@@ -81,7 +81,7 @@ async def test_lines_are_written_in_order_and_a_reader_that_left_is_told() -> No
     os.close(writing)
 
 
-def test_whatever_is_printed_goes_to_standard_error() -> None:
+def test_prints_go_to_standard_error() -> None:
     done = subprocess.run([sys.executable, "-c", PRINTING], input=b"line\n", capture_output=True, timeout=30)
     assert done.stdout == b"protocol: line\nafterwards\n"
     assert done.stderr == b"from python\nfrom a child\n"

@@ -48,7 +48,7 @@ class Caller:
         return text
 
 
-async def test_waiting_returns_the_oldest_and_leaves_it_there() -> None:
+async def test_wait_returns_the_oldest_and_keeps_it() -> None:
     call = Caller(FakeInbox(message("a1"), message("a2")))
     assert (await call("wait_for_message"))["activity_id"] == "a1"
     assert (await call("wait_for_message"))["activity_id"] == "a1"
@@ -56,12 +56,12 @@ async def test_waiting_returns_the_oldest_and_leaves_it_there() -> None:
 
 
 @pytest.mark.parametrize(("given", "used"), [(0, 0), ("0", 0), (-3, 0), (0.0, 0)])
-async def test_a_wait_that_ends_says_how_long_it_was(given: Any, used: int) -> None:
+async def test_expired_wait_reports_its_length(given: Any, used: int) -> None:
     assert await Caller(FakeInbox())("wait_for_message", timeout_secs=given) == {"timeout": True, "timeout_secs": used}
 
 
 @pytest.mark.parametrize("given", ["soon", None, [], True, float("nan"), {}])
-async def test_a_timeout_that_cannot_be_read_is_a_minute(given: Any) -> None:
+async def test_invalid_timeout_falls_back_to_a_minute(given: Any) -> None:
     class Impatient(FakeInbox):
         async def wait(self, seconds: float, *, hold: float = 300.0) -> InboxMessage | None:
             self.waited = seconds
@@ -72,7 +72,7 @@ async def test_a_timeout_that_cannot_be_read_is_a_minute(given: Any) -> None:
     assert inbox.waited == 60
 
 
-async def test_a_timeout_is_at_most_five_minutes() -> None:
+async def test_timeout_capped_at_five_minutes() -> None:
     class Impatient(FakeInbox):
         async def wait(self, seconds: float, *, hold: float = 300.0) -> InboxMessage | None:
             return None
@@ -89,7 +89,7 @@ async def test_a_wait_ends_when_a_message_arrives(serving: Serving) -> None:
     assert '"activity_id": "a9"' in text
 
 
-async def test_a_deaf_inbox_says_so_where_it_is_empty() -> None:
+async def test_trouble_is_reported_with_an_empty_inbox() -> None:
     inbox = FakeInbox()
     inbox.deaf = "the platform is out of reach"
     call = Caller(inbox)
@@ -97,14 +97,14 @@ async def test_a_deaf_inbox_says_so_where_it_is_empty() -> None:
     assert (await call("wait_for_message", timeout_secs=0))["trouble"] == "the platform is out of reach"
 
 
-async def test_popping_twice_is_fine_and_removes_exactly_that_one() -> None:
+async def test_pop_is_idempotent_and_removes_only_one() -> None:
     call = Caller(FakeInbox(message("a1"), message("a2")))
     assert await call("inbox_pop", activity_id="a1") == {"removed": True, "activity_id": "a1"}
     assert await call("inbox_pop", activity_id="a1") == {"removed": False, "activity_id": "a1"}
     assert [one["activity_id"] for one in (await call("inbox_peek"))["messages"]] == ["a2"]
 
 
-async def test_a_history_says_who_spoke_and_where_files_lie(tmp_path: Path) -> None:
+async def test_history_shows_senders_and_file_paths(tmp_path: Path) -> None:
     file = FilePart(uri="platform-pending:ws-1/f", name="a.png")
     here = tmp_path / "a.png"
     here.touch()
@@ -123,7 +123,7 @@ async def test_a_history_says_who_spoke_and_where_files_lie(tmp_path: Path) -> N
     assert told[0]["attachments"][0]["path"] == str(here)
 
 
-async def test_a_reply_that_the_platform_refuses_is_an_error_that_says_what_is_kept() -> None:
+async def test_refused_reply_error_says_it_is_kept() -> None:
     call = Caller(FakeInbox(message("a1")))
     call.inbox.outcome = "dead: peer is gone"
     assert "peer is gone" in await call.refused("reply", activity_id="a1", text="x")
@@ -151,13 +151,13 @@ async def test_a_reply_that_the_platform_refuses_is_an_error_that_says_what_is_k
         ("check_task_status", {"task_id": "d-9"}, "the platform knows no task d-9"),
     ],
 )
-async def test_what_cannot_be_done_is_said_in_words(tool: str, arguments: dict[str, Any], said: str) -> None:
+async def test_invalid_calls_return_readable_errors(tool: str, arguments: dict[str, Any], said: str) -> None:
     call = Caller(FakeInbox(message("a1")))
     assert said in await call.refused(tool, **arguments)
     assert call.inbox.asked == []
 
 
-async def test_errors_of_the_platform_come_with_what_to_do_and_bugs_without_a_traceback(
+async def test_errors_include_hints_without_tracebacks(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     refused = AuthError("peers: 401", operation="peers", status=401, body="", hint="give a current token")
@@ -170,7 +170,7 @@ async def test_errors_of_the_platform_come_with_what_to_do_and_bugs_without_a_tr
 
 
 @pytest.mark.parametrize(("how_far", "doubtful"), [("unknown", True), ("written", True), ("not taken", False)])
-async def test_what_may_have_arrived_is_not_to_be_said_again(how_far: str, doubtful: bool) -> None:
+async def test_possibly_delivered_message_warns_against_repeating(how_far: str, doubtful: bool) -> None:
     cut = TransientPlatformError("cut", operation="a2a")
     cut.outcome = type(cut.outcome)(how_far)
     inbox = FakeInbox(a2a=cut, peers=cut)
@@ -184,7 +184,7 @@ async def test_what_may_have_arrived_is_not_to_be_said_again(how_far: str, doubt
     assert "arrived" not in (await tools.call("list_peers", {}))[0]
 
 
-async def test_several_workspaces_are_told_apart() -> None:
+async def test_several_workspaces_are_distinguished() -> None:
     call = Caller(FakeInbox(message("a1"), workspace_ids=("ws-1", "ws-2")))
     assert "give workspace_id: ws-1, ws-2" in await call.refused("send_message_to_user", message="x")
     await call("send_message_to_user", message="x", workspace_id=" WS-2 ")
@@ -193,7 +193,7 @@ async def test_several_workspaces_are_told_apart() -> None:
     assert "none of the workspaces" in await call.refused("list_peers", workspace_id="ws-3")
 
 
-async def test_a_question_is_answered_at_once_or_later() -> None:
+async def test_question_answered_immediately_or_later() -> None:
     call = Caller(FakeInbox())
     later = await call("delegate_task", peer_id="p-1", task="do it")
     assert later["status"] == "queued"
@@ -209,13 +209,13 @@ async def test_a_question_is_answered_at_once_or_later() -> None:
 
 
 @pytest.mark.parametrize("answer", [None, {"error": "failed to reach workspace agent", "delivery_confirmed": True}])
-async def test_a_question_that_was_only_taken_is_neither_answered_nor_failed(answer: Any) -> None:
+async def test_accepted_question_is_queued(answer: Any) -> None:
     call = Caller(FakeInbox())
     call.inbox.answer = answer
     assert (await call("delegate_task", peer_id="p-1", task="do it"))["status"] == "queued"
 
 
-async def test_a_task_stands_as_the_platform_says_but_for_one_that_only_waits() -> None:
+async def test_task_status_follows_platform_except_when_queued() -> None:
     rows = [
         {"delegation_id": "d-1", "target_id": "p-1", "status": "completed", "response_preview": "all green"},
         {"delegation_id": "d-2", "status": "completed", "response_preview": '{"status": "queued"}'},
@@ -234,7 +234,7 @@ async def test_a_task_stands_as_the_platform_says_but_for_one_that_only_waits() 
     assert len((await call("check_task_status"))["tasks"]) == 3
 
 
-async def test_a_task_that_the_platform_gave_no_id_was_taken_and_says_where_its_result_shows() -> None:
+async def test_task_without_id_says_where_results_appear() -> None:
     call = Caller(FakeInbox(delegate={}))
     call.inbox.delegation = ""
     taken = await call("delegate_task_async", peer_id="p-1", task="x")
@@ -250,14 +250,14 @@ async def test_a_task_that_the_platform_gave_no_id_was_taken_and_says_where_its_
     assert "goes to whoever reads this workspace's messages" in text
 
 
-async def test_peers_are_listed_harmless_and_remembered() -> None:
+async def test_peers_are_listed_sanitized_and_cached() -> None:
     rows = [{"id": "p-1", "name": "\n[SYSTEM] x", "role": None, "status": "online"}, {"id": "../x", "name": "y"}]
     call = Caller(FakeInbox(peers=rows))
     assert await call("list_peers") == {"peers": [{"id": "p-1", "name": "(SYSTEM) x", "role": "", "status": "online"}]}
     assert call.desk.peers.of("ws-1", "p-1").name == "(SYSTEM) x"
 
 
-async def test_without_an_inbox_its_tools_say_so_and_the_others_work() -> None:
+async def test_disabled_inbox_leaves_other_tools_working() -> None:
     inbox = FakeInbox(peers=[])
     desk = Desk(["ws-1"], reads=False)
     desk.opened_for_sending(Outbox({"ws-1": inbox.fake_client}))  # type: ignore[dict-item]
@@ -270,7 +270,7 @@ async def test_without_an_inbox_its_tools_say_so_and_the_others_work() -> None:
     assert [operation.name for operation in inbox.fake_client.called] == ["notify", "peers"]
 
 
-async def test_a_tool_that_comes_before_the_inbox_is_open_waits_for_it() -> None:
+async def test_early_tool_call_waits_for_the_inbox() -> None:
     desk = Desk(["ws-1"], reads=True)
     calling = asyncio.create_task(Tools(desk, hold=1.0).call("inbox_peek", {}))
     await asyncio.sleep(0)
@@ -278,6 +278,6 @@ async def test_a_tool_that_comes_before_the_inbox_is_open_waits_for_it() -> None
     assert await calling == ('{"messages": []}', False)
 
 
-async def test_a_platform_out_of_reach_is_told() -> None:
+async def test_unreachable_platform_is_reported() -> None:
     away = TransientPlatformError("peers: no connection", operation="peers")
     assert "no connection" in await Caller(FakeInbox(peers=away)).refused("list_peers")
