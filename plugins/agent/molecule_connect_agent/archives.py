@@ -1,6 +1,6 @@
-"""Unpacks a plugin beside where it will stand, and puts it there whole: the old copy goes when the new one is in place.
+"""Unpacks a plugin next to its target, and then replaces the target as a whole.
 
-The archive comes from elsewhere. Python's own ``tarfile`` filters keep its entries inside the folder.
+The archive isn't trusted. The filters of ``tarfile`` keep its entries inside the folder.
 """
 
 import contextlib
@@ -22,28 +22,28 @@ from typing import IO
 
 from molecule_connect import ArchiveError, files
 
-# The platform lets no larger tree out (contract, section (e)); counted on what comes out of the archive.
+# The platform serves no larger tree (contract, section (e)). Bytes are counted after decompression.
 TREE_CAP = 100 << 20
-# Empty files cost nothing in bytes, and something each on the disk.
+# Empty files have no bytes, but each uses the disk.
 ENTRIES_CAP = 50_000
-# Python makes and removes folders by recursion, which a deep enough tree ends.
+# Python creates and removes folders by recursion, whose depth is limited.
 DEPTH_CAP = 64
-# No install takes that long: what is older belongs to none that runs.
+# No install takes this long, so an older scratch folder belongs to none that is running.
 LEFTOVER_SECONDS = 3600.0
 _SCRATCH = re.compile(r"\.[a-z0-9_]{8}")
 _PIECE = 1 << 20
-# What tarfile lets through of headers that make no sense is not tarfile's own errors alone.
+# Malformed headers raise more than the errors of tarfile.
 _BROKEN = (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError, ArithmeticError, LookupError)
-TOO_MUCH = "it is no plugin for this platform before its publisher has made it smaller"
+TOO_MUCH = "ask its publisher for a smaller plugin"
 _log = logging.getLogger(__name__)
 
 
 def install(archive: IO[bytes], folder: Path, *, name: str) -> Path:
-    """Unpacks *archive* (a gzip tar) to ``folder/name``, which is replaced as a whole.
+    """Unpack *archive*, a gzip tar, to ``folder/name``, which is replaced as a whole.
 
     Raises:
-        ArchiveError: The archive is broken or hostile; the text names the entry.
-        OSError: The folder cannot be written.
+        ArchiveError: The archive is broken or hostile. The text names the entry.
+        OSError: The folder can't be written.
     """
     target = folder / name
     with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}.", ignore_cleanup_errors=True) as scratch:
@@ -56,12 +56,12 @@ def install(archive: IO[bytes], folder: Path, *, name: str) -> Path:
 
 
 def remove_leftovers(folder: Path, *, name: str) -> None:
-    """Removes what installs of the plugin left in *folder* when they were killed."""
+    """Remove the scratch folders of killed installs of the plugin."""
     left = [path for path in folder.glob(f".{name}.*") if _is_leftover(path, name)]
     if left:
         with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}.", ignore_cleanup_errors=True) as scratch:
             for path in left:
-                # Another install may be at the same.
+                # Another install may remove it too.
                 with contextlib.suppress(OSError):
                     _discard(path, Path(scratch) / path.name)
 
@@ -77,11 +77,11 @@ def _is_leftover(path: Path, name: str) -> bool:
 
 
 def unpack(archive: IO[bytes], folder: Path, *, cap: int = TREE_CAP, entries: int = ENTRIES_CAP) -> None:
-    """Unpacks *archive* into an empty *folder*. Links are skipped, with a warning each.
+    """Unpack *archive* into an empty *folder*. Links are skipped, with a warning.
 
     Raises:
-        ArchiveError: An entry would leave the folder, is a device, or does not fit; or there is too much of it, or no
-            file at all.
+        ArchiveError: An entry would leave the folder, is a device, or conflicts with another; or the archive is too
+            large or has no file.
     """
     counted = _Counted(archive, cap)
     count, made, has_file = 0, set[PurePosixPath](), False
@@ -99,25 +99,25 @@ def unpack(archive: IO[bytes], folder: Path, *, cap: int = TREE_CAP, entries: in
                         f"the archive holds more than {entries} entries; nothing was installed", hint=TOO_MUCH
                     )
                 if member.issym() or member.islnk():
-                    _log.warning("the link %r to %r is left out", member.name, member.linkname)
+                    _log.warning("skipped the link %r to %r", member.name, member.linkname)
                     continue
                 _extract(tar, member, folder, counted)
                 has_file |= member.isreg()
-        # The checksum stands behind the tar's own end, where tarfile stops to read.
+        # The checksum follows the end of the tar, where tarfile stops reading.
         while counted.read(_PIECE):
             pass
         if not has_file:
             holds = "holds no file, only links or folders" if count else "is empty"
             raise ArchiveError(
                 f"the archive {holds}; nothing was installed",
-                hint="its publisher has to pack it anew, with the files themselves",
+                hint="ask its publisher for an archive with the files themselves",
             )
     except ArchiveError:
         raise
     except _BROKEN as exc:
         raise ArchiveError(
             f"the archive is no whole gzip tar ({_words(exc)}); nothing was installed",
-            hint="download it again; if that does not help, its publisher has to pack it anew",
+            hint="download it again; if that doesn't help, ask its publisher for a new archive",
         ) from exc
 
 
@@ -126,7 +126,7 @@ def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, counte
         raise _refused(member, "has an absolute path")
     if member.size < 0:
         raise _refused(member, "has a size below 0")
-    # A sparse file is larger than the bytes that stand for it.
+    # A sparse file is larger than its bytes in the archive.
     counted.expect(member.size, member.name)
     try:
         tar.extract(member, folder, set_attrs=True, filter="data")
@@ -134,7 +134,7 @@ def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, counte
         reason = "leaves the folder" if isinstance(exc, tarfile.OutsideDestinationError) else _words(exc)
         raise _refused(member, "is a device" if isinstance(exc, tarfile.SpecialFileError) else reason) from exc
     except (FileExistsError, NotADirectoryError, IsADirectoryError, ValueError) as exc:
-        raise _refused(member, "does not fit what came before it") from exc
+        raise _refused(member, "conflicts with an earlier entry") from exc
     except OSError as exc:
         if exc.errno != errno.ENAMETOOLONG:
             raise
@@ -144,12 +144,12 @@ def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, counte
 def _refused(member: tarfile.TarInfo, reason: str) -> ArchiveError:
     return ArchiveError(
         f"the archive's entry {member.name[:200]!r} {reason}; nothing was installed",
-        hint="do not use this plugin before its publisher has explained that",
+        hint="don't use this plugin until its publisher has explained that",
     )
 
 
 class _Counted(io.BufferedIOBase):
-    """What comes out of the gzip stream, up to a cap."""
+    """The decompressed gzip stream, up to a limit."""
 
     def __init__(self, archive: IO[bytes], cap: int) -> None:
         self._stream = gzip.GzipFile(fileobj=archive, mode="rb")
@@ -163,7 +163,7 @@ class _Counted(io.BufferedIOBase):
         return piece
 
     def expect(self, size: int, name: str) -> None:
-        """An entry says that it is so large."""
+        """Count an entry of *size* bytes."""
         self._expected += size
         if self._expected > self._cap:
             raise self._bomb(f"the archive, with its entry {name[:200]!r},")
@@ -174,7 +174,7 @@ class _Counted(io.BufferedIOBase):
 
 def _swap(staging: Path, target: Path, *, old: Path) -> None:
     if old.exists():
-        # Another install died between its two renames, or before it had removed the old copy.
+        # Another install was killed between its two renames, or before it had removed the old copy.
         if target.exists():
             _discard(old, staging.with_name("stale"))
         else:
@@ -188,7 +188,7 @@ def _swap(staging: Path, target: Path, *, old: Path) -> None:
     try:
         staging.rename(target)
     except BaseException:
-        # Also for a Ctrl-C that came after the rename.
+        # A Ctrl-C can arrive after the rename.
         if not target.exists():
             old.rename(target)
         raise
@@ -197,7 +197,7 @@ def _swap(staging: Path, target: Path, *, old: Path) -> None:
 
 
 def _discard(copy: Path, place: Path) -> None:
-    # Module caches of a setup.sh are folders that not even their owner can write; a temporary folder removes those too.
+    # A setup.sh can create read-only folders, such as module caches. A temporary folder removes them too.
     copy.chmod(0o700)
     copy.rename(place)
 

@@ -1,4 +1,4 @@
-"""Reads what arrives for an agent, by the algorithm of the connector, with an in-memory store."""
+"""Reads the messages of an agent with the algorithm of the connector and an in-memory store."""
 
 import contextlib
 import logging
@@ -70,7 +70,7 @@ class _Notices:
 
 
 class ActivityFeed:
-    """One iteration over what arrives for a workspace.
+    """One iteration over the messages of a workspace.
 
     Args:
         since_secs: How far the first read looks back, in seconds.

@@ -155,7 +155,7 @@ class Requests:
 
 
 def retry_delay(failures: int, exc: PlatformError, *, longest: float = LONGEST_DELAY) -> float:
-    """Seconds until the next try after so many *failures* in a row: with jitter, and as the platform asks."""
+    """Seconds until the next try after *failures* in a row: backoff with jitter, or longer if the platform asks."""
     backoff = min(LONGEST_DELAY, 2.0 ** min(failures - 1, 16)) * random.uniform(0.5, 1)  # noqa: S311 - spreads retries
     asked = exc.retry_after if isinstance(exc, TransientPlatformError) else None
     if asked is None:

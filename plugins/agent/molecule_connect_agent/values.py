@@ -1,4 +1,4 @@
-"""What the clients for people's own agents give back."""
+"""The results of the clients."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -16,13 +16,13 @@ REMOVED = "removed"
 
 @attrs.frozen
 class WorkspaceState:
-    """How the platform sees the workspace.
+    """The state of the workspace on the platform.
 
     Attributes:
-        workspace_id: Whose state it is.
-        status: The platform's word: ``online``, ``degraded``, ``paused``, ``removed``, ...
-        paused: Somebody paused it; messages are kept for it.
-        deleted: It is gone for good, and its token with it.
+        workspace_id: The workspace.
+        status: ``online``, ``degraded``, ``paused``, ``removed``, or another word of the platform.
+        paused: It is paused, and its messages are kept.
+        deleted: It and its token were deleted.
     """
 
     workspace_id: str
@@ -41,13 +41,13 @@ class PeerInfo:
     """Another workspace that this one may write to.
 
     Attributes:
-        id: What ``call_peer`` and ``delegate`` take.
-        name: As people read it.
-        url: Where it says that it listens; often empty, and never proved.
-        role: What it is for, in its own words.
-        tier: 2 where the platform does not tell.
-        status: The platform's word, as in ``WorkspaceState``; ``unknown`` where it does not tell.
-        agent_card: What it tells of itself.
+        id: For ``call_peer`` and ``delegate``.
+        name: Its display name.
+        url: The address that it claims; often empty, and never verified.
+        role: Its purpose, in its own words.
+        tier: 2 if the platform doesn't say.
+        status: As in ``WorkspaceState``; ``unknown`` if the platform doesn't say.
+        agent_card: Its description of itself.
     """
 
     id: str
@@ -56,24 +56,24 @@ class PeerInfo:
     role: str = ""
     tier: int = 2
     status: str = "unknown"
-    # A card is no key; peers are put in sets and dicts all the same.
+    # A dict can't be hashed, but peers can be in sets.
     agent_card: Mapping[str, object] = attrs.field(factory=dict, hash=False)
 
 
 @attrs.frozen
 class Delegation:
-    """A task that was handed to a peer.
+    """A task that was delegated to a peer.
 
     Attributes:
-        id: The platform's id of it.
-        target_id: Who has the task.
+        id: Its id on the platform.
+        target_id: The peer that has the task.
         status: ``delegated``, ``pending``, ``dispatched``, ``queued``, ``completed``, ``failed`` or ``stuck``.
-        source_id: Who gave it.
-        summary: The beginning of the task.
-        error: Why it failed.
-        response_preview: The beginning of the peer's answer.
-        created_at: As the platform writes it.
-        direction: Who delegated, as newer platforms tell it; else empty.
+        source_id: The workspace that delegated it.
+        summary: The start of the task.
+        error: The reason of a failure.
+        response_preview: The start of the peer's response.
+        created_at: In the platform's format.
+        direction: Set by newer platforms; else empty.
     """
 
     id: str
@@ -88,27 +88,27 @@ class Delegation:
 
     @property
     def is_queued(self) -> bool:
-        """Whether the peer fetches its messages: then the platform calls it completed as soon as it waits there."""
+        """Whether the task waits for a peer that polls. The platform reports it as completed anyway."""
         return '"status":"queued"' in self.response_preview.replace(" ", "")
 
 
 @attrs.frozen
 class Message:
-    """Something that arrived for the workspace.
+    """A message, reply or result that arrived for the workspace.
 
     Attributes:
-        workspace_id: For whom it is.
-        kind: A ``message`` waits for a reply; an ``answer`` is a peer's to something that this workspace wrote; a
+        workspace_id: The receiver.
+        kind: A ``message`` waits for a reply; an ``answer`` is a peer's reply to a message of this workspace; a
             ``result`` is that of a delegation.
-        activity_id: The platform's id of its record; the same each time that it is read.
-        message_id: Chosen by the sender, at most 1,024 characters; not always unique.
+        activity_id: The platform's id of its record, which is the same each time it is read.
+        message_id: Set by the sender, at most 1,024 characters; not always unique.
         caller_id: The peer that wrote it, or None for a person in the canvas. For a result, the peer that has the task.
-        context_id: The conversation that it belongs to, where the sender names one.
-        in_reply_to: The message id of the question that an answer is for. Set only if this client sent that question
-            to that peer; empty for questions of an earlier process.
+        context_id: Its conversation, if the sender names one.
+        in_reply_to: For an answer, the message id of the question. Set only if this client sent the question to that
+            peer; empty for questions of an earlier process.
         delegation_id: For a result, the delegation that this workspace opened. For a message, what the sender claims.
-        parts: Its pieces: text, files, data.
-        created_at: By the platform's clock; None where it does not tell.
+        parts: Text, files and data.
+        created_at: By the platform's clock; None if unknown.
     """
 
     workspace_id: str

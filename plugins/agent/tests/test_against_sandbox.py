@@ -64,7 +64,7 @@ def texts(messages: Any) -> list[str]:
     return [message.text for message in messages]
 
 
-def test_an_agent_registers_beats_and_reads_its_state(agent: Twin, field: Field) -> None:
+def test_registers_heartbeats_and_reads_state(agent: Twin, field: Field) -> None:
     assert agent.register() == field.me.token
     agent.heartbeat("thinking", 1)
 
@@ -74,7 +74,7 @@ def test_an_agent_registers_beats_and_reads_its_state(agent: Twin, field: Field)
     assert (beat["current_task"], beat["active_tasks"]) == ("thinking", 1)
 
 
-def test_a_workspace_that_is_new_to_the_platform_gets_a_token_that_works(field: Field, tmp_path: Path) -> None:
+def test_new_workspace_gets_working_token(field: Field, tmp_path: Path) -> None:
     new = "6f1c2b1e-8a44-4a53-9d0e-1f6a2f9b7c10"
     twin = Twin(False, workspace_id=new, platform_url=field.sandbox.url, token=None, token_dir=tmp_path)
     try:
@@ -102,7 +102,7 @@ def test_secrets_are_pulled(agent: Twin, field: Field) -> None:
     assert agent.pull_secrets() == {"KEY": "value"}
 
 
-def test_a_pause_and_a_deletion_end_the_loop(agent: Twin, field: Field) -> None:
+def test_pause_and_deletion_end_loop(agent: Twin, field: Field) -> None:
     assert agent.run_heartbeat_loop(1) == "max_iterations"
     field.do(field.sandbox.pause(field.me))
     assert agent.run_heartbeat_loop() == "paused"
@@ -131,7 +131,7 @@ def test_a_stranger_may_not_be_asked(agent: Twin, field: Field) -> None:
             member(stranger.id)
 
 
-def test_a_task_is_delegated_once_with_one_key(agent: Twin, field: Field) -> None:
+def test_same_key_delegates_once(agent: Twin, field: Field) -> None:
     first = agent.delegate(field.peer.id, "summarise", idempotency_key="k")
     second = agent.delegate(field.peer.id, "summarise", idempotency_key="k")
 
@@ -141,7 +141,7 @@ def test_a_task_is_delegated_once_with_one_key(agent: Twin, field: Field) -> Non
     assert agent.delegations()[0].is_queued
 
 
-def test_a_person_is_told_something_with_a_file(agent: Twin, field: Field, tmp_path: Path) -> None:
+def test_notifies_person_with_file(agent: Twin, field: Field, tmp_path: Path) -> None:
     path = tmp_path / "report.txt"
     path.write_text("all green")
     agent.notify("here it is", [path])
@@ -172,7 +172,7 @@ def test_messages_are_read_and_replied_to(agent: Twin, field: Field) -> None:
     assert sent["metadata"]["molecule"] == {"in_reply_to": messages[1].message_id, "auto": True}
 
 
-def test_a_reply_comes_back_as_an_answer_that_nobody_may_reply_to(agent: Twin, field: Field, tmp_path: Path) -> None:
+def test_reply_arrives_as_answer_without_reply(agent: Twin, field: Field, tmp_path: Path) -> None:
     other = Twin(
         False,
         workspace_id=field.peer.id,
@@ -217,7 +217,7 @@ def test_what_passes_is_waited_for(agent: Twin, field: Field, fault: str) -> Non
 
 
 @pytest.mark.parametrize("fault", ["cut-before", "cut-after", "cut-short", "html"])
-def test_what_does_not_is_an_error_that_says_what_to_do(agent: Twin, field: Field, fault: str) -> None:
+def test_errors_have_a_hint(agent: Twin, field: Field, fault: str) -> None:
     field.do(field.sandbox.faults(fault))
     with pytest.raises(TransientPlatformError) as caught:
         agent.get_peers()
@@ -225,7 +225,7 @@ def test_what_does_not_is_an_error_that_says_what_to_do(agent: Twin, field: Fiel
     assert caught.value.hint
 
 
-def test_hosted_platforms_are_reached_with_the_headers_that_they_want(field: Field, agent: Twin) -> None:
+def test_hosted_platform_gets_its_headers(field: Field, agent: Twin) -> None:
     field.do(field.sandbox.faults("origin-required"))
 
     assert agent.poll_state().workspace_id == field.me.id

@@ -51,7 +51,7 @@ def test_no_value_holds_any(value: type) -> None:
     assert Any not in [part for hint in hints for part in parts(hint)]
 
 
-def test_both_clients_have_the_same_members_with_the_same_arguments() -> None:
+def test_both_clients_have_the_same_signatures() -> None:
     blocking, other = (members(client) for client in CLIENTS)
     assert set(blocking) - {"close"} == set(other) - {"aclose"}
     for name in set(blocking) - {"close"}:

@@ -49,7 +49,7 @@ def test_files_are_uploaded_first_and_then_attached(agent: Twin, platform: Platf
 
 
 @pytest.mark.parametrize("answer", [uploaded(), uploaded("a.txt"), httpx.Response(200, json=None)])
-def test_files_that_the_platform_does_not_name_are_not_left_out_silently(
+def test_missing_uploads_raise_an_error(
     agent: Twin, platform: Platform, tmp_path: Path, answer: httpx.Response
 ) -> None:
     for name in ("a.txt", "b.txt"):
@@ -73,7 +73,7 @@ def test_files_that_the_platform_does_not_name_are_not_left_out_silently(
         ("hi", ["/"], ConfigError),
     ],
 )
-def test_what_cannot_be_told_is_refused_before_any_request(
+def test_invalid_notify_sends_nothing(
     agent: Twin, platform: Platform, text: Any, files: Any, error: type[Exception]
 ) -> None:
     with pytest.raises(error):
@@ -82,14 +82,14 @@ def test_what_cannot_be_told_is_refused_before_any_request(
     assert platform.requests == []
 
 
-def test_a_person_gets_a_reply_in_the_canvas(agent: Twin, platform: Platform) -> None:
+def test_person_gets_reply_in_canvas(agent: Twin, platform: Platform) -> None:
     platform.on(NOTIFY, OK)
     agent.reply(message(caller_id=None), "well")
 
     assert platform.body(NOTIFY) == {"message": "well"}
 
 
-def test_the_same_reply_is_the_same_message_and_another_is_another(agent: Twin, platform: Platform) -> None:
+def test_same_reply_has_same_message_id(agent: Twin, platform: Platform) -> None:
     platform.on(A2A, OK)
     ids = []
     for text, row in (("well", "r1"), ("well", "r1"), ("very well", "r1"), ("well", "r2")):
@@ -113,9 +113,7 @@ def test_the_same_reply_is_the_same_message_and_another_is_another(agent: Twin, 
         (message(), "\0", "blank"),
     ],
 )
-def test_what_nobody_should_reply_is_refused_before_any_request(
-    agent: Twin, platform: Platform, given: Message, text: str, words: str
-) -> None:
+def test_invalid_reply_sends_nothing(agent: Twin, platform: Platform, given: Message, text: str, words: str) -> None:
     with pytest.raises(ArgumentError, match=words) as caught:
         agent.reply(given, text)
 
@@ -123,7 +121,7 @@ def test_what_nobody_should_reply_is_refused_before_any_request(
     assert platform.requests == []
 
 
-def test_a_reply_that_fails_says_whether_it_may_have_arrived(agent: Twin, platform: Platform) -> None:
+def test_failed_reply_states_its_outcome(agent: Twin, platform: Platform) -> None:
     platform.on(A2A, said(503, retry_after=7))
     with pytest.raises(TransientPlatformError) as caught:
         agent.reply(message(), "well")

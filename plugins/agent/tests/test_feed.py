@@ -64,7 +64,7 @@ def texts(messages: Iterable[Message]) -> list[str]:
     return [message.text for message in messages]
 
 
-def test_what_is_there_comes_oldest_first_and_then_it_ends(agent: Twin, platform: Platform) -> None:
+def test_yields_oldest_first_and_ends(agent: Twin, platform: Platform) -> None:
     platform.on(FEED, page(row("r2", 58, "two"), row("r1", 57, "one")))
 
     assert texts(agent.activity(follow=False)) == ["one", "two"]
@@ -73,7 +73,7 @@ def test_what_is_there_comes_oldest_first_and_then_it_ends(agent: Twin, platform
     assert "since_id" not in query
 
 
-def test_a_message_says_who_wrote_it_and_when(agent: Twin, platform: Platform) -> None:
+def test_message_has_sender_and_time(agent: Twin, platform: Platform) -> None:
     platform.on(FEED, page(row("r1", 57, "one", seq=7)))
     (message,) = agent.activity(follow=False)
 
@@ -88,7 +88,7 @@ def test_a_message_says_who_wrote_it_and_when(agent: Twin, platform: Platform) -
 
 
 @pytest.mark.parametrize("created", ["9999-12-31T23:59:59-23:59", "soon", None])
-def test_a_time_that_no_calendar_has_is_none(agent: Twin, platform: Platform, created: str | None) -> None:
+def test_impossible_time_is_none(agent: Twin, platform: Platform, created: str | None) -> None:
     platform.on(FEED, page(row("r1", None, "one", created_at=created)))
     (message,) = agent.activity(follow=False)
 
@@ -142,7 +142,7 @@ def test_answer_of_another_peer_replies_to_nothing(agent: Twin, platform: Platfo
     assert (answer.caller_id, answer.in_reply_to, answer.delegation_id) == (OTHER, "", None)
 
 
-def test_result_of_an_earlier_process_is_known_by_the_platform(agent: Twin, platform: Platform) -> None:
+def test_earlier_delegation_is_looked_up(agent: Twin, platform: Platform) -> None:
     listed = [{"delegation_id": "D", "source_id": ME, "target_id": PEER, "status": "completed"}]
     platform.on(FEED, page(result("r1", 57, "D"))).on(DELEGATIONS, httpx.Response(200, json=listed))
     (message,) = agent.activity(follow=False)
@@ -158,7 +158,7 @@ def test_result_of_an_earlier_process_is_known_by_the_platform(agent: Twin, plat
         httpx.Response(404, text="404 page not found"),
     ],
 )
-def test_result_of_no_delegation_of_ours_is_left_out(
+def test_result_without_own_delegation_is_skipped(
     agent: Twin, platform: Platform, caplog: Any, listed: httpx.Response
 ) -> None:
     platform.on(FEED, page(row("r2", 58, "next"), result("r1", 57, "D"))).on(DELEGATIONS, listed)
@@ -175,7 +175,7 @@ def test_result_with_another_callee_is_left_out(agent: Twin, platform: Platform)
     assert agent.activity(follow=False) == []
 
 
-def test_result_waits_until_the_platform_tells_its_callee(make: Make, platform: Platform) -> None:
+def test_result_waits_for_its_callee(make: Make, platform: Platform) -> None:
     listed = [{"delegation_id": "D", "source_id": ME, "target_id": PEER}]
     agent = make(platform, waits_before_closing=8)
     platform.on(FEED, page(result("r1", 57, "D")))
@@ -184,7 +184,7 @@ def test_result_waits_until_the_platform_tells_its_callee(make: Make, platform: 
     assert [message.caller_id for message in agent.activity()] == [PEER]
 
 
-def test_how_far_it_looks_back_is_the_platforms_time(agent: Twin, platform: Platform) -> None:
+def test_looks_back_by_the_platforms_clock(agent: Twin, platform: Platform) -> None:
     agent.now = 0.0
     platform.on(f"GET /workspaces/{ME}/state", httpx.Response(200, json={"status": "online"}, headers=page().headers))
     platform.on(FEED, page(row("r3", 59, "new"), row("r2", 41, "just"), row("r1", 39, "old")))
@@ -193,7 +193,7 @@ def test_how_far_it_looks_back_is_the_platforms_time(agent: Twin, platform: Plat
     assert texts(agent.activity(since_secs=20, follow=False)) == ["just", "new"]
 
 
-def test_a_feed_of_bare_rows_is_given_as_it_comes(agent: Twin, platform: Platform) -> None:
+def test_rows_without_time_keep_their_order(agent: Twin, platform: Platform) -> None:
     bare = [
         {"id": f"r{number}", "request_body": {"params": {"message": {"parts": [{"text": f"{number}"}]}}}}
         for number in (1, 2)
@@ -218,14 +218,14 @@ def test_an_empty_feed_is_no_message(agent: Twin, platform: Platform, answer: ht
     "wrong",
     [{"since_secs": -1}, {"since_secs": 31 * 86400}, {"since_secs": "5"}, {"poll_interval": 0}, {"poll_interval": "5"}],
 )
-def test_what_cannot_work_is_refused_before_any_request(agent: Twin, platform: Platform, wrong: dict[str, Any]) -> None:
+def test_invalid_arguments_send_nothing(agent: Twin, platform: Platform, wrong: dict[str, Any]) -> None:
     with pytest.raises(ArgumentError):
         agent.activity(**wrong)
 
     assert platform.requests == []
 
 
-def test_a_refused_token_is_told_at_once_where_nothing_is_followed(agent: Twin, platform: Platform) -> None:
+def test_refused_token_raises_at_once_without_follow(agent: Twin, platform: Platform) -> None:
     platform.on(FEED, said(401)).on(CARD, httpx.Response(200, json={"status": "online"}))
     with pytest.raises(AuthError):
         agent.activity(follow=False)
@@ -233,7 +233,7 @@ def test_a_refused_token_is_told_at_once_where_nothing_is_followed(agent: Twin, 
     assert agent.waits == []
 
 
-def test_a_client_that_is_closed_in_the_middle_ends_the_iteration(platform: Platform) -> None:
+def test_closing_ends_the_iteration(platform: Platform) -> None:
     platform.on(FEED, page(row("r2", 58, "two"), row("r1", 57, "one")))
     with RemoteAgentClient(ME, API, token=TOKEN, transport=httpx.MockTransport(platform)) as client:
         seen = []
@@ -266,7 +266,7 @@ class TestFollowing:
         assert texts(follower.activity()) == ["one"]
         assert caplog.text.count("reading again in") == 2
 
-    def test_a_refused_token_is_tried_for_more_than_a_minute(
+    def test_refused_token_is_retried_for_a_minute(
         self, agent: Twin, platform: Platform, caplog: pytest.LogCaptureFixture
     ) -> None:
         platform.on(FEED, said(401)).on(CARD, httpx.Response(200, json={"status": "online"}))
@@ -289,7 +289,7 @@ class TestFollowing:
 
         assert caught.value.hint
 
-    def test_a_row_that_reading_starts_after_may_be_pruned(
+    def test_pruned_watermark_loses_no_row(
         self, follower: Twin, platform: Platform, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.INFO)
@@ -301,7 +301,7 @@ class TestFollowing:
         assert "no longer knows the row" in caplog.text
 
 
-def test_a_page_that_is_too_large_is_asked_for_in_halves(agent: Twin, platform: Platform, monkeypatch: Any) -> None:
+def test_too_large_page_is_requested_in_halves(agent: Twin, platform: Platform, monkeypatch: Any) -> None:
     asked: list[str] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -369,7 +369,7 @@ class Server:
 )
 @example(rows=[(1, 0, False), (10, 30, False), (15, 0, False)], reads=[20, 10, 10], limit=8, may=True, ahead=60)
 @settings(max_examples=300)
-def test_rows_that_come_late_are_found_and_none_is_given_twice(
+def test_late_rows_are_yielded_once(
     rows: list[tuple[int, int, bool]], reads: list[int], limit: int, may: bool, ahead: int
 ) -> None:
     twins = [(when, 30 - late) for when, late, has_twin in rows if has_twin]
@@ -398,7 +398,7 @@ def test_rows_that_come_late_are_found_and_none_is_given_twice(
     assert {row_id for row_id, when, _ in server.rows if when > started} <= set(given_rows)
 
 
-def test_nothing_is_said_of_rows_that_are_no_messages(agent: Twin, platform: Platform, caplog: Any) -> None:
+def test_other_rows_log_nothing(agent: Twin, platform: Platform, caplog: Any) -> None:
     caplog.set_level(logging.WARNING)
     platform.on(FEED, page(row("r1", 57, source_id=ME)))
 

@@ -78,7 +78,7 @@ MEMBERS: dict[str, Callable[[RemoteAgentClient], Any]] = {
 @pytest.mark.parametrize("name", MEMBERS)
 @given(answer=JSON, status=st.sampled_from([200, 200, 200, 202, 400, 401, 403, 404, 410, 422, 429, 500, 502, 503]))
 @settings(max_examples=40)
-def test_any_answer_is_a_value_or_an_error_of_ours(
+def test_any_response_gives_value_or_error(
     tmp_path_factory: pytest.TempPathFactory, name: str, answer: Any, status: int
 ) -> None:
     def respond(request: httpx.Request) -> httpx.Response:

@@ -56,7 +56,7 @@ def test_a_peer_without_a_status_is_unknown(agent: Twin, platform: Platform) -> 
     assert [peer.status for peer in agent.get_peers()] == ["unknown"] * 3
 
 
-def test_a_peer_is_named_target_id_in_every_call(agent: Twin, platform: Platform) -> None:
+def test_every_call_names_peer_target_id(agent: Twin, platform: Platform) -> None:
     begun = httpx.Response(202, json={"delegation_id": "d1", "status": "delegated", "target_id": PEER})
     platform.on(DISCOVER, found(HOST)).on(A2A, httpx.Response(200, json=QUEUED)).on(DELEGATE, begun)
 
@@ -67,7 +67,7 @@ def test_a_peer_is_named_target_id_in_every_call(agent: Twin, platform: Platform
 
 
 @pytest.mark.parametrize("answer", [None, {}, {"error": None}, "text"])
-def test_a_list_that_is_none_is_no_peers(agent: Twin, platform: Platform, answer: Any) -> None:
+def test_invalid_list_means_no_peers(agent: Twin, platform: Platform, answer: Any) -> None:
     assert agent.client
     platform.on(PEERS, httpx.Response(200, json=answer))
 
@@ -80,7 +80,7 @@ def test_peers_can_be_put_in_a_set(agent: Twin, platform: Platform) -> None:
     assert set(agent.get_peers()) == set(agent.get_peers())
 
 
-def test_the_list_fills_the_cache_with_web_addresses_alone(agent: Twin, platform: Platform) -> None:
+def test_list_caches_web_addresses_only(agent: Twin, platform: Platform) -> None:
     platform.on(PEERS, httpx.Response(200, json=[{"id": PEER, "url": HOST}, {"id": "p2", "url": "remote://none"}]))
     platform.on("GET /registry/discover/p2", httpx.Response(200, json={"url": "remote://none"}))
     agent.get_peers()
@@ -90,7 +90,7 @@ def test_the_list_fills_the_cache_with_web_addresses_alone(agent: Twin, platform
     assert platform.asked(DISCOVER) == []
 
 
-def test_an_address_is_kept_until_its_time_is_over(agent: Twin, platform: Platform) -> None:
+def test_address_is_cached_until_its_ttl(agent: Twin, platform: Platform) -> None:
     platform.on(DISCOVER, found(HOST))
     for _ in range(2):
         assert agent.discover_peer(PEER) == HOST
@@ -103,7 +103,7 @@ def test_an_address_is_kept_until_its_time_is_over(agent: Twin, platform: Platfo
     assert len(platform.requests) == 2
 
 
-def test_an_address_is_asked_for_again_when_it_is_no_good(agent: Twin, platform: Platform) -> None:
+def test_invalidated_address_is_looked_up_again(agent: Twin, platform: Platform) -> None:
     platform.on(DISCOVER, found(HOST), found("https://other.example"))
     agent.discover_peer(PEER)
     agent.invalidate_peer_url(PEER)
@@ -128,7 +128,7 @@ def test_an_address_is_asked_for_again_when_it_is_no_good(agent: Twin, platform:
         found("https://user:word@peer.example"),
     ],
 )
-def test_a_peer_without_an_address_is_none_at_once(agent: Twin, platform: Platform, answer: httpx.Response) -> None:
+def test_peer_without_address_is_not_retried(agent: Twin, platform: Platform, answer: httpx.Response) -> None:
     platform.on(DISCOVER, answer)
 
     assert agent.discover_peer(PEER) is None
@@ -155,7 +155,7 @@ def test_an_answer_comes_back_as_it_came(agent: Twin, platform: Platform, answer
     assert request.headers["x-workspace-id"] == ME
 
 
-def test_a_question_is_a_users_of_one_text_part(agent: Twin, platform: Platform) -> None:
+def test_question_is_one_user_text_part(agent: Twin, platform: Platform) -> None:
     platform.on(A2A, httpx.Response(200, json=QUEUED))
     agent.call_peer(PEER, "hello\0", context_id="c1", message_id="m1")
 
@@ -184,12 +184,12 @@ def test_a_question_is_a_users_of_one_text_part(agent: Twin, platform: Platform)
         ({}, False),
     ],
 )
-def test_a_queued_answer_is_told_from_a_real_one(answer: dict[str, object], queued: bool) -> None:
+def test_queued_response_is_recognized(answer: dict[str, object], queued: bool) -> None:
     assert RemoteAgentClient.is_queued(answer) is queued
 
 
 @pytest.mark.parametrize("refusal", [said(400, "invalid JSON"), said(413, "request body too large")])
-def test_a_question_that_is_too_long_is_told_so(agent: Twin, platform: Platform, refusal: httpx.Response) -> None:
+def test_too_long_question_has_a_hint(agent: Twin, platform: Platform, refusal: httpx.Response) -> None:
     platform.on(A2A, refusal)
     with pytest.raises(PermanentPlatformError) as caught:
         agent.call_peer(PEER, "x" * (1 << 20))
@@ -197,7 +197,7 @@ def test_a_question_that_is_too_long_is_told_so(agent: Twin, platform: Platform,
     assert "1 MiB" in caught.value.hint
 
 
-def test_an_answer_that_is_begun_late_is_an_answer(agent: Twin, platform: Platform) -> None:
+def test_late_response_is_accepted(agent: Twin, platform: Platform) -> None:
     def answer(request: httpx.Request) -> httpx.Response:
         agent.now += 550
         return httpx.Response(200, json=RESULT)
@@ -214,9 +214,7 @@ def test_an_empty_answer_is_an_empty_one(agent: Twin, platform: Platform) -> Non
 
 
 @pytest.mark.parametrize("answer", [httpx.Response(200, html="<html>"), httpx.Response(200, json=["no object"])])
-def test_a_page_is_no_answer_and_the_question_is_not_sent_again(
-    agent: Twin, platform: Platform, answer: httpx.Response
-) -> None:
+def test_html_response_raises_without_retry(agent: Twin, platform: Platform, answer: httpx.Response) -> None:
     platform.on(A2A, answer)
     with pytest.raises(TransientPlatformError):
         agent.call_peer(PEER, "hello")
@@ -236,7 +234,7 @@ def test_a_page_is_no_answer_and_the_question_is_not_sent_again(
         (PEER, "\0", "blank"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_before_any_request(
+def test_invalid_peer_call_sends_nothing(
     agent: Twin, platform: Platform, member: str, peer_id: str, text: str, words: str
 ) -> None:
     with pytest.raises(ArgumentError, match=words):
@@ -246,9 +244,7 @@ def test_what_cannot_be_meant_is_refused_before_any_request(
 
 
 class TestDirect:
-    def test_a_foreign_host_sees_no_authorization_and_nothing_else_of_ours(
-        self, agent: Twin, platform: Platform
-    ) -> None:
+    def test_foreign_host_gets_no_credentials(self, agent: Twin, platform: Platform) -> None:
         platform.on(DISCOVER, found(f"{HOST}/a2a")).on(DIRECT, httpx.Response(200, json=RESULT))
 
         assert agent.call_peer(PEER, "hello", prefer_direct=True) == RESULT
@@ -279,9 +275,7 @@ class TestDirect:
         assert agent.call_peer(PEER, "hello", prefer_direct=True) == QUEUED
 
     @pytest.mark.parametrize("error", [httpx.ConnectError("refused"), httpx.ConnectTimeout("no route")])
-    def test_a_host_that_is_not_there_leaves_it_to_the_platform_with_the_same_id(
-        self, agent: Twin, platform: Platform, error: Exception
-    ) -> None:
+    def test_unreachable_host_falls_back_with_same_id(self, agent: Twin, platform: Platform, error: Exception) -> None:
         tried: list[bytes] = []
 
         def refuse(request: httpx.Request) -> httpx.Response:
@@ -308,7 +302,7 @@ class TestDirect:
             httpx.Response(200, html="<html>"),
         ],
     )
-    def test_what_may_have_arrived_is_not_sent_again(self, agent: Twin, platform: Platform, answer: Any) -> None:
+    def test_possibly_delivered_message_is_not_resent(self, agent: Twin, platform: Platform, answer: Any) -> None:
         platform.on(DISCOVER, found(f"{HOST}/a2a")).on(DIRECT, answer).on(A2A, httpx.Response(200, json=QUEUED))
         with pytest.raises((TransientPlatformError, PermanentPlatformError)) as caught:
             agent.call_peer(PEER, "hello", prefer_direct=True)
@@ -355,7 +349,7 @@ class TestDirect:
         ],
     )
     @pytest.mark.parametrize("scheme", ["http", "https"])
-    def test_an_address_that_is_not_public_is_not_posted_to(
+    def test_private_address_is_not_posted_to(
         self, agent: Twin, platform: Platform, host: str, scheme: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         platform.on(DISCOVER, found(f"{scheme}://{host}/a2a")).on(A2A, httpx.Response(200, json=QUEUED))
@@ -367,9 +361,7 @@ class TestDirect:
     @pytest.mark.parametrize(
         "addresses", [["10.0.0.1"], ["93.184.215.14", "::1"], ["2606:2800:21f::1", "fd00::1"], ["nonsense"]]
     )
-    def test_every_address_of_the_name_has_to_be_public(
-        self, make: Make, platform: Platform, addresses: list[str]
-    ) -> None:
+    def test_every_resolved_address_must_be_public(self, make: Make, platform: Platform, addresses: list[str]) -> None:
         asked: list[tuple[str, int]] = []
 
         def resolve(host: str, port: int) -> list[str]:
@@ -384,7 +376,7 @@ class TestDirect:
         assert platform.asked(DIRECT) == []
 
     @pytest.mark.parametrize("address", ["93.184.215.14", "2606:2800:21f::1", "64:ff9b::5db8:d70e"])
-    def test_it_connects_to_the_address_that_was_checked(self, make: Make, platform: Platform, address: str) -> None:
+    def test_connects_to_the_checked_address(self, make: Make, platform: Platform, address: str) -> None:
         agent = make(platform, resolve=lambda host, port: [address])
         platform.on(DISCOVER, found(f"{HOST}:8443/a2a")).on(DIRECT, httpx.Response(200, json=RESULT))
 
@@ -394,7 +386,7 @@ class TestDirect:
         assert request.headers["host"] == "peer.example:8443"
         assert request.extensions["sni_hostname"] == "peer.example"
 
-    def test_the_next_address_is_tried_when_one_is_not_there(self, make: Make, platform: Platform) -> None:
+    def test_next_address_is_tried(self, make: Make, platform: Platform) -> None:
         tried: list[str] = []
 
         def answer(request: httpx.Request) -> httpx.Response:
@@ -409,7 +401,7 @@ class TestDirect:
         assert agent.call_peer(PEER, "hello", prefer_direct=True) == RESULT
         assert tried == ["2606:2800:21f::1", "93.184.215.14"]
 
-    def test_a_name_that_cannot_be_resolved_leaves_it_to_the_platform(self, make: Make, platform: Platform) -> None:
+    def test_unresolvable_name_falls_back(self, make: Make, platform: Platform) -> None:
         def resolve(host: str, port: int) -> list[str]:
             raise OSError("no such name")
 
@@ -426,9 +418,7 @@ class TestDirect:
         assert agent.call_peer(PEER, "hello", prefer_direct=True) == RESULT
         assert [request.url.host for request in platform.asked(DIRECT)] == ["10.0.0.1"]
 
-    def test_a_platform_that_cannot_tell_the_address_may_carry_the_message(
-        self, agent: Twin, platform: Platform
-    ) -> None:
+    def test_failed_address_lookup_falls_back(self, agent: Twin, platform: Platform) -> None:
         platform.on(DISCOVER, said(500)).on(A2A, httpx.Response(200, json=QUEUED))
 
         assert agent.call_peer(PEER, "hello", prefer_direct=True) == QUEUED
@@ -442,7 +432,7 @@ class TestDirect:
         assert [request.url.host for request in platform.requests] == ["platform.example"] * 2
 
 
-def test_a_delegation_has_a_key_so_that_a_repeat_is_the_same(agent: Twin, platform: Platform) -> None:
+def test_delegation_is_repeated_with_its_key(agent: Twin, platform: Platform) -> None:
     begun = httpx.Response(202, json={"delegation_id": "d1", "status": "delegated", "target_id": PEER})
     platform.on(DELEGATE, said(500), begun)
     delegation = agent.delegate(PEER, "summarise")
@@ -468,9 +458,7 @@ def test_a_key_of_ones_own_is_used(agent: Twin, platform: Platform) -> None:
 @pytest.mark.parametrize(
     ("own", "shown"), [({}, "compare the peer's id with those of get_peers()"), ({"hint": "try later"}, "try later")]
 )
-def test_a_delegation_that_is_refused_says_what_to_compare(
-    agent: Twin, platform: Platform, own: dict[str, Any], shown: str
-) -> None:
+def test_refused_delegation_has_a_hint(agent: Twin, platform: Platform, own: dict[str, Any], shown: str) -> None:
     platform.on(DELEGATE, said(400, "target_id must be a valid UUID", **own))
     with pytest.raises(PermanentPlatformError, match="target_id must be a valid UUID") as caught:
         agent.delegate("not-a-uuid", "summarise")

@@ -78,9 +78,7 @@ def test_a_plugin_is_put_in_its_folder(hello: Twin, platform: Platform) -> None:
     assert platform.asked(download("hello"))[0].url.query == b""
 
 
-def test_its_source_is_asked_for_and_reported_whatever_the_platform_says_to_that(
-    hello: Twin, platform: Platform
-) -> None:
+def test_source_is_requested_and_reported(hello: Twin, platform: Platform) -> None:
     digest = hashlib.sha256(TARBALLS["hello"]()).hexdigest()
     platform.on(REPORT, said(422, "not for external runtimes"))
     hello.install_plugin("hello", source="github://acme/hello#v1", sha256=f"SHA256:{digest}".lower())
@@ -104,7 +102,7 @@ def test_a_report_can_be_left_out(hello: Twin, platform: Platform) -> None:
     assert platform.asked(REPORT) == []
 
 
-def test_the_new_copy_takes_the_place_of_the_old_one(hello: Twin) -> None:
+def test_new_copy_replaces_the_old(hello: Twin) -> None:
     place = hello.install_plugin("hello")
     (place / "stale.txt").write_text("from before")
     hello.install_plugin("hello")
@@ -166,7 +164,7 @@ def test_links_are_left_out_and_told(hello: Twin, platform: Platform, caplog: py
     ],
     ids=["file above", "file below", "long name", "empty", "no tar", "no bytes", "header only"],
 )
-def test_an_archive_that_makes_no_sense_is_a_value_error(hello: Twin, platform: Platform, content: bytes) -> None:
+def test_broken_archive_is_a_value_error(hello: Twin, platform: Platform, content: bytes) -> None:
     platform.on(download("odd"), archive(content))
     with pytest.raises(ArchiveError):
         hello.install_plugin("odd")
@@ -189,9 +187,7 @@ def of_type(kind: bytes, name: str, target: str = "") -> tarfile.TarInfo:
     ],
     ids=["empty", "links", "folder"],
 )
-def test_an_archive_without_any_file_takes_no_plugins_place(
-    hello: Twin, platform: Platform, content: bytes, words: str
-) -> None:
+def test_empty_archive_replaces_nothing(hello: Twin, platform: Platform, content: bytes, words: str) -> None:
     hello.install_plugin("hello")
     before = tree(hello.plugins_dir)
     platform.on(download("hello"), archive(content))
@@ -204,9 +200,7 @@ def test_an_archive_without_any_file_takes_no_plugins_place(
 
 
 @pytest.mark.parametrize("end", [b"", b"\0" * 8])
-def test_an_archive_whose_checksum_is_missing_or_wrong_changes_nothing(
-    hello: Twin, platform: Platform, end: bytes
-) -> None:
+def test_bad_gzip_checksum_changes_nothing(hello: Twin, platform: Platform, end: bytes) -> None:
     hello.install_plugin("hello")
     before = tree(hello.plugins_dir)
     platform.on(download("hello"), archive(packed(other=b"x")[:-8] + end))
@@ -216,9 +210,7 @@ def test_an_archive_whose_checksum_is_missing_or_wrong_changes_nothing(
     assert tree(hello.plugins_dir) == before
 
 
-def test_a_python_whose_tarfile_has_no_filters_says_which_one_has(
-    hello: Twin, platform: Platform, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_old_tarfile_names_required_python(hello: Twin, platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(tarfile, "data_filter")
     with pytest.raises(ConfigError) as caught:
         hello.install_plugin("hello")
@@ -227,14 +219,14 @@ def test_a_python_whose_tarfile_has_no_filters_says_which_one_has(
     assert platform.requests == []
 
 
-def test_an_archive_of_too_many_entries_is_refused(tmp_path: Path) -> None:
+def test_too_many_entries_are_refused(tmp_path: Path) -> None:
     content = packed(*(tarfile.TarInfo(str(number)) for number in range(12)))
     with pytest.raises(ArchiveError, match="more than 10 entries"):
         archives.unpack(io.BytesIO(content), tmp_path, entries=10)
 
 
 @pytest.mark.parametrize("sparse_map", [f"{1 << 40},0", "", "x", "-1,-1"])
-def test_a_sparse_file_counts_as_what_it_unpacks_to(tmp_path: Path, sparse_map: str) -> None:
+def test_sparse_file_counts_its_unpacked_size(tmp_path: Path, sparse_map: str) -> None:
     entry = tarfile.TarInfo("sparse")
     entry.pax_headers = {
         "GNU.sparse.major": "0",
@@ -249,7 +241,7 @@ def test_a_sparse_file_counts_as_what_it_unpacks_to(tmp_path: Path, sparse_map: 
     assert not any(path.stat().st_size for path in tmp_path.iterdir())
 
 
-def test_a_size_below_nothing_makes_no_room_for_a_bomb(tmp_path: Path) -> None:
+def test_negative_size_is_refused(tmp_path: Path) -> None:
     folder = tarfile.TarInfo("folder")
     folder.type, folder.pax_headers = tarfile.DIRTYPE, {"size": str(-(1 << 50))}
     sparse = tarfile.TarInfo("sparse")
@@ -259,7 +251,7 @@ def test_a_size_below_nothing_makes_no_room_for_a_bomb(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("depth", [65, 1800])
-def test_a_tree_that_is_too_deep_to_be_removed_again_is_refused(hello: Twin, platform: Platform, depth: int) -> None:
+def test_too_deep_tree_is_refused(hello: Twin, platform: Platform, depth: int) -> None:
     platform.on(download("deep"), archive(packed(**{"a/" * depth + "file": b"x"})))
     with pytest.raises(ArchiveError, match="deeper than 64 folders"):
         hello.install_plugin("deep")
@@ -278,7 +270,7 @@ PLAIN = gzip.decompress(TARBALLS["links"]())
 
 @given(st.lists(st.tuples(st.integers(0, len(PLAIN) - 1), st.integers(0, 255)), min_size=1, max_size=20))
 @settings(max_examples=150)
-def test_whatever_is_wrong_with_an_archive_it_is_an_archive_error_and_nothing_gets_out(
+def test_any_bad_archive_raises_archive_error(
     changes: list[tuple[int, int]],
 ) -> None:
     content = bytearray(PLAIN)
@@ -303,7 +295,7 @@ def test_modes_that_would_harm_are_taken_off(hello: Twin, platform: Platform) ->
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", "/a", ".hidden", "a..b", "a b", "a\0", "x" * 101, None])
-def test_a_name_is_checked_before_it_is_a_path(agent: Twin, platform: Platform, name: Any) -> None:
+def test_invalid_name_is_refused(agent: Twin, platform: Platform, name: Any) -> None:
     with pytest.raises(ArgumentError, match="plugin's name"):
         agent.install_plugin(name)
 
@@ -355,7 +347,7 @@ def test_a_download_that_fails_leaves_nothing(
         (None, {"hint": "it was renamed"}, "it was renamed"),
     ],
 )
-def test_a_plugin_that_is_not_there_says_what_to_compare(
+def test_unknown_plugin_has_a_hint(
     agent: Twin, platform: Platform, source: str | None, own: dict[str, Any], shown: str
 ) -> None:
     platform.on(download("hello"), said(404, "plugin not found", **own))
@@ -365,7 +357,7 @@ def test_a_plugin_that_is_not_there_says_what_to_compare(
     assert shown in caught.value.hint
 
 
-def test_a_download_that_is_tried_again_begins_anew(hello: Twin, platform: Platform) -> None:
+def test_retried_download_starts_over(hello: Twin, platform: Platform) -> None:
     def cut(request: httpx.Request) -> httpx.Response:
         return httpx.Response(503, content=b"half an answer")
 
@@ -374,13 +366,13 @@ def test_a_download_that_is_tried_again_begins_anew(hello: Twin, platform: Platf
     assert (hello.install_plugin("hello") / "plugin.yaml").exists()
 
 
-def test_a_folder_that_cannot_be_made_says_so(make: Make, platform: Platform, tmp_path: Path) -> None:
+def test_uncreatable_folder_is_named(make: Make, platform: Platform, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="plugins folder"):
         make(platform, token_dir=tmp_path / "file").install_plugin("hello")
 
 
-def test_a_disk_that_is_full_says_so_and_the_old_copy_stays(hello: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_keeps_the_old_copy(hello: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
     place = hello.install_plugin("hello")
 
     def full(**_: Any) -> Any:
@@ -395,7 +387,7 @@ def test_a_disk_that_is_full_says_so_and_the_old_copy_stays(hello: Twin, monkeyp
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_a_swap_that_fails_puts_the_old_copy_back(
+def test_failed_swap_restores_the_old_copy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     content = TARBALLS["hello"]()
@@ -416,7 +408,7 @@ def test_a_swap_that_fails_puts_the_old_copy_back(
 
 
 @pytest.mark.parametrize("target_is_there", [True, False])
-def test_what_a_killed_install_left_is_put_right_by_the_next(tmp_path: Path, target_is_there: bool) -> None:
+def test_next_install_repairs_a_killed_one(tmp_path: Path, target_is_there: bool) -> None:
     old = tmp_path / ".hello.old"
     old.mkdir()
     (old / "mine.txt").write_text("mine")
@@ -439,7 +431,7 @@ def leftover(folder: Path, name: str, *, age: float) -> Path:
     return left
 
 
-def test_the_folder_of_a_killed_install_goes_with_the_next_one(hello: Twin) -> None:
+def test_next_install_removes_leftovers(hello: Twin) -> None:
     hello.install_plugin("hello")
     leftover(hello.plugins_dir, "hello", age=3700)
     leftover(hello.plugins_dir, "hello", age=86400)
@@ -448,7 +440,7 @@ def test_the_folder_of_a_killed_install_goes_with_the_next_one(hello: Twin) -> N
     assert sorted(path.name for path in hello.plugins_dir.iterdir()) == [".hello.lock", "hello"]
 
 
-def test_the_folder_of_a_killed_install_goes_also_when_the_next_one_fails(hello: Twin, platform: Platform) -> None:
+def test_failing_install_removes_leftovers(hello: Twin, platform: Platform) -> None:
     platform.on(download("hello"), said(404, "plugin not found"))
     hello.plugins_dir.mkdir(parents=True)
     left = leftover(hello.plugins_dir, "hello", age=3700)
@@ -458,7 +450,7 @@ def test_the_folder_of_a_killed_install_goes_also_when_the_next_one_fails(hello:
     assert not left.exists()
 
 
-def test_what_is_newer_or_of_another_plugin_or_not_ours_stays(hello: Twin, tmp_path: Path) -> None:
+def test_other_files_are_not_leftovers(hello: Twin, tmp_path: Path) -> None:
     folder = hello.plugins_dir
     folder.mkdir(parents=True)
     kept = [
@@ -481,7 +473,7 @@ def test_what_is_newer_or_of_another_plugin_or_not_ours_stays(hello: Twin, tmp_p
     assert all((path / "new" / "half").exists() for path in [*kept, folder / ".hello.alinkaaa"])
 
 
-def test_a_copy_that_its_owner_cannot_write_is_replaced_time_and_again(tmp_path: Path) -> None:
+def test_read_only_copy_is_replaced(tmp_path: Path) -> None:
     for _ in range(3):
         place = archives.install(io.BytesIO(TARBALLS["hello"]()), tmp_path, name="hello")
         cache = place / "go" / "mod"
@@ -495,7 +487,7 @@ def test_a_copy_that_its_owner_cannot_write_is_replaced_time_and_again(tmp_path:
     assert [name for name in tree(tmp_path) if "/" not in name] == ["hello"]
 
 
-def test_a_link_in_the_plugins_place_is_replaced_and_not_followed(tmp_path: Path) -> None:
+def test_link_at_target_is_replaced(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     folder = tmp_path / "plugins"
@@ -507,7 +499,7 @@ def test_a_link_in_the_plugins_place_is_replaced_and_not_followed(tmp_path: Path
     assert list(elsewhere.iterdir()) == []
 
 
-def test_two_installs_at_once_leave_a_whole_plugin(tmp_path: Path) -> None:
+def test_concurrent_installs_leave_a_whole_plugin(tmp_path: Path) -> None:
     content = TARBALLS["hello"]()
     failures: list[BaseException] = []
 
@@ -534,11 +526,11 @@ def names(folder: Path) -> list[str]:
 
 
 class TestSetup:
-    def test_it_runs_only_when_that_is_asked_for(self, hello: Twin) -> None:
+    def test_setup_runs_only_on_request(self, hello: Twin) -> None:
         assert not (hello.install_plugin("hello") / "ready.txt").exists()
         assert (hello.install_plugin("hello", run_setup_sh=True) / "ready.txt").read_text() == "ready\n"
 
-    def test_its_failure_is_a_warning_with_what_it_said(
+    def test_setup_failure_is_a_warning(
         self, agent: Twin, platform: Platform, caplog: pytest.LogCaptureFixture
     ) -> None:
         platform.on(download("failing-setup"), archive(TARBALLS["failing-setup"]()))
@@ -568,9 +560,7 @@ class TestSetup:
         assert "red" in caplog.text
         assert caplog.records[0].getMessage().isprintable()
 
-    async def test_one_that_hangs_is_ended_with_all_that_it_started(
-        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    async def test_hanging_setup_ends_with_its_children(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         told = tmp_path / "pid.txt"
         told.touch()
         (tmp_path / "setup.sh").write_text("sleep 60 & echo $! > pid.txt; wait\n")
@@ -582,9 +572,7 @@ class TestSetup:
         assert "was ended after" in caplog.text
         await until_gone(int(told.read_text()))
 
-    async def test_without_a_script_or_a_bash_nothing_happens(
-        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    async def test_missing_script_or_bash_is_ignored(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         await run_setup(tmp_path)
         (tmp_path / "setup.sh").write_text("exit 0\n")
         await run_setup(tmp_path, bash="no-such-bash")

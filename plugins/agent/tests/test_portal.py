@@ -75,7 +75,7 @@ def test_closing_leaves_no_thread(before: set[threading.Thread], tmp_path: Path)
     assert not [each for each in set(threading.enumerate()) - before if each.name == "molecule-connect-agent"]
 
 
-def test_closing_lets_a_call_of_another_thread_finish(
+def test_closing_lets_running_calls_finish(
     client: RemoteAgentClient, slow: Slow, before: set[threading.Thread]
 ) -> None:
     states: list[str] = []
@@ -114,7 +114,7 @@ def test_task_supplier_can_call_the_client(tmp_path: Path) -> None:
         assert agent.run_heartbeat_loop(1, supply) == "max_iterations"
 
 
-def test_ctrl_c_cancels_the_call_and_ends_the_program(tmp_path: Path) -> None:
+def test_ctrl_c_cancels_the_running_call(tmp_path: Path) -> None:
     program = (
         "import pathlib, signal, sys\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"

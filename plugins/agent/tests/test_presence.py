@@ -27,7 +27,7 @@ OK = httpx.Response(200, json={"status": "ok"})
 ONLINE = httpx.Response(200, json={"workspace_id": ME, "status": "online", "paused": False, "deleted": False})
 
 
-def test_registering_states_the_mode_and_sends_the_token_that_is_there(agent: Twin, platform: Platform) -> None:
+def test_register_sends_mode_and_token(agent: Twin, platform: Platform) -> None:
     platform.on(REGISTER, httpx.Response(200, json={"status": "registered"}))
 
     assert agent.register() == TOKEN
@@ -41,7 +41,7 @@ def test_registering_states_the_mode_and_sends_the_token_that_is_there(agent: Tw
     }
 
 
-def test_a_card_and_an_address_are_told_as_they_are_given(make: Make, platform: Platform) -> None:
+def test_register_sends_card_and_address(make: Make, platform: Platform) -> None:
     platform.on(REGISTER, OK)
     make(platform, agent_card={"name": "mine", "skills": []}, reported_url="https://me.example/a2a").register()
 
@@ -57,14 +57,14 @@ def test_a_card_and_an_address_are_told_as_they_are_given(make: Make, platform: 
         ({("a", "b"): 1}, "keys must be str"),
     ],
 )
-def test_a_card_that_is_no_json_is_refused_when_the_client_is_made(make: Make, card: Any, words: str) -> None:
+def test_card_must_be_json(make: Make, card: Any, words: str) -> None:
     with pytest.raises(ArgumentError, match=f"agent_card is not JSON .*{words}") as caught:
         make(agent_card=card)
 
     assert "may hold dicts" in caught.value.hint
 
 
-def test_a_new_workspace_gets_its_token_and_uses_it_at_once(make: Make, platform: Platform) -> None:
+def test_issued_token_is_used_at_once(make: Make, platform: Platform) -> None:
     platform.on(REGISTER, httpx.Response(200, json={"auth_token": "handed-out"})).on(BEAT, OK)
     agent = make(platform, token=None)
 
@@ -75,7 +75,7 @@ def test_a_new_workspace_gets_its_token_and_uses_it_at_once(make: Make, platform
     assert agent.token_file.read_text().strip() == "handed-out"
 
 
-def test_two_that_register_a_new_workspace_at_once_share_its_token(make: Make, platform: Platform) -> None:
+def test_concurrent_registers_share_the_token(make: Make, platform: Platform) -> None:
     agent = make(platform, token=None)
 
     def save_late(seconds: float) -> None:
@@ -90,9 +90,7 @@ def test_two_that_register_a_new_workspace_at_once_share_its_token(make: Make, p
     assert platform.asked(REGISTER)[1].headers["authorization"] == "Bearer of-the-other"
 
 
-def test_the_token_of_a_deleted_workspace_does_not_replace_the_one_that_is_there(
-    make: Make, platform: Platform
-) -> None:
+def test_deleted_workspace_keeps_the_stored_token(make: Make, platform: Platform) -> None:
     platform.on(REGISTER, httpx.Response(200, json={"auth_token": "never-accepted"}))
     platform.on(CARD, said(410, "workspace removed"))
     agent = make(platform, token=None)
@@ -118,9 +116,7 @@ def test_the_token_of_a_deleted_workspace_does_not_replace_the_one_that_is_there
         httpx.ReadTimeout("no answer"),
     ],
 )
-def test_a_second_token_is_kept_unless_the_workspace_is_known_to_be_gone(
-    agent: Twin, platform: Platform, card: Any
-) -> None:
+def test_second_token_is_stored(agent: Twin, platform: Platform, card: Any) -> None:
     platform.on(REGISTER, httpx.Response(200, json={"auth_token": "handed-out"})).on(CARD, card)
 
     assert agent.register() == "handed-out"
@@ -128,7 +124,7 @@ def test_a_second_token_is_kept_unless_the_workspace_is_known_to_be_gone(
     assert (len(platform.asked(CARD)), agent.waits) == (1, [])
 
 
-def test_a_second_token_is_returned_also_when_the_client_is_closed_meanwhile(make: Make, platform: Platform) -> None:
+def test_second_token_survives_a_close(make: Make, platform: Platform) -> None:
     agent = make(platform)
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -142,9 +138,7 @@ def test_a_second_token_is_returned_also_when_the_client_is_closed_meanwhile(mak
 
 
 @pytest.mark.parametrize(("has", "told"), [(None, "handed-out"), (TOKEN, TOKEN), (TOKEN, None), (None, None)])
-def test_nobody_asks_whether_the_workspace_is_there_unless_a_second_token_came(
-    make: Make, platform: Platform, has: str | None, told: str | None
-) -> None:
+def test_only_a_second_token_checks_the_card(make: Make, platform: Platform, has: str | None, told: str | None) -> None:
     platform.on(REGISTER, httpx.Response(200, json={"auth_token": told}))
     make(platform, token=has).register()
 
@@ -160,7 +154,7 @@ def test_without_any_token_registering_says_so(
 
 
 @pytest.mark.parametrize("token", [None, "", 5, "  "])
-def test_a_token_that_is_none_is_not_saved(make: Make, platform: Platform, token: Any) -> None:
+def test_invalid_issued_token_is_not_saved(make: Make, platform: Platform, token: Any) -> None:
     agent = make(platform.on(REGISTER, httpx.Response(200, json={"auth_token": token})))
 
     assert agent.register() == TOKEN
@@ -173,20 +167,20 @@ def test_a_register_that_is_refused_raises(agent: Twin, platform: Platform) -> N
         agent.register()
 
 
-def test_an_id_that_the_platform_cannot_read_says_what_to_look_at(agent: Twin, platform: Platform) -> None:
+def test_unreadable_id_has_a_hint(agent: Twin, platform: Platform) -> None:
     platform.on(REGISTER, said(500, "registration failed"))
     with pytest.raises(TransientPlatformError) as failed:
         agent.register()
     assert "compare it with the platform's" in failed.value.hint
 
 
-def test_a_slash_at_the_end_of_the_address_is_harmless(make: Make, platform: Platform) -> None:
+def test_trailing_slash_is_ignored(make: Make, platform: Platform) -> None:
     make(platform.on(BEAT, OK), platform_url=f"{API}/").heartbeat()
 
     assert str(platform.requests[0].url) == f"{API}/registry/heartbeat"
 
 
-def test_a_beat_says_what_it_is_told_and_the_whole_seconds_since_construction(agent: Twin, platform: Platform) -> None:
+def test_heartbeat_sends_fields_and_uptime(agent: Twin, platform: Platform) -> None:
     platform.on(BEAT, OK)
     agent.now += 61.9
     agent.heartbeat("reading", 2, error_rate=0.25, sample_error="an error")
@@ -202,7 +196,7 @@ def test_a_beat_says_what_it_is_told_and_the_whole_seconds_since_construction(ag
 
 
 @pytest.mark.parametrize("rate", [math.nan, math.inf, -math.inf, -0.1, 1.5, "0.5", None])
-def test_an_error_rate_that_is_none_is_refused_before_any_request(agent: Twin, platform: Platform, rate: Any) -> None:
+def test_invalid_error_rate_sends_nothing(agent: Twin, platform: Platform, rate: Any) -> None:
     with pytest.raises(ArgumentError, match="error_rate must be from 0 to 1") as caught:
         agent.heartbeat(error_rate=rate)
 
@@ -260,7 +254,7 @@ def test_what_the_state_says(
         said(404, "workspace not found"),
     ],
 )
-def test_a_404_is_a_removed_workspace_each_time(agent: Twin, platform: Platform, answer: httpx.Response) -> None:
+def test_missing_state_means_removed(agent: Twin, platform: Platform, answer: httpx.Response) -> None:
     platform.on(STATE, answer)
     for _ in range(2):
         state = agent.poll_state()
@@ -269,16 +263,14 @@ def test_a_404_is_a_removed_workspace_each_time(agent: Twin, platform: Platform,
     assert len(platform.asked(STATE)) == 2
 
 
-def test_a_refused_token_of_a_deleted_workspace_is_a_removed_workspace(agent: Twin, platform: Platform) -> None:
+def test_refused_token_of_deleted_workspace_means_removed(agent: Twin, platform: Platform) -> None:
     platform.on(STATE, said(401)).on(CARD, said(410, "workspace removed", hint="make another"))
 
     assert agent.poll_state() == WorkspaceState(workspace_id=ME, status="removed", deleted=True)
 
 
 @pytest.mark.parametrize("card", [httpx.Response(200, json={"status": "online"}), httpx.Response(404), said(500)])
-def test_a_refused_token_of_a_living_workspace_is_an_auth_error(
-    agent: Twin, platform: Platform, card: httpx.Response
-) -> None:
+def test_refused_token_raises_auth_error(agent: Twin, platform: Platform, card: httpx.Response) -> None:
     platform.on(STATE, said(401)).on(CARD, card)
     with pytest.raises(AuthError):
         agent.poll_state()
@@ -320,7 +312,7 @@ class TestLoop:
         assert agent.run_heartbeat_loop(max_iterations=0) == "max_iterations"
         assert platform.requests == []
 
-    def test_beats_and_state_reads_have_each_their_own_interval(self, make: Make, platform: Platform) -> None:
+    def test_heartbeats_and_reads_have_own_intervals(self, make: Make, platform: Platform) -> None:
         platform.on(BEAT, OK).on(STATE, ONLINE)
         agent = make(platform, heartbeat_interval=10.0, state_poll_interval=25.0)
         agent.run_heartbeat_loop(max_iterations=6)
@@ -343,7 +335,7 @@ class TestLoop:
         assert agent.run_heartbeat_loop() == result
         assert len(platform.asked(BEAT)) == 2
 
-    def test_the_supplier_says_what_the_agent_is_at(self, agent: Twin, platform: Platform) -> None:
+    def test_heartbeat_sends_the_suppliers_task(self, agent: Twin, platform: Platform) -> None:
         platform.on(BEAT, OK).on(STATE, ONLINE)
         agent.run_heartbeat_loop(1, lambda: {"current_task": "sorting", "active_tasks": 3, "more": object()})
 
@@ -363,7 +355,7 @@ class TestLoop:
             7,
         ],
     )
-    def test_a_supplier_that_tells_nonsense_counts_as_empty(self, agent: Twin, platform: Platform, told: Any) -> None:
+    def test_invalid_supplier_result_counts_as_empty(self, agent: Twin, platform: Platform, told: Any) -> None:
         platform.on(BEAT, OK).on(STATE, ONLINE)
         agent.run_heartbeat_loop(1, lambda: told)
 
@@ -383,7 +375,7 @@ class TestLoop:
         assert (platform.body(BEAT)["current_task"], platform.body(BEAT)["active_tasks"]) == (str(task), count)
         assert b"true" not in platform.asked(BEAT)[-1].content
 
-    def test_a_supplier_that_raises_is_logged_and_counts_as_empty(
+    def test_failing_supplier_is_logged(
         self, agent: Twin, platform: Platform, caplog: pytest.LogCaptureFixture
     ) -> None:
         def raises() -> dict[str, object]:
@@ -395,7 +387,7 @@ class TestLoop:
         assert platform.body(BEAT)["active_tasks"] == 0
         assert "the queue is gone" in caplog.text
 
-    def test_failures_are_logged_and_it_goes_on_sooner_each_time_later(
+    def test_failures_are_logged_and_retried(
         self, agent: Twin, platform: Platform, caplog: pytest.LogCaptureFixture
     ) -> None:
         platform.on(BEAT, *[said(500)] * 6, httpx.ConnectError("refused"), OK).on(STATE, ONLINE)
@@ -413,7 +405,7 @@ class TestLoop:
         assert sum(agent.waits) == pytest.approx(45.0)
 
     @pytest.mark.parametrize("answer", [said(503, headers={"Retry-After": "60"}), said(429), said(401)])
-    def test_beats_do_not_wait_for_a_state_that_cannot_be_read(
+    def test_failing_state_reads_delay_no_heartbeat(
         self, agent: Twin, platform: Platform, answer: httpx.Response
     ) -> None:
         beats: list[float] = []
@@ -427,7 +419,7 @@ class TestLoop:
 
         assert [later - earlier for earlier, later in pairwise(beats)] == pytest.approx([30.0] * 4)
 
-    def test_a_refused_token_does_not_end_it_and_a_new_one_is_taken_up(self, agent: Twin, platform: Platform) -> None:
+    def test_loop_continues_with_a_new_token(self, agent: Twin, platform: Platform) -> None:
         def judge(request: httpx.Request) -> httpx.Response:
             if request.headers["authorization"] == "Bearer fresh-token":
                 return OK
@@ -441,7 +433,7 @@ class TestLoop:
 
         assert platform.asked(BEAT)[-1].headers["authorization"] == "Bearer fresh-token"
 
-    def test_an_error_that_is_no_platforms_ends_it(self, agent: Twin, platform: Platform) -> None:
+    def test_other_errors_end_the_loop(self, agent: Twin, platform: Platform) -> None:
         platform.on(BEAT, RuntimeError("a bug"))
         with pytest.raises(RuntimeError):
             agent.run_heartbeat_loop()

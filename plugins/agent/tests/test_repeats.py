@@ -51,9 +51,7 @@ def test_but_not_for_ever(agent: Twin, platform: Platform, what: str) -> None:
 
 @pytest.mark.parametrize("what", POSTS)
 @pytest.mark.parametrize("status", [408, 500, 503])
-def test_a_post_that_would_be_another_one_is_not_sent_again(
-    agent: Twin, platform: Platform, what: str, status: int
-) -> None:
+def test_unrepeatable_post_is_not_retried(agent: Twin, platform: Platform, what: str, status: int) -> None:
     platform.on(what, httpx.Response(status), httpx.Response(200))
     with pytest.raises(TransientPlatformError):
         POSTS[what](agent)
@@ -77,7 +75,7 @@ def test_a_register_is_sent_again(agent: Twin, platform: Platform) -> None:
     assert len(platform.requests) == 2
 
 
-def test_it_waits_for_as_long_as_the_platform_asks(agent: Twin, platform: Platform) -> None:
+def test_honors_retry_after(agent: Twin, platform: Platform) -> None:
     platform.on(STATE, said(503, headers={"Retry-After": "17"}), said(503, retry_after=21), GOOD)
     agent.poll_state()
 

@@ -18,7 +18,7 @@ STATE = f"GET /workspaces/{ME}/state"
 REGISTER = "POST /registry/register"
 
 
-def test_a_saved_token_is_for_its_owner_alone(make: Make, tmp_path: Path) -> None:
+def test_saved_token_is_private(make: Make, tmp_path: Path) -> None:
     make(token=None).save_token("  a-new-token \n")
     path = token_file(tmp_path)
 
@@ -34,7 +34,7 @@ def test_another_client_finds_it(make: Make) -> None:
     assert make(token=None).load_token() == "a-new-token"
 
 
-def test_what_is_in_memory_comes_before_the_file(make: Make) -> None:
+def test_memory_takes_precedence_over_file(make: Make) -> None:
     agent = make(token=None)
     agent.save_token("a-new-token")
     agent.token_file.write_text("another-token")
@@ -44,7 +44,7 @@ def test_what_is_in_memory_comes_before_the_file(make: Make) -> None:
 
 
 @pytest.mark.parametrize("blank", ["", "  ", "\n"])
-def test_a_blank_token_is_a_value_error_and_changes_nothing(make: Make, blank: str) -> None:
+def test_blank_token_changes_nothing(make: Make, blank: str) -> None:
     agent = make(token=None)
     agent.save_token("a-new-token")
     with pytest.raises(ValueError, match="blank") as caught:
@@ -67,7 +67,7 @@ def test_a_file_without_a_token_is_none(make: Make, content: bytes | None, caplo
 
 
 @pytest.mark.parametrize("mode", [0o604, 0o644, 0o620, 0o602])
-def test_a_file_that_is_open_to_others_is_refused(make: Make, platform: Platform, mode: int) -> None:
+def test_exposed_file_is_refused(make: Make, platform: Platform, mode: int) -> None:
     agent = make(platform, token=None)
     agent.token_file.parent.mkdir()
     agent.token_file.write_text("a-token")
@@ -80,7 +80,7 @@ def test_a_file_that_is_open_to_others_is_refused(make: Make, platform: Platform
     assert platform.requests == []
 
 
-def test_a_file_that_the_group_can_read_is_used(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+def test_group_readable_file_is_used(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     agent = make(token=None)
     agent.token_file.parent.mkdir()
     agent.token_file.write_text("a-token")
@@ -90,7 +90,7 @@ def test_a_file_that_the_group_can_read_is_used(make: Make, caplog: pytest.LogCa
     assert not caplog.records
 
 
-def test_a_folder_that_is_everybodys_keeps_its_mode(make: Make, tmp_path: Path) -> None:
+def test_shared_folder_keeps_its_mode(make: Make, tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o1777)
@@ -100,7 +100,7 @@ def test_a_folder_that_is_everybodys_keeps_its_mode(make: Make, tmp_path: Path) 
     assert stat.S_IMODE((shared / ".auth_token").stat().st_mode) == 0o600
 
 
-def test_a_file_that_cannot_be_read_is_warned_of(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+def test_unreadable_file_logs_a_warning(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     agent = make(token=None)
     agent.token_file.mkdir(parents=True)
 
@@ -108,7 +108,7 @@ def test_a_file_that_cannot_be_read_is_warned_of(make: Make, caplog: pytest.LogC
     assert str(agent.token_file) in caplog.text
 
 
-def test_without_a_token_it_is_said_what_to_do_before_any_request(make: Make, platform: Platform) -> None:
+def test_missing_token_sends_nothing(make: Make, platform: Platform) -> None:
     with pytest.raises(ConfigError, match=ME) as caught:
         make(platform, token=None).poll_state()
 
@@ -116,7 +116,7 @@ def test_without_a_token_it_is_said_what_to_do_before_any_request(make: Make, pl
     assert platform.requests == []
 
 
-def test_a_token_that_another_program_stored_is_taken_up_when_ours_is_refused(make: Make, platform: Platform) -> None:
+def test_refused_token_is_replaced_from_file(make: Make, platform: Platform) -> None:
     def judge(request: httpx.Request) -> httpx.Response:
         fresh = request.headers["authorization"] == "Bearer fresh-token"
         return httpx.Response(200, json={"status": "online"}) if fresh else said(401)
@@ -130,7 +130,7 @@ def test_a_token_that_another_program_stored_is_taken_up_when_ours_is_refused(ma
     assert agent.load_token() == "fresh-token"
 
 
-def test_a_handed_out_token_that_cannot_be_kept_is_used_all_the_same(
+def test_unstorable_token_is_used(
     make: Make, platform: Platform, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -145,9 +145,7 @@ def test_a_handed_out_token_that_cannot_be_kept_is_used_all_the_same(
     assert "handed-out-token" not in caplog.text
 
 
-def test_no_repr_log_or_error_shows_a_token_or_a_secret(
-    make: Make, platform: Platform, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_nothing_shows_a_token_or_secret(make: Make, platform: Platform, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     platform.on(REGISTER, httpx.Response(200, json={"auth_token": "handed-out", "platform_inbound_secret": "inb"}))
     platform.on(f"GET /workspaces/{ME}/secrets/values", httpx.Response(200, json={"KEY": "a-secret-value"}))
@@ -162,7 +160,7 @@ def test_no_repr_log_or_error_shows_a_token_or_a_secret(
     assert not any(secret in shown for secret in (TOKEN, "handed-out", "a-secret-value", '"inb"'))
 
 
-def test_a_folder_of_a_strange_file_system_is_no_reason_to_fail(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_chmod_is_ignored(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Path, mode: int) -> None:
         raise PermissionError(1, "Operation not permitted")
 
@@ -173,7 +171,7 @@ def test_a_folder_of_a_strange_file_system_is_no_reason_to_fail(make: Make, monk
     assert agent.load_token() == "a-new-token"
 
 
-def test_the_folder_is_the_users_own_unless_it_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_default_folder_is_in_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     with RemoteAgentClient(ME, API) as agent:
         assert agent.token_file == tmp_path / ".molecule" / ME / ".auth_token"
@@ -181,12 +179,12 @@ def test_the_folder_is_the_users_own_unless_it_is_named(monkeypatch: pytest.Monk
     assert not (tmp_path / ".molecule").exists()
 
 
-def test_the_home_of_a_user_who_is_not_there_is_named() -> None:
+def test_unknown_home_is_named() -> None:
     with pytest.raises(ConfigError, match="'~nobody-of-this-name/x' names has no home"):
         RemoteAgentClient(ME, API, token_dir="~nobody-of-this-name/x")
 
 
-def test_two_processes_that_save_at_once_never_leave_an_empty_file(tmp_path: Path) -> None:
+def test_concurrent_saves_leave_a_whole_file(tmp_path: Path) -> None:
     program = (
         "import sys\n"
         "from pathlib import Path\n"

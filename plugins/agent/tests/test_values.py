@@ -26,7 +26,7 @@ def test_values_take_their_fields_by_position() -> None:
         state.status = "online"  # type: ignore[misc]
 
 
-def test_the_arguments_of_a_client_can_be_read(make: Make, platform: Platform) -> None:
+def test_client_arguments_are_attributes(make: Make, platform: Platform) -> None:
     given = {"agent_card": {"name": "mine"}, "reported_url": "https://me.example/a2a", "url_cache_ttl": 7.0}
     agent = make(platform, platform_url=f"{API}/", heartbeat_interval=11.0, state_poll_interval=13.0, **given)
 
