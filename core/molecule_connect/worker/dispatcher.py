@@ -3,51 +3,30 @@
 import asyncio
 import contextlib
 import errno
-import traceback
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
-from typing import TypeVar
+from collections.abc import Iterable
 
 import attrs
 
-from molecule_connect import events
 from molecule_connect.errors import JournalError, StateLostError
-from molecule_connect.journal.incoming import LONGEST_TRACE
-from molecule_connect.journal.models import Conversation, State, StoredMessage, StoredReply
+from molecule_connect.journal.models import Conversation, State, StoredMessage
 from molecule_connect.journal.workspace import WorkspaceJournal
-from molecule_connect.models import TextPart
 from molecule_connect.worker.admission import Admission
-from molecule_connect.worker.attempt import Attempts, exception_text
-from molecule_connect.worker.clock import SECOND, Clock
+from molecule_connect.worker.attempt import Attempts
+from molecule_connect.worker.clock import Clock
 from molecule_connect.worker.outcomes import (
     Accepted,
-    Answered,
     AttemptOutcome,
-    Deferred,
-    Failed,
-    Postponed,
-    Refusal,
-    Refused,
-    Rejected,
-    Requeued,
-    Silent,
 )
+from molecule_connect.worker.recorder import JOURNAL_DELAY, Recorder
 from molecule_connect.worker.send_health import Resend
 from molecule_connect.worker.sending import MAX_COPIES, ReplySender
-from molecule_connect.worker.status import Status
-
-T = TypeVar("T")
 
 # Conversations of one caller in memory. If there are more, they take turns: each ends its turn after one message, so
 # that conversations with a long backlog don't keep out others.
 MAX_ACTIVE = 64
-# Seconds until a conversation continues after the journal could not be used.
-JOURNAL_DELAY = 5.0
-# Seconds until a message is tried again after this machine was short of a resource.
-SHORTAGE_DELAY = 30.0
+# Errors that mean that this machine is short of a resource.
 SHORTAGES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EAGAIN))
-# A conversation gets at most one notice in this time, in microseconds.
-NOTICE_INTERVAL = 600 * SECOND
 
 
 @attrs.define(eq=False)
@@ -89,14 +68,14 @@ class Dispatcher:
         admission: Admission,
         attempts: Attempts,
         sender: ReplySender,
-        status: Status,
+        recorder: Recorder,
         clock: Clock,
     ) -> None:
         self._journal = journal
         self._admission = admission
         self._attempts = attempts
         self._sender = sender
-        self._status = status
+        self._recorder = recorder
         self._clock = clock
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._active: dict[Conversation, _Active] = {}
@@ -214,13 +193,13 @@ class Dispatcher:
         """Take a message as far as it gets now: to its end, or to a later try."""
         if message.state is State.RUNNING:
             # No task runs it: the commit of its start took effect, and was reported as failed.
-            await self._requeue(message)
+            await self._recorder.not_run(message)
         elif message.state is State.ANSWERED and message.answered_at is None and message.reply is not None:
-            await self._prepare_send(message, message.reply)
+            await self._recorder.prepare_send(message, message.reply)
         elif message.state is State.ANSWERED:
             await self._send(message)
         elif message.reply is not None:
-            await self._reuse_reply(message, message.reply)
+            await self._recorder.reuse_reply(message, message.reply)
         elif await self._admit(message):
             active.is_starting = True
             message = await self._admission.with_files(message)
@@ -228,13 +207,13 @@ class Dispatcher:
                 if (running := await self._start(active, message)) is None:
                     return
                 outcome = await self._attempt(running)
-            if (answered := await self._record(running, outcome)) is not None:
+            if (answered := await self._recorder.attempt_ended(running, outcome)) is not None:
                 await self._send(answered)
 
     async def _admit(self, message: StoredMessage) -> bool:
         """Whether *message* may run now. Otherwise it is deferred, or dead."""
-        refusal = self._admission.check(message)
-        await self._refuse(message, refusal)
+        if (refusal := self._admission.check(message)) is not None:
+            await self._recorder.refused(message, refusal)
         return refusal is None
 
     async def _start(self, active: _Active, message: StoredMessage) -> StoredMessage | None:
@@ -242,9 +221,9 @@ class Dispatcher:
         if self._is_paused or self._is_stopping:
             return None
         if (refusal := self._admission.recheck(message)) is not None:
-            await self._refuse(message, refusal)
+            await self._recorder.refused(message, refusal)
             return None
-        if (running := await self._commit(lambda: self._journal.start(message))) is not None:
+        if (running := await self._recorder.started(message)) is not None:
             active.is_starting = False
             self._last_run[active.conversation] = message.row_id
         return running
@@ -254,124 +233,16 @@ class Dispatcher:
         try:
             return await self._attempts.run(message)
         except asyncio.CancelledError:
-            await self._requeue(message)
+            await self._recorder.not_run(message)
             raise
 
     async def _send(self, message: StoredMessage) -> None:
         started_at = self._clock.now()
-        match await self._sender.deliver(message):
-            case Accepted(confirmed=confirmed):
-                self._journal.mark_sent(message, at=self._clock.now())
-                # A fast peer can write back before its acceptance of our reply arrives here.
-                self._admission.reply_accepted(message, at=started_at)
-                if _is_notice(message):
-                    self._status.message_event(events.Notified, message)
-                else:
-                    self._status.message_event(events.Delivered, message, confirmed=confirmed)
-            case Refused(reason=reason) if _is_notice(message):
-                # The event of the dead letter was emitted when the notice was stored.
-                dead_reason = f"{message.reply and message.reply.reason} (the caller could not be told: {reason})"
-                await self._commit(lambda: self._journal.mark_dead(message, dead_reason))
-                self._status.message_event(events.Notified, message, error=reason)
-            case Refused(reason=reason):
-                await self._mark_dead(message, f"the answer was not accepted: {reason}")
-            case Postponed(reason=reason, seconds=seconds, in_doubt=in_doubt):
-                when = self._clock.wall() + seconds
-                await self._commit(
-                    lambda: self._journal.record_failed_send(message, not_before=when, in_doubt=in_doubt)
-                )
-                self._status.message_event(events.Retrying, message, what="sending", reason=reason, seconds=seconds)
-
-    async def _reuse_reply(self, message: StoredMessage, reply: StoredReply) -> None:
-        """Store the reply of a replayed message again; it is sent next."""
-        at, send_print = self._clock.now(), self._sender.fingerprint(message, reply)
-        if await self._commit(lambda: self._journal.reuse_reply(message, at=at, send_print=send_print)):
-            self._status.message_event(events.Answered, message, text=reply.text[:200], seconds=0.0)
-
-    async def _prepare_send(self, message: StoredMessage, reply: StoredReply) -> None:
-        """Note what sending the reply of an inbox's reader requires. The reader may be in another process."""
-        at, send_print = max(self._clock.now(), message.time), self._sender.fingerprint(message, reply)
-        if await self._commit(lambda: self._journal.prepare_send(message, at=at, send_print=send_print)):
-            seconds = max(0.0, (at - message.time) / SECOND)
-            self._status.message_event(events.Answered, message, text=reply.text[:200], seconds=seconds)
-
-    # Recording outcomes
-
-    async def _record(self, message: StoredMessage, outcome: AttemptOutcome) -> StoredMessage | None:
-        """Write the outcome of an attempt. Returns the message if there is a reply to send."""
-        match outcome:
-            case Answered(reply=reply, seconds=seconds):
-                stored = await self._store_reply(message, reply)
-                self._status.message_event(events.Answered, message, text=reply.text[:200], seconds=seconds)
-                return stored
-            case Silent(text=text, seconds=seconds):
-                await self._commit(lambda: self._journal.finish_without_reply(message))
-                self._status.message_event(events.Answered, message, text=text[:200], seconds=seconds, silent=True)
-            case Requeued():
-                await self._requeue(message, outcome)
-                self._status.message_event(
-                    events.Retrying, message, what="answering", reason=outcome.reason, seconds=outcome.seconds
-                )
-            case Failed(reason=reason):
-                stored = await self._give_up(message, reason)
-                self._status.message_event(events.Dead, message, reason=reason)
-                return stored
-        return None
-
-    async def _store_reply(self, message: StoredMessage, reply: StoredReply) -> StoredMessage | None:
-        at, send_print = self._clock.now(), self._sender.fingerprint(message, reply)
-        return await self._commit(lambda: self._journal.store_reply(message, reply, at=at, send_print=send_print))
-
-    async def _give_up(self, message: StoredMessage, reason: str) -> StoredMessage | None:
-        """Notify the caller in one line, unless the conversation had a notice a moment ago."""
-        if self._journal.noticed_since(message.conversation, self._clock.now() - NOTICE_INTERVAL):
-            await self._commit(lambda: self._journal.mark_dead(message, reason))
-            return None
-        text = f"This message could not be answered (reference {message.row_id[:8]})."
-        return await self._store_reply(message, StoredReply(parts=(TextPart(text),), is_notice=True, reason=reason))
-
-    async def _requeue(self, message: StoredMessage, outcome: Requeued | None = None) -> None:
-        """Put a running message back. Without *outcome*, as if it had not been started."""
-        if outcome is None:
-            await self._commit(lambda: self._journal.requeue(message, counts=False))
-            return
-        not_before = self._clock.wall() + outcome.seconds
-        await self._commit(
-            lambda: self._journal.requeue(
-                message,
-                counts=outcome.counts,
-                failed_at=outcome.failed_at,
-                not_before=not_before,
-                error=outcome.reason,
-            )
-        )
-
-    async def _refuse(self, message: StoredMessage, refusal: Refusal | None) -> None:
-        match refusal:
-            case Deferred(not_before=not_before, reason=reason, limit=limit):
-                await self._commit(lambda: self._journal.defer(message, not_before=not_before, error=reason))
-                seconds = not_before - self._clock.wall()
-                self._status.message_event(events.Retrying, message, what=limit, reason=reason, seconds=seconds)
-            case Rejected(reason=reason):
-                await self._mark_dead(message, reason)
-
-    async def _mark_dead(self, message: StoredMessage, reason: str) -> None:
-        await self._commit(lambda: self._journal.mark_dead(message, reason))
-        self._status.message_event(events.Dead, message, reason=reason)
-
-    async def _commit(self, write: Callable[[], Awaitable[T]]) -> T:
-        """The result of a journal *write*, which is retried while the journal can't be written."""
-        while True:
-            try:
-                result = await write()
-            except JournalError as exc:
-                if self._journal.is_closed:
-                    raise
-                self._status.report("journal", str(exc), exc.hint, lasting=True)
-                await asyncio.sleep(JOURNAL_DELAY)
-            else:
-                self._status.clear("journal")
-                return result
+        outcome = await self._sender.deliver(message)
+        if isinstance(outcome, Accepted):
+            # A fast peer can write back before its acceptance of our reply arrives here.
+            self._admission.reply_accepted(message, at=started_at)
+        await self._recorder.send_ended(message, outcome)
 
     # Unexpected errors
 
@@ -403,9 +274,7 @@ class Dispatcher:
             if self._is_stopping or isinstance(exc, StateLostError):
                 raise
             if active.message is not None:
-                self._status.message_event(
-                    events.Retrying, active.message, what="journal", reason=str(exc), seconds=JOURNAL_DELAY
-                )
+                self._recorder.journal_failed(active.message, exc)
             await asyncio.sleep(JOURNAL_DELAY)
         except Exception as exc:
             await self._contain(active, exc)
@@ -422,39 +291,9 @@ class Dispatcher:
         if row_id is None or row_id == active.failed_row:
             raise exc
         active.failed_row = row_id
-        if not (message is not None and _is_shortage(exc) and await self._retry_after_shortage(row_id, exc)):
-            await self._bury(conversation, row_id, exc)
-
-    async def _retry_after_shortage(self, row_id: str, exc: Exception) -> bool:
-        """Retry later: this machine is short of a resource. False if the backend ran, and would run twice."""
-        message, reason = self._journal.message(row_id), exception_text(exc)
-        when = self._clock.wall() + SHORTAGE_DELAY
-        if message.state is State.RECEIVED:
-            await self._commit(lambda: self._journal.defer(message, not_before=when, error=reason))
-        elif message.state is State.ANSWERED:
-            # A send may have been in progress.
-            in_doubt = max(message.in_doubt, 1)
-            await self._commit(lambda: self._journal.record_failed_send(message, not_before=when, in_doubt=in_doubt))
-        else:
-            return False
-        self._status.message_event(events.Retrying, message, what="this machine", reason=reason, seconds=SHORTAGE_DELAY)
-        return True
-
-    async def _bury(self, conversation: Conversation, row_id: str, exc: Exception) -> None:
-        """Mark a message dead that can't be handled, and perhaps not loaded."""
-        reason = f"internal error, please report it: {exception_text(exc)}"
-        trace = "".join(traceback.format_exception(exc))[-LONGEST_TRACE:]
-        self._last_run.pop(conversation, None)
-        if await self._commit(lambda: self._journal.mark_dead_by_id(row_id, conversation.caller_id, reason, trace)):
-            self._status.emit(
-                events.Dead(
-                    workspace_id=self._journal.workspace_id,
-                    row_id=row_id,
-                    caller_id=conversation.caller_id,
-                    context_id=conversation.context_id,
-                    reason=reason,
-                )
-            )
+        if not (message is not None and _is_shortage(exc) and await self._recorder.ran_short(row_id, exc)):
+            self._last_run.pop(conversation, None)
+            await self._recorder.failed_unexpectedly(conversation, row_id, exc)
 
     # Scheduling
 
@@ -558,7 +397,3 @@ def _is_shortage(exc: Exception) -> bool:
     if isinstance(exc, OSError):
         return exc.errno in SHORTAGES
     return isinstance(exc, MemoryError) or (isinstance(exc, RuntimeError) and "start new thread" in str(exc))
-
-
-def _is_notice(message: StoredMessage) -> bool:
-    return message.reply is not None and message.reply.is_notice

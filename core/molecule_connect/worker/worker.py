@@ -45,6 +45,7 @@ from molecule_connect.worker.maintenance import JournalSize, Maintenance
 from molecule_connect.worker.polling import Polling
 from molecule_connect.worker.ports import Pace, Platform, Unlimited
 from molecule_connect.worker.presence import Heartbeat, Registration
+from molecule_connect.worker.recorder import Recorder
 from molecule_connect.worker.sending import ReplySender
 from molecule_connect.worker.status import Status
 from molecule_connect.worker.uploads import Attachments
@@ -161,7 +162,8 @@ class Worker:
         attempts = Attempts(handler, self._journal, breaker, budget, status, clock)
         attachments = Attachments(self._platform, file_journal, clock)
         sender = ReplySender(self._platform, self._journal, attachments, self._feed, status, clock)
-        self._dispatcher = Dispatcher(self._journal, admission, attempts, sender, status, clock)
+        recorder = Recorder(self._journal, self._platform, status, clock)
+        self._dispatcher = Dispatcher(self._journal, admission, attempts, sender, recorder, clock)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until *stop* is set, then drain; with ``once``, until all messages are answered.
