@@ -104,15 +104,15 @@ class Worker:
         self._options = options or WorkerOptions()
         self._platform = platform
         self._folder = journal.path.parent
-        self._wall = self._options.wall
+        wall = self._options.wall
         loop_time = asyncio.get_running_loop().time
-        self._clock = Clock(platform, self._wall, monotonic=loop_time, started=self._options.asked_at)
+        self._clock = Clock(platform, wall, monotonic=loop_time, started=self._options.asked_at)
         self._pace = self._options.pace
         self._file = journal
         self._journal = journal.of(settings.workspace_id, inbox=handler is None, quota=settings.journal_quota)
         self._cursor = CursorFile(self._folder, settings.workspace_id)
         inbox = InboxStore(journal) if handler is None else None
-        self._status = Status(settings, listener, journal=self._journal, inbox=inbox, wall=self._wall)
+        self._status = Status(settings, listener, journal=self._journal, inbox=inbox, wall=wall)
         self._build_intake()
         self._build_dispatcher(handler or _no_handler)
         self._heartbeat = Heartbeat(
