@@ -129,7 +129,7 @@ def test_working_connector_exits_0(status: Molecule, state: Path) -> None:
         ({"paused": True, "registered": False}, "paused", 0, "is paused on the platform"),
         ({"registered": False}, "starting", 1, "is starting"),
         ({"stopping": True}, "stopping", 1, "is stopping"),
-        ({"written": NOW - 300}, "silent", 1, "hangs: it has told nothing for 5 min -> restart it"),
+        ({"written": NOW - 300}, "silent", 1, "hangs: it has reported nothing for 5 min -> restart it"),
         ({"last_beat": NOW - 200}, "trouble", 1, "trouble    heartbeat, for 3 min"),
         ({"last_beat": None}, "trouble", 1, "no heartbeat yet"),
         ({"last_beat": None, "started": NOW - 5}, "running", 0, "no heartbeat yet"),
@@ -156,7 +156,7 @@ def test_distinguishes_killed_from_stopped(status: Molecule, state: Path) -> Non
     killed = status("ws_1")
 
     assert killed.code == 1
-    assert f"no connector runs; process {os.getpid()} was killed or crashed (it last told of itself " in killed.stdout
+    assert f"no connector runs; process {os.getpid()} was killed or crashed (it last reported " in killed.stdout
     assert "running    1 message: cut short, begins again at the next start" in killed.stdout
     assert "presence" not in killed.stdout
     status_path(state, "ws_1").unlink()

@@ -70,11 +70,12 @@ def _lines(found: "Sequence[LocalStatus]", folder: "Path", now: float) -> Iterat
 def _headline(one: "LocalStatus", now: float) -> str:
     from molecule_connect.console.sanitize import span
 
-    told, by = one.status, one.holder
+    saved, by = one.status, one.holder
     if by is None:
         return _ending(one, now)
     process = f"process {by.pid} on {by.host}" if by.pid else "a process"
-    since = f", for {span(now - told.started)}" if told else ""
+    since = f", for {span(now - saved.started)}" if saved else ""
+    silence = span(now - saved.written) if saved else "a while"
     words = {
         "running": "runs well",
         "paused": "runs well, and is paused on the platform: messages are kept, none is run",
@@ -82,7 +83,7 @@ def _headline(one: "LocalStatus", now: float) -> str:
         "starting": "is starting",
         "stopping": "is stopping",
         "suspended": f"is suspended: it was stopped with SIGSTOP or Ctrl-Z, and does nothing -> kill -CONT {by.pid}",
-        "silent": f"hangs: it has told nothing for {span(now - told.written) if told else 'a while'} -> restart it",
+        "silent": f"hangs: it has reported nothing for {silence} -> restart it",
     }
     return f"{words[one.state]} ({process}{since})"
 
@@ -90,29 +91,29 @@ def _headline(one: "LocalStatus", now: float) -> str:
 def _ending(one: "LocalStatus", now: float) -> str:
     from molecule_connect.console.sanitize import one_line
 
-    told = one.status
+    saved = one.status
     if one.state == "refused":
         return f"is not served: process {one.keeper}, which serves others, refuses its block of the list"
-    if told is None:
+    if saved is None:
         return "no connector runs"
-    if told.ended is None:
-        last = f"it last told of itself {ago(told.written, now)}"
-        return f"no connector runs; process {told.pid} was killed or crashed ({last}) -> start it again"
-    end = one_line(told.ended.reason, 400) + (f" -> {one_line(told.ended.hint, 400)}" if told.ended.hint else "")
+    if saved.ended is None:
+        last = f"it last reported {ago(saved.written, now)}"
+        return f"no connector runs; process {saved.pid} was killed or crashed ({last}) -> start it again"
+    end = one_line(saved.ended.reason, 400) + (f" -> {one_line(saved.ended.hint, 400)}" if saved.ended.hint else "")
     if one.keeper is not None:
-        return f"given up {ago(told.ended.since, now)} by process {one.keeper}, which serves others: {end}"
+        return f"given up {ago(saved.ended.since, now)} by process {one.keeper}, which serves others: {end}"
     last = "the last one ended" if one.is_expected else "the last try failed"
-    return f"no connector runs; {last} {ago(told.ended.since, now)}: {end}"
+    return f"no connector runs; {last} {ago(saved.ended.since, now)}: {end}"
 
 
 def _facts(one: "LocalStatus", now: float) -> Iterator[tuple[str, str]]:
-    told = one.status
-    if told is not None and one.holder is not None:
-        yield "platform", f"{told.api_url}, backend {told.backend}"
-        beat = f"last heartbeat {ago(told.last_beat, now)}" if told.last_beat else "no heartbeat yet"
-        yield "presence", f"{'registered' if told.registered else 'not registered'}, {beat}"
-        if told.listening:
-            yield "listening", f"by {told.listening}"
+    saved = one.status
+    if saved is not None and one.holder is not None:
+        yield "platform", f"{saved.api_url}, backend {saved.backend}"
+        beat = f"last heartbeat {ago(saved.last_beat, now)}" if saved.last_beat else "no heartbeat yet"
+        yield "presence", f"{'registered' if saved.registered else 'not registered'}, {beat}"
+        if saved.listening:
+            yield "listening", f"by {saved.listening}"
     for problem in one.problems:
         yield "trouble", _problem(problem, now)
     yield from _messages(one, now)
@@ -156,7 +157,7 @@ def _messages(one: "LocalStatus", now: float) -> Iterator[tuple[str, str]]:
 def _values(one: "LocalStatus") -> dict[str, Any]:
     from molecule_connect.cli.message_format import message_values
 
-    told, by = one.status, one.holder
+    saved, by = one.status, one.holder
     return {
         "workspace_id": one.workspace_id,
         "state": one.state,
@@ -164,16 +165,16 @@ def _values(one: "LocalStatus") -> dict[str, Any]:
         "expected": one.is_expected,
         "pid": by.pid if by else None,
         "host": by.host if by else None,
-        "since": moment(told.started) if told and by else None,
-        "told": moment(told.written) if told else None,
-        "api_url": told.api_url if told else None,
-        "backend": told.backend if told else None,
-        "registered": bool(told and by and told.registered),
-        "last_beat": moment(told.last_beat) if told else None,
-        "listening": (told.listening or None) if told and by else None,
-        "paused": bool(told and by and told.paused),
+        "since": moment(saved.started) if saved and by else None,
+        "told": moment(saved.written) if saved else None,
+        "api_url": saved.api_url if saved else None,
+        "backend": saved.backend if saved else None,
+        "registered": bool(saved and by and saved.registered),
+        "last_beat": moment(saved.last_beat) if saved else None,
+        "listening": (saved.listening or None) if saved and by else None,
+        "paused": bool(saved and by and saved.paused),
         "troubles": [_problem_values(problem) for problem in one.problems],
-        "ended": _problem_values(told.ended) if told and told.ended else None,
+        "ended": _problem_values(saved.ended) if saved and saved.ended else None,
         "messages": {state.value: number for state, number in one.counts.items()} if one.counts else None,
         "oldest_waiting": moment(one.oldest),
         "running": [message_values(message) for message in one.running],

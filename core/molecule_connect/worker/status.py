@@ -233,6 +233,8 @@ class Status:
         self._started_at = _now()
         self._change(pid=os.getpid(), host=socket.gethostname(), started=self._wall())
         self._save(folder)
+        # Otherwise the next change would wait for the pause after a second save.
+        self._saved_changed.clear()
         saving = asyncio.get_running_loop().create_task(self._save_changes(folder), name="status file")
         try:
             yield
