@@ -32,7 +32,7 @@ async def test_a_new_workspace_is_made_on_request_by_flag_or_variable(tmp_path: 
             state = tmp_path / f"{number}"
             async with Connector(sandbox, new, state, "--backend", "mock", *flags, **variables) as connector:
                 await registered(sandbox, new)
-                await connector.says("this workspace was new to the platform")
+                await connector.says("the platform issued a token")
             assert (state / f"{new.id}.token").exists()
 
 

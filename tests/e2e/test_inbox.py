@@ -76,7 +76,7 @@ async def test_a_killed_reader_leaves_its_message_to_the_next_and_a_killed_conne
                     await until(lambda: "took answer me: two" in second.output)
                     (answer,) = await sandbox.answers(workspace, 1)
     assert answer.text == "re: answer me: two"
-    assert "messages wait until somebody reads them" in connector.output
+    assert "messages wait until they are read" in connector.output
 
 
 async def test_a_reply_that_nobody_could_send_goes_out_once_when_somebody_can(tmp_path: Path) -> None:
