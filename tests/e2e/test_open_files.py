@@ -52,9 +52,7 @@ async def test_a_list_that_the_hard_limit_has_no_room_for_is_refused(tmp_path: P
         async with Limited.of_a_list(config, tmp_path / "state") as connector:
             assert await connector.ended() == 2
         assert ("POST", "/registry/register") not in await sandbox.requests()
-    assert (
-        "error: 60 workspaces need 228 open files, at least 108, and this process may open 100" in connector.output
-    )
+    assert "error: 60 workspaces need 228 open files, at least 108, and this process may open 100" in connector.output
     assert "LimitNOFILE=" in connector.output
 
 
