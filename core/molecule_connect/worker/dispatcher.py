@@ -266,7 +266,7 @@ class Dispatcher:
         """Converse, and contain errors. False: continue with the conversation.
 
         The content of a message must not end the process, so a message whose handling fails unexpectedly becomes a
-        dead letter. Raises an error that is no message's, or that happens again for the same one.
+        dead letter. Raises an error that no message caused, or that repeats for the same message.
         """
         try:
             await self._converse(active)

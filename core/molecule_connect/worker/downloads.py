@@ -62,7 +62,7 @@ class _Wait:
 
 
 class Wakeable(Protocol):
-    """What is told of a new message."""
+    """Is notified of new messages."""
 
     def wake_all(self) -> None:
         """Any conversation may have a message that is due."""
