@@ -14,14 +14,14 @@ async def message(sandbox: Sandbox, workspace: Workspace, count: int = 1) -> dic
     return found
 
 
-async def test_a_poll_workspace_queues(sandbox: Sandbox) -> None:
+async def test_queues_for_poll_workspaces(sandbox: Sandbox) -> None:
     parent, child = await sandbox.pair()
     answered = await sandbox.say(parent, "hi", sender=child)
     assert answered.json() == {"delivery_mode": "poll", "method": "message/send", "status": "queued"}
     assert [row["source_id"] for row in await sandbox.rows(parent, 1)] == [child.id]
 
 
-async def test_content_becomes_parts_and_a_bare_body_an_envelope(sandbox: Sandbox) -> None:
+async def test_converts_content_and_bare_bodies(sandbox: Sandbox) -> None:
     parent, child = await sandbox.pair()
     body = b'{"method": "message/send", "params": {"message": {"content": "plain"}}, "extra": 1}'
     await sandbox.post(parent, body, sender=child)
@@ -47,13 +47,13 @@ async def test_content_becomes_parts_and_a_bare_body_an_envelope(sandbox: Sandbo
     ],
     ids=["text", "list", "nan", "endless number", "deep", "no content", "number as content"],
 )
-async def test_what_is_no_message_is_refused(august: Sandbox, body: bytes, words: str) -> None:
+async def test_rejects_invalid_messages(august: Sandbox, body: bytes, words: str) -> None:
     parent, child = await august.pair()
     answered = await august.post(parent, body, sender=child)
     assert (answered.status_code, answered.json()["error"]) == (400, words)
 
 
-async def test_newer_platforms_rename_part_keys_and_fill_the_role(sandbox: Sandbox, newer: bool) -> None:
+async def test_august_renames_part_keys_and_fills_role(sandbox: Sandbox, newer: bool) -> None:
     parent, child = await sandbox.pair()
     body = {"method": "message/send", "params": {"message": {"parts": [{"type": "text", "text": "old"}]}}}
     await sandbox.post(parent, body, sender=child)
@@ -62,7 +62,7 @@ async def test_newer_platforms_rename_part_keys_and_fill_the_role(sandbox: Sandb
     assert stored.get("role") == ("user" if newer else None)
 
 
-async def test_a_person_is_put_in_a_conversation_on_newer_platforms(sandbox: Sandbox, newer: bool) -> None:
+async def test_august_assigns_people_a_context(sandbox: Sandbox, newer: bool) -> None:
     workspace = await sandbox.workspace()
     await sandbox.say(workspace, "one")
     await sandbox.say(workspace, "two")
@@ -73,7 +73,7 @@ async def test_a_person_is_put_in_a_conversation_on_newer_platforms(sandbox: San
     assert ("metadata" in rows[0]["request_body"]["params"]) is newer
 
 
-async def test_a_repeated_message_id_is_absorbed_on_newer_platforms(sandbox: Sandbox, newer: bool) -> None:
+async def test_august_absorbs_repeated_message_ids(sandbox: Sandbox, newer: bool) -> None:
     parent, child = await sandbox.pair()
     for text in ("first", "second"):
         assert (await sandbox.say(parent, text, sender=child, messageId="same")).status_code == 200
@@ -83,7 +83,7 @@ async def test_a_repeated_message_id_is_absorbed_on_newer_platforms(sandbox: San
     assert texts == (["first", "last"] if newer else ["first", "second", "last"])
 
 
-async def test_a_nul_is_accepted_and_lost(sandbox: Sandbox) -> None:
+async def test_message_with_nul_is_lost(sandbox: Sandbox) -> None:
     parent, child = await sandbox.pair()
     assert (await sandbox.say(parent, "bad\x00text", sender=child)).json()["status"] == "queued"
     await sandbox.say(parent, "a backslash: \\u0000", sender=child)
@@ -91,7 +91,7 @@ async def test_a_nul_is_accepted_and_lost(sandbox: Sandbox) -> None:
     assert [row["request_body"]["params"]["message"]["parts"][0]["text"] for row in rows] == ["a backslash: \\u0000"]
 
 
-async def test_half_a_surrogate_pair_becomes_a_replacement_character(august: Sandbox) -> None:
+async def test_replaces_lone_surrogates(august: Sandbox) -> None:
     parent, child = await august.pair()
     body = b'{"method": "message/send", "params": {"message": {"content": "a\\ud800b"}}}'
     await august.post(parent, body, sender=child)
@@ -105,7 +105,7 @@ async def test_large_numbers_lose_digits(august: Sandbox) -> None:
     assert (await message(august, parent))["metadata"]["n"] == 2**63
 
 
-async def test_a_body_over_the_cap(sandbox: Sandbox, newer: bool) -> None:
+async def test_oversized_body_is_cut_or_rejected(sandbox: Sandbox, newer: bool) -> None:
     parent, child = await sandbox.pair()
     assert (await sandbox.say(parent, "x" * 1_200_000, sender=child)).status_code == (200 if newer else 400)
     if newer:
@@ -114,7 +114,7 @@ async def test_a_body_over_the_cap(sandbox: Sandbox, newer: bool) -> None:
         assert answered.json()["max_bytes"] == 16 * 1024 * 1024
 
 
-async def test_who_may_write(sandbox: Sandbox, newer: bool) -> None:
+async def test_sender_authorization(sandbox: Sandbox, newer: bool) -> None:
     parent, child = await sandbox.pair()
     stranger = await sandbox.workspace(parent=await sandbox.workspace("elsewhere"))
     assert (await sandbox.say(parent, "x", sender=stranger)).status_code == 403
@@ -130,14 +130,14 @@ async def test_who_may_write(sandbox: Sandbox, newer: bool) -> None:
     assert (system.status_code, system.json()["error"]) == (403, "invalid caller ID")
 
 
-async def test_paused_workspaces_are_still_written_to(sandbox: Sandbox) -> None:
+async def test_queues_for_paused_workspaces(sandbox: Sandbox) -> None:
     workspace = await sandbox.workspace(registered=True)
     await sandbox.pause(workspace)
     assert (await sandbox.say(workspace, "later")).json()["status"] == "queued"
     assert len(await sandbox.rows(workspace, 1)) == 1
 
 
-async def test_a_workspace_without_an_address_cannot_be_pushed_to(august: Sandbox) -> None:
+async def test_cannot_push_to_workspace_without_url(august: Sandbox) -> None:
     made = await august.admin("POST", "/workspaces", {"name": "pushed", "external": True, "url": ""})
     answered = await august.say(Workspace(made["id"], "", "pushed"), "x")
     assert (answered.status_code, answered.json()["error"]) == (503, "workspace has no URL")

@@ -44,12 +44,12 @@ async def chat_with(backend: str | object, text: str, **more: Any) -> bool:
     return await chat(ChatOptions(backend=backend, sandbox=OPTIONS, stdin=io.StringIO(text), **more))
 
 
-async def test_each_line_is_answered_in_order(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_answers_lines_in_order(capsys: pytest.CaptureFixture[str]) -> None:
     assert await chat_with(Shout(), "one\n\ntwo\r\nthree")
     assert capsys.readouterr() == ("ONE\nTWO\nTHREE\n", "")
 
 
-async def test_a_message_that_is_given_up_is_told_apart_and_the_rest_goes_on(
+async def test_reports_dead_letters_and_continues(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert not await chat_with(Shout(), "one\nno way\nno more\ntwo\n")
@@ -60,12 +60,12 @@ async def test_a_message_that_is_given_up_is_told_apart_and_the_rest_goes_on(
     assert all(line.startswith("what to do: ") for line in told[1::2])
 
 
-async def test_silence_is_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_silent_response_counts_as_reply(capsys: pytest.CaptureFixture[str]) -> None:
     assert await chat_with(Shout(), "hush\none\n")
     assert capsys.readouterr().out == "ONE\n"
 
 
-async def test_a_misspelt_option_is_told_and_the_answers_stay_clean(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_warns_of_misspelt_option_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     assert await chat_with("mock", "one\n", backend_options={"replay": "got %s"})
     out, err = capsys.readouterr()
     assert out == "echo: one\n"
@@ -73,22 +73,22 @@ async def test_a_misspelt_option_is_told_and_the_answers_stay_clean(capsys: pyte
     assert "did you mean 'reply'?" in err
 
 
-async def test_no_message_at_all_is_no_failure(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_empty_input_succeeds(capsys: pytest.CaptureFixture[str]) -> None:
     assert await chat_with(Shout(), "\n")
     assert capsys.readouterr() == ("", "")
 
 
-async def test_a_nul_does_not_lose_the_message(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_removes_nul_from_messages(capsys: pytest.CaptureFixture[str]) -> None:
     assert await chat_with(Shout(), "a\x00b\n")
     assert capsys.readouterr().out == "AB\n"
 
 
-async def test_a_backend_that_is_not_there_is_told() -> None:
+async def test_unknown_backend_raises() -> None:
     with pytest.raises(BackendNotFoundError):
         await chat_with("nowhere-to-be-found", "one\n")
 
 
-async def test_a_connection_that_ends_early_is_told() -> None:
+async def test_early_end_of_connection_raises() -> None:
     async def connect(settings: WorkspaceSettings, **given: Any) -> None:
         return
 
@@ -96,7 +96,7 @@ async def test_a_connection_that_ends_early_is_told() -> None:
         await chat_with("mock", "one\n", connect=connect)
 
 
-async def test_a_connection_that_breaks_ends_the_chat_with_its_error() -> None:
+async def test_broken_connection_ends_chat_with_its_error() -> None:
     async def connect(settings: WorkspaceSettings, *, listener: Callable[[Any], None], **given: Any) -> None:
         listener(events.Registered(workspace_id="ws-1"))
         await asyncio.sleep(0)
@@ -106,7 +106,7 @@ async def test_a_connection_that_breaks_ends_the_chat_with_its_error() -> None:
         await chat_with("mock", "one\n", connect=connect)
 
 
-async def test_the_connection_is_given_all_that_it_needs() -> None:
+async def test_passes_settings_to_connect() -> None:
     given: dict[str, Any] = {}
 
     async def connect(settings: WorkspaceSettings, **more: Any) -> None:
@@ -123,7 +123,7 @@ async def test_the_connection_is_given_all_that_it_needs() -> None:
     assert not given["state_dir"].exists()
 
 
-def test_what_a_terminal_would_act_on_is_left_out() -> None:
+def test_clean_removes_control_characters() -> None:
     assert clean("a\x1b[2Jb\r\n\tc\x07") == "a[2Jb\n\tc"
 
 
@@ -132,7 +132,7 @@ async def collect(descriptor: int) -> list[str]:
         return [line async for line in read_lines(stream)]
 
 
-async def test_lines_are_read_as_they_come_from_a_pipe() -> None:
+async def test_reads_lines_as_they_arrive() -> None:
     readable, writable = os.pipe()
     with os.fdopen(readable) as stream:
         lines = read_lines(stream)
@@ -147,7 +147,7 @@ async def test_lines_are_read_as_they_come_from_a_pipe() -> None:
         assert [line async for line in lines] == ["ü", "no end"]
 
 
-async def test_waiting_for_a_line_leaves_the_loop_free() -> None:
+async def test_waiting_for_line_leaves_loop_free() -> None:
     readable, writable = os.pipe()
     os.write(writable, b"one\n")
     with os.fdopen(readable) as stream:
@@ -162,7 +162,7 @@ async def test_waiting_for_a_line_leaves_the_loop_free() -> None:
     os.close(writable)
 
 
-async def test_a_plain_file_and_nothing_can_be_read_too(tmp_path: Any) -> None:
+async def test_reads_plain_files_and_dev_null(tmp_path: Any) -> None:
     file = tmp_path / "messages"
     file.write_text("one\ntwo\n")
     assert await collect(os.open(file, os.O_RDONLY)) == ["one", "two"]

@@ -35,14 +35,14 @@ def served(*options: str) -> Iterator[tuple["subprocess.Popen[str]", list[str]]]
         process.communicate()
 
 
-def test_help_names_every_fault_and_both_uses() -> None:
+def test_help_lists_every_fault() -> None:
     shown = CliRunner().invoke(sandbox, ["--help"])
     assert shown.exit_code == 0
     assert all(name in shown.output for name in KINDS)
     assert all(text in shown.output for text in ("--serve", "--backend-opt cmd=", "--platform [2026-05|2026-08]"))
 
 
-def test_backend_options_are_split_at_the_first_sign_and_repeated_ones_are_a_list() -> None:
+def test_backend_options_split_at_first_equals_sign() -> None:
     assert parse_backend_options(["a=b=c", "k=1", "k=2", "k=3", "e="]) == {"a": "b=c", "k": ["1", "2", "3"], "e": ""}
     for text in ("novalue", "=x"):
         with pytest.raises(OptionError, match=repr(text)):
@@ -50,7 +50,7 @@ def test_backend_options_are_split_at_the_first_sign_and_repeated_ones_are_a_lis
 
 
 @pytest.mark.parametrize("fault", ["nonsense", "unavailable=soon"])
-def test_a_fault_that_there_is_not_is_refused_before_anything_starts(fault: str) -> None:
+def test_rejects_unknown_fault_before_start(fault: str) -> None:
     outcome = CliRunner().invoke(sandbox, ["--serve", "--fault", fault])
     assert isinstance(outcome.exception, ConfigError)
     assert outcome.output == ""
@@ -58,7 +58,7 @@ def test_a_fault_that_there_is_not_is_refused_before_anything_starts(fault: str)
 
 @pytest.mark.parametrize("platform", ["2026-05", "2026-08"])
 @pytest.mark.parametrize("token", ["", "  "])
-def test_an_empty_administrators_token_is_refused(token: str, platform: str) -> None:
+def test_rejects_empty_admin_token(token: str, platform: str) -> None:
     # Without the refusal this would start a chat, which ends with its input.
     outcome = CliRunner().invoke(sandbox, ["--platform", platform, "--admin-token", token], input="")
     assert isinstance(outcome.exception, ConfigError)
@@ -67,7 +67,7 @@ def test_an_empty_administrators_token_is_refused(token: str, platform: str) -> 
 
 
 @pytest.mark.parametrize("given", [("--backend", "exec"), ("--backend-opt", "cmd=cat")])
-def test_serving_takes_no_backend_and_says_what_to_run(given: tuple[str, str]) -> None:
+def test_serve_rejects_backend_with_hint(given: tuple[str, str]) -> None:
     outcome = subprocess.run([*PROGRAM, "--serve", *given], capture_output=True, text=True, timeout=40)
     assert (outcome.returncode, outcome.stdout) == (2, "")
     what, to_do = outcome.stderr.splitlines()
@@ -75,7 +75,7 @@ def test_serving_takes_no_backend_and_says_what_to_run(given: tuple[str, str]) -
     assert "molecule connect --backend" in to_do
 
 
-def test_a_store_that_cannot_be_used_is_refused_with_its_path(tmp_path: Path) -> None:
+def test_unusable_store_error_names_path(tmp_path: Path) -> None:
     broken = tmp_path / "store.db"
     broken.write_text("this is no database, but long enough to be taken for one" * 20)
     for store in (broken, tmp_path / "nowhere" / "store.db"):
@@ -84,13 +84,13 @@ def test_a_store_that_cannot_be_used_is_refused_with_its_path(tmp_path: Path) ->
         assert str(store) in str(outcome.exception)
 
 
-def test_the_chat_answers_in_a_pipe() -> None:
+def test_chat_answers_piped_lines() -> None:
     outcome = CliRunner().invoke(sandbox, ["--backend-opt", "reply=got %s"], input="one\ntwo\n")
     assert (outcome.exit_code, outcome.output) == (0, "got one\ngot two\n")
 
 
 @pytest.mark.parametrize("platform", ["2026-05", "2026-08"])
-def test_serving_tells_the_address_first_and_ends_cleanly(platform: str) -> None:
+def test_serve_prints_url_first_and_exits_cleanly(platform: str) -> None:
     with served("--platform", platform) as (process, lines):
         url = lines[0]
         assert url.startswith("http://127.0.0.1:")
@@ -106,14 +106,14 @@ def test_serving_tells_the_address_first_and_ends_cleanly(platform: str) -> None
         assert process.wait(40) == 0
 
 
-async def test_the_line_to_write_with_prints_the_answer_and_nothing_else() -> None:
+async def test_announced_curl_command_prints_only_the_response() -> None:
     platform = Platform(SandboxOptions(admin_token="admin"))
     shown = announce(platform, "http://127.0.0.1:1")
     await platform.stop()
     assert "curl -s -w '\\n' -H" in shown.splitlines()[-1]
 
 
-def test_a_port_in_use_ends_with_2_and_what_to_do() -> None:
+def test_port_in_use_exits_2_with_hint() -> None:
     with served() as (_, lines):
         port = lines[0].rsplit(":", 1)[1]
         second = subprocess.run([*PROGRAM, "--serve", "--port", port], capture_output=True, text=True, timeout=40)
@@ -123,7 +123,7 @@ def test_a_port_in_use_ends_with_2_and_what_to_do() -> None:
     assert "--port" in second.stderr
 
 
-def test_a_pipe_that_is_interrupted_says_that_answers_are_missing(tmp_path: Path) -> None:
+def test_interrupted_pipe_reports_missing_replies(tmp_path: Path) -> None:
     running = tmp_path / "running"
     os.mkfifo(running)
     command = [*PROGRAM, "--backend", "exec", "--backend-opt", f"cmd=echo > {running}; sleep 60"]
@@ -140,7 +140,7 @@ def test_a_pipe_that_is_interrupted_says_that_answers_are_missing(tmp_path: Path
 
 
 @pytest.mark.parametrize("platform", ["2026-05", "2026-08"])
-def test_a_store_keeps_ids_tokens_and_port(tmp_path: Path, platform: str) -> None:
+def test_store_keeps_ids_tokens_and_port(tmp_path: Path, platform: str) -> None:
     options = ("--platform", platform, "--store", str(tmp_path / "store.db"))
     seen = []
     for _ in range(2):
@@ -155,7 +155,7 @@ def test_a_store_keeps_ids_tokens_and_port(tmp_path: Path, platform: str) -> Non
     assert (tmp_path / "store.db").stat().st_mode & 0o077 == 0
 
 
-def test_a_kept_port_that_is_taken_is_told(tmp_path: Path) -> None:
+def test_kept_port_in_use_exits_with_hint(tmp_path: Path) -> None:
     store = str(tmp_path / "store.db")
     with served("--store", store):
         second = subprocess.run([*PROGRAM, "--serve", "--store", store], capture_output=True, text=True, timeout=40)
@@ -164,7 +164,7 @@ def test_a_kept_port_that_is_taken_is_told(tmp_path: Path) -> None:
     assert "--port" in second.stderr
 
 
-def test_a_token_that_was_ended_is_not_kept(tmp_path: Path) -> None:
+def test_revoked_token_is_replaced(tmp_path: Path) -> None:
     options = SandboxOptions(store=str(tmp_path / "store.db"))
     platform = Platform(options)
     first = ready_workspace(platform)

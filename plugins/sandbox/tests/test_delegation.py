@@ -20,7 +20,7 @@ async def listed(sandbox: Sandbox, source: Workspace) -> list[dict[str, Any]]:
     return found
 
 
-async def test_a_poll_mode_callee_completes_it_with_the_queued_answer(sandbox: Sandbox, newer: bool) -> None:
+async def test_poll_mode_target_completes_delegation_as_queued(sandbox: Sandbox, newer: bool) -> None:
     parent, child = await sandbox.pair()
     answered = await delegate(sandbox, parent, target_id=child.id, task="summarise")
     delegation_id = answered.json()["delegation_id"]
@@ -34,7 +34,7 @@ async def test_a_poll_mode_callee_completes_it_with_the_queued_answer(sandbox: S
     assert '"status":"queued"' in entry["response_preview"]
 
 
-async def test_the_same_key_is_one_delegation(august: Sandbox) -> None:
+async def test_same_idempotency_key_is_one_delegation(august: Sandbox) -> None:
     parent, child = await august.pair()
     first = await delegate(august, parent, target_id=child.id, task="t", idempotency_key="k")
     again = await delegate(august, parent, target_id=child.id, task="t", idempotency_key="k")
@@ -50,7 +50,7 @@ async def test_the_same_key_is_one_delegation(august: Sandbox) -> None:
         ({"target_id": "self", "task": "t"}, "self-delegation not permitted"),
     ],
 )
-async def test_a_delegation_that_makes_no_sense_is_refused(august: Sandbox, body: dict[str, str], words: str) -> None:
+async def test_rejects_invalid_delegations(august: Sandbox, body: dict[str, str], words: str) -> None:
     parent = await august.workspace()
     if body.get("target_id") == "self":
         body = {**body, "target_id": parent.id}
@@ -58,7 +58,7 @@ async def test_a_delegation_that_makes_no_sense_is_refused(august: Sandbox, body
     assert (answered.status_code, answered.json()["error"]) == (400, words)
 
 
-async def test_a_callee_out_of_reach_fails_it() -> None:
+async def test_unreachable_target_fails_delegation() -> None:
     async with Sandbox.in_process(retry_delegation_after=0.0) as sandbox:
         one, other = await sandbox.workspace("one"), await sandbox.workspace("other")
         await delegate(sandbox, one, target_id=other.id, task="t")
@@ -69,7 +69,7 @@ async def test_a_callee_out_of_reach_fails_it() -> None:
         assert (entry["status"], entry["error"]) == ("failed", "access denied")
 
 
-async def test_recorded_ones_are_listed_and_updated(august: Sandbox) -> None:
+async def test_lists_and_updates_recorded_delegations(august: Sandbox) -> None:
     one = await august.workspace()
     base = f"/workspaces/{one.id}/delegations"
     body = {"target_id": str(uuid.uuid4()), "task": "t", "delegation_id": "d-1"}

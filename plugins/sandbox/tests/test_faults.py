@@ -25,13 +25,13 @@ async def page(sandbox: Sandbox, workspace: Workspace, query: str = "") -> list[
     return rows
 
 
-def test_a_fault_is_a_name_a_value_and_filters() -> None:
+def test_parses_name_value_and_filters() -> None:
     fault = parse_fault("late-commits=2-5,path=/a2a,method=post,chance=0.3,times=4")
     assert (fault.kind.name, fault.range, fault.path, fault.method) == ("late-commits", (2.0, 5.0), "/a2a", "POST")
     assert (fault.chance, fault.times) == (0.3, 4)
 
 
-def test_a_value_may_be_left_out_before_filters() -> None:
+def test_value_is_optional_before_filters() -> None:
     for text in ("cut-after,path=/notify", "cut-after=path=/notify"):
         fault = parse_fault(text)
         assert (fault.kind.name, fault.path, fault.chance) == ("cut-after", "/notify", 1.0)
@@ -59,17 +59,17 @@ def test_a_value_may_be_left_out_before_filters() -> None:
         ("slow-answers=-1", "write slow-answers=1"),
     ],
 )
-def test_a_fault_that_makes_no_sense_is_refused_with_what_to_write(text: str, words: str) -> None:
+def test_rejects_invalid_faults_with_hint(text: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_fault(text)
     assert words in caught.value.hint
 
 
-def test_every_default_value_can_be_read() -> None:
+def test_default_values_parse() -> None:
     assert {parse_fault(name).kind.name for name in KINDS} == set(KINDS)
 
 
-def test_chance_is_the_same_for_the_same_seed() -> None:
+def test_same_seed_gives_same_choices() -> None:
     def strikes(seed: int) -> list[bool]:
         faults = Faults(["html,chance=0.5"], seed)
         return [faults.strike("html") is not None for _ in range(50)]
@@ -79,7 +79,7 @@ def test_chance_is_the_same_for_the_same_seed() -> None:
     assert 10 < sum(strikes(1)) < 40
 
 
-async def test_a_fault_strikes_only_where_and_as_often_as_it_should(august: Sandbox) -> None:
+async def test_fault_respects_filters_and_times(august: Sandbox) -> None:
     workspace = await august.workspace()
     await august.faults("status=500,path=/notify,times=2")
     assert await page(august, workspace) == []
@@ -88,7 +88,7 @@ async def test_a_fault_strikes_only_where_and_as_often_as_it_should(august: Sand
     assert (await notify(august, workspace)).status_code == 200
 
 
-async def test_faults_are_switched_while_it_runs(august: Sandbox) -> None:
+async def test_faults_change_at_runtime(august: Sandbox) -> None:
     admin = august.options.admin_token
     await august.faults("html", "rate-limited=7")
     assert await august.admin("GET", "/sandbox/faults") == {"faults": ["html", "rate-limited=7"]}
@@ -100,7 +100,7 @@ async def test_faults_are_switched_while_it_runs(august: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("admin_token", [None, "admin"])
-async def test_the_sandboxs_own_endpoints_ask_for_its_token(generation: str, admin_token: str | None) -> None:
+async def test_control_endpoints_require_control_token(generation: str, admin_token: str | None) -> None:
     async with Sandbox.in_process(platform=generation, admin_token=admin_token) as sandbox:
         made = await sandbox.call("POST", "/registry/register", {"id": IDLE, "delivery_mode": "poll", "agent_card": {}})
         one, owner = f"/sandbox/workspaces/{IDLE}", made.json()["auth_token"]
@@ -127,7 +127,7 @@ async def test_the_sandboxs_own_endpoints_ask_for_its_token(generation: str, adm
         ("origin-required", 404, None, ""),
     ],
 )
-async def test_answers_that_come_instead_of_the_work(
+async def test_fault_responses_prevent_the_effect(
     august: Sandbox, fault: str, status: int, header: str | None, body: str
 ) -> None:
     workspace = await august.workspace()
@@ -139,7 +139,7 @@ async def test_answers_that_come_instead_of_the_work(
     assert await august.rows(workspace) == []
 
 
-async def test_a_request_with_an_origin_passes(august: Sandbox) -> None:
+async def test_origin_header_passes_origin_required(august: Sandbox) -> None:
     workspace = await august.workspace()
     await august.faults("origin-required")
     path = f"/workspaces/{workspace.id}/state"
@@ -156,7 +156,9 @@ async def test_a_request_with_an_origin_passes(august: Sandbox) -> None:
         ("slow-bodies=0.01", 200, '{"status":"sent"}'),
     ],
 )
-async def test_the_work_is_done_and_the_answer_spoilt(august: Sandbox, fault: str, status: int, body: str) -> None:
+async def test_request_takes_effect_despite_spoiled_response(
+    august: Sandbox, fault: str, status: int, body: str
+) -> None:
     workspace = await august.workspace()
     await august.faults(fault)
     answered = await notify(august, workspace)
@@ -166,7 +168,7 @@ async def test_the_work_is_done_and_the_answer_spoilt(august: Sandbox, fault: st
 
 
 @pytest.mark.parametrize(("fault", "done"), [("cut-before", 0), ("cut-after", 1), ("cut-short", 1)])
-async def test_a_connection_is_cut_before_or_after_the_work(august: Sandbox, fault: str, done: int) -> None:
+async def test_cuts_connection_before_or_after_effect(august: Sandbox, fault: str, done: int) -> None:
     workspace = await august.workspace()
     await august.faults(fault)
     with pytest.raises(httpx.ReadError):
@@ -174,7 +176,7 @@ async def test_a_connection_is_cut_before_or_after_the_work(august: Sandbox, fau
     assert len(await august.rows(workspace)) == done
 
 
-async def test_late_rows_appear_behind_others_and_are_told_then(august: Sandbox) -> None:
+async def test_late_rows_appear_late_with_their_event(august: Sandbox) -> None:
     parent, child = await august.pair()
     # It has to be late still when the page is read.
     await august.faults("late-commits=1,chance=1,times=1")
@@ -192,7 +194,7 @@ async def test_late_rows_appear_behind_others_and_are_told_then(august: Sandbox)
         assert await page(august, parent, f"since_id={seen[0]['id']}") == []
 
 
-async def test_twins_are_skipped_at_an_edge_by_older_platforms_alone(sandbox: Sandbox, newer: bool) -> None:
+async def test_may_skips_rows_with_equal_times(sandbox: Sandbox, newer: bool) -> None:
     await sandbox.faults("equal-times=2")
     workspace = await sandbox.workspace()
     ids = await sandbox.add_rows(workspace, {}, {}, {}, {})
@@ -203,7 +205,7 @@ async def test_twins_are_skipped_at_an_edge_by_older_platforms_alone(sandbox: Sa
     assert (ids[twin + 1] in after) is newer
 
 
-async def test_a_cursor_can_be_pruned_away_once(august: Sandbox) -> None:
+async def test_prune_fault_removes_cursor_once(august: Sandbox) -> None:
     workspace = await august.workspace()
     ids = await august.add_rows(workspace, {}, {})
     await august.faults("prune,times=1")
@@ -212,7 +214,7 @@ async def test_a_cursor_can_be_pruned_away_once(august: Sandbox) -> None:
     assert [row["id"] for row in await page(august, workspace)] == ids[1:]
 
 
-async def test_since_id_can_be_ignored_and_ids_left_empty(august: Sandbox) -> None:
+async def test_ignores_since_id_and_blanks_row_ids(august: Sandbox) -> None:
     workspace = await august.workspace()
     ids = await august.add_rows(workspace, {}, {})
     await august.faults("no-cursor")
@@ -221,7 +223,7 @@ async def test_since_id_can_be_ignored_and_ids_left_empty(august: Sandbox) -> No
     assert [row["id"] for row in await page(august, workspace)] == ["", ""]
 
 
-async def test_requests_are_counted_with_their_answers(august: Sandbox) -> None:
+async def test_counts_requests_by_status(august: Sandbox) -> None:
     workspace = await august.workspace()
     await august.admin("DELETE", "/sandbox/requests")
     await notify(august, workspace)

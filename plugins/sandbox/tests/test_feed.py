@@ -28,7 +28,7 @@ async def filled(sandbox: Sandbox, count: int) -> tuple[Workspace, list[str]]:
     return workspace, await sandbox.add_rows(workspace, *[{"summary": f"row {n}"} for n in range(count)])
 
 
-async def test_newest_first_without_a_cursor_oldest_first_with_one(sandbox: Sandbox) -> None:
+async def test_order_depends_on_cursor(sandbox: Sandbox) -> None:
     workspace, rows = await filled(sandbox, 5)
     assert await ids(sandbox, workspace) == rows[::-1]
     assert await ids(sandbox, workspace, since_id=rows[0]) == rows[1:]
@@ -36,18 +36,18 @@ async def test_newest_first_without_a_cursor_oldest_first_with_one(sandbox: Sand
     assert await ids(sandbox, workspace, limit=2) == rows[:2:-1]
 
 
-async def test_before_a_time_means_strictly_older(sandbox: Sandbox) -> None:
+async def test_before_ts_is_exclusive(sandbox: Sandbox) -> None:
     workspace, rows = await filled(sandbox, 4)
     times = {row["id"]: row["created_at"] for row in await sandbox.rows(workspace)}
     assert await ids(sandbox, workspace, before_ts=times[rows[2]]) == rows[1::-1]
 
 
-async def test_no_two_rows_have_the_same_time(sandbox: Sandbox) -> None:
+async def test_row_times_are_unique(sandbox: Sandbox) -> None:
     workspace, rows = await filled(sandbox, 200)
     assert len({row["created_at"] for row in await sandbox.rows(workspace)}) == len(rows)
 
 
-async def test_a_page_holds_500_rows_at_most_and_100_by_default(august: Sandbox) -> None:
+async def test_page_size_defaults_to_100_capped_500(august: Sandbox) -> None:
     workspace, _ = await filled(august, 510)
     assert len(await ids(august, workspace)) == 100
     assert len(await ids(august, workspace, limit=100_000)) == 500
@@ -67,7 +67,7 @@ async def test_a_page_holds_500_rows_at_most_and_100_by_default(august: Sandbox)
         ({"since_id": str(uuid.uuid4())}, 410, "since_id cursor not found"),
     ],
 )
-async def test_parameters_that_make_no_sense_are_told(
+async def test_rejects_invalid_query_parameters(
     august: Sandbox, query: dict[str, str], status: int, words: str
 ) -> None:
     answered = await read(august, await august.workspace(), **query)
@@ -75,19 +75,19 @@ async def test_parameters_that_make_no_sense_are_told(
     assert answered.json()["error"].startswith(words)
 
 
-async def test_a_cursor_of_another_workspace_is_gone(sandbox: Sandbox) -> None:
+async def test_foreign_cursor_returns_410(sandbox: Sandbox) -> None:
     _, foreign = await filled(sandbox, 1)
     assert (await read(sandbox, await sandbox.workspace(), since_id=foreign[0])).status_code == 410
 
 
-async def test_a_pruned_cursor_is_gone(sandbox: Sandbox) -> None:
+async def test_pruned_cursor_returns_410(sandbox: Sandbox) -> None:
     workspace, rows = await filled(sandbox, 3)
     assert await sandbox.prune(workspace, keep=1) == 2
     assert (await read(sandbox, workspace, since_id=rows[0])).status_code == 410
     assert await ids(sandbox, workspace) == rows[2:]
 
 
-async def test_people_and_peers_can_be_told_apart(sandbox: Sandbox) -> None:
+async def test_source_filter_separates_people_from_peers(sandbox: Sandbox) -> None:
     parent, child = await sandbox.pair()
     await sandbox.say(parent, "from a peer", sender=child)
     await sandbox.say(parent, "from a person")
@@ -97,20 +97,20 @@ async def test_people_and_peers_can_be_told_apart(sandbox: Sandbox) -> None:
     assert [row["source_id"] for row in (await read(sandbox, parent, peer_id=child.id)).json()] == [child.id]
 
 
-async def test_strangers_do_not_read_it(sandbox: Sandbox) -> None:
+async def test_feed_requires_workspace_token(sandbox: Sandbox) -> None:
     workspace, other = await sandbox.workspace(), await sandbox.workspace()
     path = f"/workspaces/{workspace.id}/activity"
     assert (await sandbox.call("GET", path, token=other.token)).json() == {"error": "invalid workspace auth token"}
     assert (await sandbox.call("GET", path)).json() == {"error": "missing workspace auth token"}
 
 
-async def test_the_word_bearer_counts_letter_by_letter(august: Sandbox) -> None:
+async def test_bearer_scheme_is_case_sensitive(august: Sandbox) -> None:
     workspace = await august.workspace()
     answered = await august.call("GET", f"/workspaces/{workspace.id}/state", Authorization=f"bearer {workspace.token}")
     assert answered.status_code == 401
 
 
-async def test_rows_carry_what_clients_read(sandbox: Sandbox, newer: bool) -> None:
+async def test_rows_have_documented_fields(sandbox: Sandbox, newer: bool) -> None:
     parent, child = await sandbox.pair()
     await sandbox.say(parent, "hi", sender=child, messageId="m-1")
     await sandbox.rows(parent, 1)
@@ -124,7 +124,7 @@ async def test_rows_carry_what_clients_read(sandbox: Sandbox, newer: bool) -> No
     assert row["summary"] == f"message/send → parent ({'ingest' if newer else 'queued for poll'})"
 
 
-async def test_peer_info_is_added_where_it_is_known(sandbox: Sandbox, newer: bool) -> None:
+async def test_adds_known_peer_info(sandbox: Sandbox, newer: bool) -> None:
     parent, child = await sandbox.pair()
     file = {"kind": "file", "file": {"uri": "platform-pending:x/y", "name": "a.txt", "mimeType": "text/plain"}}
     await sandbox.say(parent, "", sender=child, parts=[file])
@@ -136,7 +136,7 @@ async def test_peer_info_is_added_where_it_is_known(sandbox: Sandbox, newer: boo
     )
 
 
-async def test_a_sequence_number_is_acknowledged_upwards_only(august: Sandbox) -> None:
+async def test_acknowledged_seq_never_decreases(august: Sandbox) -> None:
     workspace = await august.workspace()
 
     async def acknowledge(body: Any) -> httpx.Response:
@@ -148,7 +148,7 @@ async def test_a_sequence_number_is_acknowledged_upwards_only(august: Sandbox) -
     assert (await acknowledge({"seq": 5})).status_code == 400
 
 
-async def test_an_older_platform_has_no_acknowledgement(may: Sandbox) -> None:
+async def test_may_has_no_acknowledgement(may: Sandbox) -> None:
     workspace = await may.workspace()
     answered = await may.call(
         "POST", f"/workspaces/{workspace.id}/activity/ack", {"acked_seq": 1}, token=workspace.token
@@ -156,7 +156,7 @@ async def test_an_older_platform_has_no_acknowledgement(may: Sandbox) -> None:
     assert (answered.status_code, answered.text) == (404, "404 page not found")
 
 
-async def test_a_report_about_oneself_is_a_row_of_ones_own(sandbox: Sandbox) -> None:
+async def test_report_writes_row_to_own_feed(sandbox: Sandbox) -> None:
     workspace = await sandbox.workspace()
     path = f"/workspaces/{workspace.id}/activity"
     body = {"activity_type": "a2a_receive", "summary": "me"}

@@ -19,7 +19,7 @@ async def pending_upload(sandbox: Sandbox, workspace: Workspace) -> str:
     return uri.rpartition("/")[2]
 
 
-async def test_a_peer_chooses_the_method_and_every_key_of_its_body(sandbox: Sandbox) -> None:
+async def test_peer_controls_method_and_body_keys(sandbox: Sandbox) -> None:
     parent, child = await sandbox.pair()
     for method in ("chat_upload_receive", "delegate_result", "notify", "anything"):
         body = {"method": method, "file_id": "F", "response_body": {"result": "x"}, "source_id": None}
@@ -33,7 +33,7 @@ async def test_a_peer_chooses_the_method_and_every_key_of_its_body(sandbox: Sand
         assert (row["request_body"]["file_id"], row["request_body"]["response_body"]) == ("F", {"result": "x"})
 
 
-async def test_a_body_without_jsonrpc_keeps_its_method_alone(sandbox: Sandbox) -> None:
+async def test_body_without_jsonrpc_keeps_only_method(sandbox: Sandbox) -> None:
     parent, child = await sandbox.pair()
     await sandbox.post(parent, b'{"method": "chat_upload_receive", "file_id": "F"}', sender=child)
     row = (await sandbox.rows(parent, 1))[0]
@@ -41,7 +41,7 @@ async def test_a_body_without_jsonrpc_keeps_its_method_alone(sandbox: Sandbox) -
     assert set(row["request_body"]) == {"jsonrpc", "id", "method", "params"}
 
 
-async def test_one_row_of_each_kind_is_forged_at_once(sandbox: Sandbox) -> None:
+async def test_forges_one_row_of_each_kind(sandbox: Sandbox) -> None:
     parent, child = await sandbox.pair()
     forged = await sandbox.forge(parent, sender=child)
     assert [row.kind for row in forged] == list(FORGERIES)
@@ -51,7 +51,7 @@ async def test_one_row_of_each_kind_is_forged_at_once(sandbox: Sandbox) -> None:
     assert methods >= {"chat_upload_receive", "delegate_result", "notify", "message/send", ""}
 
 
-async def test_the_forger_names_real_files_questions_and_delegations(sandbox: Sandbox) -> None:
+async def test_forger_uses_real_ids(sandbox: Sandbox) -> None:
     parent, child = await sandbox.pair()
     file_id = await pending_upload(sandbox, parent)
     await sandbox.say(parent, "mine", messageId="question-1")
@@ -68,7 +68,7 @@ async def test_the_forger_names_real_files_questions_and_delegations(sandbox: Sa
     assert bodies[3]["params"]["message"]["idempotencyKey"] in ("question-1", delegation_id)
 
 
-async def test_ids_are_long_and_bodies_deep(sandbox: Sandbox) -> None:
+async def test_forges_long_ids_and_deep_bodies(sandbox: Sandbox) -> None:
     parent, child = await sandbox.pair()
     await sandbox.forge(parent, "message-long-ids", "method-long", "message-deep", sender=child)
     headers = {"Authorization": f"Bearer {parent.token}"}
@@ -79,7 +79,7 @@ async def test_ids_are_long_and_bodies_deep(sandbox: Sandbox) -> None:
     assert DEEP in page
 
 
-async def test_a_repeated_message_id_is_absorbed_where_the_platform_does_so(sandbox: Sandbox, newer: bool) -> None:
+async def test_absorbs_repeated_message_ids_per_generation(sandbox: Sandbox, newer: bool) -> None:
     parent, child = await sandbox.pair()
     await sandbox.say(parent, "mine", messageId="question-1")
     await sandbox.rows(parent, 1)
@@ -87,7 +87,7 @@ async def test_a_repeated_message_id_is_absorbed_where_the_platform_does_so(sand
     assert (forged.row_id is None) is newer
 
 
-async def test_answers_are_read_whatever_a_sender_wrote(sandbox: Sandbox) -> None:
+async def test_answers_tolerates_forged_rows(sandbox: Sandbox) -> None:
     parent, child = await sandbox.pair()
     shapes: list[Any] = [5, [1], {"params": 5}, {"params": {"message": {"parts": [1, {"text": 5}], "content": "x"}}}]
     await sandbox.add_rows(child, *({"source_id": parent.id, "request_body": shape} for shape in shapes))
@@ -100,7 +100,7 @@ async def test_answers_are_read_whatever_a_sender_wrote(sandbox: Sandbox) -> Non
     assert [one.text for one in answers if one.to is None] == ["", "done"]
 
 
-async def test_a_stranger_without_a_name_is_not_taken_for_the_workspace(may: Sandbox) -> None:
+async def test_anonymous_row_is_not_a_workspace_reply(may: Sandbox) -> None:
     workspace = await may.workspace()
     body = {"jsonrpc": "2.0", "method": "notify", "response_body": {"result": "forged"}}
     assert (await may.call("POST", f"/workspaces/{workspace.id}/a2a", body)).status_code == 200
@@ -108,7 +108,7 @@ async def test_a_stranger_without_a_name_is_not_taken_for_the_workspace(may: San
     assert await may.answers(workspace) == []
 
 
-async def test_the_fault_writes_to_every_workspace_until_it_is_off(sandbox: Sandbox) -> None:
+async def test_forged_rows_fault_writes_until_off(sandbox: Sandbox) -> None:
     parent, child = await sandbox.pair()
     await sandbox.faults("forged-rows=100,times=8")
     for workspace in (parent, child):
@@ -123,14 +123,14 @@ async def test_the_fault_writes_to_every_workspace_until_it_is_off(sandbox: Sand
     assert len(await sandbox.rows(parent, count + 1)) == count + 1
 
 
-async def test_a_path_narrows_the_fault_to_one_workspace(sandbox: Sandbox) -> None:
+async def test_path_filter_limits_forging_to_one_workspace(sandbox: Sandbox) -> None:
     one, other = await sandbox.workspace("one"), await sandbox.workspace("other")
     await sandbox.faults(f"forged-rows=100,path={one.id}")
     assert len(await sandbox.rows(one, 5)) >= 5
     assert await sandbox.rows(other) == []
 
 
-async def test_what_is_not_a_forgery_is_refused(sandbox: Sandbox) -> None:
+async def test_rejects_unknown_forgeries(sandbox: Sandbox) -> None:
     workspace = await sandbox.workspace()
     path = f"/sandbox/workspaces/{workspace.id}/forge"
     assert (await sandbox.call("POST", path, {})).status_code == 401
@@ -140,7 +140,7 @@ async def test_what_is_not_a_forgery_is_refused(sandbox: Sandbox) -> None:
     assert (await sandbox.call("POST", unknown, {}, token=sandbox.options.admin_token)).status_code == 404
 
 
-async def test_a_person_is_answered_beside_a_forger(sandbox: Sandbox) -> None:
+async def test_forger_does_not_affect_person_replies(sandbox: Sandbox) -> None:
     async with serving(sandbox, MockBackend(reply="got %s"), poll_interval=0.1) as workspace:
         await sandbox.beats(workspace, 1)
         await sandbox.faults("forged-rows=100")

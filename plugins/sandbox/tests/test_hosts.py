@@ -11,7 +11,7 @@ REGISTER = {"id": "5d3c1f6a-1111-4222-8333-944445555666", "delivery_mode": "poll
 @pytest.mark.parametrize(
     "host", ["localhost", "LOCALHOST:80", "localhost.:1", "127.0.0.1", "127.8.9.10:65535", "[::1]", "[::1]:8080"]
 )
-def test_a_loopback_name_is_local(host: str) -> None:
+def test_loopback_names_are_local(host: str) -> None:
     assert is_local(host)
     assert is_local_origin(f"http://{host}")
     assert is_local_origin(f"https://{host}")
@@ -39,13 +39,13 @@ def test_a_loopback_name_is_local(host: str) -> None:
         "127.0.0.1\tx",
     ],
 )
-def test_any_other_name_is_not(host: str) -> None:
+def test_other_names_are_not_local(host: str) -> None:
     assert not is_local(host)
     assert not is_local_origin(f"http://{host}")
 
 
 @pytest.mark.parametrize("origin", ["null", "", "file://", "localhost", "http://127.0.0.1/x", "ftp://localhost"])
-def test_what_is_not_an_origin_is_not_local(origin: str) -> None:
+def test_rejects_malformed_origins(origin: str) -> None:
     assert not is_local_origin(origin)
 
 
@@ -56,7 +56,7 @@ def test_what_is_not_an_origin_is_not_local(origin: str) -> None:
     ("method", "path"),
     [("POST", "/registry/register"), ("GET", "/health"), ("PUT", "/sandbox/faults"), ("GET", "/sandbox/faults")],
 )
-async def test_a_foreign_page_is_refused_everywhere(
+async def test_rejects_foreign_pages_everywhere(
     sandbox: Sandbox, header: dict[str, str], method: str, path: str
 ) -> None:
     answered = await sandbox.call(method, path, REGISTER, token=sandbox.options.control_token, **header)
@@ -65,11 +65,11 @@ async def test_a_foreign_page_is_refused_everywhere(
     assert (await sandbox.call("GET", f"/workspaces/{REGISTER['id']}")).status_code == 404
 
 
-async def test_a_second_origin_does_not_hide_behind_a_good_one(sandbox: Sandbox) -> None:
+async def test_rejects_foreign_origin_after_local_one(sandbox: Sandbox) -> None:
     headers = [("Origin", sandbox.url), ("Origin", "https://evil.example")]
     assert (await sandbox.client.get("/health", headers=headers)).status_code == 403
 
 
 @pytest.mark.parametrize("header", [{}, {"Origin": "http://127.0.0.1:8080"}, {"Host": "localhost:1"}])
-async def test_this_machines_programs_are_served(sandbox: Sandbox, header: dict[str, str]) -> None:
+async def test_serves_local_programs(sandbox: Sandbox, header: dict[str, str]) -> None:
     assert (await sandbox.call("POST", "/registry/register", REGISTER, **header)).status_code == 200

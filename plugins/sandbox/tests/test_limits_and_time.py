@@ -9,15 +9,13 @@ from molecule_connect_sandbox.clock import from_rfc3339, to_rfc3339
 from molecule_connect_sandbox.testing import Sandbox, Workspace
 
 
-async def test_without_a_limit_the_headers_say_so(sandbox: Sandbox) -> None:
+async def test_headers_say_unlimited(sandbox: Sandbox) -> None:
     answered = await sandbox.call("GET", "/health")
     assert answered.headers["x-ratelimit-limit"] == "unlimited"
     assert answered.headers["date"].endswith("GMT")
 
 
-async def test_the_limit_counts_by_address_or_on_newer_platforms_by_token(
-    generation: str, newer: bool, clock: Any
-) -> None:
+async def test_limits_by_address_or_on_august_token(generation: str, newer: bool, clock: Any) -> None:
     async with Sandbox.in_process(platform=generation, rate_limit=4, now=clock) as sandbox:
         one, other = await sandbox.workspace("one"), await sandbox.workspace("other")
 
@@ -36,7 +34,7 @@ async def test_the_limit_counts_by_address_or_on_newer_platforms_by_token(
         assert (await ask(one)).status_code == 200
 
 
-async def test_a_silent_external_workspace_awaits_its_agent(generation: str, newer: bool, clock: Any) -> None:
+async def test_silent_external_workspace_becomes_awaiting_agent(generation: str, newer: bool, clock: Any) -> None:
     async with Sandbox.in_process(platform=generation, now=clock) as sandbox:
         workspace = await sandbox.workspace(registered=True)
         clock.seconds += 100
@@ -47,7 +45,7 @@ async def test_a_silent_external_workspace_awaits_its_agent(generation: str, new
         assert await sandbox.status(workspace) == "awaiting_agent"
 
 
-async def test_old_rows_are_pruned(generation: str, newer: bool, clock: Any) -> None:
+async def test_prunes_old_rows(generation: str, newer: bool, clock: Any) -> None:
     async with Sandbox.in_process(platform=generation, now=clock) as sandbox:
         workspace = await sandbox.workspace()
         await sandbox.add_rows(workspace, {}, {})
@@ -60,7 +58,7 @@ async def test_old_rows_are_pruned(generation: str, newer: bool, clock: Any) -> 
         assert len(await sandbox.rows(workspace)) == (1 if newer else 0)
 
 
-async def test_rows_of_the_last_seconds_alone(clock: Any) -> None:
+async def test_since_secs_limits_rows(clock: Any) -> None:
     async with Sandbox.in_process(now=clock) as sandbox:
         workspace = await sandbox.workspace()
         await sandbox.add_rows(workspace, {"summary": "old"})
@@ -71,7 +69,7 @@ async def test_rows_of_the_last_seconds_alone(clock: Any) -> None:
         assert [row["summary"] for row in rows] == ["new"]
 
 
-async def test_a_store_is_used_again(tmp_path: Any, clock: Callable[[], float]) -> None:
+async def test_store_survives_restart(tmp_path: Any, clock: Callable[[], float]) -> None:
     options: dict[str, Any] = {"store": str(tmp_path / "sandbox.db"), "now": clock}
     async with Sandbox.in_process(**options) as sandbox:
         workspace = await sandbox.workspace()
@@ -94,13 +92,13 @@ async def test_a_store_is_used_again(tmp_path: Any, clock: Callable[[], float]) 
         ("2026-08-14T09:12:33.1045189Z", "2026-08-14T09:12:33.104519Z"),
     ],
 )
-def test_times_are_read_and_written_as_the_platform_does(text: str, again: str) -> None:
+def test_formats_and_parses_platform_times(text: str, again: str) -> None:
     assert to_rfc3339(from_rfc3339(text)) == again
 
 
 @pytest.mark.parametrize(
     "text", ["", "2026-08-14", "2026-08-14 09:12:33Z", "2026-08-14T09:12:33", "2026-13-14T09:12:33Z"]
 )
-def test_what_is_no_time_is_refused(text: str) -> None:
+def test_rejects_invalid_times(text: str) -> None:
     with pytest.raises(ValueError, match=r"RFC 3339|month"):
         from_rfc3339(text)

@@ -39,20 +39,20 @@ def workspace(client: httpx.Client) -> tuple[str, dict[str, str]]:
     return f"/workspaces/{made['id']}", {"Authorization": f"Bearer {made['connection']['auth_token']}"}
 
 
-def test_it_listens_on_loopback_alone(url: str) -> None:
+def test_listens_only_on_loopback(url: str) -> None:
     assert url.startswith("http://127.0.0.1:")
     with listen() as listening:
         assert listening.getsockname()[0] == "127.0.0.1"
 
 
-def test_a_port_that_is_taken_is_told(url: str) -> None:
+def test_port_in_use_raises(url: str) -> None:
     port = int(url.rsplit(":", 1)[1])
     with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}") as caught:
         listen(port)
     assert "--port" in caught.value.hint
 
 
-def test_answers_carry_the_names_of_headers_as_the_real_server_writes_them(url: str) -> None:
+def test_header_names_are_title_case(url: str) -> None:
     connection = http.client.HTTPConnection(url.removeprefix("http://"))
     with contextlib.closing(connection):
         connection.request("GET", "/health")
@@ -60,14 +60,14 @@ def test_answers_carry_the_names_of_headers_as_the_real_server_writes_them(url: 
     assert names >= {"Content-Type", "Content-Length", "Date", "X-Ratelimit-Limit"}
 
 
-def test_answers_do_not_wait_for_acknowledgements(url: str) -> None:
+def test_responses_do_not_wait_for_acks(url: str) -> None:
     # Nagle's algorithm must be off: with it, every second answer comes 40 ms late.
     with listen() as listening:
         assert listening.proto == socket.IPPROTO_TCP
 
 
 @pytest.mark.parametrize(("fault", "rows"), [("cut-before", 0), ("cut-after", 1), ("cut-short", 1)])
-def test_a_cut_is_a_real_one(
+def test_cut_closes_the_connection(
     client: httpx.Client, workspace: tuple[str, dict[str, str]], fault: str, rows: int
 ) -> None:
     path, token = workspace
@@ -77,13 +77,13 @@ def test_a_cut_is_a_real_one(
     assert len(client.get(f"/sandbox{path}/rows", headers=ADMIN).json()) == rows
 
 
-def test_a_slow_body_comes_in_pieces(client: httpx.Client) -> None:
+def test_slow_bodies_arrive_in_pieces(client: httpx.Client) -> None:
     client.put("/sandbox/faults", json={"faults": ["slow-bodies=1,path=/health"]}, headers=ADMIN)
     with client.stream("GET", "/health") as answered:
         assert len(list(answered.iter_raw())) > 1
 
 
-def test_a_stream_tells_and_can_be_cut(client: httpx.Client, workspace: tuple[str, dict[str, str]]) -> None:
+def test_stream_sends_events_until_cut(client: httpx.Client, workspace: tuple[str, dict[str, str]]) -> None:
     path, token = workspace
     with client.stream("GET", f"{path}/events/stream", headers=token) as answered:
         lines = answered.iter_lines()
@@ -96,9 +96,7 @@ def test_a_stream_tells_and_can_be_cut(client: httpx.Client, workspace: tuple[st
             next(line for line in lines if line.startswith("data: "))
 
 
-def test_a_request_without_a_body_and_one_in_pieces_are_both_read(
-    client: httpx.Client, workspace: tuple[str, dict[str, str]]
-) -> None:
+def test_reads_empty_and_chunked_request_bodies(client: httpx.Client, workspace: tuple[str, dict[str, str]]) -> None:
     path, token = workspace
 
     def pieces() -> Iterator[bytes]:

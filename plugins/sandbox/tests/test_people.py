@@ -22,7 +22,7 @@ async def upload(sandbox: Sandbox, workspace: Workspace, *files: tuple[str, byte
     )
 
 
-async def test_a_notify_comes_back_as_a_row_of_ones_own(sandbox: Sandbox) -> None:
+async def test_notify_appears_in_own_feed(sandbox: Sandbox) -> None:
     workspace = await sandbox.workspace()
     assert (await notify(sandbox, workspace, message="done")).json() == {"status": "sent"}
     (row,) = await sandbox.rows(workspace)
@@ -32,7 +32,7 @@ async def test_a_notify_comes_back_as_a_row_of_ones_own(sandbox: Sandbox) -> Non
     assert "request_body" not in row
 
 
-async def test_attachments_of_a_notify_are_kept_as_parts(sandbox: Sandbox) -> None:
+async def test_notify_stores_attachments_as_parts(sandbox: Sandbox) -> None:
     workspace = await sandbox.workspace()
     file = {"uri": "platform-pending:x/y", "name": "a.txt", "mimeType": "text/plain", "size": 3}
     await notify(sandbox, workspace, message="see", attachments=[file])
@@ -48,19 +48,19 @@ async def test_attachments_of_a_notify_are_kept_as_parts(sandbox: Sandbox) -> No
         ({"message": "x", "attachments": [{"uri": "u", "name": "a"}, {"uri": ""}]}, "attachment[1]: uri and name are"),
     ],
 )
-async def test_a_notify_without_content_is_refused(august: Sandbox, body: dict[str, Any], words: str) -> None:
+async def test_rejects_invalid_notify(august: Sandbox, body: dict[str, Any], words: str) -> None:
     answered = await notify(august, await august.workspace(), **body)
     assert answered.status_code == 400
     assert answered.json()["error"].startswith(words)
 
 
-async def test_a_notify_with_a_nul_is_sent_and_lost(sandbox: Sandbox) -> None:
+async def test_notify_with_nul_is_lost(sandbox: Sandbox) -> None:
     workspace = await sandbox.workspace()
     assert (await notify(sandbox, workspace, message="a\x00b")).status_code == 200
     assert await sandbox.rows(workspace) == []
 
 
-async def test_uploads_make_one_row_each_of_the_same_time(sandbox: Sandbox) -> None:
+async def test_upload_writes_row_per_file_same_time(sandbox: Sandbox) -> None:
     workspace = await sandbox.workspace()
     files = (await upload(sandbox, workspace, ("alpha.txt", b"alpha"), ("my file;1.txt", b"beta"))).json()["files"]
     assert [(file["name"], file["size"]) for file in files] == [("alpha.txt", 5), ("my_file_1.txt", 4)]
@@ -70,7 +70,7 @@ async def test_uploads_make_one_row_each_of_the_same_time(sandbox: Sandbox) -> N
     assert len({row["created_at"] for row in rows}) == 1
 
 
-async def test_an_upload_can_be_fetched_until_it_is_acknowledged(sandbox: Sandbox, newer: bool) -> None:
+async def test_upload_is_readable_until_acknowledged(sandbox: Sandbox, newer: bool) -> None:
     workspace = await sandbox.workspace()
     uri = (await upload(sandbox, workspace, ("a.txt", b"alpha"))).json()["files"][0]["uri"]
     base = f"/workspaces/{workspace.id}/pending-uploads/{uri.rsplit('/', 1)[1]}"
@@ -82,7 +82,7 @@ async def test_an_upload_can_be_fetched_until_it_is_acknowledged(sandbox: Sandbo
     assert again.status_code == (200 if newer else 404)
 
 
-async def test_an_upload_of_another_workspace_is_not_found(august: Sandbox) -> None:
+async def test_upload_of_another_workspace_is_not_found(august: Sandbox) -> None:
     owner, other = await august.workspace(), await august.workspace()
     file_id = (await upload(august, owner, ("a.txt", b"a"))).json()["files"][0]["uri"].rsplit("/", 1)[1]
     path = f"/workspaces/{other.id}/pending-uploads/{file_id}/content"
@@ -91,7 +91,7 @@ async def test_an_upload_of_another_workspace_is_not_found(august: Sandbox) -> N
     assert (bad.status_code, bad.json()["error"]) == (400, "invalid file_id")
 
 
-async def test_bodies_that_are_no_upload_are_refused(august: Sandbox) -> None:
+async def test_rejects_malformed_uploads(august: Sandbox) -> None:
     workspace = await august.workspace()
     path = f"/workspaces/{workspace.id}/chat/uploads"
     plain = await august.call("POST", path, b"x", token=workspace.token)
@@ -105,7 +105,7 @@ async def test_bodies_that_are_no_upload_are_refused(august: Sandbox) -> None:
     assert (many.status_code, many.json()["error"]) == (400, "too many files (limit 64)")
 
 
-async def test_a_file_over_the_cap_is_refused_with_its_size(may: Sandbox) -> None:
+async def test_rejects_oversized_file_with_its_size(may: Sandbox) -> None:
     workspace = await may.workspace()
     answered = await upload(may, workspace, ("big.bin", b"x" * (25 * 1024 * 1024 + 1)))
     assert answered.status_code == 413
@@ -126,16 +126,16 @@ async def test_a_file_over_the_cap_is_refused_with_its_size(may: Sandbox) -> Non
         ("x" * 90 + "." + "y" * 16, "x" * 90 + "." + "y" * 9),
     ],
 )
-def test_names_are_made_harmless(name: str | None, kept: str) -> None:
+def test_sanitizes_file_names(name: str | None, kept: str) -> None:
     assert safe_name(name) == kept
 
 
-async def test_newer_platforms_tell_the_upload_limits(sandbox: Sandbox, newer: bool) -> None:
+async def test_august_serves_upload_limits(sandbox: Sandbox, newer: bool) -> None:
     answered = await sandbox.call("GET", "/uploads/limits")
     assert answered.status_code == (200 if newer else 404)
 
 
-async def test_answers_are_told_to_tests_as_they_come(sandbox: Sandbox) -> None:
+async def test_answers_waits_for_replies(sandbox: Sandbox) -> None:
     parent, child = await sandbox.pair()
     waiting = asyncio.create_task(sandbox.answers(child, 2))
     await notify(sandbox, child, message="to a person")

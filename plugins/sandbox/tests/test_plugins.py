@@ -9,7 +9,7 @@ from molecule_connect_sandbox.tarballs import TARBALLS
 from molecule_connect_sandbox.testing import Sandbox
 
 
-async def test_a_plugin_is_a_gzip_tar_that_names_itself() -> None:
+async def test_plugin_download_is_gzip_tar_with_name() -> None:
     async with Sandbox.in_process() as sandbox:
         workspace = await sandbox.workspace()
         answer = await sandbox.call("GET", f"/workspaces/{workspace.id}/plugins/hello/download", token=workspace.token)
@@ -31,7 +31,7 @@ async def test_a_plugin_is_a_gzip_tar_that_names_itself() -> None:
         ("hello/download?source=github://acme/hello%23v1", 200),
     ],
 )
-async def test_what_cannot_be_had_is_refused(path: str, status: int) -> None:
+async def test_rejects_unavailable_plugins(path: str, status: int) -> None:
     async with Sandbox.in_process() as sandbox:
         workspace = await sandbox.workspace()
         answer = await sandbox.call("GET", f"/workspaces/{workspace.id}/plugins/{path}", token=workspace.token)
@@ -39,7 +39,7 @@ async def test_what_cannot_be_had_is_refused(path: str, status: int) -> None:
     assert answer.status_code == status
 
 
-async def test_a_plugin_is_for_those_who_have_a_token() -> None:
+async def test_plugin_download_requires_workspace_token() -> None:
     async with Sandbox.in_process() as sandbox:
         workspace = await sandbox.workspace()
         answer = await sandbox.call("GET", f"/workspaces/{workspace.id}/plugins/hello/download")
@@ -48,7 +48,7 @@ async def test_a_plugin_is_for_those_who_have_a_token() -> None:
 
 
 @pytest.mark.parametrize(("platform", "status"), [("2026-05", 503), ("2026-08", 422)])
-async def test_an_external_workspace_cannot_report_one(platform: str, status: int) -> None:
+async def test_external_workspace_cannot_report_plugin(platform: str, status: int) -> None:
     async with Sandbox.in_process(platform=platform) as sandbox:
         workspace = await sandbox.workspace()
         body = {"source": "local://hello"}
@@ -57,7 +57,7 @@ async def test_an_external_workspace_cannot_report_one(platform: str, status: in
     assert answer.status_code == status
 
 
-async def test_any_bytes_can_be_put_in_the_place_of_one() -> None:
+async def test_put_plugin_replaces_archive() -> None:
     async with Sandbox.in_process() as sandbox:
         workspace = await sandbox.workspace()
         await sandbox.put_plugin("mine", b"bytes")
@@ -67,10 +67,10 @@ async def test_any_bytes_can_be_put_in_the_place_of_one() -> None:
 
 
 @pytest.mark.parametrize("name", TARBALLS)
-def test_each_archive_can_be_made_and_is_small(name: str) -> None:
+def test_builds_every_archive(name: str) -> None:
     assert 0 < len(TARBALLS[name]()) < 3_000_000
 
 
-def test_a_plugin_has_the_same_digest_at_each_download() -> None:
+def test_plugin_digest_is_stable_across_downloads() -> None:
     # Where gzip keeps a time.
     assert TARBALLS["hello"]()[4:8] == bytes(4)

@@ -21,7 +21,7 @@ async def register(sandbox: Sandbox, workspace_id: str, token: str | None = None
     return await sandbox.call("POST", "/registry/register", body, token=token)
 
 
-async def test_an_unknown_id_is_made_and_its_token_handed_out_once(sandbox: Sandbox) -> None:
+async def test_registering_unknown_id_creates_it_with_token(sandbox: Sandbox) -> None:
     workspace_id = str(uuid.uuid4())
     first = (await register(sandbox, workspace_id)).json()
     assert len(first["auth_token"]) == 43
@@ -45,14 +45,12 @@ async def test_an_unknown_id_is_made_and_its_token_handed_out_once(sandbox: Sand
         ({"id": ""}, "invalid request body"),
     ],
 )
-async def test_a_register_that_makes_no_sense_is_refused_in_words(
-    august: Sandbox, change: dict[str, Any], words: str
-) -> None:
+async def test_rejects_invalid_registrations(august: Sandbox, change: dict[str, Any], words: str) -> None:
     answered = await register(august, **{"workspace_id": change.pop("id", str(uuid.uuid4())), **change})
     assert (answered.status_code, answered.json()) == (400, {"error": words})
 
 
-async def test_only_an_empty_state_and_few_errors_end_a_degradation(sandbox: Sandbox) -> None:
+async def test_degradation_ends_without_state_and_errors(sandbox: Sandbox) -> None:
     workspace = await sandbox.workspace(registered=True)
     seen = [
         await beat(sandbox, workspace),
@@ -66,13 +64,13 @@ async def test_only_an_empty_state_and_few_errors_end_a_degradation(sandbox: San
     assert seen == ["online", "degraded", "degraded", "online", "degraded", "degraded", "online"]
 
 
-async def test_a_beat_alone_puts_a_new_workspace_online(sandbox: Sandbox) -> None:
+async def test_heartbeat_puts_new_workspace_online(sandbox: Sandbox) -> None:
     workspace = await sandbox.workspace()
     assert await sandbox.status(workspace) == "awaiting_agent"
     assert await beat(sandbox, workspace) == "online"
 
 
-async def test_a_pause_survives_beats_and_on_newer_platforms_a_register(sandbox: Sandbox, newer: bool) -> None:
+async def test_pause_survives_heartbeats_and_on_august_registration(sandbox: Sandbox, newer: bool) -> None:
     workspace = await sandbox.workspace(registered=True)
     await sandbox.pause(workspace)
     assert await beat(sandbox, workspace) == "paused"
@@ -80,14 +78,14 @@ async def test_a_pause_survives_beats_and_on_newer_platforms_a_register(sandbox:
     assert await sandbox.status(workspace) == ("paused" if newer else "online")
 
 
-async def test_a_resumed_workspace_is_online_after_the_next_beat(sandbox: Sandbox) -> None:
+async def test_resumed_workspace_is_online_after_heartbeat(sandbox: Sandbox) -> None:
     workspace = await sandbox.workspace(registered=True)
     await sandbox.pause(workspace)
     await sandbox.resume(workspace)
     assert await beat(sandbox, workspace) == "online"
 
 
-async def test_beats_can_be_read_as_they_came(august: Sandbox) -> None:
+async def test_beats_returns_heartbeats_unchanged(august: Sandbox) -> None:
     workspace = await august.workspace(registered=True)
     await beat(august, workspace, active_tasks=2, current_task="reading")
     assert await august.beats(workspace, 1) == [
@@ -95,7 +93,7 @@ async def test_beats_can_be_read_as_they_came(august: Sandbox) -> None:
     ]
 
 
-async def test_only_older_roots_are_neighbours(sandbox: Sandbox, newer: bool) -> None:
+async def test_roots_are_peers_only_on_may(sandbox: Sandbox, newer: bool) -> None:
     parent, child = await sandbox.pair()
     other = await sandbox.workspace("other")
 
@@ -106,7 +104,7 @@ async def test_only_older_roots_are_neighbours(sandbox: Sandbox, newer: bool) ->
     assert await neighbours(parent) == ({child.id} if newer else {child.id, other.id})
 
 
-async def test_access_follows_the_hierarchy(sandbox: Sandbox, newer: bool) -> None:
+async def test_access_follows_hierarchy(sandbox: Sandbox, newer: bool) -> None:
     parent, child = await sandbox.pair()
     grandchild, sibling = await sandbox.workspace(parent=child), await sandbox.workspace(parent=parent)
     other = await sandbox.workspace("other")
@@ -123,7 +121,7 @@ async def test_access_follows_the_hierarchy(sandbox: Sandbox, newer: bool) -> No
     assert await allowed(parent, other) is not newer
 
 
-async def test_discovering_asks_who_wants_to_know(august: Sandbox) -> None:
+async def test_discover_requires_caller(august: Sandbox) -> None:
     parent, child = await august.pair()
     path = f"/registry/discover/{child.id}"
     nameless = await august.call("GET", path, token=parent.token)
@@ -132,7 +130,7 @@ async def test_discovering_asks_who_wants_to_know(august: Sandbox) -> None:
     assert (known.status_code, known.json()) == (503, {"error": "workspace not available", "status": "awaiting_agent"})
 
 
-async def test_a_card_can_be_replaced_alone(august: Sandbox) -> None:
+async def test_update_card_replaces_only_the_card(august: Sandbox) -> None:
     workspace = await august.workspace(registered=True)
     body = {"workspace_id": workspace.id, "agent_card": {"name": "newer"}}
     answered = await august.call("POST", "/registry/update-card", body, token=workspace.token)
@@ -140,7 +138,7 @@ async def test_a_card_can_be_replaced_alone(august: Sandbox) -> None:
     assert (await august.call("GET", f"/workspaces/{workspace.id}")).json()["agent_card"] == {"name": "newer"}
 
 
-async def test_a_value_that_the_database_refuses_is_an_internal_error(august: Sandbox) -> None:
+async def test_database_rejection_is_internal_error(august: Sandbox) -> None:
     workspace = await august.workspace()
     answered = await august.call(
         "PATCH", f"/workspaces/{workspace.id}", {"role": {"no": "text"}}, token=august.options.admin_token
@@ -148,7 +146,7 @@ async def test_a_value_that_the_database_refuses_is_an_internal_error(august: Sa
     assert (answered.status_code, answered.json()) == (500, {"error": "internal error"})
 
 
-async def test_half_a_surrogate_pair_in_a_beat_is_stored_as_a_replacement(august: Sandbox) -> None:
+async def test_heartbeat_stores_replacement_for_lone_surrogate(august: Sandbox) -> None:
     workspace = await august.workspace()
     body = b'{"workspace_id": "%s", "current_task": "a\\ud800"}' % workspace.id.encode()
     await august.call("POST", "/registry/heartbeat", body, token=workspace.token)

@@ -41,7 +41,7 @@ async def opened(sandbox: Sandbox, workspace: Workspace) -> AsyncIterator[Reader
         yield Reader(response)
 
 
-async def test_a_message_is_told_once_it_can_be_read(sandbox: Sandbox, newer: bool) -> None:
+async def test_sends_event_once_message_is_readable(sandbox: Sandbox, newer: bool) -> None:
     parent, child = await sandbox.pair()
     async with opened(sandbox, parent) as stream:
         assert stream.type.startswith("text/event-stream")
@@ -58,7 +58,7 @@ async def test_a_message_is_told_once_it_can_be_read(sandbox: Sandbox, newer: bo
         assert (await stream.event())[0] == "WORKSPACE_HEARTBEAT"
 
 
-async def test_ones_own_notify_is_told_as_a_message_to_the_person(august: Sandbox) -> None:
+async def test_streams_own_notify_as_agent_message(august: Sandbox) -> None:
     workspace = await august.workspace()
     async with opened(august, workspace) as stream:
         for text in ("one", "two"):
@@ -70,7 +70,7 @@ async def test_ones_own_notify_is_told_as_a_message_to_the_person(august: Sandbo
         ]
 
 
-async def test_the_life_of_a_workspace_is_told(august: Sandbox) -> None:
+async def test_streams_workspace_lifecycle(august: Sandbox) -> None:
     workspace = await august.workspace(registered=True)
     async with opened(august, workspace) as stream:
         await august.pause(workspace)
@@ -90,7 +90,7 @@ async def test_the_life_of_a_workspace_is_told(august: Sandbox) -> None:
         ]
 
 
-async def test_a_stream_that_was_left_is_forgotten(august: Sandbox) -> None:
+async def test_forgets_closed_streams(august: Sandbox) -> None:
     workspace = await august.workspace()
     path = f"/sandbox/workspaces/{workspace.id}/streams"
     async with opened(august, workspace):
@@ -98,13 +98,13 @@ async def test_a_stream_that_was_left_is_forgotten(august: Sandbox) -> None:
     assert await august.admin("GET", path) == {"open": 0}
 
 
-async def test_a_stream_needs_the_workspace_s_token(august: Sandbox) -> None:
+async def test_stream_requires_workspace_token(august: Sandbox) -> None:
     workspace, other = await august.workspace(), await august.workspace()
     answered = await august.call("GET", f"/workspaces/{workspace.id}/events/stream", token=other.token)
     assert answered.status_code == 401
 
 
-async def test_events_beyond_the_buffer_are_dropped() -> None:
+async def test_drops_events_beyond_buffer() -> None:
     broadcaster = Broadcaster(lambda: 0.0)
     listener = broadcaster.listen("w")
     for number in range(BUFFER + 10):
@@ -113,7 +113,7 @@ async def test_events_beyond_the_buffer_are_dropped() -> None:
     assert b'"n":0' in listener.waiting[0]
 
 
-async def test_a_dropped_stream_is_cut_even_when_it_is_open_already(august: Sandbox) -> None:
+async def test_stream_drop_cuts_stream_already_open(august: Sandbox) -> None:
     workspace = await august.workspace()
     async with opened(august, workspace) as stream:
         assert await stream.line() == ": ping"
@@ -122,7 +122,7 @@ async def test_a_dropped_stream_is_cut_even_when_it_is_open_already(august: Sand
             await stream.event()
 
 
-async def test_a_stalled_stream_stays_open_and_tells_nothing(august: Sandbox) -> None:
+async def test_stalled_stream_stays_open_and_silent(august: Sandbox) -> None:
     workspace = await august.workspace()
     async with opened(august, workspace) as stream:
         await august.faults("stream-stall")
@@ -133,7 +133,7 @@ async def test_a_stalled_stream_stays_open_and_tells_nothing(august: Sandbox) ->
         assert (await stream.event())[0] == "WORKSPACE_PROVISIONING"
 
 
-async def test_a_silent_stream_does_not_even_ping(august: Sandbox) -> None:
+async def test_silent_stream_sends_no_ping(august: Sandbox) -> None:
     workspace = await august.workspace()
     await august.faults("stream-silent")
     async with opened(august, workspace) as stream:
@@ -144,7 +144,7 @@ async def test_a_silent_stream_does_not_even_ping(august: Sandbox) -> None:
             await stream.line()
 
 
-async def test_an_error_of_the_application_reaches_the_client() -> None:
+async def test_application_errors_reach_the_client() -> None:
     from molecule_connect_sandbox.transport import StreamingTransport
 
     async def broken(scope: Any, receive: Any, send: Any) -> None:
@@ -155,13 +155,13 @@ async def test_an_error_of_the_application_reaches_the_client() -> None:
             await client.get("http://127.0.0.1/")
 
 
-async def test_an_answer_that_does_not_come_in_time_is_a_timeout(august: Sandbox) -> None:
+async def test_slow_response_raises_read_timeout(august: Sandbox) -> None:
     await august.faults("slow-answers=30,path=/health")
     with pytest.raises(httpx.ReadTimeout):
         await august.client.get("/health", timeout=0.01)
 
 
-async def test_a_stream_that_chance_spares_is_not_cut(august: Sandbox) -> None:
+async def test_spared_stream_is_not_cut(august: Sandbox) -> None:
     workspace = await august.workspace()
     await august.faults("stream-drop,chance=0")
     async with opened(august, workspace) as stream:
@@ -169,7 +169,7 @@ async def test_a_stream_that_chance_spares_is_not_cut(august: Sandbox) -> None:
         assert (await stream.event())[0] == "WORKSPACE_PAUSED"
 
 
-async def test_a_stream_that_stalls_runs_into_the_client_s_timeout(august: Sandbox) -> None:
+async def test_stalled_stream_raises_read_timeout(august: Sandbox) -> None:
     workspace = await august.workspace()
     path, headers = f"/workspaces/{workspace.id}/events/stream", {"Authorization": f"Bearer {workspace.token}"}
     # The head of the answer has to come within the timeout.

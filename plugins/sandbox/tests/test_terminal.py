@@ -80,7 +80,7 @@ class Chatting:
             return await self.keyboard.shown.get()
 
 
-async def test_ctrl_d_waits_for_what_is_pending_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_ctrl_d_waits_for_pending_replies(capsys: pytest.CaptureFixture[str]) -> None:
     async with Chatting() as chat:
         chat.type("one", "", "two", None)
         assert await chat.shown() == "(waiting for 2 messages; Ctrl-D or Ctrl-C ends at once)"
@@ -92,7 +92,7 @@ async def test_ctrl_d_waits_for_what_is_pending_and_says_so(capsys: pytest.Captu
     assert "left without an answer" not in capsys.readouterr().out
 
 
-async def test_a_second_ctrl_d_ends_at_once_and_tells_what_is_left(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_second_ctrl_d_reports_unanswered_messages(capsys: pytest.CaptureFixture[str]) -> None:
     async with Chatting() as chat:
         chat.type("one", None)
         await chat.shown()
@@ -100,7 +100,7 @@ async def test_a_second_ctrl_d_ends_at_once_and_tells_what_is_left(capsys: pytes
     assert "1 message left without an answer." in capsys.readouterr().out
 
 
-async def test_a_message_that_was_given_up_is_not_waited_for() -> None:
+async def test_ctrl_d_ignores_dead_letters() -> None:
     async with Chatting() as chat:
         chat.type("one", None)
         await chat.shown()
@@ -109,7 +109,7 @@ async def test_a_message_that_was_given_up_is_not_waited_for() -> None:
         assert (await chat.shown()).startswith("what to do: ")
 
 
-async def test_ctrl_d_with_nothing_pending_ends_the_chat(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_ctrl_d_with_nothing_pending_ends_chat(capsys: pytest.CaptureFixture[str]) -> None:
     async with Chatting() as chat:
         chat.type("one")
         await chat.person.said.get()
@@ -119,7 +119,7 @@ async def test_ctrl_d_with_nothing_pending_ends_the_chat(capsys: pytest.CaptureF
     assert chat.keyboard.shown.empty()
 
 
-async def test_a_slow_backend_is_said_to_be_at_work_and_its_progress_is_shown() -> None:
+async def test_shows_slow_backend_and_progress() -> None:
     async with Chatting(patience=0.0) as chat:
         chat.type("one")
         assert await chat.shown() == "(mock is at work; you can write on meanwhile)"
@@ -165,7 +165,7 @@ def on_a_terminal(*arguments: str, **environ: str) -> Iterator[Screen]:
         os.close(screen.tty)
 
 
-def test_a_line_can_be_edited_and_called_back_and_the_terminal_is_left_as_it_was() -> None:
+def test_edits_lines_recalls_history_restores_terminal() -> None:
     with on_a_terminal() as screen:
         screen.until(b"you> ")
         screen.type(b"hxllo" + 4 * LEFT + DELETE + b"e\r")
@@ -181,7 +181,7 @@ def test_a_line_can_be_edited_and_called_back_and_the_terminal_is_left_as_it_was
         assert termios.tcgetattr(screen.tty) == screen.modes
 
 
-def test_ctrl_d_shows_the_answer_that_is_still_to_come(tmp_path: Any) -> None:
+def test_ctrl_d_shows_the_pending_reply(tmp_path: Any) -> None:
     go = tmp_path / "go"
     command = f"while [ ! -e {go} ]; do sleep 0.05; done; cat"
     with on_a_terminal("--backend", "exec", "--backend-opt", f"cmd={command}") as screen:
@@ -196,7 +196,7 @@ def test_ctrl_d_shows_the_answer_that_is_still_to_come(tmp_path: Any) -> None:
         assert screen.process.wait(40) == 0
 
 
-def test_a_terminal_that_is_closed_ends_the_chat_and_what_the_backend_runs(tmp_path: Any) -> None:
+def test_closed_terminal_ends_chat_and_backend_processes(tmp_path: Any) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     with on_a_terminal("--backend", "exec", "--backend-opt", f"cmd=sleep 60 >{fifo}") as screen:
@@ -208,7 +208,7 @@ def test_a_terminal_that_is_closed_ends_the_chat_and_what_the_backend_runs(tmp_p
         screen.process.wait(40)
 
 
-def test_a_terminal_for_the_input_alone_is_read_by_lines(tmp_path: Any) -> None:
+def test_reads_lines_without_terminal_for_output(tmp_path: Any) -> None:
     keys, tty = pty.openpty()
     with subprocess.Popen(PROGRAM, stdin=tty, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

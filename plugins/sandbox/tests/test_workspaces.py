@@ -3,7 +3,7 @@
 from molecule_connect_sandbox.testing import Sandbox
 
 
-async def test_a_new_workspace_comes_with_what_its_operator_needs(sandbox: Sandbox) -> None:
+async def test_new_workspace_includes_connection_details(sandbox: Sandbox) -> None:
     body = {"name": "laptop", "runtime": "external", "external": True, "delivery_mode": "poll"}
     made = await sandbox.admin("POST", "/workspaces", body)
     assert (made["external"], made["status"]) == (True, "awaiting_agent")
@@ -14,40 +14,40 @@ async def test_a_new_workspace_comes_with_what_its_operator_needs(sandbox: Sandb
     assert len(connection["auth_token"]) == 43
 
 
-async def test_a_workspace_with_an_address_gets_no_token(august: Sandbox) -> None:
+async def test_workspace_with_url_gets_no_token(august: Sandbox) -> None:
     made = await august.admin("POST", "/workspaces", {"name": "pushed", "external": True, "url": "https://x.example"})
     assert made == {"id": made["id"], "external": True, "status": "online"}
 
 
-async def test_only_the_administrator_makes_workspaces(sandbox: Sandbox) -> None:
+async def test_only_admin_creates_workspaces(sandbox: Sandbox) -> None:
     nobody = await sandbox.call("POST", "/workspaces", {"name": "x"})
     assert (nobody.status_code, nobody.json()["error"]) == (401, "admin auth required")
     wrong = await sandbox.call("POST", "/workspaces", {"name": "x"}, token="wrong")
     assert (wrong.status_code, wrong.json()["error"]) == (401, "invalid admin auth token")
 
 
-async def test_an_older_platform_without_an_administrator_is_open() -> None:
+async def test_may_without_admin_token_is_open() -> None:
     async with Sandbox.in_process(platform="2026-05", admin_token=None) as open_to_all:
         workspace = await open_to_all.workspace()
         assert (await open_to_all.say(workspace, "hello")).status_code == 200
         assert [row["source_id"] for row in await open_to_all.rows(workspace, 1)] == [None]
 
 
-async def test_newer_platforms_make_names_unique(sandbox: Sandbox, newer: bool) -> None:
+async def test_august_makes_names_unique(sandbox: Sandbox, newer: bool) -> None:
     await sandbox.workspace("twin")
     second = await sandbox.workspace("twin")
     name = (await sandbox.call("GET", f"/workspaces/{second.id}")).json()["name"]
     assert name == ("twin (2)" if newer else "twin")
 
 
-async def test_a_workspace_can_be_moved_below_another(sandbox: Sandbox) -> None:
+async def test_moves_workspace_below_another(sandbox: Sandbox) -> None:
     one, other = await sandbox.workspace("one"), await sandbox.workspace("other")
     body = {"parent_id": one.id}
     assert await sandbox.admin("PATCH", f"/workspaces/{other.id}", body) == {"status": "updated"}
     assert (await sandbox.say(one, "hi", sender=other)).status_code == 200
 
 
-async def test_state_is_what_a_connector_reads(sandbox: Sandbox) -> None:
+async def test_state_reports_status_and_pause(sandbox: Sandbox) -> None:
     workspace = await sandbox.workspace(registered=True)
     path = f"/workspaces/{workspace.id}/state"
     expected = {"workspace_id": workspace.id, "status": "online", "paused": False, "deleted": False}
@@ -58,7 +58,7 @@ async def test_state_is_what_a_connector_reads(sandbox: Sandbox) -> None:
     assert (await sandbox.call("GET", path, token=sandbox.options.admin_token)).status_code == 401
 
 
-async def test_a_deleted_workspace_answers_410_and_its_token_401(sandbox: Sandbox) -> None:
+async def test_deleted_workspace_returns_410_and_401(sandbox: Sandbox) -> None:
     parent, child = await sandbox.pair()
     await sandbox.delete(parent)
     for gone in (parent, child):
@@ -68,7 +68,7 @@ async def test_a_deleted_workspace_answers_410_and_its_token_401(sandbox: Sandbo
         assert (await sandbox.call("GET", f"/workspaces/{gone.id}/activity", token=gone.token)).status_code == 401
 
 
-async def test_what_a_deleted_workspace_registers_for_is_a_dead_token(sandbox: Sandbox) -> None:
+async def test_registering_deleted_workspace_returns_dead_token(sandbox: Sandbox) -> None:
     workspace = await sandbox.workspace(registered=True)
     await sandbox.delete(workspace)
     body = {"id": workspace.id, "delivery_mode": "poll", "agent_card": {"name": "x"}}
@@ -79,7 +79,7 @@ async def test_what_a_deleted_workspace_registers_for_is_a_dead_token(sandbox: S
     assert beat.status_code == 401
 
 
-async def test_deleting_has_to_be_confirmed(sandbox: Sandbox, newer: bool) -> None:
+async def test_deletion_requires_confirmation(sandbox: Sandbox, newer: bool) -> None:
     parent, child = await sandbox.pair()
     admin = sandbox.options.admin_token
     answered = await sandbox.call("DELETE", f"/workspaces/{parent.id}", token=admin)
@@ -89,7 +89,7 @@ async def test_deleting_has_to_be_confirmed(sandbox: Sandbox, newer: bool) -> No
     assert await sandbox.status(parent) == "awaiting_agent"
 
 
-async def test_newer_platforms_ask_before_they_pause_a_parent(sandbox: Sandbox, newer: bool) -> None:
+async def test_august_confirms_pausing_a_parent(sandbox: Sandbox, newer: bool) -> None:
     parent, child = await sandbox.pair()
     path = f"/workspaces/{parent.id}/pause"
     answered = await sandbox.call("POST", path, token=sandbox.options.admin_token)
@@ -100,7 +100,7 @@ async def test_newer_platforms_ask_before_they_pause_a_parent(sandbox: Sandbox, 
     assert (await sandbox.call("POST", f"{path}?cascade=true", token=sandbox.options.admin_token)).status_code == 404
 
 
-async def test_a_rotation_ends_the_old_token_at_once(sandbox: Sandbox) -> None:
+async def test_rotation_revokes_old_token(sandbox: Sandbox) -> None:
     old = await sandbox.workspace(registered=True)
     new = await sandbox.rotate(old)
     path = f"/workspaces/{old.id}/activity"
@@ -112,7 +112,7 @@ async def test_a_rotation_ends_the_old_token_at_once(sandbox: Sandbox) -> None:
     assert shown.json()["connection"]["auth_token"] == ""
 
 
-async def test_tokens_are_made_listed_and_ended(sandbox: Sandbox) -> None:
+async def test_creates_lists_and_revokes_tokens(sandbox: Sandbox) -> None:
     workspace = await sandbox.workspace()
     path = f"/workspaces/{workspace.id}/tokens"
     made = (await sandbox.call("POST", path, {}, token=workspace.token)).json()["auth_token"]
@@ -125,28 +125,28 @@ async def test_tokens_are_made_listed_and_ended(sandbox: Sandbox) -> None:
     assert (await sandbox.call("DELETE", f"{path}/{newest['id']}", token=workspace.token)).status_code == 404
 
 
-async def test_fifty_tokens_are_enough(august: Sandbox) -> None:
+async def test_limits_workspace_to_50_tokens(august: Sandbox) -> None:
     workspace = await august.workspace()
     path = f"/admin/workspaces/{workspace.id}/tokens"
     codes = [(await august.call("POST", path, token=august.options.admin_token)).status_code for _ in range(50)]
     assert codes == [201] * 49 + [429]
 
 
-async def test_each_generation_has_its_own_way_to_a_test_token(sandbox: Sandbox, newer: bool) -> None:
+async def test_token_endpoint_depends_on_generation(sandbox: Sandbox, newer: bool) -> None:
     workspace = await sandbox.workspace()
     admin = sandbox.options.admin_token
     older = await sandbox.call("GET", f"/admin/workspaces/{workspace.id}/test-token", token=admin)
     assert older.status_code == (404 if newer else 200)
 
 
-async def test_secrets_are_flat_and_the_workspace_s_own_win(august: Sandbox) -> None:
+async def test_workspace_secrets_override_global_ones(august: Sandbox) -> None:
     workspace = await august.workspace()
     await august.admin("PUT", f"/sandbox/workspaces/{workspace.id}/secrets", {"A": "own"})
     answered = await august.call("GET", f"/workspaces/{workspace.id}/secrets/values", token=workspace.token)
     assert answered.json() == {"A": "own"}
 
 
-async def test_nobody_is_asked_for_a_token_for_the_health(sandbox: Sandbox) -> None:
+async def test_health_requires_no_token(sandbox: Sandbox) -> None:
     assert (await sandbox.call("GET", "/health")).json() == {"status": "ok"}
     assert "git_sha" in (await sandbox.call("GET", "/buildinfo")).json()
     unknown = await sandbox.call("GET", "/nothing/here")
@@ -154,7 +154,7 @@ async def test_nobody_is_asked_for_a_token_for_the_health(sandbox: Sandbox) -> N
     assert unknown.headers["content-type"].startswith("text/plain")
 
 
-async def test_a_hosted_tenant_asks_for_its_organisation(generation: str, newer: bool) -> None:
+async def test_hosted_tenant_requires_org_header(generation: str, newer: bool) -> None:
     async with Sandbox.in_process(platform=generation, org_id="org-1") as hosted:
         missing = await hosted.call("GET", "/workspaces/x")
         assert missing.status_code == (400 if newer else 404)
