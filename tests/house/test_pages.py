@@ -10,11 +10,12 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("plugins/*/*.md"), *ROOT.glob("examples/**/*.md")]
 )
-CHAT_COMMAND = (
-    "python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt && "
-    ".venv/bin/molecule sandbox --backend exec --backend-opt cmd='tr a-z A-Z'"
+INSTALL = (
+    "python3 -m venv .venv && .venv/bin/pip install -q hatchling editables && "
+    ".venv/bin/pip install -q --no-build-isolation -r "
 )
-TEST_COMMAND = "python3 -m venv .venv && .venv/bin/pip install -q -r requirements-dev.txt && .venv/bin/nox"
+CHAT_COMMAND = f"{INSTALL}requirements.txt && .venv/bin/molecule sandbox --backend exec --backend-opt cmd='tr a-z A-Z'"
+TEST_COMMAND = f"{INSTALL}requirements-dev.txt && .venv/bin/nox"
 LINK = re.compile(r"(?<!!)\[[^\]\n]+\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+\s+(.*)$", re.MULTILINE)
 LEFTOVER = re.compile(r"\b(TO" r"DO|FIX" r"ME|XX" r"X|HA" r"CK)\b|(?i:\bfor " r"now\b|not yet " r"implemented)")
