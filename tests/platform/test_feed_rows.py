@@ -201,7 +201,7 @@ def test_uuid_in_capitals_is_same_workspace() -> None:
     assert own.items[0].kind is Kind.OWN
 
 
-def test_long_ids_are_cut_and_stay_distinct() -> None:
+def test_long_ids_are_cut_and_stay_distinct(caplog: pytest.LogCaptureFixture) -> None:
     ids = [f"{'x' * 200_000}{number}" for number in range(2)]
     keys = ("messageId", "contextId", "taskId", "idempotencyKey")
     first, second = (read(row(request_body=envelope(TEXT, message=dict.fromkeys(keys, one)))) for one in ids)
@@ -210,6 +210,7 @@ def test_long_ids_are_cut_and_stay_distinct() -> None:
         found = (inbound.message_id, inbound.context_id, inbound.task_id, inbound.sender_key)
         assert {len(one or "") for one in found} == {1024}
     assert first.message_id != second.message_id
+    assert "from 200001 to 1024 characters" in caplog.text
 
 
 def test_row_by_this_workspace_is_own() -> None:

@@ -10,6 +10,7 @@ and everything in ``request_body`` (``docs/security.md``). The contract leaves t
 
 import asyncio
 import hashlib
+import logging
 import json
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -35,6 +36,7 @@ SLICE = 0.002
 # The caller of a row with an unreadable source. It isn't a workspace id, so nothing is ever sent to it.
 UNKNOWN_SENDER = "?"
 # Ids from senders end up in environment variables, argument lists and logs.
+_log = logging.getLogger(__name__)
 MAX_ID_LENGTH = 1_024
 _REQUEST_NAMESPACE = uuid.UUID("6ffdc3b7-5f0e-4c0e-9d5b-3a4e1f0c9a5e")
 _EMPTY: Mapping[str, Any] = {}
@@ -228,9 +230,10 @@ def request_key(workspace_id: str, caller_id: str | None, row_id: str) -> str:
 
 
 def bounded_id(text: str | None) -> str | None:
-    """Cut *text* to 1,024 characters. A hash replaces the end of a longer id, so that ids stay distinct."""
+    """Cut *text* to 1,024 characters, with a warning. A hash replaces the end, so that ids stay distinct."""
     if text is None or len(text) <= MAX_ID_LENGTH:
         return text
+    _log.warning("shortened an id of a row from %d to %d characters; its sender chose it", len(text), MAX_ID_LENGTH)
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
     return f"{text[: MAX_ID_LENGTH - len(digest) - 1]}~{digest}"
 
