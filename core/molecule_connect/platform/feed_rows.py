@@ -10,8 +10,8 @@ and everything in ``request_body`` (``docs/security.md``). The contract leaves t
 
 import asyncio
 import hashlib
-import logging
 import json
+import logging
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
