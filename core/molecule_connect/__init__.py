@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     )
     from molecule_connect.inbox.inbox import Inbox
     from molecule_connect.inbox.opening import open_inbox, state_folders
+    from molecule_connect.inbox.replies import ReplyResult
     from molecule_connect.journal.inbox import InboxMessage
     from molecule_connect.models import (
         DataPart,
@@ -103,6 +104,7 @@ _HOMES = {
     "inbox.inbox": ("Inbox",),
     "journal.inbox": ("InboxMessage",),
     "inbox.opening": ("open_inbox", "state_folders"),
+    "inbox.replies": ("ReplyResult",),
     "platform.client": ("AsyncPlatformClient",),
     "plugins.discovery": ("installed_backends",),
     "plugins.hookspecs": ("hookimpl",),
@@ -157,6 +159,7 @@ __all__ = [
     "PluginError",
     "Presence",
     "Progress",
+    "ReplyResult",
     "Request",
     "Response",
     "StateLostError",

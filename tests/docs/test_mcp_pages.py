@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.docs.pages import DOCS, page
 
-from molecule_connect_mcp import command, flags
+from molecule_connect_mcp import command, settings
 from molecule_connect_mcp.catalogue import TOOLS
 
 ROOT = DOCS.parent
@@ -43,9 +43,9 @@ def test_the_page_says_which_tools_take_no_workspace() -> None:
 
 
 def test_help_page_and_readme_know_the_same_variables() -> None:
-    ours = {flags.NO_HEARTBEAT, flags.NO_INBOX, flags.LEASE_SECS, "MOLECULE_ORG_ID", "MOLECULE_STATE_DIR"}
+    names = {settings.NO_HEARTBEAT, settings.NO_INBOX, settings.LEASE_SECS, "MOLECULE_ORG_ID", "MOLECULE_STATE_DIR"}
     for text in (page("mcp.md"), README, command.EPILOG):
-        assert ours <= set(VARIABLE.findall(text))
+        assert names <= set(VARIABLE.findall(text))
     assert set(VARIABLE.findall(command.EPILOG)) <= set(VARIABLE.findall(page("mcp.md")))
 
 

@@ -6,14 +6,14 @@ import sqlite3
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import attrs
 import pytest
 from tests.worker.kit import EPOCH, WORKSPACE, inbound, open_journal, other_process
 
 from molecule_connect.errors import ConfigError, MoleculeError
-from molecule_connect.inbox.inbox import Inbox
+from molecule_connect.inbox.inbox import ChangeSignal, Inbox
 from molecule_connect.journal.inbox import InboxMessage, InboxStore
 from molecule_connect.journal.journal import Journal
 from molecule_connect.journal.models import Conversation
@@ -26,8 +26,8 @@ SECOND = 1_000_000
 
 
 @attrs.define
-class FakeDesk:
-    """What an inbox has beside the journal."""
+class FakeSession:
+    """A session without a worker, which records what it sends."""
 
     trouble: str = ""
     ended: MoleculeError | None = None
@@ -38,9 +38,13 @@ class FakeDesk:
 
     @property
     def client(self) -> AsyncPlatformClient:
-        raise AssertionError("nobody asks for it here")
+        raise AssertionError("not used here")
 
-    def changed(self) -> None:
+    @property
+    def sender(self) -> Self:
+        return self
+
+    def journal_changed(self) -> None:
         self.changes += 1
 
     async def tell_user(self, text: str, files: Sequence[Path]) -> None:
@@ -66,7 +70,7 @@ def message(number: int, **given: Any) -> Inbound:
 
 
 def open_inbox(journal: Journal, *workspaces: str) -> Inbox:
-    return Inbox(journal, {one: FakeDesk() for one in workspaces or (WORKSPACE,)})
+    return Inbox(journal, {one: FakeSession() for one in workspaces or (WORKSPACE,)}, ChangeSignal())
 
 
 def ids(messages: Sequence[InboxMessage]) -> list[str]:
@@ -186,7 +190,7 @@ async def test_claim_of_dead_process_released_immediately(journal: Journal) -> N
     await asyncio.sleep(10)
     assert not waiting.done()
     with other_process(journal.path) as db:
-        db.execute("UPDATE message SET holder=?", (inbox.holder.replace(str(os.getpid()), dead_process()),))
+        db.execute("UPDATE message SET holder=?", (inbox.reader_id.replace(str(os.getpid()), dead_process()),))
     again = await waiting
     assert again is not None
     assert asyncio.get_running_loop().time() < 15
@@ -289,9 +293,9 @@ async def test_shows_only_messages_answers_and_results(journal: Journal) -> None
 async def test_invalid_wait_times_refused_before_claiming(journal: Journal, seconds: float) -> None:
     await arrive(journal, message(1))
     inbox = open_inbox(journal)
-    with pytest.raises(ConfigError, match="hold must lie between"):
+    with pytest.raises(ConfigError, match="hold must be between"):
         await inbox.wait(0, hold=seconds)
-    with pytest.raises(ConfigError, match="wait must lie between"):
+    with pytest.raises(ConfigError, match="wait must be between"):
         await inbox.wait(seconds)
     assert await inbox.wait(0)
 
@@ -332,9 +336,9 @@ async def test_claimed_message_popped_by_another_reader(journal: Journal, second
 
 async def test_pop_notifies_the_session(journal: Journal) -> None:
     await arrive(journal, message(1))
-    desk = FakeDesk()
-    await Inbox(journal, {WORKSPACE: desk}).pop("row-1")
-    assert desk.changes == 1
+    session = FakeSession()
+    await Inbox(journal, {WORKSPACE: session}, ChangeSignal()).pop("row-1")
+    assert session.changes == 1
 
 
 async def test_reply_is_stored_until_sent(journal: Journal) -> None:
@@ -418,12 +422,12 @@ async def test_second_reply_is_refused(journal: Journal, second: Journal) -> Non
     ("row_id", "response", "complaint"),
     [
         ("nobody-knows-it", Response.from_text("hi"), "no message"),
-        ("row-2", Response.from_text("hi"), "is an answer to us"),
-        ("row-3", Response.from_text("hi"), "is an answer to us"),
+        ("row-2", Response.from_text("hi"), "is itself an answer"),
+        ("row-3", Response.from_text("hi"), "is itself an answer"),
         ("row-4", Response.from_text("hi"), "repeats row-1"),
         ("row-5", Response.from_text("hi"), "no message"),
         ("row-1", Response.from_text("  "), "empty"),
-        ("row-1", Response.silent(), "says something"),
+        ("row-1", Response.silent(), "reply is empty"),
         ("row-1", Response(parts=[DataPart({1, 2})]), "JSON"),
         ("row-1", Response(parts=[DataPart(float("nan"))]), "JSON"),
     ],
@@ -617,45 +621,49 @@ async def test_unknown_workspace_refused_by_every_method(journal: Journal) -> No
 
 
 async def test_asking_itself_refused_before_any_request(journal: Journal) -> None:
-    desk = FakeDesk()
-    inbox = Inbox(journal, {WORKSPACE: desk})
+    session = FakeSession()
+    inbox = Inbox(journal, {WORKSPACE: session}, ChangeSignal())
     with pytest.raises(ConfigError, match="this workspace itself"):
         await inbox.delegate(WORKSPACE, WORKSPACE, "work")
     with pytest.raises(ConfigError, match="this workspace itself"):
         await inbox.ask(WORKSPACE, f" {WORKSPACE} ", "hi", timeout=1)
     with pytest.raises(ConfigError, match="this workspace itself"):
         await inbox.ask(WORKSPACE, WORKSPACE.upper(), "hi", timeout=1)
-    assert desk.asked == []
+    assert session.asked == []
 
 
 async def test_ask_timeout_defaults_to_a_minute(journal: Journal) -> None:
-    desk = FakeDesk()
-    inbox = Inbox(journal, {WORKSPACE: desk})
+    session = FakeSession()
+    inbox = Inbox(journal, {WORKSPACE: session}, ChangeSignal())
     for nothing in (inbox.ask(WORKSPACE, "peer", " \n"), inbox.delegate(WORKSPACE, "peer", "")):
         with pytest.raises(ConfigError, match="nothing to ask"):
             await nothing
-    assert desk.asked == []
+    assert session.asked == []
     await inbox.ask(WORKSPACE, "peer", "how are you?")
-    assert (desk.asked, desk.timeout) == ([("peer", "how are you?")], 60.0)
+    assert (session.asked, session.timeout) == ([("peer", "how are you?")], 60.0)
 
 
 async def test_tell_user_accepts_file_paths_as_text(journal: Journal) -> None:
-    desk = FakeDesk()
-    await Inbox(journal, {WORKSPACE: desk}).tell_user(WORKSPACE, "look", ["/tmp/a.txt"])
-    assert desk.files == [Path("/tmp/a.txt")]
+    session = FakeSession()
+    await Inbox(journal, {WORKSPACE: session}, ChangeSignal()).tell_user(WORKSPACE, "look", ["/tmp/a.txt"])
+    assert session.files == [Path("/tmp/a.txt")]
 
 
 async def test_ended_workspace_reports_its_error_as_trouble(journal: Journal) -> None:
-    desks = {"ws-a": FakeDesk(trouble="the platform is down"), "ws-b": FakeDesk(ended=MoleculeError("deleted"))}
-    inbox = Inbox(journal, desks)
+    sessions = {
+        "ws-a": FakeSession(trouble="the platform is down"),
+        "ws-b": FakeSession(ended=MoleculeError("deleted")),
+    }
+    inbox = Inbox(journal, sessions, ChangeSignal())
     assert (inbox.trouble("ws-a"), inbox.trouble("ws-b")) == ("the platform is down", "deleted")
     assert {one: str(error) for one, error in inbox.ended.items()} == {"ws-b": "deleted"}
 
 
 async def test_wait_raises_once_all_workspaces_ended(journal: Journal) -> None:
-    desks = {"ws-a": FakeDesk(), "ws-b": FakeDesk(ended=MoleculeError("deleted"))}
+    sessions = {"ws-a": FakeSession(), "ws-b": FakeSession(ended=MoleculeError("deleted"))}
     await arrive(journal, message(1), workspace="ws-a")
-    inbox = Inbox(journal, desks)
+    changes = ChangeSignal()
+    inbox = Inbox(journal, sessions, changes)
     assert await inbox.wait(0)
     assert await inbox.pop("row-1")
     async with asyncio.TaskGroup() as group:
@@ -663,11 +671,11 @@ async def test_wait_raises_once_all_workspaces_ended(journal: Journal) -> None:
         listening = group.create_task(refused(drained(inbox)))
         await asyncio.sleep(600)
         assert not waiting.done()
-        desks["ws-a"].ended = MoleculeError("the token was refused")
-        inbox.ring()
+        sessions["ws-a"].ended = MoleculeError("the token was refused")
+        changes.notify()
     both = "2 of 2 workspaces ended with an error: ws-a: the token was refused; ws-b: deleted"
     assert (waiting.result(), listening.result()) == (both, both)
-    alone = Inbox(journal, {"ws-b": desks["ws-b"]})
+    alone = Inbox(journal, {"ws-b": sessions["ws-b"]}, ChangeSignal())
     assert await refused(alone.wait(0)) == "deleted"
 
 

@@ -4,13 +4,13 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from tests.inbox.test_inbox import FakeDesk
+from tests.inbox.test_inbox import FakeSession
 from tests.inbox.test_mode import reader
 from tests.worker.kit import WORKSPACE, FakePlatform, Serving, open_journal
 from tests.worker.test_downloads import named, says, uploads
 
 from molecule_connect.errors import ConfigError
-from molecule_connect.inbox.inbox import Inbox
+from molecule_connect.inbox.inbox import ChangeSignal, Inbox
 from molecule_connect.journal.journal import Journal
 from molecule_connect.models import FilePart, Response, TextPart
 
@@ -20,7 +20,7 @@ async def test_file_path_available_in_another_process(journal: Journal, tmp_path
     async with Serving(platform, journal, None), open_journal(tmp_path) as elsewhere:
         uploads(platform, content=b"hello")
         says(platform, TextPart("look"), named())
-        message = await Inbox(elsewhere, {WORKSPACE: FakeDesk()}).wait(60)
+        message = await Inbox(elsewhere, {WORKSPACE: FakeSession()}, ChangeSignal()).wait(60)
     assert message is not None
     (file,) = (part for part in message.parts if isinstance(part, FilePart))
     assert file.path is not None
@@ -87,6 +87,6 @@ async def test_reply_with_missing_file_refused(journal: Journal, tmp_path: Path)
         assert message is not None
         for name in ("missing.png", "n" * 300, "a\0b", "\ud800"):
             missing = FilePart(uri="", name="x", path=tmp_path / name)
-            with pytest.raises(ConfigError, match=r"cannot be sent: it is no file of this machine"):
+            with pytest.raises(ConfigError, match=r"cannot be sent: there is no such file"):
                 await inbox.reply(message.activity_id, Response(parts=(missing,)))
         assert len(inbox.peek()) == 1

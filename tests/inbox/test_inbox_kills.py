@@ -7,13 +7,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from tests.inbox.test_mode import Beside
+from tests.inbox.test_mode import LocalSession
 from tests.worker.kit import EPOCH, WORKSPACE, Disk, open_journal
 from tests.worker.test_kills import EXPECTED, Fuse, Mortal, dies, talk
 
 from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.errors import ConfigError
-from molecule_connect.inbox.inbox import Inbox
+from molecule_connect.inbox.inbox import ChangeSignal, Inbox
 from molecule_connect.models import Response
 from molecule_connect.worker.worker import Worker, WorkerOptions
 
@@ -43,7 +43,7 @@ async def live(folder: Path, platform: Mortal) -> None:
             journal=journal,
             options=WorkerOptions(wall=lambda: EPOCH + loop.time()),
         )
-        inboxes = [Inbox(journal, {WORKSPACE: Beside(connection=connection)}) for _ in range(2)]
+        inboxes = [Inbox(journal, {WORKSPACE: LocalSession(connection=connection)}, ChangeSignal()) for _ in range(2)]
         serving = asyncio.ensure_future(connection.run(stop))
         reading = [asyncio.ensure_future(read(inbox, fuse)) for inbox in inboxes]
         await asyncio.sleep(1)

@@ -28,7 +28,7 @@ async def test_position_migrates_to_its_own_workspace(
     folder = tmp_path / "configs"
     folder.mkdir()
     (folder / f"{legacy_cursor.NAME}{name}").write_text("row-7\n")
-    taken = await legacy_cursor.take_over(journal, tmp_path, LONG, [tmp_path / "none", folder], others=others)
+    taken = await legacy_cursor.migrate(journal, tmp_path, LONG, [tmp_path / "none", folder], others=others)
     assert taken == ("row-7" if is_its_own else None)
     assert journal.of(LONG).position() == (FeedPosition(watermark="row-7") if is_its_own else FeedPosition())
 
@@ -36,15 +36,15 @@ async def test_position_migrates_to_its_own_workspace(
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"two\nlines", b"../../etc", b"x" * 200])
 async def test_invalid_position_is_ignored(journal: Journal, tmp_path: Path, content: bytes) -> None:
     (tmp_path / legacy_cursor.NAME).write_bytes(content)
-    assert await legacy_cursor.take_over(journal, tmp_path, LONG, [tmp_path], others=()) is None
+    assert await legacy_cursor.migrate(journal, tmp_path, LONG, [tmp_path], others=()) is None
 
 
 async def test_existing_journal_or_cursor_takes_precedence(journal: Journal, tmp_path: Path) -> None:
     (tmp_path / legacy_cursor.NAME).write_text("row-7")
     await journal.of(LONG).set_position(FeedPosition(watermark="row-9"))
     (tmp_path / f"{ALIKE}.json").write_text("{}")
-    assert await legacy_cursor.take_over(journal, tmp_path, LONG, [tmp_path], others=()) is None
-    assert await legacy_cursor.take_over(journal, tmp_path, ALIKE, [tmp_path], others=()) is None
+    assert await legacy_cursor.migrate(journal, tmp_path, LONG, [tmp_path], others=()) is None
+    assert await legacy_cursor.migrate(journal, tmp_path, ALIKE, [tmp_path], others=()) is None
     assert journal.of(LONG).position() == FeedPosition(watermark="row-9")
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import attrs
 import pytest
-from tests.inbox.test_inbox import FakeDesk, ids
+from tests.inbox.test_inbox import FakeSession, ids
 from tests.worker.kit import WORKSPACE, FakePlatform, Serving, open_journal, other_process
 
 from molecule_connect import events
 from molecule_connect.errors import BackendError, Outcome, PermanentPlatformError, TransientPlatformError
-from molecule_connect.inbox.inbox import Inbox
+from molecule_connect.inbox.inbox import ChangeSignal, Inbox
 from molecule_connect.journal.inbox import InboxStore
 from molecule_connect.journal.journal import Journal
 from molecule_connect.models import BLANK, Kind, Progress, Request, Response
@@ -19,18 +19,18 @@ from molecule_connect.worker.worker import Worker
 
 
 @attrs.define
-class Beside(FakeDesk):
-    """The desk of a reader in the process that runs *connection*."""
+class LocalSession(FakeSession):
+    """The session of a reader in the process that runs *connection*."""
 
     connection: Worker | None = None
 
-    def changed(self) -> None:
+    def journal_changed(self) -> None:
         if self.connection is not None:
             self.connection.journal_changed()
 
 
 def reader(serving: Serving) -> Inbox:
-    return Inbox(serving.journal, {WORKSPACE: Beside(connection=serving.connection)})
+    return Inbox(serving.journal, {WORKSPACE: LocalSession(connection=serving.connection)}, ChangeSignal())
 
 
 async def test_claimed_message_reply_reaches_the_person(journal: Journal) -> None:
@@ -60,7 +60,7 @@ async def test_reply_to_a_peer_names_its_message(journal: Journal) -> None:
 async def test_reader_in_another_process_gets_messages(journal: Journal, tmp_path: Path) -> None:
     platform = FakePlatform()
     async with Serving(platform, journal, None) as serving, open_journal(tmp_path) as elsewhere:
-        attached = Inbox(elsewhere, {WORKSPACE: FakeDesk()})
+        attached = Inbox(elsewhere, {WORKSPACE: FakeSession()}, ChangeSignal())
         platform.write("hello")
         message = await attached.wait(60)
         assert message is not None
@@ -145,8 +145,10 @@ async def test_reply_interrupted_by_kill_sent_once(tmp_path: Path) -> None:
         async with Serving(platform, journal, None) as serving:
             platform.write("hello")
             assert await reader(serving).wait(60)
-        # Nobody sends it: the process was killed right after the reply was stored.
-        await Inbox(journal, {WORKSPACE: FakeDesk()}).reply("row-1", Response.from_text("hi"), patience=0)
+        # No worker runs: the process was killed right after the reply was stored.
+        await Inbox(journal, {WORKSPACE: FakeSession()}, ChangeSignal()).reply(
+            "row-1", Response.from_text("hi"), patience=0
+        )
     async with open_journal(tmp_path) as journal, Serving(platform, journal, None):
         await platform.until(lambda: platform.answers() == ["hi"])
         await asyncio.sleep(600)
@@ -298,7 +300,7 @@ async def test_backend_answers_messages_claimed_by_open_reader(journal: Journal,
         platform.write("one")
         platform.write("two")
         await platform.until(lambda: serving.rows() == [("row-1", "running"), ("row-2", "received")])
-        assert await Inbox(elsewhere, {WORKSPACE: FakeDesk()}).wait(0)
+        assert await Inbox(elsewhere, {WORKSPACE: FakeSession()}, ChangeSignal()).wait(0)
         # What a fleet does once a second, when the file was changed by somebody else.
         serving.connection.journal_changed()
         go.set()
@@ -313,7 +315,9 @@ async def test_stored_reply_sent_in_both_modes(tmp_path: Path, handler: str | No
         async with Serving(platform, journal, None):
             platform.write("one")
             await asyncio.sleep(10)
-        await Inbox(journal, {WORKSPACE: FakeDesk()}).reply("row-1", Response.from_text("by hand"), patience=0)
+        await Inbox(journal, {WORKSPACE: FakeSession()}, ChangeSignal()).reply(
+            "row-1", Response.from_text("by hand"), patience=0
+        )
         given = () if handler else (None,)
         async with Serving(platform, journal, *given) as serving:
             await platform.until(lambda: serving.rows() == [("row-1", "done")])

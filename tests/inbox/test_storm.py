@@ -9,11 +9,11 @@ from pathlib import Path
 
 import attrs
 import pytest
-from tests.inbox.test_mode import Beside
+from tests.inbox.test_mode import LocalSession
 from tests.worker.kit import WORKSPACE, FakePlatform, Serving, open_journal
 
 from molecule_connect.errors import ConfigError, Outcome, TransientPlatformError
-from molecule_connect.inbox.inbox import Inbox
+from molecule_connect.inbox.inbox import ChangeSignal, Inbox
 from molecule_connect.journal.journal import Journal
 from molecule_connect.models import Progress, Request, Response
 from molecule_connect.worker.sending import MAX_COPIES
@@ -39,7 +39,9 @@ class Storm:
 
     @asynccontextmanager
     async def reading(self, journal: Journal, serving: Serving | None = None) -> AsyncIterator[None]:
-        inbox = Inbox(journal, {WORKSPACE: Beside(connection=serving.connection if serving else None)})
+        inbox = Inbox(
+            journal, {WORKSPACE: LocalSession(connection=serving.connection if serving else None)}, ChangeSignal()
+        )
         task = asyncio.ensure_future(self._read(inbox))
         try:
             yield

@@ -1,4 +1,4 @@
-"""From settings to an open inbox: the connections beside it, or another process's, read through its journal."""
+"""Opens an inbox: the journal, and a session for each workspace."""
 
 import asyncio
 import contextlib
@@ -14,8 +14,8 @@ from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.config.state_dir import all_state_dirs, home_dir, resolve_state_dir
 from molecule_connect.errors import ConfigError, JournalError, MoleculeError
 from molecule_connect.inbox import legacy_cursor
-from molecule_connect.inbox.inbox import Inbox
-from molecule_connect.inbox.session import InboxDesk, refuse_a_backend
+from molecule_connect.inbox.inbox import ChangeSignal, Inbox
+from molecule_connect.inbox.session import InboxSession, require_no_backend
 from molecule_connect.journal.journal import Journal
 from molecule_connect.platform.transports import AsyncTransport, Transports
 from molecule_connect.runtime import Notices, Runtime
@@ -32,28 +32,28 @@ async def open_inbox(
     heartbeat: bool = True,
     transport: AsyncTransport | None = None,
 ) -> AsyncIterator[Inbox]:
-    """The inbox of *workspaces*, kept filled while it is open. It registers, beats and reads beside the caller.
+    """Open the inbox of *workspaces*. While it is open, registration, heartbeats and reading run in the background.
 
-    Where another process on this machine serves a workspace as an inbox, this one reads through the same journal,
-    and takes over when that process is gone. What ends a workspace later is in ``Inbox.ended``. At the end what is
-    held is given back, and answers that are being sent get the workspace's ``grace``.
+    If another process on this machine serves a workspace as an inbox, this one uses the same journal, and takes over
+    when that process ends. Errors that end a workspace later are in ``Inbox.ended``. When the inbox is closed, claims
+    are released, and replies that are being sent have the workspace's ``grace`` period to finish.
 
     Args:
-        workspaces: None: those that the environment names.
-        state_dir: Where the journal lies; None: where ``molecule connect`` would keep it.
-        heartbeat: False: another program keeps the workspaces online; this one neither registers nor beats.
-        transport: Stands in for the network.
+        workspaces: None uses the workspaces in the environment.
+        state_dir: The folder of the journal; None uses the same one as ``molecule connect``.
+        heartbeat: Whether to register and send heartbeats. If not, another program has to keep the workspaces online.
+        transport: Replaces the network in tests.
 
     Raises:
-        ConfigError: Something is missing or makes no sense; before any request.
-        LeaseError: Another process on this machine answers for a workspace with a backend.
-        JournalError: The journal cannot be used.
+        ConfigError: A setting is missing or invalid. It is raised before any request.
+        LeaseError: Another process on this machine serves a workspace with a backend.
+        JournalError: The journal can't be used.
     """
     folder = resolve_state_dir(state_dir, environ)
     settings = _checked(load_workspaces(environ, state_dir=folder) if workspaces is None else workspaces)
     report_state_dir_problems(settings, folder, listener)
     for one in settings:
-        await refuse_a_backend(folder, one.workspace_id)
+        await require_no_backend(folder, one.workspace_id)
     say = Notices(settings[0].workspace_id, listener)
     streams, warning = open_files.most_streams(len(settings), open_files.limit())
     if warning:
@@ -64,24 +64,25 @@ async def open_inbox(
         stack.push_async_callback(transports.aclose)
         journal = await stack.enter_async_context(Journal.open(folder, wall=time.time, notice=say))
         runtime = Runtime(state_dir=folder, transports=transports, journal=journal, listener=listener)
-        desks = []
+        changes = ChangeSignal()
+        sessions = {}
         for one in settings:
             client = runtime.client(one)
             stack.push_async_callback(client.aclose)
-            desks.append(InboxDesk(one, client, runtime, presence=heartbeat))
+            sessions[one.workspace_id] = InboxSession(one, client, runtime, changes, presence=heartbeat)
         folders = legacy_cursor.folders(environ, home=home_dir())
-        ids = {desk.workspace_id for desk in desks}
-        for name in ids:
-            await legacy_cursor.take_over(journal, folder, name, folders, others=ids - {name})
-        async with _filled(Inbox(journal, {desk.workspace_id: desk for desk in desks}), desks, runtime) as inbox:
+        for workspace_id in sessions:
+            await legacy_cursor.migrate(journal, folder, workspace_id, folders, others=sessions.keys() - {workspace_id})
+        inbox = Inbox(journal, sessions, changes)
+        async with _running(Supervisor([*sessions.values()], journal, listener=listener), inbox):
             yield inbox
 
 
 def state_folders(environ: Mapping[str, str] = os.environ, *, state_dir: Path | None = None) -> list[Path]:
-    """The folder where ``open_inbox`` keeps its journal, then every other one where this user's journals may be.
+    """The state folder of ``open_inbox``, then all other folders where this user may have state.
 
-    A program that sends files which an agent names must keep them out of it: journals and tokens are in these folders.
-    Received files are in ``WORKSPACE/files`` of the first.
+    These folders contain journals and tokens: a program that sends files on behalf of an agent must not send files from
+    them. Received files are in ``WORKSPACE/files`` of the first folder.
 
     Raises:
         ConfigError: The folder can't be used.
@@ -90,38 +91,35 @@ def state_folders(environ: Mapping[str, str] = os.environ, *, state_dir: Path | 
 
 
 @asynccontextmanager
-async def _filled(inbox: Inbox, desks: Sequence[InboxDesk], runtime: Runtime) -> AsyncIterator[Inbox]:
-    """*inbox* while its *desks* are at work."""
-    for desk in desks:
-        desk.ring = inbox.ring
+async def _running(supervisor: Supervisor, inbox: Inbox) -> AsyncIterator[None]:
+    """Run the sessions of *inbox*, and close it at the end."""
     stop = asyncio.Event()
-    fleet = Supervisor(desks, runtime.journal, listener=runtime.listener)
-    serving = asyncio.get_running_loop().create_task(_serve(fleet, stop), name="inbox")
+    serving = asyncio.get_running_loop().create_task(_serve(supervisor, stop), name="inbox")
     try:
-        yield inbox
+        yield
     finally:
         stop.set()
         try:
             await serving
         finally:
-            # What cannot be given back is free when its time is over.
+            # Claims that can't be released expire.
             with contextlib.suppress(JournalError):
                 await inbox.close()
 
 
-async def _serve(fleet: Supervisor, stop: asyncio.Event) -> None:
+async def _serve(supervisor: Supervisor, stop: asyncio.Event) -> None:
     try:
-        await fleet.run(stop)
+        await supervisor.run(stop)
     except MoleculeError:
-        # The desks have kept what each of them ended with.
+        # Readers get the errors from the sessions.
         await stop.wait()
 
 
 def _checked(workspaces: Sequence[WorkspaceSettings]) -> list[WorkspaceSettings]:
     settings = [one.check() for one in workspaces]
     if not settings:
-        raise ConfigError("no workspace was given", hint="name at least one")
+        raise ConfigError("no workspace was given", hint="pass at least one")
     ids = [one.workspace_id for one in settings]
-    if doubled := next((name for name in ids if ids.count(name) > 1), None):
-        raise ConfigError(f"workspace {doubled} is given twice", hint="leave out one of them")
+    if duplicate := next((name for name in ids if ids.count(name) > 1), None):
+        raise ConfigError(f"workspace {duplicate} is given twice", hint="remove one of them")
     return settings

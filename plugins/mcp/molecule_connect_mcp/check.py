@@ -1,4 +1,4 @@
-"""``molecule mcp --check``: is everything there, who holds the workspaces, and would pushed messages be shown?"""
+"""``molecule mcp --check``: checks the settings, the process that serves the workspaces, and the channel push."""
 
 import asyncio
 import json
@@ -15,13 +15,11 @@ import click
 from molecule_connect import (
     AuthError,
     MoleculeError,
-    PermanentPlatformError,
-    TransientPlatformError,
     WorkspaceDeletedError,
     WorkspaceSettings,
     endpoints,
 )
-from molecule_connect_mcp import harmless
+from molecule_connect_mcp import sanitize
 from molecule_connect_mcp.channel import (
     LAUNCH,
     MANAGED_SETTINGS,
@@ -30,19 +28,17 @@ from molecule_connect_mcp.channel import (
     missing_permission,
     missing_version,
 )
-from molecule_connect_mcp.flags import NO_HEARTBEAT, NO_INBOX, Flags, read_flags
-from molecule_connect_mcp.outbox import Outbox
-from molecule_connect_mcp.running import read_workspaces
 from molecule_connect_mcp.sendable import working_root
+from molecule_connect_mcp.sender import DirectSender
+from molecule_connect_mcp.settings import NO_HEARTBEAT, NO_INBOX, ServerSettings, read_settings, read_workspaces
 
-# As the group's own commands exit; the worst comes first.
-REFUSED, DELETED, ELSEWHERE, OUT_OF_REACH = 3, 4, 5, 6
-_WORST_FIRST = (REFUSED, DELETED, ELSEWHERE, OUT_OF_REACH)
+# The exit codes of ``molecule``, in the order of their priority.
+REFUSED, DELETED, SERVED_ELSEWHERE, UNREACHABLE = EXIT_CODES = (3, 4, 5, 6)
 
 
 @attrs.frozen
 class Finding:
-    """One line of the report. ``code`` is what the program exits with because of it."""
+    """A line of the report, and the exit code that it causes."""
 
     mark: str
     text: str
@@ -50,36 +46,36 @@ class Finding:
 
 
 def run_check(environ: Mapping[str, str], *, state_dir: Path | None, files_roots: Sequence[str] = ()) -> int:
-    """Report on standard output; the exit code.
+    """Print the report to standard output and return the exit code.
 
     Raises:
-        ConfigError: The configuration is not complete.
+        ConfigError: A setting is missing or invalid.
     """
-    flags = read_flags(environ, state_dir=state_dir, files_roots=files_roots)
+    settings = read_settings(environ, state_dir=state_dir, files_roots=files_roots)
     workspaces = read_workspaces(environ, state_dir=state_dir)
-    findings = [*asyncio.run(_platform_findings(workspaces))]
-    findings += [_held(one.workspace_id, holder(one.workspace_id, state_dir)) for one in workspaces]
-    findings += [*_flag_findings(flags), _files_finding(flags), *_channel_findings(environ)]
+    findings = asyncio.run(_check_platform(workspaces))
+    findings += [_check_process(one.workspace_id, local_status(one.workspace_id, state_dir)) for one in workspaces]
+    findings += [*_list_settings(settings), _list_folders(settings), *_check_channel(environ)]
     for finding in findings:
         click.echo(f"{finding.mark:5} {finding.text}")
     codes = {finding.code for finding in findings}
-    return next((code for code in _WORST_FIRST if code in codes), 0)
+    return next((code for code in EXIT_CODES if code in codes), 0)
 
 
-async def _platform_findings(workspaces: Sequence[WorkspaceSettings]) -> list[Finding]:
-    return [await _asked(one) for one in workspaces]
+async def _check_platform(workspaces: Sequence[WorkspaceSettings]) -> list[Finding]:
+    return [await _check_workspace(one) for one in workspaces]
 
 
-async def _asked(settings: WorkspaceSettings) -> Finding:
+async def _check_workspace(settings: WorkspaceSettings) -> Finding:
     if settings.token is None and settings.token_file is None:
-        kept = "its token is the one that the platform handed out earlier; it was not tried"
-        return Finding("note", f"{settings.workspace_id} at {settings.api_url}: {kept}")
-    async with Outbox.opened([settings]) as outbox:
-        return await _tried(outbox, settings)
+        unchecked = "it uses the token that the platform issued at registration, which was not checked"
+        return Finding("note", f"{settings.workspace_id} at {settings.api_url}: {unchecked}")
+    async with DirectSender.open([settings]) as sender:
+        return await _check_token(sender, settings)
 
 
-async def _tried(outbox: Outbox, settings: WorkspaceSettings) -> Finding:
-    name, client = settings.workspace_id, outbox.client(settings.workspace_id)
+async def _check_token(sender: DirectSender, settings: WorkspaceSettings) -> Finding:
+    name, client = settings.workspace_id, sender.client(settings.workspace_id)
     source = settings.token_source if settings.token else str(settings.token_file or "the state folder")
     try:
         peers = await client.call(endpoints.peers(name))
@@ -88,72 +84,68 @@ async def _tried(outbox: Outbox, settings: WorkspaceSettings) -> Finding:
         return Finding("miss", f"{name}: the token from {source} was refused: {error}", REFUSED)
     except WorkspaceDeletedError as error:
         return Finding("miss", f"{name}: {error}", DELETED)
-    except (PermanentPlatformError, TransientPlatformError) as error:
-        return Finding("miss", f"{name}: {error}", OUT_OF_REACH)
     except MoleculeError as error:
-        return Finding("miss", f"{name}: {error}", OUT_OF_REACH)
-    called = harmless.name(info.name)
+        return Finding("miss", f"{name}: {error}", UNREACHABLE)
+    title = sanitize.name(info.name)
     return Finding(
-        "ok", f"{name}{f' ({called})' if called else ''} at {settings.api_url}: token accepted, {len(peers)} peers"
+        "ok", f"{name}{f' ({title})' if title else ''} at {settings.api_url}: token accepted, {len(peers)} peers"
     )
 
 
-def holder(workspace_id: str, state_dir: Path | None) -> dict[str, Any]:
-    """What ``molecule status`` tells of the workspace on this machine; empty when it tells nothing."""
-    more = ["--state-dir", str(state_dir)] if state_dir else []
-    words = [sys.executable, "-m", "molecule_connect", "status", workspace_id, "--json", *more]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603 - ourselves
+def local_status(workspace_id: str, state_dir: Path | None) -> dict[str, Any]:
+    """The output of ``molecule status`` for the workspace; empty if there is none."""
+    options = ["--state-dir", str(state_dir)] if state_dir else []
+    command = [sys.executable, "-m", "molecule_connect", "status", workspace_id, "--json", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603 - own program
     try:
-        found: dict[str, Any] = json.loads(done.stdout)["workspaces"][0]
+        status: dict[str, Any] = json.loads(done.stdout)["workspaces"][0]
     except (ValueError, LookupError, TypeError):
         return {}
-    return found
+    return status
 
 
-def _held(workspace_id: str, told: Mapping[str, Any]) -> Finding:
-    if not told.get("pid"):
+def _check_process(workspace_id: str, status: Mapping[str, Any]) -> Finding:
+    if not status.get("pid"):
         return Finding("ok", f"{workspace_id}: no process on this machine serves it")
-    process = f"process {told['pid']} on {told.get('host')}"
-    if told.get("backend") == "inbox":
+    process = f"process {status['pid']} on {status.get('host')}"
+    if status.get("backend") == "inbox":
         return Finding("ok", f"{workspace_id}: {process} serves it as an inbox; another server reads through it")
     text = (
-        f"{workspace_id}: {process} serves it with the backend {told.get('backend')}, which answers by itself: "
-        "stop it, or start it with --backend inbox"
+        f"{workspace_id}: {process} serves it with the backend {status.get('backend')}, which answers the messages "
+        "itself: stop it, or restart it with --backend inbox"
     )
-    return Finding("miss", text, ELSEWHERE)
+    return Finding("miss", text, SERVED_ELSEWHERE)
 
 
-def _flag_findings(flags: Flags) -> list[Finding]:
+def _list_settings(settings: ServerSettings) -> list[Finding]:
     found = []
-    if not flags.heartbeat:
-        found.append(Finding("note", f"{NO_HEARTBEAT} is set: another program has to keep the workspace online"))
-    if not flags.reads:
-        found.append(Finding("note", f"{NO_INBOX} is set: nothing is read, and the inbox's tools say so"))
+    if not settings.heartbeat:
+        found.append(Finding("note", f"{NO_HEARTBEAT} is set: another program must keep the workspace online"))
+    if not settings.inbox:
+        found.append(Finding("note", f"{NO_INBOX} is set: no messages are read, and the inbox tools return an error"))
     return found
 
 
-def _files_finding(flags: Flags) -> Finding:
-    roots = [root for root in (working_root(), *flags.files_roots) if root is not None]
-    named = ", ".join(map(str, roots)) or "none here"
-    return Finding("note", f"folders that files may be sent from: {named}; also the host's roots, and received files")
+def _list_folders(settings: ServerSettings) -> Finding:
+    roots = [root for root in (working_root(), *settings.files_roots) if root is not None]
+    listed = ", ".join(map(str, roots)) or "none"
+    return Finding("note", f"folders that files may be sent from: {listed}; also the host's roots, and received files")
 
 
-def _channel_findings(environ: Mapping[str, str]) -> list[Finding]:
-    """What is missing for messages to come by themselves in Claude Code; never a reason to fail."""
-    found = [Finding("ok", "channel push: this server declares itself a channel")]
+def _check_channel(environ: Mapping[str, str]) -> list[Finding]:
+    """Check the conditions for channel push in Claude Code. They don't affect the exit code."""
+    found = [Finding("ok", "channel push: this server declares the channel capability")]
     program = shutil.which("claude", path=environ.get("PATH"))
     if program is None:
-        found.append(Finding("note", "channel push: there is no 'claude' on the search path"))
+        found.append(Finding("note", "channel push: 'claude' is not in PATH"))
     else:
         version = installed_version(program, environ)
-        lacks = [*missing_version(version), *missing_login(environ), *missing_permission(MANAGED_SETTINGS)]
-        found += [Finding("miss", f"channel push: {lack}") for lack in lacks]
-        if not lacks:
-            found.append(
-                Finding("ok", f"channel push: Claude Code {version or 'of an unknown version'} can show channels")
-            )
+        problems = [*missing_version(version), *missing_login(environ), *missing_permission(MANAGED_SETTINGS)]
+        found += [Finding("miss", f"channel push: {problem}") for problem in problems]
+        if not problems:
+            found.append(Finding("ok", f"channel push: Claude Code {version or '(unknown version)'} can show channels"))
     found.append(
-        Finding("note", f"channel push: start Claude Code as '{LAUNCH}', with the name that it has in its config")
+        Finding("note", f"channel push: start Claude Code as '{LAUNCH}', with the name of this server in its config")
     )
-    found.append(Finding("note", "channel push: without it, wait_for_message gets the same messages"))
+    found.append(Finding("note", "channel push: without it, wait_for_message returns the same messages"))
     return found

@@ -1,8 +1,8 @@
-"""The MCP server: what it says of itself, its tools, and the channel's capability in both eras of the protocol."""
+"""The MCP server: its capabilities and tools, in both eras of the protocol."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 import mcp_types as types
@@ -17,17 +17,36 @@ from molecule_connect_mcp.catalogue import INSTRUCTIONS, TOOLS, Tool
 CHANNEL = "claude/channel"
 CHANNEL_NOTIFICATION = "notifications/claude/channel"
 
-Call = Callable[[str, Mapping[str, Any], Sequence[Path]], Awaitable[tuple[str, bool]]]
-"""A tool's name, its arguments and the host's roots; its text, and whether that tells of an error."""
-
-# Seconds that a host has to name its roots; without them, the other roots count.
+# How long to wait for the host's roots, in seconds. Without a response, only the other roots count.
 ROOTS_TIMEOUT = 10.0
 _ROOTS = "roots"
-_FILES = {tool.name: tool.files for tool in TOOLS if tool.files}
+_FILE_ARGUMENTS = {tool.name: tool.files for tool in TOOLS if tool.files}
+
+
+class ToolCaller(Protocol):
+    """Runs tools."""
+
+    async def call(self, name: str, arguments: Mapping[str, Any], roots: Sequence[Path]) -> tuple[str, bool]:
+        """Call a tool with the host's roots. Returns the text of the result, and whether it is an error."""
+        ...
 
 
 class ChannelServer(Server[dict[str, Any]]):
-    """A server that declares the channel: the era without a handshake ignores the initialisation options."""
+    """A server of *tools* that declares the channel capability.
+
+    It overrides ``get_capabilities``, because the era without a handshake ignores the initialization options.
+    """
+
+    def __init__(self, tools: ToolCaller) -> None:
+        self._tools = tools
+        super().__init__(
+            "molecule",
+            version=__version__,
+            title="Molecule inbox",
+            instructions=INSTRUCTIONS,
+            on_list_tools=self._list_tools,
+            on_call_tool=self._call_tool,
+        )
 
     def get_capabilities(
         self,
@@ -37,7 +56,7 @@ class ChannelServer(Server[dict[str, Any]]):
         *,
         protocol_version: str | None = None,
     ) -> types.ServerCapabilities:
-        """As the SDK's, and the channel."""
+        """Add the channel to the SDK's capabilities."""
         return super().get_capabilities(
             notification_options,
             {CHANNEL: {}, **(experimental_capabilities or {})},
@@ -45,62 +64,49 @@ class ChannelServer(Server[dict[str, Any]]):
             protocol_version=protocol_version,
         )
 
-
-def create_server(call: Call) -> ChannelServer:
-    """The server; *call* runs a tool."""
-
-    async def list_tools(
-        context: ServerRequestContext[dict[str, Any]], params: types.PaginatedRequestParams | None
+    async def _list_tools(
+        self, context: ServerRequestContext[dict[str, Any]], params: types.PaginatedRequestParams | None
     ) -> types.ListToolsResult:
-        return types.ListToolsResult(tools=[_described(tool) for tool in TOOLS])
+        return types.ListToolsResult(tools=[_describe(tool) for tool in TOOLS])
 
-    async def call_tool(
-        context: ServerRequestContext[dict[str, Any]], params: types.CallToolRequestParams
+    async def _call_tool(
+        self, context: ServerRequestContext[dict[str, Any]], params: types.CallToolRequestParams
     ) -> types.CallToolResult | types.InputRequiredResult:
-        given = params.arguments or {}
-        sends = bool(given.get(_FILES.get(params.name, "")))
-        roots = await _host_roots(context, params.input_responses) if sends else ()
+        arguments = params.arguments or {}
+        sends_files = bool(arguments.get(_FILE_ARGUMENTS.get(params.name, "")))
+        roots = await _host_roots(context, params.input_responses) if sends_files else ()
         if roots is None:
             return types.InputRequiredResult(input_requests={_ROOTS: types.ListRootsRequest()})
-        text, failed = await call(params.name, given, roots)
-        return types.CallToolResult(content=[types.TextContent(type="text", text=text)], is_error=failed)
-
-    return ChannelServer(
-        "molecule",
-        version=__version__,
-        title="Molecule inbox",
-        instructions=INSTRUCTIONS,
-        on_list_tools=list_tools,
-        on_call_tool=call_tool,
-    )
+        text, is_error = await self._tools.call(params.name, arguments, roots)
+        return types.CallToolResult(content=[types.TextContent(type="text", text=text)], is_error=is_error)
 
 
 async def _host_roots(
     context: ServerRequestContext[dict[str, Any]], responses: types.InputResponses | None
 ) -> Sequence[Path] | None:
-    """The host's roots at this moment, so that a change needs no notice. None: it has to be asked by our answer.
+    """Return the host's current roots, or None if the result of the call has to request them.
 
-    The era without a handshake knows no requests of a server: its host adds what it was asked for, and calls again.
+    In the era without a handshake, a server sends no requests: the host calls the tool again with the roots.
     """
-    wanted = types.ClientCapabilities(roots=types.RootsCapability())
-    if not context.session.check_client_capability(wanted):
+    capability = types.ClientCapabilities(roots=types.RootsCapability())
+    if not context.session.check_client_capability(capability):
         return ()
-    answer: object = (responses or {}).get(_ROOTS)
+    response: object = (responses or {}).get(_ROOTS)
     if context.session.can_send_request:
         try:
-            answer = await context.session.send_request(
+            response = await context.session.send_request(
                 types.ListRootsRequest(), types.ListRootsResult, request_read_timeout_seconds=ROOTS_TIMEOUT
             )
         except (MCPError, ValidationError):
             return ()
     elif responses is None:
         return None
-    roots = answer.roots if isinstance(answer, types.ListRootsResult) else []
-    return [path for root in roots if (path := _folder_of(str(root.uri))) is not None]
+    roots = response.roots if isinstance(response, types.ListRootsResult) else []
+    return [path for root in roots if (path := _local_folder(str(root.uri))) is not None]
 
 
-def _folder_of(uri: str) -> Path | None:
-    """The folder that a root names; None for one that is on no file system of ours."""
+def _local_folder(uri: str) -> Path | None:
+    """The local folder of a root, or None if it isn't on this machine."""
     try:
         parts = urlsplit(uri)
         path = Path(unquote(parts.path))
@@ -110,7 +116,7 @@ def _folder_of(uri: str) -> Path | None:
     return path if is_local and path.is_absolute() and "\0" not in str(path) else None
 
 
-def _described(tool: Tool) -> types.Tool:
+def _describe(tool: Tool) -> types.Tool:
     return types.Tool(
         name=tool.name,
         title=tool.title,

@@ -1,80 +1,63 @@
-"""One session with a host: the protocol, its beginning and its end. What the host does not wait for is loaded late."""
+"""One session with a host: runs the protocol and the inbox until the host leaves or a signal arrives."""
 
 import asyncio
 import contextlib
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from molecule_connect_mcp.flags import Flags
-from molecule_connect_mcp.server import Call, create_server
+from molecule_connect_mcp.server import ChannelServer
+from molecule_connect_mcp.settings import ServerSettings
 from molecule_connect_mcp.stdio import Descriptors, LineReader, LineWriter
-from molecule_connect_mcp.streams import Incoming, Outgoing, Talk
-from molecule_connect_mcp.waiting import end
+from molecule_connect_mcp.streams import HostSession, Incoming, Outgoing
 
 if TYPE_CHECKING:
     from molecule_connect import WorkspaceSettings
-    from molecule_connect_mcp.attendance import Opener
+    from molecule_connect_mcp.inbox_runner import InboxOpener, InboxRunner
 
-# The rest is loaded once the host has its first answer, or after this long.
-HEAD_START = 1.0
-# How long answers that are being sent are waited for at the end. What is left goes out at the next start.
-DRAIN = 5.0
+# The inbox is imported after the host's first response, or after this delay, in seconds.
+STARTUP_DELAY = 1.0
+# How long to wait at the end for replies that are being sent, in seconds. The next start sends the others.
+DRAIN_TIMEOUT = 5.0
 
 
 async def serve(
     workspaces: "Sequence[WorkspaceSettings]",
-    flags: Flags,
+    settings: ServerSettings,
     descriptors: Descriptors,
     *,
-    opener: "Opener | None" = None,
+    opener: "InboxOpener | None" = None,
 ) -> None:
-    """Serve until the host closes its side, or a signal comes.
+    """Serve until the host closes its side, or a signal arrives.
 
     Raises:
-        MoleculeError: The inbox cannot be opened, or no workspace of it is left.
+        MoleculeError: The inbox can't be opened, or every workspace ended.
     """
-    talk, stop, leave = Talk(), asyncio.Event(), asyncio.Event()
+    session, stop = HostSession(), asyncio.Event()
     writer = LineWriter(descriptors.writing)
-    outgoing = Outgoing(writer, talk)
-    tools: asyncio.Future[Call] = asyncio.get_running_loop().create_future()
-
-    async def call(name: str, given: Mapping[str, Any], roots: Sequence[Path]) -> tuple[str, bool]:
-        return await (await asyncio.shield(tools))(name, given, roots)
-
-    async def attend() -> None:
-        beginnings = [asyncio.create_task(event.wait()) for event in (talk.begun, leave)]
-        await asyncio.wait(beginnings, timeout=HEAD_START, return_when=asyncio.FIRST_COMPLETED)
-        await end(beginnings)
-        if leave.is_set():
-            return
-        from molecule_connect_mcp.attendance import Attendance
-
-        attendance = Attendance(workspaces, flags, talk, outgoing, opener)
-        tools.set_result(attendance.tools.call)
-        await attendance.run(leave)
-
-    server = create_server(call)
-    incoming = Incoming(LineReader(descriptors.reading), talk, outgoing)
-    with stopping(stop.set):
+    outgoing = Outgoing(writer, session)
+    incoming = Incoming(LineReader(descriptors.reading), session, outgoing)
+    inbox = LazyInbox(workspaces, settings, opener)
+    server = ChannelServer(inbox)
+    with set_on_signal(stop):
         protocol = asyncio.create_task(server.run(incoming, outgoing, server.create_initialization_options()))
-        work = asyncio.create_task(attend())
+        reading = asyncio.create_task(inbox.run(session, outgoing))
         ends = [asyncio.create_task(event.wait()) for event in (stop, writer.broken)]
         try:
-            await asyncio.wait([protocol, work, *ends], return_when=asyncio.FIRST_COMPLETED)
-            await end([protocol, *ends])
-            leave.set()
-            await _drain(work, stop)
+            await asyncio.wait([protocol, reading, *ends], return_when=asyncio.FIRST_COMPLETED)
+            await _cancel([protocol, *ends])
+            inbox.stop.set()
+            await _drain(reading, stop)
         finally:
-            await end([protocol, work, *ends])
-    if not work.cancelled():
-        work.result()
+            await _cancel([protocol, reading, *ends])
+    if not reading.cancelled():
+        reading.result()
 
 
 @contextlib.contextmanager
-def stopping(stop: Callable[[], object]) -> Iterator[None]:
-    """The first SIGTERM or Ctrl-C calls *stop*; a second one ends the program as usual."""
+def set_on_signal(stop: asyncio.Event) -> Iterator[None]:
+    """Set *stop* on the first SIGTERM or Ctrl-C. A second one ends the program as usual."""
     loop = asyncio.get_running_loop()
     numbers = (signal.SIGINT, signal.SIGTERM)
 
@@ -84,9 +67,9 @@ def stopping(stop: Callable[[], object]) -> Iterator[None]:
 
     def first() -> None:
         restore()
-        stop()
+        stop.set()
 
-    # Only the main thread can have handlers; elsewhere signals are somebody else's affair.
+    # Only the main thread can have signal handlers.
     with contextlib.suppress(ValueError, RuntimeError):
         for number in numbers:
             loop.add_signal_handler(number, first)
@@ -96,9 +79,50 @@ def stopping(stop: Callable[[], object]) -> Iterator[None]:
         restore()
 
 
-async def _drain(work: "asyncio.Task[None]", stop: asyncio.Event) -> None:
-    """Let *work* end by itself; a host that is in a hurry (it closed its side, then sent SIGTERM) is not kept."""
-    hurry = None if stop.is_set() else asyncio.create_task(stop.wait())
-    await asyncio.wait([work, *([hurry] if hurry else [])], timeout=DRAIN, return_when=asyncio.FIRST_COMPLETED)
-    if hurry is not None:
-        await end([hurry])
+class LazyInbox:
+    """The inbox and its tools. They are imported and opened after the host has its first response.
+
+    Attributes:
+        stop: Set it to close the inbox.
+    """
+
+    def __init__(
+        self, workspaces: "Sequence[WorkspaceSettings]", settings: ServerSettings, opener: "InboxOpener | None"
+    ) -> None:
+        self._workspaces, self._settings, self._opener = workspaces, settings, opener
+        self._runner: asyncio.Future[InboxRunner] = asyncio.get_running_loop().create_future()
+        self.stop = asyncio.Event()
+
+    async def call(self, name: str, arguments: Mapping[str, Any], roots: Sequence[Path]) -> tuple[str, bool]:
+        """Call a tool, as soon as there are any. See ``ToolCaller``."""
+        runner = await asyncio.shield(self._runner)
+        return await runner.tools.call(name, arguments, roots)
+
+    async def run(self, session: HostSession, outgoing: Outgoing) -> None:
+        """Run the inbox until ``stop`` is set. Raises the errors of ``InboxRunner.run``."""
+        starts = [asyncio.create_task(event.wait()) for event in (session.responded, self.stop)]
+        await asyncio.wait(starts, timeout=STARTUP_DELAY, return_when=asyncio.FIRST_COMPLETED)
+        await _cancel(starts)
+        if self.stop.is_set():
+            return
+        from molecule_connect_mcp.inbox_runner import InboxRunner
+
+        runner = InboxRunner(self._workspaces, self._settings, session, outgoing, self._opener)
+        self._runner.set_result(runner)
+        await runner.run(self.stop)
+
+
+async def _cancel(tasks: "Sequence[asyncio.Task[Any]]") -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _drain(reading: "asyncio.Task[None]", stop: asyncio.Event) -> None:
+    """Let *reading* finish. A signal that arrives meanwhile cuts this short: the host is waiting for the exit."""
+    interrupt = None if stop.is_set() else asyncio.create_task(stop.wait())
+    await asyncio.wait(
+        [reading, *([interrupt] if interrupt else [])], timeout=DRAIN_TIMEOUT, return_when=asyncio.FIRST_COMPLETED
+    )
+    if interrupt is not None:
+        await _cancel([interrupt])

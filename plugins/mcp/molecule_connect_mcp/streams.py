@@ -1,4 +1,4 @@
-"""The two streams that the SDK's server runs on, over lines; what the session is known to be is noted on the way."""
+"""The message streams that the SDK's server runs on, and the state of the session with the host."""
 
 import asyncio
 import contextlib
@@ -12,70 +12,78 @@ import mcp_types as types
 from mcp.shared.message import SessionMessage
 from pydantic import ValidationError
 
-from molecule_connect_mcp import harmless
-from molecule_connect_mcp.refusals import refusal_of, refusal_of_id
+from molecule_connect_mcp import sanitize
+from molecule_connect_mcp.request_errors import error_response, invalid_id_response
 from molecule_connect_mcp.stdio import LineReader, LineWriter
 
 _log = logging.getLogger(__name__)
-# How long answers under way are waited for when the host has closed its side; one that waits itself is not.
-LINGER = 5.0
-_WAITING = "wait_for_message"
-# A host that asks one of these may still choose the other era, or has not finished its handshake.
-_OPENINGS = frozenset({"initialize", "ping", "server/discover"})
+# How long to wait for pending requests after the host closed its side, in seconds.
+PENDING_TIMEOUT = 5.0
+# This tool may wait for minutes, so its calls don't count as pending.
+_WAITING_TOOL = "wait_for_message"
+# After one of these the host may still choose the other protocol era, or hasn't finished its handshake.
+_OPENING_METHODS = frozenset({"initialize", "ping", "server/discover"})
 
 
-class Talk:
-    """What is known of the session: whether it is open for notifications, who the host is, what is unanswered."""
+class HostSession:
+    """The state of the session, derived from the messages in both directions.
+
+    Attributes:
+        accepts_notifications: Set once the host accepts notifications.
+        responded: Set once the host received its first response.
+        idle: Set while no request is pending.
+        name: The name and version of the host; empty until it is known.
+    """
 
     def __init__(self) -> None:
-        self.open = asyncio.Event()
-        self.begun = asyncio.Event()
+        self.accepts_notifications = asyncio.Event()
+        self.responded = asyncio.Event()
         self.idle = asyncio.Event()
         self.idle.set()
-        self.host = ""
+        self.name = ""
         self._pending: dict[types.RequestId, str] = {}
 
-    def heard(self, message: types.JSONRPCMessage) -> None:
-        """Something came from the host."""
+    def received(self, message: types.JSONRPCMessage) -> None:
+        """Update the state with a message from the host."""
         if isinstance(message, types.JSONRPCRequest):
             params = message.params or {}
-            if params.get("name") != _WAITING:
+            if params.get("name") != _WAITING_TOOL:
                 self._pending[message.id] = message.method
                 self.idle.clear()
-            self._introduced(params)
-            if message.method not in _OPENINGS:
-                self.open.set()
+            self._read_name(params)
+            if message.method not in _OPENING_METHODS:
+                self.accepts_notifications.set()
         elif isinstance(message, types.JSONRPCNotification):
             if message.method == "notifications/initialized":
-                self.open.set()
+                self.accepts_notifications.set()
             elif message.method == "notifications/cancelled":
                 cancelled = (message.params or {}).get("requestId")
                 if isinstance(cancelled, int | str):
-                    self._settled(cancelled)
+                    self._finish(cancelled)
 
-    def said(self, message: types.JSONRPCMessage) -> None:
-        """Something was written to the host."""
+    def sent(self, message: types.JSONRPCMessage) -> None:
+        """Update the state with a message that was written to the host."""
         if isinstance(message, types.JSONRPCResponse | types.JSONRPCError):
-            self.begun.set()
-            if self._settled(message.id) == "server/discover" and isinstance(message, types.JSONRPCResponse):
-                self.open.set()
+            self.responded.set()
+            if self._finish(message.id) == "server/discover" and isinstance(message, types.JSONRPCResponse):
+                self.accepts_notifications.set()
 
-    def _settled(self, request_id: types.RequestId | None) -> str | None:
+    def _finish(self, request_id: types.RequestId | None) -> str | None:
         method = None if request_id is None else self._pending.pop(request_id, None)
         if not self._pending:
             self.idle.set()
         return method
 
-    def _introduced(self, params: dict[str, Any]) -> None:
+    def _read_name(self, params: dict[str, Any]) -> None:
         meta = params.get("_meta")
-        told = params.get("clientInfo") or (meta.get(types.CLIENT_INFO_META_KEY) if isinstance(meta, dict) else None)
-        if not self.host and isinstance(told, dict):
-            self.host = harmless.name(" ".join(str(told.get(key) or "") for key in ("name", "version")))
+        info = params.get("clientInfo") or (meta.get(types.CLIENT_INFO_META_KEY) if isinstance(meta, dict) else None)
+        if not self.name and isinstance(info, dict):
+            self.name = sanitize.name(" ".join(str(info.get(key) or "") for key in ("name", "version")))
 
 
 class _Stream:
     async def aclose(self) -> None:
-        """The SDK closes its streams; the lines outlive them."""
+        """Do nothing: the SDK closes its streams, but the lines are still needed."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -87,10 +95,10 @@ class _Stream:
 
 
 class Incoming(_Stream):
-    """What the host says."""
+    """The messages from the host."""
 
-    def __init__(self, lines: LineReader, talk: Talk, outgoing: "Outgoing") -> None:
-        self._lines, self._talk, self._outgoing = lines, talk, outgoing
+    def __init__(self, lines: LineReader, session: HostSession, outgoing: "Outgoing") -> None:
+        self._lines, self._session, self._outgoing = lines, session, outgoing
 
     def __aiter__(self) -> Self:
         return self
@@ -99,24 +107,24 @@ class Incoming(_Stream):
         while True:
             line = await self._lines.next()
             if line is None:
-                await self._linger()
+                await self._wait_for_pending()
                 raise StopAsyncIteration
             if not line.strip():
                 continue
             try:
-                message = _read(line)
+                message = _parse(line)
             except ValidationError as exc:
-                # The SDK drops a line that is no message, and the host would wait for its answer.
-                await self._outgoing.refuse(refusal_of(line, exc))
+                # The SDK drops invalid lines, and the host would wait for a response.
+                await self._outgoing.send_error(error_response(line, exc))
                 continue
-            if isinstance(message, types.JSONRPCNotification) and (refusal := refusal_of_id(line)) is not None:
-                await self._outgoing.refuse(refusal)
+            if isinstance(message, types.JSONRPCNotification) and (error := invalid_id_response(line)) is not None:
+                await self._outgoing.send_error(error)
                 continue
-            self._talk.heard(message)
+            self._session.received(message)
             return SessionMessage(message)
 
     async def receive(self) -> SessionMessage:
-        """The next message.
+        """Return the next message.
 
         Raises:
             anyio.EndOfStream: The host has closed its side.
@@ -126,63 +134,63 @@ class Incoming(_Stream):
         except StopAsyncIteration:
             raise anyio.EndOfStream from None
 
-    async def _linger(self) -> None:
+    async def _wait_for_pending(self) -> None:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LINGER):
-                await self._talk.idle.wait()
+            async with asyncio.timeout(PENDING_TIMEOUT):
+                await self._session.idle.wait()
 
 
 class Outgoing(_Stream):
-    """What the host is told."""
+    """The messages to the host."""
 
-    def __init__(self, lines: LineWriter, talk: Talk) -> None:
-        self._lines, self._talk = lines, talk
+    def __init__(self, lines: LineWriter, session: HostSession) -> None:
+        self._lines, self._session = lines, session
 
     async def send(self, item: SessionMessage, /) -> None:
-        """Returns once it is written.
+        """Write a message, and return once it is written.
 
         Raises:
-            anyio.BrokenResourceError: Nobody reads any more.
+            anyio.BrokenResourceError: The host has stopped reading.
         """
         content = item.message.model_dump_json(by_alias=True, exclude_unset=True)
         try:
-            await self._lines.line(content.encode(errors="replace"))
+            await self._lines.write(content.encode(errors="replace"))
         except BrokenPipeError:
             raise anyio.BrokenResourceError from None
-        self._talk.said(item.message)
+        self._session.sent(item.message)
 
-    async def refuse(self, refusal: dict[str, Any] | None) -> None:
-        """Send an error of ``refusals``, if there is one."""
-        if refusal is None:
+    async def send_error(self, response: dict[str, Any] | None) -> None:
+        """Write an error response from ``request_errors``; do nothing for None."""
+        if response is None:
             return
-        _log.warning("a request of the host was refused: %s", refusal["error"]["message"])
+        _log.warning("rejected a request of the host: %s", response["error"]["message"])
         with contextlib.suppress(BrokenPipeError):
-            await self._lines.line(json.dumps(refusal).encode())
+            await self._lines.write(json.dumps(response).encode())
 
     async def notify(self, method: str, params: dict[str, Any]) -> bool:
-        """Tell the host something it did not ask for. False: nobody reads any more."""
-        note = types.JSONRPCNotification(jsonrpc="2.0", method=method, params=params)
+        """Send a notification. Returns False if the host has stopped reading."""
+        notification = types.JSONRPCNotification(jsonrpc="2.0", method=method, params=params)
         try:
-            await self.send(SessionMessage(message=note))
+            await self.send(SessionMessage(message=notification))
         except anyio.BrokenResourceError:
             return False
         return True
 
 
-def _read(line: bytes) -> types.JSONRPCMessage:
-    """The message that *line* is.
+def _parse(line: bytes) -> types.JSONRPCMessage:
+    """Parse a JSON-RPC message.
 
     Raises:
-        ValidationError: It is none.
+        ValidationError: *line* isn't one.
     """
     try:
         return types.jsonrpc_message_adapter.validate_json(line.decode(errors="replace"), by_name=False)
     except ValidationError:
-        # Half a surrogate pair, as JavaScript writes a text that was cut within an emoji, is no reason for no answer.
+        # JavaScript writes a text that was cut within an emoji with a lone surrogate; replace it.
         try:
-            mended = json.dumps(json.loads(line), ensure_ascii=False).encode(errors="replace")
+            repaired = json.dumps(json.loads(line), ensure_ascii=False).encode(errors="replace")
         except (ValueError, RecursionError):
-            mended = b""
-        if b"\\u" not in line or not mended:
+            repaired = b""
+        if b"\\u" not in line or not repaired:
             raise
-        return types.jsonrpc_message_adapter.validate_json(mended, by_name=False)
+        return types.jsonrpc_message_adapter.validate_json(repaired, by_name=False)

@@ -1,4 +1,4 @@
-"""A server in this process with an inbox that can be filled."""
+"""A server in this process with a fake inbox."""
 
 from collections.abc import AsyncIterator
 

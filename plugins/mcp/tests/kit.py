@@ -1,4 +1,4 @@
-"""An inbox without a journal, and a host that speaks the protocol over pipes."""
+"""An inbox in memory, and a host that speaks the protocol over pipes."""
 
 import asyncio
 import contextlib
@@ -14,12 +14,13 @@ from molecule_connect import (
     InboxMessage,
     MoleculeError,
     Part,
+    ReplyResult,
     Response,
     TextPart,
     WorkspaceSettings,
 )
-from molecule_connect_mcp.flags import Flags
 from molecule_connect_mcp.serving import serve
+from molecule_connect_mcp.settings import ServerSettings
 from molecule_connect_mcp.stdio import Descriptors
 
 MODERN = "2026-07-28"
@@ -31,7 +32,7 @@ ENVELOPE = {
 
 
 def message(activity_id: str = "a1", *parts: Part | str, **fields: Any) -> InboxMessage:
-    """A message; a person's "hi" unless said otherwise."""
+    """A message; by default "hi" from a person."""
     made = tuple(TextPart(part) if isinstance(part, str) else part for part in (parts or ("hi",)))
     whole: dict[str, Any] = {
         "workspace_id": "ws-1",
@@ -54,7 +55,7 @@ class FakeAddress:
 
 
 class FakeClient:
-    """Answers operations by their name; what is an exception is raised."""
+    """Answers requests by their name. An answer that is an exception is raised."""
 
     def __init__(self, answers: Mapping[str, Any]) -> None:
         self._answers = answers
@@ -73,7 +74,7 @@ class FakeClient:
 
 
 class FakeInbox:
-    """The surface of an inbox, in memory."""
+    """An inbox in memory."""
 
     def __init__(self, *messages: InboxMessage, workspace_ids: Sequence[str] = ("ws-1",), **answers: Any) -> None:
         self.workspace_ids = tuple(workspace_ids)
@@ -82,7 +83,7 @@ class FakeInbox:
         self.told: list[tuple[str, str, tuple[Path, ...]]] = []
         self.asked: list[tuple[str, str, str]] = []
         self.holds: list[float] = []
-        self.outcome = "delivered"
+        self.outcome = ReplyResult("delivered")
         self.answer: Any = {"status": "queued"}
         self.deaf = ""
         self.delegation = "d-1"
@@ -116,7 +117,7 @@ class FakeInbox:
 
     async def reply(
         self, activity_id: str, response: Response, *, workspace_id: str | None = None, patience: float = 10.0
-    ) -> str:
+    ) -> ReplyResult:
         if not any(one.activity_id == activity_id for one in self._messages):
             raise ConfigError(f"there is no message {activity_id!r}", hint="peek shows what waits")
         self.replies.append((activity_id, response))
@@ -156,7 +157,7 @@ def as_inbox(inbox: FakeInbox) -> Inbox:
 
 
 class Host:
-    """What a host writes and reads. It offers its roots, as URIs, where it was given some."""
+    """An MCP host. It offers ``roots``, a list of URIs, unless that is None."""
 
     def __init__(self, writing: int, reading: asyncio.StreamReader) -> None:
         self._writing, self._reading = writing, reading
@@ -173,13 +174,13 @@ class Host:
         os.write(self._writing, content)
 
     def close(self) -> None:
-        """Close our side, as a host does at its end."""
+        """Close the input of the server, as a host does when it exits."""
         if self._writing >= 0:
             os.close(self._writing)
             self._writing = -1
 
     async def read(self) -> dict[str, Any]:
-        """The next line."""
+        """Return the next line."""
         async with asyncio.timeout(10):
             line = await self._reading.readline()
         assert line, "the server closed its side"
@@ -187,7 +188,7 @@ class Host:
         return found
 
     async def answer(self, request_id: Any) -> dict[str, Any]:
-        """The answer to a request; notifications before it are kept in ``notes``."""
+        """Return the response to a request. Notifications before it are added to ``notes``."""
         while request_id not in self._replies:
             line = await self.read()
             if line.get("method") == "roots/list":
@@ -200,7 +201,7 @@ class Host:
         return self._replies.pop(request_id)
 
     async def note(self) -> dict[str, Any]:
-        """The next notification."""
+        """Return the next notification."""
         while not self.notes:
             line = await self.read()
             if "id" in line:
@@ -210,7 +211,7 @@ class Host:
         return self.notes.pop(0)
 
     async def begin(self, name: str = "test") -> dict[str, Any]:
-        """The handshake of the older era; what the server says of itself."""
+        """Perform the handshake of the older era, and return the server's result."""
         capabilities = {} if self.roots is None else {"roots": {"listChanged": True}}
         client = {"name": name, "version": "1.2.3"}
         about = {"protocolVersion": "2025-11-25", "capabilities": capabilities, "clientInfo": client}
@@ -220,7 +221,7 @@ class Host:
         return result
 
     async def call(self, name: str, **arguments: Any) -> Any:
-        """A tool's result as JSON, or its error as text."""
+        """Call a tool. Returns its result as JSON, or its error as text."""
         self.write({"id": "call", "method": "tools/call", "params": {"name": name, "arguments": arguments}})
         result = (await self.answer("call"))["result"]
         text = result["content"][0]["text"]
@@ -228,12 +229,14 @@ class Host:
 
 
 class Serving:
-    """A server in this process, over pipes, with a fake inbox, which takes until *may_open* to open."""
+    """A server in this process, over pipes, with a fake inbox that opens once *may_open* is set."""
 
-    def __init__(self, inbox: FakeInbox, flags: Flags | None = None, *, may_open: asyncio.Event | None = None) -> None:
+    def __init__(
+        self, inbox: FakeInbox, settings: ServerSettings | None = None, *, may_open: asyncio.Event | None = None
+    ) -> None:
         self.inbox, self._may_open = inbox, may_open
         self.opened: list[dict[str, Any]] = []
-        self._flags = flags or Flags()
+        self._settings = settings or ServerSettings()
 
     @contextlib.asynccontextmanager
     async def _open(self, workspaces: Sequence[WorkspaceSettings], **options: Any) -> AsyncIterator[Inbox]:
@@ -252,13 +255,13 @@ class Serving:
             lambda: asyncio.StreamReaderProtocol(reading), pipe
         )
         self.host = Host(from_host, reading)
-        settings = [WorkspaceSettings(workspace_id=one, token="t") for one in self.inbox.workspace_ids]
+        workspaces = [WorkspaceSettings(workspace_id=one, token="t") for one in self.inbox.workspace_ids]
         descriptors = Descriptors(to_server, from_server)
-        self.task = asyncio.create_task(serve(settings, self._flags, descriptors, opener=self._open))
+        self.task = asyncio.create_task(serve(workspaces, self._settings, descriptors, opener=self._open))
         return self
 
     async def stop_reading(self) -> None:
-        """The host reads no more: what is written to it breaks."""
+        """Close the reading end of the host."""
         self._transport.close()
         await asyncio.sleep(0)
 

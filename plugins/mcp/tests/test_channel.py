@@ -1,4 +1,4 @@
-"""Which condition of channel push is missing."""
+"""Missing conditions of channel push are reported."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which files a model may send, and which it may not, whatever it names."""
+"""A model may send only files from the allowed folders."""
 
 import json
 import os
@@ -10,11 +10,11 @@ import attrs
 import pytest
 
 from molecule_connect import ArgumentError, ConfigError, FilePart, TextPart, WorkspaceSettings
-from molecule_connect_mcp.desk import Desk
-from molecule_connect_mcp.flags import Flags, read_flags
-from molecule_connect_mcp.outbox import Outbox
-from molecule_connect_mcp.sendable import KEPT_SECONDS, LARGEST, SendableFiles, working_root
+from molecule_connect_mcp.sendable import COPY_MAX_AGE, MAX_BYTES, SendableFiles, working_root
+from molecule_connect_mcp.sender import DirectSender
+from molecule_connect_mcp.settings import ServerSettings, read_settings
 from molecule_connect_mcp.tools import Tools
+from molecule_connect_mcp.workspaces import Workspaces
 
 from .kit import ENVELOPE, FakeInbox, Serving, as_inbox, message
 
@@ -23,7 +23,7 @@ TOKEN = "secret-token-value"
 
 @attrs.frozen
 class Place:
-    """A machine's folders: a project, a state folder, and something that is neither."""
+    """The folders of a machine: a project, a state folder and a folder outside both."""
 
     base: Path
     project: Path
@@ -160,14 +160,14 @@ def test_proc_environ_is_not_sent(place: Place) -> None:
 
 def test_oversized_file_refused_before_copying(place: Place) -> None:
     with (place.project / "large").open("wb") as file:
-        file.truncate(LARGEST + 1)
+        file.truncate(MAX_BYTES + 1)
     assert "256 MiB" in place.refused(place.project / "large")
 
 
 def test_old_copies_are_removed(place: Place) -> None:
     first = place.sendable().copy([str(place.project / "plot.png")])
     assert first.folder is not None
-    os.utime(first.folder, (0, first.folder.stat().st_mtime - KEPT_SECONDS - 1))
+    os.utime(first.folder, (0, first.folder.stat().st_mtime - COPY_MAX_AGE - 1))
     second = place.sendable().copy([str(place.project / "plot.png")])
     assert not first.folder.exists()
     assert second.files[0].exists()
@@ -195,9 +195,9 @@ def test_account_home_counts_besides_home_variable(monkeypatch: pytest.MonkeyPat
 
 
 def tools_of(inbox: FakeInbox, place: Place) -> Tools:
-    desk = Desk(inbox.workspace_ids, reads=True)
-    desk.opened(as_inbox(inbox))
-    return Tools(desk, hold=300.0, sendable=place.sendable)
+    workspaces = Workspaces(inbox.workspace_ids, has_inbox=True)
+    workspaces.set_inbox(as_inbox(inbox))
+    return Tools(workspaces, claim_seconds=300.0, files=place.sendable())
 
 
 async def test_reply_keeps_copies_until_sent(place: Place) -> None:
@@ -230,9 +230,9 @@ async def test_attachments_without_text_leave_no_copy(place: Place) -> None:
 
 
 async def test_without_an_inbox_no_file_is_sent(place: Place) -> None:
-    desk = Desk(["ws-1"], reads=False)
-    desk.opened_for_sending(Outbox({"ws-1": FakeInbox().fake_client}))  # type: ignore[dict-item]
-    tools = Tools(desk, hold=300.0, sendable=place.sendable)
+    workspaces = Workspaces(["ws-1"], has_inbox=False)
+    workspaces.set_sender(DirectSender({"ws-1": FakeInbox().fake_client}))  # type: ignore[dict-item]
+    tools = Tools(workspaces, claim_seconds=300.0, files=place.sendable())
     given = {"message": "x", "attachments": [str(place.project / "plot.png")]}
     text, failed = await tools.call("send_message_to_user", given)
     assert failed
@@ -242,12 +242,12 @@ async def test_without_an_inbox_no_file_is_sent(place: Place) -> None:
 # The host's roots
 
 
-def flags(place: Place) -> Flags:
-    return Flags(state_dir=place.state)
+def settings(place: Place) -> ServerSettings:
+    return ServerSettings(state_dir=place.state)
 
 
 async def test_host_roots_requested_at_each_call(place: Place) -> None:
-    async with Serving(FakeInbox(message("a1")), flags(place)) as serving:
+    async with Serving(FakeInbox(message("a1")), settings(place)) as serving:
         host, file = serving.host, str(place.outside / "id_rsa")
         host.roots = []
         await host.begin()
@@ -264,7 +264,7 @@ async def test_root_with_special_characters_counts(place: Place) -> None:
     odd = place.base / "a b#%41"
     odd.mkdir()
     (odd / "x").write_text("x")
-    async with Serving(FakeInbox(message("a1")), flags(place)) as serving:
+    async with Serving(FakeInbox(message("a1")), settings(place)) as serving:
         serving.host.roots = [odd.as_uri()]
         await serving.host.begin()
         told = await serving.host.call("reply", activity_id="a1", text="x", files=[str(odd / "x")])
@@ -272,7 +272,7 @@ async def test_root_with_special_characters_counts(place: Place) -> None:
 
 
 async def test_host_without_roots_is_not_asked(place: Place) -> None:
-    async with Serving(FakeInbox(message("a1")), flags(place)) as serving:
+    async with Serving(FakeInbox(message("a1")), settings(place)) as serving:
         await serving.host.begin()
         said = await serving.host.call("reply", activity_id="a1", text="x", files=[str(place.outside / "id_rsa")])
         assert "outside of the folders" in said
@@ -283,7 +283,7 @@ async def test_modern_host_asked_for_roots_in_result(place: Place) -> None:
     meta = {**ENVELOPE, "io.modelcontextprotocol/clientCapabilities": {"roots": {}}}
     given = {"activity_id": "a1", "text": "x", "files": [str(place.outside / "id_rsa")]}
     params = {"_meta": meta, "name": "reply", "arguments": given}
-    async with Serving(FakeInbox(message("a1")), flags(place)) as serving:
+    async with Serving(FakeInbox(message("a1")), settings(place)) as serving:
         host = serving.host
         host.write({"id": 1, "method": "tools/call", "params": params})
         asked = (await host.answer(1))["result"]
@@ -305,12 +305,12 @@ def test_the_flag_wins_over_its_variable(tmp_path: Path) -> None:
     for folder in (first, second):
         folder.mkdir()
     environ = {"MOLECULE_MCP_FILES_ROOTS": f"{first}:{second}"}
-    assert read_flags(environ).files_roots == (first, second)
-    assert read_flags(environ, files_roots=[str(second)]).files_roots == (second,)
-    assert read_flags({"MOLECULE_MCP_FILES_ROOTS": ""}).files_roots == ()
+    assert read_settings(environ).files_roots == (first, second)
+    assert read_settings(environ, files_roots=[str(second)]).files_roots == (second,)
+    assert read_settings({"MOLECULE_MCP_FILES_ROOTS": ""}).files_roots == ()
 
 
 @pytest.mark.parametrize("named", ["/no/such/folder", "/etc/passwd", "~nobody-of-that-name", "x\0y"])
 def test_root_that_is_not_a_folder_refused(named: str) -> None:
     with pytest.raises(ConfigError, match="--files-root"):
-        read_flags({}, files_roots=[named])
+        read_settings({}, files_roots=[named])

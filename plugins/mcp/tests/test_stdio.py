@@ -11,8 +11,8 @@ from molecule_connect_mcp.stdio import LineReader, LineWriter
 
 PRINTING = """
 import os, sys
-from molecule_connect_mcp.stdio import claimed
-with claimed() as ends:
+from molecule_connect_mcp.stdio import redirected
+with redirected() as ends:
     print("from python", flush=True)
     os.system("echo from a child; cat")
     os.write(ends.writing, b"protocol: " + os.read(ends.reading, 100))
@@ -70,14 +70,14 @@ async def test_fast_writing_host_is_throttled() -> None:
 async def test_lines_written_in_order_until_pipe_breaks() -> None:
     reading, writing = os.pipe()
     writer = LineWriter(writing)
-    await asyncio.gather(*(writer.line(str(number).encode()) for number in range(100)))
+    await asyncio.gather(*(writer.write(str(number).encode()) for number in range(100)))
     assert os.read(reading, 1 << 16).split() == [str(number).encode() for number in range(100)]
     os.close(reading)
     with pytest.raises(BrokenPipeError):
-        await writer.line(b"anybody?")
+        await writer.write(b"anybody?")
     assert writer.broken.is_set()
     with pytest.raises(BrokenPipeError):
-        await writer.line(b"anybody?")
+        await writer.write(b"anybody?")
     os.close(writing)
 
 

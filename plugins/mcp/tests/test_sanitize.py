@@ -2,7 +2,7 @@
 
 import pytest
 
-from molecule_connect_mcp import harmless
+from molecule_connect_mcp import sanitize
 
 
 @pytest.mark.parametrize(
@@ -22,11 +22,11 @@ from molecule_connect_mcp import harmless
     ],
 )
 def test_a_name_is_one_plain_line(told: object, shown: str) -> None:
-    assert harmless.name(told) == shown
+    assert sanitize.name(told) == shown
 
 
 def test_long_name_is_truncated() -> None:
-    assert harmless.name("x" * 5000) == "x" * 119 + "…"
+    assert sanitize.name("x" * 5000) == "x" * 119 + "…"
 
 
 @pytest.mark.parametrize(
@@ -47,13 +47,13 @@ def test_long_name_is_truncated() -> None:
     ],
 )
 def test_text_keeps_lines_and_drops_control_characters(told: str, shown: str) -> None:
-    assert harmless.text(told) == shown
+    assert sanitize.text(told) == shown
 
 
 @pytest.mark.parametrize("told", ["", ".", "..", "a/b", "a b", "x" * 129, None, 5, "a\n"])
 def test_invalid_id_becomes_empty(told: object) -> None:
-    assert harmless.identifier(told) == ""
+    assert sanitize.identifier(told) == ""
 
 
 def test_valid_id_is_unchanged() -> None:
-    assert harmless.identifier("0b7e-1.a_B") == "0b7e-1.a_B"
+    assert sanitize.identifier("0b7e-1.a_B") == "0b7e-1.a_B"
