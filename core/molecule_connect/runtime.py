@@ -174,29 +174,23 @@ class ClientPace(Pace):
     client: AsyncPlatformClient
 
     def safety_interval(self, *, trusted: bool) -> float:
-        """See ``Pace``."""
         return self.client.rate_limiter.safety_interval(self.settings.safety_interval, trusted=trusted)
 
     def poll_interval(self) -> float:
-        """See ``Pace``."""
         return self.client.rate_limiter.poll_interval() if self.is_limited else 0.0
 
     def read_rest(self) -> float:
-        """See ``Pace``."""
         return self.client.rate_limiter.read_rest()
 
     def heartbeat_interval(self) -> float:
-        """See ``Pace``."""
         return self.client.rate_limiter.heartbeat_interval(self.settings.heartbeat_interval)
 
     @property
     def is_limited(self) -> bool:
-        """See ``Pace``."""
         return self.client.rate_limiter.is_limited
 
     @property
     def is_queued(self) -> bool:
-        """See ``Pace``."""
         return self.client.is_queued
 
 

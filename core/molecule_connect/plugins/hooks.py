@@ -20,28 +20,22 @@ LAST_SECONDS = 1.0
 
 async def run_check(impl: Impl, threads: PluginThreads, *, seconds: float = CHECK_SECONDS) -> list[str]:
     """The problems that ``check`` returns. An exception or a timeout is a problem, too."""
-    if not inspect.iscoroutinefunction(impl.function):
-        # The body of a generator runs while it is iterated, which must happen in the thread, too.
-        impl = attrs.evolve(impl, function=_listing(impl.function))
     try:
-        ended, found = await _within(seconds, impl.run(threads))
-        problems = _as_list(found)
+        lines = await _lines(impl, threads, seconds)
     except MoleculeError as exc:
         return [f"{exc}; {exc.hint}" if exc.hint else str(exc)]
     except (Exception, SystemExit) as exc:  # plugin code
         return [f"check failed: {first_line(exc)}"]
-    return problems if ended else [f"check did not return within {seconds:g} s"]
+    return [f"check did not return within {seconds:g} s"] if lines is None else lines
 
 
 async def run_describe(impl: Impl, threads: PluginThreads, *, seconds: float = CHECK_SECONDS) -> list[str]:
     """The lines that ``describe`` returns. An exception or a timeout becomes a line, too."""
-    if not inspect.iscoroutinefunction(impl.function):
-        impl = attrs.evolve(impl, function=_listing(impl.function))
     try:
-        ended, found = await _within(seconds, impl.run(threads))
-        return _as_list(found) if ended else [f"{impl.label}: describe did not return within {seconds:g} s"]
+        lines = await _lines(impl, threads, seconds)
     except (Exception, SystemExit) as exc:  # plugin code
         return [f"{impl.label}: describe failed: {first_line(exc)}"]
+    return [f"{impl.label}: describe did not return within {seconds:g} s"] if lines is None else lines
 
 
 async def run_close(impl: Impl, threads: PluginThreads, *, seconds: float = CLOSE_SECONDS) -> CloseError | None:
@@ -87,12 +81,19 @@ async def _within(seconds: float, work: Coroutine[Any, Any, Any]) -> tuple[bool,
     return True, result
 
 
-def _as_list(found: object) -> list[str]:
+async def _lines(impl: Impl, threads: PluginThreads, seconds: float) -> list[str] | None:
+    """The lines that a hook returns; None if it didn't return in time."""
+    if not inspect.iscoroutinefunction(impl.function):
+        # The body of a generator runs while it is iterated, which must happen in the thread, too.
+        impl = attrs.evolve(impl, function=_listing(impl.function))
+    ended, found = await _within(seconds, impl.run(threads))
+    if not ended:
+        return None
     if found is None or isinstance(found, str):
         return [found] if found else []
     if not isinstance(found, Iterable):
         raise TypeError(f"it returned {kind(found)}")
-    return [str(problem) for problem in found]
+    return [str(line) for line in found]
 
 
 def _listing(function: Any) -> Any:

@@ -31,11 +31,9 @@ class PluginHost:
         handler: Handles a request; raises BackendError or any other exception of the backend. If the backend is a
             plain function, a cancelled call returns only when its thread does. None if the backend is an
             ``InboxBackend``: messages wait for readers.
-        backend_name: The name chosen by the operator, or the class name of a plugin object.
     """
 
     handler: Handler | None
-    backend_name: str
 
     def __init__(self) -> None:
         self._manager = new_manager()
@@ -58,11 +56,6 @@ class PluginHost:
     def advice(self) -> str:
         """How the operator gets messages read if the backend is an ``InboxBackend``; empty otherwise."""
         return self.backend.advice if isinstance(self.backend, InboxBackend) else ""
-
-    @property
-    def stuck_calls(self) -> int:
-        """Cancelled calls of plain functions whose threads have not returned."""
-        return self._answers.stuck
 
     async def check(self) -> list[str]:
         """Problems that prevent serving, from the plugins' ``check``; exceptions and timeouts are problems, too."""
@@ -125,7 +118,12 @@ class PluginHost:
             return
         if "handle_a2a" not in hooks:
             raise PluginError(f"{label} does not implement handle_a2a", hint="is @hookimpl above the method?")
-        self.handler = self._wrapped(self._innermost(hooks["handle_a2a"]), hooks)
+        backend_impl = hooks["handle_a2a"]
+
+        def answer(request: Request, progress: Progress) -> Any:
+            return backend_impl.run(self._answers, request=request, progress=progress)
+
+        self.handler = self._wrapped(layer(answer, label), hooks)
         for label, plugin in middleware:
             hooks = self._register(plugin, label)
             if "handle_a2a" in hooks:
@@ -168,12 +166,6 @@ class PluginHost:
             self._descriptions.append(hooks["describe"])
         return hooks
 
-    def _innermost(self, impl: Impl) -> Handler:
-        def answer(request: Request, progress: Progress) -> Any:
-            return impl.run(self._answers, request=request, progress=progress)
-
-        return layer(answer, impl.label)
-
     def _wrapped(self, handler: Handler, hooks: Mapping[str, Impl]) -> Handler:
         impl = hooks.get("wrap_handler")
         if impl is None:
@@ -206,14 +198,11 @@ class PluginHost:
                     failed.append(problem)
         finally:
             self._chores.abandon()
-            self._end_scratch()
+            with self._scratch_lock:
+                self._scratch_ended = True
+                if self._scratch is not None:
+                    self._scratch.cleanup()
         return failed
-
-    def _end_scratch(self) -> None:
-        with self._scratch_lock:
-            self._scratch_ended = True
-            if self._scratch is not None:
-                self._scratch.cleanup()
 
 
 async def create_host(
@@ -266,7 +255,7 @@ async def create_host(
         warn=warn,
     )
     try:
-        host.backend_name = await _add(host, BACKENDS, backend, options or {}, make, path)
+        await _add(host, BACKENDS, backend, options or {}, make, path)
         for each in reversed(middleware):
             given = options_of[each.rpartition(":")[2]] if isinstance(each, str) else {}
             await _add(host, MIDDLEWARE, each, given, make, path)
@@ -318,11 +307,10 @@ async def _add(
     given: Mapping[str, Value],
     make: "partial[Creation]",
     path: Sequence[str] | None,
-) -> str:
+) -> None:
     if not isinstance(plugin, str):
-        name = type(plugin).__name__
-        host.own(plugin, f"{'backend' if group == BACKENDS else 'middleware'} {name}")
-        return name
+        host.own(plugin, f"{'backend' if group == BACKENDS else 'middleware'} {type(plugin).__name__}")
+        return
     creation = make(
         installed=find(group, plugin, path=path), given=GivenOptions(given, by_flags=not make.keywords["listed"])
     )
@@ -332,4 +320,3 @@ async def _add(
             made = await made
     host.own(made, creation.installed.label)
     creation.finish()
-    return creation.installed.name

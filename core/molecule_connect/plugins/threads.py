@@ -30,11 +30,6 @@ class PluginThreads:
         self._calls: set[_Call] = set()
         self._abandoned = False
 
-    @property
-    def stuck(self) -> int:
-        """The number of cancelled calls that have not returned."""
-        return sum(call.cancelled for call in self._calls)
-
     async def run(self, function: Callable[[], Any]) -> Any:
         """Call *function* in a thread.
 
