@@ -237,6 +237,18 @@ async def test_attempts_without_cost_are_not_delayed(journal: Journal) -> None:
     assert backend.most == 8
 
 
+async def test_tiny_costs_are_reserved_and_released(journal: Journal) -> None:
+    platform, backend = FakePlatform(), Backend(cost=6e-10)
+    platform.write("hi")
+    async with Serving(platform, journal, backend, max_cost_per_day=1.0) as serving:
+        await platform.until(lambda: len(platform.sent) == 1)
+        for number in range(4):
+            platform.write("hi", context=f"talk-{number}")
+        await platform.until(lambda: len(platform.sent) == 5, seconds=30)
+    assert {state for _, state in serving.rows()} == {"done"}
+    assert serving.error is None
+
+
 async def test_peers_first_attempt_blocks_no_person(journal: Journal) -> None:
     platform, backend = FakePlatform(has_stream=True), Backend(cost=0.1)
     async with Serving(platform, journal, backend, max_cost_per_day=1.0):

@@ -128,6 +128,29 @@ async def test_message_during_a_conversations_end_is_handled(journal: Journal) -
     assert {state for _, state in serving.rows()} == {"done"}
 
 
+async def test_incomplete_read_starts_no_waiting_message(journal: Journal) -> None:
+    platform, release, began = FakePlatform(has_stream=True), asyncio.Event(), []
+
+    async def handler(request: Request, progress: Progress) -> Response:
+        began.append(request.text)
+        if request.text == "slow":
+            await release.wait()
+        return Response.from_text(request.text)
+
+    async with Serving(platform, journal, handler, concurrency=1) as serving:
+        await asyncio.sleep(1)
+        platform.write("slow", caller="peer-1")
+        platform.write("waits for the slot", caller="peer-2")
+        await asyncio.sleep(1)
+        platform.fetch_delay, dispatcher = 60.0, serving.connection._dispatcher
+        dispatcher.wake(complete=False)
+        release.set()
+        await asyncio.sleep(1)
+        assert began == ["slow"]
+        dispatcher.wake()
+        await platform.until(lambda: len(platform.sent) == 2, seconds=5)
+
+
 # How much is in memory
 
 

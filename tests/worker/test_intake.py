@@ -309,6 +309,20 @@ async def test_remembers_that_since_id_is_ignored(tmp_path: Path) -> None:
     assert platform.answers() == ["echo: old", "echo: one", "echo: two"]
 
 
+async def test_busy_feed_that_ignores_since_id_delays_nothing(journal: Journal) -> None:
+    platform = FakePlatform(ignores_since=True, has_stream=True)
+    for number in range(200):
+        platform.write("old", caller=f"peer-{number}", age=29 - number / 10)
+    platform.write("older than the first start", caller="peer", age=100)
+    async with Serving(platform, journal, since_secs=30.0):
+        await platform.until(lambda: journal.of(WORKSPACE).position().ignores_since)
+        await asyncio.sleep(30)
+        platform.write("one", caller="peer")
+        await platform.until(lambda: len(platform.sent) == 201, seconds=0.5)
+        await asyncio.sleep(30)
+    assert len(platform.sent) == 201
+
+
 async def test_feed_that_shows_rows_once_loses_none(journal: Journal) -> None:
     platform = FakePlatform(empties=True)
     platform.write("first", caller="peer", timed=False)
@@ -448,6 +462,54 @@ async def test_first_start_continues_after_a_kill(journal: Journal) -> None:
         await platform.until(lambda: len(platform.sent) == 20)
         await asyncio.sleep(60)
     assert platform.answers() == [f"echo: q{number}" for number in range(10, 30)]
+
+
+class Untold(FakePlatform):
+    """Its time is not known before its first page."""
+
+    def now(self) -> int | None:
+        return super().now() if self.told else None
+
+    told = False
+
+    async def fetch(self, **query: Any) -> Page:
+        page = await super().fetch(**query)
+        self.told = True
+        return page
+
+
+async def test_start_cut_short_before_its_first_page_keeps_its_floor(journal: Journal) -> None:
+    platform = Untold(fetch_delay=60.0)
+    async with Serving(platform, journal, grace=0.0):
+        await platform.until(lambda: bool(platform.fetches))
+    platform.write("after that start", caller="peer")
+    await asyncio.sleep(3600)
+    platform.fetch_delay = 0.0
+    async with Serving(platform, journal):
+        await platform.until(lambda: platform.answers() == ["echo: after that start"], seconds=60)
+
+
+@pytest.mark.parametrize("wrong", [86_400, -86_400])
+@pytest.mark.parametrize("failures", [0, 2])
+async def test_first_page_corrects_a_floor_by_a_wrong_clock(journal: Journal, wrong: int, failures: int) -> None:
+    loop, platform = asyncio.get_running_loop(), Untold(fail_fetch=[unavailable()] * failures)
+    platform.write("long before", caller="peer", age=100)
+    platform.write("before", caller="peer", age=10)
+    async with Serving(platform, journal, wall=lambda: EPOCH + wrong + loop.time()):
+        await asyncio.sleep(60)
+        platform.write("after", caller="peer")
+        await asyncio.sleep(60)
+    assert platform.answers() == ["echo: before", "echo: after"]
+
+
+async def test_wrong_clock_of_a_start_cut_short_skips_nothing(journal: Journal) -> None:
+    loop, platform = asyncio.get_running_loop(), Untold(fetch_delay=60.0)
+    async with Serving(platform, journal, wall=lambda: EPOCH + 86_400 + loop.time(), grace=0.0):
+        await platform.until(lambda: bool(platform.fetches))
+    platform.fetch_delay, platform.told = 0.0, False
+    platform.write("hi", caller="peer")
+    async with Serving(platform, journal):
+        await platform.until(lambda: platform.answers() == ["echo: hi"], seconds=60)
 
 
 async def test_skipped_rows_beyond_a_page_say_more(journal: Journal) -> None:

@@ -9,7 +9,7 @@ import pytest
 from tests.worker.kit import EPOCH, WORKSPACE, FakePlatform, Serving, echo, inbound
 
 from molecule_connect import events
-from molecule_connect.errors import BackendError
+from molecule_connect.errors import BackendError, TransientPlatformError
 from molecule_connect.journal.journal import Journal
 from molecule_connect.models import Outgoing, Progress, Request, Response, TextPart
 
@@ -151,3 +151,20 @@ async def test_unstorable_row_is_a_dead_letter(journal: Journal) -> None:
         assert (kind, reason) == ("unreadable", "unreadable: it cannot be stored: OverflowError")
         assert error.startswith("Traceback ")
     assert await workspace.add(rows, now=0) == []
+
+
+async def test_error_after_an_accepted_reply_keeps_it_accepted(journal: Journal) -> None:
+    platform = FakePlatform(has_stream=True)
+    async with Serving(platform, journal, echo):
+        platform.write("damaged later", caller="peer")
+        await platform.until(lambda: len(platform.sent) == 1)
+        away = TransientPlatformError("a2a: 503", operation="a2a", status=503)
+        platform.fail_send = [away] * 100
+        platform.write("hi", caller="peer")
+        await platform.until(lambda: len(platform.fail_send) < 100)
+    platform.fail_send = []
+    await journal.writer.put(lambda db: db.execute("UPDATE message SET answer='[{' WHERE row_id='row-1'").rowcount)
+    async with Serving(platform, journal, echo) as serving:
+        await platform.until(lambda: len(platform.sent) == 2)
+        await asyncio.sleep(10)
+        assert serving.rows() == [("row-1", "done"), ("row-2", "done")]

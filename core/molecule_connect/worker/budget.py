@@ -12,6 +12,8 @@ from molecule_connect.worker.status import Status
 DAY = 24 * 3600
 # Shares of the budget: of one peer, and of all peers together. The rest is reserved for people.
 ONE_PEER, ALL_PEERS = 0.5, 0.75
+# Reserved amounts below this many US dollars are left over by the rounding of sums.
+NEGLIGIBLE = 1e-9
 # Attempts from which the cost of the next one is estimated.
 RECENT = 50
 
@@ -97,9 +99,9 @@ class DailyBudget:
         """The attempt that reserved *amount* has ended."""
         if not amount:
             return
-        self._reserved[caller_id] -= amount
-        if self._reserved[caller_id] < 1e-9:
-            del self._reserved[caller_id]
+        left = self._reserved.pop(caller_id, 0.0) - amount
+        if left >= NEGLIGIBLE:
+            self._reserved[caller_id] = left
 
     def _estimate(self, caller_id: str | None, limit: float) -> float:
         recent = self._attempts()

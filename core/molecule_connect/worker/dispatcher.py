@@ -218,7 +218,7 @@ class Dispatcher:
 
     async def _start(self, active: _Active, message: StoredMessage) -> StoredMessage | None:
         """Start *message*. None if it may not be started any more: it waited for its slot."""
-        if self._is_paused or self._is_stopping:
+        if not self._may_start or self._is_stopping:
             return None
         if (refusal := self._admission.recheck(message)) is not None:
             await self._recorder.refused(message, refusal)
@@ -239,10 +239,11 @@ class Dispatcher:
     async def _send(self, message: StoredMessage) -> None:
         started_at = self._clock.now()
         outcome = await self._sender.deliver(message)
+        # First of all, so that no error below makes an accepted reply a dead letter, whose repeat would be answered.
+        await self._recorder.send_ended(message, outcome)
         if isinstance(outcome, Accepted):
             # A fast peer can write back before its acceptance of our reply arrives here.
             self._admission.reply_accepted(message, at=started_at)
-        await self._recorder.send_ended(message, outcome)
 
     # Unexpected errors
 

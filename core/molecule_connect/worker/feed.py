@@ -148,6 +148,10 @@ class FeedReader:
         # Whether all rows before the tip were read.
         self._has_no_gap = False
         self._ahead = MOST_AHEAD
+        # Whether the platform's time was known when the floor was committed, and whether the floor is therefore this
+        # reader's own guess, by this machine's clock.
+        self._knew_time = True
+        self._is_floor_guessed = False
         self.expired_in_a_row = 0
 
     async def read(self, *, woken: bool = False, wakeups: Wakeups | None = None) -> AsyncGenerator[FeedPage, None]:
@@ -266,7 +270,7 @@ class FeedReader:
     # Pages
 
     async def _fetch(self, sweep: Sweep) -> Page:
-        if isinstance(sweep, Backward) and sweep.floor is None and self._knows_floor():
+        if isinstance(sweep, Backward) and sweep.floor is None:
             # Committed before the first request, so that a start after a kill looks back as far as this one.
             await self._commit_floor(sweep)
         while True:
@@ -295,20 +299,27 @@ class FeedReader:
     async def _rows(self, sweep: Sweep, page: Page) -> FeedPage:
         """Advance *sweep* by *page*, and select the rows to store."""
         if isinstance(sweep, Backward):
-            if sweep.floor is None:
+            if not self._knew_time and self._clock.platform_now() is not None:
                 await self._commit_floor(sweep)
             items = sweep.advance(page)
         else:
             sweep.advance(page)
-            # A page of a platform that ignores since_id can contain rows below the floor.
-            items = () if sweep.is_ignored else page.items
+            items = self._items_if_ignored(page) if sweep.is_ignored else page.items
         messages = sum(map(self._store.is_awaited, items))
         complete = self._is_complete(sweep, page)
         return FeedPage(items=items, now=self._clock.now(), messages=messages, complete=complete)
 
+    def _items_if_ignored(self, page: Page) -> tuple[Inbound, ...]:
+        """The rows to store of a page whose ``since_id`` was ignored: it can contain rows below the floor.
+
+        It contains the row to continue after, so all newer rows are on it.
+        """
+        floor = self._store.position().floor
+        return tuple(item for item in page.items if floor is not None and item.time is not None and item.time >= floor)
+
     def _is_complete(self, sweep: Sweep, page: Page) -> bool:
         if isinstance(sweep, Forward):
-            return not sweep.is_ignored
+            return True
         # A first start ends by finishing messages that were answered before it.
         return self._has_no_gap or sweep.reaches_known(page) or (sweep.is_over and not sweep.is_first)
 
@@ -326,18 +337,21 @@ class FeedReader:
 
     # The position
 
-    def _knows_floor(self) -> bool:
-        return self._store.position().floor is not None or self._clock.platform_now() is not None
-
     async def _commit_floor(self, sweep: Backward) -> None:
         position = self._store.position()
         sweep.floor = self._floor(position)
+        self._knew_time = self._clock.platform_now() is not None
+        self._is_floor_guessed = not self._knew_time and (position.floor is None or self._is_floor_guessed)
         await self._store.set_position(attrs.evolve(position, watermark=None, watermark_time=None, floor=sweep.floor))
 
     def _floor(self, position: FeedPosition) -> int:
         """How far back, in microseconds, a read without a watermark goes."""
+        own = self._clock.now() - self._since - round(self._clock.elapsed() * SECOND)
         if position.floor is None:
-            return self._clock.now() - self._since - round(self._clock.elapsed() * SECOND)
+            return own
+        if position.last_read is None and self._clock.platform_now() is not None:
+            # An earlier start that was cut short may have used this machine's clock, which can be wrong.
+            return own if self._is_floor_guessed else min(position.floor, own)
         return look_back(position, position.floor, ahead=self._ahead)
 
     async def _finish(self, sweep: Sweep, span: Span) -> None:
