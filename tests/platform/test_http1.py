@@ -10,11 +10,14 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import h11
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.platform.kit import http, raw_server, read_request
 
-from molecule_connect.platform.http1 import MAX_IDLE, HttpConnection
+from molecule_connect.platform.http1 import MAX_IDLE, HttpConnection, plain_head
 
 TIMEOUTS = {"timeout": {"connect": 5.0, "read": 5.0, "write": 5.0, "pool": 5.0}}
 
@@ -67,6 +70,7 @@ async def connected(server: Server) -> AsyncIterator[tuple[HttpConnection, str]]
     "answer",
     [
         http(b"abc"),
+        b"HTTP/1.1 200 OK\r\nConnection: Keep-Alive\r\nContent-Length: 3\r\n\r\nabc",
         b"HTTP/1.1 100 Continue\r\n\r\n" + http(b"abc"),
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n",
     ],
@@ -76,6 +80,113 @@ async def test_requests_follow_each_other_on_one_connection(answer: bytes) -> No
     async with connected(server) as (connection, url):
         assert [await read(connection, post(url)) for _ in range(3)] == [(200, b"abc")] * 3
     assert server.connections == 1
+
+
+PIECES = st.sampled_from(
+    [
+        *(
+            b"HTTP/1.1 200 OK\r\n",
+            b"HTTP/1.0 200 OK\r\n",
+            b"HTTP/1.1 204 \r\n",
+            b"HTTP/1.1 404\r\n",
+            b"HTTP/1.1 100 a\r\n",
+        ),
+        *(b"Content-Length: 3\r\n", b"content-length:3\r\n", b"Content-Length: 3, 3\r\n", b"Content-Length: +3\r\n"),
+        *(b"Content-Length: 4 \r\n", b"Content-Length : 3\r\n", b" Content-Length: 3\r\n", b"Content-Length: 0x3\n"),
+        *(b"Transfer-Encoding: chunked\r\n", b"transfer-encoding:identity\r\n", b"Connection: close\r\n"),
+        *(
+            b"Connection: keep-alive\r\n",
+            b"Connection: keep-alive, close\r\n",
+            b"Upgrade: h2c\r\n",
+            b"X:\r\n",
+            b"X: y\r\n",
+        ),
+        *(
+            b"X: a  b \r\n",
+            b"X: \xff\r\n",
+            b"X: a\rb\r\n",
+            b"X: a\nb\r\n",
+            b"X: a\0b\r\n",
+            b"\tfolded\r\n",
+            b"X\r\n",
+            b": y\r\n",
+        ),
+        *(
+            b"\r\n",
+            b"\n",
+            b"\r",
+            b" ",
+            b":",
+            b"abc",
+            b"3\r\nabc\r\n0\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n",
+        ),
+    ]
+)
+
+
+@given(st.lists(PIECES, max_size=6), st.booleans())
+def test_plain_head_means_the_same_to_h11(pieces: list[bytes], begins_well: bool) -> None:
+    start = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n" if begins_well else b""
+    head, end, _ = (start + b"".join(pieces) + b"\r\n").partition(b"\r\n\r\n")
+    plain = plain_head(head + end)
+    if plain is None:
+        return
+    parser = h11.Connection(h11.CLIENT)
+    parser.send(h11.Request(method="POST", target="/", headers=[("Host", "")]))
+    parser.send(h11.EndOfMessage())
+    parser.receive_data(head + end + b"x" * plain.length)
+    response = parser.next_event()
+    assert isinstance(response, h11.Response)
+    assert (response.status_code, list(response.headers)) == (plain.status, plain.headers)
+    body = b""
+    while isinstance(event := parser.next_event(), h11.Data):
+        body += event.data
+    assert isinstance(event, h11.EndOfMessage)
+    assert len(body) == plain.length
+    assert parser.their_state is h11.DONE
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 4",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close",
+        b"HTTP/1.1 204 No Content\r\nContent-Length: 3",
+        b"HTTP/1.1 304 Not Modified\r\nContent-Length: 3",
+        b"HTTP/1.0 200 OK\r\nContent-Length: 3",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -3",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 9999999999",
+        b"HTTP/1.1 200 OK\r\nX: a\r\n b\r\nContent-Length: 3",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nX: a\nb",
+        b"HTTP/1.1 200 OK\r\nDate: today",
+    ],
+)
+def test_other_heads_are_left_to_h11(head: bytes) -> None:
+    assert plain_head(head + b"\r\n\r\n") is None
+
+
+async def test_head_and_body_may_arrive_in_pieces() -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await read_request(reader)
+            for byte in http(b"abc"):
+                writer.write(bytes([byte]))
+                await writer.drain()
+                await asyncio.sleep(0)
+
+    connection = HttpConnection(None)
+    async with asyncio.timeout(10), raw_server(talk) as url:
+        assert [await read(connection, post(url)) for _ in range(2)] == [(200, b"abc")] * 2
+        await connection.aclose()
+
+
+async def test_incomplete_body_raises() -> None:
+    server = Server(lambda number: http(b"abc")[:-1], close_after=1)
+    async with connected(server) as (connection, url):
+        with pytest.raises(httpx.RemoteProtocolError, match="before the end"):
+            await read(connection, post(url))
 
 
 async def test_endless_informational_responses_raise() -> None:

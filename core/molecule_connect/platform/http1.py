@@ -1,13 +1,16 @@
-"""An httpx transport with one HTTP/1.1 connection, for one request at a time. h11 does the wire format.
+"""An httpx transport with one HTTP/1.1 connection, for one request at a time.
 
-httpx's own transport takes twice the processor time for each request, and can't tell what delivery needs to know: a
-connection can die unnoticed while it is idle (NAT, VPN, suspend), and then takes a request without a response. So a
-request that was written to a reused connection, or isn't acknowledged, counts as not written if no byte came back.
+httpx's own transport takes several times the processor time for each request, and can't tell what delivery needs to
+know: a connection can die unnoticed while it is idle (NAT, VPN, suspend), and then takes a request without a response.
+So a request that was written to a reused connection, or isn't acknowledged, counts as not written if no byte came back.
+
+Most responses have a plain head with a Content-Length, which is read here (``plain_head``). h11 reads all others.
 """
 
 import asyncio
 import contextlib
 import fcntl
+import re
 import ssl
 import sys
 import termios
@@ -15,6 +18,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
 
+import attrs
 import h11
 
 from molecule_connect.platform.dns import Resolver, connect
@@ -28,6 +32,40 @@ MAX_IDLE = "max_idle"
 _HEAD_CAP = 100 * 1024
 _MAX_INFORMATIONAL = 100
 _READ_BUFFER_CAP = 256 * 1024
+_HEAD_END = b"\r\n\r\n"
+_PLAIN_HEAD = re.compile(
+    rb"HTTP/1\.1 (20[0-3]|[45][0-9][0-9])(?: [\x20-\x7e]*)?\r\n((?:[A-Za-z0-9-]+: [\x21-\x7e][\x20-\x7e]*\r\n)+)\r\n"
+)
+_PLAIN_LENGTH = re.compile(rb"[0-9]{1,9}")
+_UNSENDABLE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+
+
+@attrs.frozen
+class PlainHead:
+    """The head of a response whose body has *length* bytes, and after which the connection can be reused."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    length: int
+
+
+def plain_head(head: bytes) -> PlainHead | None:
+    """Read *head*, which ends with an empty line. None unless it is plain, and certainly means the same to h11."""
+    match = _PLAIN_HEAD.fullmatch(head)
+    if match is None:
+        return None
+    headers, lengths = [], []
+    for line in match[2].split(b"\r\n")[:-1]:
+        name, _, value = line.partition(b": ")
+        name, value = name.lower(), value.rstrip(b" ")
+        if name == b"transfer-encoding" or (name == b"connection" and value.lower() != b"keep-alive"):
+            return None
+        if name == b"content-length":
+            lengths.append(value)
+        headers.append((name, value))
+    if len(lengths) != 1 or _PLAIN_LENGTH.fullmatch(lengths[0]) is None:
+        return None
+    return PlainHead(int(match[1]), headers, int(lengths[0]))
 
 
 class HttpConnection(httpx.AsyncBaseTransport):
@@ -52,7 +90,6 @@ class HttpConnection(httpx.AsyncBaseTransport):
         self._tls, self._keepalive, self._wall = tls, keepalive, wall
         self._resolver = resolver or Resolver()
         self._socket: _Socket | None = None
-        self._http = h11.Connection(h11.CLIENT)
         self._idle_since = (0.0, 0.0)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -66,11 +103,11 @@ class HttpConnection(httpx.AsyncBaseTransport):
         max_idle = min(self._keepalive, request.extensions.get(MAX_IDLE, self._keepalive))
         try:
             is_reused = self._is_reusable(max_idle)
-            socket = await self._connect(request, timeouts["connect"])
+            socket = self._socket or await self._connect(request.url, timeouts["connect"])
             socket.has_received = False
-            await self._send(socket, request, timeouts["write"])
+            is_sent = await _send(socket, request, timeouts["write"])
             try:
-                head = await self._read_head(socket, timeouts["read"])
+                response = await self._read_response(socket, request.method, timeouts["read"])
             except httpx.ReadTimeout as exc:
                 if not socket.has_received and (is_reused or socket.has_unacknowledged_bytes):
                     raise httpx.ReadError("no response, and the request may not have arrived") from exc
@@ -78,8 +115,8 @@ class HttpConnection(httpx.AsyncBaseTransport):
         except BaseException:
             self._close()
             raise
-        body = _ResponseBody(self, socket, timeouts["read"])
-        return httpx.Response(head.status_code, headers=head.headers.raw_items(), stream=body)
+        socket.is_reusable = is_sent
+        return response
 
     async def aclose(self) -> None:
         """Close the connection."""
@@ -98,10 +135,8 @@ class HttpConnection(httpx.AsyncBaseTransport):
     def _now(self) -> tuple[float, float]:
         return asyncio.get_running_loop().time(), self._wall()
 
-    async def _connect(self, request: httpx.Request, timeout: float) -> "_Socket":
-        if self._socket is not None:
-            return self._socket
-        url, loop = request.url, asyncio.get_running_loop()
+    async def _connect(self, url: httpx.URL, timeout: float) -> "_Socket":
+        loop = asyncio.get_running_loop()
         host, port = url.raw_host.decode("ascii"), url.port or (443 if self._tls else 80)
         reason = f"the name server gives no address of {host}"
         try:
@@ -110,7 +145,7 @@ class HttpConnection(httpx.AsyncBaseTransport):
                 reason = "connecting timed out"
                 connected = await connect(endpoints)
                 try:
-                    _, self._socket = await loop.create_connection(
+                    _, socket = await loop.create_connection(
                         _Socket,
                         sock=connected,
                         ssl=self._tls,
@@ -125,51 +160,26 @@ class HttpConnection(httpx.AsyncBaseTransport):
         except (OSError, UnicodeError) as exc:  # UnicodeError: not a valid host name
             self._resolver.expire(host, port)
             raise httpx.ConnectError(str(exc)) from exc
-        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD_CAP)
-        return self._socket
+        self._socket = socket
+        return socket
 
-    async def _send(self, socket: "_Socket", request: httpx.Request, timeout: float) -> None:
-        send, body = self._http.send, cast("httpx.AsyncByteStream", request.stream)
-        try:
-            # Head and body of a small request are sent in one write.
-            head = send(h11.Request(method=request.method, target=request.url.raw_path, headers=request.headers.raw))
-            async for piece in body:
-                await socket.write((head or b"") + (send(h11.Data(data=piece)) or b""), timeout)
-                head = b""
-            await socket.write((head or b"") + (send(h11.EndOfMessage()) or b""), timeout)
-        except h11.LocalProtocolError as exc:
-            raise httpx.LocalProtocolError(str(exc)) from exc
-        except httpx.WriteError:
-            # A server may refuse a request before it has read all of it, and then stop reading or close.
-            pass
+    async def _read_response(self, socket: "_Socket", method: str, timeout: float) -> httpx.Response:
+        """Read the head of a response; its body is read while it is iterated."""
+        received = b""
+        while _HEAD_END not in received and len(received) < _HEAD_CAP and (data := await socket.read(timeout)):
+            received += data
+        head, end, rest = received.partition(_HEAD_END)
+        plain = plain_head(head + end) if method != "HEAD" else None
+        if plain is not None:
+            body = _CountedBody(self, socket, timeout, rest, plain.length)
+            return httpx.Response(plain.status, headers=plain.headers, stream=body)
+        other = _H11Body(self, socket, timeout)
+        final = await other.read_head(method, received)
+        return httpx.Response(final.status_code, headers=final.headers.raw_items(), stream=other)
 
-    async def _read_head(self, socket: "_Socket", timeout: float) -> h11.Response:
-        """Return the head of the final response, after informational ones such as 100 Continue."""
-        for _ in range(_MAX_INFORMATIONAL + 1):
-            head = await self.next_event(socket, timeout)
-            if not isinstance(head, h11.InformationalResponse):
-                return cast("h11.Response", head)
-        raise httpx.RemoteProtocolError("the server sends informational responses only")
-
-    async def next_event(self, socket: "_Socket", timeout: float) -> Any:
-        """Return the next event of the response."""
-        while True:
-            try:
-                event = self._http.next_event()
-            except h11.RemoteProtocolError as exc:
-                raise httpx.RemoteProtocolError(str(exc)) from exc
-            if event is not h11.NEED_DATA:
-                return event
-            data = await socket.read(timeout)
-            if not data and self._http.their_state is h11.SEND_RESPONSE:
-                raise httpx.RemoteProtocolError("the server closed the connection without a response")
-            self._http.receive_data(data)
-
-    def end_response(self) -> None:
-        """Keep the connection for the next request if the response was read to its end; close it otherwise."""
-        http = self._http
-        if http.our_state is http.their_state is h11.DONE and not http.trailing_data[0]:
-            http.start_next_cycle()
+    def end_response(self, socket: "_Socket", *, is_whole: bool) -> None:
+        """Keep the connection for the next request if the response *is_whole*; close it otherwise."""
+        if is_whole and socket.is_reusable:
             self._idle_since = self._now()
         else:
             self._close()
@@ -180,16 +190,92 @@ class HttpConnection(httpx.AsyncBaseTransport):
             self._socket = None
 
 
-class _ResponseBody(httpx.AsyncByteStream):
-    def __init__(self, connection: HttpConnection, socket: "_Socket", timeout: float) -> None:
+async def _send(socket: "_Socket", request: httpx.Request, timeout: float) -> bool:
+    """Write *request*. False if the server stopped reading it: it may respond before it has read all of it."""
+    lines = [b"%b %b HTTP/1.1" % (request.method.encode("ascii"), request.url.raw_path)]
+    lines += [b"%b: %b" % header for header in request.headers.raw]
+    if _UNSENDABLE.search(b"".join(lines)):
+        raise httpx.LocalProtocolError("a header has a control character")
+    # Head and body of a small request are sent in one write.
+    head = b"\r\n".join(lines) + _HEAD_END
+    try:
+        async for piece in cast("httpx.AsyncByteStream", request.stream):
+            await socket.write(head + piece, timeout)
+            head = b""
+        if head:
+            await socket.write(head, timeout)
+    except httpx.WriteError:
+        return False
+    return True
+
+
+class _CountedBody(httpx.AsyncByteStream):
+    """A body of *length* bytes, of which *received* arrived with the head."""
+
+    def __init__(
+        self, connection: HttpConnection, socket: "_Socket", timeout: float, received: bytes, length: int
+    ) -> None:
         self._connection, self._socket, self._timeout = connection, socket, timeout
+        self._received, self._missing = received, length
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        while isinstance(event := await self._connection.next_event(self._socket, self._timeout), h11.Data):
+        data = self._received
+        while True:
+            taken = data[: self._missing]
+            self._missing -= len(data)
+            if taken:
+                yield taken
+            if self._missing <= 0:
+                return
+            if not (data := await self._socket.read(self._timeout)):
+                raise httpx.RemoteProtocolError("the server closed the connection before the end of its response")
+
+    async def aclose(self) -> None:
+        # After bytes beyond the response (a negative count), the connection isn't reused.
+        self._connection.end_response(self._socket, is_whole=self._missing == 0)
+
+
+class _H11Body(httpx.AsyncByteStream):
+    """The body of a response that h11 reads."""
+
+    def __init__(self, connection: HttpConnection, socket: "_Socket", timeout: float) -> None:
+        self._connection, self._socket, self._timeout = connection, socket, timeout
+        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD_CAP)
+
+    async def read_head(self, method: str, received: bytes) -> h11.Response:
+        """Return the head of the final response, which began with *received*, after informational ones."""
+        # The method is all that h11 needs to know about the request.
+        self._http.send(h11.Request(method=method, target="/", headers=[("Host", "")]))
+        self._http.send(h11.EndOfMessage())
+        if received:
+            self._http.receive_data(received)
+        for _ in range(_MAX_INFORMATIONAL + 1):
+            head = await self._next_event()
+            if not isinstance(head, h11.InformationalResponse):
+                return cast("h11.Response", head)
+        raise httpx.RemoteProtocolError("the server sends informational responses only")
+
+    async def _next_event(self) -> Any:
+        while True:
+            try:
+                event = self._http.next_event()
+            except h11.RemoteProtocolError as exc:
+                raise httpx.RemoteProtocolError(str(exc)) from exc
+            if event is not h11.NEED_DATA:
+                return event
+            data = await self._socket.read(self._timeout)
+            if not data and self._http.their_state is h11.SEND_RESPONSE:
+                raise httpx.RemoteProtocolError("the server closed the connection without a response")
+            self._http.receive_data(data)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while isinstance(event := await self._next_event(), h11.Data):
             yield bytes(event.data)
 
     async def aclose(self) -> None:
-        self._connection.end_response()
+        http = self._http
+        is_whole = http.our_state is http.their_state is h11.DONE and not http.trailing_data[0]
+        self._connection.end_response(self._socket, is_whole=is_whole)
 
 
 class _Socket(asyncio.Protocol):
@@ -197,6 +283,7 @@ class _Socket(asyncio.Protocol):
 
     Attributes:
         has_received: Whether a byte arrived since the owner last set it to False.
+        is_reusable: Whether the last request was written to its end.
     """
 
     def __init__(self) -> None:
@@ -207,6 +294,7 @@ class _Socket(asyncio.Protocol):
         self._is_full = False
         self._waiter: asyncio.Future[None] | None = None
         self.has_received = False
+        self.is_reusable = False
 
     @property
     def has_unacknowledged_bytes(self) -> bool:
