@@ -1,4 +1,4 @@
-"""``open_inbox`` against the sandbox: registered and filled beside the reader, shared between processes."""
+"""``open_inbox`` against the sandbox: it registers, reads and sends in the background, and is shared by processes."""
 
 import asyncio
 import contextlib
@@ -195,7 +195,7 @@ async def test_second_reader_takes_over_from_the_first(newer: Sandbox, tmp_path:
             assert message.text == "two"
             assert await second.reply(message.activity_id, Response.from_text("2")) == "delivered"
             assert second.trouble(workspace.id) == ""
-        # What the first one held is free again, and the second one fetches for itself from now on.
+        # The claim of the first reader is released, and the second reader serves the workspace.
         assert (await taken(second)).text == "one"
         await newer.say(workspace, "three")
         assert (await taken(second)).text == "three"
@@ -218,7 +218,7 @@ async def test_workspace_served_by_a_backend_is_refused(newer: Sandbox, tmp_path
 
 
 def tell(folder: Path, **said: Any) -> None:
-    """What the process that holds the workspace says of itself."""
+    """Write the status file of the process that serves the workspace."""
     facts = {"workspace_id": "ws-1", "pid": os.getpid(), "host": socket.gethostname(), "written": time.time(), **said}
     (folder / "ws-1.status").write_text(json.dumps(facts))
 
@@ -341,7 +341,7 @@ async def test_invalid_workspace_lists_refused(tmp_path: Path, twice: bool) -> N
             pass
 
 
-# The program that was there before
+# The older inbox program
 
 
 async def write(sandbox: Sandbox, workspace: Workspace, *texts: str) -> list[str]:

@@ -41,7 +41,7 @@ async def test_the_pages_program_answers(tmp_path: Path) -> None:
     assert answer.text == "HELLO"
 
 
-def test_every_way_of_the_inbox_has_its_line() -> None:
+def test_page_names_every_public_inbox_method() -> None:
     public = {name for name, value in inspect.getmembers(Inbox) if not name.startswith("_") and name != "close"}
     assert public <= set(re.findall(r"inbox\.(\w+)", PAGE))
 

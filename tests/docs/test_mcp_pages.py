@@ -1,4 +1,4 @@
-"""The pages of the MCP server name what it has: tools, arguments, variables; what stands in code blocks can be read."""
+"""The pages of the MCP server name its tools, arguments and variables, and their code blocks can be parsed."""
 
 import json
 import re
@@ -21,7 +21,7 @@ def blocks(name: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page(name), re.MULTILINE | re.DOTALL)
 
 
-def test_both_pages_list_every_tool_and_no_other() -> None:
+def test_pages_list_every_tool() -> None:
     tools = {tool.name for tool in TOOLS}
     for text in (page("mcp.md"), README):
         rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
@@ -29,20 +29,20 @@ def test_both_pages_list_every_tool_and_no_other() -> None:
         assert tools <= listed
 
 
-def test_the_page_names_every_argument_of_a_tool() -> None:
+def test_page_names_every_argument_of_a_tool() -> None:
     for tool in TOOLS:
         (row,) = re.findall(rf"^\| `{tool.name}` \|(.*)$", page("mcp.md"), re.MULTILINE)
         arguments = set(tool.schema["properties"]) - {"workspace_id"}
         assert arguments == set(re.findall(r"`([a-z_]+)`", row.split("|")[0]))
 
 
-def test_the_page_says_which_tools_take_no_workspace() -> None:
+def test_page_names_tools_without_workspace_argument() -> None:
     without = {tool.name for tool in TOOLS if "workspace_id" not in tool.schema["properties"]}
-    (said,) = re.findall(r"^Every tool except (.*), which cover all workspaces", page("mcp.md"), re.MULTILINE)
-    assert without == set(re.findall(r"`([a-z_]+)`", said))
+    (listed,) = re.findall(r"^Every tool except (.*), which cover all workspaces", page("mcp.md"), re.MULTILINE)
+    assert without == set(re.findall(r"`([a-z_]+)`", listed))
 
 
-def test_help_page_and_readme_know_the_same_variables() -> None:
+def test_help_page_and_readme_name_same_variables() -> None:
     names = {settings.NO_HEARTBEAT, settings.NO_INBOX, settings.LEASE_SECS, "MOLECULE_ORG_ID", "MOLECULE_STATE_DIR"}
     for text in (page("mcp.md"), README, command.EPILOG):
         assert names <= set(VARIABLE.findall(text))
@@ -50,7 +50,7 @@ def test_help_page_and_readme_know_the_same_variables() -> None:
 
 
 @pytest.mark.parametrize("name", HOSTS)
-def test_what_a_host_is_configured_with_can_be_read(name: str) -> None:
+def test_host_configuration_blocks_can_be_parsed(name: str) -> None:
     for text in blocks(name, "json"):
         json.loads(text)
     for text in blocks(name, "toml"):
@@ -60,7 +60,7 @@ def test_what_a_host_is_configured_with_can_be_read(name: str) -> None:
     assert "WORKSPACE_ID" in page(name)
 
 
-def test_there_is_a_page_for_each_host_that_the_overview_names() -> None:
+def test_overview_links_a_page_per_host() -> None:
     named = set(re.findall(r"\((mcp-[a-z-]+\.md)\)", page("mcp.md")))
     assert named == set(HOSTS)
     assert all(Path(DOCS, name).is_file() for name in named)

@@ -1,4 +1,4 @@
-"""Readers and connectors of one inbox as processes of their own, killed at the worst moments."""
+"""Readers and connectors of one inbox as separate processes, killed at the worst moments."""
 
 import asyncio
 import signal
@@ -9,7 +9,7 @@ from molecule_connect_sandbox.testing import Sandbox, Workspace
 
 from .kit import Connector, clean_environ, registered, until, until_asked
 
-# It says what it takes, and answers once it is told to.
+# It prints each message, and answers those that ask for it.
 READER = """
 import asyncio, sys
 from pathlib import Path
@@ -49,7 +49,7 @@ class Reader:
             self.output += piece.decode()
 
     async def kill(self) -> None:
-        """As ``kill -9``."""
+        """Kill the program, like ``kill -9``."""
         if self.process.returncode is None:
             self.process.send_signal(signal.SIGKILL)
         await self.process.wait()
@@ -59,7 +59,7 @@ class Reader:
         await self.kill()
 
 
-async def test_a_killed_reader_leaves_its_message_to_the_next_and_a_killed_connector_its_work(tmp_path: Path) -> None:
+async def test_killed_reader_and_connector_lose_no_message(tmp_path: Path) -> None:
     async with Sandbox.over_loopback() as sandbox:
         workspace = await sandbox.workspace()
         async with Connector(sandbox, workspace, tmp_path, "--backend", "inbox") as connector:
@@ -79,7 +79,7 @@ async def test_a_killed_reader_leaves_its_message_to_the_next_and_a_killed_conne
     assert "messages wait until they are read" in connector.output
 
 
-async def test_a_reply_that_nobody_could_send_goes_out_once_when_somebody_can(tmp_path: Path) -> None:
+async def test_stored_reply_sent_once_by_next_connector(tmp_path: Path) -> None:
     async with Sandbox.over_loopback() as sandbox:
         workspace = await sandbox.workspace()
         await sandbox.faults("unavailable=1,path=/notify")

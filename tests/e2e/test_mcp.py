@@ -1,4 +1,4 @@
-"""``molecule mcp`` as a process of its own, driven by the SDK's own client, against a sandbox over loopback."""
+"""``molecule mcp`` as a separate process, driven by the SDK's client, against a sandbox over loopback."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ from .mcp_host import PROGRAM, environ_for, host
 
 
 @pytest.mark.parametrize(("mode", "platform"), [("legacy", "2026-05"), ("auto", "2026-08")])
-async def test_a_host_takes_messages_and_answers_them(tmp_path: Path, mode: str, platform: str) -> None:
+async def test_host_receives_and_answers_messages(tmp_path: Path, mode: str, platform: str) -> None:
     async with Sandbox.over_loopback(platform=platform) as sandbox:
         workspace, peer = await sandbox.pair()
         async with host(sandbox, workspace, tmp_path, mode=mode) as session:
@@ -51,8 +51,8 @@ async def test_a_host_takes_messages_and_answers_them(tmp_path: Path, mode: str,
             assert (await session.call("list_peers"))["peers"][0]["name"] == "child"
             assert (await session.call("delegate_task", peer_id=peer.id, task="count"))["status"] == "queued"
             assert "your own workspace" in await session.call("delegate_task", peer_id=workspace.id, task="count")
-            told = [one["text"] for one in (await session.call("chat_history"))["messages"]]
-            assert told == ["from a person", "to the person", "no answer needed"]
+            texts = [one["text"] for one in (await session.call("chat_history"))["messages"]]
+            assert texts == ["from a person", "to the person", "no answer needed"]
             info = await session.call("get_workspace_info")
             assert (info["workspace_id"], info["inbox"]) == (workspace.id, "well")
         answers = await sandbox.answers(workspace, 3)
@@ -66,7 +66,7 @@ async def test_a_host_takes_messages_and_answers_them(tmp_path: Path, mode: str,
 
 
 @pytest.mark.drill
-async def test_a_peers_answer_arrives_with_the_question(tmp_path: Path) -> None:
+async def test_peer_answer_arrives_with_its_question(tmp_path: Path) -> None:
     async with Sandbox.over_loopback() as sandbox:
         workspace, peer = await sandbox.pair()
         async with (
@@ -80,7 +80,7 @@ async def test_a_peers_answer_arrives_with_the_question(tmp_path: Path) -> None:
     assert answer["in_answer_to"] == "what is up?"
 
 
-async def test_a_message_comes_back_after_kill_9_between_wait_and_pop(tmp_path: Path) -> None:
+async def test_message_survives_kill_between_wait_and_pop(tmp_path: Path) -> None:
     async with Sandbox.over_loopback() as sandbox:
         workspace = await sandbox.workspace()
         await sandbox.say(workspace, "still there?")
@@ -97,7 +97,7 @@ async def test_a_message_comes_back_after_kill_9_between_wait_and_pop(tmp_path: 
 
 
 @pytest.mark.drill
-async def test_two_hosts_of_one_workspace_share_its_inbox_and_one_takes_over(tmp_path: Path) -> None:
+async def test_second_host_takes_over_the_shared_inbox(tmp_path: Path) -> None:
     async with Sandbox.over_loopback() as sandbox:
         workspace = await sandbox.workspace()
         with contextlib.suppress(MCPError, ExceptionGroup):
@@ -136,7 +136,7 @@ async def test_workspace_served_by_a_backend_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.drill
-async def test_an_inbox_that_a_connector_serves_is_read_through(tmp_path: Path) -> None:
+async def test_reads_through_a_connector_in_inbox_mode(tmp_path: Path) -> None:
     async with Sandbox.over_loopback() as sandbox:
         workspace = await sandbox.workspace()
         async with Connector(sandbox, workspace, tmp_path / "state", "--backend", "inbox"):
@@ -149,7 +149,7 @@ async def test_an_inbox_that_a_connector_serves_is_read_through(tmp_path: Path) 
 
 
 @pytest.mark.drill
-async def test_two_workspaces_are_one_inbox_and_each_keeps_to_its_own_token(tmp_path: Path) -> None:
+async def test_two_workspaces_use_their_own_tokens(tmp_path: Path) -> None:
     async with Sandbox.over_loopback() as sandbox:
         one, two = await sandbox.workspace("one"), await sandbox.workspace("two")
         several = json.dumps([{"id": each.id, "token": each.token} for each in (one, two)])
@@ -164,7 +164,7 @@ async def test_two_workspaces_are_one_inbox_and_each_keeps_to_its_own_token(tmp_
 
 
 async def run(environ: dict[str, str], *arguments: str, given: bytes = b"") -> tuple[int, str]:
-    """The exit code and all output of a server whose host writes *given* and closes."""
+    """Run a server whose host writes *given* and closes. Returns the exit code and all output."""
     process = await asyncio.create_subprocess_exec(
         *PROGRAM,
         *arguments,
@@ -175,52 +175,52 @@ async def run(environ: dict[str, str], *arguments: str, given: bytes = b"") -> t
     )
     async with asyncio.timeout(30):
         if given or arguments:
-            said, _ = await process.communicate(given)
+            output, _ = await process.communicate(given)
         else:
             assert process.stdout is not None
-            said = await process.stdout.read()
+            output = await process.stdout.read()
             await process.wait()
     assert process.stdin is not None
     process.stdin.close()
     assert process.returncode is not None
-    return process.returncode, said.decode()
+    return process.returncode, output.decode()
 
 
-async def test_what_is_missing_is_named_and_exit_2(tmp_path: Path) -> None:
+async def test_missing_setting_is_named_with_exit_2(tmp_path: Path) -> None:
     async with Sandbox.over_loopback() as sandbox:
         environ = environ_for(sandbox, await sandbox.workspace(), tmp_path / "state")
         del environ["MOLECULE_WORKSPACE_TOKEN"]
-        code, said = await run(environ)
-    assert (code, "MOLECULE_WORKSPACE_TOKEN" in said, "what to do: " in said) == (2, True, True)
-    assert "Traceback" not in said
+        code, output = await run(environ)
+    assert (code, "MOLECULE_WORKSPACE_TOKEN" in output, "what to do: " in output) == (2, True, True)
+    assert "Traceback" not in output
 
 
-async def test_a_refused_token_is_exit_3(tmp_path: Path) -> None:
+async def test_refused_token_exits_3(tmp_path: Path) -> None:
     async with Sandbox.over_loopback() as sandbox:
         workspace = await sandbox.workspace()
         environ = environ_for(sandbox, workspace, tmp_path / "state", MOLECULE_WORKSPACE_TOKEN="not-the-one")
-        code, said = await run(environ)
+        code, output = await run(environ)
         checked, report = await run(environ, "--check")
-    assert (code, "not-the-one" in said, "Traceback" in said) == (3, False, False)
+    assert (code, "not-the-one" in output, "Traceback" in output) == (3, False, False)
     assert (checked, "not-the-one" in report) == (3, False)
 
 
-async def test_the_end_of_the_input_is_exit_0(tmp_path: Path) -> None:
+async def test_end_of_input_exits_0(tmp_path: Path) -> None:
     async with Sandbox.over_loopback() as sandbox:
         workspace = await sandbox.workspace()
         ping = b'{"jsonrpc": "2.0", "id": 1, "method": "ping"}\n'
-        code, said = await run(environ_for(sandbox, workspace, tmp_path / "state"), given=ping)
+        code, output = await run(environ_for(sandbox, workspace, tmp_path / "state"), given=ping)
     assert code == 0
-    assert '"id":1,"result":{}' in said
+    assert '"id":1,"result":{}' in output
 
 
 @pytest.mark.drill
 async def test_output_may_be_a_file(tmp_path: Path) -> None:
     async with Sandbox.over_loopback() as sandbox:
         workspace = await sandbox.workspace()
-        asked, told = tmp_path / "asked", tmp_path / "told"
-        asked.write_text('{"jsonrpc": "2.0", "id": 1, "method": "ping"}\n')
-        with asked.open() as stdin, told.open("w") as stdout:
+        given, output = tmp_path / "given", tmp_path / "output"
+        given.write_text('{"jsonrpc": "2.0", "id": 1, "method": "ping"}\n')
+        with given.open() as stdin, output.open("w") as stdout:
             process = await asyncio.create_subprocess_exec(
                 *PROGRAM,
                 stdin=stdin,
@@ -230,11 +230,11 @@ async def test_output_may_be_a_file(tmp_path: Path) -> None:
             )
             _, errors = await process.communicate()
     assert process.returncode == 0
-    assert json.loads(told.read_text())["result"] == {}
+    assert json.loads(output.read_text())["result"] == {}
     assert b"Traceback" not in errors
 
 
-async def test_a_signal_ends_it_while_the_host_keeps_its_side_open(tmp_path: Path) -> None:
+async def test_signal_ends_server_despite_open_input(tmp_path: Path) -> None:
     async with Sandbox.over_loopback() as sandbox:
         workspace = await sandbox.workspace()
         process = await asyncio.create_subprocess_exec(
@@ -256,7 +256,7 @@ async def test_a_signal_ends_it_while_the_host_keeps_its_side_open(tmp_path: Pat
         assert (await sandbox.beats(workspace))[-1]["sample_error"] == "stopped"
 
 
-async def test_a_check_says_what_there_is(tmp_path: Path) -> None:
+async def test_check_reports_settings_and_status(tmp_path: Path) -> None:
     async with Sandbox.over_loopback() as sandbox:
         workspace = await sandbox.workspace("laptop")
         code, report = await run(environ_for(sandbox, workspace, tmp_path / "state"), "--check")
@@ -270,7 +270,7 @@ async def test_a_check_says_what_there_is(tmp_path: Path) -> None:
 
 @pytest.mark.drill
 @pytest.mark.timeout(300)
-async def test_five_thousand_waiting_messages_are_all_there_and_are_pushed_once(tmp_path: Path) -> None:
+async def test_five_thousand_messages_are_pushed_once(tmp_path: Path) -> None:
     count = 5000
     async with Sandbox.over_loopback() as sandbox:
         workspace = await sandbox.workspace()

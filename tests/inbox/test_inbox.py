@@ -79,12 +79,12 @@ def ids(messages: Sequence[InboxMessage]) -> list[str]:
 
 @pytest.fixture
 async def second(journal: Journal) -> AsyncIterator[Journal]:
-    """The same journal, as another process has it open."""
+    """The same journal, opened by another process."""
     async with open_journal(journal.path.parent) as second:
         yield second
 
 
-# Taking
+# Claiming
 
 
 async def test_wait_returns_the_oldest_without_removing_it(journal: Journal) -> None:
@@ -176,7 +176,7 @@ async def test_claim_of_killed_reader_expires(tmp_path: Path) -> None:
 
 
 def dead_process() -> str:
-    """The number of a process that has ended."""
+    """The id of a process that has exited."""
     ended = subprocess.Popen(["true"])
     ended.wait()
     return str(ended.pid)
@@ -229,7 +229,7 @@ async def test_five_thousand_messages_claimed_in_order(journal: Journal) -> None
 
 
 def flood(peers: int, each: int) -> list[Inbound]:
-    """Messages of peers, and behind all of them three of people."""
+    """Messages of peers, followed by three of people."""
     written = [message(number, caller_id=f"peer-{number % peers}") for number in range(peers * each)]
     return [*written, *(message(len(written) + number) for number in range(3))]
 
@@ -508,7 +508,7 @@ async def test_arrivals_skip_messages_popped_before_their_turn(journal: Journal)
 
 
 async def asked(journal: Journal, *questions: tuple[str, str, str]) -> InboxStore:
-    """Message id, peer and text of each."""
+    """Record questions, each given as message id, peer and text."""
     store = InboxStore(journal)
     for message_id, peer, text in questions:
         await store.record_question(WORKSPACE, message_id, peer, text)
@@ -596,7 +596,7 @@ async def test_questions_are_truncated_and_expire(tmp_path: Path) -> None:
         assert [one.question for one in open_inbox(journal).peek()] == [""]
 
 
-# Speaking first
+# New messages
 
 
 async def test_unknown_workspace_refused_by_every_method(journal: Journal) -> None:

@@ -1,4 +1,4 @@
-"""Files in an inbox: readers get paths, and what they attach reaches the person."""
+"""Files in an inbox: readers get paths, and their attachments reach the person."""
 
 import asyncio
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""kill -9 before and after every commit and every send of an inbox: all is replied to, and nothing twice."""
+"""kill -9 before and after every commit and send of an inbox: each message is answered exactly once."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ from molecule_connect.worker.worker import Worker, WorkerOptions
 
 
 async def read(inbox: Inbox, fuse: Fuse) -> None:
-    """Replies to whatever comes, a little later. A reader that died holds its message for 2 s more."""
+    """Reply to each message after a short delay. The claim of a dead reader expires after 2 s."""
     while True:
         message = await inbox.wait(60, hold=2)
         await fuse.stay()
@@ -31,7 +31,7 @@ async def read(inbox: Inbox, fuse: Fuse) -> None:
 
 
 async def live(folder: Path, platform: Mortal) -> None:
-    """One life of a connection and two readers beside it, until all that they know is over."""
+    """Run a worker and two readers until every message is finished."""
     loop, fuse = asyncio.get_running_loop(), platform.fuse
     disk = Disk(before=fuse.point, after=fuse.point)
     async with open_journal(folder, disk) as journal:
@@ -58,7 +58,7 @@ async def live(folder: Path, platform: Mortal) -> None:
 
 
 async def lives(folder: Path, *, newer: bool, kill_at: int) -> tuple[int, Mortal]:
-    """Live, die at a point, and live again. Returns how many points there were."""
+    """Run, die at the given point, and run again. Returns the number of points."""
     platform, fuse = Mortal(newer=newer, send_delay=0.3), Fuse(kill_at)
     platform.fuse, platform.cut = fuse, {"echo: in doubt", "echo: cut"}
     talk(platform)
@@ -68,7 +68,7 @@ async def lives(folder: Path, *, newer: bool, kill_at: int) -> tuple[int, Mortal
     return fuse.passed, platform
 
 
-@pytest.mark.timeout(300)  # some hundred lives, each with a journal of its own
+@pytest.mark.timeout(300)  # a few hundred runs, each with its own journal
 @pytest.mark.parametrize("newer", [True, False], ids=["newer", "older"])
 async def test_inbox_killed_at_any_moment(tmp_path: Path, newer: bool) -> None:
     def folder() -> Path:
@@ -76,12 +76,12 @@ async def test_inbox_killed_at_any_moment(tmp_path: Path, newer: bool) -> None:
 
     points, _ = await lives(folder(), newer=newer, kill_at=0)
     assert points > 60
-    # Neighbouring points differ little, and the generations share the work.
+    # Neighboring points differ little, so the generations share the work.
     for point in range(1 + newer, points + 1, 2):
         _, platform = await lives(folder(), newer=newer, kill_at=point)
         answered = {text.removeprefix("echo: ") for text in platform.answers()}
         assert answered == EXPECTED, f"killed at point {point}"
         to_people = Counter(sent.message_id for sent in platform.sent if sent.caller_id is None)
-        assert max(to_people.values()) == 1, f"a person was told twice, killed at point {point}"
+        assert max(to_people.values()) == 1, f"a person got a message twice, killed at point {point}"
         assert len({sent.message_id for sent in platform.sent}) == len(EXPECTED), f"killed at point {point}"
         assert not newer or len(platform.sent) == len(EXPECTED), f"killed at point {point}"

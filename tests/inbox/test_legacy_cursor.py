@@ -1,4 +1,4 @@
-"""The position of the older inbox program: whose it is, and when it is left alone."""
+"""Migration of the position of the older inbox program."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A connection without a backend: it stores what arrives for the readers, sends what they answer, and stays online."""
+"""A worker without a backend stores messages for the readers, sends their replies, and stays online."""
 
 import asyncio
 from pathlib import Path
@@ -66,7 +66,7 @@ async def test_reader_in_another_process_gets_messages(journal: Journal, tmp_pat
         assert message is not None
         replying = asyncio.ensure_future(attached.reply(message.activity_id, Response.from_text("hi")))
         await asyncio.sleep(1)
-        # What a fleet does once a second, when the file was changed by somebody else.
+        # The supervisor does this once a second if another process changed the journal.
         serving.connection.journal_changed()
         assert await replying == "delivered"
     assert platform.answers() == ["hi"]
@@ -207,8 +207,8 @@ async def test_finished_messages_are_reported(journal: Journal) -> None:
         await inbox.pop("row-1")
         await asyncio.sleep(2)
         await inbox.reply("row-2", Response.from_text("bye"))
-        told = [(event.row_id, event.text, event.silent) for event in serving.events.of(events.Answered)]
-        assert told == [("row-1", "", True), ("row-2", "bye", False)]
+        answered = [(event.row_id, event.text, event.silent) for event in serving.events.of(events.Answered)]
+        assert answered == [("row-1", "", True), ("row-2", "bye", False)]
 
 
 @pytest.mark.parametrize("steps", range(1, 6))
@@ -239,7 +239,7 @@ async def test_empty_message_waits_and_can_be_answered(journal: Journal) -> None
     assert platform.answers() == ["you said nothing"]
 
 
-# From one mode to the other
+# Switching modes
 
 
 async def test_backend_answers_messages_left_by_an_inbox(tmp_path: Path) -> None:
@@ -301,7 +301,7 @@ async def test_backend_answers_messages_claimed_by_open_reader(journal: Journal,
         platform.write("two")
         await platform.until(lambda: serving.rows() == [("row-1", "running"), ("row-2", "received")])
         assert await Inbox(elsewhere, {WORKSPACE: FakeSession()}, ChangeSignal()).wait(0)
-        # What a fleet does once a second, when the file was changed by somebody else.
+        # The supervisor does this once a second if another process changed the journal.
         serving.connection.journal_changed()
         go.set()
         await platform.until(lambda: len(platform.sent) == 2)

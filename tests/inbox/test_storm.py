@@ -1,4 +1,4 @@
-"""Readers in two processes, a connection that changes its mode, a platform that fails: one answer to each message."""
+"""Readers in two processes, a worker that changes its mode, a failing platform: one answer to each message."""
 
 import asyncio
 import random
@@ -19,13 +19,13 @@ from molecule_connect.models import Progress, Request, Response
 from molecule_connect.worker.sending import MAX_COPIES
 
 MESSAGES = 14
-# An answer whose fate stays unknown this often is still sent once more.
+# After this many sends with an unknown outcome, a reply is sent once more.
 CUTS = MAX_COPIES - 1
 
 
 @attrs.define
 class Storm:
-    """What goes on around one journal, by dice."""
+    """Random events around one journal."""
 
     folder: Path
     dice: random.Random
@@ -62,7 +62,7 @@ class Storm:
                     if await inbox.pop(message.activity_id):
                         self.popped.add(message.text)
                 except asyncio.CancelledError:
-                    # It may have been written by then.
+                    # It may have been committed by then.
                     self.popped.add(message.text)
                     raise
                 continue
@@ -72,11 +72,11 @@ class Storm:
                 await asyncio.sleep(0)
                 replying.cancel()
             outcome = (await asyncio.gather(replying, return_exceptions=True))[0]
-            # Who was too late, or has left, is told so.
+            # The reply was too late, or the reader has left.
             assert isinstance(outcome, str | ConfigError | asyncio.CancelledError), outcome
 
     async def serve(self) -> None:
-        """For some while as an inbox or with a backend."""
+        """Serve for a while, as an inbox or with a backend."""
         handler = self.dice.choice([None, None, self.backend])
         grace, slots = self.dice.choice([0.0, 5.0]), self.dice.choice([1, 4])
         async with (
@@ -90,7 +90,7 @@ class Storm:
                 await self._watch(serving)
 
     async def _watch(self, serving: Serving) -> None:
-        """What a fleet does once a second."""
+        """Check for changes to the journal once a second, like the supervisor."""
         version = await serving.journal.data_version()
         for _ in range(self.dice.choice([5, 30, 100])):
             await asyncio.sleep(1)

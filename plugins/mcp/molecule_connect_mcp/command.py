@@ -33,7 +33,7 @@ Examples:
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-@click.option("--check", is_flag=True, help="Check the settings and ask the platform, then exit.")
+@click.option("--check", is_flag=True, help="Check the settings, test the token with the platform, and exit.")
 @click.option("--state-dir", type=click.Path(file_okay=False, path_type=Path), help="The folder of the journal.")
 @click.option(
     "--files-root",

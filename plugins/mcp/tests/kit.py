@@ -80,12 +80,12 @@ class FakeInbox:
         self.workspace_ids = tuple(workspace_ids)
         self.ended: dict[str, MoleculeError] = {}
         self.replies: list[tuple[str, Response]] = []
-        self.told: list[tuple[str, str, tuple[Path, ...]]] = []
+        self.notifications: list[tuple[str, str, tuple[Path, ...]]] = []
         self.asked: list[tuple[str, str, str]] = []
         self.holds: list[float] = []
         self.outcome = ReplyResult("delivered")
         self.answer: Any = {"status": "queued"}
-        self.deaf = ""
+        self.problem = ""
         self.delegation = "d-1"
         self.fake_client = FakeClient(answers)
         self._messages = list(messages)
@@ -124,11 +124,11 @@ class FakeInbox:
         return self.outcome
 
     async def arrivals(self) -> AsyncIterator[InboxMessage]:
-        told = 0
+        yielded = 0
         while True:
-            while told < len(self._messages):
-                told += 1
-                yield self._messages[told - 1]
+            while yielded < len(self._messages):
+                yielded += 1
+                yield self._messages[yielded - 1]
             self._news.clear()
             await self._news.wait()
 
@@ -138,7 +138,7 @@ class FakeInbox:
         return self.fake_client
 
     async def tell_user(self, workspace_id: str, text: str, files: Sequence[Path] = ()) -> None:
-        self.told.append((workspace_id, text, tuple(files)))
+        self.notifications.append((workspace_id, text, tuple(files)))
 
     async def ask(self, workspace_id: str, peer_id: str, text: str, *, timeout: float) -> Any:
         self.asked.append((workspace_id, peer_id, text))
@@ -149,7 +149,7 @@ class FakeInbox:
         return self.delegation
 
     def trouble(self, workspace_id: str) -> str:
-        return self.deaf
+        return self.problem
 
 
 def as_inbox(inbox: FakeInbox) -> Inbox:

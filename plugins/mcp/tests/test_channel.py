@@ -16,7 +16,7 @@ def test_session_started_with_the_channel_lacks_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "command", "said"),
+    ("host", "command", "expected"),
     [
         ("claude-code 2.1.197", ["claude"], "started without a channel"),
         ("claude-code 2.1.79", GOOD, "too old"),
@@ -25,9 +25,9 @@ def test_session_started_with_the_channel_lacks_nothing() -> None:
         ("", [], "this host is not known"),
     ],
 )
-def test_missing_channel_conditions_are_reported(host: str, command: list[str], said: str) -> None:
-    (lack,) = missing_for_host(host, command, {}, managed=[])
-    assert said in lack
+def test_missing_channel_conditions_are_reported(host: str, command: list[str], expected: str) -> None:
+    (problem,) = missing_for_host(host, command, {}, managed=[])
+    assert expected in problem
 
 
 def test_unknown_command_line_reports_nothing() -> None:
@@ -35,13 +35,13 @@ def test_unknown_command_line_reports_nothing() -> None:
 
 
 def test_api_key_instead_of_login_reported() -> None:
-    (lack,) = missing_for_host("claude-code 2.1.197", GOOD, {"ANTHROPIC_API_KEY": "secret"}, managed=[])
-    assert "ANTHROPIC_API_KEY is set" in lack
-    assert "secret" not in lack
+    (problem,) = missing_for_host("claude-code 2.1.197", GOOD, {"ANTHROPIC_API_KEY": "secret"}, managed=[])
+    assert "ANTHROPIC_API_KEY is set" in problem
+    assert "secret" not in problem
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "expected"),
     [
         ({"channelsEnabled": True}, []),
         ({"channelsEnabled": True, "allowedChannelPlugins": [{"marketplace": "m", "plugin": "p"}]}, []),
@@ -51,12 +51,12 @@ def test_api_key_instead_of_login_reported() -> None:
         ([], []),
     ],
 )
-def test_managed_settings_are_checked(tmp_path: Path, settings: object, said: list[str]) -> None:
+def test_managed_settings_are_checked(tmp_path: Path, settings: object, expected: list[str]) -> None:
     path = tmp_path / "managed-settings.json"
     path.write_text(json.dumps(settings))
-    lacks = list(missing_permission([tmp_path / "none.json", path]))
-    assert len(lacks) == len(said)
-    assert all(word in lack for word, lack in zip(said, lacks, strict=True))
+    problems = list(missing_permission([tmp_path / "none.json", path]))
+    assert len(problems) == len(expected)
+    assert all(word in problem for word, problem in zip(expected, problems, strict=True))
 
 
 def test_parent_process_command_is_found() -> None:

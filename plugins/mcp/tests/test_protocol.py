@@ -1,4 +1,4 @@
-"""What a host sees: the handshake in both eras, the channel, the tools, and the end."""
+"""The protocol: the handshake in both eras, the channel, the tools, and the end of a session."""
 
 import asyncio
 import json
@@ -13,20 +13,20 @@ from .kit import ENVELOPE, MODERN, FakeInbox, Serving, message
 
 
 async def test_handshake_declares_channel_and_instructions(serving: Serving) -> None:
-    told = await serving.host.begin()
+    result = await serving.host.begin()
 
-    assert told["capabilities"]["experimental"] == {"claude/channel": {}}
-    assert told["serverInfo"]["name"] == "molecule"
-    assert "inbox_pop" in told["instructions"]
+    assert result["capabilities"]["experimental"] == {"claude/channel": {}}
+    assert result["serverInfo"]["name"] == "molecule"
+    assert "inbox_pop" in result["instructions"]
 
 
 async def test_modern_discovery_declares_the_channel(serving: Serving) -> None:
     serving.host.write({"id": 1, "method": "server/discover", "params": {"_meta": ENVELOPE}})
 
-    told = (await serving.host.answer(1))["result"]
+    result = (await serving.host.answer(1))["result"]
 
-    assert told["capabilities"]["experimental"] == {"claude/channel": {}}
-    assert told["supportedVersions"] == [MODERN]
+    assert result["capabilities"]["experimental"] == {"claude/channel": {}}
+    assert result["supportedVersions"] == [MODERN]
 
 
 async def test_every_tool_has_description_and_schema(serving: Serving) -> None:
@@ -77,10 +77,10 @@ async def test_invalid_lines_are_skipped(serving: Serving) -> None:
 
 async def test_lone_surrogate_in_a_call_is_answered(serving: Serving) -> None:
     await serving.host.begin()
-    said = {"name": "send_message_to_user", "arguments": {"message": "well done \ud83d"}}
-    serving.host.write({"id": 1, "method": "tools/call", "params": said})
+    params = {"name": "send_message_to_user", "arguments": {"message": "well done \ud83d"}}
+    serving.host.write({"id": 1, "method": "tools/call", "params": params})
     assert "result" in await serving.host.answer(1)
-    assert serving.inbox.told == [("ws-1", "well done ?", ())]
+    assert serving.inbox.notifications == [("ws-1", "well done ?", ())]
 
 
 async def test_line_read_in_pieces_is_one_message(serving: Serving) -> None:
@@ -90,7 +90,7 @@ async def test_line_read_in_pieces_is_one_message(serving: Serving) -> None:
     line = json.dumps({**asked, "params": {"name": "send_message_to_user", "arguments": {"message": text}}}).encode()
     await asyncio.to_thread(serving.host.write_raw, line + b"\n")
     await serving.host.answer("big")
-    assert serving.inbox.told == [("ws-1", text, ())]
+    assert serving.inbox.notifications == [("ws-1", text, ())]
 
 
 async def test_unknown_tool_error_lists_known_tools(serving: Serving) -> None:
@@ -218,7 +218,7 @@ async def test_unreadable_request_is_answered(serving: Serving, line: bytes, req
     answer = await serving.host.read()
     assert (answer["id"], answer["error"]["code"]) == (request_id, code)
     assert answer["error"]["message"]
-    # The session goes on.
+    # The session continues.
     serving.host.write({"id": "next", "method": "ping"})
     assert (await serving.host.answer("next"))["result"] == {}
 

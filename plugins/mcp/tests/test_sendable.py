@@ -66,11 +66,11 @@ def test_files_under_the_roots_are_sent(place: Place) -> None:
 
 
 def test_file_outside_roots_refused_with_hint(place: Place) -> None:
-    said = place.refused(place.outside / "id_rsa")
-    assert str(place.outside / "id_rsa") in said
-    assert str(place.project) in said
-    assert str(place.state / "ws-1" / "files") in said
-    assert "--files-root" in said
+    refusal = place.refused(place.outside / "id_rsa")
+    assert str(place.outside / "id_rsa") in refusal
+    assert str(place.project) in refusal
+    assert str(place.state / "ws-1" / "files") in refusal
+    assert "--files-root" in refusal
 
 
 @pytest.mark.parametrize("name", ["journal.db", "ws-1.token", "ws-1/new", "ws-1/outgoing/x"])
@@ -135,9 +135,9 @@ def test_token_file_is_not_sent(place: Place) -> None:
     for name in ("token", "again"):
         assert "token" in place.refused(place.project / name, token_files=(token_file,))
     (place.project / ".mcp.json").write_text(json.dumps({"env": {"MOLECULE_WORKSPACE_TOKEN": TOKEN}}))
-    said = place.refused(place.project / ".mcp.json")
-    assert "token" in said
-    assert TOKEN not in said
+    refusal = place.refused(place.project / ".mcp.json")
+    assert "token" in refusal
+    assert TOKEN not in refusal
 
 
 def test_other_state_folders_are_private(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +224,7 @@ async def test_attachments_without_text_leave_no_copy(place: Place) -> None:
     inbox = FakeInbox()
     given = {"message": " ", "attachments": str(place.project / "plot.png")}
     assert (await tools_of(inbox, place).call("send_message_to_user", given))[1] is False
-    ((_, text, (file,)),) = inbox.told
+    ((_, text, (file,)),) = inbox.notifications
     assert (text, file.name) == ("", "plot.png")
     assert list((place.state / "ws-1" / "outgoing").iterdir()) == []
 
@@ -267,15 +267,15 @@ async def test_root_with_special_characters_counts(place: Place) -> None:
     async with Serving(FakeInbox(message("a1")), settings(place)) as serving:
         serving.host.roots = [odd.as_uri()]
         await serving.host.begin()
-        told = await serving.host.call("reply", activity_id="a1", text="x", files=[str(odd / "x")])
-    assert told["status"] == "delivered"
+        result = await serving.host.call("reply", activity_id="a1", text="x", files=[str(odd / "x")])
+    assert result["status"] == "delivered"
 
 
 async def test_host_without_roots_is_not_asked(place: Place) -> None:
     async with Serving(FakeInbox(message("a1")), settings(place)) as serving:
         await serving.host.begin()
-        said = await serving.host.call("reply", activity_id="a1", text="x", files=[str(place.outside / "id_rsa")])
-        assert "outside of the folders" in said
+        refusal = await serving.host.call("reply", activity_id="a1", text="x", files=[str(place.outside / "id_rsa")])
+        assert "outside of the folders" in refusal
         assert serving.host.asked_for_roots == 0
 
 
@@ -293,8 +293,8 @@ async def test_modern_host_asked_for_roots_in_result(place: Place) -> None:
         assert serving.inbox.replies == []
         responses = {name: {"roots": [{"uri": place.outside.as_uri()}]}}
         host.write({"id": 2, "method": "tools/call", "params": {**params, "inputResponses": responses}})
-        told = json.loads((await host.answer(2))["result"]["content"][0]["text"])
-    assert told["status"] == "delivered"
+        result = json.loads((await host.answer(2))["result"]["content"][0]["text"])
+    assert result["status"] == "delivered"
 
 
 # The flag

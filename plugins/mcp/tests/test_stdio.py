@@ -1,4 +1,4 @@
-"""Lines in and out, and a standard output that carries nothing else."""
+"""Lines on standard input and output, and redirected prints."""
 
 import asyncio
 import os

@@ -94,7 +94,7 @@ async def test_a_wait_ends_when_a_message_arrives(serving: Serving) -> None:
 
 async def test_trouble_is_reported_with_an_empty_inbox() -> None:
     inbox = FakeInbox()
-    inbox.deaf = "the platform is out of reach"
+    inbox.problem = "the platform is out of reach"
     call = Caller(inbox)
     assert (await call("inbox_peek"))["trouble"] == "the platform is out of reach"
     assert (await call("wait_for_message", timeout_secs=0))["trouble"] == "the platform is out of reach"
@@ -117,13 +117,13 @@ async def test_history_shows_senders_and_file_paths(tmp_path: Path) -> None:
         Row("a1", "message", None, (file,)),
     ]
     call = Caller(FakeInbox(message("a1", attrs.evolve(file, path=here)), history=rows))
-    told = (await call("chat_history", limit="3"))["messages"]
-    assert [(one["from"], one["text"]) for one in told] == [
+    messages = (await call("chat_history", limit="3"))["messages"]
+    assert [(one["from"], one["text"]) for one in messages] == [
         ("person", "(a message without text)"),
         ("peer", "please"),
         ("me", "done"),
     ]
-    assert told[0]["attachments"][0]["path"] == str(here)
+    assert messages[0]["attachments"][0]["path"] == str(here)
 
 
 async def test_refused_reply_error_says_it_is_kept() -> None:
@@ -133,7 +133,7 @@ async def test_refused_reply_error_says_it_is_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tool", "arguments", "said"),
+    ("tool", "arguments", "expected"),
     [
         ("reply", {"activity_id": "nope", "text": "x"}, "there is no message 'nope'. What to do: peek"),
         ("reply", {"activity_id": "a1"}, "text is missing"),
@@ -154,9 +154,9 @@ async def test_refused_reply_error_says_it_is_kept() -> None:
         ("check_task_status", {"task_id": "d-9"}, "the platform has no task d-9"),
     ],
 )
-async def test_invalid_calls_return_readable_errors(tool: str, arguments: dict[str, Any], said: str) -> None:
+async def test_invalid_calls_return_readable_errors(tool: str, arguments: dict[str, Any], expected: str) -> None:
     call = Caller(FakeInbox(message("a1")))
-    assert said in await call.refused(tool, **arguments)
+    assert expected in await call.refused(tool, **arguments)
     assert call.inbox.asked == []
 
 
@@ -172,10 +172,10 @@ async def test_errors_include_hints_without_tracebacks(
     assert "ZeroDivisionError: secret" in caplog.text
 
 
-@pytest.mark.parametrize(("how_far", "doubtful"), [("unknown", True), ("written", True), ("not taken", False)])
-async def test_possibly_delivered_message_warns_against_repeating(how_far: str, doubtful: bool) -> None:
+@pytest.mark.parametrize(("outcome", "doubtful"), [("unknown", True), ("written", True), ("not taken", False)])
+async def test_possibly_delivered_message_warns_against_repeating(outcome: str, doubtful: bool) -> None:
     cut = TransientPlatformError("cut", operation="a2a")
-    cut.outcome = type(cut.outcome)(how_far)
+    cut.outcome = type(cut.outcome)(outcome)
     inbox = FakeInbox(a2a=cut, peers=cut)
     workspaces = Workspaces(["ws-1"], has_inbox=False)
     workspaces.set_sender(DirectSender({"ws-1": inbox.fake_client}))  # type: ignore[dict-item]
@@ -191,7 +191,7 @@ async def test_several_workspaces_are_distinguished() -> None:
     call = Caller(FakeInbox(message("a1"), workspace_ids=("ws-1", "ws-2")))
     assert "give workspace_id: ws-1, ws-2" in await call.refused("send_message_to_user", message="x")
     await call("send_message_to_user", message="x", workspace_id=" WS-2 ")
-    assert call.inbox.told == [("ws-2", "x", ())]
+    assert call.inbox.notifications == [("ws-2", "x", ())]
     assert (await call("inbox_peek"))["messages"][0]["arrival_workspace_id"] == "ws-1"
     assert "none of the workspaces" in await call.refused("list_peers", workspace_id="ws-3")
 
