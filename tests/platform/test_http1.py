@@ -72,6 +72,7 @@ async def connected(server: Server) -> AsyncIterator[tuple[HttpConnection, str]]
         http(b"abc"),
         b"HTTP/1.1 200 OK\r\nConnection: Keep-Alive\r\nContent-Length: 3\r\n\r\nabc",
         b"HTTP/1.1 100 Continue\r\n\r\n" + http(b"abc"),
+        b"HTTP/1.1 200 OK\nContent-Length: 3\n\nabc",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n",
     ],
 )

@@ -33,6 +33,8 @@ _HEAD_CAP = 100 * 1024
 _MAX_INFORMATIONAL = 100
 _READ_BUFFER_CAP = 256 * 1024
 _HEAD_END = b"\r\n\r\n"
+# Some servers end lines without a carriage return, which h11 accepts.
+_BLANK_LINE = re.compile(rb"\n\r?\n")
 _PLAIN_HEAD = re.compile(
     rb"HTTP/1\.1 (20[0-3]|[45][0-9][0-9])(?: [\x20-\x7e]*)?\r\n((?:[A-Za-z0-9-]+: [\x21-\x7e][\x20-\x7e]*\r\n)+)\r\n"
 )
@@ -166,7 +168,7 @@ class HttpConnection(httpx.AsyncBaseTransport):
     async def _read_response(self, socket: "_Socket", method: str, timeout: float) -> httpx.Response:
         """Read the head of a response; its body is read while it is iterated."""
         received = b""
-        while _HEAD_END not in received and len(received) < _HEAD_CAP and (data := await socket.read(timeout)):
+        while not _BLANK_LINE.search(received) and len(received) < _HEAD_CAP and (data := await socket.read(timeout)):
             received += data
         head, end, rest = received.partition(_HEAD_END)
         plain = plain_head(head + end) if method != "HEAD" else None
