@@ -1,4 +1,4 @@
-"""Which session of Claude Code goes on with which conversation, kept in one small file."""
+"""The Claude Code session of each conversation, stored in a JSON file."""
 
 import asyncio
 import contextlib
@@ -18,8 +18,8 @@ import attrs
 from molecule_connect import Request
 
 FILE = "sessions.json"
-# Over all callers. Claude Code itself deletes transcripts after 30 days.
-MOST_SESSIONS = 5000
+# For all callers together. Claude Code deletes transcripts after 30 days.
+MAX_SESSIONS = 5000
 
 _LOG = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class Session:
     """A session of Claude Code.
 
     Attributes:
-        folder: The working directory that it was made in; it can be resumed nowhere else.
+        folder: The working directory it was created in. It can't be resumed in another one.
     """
 
     id: str
@@ -37,59 +37,64 @@ class Session:
 
 
 def conversation_of(request: Request, *, whole_workspace: bool) -> str:
-    """The key of the conversation that *request* belongs to."""
-    lane = [] if whole_workspace else [request.caller_id, request.context_id]
-    return json.dumps([request.workspace_id, *lane])
+    """The key of the request's conversation."""
+    conversation = [] if whole_workspace else [request.caller_id, request.context_id]
+    return json.dumps([request.workspace_id, *conversation])
 
 
 class Sessions:
-    """The sessions by conversation, at most *most* of them.
+    """The sessions by conversation.
 
-    Beyond that the caller with the most sessions loses its oldest one, so that no caller can evict those of another.
+    Above *limit*, the oldest session of the caller with the most sessions is removed, so that a caller can't evict
+    the sessions of others.
 
     Args:
-        folder: Returns where they are kept, or None to keep them in memory alone.
+        folder: Returns the folder of the file, or None to keep the sessions in memory only.
+        limit: Maximum number of sessions.
     """
 
-    def __init__(self, folder: Callable[[], Path | None], *, most: int = MOST_SESSIONS) -> None:
+    def __init__(self, folder: Callable[[], Path | None], *, limit: int = MAX_SESSIONS) -> None:
         self._folder = folder
-        self._most = most
-        self._known: dict[str, Session] | None = None
+        self._limit = limit
+        self._sessions: dict[str, Session] | None = None
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
-        self._saving = asyncio.Lock()
+        self._file_lock = asyncio.Lock()
 
     @contextlib.asynccontextmanager
-    async def alone(self, key: str) -> AsyncIterator[None]:
-        """Nobody else writes to the session of *key* meanwhile."""
+    async def lock(self, key: str) -> AsyncIterator[None]:
+        """Hold the exclusive right to use the session of *key*."""
         lock = self._locks.setdefault(key, asyncio.Lock())
         async with lock:
             yield
 
     async def find(self, key: str) -> Session | None:
-        """The session of the conversation *key*, or None when it has none."""
+        """The session of the conversation *key*, if it has one."""
         return (await self._all()).get(key)
 
-    async def keep(self, key: str, session: Session) -> None:
-        """From now on *session* has the conversation *key*. A file that can't be written is logged."""
-        known = await self._all()
-        before = known.pop(key, None)
-        known[key] = session
-        while len(known) > self._most:
-            del known[_oldest_of_the_biggest(known)]
-        if before == session:
+    async def store(self, key: str, session: Session) -> None:
+        """Set the session of the conversation *key*. Errors in writing the file are logged."""
+        sessions = await self._all()
+        previous = sessions.pop(key, None)
+        sessions[key] = session  # the order is by last use
+        while len(sessions) > self._limit:
+            del sessions[_next_to_evict(sessions)]
+        if previous == session:
             return
-        async with self._saving:
+        async with self._file_lock:
             try:
-                await asyncio.to_thread(self._save, dict(known))
+                await asyncio.to_thread(self._save, dict(sessions))
             except OSError as exc:
-                _LOG.warning("sessions cannot be kept: %s; a restart begins new ones", exc.strerror or exc)
+                _LOG.warning(
+                    "cannot write the sessions file: %s; new sessions will be started after a restart",
+                    exc.strerror or exc,
+                )
 
     async def _all(self) -> dict[str, Session]:
-        if self._known is None:
-            async with self._saving:
-                if self._known is None:
-                    self._known = await asyncio.to_thread(self._load)
-        return self._known
+        if self._sessions is None:
+            async with self._file_lock:
+                if self._sessions is None:
+                    self._sessions = await asyncio.to_thread(self._load)
+        return self._sessions
 
     def _load(self) -> dict[str, Session]:
         folder = self._folder()
@@ -99,20 +104,20 @@ class Sessions:
         try:
             return _read(json.loads(file.read_bytes()))
         except (ValueError, OSError, RecursionError) as exc:
-            aside = file.with_suffix(".unreadable")
+            backup = file.with_suffix(".unreadable")
             with contextlib.suppress(OSError):
-                file.replace(aside)
-            _LOG.warning("%s cannot be read (%s); it is now %s, and sessions begin anew", file, exc, aside.name)
+                file.replace(backup)
+            _LOG.warning("cannot read %s (%s): renamed it to %s; starting new sessions", file, exc, backup.name)
             return {}
 
-    def _save(self, known: dict[str, Session]) -> None:
+    def _save(self, sessions: dict[str, Session]) -> None:
         folder = self._folder()
         if folder is None:
             return
-        handle, name = tempfile.mkstemp(dir=folder, prefix=FILE)  # 0600
+        descriptor, name = tempfile.mkstemp(dir=folder, prefix=FILE)  # 0600
         try:
-            with os.fdopen(handle, "w") as file:
-                json.dump({"version": 1, "sessions": {key: attrs.asdict(each) for key, each in known.items()}}, file)
+            with os.fdopen(descriptor, "w") as file:
+                json.dump({"version": 1, "sessions": {key: attrs.asdict(each) for key, each in sessions.items()}}, file)
                 file.flush()
                 os.fsync(file.fileno())
             Path(name).replace(folder / FILE)
@@ -122,22 +127,22 @@ class Sessions:
 
 
 def is_session_id(text: object) -> bool:
-    """Whether *text* can be the id of a session: nothing else is put on a command line."""
+    """Whether *text* is a UUID. Only a UUID is put on the command line as a session id."""
     try:
         return isinstance(text, str) and str(uuid.UUID(text)) == text.lower()
     except ValueError:
         return False
 
 
-def _oldest_of_the_biggest(known: dict[str, Session]) -> str:
-    sizes = Counter(map(_caller_of, known))
-    # Of equal ones, whose oldest session is the oldest.
-    biggest = max(sizes, key=sizes.__getitem__)
-    return next(key for key in known if _caller_of(key) == biggest)
+def _next_to_evict(sessions: dict[str, Session]) -> str:
+    counts = Counter(map(_caller_of, sessions))
+    # Of several callers with the same number, max() returns the one with the oldest session.
+    caller = max(counts, key=counts.__getitem__)
+    return next(key for key in sessions if _caller_of(key) == caller)
 
 
 def _caller_of(key: str) -> str:
-    """Whose conversation *key* is: its workspace and caller as JSON, without the context."""
+    """The workspace and caller of the conversation *key*, as JSON."""
     return json.dumps(json.loads(key)[:2])
 
 
@@ -145,15 +150,15 @@ def _read(data: Any) -> dict[str, Session]:
     try:
         found = {str(key): Session(id=each["id"], folder=each["folder"]) for key, each in data["sessions"].items()}
     except (TypeError, KeyError, AttributeError) as exc:
-        raise ValueError("it does not hold sessions") from exc
+        raise ValueError("not a file of sessions") from exc
     return {_canonical(key): session for key, session in found.items() if is_session_id(session.id)}
 
 
 def _canonical(key: str) -> str:
-    """*key* with its workspace's id in lower case; an earlier release kept a UUID as it was spelled.
+    """Convert the workspace id in *key* to lower case; earlier releases stored UUIDs as they were spelled.
 
     Raises:
-        ValueError: It isn't the key of a conversation.
+        ValueError: *key* isn't the key of a conversation.
     """
-    workspace, *lane = json.loads(key)
-    return json.dumps([workspace.lower() if is_session_id(workspace) else workspace, *lane])
+    workspace, *conversation = json.loads(key)
+    return json.dumps([workspace.lower() if is_session_id(workspace) else workspace, *conversation])

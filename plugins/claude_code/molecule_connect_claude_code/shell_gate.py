@@ -1,10 +1,11 @@
-"""Refuses shell commands that none of the operator's rules names: a hook that Claude Code runs before each command.
+"""A hook that Claude Code runs before each shell command; it refuses commands that match no rule of the operator.
 
-Claude Code itself also runs commands that it takes for read-only, such as ``ps``, ``git show`` or ``rev .env``,
-whatever the rules say. This program only ever refuses; Claude Code's own check of the rules comes on top. It is started
-by its path and imports nothing but the standard library.
+Claude Code also runs commands that it considers read-only, such as ``ps``, ``git show`` or ``rev .env``, regardless of
+the rules. The hook can only refuse a command: Claude Code applies its own rules as well. It is started by its path and
+imports only the standard library.
 
-Arguments are the rules' patterns, such as ``git log *``. The call arrives as JSON on stdin. Exit status 2 refuses it.
+The arguments are the patterns of the rules, such as ``git log *``. The tool call is read from stdin as JSON. Exit
+status 2 refuses it.
 """
 
 import json
@@ -30,22 +31,22 @@ def _regex(pattern: str) -> "re.Pattern[str]":
 
 
 def _simple_commands(command: str) -> list[str]:
-    """The commands between separators; none where *command* runs others by substitution or can't be split surely."""
+    """Split at separators. Empty if *command* uses substitution or can't be split reliably."""
     found, quote, position = [""], "", 0
     while position < len(command):
-        each, rest = command[position], command[position:]
-        if quote != "'" and (each == "`" or rest.startswith(("$(", "<(", ">("))):
+        char, rest = command[position], command[position:]
+        if quote != "'" and (char == "`" or rest.startswith(("$(", "<(", ">("))):
             return []
-        # Quotes mean something else in a comment and in $'...'.
-        if not quote and (rest.startswith(("$'", '$"')) or (each == "#" and not found[-1][-1:].strip())):
+        # Quotes have a different meaning in comments and in $'...'.
+        if not quote and (rest.startswith(("$'", '$"')) or (char == "#" and not found[-1][-1:].strip())):
             return []
-        length = 2 if each == "\\" and quote != "'" else 1
-        if each == quote:
+        length = 2 if char == "\\" and quote != "'" else 1
+        if char == quote:
             quote = ""
-        elif not quote and each in "'\"":
-            quote = each
-        joins_output = each == "&" and (found[-1].endswith((">", "<")) or rest.startswith("&>"))
-        if not quote and each in ";&|\n" and not joins_output:
+        elif not quote and char in "'\"":
+            quote = char
+        is_redirection = char == "&" and (found[-1].endswith((">", "<")) or rest.startswith("&>"))
+        if not quote and char in ";&|\n" and not is_redirection:
             found.append("")
         else:
             found[-1] += command[position : position + length]
@@ -54,7 +55,7 @@ def _simple_commands(command: str) -> list[str]:
 
 
 def main() -> int:
-    """Read one call, and say whether it may run."""
+    """Read a tool call from stdin and return the exit status."""
     patterns = sys.argv[1:]
     try:
         command = json.load(sys.stdin)["tool_input"]["command"]

@@ -1,4 +1,4 @@
-"""The stand-in for ``claude``, and backends that run it."""
+"""Fixtures: a fake ``claude``, and backends that run it."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A stand-in for ``claude``: a shell script that notes how it was called and does what the test says."""
+"""A fake ``claude``: a shell script that records its calls and runs scripts of the test."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ if [ -e "$at/script$run" ]; then . "$at/script$run"; else . "$at/script"; fi
 
 @attrs.frozen(kw_only=True)
 class Run:
-    """How the program was called once."""
+    """A recorded call of the program."""
 
     argv: list[str]
     env: dict[str, str]
@@ -39,13 +39,13 @@ class Run:
     cwd: Path
 
     def flag(self, name: str) -> str | None:
-        """The value of ``--name=value``; an empty text for a bare ``--name``."""
+        """The value of ``--name=value``, empty for a bare ``--name``, or None."""
         found = [word for word in self.argv if word.partition("=")[0] == f"--{name}"]
         return found[0].partition("=")[2] if found else None
 
 
 class FakeClaude:
-    """The script, and what is known of its runs."""
+    """The script and its recorded runs."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -54,14 +54,14 @@ class FakeClaude:
         self.path.chmod(0o755)
         (folder / "version").write_text("echo '2.1.197 (Claude Code)'")
         (folder / "auth").write_text("""echo '{"loggedIn": true}'""")
-        self.always(says(result()))
+        self.set_default(prints(result()))
 
-    def always(self, script: str) -> None:
-        """What each run does that nothing else was said of."""
+    def set_default(self, script: str) -> None:
+        """Set the script of runs without a script of their own."""
         (self.folder / "script").write_text(script)
 
-    def will(self, *scripts: str) -> None:
-        """What the next runs do, one after the other."""
+    def set_next(self, *scripts: str) -> None:
+        """Set the scripts of the next runs."""
         done = len(self.runs)
         for number, script in enumerate(scripts, done):
             (self.folder / f"script{number}").write_text(script)
@@ -83,14 +83,14 @@ def _read(place: Path) -> Run:
     )
 
 
-def says(*events: dict[str, Any] | str, status: int = 0) -> str:
-    """A script that prints *events*, JSON or not, and ends."""
+def prints(*events: dict[str, Any] | str, status: int = 0) -> str:
+    """A script that prints *events*, which may be JSON or plain text, and exits."""
     lines = "".join(f"{each if isinstance(each, str) else json.dumps(each)}\n" for each in events)
     return f"cat <<'END_OF_LINES'\n{lines}END_OF_LINES\nexit {status}\n"
 
 
 def result(text: str = "hi", **fields: Any) -> dict[str, Any]:
-    """The line that decides; *fields* win."""
+    """A result line; *fields* override the defaults."""
     return {
         "type": "result", "subtype": "success", "is_error": False, "result": text, "session_id": SESSION,
         "num_turns": 1, "total_cost_usd": 0.25, "permission_denials": [], "terminal_reason": "completed",
@@ -99,12 +99,12 @@ def result(text: str = "hi", **fields: Any) -> dict[str, Any]:
 
 
 def failed(text: str, **fields: Any) -> dict[str, Any]:
-    """A failure as the program tells it, success written on it."""
+    """A result line of a failure, which also has ``subtype: success``."""
     return result(text, is_error=True, **fields)
 
 
 def assistant(*blocks: dict[str, Any], **fields: Any) -> dict[str, Any]:
-    """A line of what Claude said or began to do."""
+    """A line with content blocks of Claude."""
     return {"type": "assistant", "message": {"model": "claude-x", "content": list(blocks)}, **fields}
 
 
@@ -112,31 +112,31 @@ def text(words: str) -> dict[str, Any]:
     return {"type": "text", "text": words}
 
 
-class Told:
-    """Progress, collected."""
+class ProgressLog:
+    """Collects progress updates."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
 
     def __call__(self, update: str | Response, /) -> Awaitable[None]:
         self.texts.append(update if isinstance(update, str) else update.text)
-        told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        told.set_result(None)
-        return told
+        reported: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        reported.set_result(None)
+        return reported
 
 
 class Asking:
-    """Backends that run the stand-in, all with the same state folder."""
+    """Creates backends that run the fake program, all with the same state folder, and asks them."""
 
     def __init__(self, claude: FakeClaude, state: Path, cwd: Path) -> None:
-        self.claude, self.state, self.cwd, self.told = claude, state, cwd, Told()
+        self.claude, self.state, self.cwd, self.progress = claude, state, cwd, ProgressLog()
 
     def backend(self, **options: str | list[str]) -> Any:
         given = {"bin": str(self.claude.path), "cwd": str(self.cwd), **options}
         return create_backend("claude-code", given, workspace_id="ws_1", state_dir=self.state)
 
     async def ask(self, message: str | Request = "hello", *, backend: Any = None, **fields: Any) -> Response:
-        """The answer to one message, from a backend that was just started unless one is given."""
+        """Send a message to *backend*, or to a new one, and return the response."""
         request = message if isinstance(message, Request) else make_request(message, **fields)
-        answer: Response = await (backend or self.backend()).handle_a2a(request, self.told)
-        return answer
+        response: Response = await (backend or self.backend()).handle_a2a(request, self.progress)
+        return response

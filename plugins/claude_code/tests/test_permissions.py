@@ -1,4 +1,4 @@
-"""What Claude may do by default, what each option opens, and what the operator reads about it."""
+"""Claude's permissions by default and with each option, and their description for the operator."""
 
 import json
 import os
@@ -13,13 +13,13 @@ from .kit import Asking, FakeClaude, Run
 
 
 async def run_of(asking: Asking, claude: FakeClaude, **options: str | list[str]) -> Run:
-    """How the program is called for a peer's message without files."""
+    """The call of the program for a message of a peer without files."""
     await asking.ask(backend=asking.backend(**options), caller_id="ws_2")
     return claude.runs[-1]
 
 
 def denied(run: Run) -> list[str]:
-    """The rules that the backend adds by itself: the last word of that flag."""
+    """The deny rules that the backend adds itself, which are in the last such flag."""
     words = [word.partition("=")[2] for word in run.argv if word.startswith("--disallowedTools=")]
     return words[-1].split(",")
 
@@ -31,7 +31,7 @@ def tools(run: Run) -> list[str]:
 # By default
 
 
-async def test_no_tool_exists_for_a_message_that_needs_none(asking: Asking, claude: FakeClaude) -> None:
+async def test_no_tools_are_available_without_need(asking: Asking, claude: FakeClaude) -> None:
     run = await run_of(asking, claude)
 
     assert run.flag("tools") == ""
@@ -39,7 +39,7 @@ async def test_no_tool_exists_for_a_message_that_needs_none(asking: Asking, clau
     assert run.flag("permission-mode") == "dontAsk"
 
 
-async def test_no_settings_servers_or_skills_are_loaded(asking: Asking, claude: FakeClaude) -> None:
+async def test_loads_no_settings_servers_or_skills(asking: Asking, claude: FakeClaude) -> None:
     run = await run_of(asking, claude)
 
     assert run.flag("setting-sources") == ""
@@ -49,9 +49,7 @@ async def test_no_settings_servers_or_skills_are_loaded(asking: Asking, claude: 
         assert run.env[f"CLAUDE_CODE_DISABLE_{name}"] == "1"
 
 
-async def test_a_file_or_an_outbox_brings_the_tools_it_needs(
-    asking: Asking, claude: FakeClaude, tmp_path: Path
-) -> None:
+async def test_files_and_outbox_add_their_tools(asking: Asking, claude: FakeClaude, tmp_path: Path) -> None:
     here = tmp_path / "a.txt"
     here.write_text("x")
     await asking.ask(parts=[FilePart(uri="x", name="a.txt", path=here)], caller_id="ws_2")
@@ -62,9 +60,7 @@ async def test_a_file_or_an_outbox_brings_the_tools_it_needs(
     assert tools(of_a_person) == ["Edit", "Write"]
 
 
-async def test_its_own_folders_and_the_working_directory_are_denied(
-    asking: Asking, claude: FakeClaude, tmp_path: Path
-) -> None:
+async def test_denies_working_directory_and_claude_folders(asking: Asking, claude: FakeClaude, tmp_path: Path) -> None:
     rules = denied(await run_of(asking, claude))
 
     for folder in (asking.cwd, tmp_path / "config", f"/tmp/claude-{os.getuid()}"):
@@ -72,7 +68,7 @@ async def test_its_own_folders_and_the_working_directory_are_denied(
     assert f"Read(/{asking.state}/*.token)" in rules
 
 
-async def test_a_folder_is_denied_by_both_its_names(asking: Asking, claude: FakeClaude, tmp_path: Path) -> None:
+async def test_denies_a_linked_folder_by_both_paths(asking: Asking, claude: FakeClaude, tmp_path: Path) -> None:
     linked = tmp_path / "linked"
     linked.symlink_to(asking.cwd)
 
@@ -81,7 +77,7 @@ async def test_a_folder_is_denied_by_both_its_names(asking: Asking, claude: Fake
     assert {f"Read(/{linked}/**)", f"Read(/{asking.cwd}/**)"} <= set(rules)
 
 
-async def test_a_folder_with_signs_of_the_rules_in_its_name_is_denied(
+async def test_denies_folders_with_special_characters_in_names(
     asking: Asking, claude: FakeClaude, tmp_path: Path
 ) -> None:
     odd = tmp_path / "a (b), [c] *"
@@ -90,11 +86,11 @@ async def test_a_folder_with_signs_of_the_rules_in_its_name_is_denied(
     assert f"Read(/{tmp_path}/a ?b?? ?c? ?/**)" in denied(await run_of(asking, claude, cwd=str(odd)))
 
 
-# What opens it
+# With options
 
 
 @pytest.mark.parametrize(
-    ("options", "exist", "reads", "writes"),
+    ("options", "available", "reads", "writes"),
     [
         ({"allowed_tools": "Bash(git log *)"}, ["Bash"], False, False),
         ({"allowed_tools": "Bash"}, ["Bash"], True, True),
@@ -121,29 +117,29 @@ async def test_a_folder_with_signs_of_the_rules_in_its_name_is_denied(
         ({"settings": "user,project"}, [], True, False),
     ],
 )
-async def test_an_option_opens_what_it_names_and_no_more(
+async def test_each_option_allows_only_what_it_names(
     asking: Asking,
     claude: FakeClaude,
     options: dict[str, str | list[str]],
-    exist: list[str],
+    available: list[str],
     reads: bool,
     writes: bool,
 ) -> None:
     run = await run_of(asking, claude, **options)
 
     rules = denied(run)
-    assert tools(run) == exist
+    assert tools(run) == available
     assert (f"Read(/{asking.cwd}/**)" not in rules) == reads
     assert (f"Edit(/{asking.cwd}/**)" not in rules) == writes
 
 
-async def test_a_rule_for_the_folder_above_opens_the_working_directory(asking: Asking, claude: FakeClaude) -> None:
+async def test_rule_for_parent_folder_allows_cwd(asking: Asking, claude: FakeClaude) -> None:
     run = await run_of(asking, claude, allowed_tools=f"Read(/{asking.cwd.parent}/**)")
 
     assert f"Read(/{asking.cwd}/**)" not in denied(run)
 
 
-async def test_another_folder_is_opened_for_reading(asking: Asking, claude: FakeClaude, tmp_path: Path) -> None:
+async def test_add_dirs_allows_reading_a_folder(asking: Asking, claude: FakeClaude, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
 
@@ -153,7 +149,7 @@ async def test_another_folder_is_opened_for_reading(asking: Asking, claude: Fake
     assert f"Read(/{asking.cwd}/**)" in denied(run)
 
 
-async def test_logins_transcripts_and_tokens_stay_denied(asking: Asking, claude: FakeClaude, tmp_path: Path) -> None:
+async def test_always_denies_logins_transcripts_and_tokens(asking: Asking, claude: FakeClaude, tmp_path: Path) -> None:
     rules = denied(await run_of(asking, claude, permission_mode="bypassPermissions", settings="user,project"))
 
     config = tmp_path / "config"
@@ -161,7 +157,7 @@ async def test_logins_transcripts_and_tokens_stay_denied(asking: Asking, claude:
     assert {f"Read(/{path})" for path in closed} <= set(rules)
 
 
-async def test_settings_are_loaded_as_asked(asking: Asking, claude: FakeClaude) -> None:
+async def test_loads_the_requested_settings(asking: Asking, claude: FakeClaude) -> None:
     run = await run_of(asking, claude, settings="user, project")
 
     assert run.flag("setting-sources") == "user,project"
@@ -170,7 +166,7 @@ async def test_settings_are_loaded_as_asked(asking: Asking, claude: FakeClaude) 
     assert "CLAUDE_CODE_DISABLE_AUTO_MEMORY" not in run.env
 
 
-async def test_limited_shells_have_a_gate(asking: Asking, claude: FakeClaude) -> None:
+async def test_restricted_shells_have_a_gate(asking: Asking, claude: FakeClaude) -> None:
     run = await run_of(asking, claude, allowed_tools=["Bash(git log *)", "Bash(make:*)"])
 
     (hook,) = json.loads(str(run.flag("settings")))["hooks"]["PreToolUse"]
@@ -195,7 +191,7 @@ async def test_other_shells_have_no_gate(
     assert (await run_of(asking, claude, **options)).flag("settings") is None
 
 
-async def test_settings_of_the_operator_take_the_place_of_the_gate(asking: Asking, claude: FakeClaude) -> None:
+async def test_own_settings_replace_the_gate(asking: Asking, claude: FakeClaude) -> None:
     backend = asking.backend(allowed_tools="Bash(git log *)", args=["--settings", "x.json"])
     await asking.ask(backend=backend, caller_id="ws_2")
 
@@ -203,30 +199,30 @@ async def test_settings_of_the_operator_take_the_place_of_the_gate(asking: Askin
     assert "read-only" in backend.describe()[0]
 
 
-# What the operator reads
+# The description
 
 
-def test_the_default_is_described_in_one_line(asking: Asking) -> None:
+def test_describes_the_default_in_one_line(asking: Asking) -> None:
     assert asking.backend().describe() == [
         "claude-code may: read the files of a message, write to its outbox; settings: none;"
         f" working directory: {asking.cwd}"
     ]
 
 
-def test_what_is_open_is_described(asking: Asking) -> None:
+def test_describes_what_is_allowed(asking: Asking) -> None:
     (line,) = asking.backend(
         allowed_tools=["Read(./**)", "Bash(git log *)"], disallowed_tools="Read(./.env)", settings="user,project",
         tools="Agent", permission_mode="acceptEdits",
     ).describe()  # fmt: skip
 
-    for words in (
+    for text in (
         "read and change files in the working directory", "use Read(./**), Bash(git log *)", "read-only",
-        "never: Read(./.env)", "tools that exist: Agent", "permission mode: acceptEdits", "settings: user, project",
+        "never: Read(./.env)", "available tools: Agent", "permission mode: acceptEdits", "settings: user, project",
     ):  # fmt: skip
-        assert words in line
+        assert text in line
 
 
-def test_the_description_holds_no_text_of_secret_options(asking: Asking) -> None:
+def test_description_contains_no_secret_options(asking: Asking) -> None:
     (line,) = asking.backend(mcp_config='{"k": "s3cret"}', append_prompt="s3cret", args="s3cret").describe()
 
     assert "s3cret" not in line
@@ -242,7 +238,7 @@ def unsafe(asking: Asking, cwd: Path, **options: str) -> OptionError:
 
 
 @pytest.mark.parametrize("below", ["", "a/b"])
-def test_the_home_directory_and_what_contains_it_are_refused(
+def test_rejects_home_directory_and_its_parents(
     asking: Asking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str
 ) -> None:
     place = tmp_path / "homes"
@@ -259,7 +255,7 @@ def test_the_home_directory_and_what_contains_it_are_refused(
         assert "cwd=" in error.hint
 
 
-def test_the_default_directory_is_checked_too(asking: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checks_the_default_directory(asking: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(asking.cwd))
     monkeypatch.chdir(asking.cwd)
 
@@ -268,35 +264,33 @@ def test_the_default_directory_is_checked_too(asking: Asking, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("where", [".", "state", "state/ws_1"])
-def test_a_directory_that_shares_files_with_the_state_folder_is_refused(
-    asking: Asking, tmp_path: Path, where: str
-) -> None:
+def test_rejects_overlap_with_the_state_folder(asking: Asking, tmp_path: Path, where: str) -> None:
     cwd = tmp_path / where
     cwd.mkdir(exist_ok=True)
 
     assert str(asking.state) in str(unsafe(asking, cwd))
 
 
-def test_an_unsafe_directory_is_accepted_on_request(asking: Asking, tmp_path: Path) -> None:
+def test_accepts_an_unsafe_directory_on_request(asking: Asking, tmp_path: Path) -> None:
     backend = asking.backend(cwd=str(tmp_path), allow_unsafe_cwd="true")
 
-    assert "because the state folder lies in the working directory" in backend.describe()[0]
+    assert "because the state folder is in the working directory" in backend.describe()[0]
 
 
-def test_a_directory_inside_the_home_directory_is_fine(asking: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accepts_a_folder_inside_home(asking: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(asking.cwd.parent / "home"))
 
     assert asking.backend().cwd == asking.cwd
 
 
-def test_an_open_session_works_from_anywhere(asking: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_session_accepts_any_directory(asking: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(asking.cwd))
     monkeypatch.chdir(asking.cwd)
 
     create_backend("claude-code", {"session": "running"})
 
 
-def test_rules_with_brackets_and_commas_are_split_as_claude_does() -> None:
+def test_splits_rules_as_claude_code_does() -> None:
     permissions = Permissions(cwd=Path("/work"), allowed=("Bash(a, b *),Edit", "WebFetch(domain:x) Grep"))
 
     words = permissions.flags([], None, {})

@@ -1,4 +1,4 @@
-"""What is refused at the start: bad options, a program that is missing or old, no login."""
+"""Checks at the start: invalid options, a missing or outdated program, a missing login."""
 
 import shutil
 from pathlib import Path
@@ -19,7 +19,7 @@ def logged_in(monkeypatch: pytest.MonkeyPatch, asking: Asking) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"session": "running", "model": "opus"}, "the Claude Code that is open decides"),
+        ({"session": "running", "model": "opus"}, "session=running can't be combined"),
         ({"session": "mine"}, "'session'"),
         ({"bin": " "}, "'bin'"),
         ({"cwd": "/no/such/folder"}, "'cwd'"),
@@ -41,19 +41,19 @@ def logged_in(monkeypatch: pytest.MonkeyPatch, asking: Asking) -> None:
         ({"idle_timeout": "soon"}, "'idle_timeout'"),
         ({"timeout": "-1s"}, "'timeout'"),
         ({"pass_meta": "maybe"}, "'pass_meta'"),
-        ({"args": "--output-format=text"}, "decides by itself"),
-        ({"args": ["--settings", "--resume"]}, "decides by itself"),
+        ({"args": "--output-format=text"}, "sets itself"),
+        ({"args": ["--settings", "--resume"]}, "sets itself"),
         ({"args": "--model=opus"}, "'args'"),
     ],
 )
-def test_a_bad_option_is_refused_when_the_backend_is_made(options: dict[str, str | list[str]], message: str) -> None:
+def test_rejects_invalid_options_on_creation(options: dict[str, str | list[str]], message: str) -> None:
     with pytest.raises(OptionError, match=message) as caught:
         create_backend("claude-code", options)
 
     assert caught.value.hint
 
 
-def test_what_may_be_secret_is_in_no_repr() -> None:
+def test_repr_contains_no_secret_options() -> None:
     shown = repr(
         create_backend("claude-code", {"mcp_config": '{"k": "s3cret"}', "append_prompt": "s3cret", "args": "s3cret"})
     )
@@ -61,26 +61,24 @@ def test_what_may_be_secret_is_in_no_repr() -> None:
     assert "s3cret" not in shown
 
 
-def test_without_options_it_works_where_it_was_started() -> None:
+def test_cwd_defaults_to_the_current_folder() -> None:
     assert ClaudeCodeBackend().cwd == Path.cwd()
 
 
 @pytest.mark.usefixtures("logged_in")
-async def test_a_program_that_is_there_and_logged_in_is_ready(asking: Asking) -> None:
+async def test_check_passes_for_a_working_program(asking: Asking) -> None:
     assert await asking.backend().check() == []
 
 
 @pytest.mark.usefixtures("logged_in")
-async def test_a_program_is_found_by_its_name(
-    asking: Asking, claude: FakeClaude, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_finds_the_program_by_name(asking: Asking, claude: FakeClaude, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{claude.folder}:/usr/bin:/bin")
 
     assert await asking.backend(bin="claude").check() == []
 
 
 @pytest.mark.usefixtures("logged_in")
-async def test_a_missing_program_is_named_with_what_installs_it(asking: Asking) -> None:
+async def test_check_reports_a_missing_program(asking: Asking) -> None:
     (problem,) = await asking.backend(bin="no-such-claude").check()
 
     assert "'no-such-claude' is not found" in problem
@@ -98,9 +96,7 @@ async def test_a_missing_program_is_named_with_what_installs_it(asking: Asking) 
         ("echo 'env: node: No such file or directory' >&2; exit 127", "needs Node.js"),
     ],
 )
-async def test_a_program_that_would_not_work_is_told_apart(
-    asking: Asking, claude: FakeClaude, script: str, problem: str
-) -> None:
+async def test_check_reports_an_unusable_program(asking: Asking, claude: FakeClaude, script: str, problem: str) -> None:
     (claude.folder / "version").write_text(script)
 
     (found,) = await asking.backend().check()
@@ -109,9 +105,7 @@ async def test_a_program_that_would_not_work_is_told_apart(
 
 
 @pytest.mark.usefixtures("logged_in")
-async def test_a_script_of_node_without_node_is_told(
-    asking: Asking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_check_reports_missing_node(asking: Asking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "claude"
     script.write_text("#!/usr/bin/env node\n")
     script.chmod(0o755)
@@ -125,7 +119,7 @@ async def test_a_script_of_node_without_node_is_told(
     assert "needs Node.js" in found
 
 
-async def test_a_missing_login_is_found_before_the_first_message(asking: Asking, claude: FakeClaude) -> None:
+async def test_check_reports_a_missing_login(asking: Asking, claude: FakeClaude) -> None:
     (claude.folder / "auth").write_text("""echo '{"loggedIn": false}'; exit 1""")
 
     (found,) = await asking.backend().check()
@@ -135,7 +129,7 @@ async def test_a_missing_login_is_found_before_the_first_message(asking: Asking,
 
 
 @pytest.mark.parametrize("where", ["file", "variable", "program"])
-async def test_a_login_is_found_wherever_it_is(
+async def test_check_finds_each_kind_of_login(
     asking: Asking, claude: FakeClaude, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     if where == "file":

@@ -1,4 +1,4 @@
-"""The hook that holds shell commands to the operator's rules."""
+"""The hook that refuses shell commands without a rule of the operator."""
 
 import json
 import subprocess
@@ -50,7 +50,7 @@ def test_refuses_commands_without_a_rule(command: str) -> None:
         ("", 2),
     ],
 )
-def test_the_exit_status_says_whether_it_may_run(call: str, status: int) -> None:
+def test_exit_status_reports_the_decision(call: str, status: int) -> None:
     program = [sys.executable, "-I", shell_gate.__file__, "git log *"]
 
     done = subprocess.run(program, input=call, capture_output=True, text=True)

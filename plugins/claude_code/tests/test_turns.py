@@ -1,4 +1,4 @@
-"""Turns of conversations: which session they belong to, how the program is called, and how a turn ends."""
+"""Turns: their sessions, the calls of the program, and how a turn ends."""
 
 import asyncio
 import json
@@ -12,15 +12,15 @@ import pytest
 from molecule_connect import BackendError, FilePart, Usage, create_backend
 from molecule_connect.testing import check_backend, make_request
 
-from .kit import SESSION, Asking, FakeClaude, assistant, failed, result, says, text
+from .kit import SESSION, Asking, FakeClaude, assistant, failed, prints, result, text
 
 OTHER = "99999999-2222-4333-8444-555555555555"
-GONE = says({"type": "result", "subtype": "error_during_execution", "is_error": True, "session_id": SESSION,
+GONE = prints({"type": "result", "subtype": "error_during_execution", "is_error": True, "session_id": SESSION,
              "errors": [f"No conversation found with session ID: {SESSION}"]}, status=1)  # fmt: skip
-OVERFLOW = says(failed("Prompt is too long", terminal_reason="prompt_too_long", api_error_status=400), status=1)
+OVERFLOW = prints(failed("Prompt is too long", terminal_reason="prompt_too_long", api_error_status=400), status=1)
 
 
-def kept(asking: Asking) -> dict[str, dict[str, str]]:
+def stored(asking: Asking) -> dict[str, dict[str, str]]:
     (file,) = asking.state.rglob("sessions.json")
     assert file.stat().st_mode & 0o777 == 0o600
     sessions: dict[str, dict[str, str]] = json.loads(file.read_text())["sessions"]
@@ -31,7 +31,7 @@ def resumed(claude: FakeClaude) -> list[str | None]:
     return [run.flag("resume") for run in claude.runs]
 
 
-async def test_an_answer_is_the_text_of_the_result_with_what_it_cost(asking: Asking) -> None:
+async def test_reply_contains_text_and_usage(asking: Asking) -> None:
     response = await asking.ask()
 
     assert response.text == "hi"
@@ -39,7 +39,7 @@ async def test_an_answer_is_the_text_of_the_result_with_what_it_cost(asking: Ask
     assert (response.usage.input_tokens, response.usage.output_tokens, response.usage.cost_usd) == (210, 3, 0.25)
 
 
-async def test_a_conversation_goes_on_in_its_session_also_after_a_restart(asking: Asking, claude: FakeClaude) -> None:
+async def test_session_continues_after_a_restart(asking: Asking, claude: FakeClaude) -> None:
     await asking.ask()
     await asking.ask(backend=asking.backend())
 
@@ -50,7 +50,7 @@ async def test_a_conversation_goes_on_in_its_session_also_after_a_restart(asking
     assert second.flag("session-id") is None
 
 
-async def test_a_session_of_a_workspace_in_capitals_goes_on(asking: Asking, claude: FakeClaude) -> None:
+async def test_finds_sessions_of_uppercase_workspace_ids(asking: Asking, claude: FakeClaude) -> None:
     await asking.ask(workspace_id=OTHER.replace("9", "a"))
     (file,) = asking.state.rglob("sessions.json")
     file.write_text(file.read_text().replace(OTHER.replace("9", "a"), OTHER.replace("9", "A")))
@@ -59,8 +59,8 @@ async def test_a_session_of_a_workspace_in_capitals_goes_on(asking: Asking, clau
     assert resumed(claude) == [None, SESSION]
 
 
-async def test_the_session_of_the_last_result_counts(asking: Asking, claude: FakeClaude) -> None:
-    claude.will(says(result()), says(result(session_id=OTHER)))
+async def test_resumes_the_session_of_the_last_result(asking: Asking, claude: FakeClaude) -> None:
+    claude.set_next(prints(result()), prints(result(session_id=OTHER)))
 
     for _ in range(3):
         await asking.ask()
@@ -68,22 +68,18 @@ async def test_the_session_of_the_last_result_counts(asking: Asking, claude: Fak
     assert resumed(claude) == [None, SESSION, OTHER]
 
 
-async def test_another_caller_and_another_context_have_sessions_of_their_own(
-    asking: Asking, claude: FakeClaude
-) -> None:
+async def test_callers_and_contexts_have_separate_sessions(asking: Asking, claude: FakeClaude) -> None:
     await asking.ask()
     await asking.ask(caller_id="ws_2")
     await asking.ask(context_id="context-2")
 
     assert resumed(claude) == [None, None, None]
-    assert len(kept(asking)) == 3
+    assert len(stored(asking)) == 3
 
 
-async def test_one_session_for_the_whole_workspace_is_written_by_one_at_a_time(
-    asking: Asking, claude: FakeClaude
-) -> None:
+async def test_workspace_session_runs_one_turn_at_once(asking: Asking, claude: FakeClaude) -> None:
     busy = f"[ -e {claude.folder}/busy ] && echo twice >> {claude.folder}/clash; touch {claude.folder}/busy; sleep 0.1;"
-    claude.always(f"{busy} rm {claude.folder}/busy; {says(result())}")
+    claude.set_default(f"{busy} rm {claude.folder}/busy; {prints(result())}")
     backend = asking.backend(session="workspace")
 
     await asyncio.gather(*(asking.ask(backend=backend, caller_id=f"ws_{number}") for number in range(3)))
@@ -92,7 +88,7 @@ async def test_one_session_for_the_whole_workspace_is_written_by_one_at_a_time(
     assert not (claude.folder / "clash").exists()
 
 
-async def test_without_a_session_nothing_is_remembered(asking: Asking, claude: FakeClaude) -> None:
+async def test_session_none_remembers_nothing(asking: Asking, claude: FakeClaude) -> None:
     backend = asking.backend(session="none")
 
     await asking.ask(backend=backend)
@@ -104,10 +100,8 @@ async def test_without_a_session_nothing_is_remembered(asking: Asking, claude: F
 
 
 @pytest.mark.parametrize("end", [GONE, f"echo 'No conversation found with session ID: {SESSION}' >&2; exit 1"])
-async def test_a_session_that_is_gone_is_replaced_by_a_new_one_at_once(
-    asking: Asking, claude: FakeClaude, end: str
-) -> None:
-    claude.will(says(result()), end, says(result("new", session_id=OTHER)))
+async def test_replaces_a_missing_session_immediately(asking: Asking, claude: FakeClaude, end: str) -> None:
+    claude.set_next(prints(result()), end, prints(result("new", session_id=OTHER)))
     await asking.ask()
 
     response = await asking.ask()
@@ -115,11 +109,11 @@ async def test_a_session_that_is_gone_is_replaced_by_a_new_one_at_once(
     assert response.text == "new"
     assert resumed(claude) == [None, SESSION, None]
     assert "earlier part of this conversation" in claude.runs[2].stdin
-    assert [each["id"] for each in kept(asking).values()] == [OTHER]
+    assert [each["id"] for each in stored(asking).values()] == [OTHER]
 
 
-async def test_a_session_that_is_gone_twice_is_a_failure_and_no_loop(asking: Asking, claude: FakeClaude) -> None:
-    claude.will(says(result()), GONE, GONE)
+async def test_second_missing_session_is_a_failure(asking: Asking, claude: FakeClaude) -> None:
+    claude.set_next(prints(result()), GONE, GONE)
     await asking.ask()
 
     with pytest.raises(BackendError) as caught:
@@ -129,8 +123,8 @@ async def test_a_session_that_is_gone_twice_is_a_failure_and_no_loop(asking: Ask
     assert len(claude.runs) == 3
 
 
-async def test_a_conversation_that_grew_too_long_begins_anew(asking: Asking, claude: FakeClaude) -> None:
-    claude.will(says(result()), OVERFLOW, says(result("short again", session_id=OTHER)))
+async def test_too_long_a_conversation_starts_over(asking: Asking, claude: FakeClaude) -> None:
+    claude.set_next(prints(result()), OVERFLOW, prints(result("short again", session_id=OTHER)))
     await asking.ask()
 
     assert (await asking.ask()).text == "short again"
@@ -138,10 +132,8 @@ async def test_a_conversation_that_grew_too_long_begins_anew(asking: Asking, cla
     assert resumed(claude) == [None, SESSION, None, OTHER]
 
 
-async def test_a_message_that_is_too_long_by_itself_is_reported_and_the_conversation_kept(
-    asking: Asking, claude: FakeClaude
-) -> None:
-    claude.will(says(result()), OVERFLOW, OVERFLOW)
+async def test_too_long_a_message_keeps_the_session(asking: Asking, claude: FakeClaude) -> None:
+    claude.set_next(prints(result()), OVERFLOW, OVERFLOW)
     await asking.ask()
 
     with pytest.raises(BackendError, match="does not fit") as caught:
@@ -152,9 +144,9 @@ async def test_a_message_that_is_too_long_by_itself_is_reported_and_the_conversa
     assert resumed(claude) == [None, SESSION, None, SESSION]
 
 
-@pytest.mark.parametrize("then", [says(result("short again", session_id=OTHER)), OVERFLOW])
-async def test_what_the_old_session_cost_is_counted_too(asking: Asking, claude: FakeClaude, then: str) -> None:
-    claude.will(says(result()), OVERFLOW, then)
+@pytest.mark.parametrize("then", [prints(result("short again", session_id=OTHER)), OVERFLOW])
+async def test_usage_includes_the_abandoned_session(asking: Asking, claude: FakeClaude, then: str) -> None:
+    claude.set_next(prints(result()), OVERFLOW, then)
     await asking.ask()
 
     try:
@@ -165,15 +157,15 @@ async def test_what_the_old_session_cost_is_counted_too(asking: Asking, claude: 
     assert usage == Usage(input_tokens=420, output_tokens=6, cost_usd=0.5)
 
 
-async def test_a_session_that_holds_what_the_api_does_not_take_is_left(asking: Asking, claude: FakeClaude) -> None:
-    claude.will(says(result()), says(failed("API Error: 400 no image", api_error_status=400), status=1))
+async def test_leaves_a_session_that_the_api_rejects(asking: Asking, claude: FakeClaude) -> None:
+    claude.set_next(prints(result()), prints(failed("API Error: 400 no image", api_error_status=400), status=1))
     await asking.ask()
 
     assert (await asking.ask()).text == "hi"
     assert resumed(claude) == [None, SESSION, None]
 
 
-async def test_in_another_folder_a_conversation_begins_anew(asking: Asking, claude: FakeClaude, tmp_path: Path) -> None:
+async def test_another_cwd_starts_a_new_session(asking: Asking, claude: FakeClaude, tmp_path: Path) -> None:
     await asking.ask()
 
     other = tmp_path / "other"
@@ -183,11 +175,11 @@ async def test_in_another_folder_a_conversation_begins_anew(asking: Asking, clau
     assert resumed(claude) == [None, None]
     assert claude.runs[1].cwd.samefile(other)
     assert "earlier part of this conversation" in claude.runs[1].stdin
-    assert [each["folder"] for each in kept(asking).values()] == [str(other)]
+    assert [each["folder"] for each in stored(asking).values()] == [str(other)]
 
 
-async def test_a_failed_first_turn_leaves_no_session_behind(asking: Asking, claude: FakeClaude) -> None:
-    claude.will(says(failed("API Error: 500", api_error_status=500), status=1))
+async def test_failed_first_turn_stores_no_session(asking: Asking, claude: FakeClaude) -> None:
+    claude.set_next(prints(failed("API Error: 500", api_error_status=500), status=1))
     with pytest.raises(BackendError):
         await asking.ask()
 
@@ -198,7 +190,7 @@ async def test_a_failed_first_turn_leaves_no_session_behind(asking: Asking, clau
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"sessions": {"a": 1}}', "\0", "[" * 100_000])
-async def test_a_file_of_sessions_that_cannot_be_read_is_set_aside(
+async def test_renames_an_unreadable_sessions_file(
     asking: Asking, claude: FakeClaude, content: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await asking.ask()
@@ -208,14 +200,14 @@ async def test_a_file_of_sessions_that_cannot_be_read_is_set_aside(
     await asking.ask()
 
     assert resumed(claude) == [None, None]
-    assert "sessions begin anew" in caplog.text
+    assert "sessions.unreadable" in caplog.text
     assert file.with_suffix(".unreadable").read_text() == content
-    assert len(kept(asking)) == 1
+    assert len(stored(asking)) == 1
 
 
-async def test_a_session_id_that_is_none_is_never_put_on_a_command_line(asking: Asking, claude: FakeClaude) -> None:
+async def test_never_resumes_an_invalid_session_id(asking: Asking, claude: FakeClaude) -> None:
     wrong = "--dangerously-skip-permissions"
-    claude.will(says(result(session_id=wrong)))
+    claude.set_next(prints(result(session_id=wrong)))
     backend = asking.backend()
 
     await asking.ask(backend=backend)
@@ -227,7 +219,7 @@ async def test_a_session_id_that_is_none_is_never_put_on_a_command_line(asking: 
     assert resumed(claude) == [None, None, None]
 
 
-async def test_a_session_that_cannot_be_written_down_costs_no_answer(
+async def test_failed_write_of_sessions_keeps_the_reply(
     asking: Asking, claude: FakeClaude, caplog: pytest.LogCaptureFixture
 ) -> None:
     backend = asking.backend()
@@ -239,14 +231,12 @@ async def test_a_session_that_cannot_be_written_down_costs_no_answer(
     for _ in range(2):
         assert (await asking.ask(backend=backend, caller_id="ws_2")).text == "hi"
 
-    assert "sessions cannot be kept" in caplog.text
+    assert "cannot write the sessions file" in caplog.text
     assert resumed(claude) == [None, None, SESSION]
     assert [each.name for each in file.parent.iterdir() if each.name not in ("runs", "outbox")] == ["sessions.json"]
 
 
-async def test_a_backend_without_a_state_folder_remembers_as_long_as_it_lives(
-    asking: Asking, claude: FakeClaude
-) -> None:
+async def test_remembers_sessions_without_a_state_folder(asking: Asking, claude: FakeClaude) -> None:
     backend = create_backend("claude-code", {"bin": str(claude.path), "cwd": str(asking.cwd)})
 
     await asking.ask(backend=backend)
@@ -255,7 +245,7 @@ async def test_a_backend_without_a_state_folder_remembers_as_long_as_it_lives(
     assert resumed(claude) == [None, SESSION]
 
 
-async def test_the_options_reach_the_command_line(asking: Asking, claude: FakeClaude, tmp_path: Path) -> None:
+async def test_options_become_command_line_flags(asking: Asking, claude: FakeClaude, tmp_path: Path) -> None:
     servers = tmp_path / "mcp.json"
     servers.write_text("{}")
     backend = asking.backend(
@@ -282,16 +272,14 @@ async def test_the_options_reach_the_command_line(asking: Asking, claude: FakeCl
     assert run.argv[-2:] == ["--settings", "x.json"]
 
 
-async def test_by_default_what_nobody_allowed_is_refused(asking: Asking, claude: FakeClaude) -> None:
+async def test_refuses_tools_by_default(asking: Asking, claude: FakeClaude) -> None:
     await asking.ask(caller_id="ws_2")
 
     assert claude.runs[0].flag("permission-mode") == "dontAsk"
     assert claude.runs[0].flag("allowedTools") is None
 
 
-async def test_a_file_on_this_machine_may_be_read_and_nothing_beside_it(
-    asking: Asking, claude: FakeClaude, tmp_path: Path
-) -> None:
+async def test_allows_reading_only_the_messages_files(asking: Asking, claude: FakeClaude, tmp_path: Path) -> None:
     here, odd = tmp_path / "a file.txt", tmp_path / "odd, *.txt"
     for path in (here, odd):
         path.write_text("x")
@@ -303,7 +291,7 @@ async def test_a_file_on_this_machine_may_be_read_and_nothing_beside_it(
     assert f"a file.txt: at {here}" in claude.runs[0].stdin
 
 
-async def test_the_environment_has_no_token_and_no_trace_of_another_claude_code(
+async def test_environment_has_no_token_or_nesting_variables(
     asking: Asking, claude: FakeClaude, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("CLAUDECODE", "CLAUDE_CODE_ENTRYPOINT", "CLAUDE_CODE_SESSION_ID"):
@@ -314,18 +302,18 @@ async def test_the_environment_has_no_token_and_no_trace_of_another_claude_code(
     await asking.ask()
     await asking.ask(backend=asking.backend(pass_meta="true"), caller_id="ws_2", message_id="m\0\ud800")
 
-    untold, told = claude.runs
-    assert not {"CLAUDECODE", "CLAUDE_CODE_ENTRYPOINT", "CLAUDE_CODE_SESSION_ID"} & set(untold.env)
-    assert "tok-secret" not in untold.env.values()
-    assert untold.env["CLAUDE_CODE_OAUTH_TOKEN"] == "for-claude"
-    assert "MOLECULE_CALLER_ID" not in untold.env
-    assert (told.env["MOLECULE_CALLER_ID"], told.env["MOLECULE_MESSAGE_ID"]) == ("ws_2", "m?")
+    default, with_meta = claude.runs
+    assert not {"CLAUDECODE", "CLAUDE_CODE_ENTRYPOINT", "CLAUDE_CODE_SESSION_ID"} & set(default.env)
+    assert "tok-secret" not in default.env.values()
+    assert default.env["CLAUDE_CODE_OAUTH_TOKEN"] == "for-claude"
+    assert "MOLECULE_CALLER_ID" not in default.env
+    assert (with_meta.env["MOLECULE_CALLER_ID"], with_meta.env["MOLECULE_MESSAGE_ID"]) == ("ws_2", "m?")
 
 
-async def test_progress_tells_what_it_is_doing(asking: Asking, claude: FakeClaude) -> None:
+async def test_reports_text_and_tools_as_progress(asking: Asking, claude: FakeClaude) -> None:
     edit = {"type": "tool_use", "name": "Edit", "input": {"file_path": "/a/b/main.py", "new_string": "secret"}}
     bash = {"type": "tool_use", "name": "Bash", "input": {"command": "curl -H secret", "description": "Ask the host"}}
-    claude.always(says(
+    claude.set_default(prints(
         {"type": "system", "subtype": "init", "mcp_servers": [{"name": "db", "status": "failed"}]},
         {"type": "stream_event", "event": {}}, "no JSON", "[]", {"type": "unheard of"},
         assistant(text("Let me look.")), assistant(edit), assistant(bash), {"type": "user", "message": {}},
@@ -334,27 +322,32 @@ async def test_progress_tells_what_it_is_doing(asking: Asking, claude: FakeClaud
 
     await asking.ask()
 
-    assert asking.told.texts == ["MCP server db failed to start", "Let me look.", "Edit: main.py", "Bash: Ask the host"]
+    assert asking.progress.texts == [
+        "MCP server db failed to start",
+        "Let me look.",
+        "Edit: main.py",
+        "Bash: Ask the host",
+    ]
 
 
-async def test_a_line_of_any_length_is_read(asking: Asking, claude: FakeClaude) -> None:
-    claude.always(says({"type": "user", "content": "x" * 300_000}, result("y" * 300_000)))
+async def test_reads_long_lines(asking: Asking, claude: FakeClaude) -> None:
+    claude.set_default(prints({"type": "user", "content": "x" * 300_000}, result("y" * 300_000)))
 
     assert len((await asking.ask()).text) == 300_000
 
 
-async def test_what_comes_after_the_result_holds_nothing_up_but_for_its_deadline(
+async def test_result_is_not_delayed_by_later_output(
     asking: Asking, claude: FakeClaude, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("molecule_connect_claude_code.backend.AFTER_RESULT_SECONDS", 0.1)
-    claude.always(says(result()).replace("exit 0", "sleep 60"))
+    claude.set_default(prints(result()).replace("exit 0", "sleep 60"))
 
     assert (await asking.ask()).text == "hi"
 
 
-async def test_silence_ends_a_turn_and_any_line_begins_its_time_anew(asking: Asking, claude: FakeClaude) -> None:
-    # The stand-in itself takes part of the time, and much of it on a machine with other work.
-    claude.will("for i in $(seq 25); do echo '{}'; sleep 0.1; done; " + says(result("patience")), "sleep 60")
+async def test_each_line_restarts_the_idle_timeout(asking: Asking, claude: FakeClaude) -> None:
+    # The fake program itself takes time to start, especially on a busy machine.
+    claude.set_next("for i in $(seq 25); do echo '{}'; sleep 0.1; done; " + prints(result("patience")), "sleep 60")
     backend = asking.backend(idle_timeout="2s")
 
     assert (await asking.ask(backend=backend)).text == "patience"
@@ -364,20 +357,20 @@ async def test_silence_ends_a_turn_and_any_line_begins_its_time_anew(asking: Ask
     assert caught.value.retryable
 
 
-async def test_the_total_time_is_limited_when_asked_for(asking: Asking, claude: FakeClaude) -> None:
-    claude.always("while :; do echo '{}'; sleep 0.05; done")
+async def test_total_timeout_ends_a_turn(asking: Asking, claude: FakeClaude) -> None:
+    claude.set_default("while :; do echo '{}'; sleep 0.05; done")
 
-    with pytest.raises(BackendError, match="timeout was over"):
+    with pytest.raises(BackendError, match="longer than timeout"):
         await asking.ask(backend=asking.backend(timeout="300ms"))
 
 
 @pytest.mark.parametrize("how", ["cancel", "close"])
 async def test_cancelling_and_closing_end_the_program(asking: Asking, claude: FakeClaude, how: str) -> None:
-    claude.always(f"echo $$ > {claude.folder}/pid; mv {claude.folder}/pid {claude.folder}/here; sleep 60")
+    claude.set_default(f"echo $$ > {claude.folder}/pid; mv {claude.folder}/pid {claude.folder}/here; sleep 60")
     backend = asking.backend()
     task = asyncio.create_task(asking.ask(backend=backend))
     async with asyncio.timeout(10):
-        while not (claude.folder / "here").exists():  # noqa: ASYNC110 - another process brings it about
+        while not (claude.folder / "here").exists():  # noqa: ASYNC110 - another process creates it
             await asyncio.sleep(0.01)
 
     if how == "cancel":
@@ -391,17 +384,15 @@ async def test_cancelling_and_closing_end_the_program(asking: Asking, claude: Fa
     assert task.cancelled() if how == "cancel" else isinstance(task.exception(), BackendError)
 
 
-async def test_it_keeps_to_what_a_connection_relies_on(
-    asking: Asking, claude: FakeClaude, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_meets_the_backend_contract(asking: Asking, claude: FakeClaude, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANTHROPIC_API_KEY", "key")
-    claude.always(f"if grep -q slow $at/run$run/stdin; then sleep 60; fi; {says(result())}")
+    claude.set_default(f"if grep -q slow $at/run$run/stdin; then sleep 60; fi; {prints(result())}")
     options = {"bin": str(claude.path), "cwd": str(asking.cwd)}
 
     await check_backend("claude-code", options, slow=make_request("slow"))
 
 
-async def test_a_program_that_vanished_is_tried_again_later(asking: Asking, claude: FakeClaude) -> None:
+async def test_missing_program_is_retryable(asking: Asking, claude: FakeClaude) -> None:
     backend = asking.backend()
     claude.path.unlink()
 
@@ -412,14 +403,14 @@ async def test_a_program_that_vanished_is_tried_again_later(asking: Asking, clau
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="marks are found in /proc")
-async def test_check_ends_what_an_earlier_process_left_running(asking: Asking) -> None:
+async def test_check_ends_leftover_processes(asking: Asking) -> None:
     backend = asking.backend()
     runs, mark = backend.config.state_dir / "runs", "0" * 32
     runs.mkdir()
     (runs / f"{mark}.run").touch()
-    left = await asyncio.create_subprocess_exec("sleep", "60", env={**os.environ, "MOLECULE_RUN_ID": f"{mark}.1"})
+    leftover = await asyncio.create_subprocess_exec("sleep", "60", env={**os.environ, "MOLECULE_RUN_ID": f"{mark}.1"})
 
     await backend.check()
 
-    assert await left.wait() == -signal.SIGKILL
+    assert await leftover.wait() == -signal.SIGKILL
     assert list(runs.iterdir()) == []

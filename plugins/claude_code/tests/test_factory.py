@@ -1,13 +1,13 @@
-"""``session=running``: the backend leaves its messages to the inbox, and says what the operator has to do."""
+"""``session=running`` leaves messages to the inbox and explains how to have them read."""
 
 import pytest
 
 from molecule_connect import InboxBackend, OptionError, create_backend
 from molecule_connect_claude_code import ClaudeCodeBackend
-from molecule_connect_claude_code.running import RunningSession
+from molecule_connect_claude_code.factory import OpenSession
 
 
-def test_an_open_session_takes_the_messages_from_the_inbox() -> None:
+def test_open_session_leaves_messages_to_the_inbox() -> None:
     backend = create_backend("claude-code", {"session": "running"})
     assert isinstance(backend, InboxBackend)
     assert "claude mcp add molecule" in backend.advice
@@ -15,19 +15,19 @@ def test_an_open_session_takes_the_messages_from_the_inbox() -> None:
 
 
 @pytest.mark.parametrize("session", ["lane", "workspace", "none"])
-def test_every_other_session_answers_by_itself(session: str) -> None:
+def test_other_sessions_use_the_backend(session: str) -> None:
     assert isinstance(create_backend("claude-code", {"session": session}), ClaudeCodeBackend)
 
 
-def test_options_that_the_open_session_would_not_heed_are_refused() -> None:
-    with pytest.raises(OptionError, match="not the option allowed_tools, model") as refused:
+def test_open_session_rejects_other_options() -> None:
+    with pytest.raises(OptionError, match="other options: allowed_tools, model") as refused:
         create_backend("claude-code", {"session": "running", "model": "opus", "allowed_tools": "Edit", "effort": ""})
     assert "leave out" in refused.value.hint
 
 
-def test_without_its_server_it_is_not_ready_and_says_what_to_install() -> None:
-    class Bare(RunningSession):
+def test_check_requires_the_mcp_server() -> None:
+    class NoServer(OpenSession):
         server = "no-such-distribution"
 
-    (problem,) = Bare().check()
+    (problem,) = NoServer().check()
     assert "python -m pip install no-such-distribution" in problem

@@ -1,15 +1,15 @@
-"""When a usage limit is over, as Claude Code tells it."""
+"""Usage limits of a plan: how Claude Code reports them, and when they reset."""
 
 import datetime
 import re
 import zoneinfo
 
-# Waiting for less is no pause, and no limit of a plan is longer than a week.
-LEAST_SECONDS = 60.0
-MOST_SECONDS = 8 * 86400.0
-# Where no time is told.
-UNTOLD_SECONDS = 15 * 60.0
-# The other side's clock is not ours.
+MIN_WAIT_SECONDS = 60.0
+# No plan has a limit longer than a week.
+MAX_WAIT_SECONDS = 8 * 86400.0
+# Used if Claude Code reports no time.
+DEFAULT_WAIT_SECONDS = 15 * 60.0
+# Allows for a difference between the clocks.
 MARGIN_SECONDS = 15.0
 
 _LIMIT = re.compile(
@@ -27,35 +27,35 @@ _MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct",
 
 
 def is_usage_limit(text: str) -> bool:
-    """Whether *text*, in place of an answer, says that a plan is used up for a while."""
+    """Whether *text*, the text of a failed turn, reports that a usage limit is reached."""
     return _LIMIT.search(text.replace("\u2019", "'")) is not None
 
 
 def seconds_until_reset(text: str, resets_at: float | None, now: float) -> float:
-    """How long to wait: until *resets_at* (seconds since 1970), else until the time in *text*, else a quarter hour."""
-    at = resets_at if resets_at is not None else _told(text, now)
+    """Seconds from *now* until *resets_at*, else until the time in *text*, else 15 minutes. Times are Unix time."""
+    at = resets_at if resets_at is not None else _reset_time(text, now)
     if at is None:
-        return UNTOLD_SECONDS
-    return min(max(at - now + MARGIN_SECONDS, LEAST_SECONDS), MOST_SECONDS)
+        return DEFAULT_WAIT_SECONDS
+    return min(max(at - now + MARGIN_SECONDS, MIN_WAIT_SECONDS), MAX_WAIT_SECONDS)
 
 
-def _told(text: str, now: float) -> float | None:
+def _reset_time(text: str, now: float) -> float | None:
     if epoch := _EPOCH.search(text):
         return float(epoch[1])
     clock = _CLOCK.search(text)
     if clock is None:
         return None
-    here = datetime.datetime.fromtimestamp(now, _zone(clock["zone"]))
+    today = datetime.datetime.fromtimestamp(now, _zone(clock["zone"]))
     hour = int(clock["hour"]) % 12 + (12 if clock["half"].lower() == "p" else 0)
     try:
-        at = here.replace(hour=hour, minute=int(clock["minute"] or 0), second=0, microsecond=0)
+        at = today.replace(hour=hour, minute=int(clock["minute"] or 0), second=0, microsecond=0)
         if clock["month"]:
             at = at.replace(month=_MONTHS.index(clock["month"].lower()) + 1, day=int(clock["day"]))
-            return (at if at > here - datetime.timedelta(days=1) else at.replace(year=at.year + 1)).timestamp()
+            return (at if at > today - datetime.timedelta(days=1) else at.replace(year=at.year + 1)).timestamp()
     except ValueError:
         return None
-    # Told without seconds, and sometimes late: what has just passed is now, and not tomorrow.
-    return (at if at > here - datetime.timedelta(hours=1) else at + datetime.timedelta(days=1)).timestamp()
+    # The text has no seconds and may arrive late: a time of the last hour means now, not tomorrow.
+    return (at if at > today - datetime.timedelta(hours=1) else at + datetime.timedelta(days=1)).timestamp()
 
 
 def _zone(name: str | None) -> datetime.tzinfo | None:
