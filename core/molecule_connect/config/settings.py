@@ -1,7 +1,7 @@
 """The settings of a workspace: each field declares its type, default, bounds, help, flag, variables and key."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -154,9 +154,20 @@ class Setting:
         return self.kind.to_text(self.default)
 
 
-def _setting(kind: ValueType, help: str = "", **declared: Any) -> dict[str, Setting]:  # noqa: A002 - as in click
-    """The metadata of a field."""
-    return {_METADATA: Setting(kind=kind, help=help, **declared)}
+def _metadata(kind: ValueType, text: str, **declared: Any) -> dict[str, Setting]:
+    return {_METADATA: Setting(kind=kind, help=text, **declared)}
+
+
+def _setting(
+    kind: ValueType,
+    text: str,
+    *,
+    default: Any = attrs.NOTHING,
+    repr: bool | Callable[[Any], str] = True,  # noqa: A002 - as in attrs
+    **declared: Any,
+) -> Any:
+    """A field with its ``Setting``. Type checkers see a field with a default."""
+    return attrs.field(default=default, repr=repr, metadata=_metadata(kind, text, **declared))
 
 
 _SECONDS = Bounds(minimum=0, maximum=MAX_SECONDS, unit="seconds")
@@ -197,282 +208,231 @@ class WorkspaceSettings:
 
     workspace_id: str = attrs.field(
         converter=_canonical,
-        metadata=_setting(
+        metadata=_metadata(
             _ID, "The workspace.", variables=("WORKSPACE_ID",), key="id", single=True, own=True, default_text="required"
         ),
     )
-    api_url: str = attrs.field(
+    api_url: str = _setting(
+        values.TEXT,
+        "The address of the platform.",
         default=DEFAULT_API_URL,
         repr=shown_address,
-        metadata=_setting(
-            values.TEXT,
-            "The address of the platform.",
-            flag="--api-url",
-            # The last two are set by related clients and in the platform's containers.
-            variables=("MOLECULE_API_URL", "MOLECULE_PLATFORM_URL", "PLATFORM_URL"),
-            key="api_url",
-            placeholder="URL",
-        ),
+        flag="--api-url",
+        # The last two are set by related clients and in the platform's containers.
+        variables=("MOLECULE_API_URL", "MOLECULE_PLATFORM_URL", "PLATFORM_URL"),
+        key="api_url",
+        placeholder="URL",
     )
-    org_id: str | None = attrs.field(
+    org_id: str | None = _setting(
+        values.OPTIONAL_TEXT,
+        "The organisation, on platforms that host several.",
         default=None,
-        metadata=_setting(
-            values.OPTIONAL_TEXT,
-            "The organisation, on platforms that host several.",
-            flag="--org-id",
-            variables=("MOLECULE_ORG_ID",),
-            key="org_id",
-            placeholder="ID",
-        ),
+        flag="--org-id",
+        variables=("MOLECULE_ORG_ID",),
+        key="org_id",
+        placeholder="ID",
     )
-    token: str | None = attrs.field(
+    token: str | None = _setting(
+        values.TEXT,
+        "The workspace token. Other users of this machine can see it in the process list; prefer --token-file.",
         default=None,
         repr=False,
-        metadata=_setting(
-            values.TEXT,
-            "The workspace token. Other users of this machine can see it in the process list; prefer --token-file.",
-            flag="--token",
-            variables=("MOLECULE_WORKSPACE_TOKEN",),
-            key="token",
-            placeholder="TOKEN",
-            single=True,
-            own=True,
-        ),
+        flag="--token",
+        variables=("MOLECULE_WORKSPACE_TOKEN",),
+        key="token",
+        placeholder="TOKEN",
+        single=True,
+        own=True,
     )
     token_source: str = "token"  # noqa: S105
     adopt_token: bool = False
-    token_file: Path | None = attrs.field(
+    token_file: Path | None = _setting(
+        values.PATH,
+        "A file with the token on one line, readable only by you.",
         default=None,
-        metadata=_setting(
-            values.PATH,
-            "A file with the token on one line, readable only by you.",
-            flag="--token-file",
-            variables=("MOLECULE_WORKSPACE_TOKEN_FILE",),
-            key="token_file",
-            single=True,
-            own=True,
-        ),
+        flag="--token-file",
+        variables=("MOLECULE_WORKSPACE_TOKEN_FILE",),
+        key="token_file",
+        single=True,
+        own=True,
     )
-    backend: str | object = attrs.field(
+    backend: str | object = _setting(
+        values.TEXT,
+        "The backend that answers messages; distribution:name if two distributions offer that name.",
         default=DEFAULT_BACKEND,
-        metadata=_setting(
-            values.TEXT,
-            "The backend that answers messages; distribution:name if two distributions offer that name.",
-            flag="--backend",
-            key="backend",
-            placeholder="NAME",
-        ),
+        flag="--backend",
+        key="backend",
+        placeholder="NAME",
     )
-    options: Mapping[str, str | list[str]] = attrs.field(
-        factory=dict,
+    options: Mapping[str, str | list[str]] = _setting(
+        values.OPTIONS,
+        "An option of the backend. See 'molecule backends NAME'. Repeatable.",
+        default=_Factory(dict),
         repr=False,
-        metadata=_setting(
-            values.OPTIONS,
-            "An option of the backend. See 'molecule backends NAME'. Repeatable.",
-            flag="--backend-opt",
-            key="options",
-        ),
+        flag="--backend-opt",
+        key="options",
     )
-    middleware: tuple[str | object, ...] = attrs.field(
+    middleware: tuple[str | object, ...] = _setting(
+        values.NAMES,
+        "A middleware around the backend. Repeatable; the first is the outermost.",
         default=(),
-        metadata=_setting(
-            values.NAMES,
-            "A middleware around the backend. Repeatable; the first is the outermost.",
-            flag="--use",
-            key="use",
-        ),
+        flag="--use",
+        key="use",
     )
-    middleware_options: Mapping[str, str | list[str]] = attrs.field(
-        factory=dict,
+    middleware_options: Mapping[str, str | list[str]] = _setting(
+        values.PLUGIN_OPTIONS,
+        "An option of a middleware. Repeatable.",
+        default=_Factory(dict),
         repr=False,
-        metadata=_setting(
-            values.PLUGIN_OPTIONS, "An option of a middleware. Repeatable.", flag="--use-opt", key="use_options"
-        ),
+        flag="--use-opt",
+        key="use_options",
     )
-    poll_interval: float | None = attrs.field(
+    poll_interval: float | None = _setting(
+        values.MILLISECONDS,
+        "Poll at exactly this interval.",
         default=None,
-        metadata=_setting(
-            values.MILLISECONDS,
-            "Poll at exactly this interval.",
-            bounds=_INTERVAL,
-            flag="--interval-ms",
-            key="interval_ms",
-            default_text="1 s after traffic, easing to 5 s",
-        ),
+        bounds=_INTERVAL,
+        flag="--interval-ms",
+        key="interval_ms",
+        default_text="1 s after traffic, easing to 5 s",
     )
-    heartbeat_interval: float = attrs.field(
-        default=30.0, metadata=_setting(values.SECONDS, "Time between heartbeats.", bounds=_INTERVAL)
+    heartbeat_interval: float = _setting(values.SECONDS, "Time between heartbeats.", default=30.0, bounds=_INTERVAL)
+    safety_interval: float = _setting(
+        values.SECONDS, "Time between reads that no event asked for.", default=30.0, bounds=_INTERVAL
     )
-    safety_interval: float = attrs.field(
-        default=30.0, metadata=_setting(values.SECONDS, "Time between reads that no event asked for.", bounds=_INTERVAL)
-    )
-    since_secs: float = attrs.field(
+    since_secs: float = _setting(
+        values.SECONDS,
+        "How far back a first start reads; 0 reads only new messages.",
         default=30.0,
-        metadata=_setting(
-            values.SECONDS,
-            "How far back a first start reads; 0 reads only new messages.",
-            bounds=Bounds(minimum=0, maximum=MAX_SINCE_SECS, unit="seconds (30 days)"),
-            flag="--since-secs",
-            key="since_secs",
-        ),
+        bounds=Bounds(minimum=0, maximum=MAX_SINCE_SECS, unit="seconds (30 days)"),
+        flag="--since-secs",
+        key="since_secs",
     )
-    concurrency: int = attrs.field(
+    concurrency: int = _setting(
+        values.WHOLE_NUMBER,
+        "How many messages are handled at once. Each conversation is handled in order.",
         default=8,
-        metadata=_setting(
-            values.WHOLE_NUMBER,
-            "How many messages are handled at once. Each conversation is handled in order.",
-            bounds=Bounds(minimum=1),
-            flag="--concurrency",
-            key="concurrency",
-        ),
+        bounds=Bounds(minimum=1),
+        flag="--concurrency",
+        key="concurrency",
     )
-    grace: float = attrs.field(
+    grace: float = _setting(
+        values.SECONDS,
+        "How long messages in progress may take to finish on shutdown.",
         default=20.0,
-        metadata=_setting(
-            values.SECONDS,
-            "How long messages in progress may take to finish on shutdown.",
-            bounds=_SECONDS,
-            flag="--grace",
-            key="grace",
-        ),
+        bounds=_SECONDS,
+        flag="--grace",
+        key="grace",
     )
-    peer_budget: PeerBudget = attrs.field(
-        factory=PeerBudget,
-        metadata=_setting(
-            _PEER_BUDGET,
-            "Turns that one peer may have per minute and per hour; 0 for no limit.",
-            flag="--peer-budget",
-            key="peer_budget",
-        ),
+    peer_budget: PeerBudget = _setting(
+        _PEER_BUDGET,
+        "Turns that one peer may have per minute and per hour; 0 for no limit.",
+        default=_Factory(PeerBudget),
+        flag="--peer-budget",
+        key="peer_budget",
     )
-    max_cost_per_day: float | None = attrs.field(
+    max_cost_per_day: float | None = _setting(
+        values.NUMBER,
+        "When the backend reports that this much was spent, messages wait for the next day (UTC). One peer may "
+        "spend half of it, all peers together three quarters.",
         default=None,
-        metadata=_setting(
-            values.NUMBER,
-            "When the backend reports that this much was spent, messages wait for the next day (UTC). One peer may "
-            "spend half of it, all peers together three quarters.",
-            bounds=Bounds(minimum=0, maximum=1_000_000, exclusive=True, unit="dollars"),
-            flag="--max-cost-per-day",
-            key="max_cost_per_day",
-            placeholder="USD",
-            default_text="no limit",
-        ),
+        bounds=Bounds(minimum=0, maximum=1_000_000, exclusive=True, unit="dollars"),
+        flag="--max-cost-per-day",
+        key="max_cost_per_day",
+        placeholder="USD",
+        default_text="no limit",
     )
-    journal_quota: int = attrs.field(
+    journal_quota: int = _setting(
+        values.SIZE,
+        "The maximum size of the journal, such as 500M or 2GiB. When it is reached, old texts of the callers that "
+        "use the most space are deleted.",
         default=1 << 30,
-        metadata=_setting(
-            values.SIZE,
-            "The maximum size of the journal, such as 500M or 2GiB. When it is reached, old texts of the callers that "
-            "use the most space are deleted.",
-            bounds=Bounds(minimum=1 << 20, unit="bytes (1 MiB)"),
-            flag="--journal-quota",
-            variables=("MOLECULE_JOURNAL_QUOTA",),
-            key="journal_quota",
-        ),
+        bounds=Bounds(minimum=1 << 20, unit="bytes (1 MiB)"),
+        flag="--journal-quota",
+        variables=("MOLECULE_JOURNAL_QUOTA",),
+        key="journal_quota",
     )
-    agent_name: str | None = attrs.field(
+    agent_name: str | None = _setting(
+        values.OPTIONAL_TEXT,
+        "The name on the agent card, instead of the one that the platform shows.",
         default=None,
-        metadata=_setting(
-            values.OPTIONAL_TEXT,
-            "The name on the agent card, instead of the one that the platform shows.",
-            flag="--agent-name",
-            variables=("MOLECULE_AGENT_NAME",),
-            key="agent_name",
-            placeholder="NAME",
-            single=True,
-        ),
+        flag="--agent-name",
+        variables=("MOLECULE_AGENT_NAME",),
+        key="agent_name",
+        placeholder="NAME",
+        single=True,
     )
-    agent_description: str | None = attrs.field(
+    agent_description: str | None = _setting(
+        values.OPTIONAL_TEXT,
+        "The description on the agent card.",
         default=None,
-        metadata=_setting(
-            values.OPTIONAL_TEXT,
-            "The description on the agent card.",
-            variables=("MOLECULE_AGENT_DESCRIPTION",),
-            key="agent_description",
-            single=True,
-        ),
+        variables=("MOLECULE_AGENT_DESCRIPTION",),
+        key="agent_description",
+        single=True,
     )
-    agent_skills: tuple[str, ...] = attrs.field(
+    agent_skills: tuple[str, ...] = _setting(
+        values.NAMES,
+        "The skills on the agent card; the variable separates them with commas.",
         default=(),
-        metadata=_setting(
-            values.NAMES,
-            "The skills on the agent card; the variable separates them with commas.",
-            variables=("MOLECULE_AGENT_SKILLS",),
-            key="agent_skills",
-            single=True,
-        ),
+        variables=("MOLECULE_AGENT_SKILLS",),
+        key="agent_skills",
+        single=True,
     )
-    ca_file: Path | None = attrs.field(
+    ca_file: Path | None = _setting(
+        values.PATH,
+        "Certificates (PEM) of the CAs to trust instead of the default ones.",
         default=None,
-        metadata=_setting(
-            values.PATH,
-            "Certificates (PEM) of the CAs to trust instead of the default ones.",
-            flag="--ca-file",
-            variables=("MOLECULE_CA_FILE",),
-            key="ca_file",
-        ),
+        flag="--ca-file",
+        variables=("MOLECULE_CA_FILE",),
+        key="ca_file",
     )
-    client_cert: Path | None = attrs.field(
+    client_cert: Path | None = _setting(
+        values.PATH,
+        "The certificate (PEM), with its key, for a platform that requires one.",
         default=None,
-        metadata=_setting(
-            values.PATH,
-            "The certificate (PEM), with its key, for a platform that requires one.",
-            flag="--client-cert",
-            variables=("MOLECULE_CLIENT_CERT",),
-            key="client_cert",
-        ),
+        flag="--client-cert",
+        variables=("MOLECULE_CLIENT_CERT",),
+        key="client_cert",
     )
-    client_key: Path | None = attrs.field(
+    client_key: Path | None = _setting(
+        values.PATH,
+        "The key (PEM), if it isn't in the file of --client-cert.",
         default=None,
-        metadata=_setting(
-            values.PATH,
-            "The key (PEM), if it isn't in the file of --client-cert.",
-            flag="--client-key",
-            variables=("MOLECULE_CLIENT_KEY",),
-            key="client_key",
-        ),
+        flag="--client-key",
+        variables=("MOLECULE_CLIENT_KEY",),
+        key="client_key",
     )
-    strict: bool = attrs.field(
+    strict: bool = _setting(
+        values.SWITCH,
+        "Treat warnings as errors: unknown options, and a state folder that other users could replace. Reject a "
+        "list if any of its workspaces can't be served.",
         default=False,
-        metadata=_setting(
-            values.SWITCH,
-            "Treat warnings as errors: unknown options, and a state folder that other users could replace. Reject a "
-            "list if any of its workspaces can't be served.",
-            flag="--strict",
-            key="strict",
-        ),
+        flag="--strict",
+        key="strict",
     )
-    once: bool = attrs.field(
-        default=False, metadata=_setting(values.SWITCH, "Answer the waiting messages, then exit.", flag="--once")
-    )
+    once: bool = _setting(values.SWITCH, "Answer the waiting messages, then exit.", default=False, flag="--once")
     patient: bool = False
-    unpause: bool = attrs.field(
+    unpause: bool = _setting(
+        values.SWITCH,
+        "Register even if the workspace is paused, which resumes it.",
         default=False,
-        metadata=_setting(
-            values.SWITCH,
-            "Register even if the workspace is paused, which resumes it.",
-            flag="--unpause",
-            key="unpause",
-        ),
+        flag="--unpause",
+        key="unpause",
     )
-    create: bool = attrs.field(
+    create: bool = _setting(
+        values.SWITCH,
+        "Register even if the platform has no workspace with this id, which creates it.",
         default=False,
-        metadata=_setting(
-            values.SWITCH,
-            "Register even if the platform has no workspace with this id, which creates it.",
-            flag="--create",
-            variables=("MOLECULE_CREATE",),
-            key="create",
-        ),
+        flag="--create",
+        variables=("MOLECULE_CREATE",),
+        key="create",
     )
-    insecure: bool = attrs.field(
+    insecure: bool = _setting(
+        values.SWITCH,
+        "Allow plain http to another machine, where it can be intercepted.",
         default=False,
-        metadata=_setting(
-            values.SWITCH,
-            "Allow plain http to another machine, where it can be intercepted.",
-            flag="--insecure",
-            key="insecure",
-        ),
+        flag="--insecure",
+        key="insecure",
     )
     entry: int = attrs.field(default=0, eq=False)
 
