@@ -66,24 +66,16 @@ class Runtime:
         settings: WorkspaceSettings,
         client: AsyncPlatformClient,
         handler: Handler | None,
-        *,
-        presence: bool = True,
-        retries_refusals: bool = True,
-        asked_at: float | None = None,
+        options: WorkerOptions,
     ) -> Worker:
-        """The worker of one workspace. See ``Worker`` and ``WorkerOptions``."""
+        """The worker of one workspace, at the pace of *client*. See ``Worker``."""
         return Worker(
             settings,
             platform=WorkspaceClient(client, say=Notices(settings.workspace_id, self.listener)),
             handler=handler,
             journal=self.journal,
             listener=self.listener,
-            options=WorkerOptions(
-                pace=ClientPace(settings, client),
-                presence=presence,
-                retries_refusals=retries_refusals,
-                asked_at=asked_at,
-            ),
+            options=attrs.evolve(options, pace=ClientPace(settings, client)),
         )
 
 
@@ -120,7 +112,8 @@ class WorkspaceRunner:
             self._host = await stack.enter_async_context(
                 plugin_host(settings, token, runtime.state_dir, runtime.listener)
             )
-            self.worker = runtime.worker(settings, self.client, self._host.handler, asked_at=self._created_at)
+            options = WorkerOptions(asked_at=self._created_at)
+            self.worker = runtime.worker(settings, self.client, self._host.handler, options)
             self._stack = stack.pop_all()
         return self
 

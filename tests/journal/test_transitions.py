@@ -114,8 +114,11 @@ def facts(journal: Journal, columns: str, row_id: str = "row-1") -> tuple[object
 
 
 async def receive(mine: WorkspaceJournal, *items: Inbound) -> list[tuple[str, str | None, bool]]:
-    """Store *items*. Returns state, what it repeats, and whether that was revived, of each new one."""
-    return [(one.state.value, one.repeats, one.revived) for one in await mine.add(items, now=NOW)]
+    """Store *items*. Returns state, what it repeats, and whether that is replayed, of each new one."""
+    return [
+        (one.state.value, one.repeats, one.repeats is not None and one.conversation is not None)
+        for one in await mine.add(items, now=NOW)
+    ]
 
 
 async def answer(

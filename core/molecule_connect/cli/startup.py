@@ -7,28 +7,14 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable
-from typing import NoReturn
 
 _PR_SET_DUMPABLE = 4
 _SHELL_SIGNAL_BASE = 128
 # Blocking these has no effect, or would hide a crash of the init.
-_NOT_FORWARDED = frozenset(
-    getattr(signal, name)
-    for name in (
-        "SIGKILL",
-        "SIGSTOP",
-        "SIGCHLD",
-        "SIGSEGV",
-        "SIGBUS",
-        "SIGFPE",
-        "SIGILL",
-        "SIGTRAP",
-        "SIGSYS",
-        "SIGABRT",
-    )
-    if hasattr(signal, name)
-)
+_NOT_FORWARDED = {
+    signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGSEGV, signal.SIGBUS,
+    signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS, signal.SIGABRT,
+}  # fmt: skip
 
 
 def prepare_process() -> None:
@@ -79,12 +65,11 @@ def reset_signals() -> None:
     If SIGCHLD is ignored, the system discards exit statuses; a blocked SIGTERM never arrives. An ignored SIGHUP or
     SIGINT is intended (nohup, a background job of a shell) and stays.
     """
-    if hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def run_under_init(leave: Callable[[int], NoReturn] = os._exit) -> None:
+def run_under_init() -> None:
     """Fork: the child returns and runs the program; this process becomes its init, and exits with its code.
 
     The first process of a container must reap orphans. In the process of the program that would take exit statuses
@@ -98,7 +83,7 @@ def run_under_init(leave: Callable[[int], NoReturn] = os._exit) -> None:
         _take_the_terminal()
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         return
-    leave(_serve_as_init(child, {*forwarded, signal.SIGCHLD}))
+    os._exit(_serve_as_init(child, {*forwarded, signal.SIGCHLD}))
 
 
 def _serve_as_init(child: int, awaited: set[signal.Signals]) -> int:

@@ -140,17 +140,14 @@ def existing_state_dir(
     return next((folder for folder in folders if any(folder.glob("journal*"))), folders[0])
 
 
-def all_state_dirs(
-    named: str | Path | None, environ: Mapping[str, str], *, home: Path | None = None, configs: Path = CONFIGS_DIR
-) -> list[Path]:
+def all_state_dirs(named: str | Path | None, environ: Mapping[str, str]) -> list[Path]:
     """The state folder, then every other folder where this user may have state.
 
     Raises:
         ConfigError: See ``resolve_state_dir``.
     """
     others = [Path(environ[name]).expanduser().absolute() for name in _VARIABLES if environ.get(name)]
-    folders = [resolve_state_dir(named, environ, home=home, configs=configs), *others, *_defaults(home, configs)]
-    return list(dict.fromkeys(folders))
+    return list(dict.fromkeys([resolve_state_dir(named, environ), *others, *_defaults(None, CONFIGS_DIR)]))
 
 
 def named_state_dir(named: str | Path | None, environ: Mapping[str, str]) -> tuple[str, Path] | None:

@@ -26,9 +26,9 @@ _MAX_ROWS = 20
 class LiveScreen:
     """Status, counters and recent messages, drawn at most four times a second. Important lines are printed above it."""
 
-    def __init__(self, stream: TextIO, *, view: View | None = None) -> None:
+    def __init__(self, stream: TextIO) -> None:
         self._stream = GuardedStream(stream)
-        self._view = view or View()
+        self._view = View()
         self._lock = threading.Lock()
         self._summaries: dict[str, Summary] = {}
         self._changed = True

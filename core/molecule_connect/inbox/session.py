@@ -16,7 +16,7 @@ from molecule_connect.platform.client import AsyncPlatformClient
 from molecule_connect.runtime import Runtime
 from molecule_connect.worker.lease import Holder, holder
 from molecule_connect.worker.status_file import SavedStatus, read_status
-from molecule_connect.worker.worker import Worker
+from molecule_connect.worker.worker import Worker, WorkerOptions
 
 # Seconds between two attempts to take over from another process.
 TAKEOVER_INTERVAL = 3.0
@@ -93,14 +93,8 @@ class InboxSession:
             return False
         self._failure = ""
         # A refused token isn't retried: the reader gets the error, and may be the one who can replace the token.
-        self._worker = self._runtime.worker(
-            self._settings,
-            self.client,
-            None,
-            presence=self._presence,
-            retries_refusals=False,
-            asked_at=self._created_at,
-        )
+        options = WorkerOptions(presence=self._presence, retries_refusals=False, asked_at=self._created_at)
+        self._worker = self._runtime.worker(self._settings, self.client, None, options)
         try:
             await self._worker.run(stop)
         except LeaseError:

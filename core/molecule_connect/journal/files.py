@@ -32,10 +32,7 @@ FILES_TIMEOUT = 65.0
 REMOVED = "it was removed from this machine"
 # A longer wait (seconds) was stored before the clock was set back.
 _LONGEST_WAIT = 600.0
-_COLUMNS = (
-    "file_id, caller_id, uri, row_id, name, mime_type, size, time, arrived, state, path, reason, attempts, not_before,"
-    " acked"
-)
+_COLUMNS = "file_id, caller_id, uri, row_id, name, mime_type, size, time, state, path, reason, attempts, not_before"
 _OPEN = (
     "EXISTS (SELECT 1 FROM file_use u JOIN message m ON m.workspace_id=u.workspace_id AND m.row_id=u.row_id"
     " WHERE u.workspace_id=file.workspace_id AND u.file_id=file.file_id AND m.state NOT IN ('done', 'dead'))"
@@ -75,13 +72,11 @@ class StoredFile:
     mime_type: str
     size: int | None
     time: int
-    arrived: float
     state: str
     path: str | None
     reason: str | None
     attempts: int
     not_before: float | None
-    acked: int
 
     @property
     def is_inline(self) -> bool:

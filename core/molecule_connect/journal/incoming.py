@@ -25,7 +25,6 @@ class Stored:
     Attributes:
         reason: Why it is dead.
         repeats: The row id of the message that it repeats.
-        revived: Whether that message was dead and is replayed.
         foreign_echo: Whether it is the echo of a reply that this journal didn't send.
         own_upload: Whether it announces only files that we uploaded.
         conversation: The conversation that has a new message because of it.
@@ -36,7 +35,6 @@ class Stored:
     state: State
     reason: str | None = None
     repeats: str | None = None
-    revived: bool = False
     foreign_echo: bool = False
     own_upload: bool = False
     conversation: Conversation | None = None
@@ -156,7 +154,6 @@ def _begun(
         time=time,
         state=State.DONE,
         repeats=row_id,
-        revived=revived,
         conversation=conversation if revived else None,
     )
 

@@ -219,10 +219,10 @@ class Inspection:
             raise ConfigError(f"{key.row_id} is not in the journal any more")
         return row
 
-    def short_ids(self, keys: Iterable[Key], least: int = 8) -> list[str]:
-        """The shortest beginnings of row ids that are unique for ``find``, of at least *least* characters."""
+    def short_ids(self, keys: Iterable[Key]) -> list[str]:
+        """The shortest beginnings of row ids that are unique for ``find``, of at least eight characters."""
         names = self.workspaces()
-        return [key.row_id[: max(least, self._distinct(key.row_id, names))] for key in keys]
+        return [key.row_id[: max(8, self._distinct(key.row_id, names))] for key in keys]
 
     def _distinct(self, row_id: str, names: Sequence[str]) -> int:
         """The number of characters that distinguish a row id from its neighbors in sort order."""

@@ -50,7 +50,6 @@ class Journal:
         folder: Path,
         *,
         wall: Callable[[], float],
-        executor: Executor | None = None,
         opener: Callable[[Path], sqlite3.Connection] = open_file,
         notice: Callable[[str, str], None] = lambda text, hint: None,
     ) -> "AsyncIterator[Journal]":
@@ -60,7 +59,6 @@ class Journal:
 
         Args:
             wall: Returns seconds since 1970.
-            executor: Runs commits; None for a thread of its own.
             opener: Opens the file for writing.
             notice: Called with a text and a hint if changes were lost, so that messages may be answered again.
 
@@ -69,7 +67,7 @@ class Journal:
             ConfigError: No thread can be started.
         """
         path = folder / FILE_NAME
-        thread = executor or PatientExecutor(1, thread_name_prefix="journal")
+        thread = PatientExecutor(1, thread_name_prefix="journal")
         committed = integrity.committed_frames(integrity.wal_of(path))
         connection = opener(path)
         try:
@@ -93,8 +91,7 @@ class Journal:
             finally:
                 reader.close()
                 connection.close()
-                if executor is None:
-                    thread.shutdown(wait=False)
+                thread.shutdown(wait=False)
 
     def of(self, workspace_id: str, *, inbox: bool = False, quota: int = quotas.UNLIMITED) -> WorkspaceJournal:
         """The part that belongs to one workspace.

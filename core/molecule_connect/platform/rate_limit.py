@@ -215,9 +215,9 @@ class RateLimiter:
         """Return the interval of heartbeats: *usual*, or longer for a low limit; at most 60 s."""
         return self._stretched(usual, 1 - SHARE, LONGEST_HEARTBEAT)
 
-    def poll_interval(self, usual: float = _POLL) -> float:
-        """Return the interval of polls without a stream: *usual*, or longer for a low limit; at most 60 s."""
-        return self.safety_interval(usual, trusted=False)
+    def poll_interval(self) -> float:
+        """Return the interval of polls without a stream: the usual one, or longer for a low limit; at most 60 s."""
+        return self.safety_interval(_POLL, trusted=False)
 
     def _stretched(self, usual: float, share: float, longest: float) -> float:
         if self.limit is None or not self._is_shared:

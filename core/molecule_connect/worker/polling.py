@@ -43,7 +43,6 @@ class Polling:
         pace: Lengthens the intervals to keep within the platform's rate limit.
         poll_interval: Seconds; None eases from 1 s after traffic to 5 s.
         safety_interval: Seconds between reads while the stream is trusted.
-        backoff: Between attempts to open the stream.
     """
 
     def __init__(
@@ -54,14 +53,13 @@ class Polling:
         *,
         poll_interval: float | None,
         safety_interval: float,
-        backoff: Backoff | None = None,
     ) -> None:
         self._stream = stream
         self._pace = pace
         self._status = status
         self._poll = poll_interval
         self._safety = safety_interval
-        self._backoff = backoff or Backoff(first=1.0, cap=60.0)
+        self._backoff = Backoff()
         self._easing = FASTEST_POLL
         self._reported_trust: bool | None = None
         self._signals: asyncio.Queue[Signal] = asyncio.Queue()
