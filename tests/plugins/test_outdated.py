@@ -7,8 +7,7 @@ from tests.plugins.distributions import backends, write_distribution
 
 from molecule_connect import __version__
 from molecule_connect.errors import PluginError
-from molecule_connect.plugins.compatibility import unmet
-from molecule_connect.plugins.discovery import find, installed_backends, load
+from molecule_connect.plugins.discovery import find, installed_backends, load, unmet
 from molecule_connect.plugins.entry_points import BACKENDS
 
 

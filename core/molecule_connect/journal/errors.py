@@ -56,7 +56,6 @@ class ReadCursor(sqlite3.Cursor):
     # No context manager or decorator, for speed: a message takes tens of reads.
 
     def execute(self, *args: Any) -> Self:
-        """As in ``sqlite3``."""
         try:
             super().execute(*args)
         except sqlite3.Error as exc:
@@ -64,14 +63,12 @@ class ReadCursor(sqlite3.Cursor):
         return self
 
     def fetchone(self) -> Any:
-        """As in ``sqlite3``."""
         try:
             return super().fetchone()
         except sqlite3.Error as exc:
             raise _read_error(exc, self.connection) from exc
 
     def fetchall(self) -> list[Any]:
-        """As in ``sqlite3``."""
         try:
             return super().fetchall()
         except sqlite3.Error as exc:
@@ -88,7 +85,6 @@ class ReadConnection(sqlite3.Connection):
     """A connection whose reads raise ``JournalError``."""
 
     def execute(self, *args: Any) -> ReadCursor:
-        """As in ``sqlite3``."""
         return self.cursor(ReadCursor).execute(*args)
 
 

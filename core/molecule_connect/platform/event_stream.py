@@ -23,21 +23,13 @@ _SIGNALS: Final = {
     "WORKSPACE_PROVISIONING": Signal.STATUS,
     "WORKSPACE_AWAITING_AGENT": Signal.STATUS,
     "WORKSPACE_REMOVED": Signal.STATUS,
-    "WORKSPACE_OFFLINE": Signal.OTHER,
-    "WORKSPACE_DEGRADED": Signal.OTHER,
-    "WORKSPACE_HIBERNATED": Signal.OTHER,
-    "AGENT_MESSAGE": Signal.OTHER,
-    "AGENT_CARD_UPDATED": Signal.OTHER,
-    "TASK_UPDATED": Signal.OTHER,
-    "A2A_RESPONSE": Signal.OTHER,
-    "CHANNEL_MESSAGE": Signal.OTHER,
-    "DELEGATION_SENT": Signal.OTHER,
-    "DELEGATION_STATUS": Signal.OTHER,
-    "DELEGATION_COMPLETE": Signal.OTHER,
-    "DELEGATION_FAILED": Signal.OTHER,
-    "SESSION_RESET": Signal.OTHER,
-    "BOOT_STEP": Signal.OTHER,
 }
+# Events that announce no row.
+_OTHERS: Final = frozenset((
+    "WORKSPACE_OFFLINE", "WORKSPACE_DEGRADED", "WORKSPACE_HIBERNATED", "AGENT_MESSAGE", "AGENT_CARD_UPDATED",
+    "TASK_UPDATED", "A2A_RESPONSE", "CHANNEL_MESSAGE", "DELEGATION_SENT", "DELEGATION_STATUS", "DELEGATION_COMPLETE",
+    "DELEGATION_FAILED", "SESSION_RESET", "BOOT_STEP",
+))  # fmt: skip
 
 
 async def read_events(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -91,7 +83,7 @@ def signal_of(data: bytes) -> Signal:
         details = event.get("data")
         activity = details.get("activity_type") if isinstance(details, dict) else None
         return Signal.ROW if not activity or activity == FEED_TYPE or not isinstance(activity, str) else Signal.OTHER
-    return _SIGNALS.get(kind, Signal.ROW)
+    return Signal.OTHER if kind in _OTHERS else _SIGNALS.get(kind, Signal.ROW)
 
 
 def _event(data: bytes) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def _content_type(reply: Reply) -> str:
 
 
 class WorkspaceClient:
-    """Implements ``worker.ports.Platform``.
+    """Implements ``worker.ports.Platform``, which documents the methods.
 
     Args:
         client: Closed by ``aclose``.
@@ -70,19 +70,15 @@ class WorkspaceClient:
         known: Callable[[str], bool],
         people: bool = False,
     ) -> Page:
-        """Return a page of the feed; see ``ports.Feed``."""
         return await self._client.fetch(since_id=since_id, before=before, limit=limit, known=known, people=people)
 
     def now(self) -> int | None:
-        """Return a lower bound of the platform's clock; see ``ports.Feed``."""
         return self._client.now()
 
     async def send(self, outgoing: Outgoing) -> None:
-        """Send a reply; see ``ports.Sender``."""
         await self._client.call(endpoints.reply(self._id, outgoing))
 
     def fingerprint(self, outgoing: Outgoing) -> str:
-        """Return the fingerprint that the echo of a reply to a person will have in the feed."""
         return notify_fingerprint(outgoing.parts)
 
     async def workspace(self) -> WorkspaceInfo:
@@ -123,7 +119,6 @@ class WorkspaceClient:
             )
 
     async def heartbeat(self, presence: Presence) -> None:
-        """Send a heartbeat."""
         await self._client.call(endpoints.heartbeat(self._id, presence))
 
     async def upload_limits(self) -> UploadLimits:
@@ -144,21 +139,17 @@ class WorkspaceClient:
         return self._limits[1]
 
     async def fetch_file(self, file_id: str, sink: IO[bytes], *, cap: int) -> str:
-        """Write an uploaded file to *sink* and return its type; see ``ports.Files``."""
         content: Operation[Any] = endpoints.upload_content(self._id, file_id)
         mime_type: str = await self._client.call(attrs.evolve(content, read=_content_type, cap=cap), sink=sink)
         return mime_type
 
     async def acknowledge_file(self, file_id: str) -> None:
-        """Acknowledge an uploaded file; see ``ports.Files``."""
         await self._client.call(endpoints.upload_ack(self._id, file_id))
 
     async def upload(self, files: Sequence[FilePart]) -> tuple[FilePart, ...]:
-        """Upload files to the chat; see ``ports.Files``."""
         return await self._client.call(endpoints.upload_files(self._id, files))
 
     async def signals(self) -> AsyncGenerator[Signal, None]:
-        """Yield the signals of one connection to the event stream; see ``ports.Stream``."""
         async with self._client.open(endpoints.events(self._id)) as pieces:
             yield Signal.OPENED
             async for data in read_events(pieces):

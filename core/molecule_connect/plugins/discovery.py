@@ -6,15 +6,17 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import Distribution, EntryPoint, distributions
 from typing import Any
 
 import attrs
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from molecule_connect import __version__
 from molecule_connect.errors import BackendNotFoundError, MoleculeError, PluginError, did_you_mean
-from molecule_connect.plugins.compatibility import unmet
 from molecule_connect.plugins.entry_points import BACKENDS, COMMANDS, MIDDLEWARE, NAME, entries, faults, normalised
 from molecule_connect.plugins.wording import first_line
 
@@ -223,6 +225,26 @@ def _version_problem(distribution: str, requires: Sequence[str]) -> str:
         f"requires molecule-connect {wanted}, but this is {__version__}; "
         f"upgrade {which}: {_pip()} install --upgrade {which}"
     )
+
+
+def unmet(requires: Iterable[str], version: str) -> tuple[str, bool] | None:
+    """The required version range that excludes *version*, and whether it asks for a newer one.
+
+    None if *version* is allowed. Requirements with a marker and invalid ones are ignored.
+    """
+    current = Version(version)
+    for line in requires:
+        try:
+            requirement = Requirement(line)
+        except InvalidRequirement:
+            continue
+        if canonicalize_name(requirement.name) != "molecule-connect" or requirement.marker:
+            continue
+        for clause in requirement.specifier:
+            if not clause.contains(current, prereleases=True):
+                wanted = ",".join(sorted(map(str, requirement.specifier)))
+                return wanted, Version(clause.version.removesuffix(".*")) > current
+    return None
 
 
 def _clash(name: str, owners: Sequence[str] | None) -> str:

@@ -17,10 +17,10 @@ intervals. Their failures count as attempts once another caller has had a succes
 failing, and the heartbeat reports it.
 """
 
-import asyncio
 from collections import OrderedDict
 
 from molecule_connect.journal.models import Conversation, StoredMessage
+from molecule_connect.worker.clock import loop_time
 from molecule_connect.worker.status import Status
 
 # Seconds before a probe: the first, and the longest wait.
@@ -60,12 +60,12 @@ class Circuit:
         enough = self._failures >= FAILURES and len(self._messages) >= MESSAGES and len(self._parties) >= self._callers
         if enough:
             self.is_open, self._delay = True, FIRST_PROBE
-            self.next_probe = _now() + self._delay
+            self.next_probe = loop_time() + self._delay
 
     def probe(self) -> None:
         """A message is tried; the next probe is due after twice the time."""
         self._delay = min(LAST_PROBE, self._delay * 2)
-        self.next_probe = _now() + self._delay
+        self.next_probe = loop_time() + self._delay
 
 
 class CircuitBreaker:
@@ -105,7 +105,7 @@ class CircuitBreaker:
 
     def succeeded(self, message: StoredMessage) -> None:
         """The backend answered."""
-        self._succeeded_at[message.caller_id] = _now()
+        self._succeeded_at[message.caller_id] = loop_time()
         self._callers.pop(party_of(message), None)
         for circuit in self._callers.values():
             circuit.others_succeeded = True
@@ -122,7 +122,7 @@ class CircuitBreaker:
     def trusts(self, caller_id: str | None) -> bool:
         """Whether the caller is in good standing."""
         succeeded_at = self._succeeded_at.get(caller_id)
-        return succeeded_at is not None and _now() - succeeded_at <= GOOD_STANDING
+        return succeeded_at is not None and loop_time() - succeeded_at <= GOOD_STANDING
 
     def held_until(self, message: StoredMessage) -> float:
         """When the circuit of its caller lets *message* be tried."""
@@ -159,7 +159,3 @@ class CircuitBreaker:
         elif self._is_broken and not is_broken:
             self._status.clear("backend")
         self._is_broken = is_broken
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()

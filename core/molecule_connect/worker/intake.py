@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Callable
 from molecule_connect.backoff import Backoff
 from molecule_connect.errors import AuthError, JournalError, PlatformError, TransientPlatformError
 from molecule_connect.models import Page
+from molecule_connect.worker.clock import loop_time
 from molecule_connect.worker.feed import FeedPage, FeedReader
 from molecule_connect.worker.polling import Polling, Trigger
 from molecule_connect.worker.ports import Feed, Pace
@@ -66,7 +67,7 @@ class Intake:
         return await result
 
     async def _read(self, trigger: Trigger) -> AsyncGenerator[FeedPage, None]:
-        began, whole, rows, messages, succeeded = _now(), False, 0, 0, False
+        began, whole, rows, messages, succeeded = loop_time(), False, 0, 0, False
         rereads, self._rereads = self._rereads, []
         woken = trigger in (Trigger.WOKEN, Trigger.POLL)
         try:
@@ -80,7 +81,7 @@ class Intake:
         except (PlatformError, JournalError) as exc:
             self._polling.read_failed(retry_after=self._failed(exc, began))
         else:
-            self._polling.read_ended(whole=whole, rows=rows, messages=messages, seconds=_now() - began)
+            self._polling.read_ended(whole=whole, rows=rows, messages=messages, seconds=loop_time() - began)
             if self._succeeded():
                 yield FeedPage(now=page.now, recovered=True)
         finally:
@@ -109,18 +110,18 @@ class Intake:
         if isinstance(exc, PlatformError):
             retry_after = exc.retry_after if isinstance(exc, TransientPlatformError) else None
             wait = READ_WAIT.delay(self._failures, at_least=retry_after)
-        lasting = self._failures > 1 or _now() - self._failing_since + wait >= LASTING
+        lasting = self._failures > 1 or loop_time() - self._failing_since + wait >= LASTING
         self._status.report("intake", str(exc), exc.hint, lasting=lasting)
         return wait
 
     async def _refused(self, exc: AuthError) -> float:
         """Report a refused token. Returns the seconds until the read is retried."""
         if not self._refusals:
-            self._refused_since = _now()
+            self._refused_since = loop_time()
         self._failures += 1
         self._refusals += 1
         await self._registration.raise_if_deleted()
-        is_blip = self._failures < REFUSALS or _now() - self._refused_since < REFUSED_FOR
+        is_blip = self._failures < REFUSALS or loop_time() - self._refused_since < REFUSED_FOR
         hint = "it may be a blip; trying again" if is_blip else exc.hint
         self._status.report("intake", str(exc), hint, lasting=self._failures > 1)
         return REFUSED_WAIT.delay(self._failures)
@@ -171,7 +172,3 @@ class WatchedFeed:
                 "messages wait for it; check the network, and the platform's rate limit",
                 lasting=True,
             )
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()

@@ -9,6 +9,7 @@ from molecule_connect import events
 from molecule_connect.backoff import Backoff
 from molecule_connect.errors import PlatformError, TransientPlatformError
 from molecule_connect.models import Signal
+from molecule_connect.worker.clock import loop_time
 from molecule_connect.worker.ports import Pace, Stream
 from molecule_connect.worker.status import Status
 
@@ -88,7 +89,7 @@ class Polling:
     @property
     def trusted(self) -> bool:
         """Whether the stream announces every row."""
-        return self._connected and self._echoed and _now() >= self._distrusted_until
+        return self._connected and self._echoed and loop_time() >= self._distrusted_until
 
     async def signals(self) -> AsyncIterator[Signal]:
         """The signals that announce no row: the stream was opened, the workspace changed, the token was replaced."""
@@ -99,7 +100,7 @@ class Polling:
 
     async def next(self) -> Trigger:
         """Wait until a read is due."""
-        while (due := self._due_at()) > _now():
+        while (due := self._due_at()) > loop_time():
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(None if due == float("inf") else due):
@@ -130,7 +131,7 @@ class Polling:
 
     def read_failed(self, *, retry_after: float) -> None:
         """The read failed: make a whole read in *retry_after* seconds, and none before, except on request."""
-        self._retry_at = _now() + retry_after
+        self._retry_at = loop_time() + retry_after
 
     def read_ended(self, *, whole: bool, rows: int, messages: int, seconds: float) -> None:
         """The read succeeded.
@@ -141,7 +142,7 @@ class Polling:
             messages: How many of them a backend or a reader handles.
             seconds: How long it took.
         """
-        now = _now()
+        now = loop_time()
         self._retry_at = None
         if whole:
             self._rests_until = now + seconds * WHOLE_READ_REST
@@ -178,7 +179,7 @@ class Polling:
         return min([self._regular(self._last_read), reads, *([self._woken(self._last_read)] if self._pending else [])])
 
     def _begin(self) -> Trigger:
-        now, last = _now(), self._last_read
+        now, last = loop_time(), self._last_read
         is_requested, self._is_requested = self._is_requested, False
         if self._retry_at is not None:
             # The failed read goes on, as the whole read that it may not have been.
@@ -243,7 +244,7 @@ class Polling:
         """Keep the stream open until cancelled."""
         failures = 0
         while True:
-            opened = _now()
+            opened = loop_time()
             absent = False
             try:
                 await self._one_connection()
@@ -256,7 +257,7 @@ class Polling:
                 self._lost()
             if self._reopening:
                 self._reopening, reason = False, ""
-            failures = 1 if _now() - opened >= STABLE_LIFE else failures + 1
+            failures = 1 if loop_time() - opened >= STABLE_LIFE else failures + 1
             if reason and not absent:
                 self._status.report("stream", reason, "messages are noticed by polling meanwhile")
             else:
@@ -285,7 +286,7 @@ class Polling:
         async for signal in self._stream.signals():
             match signal:
                 case Signal.OPENED:
-                    self._connected, self._opened_at = True, _now()
+                    self._connected, self._opened_at = True, loop_time()
                     self._signals.put_nowait(signal)
                     self.wake()
                 case Signal.ROW:
@@ -298,7 +299,7 @@ class Polling:
                     self._signals.put_nowait(signal)
 
     def _heard(self) -> None:
-        self._heard_at = _now()
+        self._heard_at = loop_time()
         if self._echo_timer is not None:
             self._echo_timer.cancel()
             self._echo_timer = None
@@ -323,7 +324,3 @@ class Polling:
             self.was_trusted = self.was_trusted or trusted
             by = "stream" if trusted else "polling"
             self._status.emit(events.Listening(workspace_id=self._status.workspace_id, by=by))
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()
