@@ -22,7 +22,7 @@ def test_variables_name_it(given: str) -> None:
     assert one.workspace_id == ID
 
 
-def test_an_id_that_is_listed_in_both_spellings_is_listed_twice() -> None:
+def test_id_listed_in_two_spellings_appears_twice() -> None:
     entries = json.dumps([{"id": ID, "token": TOKEN}, {"id": GIVEN, "token": TOKEN}])
     with pytest.raises(WorkspacesError, match="the same id as workspace 1"):
         load_workspaces({"MOLECULE_WORKSPACES": entries})
@@ -51,7 +51,7 @@ def test_an_agent_takes_it(tmp_path: Path) -> None:
     agent.close()
 
 
-def test_an_agent_goes_on_with_a_token_folder_in_capitals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_agent_keeps_a_token_folder_in_capitals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     folder = tmp_path / ".molecule" / ID.upper()
     folder.mkdir(parents=True, mode=0o700)

@@ -14,5 +14,5 @@ def test_an_address_elsewhere_is_an_address(uri: str) -> None:
     "uri",
     ["", "data:,x", "file:///etc/passwd", "FILE:x", " file:///x", "/etc/passwd", "../x", "~/x", "x", "C:\\x", "//h/x"],
 )
-def test_what_could_be_taken_for_a_path_is_no_address(uri: str) -> None:
+def test_rejects_addresses_that_look_like_paths(uri: str) -> None:
     assert FilePart(uri=uri).address == ""

@@ -15,7 +15,7 @@ SPECS = {
 }
 
 
-def test_every_hook_has_a_heading_with_its_parameters_and_no_other_has() -> None:
+def test_every_hook_has_its_heading_and_parameters() -> None:
     headings = dict(re.findall(r"^## `(\w+)\(([\w, ]*)\)`$", PAGE, re.MULTILINE))
 
     assert {name: tuple(filter(None, given.split(", "))) for name, given in headings.items()} == SPECS
@@ -25,11 +25,11 @@ def test_the_host_gives_what_the_specs_say() -> None:
     assert dict(implementations.ARGUMENTS) == SPECS
 
 
-def test_every_hook_is_told_of_in_its_docstring() -> None:
+def test_docstring_mentions_every_hook() -> None:
     assert all(inspect.getdoc(getattr(hookspecs, name)) for name in SPECS)
 
 
-def test_every_public_name_is_listed_and_no_other() -> None:
+def test_lists_exactly_the_public_names() -> None:
     section = PAGE.partition("## Public names")[2]
     listed = set(re.findall(r"`(\w+)`", section))
 
@@ -37,7 +37,7 @@ def test_every_public_name_is_listed_and_no_other() -> None:
     assert "`molecule_connect.testing.make_request`" in section
 
 
-def test_the_groups_and_the_limits_are_those_of_the_code() -> None:
+def test_groups_and_limits_match_the_code() -> None:
     assert set(re.findall(r"^\| `([\w.]+)` \|", PAGE, re.MULTILINE)) == {
         entry_points.BACKENDS,
         entry_points.MIDDLEWARE,

@@ -33,14 +33,14 @@ def test_every_test_that_the_page_names_exists() -> None:
     assert missing(PAGE) == []
 
 
-def test_a_test_that_does_not_exist_is_noticed() -> None:
+def test_notices_a_missing_test() -> None:
     assert missing("`tests/docs/test_named_tests.py::test_gone` and `tests/gone.py::test_it`") == [
         "tests/docs/test_named_tests.py::test_gone",
         "tests/gone.py::test_it",
     ]
 
 
-def test_every_incident_has_its_line_and_a_test_or_a_reason() -> None:
+def test_every_incident_has_tests_or_a_reason() -> None:
     rows = dict(re.findall(r"^\| (\d+b?) \| .* \| (.*) \|$", PAGE, re.MULTILINE))
     assert list(rows) == LINES
     without = [number for number, tests in rows.items() if not NAMED.search(tests)]

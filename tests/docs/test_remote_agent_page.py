@@ -41,12 +41,12 @@ async def test_the_first_program_reads_and_answers(tmp_path: Path) -> None:
     assert [answer.text for answer in answers] == ["3 words"]
 
 
-def test_every_program_of_the_page_can_be_read() -> None:
+def test_all_programs_on_the_page_parse() -> None:
     for program in re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL):
         compile(program, "remote-agent.md", "exec")
 
 
-def test_every_member_that_the_page_names_is_there() -> None:
+def test_all_members_on_the_page_exist() -> None:
     named = set(re.findall(r"`(?:client\.)?(\w+)\([^`]*\)`", PAGE)) | set(re.findall(r"client\.(\w+)\(", PAGE))
     members = {name for name, _ in inspect.getmembers(RemoteAgentClient)}
 
@@ -54,7 +54,7 @@ def test_every_member_that_the_page_names_is_there() -> None:
     assert {"register", "activity", "reply", "call_peer", "install_plugin"} <= named
 
 
-def test_every_error_of_the_table_is_one_of_ours() -> None:
+def test_all_errors_in_the_table_exist() -> None:
     table = PAGE.partition("## Errors")[2].partition("## ")[0]
     errors = re.findall(r"^\| `(\w+)`", table, re.MULTILINE)
 

@@ -29,7 +29,7 @@ def search_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return [str(tmp_path)]
 
 
-async def test_the_pages_backend_is_found_and_answers_as_the_page_says(search_path: list[str]) -> None:
+async def test_backend_on_the_page_works(search_path: list[str]) -> None:
     (shown,) = installed_backends(check=True, path=search_path)
     answers: list[Response] = [
         await create_backend("shout", options, path=search_path).handle_a2a(make_request("hi"))
@@ -77,7 +77,7 @@ def test_the_page_shows_what_the_command_writes() -> None:
     assert set(re.findall(r"`([\w./]+)`", table)) == set(files)
 
 
-def test_every_name_of_the_kit_is_told_of() -> None:
+def test_page_mentions_every_name_of_testing() -> None:
     kit = PAGE.partition("## Run programs")[2].partition("## If your plugin")[0]
 
     for name in (*program.__all__, *testing.__all__):
@@ -91,7 +91,7 @@ def test_every_check_is_told_of() -> None:
     assert told == [check.__name__.strip("_").replace("_", " ") for check in checks.ALL]
 
 
-def test_every_block_of_python_on_the_page_can_be_read() -> None:
+def test_all_python_blocks_on_the_page_parse() -> None:
     for text in re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL):
         indented = text.startswith("    ")
         compile(f"class Plugin:\n{text}" if indented else text, "page", "exec")

@@ -51,7 +51,7 @@ def sources(project: "Project") -> Names:
     return {path.relative_to(base).as_posix() for path in files}
 
 
-def test_a_wheel_holds_its_package_and_its_metadata(dist: Path, projects: "list[Project]") -> None:
+def test_wheel_contains_package_and_metadata(dist: Path, projects: "list[Project]") -> None:
     for project in projects:
         info = f"{project.package.name}-{molecule_connect.__version__}.dist-info"
         extra = {f"{info}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "licenses/LICENSE")}
@@ -62,7 +62,7 @@ def test_a_wheel_holds_its_package_and_its_metadata(dist: Path, projects: "list[
             assert f"{project.package.name}/py.typed" in built.namelist()
 
 
-def test_an_sdist_holds_what_builds_the_wheel_and_no_more(dist: Path, projects: "list[Project]") -> None:
+def test_sdist_contains_only_sources_of_the_wheel(dist: Path, projects: "list[Project]") -> None:
     for project in projects:
         prefix = project.package.parent.relative_to(project.folder)
         wanted = {(prefix / name).as_posix() for name in sources(project)} | {"PKG-INFO", "LICENSE", "README.md"}
@@ -87,7 +87,7 @@ def test_the_metadata_says_what_an_index_shows(dist: Path, projects: "list[Proje
         assert said["Summary"], project.name
 
 
-def test_the_entry_points_of_the_wheels_are_the_documented_ones(dist: Path, projects: "list[Project]") -> None:
+def test_wheels_have_the_documented_entry_points(dist: Path, projects: "list[Project]") -> None:
     found: dict[str, Names] = {}
     for project in projects:
         with wheel(dist, project) as built:

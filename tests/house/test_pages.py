@@ -65,7 +65,7 @@ def test_a_broken_link_is_noticed(tmp_path: Path) -> None:
     assert list(broken_links(page)) == ["#three", "gone.md"]
 
 
-def test_every_page_of_the_docs_is_in_the_contents() -> None:
+def test_contents_list_every_docs_page() -> None:
     contents = (ROOT / "docs" / "index.md").read_text()
     lacking = [page.stem for page in (ROOT / "docs").glob("*.md") if page.stem != "index" and page.stem not in contents]
     assert lacking == []

@@ -49,7 +49,7 @@ def loaded_by(statement: str) -> set[str]:
 
 
 @pytest.mark.parametrize("name", molecule_connect.__all__)
-def test_a_public_name_exists_and_comes_from_its_home(name: str) -> None:
+def test_public_names_come_from_their_home(name: str) -> None:
     homes: dict[str, Any] = vars(molecule_connect)["_HOME_OF"]
     value = getattr(molecule_connect, name)
     assert value is not None
@@ -59,7 +59,7 @@ def test_a_public_name_exists_and_comes_from_its_home(name: str) -> None:
         assert sys.modules[f"molecule_connect.{name}"] is value
 
 
-def test_the_list_is_sorted_and_says_the_same_to_people_programs_and_type_checkers() -> None:
+def test_public_names_match_types_and_are_sorted() -> None:
     listed = molecule_connect.__all__
     assert listed == sorted(set(listed), key=lambda name: (not name.isupper(), name))
     assert set(listed) == names_for_type_checkers() == set(vars(molecule_connect)["_HOME_OF"])
@@ -70,13 +70,13 @@ def test_what_was_promised_is_public() -> None:
     assert set(molecule_connect.__all__) >= PROMISED
 
 
-def test_every_error_that_a_caller_can_tell_apart_is_public() -> None:
+def test_distinguishable_errors_are_public() -> None:
     caught = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
     # It belongs to the command line: connect() serves a single workspace.
     assert caught - set(molecule_connect.__all__) == {"FleetError"}
 
 
-def test_importing_the_package_loads_no_library_and_no_other_module_of_ours() -> None:
+def test_import_loads_no_other_modules() -> None:
     loaded = loaded_by("import molecule_connect")
     assert "molecule_connect" in loaded
     assert not loaded & HEAVY
@@ -88,6 +88,6 @@ def test_a_name_loads_its_home_alone() -> None:
     assert {name for name in loaded if name.startswith("molecule_connect.")} == {"molecule_connect.models"}
 
 
-def test_an_unknown_name_is_an_attribute_error_that_names_it() -> None:
+def test_unknown_name_raises_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
         _ = molecule_connect.Nonsense  # type: ignore[attr-defined]

@@ -24,7 +24,7 @@ def the_range(version: str) -> str:
     return f">={version.rpartition('.')[0]},<{next_minor(version)}"
 
 
-def test_there_are_the_plugins_that_the_readme_promises(plugins: "list[Project]") -> None:
+def test_plugins_match_the_readme(plugins: "list[Project]") -> None:
     names = {project.name for project in plugins}
     assert names >= {f"molecule-connect-{name}" for name in ("mock", "exec", "claude-code", "mcp", "sandbox", "agent")}
 
@@ -45,13 +45,13 @@ def test_the_changelog_tells_of_this_version(root: Path) -> None:
     )
 
 
-def test_every_plugin_depends_on_the_core_of_its_own_release_train(plugins: "list[Project]") -> None:
+def test_plugins_depend_on_this_core_release(plugins: "list[Project]") -> None:
     wanted = f"molecule-connect{the_range(molecule_connect.__version__)}"
     lacking = [project.name for project in plugins if wanted not in project.metadata["dependencies"]]
     assert lacking == []
 
 
-def test_every_extra_is_a_plugin_of_ours_and_the_reverse(core: "Project", plugins: "list[Project]") -> None:
+def test_extras_match_the_plugins(core: "Project", plugins: "list[Project]") -> None:
     wanted = {
         project.name.removeprefix("molecule-connect-"): [f"{project.name}{the_range(project.metadata['version'])}"]
         for project in plugins
@@ -64,7 +64,7 @@ def test_every_dependency_has_a_lowest_version(projects: "list[Project]") -> Non
     assert loose == []
 
 
-def test_every_distribution_runs_on_3_11_under_the_same_licence(root: Path, projects: "list[Project]") -> None:
+def test_distributions_share_python_version_and_license(root: Path, projects: "list[Project]") -> None:
     licence = (root / "LICENSE").read_text()
     assert "Apache License" in licence
     assert licence.rstrip().endswith("limitations under the License.")
@@ -74,7 +74,7 @@ def test_every_distribution_runs_on_3_11_under_the_same_licence(root: Path, proj
         assert (project.folder / "LICENSE").read_text() == licence, project.name
 
 
-def test_every_distribution_is_typed_and_has_a_readme(projects: "list[Project]") -> None:
+def test_distributions_are_typed_with_a_readme(projects: "list[Project]") -> None:
     for project in projects:
         assert (project.package / "py.typed").is_file(), project.name
         assert (project.folder / project.metadata["readme"]).read_text().startswith(f"# {project.name}"), project.name
@@ -103,6 +103,6 @@ def test_a_clone_installs_every_distribution_from_itself(root: Path, plugins: "l
     assert {project.folder for project in plugins} == {(root / path).resolve() for path in editable[1:]}
 
 
-def test_no_file_pins_what_a_package_host_serves(root: Path) -> None:
+def test_no_file_pins_a_package_host(root: Path) -> None:
     locks = ["uv.lock", "poetry.lock", "pdm.lock", "pylock.toml", "Pipfile.lock", "constraints.txt"]
     assert [name for name in locks if (root / name).exists()] == []
