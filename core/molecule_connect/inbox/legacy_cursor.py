@@ -30,14 +30,7 @@ async def migrate(
     workspace_journal = journal.of(workspace_id)
     if workspace_journal.position() != FeedPosition() or state_file(state_dir, workspace_id, ".json").exists():
         return None
-    suffixes = [f"_{workspace_id}"]
-    if not any(other.startswith(workspace_id[:8]) for other in others):
-        suffixes.append(f"_{workspace_id[:8]}")
-    if not others:
-        suffixes.append("")
-    # That program used ids as they were given, without normalizing their case.
-    spellings = (str.lower, str.upper) if canonical_id(workspace_id.upper()) == workspace_id else (str,)
-    names = [f"{NAME}{spelling(suffix)}" for suffix in suffixes for spelling in spellings]
+    names = _file_names(workspace_id, others)
     for path in (folder / name for folder in folders for name in names):
         try:
             cursor = path.read_text(encoding="utf-8").strip()
@@ -47,3 +40,14 @@ async def migrate(
             await workspace_journal.set_position(FeedPosition(watermark=cursor))
             return cursor
     return None
+
+
+def _file_names(workspace_id: str, others: Collection[str]) -> list[str]:
+    suffixes = [f"_{workspace_id}"]
+    if not any(other.startswith(workspace_id[:8]) for other in others):
+        suffixes.append(f"_{workspace_id[:8]}")
+    if not others:
+        suffixes.append("")
+    # That program used ids as they were given, without normalizing their case.
+    spellings = (str.lower, str.upper) if canonical_id(workspace_id.upper()) == workspace_id else (str,)
+    return [f"{NAME}{spelling(suffix)}" for suffix in suffixes for spelling in spellings]
