@@ -68,7 +68,7 @@ async def newer() -> AsyncIterator[Sandbox]:
         yield sandbox
 
 
-async def test_a_person_gets_the_reply(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_person_gets_the_reply(sandbox: Sandbox, tmp_path: Path) -> None:
     workspace = await sandbox.workspace()
     async with opened(sandbox, tmp_path, workspace) as inbox:
         await sandbox.say(workspace, "how are you?")

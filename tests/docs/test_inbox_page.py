@@ -17,7 +17,7 @@ from molecule_connect_sandbox.testing import Sandbox
 PAGE = page("inbox.md")
 
 
-async def test_the_pages_program_answers(tmp_path: Path) -> None:
+async def test_program_on_the_page_answers(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(block(PAGE, "python", '"""Answer messages'))
     async with Sandbox.over_loopback() as sandbox:
         workspace = await sandbox.workspace()
@@ -46,6 +46,6 @@ def test_page_names_every_public_inbox_method() -> None:
     assert public <= set(re.findall(r"inbox\.(\w+)", PAGE))
 
 
-def test_every_field_of_a_message_is_named() -> None:
+def test_page_names_every_message_field() -> None:
     named = set(re.findall(r"`(\w+)`", PAGE))
     assert {field.name for field in attrs.fields(InboxMessage)} <= named

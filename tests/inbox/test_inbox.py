@@ -380,7 +380,7 @@ async def test_reply_and_send_time_stored_before_sending(tmp_path: Path) -> None
     assert levels == ["FULL", "FULL"]
 
 
-async def test_a_popped_message_can_be_replied_to(journal: Journal) -> None:
+async def test_popped_message_can_be_answered(journal: Journal) -> None:
     await arrive(journal, message(1))
     inbox = open_inbox(journal)
     assert await inbox.pop("row-1")

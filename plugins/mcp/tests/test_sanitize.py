@@ -21,7 +21,7 @@ from molecule_connect_mcp import sanitize
         (7, ""),
     ],
 )
-def test_a_name_is_one_plain_line(value: object, shown: str) -> None:
+def test_name_is_one_plain_line(value: object, shown: str) -> None:
     assert sanitize.name(value) == shown
 
 

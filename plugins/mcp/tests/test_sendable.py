@@ -300,7 +300,7 @@ async def test_modern_host_asked_for_roots_in_result(place: Place) -> None:
 # The flag
 
 
-def test_the_flag_wins_over_its_variable(tmp_path: Path) -> None:
+def test_flag_overrides_its_variable(tmp_path: Path) -> None:
     first, second = tmp_path / "a", tmp_path / "b"
     for folder in (first, second):
         folder.mkdir()

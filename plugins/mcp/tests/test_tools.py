@@ -83,7 +83,7 @@ async def test_timeout_capped_at_five_minutes() -> None:
     assert (await Caller(Impatient())("wait_for_message", timeout_secs=9999))["timeout_secs"] == 300
 
 
-async def test_a_wait_ends_when_a_message_arrives(serving: Serving) -> None:
+async def test_wait_tool_ends_when_a_message_arrives(serving: Serving) -> None:
     await serving.host.begin()
     serving.host.write({"id": 1, "method": "tools/call", "params": {"name": "wait_for_message"}})
     assert await serving.host.call("inbox_peek") == {"messages": []}
