@@ -187,8 +187,6 @@ async def deploy(
         JournalError: The journal can't be used.
     """
     settings, refused = listing.settings, listing.refused
-    if not settings:
-        raise ConfigError("no workspace was given", hint="name at least one")
     several = len(settings) + len(refused) > 1
     if several and not strict:
         listing = _refuse_strict(listing, state_dir)

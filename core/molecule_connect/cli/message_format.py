@@ -181,7 +181,6 @@ def _facts(message: StoredMessage, now: float) -> Iterator[tuple[str, str]]:
 
 
 def _is_traceback(message: MessageSummary | StoredMessage) -> bool:
-    """Whether the error is a traceback."""
     return (message.error or "").startswith("Traceback ")
 
 

@@ -25,7 +25,6 @@ class JsonScreen:
         self._writer = LineWriter(stream, lambda count: self._line("left_out", count=count))
 
     def open(self, summaries: list[Summary]) -> None:
-        """Write what will be served."""
         for summary in summaries:
             self._writer.put(self._line("starting", **attrs.asdict(summary)))
 
@@ -37,20 +36,16 @@ class JsonScreen:
         self._writer.put(self._line(name, **{field: getattr(event, field) for field in fields}))
 
     def note(self, level: str, text: str, hint: str = "") -> None:
-        """Write a log line."""
         self._writer.put(self._line("log", level=level, text=text, hint=hint))
 
     def fail(self, text: str, hint: str, exit_code: int, traceback: str = "") -> None:
-        """Write why the program ends."""
         more = {"traceback": traceback} if traceback else {}
         self._writer.put(self._line("error", text=text, hint=hint, exit_code=exit_code, **more))
 
     def last_words(self, text: str, exit_code: int) -> str:
-        """*text* as an error line."""
         return self._line("error", text=text, hint="", exit_code=exit_code)
 
     def close(self) -> None:
-        """Write pending lines, for at most two seconds."""
         self._writer.close()
 
     def _shape(self, kind: type[events.Event]) -> tuple[str, tuple[str, ...]]:

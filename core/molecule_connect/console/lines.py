@@ -123,13 +123,11 @@ class LineScreen:
         self._served: set[str] = set()
 
     def open(self, summaries: list[Summary]) -> None:
-        """Write what will be served."""
         self._served.update(summary.workspace_id for summary in summaries)
         for summary in summaries:
             self._writer.put(self._line(Line(INFO, f"molecule connect: {summary.text}")))
 
     def forget(self, workspace_id: str) -> None:
-        """A workspace is no longer served."""
         self._served.discard(workspace_id)
 
     def __call__(self, event: events.Event) -> None:
@@ -140,19 +138,15 @@ class LineScreen:
             self._writer.put(self._line(named(line, event.workspace_id) if len(self._served) > 1 else line))
 
     def note(self, level: str, text: str, hint: str = "") -> None:
-        """Write a log line."""
         self._writer.put(self._line(Line(level, with_hint(text, hint))))
 
     def fail(self, text: str, hint: str, exit_code: int, traceback: str = "") -> None:
-        """Write why the program ends."""
         self._writer.put(failure(text, hint, traceback))
 
     def last_words(self, text: str, exit_code: int) -> str:
-        """*text*, unchanged."""
         return text
 
     def close(self) -> None:
-        """Write pending lines, for at most two seconds."""
         self._writer.close()
 
     def _is_due(self, event: events.MessageEvent) -> bool:

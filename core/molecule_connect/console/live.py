@@ -37,7 +37,6 @@ class LiveScreen:
         self._failure = ""
 
     def open(self, summaries: list[Summary]) -> None:
-        """Show what will be served, and start drawing."""
         with self._lock:
             for summary in summaries:
                 self._summaries[summary.workspace_id] = summary
@@ -49,7 +48,6 @@ class LiveScreen:
         self._thread.start()
 
     def forget(self, workspace_id: str) -> None:
-        """Remove a workspace from the view."""
         with self._lock:
             self._view.forget(workspace_id)
             self._changed = True
@@ -60,17 +58,14 @@ class LiveScreen:
             self._changed = True
 
     def note(self, level: str, text: str, hint: str = "") -> None:
-        """Print a line above the view."""
         with self._lock:
             self._view.print_above(Line(level, with_hint(text, hint)))
             self._changed = True
 
     def fail(self, text: str, hint: str, exit_code: int, traceback: str = "") -> None:
-        """Print below the view why the program ends."""
         self._failure = failure(text, hint, traceback)
 
     def last_words(self, text: str, exit_code: int) -> str:
-        """*text*, unchanged."""
         return text
 
     def close(self) -> None:

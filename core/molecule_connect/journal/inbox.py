@@ -12,10 +12,9 @@ from molecule_connect.journal.fairness import Place, Turns
 from molecule_connect.journal.files import FILES_TIMEOUT, FileJournal, awaited
 from molecule_connect.journal.journal import Journal
 from molecule_connect.journal.models import COLUMNS, State, StoredReply, dump_reply, load_message, plain
-from molecule_connect.models import Kind, Part, TextPart
+from molecule_connect.models import Part, TextPart
 
 # The kinds of rows that readers get.
-KINDS = (Kind.MESSAGE, Kind.ANSWER, Kind.RESULT)
 # A clock that was set back by more than this (seconds) must not extend a claim.
 SET_BACK = 5.0
 # Messages of one caller that are passed over while their files are fetched.

@@ -41,8 +41,6 @@ class _Call:
 
 
 class _Calls:
-    """The calls of one kind."""
-
     def __init__(self, count: int, patience: float) -> None:
         self._count, self._patience = count, patience
         # The running calls that still count, in order of their start time.

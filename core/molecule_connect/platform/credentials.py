@@ -85,15 +85,12 @@ class Credentials:
 
     @property
     def kept_path(self) -> Path | None:
-        """The file for a token that the platform issues; None keeps it in memory only."""
         return None if self._state_dir is None else self._state_dir / f"{self._workspace_id}.token"
 
     def check(self) -> None:
-        """Raise ConfigError if there is no token."""
         self.current()
 
     def optional(self) -> str | None:
-        """Return the current token."""
         return self.current()
 
     def current(self) -> str:
@@ -143,7 +140,6 @@ class Credentials:
             ) from exc
 
     def redact(self, text: str) -> str:
-        """Return *text* without any token that was ever used."""
         for token in (token for token in self._seen if len(token) >= SHORTEST_SECRET):
             text = text.replace(token, "***")
         return text

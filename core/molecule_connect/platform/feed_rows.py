@@ -36,8 +36,8 @@ SLICE = 0.002
 # The caller of a row with an unreadable source. It isn't a workspace id, so nothing is ever sent to it.
 UNKNOWN_SENDER = "?"
 # Ids from senders end up in environment variables, argument lists and logs.
-_log = logging.getLogger(__name__)
 MAX_ID_LENGTH = 1_024
+_log = logging.getLogger(__name__)
 _REQUEST_NAMESPACE = uuid.UUID("6ffdc3b7-5f0e-4c0e-9d5b-3a4e1f0c9a5e")
 _EMPTY: Mapping[str, Any] = {}
 

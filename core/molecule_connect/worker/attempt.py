@@ -1,7 +1,8 @@
 """One attempt at a message: run the backend, and decide what follows."""
 
 import asyncio
-from collections.abc import Awaitable, Generator
+import functools
+from collections.abc import Awaitable
 
 import attrs
 
@@ -62,6 +63,8 @@ class Attempts:
         self._status = status
         self._clock = clock
         self._jitter = Backoff()
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._done.set_result(None)
         self._running: dict[str, Running] = {}
         # Until when (seconds since 1970) and why the backend postponed a message, by row.
         self._postponed: dict[str, tuple[float, str]] = {}
@@ -109,7 +112,7 @@ class Attempts:
 
     async def _call(self, running: Running) -> Response:
         message = running.message
-        progress = _Progress(self, running)
+        progress = functools.partial(self._progressed, running)
         try:
             async with asyncio.timeout(DEADLINE) as running.deadline:
                 return await self._handler(message.request(), progress)
@@ -143,6 +146,11 @@ class Attempts:
         if now - running.noted_at >= PROGRESS_INTERVAL:
             running.noted_at = now
             self._journal.progress(message, text)
+
+    def _progressed(self, running: Running, update: str | Response, /) -> Awaitable[None]:
+        self.record_progress(running, update)
+        # It can be awaited, or dropped without a warning.
+        return self._done
 
     def _failed(self, message: StoredMessage, error: BackendError) -> Requeued | Failed:
         reason, pause = _reason(error), _requested_pause(error)
@@ -221,24 +229,3 @@ def _checked(response: Response) -> Response:
 def _is_cancelled() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-class _Progress:
-    """The ``progress`` argument of a handler. Its result can be awaited, or dropped without a warning."""
-
-    def __init__(self, attempts: Attempts, running: Running) -> None:
-        self._attempts = attempts
-        self._running = running
-
-    def __call__(self, update: str | Response, /) -> Awaitable[None]:
-        self._attempts.record_progress(self._running, update)
-        return _DONE
-
-
-class _Done:
-    def __await__(self) -> Generator[None, None, None]:
-        return
-        yield
-
-
-_DONE = _Done()

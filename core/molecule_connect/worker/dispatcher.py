@@ -229,7 +229,6 @@ class Dispatcher:
         return running
 
     async def _attempt(self, message: StoredMessage) -> AttemptOutcome:
-        """Run the backend with a running message."""
         try:
             return await self._attempts.run(message)
         except asyncio.CancelledError:

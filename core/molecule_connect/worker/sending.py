@@ -73,10 +73,6 @@ class ReplySender:
         self._absent_until = float("-inf")
         self.health = SendHealth(status)
 
-    def fingerprint(self, message: StoredMessage, reply: StoredReply) -> str | None:
-        """The fingerprint that the echo of *reply* will have; None for peers."""
-        return echo_fingerprint(self._platform, message, reply)
-
     async def deliver(self, message: StoredMessage) -> SendOutcome:
         """Try once to get the stored reply of *message* accepted."""
         outcome = await self._deliver(message)
@@ -166,7 +162,8 @@ class ReplySender:
     async def _send_shortened(self, message: StoredMessage, reply: StoredReply) -> SendOutcome:
         # Stored first: its echo is recognized by the stored fingerprint.
         try:
-            await self._journal.replace_reply(message, reply, send_print=self.fingerprint(message, reply))
+            send_print = echo_fingerprint(self._platform, message, reply)
+            await self._journal.replace_reply(message, reply, send_print=send_print)
         except JournalError as exc:
             return self._postpone(message, str(exc), ECHO_DELAY, in_doubt=message.in_doubt)
         return await self._send(message, reply, may_shorten=False)

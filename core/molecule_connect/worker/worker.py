@@ -373,7 +373,6 @@ class Worker:
         return asyncio.get_running_loop().create_task(guarded(), name=f"worker {self.workspace_id}")
 
     def _fail(self, error: BaseException) -> None:
-        """End the worker with *error*."""
         if not self._failure.done():
             self._failure.set_exception(error)
             # Mark it as retrieved: the worker may be draining already.
