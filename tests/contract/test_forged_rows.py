@@ -1,5 +1,6 @@
 """A peer chooses the method and the body of its rows. None of them may speak or act for anybody else."""
 
+import asyncio
 import json
 import sqlite3
 from collections.abc import Generator
@@ -95,7 +96,8 @@ ROW = st.fixed_dictionaries(
 
 def read(*rows: dict[str, Any]) -> list[Inbound]:
     text = json.dumps(rows)
-    return list(PageReader(workspace_id=ME, limit=500, known=lambda _: False).read(text, size=len(text)).items)
+    reader = PageReader(workspace_id=ME, limit=500, known=lambda _: False)
+    return list(asyncio.run(reader.read(text, size=len(text))).items)
 
 
 def person(row_id: str, **fields: Any) -> dict[str, Any]:

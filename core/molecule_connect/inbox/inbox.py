@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from molecule_connect.config.settings import MAX_SECONDS, is_same_workspace
 from molecule_connect.errors import ConfigError, FleetError, MoleculeError
 from molecule_connect.inbox.replies import ReplyResult, refusal, to_stored_reply
-from molecule_connect.journal.claims import is_gone, new_reader_id
 from molecule_connect.journal.fairness import Place, Turns, in_turn
-from molecule_connect.journal.inbox import PASSED_OVER, InboxMessage, InboxStore
+from molecule_connect.journal.inbox import PASSED_OVER, InboxMessage, InboxStore, is_gone, new_reader_id
 from molecule_connect.journal.journal import Journal
 from molecule_connect.journal.models import State
 from molecule_connect.models import Response, canonical_id

@@ -1,7 +1,10 @@
 """The inbox: readers, also in other processes, claim, release, finish and answer messages."""
 
 import json
+import os
+import socket
 import sqlite3
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 
 import attrs
@@ -14,7 +17,6 @@ from molecule_connect.journal.journal import Journal
 from molecule_connect.journal.models import COLUMNS, State, StoredReply, dump_reply, load_message, plain
 from molecule_connect.models import Part, TextPart
 
-# The kinds of rows that readers get.
 # A clock that was set back by more than this (seconds) must not extend a claim.
 SET_BACK = 5.0
 # Messages of one caller that are passed over while their files are fetched.
@@ -337,3 +339,22 @@ def _is_ready(db: sqlite3.Connection, place: Place, wall: float) -> bool:
         (place.arrival, wall - FILES_TIMEOUT, wall),
     ).fetchone()
     return row is None or not awaited(db, place.workspace_id, row[0])
+
+
+def new_reader_id() -> str:
+    """A unique id for one reader of this process: ``pid@host:`` and a random suffix."""
+    return f"{os.getpid()}@{socket.gethostname()}:{uuid.uuid4().hex[:8]}"
+
+
+def is_gone(reader_id: str) -> bool:
+    """Whether the reader's process is known to have ended: not for another host, or if its pid was reused."""
+    pid, _, rest = reader_id.partition("@")
+    if not pid.isdecimal() or rest.rpartition(":")[0] != socket.gethostname():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False

@@ -180,7 +180,7 @@ class AsyncPlatformClient:
         )
         text = reply.body.decode("utf-8-sig", "replace")
         try:
-            page = await reader.read_in_slices(text, size=len(reply.body), is_whole=reply.is_whole)
+            page = await reader.read(text, size=len(reply.body), is_whole=reply.is_whole)
         except MalformedPageError as exc:
             raise malformed(operation, reply, exc) from exc
         times = [mark.time for mark in page.marks if mark.time is not None]

@@ -85,8 +85,10 @@ class PageReader:
     known: Callable[[str], bool]
     earliest: int | None = None
 
-    def read(self, text: str, *, size: int, is_whole: bool = True) -> Page:
+    async def read(self, text: str, *, size: int, is_whole: bool = True) -> Page:
         """Return the page in *text*, which has *size* bytes.
+
+        Other tasks run meanwhile: a sender can make a page take a second.
 
         Args:
             is_whole: False for the beginning of a page with a single row that is too large.
@@ -94,10 +96,6 @@ class PageReader:
         Raises:
             MalformedPageError: It is not a JSON array, or a row that is too large is cut off before its id and time.
         """
-        return self._page(list(self._rows(text, is_whole)), size)
-
-    async def read_in_slices(self, text: str, *, size: int, is_whole: bool = True) -> Page:
-        """Do the same, but let other tasks run: a sender can make a page take a second."""
         loop, rows = asyncio.get_running_loop(), []
         until = loop.time() + SLICE
         for row in self._rows(text, is_whole):
@@ -105,7 +103,14 @@ class PageReader:
             if loop.time() >= until:
                 await asyncio.sleep(0)
                 until = loop.time() + SLICE
-        return self._page(rows, size)
+        return Page(
+            marks=tuple(mark for mark, _ in rows if mark is not None),
+            items=tuple(content for _, content in rows if content is not None),
+            count=len(rows),
+            limit=self.limit,
+            size=size,
+            earliest=self.earliest,
+        )
 
     def _rows(self, text: str, is_whole: bool) -> Iterator[tuple[RowMark | None, Inbound | None]]:
         """Yield the mark of each row, None for a row without an id; and its content, None for a known row."""
@@ -122,16 +127,6 @@ class PageReader:
                 if not self.known(row_id):
                     content = read_row(row, row_id=row_id, workspace_id=self.workspace_id)
                 yield RowMark(row_id, parse_time(row.fields.get("created_at"))), content
-
-    def _page(self, rows: list[tuple[RowMark | None, Inbound | None]], size: int) -> Page:
-        return Page(
-            marks=tuple(mark for mark, _ in rows if mark is not None),
-            items=tuple(content for _, content in rows if content is not None),
-            count=len(rows),
-            limit=self.limit,
-            size=size,
-            earliest=self.earliest,
-        )
 
 
 def read_row(row: RawRow, *, row_id: str, workspace_id: str) -> Inbound:
