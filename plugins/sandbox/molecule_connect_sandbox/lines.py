@@ -1,4 +1,4 @@
-"""Lines of standard input, as they come, without a thread that could not be stopped."""
+"""Lines of standard input as they arrive, without a thread that couldn't be stopped."""
 
 import asyncio
 import os
@@ -9,20 +9,20 @@ CHUNK = 65536
 
 
 async def read_lines(stream: IO[str]) -> AsyncIterator[str]:
-    """Each line of *stream* without its end, until there are no more."""
+    """Yield each line of *stream* without its line ending."""
     try:
         descriptor = stream.fileno()
     except (OSError, ValueError):
-        for given in stream:
-            yield given.rstrip("\r\n")
+        for line in stream:
+            yield line.rstrip("\r\n")
         return
-    waiting = b""
+    rest = b""
     async for chunk in _chunks(descriptor):
-        *whole, waiting = (waiting + chunk).split(b"\n")
-        for line in whole:
-            yield _text(line)
-    if waiting:
-        yield _text(waiting)
+        *complete, rest = (rest + chunk).split(b"\n")
+        for raw in complete:
+            yield _text(raw)
+    if rest:
+        yield _text(rest)
 
 
 def _text(line: bytes) -> str:
@@ -34,7 +34,7 @@ async def _chunks(descriptor: int) -> AsyncIterator[bytes]:
         while chunk := await _chunk(descriptor):
             yield chunk
     except PermissionError:
-        # A plain file, or /dev/null, is always readable and cannot be waited for.
+        # Regular files and /dev/null are always readable and can't be polled.
         while chunk := os.read(descriptor, CHUNK):
             yield chunk
 
@@ -51,7 +51,7 @@ async def _chunk(descriptor: int) -> bytes:
     read: asyncio.Future[bytes] = loop.create_future()
 
     def ready() -> None:
-        # Read here: a moment later somebody may have been told of the same bytes twice, and a read would block.
+        # Read inside the callback: by the time the task resumes, the loop may have called it twice, and a read blocks.
         loop.remove_reader(descriptor)
         if not read.done():
             read.set_result(_read(descriptor))

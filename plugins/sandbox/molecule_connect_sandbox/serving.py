@@ -10,7 +10,7 @@ from molecule_connect_sandbox.options import SandboxOptions
 from molecule_connect_sandbox.platform import Platform
 from molecule_connect_sandbox.ready import ready_workspace
 from molecule_connect_sandbox.server import address, listen, serve
-from molecule_connect_sandbox.signals import stopping
+from molecule_connect_sandbox.signals import stop_on_signal
 from molecule_connect_sandbox.store import Store
 
 
@@ -63,5 +63,5 @@ async def run_server(options: SandboxOptions, port: int) -> None:
     def ready() -> None:
         click.echo(announce(app.state.platform, address(listening)))
 
-    with stopping(stop.set):
+    with stop_on_signal(stop.set):
         await serve(app, listening, ready=ready, stop=stop)

@@ -1,4 +1,4 @@
-"""SIGTERM, Ctrl-C and a closed terminal, for a program of one event loop."""
+"""SIGTERM, Ctrl-C and a closed terminal."""
 
 import asyncio
 import contextlib
@@ -9,10 +9,10 @@ NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def stopping(stop: Callable[[], object]) -> Iterator[None]:
-    """The first signal calls *stop*; a second one ends the program as usual."""
+def stop_on_signal(stop: Callable[[], object]) -> Iterator[None]:
+    """Call *stop* on the first signal; a second one ends the program by default."""
     loop = asyncio.get_running_loop()
-    # Under nohup a closed terminal means nothing.
+    # nohup ignores the hangup of a closed terminal.
     numbers = NUMBERS if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (*NUMBERS, signal.SIGHUP)
 
     def restore() -> None:
@@ -23,7 +23,7 @@ def stopping(stop: Callable[[], object]) -> Iterator[None]:
         restore()
         stop()
 
-    # Only the main thread can have handlers; elsewhere signals are somebody else's affair.
+    # Handlers can be installed only in the main thread.
     with contextlib.suppress(ValueError, RuntimeError):
         for number in numbers:
             loop.add_signal_handler(number, first)

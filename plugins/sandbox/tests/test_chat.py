@@ -1,4 +1,4 @@
-"""The chat in a pipe, with a real connection and with one that does as the test says."""
+"""The chat in a pipe, with a real connection and with scripted ones."""
 
 import asyncio
 import io
@@ -31,7 +31,7 @@ OPTIONS = SandboxOptions(admin_token="admin")
 
 @attrs.frozen(eq=False)
 class Shout:
-    """Answers in capitals; refuses what begins with "no", says nothing to "hush"."""
+    """Answers in capitals; rejects messages that start with "no", sends no reply to "hush"."""
 
     @hookimpl
     async def handle_a2a(self, request: Request) -> Response:
@@ -55,9 +55,9 @@ async def test_reports_dead_letters_and_continues(
     assert not await chat_with(Shout(), "one\nno way\nno more\ntwo\n")
     out, err = capsys.readouterr()
     assert out == "ONE\nTWO\n"
-    told = err.splitlines()
-    assert told[::2] == [f"error: '{line}' was given up: will not" for line in ("no way", "no more")]
-    assert all(line.startswith("what to do: ") for line in told[1::2])
+    lines = err.splitlines()
+    assert lines[::2] == [f"error: '{line}' is a dead letter: will not" for line in ("no way", "no more")]
+    assert all(line.startswith("what to do: ") for line in lines[1::2])
 
 
 async def test_silent_response_counts_as_reply(capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,7 +92,7 @@ async def test_early_end_of_connection_raises() -> None:
     async def connect(settings: WorkspaceSettings, **given: Any) -> None:
         return
 
-    with pytest.raises(MoleculeError, match="ended before it had begun"):
+    with pytest.raises(MoleculeError, match="ended before registration"):
         await chat_with("mock", "one\n", connect=connect)
 
 

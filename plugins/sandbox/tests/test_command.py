@@ -134,9 +134,9 @@ def test_interrupted_pipe_reports_missing_replies(tmp_path: Path) -> None:
         process.stdin.flush()
         running.read_text()
         process.send_signal(signal.SIGTERM)
-        said, told = process.communicate(timeout=60)
-    assert (process.returncode, said) == (1, "")
-    assert told.startswith("error: interrupted before every message was answered\nwhat to do: ")
+        output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (1, "")
+    assert errors.startswith("error: interrupted before every message was answered\nwhat to do: ")
 
 
 @pytest.mark.parametrize("platform", ["2026-05", "2026-08"])

@@ -1,4 +1,4 @@
-"""The chat on a terminal: with a keyboard of the test's own, and real processes on a pseudo-terminal."""
+"""The chat on a terminal: with a scripted prompt, and real processes on a pseudo-terminal."""
 
 import asyncio
 import os
@@ -17,29 +17,32 @@ import pytest
 from molecule_connect import events
 from molecule_connect_sandbox.options import SandboxOptions
 from molecule_connect_sandbox.session import ChatOptions, Session
-from molecule_connect_sandbox.terminal import Terminal
+from molecule_connect_sandbox.terminal import Interrupted, Terminal
 
 PROGRAM = [sys.executable, "-m", "molecule_connect_sandbox"]
 LEFT, UP, DELETE = b"\x1b[D", b"\x1b[A", b"\x1b[3~"
 
 
-class Keyboard:
-    """Types what the test says; None is Ctrl-D."""
+class ScriptedPrompt:
+    """Reads from a queue; None is Ctrl-D, an exception is raised."""
 
     def __init__(self) -> None:
-        self.typed: asyncio.Queue[str | None] = asyncio.Queue()
+        self.typed: asyncio.Queue[str | Interrupted | None] = asyncio.Queue()
         self.shown: asyncio.Queue[str] = asyncio.Queue()
 
-    async def line(self) -> str | None:
-        return await self.typed.get()
+    async def read(self) -> str | None:
+        typed = await self.typed.get()
+        if isinstance(typed, Interrupted):
+            raise typed
+        return typed
 
-    def above(self, text: str) -> None:
+    async def show(self, text: str) -> None:
         self.shown.put_nowait(text)
 
 
 @attrs.define
 class Person:
-    """Is told "answer" to everything."""
+    """Receives "answer" to every message."""
 
     said: "asyncio.Queue[str]" = attrs.field(factory=asyncio.Queue)
 
@@ -54,11 +57,11 @@ class Chatting:
     """A terminal that runs inside ``async with``, for at most five seconds."""
 
     def __init__(self, *, patience: float = 60.0) -> None:
-        self.keyboard, self.person = Keyboard(), Person()
-        self.told: asyncio.Queue[Any] = asyncio.Queue()
-        session: Any = Session(url="http://here", workspace_id="ws", person=self.person, told=self.told)  # type: ignore[arg-type]
+        self.prompt, self.person = ScriptedPrompt(), Person()
+        self.events: asyncio.Queue[Any] = asyncio.Queue()
+        session: Any = Session(url="http://here", workspace_id="ws", person=self.person, events=self.events)  # type: ignore[arg-type]
         options = ChatOptions(backend="mock", sandbox=SandboxOptions())
-        self.terminal = Terminal(options, session, self.keyboard, patience=patience)
+        self.terminal = Terminal(options, session, self.prompt, patience=patience)
 
     async def __aenter__(self) -> "Chatting":
         self.running = asyncio.ensure_future(self.terminal.run())
@@ -68,27 +71,27 @@ class Chatting:
         async with asyncio.timeout(5):
             await self.running
 
-    def type(self, *lines: str | None) -> None:
+    def type(self, *lines: str | Interrupted | None) -> None:
         for line in lines:
-            self.keyboard.typed.put_nowait(line)
+            self.prompt.typed.put_nowait(line)
 
-    def tell(self, kind: Any, row_id: str, **given: Any) -> None:
-        self.told.put_nowait(kind(workspace_id="ws", row_id=row_id, caller_id=None, context_id=None, **given))
+    def report(self, kind: Any, row_id: str, **given: Any) -> None:
+        self.events.put_nowait(kind(workspace_id="ws", row_id=row_id, caller_id=None, context_id=None, **given))
 
     async def shown(self) -> str:
         async with asyncio.timeout(5):
-            return await self.keyboard.shown.get()
+            return await self.prompt.shown.get()
 
 
 async def test_ctrl_d_waits_for_pending_replies(capsys: pytest.CaptureFixture[str]) -> None:
     async with Chatting() as chat:
         chat.type("one", "", "two", None)
         assert await chat.shown() == "(waiting for 2 messages; Ctrl-D or Ctrl-C ends at once)"
-        chat.tell(events.Delivered, "row-1")
+        chat.report(events.Delivered, "row-1")
         assert await chat.shown() == "mock> answer"
         assert not chat.running.done()
-        chat.tell(events.Answered, "row-2", seconds=0.1, text="", silent=True)
-        assert await chat.shown() == "(mock chose to say nothing)"
+        chat.report(events.Answered, "row-2", seconds=0.1, text="", silent=True)
+        assert await chat.shown() == "(mock sent no reply)"
     assert "left without an answer" not in capsys.readouterr().out
 
 
@@ -100,12 +103,18 @@ async def test_second_ctrl_d_reports_unanswered_messages(capsys: pytest.CaptureF
     assert "1 message left without an answer." in capsys.readouterr().out
 
 
+async def test_ctrl_c_ends_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    async with Chatting() as chat:
+        chat.type("one", Interrupted())
+    assert "1 message left without an answer." in capsys.readouterr().out
+
+
 async def test_ctrl_d_ignores_dead_letters() -> None:
     async with Chatting() as chat:
         chat.type("one", None)
         await chat.shown()
-        chat.tell(events.Dead, "row-1", reason="no")
-        assert await chat.shown() == "error: given up: no"
+        chat.report(events.Dead, "row-1", reason="no")
+        assert await chat.shown() == "error: dead letter: no"
         assert (await chat.shown()).startswith("what to do: ")
 
 
@@ -113,19 +122,19 @@ async def test_ctrl_d_with_nothing_pending_ends_chat(capsys: pytest.CaptureFixtu
     async with Chatting() as chat:
         chat.type("one")
         await chat.person.said.get()
-        chat.tell(events.Delivered, "row-1")
+        chat.report(events.Delivered, "row-1")
         await chat.shown()
         chat.type(None)
-    assert chat.keyboard.shown.empty()
+    assert chat.prompt.shown.empty()
 
 
 async def test_shows_slow_backend_and_progress() -> None:
     async with Chatting(patience=0.0) as chat:
         chat.type("one")
-        assert await chat.shown() == "(mock is at work; you can write on meanwhile)"
-        chat.tell(events.Progressed, "row-1", text="reading\x1b[2J files\n")
+        assert await chat.shown() == "(mock is working; you can keep typing)"
+        chat.report(events.Progressed, "row-1", text="reading\x1b[2J files\n")
         assert await chat.shown() == "(mock: reading[2J files)"
-        chat.tell(events.Delivered, "row-1")
+        chat.report(events.Delivered, "row-1")
         chat.type(None)
 
 
@@ -181,13 +190,31 @@ def test_edits_lines_recalls_history_restores_terminal() -> None:
         assert termios.tcgetattr(screen.tty) == screen.modes
 
 
+def test_pasted_lines_are_one_message() -> None:
+    with on_a_terminal() as screen:
+        screen.until(b"you> ")
+        screen.type(b"\x1b[200~one\ntwo\x1b[201~\r")
+        screen.until(b"mock> echo: one\r\ntwo\r\n")
+        screen.type(b"\x03")
+        assert screen.process.wait(40) == 0
+        assert termios.tcgetattr(screen.tty) == screen.modes
+
+
+def test_dumb_terminal_gets_no_escape_sequences() -> None:
+    with on_a_terminal(TERM="dumb") as screen:
+        screen.until(b"you> ")
+        screen.type(b"hello\n")
+        screen.until(b"mock> echo: hello\r\n")
+        assert b"\x1b" not in screen.shown
+
+
 def test_ctrl_d_shows_the_pending_reply(tmp_path: Any) -> None:
     go = tmp_path / "go"
     command = f"while [ ! -e {go} ]; do sleep 0.05; done; cat"
     with on_a_terminal("--backend", "exec", "--backend-opt", f"cmd={command}") as screen:
         screen.until(b"you> ")
         screen.type(b"hello\r")
-        screen.until(b"(exec is at work")
+        screen.until(b"(exec is working")
         screen.type(b"\x04")
         screen.until(b"(waiting for 1 message; Ctrl-D or Ctrl-C ends at once)")
         go.touch()
