@@ -1,4 +1,4 @@
-"""``python -m molecule_connect_sandbox`` is ``molecule sandbox``."""
+"""``python -m molecule_connect_sandbox`` runs ``molecule sandbox``."""
 
 import io
 import sys
@@ -10,7 +10,7 @@ from molecule_connect_sandbox.command import sandbox
 
 
 def main() -> None:
-    """Run the command; an error is one line of what and one of what to do."""
+    """Run the command. Errors are two lines: the message and a hint."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

@@ -1,4 +1,4 @@
-"""``POST /workspaces/:id/a2a``: who may write to whom, and how a message becomes a row."""
+"""``POST /workspaces/:id/a2a``: authorizes the sender and stores the message as a row."""
 
 import asyncio
 import base64
@@ -26,7 +26,7 @@ BAD_CONTENT_HINT = "content must be a string (v0.2 compat) or omitted in favour 
 
 @attrs.frozen(kw_only=True)
 class Envelope:
-    """A message as the proxy made it uniform; ``body`` is JSON text, or None when the database would refuse it."""
+    """A normalized message; ``body`` is JSON text, or None if the database would reject it."""
 
     method: str
     message_id: str | None
@@ -34,7 +34,7 @@ class Envelope:
 
 
 def canvas_context(workspace_id: str) -> str:
-    """The conversation that newer platforms put a person's messages in: always the same for a workspace."""
+    """The context that 2026-08 assigns to messages of people; constant for a workspace."""
     digest = hashlib.sha256(f"canvas:{workspace_id}".encode()).digest()
     return base64.urlsafe_b64encode(digest).decode().rstrip("=")
 
@@ -62,7 +62,7 @@ def _rename_kinds(message: dict[str, Any]) -> None:
 
 
 def storable(text: str) -> str | None:
-    """JSON text as the database keeps it, or None: U+0000 does not go in."""
+    """JSON text that the database can store, or None if it contains U+0000."""
     return None if "\\u0000" in text and _has_nul(parse(text.encode())) else text
 
 
@@ -74,13 +74,14 @@ def _has_nul(value: Any) -> bool:
     return isinstance(value, list) and any(_has_nul(item) for item in value)
 
 
-def normalise(body: Any, *, uniform: bool, canvas: str | None) -> Envelope:
-    """Make a body uniform as the proxy does.
+def normalize(body: Any, *, uniform: bool, canvas: str | None) -> Envelope:
+    """Normalize a body as the proxy does.
 
-    *canvas* is the workspace whose canvas a person wrote it in, on platforms that mark that.
+    Args:
+        canvas: The workspace in whose canvas a person wrote the message, on platforms that mark it.
 
     Raises:
-        Refusal: It is no message.
+        Refusal: The body isn't a message.
     """
     if not isinstance(body, dict):
         raise Refusal(400, "invalid JSON")
@@ -108,14 +109,14 @@ def normalise(body: Any, *, uniform: bool, canvas: str | None) -> Envelope:
 
 
 class Proxy:
-    """Takes messages for workspaces in poll mode."""
+    """Accepts messages for workspaces in poll mode."""
 
     def __init__(self, platform: Platform, auth: Auth) -> None:
         self._platform = platform
         self._auth = auth
 
     def routes(self) -> list[Route]:
-        """The endpoints of this module."""
+        """The routes of these endpoints."""
         return [
             Route("/workspaces/{id}/a2a", self.post, methods=["POST"]),
             Route("/workspaces/{id}/a2a/queue/{queue_id}", self.queue_item, methods=["GET"]),
@@ -138,24 +139,24 @@ class Proxy:
         return raw_answer(self.deliver(target_id, caller, body))
 
     def deliver(self, target_id: str, caller: str | None, body: Any) -> str:
-        """Queue a parsed body for *target_id*; the answer as JSON text.
+        """Queue a parsed body for *target_id* and return the response as JSON text.
 
         Raises:
-            Refusal: There is no such workspace, or it cannot be written to.
+            Refusal: The workspace doesn't exist or isn't reachable.
         """
         platform = self._platform
         target = platform.store.workspace(target_id)
         if target is None:
             raise Refusal(404, "workspace not found")
         canvas = target_id if caller is None and not platform.generation.anonymous_people else None
-        envelope = normalise(body, uniform=platform.generation.uniform_parts, canvas=canvas)
+        envelope = normalize(body, uniform=platform.generation.uniform_parts, canvas=canvas)
         if target.delivery_mode != "poll":
             raise _unreachable(target)
         self.queue(target, caller, envelope)
         return to_json({"delivery_mode": "poll", "method": envelope.method, "status": "queued"})
 
     def queue(self, target: Workspace, caller: str | None, envelope: Envelope) -> str | None:
-        """Write a message to a workspace in poll mode; the id of its row, or None when no row is written."""
+        """Store a message for a workspace in poll mode and return its row id, or None if no row is written."""
         platform = self._platform
         if envelope.body is None:
             return None
@@ -170,16 +171,16 @@ class Proxy:
             late=True,
         )
         if not platform.generation.stored_before_answer:
-            asyncio.get_running_loop().call_soon(lambda: platform.log(row, then=platform.tell_activity))
+            asyncio.get_running_loop().call_soon(lambda: platform.log(row, then=platform.publish_activity))
         elif envelope.message_id and platform.rows.has_message(target.id, envelope.message_id):
-            platform.tell_activity(row)
+            platform.publish_activity(row)
             return None
         else:
-            platform.log(row, then=platform.tell_activity)
+            platform.log(row, then=platform.publish_activity)
         return row.id
 
     async def queue_item(self, request: Request) -> Response:
-        """Nothing is ever in the queue of pushed messages: workspaces here poll."""
+        """Always 404: the queue holds pushed messages, and the sandbox doesn't push."""
         extra = {"retryable": True} if self._platform.generation.stored_before_answer else {}
         raise Refusal(404, "queue item not found", **extra)
 

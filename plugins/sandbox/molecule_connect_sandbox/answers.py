@@ -1,4 +1,4 @@
-"""How the platform answers: JSON as its server writes it, and refusals."""
+"""JSON requests and responses as the platform parses and writes them; errors."""
 
 import json
 import re
@@ -17,7 +17,7 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 class Refusal(Exception):  # noqa: N818
-    """The request ends with *status* and ``{"error": ...}``."""
+    """Ends the request with a status and ``{"error": ...}``."""
 
     def __init__(self, code: int, error: str, /, **extra: Any) -> None:
         super().__init__(error)
@@ -26,33 +26,33 @@ class Refusal(Exception):  # noqa: N818
 
 
 def to_json(value: Any) -> str:
-    """Compact JSON text, not escaped beyond need."""
+    """Compact JSON text with minimal escaping."""
     return _ENCODER.encode(value)
 
 
 def raw_answer(text: str, status: int = 200) -> Response:
-    """An answer whose body is JSON text already."""
+    """A response from JSON text."""
     return Response(text.encode(), status, media_type=JSON_TYPE)
 
 
 def answer(value: Any, status: int = 200) -> Response:
-    """An answer of a JSON value."""
+    """A response from a JSON value."""
     return raw_answer(to_json(value), status)
 
 
-async def refused(request: Request, exc: Exception) -> Response:
+async def refusal_response(request: Request, exc: Exception) -> Response:
     """The exception handler for ``Refusal``."""
     assert isinstance(exc, Refusal)  # noqa: S101
     return answer(exc.body, exc.status)
 
 
 async def internal_error(request: Request, exc: Exception) -> Response:
-    """What the platform says when its database refuses a value."""
+    """The platform's response when its database rejects a value."""
     return answer({"error": "internal error"}, 500)
 
 
 async def page_not_found(request: Request, exc: Exception) -> Response:
-    """What the platform says to a path, or a method on a path, that it does not have."""
+    """The platform's response to an unknown path or method."""
     return Response("404 page not found", 404, media_type="text/plain")
 
 
@@ -68,8 +68,8 @@ async def read_body(request: Request, cap: int) -> tuple[bytes, bool]:
     return b"".join(chunks), False
 
 
-def _whole(text: str) -> int | float:
-    # The platform's numbers are 64-bit floats; Python's would keep every digit.
+def _integer(text: str) -> int | float:
+    # The platform's numbers are 64-bit floats; Python's integers would keep every digit.
     return int(text) if len(text) < 16 else int(float(text))
 
 
@@ -77,37 +77,37 @@ def _no_constant(text: str) -> Any:
     raise ValueError(f"{text} is not JSON")
 
 
-def _mend(value: Any) -> Any:
-    """*value* with U+FFFD for each half of a surrogate pair."""
+def _replace_surrogates(value: Any) -> Any:
+    """*value* with U+FFFD for each lone surrogate."""
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, dict):
-        return {_mend(key): _mend(item) for key, item in value.items()}
-    return [_mend(item) for item in value] if isinstance(value, list) else value
+        return {_replace_surrogates(key): _replace_surrogates(item) for key, item in value.items()}
+    return [_replace_surrogates(item) for item in value] if isinstance(value, list) else value
 
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-_DECODER = json.JSONDecoder(parse_int=_whole, parse_constant=_no_constant)
+_DECODER = json.JSONDecoder(parse_int=_integer, parse_constant=_no_constant)
 
 
 def parse(body: bytes) -> Any:
-    """JSON as the platform reads it.
+    """Parse JSON as the platform does.
 
     Raises:
-        ValueError: It is not JSON.
+        ValueError: *body* isn't JSON.
     """
     try:
         text = body.decode("utf-8", "replace")
         value = _DECODER.decode(text)
-        return _mend(value) if _SURROGATE.search(text) else value
+        return _replace_surrogates(value) if _SURROGATE.search(text) else value
     except (RecursionError, OverflowError) as exc:
-        raise ValueError("not JSON that the platform takes") from exc
+        raise ValueError("not JSON that the platform accepts") from exc
 
 
 async def read_object(
     request: Request, error: str = "invalid request body", cap: int = 16 * 1024 * 1024
 ) -> dict[str, Any]:
-    """The body as a JSON object; *error* is what a caller with another body is told, with 400."""
+    """The body as a JSON object; anything else is a 400 with *error*."""
     body, _ = await read_body(request, cap)
     try:
         value = parse(body)

@@ -1,4 +1,4 @@
-"""The ASGI application: all endpoints behind the gate."""
+"""The ASGI application."""
 
 import contextlib
 import sqlite3
@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from molecule_connect_sandbox import __version__
 from molecule_connect_sandbox.a2a import Proxy
-from molecule_connect_sandbox.answers import Refusal, answer, internal_error, page_not_found, refused
+from molecule_connect_sandbox.answers import Refusal, answer, internal_error, page_not_found, refusal_response
 from molecule_connect_sandbox.auth import Auth
 from molecule_connect_sandbox.delegation import Delegations
 from molecule_connect_sandbox.feed import Feed
@@ -38,16 +38,16 @@ async def _buildinfo(request: Request) -> Response:
 
 
 def create_app(options: SandboxOptions) -> Starlette:
-    """The platform as an ASGI application; ``app.state.platform`` is what it keeps.
+    """The platform as an ASGI application; its state is ``app.state.platform``.
 
     Raises:
-        ConfigError: An option makes no sense, or the store cannot be opened.
+        ConfigError: An option is invalid, or the store can't be opened.
     """
     platform = Platform(options)
     auth = Auth(platform)
     proxy = Proxy(platform, auth)
     forger = Forger(platform, auth, proxy)
-    # The busiest come first: routes are tried in order.
+    # The most frequent first: routes are matched in order.
     parts = (
         proxy,
         People(platform, auth),
@@ -75,7 +75,12 @@ def create_app(options: SandboxOptions) -> Starlette:
     app = Starlette(
         routes=routes,
         middleware=[Middleware(Gate, platform=platform)],
-        exception_handlers={Refusal: refused, sqlite3.Error: internal_error, 404: page_not_found, 405: page_not_found},
+        exception_handlers={
+            Refusal: refusal_response,
+            sqlite3.Error: internal_error,
+            404: page_not_found,
+            405: page_not_found,
+        },
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False

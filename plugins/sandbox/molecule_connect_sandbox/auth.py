@@ -1,4 +1,4 @@
-"""Who may do what: workspace tokens, the administrator, and the hierarchy."""
+"""Authorization: workspace tokens, the administrator, and the hierarchy."""
 
 import hmac
 
@@ -8,19 +8,19 @@ from molecule_connect_sandbox.answers import Refusal
 from molecule_connect_sandbox.platform import Platform
 from molecule_connect_sandbox.store import Workspace
 
-# Names that only the platform's own parts go by.
+# Caller ids that are reserved for components of the platform.
 RESERVED = ("webhook:", "system:", "test:", "channel:")
 MAX_HOPS = 32
 
 
 def bearer(request: Request) -> str:
-    """The token of a request, or an empty text. The word ``Bearer`` counts letter by letter."""
+    """The token of a request, or an empty string. ``Bearer`` is case-sensitive."""
     header = request.headers.get("authorization", "")
     return header[7:].strip() if header.startswith("Bearer ") else ""
 
 
 class Auth:
-    """The checks of the endpoints; each raises ``Refusal``."""
+    """The checks that endpoints share; each raises ``Refusal``."""
 
     def __init__(self, platform: Platform) -> None:
         self._options = platform.options
@@ -28,12 +28,12 @@ class Auth:
         self._store = platform.store
 
     def is_admin(self, token: str) -> bool:
-        """Whether a token is the administrator's."""
+        """Whether *token* belongs to the administrator."""
         expected = self._options.admin_token
         return bool(expected) and hmac.compare_digest(token.encode(), (expected or "").encode())
 
     def admin(self, request: Request) -> None:
-        """For the endpoints of the administrator."""
+        """Require the administrator."""
         if self._options.admin_token is None and self._generation.anonymous_people:
             return
         token = bearer(request)
@@ -45,7 +45,7 @@ class Auth:
             raise Refusal(401, "invalid admin auth token")
 
     def control(self, request: Request) -> None:
-        """For the sandbox's own endpoints, which every generation keeps closed."""
+        """Require the control token, for the endpoints under ``/sandbox/``."""
         token = bearer(request)
         if not token:
             raise Refusal(401, "admin auth required")
@@ -53,7 +53,7 @@ class Auth:
             raise Refusal(401, "invalid admin auth token")
 
     def workspace(self, request: Request, *, admin: bool = True) -> str:
-        """For the endpoints of the workspace in the path; its id. *admin*: the administrator may too."""
+        """Require the token of the workspace in the path and return its id. *admin* also admits the administrator."""
         workspace_id: str = request.path_params["id"]
         token = bearer(request)
         if not token:
@@ -65,7 +65,7 @@ class Auth:
         raise Refusal(401, "invalid workspace auth token")
 
     def registry(self, request: Request, workspace_id: str) -> None:
-        """For the registry: a token is needed once the workspace has one."""
+        """Require the workspace's token if it has one already."""
         kind = "instance" if self._generation.keyed_by_token else None
         if not self._store.live_tokens(workspace_id, kind):
             return
@@ -76,7 +76,7 @@ class Auth:
             raise Refusal(401, "invalid workspace auth token")
 
     def caller(self, request: Request, target_id: str) -> str | None:
-        """Who writes to *target_id*: a workspace, or None for a person."""
+        """The id of the workspace that writes to *target_id*, or None for a person."""
         named = request.headers.get("x-workspace-id", "")
         if named.startswith(RESERVED):
             raise Refusal(403, "invalid caller ID")
@@ -107,7 +107,7 @@ class Auth:
         return owner
 
     def may_talk(self, one: str | None, other: str | None) -> bool:
-        """The hierarchy: the same, siblings, above or below; in older platforms also two roots."""
+        """Whether the hierarchy allows it: the same, siblings, ancestors, descendants; on 2026-05 also two roots."""
         if one == other:
             return True
         a, b = self._store.workspace(one), self._store.workspace(other)

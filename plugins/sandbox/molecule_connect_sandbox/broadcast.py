@@ -1,4 +1,4 @@
-"""The event stream: who listens, and what they are told."""
+"""The event stream."""
 
 import asyncio
 import time
@@ -11,28 +11,28 @@ from starlette.types import Message, Receive, Scope, Send
 from molecule_connect_sandbox.answers import to_json
 from molecule_connect_sandbox.faults import Fault, Faults
 
-# The platform drops what a listener has not fetched beyond this many events.
+# The platform drops events for a listener that has this many unread ones.
 BUFFER = 64
 
 
 class Listener:
-    """One open stream. More than ``BUFFER`` waiting events are dropped."""
+    """An open stream. Events beyond ``BUFFER`` unread ones are dropped."""
 
     def __init__(self) -> None:
         self.waiting: deque[bytes] = deque()
         self.closed = False
-        self.stirred = asyncio.Event()
+        self.wakeup = asyncio.Event()
 
     def offer(self, event: bytes) -> None:
-        """Queue an event, or drop it."""
+        """Queue an event, or drop it if the buffer is full."""
         if len(self.waiting) < BUFFER:
             self.waiting.append(event)
-            self.stirred.set()
+            self.wakeup.set()
 
     def close(self) -> None:
         """End the stream."""
         self.closed = True
-        self.stirred.set()
+        self.wakeup.set()
 
 
 class Broadcaster:
@@ -43,24 +43,24 @@ class Broadcaster:
         self._listeners: dict[str, set[Listener]] = {}
 
     def listen(self, workspace_id: str) -> Listener:
-        """A new listener; ``leave`` ends it."""
+        """Add a listener; ``leave`` removes it."""
         listener = Listener()
         self._listeners.setdefault(workspace_id, set()).add(listener)
         return listener
 
     def leave(self, workspace_id: str, listener: Listener) -> None:
-        """Forget a listener."""
+        """Remove a listener."""
         listeners = self._listeners.get(workspace_id, set())
         listeners.discard(listener)
         if not listeners:
             self._listeners.pop(workspace_id, None)
 
     def count(self, workspace_id: str) -> int:
-        """How many listen to a workspace."""
+        """The number of open streams of a workspace."""
         return len(self._listeners.get(workspace_id, ()))
 
-    def tell(self, workspace_id: str, kind: str, data: str | dict[str, Any]) -> None:
-        """Send an event to all who listen to a workspace. *data* may be JSON text already."""
+    def publish(self, workspace_id: str, kind: str, data: str | dict[str, Any]) -> None:
+        """Send an event to all listeners of a workspace. *data* is an object, or JSON text."""
         listeners = self._listeners.get(workspace_id)
         if not listeners:
             return
@@ -70,11 +70,11 @@ class Broadcaster:
         for listener in listeners:
             listener.offer(event)
 
-    def stir(self) -> None:
-        """Let every stream look at the faults again."""
+    def recheck_faults(self) -> None:
+        """Make every stream check the active faults."""
         for listeners in self._listeners.values():
             for listener in listeners:
-                listener.stirred.set()
+                listener.wakeup.set()
 
     def close(self) -> None:
         """End all streams."""
@@ -84,7 +84,7 @@ class Broadcaster:
 
 
 class EventStream:
-    """The answer of ``GET /workspaces/:id/events/stream``."""
+    """The response of ``GET /workspaces/:id/events/stream``."""
 
     def __init__(self, broadcaster: Broadcaster, faults: Faults, workspace_id: str) -> None:
         self._broadcaster = broadcaster
@@ -120,19 +120,19 @@ class EventStream:
         await send(_piece(b"", more=False))
 
     async def _dropped(self, listener: Listener, path: str) -> bool:
-        """Wait until something is to be told; whether the stream is to be cut instead."""
+        """Wait for events. Returns whether to cut the stream instead."""
         fault = self._faults.is_on("stream-drop", path)
         left = None
         if fault is not None and fault is not self._spared:
             left = max(self._opened, fault.since) + fault.seconds - time.monotonic()
         try:
             async with asyncio.timeout(left):
-                await listener.stirred.wait()
+                await listener.wakeup.wait()
         except TimeoutError:
             struck = self._faults.strike("stream-drop", path=path, method="GET")
             self._spared = None if struck else fault
             return struck is not None
-        listener.stirred.clear()
+        listener.wakeup.clear()
         return False
 
 

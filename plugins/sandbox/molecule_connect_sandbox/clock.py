@@ -1,4 +1,4 @@
-"""The platform's times: microseconds since 1970, written as RFC 3339."""
+"""Timestamps: microseconds since 1970, written as RFC 3339."""
 
 import re
 from collections.abc import Callable
@@ -15,17 +15,17 @@ def _second(seconds: int) -> str:
 
 
 def to_rfc3339(moment: int) -> str:
-    """As the platform writes it: up to six digits, no trailing zeros."""
+    """Format as the platform does: up to six fractional digits, no trailing zeros."""
     seconds, micros = divmod(moment, 1_000_000)
     fraction = f"{micros:06d}".rstrip("0")
     return f"{_second(seconds)}.{fraction}Z" if fraction else f"{_second(seconds)}Z"
 
 
 def from_rfc3339(text: str) -> int:
-    """Microseconds since 1970.
+    """Parse a timestamp into microseconds since 1970.
 
     Raises:
-        ValueError: It is not RFC 3339.
+        ValueError: *text* isn't RFC 3339.
     """
     match = _RFC3339.fullmatch(text)
     if match is None:
@@ -36,18 +36,18 @@ def from_rfc3339(text: str) -> int:
     return (moment - _EPOCH) // timedelta(microseconds=1) + micros
 
 
-class Stamps:
-    """Hands out the time of each new row: the clock's, and never the same twice."""
+class Timestamps:
+    """Unique, increasing times for new rows."""
 
     def __init__(self, now: Callable[[], float], last: int = 0) -> None:
         self._now = now
         self.last = last
 
     def now(self) -> int:
-        """The clock, in microseconds."""
+        """The current time in microseconds."""
         return int(self._now() * 1_000_000)
 
     def next(self) -> int:
-        """A time later than every one before."""
+        """A time later than all previous ones."""
         self.last = max(self.now(), self.last + 1)
         return self.last

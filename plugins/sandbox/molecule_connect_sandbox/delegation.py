@@ -1,4 +1,4 @@
-"""Delegations: one workspace gives another a task, and keeps a list."""
+"""Delegations: tasks that one workspace gives to another."""
 
 import asyncio
 import uuid
@@ -20,7 +20,10 @@ LISTED, PREVIEW = 50, 300
 
 
 class Delegations:
-    """A poll-mode callee only queues, so a delegation to one is completed with that answer at once."""
+    """The delegation endpoints.
+
+    A delegation to a workspace in poll mode is completed as soon as the message is queued.
+    """
 
     def __init__(self, platform: Platform, auth: Auth, proxy: Proxy) -> None:
         self._platform = platform
@@ -28,7 +31,7 @@ class Delegations:
         self._proxy = proxy
 
     def routes(self) -> list[Route]:
-        """The endpoints of this module."""
+        """The routes of these endpoints."""
         return [
             Route("/workspaces/{id}/delegate", self.delegate, methods=["POST"]),
             Route("/workspaces/{id}/delegations", self.list, methods=["GET"]),
@@ -52,12 +55,12 @@ class Delegations:
             return answer({**known, "idempotent_hit": True})
         delegation_id = str(uuid.uuid4())
         self._add(delegation_id, source, target, task, status="pending", key=key)
-        self._platform.events.tell(source, "DELEGATION_SENT", {"delegation_id": delegation_id, "target_id": target})
+        self._platform.events.publish(source, "DELEGATION_SENT", {"delegation_id": delegation_id, "target_id": target})
         self._platform.spawn(self._run(delegation_id, source, target, task))
         return answer({"delegation_id": delegation_id, "status": "delegated", "target_id": target}, 202)
 
     def _with_key(self, source: str, key: str) -> dict[str, Any] | None:
-        """A delegation with this key. A failed one makes room for another try."""
+        """The delegation with this key. A failed one is deleted, so that it can be retried."""
         db = self._platform.store.db
         db.execute(
             "DELETE FROM delegations WHERE workspace_id = ? AND idempotency_key = ? AND status = 'failed'",
@@ -120,11 +123,11 @@ class Delegations:
             (status, error, preview, delegation_id, source),
         )
         event = "DELEGATION_COMPLETE" if status == "completed" else "DELEGATION_FAILED"
-        self._platform.events.tell(source, event, {"delegation_id": delegation_id, "status": status})
-        self._platform.bell.ring()
+        self._platform.events.publish(source, event, {"delegation_id": delegation_id, "status": status})
+        self._platform.changes.notify()
 
     async def list(self, request: Request) -> Response:
-        """The newest delegations of a workspace."""
+        """List the newest delegations of a workspace."""
         workspace_id = self._auth.workspace(request)
         rows = self._platform.store.db.execute(
             "SELECT id, target_id, summary, status, error, response_preview, created_at FROM delegations "
@@ -134,7 +137,7 @@ class Delegations:
         return answer([_entry(workspace_id, *row) for row in rows])
 
     async def record(self, request: Request) -> Response:
-        """Note a delegation that was sent by other means."""
+        """Record a delegation that was sent by other means."""
         source = self._auth.workspace(request)
         body = await read_object(request)
         target, task, delegation_id = (body.get(key) for key in ("target_id", "task", "delegation_id"))
@@ -146,7 +149,7 @@ class Delegations:
         return answer({"delegation_id": delegation_id, "status": "recorded"}, 202)
 
     async def update(self, request: Request) -> Response:
-        """Say how a delegation ended; an unknown one is no error."""
+        """Set the outcome of a delegation; an unknown id is ignored."""
         source, delegation_id = self._auth.workspace(request), request.path_params["delegation_id"]
         body = await read_object(request)
         status, error, preview = body.get("status"), body.get("error"), body.get("response_preview")

@@ -1,4 +1,4 @@
-"""Faults by name: what there are, how they are written, and when one strikes."""
+"""Faults: their names, syntax and conditions."""
 
 import difflib
 import math
@@ -13,12 +13,12 @@ from molecule_connect import ConfigError
 
 @attrs.frozen
 class FaultKind:
-    """A fault that there is.
+    """A kind of fault.
 
     Attributes:
-        argument: The value that it takes, for people; empty when it takes none.
-        default: The value where none is given.
-        chance: How likely it strikes where no ``chance=`` is given.
+        argument: A placeholder for the value, for the help text; empty if it takes none.
+        default: The default value.
+        chance: The default probability.
     """
 
     name: str
@@ -35,31 +35,33 @@ KINDS = {
             "late-commits",
             "LOW-HIGH",
             "1-30",
-            "rows of messages and uploads appear LOW to HIGH seconds late, behind others",
+            "rows of messages and uploads appear LOW to HIGH seconds late, behind newer ones",
             0.5,
         ),
-        FaultKind("equal-times", "N", "2", "rows share their created_at, N at a time"),
+        FaultKind("equal-times", "N", "2", "groups of N rows share their created_at"),
         FaultKind("prune", "", "", "the row of a cursor is deleted before it is looked up: 410"),
         FaultKind("no-cursor", "", "", "since_id is ignored"),
-        FaultKind("blank-ids", "", "", "rows are given with an empty id"),
+        FaultKind("blank-ids", "", "", "rows have an empty id"),
         FaultKind("rate-limited", "SECONDS", "1", "429 with Retry-After"),
         FaultKind("unavailable", "SECONDS", "1", "503 with Retry-After"),
-        FaultKind("status", "CODE", "500", "the platform's own JSON error with this status, nothing done"),
-        FaultKind("bare-status", "CODE", "404", "this status without a body, nothing done"),
-        FaultKind("html", "", "", "an HTML page with 200, nothing done"),
+        FaultKind("status", "CODE", "500", "the platform's JSON error with this status; the request has no effect"),
+        FaultKind("bare-status", "CODE", "404", "this status without a body; the request has no effect"),
+        FaultKind("html", "", "", "an HTML page with 200; the request has no effect"),
         FaultKind("origin-required", "", "", "404 without a body for requests without Origin"),
-        FaultKind("rpc-error", "", "", "200 with a JSON-RPC error, nothing done"),
-        FaultKind("cut-before", "", "", "the connection is cut before the work is done"),
-        FaultKind("cut-after", "", "", "the connection is cut after the work was done, no answer"),
-        FaultKind("cut-short", "", "", "the connection is cut half way through the answer"),
-        FaultKind("empty-answers", "", "", "the work is done, the answer has no body"),
-        FaultKind("accepted", "", "", "the work is done, the answer is 202 with queued:true"),
-        FaultKind("delivery-confirmed", "", "", "the work is done, the answer is 502 with delivery_confirmed"),
-        FaultKind("slow-answers", "SECONDS", "1", "the work is done, the answer waits"),
-        FaultKind("slow-bodies", "SECONDS", "1", "the answer's body comes in ten pieces over this time"),
+        FaultKind("rpc-error", "", "", "200 with a JSON-RPC error; the request has no effect"),
+        FaultKind("cut-before", "", "", "the connection is cut before the request takes effect"),
+        FaultKind("cut-after", "", "", "the connection is cut after the request takes effect"),
+        FaultKind("cut-short", "", "", "the connection is cut in the middle of the response"),
+        FaultKind("empty-answers", "", "", "the request takes effect; the response has no body"),
+        FaultKind("accepted", "", "", "the request takes effect; the response is 202 with queued:true"),
+        FaultKind(
+            "delivery-confirmed", "", "", "the request takes effect; the response is 502 with delivery_confirmed"
+        ),
+        FaultKind("slow-answers", "SECONDS", "1", "the request takes effect; the response is delayed"),
+        FaultKind("slow-bodies", "SECONDS", "1", "the response body arrives in ten pieces over this time"),
         FaultKind("stream-drop", "SECONDS", "0", "event streams are cut after this time"),
-        FaultKind("stream-stall", "", "", "event streams stay open and tell nothing more"),
-        FaultKind("stream-silent", "", "", "event streams open without a byte of body, and tell nothing"),
+        FaultKind("stream-stall", "", "", "event streams stay open and send nothing more"),
+        FaultKind("stream-silent", "", "", "event streams open and send nothing, not even the first ping"),
         FaultKind("forged-rows", "RATE", "5", "a hostile peer writes RATE forged rows a second to each workspace"),
     )
 }
@@ -68,13 +70,13 @@ FILTERS = ("path", "method", "chance", "times")
 
 @attrs.define(eq=False, kw_only=True)
 class Fault:
-    """A fault that is on.
+    """An active fault.
 
     Attributes:
-        text: As it was written.
-        path, method: It strikes only requests whose path contains this, with this method.
-        times: How often it strikes; None is without end.
-        since: When it was turned on, monotonic seconds.
+        text: The fault as configured.
+        path, method: Apply only to requests with this method whose path contains this text.
+        times: Remaining number of times to apply; None means no limit.
+        since: When it was activated, in monotonic seconds.
     """
 
     kind: FaultKind
@@ -98,7 +100,7 @@ class Fault:
 
     @property
     def range(self) -> tuple[float, float]:
-        """The value as two numbers; one alone is both."""
+        """The value as a range; a single number is both ends."""
         low, _, high = self.value.partition("-")
         return float(low), float(high or low)
 
@@ -112,7 +114,7 @@ def _kind(name: str) -> FaultKind:
         return KINDS[name]
     near = difflib.get_close_matches(name, KINDS, n=1)
     meant = f"did you mean {near[0]}? " if near else ""
-    raise ConfigError(f"no fault named {name!r}", hint=f"{meant}there are: {', '.join(KINDS)}")
+    raise ConfigError(f"no fault named {name!r}", hint=f"{meant}known faults: {', '.join(KINDS)}")
 
 
 def _check_value(fault: Fault) -> None:
@@ -137,10 +139,10 @@ def _check_value(fault: Fault) -> None:
 
 
 def parse_fault(text: str) -> Fault:
-    """``NAME[=VALUE][,path=TEXT][,method=M][,chance=0..1][,times=N]``; filters alone may follow the ``=`` too.
+    """``NAME[=VALUE][,path=TEXT][,method=M][,chance=0..1][,times=N]``; filters can also follow the ``=`` directly.
 
     Raises:
-        ConfigError: There is no such fault, or its value makes no sense.
+        ConfigError: The name is unknown, or the value or a filter is invalid.
     """
     name, _, rest = text.partition("=")
     name, comma, more = name.partition(",")
@@ -148,11 +150,11 @@ def parse_fault(text: str) -> Fault:
     kind = _kind(name.strip())
     value, filters = kind.default, {"path": "", "method": "", "chance": str(kind.chance), "times": ""}
     for item in items:
-        key, equals, told = item.partition("=")
+        key, equals, setting = item.partition("=")
         if not equals:
             value = item
         elif key in filters:
-            filters[key] = told
+            filters[key] = setting
         else:
             raise _bad(text, f"no filter named {key!r}", f"filters are {', '.join(FILTERS)}")
     try:
@@ -176,7 +178,7 @@ def parse_fault(text: str) -> Fault:
 
 
 class Faults:
-    """The faults that are on. All chance comes from one seeded source."""
+    """The active faults. Random choices use one seeded generator."""
 
     def __init__(self, texts: Iterable[str] = (), seed: int = 0) -> None:
         self.random = random.Random(seed)  # noqa: S311
@@ -187,23 +189,23 @@ class Faults:
 
     @property
     def texts(self) -> list[str]:
-        """The faults that are on, as they were written."""
+        """The active faults, as configured."""
         return [fault.text for fault in self._on]
 
     def set(self, texts: Iterable[str]) -> None:
-        """Turn these on and all others off.
+        """Replace the active faults.
 
         Raises:
-            ConfigError: One of them makes no sense; nothing has changed.
+            ConfigError: A fault is invalid; nothing has changed.
         """
         self._on = [parse_fault(text) for text in texts]
 
     def add(self, text: str) -> None:
-        """Turn one more on."""
+        """Activate another fault."""
         self._on.append(parse_fault(text))
 
     def remove(self, name: str) -> None:
-        """Turn off all of this name."""
+        """Deactivate the faults of this name."""
         self._on = [fault for fault in self._on if fault.kind.name != name]
 
     def _matching(self, names: tuple[str, ...], path: str, method: str) -> Iterator[Fault]:
@@ -213,7 +215,7 @@ class Faults:
                 yield fault
 
     def strike(self, *names: str, path: str = "", method: str = "") -> Fault | None:
-        """The first of these faults that strikes now. It uses up one of its times."""
+        """The first of these faults that applies now; counts against its ``times``."""
         if not self._on:
             return None
         for fault in self._matching(names, path, method):
@@ -225,9 +227,9 @@ class Faults:
         return None
 
     def find(self, name: str) -> Fault | None:
-        """A fault of this name that is on and has times left, whatever its filters."""
+        """An active fault of this name with times left, regardless of its filters."""
         return next((fault for fault in self._on if fault.kind.name == name and fault.times != 0), None)
 
     def is_on(self, name: str, path: str = "") -> Fault | None:
-        """A fault of this name that is on for a path, its chance and times apart."""
+        """An active fault of this name for a path, regardless of its chance."""
         return next(self._matching((name,), path, "GET"), None) if self._on else None

@@ -1,4 +1,4 @@
-"""The feed: reading ``activity``, reporting to it, acknowledging it, and the event stream."""
+"""The feed: read, report and acknowledge activity, and the event stream."""
 
 import json
 import re
@@ -44,14 +44,14 @@ def _before(text: str) -> int:
 
 
 class Feed:
-    """What a workspace reads, and what it writes about itself."""
+    """The feed endpoints."""
 
     def __init__(self, platform: Platform, auth: Auth) -> None:
         self._platform = platform
         self._auth = auth
 
     def routes(self) -> list[Route]:
-        """The endpoints of this module."""
+        """The routes of these endpoints."""
         routes = [
             Route("/workspaces/{id}/activity", self.read, methods=["GET"]),
             Route("/workspaces/{id}/activity", self.report, methods=["POST"]),
@@ -62,7 +62,7 @@ class Feed:
         return routes
 
     async def read(self, request: Request) -> Response:
-        """One page."""
+        """Return a page of rows."""
         workspace_id = self._auth.workspace(request)
         query = request.query_params
         platform = self._platform
@@ -123,7 +123,7 @@ class Feed:
         return f"{text[:-1]},{to_json(more)[1:]}" if more else text
 
     async def report(self, request: Request) -> Response:
-        """A row that a workspace writes about itself."""
+        """Write a row to the workspace's own feed."""
         workspace_id = self._auth.workspace(request)
         body = await read_object(request)
         kind, source = body.get("activity_type"), body.get("source_id") or workspace_id
@@ -131,9 +131,11 @@ class Feed:
             raise Refusal(400, f"invalid activity_type; must be one of: {', '.join(REPORTED)}")
         if source != workspace_id:
             raise Refusal(403, "source_id must match authenticated workspace")
-        asked, answered = body.get("request_body", body.get("metadata")), body.get("response_body")
-        texts = [None if value is None else storable(to_json(value)) for value in (asked, answered)]
-        lost = any(value is not None and text is None for value, text in zip((asked, answered), texts, strict=True))
+        request_body, response_body = body.get("request_body", body.get("metadata")), body.get("response_body")
+        texts = [None if value is None else storable(to_json(value)) for value in (request_body, response_body)]
+        lost = any(
+            value is not None and text is None for value, text in zip((request_body, response_body), texts, strict=True)
+        )
         row = Row(
             workspace_id=workspace_id,
             activity_type=str(kind),
@@ -148,7 +150,7 @@ class Feed:
             response_body=texts[1],
         )
         if not lost:
-            self._platform.log(row, then=self._platform.tell_activity)
+            self._platform.log(row, then=self._platform.publish_activity)
         return answer({"status": "logged"})
 
     async def acknowledge(self, request: Request) -> Response:
@@ -166,7 +168,7 @@ class Feed:
         return answer({"last_acked_seq": highest})
 
     async def stream(self, request: Request) -> EventStream:
-        """Tell what happens to a workspace, until somebody hangs up."""
+        """Stream the events of a workspace until the client disconnects."""
         workspace_id = self._auth.workspace(request)
         if self._platform.store.workspace(workspace_id) is None:
             raise Refusal(404, "workspace not found")
@@ -190,6 +192,6 @@ def _attachment(part: dict[str, Any]) -> dict[str, Any] | None:
     if kind not in ("file", "image", "audio", "video"):
         return None
     file = part.get("file") if isinstance(part.get("file"), dict) else part
-    # Inside a message the platform reads the snake-case key alone.
+    # In messages, the platform reads only the snake-case key.
     found = {key: file[key] for key in ("uri", "mime_type", "name") if file and file.get(key)}
     return {"kind": kind, **found} if "uri" in found else None

@@ -1,4 +1,4 @@
-"""What every request passes before its endpoint: host and origin, organisation, rate limit, faults; and counting."""
+"""ASGI middleware: host and origin checks, organization, rate limit, faults, request counts."""
 
 import re
 from email.utils import formatdate
@@ -8,7 +8,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from molecule_connect_sandbox.answers import answer
-from molecule_connect_sandbox.hosts import foreign
+from molecule_connect_sandbox.hosts import reject_foreign
 from molecule_connect_sandbox.interference import AFTERWARDS, INSTEAD, afterwards, instead
 from molecule_connect_sandbox.platform import Platform
 from molecule_connect_sandbox.ratelimit import RateLimit
@@ -18,7 +18,7 @@ _ID = re.compile(r"/[0-9a-fA-F]{8}-[0-9a-fA-F-]{27}")
 
 
 class Gate:
-    """ASGI middleware. What lies under ``/sandbox/`` is not the platform's: only its host and origin are looked at."""
+    """Checks and counts requests. Under ``/sandbox/``, only the host and origin are checked."""
 
     def __init__(self, app: ASGIApp, platform: Platform) -> None:
         self._app = app
@@ -31,7 +31,7 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        refused = foreign(Headers(scope=scope))
+        refused = reject_foreign(Headers(scope=scope))
         if refused is not None:
             await refused(scope, receive, send)
             return
@@ -44,7 +44,7 @@ class Gate:
 
         async def send_marked(message: Message) -> None:
             if message["type"] == "http.response.start":
-                # Canonical names: some clients compare them letter by letter.
+                # Title case: some clients compare header names case-sensitively.
                 message["headers"] = [(name.title(), value) for name, value in (*message["headers"], *headers)]
                 self._platform.requests[(*key, message["status"])] += 1
             await send(message)
@@ -84,7 +84,7 @@ class Gate:
         return self._date[1]
 
     def _outside(self, scope: Scope) -> Response | None:
-        """The answer to a request that names no organisation, or another one."""
+        """The error for a request without the right organization, else None."""
         org, path = self._platform.options.org_id, scope["path"]
         if org is None or path in OPEN_TO_ALL:
             return None

@@ -1,4 +1,4 @@
-"""What differs between the two generations of the platform, as data."""
+"""The differences between the two generations of the platform, as data."""
 
 import attrs
 
@@ -10,20 +10,20 @@ class Generation:
     """The rules of one generation.
 
     Attributes:
-        anonymous_people: Whether ``a2a`` without a token counts as a person in the canvas.
-        stored_before_answer: Whether a message's row is written before its sender is answered, and once per message id.
-        seq: Whether rows carry ``seq``, which also breaks ties of equal times, and can be acknowledged.
-        uniform_parts: Whether parts are rewritten to ``kind``, and a missing role to ``user``.
-        roots_are_peers: Whether two workspaces without a parent may talk.
-        a2a_cap, a2a_cut: Bytes of an ``a2a`` body; whether a longer one is cut instead of refused.
-        activity_events: How often ``ACTIVITY_LOGGED`` is sent per message.
-        stale_after: Seconds without a beat until an external workspace is awaiting its agent.
+        anonymous_people: Whether ``a2a`` without a token is accepted as a person in the canvas.
+        stored_before_answer: Whether a message is stored before the response is sent, and only once per message id.
+        seq: Whether rows have ``seq``, which orders rows with equal times and can be acknowledged.
+        uniform_parts: Whether parts are rewritten to use ``kind``, and a missing role is set to ``user``.
+        roots_are_peers: Whether two workspaces without a parent may write to each other.
+        a2a_cap, a2a_cut: Maximum bytes of an ``a2a`` body; whether a longer one is truncated instead of rejected.
+        activity_events: Number of ``ACTIVITY_LOGGED`` events per message.
+        stale_after: Seconds without a heartbeat until an external workspace becomes ``awaiting_agent``.
         register_resumes: Whether registering puts a paused workspace online.
-        deletes_by_name: Whether deleting asks for ``X-Confirm-Name`` instead of ``?confirm=true``.
-        pause_asks_cascade: Whether pausing a parent needs ``?cascade=true``.
-        acked_upload_stays: Whether an acknowledged upload can be read until it is swept.
+        deletes_by_name: Whether deleting requires ``X-Confirm-Name`` instead of ``?confirm=true``.
+        pause_asks_cascade: Whether pausing a parent requires ``?cascade=true``.
+        acked_upload_stays: Whether an acknowledged upload can be read until it is deleted.
         keyed_by_token: Whether the rate limit counts by organisation or token, not by address.
-        removed_hint: What ``GET /workspaces/:id`` tells about a removed workspace.
+        removed_hint: The hint in the response of ``GET /workspaces/:id`` for a removed workspace.
     """
 
     name: str

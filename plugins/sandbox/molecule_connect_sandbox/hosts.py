@@ -1,4 +1,4 @@
-"""Requests of this machine's own programs, told from those that a web page sends through a browser."""
+"""Tells requests of local programs from those that web pages send through a browser."""
 
 import ipaddress
 import re
@@ -13,10 +13,9 @@ _ORIGIN = re.compile(r"https?://(?P<host>[^/?#@\\]+)", re.IGNORECASE)
 
 
 def is_local(host: str) -> bool:
-    """Whether a ``Host`` is a name of loopback: ``localhost``, 127.0.0.0/8 or ``[::1]``, with any port.
+    """Whether a ``Host`` is a loopback name: ``localhost``, 127.0.0.0/8 or ``[::1]``, with any port.
 
-    Any other name can be pointed at 127.0.0.1 by whoever owns it, ``*.localhost`` by a resolver that is not the
-    browser's own.
+    The owner of any other name can point it at 127.0.0.1; some resolvers look up ``*.localhost`` too.
     """
     match = _HOST.fullmatch(host)
     if match is None:
@@ -33,16 +32,16 @@ def is_local(host: str) -> bool:
 
 
 def is_local_origin(origin: str) -> bool:
-    """Whether an ``Origin`` is a page of this machine; ``null`` is not."""
+    """Whether an ``Origin`` is a loopback name; ``null`` isn't."""
     match = _ORIGIN.fullmatch(origin)
     return match is not None and is_local(match["host"])
 
 
-def foreign(headers: Headers) -> Response | None:
-    """The refusal of a request whose ``Host`` or ``Origin`` is not of this machine, else None.
+def reject_foreign(headers: Headers) -> Response | None:
+    """The error for a request whose ``Host`` or ``Origin`` isn't a loopback name, else None.
 
-    A page under a name that was rebound to 127.0.0.1 has that name as its host; a form or script of another site
-    carries that site as its origin.
+    After DNS rebinding, requests have the attacker's name as their host; forms and scripts of other sites have the
+    site as their origin.
     """
     if not all(map(is_local, headers.getlist("host") or [""])):
         named = "Host"
@@ -51,7 +50,7 @@ def foreign(headers: Headers) -> Response | None:
     else:
         return None
     refused = {
-        "error": f"the sandbox serves this machine alone, and the {named} header is not a loopback name",
+        "error": f"the sandbox serves only this machine, and the {named} header is not a loopback name",
         "hint": "use http://127.0.0.1:PORT or http://localhost:PORT",
     }
     return answer(refused, 403)

@@ -1,4 +1,4 @@
-"""What the faults do to a request and to its answer."""
+"""The effects of faults on requests and responses."""
 
 import asyncio
 from typing import Any
@@ -11,7 +11,7 @@ from molecule_connect_sandbox.faults import Fault
 
 PIECES = 10
 HTML = "<!doctype html><html><head><title>Sign in</title></head><body>Sign in to the network</body></html>"
-# In the order in which they are asked: what keeps the work from being done comes first.
+# In order of precedence: faults that prevent the effect of a request apply first.
 INSTEAD = (
     "cut-before",
     "origin-required",
@@ -45,7 +45,7 @@ TEXTS = {
 
 
 def replacement(fault: Fault) -> Response:
-    """The answer that comes in place of the work."""
+    """The response that replaces handling the request."""
     name = fault.kind.name
     if name == "html":
         return Response(HTML, media_type="text/html")
@@ -71,7 +71,7 @@ def replacement(fault: Fault) -> Response:
 
 
 class Recorder:
-    """Takes an answer instead of sending it."""
+    """Collects a response instead of sending it."""
 
     def __init__(self) -> None:
         self.start: Message = {"type": "http.response.start", "status": 500, "headers": []}
@@ -85,14 +85,14 @@ class Recorder:
 
 
 async def cut(scope: Scope, receive: Receive) -> None:
-    """Cut the connection and wait until the server knows."""
+    """Cut the connection and wait until the server notices."""
     scope["state"]["abort"]()
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 async def instead(fault: Fault, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer without doing the work."""
+    """Respond without handling the request."""
     if fault.kind.name == "cut-before":
         await cut(scope, receive)
     else:
@@ -100,7 +100,7 @@ async def instead(fault: Fault, scope: Scope, receive: Receive, send: Send) -> N
 
 
 async def afterwards(fault: Fault, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    """Do the work and spoil the answer. An answer that is an error already goes as it is."""
+    """Handle the request, then spoil the response. Error responses are sent unchanged."""
     recorder, name = Recorder(), fault.kind.name
     await app(scope, receive, recorder)
     if name == "cut-after":
@@ -129,9 +129,9 @@ async def _slowly(fault: Fault, recorder: Recorder, send: Send) -> None:
     await send(recorder.start)
     if fault.kind.name == "slow-bodies":
         step = len(recorder.body) // PIECES + 1
-        for begin in range(0, len(recorder.body), step):
+        for start in range(0, len(recorder.body), step):
             await asyncio.sleep(fault.seconds / PIECES)
-            piece = recorder.body[begin : begin + step]
+            piece = recorder.body[start : start + step]
             await send({"type": "http.response.body", "body": piece, "more_body": True})
         recorder.body = b""
     await send({"type": "http.response.body", "body": recorder.body, "more_body": False})

@@ -1,4 +1,4 @@
-"""What a sandbox is asked to be."""
+"""The options of a sandbox."""
 
 import secrets
 import time
@@ -12,20 +12,20 @@ from molecule_connect_sandbox.generation import AUGUST, GENERATIONS, Generation
 
 @attrs.frozen(kw_only=True)
 class SandboxOptions:
-    """One sandbox.
+    """The options of a sandbox.
 
     Attributes:
-        platform: The generation to keep the rules of: ``2026-05`` or ``2026-08``.
-        admin_token: Who sends it is the administrator. None: 2026-05 lets everybody be one, as in its
-            development mode; 2026-08 takes any workspace's token.
-        org_id: Set: requests without this ``X-Molecule-Org-Id`` are turned away, as hosted tenants do.
-        store: A file for the embedded database. None: in memory.
-        faults: Faults to begin with, as ``NAME[=VALUE]``.
-        rate_limit: Requests per minute and key; 0 is without limit.
-        control_token: What ``/sandbox/`` asks for: the administrator's token, else one that is made.
-        seed: Of all that is left to chance in the faults.
-        retry_delegation_after: Seconds until a delegation that failed is tried once more.
-        now: Gives seconds since 1970.
+        platform: The generation to imitate: ``2026-05`` or ``2026-08``.
+        admin_token: The administrator's token. None: 2026-05 treats everyone as the administrator, as in its
+            development mode; 2026-08 accepts the token of any workspace.
+        org_id: If set, requests without this ``X-Molecule-Org-Id`` are rejected, as by hosted tenants.
+        store: A file for the database. None: in memory.
+        faults: The initial faults, as ``NAME[=VALUE]``.
+        rate_limit: Requests per minute and key; 0 means no limit.
+        control_token: The token for ``/sandbox/``; by default the administrator's token, or a generated one.
+        seed: Seed for the random choices of faults.
+        retry_delegation_after: Seconds until a failed delegation is retried.
+        now: Returns seconds since 1970.
     """
 
     platform: str = AUGUST.name
@@ -45,10 +45,10 @@ class SandboxOptions:
 
     @property
     def generation(self) -> Generation:
-        """The rules to keep.
+        """The rules of the platform.
 
         Raises:
-            ConfigError: There is no such generation.
+            ConfigError: The generation is unknown.
         """
         if self.platform not in GENERATIONS:
             known = ", ".join(GENERATIONS)

@@ -1,4 +1,4 @@
-"""What goes between a workspace and the person in its canvas: ``notify``, uploads, and what to do with them."""
+"""The canvas of a workspace: ``notify`` and uploads."""
 
 import re
 import uuid
@@ -27,7 +27,7 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
 def safe_name(name: str | None) -> str:
-    """A file's name as the platform keeps it: a long one with its extension, if that is a short one."""
+    """A file name as the platform stores it: sanitized and shortened; a short extension is kept."""
     plain = _UNSAFE.sub("_", (name or "").rpartition("/")[2])
     if len(plain) > NAME_LENGTH:
         _, dot, rest = plain.rpartition(".")
@@ -37,14 +37,14 @@ def safe_name(name: str | None) -> str:
 
 
 class People:
-    """The canvas's side of a workspace."""
+    """The endpoints of the canvas."""
 
     def __init__(self, platform: Platform, auth: Auth) -> None:
         self._platform = platform
         self._auth = auth
 
     def routes(self) -> list[Route]:
-        """The endpoints of this module."""
+        """The routes of these endpoints."""
         upload = "/workspaces/{id}/pending-uploads/{file_id}"
         routes = [
             Route("/workspaces/{id}/notify", self.notify, methods=["POST"]),
@@ -57,7 +57,7 @@ class People:
         return routes
 
     async def notify(self, request: Request) -> Response:
-        """Show a text in the canvas; the row lands in the sender's own feed."""
+        """Show a text in the canvas; writes a row to the workspace's own feed."""
         workspace_id = self._auth.workspace(request)
         body = await read_object(request)
         message, attachments = body.get("message"), body.get("attachments") or []
@@ -83,13 +83,13 @@ class People:
             shown["attachments"] = files
             kept["parts"] = [{"kind": "file", "file": file} for file in files]
         text = storable(to_json(kept))
-        self._platform.events.tell(workspace_id, "AGENT_MESSAGE", storable(to_json(shown)) or to_json(shown))
+        self._platform.events.publish(workspace_id, "AGENT_MESSAGE", storable(to_json(shown)) or to_json(shown))
         if text is not None:
             summary = f"Agent message: {message[:SUMMARY_LENGTH]}"
             self._platform.log(Row(workspace_id=workspace_id, method="notify", summary=summary, response_body=text))
 
     async def upload(self, request: Request) -> Response:
-        """Take files from the canvas; one row tells of each."""
+        """Accept files from the canvas; writes a row for each."""
         workspace_id = self._auth.workspace(request)
         if self._platform.store.workspace(workspace_id) is None:
             raise Refusal(404, "workspace not found")
@@ -101,20 +101,22 @@ class People:
                 raise Refusal(400, "no files field in request")
             if len(files) > MAX_FILES:
                 raise Refusal(400, f"too many files (limit {MAX_FILES})")
-            taken = [await _take(workspace_id, file, generation.upload_file_cap) for file in files]
+            stored = [await _accept(workspace_id, file, generation.upload_file_cap) for file in files]
         finally:
             await form.close()
-        if any(not content for _, content in taken):
+        if any(not content for _, content in stored):
             raise Refusal(500, "could not stage files")
-        self._stage(workspace_id, taken)
-        return answer({"files": [{key: file[key] for key in ("uri", "name", "mimeType", "size")} for file, _ in taken]})
+        self._stage(workspace_id, stored)
+        return answer(
+            {"files": [{key: file[key] for key in ("uri", "name", "mimeType", "size")} for file, _ in stored]}
+        )
 
-    def _stage(self, workspace_id: str, taken: list[tuple[dict[str, Any], bytes]]) -> None:
+    def _stage(self, workspace_id: str, stored: list[tuple[dict[str, Any], bytes]]) -> None:
         platform = self._platform
         expires = platform.now() + UPLOAD_LIFE
         platform.store.db.executemany(
             "INSERT INTO uploads (id, workspace_id, name, mime_type, content, expires_at) VALUES (?, ?, ?, ?, ?, ?)",
-            [(f["file_id"], workspace_id, f["name"], f["mimeType"], content, expires) for f, content in taken],
+            [(f["file_id"], workspace_id, f["name"], f["mimeType"], content, expires) for f, content in stored],
         )
         rows = [
             Row(
@@ -125,12 +127,12 @@ class People:
                 request_body=to_json(file),
                 late=True,
             )
-            for file, _ in taken
+            for file, _ in stored
         ]
-        platform.log(*rows, then=platform.tell_activity)
+        platform.log(*rows, then=platform.publish_activity)
 
     def _pending(self, request: Request) -> tuple[str, str, bytes, int | None]:
-        """Name, type, bytes and time of acknowledgement of the upload in the path."""
+        """Name, type, content and acknowledgement time of the upload in the path."""
         workspace_id, file_id = self._auth.workspace(request), request.path_params["file_id"]
         if not is_uuid(file_id):
             raise Refusal(400, "invalid file_id")
@@ -148,13 +150,13 @@ class People:
         return row[0], row[1], row[2], row[3]
 
     async def content(self, request: Request) -> Response:
-        """The bytes of an upload."""
+        """Return the content of an upload."""
         name, mime_type, content, _ = self._pending(request)
         disposition = f"attachment; filename=\"{name}\"; filename*=UTF-8''{quote(name)}"
         return Response(content, headers={"Content-Type": mime_type, "Content-Disposition": disposition})
 
     async def acknowledge(self, request: Request) -> Response:
-        """The reader has stored an upload."""
+        """Acknowledge an upload."""
         acked_at = self._pending(request)[3]
         if acked_at is None:
             self._platform.store.db.execute(
@@ -163,7 +165,7 @@ class People:
         return answer({"acked": True})
 
     async def limits(self, request: Request) -> Response:
-        """How much may be uploaded."""
+        """Return the upload limits."""
         generation = self._platform.generation
         return answer(
             {
@@ -186,7 +188,7 @@ async def _read_form(request: Request, cap: int) -> FormData:
         raise Refusal(400, f"too many files (limit {MAX_FILES})" if many else "malformed multipart body") from exc
 
 
-async def _take(workspace_id: str, file: UploadFile, cap: int) -> tuple[dict[str, Any], bytes]:
+async def _accept(workspace_id: str, file: UploadFile, cap: int) -> tuple[dict[str, Any], bytes]:
     name, size = safe_name(file.filename), file.size or 0
     if size > cap:
         raise Refusal(413, "file exceeds per-file cap", filename=name, size=size, max=cap)

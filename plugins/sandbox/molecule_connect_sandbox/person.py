@@ -1,4 +1,4 @@
-"""A person in the canvas, as a program: writes to a workspace and reads what it says, over HTTP."""
+"""Acts as a person in the canvas: writes to a workspace and reads its replies, over HTTP."""
 
 import contextlib
 import uuid
@@ -15,27 +15,27 @@ CONTEXT = "chat"
 
 
 class Person:
-    """Somebody who chats with one workspace, in one conversation."""
+    """A person in one conversation with one workspace."""
 
     def __init__(self, client: httpx.AsyncClient, workspace: ReadyWorkspace, admin_token: str | None) -> None:
         self._client = client
         self._workspace = workspace
         self._admin = {"Authorization": f"Bearer {admin_token}"} if admin_token else {}
-        self._read: set[str] = set()
+        self._seen: set[str] = set()
         self._cursor: str | None = None
 
     @classmethod
     @contextlib.asynccontextmanager
     async def at(cls, url: str, workspace: ReadyWorkspace, admin_token: str | None) -> AsyncIterator[Self]:
-        """A person at the platform of *url*."""
+        """A person on the platform at *url*."""
         async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT, trust_env=False) as client:
             yield cls(client, workspace, admin_token)
 
     async def say(self, text: str) -> None:
-        """Write a message. U+0000 is left out: the platform would take the message and lose it.
+        """Write a message, without U+0000: the platform accepts messages that contain it, but doesn't store them.
 
         Raises:
-            MoleculeError: The platform did not take it.
+            MoleculeError: The request failed.
         """
         message = {
             "role": "user",
@@ -47,10 +47,10 @@ class Person:
         await self._request("POST", f"/workspaces/{self._workspace.id}/a2a", json=body, headers=self._admin)
 
     async def hear(self) -> list[str]:
-        """What the workspace has said since the last call, oldest first.
+        """The replies since the last call, oldest first.
 
         Raises:
-            MoleculeError: The platform did not tell.
+            MoleculeError: The request failed.
         """
         query = {"type": "a2a_receive", "source": "canvas", "limit": "500"}
         if self._cursor is not None:
@@ -60,18 +60,18 @@ class Person:
         rows = (await self._request("GET", path, params=query, headers=headers)).json()
         if self._cursor is None:
             rows.reverse()
-        new = [row for row in rows if row["id"] not in self._read]
-        self._read.update(row["id"] for row in new)
+        new = [row for row in rows if row["id"] not in self._seen]
+        self._seen.update(row["id"] for row in new)
         self._cursor = rows[-1]["id"] if rows else self._cursor
-        # On 2026-05 a stranger may write without a name too, with this method but without this body.
-        told = [row.get("response_body") for row in new if row["method"] == "notify"]
-        return [body["result"] for body in told if isinstance(body, dict) and "result" in body]
+        # On 2026-05, anonymous messages can have this method too, but not this body.
+        bodies = [row.get("response_body") for row in new if row["method"] == "notify"]
+        return [body["result"] for body in bodies if isinstance(body, dict) and "result" in body]
 
     async def _request(self, method: str, path: str, **content: object) -> httpx.Response:
         try:
-            answered = await self._client.request(method, path, **content)  # type: ignore[arg-type]
+            response = await self._client.request(method, path, **content)  # type: ignore[arg-type]
         except httpx.TransportError as exc:
-            raise MoleculeError(f"the sandbox did not answer: {type(exc).__name__}") from exc
-        if not answered.is_success:
-            raise MoleculeError(f"the sandbox refused {method} {path}: {answered.status_code} {answered.text[:200]}")
-        return answered
+            raise MoleculeError(f"the request to the sandbox failed: {type(exc).__name__}") from exc
+        if not response.is_success:
+            raise MoleculeError(f"the sandbox rejected {method} {path}: {response.status_code} {response.text[:200]}")
+        return response

@@ -1,4 +1,4 @@
-"""The platform itself: everything that its endpoints share."""
+"""The state of the platform, shared by its endpoints."""
 
 import asyncio
 from collections import Counter, deque
@@ -7,39 +7,39 @@ from typing import Any
 
 from molecule_connect_sandbox.answers import to_json
 from molecule_connect_sandbox.broadcast import Broadcaster
-from molecule_connect_sandbox.clock import Stamps
+from molecule_connect_sandbox.clock import Timestamps
 from molecule_connect_sandbox.faults import Faults
 from molecule_connect_sandbox.options import SandboxOptions
 from molecule_connect_sandbox.rows import Row, Rows
 from molecule_connect_sandbox.store import Store, Workspace
 
-# Rows that the fault equal-times gives the same time are never further apart than this.
+# Rows that get the same time from the fault equal-times are at most this far apart, in microseconds.
 TWIN_SPAN = 1_000_000
-BEATS_KEPT = 1000
+HEARTBEATS_KEPT = 1000
 
 
-class Bell:
-    """Wakes those who wait for a change."""
+class ChangeSignal:
+    """Wakes all tasks that wait for a change."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
 
-    def ring(self) -> None:
-        """Wake all who wait now."""
+    def notify(self) -> None:
+        """Wake all waiting tasks."""
         self._event.set()
         self._event = asyncio.Event()
 
     async def wait(self) -> None:
-        """Until the next ring."""
+        """Wait for the next change."""
         await self._event.wait()
 
 
 class Platform:
-    """One sandbox's state. Everything here runs on one event loop.
+    """The state of a sandbox. Everything here runs on one event loop.
 
     Attributes:
-        beats: The newest heartbeats of each workspace, as they came.
-        requests: How many requests came, by method and path, ids left out, and the status of their answers.
+        heartbeats: The newest heartbeats of each workspace, as received.
+        requests: The number of requests by method, path without ids, and status.
     """
 
     def __init__(self, options: SandboxOptions) -> None:
@@ -48,29 +48,29 @@ class Platform:
         self.faults = Faults(options.faults, options.seed)
         self.store = Store(options.store)
         self.rows = Rows(self.store.db, seq=self.generation.seq)
-        self.stamps = Stamps(options.now, self.rows.newest)
+        self.timestamps = Timestamps(options.now, self.rows.newest)
         self.events = Broadcaster(options.now)
-        self.bell = Bell()
-        self.beats: dict[str, deque[dict[str, Any]]] = {}
+        self.changes = ChangeSignal()
+        self.heartbeats: dict[str, deque[dict[str, Any]]] = {}
         self.requests: Counter[tuple[str, str, int]] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._twins = 0
 
     def now(self) -> int:
         """Microseconds since 1970."""
-        return self.stamps.now()
+        return self.timestamps.now()
 
     def stamp(self) -> int:
-        """The time of a new row, or of the rows of one transaction."""
+        """A time for the rows of a transaction."""
         fault = self.faults.is_on("equal-times")
-        if fault and self.now() - self.stamps.last < TWIN_SPAN:
+        if fault and self.now() - self.timestamps.last < TWIN_SPAN:
             self._twins = (self._twins + 1) % max(fault.number, 1)
             if self._twins:
-                return self.stamps.last
-        return self.stamps.next()
+                return self.timestamps.last
+        return self.timestamps.next()
 
     def log(self, *rows: Row, then: Callable[[Row], None] | None = None) -> None:
-        """Write the rows of one transaction, and call *then* for each once it can be read."""
+        """Write the rows of a transaction, and call *then* for each when it becomes visible."""
         created = self.stamp()
         for row in rows:
             fault = self.faults.strike("late-commits") if row.late else None
@@ -86,12 +86,12 @@ class Platform:
         self._visible(row, then)
 
     def _visible(self, row: Row, then: Callable[[Row], None] | None) -> None:
-        self.bell.ring()
+        self.changes.notify()
         if then is not None:
             then(row)
 
-    def tell_activity(self, row: Row) -> None:
-        """Send the event of a logged row; it carries no id, so it only wakes."""
+    def publish_activity(self, row: Row) -> None:
+        """Send the event of a logged row. It has no row id, so it only wakes readers."""
         data = {
             "activity_type": row.activity_type,
             "method": row.method,
@@ -107,13 +107,13 @@ class Platform:
             data |= {"error_detail": row.error_detail, "message_id": row.message_id}
         text = to_json(data)[:-1] + row.bodies() + "}"
         for _ in range(self.generation.activity_events):
-            self.events.tell(row.workspace_id, "ACTIVITY_LOGGED", text)
+            self.events.publish(row.workspace_id, "ACTIVITY_LOGGED", text)
 
     def set_status(self, workspace: Workspace, status: str, event: str, **data: Any) -> None:
-        """Change a workspace's status and tell its listeners."""
+        """Change a workspace's status and send the event."""
         self.store.change(workspace.id, status=status)
-        self.events.tell(workspace.id, event, {"name": workspace.name, **data})
-        self.bell.ring()
+        self.events.publish(workspace.id, event, {"name": workspace.name, **data})
+        self.changes.notify()
 
     def spawn(self, work: Any) -> None:
         """Run a coroutine in the background until the platform stops."""
@@ -122,7 +122,7 @@ class Platform:
         task.add_done_callback(self._tasks.discard)
 
     async def stop(self) -> None:
-        """End streams and background work, and close the database."""
+        """End streams and background tasks, and close the database."""
         self.events.close()
         for task in list(self._tasks):
             task.cancel()

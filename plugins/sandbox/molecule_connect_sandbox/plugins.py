@@ -1,4 +1,4 @@
-"""Plugins of workspaces: downloaded by their agents, and refused when an external workspace reports one."""
+"""Plugins of workspaces: download, and the rejected report of an installed one."""
 
 import re
 
@@ -17,15 +17,15 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class Plugins:
-    """The ones of ``tarballs``, and what is put beside them."""
+    """The plugins of ``tarballs``, and uploaded ones."""
 
     def __init__(self, platform: Platform, auth: Auth) -> None:
         self._has_manifests = platform.generation.seq
         self._auth = auth
-        self._put: dict[str, bytes] = {}
+        self._uploaded: dict[str, bytes] = {}
 
     def routes(self) -> list[Route]:
-        """The endpoints of this module."""
+        """The routes of these endpoints."""
         return [
             Route("/workspaces/{id}/plugins/{name}/download", self.download, methods=["GET"]),
             Route("/workspaces/{id}/plugins", self.report, methods=["POST"]),
@@ -33,7 +33,7 @@ class Plugins:
         ]
 
     async def download(self, request: Request) -> Response:
-        """A plugin as a gzip tar."""
+        """Return a plugin as a gzipped tar archive."""
         self._auth.workspace(request)
         name = request.path_params["name"]
         if not _NAME.fullmatch(name) or ".." in name:
@@ -48,14 +48,14 @@ class Plugins:
             raise Refusal(400, "plugin name does not match its source", **refused)
         if scheme == "github" and "#" not in rest:
             raise Refusal(422, "unpinned git source: name a tag or a commit")
-        content = self._put.get(name) or (TARBALLS[name]() if name in TARBALLS else None)
+        content = self._uploaded.get(name) or (TARBALLS[name]() if name in TARBALLS else None)
         if content is None:
             raise Refusal(404, "plugin not found")
         headers = {"X-Plugin-Name": name, "X-Plugin-Source": source}
         return Response(content, media_type="application/gzip", headers=headers)
 
     async def report(self, request: Request) -> Response:
-        """An installed plugin: for an external workspace this never succeeds."""
+        """Reject the report of an installed plugin, as for any external workspace."""
         self._auth.workspace(request)
         body = await read_object(request)
         if not isinstance(body.get("source"), str) or not body["source"]:
@@ -66,7 +66,7 @@ class Plugins:
         raise Refusal(503, "workspace container not running")
 
     async def put(self, request: Request) -> Response:
-        """Any bytes as the archive of a plugin, for every workspace."""
+        """Upload any bytes as the archive of a plugin, for all workspaces."""
         self._auth.control(request)
-        self._put[request.path_params["name"]], _ = await read_body(request, MAX_UPLOAD)
+        self._uploaded[request.path_params["name"]], _ = await read_body(request, MAX_UPLOAD)
         return answer({"status": "set"})

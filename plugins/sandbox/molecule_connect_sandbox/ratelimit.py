@@ -1,4 +1,4 @@
-"""The rate limit: a fixed window of a minute, counted by address or by token."""
+"""The rate limit: a fixed window of a minute, per address or per token."""
 
 import hashlib
 from collections.abc import Callable
@@ -10,7 +10,7 @@ WINDOW = 60
 
 
 class RateLimit:
-    """``limit`` requests per minute and key; 0 is without limit."""
+    """Allows ``limit`` requests per minute and key; 0 means no limit."""
 
     def __init__(self, limit: int, now: Callable[[], float], *, by_token: bool) -> None:
         self.limit = limit
@@ -30,7 +30,7 @@ class RateLimit:
         return hashlib.sha256(token.encode()).hexdigest() if token else address
 
     def take(self, scope: Scope) -> tuple[list[tuple[bytes, bytes]], int]:
-        """Count a request: the headers of its answer, and seconds to wait when it is over the limit, else 0."""
+        """Count a request. Returns headers for the response, and the seconds to wait if over the limit, else 0."""
         if not self.limit:
             return [(b"x-ratelimit-limit", b"unlimited")], 0
         now, key = self._now(), self._key(scope)

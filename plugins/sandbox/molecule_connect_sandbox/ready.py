@@ -1,4 +1,4 @@
-"""A workspace to begin with, made before anybody asks."""
+"""The workspace that every sandbox has from the start."""
 
 import uuid
 
@@ -11,14 +11,14 @@ NAME = "sandbox"
 
 @attrs.frozen
 class ReadyWorkspace:
-    """What a connector needs to serve it."""
+    """The id and token that a connector needs."""
 
     id: str
     token: str = attrs.field(repr=False)
 
 
 def ready_workspace(platform: Platform) -> ReadyWorkspace:
-    """The workspace called ``sandbox``; a store that is used again has it already, with its token."""
+    """Return the workspace named ``sandbox``, created on first use; a store keeps it with its token."""
     store = platform.store
     found = store.workspaces("name = ? AND status != 'removed' AND runtime = 'external'", NAME)
     if found:

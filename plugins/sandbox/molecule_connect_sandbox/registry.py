@@ -1,4 +1,4 @@
-"""The registry: register, heartbeat, the card, and who is there to talk to."""
+"""The registry: registration, heartbeats, agent cards, peers."""
 
 from collections import deque
 from typing import Any
@@ -9,7 +9,7 @@ from starlette.routing import Route
 
 from molecule_connect_sandbox.answers import Refusal, answer, read_object, to_json
 from molecule_connect_sandbox.auth import Auth, bearer
-from molecule_connect_sandbox.platform import BEATS_KEPT, Platform
+from molecule_connect_sandbox.platform import HEARTBEATS_KEPT, Platform
 from molecule_connect_sandbox.store import Workspace, is_uuid
 
 DEGRADED_FROM, RECOVERED_BELOW = 0.5, 0.1
@@ -18,7 +18,7 @@ MAX_SPEND = 1_000_000_000_000
 
 
 def peer_entry(workspace: Workspace) -> dict[str, Any]:
-    """A workspace as its neighbours see it."""
+    """A workspace as its peers see it."""
     return {
         "active_tasks": workspace.active_tasks,
         "agent_card": workspace.card,
@@ -33,7 +33,7 @@ def peer_entry(workspace: Workspace) -> dict[str, Any]:
 
 
 def next_status(status: str, *, wedged: bool, state: str, error_rate: float, recoverable: frozenset[str]) -> str:
-    """What a heartbeat makes of a status."""
+    """The status after a heartbeat."""
     if status in recoverable:
         status = "online"
     if status == "online" and (wedged or error_rate >= DEGRADED_FROM):
@@ -44,14 +44,14 @@ def next_status(status: str, *, wedged: bool, state: str, error_rate: float, rec
 
 
 class Registry:
-    """What connectors tell about themselves."""
+    """The registry endpoints."""
 
     def __init__(self, platform: Platform, auth: Auth) -> None:
         self._platform = platform
         self._auth = auth
 
     def routes(self) -> list[Route]:
-        """The endpoints of this module."""
+        """The routes of these endpoints."""
         return [
             Route("/registry/heartbeat", self.heartbeat, methods=["POST"]),
             Route("/registry/register", self.register, methods=["POST"]),
@@ -62,7 +62,7 @@ class Registry:
         ]
 
     async def register(self, request: Request) -> Response:
-        """A connector says that it answers for a workspace. An unknown id makes one."""
+        """Register a connector for a workspace. An unknown id creates the workspace."""
         body = await read_object(request)
         workspace_id, card, mode = body.get("id"), body.get("agent_card"), body.get("delivery_mode") or ""
         url = body.get("url") or ""
@@ -104,12 +104,12 @@ class Registry:
         return answer(reply)
 
     async def heartbeat(self, request: Request) -> Response:
-        """A connector says how it is. What it leaves out counts as zero."""
+        """Accept a heartbeat. Missing fields count as zero."""
         body = await read_object(request)
         workspace_id = body.get("workspace_id")
         if not isinstance(workspace_id, str) or not workspace_id:
             raise Refusal(400, "invalid request body")
-        beat = _beat(body)
+        heartbeat = _heartbeat_columns(body)
         self._auth.registry(request, workspace_id)
         platform = self._platform
         workspace = platform.store.workspace(workspace_id)
@@ -117,45 +117,45 @@ class Registry:
         if workspace is not None:
             reply["platform_inbound_secret"] = workspace.inbound_secret
             if not workspace.removed:
-                self._beaten(workspace, beat, body)
+                self._apply_heartbeat(workspace, heartbeat, body)
         if platform.generation.seq:
             reply["generation"] = 0
         return answer(reply)
 
-    def _beaten(self, workspace: Workspace, beat: dict[str, Any], body: dict[str, Any]) -> None:
+    def _apply_heartbeat(self, workspace: Workspace, heartbeat: dict[str, Any], body: dict[str, Any]) -> None:
         platform = self._platform
-        spend = min(beat.pop("monthly_spend"), MAX_SPEND) or workspace.monthly_spend
-        state = beat.pop("runtime_state")
-        platform.store.change(workspace.id, last_beat=platform.now(), monthly_spend=spend, **beat)
-        platform.beats.setdefault(workspace.id, deque(maxlen=BEATS_KEPT)).append(body)
-        platform.bell.ring()
-        platform.events.tell(workspace.id, "WORKSPACE_HEARTBEAT", {"runtime_state": state, **beat})
-        if beat["current_task"] != workspace.current_task:
-            told = {"current_task": beat["current_task"], "active_tasks": beat["active_tasks"]}
-            platform.events.tell(workspace.id, "TASK_UPDATED", told)
+        spend = min(heartbeat.pop("monthly_spend"), MAX_SPEND) or workspace.monthly_spend
+        state = heartbeat.pop("runtime_state")
+        platform.store.change(workspace.id, last_beat=platform.now(), monthly_spend=spend, **heartbeat)
+        platform.heartbeats.setdefault(workspace.id, deque(maxlen=HEARTBEATS_KEPT)).append(body)
+        platform.changes.notify()
+        platform.events.publish(workspace.id, "WORKSPACE_HEARTBEAT", {"runtime_state": state, **heartbeat})
+        if heartbeat["current_task"] != workspace.current_task:
+            task = {"current_task": heartbeat["current_task"], "active_tasks": heartbeat["active_tasks"]}
+            platform.events.publish(workspace.id, "TASK_UPDATED", task)
         status = next_status(
             workspace.status,
             wedged=state == "wedged",
             state=state,
-            error_rate=beat["error_rate"],
+            error_rate=heartbeat["error_rate"],
             recoverable=platform.generation.recoverable,
         )
         if status != workspace.status:
             platform.set_status(workspace, status, f"WORKSPACE_{status.upper()}")
 
     async def update_card(self, request: Request) -> Response:
-        """Replace the card alone."""
+        """Replace the agent card."""
         body = await read_object(request)
         workspace_id, card = body.get("workspace_id"), body.get("agent_card")
         if not isinstance(workspace_id, str) or not workspace_id or not isinstance(card, dict):
             raise Refusal(400, "invalid request body")
         self._auth.registry(request, workspace_id)
         self._platform.store.change(workspace_id, agent_card=to_json(card))
-        self._platform.events.tell(workspace_id, "AGENT_CARD_UPDATED", {"agent_card": card})
+        self._platform.events.publish(workspace_id, "AGENT_CARD_UPDATED", {"agent_card": card})
         return answer({"status": "updated"})
 
     async def check_access(self, request: Request) -> Response:
-        """Whether one workspace may talk to another; anybody may ask."""
+        """Whether one workspace may write to another; requires no token."""
         body = await read_object(request)
         caller, target = body.get("caller_id"), body.get("target_id")
         if not isinstance(caller, str) or not isinstance(target, str) or not caller or not target:
@@ -163,14 +163,14 @@ class Registry:
         return answer({"allowed": self._auth.may_talk(caller, target)})
 
     async def peers(self, request: Request) -> Response:
-        """The neighbours of a workspace: siblings, children, the parent."""
+        """List the peers of a workspace: siblings, children, parent."""
         workspace_id: str = request.path_params["id"]
         self._auth.registry(request, workspace_id)
         store = self._platform.store
         me = store.workspace(workspace_id)
         if me is None or me.removed:
             raise Refusal(404, "workspace not found")
-        # A root has other roots as siblings on older platforms, and none on newer ones.
+        # On 2026-05, the other roots are siblings of a root; on 2026-08, it has none.
         has_siblings = me.parent_id is not None or self._platform.generation.roots_are_peers
         found = store.workspaces(
             "status != 'removed' AND id != ? AND (? AND parent_id IS ? OR parent_id = ? OR id = ?)",
@@ -180,7 +180,7 @@ class Registry:
         return answer([peer_entry(peer) for peer in found if wanted in f"{peer.name} {peer.role or ''}".lower()])
 
     async def discover(self, request: Request) -> Response:
-        """Where a workspace is said to listen."""
+        """The URL that a workspace registered."""
         caller, target_id = request.headers.get("x-workspace-id", ""), request.path_params["id"]
         if not caller:
             raise Refusal(400, "X-Workspace-ID header is required")
@@ -199,8 +199,8 @@ class Registry:
         return answer({"id": target.id, "url": target.url, "name": target.name})
 
 
-def _beat(body: dict[str, Any]) -> dict[str, Any]:
-    """The columns that a heartbeat sets."""
+def _heartbeat_columns(body: dict[str, Any]) -> dict[str, Any]:
+    """The columns that a heartbeat updates."""
     shape: tuple[tuple[str, type, Any], ...] = (
         ("active_tasks", int, 0),
         ("current_task", str, ""),
@@ -210,11 +210,11 @@ def _beat(body: dict[str, Any]) -> dict[str, Any]:
         ("monthly_spend", int, 0),
         ("runtime_state", str, ""),
     )
-    beat = {}
+    columns = {}
     for name, kind, missing in shape:
         value = body.get(name)
         value = missing if value is None else value
         if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
             raise Refusal(400, "invalid request body")
-        beat[name] = value
-    return beat
+        columns[name] = value
+    return columns

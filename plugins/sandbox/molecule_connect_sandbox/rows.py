@@ -1,4 +1,4 @@
-"""Feed rows: how they are kept, and how they are read."""
+"""Feed rows: the table and its queries."""
 
 import sqlite3
 import uuid
@@ -16,11 +16,11 @@ def _uuid4() -> str:
 
 @attrs.frozen(kw_only=True)
 class Row:
-    """One row of ``activity``. Bodies are JSON text.
+    """A row of ``activity``. Bodies are JSON text.
 
     Attributes:
-        late: Whether the fault *late-commits* may hold it back: rows that the platform writes under a workspace's lock.
-        message_id: Of an ``a2a`` message; newer platforms take each once per receiver.
+        late: Whether the fault *late-commits* can delay it: a row that the platform writes under a workspace's lock.
+        message_id: The id of an ``a2a`` message; 2026-08 stores each once per receiver.
     """
 
     workspace_id: str
@@ -39,7 +39,7 @@ class Row:
     id: str = attrs.field(factory=_uuid4)
 
     def wire(self, created_at: int, seq: int | None) -> str:
-        """The row as the feed gives it."""
+        """The row as JSON text, as the feed returns it."""
         head = {
             "id": self.id,
             "workspace_id": self.workspace_id,
@@ -58,14 +58,14 @@ class Row:
         return to_json(head)[:-1] + self.bodies() + "}"
 
     def bodies(self) -> str:
-        """The bodies that there are, as members of a JSON object."""
+        """The bodies that are set, as members of a JSON object."""
         text = "" if self.request_body is None else f',"request_body":{self.request_body}'
         return text if self.response_body is None else f'{text},"response_body":{self.response_body}'
 
 
 @attrs.frozen(kw_only=True)
 class Window:
-    """What a reader of the feed asks for. Times in microseconds; ``after`` is the cursor's time and seq."""
+    """The parameters of a read. Times are in microseconds; ``after`` is the time and seq of the cursor."""
 
     activity_type: str | None = None
     source: str | None = None
@@ -77,35 +77,35 @@ class Window:
     tuple_order: bool = True
 
     def sql(self, workspace_id: str, now: int) -> tuple[str, list[Any]]:
-        """The query and its values: oldest first after a cursor, else newest first."""
+        """The SQL and its values: oldest first after a cursor, else newest first."""
         where, values = ["workspace_id = ?", "visible_at <= ?"], [workspace_id, now]
 
-        def need(condition: str, *more: Any) -> None:
+        def add(condition: str, *more: Any) -> None:
             where.append(condition)
             values.extend(more)
 
         if self.activity_type:
-            need("activity_type = ?", self.activity_type)
+            add("activity_type = ?", self.activity_type)
         if self.source:
-            need("source_id IS NULL" if self.source == "canvas" else "source_id IS NOT NULL")
+            add("source_id IS NULL" if self.source == "canvas" else "source_id IS NOT NULL")
         if self.peer_id:
-            need("(source_id = ? OR target_id = ?)", self.peer_id, self.peer_id)
+            add("(source_id = ? OR target_id = ?)", self.peer_id, self.peer_id)
         if self.not_before is not None:
-            need("created_at >= ?", self.not_before)
+            add("created_at >= ?", self.not_before)
         if self.before is not None:
-            need("created_at < ?", self.before)
+            add("created_at < ?", self.before)
         if self.after is not None and self.tuple_order:
-            need("(created_at, seq) > (?, ?)", *self.after)
+            add("(created_at, seq) > (?, ?)", *self.after)
         elif self.after is not None:
-            need("created_at > ?", self.after[0])
-        way = "DESC" if self.after is None else "ASC"
+            add("created_at > ?", self.after[0])
+        direction = "DESC" if self.after is None else "ASC"
         values.append(self.limit)
-        query = f"WHERE {' AND '.join(where)} ORDER BY created_at {way}, seq {way} LIMIT ?"
+        query = f"WHERE {' AND '.join(where)} ORDER BY created_at {direction}, seq {direction} LIMIT ?"
         return query, values
 
 
 class Rows:
-    """The table of feed rows. ``seq`` says whether this generation's rows carry it."""
+    """The table of feed rows. ``seq``: whether rows of this generation have a sequence number."""
 
     def __init__(self, db: sqlite3.Connection, *, seq: bool) -> None:
         self._db = db
@@ -118,7 +118,7 @@ class Rows:
         self._top: int = top or 0
 
     def add(self, row: Row, created_at: int, visible_at: int) -> None:
-        """Write a row. Nobody else writes, so ``seq`` is known beforehand."""
+        """Write a row. There is no other writer, so ``seq`` is known in advance."""
         self._top += 1
         self._db.execute(
             "INSERT INTO activity VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -142,14 +142,14 @@ class Rows:
         self._db.execute("UPDATE activity SET visible_at = 0 WHERE id = ?", (row_id,))
 
     def has_message(self, workspace_id: str, message_id: str) -> bool:
-        """Whether a workspace was sent this message id before."""
+        """Whether the workspace has received this message id before."""
         found = self._db.execute(
             "SELECT 1 FROM activity WHERE workspace_id = ? AND message_id = ?", (workspace_id, message_id)
         )
         return found.fetchone() is not None
 
     def cursor(self, workspace_id: str, row_id: str, now: int) -> tuple[int, int] | None:
-        """Where a row stands, or None when it is not this workspace's or cannot be seen."""
+        """The position of a row, or None if it isn't visible in this workspace's feed."""
         found: tuple[int, int] | None = self._db.execute(
             "SELECT created_at, seq FROM activity WHERE id = ? AND workspace_id = ? AND visible_at <= ?",
             (row_id, workspace_id, now),
@@ -157,20 +157,20 @@ class Rows:
         return found
 
     def read(self, workspace_id: str, window: Window, now: int) -> list[tuple[str, str | None]]:
-        """The rows of a window: JSON text, and the source."""
+        """The rows of a window: JSON text and source."""
         query, values = window.sql(workspace_id, now)
         return self._db.execute(f"SELECT wire, source_id FROM activity {query}", values).fetchall()  # noqa: S608
 
     def all(self, workspace_id: str) -> list[tuple[str, int]]:
-        """Each row of a workspace in its order, those not yet visible too: JSON text, and when it is visible."""
+        """All rows of a workspace in order, including late ones: JSON text, and the time they become visible."""
         return self._db.execute(
             "SELECT wire, visible_at FROM activity WHERE workspace_id = ? ORDER BY created_at, seq", (workspace_id,)
         ).fetchall()
 
     def answers(self, workspace_id: str) -> list[tuple[str, str]]:
-        """What a workspace said, in order: the workspace whose feed holds it, and the row as JSON text.
+        """The messages that a workspace sent, in order: the workspace in whose feed the row is, and its JSON text.
 
-        A row of ``notify`` has no target; a stranger's with that method, which 2026-05 stores without a source, has.
+        A row of ``notify`` has no target. An anonymous message with that method, which 2026-05 accepts, has one.
         """
         return self._db.execute(
             "SELECT workspace_id, wire FROM activity WHERE activity_type = 'a2a_receive' AND "
@@ -180,7 +180,7 @@ class Rows:
         ).fetchall()
 
     def prune(self, workspace_id: str, *, row_id: str | None = None, keep: int = 0, before: int | None = None) -> int:
-        """Delete one row, or those older than *before*, or all but the newest *keep*; how many."""
+        """Delete one row, those older than *before*, or all but the newest *keep*. Returns the number deleted."""
         if row_id is not None:
             done = self._db.execute("DELETE FROM activity WHERE workspace_id = ? AND id = ?", (workspace_id, row_id))
         elif before is not None:

@@ -1,4 +1,4 @@
-"""The sandbox over real HTTP, on this machine's loopback address alone."""
+"""Serves the sandbox over HTTP, on the loopback address only."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ HOST = "127.0.0.1"
 
 
 class _OnePiece:
-    """A transport that sends the head of an answer together with what follows it: a write is what costs most."""
+    """A transport that writes the head of a response together with its body, because each write is expensive."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
@@ -34,7 +34,7 @@ class _OnePiece:
             self.flush(data)
 
     def flush(self, data: bytes = b"") -> None:
-        """Send what was held back, and *data*."""
+        """Write the buffered head and *data*."""
         held, self._head = self._head + data, b""
         if held:
             self._transport.write(held)
@@ -48,7 +48,7 @@ class _OnePiece:
 
 
 class _Protocol(H11Protocol):
-    """Lets the application cut the connection: ``scope["state"]["abort"]``."""
+    """Lets the application cut the connection with ``scope["state"]["abort"]``."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(cast("asyncio.Transport", _OnePiece(transport)))
@@ -56,7 +56,7 @@ class _Protocol(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """Serves an application. ``ready`` is called once it answers; ``stop`` may be called from any thread."""
+    """Serves an application. Calls ``ready`` when it accepts requests; ``stop`` is thread-safe."""
 
     def __init__(self, app: Starlette, ready: Callable[[], None]) -> None:
         config = uvicorn.Config(
@@ -69,7 +69,7 @@ class Server(uvicorn.Server):
             access_log=False,
             date_header=False,
             server_header=False,
-            # The platform's server lets an idle connection live; closing it would look like a fault.
+            # The platform keeps idle connections open; closing them would look like a fault.
             timeout_keep_alive=3600,
             timeout_graceful_shutdown=2,
         )
@@ -79,7 +79,7 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals are the affair of whoever runs us."""
+        """Leave signal handling to the caller."""
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -87,22 +87,22 @@ class Server(uvicorn.Server):
         self._ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # Open event streams would hold the shutdown up.
+        # Open event streams would delay the shutdown.
         self._platform.events.close()
         await super().shutdown(sockets)
 
     def stop(self) -> None:
-        """End after the requests that are being answered."""
+        """Stop after the current requests."""
         self.should_exit = True
 
 
 def listen(port: int = 0, *, hint: str = "choose another --port, or leave it out to get a free one") -> socket.socket:
-    """A listening socket on loopback; port 0 takes a free one. *hint* is for a port that is in use.
+    """Listen on loopback; port 0 picks a free port. *hint* is for a port that is in use.
 
     Raises:
-        ConfigError: The port is in use, or may not be used.
+        ConfigError: The port is in use or not permitted.
     """
-    # Named TCP, or asyncio leaves Nagle's algorithm on: 40 ms an answer.
+    # asyncio disables Nagle's algorithm, which adds 40 ms per response, only if the protocol is TCP explicitly.
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -123,7 +123,7 @@ def address(listening: socket.socket) -> str:
 
 
 async def serve(app: Starlette, listening: socket.socket, *, ready: Callable[[], None], stop: asyncio.Event) -> None:
-    """Serve until *stop* is set; *ready* is called once requests are answered."""
+    """Serve until *stop* is set. Calls *ready* when it accepts requests."""
     server = Server(app, ready)
     task, waiting = asyncio.create_task(server.serve([listening])), asyncio.create_task(stop.wait())
     try:
@@ -136,7 +136,7 @@ async def serve(app: Starlette, listening: socket.socket, *, ready: Callable[[],
 
 @attrs.frozen
 class RunningServer:
-    """A sandbox that is served by a thread of this process. ``stop`` ends it before its block does."""
+    """A sandbox in a thread of this process. ``stop`` ends it before the block ends."""
 
     url: str
     app: Starlette
@@ -148,7 +148,7 @@ def running_server(options: SandboxOptions, port: int = 0) -> Iterator[RunningSe
     """Serve a sandbox from another thread until the block ends.
 
     Raises:
-        ConfigError: An option makes no sense, or the port cannot be had.
+        ConfigError: An option is invalid, or the port isn't available.
     """
     app = create_app(options)
     listening, started = listen(port), threading.Event()

@@ -15,7 +15,7 @@ from molecule_connect_sandbox.store import Store
 
 
 def announce(platform: Platform, url: str) -> str:
-    """What is printed once the server answers: the address, what to export, what to do."""
+    """The text printed at the start: the address, variables to export, commands to try."""
     workspace = ready_workspace(platform)
     admin, control = platform.options.admin_token, platform.options.control_token
     header = f"-H 'Authorization: Bearer {admin}' " if admin else ""
@@ -27,9 +27,9 @@ def announce(platform: Platform, url: str) -> str:
             f"export MOLECULE_API_URL={url}",
             f"export WORKSPACE_ID={workspace.id}",
             f"export MOLECULE_WORKSPACE_TOKEN={workspace.token}",
-            "# In another terminal, with these lines pasted, answer its messages:",
+            "# In another terminal, paste these lines and answer its messages:",
             "#   molecule connect --backend mock",
-            "# Switch faults while it runs:",
+            "# Change faults while it runs:",
             f"#   curl -s -w '\\n' -X PUT -H 'Authorization: Bearer {control}' {url}/sandbox/faults -d '{faults}'",
             "# Write to it as a person:",
             f"#   curl -s -w '\\n' {header}{url}/workspaces/{workspace.id}/a2a -d '{message}'",
@@ -38,14 +38,14 @@ def announce(platform: Platform, url: str) -> str:
 
 
 def _listen(store: Store, port: int) -> socket.socket:
-    """Listen on *port*; without one where the last run with this store did, so that connectors find it again."""
+    """Listen on *port*, or if it is 0, on the port of the last run with this store, so that connectors find it."""
     remembered = None if port else store.remembered("port")
     if remembered is None:
         listening = listen(port)
     else:
         listening = listen(
             int(remembered),
-            hint="the last run with this --store had this port: end what uses it, or give another --port",
+            hint="the last run with this --store used this port: stop what uses it now, or choose another --port",
         )
     store.remember("port", str(listening.getsockname()[1]))
     return listening
@@ -55,7 +55,7 @@ async def run_server(options: SandboxOptions, port: int) -> None:
     """Serve until SIGTERM or Ctrl-C.
 
     Raises:
-        ConfigError: An option makes no sense, or the port cannot be had.
+        ConfigError: An option is invalid, or the port isn't available.
     """
     app = create_app(options)
     listening, stop = _listen(app.state.platform.store, port), asyncio.Event()

@@ -48,7 +48,7 @@ CREATE TABLE IF NOT EXISTS remembered (key TEXT PRIMARY KEY, value TEXT NOT NULL
 
 @attrs.frozen(kw_only=True)
 class Workspace:
-    """One workspace as it stands in the database. ``agent_card`` is JSON text."""
+    """A workspace as stored. ``agent_card`` is JSON text."""
 
     id: str
     name: str
@@ -73,7 +73,7 @@ class Workspace:
 
     @property
     def removed(self) -> bool:
-        """True once it was deleted."""
+        """Whether it was deleted."""
         return self.status == "removed"
 
     @property
@@ -87,7 +87,7 @@ _NAMES = tuple(field.name for field in attrs.fields(Workspace))
 
 
 def new_secret() -> str:
-    """A token as the platform makes them: 43 characters."""
+    """A new token of 43 characters, like the platform's."""
     return secrets.token_urlsafe(32)
 
 
@@ -108,7 +108,7 @@ def _hash(token: str) -> str:
 
 def _open(path: str) -> sqlite3.Connection:
     if path != ":memory:":
-        # Tokens are in it. SQLite gives the files beside it the same mode.
+        # The file contains secrets. SQLite creates its -wal and -shm files with the same mode.
         with contextlib.suppress(OSError):
             os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -121,58 +121,58 @@ def _open(path: str) -> sqlite3.Connection:
 
 
 class Store:
-    """The database, used from one thread at a time. Single statements commit by themselves."""
+    """The database, used from one thread at a time. Each statement is a transaction."""
 
     def __init__(self, path: str | None = None) -> None:
         try:
             self.db = _open(path or ":memory:")
         except sqlite3.Error as exc:
             raise ConfigError(
-                f"cannot use {path} as the store: {exc}", hint="name a file in a folder that can be written"
+                f"cannot use {path} as the store: {exc}", hint="choose a file in a writable folder"
             ) from exc
 
-        # Each message asks for the same few workspaces and tokens.
-        self._known: dict[str | None, Workspace] = {}
+        # Every message looks up the same few workspaces and tokens.
+        self._workspaces: dict[str | None, Workspace] = {}
         self._owners: dict[str, str] = {}
 
-    def _forget(self, workspace_id: str, *, tokens: bool) -> None:
-        self._known.pop(workspace_id, None)
+    def _invalidate(self, workspace_id: str, *, tokens: bool) -> None:
+        self._workspaces.pop(workspace_id, None)
         if tokens:
             self._owners.clear()
 
     def close(self) -> None:
-        """No more calls after this."""
+        """Close the database."""
         self.db.close()
 
     def workspace(self, workspace_id: str | None) -> Workspace | None:
-        """The workspace, a removed one too."""
-        if workspace_id in self._known:
-            return self._known[workspace_id]
+        """The workspace, also if it was removed."""
+        if workspace_id in self._workspaces:
+            return self._workspaces[workspace_id]
         found = self.workspaces("id = ?", workspace_id)
         if found:
-            self._known[workspace_id] = found[0]
+            self._workspaces[workspace_id] = found[0]
         return found[0] if found else None
 
     def workspaces(self, where: str = "1", *values: Any) -> list[Workspace]:
-        """Those that *where*, a piece of SQL, holds for; in the order in which they were made."""
+        """The workspaces that match *where*, an SQL condition, in order of creation."""
         rows = self.db.execute(f"SELECT {_COLUMNS} FROM workspaces WHERE {where} ORDER BY rowid", values)  # noqa: S608
         return [Workspace(**dict(zip(_NAMES, row, strict=True))) for row in rows]
 
     def add_workspace(self, workspace_id: str, **columns: Any) -> None:
-        """A new workspace; columns that are left out have their defaults."""
+        """Create a workspace; missing columns get their defaults."""
         values = {"id": workspace_id, "tier": 1, "inbound_secret": new_secret(), **columns}
         marks = ", ".join("?" * len(values))
         names = ", ".join(values)
         self.db.execute(f"INSERT INTO workspaces ({names}) VALUES ({marks})", tuple(values.values()))  # noqa: S608
 
     def change(self, workspace_id: str, **columns: Any) -> None:
-        """Set columns of a workspace; unknown ids are no error."""
+        """Set columns of a workspace; unknown ids are ignored."""
         assignments = ", ".join(f"{name} = ?" for name in columns)
-        self._forget(workspace_id, tokens="status" in columns)
+        self._invalidate(workspace_id, tokens="status" in columns)
         self.db.execute(f"UPDATE workspaces SET {assignments} WHERE id = ?", (*columns.values(), workspace_id))  # noqa: S608
 
     def descendants(self, workspace_id: str) -> list[str]:
-        """Ids of all below a workspace that are not removed."""
+        """Ids of the descendants of a workspace, except removed ones."""
         return [
             row[0]
             for row in self.db.execute(
@@ -185,7 +185,7 @@ class Store:
         ]
 
     def add_token(self, workspace_id: str, kind: str, now: int) -> str:
-        """Mint a token; only its hash is kept."""
+        """Create a token; only its hash is stored."""
         token = new_secret()
         self._owners.clear()
         self.db.execute(
@@ -195,7 +195,7 @@ class Store:
         return token
 
     def token_owner(self, token: str) -> str | None:
-        """The workspace that a token is good for, or None. A removed workspace's tokens are good for nothing."""
+        """The workspace of a token, or None if the token is invalid. Tokens of removed workspaces are invalid."""
         digest = _hash(token)
         if digest in self._owners:
             return self._owners[digest]
@@ -210,7 +210,7 @@ class Store:
         return str(row[0])
 
     def live_tokens(self, workspace_id: str, kind: str | None = None) -> list[tuple[str, str, str, int]]:
-        """Id, prefix, kind and time of each token that was not revoked."""
+        """Id, prefix, kind and creation time of each active token."""
         return self.db.execute(
             "SELECT id, prefix, kind, created_at FROM tokens WHERE workspace_id = ? AND NOT revoked "
             "AND kind = coalesce(?, kind) ORDER BY created_at DESC",
@@ -218,7 +218,7 @@ class Store:
         ).fetchall()
 
     def revoke(self, workspace_id: str, token_id: str | None = None) -> int:
-        """Revoke one token of a workspace, or all; how many."""
+        """Revoke one token of a workspace, or all. Returns the number revoked."""
         self._owners.clear()
         return self.db.execute(
             "UPDATE tokens SET revoked = 1 WHERE workspace_id = ? AND id = coalesce(?, id) AND NOT revoked",
@@ -226,32 +226,32 @@ class Store:
         ).rowcount
 
     def remembered(self, key: str) -> str | None:
-        """What was remembered for the next start with this store."""
+        """The value kept by an earlier ``remember``, or None."""
         row = self.db.execute("SELECT value FROM remembered WHERE key = ?", (key,)).fetchone()
         return None if row is None else str(row[0])
 
     def remember(self, key: str, value: str) -> None:
-        """Keep *value* for the next start with this store."""
+        """Keep a value for the next start with this store."""
         self.db.execute("INSERT OR REPLACE INTO remembered VALUES (?, ?)", (key, value))
 
     def secrets_of(self, workspace_id: str) -> dict[str, str]:
-        """The global secrets, overlaid by the workspace's own."""
+        """The global secrets, overridden by the workspace's own."""
         rows = self.db.execute(
             "SELECT key, value FROM secrets WHERE workspace_id IN ('', ?) ORDER BY workspace_id", (workspace_id,)
         )
         return dict(rows.fetchall())
 
     def set_secrets(self, workspace_id: str, values: dict[str, str]) -> None:
-        """Set secrets of a workspace, or global ones under the empty id."""
+        """Set secrets of a workspace; the empty id sets global ones."""
         rows = [(workspace_id, key, value) for key, value in values.items()]
         self.db.executemany("INSERT OR REPLACE INTO secrets VALUES (?, ?, ?)", rows)
 
 
 def kept_token(path: str | None) -> str:
-    """The administrator's token that the last run with this store made, else a new one that the next run gets too.
+    """The generated administrator's token of this store, created on first use.
 
     Raises:
-        ConfigError: The store cannot be opened.
+        ConfigError: The store can't be opened.
     """
     store = Store(path)
     try:

@@ -1,11 +1,11 @@
-"""What the platform does by itself from time to time."""
+"""Periodic cleanup."""
 
 import asyncio
 
 from molecule_connect_sandbox.platform import Platform
 
 TICK = 15.0
-# A connector that was born by registering alone is forgotten after this many seconds without a beat.
+# A workspace that was created by registering goes offline after this long without a heartbeat, in seconds.
 BARE_STALE_AFTER = 180.0
 RETENTION = 7 * 24 * 3600 * 1_000_000
 HARD_RETENTION = 30 * 24 * 3600 * 1_000_000
@@ -13,13 +13,13 @@ ACKED_UPLOAD_LIFE = 3600 * 1_000_000
 
 
 def sweep(platform: Platform) -> None:
-    """Turn silent workspaces away, and delete what is too old."""
-    _turn_silent(platform)
+    """Update the status of silent workspaces, and delete expired rows and uploads."""
+    _mark_silent_workspaces(platform)
     _delete_uploads(platform)
     _delete_rows(platform)
 
 
-def _turn_silent(platform: Platform) -> None:
+def _mark_silent_workspaces(platform: Platform) -> None:
     now = platform.now()
     rules = (
         ("= 'external'", platform.generation.stale_after, "awaiting_agent"),

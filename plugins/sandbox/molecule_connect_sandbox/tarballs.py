@@ -1,4 +1,4 @@
-"""Plugins to download: good ones, and each way in which a hostile one is known to be bad."""
+"""Plugin archives: good ones, and one for each known attack."""
 
 import gzip
 import io
@@ -21,7 +21,7 @@ def _pack(*entries: tuple[tarfile.TarInfo, bytes]) -> bytes:
         for entry, content in entries:
             entry.size = len(content)
             tar.addfile(entry, io.BytesIO(content))
-    # With a time in it, each download would have another digest, and none could be asked for.
+    # A timestamp would change the digest with each download, so that none could be pinned.
     return gzip.compress(packed.getvalue(), mtime=0)
 
 

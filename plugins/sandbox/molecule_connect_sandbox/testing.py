@@ -1,4 +1,4 @@
-"""The sandbox for tests: in this process without sockets, or over loopback, with the same helpers.
+"""The sandbox for tests: in process without sockets, or over loopback, with the same helpers.
 
 async with Sandbox.in_process() as sandbox:
     workspace = await sandbox.workspace()
@@ -28,7 +28,7 @@ IN_PROCESS_URL = "http://127.0.0.1:8080"
 
 @attrs.frozen
 class Workspace:
-    """A workspace of the sandbox, and the token to serve it with."""
+    """A workspace of the sandbox and its token."""
 
     id: str
     token: str = attrs.field(repr=False)
@@ -37,7 +37,7 @@ class Workspace:
 
 @attrs.frozen(kw_only=True)
 class Answer:
-    """What a workspace said. ``to`` is the peer's id, or None for the person in the canvas."""
+    """A message that a workspace sent. ``to`` is the peer's id, or None for the person in the canvas."""
 
     to: str | None
     text: str
@@ -54,7 +54,7 @@ class ForgedRow:
     Attributes:
         kind: One of ``FORGERIES``.
         sender_id: The peer, which is the row's ``source_id``.
-        row_id: None when the platform absorbed it, because it had the message id already.
+        row_id: None if the platform dropped the row because it had the message id already.
     """
 
     kind: str
@@ -64,7 +64,7 @@ class ForgedRow:
 
 @attrs.frozen(kw_only=True)
 class Sandbox:
-    """A running sandbox. ``transport`` is for more clients of one in this process, and None over loopback."""
+    """A running sandbox. ``transport`` is for further clients of an in-process sandbox; None over loopback."""
 
     url: str
     options: SandboxOptions
@@ -74,7 +74,7 @@ class Sandbox:
     @classmethod
     @contextlib.asynccontextmanager
     async def in_process(cls, **options: Any) -> AsyncIterator[Self]:
-        """A sandbox without sockets; *options* are those of ``SandboxOptions``."""
+        """Run a sandbox without sockets. *options* are the fields of ``SandboxOptions``."""
         chosen = SandboxOptions(**{"admin_token": ADMIN, **options})
         app = create_app(chosen)
         transport = StreamingTransport(app)
@@ -87,7 +87,7 @@ class Sandbox:
     @classmethod
     @contextlib.asynccontextmanager
     async def over_loopback(cls, **options: Any) -> AsyncIterator[Self]:
-        """A sandbox that a thread of this process serves over real HTTP."""
+        """Run a sandbox over real HTTP in a thread of this process."""
         chosen = SandboxOptions(**{"admin_token": ADMIN, **options})
         with running_server(chosen) as server:
             async with httpx.AsyncClient(base_url=server.url, timeout=30, trust_env=False) as client:
@@ -96,21 +96,21 @@ class Sandbox:
     @classmethod
     @contextlib.contextmanager
     def in_thread(cls, **options: Any) -> Iterator[Self]:
-        """As ``over_loopback``, for a fixture that is no coroutine; its helpers may be used from any one loop."""
+        """Like ``over_loopback``, for synchronous fixtures. Use its helpers from one event loop only."""
         chosen = SandboxOptions(**{"admin_token": ADMIN, **options})
         with running_server(chosen) as server:
-            # Nothing closes this client, so it keeps no connection.
-            alone = httpx.Limits(max_keepalive_connections=0)
+            # The client is never closed, so it must not keep connections open.
+            no_keepalive = httpx.Limits(max_keepalive_connections=0)
             yield cls(
                 url=server.url,
                 options=chosen,
-                client=httpx.AsyncClient(base_url=server.url, timeout=30, trust_env=False, limits=alone),
+                client=httpx.AsyncClient(base_url=server.url, timeout=30, trust_env=False, limits=no_keepalive),
             )
 
     async def call(
         self, method: str, path: str, body: Any = None, *, token: str | None = None, **headers: str
     ) -> httpx.Response:
-        """Any request. *body* goes as JSON unless it is bytes; ``X_Workspace_ID=...`` becomes a header."""
+        """Send any request. *body* is sent as JSON unless it is bytes; ``X_Workspace_ID=...`` becomes a header."""
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
         if token is not None:
             sent["Authorization"] = f"Bearer {token}"
@@ -120,7 +120,7 @@ class Sandbox:
         )
 
     async def admin(self, method: str, path: str, body: Any = None, **headers: str) -> Any:
-        """A request of the administrator's that has to succeed; its JSON."""
+        """Send a request as the administrator and return its JSON. Raises ``AssertionError`` if it fails."""
         return (await self._admin(method, path, body, **headers)).json()
 
     async def _admin(self, method: str, path: str, body: Any = None, **headers: str) -> httpx.Response:
@@ -132,7 +132,7 @@ class Sandbox:
     async def workspace(
         self, name: str = "tester", *, parent: Workspace | None = None, registered: bool = False
     ) -> Workspace:
-        """A new external workspace in poll mode. *registered*: online already, as if a connector were there."""
+        """Create an external workspace in poll mode. *registered*: it is online, as if a connector served it."""
         body = {"name": name, "tier": 1, "runtime": "external", "external": True, "delivery_mode": "poll"}
         if parent is not None:
             body["parent_id"] = parent.id
@@ -144,18 +144,18 @@ class Sandbox:
         return workspace
 
     async def pair(self) -> tuple[Workspace, Workspace]:
-        """Two workspaces that may write to each other."""
+        """Create two workspaces that may write to each other."""
         parent = await self.workspace("parent")
         return parent, await self.workspace("child", parent=parent)
 
     async def say(self, to: Workspace, text: str, *, sender: Workspace | None = None, **message: Any) -> httpx.Response:
-        """A person, or a peer, writes a text. *message*: more members, as ``messageId`` or ``contextId``."""
+        """Send a text as a person, or as the peer *sender*. *message*: further members, such as ``contextId``."""
         parts = [{"kind": "text", "text": text}]
         filled = {"role": "user", "messageId": str(uuid.uuid4()), "parts": parts, **message}
         return await self.post(to, {"method": "message/send", "params": {"message": filled}}, sender=sender)
 
     async def post(self, to: Workspace, body: Any, *, sender: Workspace | None = None) -> httpx.Response:
-        """A person, or a peer, posts any body to ``a2a``."""
+        """Post any body to ``a2a`` as a person, or as the peer *sender*."""
         path = f"/workspaces/{to.id}/a2a"
         if isinstance(body, dict):
             body = {"jsonrpc": "2.0", "id": str(uuid.uuid4()), **body}
@@ -164,14 +164,14 @@ class Sandbox:
         return await self.call("POST", path, body, token=self.options.admin_token)
 
     async def answers(self, workspace: Workspace, count: int = 0, *, timeout: float = 10) -> list[Answer]:
-        """What *workspace* said, in order. Waits until it is *count*, or for *timeout* seconds."""
+        """The messages that *workspace* sent, in order. Waits for *count* of them, at most *timeout* seconds."""
         path = f"/sandbox/workspaces/{workspace.id}/answers?count={count}&timeout={timeout}"
-        return [Answer(**told) for told in await self.admin("GET", path)]
+        return [Answer(**fields) for fields in await self.admin("GET", path)]
 
     async def rows(self, workspace: Workspace, count: int = 0, *, timeout: float = 10) -> list[dict[str, Any]]:
-        """Every row of a feed, oldest first, late ones too. Waits until there are *count*.
+        """All rows of a feed, oldest first, including late ones. Waits for *count* of them.
 
-        The deeply nested list of a forged row, which ``json`` cannot read, is the text ``DEEP_MARK``.
+        The deeply nested list of a forged row, which ``json`` can't parse, is replaced with ``DEEP_MARK``.
         """
         path = f"/sandbox/workspaces/{workspace.id}/rows?count={count}&timeout={timeout}"
         answered = await self._admin("GET", path)
@@ -179,72 +179,72 @@ class Sandbox:
         return rows
 
     async def beats(self, workspace: Workspace, count: int = 0, *, timeout: float = 10) -> list[dict[str, Any]]:
-        """The heartbeats of a workspace as they came. Waits until there are *count*."""
+        """The heartbeats of a workspace, as received. Waits for *count* of them."""
         path = f"/sandbox/workspaces/{workspace.id}/beats?count={count}&timeout={timeout}"
         beats: list[dict[str, Any]] = await self.admin("GET", path)
         return beats
 
     async def put_plugin(self, name: str, archive: bytes) -> None:
-        """Any bytes as the archive of a plugin."""
+        """Upload any bytes as the archive of a plugin."""
         await self.admin("PUT", f"/sandbox/plugins/{name}", archive)
 
     async def set_secrets(self, workspace: Workspace, **secrets: str) -> None:
-        """Give a workspace these secrets."""
+        """Set secrets of a workspace."""
         await self.admin("PUT", f"/sandbox/workspaces/{workspace.id}/secrets", secrets)
 
     async def add_rows(self, workspace: Workspace, *rows: dict[str, Any]) -> list[str]:
-        """Write rows of any shape into a feed; their ids. A body is any JSON value."""
+        """Write rows into a feed and return their ids. A body is any JSON value."""
         added = await self.admin("POST", f"/sandbox/workspaces/{workspace.id}/rows", {"rows": list(rows)})
         ids: list[str] = added["ids"]
         return ids
 
     async def forge(self, workspace: Workspace, *kinds: str, sender: Workspace | None = None) -> tuple[ForgedRow, ...]:
-        """Let a hostile peer write a forged row of each of *kinds* (of ``FORGERIES``; none: of all) into a feed.
+        """Write a forged row of each of *kinds* into a feed, as a hostile peer; by default of all ``FORGERIES``.
 
-        They use what is there when this is called: pending uploads, delegations, message ids of others.
+        They refer to existing pending uploads, delegations and message ids.
 
         Args:
-            sender: The peer. None: a child of the workspace that the sandbox makes.
+            sender: The peer. None: a child of the workspace, which the sandbox creates.
         """
         body = {"kinds": list(kinds), "sender": sender.id if sender else None}
-        told = await self.admin("POST", f"/sandbox/workspaces/{workspace.id}/forge", body)
-        return tuple(ForgedRow(sender_id=told["sender"], **row) for row in told["rows"])
+        forged = await self.admin("POST", f"/sandbox/workspaces/{workspace.id}/forge", body)
+        return tuple(ForgedRow(sender_id=forged["sender"], **row) for row in forged["rows"])
 
     async def prune(self, workspace: Workspace, *, keep: int = 0) -> int:
-        """Delete all rows but the newest *keep*; how many."""
+        """Delete all rows but the newest *keep*. Returns the number deleted."""
         pruned = await self.admin("DELETE", f"/sandbox/workspaces/{workspace.id}/rows?keep={keep}")
         return int(pruned["pruned"])
 
     async def faults(self, *texts: str) -> None:
-        """Turn these faults on and all others off; none: all off."""
+        """Replace the active faults with these."""
         await self.admin("PUT", "/sandbox/faults", {"faults": list(texts)})
 
     async def requests(self) -> dict[tuple[str, str], int]:
-        """How many requests came, by method and path with ``:id`` for ids, whatever their answers."""
+        """The number of requests by method and path, with ``:id`` for ids."""
         counts: dict[tuple[str, str], int] = {}
         for method, path, _, count in (await self.admin("GET", "/sandbox/requests"))["requests"]:
             counts[method, path] = counts.get((method, path), 0) + count
         return counts
 
     async def status(self, workspace: Workspace) -> str:
-        """The workspace's status, as its public card tells it; ``removed`` once it was deleted."""
+        """The status of a workspace; ``removed`` after it was deleted."""
         answered = await self.call("GET", f"/workspaces/{workspace.id}?include_removed=true")
         return str(answered.json()["status"])
 
     async def pause(self, workspace: Workspace) -> None:
-        """Pause a workspace, and all below it."""
+        """Pause a workspace and its descendants."""
         await self.admin("POST", f"/workspaces/{workspace.id}/pause?cascade=true")
 
     async def resume(self, workspace: Workspace) -> None:
-        """End a pause."""
+        """Resume a paused workspace."""
         await self.admin("POST", f"/workspaces/{workspace.id}/resume")
 
     async def delete(self, workspace: Workspace) -> None:
-        """Delete a workspace, and all below it."""
+        """Delete a workspace and its descendants."""
         name = (await self.call("GET", f"/workspaces/{workspace.id}")).json()["name"]
         await self.admin("DELETE", f"/workspaces/{workspace.id}?confirm=true", X_Confirm_Name=name)
 
     async def rotate(self, workspace: Workspace) -> Workspace:
-        """End the workspace's tokens; it comes back with the new one."""
+        """Revoke the tokens of a workspace. Returns it with a new one."""
         made = await self.admin("POST", f"/workspaces/{workspace.id}/external/rotate", {})
         return attrs.evolve(workspace, token=made["connection"]["auth_token"])

@@ -1,4 +1,4 @@
-"""Tokens of workspaces: made, listed, ended, rotated."""
+"""Workspace tokens: create, list, revoke, rotate."""
 
 from typing import Any
 
@@ -15,14 +15,14 @@ MAX_TOKENS = 50
 
 
 class Tokens:
-    """Making, listing and ending tokens."""
+    """The token endpoints."""
 
     def __init__(self, platform: Platform, auth: Auth) -> None:
         self._platform = platform
         self._auth = auth
 
     def routes(self) -> list[Route]:
-        """The endpoints of this class."""
+        """The routes of these endpoints."""
         one = "/workspaces/{id}"
         routes = [
             Route(f"{one}/tokens", self.list, methods=["GET"]),
@@ -36,7 +36,7 @@ class Tokens:
         return [*routes, Route("/admin/workspaces/{id}/tokens", self.admin_token, methods=["POST"])]
 
     async def list(self, request: Request) -> Response:
-        """The live tokens; their values are kept nowhere."""
+        """List the active tokens, without their values, which aren't stored."""
         workspace_id = self._auth.workspace(request)
         tokens = [
             {"id": token_id, "prefix": prefix, "created_at": to_rfc3339(created)}
@@ -51,18 +51,18 @@ class Tokens:
         return {"auth_token": store.add_token(workspace_id, "api", self._platform.now()), "workspace_id": workspace_id}
 
     async def create(self, request: Request) -> Response:
-        """One more token."""
+        """Create a token."""
         minted = self._mint(self._auth.workspace(request))
         return answer({**minted, "message": "Save this token now: it is not shown again."}, 201)
 
     async def revoke(self, request: Request) -> Response:
-        """End one token."""
+        """Revoke a token."""
         workspace_id = self._auth.workspace(request)
         if not self._platform.store.revoke(workspace_id, request.path_params["token_id"]):
             raise Refusal(404, "token not found")
         return answer({"status": "revoked"})
 
-    def _known(self, request: Request) -> str:
+    def _existing(self, request: Request) -> str:
         self._auth.admin(request)
         workspace = self._platform.store.workspace(request.path_params["id"])
         if workspace is None or workspace.removed:
@@ -70,12 +70,12 @@ class Tokens:
         return workspace.id
 
     async def test_token(self, request: Request) -> Response:
-        """A token for tests, as older platforms hand it out."""
-        return answer(self._mint(self._known(request)))
+        """Create a token for tests; only on 2026-05."""
+        return answer(self._mint(self._existing(request)))
 
     async def admin_token(self, request: Request) -> Response:
-        """A token made by the administrator, as newer platforms do it."""
-        return answer(self._mint(self._known(request)), 201)
+        """Create a token as the administrator; only on 2026-08."""
+        return answer(self._mint(self._existing(request)), 201)
 
     def _external(self, request: Request) -> str:
         workspace_id = self._auth.workspace(request)
@@ -87,21 +87,21 @@ class Tokens:
         return workspace_id
 
     async def rotate(self, request: Request) -> Response:
-        """End all tokens and make a new one."""
+        """Revoke all tokens and create a new one."""
         workspace_id, store = self._external(request), self._platform.store
         store.revoke(workspace_id)
         token = store.add_token(workspace_id, "instance", self._platform.now())
-        self._platform.events.tell(workspace_id, "EXTERNAL_CREDENTIALS_ROTATED", {})
+        self._platform.events.publish(workspace_id, "EXTERNAL_CREDENTIALS_ROTATED", {})
         return answer({"connection": connection(request, workspace_id, token)})
 
     async def show_connection(self, request: Request) -> Response:
-        """How to connect, without a token."""
+        """Return the connection details without a token."""
         workspace_id = self._external(request)
         return answer({"connection": connection(request, workspace_id, "")})
 
 
 def connection(request: Request, workspace_id: str, token: str) -> dict[str, Any]:
-    """What the operator of an external workspace needs."""
+    """Connection details for the operator of an external workspace."""
     base = f"{request.url.scheme}://{request.url.netloc}"
     command = f"MOLECULE_API_URL={base} MOLECULE_WORKSPACE_TOKEN={token} molecule connect {workspace_id}"
     return {

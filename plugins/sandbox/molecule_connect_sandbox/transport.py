@@ -1,4 +1,4 @@
-"""An httpx transport that talks to an ASGI application in this process, and streams."""
+"""An httpx transport to an ASGI application in this process, with streaming responses."""
 
 import asyncio
 import contextlib
@@ -12,38 +12,38 @@ CLIENT = ("127.0.0.1", 123)
 
 
 class _Exchange:
-    """One request on its way through the application."""
+    """A request and its response."""
 
     def __init__(self) -> None:
-        self.answered: asyncio.Queue[Message | Exception] = asyncio.Queue()
-        self.gone = asyncio.Event()
-        self._asked: list[Message] = []
+        self.responses: asyncio.Queue[Message | Exception] = asyncio.Queue()
+        self.disconnected = asyncio.Event()
+        self._requests: list[Message] = []
 
-    def ask(self, body: bytes) -> None:
-        self._asked = [{"type": "http.request", "body": body, "more_body": False}]
+    def set_body(self, body: bytes) -> None:
+        self._requests = [{"type": "http.request", "body": body, "more_body": False}]
 
     def abort(self) -> None:
-        """Cut the connection, as the server may."""
-        self.answered.put_nowait(httpx.ReadError("the connection was cut"))
-        self.gone.set()
+        """Cut the connection, as the server can."""
+        self.responses.put_nowait(httpx.ReadError("the connection was cut"))
+        self.disconnected.set()
 
     async def receive(self) -> Message:
-        if self._asked:
-            return self._asked.pop()
-        await self.gone.wait()
+        if self._requests:
+            return self._requests.pop()
+        await self.disconnected.wait()
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
-        if not self.gone.is_set():
-            self.answered.put_nowait(message)
+        if not self.disconnected.is_set():
+            self.responses.put_nowait(message)
 
     async def next(self, timeout: float | None) -> Message:
-        """The next piece of the answer; an error of the application, or a cut, is raised."""
+        """The next message of the response. Raises errors of the application, and ``ReadError`` for a cut."""
         try:
             async with asyncio.timeout(timeout):
-                message = await self.answered.get()
+                message = await self.responses.get()
         except TimeoutError as exc:
-            raise httpx.ReadTimeout("no answer in time") from exc
+            raise httpx.ReadTimeout("the response timed out") from exc
         if isinstance(message, Exception):
             raise message
         return message
@@ -64,15 +64,15 @@ class _Body(httpx.AsyncByteStream):
                 yield message["body"]
 
     async def aclose(self) -> None:
-        self._exchange.gone.set()
+        self._exchange.disconnected.set()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
 
 
 class StreamingTransport(httpx.AsyncBaseTransport):
-    """Sends requests to *app* without a socket. An answer is there once its head is, so event streams work.
+    """Sends requests to *app* without a socket. Responses stream, so event streams work.
 
-    The application's own errors are raised in the client.
+    Exceptions of the application are raised in the client.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -80,13 +80,13 @@ class StreamingTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         exchange = _Exchange()
-        exchange.ask(await request.aread())
+        exchange.set_body(await request.aread())
         task = asyncio.create_task(self._run(exchange, _scope(request, exchange)))
         timeout = _read_timeout(request)
         try:
             head = await exchange.next(timeout)
         except BaseException:
-            exchange.gone.set()
+            exchange.disconnected.set()
             task.cancel()
             raise
         return httpx.Response(head["status"], headers=head["headers"], stream=_Body(exchange, task, timeout))
@@ -94,11 +94,11 @@ class StreamingTransport(httpx.AsyncBaseTransport):
     async def _run(self, exchange: _Exchange, scope: Scope) -> None:
         try:
             await self._app(scope, exchange.receive, exchange.send)
-        except Exception as exc:  # the application's, for whoever asked
-            exchange.answered.put_nowait(exc)
+        except Exception as exc:  # raised in the client
+            exchange.responses.put_nowait(exc)
         else:
-            # Whoever still waits for more must not wait for ever.
-            exchange.answered.put_nowait(httpx.RemoteProtocolError("the answer ended early"))
+            # A client that waits for more must not hang.
+            exchange.responses.put_nowait(httpx.RemoteProtocolError("the response ended early"))
 
 
 def _read_timeout(request: httpx.Request) -> float | None:

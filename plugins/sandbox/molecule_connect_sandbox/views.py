@@ -1,4 +1,4 @@
-"""``/sandbox/``: what the real platform does not have. Turns faults on and off, and lets tests look inside."""
+"""The endpoints under ``/sandbox/``: change faults, inspect and edit state."""
 
 import asyncio
 import json
@@ -21,8 +21,8 @@ MAX_WAIT = 60.0
 _FIELDS = tuple(field.name for field in attrs.fields(Row) if field.name not in ("workspace_id", "late"))
 
 
-def told_answer(home: str, text: str) -> dict[str, Any] | None:
-    """What a workspace said, read from the row that it became in the feed of *home*; None where it said nothing."""
+def parse_answer(home: str, text: str) -> dict[str, Any] | None:
+    """The message that a workspace sent, from its row in the feed of *home*; None if the row isn't a message."""
     row = json.loads(text.replace(DEEP, f'"{DEEP_MARK}"'))
     to_person = row["source_id"] is None
     if to_person and not isinstance(row.get("response_body"), dict):
@@ -49,14 +49,14 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 class Views:
-    """The sandbox's own endpoints; they ask for the control token."""
+    """The control endpoints; they require the control token."""
 
     def __init__(self, platform: Platform, auth: Auth) -> None:
         self._platform = platform
         self._auth = auth
 
     def routes(self) -> list[Route]:
-        """The endpoints of this module."""
+        """The routes of these endpoints."""
         one = "/sandbox/workspaces/{id}"
         return [
             Route("/sandbox/faults", self.faults, methods=["GET", "PUT", "DELETE"]),
@@ -72,25 +72,25 @@ class Views:
         ]
 
     async def faults(self, request: Request) -> Response:
-        """The faults that are on; PUT ``{"faults": [...]}`` turns these on and all others off, DELETE all off."""
+        """List the active faults. PUT ``{"faults": [...]}`` replaces them, DELETE removes them."""
         self._auth.control(request)
         faults = self._platform.faults
         if request.method == "PUT":
             texts = (await read_object(request)).get("faults")
             if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-                raise Refusal(400, "faults must be a list of texts")
+                raise Refusal(400, "faults must be a list of strings")
             try:
                 faults.set(texts)
             except ConfigError as exc:
                 raise Refusal(400, str(exc), hint=exc.hint) from exc
         elif request.method == "DELETE":
             faults.set(())
-        self._platform.events.stir()
-        self._platform.bell.ring()
+        self._platform.events.recheck_faults()
+        self._platform.changes.notify()
         return answer({"faults": faults.texts})
 
     async def requests(self, request: Request) -> Response:
-        """How many requests came, as ``[method, path, status, count]``; DELETE begins anew. Status 0: cut."""
+        """Request counts as ``[method, path, status, count]``; status 0 means cut. DELETE resets them."""
         self._auth.control(request)
         counts = [[*key, count] for key, count in sorted(self._platform.requests.items())]
         if request.method == "DELETE":
@@ -98,7 +98,7 @@ class Views:
         return answer({"requests": counts})
 
     async def sweep(self, request: Request) -> Response:
-        """Do now what is done every 15 seconds."""
+        """Run the periodic cleanup now."""
         self._auth.control(request)
         sweep(self._platform)
         return answer({"status": "swept"})
@@ -108,7 +108,7 @@ class Views:
         try:
             async with asyncio.timeout(min(float(request.query_params.get("timeout", "10")), MAX_WAIT)):
                 while not ready():
-                    await self._platform.bell.wait()
+                    await self._platform.changes.wait()
         except TimeoutError:
             return
 
@@ -117,36 +117,36 @@ class Views:
         return int(text) if text.isdigit() else 0
 
     async def answers(self, request: Request) -> Response:
-        """What a workspace said, to people and peers, in order. ``count=N`` waits for N of them."""
+        """The messages that a workspace sent, in order. ``count=N`` waits for N of them."""
         self._auth.control(request)
         workspace_id, wanted = request.path_params["id"], self._wanted(request)
 
         def ready() -> bool:
-            return len(self._platform.rows.answers(workspace_id)) >= wanted and len(self._said(workspace_id)) >= wanted
+            return len(self._platform.rows.answers(workspace_id)) >= wanted and len(self._sent(workspace_id)) >= wanted
 
         await self._wait(request, ready)
-        return answer(self._said(workspace_id))
+        return answer(self._sent(workspace_id))
 
-    def _said(self, workspace_id: str) -> list[dict[str, Any]]:
-        told = (told_answer(*found) for found in self._platform.rows.answers(workspace_id))
-        return [one for one in told if one is not None]
+    def _sent(self, workspace_id: str) -> list[dict[str, Any]]:
+        answers = (parse_answer(*found) for found in self._platform.rows.answers(workspace_id))
+        return [one for one in answers if one is not None]
 
     async def rows(self, request: Request) -> Response:
-        """Every row of a feed, those that are still late too. ``count=N`` waits for N of them."""
+        """All rows of a feed, including late ones. ``count=N`` waits for N of them."""
         self._auth.control(request)
         workspace_id, wanted = request.path_params["id"], self._wanted(request)
         await self._wait(request, lambda: len(self._platform.rows.all(workspace_id)) >= wanted)
         return raw_answer(f"[{','.join(text for text, _ in self._platform.rows.all(workspace_id))}]")
 
     async def add_rows(self, request: Request) -> Response:
-        """Write rows as they are given, ``{"rows": [{...}]}``: any shape that a platform may have."""
+        """Write rows, ``{"rows": [{...}]}``, without validating their content."""
         self._auth.control(request)
         given = (await read_object(request, cap=256 * 1024 * 1024)).get("rows")
         if not isinstance(given, list):
             raise Refusal(400, "rows must be a list")
         rows = [self._row(request.path_params["id"], fields) for fields in given]
         for row in rows:
-            self._platform.log(row, then=self._platform.tell_activity)
+            self._platform.log(row, then=self._platform.publish_activity)
         return answer({"ids": [row.id for row in rows]}, 201)
 
     def _row(self, workspace_id: str, fields: Any) -> Row:
@@ -160,7 +160,7 @@ class Views:
         return Row(workspace_id=workspace_id, **{**fields, **bodies})
 
     async def prune(self, request: Request) -> Response:
-        """Delete rows: the one that ``row_id`` names, else all but the newest ``keep``."""
+        """Delete the row ``row_id``, or all but the newest ``keep``."""
         self._auth.control(request)
         query = request.query_params
         keep = query.get("keep", "0")
@@ -170,14 +170,14 @@ class Views:
         return answer({"pruned": count})
 
     async def beats(self, request: Request) -> Response:
-        """The newest heartbeats, as they came. ``count=N`` waits for N of them."""
+        """The newest heartbeats, as received. ``count=N`` waits for N of them."""
         self._auth.control(request)
         workspace_id, wanted = request.path_params["id"], self._wanted(request)
-        await self._wait(request, lambda: len(self._platform.beats.get(workspace_id, ())) >= wanted)
-        return answer(list(self._platform.beats.get(workspace_id, ())))
+        await self._wait(request, lambda: len(self._platform.heartbeats.get(workspace_id, ())) >= wanted)
+        return answer(list(self._platform.heartbeats.get(workspace_id, ())))
 
     async def streams(self, request: Request) -> Response:
-        """How many event streams of a workspace are open."""
+        """The number of open event streams of a workspace."""
         self._auth.control(request)
         return answer({"open": self._platform.events.count(request.path_params["id"])})
 

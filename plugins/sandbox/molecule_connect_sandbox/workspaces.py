@@ -1,4 +1,4 @@
-"""Workspaces as the administrator and their owners see them: made, moved, paused, deleted; their secrets."""
+"""Workspaces: create, move, pause and delete them; their state and secrets."""
 
 import uuid
 
@@ -16,14 +16,14 @@ from molecule_connect_sandbox.tokens import connection
 
 
 class Workspaces:
-    """The life of workspaces."""
+    """The workspace endpoints."""
 
     def __init__(self, platform: Platform, auth: Auth) -> None:
         self._platform = platform
         self._auth = auth
 
     def routes(self) -> list[Route]:
-        """The endpoints of this module."""
+        """The routes of these endpoints."""
         one = "/workspaces/{id}"
         return [
             Route("/workspaces", self.create, methods=["POST"]),
@@ -36,14 +36,14 @@ class Workspaces:
             Route(f"{one}/resume", self.resume, methods=["POST"]),
         ]
 
-    def _there(self, workspace_id: str) -> Workspace:
+    def _existing(self, workspace_id: str) -> Workspace:
         workspace = self._platform.store.workspace(workspace_id)
         if workspace is None or workspace.removed:
             raise Refusal(404, "workspace not found")
         return workspace
 
     async def create(self, request: Request) -> Response:
-        """A new workspace, external unless the body says otherwise."""
+        """Create a workspace."""
         self._auth.admin(request)
         body = await read_object(request, "invalid workspace payload")
         name, parent = body.get("name"), body.get("parent_id")
@@ -83,7 +83,7 @@ class Workspaces:
         return free
 
     async def card(self, request: Request) -> Response:
-        """What anybody may see of a workspace; 410 tells that it was deleted."""
+        """Return the public view of a workspace, or 410 if it was deleted."""
         workspace_id = request.path_params["id"]
         if not is_uuid(workspace_id):
             raise Refusal(400, "invalid workspace ID")
@@ -113,7 +113,7 @@ class Workspaces:
         """Rename a workspace, or move it below another."""
         self._auth.admin(request)
         body = await read_object(request)
-        workspace = self._there(request.path_params["id"])
+        workspace = self._existing(request.path_params["id"])
         parent = body.get("parent_id", workspace.parent_id)
         if parent is not None and self._platform.store.workspace(parent) is None:
             raise Refusal(400, "invalid request body")
@@ -122,12 +122,12 @@ class Workspaces:
         return answer({"status": "updated"})
 
     async def delete(self, request: Request) -> Response:
-        """Delete a workspace and all below it. Its tokens die, its rows go."""
+        """Delete a workspace and its descendants, with their tokens and rows."""
         self._auth.admin(request)
         workspace_id = request.path_params["id"]
         if not is_uuid(workspace_id):
             raise Refusal(400, "invalid workspace ID")
-        workspace = self._there(workspace_id)
+        workspace = self._existing(workspace_id)
         store, now = self._platform.store, self._platform.now()
         below = store.descendants(workspace_id)
         if self._platform.generation.deletes_by_name:
@@ -137,33 +137,33 @@ class Workspaces:
             children = [
                 {"id": child.id, "name": child.name} for child in store.workspaces("parent_id = ?", workspace_id)
             ]
-            asked = {"status": "confirmation_required", "children": children, "children_count": len(children)}
-            return answer(asked, 409)
-        for gone in (*below, workspace_id):
-            store.change(gone, status="removed", removed_at=now)
-            store.revoke(gone)
-            self._platform.rows.prune(gone)
-            self._platform.events.tell(gone, "WORKSPACE_REMOVED", {"cascade_deleted": len(below)})
+            confirmation = {"status": "confirmation_required", "children": children, "children_count": len(children)}
+            return answer(confirmation, 409)
+        for removed_id in (*below, workspace_id):
+            store.change(removed_id, status="removed", removed_at=now)
+            store.revoke(removed_id)
+            self._platform.rows.prune(removed_id)
+            self._platform.events.publish(removed_id, "WORKSPACE_REMOVED", {"cascade_deleted": len(below)})
         return answer({"cascade_deleted": len(below), "status": "removed"})
 
     async def state(self, request: Request) -> Response:
-        """What a connector asks about its own workspace."""
+        """Return the state of a connector's own workspace."""
         workspace_id = self._auth.workspace(request, admin=False)
         workspace = self._platform.store.workspace(workspace_id)
         if workspace is None or workspace.removed:
             status = {"status": "removed"} if workspace else {}
             return answer({"deleted": True, "workspace_id": workspace_id, **status}, 404)
         paused = workspace.status == "paused"
-        told = {"deleted": False, "paused": paused, "status": workspace.status, "workspace_id": workspace_id}
-        return answer(told)
+        state = {"deleted": False, "paused": paused, "status": workspace.status, "workspace_id": workspace_id}
+        return answer(state)
 
     async def secrets(self, request: Request) -> Response:
-        """The secrets, global ones included."""
+        """Return the secrets of a workspace, including global ones."""
         workspace_id = self._auth.workspace(request, admin=False)
         return answer(self._platform.store.secrets_of(workspace_id))
 
     async def pause(self, request: Request) -> Response:
-        """Pause a workspace and all below it. Messages are still queued."""
+        """Pause a workspace and its descendants. Messages are still queued."""
         self._auth.admin(request)
         workspace = self._platform.store.workspace(request.path_params["id"])
         if workspace is None or workspace.status in ("removed", "paused"):
@@ -172,11 +172,11 @@ class Workspaces:
         cascade = request.query_params.get("cascade") == "true"
         if below and self._platform.generation.pause_asks_cascade and not cascade:
             raise Refusal(409, "workspace has children; repeat with ?cascade=true", children_count=len(below))
-        count = self._turn([workspace.id, *below], "paused", ("removed", "paused"), "WORKSPACE_PAUSED")
+        count = self._set_statuses([workspace.id, *below], "paused", ("removed", "paused"), "WORKSPACE_PAUSED")
         return answer({"paused_count": count, "status": "paused"})
 
     async def resume(self, request: Request) -> Response:
-        """End a pause. The next heartbeat puts the workspace online."""
+        """Resume a workspace. The next heartbeat puts it online."""
         self._auth.admin(request)
         workspace = self._platform.store.workspace(request.path_params["id"])
         if workspace is None or workspace.status != "paused":
@@ -186,10 +186,10 @@ class Workspaces:
             raise Refusal(409, f'parent workspace "{parent.name}" is paused — resume it first')
         below = self._platform.store.descendants(workspace.id)
         active = ("removed", "online", "degraded", "offline", "provisioning", "awaiting_agent", "failed")
-        count = self._turn([workspace.id, *below], "provisioning", active, "WORKSPACE_PROVISIONING")
+        count = self._set_statuses([workspace.id, *below], "provisioning", active, "WORKSPACE_PROVISIONING")
         return answer({"resumed_count": count, "status": "provisioning"})
 
-    def _turn(self, ids: list[str], status: str, unless: tuple[str, ...], event: str) -> int:
+    def _set_statuses(self, ids: list[str], status: str, unless: tuple[str, ...], event: str) -> int:
         count = 0
         for workspace_id in ids:
             workspace = self._platform.store.workspace(workspace_id)

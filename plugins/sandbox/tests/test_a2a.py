@@ -124,8 +124,8 @@ async def test_sender_authorization(sandbox: Sandbox, newer: bool) -> None:
     assert (await sandbox.say(unknown, "x", sender=child)).status_code == 403
     assert (await sandbox.say(unknown, "x")).status_code == 404
     path = f"/workspaces/{parent.id}/a2a"
-    nobody = await sandbox.call("POST", path, {"method": "x"})
-    assert nobody.status_code == (401 if newer else 200)
+    anonymous = await sandbox.call("POST", path, {"method": "x"})
+    assert anonymous.status_code == (401 if newer else 200)
     system = await sandbox.call("POST", path, {"method": "x"}, token=child.token, X_Workspace_ID="system:cron")
     assert (system.status_code, system.json()["error"]) == (403, "invalid caller ID")
 

@@ -25,7 +25,7 @@ PROGRAM = [sys.executable, "-m", "molecule_connect_sandbox"]
 
 @contextmanager
 def served(*options: str) -> Iterator[tuple["subprocess.Popen[str]", list[str]]]:
-    """A serving process, and what it printed once it answers."""
+    """A serving process, and the first lines that it printed."""
     process = subprocess.Popen([*PROGRAM, "--serve", *options], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -70,14 +70,14 @@ def test_rejects_empty_admin_token(token: str, platform: str) -> None:
 def test_serve_rejects_backend_with_hint(given: tuple[str, str]) -> None:
     outcome = subprocess.run([*PROGRAM, "--serve", *given], capture_output=True, text=True, timeout=40)
     assert (outcome.returncode, outcome.stdout) == (2, "")
-    what, to_do = outcome.stderr.splitlines()
-    assert what.startswith(f"error: {given[0]} ")
-    assert "molecule connect --backend" in to_do
+    error, hint = outcome.stderr.splitlines()
+    assert error.startswith(f"error: {given[0]} ")
+    assert "molecule connect --backend" in hint
 
 
 def test_unusable_store_error_names_path(tmp_path: Path) -> None:
     broken = tmp_path / "store.db"
-    broken.write_text("this is no database, but long enough to be taken for one" * 20)
+    broken.write_text("not a database, but long enough to be opened as one " * 20)
     for store in (broken, tmp_path / "nowhere" / "store.db"):
         outcome = CliRunner().invoke(sandbox, ["--serve", "--store", str(store)])
         assert isinstance(outcome.exception, ConfigError)

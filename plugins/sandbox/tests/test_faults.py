@@ -1,4 +1,4 @@
-"""Faults: how they are written, and what each does."""
+"""Faults: syntax, conditions and effects."""
 
 import asyncio
 from pathlib import Path
@@ -231,8 +231,8 @@ async def test_counts_requests_by_status(august: Sandbox) -> None:
     with pytest.raises(httpx.ReadError):
         await notify(august, workspace)
     path = "/workspaces/:id/notify"
-    told = (await august.admin("GET", "/sandbox/requests"))["requests"]
-    assert told == [["POST", path, 0, 1], ["POST", path, 200, 1]]
+    counts = (await august.admin("GET", "/sandbox/requests"))["requests"]
+    assert counts == [["POST", path, 0, 1], ["POST", path, 200, 1]]
     assert await august.requests() == {("POST", path): 2}
 
 

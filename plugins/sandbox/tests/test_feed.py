@@ -1,4 +1,4 @@
-"""Reading the feed: orders, filters, cursors, and what older platforms lose."""
+"""Reading the feed: order, filters, cursors, and the rows that 2026-05 loses."""
 
 import uuid
 from typing import Any

@@ -55,8 +55,8 @@ async def test_forger_uses_real_ids(sandbox: Sandbox) -> None:
     parent, child = await sandbox.pair()
     file_id = await pending_upload(sandbox, parent)
     await sandbox.say(parent, "mine", messageId="question-1")
-    asked = {"target_id": child.id, "task": "do it", "idempotency_key": "k"}
-    delegated = await sandbox.call("POST", f"/workspaces/{parent.id}/delegate", asked, token=parent.token)
+    task = {"target_id": child.id, "task": "do it", "idempotency_key": "k"}
+    delegated = await sandbox.call("POST", f"/workspaces/{parent.id}/delegate", task, token=parent.token)
     await sandbox.rows(child, 1)
     before = len(await sandbox.rows(parent, 2))
     await sandbox.forge(parent, "upload-pending", "upload-pending-capitals", "result-known", "message-same-key")
@@ -149,9 +149,9 @@ async def test_forger_does_not_affect_person_replies(sandbox: Sandbox) -> None:
             await sandbox.say(workspace, f"question {number}")
         await sandbox.rows(workspace, 3 * len(FORGERIES))
         await sandbox.faults()
-        told: list[str] = []
+        texts: list[str] = []
         for count in range(1, 400):
-            told = [one.text for one in await sandbox.answers(workspace, count, timeout=15) if one.to is None]
-            if len(told) >= 3:
+            texts = [one.text for one in await sandbox.answers(workspace, count, timeout=15) if one.to is None]
+            if len(texts) >= 3:
                 break
-        assert told == [f"got question {number}" for number in range(3)]
+        assert texts == [f"got question {number}" for number in range(3)]

@@ -1,4 +1,4 @@
-"""Who may reach the sandbox through a browser: pages of this machine alone."""
+"""Only pages of this machine can reach the sandbox through a browser."""
 
 import pytest
 

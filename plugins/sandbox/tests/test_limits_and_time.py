@@ -1,4 +1,4 @@
-"""The rate limit, the sweep, and what the clock rules."""
+"""The rate limit, the periodic cleanup, and times."""
 
 from collections.abc import Callable
 from typing import Any

@@ -61,7 +61,7 @@ def test_header_names_are_title_case(url: str) -> None:
 
 
 def test_responses_do_not_wait_for_acks(url: str) -> None:
-    # Nagle's algorithm must be off: with it, every second answer comes 40 ms late.
+    # With Nagle's algorithm, every second response is 40 ms late.
     with listen() as listening:
         assert listening.proto == socket.IPPROTO_TCP
 

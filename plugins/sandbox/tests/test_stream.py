@@ -29,9 +29,9 @@ class Reader:
         """The next event: its type and data."""
         while not (line := await self.line()).startswith("data: "):
             pass
-        told = json.loads(line[6:])
-        assert isinstance(told["timestamp"], int)
-        return told["type"], told["data"]
+        event = json.loads(line[6:])
+        assert isinstance(event["timestamp"], int)
+        return event["type"], event["data"]
 
 
 @contextlib.asynccontextmanager
@@ -52,7 +52,7 @@ async def test_sends_event_once_message_is_readable(sandbox: Sandbox, newer: boo
             assert (kind, data["method"], data["source_id"]) == ("ACTIVITY_LOGGED", "message/send", child.id)
             assert "id" not in data
         assert len(await sandbox.rows(parent)) == 1
-        # Nothing more is told of it: the next event is the beat's.
+        # No further event about it: the next one is the heartbeat's.
         beat = {"workspace_id": parent.id}
         await sandbox.call("POST", "/registry/heartbeat", beat, token=parent.token)
         assert (await stream.event())[0] == "WORKSPACE_HEARTBEAT"
@@ -108,7 +108,7 @@ async def test_drops_events_beyond_buffer() -> None:
     broadcaster = Broadcaster(lambda: 0.0)
     listener = broadcaster.listen("w")
     for number in range(BUFFER + 10):
-        broadcaster.tell("w", "TASK_UPDATED", {"n": number})
+        broadcaster.publish("w", "TASK_UPDATED", {"n": number})
     assert len(listener.waiting) == BUFFER
     assert b'"n":0' in listener.waiting[0]
 
@@ -172,7 +172,7 @@ async def test_spared_stream_is_not_cut(august: Sandbox) -> None:
 async def test_stalled_stream_raises_read_timeout(august: Sandbox) -> None:
     workspace = await august.workspace()
     path, headers = f"/workspaces/{workspace.id}/events/stream", {"Authorization": f"Bearer {workspace.token}"}
-    # The head of the answer has to come within the timeout.
+    # The response head must arrive within the timeout.
     async with august.client.stream("GET", path, headers=headers, timeout=1) as response:
         with pytest.raises(httpx.ReadTimeout):
             await anext(line async for line in response.aiter_lines() if line.startswith("data: "))

@@ -20,8 +20,8 @@ async def test_workspace_with_url_gets_no_token(august: Sandbox) -> None:
 
 
 async def test_only_admin_creates_workspaces(sandbox: Sandbox) -> None:
-    nobody = await sandbox.call("POST", "/workspaces", {"name": "x"})
-    assert (nobody.status_code, nobody.json()["error"]) == (401, "admin auth required")
+    anonymous = await sandbox.call("POST", "/workspaces", {"name": "x"})
+    assert (anonymous.status_code, anonymous.json()["error"]) == (401, "admin auth required")
     wrong = await sandbox.call("POST", "/workspaces", {"name": "x"}, token="wrong")
     assert (wrong.status_code, wrong.json()["error"]) == (401, "invalid admin auth token")
 
@@ -61,11 +61,11 @@ async def test_state_reports_status_and_pause(sandbox: Sandbox) -> None:
 async def test_deleted_workspace_returns_410_and_401(sandbox: Sandbox) -> None:
     parent, child = await sandbox.pair()
     await sandbox.delete(parent)
-    for gone in (parent, child):
-        answered = await sandbox.call("GET", f"/workspaces/{gone.id}")
+    for removed in (parent, child):
+        answered = await sandbox.call("GET", f"/workspaces/{removed.id}")
         assert (answered.status_code, answered.json()["error"]) == (410, "workspace removed")
         assert answered.json()["hint"]
-        assert (await sandbox.call("GET", f"/workspaces/{gone.id}/activity", token=gone.token)).status_code == 401
+        assert (await sandbox.call("GET", f"/workspaces/{removed.id}/activity", token=removed.token)).status_code == 401
 
 
 async def test_registering_deleted_workspace_returns_dead_token(sandbox: Sandbox) -> None:
