@@ -11,9 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from molecule_connect_sandbox.answers import Refusal, parse, raw_answer, read_body, to_json
 from molecule_connect_sandbox.auth import Auth
 from molecule_connect_sandbox.platform import Platform
+from molecule_connect_sandbox.responses import Refusal, parse, raw_json_response, read_body, to_json
 from molecule_connect_sandbox.rows import Row
 from molecule_connect_sandbox.store import Workspace
 
@@ -136,7 +136,7 @@ class Proxy:
             body = parse(raw)
         except ValueError as exc:
             raise Refusal(400, "invalid JSON") from exc
-        return raw_answer(self.deliver(target_id, caller, body))
+        return raw_json_response(self.deliver(target_id, caller, body))
 
     def deliver(self, target_id: str, caller: str | None, body: Any) -> str:
         """Queue a parsed body for *target_id* and return the response as JSON text.

@@ -12,29 +12,29 @@ from starlette.routing import Route
 
 from molecule_connect_sandbox import __version__
 from molecule_connect_sandbox.a2a import Proxy
-from molecule_connect_sandbox.answers import Refusal, answer, internal_error, page_not_found, refusal_response
 from molecule_connect_sandbox.auth import Auth
+from molecule_connect_sandbox.canvas import Canvas
+from molecule_connect_sandbox.cleanup import clean_up_periodically
+from molecule_connect_sandbox.control import Control
 from molecule_connect_sandbox.delegation import Delegations
 from molecule_connect_sandbox.feed import Feed
 from molecule_connect_sandbox.forger import Forger
-from molecule_connect_sandbox.gate import Gate
+from molecule_connect_sandbox.middleware import SandboxMiddleware
 from molecule_connect_sandbox.options import SandboxOptions
-from molecule_connect_sandbox.people import People
 from molecule_connect_sandbox.platform import Platform
 from molecule_connect_sandbox.plugins import Plugins
 from molecule_connect_sandbox.registry import Registry
-from molecule_connect_sandbox.sweep import keep_sweeping
+from molecule_connect_sandbox.responses import Refusal, internal_error, json_response, page_not_found, refusal_response
 from molecule_connect_sandbox.tokens import Tokens
-from molecule_connect_sandbox.views import Views
 from molecule_connect_sandbox.workspaces import Workspaces
 
 
 async def _health(request: Request) -> Response:
-    return answer({"status": "ok"})
+    return json_response({"status": "ok"})
 
 
 async def _buildinfo(request: Request) -> Response:
-    return answer({"git_sha": f"sandbox-{__version__}"})
+    return json_response({"git_sha": f"sandbox-{__version__}"})
 
 
 def create_app(options: SandboxOptions) -> Starlette:
@@ -50,14 +50,14 @@ def create_app(options: SandboxOptions) -> Starlette:
     # The most frequent first: routes are matched in order.
     parts = (
         proxy,
-        People(platform, auth),
+        Canvas(platform, auth),
         Feed(platform, auth),
         Registry(platform, auth),
         Workspaces(platform, auth),
         Tokens(platform, auth),
         Delegations(platform, auth, proxy),
         Plugins(platform, auth),
-        Views(platform, auth),
+        Control(platform, auth),
         forger,
     )
     routes = [route for part in parts for route in part.routes()]
@@ -65,7 +65,7 @@ def create_app(options: SandboxOptions) -> Starlette:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        platform.spawn(keep_sweeping(platform))
+        platform.spawn(clean_up_periodically(platform))
         platform.spawn(forger.run())
         try:
             yield
@@ -74,7 +74,7 @@ def create_app(options: SandboxOptions) -> Starlette:
 
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(Gate, platform=platform)],
+        middleware=[Middleware(SandboxMiddleware, platform=platform)],
         exception_handlers={
             Refusal: refusal_response,
             sqlite3.Error: internal_error,

@@ -4,8 +4,8 @@ import hmac
 
 from starlette.requests import Request
 
-from molecule_connect_sandbox.answers import Refusal
 from molecule_connect_sandbox.platform import Platform
+from molecule_connect_sandbox.responses import Refusal
 from molecule_connect_sandbox.store import Workspace
 
 # Caller ids that are reserved for components of the platform.

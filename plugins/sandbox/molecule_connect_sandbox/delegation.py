@@ -9,10 +9,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from molecule_connect_sandbox.a2a import Proxy
-from molecule_connect_sandbox.answers import Refusal, answer, read_object, to_json
 from molecule_connect_sandbox.auth import Auth
 from molecule_connect_sandbox.clock import to_rfc3339
 from molecule_connect_sandbox.platform import Platform
+from molecule_connect_sandbox.responses import Refusal, json_response, read_object, to_json
 from molecule_connect_sandbox.rows import Row
 from molecule_connect_sandbox.store import is_uuid
 
@@ -52,12 +52,12 @@ class Delegations:
             raise Refusal(400, "self-delegation not permitted")
         known = self._with_key(source, key) if isinstance(key, str) and key else None
         if known is not None:
-            return answer({**known, "idempotent_hit": True})
+            return json_response({**known, "idempotent_hit": True})
         delegation_id = str(uuid.uuid4())
         self._add(delegation_id, source, target, task, status="pending", key=key)
         self._platform.events.publish(source, "DELEGATION_SENT", {"delegation_id": delegation_id, "target_id": target})
         self._platform.spawn(self._run(delegation_id, source, target, task))
-        return answer({"delegation_id": delegation_id, "status": "delegated", "target_id": target}, 202)
+        return json_response({"delegation_id": delegation_id, "status": "delegated", "target_id": target}, 202)
 
     def _with_key(self, source: str, key: str) -> dict[str, Any] | None:
         """The delegation with this key. A failed one is deleted, so that it can be retried."""
@@ -134,7 +134,7 @@ class Delegations:
             "WHERE workspace_id = ? ORDER BY created_at DESC, rowid DESC LIMIT ?",
             (workspace_id, LISTED),
         )
-        return answer([_entry(workspace_id, *row) for row in rows])
+        return json_response([_entry(workspace_id, *row) for row in rows])
 
     async def record(self, request: Request) -> Response:
         """Record a delegation that was sent by other means."""
@@ -146,7 +146,7 @@ class Delegations:
         if not isinstance(target, str) or not is_uuid(target):
             raise Refusal(400, "target_id must be a valid UUID")
         self._add(delegation_id, source, target, task, status="dispatched")
-        return answer({"delegation_id": delegation_id, "status": "recorded"}, 202)
+        return json_response({"delegation_id": delegation_id, "status": "recorded"}, 202)
 
     async def update(self, request: Request) -> Response:
         """Set the outcome of a delegation; an unknown id is ignored."""
@@ -156,7 +156,7 @@ class Delegations:
         if status not in ("completed", "failed"):
             raise Refusal(400, "status must be 'completed' or 'failed'")
         self._end(source, delegation_id, str(status), error=error, preview=preview)
-        return answer({"delegation_id": delegation_id, "status": status})
+        return json_response({"delegation_id": delegation_id, "status": status})
 
 
 def _entry(

@@ -9,11 +9,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from molecule_connect_sandbox.a2a import storable
-from molecule_connect_sandbox.answers import GONE, Refusal, answer, raw_answer, read_object, to_json
 from molecule_connect_sandbox.auth import Auth
-from molecule_connect_sandbox.broadcast import EventStream
 from molecule_connect_sandbox.clock import from_rfc3339
+from molecule_connect_sandbox.event_stream import EventStream
 from molecule_connect_sandbox.platform import Platform
+from molecule_connect_sandbox.responses import GONE, Refusal, json_response, raw_json_response, read_object, to_json
 from molecule_connect_sandbox.rows import Row, Window
 from molecule_connect_sandbox.store import is_uuid
 
@@ -74,7 +74,7 @@ class Feed:
             texts = [self._with_peer(text, source, base) for text, source in rows]
         if platform.faults and platform.faults.strike("blank-ids", path=request.url.path, method="GET"):
             texts = [_ROW_ID.sub('{"id":""', text, count=1) for text in texts]
-        return raw_answer(f"[{','.join(texts)}]")
+        return raw_json_response(f"[{','.join(texts)}]")
 
     def _window(self, workspace_id: str, query: dict[str, str]) -> Window:
         platform = self._platform
@@ -151,7 +151,7 @@ class Feed:
         )
         if not lost:
             self._platform.log(row, then=self._platform.publish_activity)
-        return answer({"status": "logged"})
+        return json_response({"status": "logged"})
 
     async def acknowledge(self, request: Request) -> Response:
         """Allow the rows up to a sequence number to be pruned early."""
@@ -165,7 +165,7 @@ class Feed:
         workspace = self._platform.store.workspace(workspace_id)
         highest = max(seq, workspace.acked_seq if workspace else 0)
         self._platform.store.change(workspace_id, acked_seq=highest)
-        return answer({"last_acked_seq": highest})
+        return json_response({"last_acked_seq": highest})
 
     async def stream(self, request: Request) -> EventStream:
         """Stream the events of a workspace until the client disconnects."""

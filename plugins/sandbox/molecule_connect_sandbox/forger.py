@@ -12,9 +12,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from molecule_connect_sandbox.a2a import Proxy, normalize
-from molecule_connect_sandbox.answers import Refusal, answer, read_object
 from molecule_connect_sandbox.auth import Auth
 from molecule_connect_sandbox.platform import Platform
+from molecule_connect_sandbox.responses import Refusal, json_response, read_object
 from molecule_connect_sandbox.store import Workspace
 
 FAULT = "forged-rows"
@@ -172,7 +172,7 @@ class Forger:
         if not isinstance(sender, str) or self._platform.store.workspace(sender) is None:
             raise Refusal(400, "sender is the id of a workspace")
         rows = [{"kind": kind, "row_id": self._write(target, sender, kind)} for kind in kinds]
-        return answer({"sender": sender, "rows": rows}, 201)
+        return json_response({"sender": sender, "rows": rows}, 201)
 
     async def run(self) -> None:
         """Write to every workspace while the fault is active."""

@@ -6,7 +6,7 @@ import re
 from starlette.datastructures import Headers
 from starlette.responses import Response
 
-from molecule_connect_sandbox.answers import answer
+from molecule_connect_sandbox.responses import json_response
 
 _HOST = re.compile(r"(?:\[(?P<bracketed>[^\]]*)\]|(?P<plain>[^:\[\]]*))(?::\d*)?")
 _ORIGIN = re.compile(r"https?://(?P<host>[^/?#@\\]+)", re.IGNORECASE)
@@ -53,4 +53,4 @@ def reject_foreign(headers: Headers) -> Response | None:
         "error": f"the sandbox serves only this machine, and the {named} header is not a loopback name",
         "hint": "use http://127.0.0.1:PORT or http://localhost:PORT",
     }
-    return answer(refused, 403)
+    return json_response(refused, 403)

@@ -8,7 +8,7 @@ from typing import Self
 import httpx
 
 from molecule_connect import MoleculeError
-from molecule_connect_sandbox.ready import ReadyWorkspace
+from molecule_connect_sandbox.default_workspace import DefaultWorkspace
 
 TIMEOUT = 30.0
 CONTEXT = "chat"
@@ -17,7 +17,7 @@ CONTEXT = "chat"
 class Person:
     """A person in one conversation with one workspace."""
 
-    def __init__(self, client: httpx.AsyncClient, workspace: ReadyWorkspace, admin_token: str | None) -> None:
+    def __init__(self, client: httpx.AsyncClient, workspace: DefaultWorkspace, admin_token: str | None) -> None:
         self._client = client
         self._workspace = workspace
         self._admin = {"Authorization": f"Bearer {admin_token}"} if admin_token else {}
@@ -26,7 +26,7 @@ class Person:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def at(cls, url: str, workspace: ReadyWorkspace, admin_token: str | None) -> AsyncIterator[Self]:
+    async def at(cls, url: str, workspace: DefaultWorkspace, admin_token: str | None) -> AsyncIterator[Self]:
         """A person on the platform at *url*."""
         async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT, trust_env=False) as client:
             yield cls(client, workspace, admin_token)

@@ -5,11 +5,11 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
 
-from molecule_connect_sandbox.answers import to_json
-from molecule_connect_sandbox.broadcast import Broadcaster
 from molecule_connect_sandbox.clock import Timestamps
+from molecule_connect_sandbox.event_stream import Broadcaster
 from molecule_connect_sandbox.faults import Faults
 from molecule_connect_sandbox.options import SandboxOptions
+from molecule_connect_sandbox.responses import to_json
 from molecule_connect_sandbox.rows import Row, Rows
 from molecule_connect_sandbox.store import Store, Workspace
 

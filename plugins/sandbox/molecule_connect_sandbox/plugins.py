@@ -6,9 +6,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from molecule_connect_sandbox.answers import Refusal, answer, read_body, read_object
 from molecule_connect_sandbox.auth import Auth
 from molecule_connect_sandbox.platform import Platform
+from molecule_connect_sandbox.responses import Refusal, json_response, read_body, read_object
 from molecule_connect_sandbox.tarballs import TARBALLS
 
 SCHEMES = ("clawhub", "github", "local")
@@ -69,4 +69,4 @@ class Plugins:
         """Upload any bytes as the archive of a plugin, for all workspaces."""
         self._auth.control(request)
         self._uploaded[request.path_params["name"]], _ = await read_body(request, MAX_UPLOAD)
-        return answer({"status": "set"})
+        return json_response({"status": "set"})

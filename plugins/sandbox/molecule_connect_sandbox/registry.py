@@ -7,9 +7,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from molecule_connect_sandbox.answers import Refusal, answer, read_object, to_json
 from molecule_connect_sandbox.auth import Auth, bearer
 from molecule_connect_sandbox.platform import HEARTBEATS_KEPT, Platform
+from molecule_connect_sandbox.responses import Refusal, json_response, read_object, to_json
 from molecule_connect_sandbox.store import Workspace, is_uuid
 
 DEGRADED_FROM, RECOVERED_BELOW = 0.5, 0.1
@@ -101,7 +101,7 @@ class Registry:
         kind = "instance" if platform.generation.keyed_by_token else None
         if not store.live_tokens(workspace_id, kind):
             reply["auth_token"] = store.add_token(workspace_id, "instance", now)
-        return answer(reply)
+        return json_response(reply)
 
     async def heartbeat(self, request: Request) -> Response:
         """Accept a heartbeat. Missing fields count as zero."""
@@ -120,7 +120,7 @@ class Registry:
                 self._apply_heartbeat(workspace, heartbeat, body)
         if platform.generation.seq:
             reply["generation"] = 0
-        return answer(reply)
+        return json_response(reply)
 
     def _apply_heartbeat(self, workspace: Workspace, heartbeat: dict[str, Any], body: dict[str, Any]) -> None:
         platform = self._platform
@@ -152,7 +152,7 @@ class Registry:
         self._auth.registry(request, workspace_id)
         self._platform.store.change(workspace_id, agent_card=to_json(card))
         self._platform.events.publish(workspace_id, "AGENT_CARD_UPDATED", {"agent_card": card})
-        return answer({"status": "updated"})
+        return json_response({"status": "updated"})
 
     async def check_access(self, request: Request) -> Response:
         """Whether one workspace may write to another; requires no token."""
@@ -160,7 +160,7 @@ class Registry:
         caller, target = body.get("caller_id"), body.get("target_id")
         if not isinstance(caller, str) or not isinstance(target, str) or not caller or not target:
             raise Refusal(400, "invalid request body")
-        return answer({"allowed": self._auth.may_talk(caller, target)})
+        return json_response({"allowed": self._auth.may_talk(caller, target)})
 
     async def peers(self, request: Request) -> Response:
         """List the peers of a workspace: siblings, children, parent."""
@@ -177,7 +177,7 @@ class Registry:
             *(me.id, has_siblings, me.parent_id, me.id, me.parent_id),
         )
         wanted = request.query_params.get("q", "").lower()
-        return answer([peer_entry(peer) for peer in found if wanted in f"{peer.name} {peer.role or ''}".lower()])
+        return json_response([peer_entry(peer) for peer in found if wanted in f"{peer.name} {peer.role or ''}".lower()])
 
     async def discover(self, request: Request) -> Response:
         """The URL that a workspace registered."""
@@ -196,7 +196,7 @@ class Registry:
             raise Refusal(404, "workspace not found")
         if target.removed or not target.url:
             raise Refusal(503, "workspace not available", status=target.status)
-        return answer({"id": target.id, "url": target.url, "name": target.name})
+        return json_response({"id": target.id, "url": target.url, "name": target.name})
 
 
 def _heartbeat_columns(body: dict[str, Any]) -> dict[str, Any]:

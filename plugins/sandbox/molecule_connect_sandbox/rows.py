@@ -6,8 +6,8 @@ from typing import Any
 
 import attrs
 
-from molecule_connect_sandbox.answers import to_json
 from molecule_connect_sandbox.clock import to_rfc3339
+from molecule_connect_sandbox.responses import to_json
 
 
 def _uuid4() -> str:

@@ -6,9 +6,9 @@ import socket
 import click
 
 from molecule_connect_sandbox.app import create_app
+from molecule_connect_sandbox.default_workspace import default_workspace
 from molecule_connect_sandbox.options import SandboxOptions
 from molecule_connect_sandbox.platform import Platform
-from molecule_connect_sandbox.ready import ready_workspace
 from molecule_connect_sandbox.server import address, listen, serve
 from molecule_connect_sandbox.signals import stop_on_signal
 from molecule_connect_sandbox.store import Store
@@ -16,7 +16,7 @@ from molecule_connect_sandbox.store import Store
 
 def announce(platform: Platform, url: str) -> str:
     """The text printed at the start: the address, variables to export, commands to try."""
-    workspace = ready_workspace(platform)
+    workspace = default_workspace(platform)
     admin, control = platform.options.admin_token, platform.options.control_token
     header = f"-H 'Authorization: Bearer {admin}' " if admin else ""
     faults = '{"faults":["unavailable=3,times=2"]}'

@@ -13,9 +13,9 @@ import click
 
 import molecule_connect
 from molecule_connect import MoleculeError, WorkspaceSettings, events
+from molecule_connect_sandbox.default_workspace import default_workspace
 from molecule_connect_sandbox.options import SandboxOptions
 from molecule_connect_sandbox.person import Person
-from molecule_connect_sandbox.ready import ready_workspace
 from molecule_connect_sandbox.server import running_server
 
 Connect = Callable[..., Awaitable[None]]
@@ -74,7 +74,7 @@ async def session(options: ChatOptions) -> AsyncIterator[Session]:
     connect = options.connect or molecule_connect.connect
     queue: asyncio.Queue[Any] = asyncio.Queue()
     with tempfile.TemporaryDirectory(prefix="molecule-sandbox-") as state, running_server(options.sandbox) as server:
-        workspace = ready_workspace(server.app.state.platform)
+        workspace = default_workspace(server.app.state.platform)
         serving = asyncio.ensure_future(
             connect(
                 WorkspaceSettings(

@@ -6,10 +6,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from molecule_connect_sandbox.answers import Refusal, answer
 from molecule_connect_sandbox.auth import Auth
 from molecule_connect_sandbox.clock import to_rfc3339
 from molecule_connect_sandbox.platform import Platform
+from molecule_connect_sandbox.responses import Refusal, json_response
 
 MAX_TOKENS = 50
 
@@ -42,7 +42,7 @@ class Tokens:
             {"id": token_id, "prefix": prefix, "created_at": to_rfc3339(created)}
             for token_id, prefix, _, created in self._platform.store.live_tokens(workspace_id)
         ]
-        return answer({"count": len(tokens), "tokens": tokens})
+        return json_response({"count": len(tokens), "tokens": tokens})
 
     def _mint(self, workspace_id: str) -> dict[str, str]:
         store = self._platform.store
@@ -53,14 +53,14 @@ class Tokens:
     async def create(self, request: Request) -> Response:
         """Create a token."""
         minted = self._mint(self._auth.workspace(request))
-        return answer({**minted, "message": "Save this token now: it is not shown again."}, 201)
+        return json_response({**minted, "message": "Save this token now: it is not shown again."}, 201)
 
     async def revoke(self, request: Request) -> Response:
         """Revoke a token."""
         workspace_id = self._auth.workspace(request)
         if not self._platform.store.revoke(workspace_id, request.path_params["token_id"]):
             raise Refusal(404, "token not found")
-        return answer({"status": "revoked"})
+        return json_response({"status": "revoked"})
 
     def _existing(self, request: Request) -> str:
         self._auth.admin(request)
@@ -71,11 +71,11 @@ class Tokens:
 
     async def test_token(self, request: Request) -> Response:
         """Create a token for tests; only on 2026-05."""
-        return answer(self._mint(self._existing(request)))
+        return json_response(self._mint(self._existing(request)))
 
     async def admin_token(self, request: Request) -> Response:
         """Create a token as the administrator; only on 2026-08."""
-        return answer(self._mint(self._existing(request)), 201)
+        return json_response(self._mint(self._existing(request)), 201)
 
     def _external(self, request: Request) -> str:
         workspace_id = self._auth.workspace(request)
@@ -92,12 +92,12 @@ class Tokens:
         store.revoke(workspace_id)
         token = store.add_token(workspace_id, "instance", self._platform.now())
         self._platform.events.publish(workspace_id, "EXTERNAL_CREDENTIALS_ROTATED", {})
-        return answer({"connection": connection(request, workspace_id, token)})
+        return json_response({"connection": connection(request, workspace_id, token)})
 
     async def show_connection(self, request: Request) -> Response:
         """Return the connection details without a token."""
         workspace_id = self._external(request)
-        return answer({"connection": connection(request, workspace_id, "")})
+        return json_response({"connection": connection(request, workspace_id, "")})
 
 
 def connection(request: Request, workspace_id: str, token: str) -> dict[str, Any]:

@@ -6,11 +6,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from molecule_connect_sandbox.answers import Refusal, answer, read_object
 from molecule_connect_sandbox.auth import Auth
 from molecule_connect_sandbox.clock import to_rfc3339
 from molecule_connect_sandbox.platform import Platform
 from molecule_connect_sandbox.registry import MODES, peer_entry
+from molecule_connect_sandbox.responses import Refusal, json_response, read_object
 from molecule_connect_sandbox.store import Workspace, is_uuid
 from molecule_connect_sandbox.tokens import connection
 
@@ -67,10 +67,10 @@ class Workspaces:
             url=url,
         )
         if url:
-            return answer({"external": True, "id": workspace_id, "status": "online"}, 201)
+            return json_response({"external": True, "id": workspace_id, "status": "online"}, 201)
         token = platform.store.add_token(workspace_id, "instance", platform.now())
         made = {"connection": connection(request, workspace_id, token), "external": True, "id": workspace_id}
-        return answer({**made, "status": "awaiting_agent"}, 201)
+        return json_response({**made, "status": "awaiting_agent"}, 201)
 
     def _free_name(self, name: str) -> str:
         if not self._platform.generation.deletes_by_name:
@@ -107,7 +107,7 @@ class Workspaces:
             "uptime_seconds": workspace.uptime_seconds,
             "monthly_spend": workspace.monthly_spend,
         }
-        return answer({**peer_entry(workspace), **more})
+        return json_response({**peer_entry(workspace), **more})
 
     async def patch(self, request: Request) -> Response:
         """Rename a workspace, or move it below another."""
@@ -119,7 +119,7 @@ class Workspaces:
             raise Refusal(400, "invalid request body")
         columns = {key: body[key] for key in ("name", "role", "tier") if key in body}
         self._platform.store.change(workspace.id, parent_id=parent, **columns)
-        return answer({"status": "updated"})
+        return json_response({"status": "updated"})
 
     async def delete(self, request: Request) -> Response:
         """Delete a workspace and its descendants, with their tokens and rows."""
@@ -138,13 +138,13 @@ class Workspaces:
                 {"id": child.id, "name": child.name} for child in store.workspaces("parent_id = ?", workspace_id)
             ]
             confirmation = {"status": "confirmation_required", "children": children, "children_count": len(children)}
-            return answer(confirmation, 409)
+            return json_response(confirmation, 409)
         for removed_id in (*below, workspace_id):
             store.change(removed_id, status="removed", removed_at=now)
             store.revoke(removed_id)
             self._platform.rows.prune(removed_id)
             self._platform.events.publish(removed_id, "WORKSPACE_REMOVED", {"cascade_deleted": len(below)})
-        return answer({"cascade_deleted": len(below), "status": "removed"})
+        return json_response({"cascade_deleted": len(below), "status": "removed"})
 
     async def state(self, request: Request) -> Response:
         """Return the state of a connector's own workspace."""
@@ -152,15 +152,15 @@ class Workspaces:
         workspace = self._platform.store.workspace(workspace_id)
         if workspace is None or workspace.removed:
             status = {"status": "removed"} if workspace else {}
-            return answer({"deleted": True, "workspace_id": workspace_id, **status}, 404)
+            return json_response({"deleted": True, "workspace_id": workspace_id, **status}, 404)
         paused = workspace.status == "paused"
         state = {"deleted": False, "paused": paused, "status": workspace.status, "workspace_id": workspace_id}
-        return answer(state)
+        return json_response(state)
 
     async def secrets(self, request: Request) -> Response:
         """Return the secrets of a workspace, including global ones."""
         workspace_id = self._auth.workspace(request, admin=False)
-        return answer(self._platform.store.secrets_of(workspace_id))
+        return json_response(self._platform.store.secrets_of(workspace_id))
 
     async def pause(self, request: Request) -> Response:
         """Pause a workspace and its descendants. Messages are still queued."""
@@ -173,7 +173,7 @@ class Workspaces:
         if below and self._platform.generation.pause_asks_cascade and not cascade:
             raise Refusal(409, "workspace has children; repeat with ?cascade=true", children_count=len(below))
         count = self._set_statuses([workspace.id, *below], "paused", ("removed", "paused"), "WORKSPACE_PAUSED")
-        return answer({"paused_count": count, "status": "paused"})
+        return json_response({"paused_count": count, "status": "paused"})
 
     async def resume(self, request: Request) -> Response:
         """Resume a workspace. The next heartbeat puts it online."""
@@ -187,7 +187,7 @@ class Workspaces:
         below = self._platform.store.descendants(workspace.id)
         active = ("removed", "online", "degraded", "offline", "provisioning", "awaiting_agent", "failed")
         count = self._set_statuses([workspace.id, *below], "provisioning", active, "WORKSPACE_PROVISIONING")
-        return answer({"resumed_count": count, "status": "provisioning"})
+        return json_response({"resumed_count": count, "status": "provisioning"})
 
     def _set_statuses(self, ids: list[str], status: str, unless: tuple[str, ...], event: str) -> int:
         count = 0

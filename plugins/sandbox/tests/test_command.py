@@ -14,10 +14,10 @@ from click.testing import CliRunner
 
 from molecule_connect import ConfigError, OptionError
 from molecule_connect_sandbox.command import parse_backend_options, sandbox
+from molecule_connect_sandbox.default_workspace import default_workspace
 from molecule_connect_sandbox.faults import KINDS
 from molecule_connect_sandbox.options import SandboxOptions
 from molecule_connect_sandbox.platform import Platform
-from molecule_connect_sandbox.ready import ready_workspace
 from molecule_connect_sandbox.serving import announce
 
 PROGRAM = [sys.executable, "-m", "molecule_connect_sandbox"]
@@ -167,10 +167,10 @@ def test_kept_port_in_use_exits_with_hint(tmp_path: Path) -> None:
 def test_revoked_token_is_replaced(tmp_path: Path) -> None:
     options = SandboxOptions(store=str(tmp_path / "store.db"))
     platform = Platform(options)
-    first = ready_workspace(platform)
-    assert ready_workspace(platform) == first
+    first = default_workspace(platform)
+    assert default_workspace(platform) == first
     platform.store.revoke(first.id)
-    second = ready_workspace(platform)
+    second = default_workspace(platform)
     assert second.id == first.id
     assert platform.store.token_owner(second.token) == first.id
     platform.store.close()

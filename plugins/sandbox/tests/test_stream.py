@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from molecule_connect_sandbox.broadcast import BUFFER, Broadcaster
+from molecule_connect_sandbox.event_stream import BUFFER, Broadcaster
 from molecule_connect_sandbox.testing import Sandbox, Workspace
 
 

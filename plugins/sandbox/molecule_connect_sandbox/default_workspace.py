@@ -10,14 +10,14 @@ NAME = "sandbox"
 
 
 @attrs.frozen
-class ReadyWorkspace:
+class DefaultWorkspace:
     """The id and token that a connector needs."""
 
     id: str
     token: str = attrs.field(repr=False)
 
 
-def ready_workspace(platform: Platform) -> ReadyWorkspace:
+def default_workspace(platform: Platform) -> DefaultWorkspace:
     """Return the workspace named ``sandbox``, created on first use; a store keeps it with its token."""
     store = platform.store
     found = store.workspaces("name = ? AND status != 'removed' AND runtime = 'external'", NAME)
@@ -31,4 +31,4 @@ def ready_workspace(platform: Platform) -> ReadyWorkspace:
     if token is None or store.token_owner(token) != workspace_id:
         token = store.add_token(workspace_id, "instance", platform.now())
         store.remember(key, token)
-    return ReadyWorkspace(workspace_id, token)
+    return DefaultWorkspace(workspace_id, token)

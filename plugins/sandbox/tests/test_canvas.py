@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from molecule_connect_sandbox.people import safe_name
+from molecule_connect_sandbox.canvas import safe_name
 from molecule_connect_sandbox.testing import Sandbox, Workspace
 
 

@@ -7,17 +7,17 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from molecule_connect_sandbox.answers import answer
+from molecule_connect_sandbox.fault_effects import REPLACING, SPOILING, replace_response, spoil_response
 from molecule_connect_sandbox.hosts import reject_foreign
-from molecule_connect_sandbox.interference import AFTERWARDS, INSTEAD, afterwards, instead
 from molecule_connect_sandbox.platform import Platform
 from molecule_connect_sandbox.ratelimit import RateLimit
+from molecule_connect_sandbox.responses import json_response
 
 OPEN_TO_ALL = ("/health", "/buildinfo", "/registry/register", "/registry/heartbeat")
 _ID = re.compile(r"/[0-9a-fA-F]{8}-[0-9a-fA-F-]{27}")
 
 
-class Gate:
+class SandboxMiddleware:
     """Checks and counts requests. Under ``/sandbox/``, only the host and origin are checked."""
 
     def __init__(self, app: ASGIApp, platform: Platform) -> None:
@@ -61,21 +61,21 @@ class Gate:
         method, path = scope["method"], scope["path"]
         faults = self._platform.faults
         has_origin = any(name == b"origin" for name, _ in scope["headers"])
-        wanted = tuple(name for name in INSTEAD if name != "origin-required" or not has_origin)
+        wanted = tuple(name for name in REPLACING if name != "origin-required" or not has_origin)
         fault = faults.strike(*wanted, path=path, method=method)
         if fault is not None:
             if fault.kind.name == "cut-before":
                 self._platform.requests[(*key, 0)] += 1
-            await instead(fault, scope, receive, send)
+            await replace_response(fault, scope, receive, send)
             return
         streaming = path.endswith("/events/stream")
-        fault = None if streaming else faults.strike(*AFTERWARDS, path=path, method=method)
+        fault = None if streaming else faults.strike(*SPOILING, path=path, method=method)
         if fault is None:
             await self._app(scope, receive, send)
             return
         if fault.kind.name == "cut-after":
             self._platform.requests[(*key, 0)] += 1
-        await afterwards(fault, self._app, scope, receive, send)
+        await spoil_response(fault, self._app, scope, receive, send)
 
     def _today(self) -> bytes:
         second = int(self._platform.options.now())
@@ -98,10 +98,10 @@ class Gate:
             "code": "TENANT_ORG_HEADER_REQUIRED",
             "required_header": "X-Molecule-Org-Id",
         }
-        return answer(missing, 400)
+        return json_response(missing, 400)
 
 
 def _over(wait: int) -> Response:
-    response = answer({"error": "rate limit exceeded", "retry_after": wait}, 429)
+    response = json_response({"error": "rate limit exceeded", "retry_after": wait}, 429)
     response.headers["retry-after"] = str(wait)
     return response

@@ -53,7 +53,7 @@ def _delete_rows(platform: Platform) -> None:
     )
 
 
-async def keep_sweeping(platform: Platform) -> None:
+async def clean_up_periodically(platform: Platform) -> None:
     """Sweep every ``TICK`` seconds."""
     while True:
         await asyncio.sleep(TICK)

@@ -8,8 +8,8 @@ from typing import Any
 
 from starlette.types import Message, Receive, Scope, Send
 
-from molecule_connect_sandbox.answers import to_json
 from molecule_connect_sandbox.faults import Fault, Faults
+from molecule_connect_sandbox.responses import to_json
 
 # The platform drops events for a listener that has this many unread ones.
 BUFFER = 64

@@ -30,25 +30,25 @@ def to_json(value: Any) -> str:
     return _ENCODER.encode(value)
 
 
-def raw_answer(text: str, status: int = 200) -> Response:
+def raw_json_response(text: str, status: int = 200) -> Response:
     """A response from JSON text."""
     return Response(text.encode(), status, media_type=JSON_TYPE)
 
 
-def answer(value: Any, status: int = 200) -> Response:
+def json_response(value: Any, status: int = 200) -> Response:
     """A response from a JSON value."""
-    return raw_answer(to_json(value), status)
+    return raw_json_response(to_json(value), status)
 
 
 async def refusal_response(request: Request, exc: Exception) -> Response:
     """The exception handler for ``Refusal``."""
     assert isinstance(exc, Refusal)  # noqa: S101
-    return answer(exc.body, exc.status)
+    return json_response(exc.body, exc.status)
 
 
 async def internal_error(request: Request, exc: Exception) -> Response:
     """The platform's response when its database rejects a value."""
-    return answer({"error": "internal error"}, 500)
+    return json_response({"error": "internal error"}, 500)
 
 
 async def page_not_found(request: Request, exc: Exception) -> Response:

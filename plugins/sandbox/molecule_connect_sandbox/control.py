@@ -10,12 +10,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from molecule_connect import ConfigError
-from molecule_connect_sandbox.answers import Refusal, answer, raw_answer, read_object, to_json
 from molecule_connect_sandbox.auth import Auth
+from molecule_connect_sandbox.cleanup import sweep
 from molecule_connect_sandbox.forger import DEEP, DEEP_MARK
 from molecule_connect_sandbox.platform import Platform
+from molecule_connect_sandbox.responses import Refusal, json_response, raw_json_response, read_object, to_json
 from molecule_connect_sandbox.rows import Row
-from molecule_connect_sandbox.sweep import sweep
 
 MAX_WAIT = 60.0
 _FIELDS = tuple(field.name for field in attrs.fields(Row) if field.name not in ("workspace_id", "late"))
@@ -48,7 +48,7 @@ def _object(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-class Views:
+class Control:
     """The control endpoints; they require the control token."""
 
     def __init__(self, platform: Platform, auth: Auth) -> None:
@@ -87,7 +87,7 @@ class Views:
             faults.set(())
         self._platform.events.recheck_faults()
         self._platform.changes.notify()
-        return answer({"faults": faults.texts})
+        return json_response({"faults": faults.texts})
 
     async def requests(self, request: Request) -> Response:
         """Request counts as ``[method, path, status, count]``; status 0 means cut. DELETE resets them."""
@@ -95,13 +95,13 @@ class Views:
         counts = [[*key, count] for key, count in sorted(self._platform.requests.items())]
         if request.method == "DELETE":
             self._platform.requests.clear()
-        return answer({"requests": counts})
+        return json_response({"requests": counts})
 
     async def sweep(self, request: Request) -> Response:
         """Run the periodic cleanup now."""
         self._auth.control(request)
         sweep(self._platform)
-        return answer({"status": "swept"})
+        return json_response({"status": "swept"})
 
     async def _wait(self, request: Request, ready: Any) -> None:
         """Wait until *ready* holds, or for ``timeout`` seconds."""
@@ -125,7 +125,7 @@ class Views:
             return len(self._platform.rows.answers(workspace_id)) >= wanted and len(self._sent(workspace_id)) >= wanted
 
         await self._wait(request, ready)
-        return answer(self._sent(workspace_id))
+        return json_response(self._sent(workspace_id))
 
     def _sent(self, workspace_id: str) -> list[dict[str, Any]]:
         answers = (parse_answer(*found) for found in self._platform.rows.answers(workspace_id))
@@ -136,7 +136,7 @@ class Views:
         self._auth.control(request)
         workspace_id, wanted = request.path_params["id"], self._wanted(request)
         await self._wait(request, lambda: len(self._platform.rows.all(workspace_id)) >= wanted)
-        return raw_answer(f"[{','.join(text for text, _ in self._platform.rows.all(workspace_id))}]")
+        return raw_json_response(f"[{','.join(text for text, _ in self._platform.rows.all(workspace_id))}]")
 
     async def add_rows(self, request: Request) -> Response:
         """Write rows, ``{"rows": [{...}]}``, without validating their content."""
@@ -147,7 +147,7 @@ class Views:
         rows = [self._row(request.path_params["id"], fields) for fields in given]
         for row in rows:
             self._platform.log(row, then=self._platform.publish_activity)
-        return answer({"ids": [row.id for row in rows]}, 201)
+        return json_response({"ids": [row.id for row in rows]}, 201)
 
     def _row(self, workspace_id: str, fields: Any) -> Row:
         if not isinstance(fields, dict) or not set(fields) <= set(_FIELDS):
@@ -167,23 +167,23 @@ class Views:
         count = self._platform.rows.prune(
             request.path_params["id"], row_id=query.get("row_id"), keep=int(keep) if keep.isdigit() else 0
         )
-        return answer({"pruned": count})
+        return json_response({"pruned": count})
 
     async def beats(self, request: Request) -> Response:
         """The newest heartbeats, as received. ``count=N`` waits for N of them."""
         self._auth.control(request)
         workspace_id, wanted = request.path_params["id"], self._wanted(request)
         await self._wait(request, lambda: len(self._platform.heartbeats.get(workspace_id, ())) >= wanted)
-        return answer(list(self._platform.heartbeats.get(workspace_id, ())))
+        return json_response(list(self._platform.heartbeats.get(workspace_id, ())))
 
     async def streams(self, request: Request) -> Response:
         """The number of open event streams of a workspace."""
         self._auth.control(request)
-        return answer({"open": self._platform.events.count(request.path_params["id"])})
+        return json_response({"open": self._platform.events.count(request.path_params["id"])})
 
     async def secrets(self, request: Request) -> Response:
         """Set secrets of a workspace."""
         self._auth.control(request)
         body = await read_object(request)
         self._platform.store.set_secrets(request.path_params["id"], {key: str(value) for key, value in body.items()})
-        return answer({"status": "set"})
+        return json_response({"status": "set"})

@@ -6,13 +6,13 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from molecule_connect_sandbox.answers import GONE, answer
 from molecule_connect_sandbox.faults import Fault
+from molecule_connect_sandbox.responses import GONE, json_response
 
 PIECES = 10
 HTML = "<!doctype html><html><head><title>Sign in</title></head><body>Sign in to the network</body></html>"
 # In order of precedence: faults that prevent the effect of a request apply first.
-INSTEAD = (
+REPLACING = (
     "cut-before",
     "origin-required",
     "rate-limited",
@@ -22,7 +22,7 @@ INSTEAD = (
     "html",
     "rpc-error",
 )
-AFTERWARDS = (
+SPOILING = (
     "cut-after",
     "cut-short",
     "empty-answers",
@@ -50,13 +50,13 @@ def replacement(fault: Fault) -> Response:
     if name == "html":
         return Response(HTML, media_type="text/html")
     if name == "rpc-error":
-        return answer({"jsonrpc": "2.0", "id": None, "error": {"code": -32603, "message": "agent failed"}})
+        return json_response({"jsonrpc": "2.0", "id": None, "error": {"code": -32603, "message": "agent failed"}})
     if name == "origin-required":
         return Response(status_code=404)
     if name == "bare-status":
         return Response(status_code=fault.number)
     if name == "status":
-        return answer({"error": TEXTS.get(fault.number, "sandbox fault")}, fault.number)
+        return json_response({"error": TEXTS.get(fault.number, "sandbox fault")}, fault.number)
     after = max(1, round(fault.seconds))
     limited = name == "rate-limited"
     reply: dict[str, Any] = {
@@ -65,7 +65,7 @@ def replacement(fault: Fault) -> Response:
     }
     if not limited:
         reply["restarting"] = True
-    response = answer(reply, 429 if limited else 503)
+    response = json_response(reply, 429 if limited else 503)
     response.headers["retry-after"] = str(after)
     return response
 
@@ -91,7 +91,7 @@ async def cut(scope: Scope, receive: Receive) -> None:
         pass
 
 
-async def instead(fault: Fault, scope: Scope, receive: Receive, send: Send) -> None:
+async def replace_response(fault: Fault, scope: Scope, receive: Receive, send: Send) -> None:
     """Respond without handling the request."""
     if fault.kind.name == "cut-before":
         await cut(scope, receive)
@@ -99,7 +99,7 @@ async def instead(fault: Fault, scope: Scope, receive: Receive, send: Send) -> N
         await replacement(fault)(scope, receive, send)
 
 
-async def afterwards(fault: Fault, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+async def spoil_response(fault: Fault, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
     """Handle the request, then spoil the response. Error responses are sent unchanged."""
     recorder, name = Recorder(), fault.kind.name
     await app(scope, receive, recorder)
@@ -117,9 +117,9 @@ async def afterwards(fault: Fault, app: ASGIApp, scope: Scope, receive: Receive,
 
 def _done(name: str) -> Response:
     if name == "accepted":
-        return answer({"queued": True, "queue_id": "", "queue_depth": 1, "message": "agent is busy"}, 202)
+        return json_response({"queued": True, "queue_id": "", "queue_depth": 1, "message": "agent is busy"}, 202)
     if name == "delivery-confirmed":
-        return answer({"error": TEXTS[502], "delivery_confirmed": True}, 502)
+        return json_response({"error": TEXTS[502], "delivery_confirmed": True}, 502)
     return Response(status_code=200)
 
 

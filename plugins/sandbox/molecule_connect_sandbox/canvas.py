@@ -12,9 +12,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from molecule_connect_sandbox.a2a import storable
-from molecule_connect_sandbox.answers import Refusal, answer, read_object, to_json
 from molecule_connect_sandbox.auth import Auth
 from molecule_connect_sandbox.platform import Platform
+from molecule_connect_sandbox.responses import Refusal, json_response, read_object, to_json
 from molecule_connect_sandbox.rows import Row
 from molecule_connect_sandbox.store import is_uuid
 
@@ -36,7 +36,7 @@ def safe_name(name: str | None) -> str:
     return "file" if plain in ("", ".", "..") else plain
 
 
-class People:
+class Canvas:
     """The endpoints of the canvas."""
 
     def __init__(self, platform: Platform, auth: Auth) -> None:
@@ -72,7 +72,7 @@ class People:
         if workspace is None or workspace.removed:
             raise Refusal(404, "workspace not found")
         self._show(workspace_id, message, attachments)
-        return answer({"status": "sent"})
+        return json_response({"status": "sent"})
 
     def _show(self, workspace_id: str, message: str, attachments: list[dict[str, Any]]) -> None:
         shown: dict[str, Any] = {"message": message}
@@ -107,7 +107,7 @@ class People:
         if any(not content for _, content in stored):
             raise Refusal(500, "could not stage files")
         self._stage(workspace_id, stored)
-        return answer(
+        return json_response(
             {"files": [{key: file[key] for key in ("uri", "name", "mimeType", "size")} for file, _ in stored]}
         )
 
@@ -162,12 +162,12 @@ class People:
             self._platform.store.db.execute(
                 "UPDATE uploads SET acked_at = ? WHERE id = ?", (self._platform.now(), request.path_params["file_id"])
             )
-        return answer({"acked": True})
+        return json_response({"acked": True})
 
     async def limits(self, request: Request) -> Response:
         """Return the upload limits."""
         generation = self._platform.generation
-        return answer(
+        return json_response(
             {
                 "per_file_bytes": generation.upload_file_cap,
                 "per_request_bytes": generation.upload_request_cap,
