@@ -62,18 +62,14 @@ async def failing(request: Request, progress: Progress) -> Response:
 # Reading
 
 
-async def test_messages_are_listed_newest_first_and_rows_that_are_none_are_not(
-    journal: Journal, tmp_path: Path
-) -> None:
+async def test_lists_newest_first_without_other_rows(journal: Journal, tmp_path: Path) -> None:
     kinds = [Kind.MESSAGE, Kind.ECHO, Kind.OWN, Kind.ANSWER, Kind.RESULT, Kind.UPLOAD, Kind.HISTORY, Kind.UNREADABLE]
     await store(journal, *(inbound(row_id=f"row-{kind}", kind=kind) for kind in kinds))
 
     assert looking(tmp_path) == [("row-unreadable", "dead"), ("row-message", "received")]
 
 
-async def test_states_workspace_and_limit_narrow_the_list_and_the_total_knows_no_limit(
-    journal: Journal, tmp_path: Path
-) -> None:
+async def test_filters_by_state_workspace_and_limit(journal: Journal, tmp_path: Path) -> None:
     await store(journal, *(inbound(row_id=f"a{n}", context_id=f"c{n}") for n in range(5)))
     await store(journal, inbound(row_id="b"), workspace="ws-2")
     await kill(journal, "a1", "a3")
@@ -88,7 +84,7 @@ async def test_states_workspace_and_limit_narrow_the_list_and_the_total_knows_no
         assert looked.oldest(WORKSPACE) == NOW
 
 
-async def test_the_beginning_of_a_text_is_shown_whatever_it_is_made_of(journal: Journal, tmp_path: Path) -> None:
+async def test_shows_the_beginning_of_any_text(journal: Journal, tmp_path: Path) -> None:
     parts = {
         "long": (TextPart("x" * 10_000_000),),
         "half a pair": (TextPart("a\ud800b"),),
@@ -108,7 +104,7 @@ async def test_the_beginning_of_a_text_is_shown_whatever_it_is_made_of(journal: 
     assert shown["no number"] == '[{"data": {"a": Infinity, "b": NaN}}]'
 
 
-async def test_a_message_is_found_by_the_beginning_of_its_row_id(journal: Journal, tmp_path: Path) -> None:
+async def test_finds_messages_by_row_id_prefix(journal: Journal, tmp_path: Path) -> None:
     await store(journal, *(inbound(row_id=row_id) for row_id in ("abc-1", "abc-12", "b%", "echo-1")))
     await store(journal, inbound(row_id="abd", kind=Kind.ECHO), inbound(row_id="é"))
 
@@ -123,7 +119,7 @@ async def test_a_message_is_found_by_the_beginning_of_its_row_id(journal: Journa
                 looked.find(unknown)
 
 
-async def test_one_row_id_in_two_workspaces_needs_the_workspace(journal: Journal, tmp_path: Path) -> None:
+async def test_ambiguous_row_id_needs_the_workspace(journal: Journal, tmp_path: Path) -> None:
     await store(journal, inbound(row_id="row"))
     await store(journal, inbound(row_id="row"), workspace="ws-2")
 
@@ -133,7 +129,7 @@ async def test_one_row_id_in_two_workspaces_needs_the_workspace(journal: Journal
         assert looked.find("row", "ws-2") == Key("ws-2", "row")
 
 
-async def test_a_short_id_is_as_long_as_it_must_be_to_be_found(journal: Journal, tmp_path: Path) -> None:
+async def test_short_ids_are_unambiguous(journal: Journal, tmp_path: Path) -> None:
     ids = ["12345678-a", "12345678-b", "1234567", "x", "abcdefgh-ijkl"]
     await store(journal, *(inbound(row_id=row_id) for row_id in ids))
 
@@ -143,7 +139,7 @@ async def test_a_short_id_is_as_long_as_it_must_be_to_be_found(journal: Journal,
         assert [looked.find(one).row_id for one in short] == ids
 
 
-async def test_a_journal_that_nobody_has_open_is_read_too_also_after_a_kill(tmp_path: Path) -> None:
+async def test_reads_a_closed_or_killed_journal(tmp_path: Path) -> None:
     async with open_journal(tmp_path) as journal:
         await store(journal, inbound(row_id="row"))
         killed = tmp_path / "killed"
@@ -155,7 +151,7 @@ async def test_a_journal_that_nobody_has_open_is_read_too_also_after_a_kill(tmp_
     assert looking(tmp_path) == looking(killed) == [("row", "received")]
 
 
-async def test_no_journal_a_newer_one_and_something_else_are_told_apart(tmp_path: Path) -> None:
+async def test_reports_missing_newer_and_foreign_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no journal in"), Inspection.open(tmp_path):
         pass
     assert not (tmp_path / FILE_NAME).exists()
@@ -184,7 +180,7 @@ async def test_who_reads_cannot_write(journal: Journal, tmp_path: Path) -> None:
 # Replay and drop
 
 
-async def test_only_dead_messages_are_replayed_and_unreadable_rows_are_not(journal: Journal, tmp_path: Path) -> None:
+async def test_replays_only_readable_dead_letters(journal: Journal, tmp_path: Path) -> None:
     await store(journal, inbound(row_id="dead"), inbound(row_id="bad", kind=Kind.UNREADABLE))
     await kill(journal, "dead")
     await store(journal, inbound(row_id="open", context_id="c"))
@@ -194,7 +190,7 @@ async def test_only_dead_messages_are_replayed_and_unreadable_rows_are_not(journ
     assert looking(tmp_path) == [("open", "received"), ("bad", "dead"), ("dead", "received")]
 
 
-async def test_a_dropped_message_is_done_and_cannot_be_replayed(journal: Journal, tmp_path: Path) -> None:
+async def test_dropped_message_cannot_be_replayed(journal: Journal, tmp_path: Path) -> None:
     await store(journal, inbound(row_id="dead"), inbound(row_id="bad", kind=Kind.UNREADABLE))
     await kill(journal, "dead")
     await store(journal, inbound(row_id="open", context_id="c"))
@@ -205,7 +201,7 @@ async def test_a_dropped_message_is_done_and_cannot_be_replayed(journal: Journal
     assert looking(tmp_path) == [("open", "received"), ("bad", "done"), ("dead", "done")]
 
 
-async def test_dead_letters_are_chosen_by_the_beginning_of_their_reason(journal: Journal, tmp_path: Path) -> None:
+async def test_selects_dead_letters_by_reason_prefix(journal: Journal, tmp_path: Path) -> None:
     await store(journal, inbound(row_id="bad", kind=Kind.UNREADABLE))
     for row_id, reason in (("one", "loop: five in a row"), ("two", "no answer: a loop"), ("three", "loop: again")):
         await store(journal, inbound(row_id=row_id, context_id=row_id))
@@ -226,7 +222,7 @@ async def test_more_than_a_batch_is_replayed(journal: Journal, tmp_path: Path) -
     assert len(replay(tmp_path, keys, EPOCH)) == BATCH + 1
 
 
-async def test_a_change_waits_for_another_commit_to_end(journal: Journal, tmp_path: Path) -> None:
+async def test_change_waits_for_another_commit(journal: Journal, tmp_path: Path) -> None:
     await store(journal, inbound(row_id="dead"))
     await kill(journal, "dead")
     other = sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None, check_same_thread=False)
@@ -241,7 +237,7 @@ async def test_a_change_waits_for_another_commit_to_end(journal: Journal, tmp_pa
     assert changed == [Key(WORKSPACE, "dead")]
 
 
-async def test_a_replay_from_outside_runs_the_backend_again_within_a_second(journal: Journal, tmp_path: Path) -> None:
+async def test_replay_runs_the_backend_within_a_second(journal: Journal, tmp_path: Path) -> None:
     # The fleet looks at the data version once a second and says so; its part is told here.
     platform, works = FakePlatform(), False
 
@@ -262,7 +258,7 @@ async def test_a_replay_from_outside_runs_the_backend_again_within_a_second(jour
     assert platform.answers()[1:] == ["now it can"]
 
 
-async def test_what_waits_for_days_runs_at_once_when_it_is_replayed(journal: Journal, tmp_path: Path) -> None:
+async def test_replay_skips_a_long_wait(journal: Journal, tmp_path: Path) -> None:
     platform, is_out = FakePlatform(), True
 
     async def handler(request: Request, progress: Progress) -> Response:
@@ -281,16 +277,14 @@ async def test_what_waits_for_days_runs_at_once_when_it_is_replayed(journal: Jou
     assert platform.answers() == ["now it can: one"]
 
 
-async def test_an_answer_that_waits_for_its_echo_keeps_its_time(journal: Journal, tmp_path: Path) -> None:
+async def test_replay_keeps_an_echo_deadline(journal: Journal, tmp_path: Path) -> None:
     await store(journal, inbound(row_id="out"))
     await journal.writer.put(lambda db: db.execute("UPDATE message SET state='answered', not_before=9e9"))
 
     assert replay(tmp_path, [Key(WORKSPACE, "out")], EPOCH) == []
 
 
-async def test_a_replayed_message_whose_answer_is_stored_says_so_and_a_notice_is_none(
-    journal: Journal, tmp_path: Path
-) -> None:
+async def test_replay_reports_stored_answers_except_notices(journal: Journal, tmp_path: Path) -> None:
     platform = FakePlatform()
     async with Serving(platform, journal, failing):
         row = platform.write()
@@ -318,9 +312,7 @@ async def test_a_replayed_message_whose_answer_is_stored_says_so_and_a_notice_is
 # The status file
 
 
-async def test_the_status_tells_what_a_connection_is_and_is_gone_after_a_clean_stop(
-    journal: Journal, tmp_path: Path
-) -> None:
+async def test_status_is_removed_after_a_clean_stop(journal: Journal, tmp_path: Path) -> None:
     platform = FakePlatform()
     async with Serving(platform, journal):
         await platform.until(lambda: _status(tmp_path).last_beat is not None)
@@ -333,7 +325,7 @@ async def test_the_status_tells_what_a_connection_is_and_is_gone_after_a_clean_s
     assert holder(tmp_path, WORKSPACE) is None
 
 
-async def test_a_trouble_is_told_with_its_beginning_until_it_ends(journal: Journal, tmp_path: Path) -> None:
+async def test_status_shows_a_problem_until_it_ends(journal: Journal, tmp_path: Path) -> None:
     platform = FakePlatform()
     async with Serving(platform, journal):
         await platform.until(lambda: bool(_status(tmp_path).last_beat))
@@ -345,7 +337,7 @@ async def test_a_trouble_is_told_with_its_beginning_until_it_ends(journal: Journ
         await platform.until(lambda: not _status(tmp_path).ailments)
 
 
-async def test_the_status_is_written_again_though_nothing_happens(journal: Journal, tmp_path: Path) -> None:
+async def test_status_is_refreshed_without_events(journal: Journal, tmp_path: Path) -> None:
     platform = FakePlatform()
     async with Serving(platform, journal, heartbeat_interval=1e6):
         await platform.until(lambda: bool(_status(tmp_path).last_beat))
@@ -367,7 +359,7 @@ async def test_many_changes_are_written_once_a_second(journal: Journal, tmp_path
         assert 2 <= len(written) <= 4
 
 
-async def test_what_ended_a_connection_stays_in_its_status(journal: Journal, tmp_path: Path) -> None:
+async def test_status_keeps_the_fatal_error(journal: Journal, tmp_path: Path) -> None:
     platform = FakePlatform()
     platform.fail_register = [
         PermanentPlatformError("register: 400", operation="register", status=400, body="", hint="do this")
@@ -381,7 +373,7 @@ async def test_what_ended_a_connection_stays_in_its_status(journal: Journal, tmp
     assert holder(tmp_path, WORKSPACE) is None
 
 
-async def test_a_second_process_that_is_turned_away_does_not_touch_the_status(journal: Journal, tmp_path: Path) -> None:
+async def test_rejected_process_keeps_the_status(journal: Journal, tmp_path: Path) -> None:
     platform = FakePlatform()
     with lease(tmp_path, WORKSPACE):
         status_path(tmp_path, WORKSPACE).write_text("of the first")
@@ -392,7 +384,7 @@ async def test_a_second_process_that_is_turned_away_does_not_touch_the_status(jo
     assert status_path(tmp_path, WORKSPACE).read_text() == "of the first"
 
 
-async def test_a_status_that_cannot_be_written_costs_nothing_else(journal: Journal, tmp_path: Path) -> None:
+async def test_unwritable_status_affects_nothing_else(journal: Journal, tmp_path: Path) -> None:
     platform = FakePlatform()
     (tmp_path / f".{WORKSPACE}.status.new").mkdir()
     async with Serving(platform, journal):
@@ -403,26 +395,26 @@ async def test_a_status_that_cannot_be_written_costs_nothing_else(journal: Journ
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"workspace_id": 1, "ailments": [{"x": 1}]}', "\xff"])
-def test_a_status_that_makes_no_sense_is_none(tmp_path: Path, content: str) -> None:
+def test_invalid_status_is_none(tmp_path: Path, content: str) -> None:
     status_path(tmp_path, "ws").write_bytes(content.encode("latin-1"))
 
     assert read_status(tmp_path, "ws") is None
 
 
-def test_a_status_of_a_newer_release_is_read_as_far_as_it_is_known(tmp_path: Path) -> None:
+def test_reads_known_fields_of_newer_status(tmp_path: Path) -> None:
     status_path(tmp_path, "ws").write_text(json.dumps({"workspace_id": "ws", "pid": 3, "mood": "sunny"}))
 
     assert read_status(tmp_path, "ws") == SavedStatus(workspace_id="ws", pid=3)
 
 
-def test_no_workspace_has_a_cursor_where_another_has_its_status(tmp_path: Path) -> None:
+def test_cursor_and_status_paths_never_collide(tmp_path: Path) -> None:
     assert status_path(tmp_path, "a").suffix != ".json"
 
 
 # The lease
 
 
-def test_who_holds_the_lease_can_be_asked_and_asking_hinders_nobody(tmp_path: Path) -> None:
+def test_lease_owner_can_be_read_without_blocking(tmp_path: Path) -> None:
     assert holder(tmp_path, "ws") is None
     assert not list(tmp_path.iterdir())
     with lease(tmp_path, "ws"):
@@ -442,7 +434,7 @@ def test_two_may_ask_at_once(tmp_path: Path) -> None:
         assert holder(tmp_path, "ws") is None
 
 
-def test_a_process_that_starts_while_somebody_asks_is_not_turned_away(tmp_path: Path) -> None:
+def test_reading_the_owner_rejects_no_start(tmp_path: Path) -> None:
     with lease(tmp_path, "ws"):
         pass
     with (tmp_path / "ws.lock").open() as asker:

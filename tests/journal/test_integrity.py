@@ -51,7 +51,7 @@ async def test_log_of_a_killed_process_is_whole(tmp_path: Path) -> None:
     assert await reopened(path) == (5, [])
 
 
-async def test_damaged_log_is_reported_with_what_it_may_cost(tmp_path: Path) -> None:
+async def test_reports_a_damaged_log_and_its_risk(tmp_path: Path) -> None:
     path = await killed(tmp_path)
     break_frame(path, integrity.committed_frames(integrity.wal_of(path)) // 2)
     count, notices = await reopened(path)
@@ -76,7 +76,7 @@ def test_log_without_frames_has_no_commits(tmp_path: Path, size: int) -> None:
     assert integrity.committed_frames(tmp_path / "missing") == 0
 
 
-async def test_damaged_journal_is_refused_with_the_way_out(tmp_path: Path) -> None:
+async def test_rejects_a_damaged_journal_with_instructions(tmp_path: Path) -> None:
     path = await killed(tmp_path, commits=40)
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -89,7 +89,7 @@ async def test_damaged_journal_is_refused_with_the_way_out(tmp_path: Path) -> No
     assert all(f"{path}{end}" in caught.value.hint for end in ("", "-wal", "-shm"))
 
 
-def test_check_of_a_large_journal_ends_in_time(tmp_path: Path) -> None:
+def test_checking_a_large_journal_has_a_deadline(tmp_path: Path) -> None:
     path = tmp_path / FILE_NAME
     with sqlite3.connect(path) as db:
         db.execute(

@@ -40,14 +40,14 @@ async def finish(mine: WorkspaceJournal, conversation: Conversation = PERSON) ->
     assert await mine.finish_without_reply(running)
 
 
-async def test_the_file_and_its_companions_are_their_owners_alone(journal: Journal) -> None:
+async def test_files_are_readable_only_by_owner(journal: Journal) -> None:
     await stored(journal, inbound())
     folder = journal.path.parent
     modes = {path.name: path.stat().st_mode & 0o777 for path in folder.glob(f"{FILE_NAME}*")}
     assert modes == {FILE_NAME: 0o600, f"{FILE_NAME}-wal": 0o600, f"{FILE_NAME}-shm": 0o600}
 
 
-async def test_what_was_stored_is_there_when_it_is_opened_again(tmp_path: Path) -> None:
+async def test_stored_messages_survive_reopening(tmp_path: Path) -> None:
     async with open_journal(tmp_path) as journal:
         await stored(journal, inbound("kept"))
         await journal.of(WORKSPACE).set_position(
@@ -59,7 +59,7 @@ async def test_what_was_stored_is_there_when_it_is_opened_again(tmp_path: Path) 
         assert mine.position() == FeedPosition(watermark="row-0", watermark_time=1, floor=2, last_read=3)
 
 
-async def test_a_journal_of_a_newer_release_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+async def test_rejects_a_newer_journal_unchanged(tmp_path: Path) -> None:
     with other_process(tmp_path / FILE_NAME) as db:
         db.execute(f"PRAGMA user_version={VERSION + 1}")
     with pytest.raises(JournalError, match=f"newer.*schema {VERSION + 1}"):
@@ -69,7 +69,7 @@ async def test_a_journal_of_a_newer_release_is_refused_and_left_as_it_is(tmp_pat
         assert db.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
 
 
-async def test_a_journal_of_the_first_version_is_brought_to_this_one(tmp_path: Path) -> None:
+async def test_migrates_the_first_schema_version(tmp_path: Path) -> None:
     with other_process(tmp_path / FILE_NAME) as db:
         db.executescript(TABLES)
         db.executescript("PRAGMA user_version=1; INSERT INTO spend VALUES ('ws-1', '2027-01-15', 2.5);")
@@ -80,29 +80,27 @@ async def test_a_journal_of_the_first_version_is_brought_to_this_one(tmp_path: P
             assert (ours.spend_by_caller(), ours.month_spend()) == ({None: 2.5}, 2.5)
 
 
-async def test_an_empty_file_becomes_a_journal_of_this_version(tmp_path: Path) -> None:
+async def test_empty_file_becomes_a_journal(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).touch()
     async with open_journal(tmp_path) as journal:
         await stored(journal, inbound())
         assert journal.reader.execute("PRAGMA user_version").fetchone() == (VERSION,)
 
 
-async def test_a_file_that_is_no_database_is_refused_by_its_name(tmp_path: Path) -> None:
+async def test_rejects_a_file_without_a_database(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).write_bytes(b"not a database, whatever else it may be" * 100)
     with pytest.raises(JournalError, match=FILE_NAME):
         async with open_journal(tmp_path):
             pass
 
 
-async def test_a_folder_that_is_not_there_is_refused_by_its_name(tmp_path: Path) -> None:
+async def test_rejects_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(JournalError, match="missing"):
         async with open_journal(tmp_path / "missing"):
             pass
 
 
-async def test_a_journal_that_only_half_opens_is_refused_by_its_name_and_left_closed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_rejects_a_partially_opened_journal_and_closes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[sqlite3.Connection] = []
 
     def open_first(path: Path) -> sqlite3.Connection:
@@ -132,7 +130,7 @@ async def test_writes_that_come_together_are_one_commit(tmp_path: Path) -> None:
         assert [one.item.row_id for result in results for one in result] == [f"row-{n}" for n in range(20)]
 
 
-async def test_a_commit_that_fails_fails_all_that_came_with_it_and_nothing_later(tmp_path: Path) -> None:
+async def test_failed_commit_fails_its_batch_only(tmp_path: Path) -> None:
     disk = Disk(full=True)
     async with open_journal(tmp_path, disk) as journal:
         mine = journal.of(WORKSPACE)
@@ -145,7 +143,7 @@ async def test_a_commit_that_fails_fails_all_that_came_with_it_and_nothing_later
         assert [mine.is_known(f"row-{n}") for n in range(3)] == [False, False, True]
 
 
-async def test_a_write_that_is_itself_impossible_fails_alone(journal: Journal) -> None:
+async def test_invalid_write_fails_alone(journal: Journal) -> None:
     mine = journal.of(WORKSPACE)
     good = mine.add([inbound(row_id="good")], now=NOW)
     too_large = mine.set_position(FeedPosition(floor=1 << 70))
@@ -156,7 +154,7 @@ async def test_a_write_that_is_itself_impossible_fails_alone(journal: Journal) -
     assert [mine.is_known(row) for row in ("good", "also-good")] == [True, True]
 
 
-async def test_a_write_whose_caller_was_cancelled_is_committed_all_the_same(journal: Journal) -> None:
+async def test_write_of_a_cancelled_caller_is_committed(journal: Journal) -> None:
     mine = journal.of(WORKSPACE)
     write = asyncio.ensure_future(mine.add([inbound()], now=NOW))
     await asyncio.sleep(0)
@@ -165,14 +163,14 @@ async def test_a_write_whose_caller_was_cancelled_is_committed_all_the_same(jour
     assert mine.is_known("row-1")
 
 
-async def test_a_closed_journal_says_so_instead_of_waiting(tmp_path: Path) -> None:
+async def test_closed_journal_raises_instead_of_waiting(tmp_path: Path) -> None:
     async with open_journal(tmp_path) as journal:
         mine = journal.of(WORKSPACE)
     with pytest.raises(JournalError, match="closed"):
         await mine.add([inbound()], now=NOW)
 
 
-async def test_an_accepted_answer_is_passed_over_at_once_and_committed_later(tmp_path: Path) -> None:
+async def test_accepted_answer_is_passed_before_its_commit(tmp_path: Path) -> None:
     disk = Disk()
     async with open_journal(tmp_path, disk) as journal:
         mine = await stored(journal, inbound("first"), inbound("second", row_id="row-2", time=NOW + 1))
@@ -206,9 +204,7 @@ async def test_any_text_comes_back_as_it_was(journal: Journal, text: str) -> Non
 
 
 @pytest.mark.parametrize(("depth", "state"), [(150, "received"), (400, "dead"), (950, "dead"), (50_000, "dead")])
-async def test_data_that_is_nested_too_deeply_to_be_read_back_is_kept_as_text_and_never_run(
-    journal: Journal, depth: int, state: str
-) -> None:
+async def test_too_deeply_nested_data_is_never_run(journal: Journal, depth: int, state: str) -> None:
     data: list[object] = []
     for _ in range(depth - 1):
         data = [data]
@@ -218,7 +214,7 @@ async def test_data_that_is_nested_too_deeply_to_be_read_back_is_kept_as_text_an
     assert (mine.next(PERSON) is None) is (state == "dead")
 
 
-async def test_what_another_process_writes_is_noticed_and_what_we_write_is_not(journal: Journal) -> None:
+async def test_notices_writes_of_other_processes_only(journal: Journal) -> None:
     mine = await stored(journal, inbound())
     before = await journal.data_version()
     await mine.set_position(FeedPosition(floor=1))
@@ -241,7 +237,7 @@ async def test_workspaces_share_the_file_and_nothing_else(journal: Journal) -> N
 # The cursor
 
 
-async def test_the_cursor_is_the_newest_row_before_which_all_is_over(journal: Journal) -> None:
+async def test_cursor_is_the_newest_finished_prefix(journal: Journal) -> None:
     rows = [inbound(row_id=f"row-{n}", time=NOW + n, caller_id=f"peer-{n}") for n in range(4)]
     mine = await stored(journal, *rows)
     assert mine.cursor() is None
@@ -254,7 +250,7 @@ async def test_the_cursor_is_the_newest_row_before_which_all_is_over(journal: Jo
     assert mine.cursor() == "row-3"
 
 
-async def test_the_cursor_is_not_a_row_whose_twin_is_open_because_since_id_skips_twins(journal: Journal) -> None:
+async def test_cursor_avoids_rows_with_open_twins(journal: Journal) -> None:
     rows = [inbound(row_id="old", time=NOW - 1), inbound(row_id="a", caller_id="peer-a"), inbound(row_id="b")]
     mine = await stored(journal, *rows)
     await finish(mine)
@@ -264,7 +260,7 @@ async def test_the_cursor_is_not_a_row_whose_twin_is_open_because_since_id_skips
     assert mine.cursor() in ("a", "b")
 
 
-async def test_twins_that_the_platform_numbers_are_passed_one_by_one(journal: Journal) -> None:
+async def test_numbered_twins_are_passed_separately(journal: Journal) -> None:
     mine = await stored(journal, inbound(row_id="a", seq=1), inbound(row_id="b", seq=2, caller_id="peer"))
     await finish(mine)
     assert mine.cursor() == "a"
@@ -281,7 +277,7 @@ async def test_a_held_message_holds_the_cursor_back(journal: Journal) -> None:
 # Pruning
 
 
-async def test_a_day_after_it_was_over_a_message_has_no_body_and_keeps_its_id(journal: Journal) -> None:
+async def test_finished_message_loses_its_body_after_day(journal: Journal) -> None:
     mine = await stored(journal, inbound("secret"))
     entry = head(mine)
     assert (running := await mine.start(entry))
@@ -298,7 +294,7 @@ async def test_a_day_after_it_was_over_a_message_has_no_body_and_keeps_its_id(jo
 
 
 @pytest.mark.parametrize(("anchored", "days", "stays"), [(True, 6.9, True), (True, 7.1, False), (False, 8.0, True)])
-async def test_an_id_is_forgotten_when_it_is_older_than_anchor_and_week(
+async def test_forgets_ids_older_than_watermark_and_week(
     journal: Journal, anchored: bool, days: float, stays: bool
 ) -> None:
     mine = await stored(journal, inbound())

@@ -99,7 +99,7 @@ def test_each_row_gets_its_own_inline_files(tmp_path: Path) -> None:
     ]
 
 
-def test_an_inline_file_whose_message_was_forgotten_counts_for_its_sender(tmp_path: Path) -> None:
+def test_forgotten_message_still_counts_its_inline_file(tmp_path: Path) -> None:
     old, part = Old(tmp_path), FilePart(uri="data:,x", name="x")
     old.file(part)
     old.message("over", part, caller="one", body=False)
@@ -108,7 +108,7 @@ def test_an_inline_file_whose_message_was_forgotten_counts_for_its_sender(tmp_pa
         assert files(db) == {old_id(part): ("one", "here", "x-on-disk", 1)}
 
 
-def test_what_peers_named_or_announced_is_forgotten_unless_a_person_named_it(tmp_path: Path) -> None:
+def test_forgets_peer_files_without_a_persons_message(tmp_path: Path) -> None:
     old = Old(tmp_path)
     for file_id in ("fake", "both"):
         old.file(pending(file_id), "waiting")

@@ -42,7 +42,7 @@ def kept(journal: Journal) -> int:
 # Dead letters
 
 
-async def test_beyond_their_pool_the_oldest_dead_letters_of_a_peer_lose_their_text(journal: Journal) -> None:
+async def test_oldest_dead_letters_lose_text_beyond_pool(journal: Journal) -> None:
     mine = journal.of(WORKSPACE)
     await mine.add([unreadable("other", 9 * MIB, caller="peer-2"), unreadable("person", 30 * MIB, None)], now=NOW)
     for number in range(5):
@@ -57,21 +57,21 @@ async def test_beyond_their_pool_the_oldest_dead_letters_of_a_peer_lose_their_te
     assert kept(journal) < 55 * MIB
 
 
-async def test_beyond_a_thousand_the_oldest_dead_letters_of_a_peer_are_dropped(journal: Journal) -> None:
+async def test_drops_dead_letters_beyond_a_thousand(journal: Journal) -> None:
     mine = journal.of(WORKSPACE)
     await mine.add([unreadable(f"row-{number}") for number in range(1010)], now=NOW)
     assert [state for _, state, _ in states(journal)] == ["done"] * 10 + ["dead"] * 1000
     assert mine.is_known("row-0")
 
 
-async def test_people_keep_more_dead_letters_than_a_peer(journal: Journal) -> None:
+async def test_people_keep_more_dead_letters_than_peers(journal: Journal) -> None:
     mine = journal.of(WORKSPACE)
     for number in range(9):
         await mine.add([unreadable(f"row-{number}", 8 * MIB, None)], now=NOW)
     assert [has_text for *_, has_text in states(journal)] == [0, 0, 1, 1, 1, 1, 1, 1, 1]
 
 
-async def test_failing_messages_of_a_peer_keep_the_journal_small_with_one_notice(journal: Journal) -> None:
+async def test_failing_peer_cannot_grow_the_journal(journal: Journal) -> None:
     platform = FakePlatform()
 
     async def handler(request: Request, progress: Progress) -> Response:
@@ -88,7 +88,7 @@ async def test_failing_messages_of_a_peer_keep_the_journal_small_with_one_notice
     assert kept(journal) <= 16 * MIB
 
 
-async def test_a_dead_letter_without_its_text_is_not_replayed(journal: Journal) -> None:
+async def test_dead_letter_without_text_is_not_replayed(journal: Journal) -> None:
     mine = journal.of(WORKSPACE)
     await mine.add([inbound("x" * 20 * MIB, caller_id="peer", sender_key="k")], now=NOW)
     entry = mine.next(mine.due_conversations("peer", 1)[0])
@@ -106,7 +106,7 @@ async def test_a_dead_letter_without_its_text_is_not_replayed(journal: Journal) 
 # Unfinished messages
 
 
-async def test_unfinished_messages_of_one_peer_take_half_of_the_quota_at_most(journal: Journal) -> None:
+async def test_one_peer_uses_half_of_the_quota(journal: Journal) -> None:
     mine = journal.of(WORKSPACE, quota=10 * MIB)
     big = 2 * MIB
     await mine.add([inbound("x" * big, row_id="row-0", caller_id="peer", context_id="0")], now=NOW)
@@ -122,7 +122,7 @@ async def test_unfinished_messages_of_one_peer_take_half_of_the_quota_at_most(jo
     kept(journal)
 
 
-async def test_unfinished_messages_of_all_peers_leave_a_quarter_to_people(journal: Journal) -> None:
+async def test_peers_leave_a_quarter_to_people(journal: Journal) -> None:
     mine, other = journal.of(WORKSPACE, quota=20 * MIB), journal.of("ws-2", quota=20 * MIB)
     size = 2 * MIB - 10_000
     await other.add([inbound("x" * size, row_id="row-0", caller_id="peer-0")], now=NOW)
@@ -146,7 +146,7 @@ async def finished(mine: WorkspaceJournal, row_id: str, size: int, caller: str |
     assert await mine.finish_without_reply(running)
 
 
-async def test_at_the_quota_the_oldest_texts_of_the_biggest_caller_go(journal: Journal) -> None:
+async def test_quota_removes_texts_of_the_biggest_caller(journal: Journal) -> None:
     mine, other = journal.of(WORKSPACE), journal.of("ws-2")
     for number in range(4):
         await finished(mine, f"big-{number}", MIB, "big")
@@ -162,7 +162,7 @@ async def test_at_the_quota_the_oldest_texts_of_the_biggest_caller_go(journal: J
     kept(journal)
 
 
-async def test_a_journal_that_grows_to_its_quota_is_reported_and_kept_small(journal: Journal) -> None:
+async def test_journal_at_its_quota_is_reported(journal: Journal) -> None:
     platform = FakePlatform(has_stream=True)
     quota = 8 * MIB
     async with Serving(platform, journal, echo, journal_quota=quota) as serving:
@@ -179,7 +179,7 @@ async def test_a_journal_that_grows_to_its_quota_is_reported_and_kept_small(jour
     assert (journal.path.stat().st_size) < quota + 2 * MIB
 
 
-async def test_a_journal_near_its_quota_is_reported_at_a_start(journal: Journal) -> None:
+async def test_start_reports_a_journal_near_its_quota(journal: Journal) -> None:
     await journal.of(WORKSPACE).add([unreadable("row-1", 9 * MIB)], now=NOW)
     async with Serving(FakePlatform(), journal, echo, journal_quota=10 * MIB) as serving:
         await asyncio.sleep(1)
@@ -203,7 +203,7 @@ async def test_room_that_was_freed_is_used_again(journal: Journal) -> None:
 # Older journals
 
 
-async def test_a_journal_of_an_earlier_version_knows_its_sizes_after_the_update(
+async def test_migration_computes_sizes(
     tmp_path: Path,
 ) -> None:
     with other_process(tmp_path / FILE_NAME) as db:

@@ -159,7 +159,7 @@ async def test_transitions_start_in_their_states_only(journal: Journal, mine: Wo
 
 @pytest.mark.parametrize("name", [name for name in ARROWS if name != "replay"])
 @pytest.mark.parametrize("changed", ["attempt=attempt+1", "replay=replay+1"])
-async def test_transitions_of_an_older_attempt_or_replay_fail(
+async def test_stale_attempts_and_replays_fail(
     journal: Journal, mine: WorkspaceJournal, name: str, changed: str
 ) -> None:
     await receive(mine, inbound())
@@ -173,9 +173,7 @@ async def test_transitions_of_an_older_attempt_or_replay_fail(
         assert not await act(mine, attrs.evolve(entry, state=state, attempt=attempt))
 
 
-async def test_a_try_that_counts_is_kept_and_one_that_does_not_is_taken_back(
-    journal: Journal, mine: WorkspaceJournal
-) -> None:
+async def test_keeps_only_attempts_that_count(journal: Journal, mine: WorkspaceJournal) -> None:
     await receive(mine, inbound())
     entry = head(mine)
     assert (running := await mine.start(entry))
@@ -187,9 +185,7 @@ async def test_a_try_that_counts_is_kept_and_one_that_does_not_is_taken_back(
     assert facts(journal, "attempt, first_failed, not_before, error") == (1, EPOCH, EPOCH + 5, "no")
 
 
-async def test_after_a_clock_was_set_back_nothing_waits_longer_than_it_was_meant_to(
-    journal: Journal, mine: WorkspaceJournal
-) -> None:
+async def test_clock_set_back_extends_no_wait(journal: Journal, mine: WorkspaceJournal) -> None:
     await receive(mine, inbound(), inbound(row_id="row-2", caller_id="peer"))
     ahead = 6 * 3600.0
     with other_process(journal.path) as db:
@@ -207,9 +203,7 @@ async def test_after_a_clock_was_set_back_nothing_waits_longer_than_it_was_meant
 
 
 @pytest.mark.parametrize(("state", "most"), [("received", 31 * 24 * 3600), ("answered", 600)])
-async def test_nothing_waits_longer_than_the_longest_wait_of_its_kind(
-    journal: Journal, mine: WorkspaceJournal, state: str, most: int
-) -> None:
+async def test_waits_are_bounded_by_their_kind(journal: Journal, mine: WorkspaceJournal, state: str, most: int) -> None:
     await receive(mine, inbound(caller_id="peer"))
     with other_process(journal.path) as db:
         db.execute("UPDATE message SET state=?, not_before=?", (state, EPOCH + 10**8))
@@ -217,9 +211,7 @@ async def test_nothing_waits_longer_than_the_longest_wait_of_its_kind(
     assert facts(journal, "not_before") == (EPOCH + most,)
 
 
-async def test_a_question_that_was_asked_while_the_clock_was_decades_behind_is_not_forgotten(
-    journal: Journal, mine: WorkspaceJournal
-) -> None:
+async def test_clock_decades_behind_forgets_no_question(journal: Journal, mine: WorkspaceJournal) -> None:
     await receive(mine, inbound())
     with other_process(journal.path) as db:
         delegations.ask(db, WORKSPACE, "m-1", "peer", "before the clock was set", 100.0)
@@ -233,9 +225,7 @@ async def test_a_question_that_was_asked_while_the_clock_was_decades_behind_is_n
 # The end of a process
 
 
-async def test_a_run_that_our_death_cut_short_is_an_interruption_and_no_attempt(
-    journal: Journal, mine: WorkspaceJournal
-) -> None:
+async def test_killed_run_counts_as_crash_not_attempt(journal: Journal, mine: WorkspaceJournal) -> None:
     await receive(mine, inbound(), inbound(row_id="row-2", caller_id="peer"))
     for conversation in (PERSON, Conversation("peer", None)):
         assert await mine.start(head(mine, conversation))
@@ -244,18 +234,14 @@ async def test_a_run_that_our_death_cut_short_is_an_interruption_and_no_attempt(
     assert await mine.recover() == 0
 
 
-async def test_a_stop_that_was_asked_for_is_neither_attempt_nor_interruption(
-    journal: Journal, mine: WorkspaceJournal
-) -> None:
+async def test_requested_stop_counts_as_nothing(journal: Journal, mine: WorkspaceJournal) -> None:
     await receive(mine, inbound())
     assert await mine.start(head(mine))
     assert await mine.requeue_running() == 1
     assert facts(journal, "state, attempt, interruptions") == ("received", 0, 0)
 
 
-async def test_after_a_restart_an_answer_to_a_person_waits_for_its_echo_and_one_to_a_peer_does_not(
-    journal: Journal, mine: WorkspaceJournal
-) -> None:
+async def test_after_restart_only_people_wait_for_echoes(journal: Journal, mine: WorkspaceJournal) -> None:
     await receive(mine, inbound(), inbound(row_id="row-2", caller_id="peer"))
     await answer(mine)
     await answer(mine, Conversation("peer", None))
@@ -264,7 +250,7 @@ async def test_after_a_restart_an_answer_to_a_person_waits_for_its_echo_and_one_
     assert facts(journal, "in_doubt, not_before", "row-2") == (1, None)
 
 
-async def test_recovery_is_for_one_workspace_and_leaves_a_neighbour_alone(journal: Journal) -> None:
+async def test_recovery_affects_only_its_workspace(journal: Journal) -> None:
     for name in ("ws-1", "ws-2"):
         await journal.of(name).add([inbound()], now=NOW)
         assert await journal.of(name).start(head(journal.of(name)))
@@ -294,7 +280,7 @@ async def test_the_same_row_is_stored_once(mine: WorkspaceJournal) -> None:
     ],
     ids=str,
 )
-async def test_a_repeat_is_the_same_caller_key_and_parts_within_an_hour(
+async def test_repeat_has_same_caller_key_and_parts(
     mine: WorkspaceJournal, changes: dict[str, Any], is_repeat: bool
 ) -> None:
     first = inbound(caller_id="peer", sender_key="key")
@@ -303,12 +289,12 @@ async def test_a_repeat_is_the_same_caller_key_and_parts_within_an_hour(
     assert await receive(mine, second) == [("done", "row-1", False) if is_repeat else ("received", None, False)]
 
 
-async def test_a_constant_message_id_makes_no_repeats_of_different_messages(mine: WorkspaceJournal) -> None:
+async def test_constant_message_id_makes_no_repeats(mine: WorkspaceJournal) -> None:
     items = [inbound(f"{n}", row_id=f"row-{n}", sender_key="1", message_id="1") for n in range(5)]
     assert await receive(mine, *items) == [("received", None, False)] * 5
 
 
-async def test_messages_without_a_key_never_repeat_each_other(mine: WorkspaceJournal) -> None:
+async def test_messages_without_a_key_never_repeat(mine: WorkspaceJournal) -> None:
     assert await receive(mine, inbound(), inbound(row_id="row-2")) == [("received", None, False)] * 2
 
 
@@ -319,15 +305,13 @@ async def test_only_messages_wait_for_a_backend(journal: Journal, mine: Workspac
     assert mine.waiting() == 0
 
 
-async def test_an_unreadable_row_keeps_its_text_and_its_reason_and_is_never_run(
-    journal: Journal, mine: WorkspaceJournal
-) -> None:
+async def test_unreadable_row_is_kept_but_never_run(journal: Journal, mine: WorkspaceJournal) -> None:
     await receive(mine, inbound(kind=Kind.UNREADABLE, raw='{"what": "this"}', reason="no parts"))
     assert facts(journal, "raw, reason") == ('{"what": "this"}', "unreadable: no parts")
     assert not await mine.replay("row-1")
 
 
-async def test_rows_without_a_time_are_answered_in_the_order_in_which_they_came(mine: WorkspaceJournal) -> None:
+async def test_rows_without_time_keep_their_order(mine: WorkspaceJournal) -> None:
     await receive(mine, *(inbound(f"{n}", row_id=f"row-{9 - n}", time=None) for n in range(3)))
     order = []
     while mine.next(PERSON) is not None:
@@ -339,9 +323,7 @@ async def test_rows_without_a_time_are_answered_in_the_order_in_which_they_came(
 # Replays
 
 
-async def test_a_repeat_of_a_dead_message_replays_it_and_is_not_run_itself(
-    journal: Journal, mine: WorkspaceJournal
-) -> None:
+async def test_repeat_of_a_dead_message_replays_it(journal: Journal, mine: WorkspaceJournal) -> None:
     first = inbound(sender_key="key")
     await receive(mine, first)
     await die(mine)
@@ -350,7 +332,7 @@ async def test_a_repeat_of_a_dead_message_replays_it_and_is_not_run_itself(
     assert mine.waiting() == 1
 
 
-async def test_a_repeat_tells_which_conversation_its_original_waits_in(mine: WorkspaceJournal) -> None:
+async def test_repeat_names_the_conversation_of_its_original(mine: WorkspaceJournal) -> None:
     first = inbound(sender_key="key", caller_id="peer", context_id="old")
     await receive(mine, first)
     await die(mine, Conversation("peer", "old"))
@@ -358,7 +340,7 @@ async def test_a_repeat_tells_which_conversation_its_original_waits_in(mine: Wor
     assert stored.conversation == Conversation("peer", "old")
 
 
-async def test_a_replayed_message_goes_to_the_tail_of_its_conversation(mine: WorkspaceJournal) -> None:
+async def test_replayed_message_joins_the_conversations_tail(mine: WorkspaceJournal) -> None:
     await receive(mine, *(inbound(f"{n}", row_id=f"row-{n}", time=NOW + n) for n in range(3)))
     await die(mine)
     assert await mine.replay("row-0")
@@ -372,9 +354,7 @@ async def test_a_replayed_message_goes_to_the_tail_of_its_conversation(mine: Wor
 @pytest.mark.parametrize(
     "parts", [(TextPart("ok"),), (TextPart('"is_notice": true'),), (DataPart({"is_notice": True}),)], ids=str
 )
-async def test_an_answer_that_could_not_be_sent_is_kept_for_the_replay(
-    mine: WorkspaceJournal, parts: tuple[TextPart | DataPart, ...]
-) -> None:
+async def test_unsent_answer_is_kept_for_replay(mine: WorkspaceJournal, parts: tuple[TextPart | DataPart, ...]) -> None:
     await receive(mine, inbound())
     entry = head(mine)
     assert (running := await mine.start(entry))
@@ -386,7 +366,7 @@ async def test_an_answer_that_could_not_be_sent_is_kept_for_the_replay(
     assert not mine.noticed_since(PERSON, NOW - HOUR)
 
 
-async def test_a_notice_is_not_kept_for_the_replay(mine: WorkspaceJournal) -> None:
+async def test_notice_is_not_kept_for_replay(mine: WorkspaceJournal) -> None:
     await receive(mine, inbound())
     entry = head(mine)
     assert (running := await mine.start(entry))
@@ -397,7 +377,7 @@ async def test_a_notice_is_not_kept_for_the_replay(mine: WorkspaceJournal) -> No
     assert head(mine).reply is None
 
 
-async def test_a_replayed_answer_has_another_message_id_and_a_resend_the_same(mine: WorkspaceJournal) -> None:
+async def test_replayed_answer_has_a_new_message_id(mine: WorkspaceJournal) -> None:
     await receive(mine, inbound())
     first = await answer(mine)
     assert await mine.record_failed_send(first, not_before=None, in_doubt=True)
@@ -443,7 +423,7 @@ async def in_doubt(mine: WorkspaceJournal, count: int) -> list[StoredMessage]:
     return [head(mine, conversation) for conversation in conversations]
 
 
-async def test_an_echo_settles_the_answer_that_it_shows(journal: Journal, mine: WorkspaceJournal) -> None:
+async def test_echo_settles_its_answer(journal: Journal, mine: WorkspaceJournal) -> None:
     (entry,) = await in_doubt(mine, 1)
     assert not await mine.settle(entry)
     await receive(mine, shown("something else", 1))
@@ -454,20 +434,20 @@ async def test_an_echo_settles_the_answer_that_it_shows(journal: Journal, mine: 
     assert facts(journal, "echo", "echo-2") == ("row-0",)
 
 
-async def test_one_echo_of_two_identical_answers_settles_the_older(mine: WorkspaceJournal) -> None:
+async def test_echo_settles_the_older_identical_answer(mine: WorkspaceJournal) -> None:
     older, newer = await in_doubt(mine, 2)
     await receive(mine, shown("ok", 1))
     assert not await mine.settle(newer)
     assert await mine.settle(older)
 
 
-async def test_what_another_answer_settled_in_passing_stays_settled(mine: WorkspaceJournal) -> None:
+async def test_settled_answer_stays_settled(mine: WorkspaceJournal) -> None:
     entries = await in_doubt(mine, 3)
     await receive(mine, *(shown("ok", n) for n in range(3)))
     assert [await mine.settle(entry) for entry in reversed(entries)] == [True, True, True]
 
 
-async def test_an_accepted_answer_uses_up_the_echo_that_shows_it(mine: WorkspaceJournal) -> None:
+async def test_accepted_answer_consumes_its_echo(mine: WorkspaceJournal) -> None:
     accepted, cut = await in_doubt(mine, 2)
     mine.mark_sent(accepted, at=NOW + SECOND)
     await mine.sends_committed()
@@ -477,7 +457,7 @@ async def test_an_accepted_answer_uses_up_the_echo_that_shows_it(mine: Workspace
     assert await mine.settle(cut)
 
 
-async def test_an_answer_that_was_accepted_hours_after_it_was_stored_uses_up_its_own_echo(
+async def test_late_accepted_answer_consumes_its_own_echo(
     mine: WorkspaceJournal,
 ) -> None:
     late = 3 * HOUR
@@ -491,7 +471,7 @@ async def test_an_answer_that_was_accepted_hours_after_it_was_stored_uses_up_its
     assert not await mine.settle(head(mine, Conversation(None, "b")))
 
 
-async def test_an_old_accepted_answer_does_not_use_up_the_echo_of_a_new_one(mine: WorkspaceJournal) -> None:
+async def test_old_accepted_answer_keeps_new_echoes(mine: WorkspaceJournal) -> None:
     late = 30 * MINUTE
     await receive(mine, inbound(row_id="row-a", context_id="a"), inbound(row_id="row-b", context_id="b"))
     accepted = await answer(mine, Conversation(None, "a"), at=NOW)
@@ -504,29 +484,27 @@ async def test_an_old_accepted_answer_does_not_use_up_the_echo_of_a_new_one(mine
 
 
 @pytest.mark.parametrize(("before", "settles"), [(44, True), (46, False)])
-async def test_an_echo_may_be_a_little_older_than_the_answer_that_it_shows(
-    mine: WorkspaceJournal, before: int, settles: bool
-) -> None:
+async def test_echo_may_be_slightly_older_than_answer(mine: WorkspaceJournal, before: int, settles: bool) -> None:
     (entry,) = await in_doubt(mine, 1)
     await receive(mine, shown("ok", 1, after=-before * SECOND))
     assert await mine.settle(entry) is settles
 
 
-async def test_an_answer_to_a_peer_is_never_settled_by_an_echo(mine: WorkspaceJournal) -> None:
+async def test_echo_never_settles_a_peers_answer(mine: WorkspaceJournal) -> None:
     await receive(mine, inbound(caller_id="peer"))
     entry = await answer(mine, Conversation("peer", None))
     await receive(mine, shown("ok", 1))
     assert not await mine.settle(entry)
 
 
-async def test_an_echo_of_what_nobody_here_sent_is_told_apart(mine: WorkspaceJournal) -> None:
+async def test_recognizes_an_echo_of_another_sender(mine: WorkspaceJournal) -> None:
     await receive(mine, inbound())
     await answer(mine)
     stored = await mine.add([shown("ok", 1), shown("who said that?", 2)], now=NOW)
     assert [one.foreign_echo for one in stored] == [False, True]
 
 
-async def test_equal_answer_of_another_connector_is_told_apart(mine: WorkspaceJournal) -> None:
+async def test_recognizes_equal_answers_of_another_connector(mine: WorkspaceJournal) -> None:
     await receive(mine, inbound())
     entry = await answer(mine)
     (first,) = await mine.add([shown("ok", 1)], now=NOW)
@@ -550,14 +528,14 @@ async def replay_after_a_notice(mine: WorkspaceJournal) -> None:
     assert await mine.replay("row-1")
 
 
-async def test_the_echo_of_a_notice_is_ours_also_when_a_replay_was_answered_before(mine: WorkspaceJournal) -> None:
+async def test_notice_echo_is_recognized_after_a_replay(mine: WorkspaceJournal) -> None:
     await replay_after_a_notice(mine)
     await answer(mine, at=NOW + SECOND)
     stored = await mine.add([shown("sorry", 1), shown("ok", 2), shown("sorry", 3)], now=NOW)
     assert [one.foreign_echo for one in stored] == [False, False, True]
 
 
-async def test_the_echo_of_a_first_notice_settles_no_second_one(mine: WorkspaceJournal) -> None:
+async def test_first_notices_echo_settles_no_second_notice(mine: WorkspaceJournal) -> None:
     await replay_after_a_notice(mine)
     assert await mine.record_failed_send(await give_up(mine, at=NOW + SECOND), not_before=None, in_doubt=True)
     await receive(mine, shown("sorry", 1, after=2 * SECOND))
@@ -566,7 +544,7 @@ async def test_the_echo_of_a_first_notice_settles_no_second_one(mine: WorkspaceJ
     assert await mine.settle(head(mine))
 
 
-async def test_a_notice_whose_echo_came_before_the_replay_takes_none_from_the_second(mine: WorkspaceJournal) -> None:
+async def test_early_notice_echo_consumes_no_second_one(mine: WorkspaceJournal) -> None:
     await receive(mine, inbound())
     mine.mark_sent(await give_up(mine), at=NOW)
     await mine.sends_committed()
@@ -578,7 +556,7 @@ async def test_a_notice_whose_echo_came_before_the_replay_takes_none_from_the_se
     assert await mine.settle(head(mine))
 
 
-async def test_storing_a_message_takes_no_longer_the_more_of_them_are_kept(journal: Journal) -> None:
+async def test_storing_time_is_independent_of_journal_size(journal: Journal) -> None:
     mine = journal.of(WORKSPACE)
 
     async def steps(numbers: range) -> int:
