@@ -103,8 +103,7 @@ def load_list(workspaces: WorkspaceList, numbers: Collection[int] | None = None,
     Raises:
         WorkspacesError: The list can't be used as a whole, or no workspace of it can be served.
     """
-    trust, installed = Trust(), InstalledPlugins()
-    blocks = []
+    trust, blocks = Trust(), []
     for block in workspaces.blocks(numbers):
         faults = list(block.faults)
         if block.settings is not None:
@@ -113,7 +112,7 @@ def load_list(workspaces: WorkspaceList, numbers: Collection[int] | None = None,
             except ConfigError as exc:
                 faults.append(with_hint(exc))
             if plugins:
-                faults += installed.faults(block.settings)
+                faults += _plugin_faults(block.settings)
         blocks.append(attrs.evolve(block, faults=tuple(faults)))
     listing = Listing.of(workspaces.source, blocks)
     return workspaces.check(listing) if numbers is None else listing
@@ -128,25 +127,16 @@ def check_platform(settings: WorkspaceSettings, trust: Trust | None = None) -> N
     (trust or Trust()).check(parse_address(settings.api_url, insecure=settings.insecure), settings.tls)
 
 
-class InstalledPlugins:
-    """Looks up each plugin of a list once."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[str, str], list[str]] = {}
-
-    def faults(self, settings: WorkspaceSettings) -> list[str]:
-        """Why the backend or a middleware can't be loaded."""
-        named = [(BACKENDS, settings.backend), *((MIDDLEWARE, name) for name in settings.middleware)]
-        return [fault for group, name in named if isinstance(name, str) and name for fault in self._find(group, name)]
-
-    def _find(self, group: str, name: str) -> list[str]:
-        if (group, name) not in self._known:
+def _plugin_faults(settings: WorkspaceSettings) -> list[str]:
+    """Why the backend or a middleware can't be loaded."""
+    faults = []
+    for group, name in [(BACKENDS, settings.backend), *((MIDDLEWARE, name) for name in settings.middleware)]:
+        if isinstance(name, str) and name:
             try:
                 discovery.find(group, name)
-                self._known[group, name] = []
             except MoleculeError as exc:
-                self._known[group, name] = [with_hint(exc)]
-        return self._known[group, name]
+                faults.append(with_hint(exc))
+    return faults
 
 
 async def serve(

@@ -7,7 +7,7 @@ from molecule_connect.errors import OptionError, PluginError
 from molecule_connect.plugins.entry_points import BACKENDS
 
 
-@click.command(short_help="List the installed backends, or the options of one.")
+@click.command
 @click.argument("name", required=False, type=PluginName(BACKENDS))
 @click.option("--check", is_flag=True, help="Import each backend and check its hooks; create the one that is named.")
 def backends(name: str | None, check: bool) -> None:

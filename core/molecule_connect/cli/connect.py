@@ -41,7 +41,7 @@ class ConnectCommand(click.Command):
             formatter.write_text(f"The default, {DEFAULT_BACKEND}, is not installed: choose another with --backend.")
 
 
-@click.command(cls=ConnectCommand, short_help="Serve a workspace.", help=HELP)
+@click.command(cls=ConnectCommand, help=HELP)
 @click.argument("workspace_id", required=False)
 @setting_options()
 @click.option(

@@ -11,7 +11,7 @@ from molecule_connect.cli.options import given_settings, setting_options
 NOT_WELL = 1
 
 
-@click.command(short_help="Find out what prevents a workspace from being served.")
+@click.command
 @click.argument("workspace_id", required=False)
 @setting_options("api_url", "org_id", "token", "token_file", "backend", "options")
 @click.option("--state-dir", metavar="FOLDER", help="The state folder. [MOLECULE_STATE_DIR]")

@@ -24,7 +24,7 @@ YES = click.option("--yes", "-y", is_flag=True, help="Don't ask for confirmation
 _MAX_LISTED = 20
 
 
-@click.group(short_help="List, show, replay or drop the messages in the journal.")
+@click.group
 def messages() -> None:
     """Show the state, attempts and errors of the messages in the journal, and replay or drop dead letters.
 

@@ -20,7 +20,7 @@ _INBOX = "inbox"
 _TAKEN = ("claude-code", "exec", "mcp", "mock", "sandbox")
 
 
-@click.command("new-backend", short_help="Create a distribution for a new backend.")
+@click.command("new-backend")
 @click.argument("name")
 @click.option(
     "--into",

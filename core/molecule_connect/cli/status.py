@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 NOT_WELL = 1
 
 
-@click.command(short_help="Tell whether a connector runs, and whether it is well.")
+@click.command
 @click.argument("workspace_id", required=False, callback=canonical)
 @JSON
 @STATE_DIR

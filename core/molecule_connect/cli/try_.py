@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Outcome = tuple[Response, list[Exception]]
 
 
-@click.command("try", short_help="Send one message to a backend, without a platform.")
+@click.command("try")
 @click.argument("name", type=PluginName(BACKENDS))
 @click.argument("text", required=False)
 @click.option(
