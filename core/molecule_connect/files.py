@@ -168,7 +168,7 @@ def identity(status: os.stat_result) -> tuple[int, int]:
 def is_at(path: Path, identity_: tuple[int, int]) -> bool:
     """Whether *path* still names this file. True if that can't be determined."""
     try:
-        return identity(path.lstat()) == identity_
+        return identity(os.lstat(path)) == identity_
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:

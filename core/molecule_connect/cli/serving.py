@@ -1,6 +1,7 @@
 """Run ``molecule connect``: read the settings, then serve until a signal, or check them with ``--dry-run``."""
 
 import asyncio
+import gc
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,9 @@ from molecule_connect.config.tokens import TOKEN_VARIABLE
 from molecule_connect.console.screen import Screen, Summary
 from molecule_connect.errors import ConfigError, without_credentials
 from molecule_connect.executors import PatientExecutor
+
+# New objects after which the garbage collector runs.
+_COLLECT_AFTER = 20_000
 
 
 def run(options: Mapping[str, Any], given: Mapping[str, Any], *, screen: Screen) -> None:
@@ -73,6 +77,9 @@ async def _serve(
         following = asyncio.ensure_future(
             follow_the_list(source, reload, deployment, screen=screen, signals=signals, summary=summary)
         )
+        # The objects of the start live as long as the process; collections would visit them in vain.
+        gc.freeze()
+        gc.set_threshold(_COLLECT_AFTER)
         try:
             await deployment.run(stop)
         finally:

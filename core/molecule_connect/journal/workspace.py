@@ -518,16 +518,22 @@ class WorkspaceJournal:
 
     def _commit_sent(self, message: StoredMessage, at: int) -> None:
         reply = message.reply
-        outcome = self._move(
-            *(message, State.ANSWERED, reply.then if reply else State.DONE),
-            reason=(plain(reply.reason) if reply else "") or None,
-            accepted=at,
-            in_doubt=0,
-            not_before=None,
-        )
+        to = reply.then if reply else State.DONE
+        reason = (plain(reply.reason) if reply else "") or None
+
+        def run(db: sqlite3.Connection) -> None:
+            self._change(
+                *(db, message, State.ANSWERED, to, self._wall()),
+                reason=reason,
+                accepted=at,
+                in_doubt=0,
+                not_before=None,
+            )
+
+        outcome = self._put(run)
         outcome.add_done_callback(lambda outcome: self._sent_committed(outcome, message, at))
 
-    def _sent_committed(self, outcome: "asyncio.Future[StoredMessage | None]", message: StoredMessage, at: int) -> None:
+    def _sent_committed(self, outcome: "asyncio.Future[None]", message: StoredMessage, at: int) -> None:
         if outcome.cancelled() or outcome.exception() is None:
             del self._ending[message.row_id]
         elif not self._writer.closed:
@@ -580,14 +586,28 @@ class WorkspaceJournal:
     ) -> "asyncio.Future[StoredMessage | None]":
         def run(db: sqlite3.Connection) -> StoredMessage | None:
             wall = self._wall()
-            if not transitions.move(db, message, frm, wall, reply=reply, state=to.value, **changes):
+            if not self._change(db, message, frm, to, wall, reply=reply, **changes):
                 return None
-            if to is State.DEAD:
-                self._trim(db, [message.caller_id])
             known = {name: value for name, value in changes.items() if name not in _NOT_LOADED}
             return attrs.evolve(message, state=to, changed=wall, reply=reply or message.reply, **known)
 
         return self._put(run, durable=durable)
+
+    def _change(
+        self,
+        db: sqlite3.Connection,
+        message: StoredMessage,
+        frm: State,
+        to: State,
+        wall: float,
+        *,
+        reply: StoredReply | None = None,
+        **changes: Any,
+    ) -> bool:
+        is_moved = transitions.move(db, message, frm, wall, reply=reply, state=to.value, **changes)
+        if is_moved and to is State.DEAD:
+            self._trim(db, [message.caller_id])
+        return is_moved
 
     def _put(self, run: Operation[T], *, durable: bool = False, large: bool = False) -> "asyncio.Future[T]":
         return self._writer.put(run, durable=durable, large=large)

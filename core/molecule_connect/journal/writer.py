@@ -3,9 +3,8 @@
 import asyncio
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Executor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -79,9 +78,8 @@ class Writer:
     def put(self, run: Operation[T], *, durable: bool = False, large: bool = False) -> "asyncio.Future[T]":
         """Run *run* in the next commit. The future holds its result, or JournalError when the commit failed."""
         outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        outcome.add_done_callback(_retrieve_exception)
         if self._task is None:
-            outcome.set_exception(JournalError("the journal is closed"))
+            _set_exception(outcome, JournalError("the journal is closed"))
             return outcome
         self._waiting.append(_Waiting(run, durable, large, outcome))
         self._wake.set()
@@ -116,25 +114,26 @@ class Writer:
     async def _commit_somewhere(self, batch: list[_Waiting]) -> list[Any]:
         loop = asyncio.get_running_loop()
         self._guard()
+        is_durable = any(waiting.durable for waiting in batch)
         if not any(waiting.large for waiting in batch):
             try:
-                results = self._begin(batch)
+                results = self._begin(batch, is_durable)
             except sqlite3.OperationalError as exc:
                 if not _is_busy(exc):
                     raise
             else:
-                if any(waiting.durable for waiting in batch):
+                if is_durable:
                     await loop.run_in_executor(self._executor, self._end)
                 else:
                     self._end()
                 return results
-        return await loop.run_in_executor(self._executor, self._commit_patiently, batch)
+        return await loop.run_in_executor(self._executor, self._commit_patiently, batch, is_durable)
 
-    def _commit_patiently(self, batch: list[_Waiting]) -> list[Any]:
+    def _commit_patiently(self, batch: list[_Waiting], is_durable: bool) -> list[Any]:
         deadline = time.monotonic() + BUSY_TIMEOUT
         while True:
             try:
-                results = self._begin(batch)
+                results = self._begin(batch, is_durable)
             except sqlite3.OperationalError as exc:
                 if not _is_busy(exc) or time.monotonic() >= deadline:
                     raise
@@ -143,30 +142,31 @@ class Writer:
                 return results
             time.sleep(BUSY_PAUSE)
 
-    def _begin(self, batch: list[_Waiting]) -> list[Any]:
-        self._set_synchronous("FULL" if any(waiting.durable for waiting in batch) else "NORMAL")
+    def _begin(self, batch: list[_Waiting], is_durable: bool) -> list[Any]:
+        self._set_synchronous("FULL" if is_durable else "NORMAL")
         self._connection.execute("BEGIN IMMEDIATE")
-        with self._rollback_on_failure():
+        try:
             return [waiting.run(self._connection) for waiting in batch]
+        except BaseException:
+            self._roll_back()
+            raise
 
     def _end(self) -> None:
-        with self._rollback_on_failure():
-            self._connection.execute("COMMIT")
-
-    @contextmanager
-    def _rollback_on_failure(self) -> Iterator[None]:
         try:
-            yield
+            self._connection.execute("COMMIT")
         except BaseException:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
+            self._roll_back()
             raise
+
+    def _roll_back(self) -> None:
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
 
     def _fail(self, outcome: "asyncio.Future[Any]", cause: Exception) -> None:
         if not outcome.cancelled():
             if isinstance(cause, sqlite3.Error) and not isinstance(cause, _OF_ITS_VALUES):
                 cause = journal_error(cause, self._path, "written", is_running=True)
-            outcome.set_exception(cause)
+            _set_exception(outcome, cause)
 
     def _set_synchronous(self, value: str) -> None:
         if self._synchronous != value:
@@ -178,7 +178,7 @@ def _is_busy(error: sqlite3.OperationalError) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
-def _retrieve_exception(outcome: "asyncio.Future[Any]") -> None:
-    # Some operations are not awaited; those that are report the errors of the journal.
-    if not outcome.cancelled():
-        outcome.exception()
+def _set_exception(outcome: "asyncio.Future[Any]", exc: Exception) -> None:
+    outcome.set_exception(exc)
+    # Mark it as retrieved: some operations are not awaited; those that are report the errors of the journal.
+    outcome.exception()

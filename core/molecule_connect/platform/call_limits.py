@@ -19,16 +19,18 @@ class CallLimit:
         self._count, self._patience = count, patience
         self._kinds: dict[str, _Calls] = {}
 
-    def of(self, kind: str) -> "_Call":
+    def of(self, kind: str) -> "Call":
         """Count a call of *kind* inside an ``async with`` block, which waits until the limit has room."""
         calls = self._kinds.get(kind)
         if calls is None:
             self._kinds = {name: calls for name, calls in self._kinds.items() if calls.are_pending}
             calls = self._kinds[kind] = _Calls(self._count, self._patience)
-        return _Call(calls)
+        return Call(calls)
 
 
-class _Call:
+class Call:
+    """A call that waits for the limit on entry, and counts until its block ends."""
+
     def __init__(self, calls: "_Calls") -> None:
         self._calls = calls
         self.turn: asyncio.Future[None] | None = None
@@ -44,15 +46,15 @@ class _Calls:
     def __init__(self, count: int, patience: float) -> None:
         self._count, self._patience = count, patience
         # The running calls that still count, in order of their start time.
-        self._running: dict[_Call, float] = {}
-        self._waiting: deque[_Call] = deque()
+        self._running: dict[Call, float] = {}
+        self._waiting: deque[Call] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
     @property
     def are_pending(self) -> bool:
         return bool(self._running or self._waiting)
 
-    async def start(self, call: _Call) -> None:
+    async def start(self, call: Call) -> None:
         loop = asyncio.get_running_loop()
         if not self._waiting and self._has_room(loop.time()):
             self._running[call] = loop.time()
@@ -68,7 +70,7 @@ class _Calls:
             self.end(call)
             raise
 
-    def end(self, call: _Call) -> None:
+    def end(self, call: Call) -> None:
         self._running.pop(call, None)
         if self._waiting:
             self._admit()

@@ -11,8 +11,7 @@ half is spread over the window. Peers take turns.
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 
 from molecule_connect.platform.endpoints import Priority
 
@@ -128,8 +127,11 @@ class RateLimiter:
         if not peer:
             await self._admit(priority)
             return
-        async with self._turns.of(peer):
+        await self._turns.take(peer)
+        try:
             await self._admit(priority, to_peer=True)
+        finally:
+            self._turns.pass_on()
 
     async def _admit(self, priority: Priority, *, to_peer: bool = False) -> None:
         queue, turn = self._queues[priority, to_peer], _Turn()
@@ -300,9 +302,8 @@ class _Turns:
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
         self._is_taken = False
 
-    @asynccontextmanager
-    async def of(self, peer: str) -> AsyncIterator[None]:
-        """Hold the lock for *peer* in an ``async with`` block."""
+    async def take(self, peer: str) -> None:
+        """Wait for the lock, for *peer*. Call ``pass_on`` afterwards."""
         if self._is_taken:
             turn = asyncio.get_running_loop().create_future()
             self._waiting.setdefault(peer, deque()).append(turn)
@@ -310,15 +311,12 @@ class _Turns:
                 await turn
             except asyncio.CancelledError:
                 if not turn.cancelled():
-                    self._pass_on()
+                    self.pass_on()
                 raise
         self._is_taken = True
-        try:
-            yield
-        finally:
-            self._pass_on()
 
-    def _pass_on(self) -> None:
+    def pass_on(self) -> None:
+        """Give the lock to the next peer."""
         self._is_taken = False
         while self._waiting:
             peer = next(iter(self._waiting))

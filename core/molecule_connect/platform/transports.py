@@ -16,7 +16,7 @@ from molecule_connect import open_files
 from molecule_connect.config.settings import USUAL_TLS, Tls
 from molecule_connect.errors import TransientPlatformError
 from molecule_connect.platform.address import ApiAddress
-from molecule_connect.platform.call_limits import PATIENCE, CallLimit
+from molecule_connect.platform.call_limits import PATIENCE, Call, CallLimit
 from molecule_connect.platform.dns import Resolver
 from molecule_connect.platform.endpoints import Operation, Priority
 from molecule_connect.platform.http1 import MAX_IDLE, HttpConnection
@@ -76,24 +76,48 @@ class TransportPool(Generic[C]):
         self._idle: list[C] = []
         self._is_closed = False
 
-    @contextlib.asynccontextmanager
-    async def use(self, kind: str = "") -> AsyncIterator[C]:
-        """Yield a transport for a call of *kind* that no other call uses."""
-        async with self._limit.of(kind):
-            transport = self._idle.pop() if self._idle else self._factory.open()
-            try:
-                yield transport
-            finally:
-                if len(self._idle) < self._count and not self._is_closed:
-                    self._idle.append(transport)
-                else:
-                    await transport.aclose()
+    def use(self, kind: str = "") -> "_Use[C]":
+        """Wait for the limit of *kind* on entry of the block, and return a transport that no other call uses."""
+        return _Use(self, self._limit.of(kind))
+
+    def take(self) -> C:
+        """Return an idle transport, or open one."""
+        return self._idle.pop() if self._idle else self._factory.open()
+
+    async def give_back(self, transport: C) -> None:
+        """Keep *transport* for other calls, or close it if there are enough."""
+        if len(self._idle) < self._count and not self._is_closed:
+            self._idle.append(transport)
+        else:
+            await transport.aclose()
 
     async def aclose(self) -> None:
         """Close the idle transports now, and the others when their calls end."""
         self._is_closed = True
         while self._idle:
             await self._idle.pop().aclose()
+
+
+class _Use(Generic[C]):
+    """A transport in use. A class, because a generator takes three times the time."""
+
+    def __init__(self, pool: TransportPool[C], call: Call) -> None:
+        self._pool, self._call = pool, call
+
+    async def __aenter__(self) -> C:
+        await self._call.__aenter__()
+        try:
+            self._transport = self._pool.take()
+        except BaseException:
+            await self._call.__aexit__()
+            raise
+        return self._transport
+
+    async def __aexit__(self, *exc: object) -> None:
+        try:
+            await self._pool.give_back(self._transport)
+        finally:
+            await self._call.__aexit__()
 
 
 @attrs.define

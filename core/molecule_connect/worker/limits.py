@@ -2,8 +2,7 @@
 
 import asyncio
 from collections import Counter, OrderedDict, deque
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 
 import attrs
 
@@ -19,6 +18,9 @@ BLOCKED_TOO_LONG = 300.0
 
 @attrs.define(eq=False)
 class _Waiter:
+    """One message that waits for a slot, or holds one inside its ``async with`` block."""
+
+    limit: "ConcurrencyLimit"
     message: StoredMessage
     granted: "asyncio.Future[None]"
     is_trusted_try: bool = False
@@ -27,6 +29,12 @@ class _Waiter:
     @property
     def is_suspect(self) -> bool:
         return self.message.crash_count >= SUSPECT_CRASHES
+
+    async def __aenter__(self) -> None:
+        await self.limit.acquire(self)
+
+    async def __aexit__(self, *_: object) -> None:
+        self.limit.release(self)
 
 
 class ConcurrencyLimit:
@@ -76,14 +84,9 @@ class ConcurrencyLimit:
             return ""
         return f"all slots busy for {int(self.blocked_for() // 60)} minutes, {self.waiting} conversations wait"
 
-    @asynccontextmanager
-    async def slot(self, message: StoredMessage) -> AsyncIterator[None]:
-        """Wait for a slot, and keep it inside the block."""
-        waiter = await self._acquire(message)
-        try:
-            yield
-        finally:
-            self._release(waiter)
+    def slot(self, message: StoredMessage) -> _Waiter:
+        """Wait for a slot on entry of the block, and keep it inside."""
+        return _Waiter(self, message, asyncio.get_running_loop().create_future())
 
     def reconsider(self) -> None:
         """Grant the free slots."""
@@ -95,9 +98,9 @@ class ConcurrencyLimit:
             self._full_since = asyncio.get_running_loop().time()
         self._set_timer()
 
-    async def _acquire(self, message: StoredMessage) -> _Waiter:
-        waiter = _Waiter(message, asyncio.get_running_loop().create_future())
-        self._waiting.setdefault(message.caller_id, deque()).append(waiter)
+    async def acquire(self, waiter: _Waiter) -> None:
+        """Wait for a slot."""
+        self._waiting.setdefault(waiter.message.caller_id, deque()).append(waiter)
         self.reconsider()
         try:
             await waiter.granted
@@ -106,9 +109,8 @@ class ConcurrencyLimit:
                 self._forget(waiter)
                 self.reconsider()
             else:
-                self._release(waiter)
+                self.release(waiter)
             raise
-        return waiter
 
     def _choose(self) -> _Waiter | None:
         if self.busy >= self._capacity or not self._waiting:
@@ -196,7 +198,8 @@ class ConcurrencyLimit:
         self._full_since = None
         waiter.granted.set_result(None)
 
-    def _release(self, waiter: _Waiter) -> None:
+    def release(self, waiter: _Waiter) -> None:
+        """Give the slot to the next message."""
         party = party_of(waiter.message)
         self._holding[party] -= 1
         if not self._holding[party]:
