@@ -24,7 +24,7 @@ from molecule_connect.journal.models import (
     plain,
     plain_or_none,
 )
-from molecule_connect.journal.writer import Operation, Writer
+from molecule_connect.journal.writer import Writer
 from molecule_connect.models import FeedPosition, Inbound, Kind
 
 T = TypeVar("T")
@@ -105,12 +105,12 @@ class WorkspaceJournal:
             *(self.workspace_id, position.watermark, position.watermark_time, position.floor),
             *(position.last_read, int(position.ignores_since)),
         )
-        await self._put(lambda db: db.execute("REPLACE INTO workspace VALUES (?,?,?,?,?,?)", values))
+        await self._writer.put(lambda db: db.execute("REPLACE INTO workspace VALUES (?,?,?,?,?,?)", values))
 
     async def close_answered(self, older: Sequence[Inbound]) -> Look:
         """Close messages that were answered before this journal existed; see ``first_start.close_answered``."""
         wall = self._wall()
-        return await self._put(lambda db: first_start.close_answered(db, self.workspace_id, older, wall))
+        return await self._writer.put(lambda db: first_start.close_answered(db, self.workspace_id, older, wall))
 
     def is_known(self, row_id: str) -> bool:
         """Whether the row is stored."""
@@ -143,7 +143,7 @@ class WorkspaceJournal:
             self._trim(db, {one.item.caller_id for one in stored if one.state is State.DEAD})
             return stored
 
-        return await self._put(run, large=True)
+        return await self._writer.put(run, large=True)
 
     def cursor(self) -> str | None:
         """The newest row before which every message is finished."""
@@ -306,19 +306,19 @@ class WorkspaceJournal:
             legacy_files.adopt(db, self.workspace_id)
             return transitions.recover(db, self.workspace_id, wall, inbox=self.is_inbox)
 
-        return await self._put(run)
+        return await self._writer.put(run)
 
     def bound_waits(self) -> "asyncio.Future[None]":
         """Shorten waits after our clock was set back."""
-        return self._put(lambda db: transitions.bound_waits(db, self.workspace_id, self._wall()))
+        return self._writer.put(lambda db: transitions.bound_waits(db, self.workspace_id, self._wall()))
 
     def release_claims(self) -> "asyncio.Future[None]":
         """held -> received, for all."""
-        return self._put(lambda db: transitions.release_claims(db, self.workspace_id, self._wall()))
+        return self._writer.put(lambda db: transitions.release_claims(db, self.workspace_id, self._wall()))
 
     async def requeue_running(self) -> int:
         """running -> received, for all, at the end of a process: no attempt and no crash. Returns the number."""
-        return await self._put(lambda db: transitions.requeue_running(db, self.workspace_id, self._wall()))
+        return await self._writer.put(lambda db: transitions.requeue_running(db, self.workspace_id, self._wall()))
 
     async def start(self, message: StoredMessage) -> StoredMessage | None:
         """received -> running. The attempt is committed before the backend sees the message."""
@@ -412,11 +412,11 @@ class WorkspaceJournal:
 
     def retry_sends_now(self) -> "asyncio.Future[None]":
         """Make all deferred replies due now."""
-        return self._put(lambda db: transitions.retry_sends_now(db, self.workspace_id, self._wall()))
+        return self._writer.put(lambda db: transitions.retry_sends_now(db, self.workspace_id, self._wall()))
 
     def retry_one_send_now(self, *, most_in_doubt: int) -> "asyncio.Future[None]":
         """Make one deferred reply due now."""
-        return self._put(
+        return self._writer.put(
             lambda db: transitions.retry_one_send_now(db, self.workspace_id, self._wall(), most_in_doubt=most_in_doubt)
         )
 
@@ -435,7 +435,7 @@ class WorkspaceJournal:
                 self._trim(db, [caller_id])
             return is_dead
 
-        return await self._put(run)
+        return await self._writer.put(run)
 
     async def defer(self, message: StoredMessage, *, not_before: float, error: str) -> StoredMessage | None:
         """received -> received: its conversation waits until *not_before*."""
@@ -444,11 +444,11 @@ class WorkspaceJournal:
 
     async def settle(self, message: StoredMessage) -> bool:
         """Whether an echo shows that *message*'s reply arrived."""
-        return await self._put(lambda db: transitions.settle(db, message))
+        return await self._writer.put(lambda db: transitions.settle(db, message))
 
     async def replay(self, row_id: str) -> bool:
         """dead -> received."""
-        return await self._put(lambda db: transitions.replay(db, self.workspace_id, row_id, self._wall()))
+        return await self._writer.put(lambda db: transitions.replay(db, self.workspace_id, row_id, self._wall()))
 
     def add_spend(self, caller_id: str | None, cost_usd: float) -> None:
         """Add to the day's cost and to the caller's share of it; not awaited."""
@@ -466,7 +466,7 @@ class WorkspaceJournal:
                     (self.workspace_id, day, plain(caller_id), cost_usd),
                 )
 
-        self._put(run)
+        self._writer.put(run)
 
     def spend_by_caller(self) -> dict[str | None, float]:
         """US dollars spent today (UTC) for each peer, and under None for people, as backends reported it."""
@@ -499,7 +499,7 @@ class WorkspaceJournal:
 
     def progress(self, message: StoredMessage, text: str) -> None:
         """Store the progress of a running message; not awaited."""
-        self._put(
+        self._writer.put(
             lambda db: db.execute(
                 "UPDATE message SET progress=? WHERE workspace_id=? AND row_id=? AND state='running'",
                 (plain(text), message.workspace_id, message.row_id),
@@ -530,7 +530,7 @@ class WorkspaceJournal:
                 not_before=None,
             )
 
-        outcome = self._put(run)
+        outcome = self._writer.put(run)
         outcome.add_done_callback(lambda outcome: self._sent_committed(outcome, message, at))
 
     def _sent_committed(self, outcome: "asyncio.Future[None]", message: StoredMessage, at: int) -> None:
@@ -561,7 +561,7 @@ class WorkspaceJournal:
             )
             db.execute(f"DELETE FROM message WHERE {over} AND state='done' AND time < ?", (self.workspace_id, before))  # noqa: S608
 
-        await self._put(run)
+        await self._writer.put(run)
 
     def trimmed(self) -> "Counter[str | None]":
         """The number of dead letters of each caller that lost their text to newer ones since the last call."""
@@ -591,7 +591,7 @@ class WorkspaceJournal:
             known = {name: value for name, value in changes.items() if name not in _NOT_LOADED}
             return attrs.evolve(message, state=to, changed=wall, reply=reply or message.reply, **known)
 
-        return self._put(run, durable=durable)
+        return self._writer.put(run, durable=durable)
 
     def _change(
         self,
@@ -608,9 +608,6 @@ class WorkspaceJournal:
         if is_moved and to is State.DEAD:
             self._trim(db, [message.caller_id])
         return is_moved
-
-    def _put(self, run: Operation[T], *, durable: bool = False, large: bool = False) -> "asyncio.Future[T]":
-        return self._writer.put(run, durable=durable, large=large)
 
     def _one(self, sql: str, *values: object) -> Any:
         return self._reader.execute(sql, values).fetchone()

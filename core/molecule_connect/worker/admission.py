@@ -1,7 +1,5 @@
 """Admission: the limits that a message must meet before the backend runs it."""
 
-from contextlib import AbstractAsyncContextManager
-
 from molecule_connect.journal.models import StoredMessage
 from molecule_connect.worker.budget import DailyBudget
 from molecule_connect.worker.downloads import ChatFiles
@@ -14,37 +12,31 @@ MAX_CRASHES = 8
 
 
 class Admission:
-    """Decides whether and when a message may run. A new limit per caller is one more line in ``check``."""
+    """Decides whether and when a message may run. A new limit per caller is one more line in ``check``.
+
+    Attributes:
+        loop_guard: Also counts the replies that peers accepted.
+        files: Waits for the files of a message.
+        limit: Its slots are taken by admitted messages.
+    """
 
     def __init__(self, budget: DailyBudget, loop_guard: LoopGuard, files: ChatFiles, limit: ConcurrencyLimit) -> None:
         self._budget = budget
-        self._loop_guard = loop_guard
-        self._files = files
-        self._limit = limit
+        self.loop_guard = loop_guard
+        self.files = files
+        self.limit = limit
 
     def check(self, message: StoredMessage) -> Refusal | None:
         """Why *message* may not run now; None if it may."""
-        return _check_crashes(message) or self._budget.check(message.caller_id) or self._loop_guard.check(message)
+        return _check_crashes(message) or self._budget.check(message.caller_id) or self.loop_guard.check(message)
 
     def recheck(self, message: StoredMessage) -> Deferred | None:
         """Repeat the checks whose result changes while *message* waits for a slot."""
         return self._budget.check(message.caller_id)
 
-    async def with_files(self, message: StoredMessage) -> StoredMessage:
-        """*message* with the paths of its files, after waiting for them to be downloaded."""
-        return await self._files.resolve(message)
-
-    def reply_accepted(self, message: StoredMessage, *, at: int) -> None:
-        """The platform accepted the reply to *message*, sent at *at* (µs, platform time)."""
-        self._loop_guard.reply_accepted(message, at=at)
-
     def remark(self) -> str:
         """A remark on the queue for the heartbeat; empty if there is none."""
-        return self._limit.remark()
-
-    def slot(self, message: StoredMessage) -> AbstractAsyncContextManager[None]:
-        """Wait for one of the concurrent slots, and keep it inside the block."""
-        return self._limit.slot(message)
+        return self.limit.remark()
 
 
 def _check_crashes(message: StoredMessage) -> Rejected | None:

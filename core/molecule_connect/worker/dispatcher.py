@@ -202,8 +202,8 @@ class Dispatcher:
             await self._recorder.reuse_reply(message, message.reply)
         elif await self._admit(message):
             active.is_starting = True
-            message = await self._admission.with_files(message)
-            async with self._admission.slot(message):
+            message = await self._admission.files.resolve(message)
+            async with self._admission.limit.slot(message):
                 if (running := await self._start(active, message)) is None:
                     return
                 outcome = await self._attempt(running)
@@ -242,7 +242,7 @@ class Dispatcher:
         await self._recorder.send_ended(message, outcome)
         if isinstance(outcome, Accepted):
             # A fast peer can write back before its acceptance of our reply arrives here.
-            self._admission.reply_accepted(message, at=started_at)
+            self._admission.loop_guard.reply_accepted(message, at=started_at)
 
     # Unexpected errors
 
