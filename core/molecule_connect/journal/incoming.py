@@ -113,7 +113,9 @@ def _add_one(
     told = item.kind is Kind.ECHO and sent.echoed(db, workspace_id, item.fingerprint, item.row_id)
     foreign = item.kind is Kind.ECHO and not told and not _ours(db, workspace_id, item.fingerprint, time)
     waits = inbox and (item.kind is Kind.ANSWER or (item.kind is Kind.RESULT and question is not None))
-    stored = attrs.evolve(_begun(db, workspace_id, item, time, wall, inbox, waits), foreign_echo=foreign)
+    stored = _begun(db, workspace_id, item, time, wall, inbox, waits)
+    if foreign:
+        stored = attrs.evolve(stored, foreign_echo=True)
     text = dump_parts(item.parts)
     parts: str | None = text
     size = _size(item.raw, text)
@@ -124,7 +126,9 @@ def _add_one(
     echo = sent.TOLD if told else None
     _insert(db, workspace_id, stored, wall, parts=parts, size=size, question=asked, echo=echo)
     incoming_files.add(db, workspace_id, item, time, wall, is_repeat=stored.repeats is not None)
-    return attrs.evolve(stored, own_upload=incoming_files.is_own_upload(db, workspace_id, item))
+    if incoming_files.is_own_upload(db, workspace_id, item):
+        stored = attrs.evolve(stored, own_upload=True)
+    return stored
 
 
 def _attributed(item: Inbound, question: tuple[str, str] | None) -> Inbound:

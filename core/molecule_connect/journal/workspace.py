@@ -8,8 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
-import attrs
-
 from molecule_connect.journal import first_start, incoming, legacy_files, quotas, schema, transitions
 from molecule_connect.journal.first_start import Look
 from molecule_connect.journal.incoming import Stored
@@ -23,6 +21,7 @@ from molecule_connect.journal.models import (
     load_message,
     plain,
     plain_or_none,
+    with_changes,
 )
 from molecule_connect.journal.writer import Writer
 from molecule_connect.models import FeedPosition, Inbound, Kind
@@ -589,7 +588,8 @@ class WorkspaceJournal:
             if not self._change(db, message, frm, to, wall, reply=reply, **changes):
                 return None
             known = {name: value for name, value in changes.items() if name not in _NOT_LOADED}
-            return attrs.evolve(message, state=to, changed=wall, reply=reply or message.reply, **known)
+            known |= {"state": to, "changed": wall, "reply": reply or message.reply}
+            return with_changes(message, known)
 
         return self._writer.put(run, durable=durable)
 
