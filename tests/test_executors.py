@@ -55,7 +55,7 @@ async def test_full_executors_let_work_wait(monkeypatch: pytest.MonkeyPatch) -> 
         waiting = loop.run_in_executor(executor, ran.append, "done once")
         failing = loop.run_in_executor(executor, lambda: 1 // 0)
         release.set()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await asyncio.gather(holding, waiting)
             with pytest.raises(ZeroDivisionError):
                 await failing

@@ -70,7 +70,7 @@ class Connector:
         assert self.process is not None
         self.process.send_signal(number)
 
-    async def says(self, words: str, *, since: int = 0, seconds: float = 20) -> None:
+    async def says(self, words: str, *, since: int = 0, seconds: float = 30) -> None:
         """Wait until it has written *words*, *since* so many characters."""
         try:
             await until(lambda: words in self.output[since:], seconds)
@@ -119,11 +119,11 @@ def exec_options(command: str, **options: str) -> tuple[str, ...]:
 
 async def registered(sandbox: Sandbox, workspace: Workspace) -> None:
     """Wait until the workspace is online."""
-    beats: list[dict[str, Any]] = await sandbox.beats(workspace, 1, timeout=40)
+    beats: list[dict[str, Any]] = await sandbox.beats(workspace, 1)
     assert beats
 
 
-async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 30) -> None:
     """Wait until *condition* holds; it is looked at twenty times a second."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - other processes make it true
@@ -135,7 +135,7 @@ async def asked(sandbox: Sandbox, path: str) -> int:
     return sum(count for (_, asked), count in (await sandbox.requests()).items() if asked.endswith(path))
 
 
-async def until_asked(sandbox: Sandbox, path: str, seconds: float = 20) -> None:
+async def until_asked(sandbox: Sandbox, path: str, seconds: float = 30) -> None:
     """Wait until a request for a path that ends so has been answered or cut."""
     async with asyncio.timeout(seconds):
         while not await asked(sandbox, path):  # noqa: ASYNC110 - another process asks

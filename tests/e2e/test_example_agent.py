@@ -35,7 +35,7 @@ async def test_the_example_answers_people_and_peers_and_ends_cleanly(platform: s
         }
         process = await asyncio.create_subprocess_exec(*RUN, env=environ, stderr=asyncio.subprocess.PIPE)
         assert process.stderr is not None
-        await sandbox.beats(me, 1, timeout=20)
+        await sandbox.beats(me, 1)
         await sandbox.say(me, "four words of text", sender=peer)
         person = await sandbox.answers(me, 1)
         rows = await sandbox.rows(peer, 1)

@@ -101,7 +101,7 @@ async def test_two_files_and_the_message_that_names_them_survive_a_kill_between(
             await connector.process.wait()
         await say_with(sandbox, workspace, "how long?", *files)
         async with Connector(sandbox, workspace, tmp_path, *exec_options(command, format="json")):
-            (answer,) = await sandbox.answers(workspace, 1, timeout=20)
+            (answer,) = await sandbox.answers(workspace, 1)
     assert json.loads(answer.text) == {"a.png": 1, "b.png": 2}
     assert not (tmp_path / "b.png").exists()
 

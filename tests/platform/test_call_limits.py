@@ -68,7 +68,7 @@ async def test_calls_over_the_limit_wait_in_order() -> None:
 async def test_kinds_do_not_wait_for_each_other() -> None:
     limit = CallLimit(1, patience=600)
     first, other = Call(limit, "notify"), Call(limit, "heartbeat")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await other.started.wait()
     await first.end()
     await other.end()
@@ -77,7 +77,7 @@ async def test_kinds_do_not_wait_for_each_other() -> None:
 async def test_slow_call_stops_counting_after_its_patience() -> None:
     limit = CallLimit(1, patience=0.01)
     slow, waiting = Call(limit), Call(limit)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await waiting.started.wait()
     await waiting.end()
     await slow.end()
@@ -91,7 +91,7 @@ async def test_cancelled_calls_pass_their_turn_on() -> None:
     first.release.set()
     await first.task
     granted.task.cancel()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await last.started.wait()
     await last.end()
 
@@ -100,7 +100,7 @@ async def test_slow_send_leaves_its_transport_to_nobody() -> None:
     factory = Factory()
     pool = TransportPool(factory, count=1, patience=0.0)
     calls = [Call(pool) for _ in range(3)]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         for call in calls:
             await call.started.wait()
     for call in calls:
@@ -119,7 +119,7 @@ async def test_transport_is_reused_after_failure_and_cancellation() -> None:
     with pytest.raises(ConnectionError):
         async with pool.use():
             raise ConnectionError
-    async with asyncio.timeout(5), pool.use() as transport:
+    async with asyncio.timeout(30), pool.use() as transport:
         assert [transport] == factory.opened
 
 

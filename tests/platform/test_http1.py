@@ -59,7 +59,7 @@ class Server:
 @asynccontextmanager
 async def connected(server: Server) -> AsyncIterator[tuple[HttpConnection, str]]:
     connection = HttpConnection(None)
-    async with asyncio.timeout(10), raw_server(server.talk) as url:
+    async with asyncio.timeout(30), raw_server(server.talk) as url:
         try:
             yield connection, url
         finally:
@@ -243,7 +243,7 @@ async def test_response_to_cancelled_request_is_dropped() -> None:
         await writer.drain()
 
     connection = HttpConnection(None)
-    async with asyncio.timeout(10), raw_server(talk) as url:
+    async with asyncio.timeout(30), raw_server(talk) as url:
         task = asyncio.create_task(read(connection, post(url, b"first")))
         await arrived.wait()
         task.cancel()
@@ -329,7 +329,7 @@ async def test_tls_needs_a_trusted_certificate(certificate: Path) -> None:
     server = Server(lambda number: http(b"abc"))
     trusting = HttpConnection(ssl.create_default_context(cafile=certificate))
     strict = HttpConnection(ssl.create_default_context())
-    async with asyncio.timeout(10), raw_server(server.talk, tls=ours) as url:
+    async with asyncio.timeout(30), raw_server(server.talk, tls=ours) as url:
         assert [await read(trusting, post(url)) for _ in range(2)] == [(200, b"abc")] * 2
         with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
             await read(strict, post(url))
@@ -365,7 +365,7 @@ async def test_silence_on_reused_connection_is_a_cut() -> None:
         await asyncio.Event().wait()
 
     connection = HttpConnection(None)
-    async with asyncio.timeout(10), raw_server(talk) as url:
+    async with asyncio.timeout(30), raw_server(talk) as url:
         assert await read(connection, post(url)) == (200, b"abc")
         with pytest.raises(httpx.ReadError):
             await read(connection, impatient(url))
@@ -383,7 +383,7 @@ async def test_silence_on_working_connection_times_out(begun: bytes) -> None:
         await asyncio.Event().wait()
 
     connection = HttpConnection(None)
-    async with asyncio.timeout(10), raw_server(talk) as url:
+    async with asyncio.timeout(30), raw_server(talk) as url:
         if begun:
             assert await read(connection, post(url)) == (200, b"abc")
         with pytest.raises(httpx.ReadTimeout):

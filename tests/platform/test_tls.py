@@ -282,7 +282,7 @@ def proxy(answer: bytes) -> Iterator[str]:
         thread.start()
         yield f"127.0.0.1:{server.getsockname()[1]}"
         server.shutdown(socket.SHUT_RDWR)
-    thread.join(10)
+    thread.join(30)
 
 
 @pytest.mark.parametrize(

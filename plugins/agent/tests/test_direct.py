@@ -57,7 +57,7 @@ async def test_certificate_is_that_of_the_host(certificate: Path, monkeypatch: p
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     monkeypatch.setattr("molecule_connect_agent.direct.is_public", lambda address: True)
     peer, direct = Peer(), DirectMessages(lambda host, port: ["127.0.0.1"], None)
-    async with asyncio.timeout(10), await asyncio.start_server(peer, "127.0.0.1", 0, ssl=tls) as server:
+    async with asyncio.timeout(30), await asyncio.start_server(peer, "127.0.0.1", 0, ssl=tls) as server:
         port = server.sockets[0].getsockname()[1]
         response = await direct.post(f"https://peer.example:{port}/a2a", b"{}", timeout=5)
         with pytest.raises(NotSentError):
@@ -71,7 +71,7 @@ async def test_certificate_is_that_of_the_host(certificate: Path, monkeypatch: p
 
 @pytest.mark.parametrize("peer", [Peer(b"x" * 100, length=200), Peer(b"<html>"), Peer(b"[]")])
 async def test_broken_response_may_have_arrived(peer: Peer) -> None:
-    async with asyncio.timeout(10), await asyncio.start_server(peer, "127.0.0.1", 0) as server:
+    async with asyncio.timeout(30), await asyncio.start_server(peer, "127.0.0.1", 0) as server:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
         with pytest.raises(TransientPlatformError) as caught:
             await DirectMessages(None, None).post(url, b"{}", timeout=5)
@@ -82,7 +82,7 @@ async def test_broken_response_may_have_arrived(peer: Peer) -> None:
 async def test_response_is_read_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("molecule_connect_agent.direct.LARGEST_ANSWER", 1 << 20)
     peer = Peer(b"x" * (2 << 20), length=LARGEST_ANSWER)
-    async with asyncio.timeout(10), await asyncio.start_server(peer, "127.0.0.1", 0) as server:
+    async with asyncio.timeout(30), await asyncio.start_server(peer, "127.0.0.1", 0) as server:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
         with pytest.raises(TransientPlatformError, match="larger than 1 MiB"):
             await DirectMessages(None, None).post(url, b"{}", timeout=5)

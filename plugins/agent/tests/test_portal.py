@@ -81,12 +81,12 @@ def test_closing_lets_running_calls_finish(
     states: list[str] = []
     caller = threading.Thread(target=lambda: states.append(client.poll_state().status))
     caller.start()
-    assert slow.waiting.acquire(timeout=10)
+    assert slow.waiting.acquire(timeout=30)
     client.close()
     with pytest.raises(ConfigError, match="closed"):
         client.poll_state()
     slow.release()
-    caller.join(10)
+    caller.join(30)
 
     assert states == ["online"]
     assert set(threading.enumerate()) <= before
@@ -97,10 +97,10 @@ def test_slow_calls_do_not_delay_others(client: RemoteAgentClient, slow: Slow) -
     for caller in callers:
         caller.start()
     for _ in callers:
-        assert slow.waiting.acquire(timeout=20)
+        assert slow.waiting.acquire(timeout=30)
     slow.release()
     for caller in callers:
-        caller.join(10)
+        caller.join(30)
 
     assert client.poll_state().status == "online"
 

@@ -156,9 +156,9 @@ def test_closing_ends_a_loop_of_another_thread() -> None:
     client = RemoteAgentClient(ME, API, token=TOKEN, transport=httpx.MockTransport(answer))
     loop = threading.Thread(target=lambda: results.append(client.run_heartbeat_loop()))
     loop.start()
-    assert beaten.wait(10)
+    assert beaten.wait(30)
     client.close()
-    loop.join(10)
+    loop.join(30)
 
     assert results == ["closed"]
 

@@ -23,6 +23,8 @@ from molecule_connect_sandbox.transport import StreamingTransport
 __all__ = ["FORGERIES", "Answer", "ForgedRow", "Sandbox", "StreamingTransport", "Workspace"]
 
 ADMIN = "sandbox-admin"
+# Longer than the sandbox waits for replies, rows or heartbeats.
+TIMEOUT = 90.0
 IN_PROCESS_URL = "http://127.0.0.1:8080"
 
 
@@ -80,7 +82,7 @@ class Sandbox:
         transport = StreamingTransport(app)
         async with (
             app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=transport, base_url=IN_PROCESS_URL, timeout=30, trust_env=False) as client,
+            httpx.AsyncClient(transport=transport, base_url=IN_PROCESS_URL, timeout=TIMEOUT, trust_env=False) as client,
         ):
             yield cls(url=IN_PROCESS_URL, options=chosen, client=client, transport=transport)
 
@@ -90,7 +92,7 @@ class Sandbox:
         """Run a sandbox over real HTTP in a thread of this process."""
         chosen = SandboxOptions(**{"admin_token": ADMIN, **options})
         with running_server(chosen) as server:
-            async with httpx.AsyncClient(base_url=server.url, timeout=30, trust_env=False) as client:
+            async with httpx.AsyncClient(base_url=server.url, timeout=TIMEOUT, trust_env=False) as client:
                 yield cls(url=server.url, options=chosen, client=client)
 
     @classmethod
@@ -104,7 +106,7 @@ class Sandbox:
             yield cls(
                 url=server.url,
                 options=chosen,
-                client=httpx.AsyncClient(base_url=server.url, timeout=30, trust_env=False, limits=no_keepalive),
+                client=httpx.AsyncClient(base_url=server.url, timeout=TIMEOUT, trust_env=False, limits=no_keepalive),
             )
 
     async def call(
@@ -163,12 +165,12 @@ class Sandbox:
             return await self.call("POST", path, body, token=sender.token, X_Workspace_ID=sender.id)
         return await self.call("POST", path, body, token=self.options.admin_token)
 
-    async def answers(self, workspace: Workspace, count: int = 0, *, timeout: float = 10) -> list[Answer]:
+    async def answers(self, workspace: Workspace, count: int = 0, *, timeout: float = 30) -> list[Answer]:
         """The messages that *workspace* sent, in order. Waits for *count* of them, at most *timeout* seconds."""
         path = f"/sandbox/workspaces/{workspace.id}/answers?count={count}&timeout={timeout}"
         return [Answer(**fields) for fields in await self.admin("GET", path)]
 
-    async def rows(self, workspace: Workspace, count: int = 0, *, timeout: float = 10) -> list[dict[str, Any]]:
+    async def rows(self, workspace: Workspace, count: int = 0, *, timeout: float = 30) -> list[dict[str, Any]]:
         """All rows of a feed, oldest first, including late ones. Waits for *count* of them.
 
         The deeply nested list of a forged row, which ``json`` can't parse, is replaced with ``DEEP_MARK``.
@@ -178,7 +180,7 @@ class Sandbox:
         rows: list[dict[str, Any]] = json.loads(answered.text.replace(DEEP, f'"{DEEP_MARK}"'))
         return rows
 
-    async def beats(self, workspace: Workspace, count: int = 0, *, timeout: float = 10) -> list[dict[str, Any]]:
+    async def beats(self, workspace: Workspace, count: int = 0, *, timeout: float = 30) -> list[dict[str, Any]]:
         """The heartbeats of a workspace, as received. Waits for *count* of them."""
         path = f"/sandbox/workspaces/{workspace.id}/beats?count={count}&timeout={timeout}"
         beats: list[dict[str, Any]] = await self.admin("GET", path)
