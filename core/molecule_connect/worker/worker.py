@@ -69,6 +69,7 @@ class WorkerOptions:
         asked_at: When the program was asked to serve the workspace (loop time). A first start reads messages from a
             while before that. None: when the worker was created.
         pace: How far the platform's rate limit slows the workspace down.
+        file_limits: How large the folder for the files of messages may get.
         wall: Seconds since 1970.
     """
 
@@ -76,6 +77,7 @@ class WorkerOptions:
     retries_refusals: bool = True
     asked_at: float | None = None
     pace: Pace = attrs.field(factory=Unlimited)
+    file_limits: FolderLimits = attrs.field(factory=FolderLimits)
     wall: Callable[[], float] = time.time
 
 
@@ -151,7 +153,7 @@ class Worker:
         settings, status, clock = self.settings, self._status, self._clock
         folder = FileFolder(files_folder(self._folder, self.workspace_id))
         file_journal = FileJournal(self._file, self.workspace_id, folder.path)
-        self._files = ChatFiles(self._platform, file_journal, folder, status, clock, FolderLimits())
+        self._files = ChatFiles(self._platform, file_journal, folder, status, clock, self._options.file_limits)
         breaker = CircuitBreaker(status)
         budget = DailyBudget(settings.max_cost_per_day, self._journal, status, clock)
         limit = ConcurrencyLimit(settings.concurrency, breaker, budget)
