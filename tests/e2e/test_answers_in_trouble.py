@@ -44,9 +44,7 @@ REFUSED = {
 @pytest.mark.drill
 @pytest.mark.timeout(120)
 @GENERATIONS
-async def test_each_peers_answer_is_made_once_and_arrives_or_is_dead_with_its_reason(
-    platform: str, tmp_path: Path
-) -> None:
+async def test_peer_reply_arrives_or_is_dead(platform: str, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     trouble = [*ACCEPTED_IN_THE_END, *REFUSED]
     async with Sandbox.over_loopback(platform=platform) as sandbox:
@@ -92,7 +90,7 @@ def aimed_at(fault: str, peer: Workspace) -> str:
 @pytest.mark.drill
 @pytest.mark.timeout(120)
 @GENERATIONS
-async def test_a_persons_answer_arrives_once_whatever_the_sending_meets(platform: str, tmp_path: Path) -> None:
+async def test_reply_to_person_arrives_once_despite_failures(platform: str, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     trouble = ["cut-before", "cut-after", "cut-short", "status=500", "unavailable=1", "html", "empty-answers"]
     async with Sandbox.over_loopback(platform=platform) as sandbox:
@@ -116,9 +114,7 @@ async def test_a_persons_answer_arrives_once_whatever_the_sending_meets(platform
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("fault", ["bare-status=503", "status=500", "cut-before", "status=401"])
 @pytest.mark.parametrize("to_people", [True, False], ids=["people", "peers"])
-async def test_a_platform_that_takes_no_answers_for_a_minute_is_reported_and_then_gets_them_all(
-    fault: str, to_people: bool, tmp_path: Path
-) -> None:
+async def test_refused_replies_are_reported_and_sent_later(fault: str, to_people: bool, tmp_path: Path) -> None:
     async with Sandbox.over_loopback() as sandbox:
         workspace = await sandbox.workspace("target")
         peers = [await sandbox.workspace(f"p{number}", parent=workspace) for number in range(3)]

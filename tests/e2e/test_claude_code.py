@@ -48,9 +48,7 @@ class Served:
         return (await self.sandbox.answers(self.workspace, count, timeout=60))[-1]
 
 
-async def test_a_conversation_goes_on_and_another_begins_also_after_a_restart(
-    program: Path, api: MessagesApi, tmp_path: Path
-) -> None:
+async def test_conversations_continue_after_a_restart(program: Path, api: MessagesApi, tmp_path: Path) -> None:
     async with Sandbox.over_loopback() as sandbox:
         workspace, peer = await sandbox.pair()
         served = Served(sandbox, workspace, tmp_path, program, api)
@@ -77,7 +75,7 @@ async def test_a_conversation_goes_on_and_another_begins_also_after_a_restart(
     assert workspace.token not in first.output + second.output
 
 
-async def test_it_keeps_to_what_a_connection_relies_on(
+async def test_real_program_passes_the_backend_checks(
     program: Path, api: MessagesApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in environ_for(api, tmp_path).items():
@@ -86,7 +84,7 @@ async def test_it_keeps_to_what_a_connection_relies_on(
     await check_backend("claude-code", {"bin": str(program), "cwd": str(tmp_path)})
 
 
-async def test_failures_of_the_real_program_are_told_apart(program: Path, api: MessagesApi, tmp_path: Path) -> None:
+async def test_failures_of_the_program_are_distinguished(program: Path, api: MessagesApi, tmp_path: Path) -> None:
     secret = tmp_path / "secret.txt"
     secret.write_text("the-secret-itself")
     async with Sandbox.over_loopback() as sandbox:
@@ -110,9 +108,7 @@ async def test_failures_of_the_real_program_are_told_apart(program: Path, api: M
     assert after.text.endswith("and on")
 
 
-async def test_a_file_that_it_writes_into_the_outbox_goes_along_and_beside_it_nothing_is_written(
-    program: Path, api: MessagesApi, tmp_path: Path
-) -> None:
+async def test_only_files_in_the_outbox_are_written(program: Path, api: MessagesApi, tmp_path: Path) -> None:
     beside = tmp_path / "beside.txt"
     async with Sandbox.over_loopback() as sandbox:
         workspace = await sandbox.workspace()

@@ -125,7 +125,7 @@ def handed(path: Path) -> FilePart:
     return FilePart(uri="x", name=path.name, path=path)
 
 
-async def test_only_the_tools_of_a_message_exist_by_default(ground: Ground) -> None:
+async def test_only_message_tools_exist_by_default(ground: Ground) -> None:
     await ground.ask("hello", caller_id="ws_2")
     of_a_peer = ground.tools()
     await ground.ask("hello")
@@ -136,7 +136,7 @@ async def test_only_the_tools_of_a_message_exist_by_default(ground: Ground) -> N
     assert (of_a_peer, of_a_person, with_a_file) == (set(), {"Edit", "Write"}, {"Read"})
 
 
-async def test_no_other_tool_of_the_program_runs_by_default(ground: Ground) -> None:
+async def test_no_other_tool_runs_by_default(ground: Ground) -> None:
     tools = sorted({*ground.all_tools(), *OTHERS} - NEEDED)
     before = ground.state_of_the_project()
 
@@ -149,7 +149,7 @@ async def test_no_other_tool_of_the_program_runs_by_default(ground: Ground) -> N
     assert SECRET not in json.dumps(ground.api.seen)
 
 
-async def test_only_the_files_of_the_message_are_read_by_default(ground: Ground) -> None:
+async def test_only_message_files_are_readable_by_default(ground: Ground) -> None:
     await ground.ask("a secret: " + SECRET, context_id="another conversation")
     (transcript,) = (ground.config / "projects").rglob("*.jsonl")
     memory = transcript.parent / "memory"
@@ -244,7 +244,7 @@ async def test_a_message_is_never_a_command(ground: Ground, text: str) -> None:
     assert "print('main')" not in json.dumps(ground.api.seen)
 
 
-async def test_a_rule_for_git_log_opens_the_shell_for_no_more_than_that(ground: Ground) -> None:
+async def test_git_log_rule_allows_no_other_command(ground: Ground) -> None:
     backend = ground.backend(allowed_tools="Bash(git log *)")
     commands = ["git log --format=%s", "cat .env", "grep -r secret .", "head .env", "touch made", "git branch made"]
     commands += ["cat < .env", "git log -1 && cat .env", "git log -1; touch made", "echo $ANTHROPIC_API_KEY"]
@@ -261,7 +261,7 @@ async def test_a_rule_for_git_log_opens_the_shell_for_no_more_than_that(ground: 
     assert SECRET not in json.dumps(ground.api.seen)
 
 
-async def test_a_rule_for_the_working_directory_opens_it_for_reading_alone(ground: Ground) -> None:
+async def test_working_directory_rule_allows_only_reading(ground: Ground) -> None:
     backend = ground.backend(allowed_tools="Read(./**)", disallowed_tools="Read(./.env)")
 
     results = await ground.use(
@@ -293,7 +293,7 @@ async def test_accepted_edits_open_the_working_directory_alone(ground: Ground) -
     assert not {"Bash", "Agent", "Task", "EnterWorktree"} & ground.tools()
 
 
-async def test_tokens_logins_and_transcripts_stay_closed_when_reading_is_open(ground: Ground) -> None:
+async def test_secrets_stay_unreadable_with_reading_allowed(ground: Ground) -> None:
     await ground.ask("a secret: " + SECRET, context_id="another conversation")
     (transcript,) = (ground.config / "projects").rglob("*.jsonl")
     token, login = ground.state / "ws_1.token", ground.config / ".credentials.json"

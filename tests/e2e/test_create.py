@@ -14,7 +14,7 @@ REGISTER = ("POST", "/registry/register")
 
 
 @pytest.mark.parametrize("platform", ["2026-05", "2026-08"])
-async def test_a_mistyped_id_is_refused_and_makes_no_workspace(platform: str, tmp_path: Path) -> None:
+async def test_mistyped_id_creates_no_workspace(platform: str, tmp_path: Path) -> None:
     async with Sandbox.over_loopback(platform=platform) as sandbox:
         mistyped = attrs.evolve(await sandbox.workspace(), id=str(uuid.uuid4()))
         async with Connector(sandbox, mistyped, tmp_path) as connector:
@@ -24,7 +24,7 @@ async def test_a_mistyped_id_is_refused_and_makes_no_workspace(platform: str, tm
     assert "what to do: compare the id with the platform's; --create" in connector.output
 
 
-async def test_a_new_workspace_is_made_on_request_by_flag_or_variable(tmp_path: Path) -> None:
+async def test_flag_or_variable_creates_a_workspace(tmp_path: Path) -> None:
     async with Sandbox.over_loopback() as sandbox:
         owner = await sandbox.workspace()
         for number, (flags, variables) in enumerate([(["--create"], {}), ([], {"MOLECULE_CREATE": "1"})]):
@@ -36,7 +36,7 @@ async def test_a_new_workspace_is_made_on_request_by_flag_or_variable(tmp_path: 
             assert (state / f"{new.id}.token").exists()
 
 
-async def test_a_new_workspace_of_a_list_is_made_on_request(tmp_path: Path) -> None:
+async def test_list_can_create_a_workspace(tmp_path: Path) -> None:
     config = tmp_path / "fleet.toml"
     async with Sandbox.over_loopback() as sandbox:
         new = attrs.evolve(await sandbox.workspace(), id=str(uuid.uuid4()))
@@ -49,7 +49,7 @@ async def test_a_new_workspace_of_a_list_is_made_on_request(tmp_path: Path) -> N
             await registered(sandbox, new)
 
 
-async def test_a_platform_that_does_not_tell_of_workspaces_registers(tmp_path: Path) -> None:
+async def test_registers_when_workspaces_cannot_be_looked_up(tmp_path: Path) -> None:
     async with Sandbox.over_loopback() as sandbox:
         workspace = await sandbox.workspace()
         await sandbox.faults(f"bare-status=404,method=GET,path=/workspaces/{workspace.id}")

@@ -10,7 +10,7 @@ from molecule_connect_sandbox.testing import Sandbox
 from .kit import Connector, registered
 
 
-async def test_a_token_file_that_is_replaced_after_a_rotation_is_taken_up_without_a_restart(tmp_path: Path) -> None:
+async def test_replaced_token_file_needs_no_restart(tmp_path: Path) -> None:
     file = tmp_path / "token"
     async with Sandbox.over_loopback() as sandbox:
         workspace = await sandbox.workspace()
@@ -35,7 +35,7 @@ async def test_a_token_file_that_is_replaced_after_a_rotation_is_taken_up_withou
 
 
 @pytest.mark.drill
-async def test_a_blip_of_the_token_everywhere_at_once_costs_neither_message_nor_process(tmp_path: Path) -> None:
+async def test_brief_401_everywhere_loses_nothing(tmp_path: Path) -> None:
     blip = [f"status=401,path={path},times=1" for path in ("/activity", "/heartbeat", "/notify", "/events/stream")]
     async with Sandbox.over_loopback() as sandbox:
         workspace = await sandbox.workspace()
@@ -50,7 +50,7 @@ async def test_a_blip_of_the_token_everywhere_at_once_costs_neither_message_nor_
     assert [answer.text for answer in answers] == ["echo: hello"]
 
 
-async def test_the_token_of_another_workspace_is_refused_at_the_start_and_named_by_its_source(tmp_path: Path) -> None:
+async def test_token_of_another_workspace_is_refused(tmp_path: Path) -> None:
     async with Sandbox.over_loopback() as sandbox:
         workspace, peer = await sandbox.pair()
         # Both own tokens by then, so none is handed out.

@@ -22,7 +22,7 @@ RUN = (
 
 
 @pytest.mark.parametrize("platform", ["2026-05", "2026-08"])
-async def test_the_example_answers_people_and_peers_and_ends_cleanly(platform: str, tmp_path: Path) -> None:
+async def test_example_answers_and_exits_cleanly(platform: str, tmp_path: Path) -> None:
     async with Sandbox.over_loopback(platform=platform) as sandbox:
         peer, me = await sandbox.pair()
         await sandbox.say(me, "one two three")
@@ -52,7 +52,7 @@ async def test_the_example_answers_people_and_peers_and_ends_cleanly(platform: s
 
 
 @pytest.mark.parametrize("given", [{}, {"WORKSPACE_ID": "ws-1"}, {"MOLECULE_API_URL": "http://127.0.0.1:9"}])
-async def test_without_its_variables_it_says_what_to_export(given: dict[str, str], tmp_path: Path) -> None:
+async def test_missing_variables_are_named(given: dict[str, str], tmp_path: Path) -> None:
     environ = {**clean_environ(), "HOME": str(tmp_path), **given}
     process = await asyncio.create_subprocess_exec(*RUN, env=environ, stderr=asyncio.subprocess.PIPE)
     _, said = await process.communicate()
@@ -69,7 +69,7 @@ def test_its_readme_says_how_long_it_is() -> None:
     assert f"\n{words[round(lines, -1)]} lines that" in AGENT.with_name("README.md").read_text()
 
 
-async def test_without_a_platform_it_says_what_to_do(tmp_path: Path) -> None:
+async def test_unreachable_platform_has_a_hint(tmp_path: Path) -> None:
     environ = {
         **clean_environ(),
         "HOME": str(tmp_path),

@@ -39,9 +39,7 @@ async def served_before(sandbox: Sandbox, workspace: Workspace, state: Path) -> 
 @pytest.mark.timeout(180)
 @GENERATIONS
 @pytest.mark.parametrize("anchored", [False, True], ids=["first-start", "with-an-anchor"])
-async def test_more_than_two_pages_wait_and_half_way_the_process_is_killed(
-    platform: str, anchored: bool, tmp_path: Path
-) -> None:
+async def test_kill_amid_a_backlog_loses_nothing(platform: str, anchored: bool, tmp_path: Path) -> None:
     async with Sandbox.over_loopback(platform=platform) as sandbox:
         workspace = await sandbox.workspace("target")
         if anchored:
@@ -71,9 +69,7 @@ async def test_more_than_two_pages_wait_and_half_way_the_process_is_killed(
 @pytest.mark.drill
 @pytest.mark.timeout(180)
 @GENERATIONS
-async def test_a_row_of_sixteen_megabytes_is_answered_and_so_is_the_one_behind_it(
-    platform: str, tmp_path: Path
-) -> None:
+async def test_row_of_16_megabytes_is_answered(platform: str, tmp_path: Path) -> None:
     size = 16_000_000
     async with Sandbox.over_loopback(platform=platform) as sandbox:
         workspace, peer = await sandbox.pair()
@@ -88,7 +84,7 @@ async def test_a_row_of_sixteen_megabytes_is_answered_and_so_is_the_one_behind_i
 
 @pytest.mark.drill
 @pytest.mark.timeout(180)
-async def test_a_row_too_large_to_be_read_is_a_dead_letter_and_the_one_behind_it_is_answered(tmp_path: Path) -> None:
+async def test_too_large_row_becomes_a_dead_letter(tmp_path: Path) -> None:
     async with Sandbox.over_loopback() as sandbox:
         workspace, peer = await sandbox.pair()
         rows = [message_row(text, sender=peer) for text in ("before", "\x01" * 24_000_000, "behind")]
@@ -123,9 +119,7 @@ SPOILT = {
 @pytest.mark.drill
 @pytest.mark.timeout(180)
 @GENERATIONS
-async def test_whatever_the_reads_meet_each_message_is_answered_once_and_the_cause_is_said(
-    platform: str, tmp_path: Path
-) -> None:
+async def test_read_failures_are_reported_and_lose_nothing(platform: str, tmp_path: Path) -> None:
     async with Sandbox.over_loopback(platform=platform) as sandbox:
         workspace, peer = await sandbox.pair()
         await served_before(sandbox, workspace, tmp_path)
@@ -150,9 +144,7 @@ async def test_whatever_the_reads_meet_each_message_is_answered_once_and_the_cau
 
 @pytest.mark.drill
 @GENERATIONS
-async def test_a_platform_that_answers_410_for_ever_is_not_hammered_and_shows_in_the_beat(
-    platform: str, tmp_path: Path
-) -> None:
+async def test_lasting_410_is_reported_without_hammering(platform: str, tmp_path: Path) -> None:
     async with Sandbox.over_loopback(platform=platform) as sandbox:
         workspace, peer = await sandbox.pair()
         await served_before(sandbox, workspace, tmp_path)
@@ -173,7 +165,7 @@ async def test_a_platform_that_answers_410_for_ever_is_not_hammered_and_shows_in
 
 
 @GENERATIONS
-async def test_a_constant_message_id_empty_ids_and_rows_for_nobody_do_no_harm(platform: str, tmp_path: Path) -> None:
+async def test_odd_rows_and_ids_are_harmless(platform: str, tmp_path: Path) -> None:
     async with Sandbox.over_loopback(platform=platform) as sandbox:
         workspace, peer = await sandbox.pair()
         constant = [message_row(text, sender=peer, messageId="1") for text in ("one", "two", "two", "three")]
@@ -192,7 +184,7 @@ async def test_a_constant_message_id_empty_ids_and_rows_for_nobody_do_no_harm(pl
 
 
 @GENERATIONS
-async def test_what_holds_a_nul_leaves_here_without_it_and_is_not_lost(platform: str, tmp_path: Path) -> None:
+async def test_nul_is_removed_from_replies(platform: str, tmp_path: Path) -> None:
     async with Sandbox.over_loopback(platform=platform) as sandbox:
         workspace, peer = await sandbox.pair()
         async with Connector(sandbox, workspace, tmp_path, *exec_options(r"printf 'a\000b'")) as connector:

@@ -60,7 +60,7 @@ def generation(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-async def test_a_picture_goes_to_a_command_as_a_path_and_one_comes_back(generation: str, tmp_path: Path) -> None:
+async def test_command_receives_and_returns_a_picture(generation: str, tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
     command = f"{shlex.quote(sys.executable)} -c {shlex.quote(TURN)}"
@@ -85,9 +85,7 @@ async def test_a_picture_goes_to_a_command_as_a_path_and_one_comes_back(generati
             assert "somebody else" not in connector.output
 
 
-async def test_two_files_and_the_message_that_names_them_survive_a_kill_between(
-    generation: str, tmp_path: Path
-) -> None:
+async def test_files_survive_a_kill_before_their_message(generation: str, tmp_path: Path) -> None:
     command = f"{shlex.quote(sys.executable)} -c {shlex.quote(SIZES)}"
     async with Sandbox.over_loopback(platform=generation) as sandbox:
         workspace = await sandbox.workspace()

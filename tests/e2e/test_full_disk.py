@@ -52,9 +52,7 @@ async def wedged(sandbox: Sandbox, workspace: Workspace, *, seconds: float) -> d
 
 @pytest.mark.drill
 @pytest.mark.timeout(120)
-async def test_a_full_disk_is_said_in_the_beat_and_when_there_is_room_all_is_answered_once(
-    small_disk: Path, tmp_path: Path
-) -> None:
+async def test_full_disk_is_reported_and_loses_nothing(small_disk: Path, tmp_path: Path) -> None:
     runs, started, go_on = tmp_path / "runs", tmp_path / "started", tmp_path / "go-on"
     # The command writes elsewhere, and answers more than the journal can have room for.
     command = f"text=$(cat); echo $text >> {runs}; touch {started}; until test -e {go_on}; do sleep 0.05; done; "

@@ -37,19 +37,19 @@ async def exchanged(tmp_path: Path, sandbox: Sandbox, *workspaces: Workspace) ->
         ]
 
 
-async def test_two_connectors_that_write_to_each_other_answer_once_each(tmp_path: Path) -> None:
+async def test_two_connectors_answer_each_other_once(tmp_path: Path) -> None:
     async with Sandbox.over_loopback() as sandbox:
         assert await exchanged(tmp_path, sandbox, *await sandbox.pair()) == [(1, 1)] * 2
 
 
-async def test_three_connectors_in_a_triangle_answer_once_each(tmp_path: Path) -> None:
+async def test_three_connectors_answer_once_each(tmp_path: Path) -> None:
     async with Sandbox.over_loopback() as sandbox:
         parent, child = await sandbox.pair()
         other = await sandbox.workspace("other", parent=parent)
         assert await exchanged(tmp_path, sandbox, parent, child, other) == [(1, 1)] * 3
 
 
-async def test_a_peer_that_answers_everything_with_the_same_words_is_set_aside_and_can_be_replayed(
+async def test_repeating_peer_becomes_dead_and_is_replayable(
     tmp_path: Path,
 ) -> None:
     async with Sandbox.over_loopback() as sandbox:
@@ -68,7 +68,7 @@ async def test_a_peer_that_answers_everything_with_the_same_words_is_set_aside_a
     assert [answer.text for answer in answers] == ["echo: Ready."] * 6
 
 
-async def test_a_peer_that_answers_everything_with_new_words_is_braked_and_the_brake_says_why(tmp_path: Path) -> None:
+async def test_talkative_peer_exhausts_its_budget(tmp_path: Path) -> None:
     async with Sandbox.over_loopback() as sandbox:
         workspace, peer = await sandbox.pair()
         async with Connector(sandbox, workspace, tmp_path, "--backend", "mock", "--peer-budget", "4/600") as connector:

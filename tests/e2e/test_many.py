@@ -38,9 +38,7 @@ async def texts(sandbox: Sandbox, workspace: Workspace, count: int) -> list[str]
     return [answer.text for answer in await sandbox.answers(workspace, count)]
 
 
-async def test_beside_a_platform_that_is_down_and_a_refused_token_the_good_one_answers_all(
-    down: str, tmp_path: Path
-) -> None:
+async def test_failing_workspaces_do_not_affect_the_others(down: str, tmp_path: Path) -> None:
     config = tmp_path / "fleet.toml"
     async with Sandbox.over_loopback() as sandbox:
         good, refused, away = [await sandbox.workspace(name) for name in ("good", "refused", "away")]
@@ -70,7 +68,7 @@ async def test_beside_a_platform_that_is_down_and_a_refused_token_the_good_one_a
     assert not any(one.token in connector.output for one in (good, refused, away))
 
 
-async def test_when_every_token_is_refused_it_goes_on_and_takes_up_the_new_ones(tmp_path: Path) -> None:
+async def test_new_tokens_are_used_without_restart(tmp_path: Path) -> None:
     config = tmp_path / "fleet.toml"
     async with Sandbox.over_loopback() as sandbox:
         refused = [await sandbox.workspace(f"refused {number}") for number in range(2)]
@@ -88,7 +86,7 @@ async def test_when_every_token_is_refused_it_goes_on_and_takes_up_the_new_ones(
             assert await connector.stop() == 0
 
 
-async def test_a_list_outlasts_a_platform_that_refuses_everything_at_first(tmp_path: Path) -> None:
+async def test_list_outlasts_refusals_at_the_start(tmp_path: Path) -> None:
     # Side by side: each waits for most of its time.
     async with asyncio.TaskGroup() as group:
         for status in (400, 401, 403, 404, 410, 503):
@@ -112,7 +110,7 @@ async def outlasts_refusals(status: int, folder: Path) -> None:
             assert await connector.stop() == 0
 
 
-async def test_a_list_of_deleted_workspaces_ends_with_4_and_names_them(tmp_path: Path) -> None:
+async def test_list_of_deleted_workspaces_exits_with_4(tmp_path: Path) -> None:
     config = tmp_path / "fleet.toml"
     async with Sandbox.over_loopback() as sandbox:
         deleted = [await sandbox.workspace(f"deleted {number}") for number in range(2)]
@@ -125,7 +123,7 @@ async def test_a_list_of_deleted_workspaces_ends_with_4_and_names_them(tmp_path:
     assert all(f"{one.id}: the workspace was deleted" in connector.output for one in deleted)
 
 
-async def test_once_answers_what_waits_for_each_and_ends(tmp_path: Path) -> None:
+async def test_once_answers_the_backlog_and_exits(tmp_path: Path) -> None:
     config = tmp_path / "fleet.toml"
     async with Sandbox.over_loopback() as sandbox:
         workspaces = [await sandbox.workspace(name) for name in ("one", "two")]
@@ -138,7 +136,7 @@ async def test_once_answers_what_waits_for_each_and_ends(tmp_path: Path) -> None
             assert await texts(sandbox, workspace, 1) == [f"for {workspace.name}!"]
 
 
-async def test_lists_that_change_under_load_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
+async def test_list_changes_under_load_lose_nothing(tmp_path: Path) -> None:
     config = tmp_path / "fleet.toml"
     async with Sandbox.over_loopback() as sandbox:
         stays, changes, comes_and_goes = [await sandbox.workspace(name) for name in ("stays", "changes", "comes")]
@@ -211,7 +209,7 @@ async def until_status(state: Path, code: int, *words: str) -> str:
     return found[1]
 
 
-async def test_bad_blocks_are_reported_and_the_good_ones_served(tmp_path: Path) -> None:
+async def test_good_blocks_are_served_despite_bad_ones(tmp_path: Path) -> None:
     config, state = tmp_path / "fleet.toml", tmp_path / "state"
     async with Sandbox.over_loopback() as sandbox:
         good, late = await sandbox.workspace("good"), await sandbox.workspace("late")
@@ -245,7 +243,7 @@ async def test_bad_blocks_are_reported_and_the_good_ones_served(tmp_path: Path) 
     assert list(state.glob("*.refused")) == []
 
 
-async def test_a_strict_list_with_a_bad_block_is_refused(tmp_path: Path) -> None:
+async def test_strict_list_with_bad_block_is_refused(tmp_path: Path) -> None:
     config = tmp_path / "fleet.toml"
     async with Sandbox.over_loopback() as sandbox:
         write(config, block(await sandbox.workspace(), sandbox.url), *bad_blocks())
@@ -255,7 +253,7 @@ async def test_a_strict_list_with_a_bad_block_is_refused(tmp_path: Path) -> None
     assert "error: the list has 5 faults, listed above\n" in connector.output
 
 
-async def test_once_with_a_bad_block_answers_the_rest_and_ends_with_2(tmp_path: Path) -> None:
+async def test_once_with_a_bad_block_exits_2(tmp_path: Path) -> None:
     config = tmp_path / "fleet.toml"
     async with Sandbox.over_loopback() as sandbox:
         good = await sandbox.workspace()
@@ -267,7 +265,7 @@ async def test_once_with_a_bad_block_answers_the_rest_and_ends_with_2(tmp_path: 
     assert "error: 1 of 2 workspaces ended with an error: ws-file: workspace 2 (ws-file): " in connector.output
 
 
-async def test_a_reload_with_bad_blocks_applies_the_rest(tmp_path: Path) -> None:
+async def test_reload_applies_the_good_blocks(tmp_path: Path) -> None:
     config, state = tmp_path / "fleet.toml", tmp_path / "state"
     async with Sandbox.over_loopback() as sandbox:
         old, changed, new = [await sandbox.workspace(name) for name in ("old", "changed", "new")]
@@ -295,7 +293,7 @@ async def test_a_reload_with_bad_blocks_applies_the_rest(tmp_path: Path) -> None
     assert connector.output.count(f"[{old.id}] registered") == 1
 
 
-async def test_a_list_with_faults_at_sighup_is_told_and_changes_nothing(tmp_path: Path) -> None:
+async def test_reload_of_a_faulty_list_changes_nothing(tmp_path: Path) -> None:
     config = tmp_path / "fleet.toml"
     async with Sandbox.over_loopback() as sandbox:
         workspace = await sandbox.workspace()

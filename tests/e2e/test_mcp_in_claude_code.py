@@ -44,9 +44,7 @@ async def asked(
     return [json.loads(line) for line in said.splitlines()]
 
 
-async def test_it_lists_the_tools_and_a_message_is_taken_and_answered(
-    program: Path, api: MessagesApi, tmp_path: Path
-) -> None:
+async def test_claude_code_takes_and_answers_a_message(program: Path, api: MessagesApi, tmp_path: Path) -> None:
     async with Sandbox.over_loopback() as sandbox:
         workspace = await sandbox.workspace()
         await sandbox.say(workspace, "are you there?")

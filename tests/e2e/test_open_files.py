@@ -30,7 +30,7 @@ class Limited(Connector):
         return self
 
 
-async def test_a_soft_limit_below_what_the_list_needs_is_raised(tmp_path: Path) -> None:
+async def test_too_low_soft_limit_is_raised(tmp_path: Path) -> None:
     config = tmp_path / "fleet.toml"
     async with Sandbox.over_loopback() as sandbox:
         workspaces = [await sandbox.workspace(f"{number}") for number in range(30)]
@@ -45,7 +45,7 @@ async def test_a_soft_limit_below_what_the_list_needs_is_raised(tmp_path: Path) 
             assert await connector.stop() == 0
 
 
-async def test_a_list_that_the_hard_limit_has_no_room_for_is_refused(tmp_path: Path) -> None:
+async def test_too_low_hard_limit_is_refused(tmp_path: Path) -> None:
     config = tmp_path / "fleet.toml"
     async with Sandbox.over_loopback() as sandbox:
         write(config, sandbox.url, [await sandbox.workspace(f"{number}") for number in range(60)])
@@ -56,7 +56,7 @@ async def test_a_list_that_the_hard_limit_has_no_room_for_is_refused(tmp_path: P
     assert "LimitNOFILE=" in connector.output
 
 
-async def test_a_list_that_has_little_room_is_polled_and_answers_all(tmp_path: Path) -> None:
+async def test_list_with_few_files_is_polled(tmp_path: Path) -> None:
     config = tmp_path / "fleet.toml"
     async with Sandbox.over_loopback() as sandbox:
         workspaces = [await sandbox.workspace(f"{number}") for number in range(20)]
@@ -75,7 +75,7 @@ async def test_a_list_that_has_little_room_is_polled_and_answers_all(tmp_path: P
         assert " ERROR " not in connector.output
 
 
-async def test_a_process_that_runs_out_of_files_keeps_its_messages_and_heals(tmp_path: Path) -> None:
+async def test_running_out_of_files_loses_nothing(tmp_path: Path) -> None:
     async with Sandbox.over_loopback() as sandbox:
         workspace = await sandbox.workspace()
         async with Connector(

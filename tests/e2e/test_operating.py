@@ -40,7 +40,7 @@ async def until(state: Path, wanted: str) -> str:
             await asyncio.sleep(0.1)
 
 
-async def test_a_dead_letter_is_seen_and_answered_once_after_the_backend_was_mended(tmp_path: Path) -> None:
+async def test_replayed_dead_letter_is_answered_once(tmp_path: Path) -> None:
     mended = tmp_path / "mended"
     # Printing nothing is no answer, and is not tried again.
     command = f"if test -e {mended}; then tr a-z A-Z; fi"
@@ -65,7 +65,7 @@ async def test_a_dead_letter_is_seen_and_answered_once_after_the_backend_was_men
         assert len(await sandbox.answers(workspace)) == 2
 
 
-async def test_status_tells_a_running_a_killed_and_a_stopped_connector_apart(tmp_path: Path) -> None:
+async def test_status_distinguishes_running_killed_and_stopped(tmp_path: Path) -> None:
     async def status() -> tuple[int | None, dict[str, Any]]:
         code, document = await molecule(tmp_path, "status", workspace.id, "--json")
         (found,) = json.loads(document)["workspaces"]

@@ -11,9 +11,7 @@ from .kit import Connector, registered
 
 
 @pytest.mark.parametrize("platform", ["2026-05", "2026-08"])
-async def test_a_pause_lasts_over_a_restart_and_after_it_all_is_answered_in_order(
-    platform: str, tmp_path: Path
-) -> None:
+async def test_pause_outlasts_a_restart(platform: str, tmp_path: Path) -> None:
     async with Sandbox.over_loopback(platform=platform) as sandbox:
         workspace = await sandbox.workspace()
         async with Connector(sandbox, workspace, tmp_path) as connector:

@@ -63,7 +63,7 @@ def moment(row: dict[str, Any]) -> float:
 
 @pytest.mark.drill
 @pytest.mark.timeout(400)
-async def test_one_that_is_flooded_leaves_the_others_their_share_and_no_beat_is_late(tmp_path: Path) -> None:
+async def test_flooded_workspace_leaves_others_their_share(tmp_path: Path) -> None:
     beats: list[tuple[str, float]] = []
     loop = asyncio.get_running_loop()
 

@@ -15,7 +15,7 @@ GENERATIONS = pytest.mark.parametrize("platform", ["2026-05", "2026-08"])
 
 
 @GENERATIONS
-async def test_people_and_peers_are_answered_once_each_and_in_order(platform: str, tmp_path: Path) -> None:
+async def test_answers_people_and_peers_in_order(platform: str, tmp_path: Path) -> None:
     async with Sandbox.over_loopback(platform=platform) as sandbox:
         workspace, peer = await sandbox.pair()
         async with Connector(sandbox, workspace, tmp_path) as connector:
@@ -39,9 +39,7 @@ async def test_people_and_peers_are_answered_once_each_and_in_order(platform: st
 
 
 @GENERATIONS
-async def test_thirty_that_wait_at_the_first_start_are_answered_once_each_oldest_first(
-    platform: str, tmp_path: Path
-) -> None:
+async def test_backlog_is_answered_oldest_first(platform: str, tmp_path: Path) -> None:
     async with Sandbox.over_loopback(platform=platform) as sandbox:
         workspace, peer = await sandbox.pair()
         for number in range(30):
@@ -53,7 +51,7 @@ async def test_thirty_that_wait_at_the_first_start_are_answered_once_each_oldest
     assert [answer.text for answer in answers] == [f"echo: {number}" for number in range(30)]
 
 
-async def test_an_answer_that_was_stored_before_a_kill_arrives_once_and_is_not_made_again(tmp_path: Path) -> None:
+async def test_stored_reply_survives_a_kill(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     command = f"cat; echo run >> {runs}"
     async with Sandbox.over_loopback(faults=["unavailable=1,path=notify"]) as sandbox:
@@ -73,7 +71,7 @@ async def test_an_answer_that_was_stored_before_a_kill_arrives_once_and_is_not_m
     assert runs.read_text() == "run\n"
 
 
-async def test_a_second_process_for_the_same_workspace_is_turned_away(tmp_path: Path) -> None:
+async def test_second_process_of_a_workspace_exits_5(tmp_path: Path) -> None:
     async with Sandbox.over_loopback() as sandbox:
         workspace = await sandbox.workspace()
         async with Connector(sandbox, workspace, tmp_path) as first:
@@ -84,7 +82,7 @@ async def test_a_second_process_for_the_same_workspace_is_turned_away(tmp_path: 
             assert f"process {first.process.pid}" in second.output
 
 
-async def test_a_deleted_workspace_ends_the_process_with_its_own_code_and_the_platforms_hint(tmp_path: Path) -> None:
+async def test_deleted_workspace_exits_4_with_a_hint(tmp_path: Path) -> None:
     async with Sandbox.over_loopback() as sandbox:
         workspace = await sandbox.workspace()
         async with Connector(sandbox, workspace, tmp_path) as connector:

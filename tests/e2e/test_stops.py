@@ -30,7 +30,7 @@ def make(config):
 """
 
 
-async def test_a_stop_during_a_fetch_ends_at_once_and_the_next_start_answers(tmp_path: Path) -> None:
+async def test_stop_does_not_wait_for_a_read(tmp_path: Path) -> None:
     async with Sandbox.over_loopback() as sandbox:
         workspace = await sandbox.workspace()
         async with Connector(sandbox, workspace, tmp_path) as connector:
@@ -46,7 +46,7 @@ async def test_a_stop_during_a_fetch_ends_at_once_and_the_next_start_answers(tmp
             assert await connector.stop() == 0
 
 
-async def test_a_stop_during_a_run_lets_it_finish_and_sends_its_answer(tmp_path: Path) -> None:
+async def test_stop_waits_for_a_running_message(tmp_path: Path) -> None:
     started = tmp_path / "started"
     async with Sandbox.over_loopback() as sandbox:
         workspace = await sandbox.workspace()
@@ -62,7 +62,7 @@ async def test_a_stop_during_a_run_lets_it_finish_and_sends_its_answer(tmp_path:
     assert "stopped" in beats[-1]["sample_error"]
 
 
-async def test_a_run_that_outlasts_the_grace_is_cut_and_begins_again_at_the_next_start(tmp_path: Path) -> None:
+async def test_run_cut_by_grace_is_repeated_later(tmp_path: Path) -> None:
     started, mended = tmp_path / "started", tmp_path / "mended"
     async with Sandbox.over_loopback() as sandbox:
         workspace = await sandbox.workspace()
@@ -80,7 +80,7 @@ async def test_a_run_that_outlasts_the_grace_is_cut_and_begins_again_at_the_next
             assert await connector.stop() == 0
 
 
-async def test_a_stop_while_an_answer_is_sent_waits_for_the_platform_to_take_it(tmp_path: Path) -> None:
+async def test_stop_waits_for_a_running_send(tmp_path: Path) -> None:
     async with Sandbox.over_loopback() as sandbox:
         workspace, peer = await sandbox.pair()
         async with Connector(sandbox, workspace, tmp_path) as connector:
@@ -96,7 +96,7 @@ async def test_a_stop_while_an_answer_is_sent_waits_for_the_platform_to_take_it(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_second_signal_ends_it_at_once_and_loses_nothing(number: signal.Signals, tmp_path: Path) -> None:
+async def test_second_signal_ends_it_without_loss(number: signal.Signals, tmp_path: Path) -> None:
     started, mended = tmp_path / "started", tmp_path / "mended"
     async with Sandbox.over_loopback() as sandbox:
         workspace = await sandbox.workspace()
@@ -116,7 +116,7 @@ async def test_a_second_signal_ends_it_at_once_and_loses_nothing(number: signal.
 
 
 @pytest.mark.drill
-async def test_a_plain_call_that_never_returns_does_not_hold_up_the_stop(tmp_path: Path) -> None:
+async def test_hanging_plain_call_does_not_delay_stop(tmp_path: Path) -> None:
     site = tmp_path / "site"
     info = site / "fake_plain-1.0.dist-info"
     info.mkdir(parents=True)
@@ -141,7 +141,7 @@ async def test_a_plain_call_that_never_returns_does_not_hold_up_the_stop(tmp_pat
 @pytest.mark.drill
 @pytest.mark.skipif(shutil.which("tmux") is None, reason="there is no tmux")
 @pytest.mark.parametrize("is_list", [False, True], ids=["single", "list"])
-async def test_a_terminal_that_closes_is_a_stop_that_finishes_what_runs(tmp_path: Path, is_list: bool) -> None:
+async def test_closed_terminal_is_a_clean_stop(tmp_path: Path, is_list: bool) -> None:
     started, pid = tmp_path / "started", tmp_path / "pid"
     socket = tmp_path / "tmux"
     async with Sandbox.over_loopback() as sandbox:

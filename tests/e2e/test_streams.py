@@ -15,9 +15,7 @@ from .kit import Connector, asked, registered
 
 @pytest.mark.drill
 @pytest.mark.parametrize("fault", ["stream-drop=0", "stream-drop=0.3", "stream-silent", "bare-status=404"])
-async def test_without_a_stream_that_works_messages_are_answered_within_seconds_and_nothing_spins(
-    fault: str, tmp_path: Path
-) -> None:
+async def test_answers_in_seconds_without_a_stream(fault: str, tmp_path: Path) -> None:
     async with Sandbox.over_loopback(faults=[f"{fault},path=/events/stream"]) as sandbox:
         workspace = await sandbox.workspace()
         async with Connector(sandbox, workspace, tmp_path) as connector:
@@ -40,7 +38,7 @@ async def test_without_a_stream_that_works_messages_are_answered_within_seconds_
 
 @pytest.mark.drill
 @pytest.mark.timeout(120)
-async def test_a_stream_that_stalls_costs_one_safety_interval_and_is_opened_again(tmp_path: Path) -> None:
+async def test_stalled_stream_is_reopened(tmp_path: Path) -> None:
     async with Sandbox.over_loopback() as sandbox:
         workspace = await sandbox.workspace()
         async with Connector(sandbox, workspace, tmp_path) as connector:
@@ -61,7 +59,7 @@ async def test_a_stream_that_stalls_costs_one_safety_interval_and_is_opened_agai
 
 @pytest.mark.drill
 @pytest.mark.timeout(300)
-async def test_after_three_minutes_of_standing_still_it_catches_up_once_and_without_a_storm(tmp_path: Path) -> None:
+async def test_catches_up_once_after_a_suspension(tmp_path: Path) -> None:
     async with Sandbox.over_loopback() as sandbox:
         workspace = await sandbox.workspace()
         async with Connector(sandbox, workspace, tmp_path) as connector:

@@ -45,7 +45,7 @@ async def test_reports_a_problem_once_until_it_changes(journal: Journal) -> None
     assert status.wedged == ""
 
 
-async def test_names_all_lasting_problems_until_they_are_cleared(journal: Journal) -> None:
+async def test_names_lasting_problems_until_cleared(journal: Journal) -> None:
     status, changes = status_of(journal), []
 
     def note_change() -> None:
