@@ -19,7 +19,7 @@ def test_too_few_files_are_refused() -> None:
         most_streams(60, 100)
 
     assert "60 workspaces need 228 open files" in str(caught.value)
-    assert "may open 100" in str(caught.value)
+    assert "open only 100" in str(caught.value)
     assert "LimitNOFILE=" in caught.value.hint
 
 
@@ -27,7 +27,7 @@ def test_scarce_files_limit_event_streams() -> None:
     streams, warning = most_streams(60, SHARED + PER_WORKSPACE * 60 + 10)
 
     assert streams == 10
-    assert "50 of them get no event stream and are polled instead" in warning
+    assert "50 of them are polled, without an event stream" in warning
     assert most_streams(60, SHARED + 61)[0] == 0
 
 

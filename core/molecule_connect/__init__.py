@@ -107,11 +107,11 @@ __all__ = [
 ]  # fmt: skip
 
 
-# Seen by a type checker, it would make any misspelt name of this package an Any.
+# Hidden from type checkers, for which it would turn a misspelled name of this package into Any.
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        # Importing the package must cost nothing: `molecule --help` does it too.
+        # Importing the package must be fast: `molecule --help` imports it too.
         if name not in _HOME_OF:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib import import_module

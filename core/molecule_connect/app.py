@@ -81,7 +81,7 @@ def load_workspaces(
         state_dir: May contain tokens that registrations returned; None for the folder that would be used.
 
     Raises:
-        WorkspacesError: Something is wrong with the list.
+        WorkspacesError: The list has errors.
         ConfigError: The id or the token is missing, or a value is invalid.
     """
     if state_dir is None:
@@ -95,7 +95,7 @@ def load_workspaces(
 
 
 def load_list(workspaces: WorkspaceList, numbers: Collection[int] | None = None, *, plugins: bool = False) -> Listing:
-    """The workspaces of a list, or only those with these *numbers*.
+    """The workspaces of a list, or those with these *numbers*.
 
     Args:
         plugins: Check that the backend and the middleware are installed.
@@ -147,7 +147,7 @@ async def serve(
     stop: asyncio.Event,
     transport: AsyncTransport | None = None,
 ) -> None:
-    """Serve workspaces until *stop* is set and all have drained, or none is left.
+    """Serve workspaces until *stop* is set and all have drained, or until all have ended.
 
     Raises:
         MoleculeError: See ``connect``.
@@ -169,8 +169,8 @@ async def deploy(
     """Build and check everything that serves *listing*, without starting it. Closed at the end.
 
     Args:
-        strict: Serve all workspaces of a list or none. Otherwise those that can be served are, and the others are
-            reported.
+        strict: Serve all workspaces of a list or none. Otherwise, serve the valid ones and report the
+            others.
 
     Raises:
         ConfigError: No workspace can be served, or not all of a strict list.
@@ -225,7 +225,7 @@ async def find_problems(
 
     Args:
         state_dir: May contain tokens that registrations returned.
-        state_root: The state folder, which plugins keep their programs out of; None for *state_dir*.
+        state_root: The state folder, to which plugins deny their programs access; None for *state_dir*.
 
     Raises:
         ConfigError: The only workspace has an invalid setting; those of several workspaces are problems.
@@ -246,10 +246,10 @@ async def find_problems(
 def report_state_dir_problems(
     settings: Sequence[WorkspaceSettings], state_dir: Path, listener: events.Listener
 ) -> None:
-    """Emit a notice for everything that lets other users replace the state folder.
+    """Emit a notice for each way in which other users could replace the state folder.
 
     Raises:
-        ConfigError: There is such a problem, and a workspace is strict.
+        ConfigError: There is a problem, and a workspace is strict.
     """
     for text, hint in state_dir_problems(state_dir):
         if any(one.strict for one in settings):

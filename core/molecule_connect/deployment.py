@@ -1,4 +1,4 @@
-"""The workspaces that a process serves, and changes to them while it runs."""
+"""The workspaces that a process serves, which can change while it runs."""
 
 import asyncio
 import time
@@ -23,7 +23,7 @@ LIST = "list"
 
 @attrs.frozen(kw_only=True)
 class Plan:
-    """What a new list of workspaces changes. Ids, in the order of the list.
+    """The changes that a new list of workspaces requires, as ids in the order of the list.
 
     Attributes:
         wanted: The settings of all workspaces that will be served.
@@ -32,7 +32,7 @@ class Plan:
         unchanged: They are served with these settings.
         removed: They are served, and no longer on the list.
         kept: They continue with their earlier settings, because their block is refused, or because a refused block
-            has no valid id and could be theirs.
+            without a valid id could belong to them.
         refused: The blocks of the list that can't be served.
     """
 
@@ -46,7 +46,7 @@ class Plan:
 
     @property
     def starting(self) -> list[WorkspaceSettings]:
-        """Those that will be started or restarted."""
+        """The workspaces that will be started or restarted."""
         ids = {*self.new, *self.changed}
         return [one for one in self.wanted if one.workspace_id in ids]
 
@@ -55,7 +55,7 @@ class Deployment:
     """Runs workspaces and applies changes to them. Created by ``app.deploy``.
 
     Args:
-        notices: Emits what concerns all workspaces, in the name of one of them.
+        notices: Emits notices about the whole process, in the name of one of its workspaces.
         strict: Refuse a new list if any of its workspaces can't be served.
 
     Attributes:
@@ -79,7 +79,7 @@ class Deployment:
         return frozenset(self._settings.keys() | self._problems.keys())
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until *stop* is set and all workspaces have drained, or none is left.
+        """Serve until *stop* is set and all workspaces have drained, or until all have ended.
 
         Raises:
             MoleculeError: See ``Supervisor.run``.
@@ -99,7 +99,7 @@ class Deployment:
             self._notices(warning)
 
     def report_refused(self, refused: Sequence[Refused], *, kept: Collection[str] = (), repeat: bool = True) -> None:
-        """Report *refused* as the blocks that can't be served, and that earlier ones are no longer refused.
+        """Report *refused* as the blocks that can't be served, and clear earlier reports that no longer apply.
 
         Args:
             kept: The workspaces that continue with their earlier settings.
@@ -125,14 +125,14 @@ class Deployment:
         self._file.remove()
 
     async def plan(self, wanted: Sequence[WorkspaceSettings], refused: Sequence[Refused] = ()) -> Plan:
-        """What a new list changes: workspaces that will start are built and checked first.
+        """The changes for a new list. Workspaces that will start are built and checked first.
 
         Raises:
             WorkspacesError: None of the workspaces can be served, or not all of a strict list.
             ConfigError: The limit of open files is too low for the workspaces.
         """
         running, known = self._supervisor.running, self._settings
-        # Those that are removed keep their files open until they have drained.
+        # Removed workspaces keep their files open until they have drained.
         ids = {one.workspace_id for one in wanted}
         open_files.most_streams(len(ids | known.keys()), open_files.limit())
         starts = [one for one in wanted if one.workspace_id not in running or one != known[one.workspace_id]]
@@ -154,7 +154,7 @@ class Deployment:
         )
 
     async def plan_retry(self, wanted: Sequence[WorkspaceSettings], refused: Sequence[Refused]) -> Plan:
-        """Check refused blocks again: *wanted* may be served now, *refused* still can't. Nothing else changes.
+        """The changes after another check of refused blocks: *wanted* can be served now, *refused* still can't.
 
         Raises:
             ConfigError: The limit of open files is too low for the workspaces.
@@ -174,7 +174,7 @@ class Deployment:
         )
 
     async def apply(self, plan: Plan) -> None:
-        """Start, restart and drain workspaces as planned. Returns when all of it is done."""
+        """Start, restart and drain workspaces as planned. Return when all changes are complete."""
         kept = {name: self._settings[name] for name in plan.kept}
         self._settings = {**kept, **{one.workspace_id: one for one in plan.wanted}}
         self.limit_streams()
@@ -190,7 +190,7 @@ class PluginCheck:
 
     Attributes:
         state_dir: May contain a token that a registration returned.
-        state_root: The state folder, which plugins keep their programs out of; None for *state_dir*.
+        state_root: The state folder, to which plugins deny their programs access; None for *state_dir*.
     """
 
     settings: WorkspaceSettings
@@ -199,7 +199,7 @@ class PluginCheck:
     state_root: Path | None = None
 
     async def find_problems(self) -> list[str]:
-        """What prevents the plugins from working.
+        """The problems that prevent the plugins from working.
 
         Raises:
             ConfigError: A setting is invalid, or a plugin can't be created.
@@ -232,8 +232,8 @@ async def check_all(checks: Iterable[WorkspaceRunner | PluginCheck]) -> list[Ref
 
 
 def without_refused(settings: Iterable[WorkspaceSettings], refused: Iterable[Refused]) -> list[WorkspaceSettings]:
-    """*settings* without those of refused blocks."""
-    # The number matters too: a second block with the id of a good one is refused, and the good one is not.
+    """*settings* without the workspaces of refused blocks."""
+    # Compare the number too: a second block with the id of a valid one is refused, but the valid one isn't.
     bad = {(one.entry, one.workspace_id) for one in refused}
     return [one for one in settings if (one.entry, one.workspace_id) not in bad]
 
@@ -250,5 +250,5 @@ def _problem(blocks: Sequence[Refused], *, since: float, kept: bool) -> Problem:
     lines = lines_of(blocks)
     reason, _, hint = lines[0].partition(" -> ") if len(lines) == 1 else ("; ".join(lines), "", "")
     if kept:
-        reason += "; it goes on with its earlier settings"
+        reason += "; it continues with its earlier settings"
     return Problem(part=LIST, reason=reason, hint=hint or "correct the block", since=since)

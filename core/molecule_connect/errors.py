@@ -7,16 +7,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    # The command line loads this module, and attrs costs a third of what --help may take.
+    # The command line loads this module, and importing attrs would take a third of the time budget of --help.
     from molecule_connect.models import Usage
 
 # Workspaces that the error of a supervisor quotes.
 _MOST_QUOTED = 5
 _CREDENTIALS = re.compile(r"(?<=://)[^\s/?#'\"<>]*@")
-# Temporary shortages: disk space and inodes, open files, memory.
+# Errors of temporary shortages: disk space and inodes, open files, memory.
 _OUT_OF_FILES = frozenset({errno.EMFILE, errno.ENFILE})
 _SHORTAGES = _OUT_OF_FILES | {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM}
-# SQLite's codes for these and for a locked file: BUSY, IOERR, FULL and CANTOPEN.
+# SQLite's codes for shortages and for a locked file: BUSY, IOERR, FULL and CANTOPEN.
 _SQLITE_SHORTAGES = frozenset({5, 10, 13, 14})
 
 
@@ -38,7 +38,7 @@ class MoleculeError(Exception):
     """Base class of all errors of molecule-connect. Credentials in URLs are removed from text and hint.
 
     Attributes:
-        hint: One line about what the operator can do. Empty if the text is enough.
+        hint: What the operator can do, in one line. Empty if the text is enough.
     """
 
     def __init__(self, message: str, *, hint: str = "") -> None:
@@ -47,7 +47,7 @@ class MoleculeError(Exception):
 
     @property
     def may_heal(self) -> bool:
-        """Whether a retry can succeed without a change of settings, for example after a disk was full."""
+        """Whether a retry can succeed without a change of settings, for example after disk space was freed."""
         return any(
             (isinstance(one, OSError) and one.errno in _SHORTAGES)
             or getattr(one, "sqlite_errorcode", 0) & 0xFF in _SQLITE_SHORTAGES
@@ -127,7 +127,7 @@ class StateLostError(JournalError):
     def __init__(self, message: str) -> None:
         super().__init__(
             message,
-            hint="find out what removes it (a cleaner of temporary files, a volume that went away), choose a lasting"
+            hint="find out why (a cleaner of temporary files, an unmounted volume), choose a permanent"
             " folder with --state-dir, and start again",
         )
 
@@ -149,10 +149,10 @@ class CloseError(MoleculeError):
 
 
 class FleetError(MoleculeError):
-    """The process serves no workspace any more, and at least one of them stopped with an error.
+    """All workspaces of the process have ended, at least one of them with an error.
 
     Attributes:
-        errors: The error of each of these, by workspace id.
+        errors: The errors, by workspace id.
     """
 
     def __init__(self, errors: Mapping[str, BaseException], *, of: int) -> None:
@@ -163,7 +163,7 @@ class FleetError(MoleculeError):
         hint = hints.pop() if len(hints) == 1 else ""
         super().__init__(
             f"{len(self.errors)} of {of} workspaces ended with an error: {'; '.join([*texts[:_MOST_QUOTED], *more])}",
-            hint=hint or "see the lines above for what to do about each",
+            hint=hint or "see the hints in the lines above",
         )
 
 
@@ -185,7 +185,7 @@ class PlatformError(MoleculeError):
 
     @property
     def may_heal(self) -> bool:
-        """True: a platform that is starting, or has a short outage, can refuse any request."""
+        """True: a platform that is starting or has a short outage can refuse any request."""
         return True
 
 
@@ -222,7 +222,7 @@ class TransientPlatformError(PlatformError):
 
 
 class PageTooLargeError(TransientPlatformError):
-    """A response was larger than its cap. Request less."""
+    """A response was larger than its size limit. Request less data."""
 
 
 class PermanentPlatformError(PlatformError):

@@ -1,4 +1,4 @@
-"""Events: what happens while a workspace is served, as values for consoles and programs."""
+"""Events that a worker emits, for consoles and programs."""
 
 from collections.abc import Callable
 
@@ -19,7 +19,7 @@ class Registered(Event):
 
 @attrs.frozen(kw_only=True)
 class Listening(Event):
-    """How new messages are noticed from now on: ``by`` is "stream" or "polling"."""
+    """The source of new messages changed: ``by`` is "stream" or "polling"."""
 
     by: str
 
@@ -128,7 +128,7 @@ class Notice(Event):
 
 @attrs.frozen(kw_only=True)
 class Described(Event):
-    """What a plugin may do on this machine, in its own words; reported at the start."""
+    """The permissions of a plugin on this machine, as it describes them; emitted at the start."""
 
     text: str
 
@@ -143,7 +143,7 @@ class Beat(Event):
 
 @attrs.frozen(kw_only=True)
 class Paused(Event):
-    """The workspace is paused on the platform: messages are stored, and not run."""
+    """The workspace is paused on the platform: messages are stored but not processed."""
 
 
 @attrs.frozen(kw_only=True)

@@ -1,4 +1,4 @@
-"""Threads on a system that may not allow more of them. Work that is reported as failed never runs later.
+"""Threads on a system that may refuse to start more. Work that is reported as failed never runs later.
 
 ``asyncio.to_thread`` and ``ThreadPoolExecutor.submit`` raise if a thread can't be started, but leave the work queued,
 so that another thread runs it later.
@@ -95,7 +95,7 @@ class PatientExecutor(ThreadPoolExecutor):
         try:
             super().submit(work)
         except RuntimeError:
-            # The work is queued all the same, and the first thread runs it.
+            # The work is queued anyway, and the first thread runs it.
             if self._is_shut_down:
                 raise
         return outcome

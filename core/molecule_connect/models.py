@@ -37,15 +37,15 @@ class TextPart:
 
 @attrs.frozen(kw_only=True)
 class FilePart:
-    """A file that a message names.
+    """A file in a message.
 
     Attributes:
-        uri: The location that the sender gave: an upload of the platform, a ``data:`` URI for bytes in the message
+        uri: The location set by the sender: an upload of the platform, a ``data:`` URI for bytes in the message
             (they are at ``path`` too), or anything else. Never open it as a file of this machine; see ``address``.
-        name: The name that the sender gave. Never use it as a path.
+        name: The name set by the sender. Never use it as a path.
         size: Bytes, if known.
-        path: The copy on this machine, once it is fetched. No sender can set it.
-        unavailable: Why it could not be fetched, for people; empty if it was, or if no fetch was tried.
+        path: The copy on this machine, once it is downloaded. Senders can't set it.
+        unavailable: The reason why it could not be downloaded, for people; empty without a failed download.
     """
 
     uri: str
@@ -64,7 +64,7 @@ class FilePart:
 
 @attrs.frozen
 class DataPart:
-    """A JSON value. A part of an unknown kind becomes a DataPart as a whole."""
+    """A JSON value. A part of unknown kind becomes a DataPart as a whole."""
 
     data: Any
 
@@ -107,14 +107,14 @@ class Request:
         return "".join(part.text for part in self.parts if isinstance(part, TextPart))
 
 
-# More than any answer can cost, and what 64 bits and a float hold exactly: beyond it lies a mistake.
+# Higher costs and token counts are mistakes. 64-bit integers and floats hold these exactly.
 _MOST_USD, _MOST_TOKENS = 1e6, 2.0**53
 
 
 def _number(value: SupportsFloat | str | None, most: float) -> float:
     try:
         number = 0.0 if value is None else float(value)
-    except Exception:  # accounting must not cost the answer, whatever a plugin puts there
+    except Exception:  # an invalid value from a plugin must not lose the reply
         return 0.0
     return number if 0.0 <= number <= most else 0.0
 
@@ -131,7 +131,7 @@ def _tokens(value: SupportsFloat | str | None) -> int:
 class Usage:
     """The cost of one reply, as far as the backend knows.
 
-    Anything that is no sensible number counts as nothing: None, NaN, text, less than 0, more than 1,000,000 dollars.
+    Invalid values count as 0: None, NaN, text, less than 0, more than 1,000,000 dollars.
     """
 
     input_tokens: int = attrs.field(default=0, converter=_tokens)
@@ -171,7 +171,7 @@ class Response:
     @property
     def is_blank(self) -> bool:
         """Whether it has no text, file or data."""
-        # U+0000 is taken out of what is sent.
+        # U+0000 is removed before sending.
         return not any(not isinstance(part, TextPart) or part.text.replace("\0", "").strip() for part in self.parts)
 
 
@@ -185,7 +185,7 @@ Handler = Callable[[Request, Progress], Awaitable[Response]]
 
 
 class Kind(enum.StrEnum):
-    """The kind of a row of the feed. Only a message is handled by a backend."""
+    """The kind of a row of the feed. A backend handles only messages."""
 
     MESSAGE = "message"
     ANSWER = "answer"
@@ -197,7 +197,7 @@ class Kind(enum.StrEnum):
     UNREADABLE = "unreadable"
 
 
-BLANK = "there is no text, file or data in it"
+BLANK = "it has no text, file or data"
 
 
 @attrs.frozen(kw_only=True)
@@ -208,13 +208,13 @@ class Inbound:
         row_id: The platform's id of the row; opaque.
         time: Microseconds since 1970 by the platform's clock, or None if the row has no time.
         seq: The platform's order of rows with equal times, if it has one.
-        caller_id: The attested sender; None for a person. For a result, the peer that has the delegation, where the
+        caller_id: The attested sender; None for a person. For a result, the peer that has the delegation, if the
             platform names it.
         sender_key: The sender's idempotency key, else its message id, else None. A retry repeats it.
         idempotency_key: The ``Request.idempotency_key``.
         fingerprint: Equal for two rows if and only if their parts are equal.
         delegation_id: Set when the platform's delegation sent it.
-        reason: Why the row is unreadable, or what it answers; for people.
+        reason: Why the row is unreadable, or the message that it answers; for people.
     """
 
     row_id: str
@@ -242,7 +242,7 @@ class Inbound:
 
 @attrs.frozen(kw_only=True)
 class UploadLimits:
-    """Size limits of chat uploads in bytes. The defaults are those of 2026-05 platforms, which don't report theirs."""
+    """Size limits of chat uploads in bytes. The defaults are those of 2026-05 platforms, which don't report any."""
 
     per_file: int = 25 << 20
     per_request: int = 50 << 20
@@ -261,13 +261,13 @@ class Page:
     """One page of the feed, in the platform's order.
 
     Attributes:
-        marks: Every row with an id, known ones too.
-        items: The rows that ``known`` did not know, classified.
-        count: Rows on the page, with those without an id; fewer than the limit on the last page.
+        marks: Every row with an id, including known ones.
+        items: The classified rows that were not yet known.
+        count: Rows on the page, including those without an id; fewer than the limit on the last page.
         limit: The limit of the request.
         size: Bytes of the response.
         earliest: A lower bound of the platform's clock when the request was made, in
-            microseconds, or None when the answer did not tell.
+            microseconds, or None if the response has no time.
     """
 
     marks: tuple[RowMark, ...]
@@ -279,7 +279,7 @@ class Page:
 
     @property
     def last_before_edge(self) -> str | None:
-        """The row to continue after. Not the last one: older platforms skip other rows of the same time."""
+        """The row to continue after. Not the last one, because older platforms skip other rows of the same time."""
         if not self.marks:
             return None
         edge = self.marks[-1]
@@ -339,7 +339,7 @@ class Presence:
 
 
 class WorkspaceStatus(enum.StrEnum):
-    """The status of a workspace on the platform, as far as it matters here."""
+    """The status of a workspace on the platform."""
 
     ACTIVE = "active"
     PAUSED = "paused"
@@ -353,7 +353,7 @@ class WorkspaceInfo:
 
     Attributes:
         card: The agent card that the platform shows, or None.
-        hint: The platform's text for a removed workspace.
+        hint: The platform's message for a removed workspace.
         is_certain: For a removed workspace: whether the response contains the platform's record of it.
         is_absent: Whether the platform's own error says that the workspace doesn't exist.
     """
@@ -372,6 +372,6 @@ class Signal(enum.Enum):
     OPENED = "opened"  # the stream is there
     ROW = "row"  # a row may be readable
     BEAT = "beat"  # our own heartbeat came back
-    STATUS = "status"  # the workspace was paused, resumed or removed: ask
+    STATUS = "status"  # the workspace was paused, resumed or removed: check its state
     ROTATED = "rotated"  # the token was replaced
     OTHER = "other"  # announces no row

@@ -27,13 +27,13 @@ def raise_limit() -> None:
 
 
 def limit() -> int | None:
-    """Return the soft limit of this process, or None if there is none."""
+    """Return the soft limit of this process, or None if it is unlimited."""
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return None if soft == resource.RLIM_INFINITY else soft
 
 
 def most_streams(workspaces: int, limit: int | None) -> tuple[int | None, str]:
-    """Return how many event streams *limit* leaves room for, and a warning if some workspaces get none.
+    """Return how many event streams fit into *limit*, and a warning if some workspaces get none.
 
     None means no restriction. Workspaces without a stream are polled.
 
@@ -47,13 +47,13 @@ def most_streams(workspaces: int, limit: int | None) -> tuple[int | None, str]:
     served = f"{workspaces} workspaces need" if workspaces > 1 else "a workspace needs"
     if limit < SHARED + workspaces:
         raise ConfigError(
-            f"{served} {needed} open files, at least {SHARED + workspaces}, and this process may open {limit}",
+            f"{served} {needed} open files, at least {SHARED + workspaces}, but this process may open only {limit}",
             hint=HOW_TO_RAISE,
         )
     if limit >= needed:
         return None, ""
     streams = max(0, limit - least)
     return streams, (
-        f"{served} {needed} open files, and this process may open {limit}: "
-        f"{workspaces - streams} of them get no event stream and are polled instead; {HOW_TO_RAISE}"
+        f"{served} {needed} open files, but this process may open only {limit}: "
+        f"{workspaces - streams} of them are polled, without an event stream; {HOW_TO_RAISE}"
     )

@@ -1,4 +1,4 @@
-"""One served workspace: its client, its plugins and its worker, and what the workspaces of a process share."""
+"""Build and run one workspace: its client, its plugins and its worker, and the objects that workspaces share."""
 
 import asyncio
 import contextlib
@@ -37,7 +37,7 @@ class Notices:
 
 @attrs.frozen(kw_only=True)
 class Runtime:
-    """What all workspaces of a process share."""
+    """The objects that all workspaces of a process share."""
 
     state_dir: Path
     transports: Transports
@@ -48,7 +48,7 @@ class Runtime:
         """The platform client of one workspace."""
         credentials = credentials_of(settings, self.state_dir)
         if settings.adopt_token and settings.token is not None:
-            # If it can't be kept, it is used anyway, and found again at the next start.
+            # If it can't be stored, it is used anyway, and read again at the next start.
             with contextlib.suppress(ConfigError):
                 credentials.keep(settings.token)
         return AsyncPlatformClient(
@@ -118,7 +118,7 @@ class WorkspaceRunner:
         return self
 
     async def find_problems(self) -> list[str]:
-        """Build, then ask the plugins what prevents them from working.
+        """Build, then return the problems that the plugins report.
 
         Raises:
             ConfigError: See ``build``.
@@ -129,7 +129,7 @@ class WorkspaceRunner:
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until *stop* is set and all messages in progress have finished, then close everything.
 
-        Builds first, if that wasn't done.
+        Calls ``build`` first if necessary.
 
         Raises:
             MoleculeError: See ``Worker.run`` and ``build``.
@@ -208,7 +208,7 @@ async def plugin_host(
     *,
     state_root: Path | None = None,
 ) -> AsyncIterator[PluginHost]:
-    """The plugins of one workspace, closed at the end. They hide *token* from the programs that they start.
+    """The plugins of one workspace, closed at the end. *token* is kept out of the programs that they start.
 
     Args:
         state_dir: None to write nothing; *state_root* is then the folder that a start would use.
@@ -242,6 +242,6 @@ async def plugin_host(
 
 
 async def report_permissions(host: PluginHost, workspace_id: str, listener: events.Listener) -> None:
-    """Emit what the plugins may do on this machine."""
+    """Emit the plugins' descriptions of their permissions on this machine."""
     for line in await host.describe():
         listener(events.Described(workspace_id=workspace_id, text=line))

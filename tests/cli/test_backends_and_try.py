@@ -34,7 +34,7 @@ def test_install_line_names_this_interpreter(molecule: Molecule, monkeypatch: py
     monkeypatch.setattr(discovery, "installed_backends", lambda **given: ())
 
     assert molecule("backends").stdout == (
-        "no backend that answers is installed; "
+        "no backend that answers messages is installed; "
         f'to install one: {shlex.quote(sys.executable)} -m pip install "molecule-connect[mock]"\n'
     )
 
@@ -180,7 +180,7 @@ def test_try_needs_text_without_stdin() -> None:
     )
 
     assert result.returncode == 2
-    assert result.stderr.startswith("error: no text was given\nwhat to do: ")
+    assert result.stderr.startswith("error: no text to send\nwhat to do: ")
 
 
 STUCK = """

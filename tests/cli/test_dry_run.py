@@ -24,7 +24,7 @@ def test_warns_of_token_on_command_line(molecule: Molecule, token: str) -> None:
     result = molecule("connect", "ws_1", "--backend", "parrot", "--dry-run", "--token", token)
 
     assert result.code == 0
-    assert "--token puts the token into the list of processes" in result.stderr
+    assert "--token shows the token in the process list" in result.stderr
     assert "--token-file" in result.stderr
     assert token not in result.stderr
 
@@ -49,7 +49,7 @@ def test_refuses_an_invalid_organisation(molecule: Molecule, token: str) -> None
     result = molecule("connect", "ws_1", "--backend", "parrot", "--org-id", "a\nb", "--dry-run", "--token", token)
 
     assert result.code == 2
-    assert "the organisation id cannot stand in a header" in result.stderr
+    assert "the organization id contains" in result.stderr
 
 
 def test_unknown_option_warns_with_suggestion(molecule: Molecule, token: str) -> None:

@@ -74,7 +74,7 @@ def test_problems_name_their_workspace(molecule: Molecule, config: Path) -> None
         assert "-> write it options.times=..." in result.stderr
         assert f"workspace 5 (ws_4): the token file {config.parent}/none does not exist" in result.stderr
     assert "error: the workspaces are not ready: 3 problems" in rehearsed.stderr
-    assert "error: the list has 3 faults, listed above\nwhat to do: " in started.stderr
+    assert "error: the list has 3 errors, listed above\nwhat to do: " in started.stderr
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_every_fault_is_a_line(molecule: Molecule, token: str) -> None:
         "workspace 1 (ws_1): unknown key 'tokn', did you mean 'token'?",
         "workspace 2 (ws_1): it has the same id as workspace 1",
     ]
-    assert f"error: MOLECULE_WORKSPACES has {len(faults)} faults, listed above\n" in result.stderr
+    assert f"error: MOLECULE_WORKSPACES has {len(faults)} errors, listed above\n" in result.stderr
 
 
 def test_list_without_good_block_is_refused(molecule: Molecule, tmp_path: Path, token: str) -> None:
@@ -121,7 +121,7 @@ def test_list_without_good_block_is_refused(molecule: Molecule, tmp_path: Path, 
     assert result.code == 2
     assert "workspace 1 (ws_1): backend unready: no login" in result.stderr
     assert "workspace 2 (ws_2): no backend named 'none'" in result.stderr
-    assert "error: the list has 2 faults, listed above\nwhat to do: " in result.stderr
+    assert "error: the list has 2 errors, listed above\nwhat to do: " in result.stderr
 
 
 def test_a_single_fault_is_the_error(molecule: Molecule) -> None:

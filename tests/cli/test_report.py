@@ -55,7 +55,7 @@ def test_unwritable_stdout_is_one_error(environ: dict[str, str], arguments: list
     assert done.returncode == 2
     assert done.stderr.removeprefix("... repeating\n") == (
         "error: standard output cannot be written: No space left on device\n"
-        "what to do: make room there, or send the output elsewhere, then try again\n"
+        "what to do: free disk space, or redirect the output, then try again\n"
     )
 
 

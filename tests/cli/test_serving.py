@@ -177,7 +177,7 @@ def test_second_signal_exits_despite_blocked_loop(connect: Connect, platform: Pl
     code, told = run.end()
 
     assert code in (130, 143), "whichever of the two was delivered second"
-    assert "ended at once" in told
+    assert "stopped at once" in told
 
 
 def test_a_closed_stderr_does_not_stop_it(connect: Connect, platform: Platform) -> None:

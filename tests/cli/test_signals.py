@@ -71,7 +71,7 @@ def test_second_signal_exits_at_once(ends: Ends, number: signal.Signals, code: i
         os.kill(os.getpid(), number)
 
     assert ends.codes == [code]
-    assert ends.said().startswith(f"{code}: ended at once")
+    assert ends.said().startswith(f"{code}: stopped at once")
 
 
 def test_repeated_sighup_is_one_stop(ends: Ends) -> None:
@@ -139,7 +139,7 @@ def test_hanging_stop_is_ended(ends: Ends) -> None:
         assert ends.left.wait(5)
 
     assert ends.codes == [1]
-    assert "left behind" in ends.said()
+    assert "abandoned" in ends.said()
 
 
 def test_hang_after_clean_stop_exits_0(ends: Ends) -> None:

@@ -116,7 +116,7 @@ def test_working_connector_exits_0(status: Molecule, state: Path) -> None:
     assert "    presence   registered, last heartbeat 1" in result.stdout
     assert "    listening  by stream\n" in result.stdout
     assert "    running    1 message\n" in result.stdout
-    assert 'row-0 of person, "hello" try 1, for ' in result.stdout
+    assert 'row-0 of person, "hello" attempt 1, for ' in result.stdout
     assert "    waiting    2 messages, the oldest for 5 min\n" in result.stdout
     assert "trouble" not in result.stdout
 
@@ -129,7 +129,7 @@ def test_working_connector_exits_0(status: Molecule, state: Path) -> None:
         ({"paused": True, "registered": False}, "paused", 0, "is paused on the platform"),
         ({"registered": False}, "starting", 1, "is starting"),
         ({"stopping": True}, "stopping", 1, "is stopping"),
-        ({"written": NOW - 300}, "silent", 1, "hangs: it has reported nothing for 5 min -> restart it"),
+        ({"written": NOW - 300}, "silent", 1, "hangs: it has not updated its status for 5 min -> restart it"),
         ({"last_beat": NOW - 200}, "trouble", 1, "trouble    heartbeat, for 3 min"),
         ({"last_beat": None}, "trouble", 1, "no heartbeat yet"),
         ({"last_beat": None, "started": NOW - 5}, "running", 0, "no heartbeat yet"),
@@ -156,8 +156,8 @@ def test_distinguishes_killed_from_stopped(status: Molecule, state: Path) -> Non
     killed = status("ws_1")
 
     assert killed.code == 1
-    assert f"no connector runs; process {os.getpid()} was killed or crashed (it last reported " in killed.stdout
-    assert "running    1 message: cut short, begins again at the next start" in killed.stdout
+    assert f"no connector runs; process {os.getpid()} was killed or crashed (last status update " in killed.stdout
+    assert "running    1 message, interrupted" in killed.stdout
     assert "presence" not in killed.stdout
     status_path(state, "ws_1").unlink()
     assert status("ws_1").stdout.startswith("ws_1: no connector runs\n")
@@ -170,7 +170,7 @@ def test_what_ended_a_connector_is_told(status: Molecule, state: Path) -> None:
 
     assert result.code == 1
     forget = f"    forget it  rm {status_path(state, 'ws_1')}\n"
-    assert result.stdout == "ws_1: no connector runs; the last one ended 5 min ago: 401 -> a new token\n" + forget
+    assert result.stdout == "ws_1: no connector runs; the last one failed 5 min ago: 401 -> a new token\n" + forget
     assert json.loads(status("--json").stdout)["workspaces"][0]["ended"]["hint"] == "a new token"
 
 
@@ -193,7 +193,7 @@ def test_failed_start_does_not_count(status: Molecule, state: Path) -> None:
         tell(state, WELL, workspace_id="ws_typo", pid=1, registered=False, ended=ENDED)
         result = status()
         assert result.code == 0
-        assert "ws_typo: no connector runs; the last try failed 5 min ago: 401 -> a new token\n" in result.stdout
+        assert "ws_typo: no connector runs; the last start failed 5 min ago: 401 -> a new token\n" in result.stdout
         assert f"forget it  rm {status_path(state, 'ws_typo')}\n" in result.stdout
         assert status("ws_typo").code == 1
     assert status().code == 1
@@ -213,7 +213,9 @@ def test_given_up_workspace_counts(status: Molecule, state: Path) -> None:
         result = status()
 
     assert result.code == 1
-    given_up = f"ws_refused: given up 5 min ago by process {os.getpid()}, which serves others: 401 -> a new token\n"
+    given_up = (
+        f"ws_refused: failed 5 min ago; process {os.getpid()} still serves other workspaces: 401 -> a new token\n"
+    )
     assert given_up in result.stdout
     assert "forget it" not in result.stdout
 
@@ -228,7 +230,9 @@ def test_blocks_that_a_running_process_refuses_count(status: Molecule, state: Pa
 
     assert (found.code, one.code) == (1, 1)
     for name in ("ws_2", "workspace 3"):
-        head = f"{name}: is not served: process {os.getpid()}, which serves others, refuses its block of the list\n"
+        head = (
+            f"{name}: is not served: process {os.getpid()} serves other workspaces of the list, but rejected this one\n"
+        )
         assert f"{head}    trouble    list, for 5 min: workspace 2 (ws_2): no backend -> name one\n" in found.stdout
     assert "forget it" not in found.stdout
     assert one.stdout.startswith("ws_2: is not served: ")
@@ -269,7 +273,7 @@ def test_empty_state_folder_is_reported(status: Molecule, state: Path) -> None:
     result = status()
 
     assert result.code == 1
-    assert f"no connector runs: nothing was served from {state} yet\nwhat to do: " in result.stdout
+    assert f"no connector runs, and none has used the state folder {state}\nwhat to do: " in result.stdout
     assert json.loads(status("--json").stdout)["workspaces"] == []
     assert status("ws_1").stdout == "ws_1: no connector runs\n"
     assert not state.exists()
@@ -281,7 +285,7 @@ def test_unreadable_journal_is_a_problem(status: Molecule, state: Path) -> None:
         result = status()
 
     assert result.code == 1
-    assert "ws_1: runs, and is in trouble" in result.stdout
+    assert "ws_1: runs, but has problems" in result.stdout
     assert "trouble    journal" in result.stdout
     assert "presence   registered" in result.stdout
 
@@ -320,7 +324,7 @@ def test_a_suspended_process_is_not_well(status: Molecule, state: Path) -> None:
         finally:
             process.kill()
     assert suspended.code == told.code == 1
-    assert f"is suspended: it was stopped with SIGSTOP or Ctrl-Z, and does nothing -> kill -CONT {process.pid}" in (
+    assert f"is suspended by SIGSTOP or Ctrl-Z and receives no messages -> kill -CONT {process.pid}" in (
         suspended.stdout
     )
     assert json.loads(told.stdout)["workspaces"][0]["state"] == "suspended"

@@ -38,7 +38,7 @@ def assert_refused(result: Any, *words: str, code: int = 2) -> None:
         (["--backend-opt", "times=often"], ["'times'"]),
         (["--backend-opt", "sufix=x", "--strict"], ["'sufix'", "'suffix'"]),
         (["--use", "nothing"], ["'nothing'"]),
-        (["--mode", "push"], ["push", "not built yet"]),
+        (["--mode", "push"], ["push", "not available yet"]),
         (["--mode", "pull"], ["pull"]),
         (["--since-secs", "2592001"], ["since-secs", "2592000"]),
         (["--since-secs", "-1"], ["since-secs"]),
@@ -218,4 +218,4 @@ def test_a_deleted_working_directory_is_named(
     monkeypatch.chdir(gone)
     gone.rmdir()
 
-    assert_refused(start(molecule, *flags), "the folder that this was started in was deleted", "whole paths")
+    assert_refused(start(molecule, *flags), "the current folder was deleted", "absolute paths")

@@ -113,7 +113,7 @@ def test_changing_lists_change_whether_names_show() -> None:
     texts = [line.partition("    ")[2] or line for line in stream.getvalue().splitlines()]
     assert texts[1] == "registered"
     assert texts[3] == "[ws_2] registered"
-    assert texts[4].endswith("WARNING paused on the platform: messages are stored but not run")
+    assert texts[4].endswith("WARNING paused on the platform: messages are stored but not processed")
 
 
 def test_progress_is_limited_per_workspace() -> None:

@@ -250,7 +250,7 @@ async def test_strict_list_with_bad_block_is_refused(tmp_path: Path) -> None:
         async with Connector.of_a_list(config, tmp_path / "state", "--strict") as connector:
             assert await connector.ended() == 2
         assert ("POST", "/registry/register") not in await sandbox.requests()
-    assert "error: the list has 5 faults, listed above\n" in connector.output
+    assert "error: the list has 5 errors, listed above\n" in connector.output
 
 
 async def test_once_with_a_bad_block_exits_2(tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ async def test_reload_applies_the_good_blocks(tmp_path: Path) -> None:
             for workspace in (old, changed):
                 await sandbox.say(workspace, "still here")
                 assert await texts(sandbox, workspace, 1) == ["still here!"]
-            await until_status(state, 1, f"{old.id}: runs, and is in trouble")
+            await until_status(state, 1, f"{old.id}: runs, but has problems")
 
             write(config, block(old, sandbox.url), block(new, sandbox.url))
             connector.send(signal.SIGHUP)
@@ -302,7 +302,7 @@ async def test_reload_of_a_faulty_list_changes_nothing(tmp_path: Path) -> None:
             await registered(sandbox, workspace)
             write(config, block(workspace, sandbox.url, 'backnd = "mock"', "concurrency = 0"), "[[workspace]]\n")
             connector.send(signal.SIGHUP)
-            await connector.says("was read again and not followed")
+            await connector.says("was read again but not applied")
             assert f"workspace 1 ({workspace.id}): unknown key 'backnd', did you mean 'backend'?" in connector.output
             assert f"workspace 1 ({workspace.id}): concurrency must be at least 1" in connector.output
             assert "workspace 2: it has no id" in connector.output

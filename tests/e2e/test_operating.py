@@ -56,7 +56,7 @@ async def test_replayed_dead_letter_is_answered_once(tmp_path: Path) -> None:
 
             mended.touch()
             code, told = await molecule(tmp_path, "messages", "replay", row_id[:8])
-            assert (code, "takes it up within a second" in told) == (0, True)
+            assert (code, "processes it within a second" in told) == (0, True)
             notice, answer = await sandbox.answers(workspace, 2)
             assert "could not be answered" in notice.text
             assert answer.text == "HELLO"

@@ -44,7 +44,7 @@ async def test_message_waits_for_its_file_with_timeout(journal: Journal) -> None
         assert late is not None
         assert late.text == "with a file"
         (file,) = (part for part in late.parts if isinstance(part, FilePart))
-        assert (file.path, file.unavailable) == (None, "it is not here yet")
+        assert (file.path, file.unavailable) == (None, "it is not downloaded yet")
         assert (await anext(arrivals)).text == "with a file"
 
 

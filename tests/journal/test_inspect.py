@@ -163,7 +163,7 @@ async def test_reports_missing_newer_and_foreign_files(tmp_path: Path) -> None:
     with pytest.raises(JournalError, match="newer"), Inspection.open(tmp_path):
         pass
     (tmp_path / FILE_NAME).write_bytes(b"")
-    with pytest.raises(JournalError, match="no journal"), Inspection.open(tmp_path):
+    with pytest.raises(JournalError, match="not a journal"), Inspection.open(tmp_path):
         pass
     (tmp_path / FILE_NAME).write_bytes(b"nothing that SQLite would know" * 100)
     with pytest.raises(JournalError, match="cannot be read"), Inspection.open(tmp_path):

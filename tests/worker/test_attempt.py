@@ -91,7 +91,7 @@ async def test_refused_notice_emits_one_dead_event(journal: Journal) -> None:
     assert len(serving.events.of(events.Dead)) == 1
     ((state, reason),) = serving.rows("state, reason")
     assert state == "dead"
-    assert reason.startswith("no answer after 4 attempts: the model is out (the caller could not be told: send: 403 no")
+    assert reason.startswith("no answer after 4 attempts: the model is out (the caller could not be notified: send: 403 no")
 
 
 @pytest.mark.parametrize("error", [ValueError("odd"), TimeoutError(), KeyError("x"), RuntimeError("\udcff")])
@@ -294,7 +294,7 @@ async def test_refused_notice_keeps_the_failure_reason(journal: Journal) -> None
     platform.write("hi", caller="peer-1")
     async with Serving(platform, journal, backend) as serving:
         await asyncio.sleep(60)
-    assert serving.rows("state, reason") == [("dead", "no such file (the caller could not be told: a2a: 403)")]
+    assert serving.rows("state, reason") == [("dead", "no such file (the caller could not be notified: a2a: 403)")]
 
 
 async def test_a_replayed_message_gets_four_new_attempts(journal: Journal) -> None:
@@ -435,7 +435,7 @@ async def test_stuck_call_keeps_its_slot(
         platform.write("beside", caller="peer-2")
         await asyncio.sleep(3 * 3600)
         assert platform.answers() == ["beside"]
-        assert platform.beats[-1].sample_error == "1 calls of the backend do not return"
+        assert platform.beats[-1].sample_error == "1 calls of the backend have not returned"
         assert platform.beats[-1].active_tasks == 1
         assert serving.rows()[:2] == [("row-1", "running"), ("row-2", "received")]
         release.set()

@@ -151,7 +151,7 @@ async def test_hanging_download_delays_only_its_message(
         assert 60 <= serving.clock() - began <= 66
         (late,) = backend.files()
         assert late.path is None
-        assert late.unavailable == "it is not here yet"
+        assert late.unavailable == "it is not downloaded yet"
 
         await platform.until(lambda: platform.uploads.kept["f1"].acked == 1)
         says(platform, TextPart("again"), named(), row_id="second")
@@ -195,8 +195,8 @@ async def test_deleted_file_is_not_waited_for(journal: Journal) -> None:
         says(platform, TextPart("look"), named("lost"))
         await platform.until(lambda: len(platform.sent) == 1, seconds=10)
 
-        assert backend.files()[0].unavailable == "the platform does not have it any more"
-        assert "does not have it" in serving.events.of(events.Notice)[0].text
+        assert backend.files()[0].unavailable == "the platform no longer has it"
+        assert "no longer has it" in serving.events.of(events.Notice)[0].text
     assert on_disk(journal) == []
 
 
@@ -287,7 +287,7 @@ async def test_endless_body_leaves_no_file(journal: Journal) -> None:
         uploads(platform, endless=True)
         says(platform, named())
         await platform.until(lambda: len(platform.sent) == 1, seconds=10)
-    assert backend.files()[0].unavailable == "it has more than 1 MiB"
+    assert backend.files()[0].unavailable == "it is larger than 1 MiB"
     assert on_disk(journal) == []
     assert platform.uploads.kept["f1"].acked == 0
 
@@ -518,4 +518,4 @@ async def test_journal_shows_the_paths_of_files(journal: Journal) -> None:
     assert isinstance(here, FilePart)
     assert isinstance(lost, FilePart)
     assert here.path == on_disk(journal)[0]
-    assert lost.unavailable == "the platform does not have it any more"
+    assert lost.unavailable == "the platform no longer has it"

@@ -21,7 +21,7 @@ from molecule_connect.worker.clock import Clock
 from molecule_connect.worker.file_folder import FileFolder
 from molecule_connect.worker.file_quota import FolderLimits, FolderQuota, NoRoomError
 
-TOO_MANY = "a message may bring at most 64 files"
+TOO_MANY = "a message may have at most 64 files"
 
 
 def count(journal: Journal, table: str) -> int:
@@ -299,7 +299,7 @@ async def test_peers_have_shares_of_the_quota(journal: Journal) -> None:
     for caller in "abc":
         for number in range(4):
             await store(caller, number)
-    for caller, words in (("a", "of one workspace may take 100 MiB"), ("d", "of other workspaces may take 300 MiB")):
+    for caller, words in (("a", "of one workspace may use 100 MiB"), ("d", "of other workspaces may use 300 MiB")):
         with pytest.raises(NoRoomError, match=words):
             await store(caller, 5)
     for number in range(4):
@@ -370,7 +370,7 @@ def test_inline_bytes_are_limited() -> None:
     first, second, third, fourth = files_of(accepted(inbound(parts=(half, large, half, half))).parts)
 
     assert first == third == half
-    assert (second.uri, second.unavailable) == ("", "it has 25 MiB, more than the 25 MiB that are taken")
+    assert (second.uri, second.unavailable) == ("", "it has 25 MiB, more than the limit of 25 MiB")
     assert "the files inside its message" in fourth.unavailable
 
 

@@ -251,7 +251,7 @@ async def test_one_refused_token_is_not_wedged(journal: Journal) -> None:
         await platform.until(lambda: len(platform.sent) == 1, 10)
         assert {beat.wedged for beat in platform.beats} == {""}
         (trouble,) = serving.events.of(events.Trouble)
-        assert "blip" in trouble.hint
+        assert "outage" in trouble.hint
 
 
 async def test_refused_token_is_wedged_until_replaced(

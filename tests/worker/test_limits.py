@@ -235,7 +235,7 @@ async def test_blocked_queue_shows_in_the_heartbeat(journal: Journal) -> None:
         await asyncio.sleep(280)
         assert {beat.sample_error for beat in platform.beats} == {""}
         await asyncio.sleep(60)
-        assert platform.beats[-1].sample_error == "all slots busy for 5 minutes, 2 conversations wait"
+        assert platform.beats[-1].sample_error == "all slots busy for 5 minutes, 2 conversations waiting"
         assert platform.beats[-1].active_tasks == 7
     assert serving.error is None
 

@@ -127,7 +127,7 @@ async def test_failing_replies_to_people_are_reported(journal: Journal) -> None:
             platform.write(f"p{number}", caller=PEER)
             await asyncio.sleep(5)
         (reason,) = mute(serving)
-    assert re.search("no answer to people .* 401", reason)
+    assert re.search("no reply to people .* 401", reason)
 
 
 async def test_given_up_reply_clears_the_problem(journal: Journal) -> None:

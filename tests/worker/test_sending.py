@@ -96,7 +96,7 @@ async def test_refused_reply_is_dead(journal: Journal, caller: str | None, statu
     assert platform.answers() == ["echo: two"]
     assert backend.runs == ["one", "two"]
     assert serving.rows("state, reason") == [
-        ("dead", f"the answer was not accepted: send: {status} no"),
+        ("dead", f"the reply was not accepted: send: {status} no"),
         ("done", None),
     ]
     assert [event.row_id for event in serving.events.of(events.Dead)] == ["row-1"]

@@ -29,7 +29,7 @@ def _list(check: bool) -> None:
         state = plugin.problem or ("ok" if check else "")
         click.echo(f"{plugin.name:{width}}  {plugin.origin}" + (f"  {state}" if state else ""))
     if all(plugin.name == "inbox" for plugin in found):
-        click.echo(f"no backend that answers is installed; to install one: {install_line('mock')}")
+        click.echo(f"no backend that answers messages is installed; to install one: {install_line('mock')}")
     if not check:
         return
     # Backends of such a distribution may be missing from the list.
@@ -43,9 +43,7 @@ def _list(check: bool) -> None:
         names = [origin.partition(" ")[0] for origin in files]
         wrong.append(f"the entry points of {', '.join(names)} are malformed")
     if wrong:
-        raise PluginError(
-            "; ".join(wrong), hint="fix, upgrade or remove the distributions named above; the others work"
-        )
+        raise PluginError("; ".join(wrong), hint="fix, upgrade or remove the distributions above; the others work")
 
 
 def _check(name: str) -> None:
@@ -62,7 +60,7 @@ def _check(name: str) -> None:
 
 
 async def _create(name: str) -> tuple[str, list[str]]:
-    """The result to show, and what prevents the backend from working."""
+    """The result to show, and the problem that prevents the backend from working."""
     from molecule_connect.plugins import discovery
     from molecule_connect.plugins.manager import create_host
 
@@ -89,13 +87,13 @@ def _show(name: str) -> None:
     click.echo(f"{plugin.name}, from {plugin.origin}")
     about = (getattr(target, "__doc__", None) or "").strip().partition("\n\n")[0]
     if about:
-        # A terminal shows no markup.
+        # Terminals don't render the markup.
         click.echo(" ".join(about.split()).replace("``", ""))
     fields = describe(target)
     if fields is None:
-        click.echo("It does not declare its options.")
+        click.echo("This backend does not declare its options.")
     elif not fields:
-        click.echo("It has no options.")
+        click.echo("This backend has no options.")
     else:
         formatter = click.HelpFormatter(width=min(click.get_current_context().terminal_width or 100, 100))
 

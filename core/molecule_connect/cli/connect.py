@@ -19,7 +19,7 @@ WORKSPACE_ID can also be set with the variable WORKSPACE_ID. The token is read f
 MOLECULE_WORKSPACE_TOKEN or MOLECULE_WORKSPACE_TOKEN_FILE, in this order.
 
 \b
-Hand every message to Claude Code, the default backend:
+Answer with Claude Code, the default backend:
     molecule connect ws_1
 Try it without an agent; the mock backend repeats each message:
     molecule connect ws_1 --backend mock --backend-opt reply="echo: %s"
@@ -76,7 +76,7 @@ def connect(ctx: click.Context, /, **_: Any) -> None:
     from molecule_connect.cli import serving
     from molecule_connect.cli.errors import reported
 
-    # Python has no sys.stderr in a process that was started without one.
+    # sys.stderr is None in a process that was started without one.
     screen = choose(sys.stderr or io.StringIO(), ctx.params["log_format"])
     try:
         with reported(screen.fail):

@@ -1,4 +1,4 @@
-"""What ``molecule doctor`` looks at, one check after the other. Registers nothing and reads no message."""
+"""The checks of ``molecule doctor``. They don't register the workspace and read no messages."""
 
 import asyncio
 import contextlib
@@ -58,7 +58,7 @@ class Finding:
 async def checkup(
     options: Mapping[str, Any], given: Mapping[str, Any], environ: Mapping[str, str], now: float
 ) -> AsyncGenerator[Finding, None]:
-    """Check everything that a start with these options and this environment needs.
+    """Check everything that is needed to start with these options and this environment.
 
     Args:
         options: The parameters of the command.
@@ -107,7 +107,7 @@ async def _workspace_checkup(
         yield found
     if credentials is None:
         yield _failed("token", error or no_token_error())
-        yield Finding("platform", SKIP, "not asked: there is no token")
+        yield Finding("platform", SKIP, "not checked without a token")
         return
     yield Finding("token", OK, f"from {credentials.source}")
     async with AsyncPlatformClient(
@@ -149,7 +149,7 @@ def _listed(options: Mapping[str, Any], environ: Mapping[str, str], folder: Path
     )
     if not chosen.settings and not chosen.refused:
         known = ", ".join(one.workspace_id for one in listing.settings)
-        raise ConfigError(f"{wanted} is not on the list", hint=f"it names {known}")
+        raise ConfigError(f"{wanted} is not on the list", hint=f"the list contains {known}")
     return chosen
 
 
@@ -174,23 +174,25 @@ def _lease(folder: Path, workspace_id: str, now: float) -> Finding:
         return _failed("connector", exc)
     if found.holder is None:
         level = OK if found.is_stopped else WARN
-        return Finding("connector", level, "none runs here", "" if found.is_stopped else "see 'molecule status'")
-    process = f"process {found.holder.pid} on {found.holder.host} serves it"
+        return Finding(
+            "connector", level, "none runs on this machine", "" if found.is_stopped else "see 'molecule status'"
+        )
+    process = f"process {found.holder.pid} on {found.holder.host} serves the workspace"
     if found.is_well:
-        return Finding("connector", OK, f"{process}, and is well")
+        return Finding("connector", OK, f"{process}; no problems")
     return Finding("connector", WARN, f"{process}: {found.state}", "see 'molecule status'")
 
 
 async def _backend(settings: WorkspaceSettings, folder: Path | None, credentials: Credentials | None) -> list[Finding]:
     """Whether the backend is ready, its permissions, and the warnings of a start."""
     if not settings.backend:
-        return [Finding("backend", SKIP, "not checked", "name it with --backend and its --backend-opt")]
+        return [Finding("backend", SKIP, "not checked", "pass --backend, and its options with --backend-opt")]
     warnings: list[Finding] = []
     permissions: list[Finding] = []
 
     def listen(event: Event) -> None:
         if isinstance(event, Notice):
-            warnings.append(Finding("backend", WARN, event.text, "correct it, or leave it out"))
+            warnings.append(Finding("backend", WARN, event.text, "correct or remove it"))
         if isinstance(event, Described):
             permissions.append(Finding("permissions", OK, event.text))
 
@@ -199,7 +201,7 @@ async def _backend(settings: WorkspaceSettings, folder: Path | None, credentials
     try:
         problems = await find_problems(Listing(settings=(settings,)), None, listen, state_root=folder)
     except MoleculeError as exc:
-        # An error of closing was reported as a warning already.
+        # An error of closing is also among the warnings.
         return [_failed("backend", exc), *(each for each in warnings if each.text != str(exc))]
     if problems:
         return [Finding("backend", FAIL, "; ".join(problems), "fix the problem, then start"), *permissions, *warnings]
@@ -238,27 +240,27 @@ def _workspace(info: WorkspaceInfo) -> Finding:
         return Finding(
             "workspace",
             FAIL,
-            "the platform has none with this id",
+            "the platform has no workspace with this id",
             "check the id; connect --create creates a new workspace",
         )
     match info.status:
         case WorkspaceStatus.ACTIVE:
-            return Finding("workspace", OK, f"it exists{f', and is called {name}' if name else ''}")
+            return Finding("workspace", OK, f"it exists{f', with the name {name}' if name else ''}")
         case WorkspaceStatus.PAUSED:
             return Finding(
-                "workspace", WARN, "it is paused: messages are kept, and not processed", "resume it in the canvas"
+                "workspace", WARN, "it is paused: messages are stored but not processed", "resume it in the canvas"
             )
         case WorkspaceStatus.REMOVED:
             return Finding(
-                "workspace", FAIL, "it was deleted on the platform", hint or "create a new one there, and use its id"
+                "workspace", FAIL, "it was deleted on the platform", hint or "create a new one there and use its id"
             )
     hint = "check the id, the path of the address, and --org-id on a hosted platform"
-    return Finding("workspace", WARN, "the platform returned no record of it", hint)
+    return Finding("workspace", WARN, "the platform returned no information about it", hint)
 
 
 def _clock(platform: int | None, now: float) -> Finding:
     if platform is None:
-        return Finding("clock", SKIP, "the platform sent no time")
+        return Finding("clock", SKIP, "the platform's response has no time")
     skew = now - platform / 1e6
     if abs(skew) <= SKEW:
         return Finding("clock", OK, "matches the clock of the platform")
@@ -269,7 +271,7 @@ def _clock(platform: int | None, now: float) -> Finding:
 
 
 async def _stream(client: AsyncPlatformClient, accepted: bool) -> list[Finding]:
-    """Whether the event stream opens, and the token is accepted; *accepted* if that is known already."""
+    """Check the event stream, and the token unless it is known to be *accepted*."""
     token = Finding("token accepted", OK, "yes")
     try:
         async with asyncio.timeout(STREAM_PATIENCE), client.open(endpoints.events(client.workspace_id)):
@@ -278,15 +280,15 @@ async def _stream(client: AsyncPlatformClient, accepted: bool) -> list[Finding]:
         return [_failed("token accepted", exc)]
     except (PlatformError, TimeoutError) as exc:
         text = str(exc) or "did not open in time"
-        unknown = Finding("token accepted", SKIP, "this platform can't be asked without reading messages")
+        unknown = Finding("token accepted", SKIP, "this platform can't check a token without reading messages")
         return [
             token if accepted else unknown,
-            Finding("event stream", WARN, text, "messages are received by polling instead, a little later"),
+            Finding("event stream", WARN, text, "messages are received by polling instead, with a short delay"),
         ]
 
 
 def _failed(check: str, error: MoleculeError) -> Finding:
-    return Finding(check, FAIL, str(error), error.hint or "correct it, then run 'molecule doctor' again")
+    return Finding(check, FAIL, str(error), error.hint or "fix this, then run 'molecule doctor' again")
 
 
 def lines(findings: list[Finding]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""``molecule doctor``: one table of what could keep a workspace from being served."""
+"""``molecule doctor``: a table of checks that show whether a workspace can be served."""
 
 import time
 from pathlib import Path
@@ -24,9 +24,9 @@ NOT_WELL = 1
 @setting_options("ca_file", "client_cert", "client_key", "insecure")
 @click.pass_context
 def doctor(ctx: click.Context, /, **_: Any) -> None:
-    """Find out what prevents WORKSPACE_ID from being served, and what to do about it.
+    """Check whether WORKSPACE_ID can be served, and show how to fix problems.
 
-    It accepts the same settings as 'molecule connect', from the same places. It doesn't register and reads no
+    It accepts the same settings as 'molecule connect', from the same sources. It doesn't register and reads no
     messages, so it can run beside a connector.
 
     \b

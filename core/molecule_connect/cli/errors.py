@@ -1,4 +1,4 @@
-"""How a command fails: one line that says what happened, one that says what to do, and an exit code."""
+"""Error reports of commands: a line with the error, a line with the hint, and an exit code."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ OUT_OF_REACH = 6
 NOT_NOW = 7
 # A restart may help, without any change.
 MAY_RECOVER = frozenset({TOKEN_REFUSED, OUT_OF_REACH, NOT_NOW})
-# As a shell reports a death by SIGINT or SIGPIPE.
+# The codes with which a shell reports SIGINT and SIGPIPE.
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 
@@ -42,7 +42,7 @@ _CODES: tuple[tuple[type[BaseException], int], ...] = (
 )
 _NEXT_STEPS = {
     TOKEN_REFUSED: "use a current token (canvas, workspace tokens)",
-    WORKSPACE_DELETED: "create a new workspace on the platform, and start with its id",
+    WORKSPACE_DELETED: "create a new workspace on the platform and start with its id",
     SERVED_ELSEWHERE: "'molecule status' shows which process serves it",
     NOT_NOW: "try again later; if it persists, 'molecule doctor WORKSPACE_ID' looks for the cause",
     OUT_OF_REACH: "try again later; 'molecule doctor WORKSPACE_ID' looks for the cause",
@@ -56,7 +56,7 @@ class Fail(Protocol):
 
 
 def exit_code(error: BaseException) -> int:
-    """The exit code for *error*. An unexpected error is a bug.
+    """The exit code for *error*. Unexpected errors are bugs.
 
     For several workspaces, the lowest of their codes, preferring codes that may recover.
     """
@@ -100,7 +100,7 @@ def fail_on_stderr(text: str, hint: str, exit_code: int, traceback: str = "") ->
 
 def next_step(error: MoleculeError) -> str:
     """The hint of *error*, or one for errors of its kind."""
-    general = "correct it, then try again; 'molecule doctor WORKSPACE_ID' checks everything else"
+    general = "fix this, then try again; 'molecule doctor WORKSPACE_ID' checks everything else"
     return error.hint or _NEXT_STEPS.get(exit_code(error), general)
 
 
@@ -112,9 +112,7 @@ def _report(fail: Fail, error: BaseException) -> int:
     if isinstance(error, OSError) and _is_output_error(error):
         error = _output_error(error)
     elif isinstance(error, FileNotFoundError) and _is_working_directory_gone():
-        error = ConfigError(
-            "the folder that this was started in was deleted", hint="change to another folder, or use whole paths"
-        )
+        error = ConfigError("the current folder was deleted", hint="change to another folder, or use absolute paths")
     code = exit_code(error)
     if isinstance(error, MoleculeError):
         fail(str(error), next_step(error), code)
@@ -143,7 +141,7 @@ def _output_error(error: OSError) -> ConfigError:
     discard_output()
     return ConfigError(
         f"standard output cannot be written: {error.strerror or type(error).__name__}",
-        hint="make room there, or send the output elsewhere, then try again",
+        hint="free disk space, or redirect the output, then try again",
     )
 
 

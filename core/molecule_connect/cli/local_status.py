@@ -152,7 +152,7 @@ def _state(status: SavedStatus | None, process: Holder | None, problems: Sequenc
 
 
 def _is_suspended(process: Holder) -> bool:
-    """Whether the process was stopped and not continued. False if that can't be seen: it turns silent after a while."""
+    """Whether the process was stopped and not continued. False if unknown; it turns silent after a while."""
     if not process.pid or process.host != socket.gethostname():
         return False
     try:

@@ -16,8 +16,8 @@ _PIPE_WIDTH = 400
 
 
 def table(messages: Sequence[MessageSummary], ids: Sequence[str], *, now: float, with_workspace: bool) -> Iterator[str]:
-    """A line of titles and one for each message; nothing if there are no messages."""
-    titles = ["ID", "CAME", "FROM", "STATE", "TRIES", "MESSAGE"]
+    """A header line and one line per message; nothing if there are no messages."""
+    titles = ["ID", "WRITTEN", "FROM", "STATE", "ATTEMPTS", "MESSAGE"]
     rows = [_row(message, row_id, now) for message, row_id in zip(messages, ids, strict=True)]
     if with_workspace:
         titles.insert(1, "WORKSPACE")
@@ -114,7 +114,7 @@ def details(message: StoredMessage, *, now: float) -> Iterator[str]:
         yield from _indented(message.parts)
     if message.reply is not None:
         yield ""
-        yield "Notice to the caller:" if message.reply.is_notice else "Answer:"
+        yield "Notice to the caller:" if message.reply.is_notice else "Reply:"
         yield from _indented(message.reply.parts)
     if _is_traceback(message):
         yield ""
@@ -123,12 +123,12 @@ def details(message: StoredMessage, *, now: float) -> Iterator[str]:
 
 
 def name(message: MessageSummary) -> str:
-    """A short description of a message."""
+    """The row id, caller and text of a message, abbreviated."""
     return f'{one_line(message.row_id, 64)} of {who(message.caller_id)}, "{one_line(message.text, 40)}"'
 
 
 def why_deleted(message: StoredMessage) -> str:
-    """Why the text was deleted, as the end of a sentence."""
+    """Why the text was deleted, as an ending for a sentence."""
     return (
         " to make room in the journal" if message.state is State.DEAD else ", a day after it was done or to make room"
     )
@@ -140,7 +140,7 @@ def effect_of_replay(message: MessageSummary, *, is_inbox: bool) -> str:
         return "the stored reply is sent again"
     if message.state is not State.DEAD:
         return "it is processed now, and deferred again if necessary"
-    return "it waits for a reader of the inbox again" if is_inbox else "the backend runs again"
+    return "it waits again for a reader of the inbox" if is_inbox else "the backend runs again"
 
 
 def raw_text(raw: str) -> str:
@@ -164,13 +164,13 @@ def _facts(message: StoredMessage, now: float) -> Iterator[tuple[str, str]]:
     yield "state", f"{message.state.value}, since {_when(message.changed, now)}"
     yield "reason", one_line(message.reason or "", 1000)
     yield "repeat of", one_line(message.repeat_of or "")
-    yield "doing", one_line(message.progress or "")
-    yield "tries", str(message.attempt)
+    yield "progress", one_line(message.progress or "")
+    yield "attempts", str(message.attempt)
     yield "interruptions", str(message.crash_count or "")
     yield "replays", str(message.replay or "")
     yield "last error", "" if _is_traceback(message) else one_line(message.error or "", 1000)
-    yield "next try", _wait(message, now)
-    yield "held", _claim(message, now) if message.state is State.CLAIMED else ""
+    yield "next attempt", _wait(message, now)
+    yield "claim", _claim(message, now) if message.state is State.CLAIMED else ""
     yield "answered", _when(message.answered_at / 1e6, now) if message.reply and message.answered_at else ""
     yield "failed sends", str(message.sends or "")
     yield "accepted", _when(message.accepted / 1e6, now) if message.accepted else ""
@@ -212,7 +212,7 @@ def _note(message: MessageSummary, now: float) -> str:
 
 def _claim(message: MessageSummary | StoredMessage, now: float) -> str:
     if message.held_until is None or message.held_until <= now:
-        return "its claim has expired: the next reader gets it"
+        return "the claim has expired: the next reader gets the message"
     return f"claimed by a reader, for up to {span(message.held_until - now)} more"
 
 
@@ -239,7 +239,7 @@ def _words(part: Part) -> str:
         case FilePart():
             size = "" if part.size is None else f", {part.size:,} bytes"
             # The uri of a sender may look like a path of this machine.
-            named = f"no path; the sender gave the uri {json.dumps(part.uri)}" if part.uri else "no path"
+            named = f"no path; the sender's uri is {json.dumps(part.uri)}" if part.uri else "no path"
             uri = f"{part.uri[:80]}..." if part.uri.startswith("data:") else part.address or named
             about = f"{part.mime_type or 'of unknown type'}{size}{f', {part.unavailable}' if part.unavailable else ''}"
             return f"file {part.name or 'without a name'} ({about}) {part.path or uri}"

@@ -20,7 +20,7 @@ WORKSPACE = click.option(
     "--workspace", metavar="ID", callback=canonical, help="The workspace, if two have messages with the same row id."
 )
 YES = click.option("--yes", "-y", is_flag=True, help="Don't ask for confirmation.")
-# Messages listed before a confirmation; of the others, only the number is shown.
+# Messages listed before a confirmation; for the others, only their number is shown.
 _MAX_LISTED = 20
 
 
@@ -40,7 +40,7 @@ def messages() -> None:
     """
 
 
-@messages.command("list", short_help="List messages, the newest first.")
+@messages.command("list", short_help="List messages, newest first.")
 @click.argument("workspace_id", required=False, callback=canonical)
 @click.option(
     "--state",
@@ -62,7 +62,7 @@ def messages() -> None:
 def list_command(
     workspace_id: str | None, states: tuple[str, ...], limit: int, as_json: bool, state_dir: str | None
 ) -> None:
-    """List the messages of WORKSPACE_ID, or of all workspaces in the journal. The newest come first.
+    """List the messages of WORKSPACE_ID, or of all workspaces in the journal, newest first.
 
     \b
     molecule messages list
@@ -151,7 +151,7 @@ def replay(
     if all_dead == bool(row_ids):
         raise click.UsageError("pass either row ids or --all-dead")
     if reason is not None and not all_dead:
-        raise click.UsageError("--reason goes with --all-dead")
+        raise click.UsageError("--reason requires --all-dead")
     folder = state_dir_of(state_dir)
     with inspect.Inspection.open(folder) as journal:
         named = _chosen(journal, row_ids, workspace, _replayable)
@@ -172,7 +172,7 @@ def replay(
 @WORKSPACE
 @STATE_DIR
 def drop(row_ids: tuple[str, ...], yes: bool, workspace: str | None, state_dir: str | None) -> None:
-    """Discard dead letters. They can't be replayed any more, and their text is deleted after a day.
+    """Discard dead letters. They can't be replayed afterwards, and their text is deleted after a day.
 
     \b
     molecule messages drop 3f2a9c1d
@@ -182,7 +182,7 @@ def drop(row_ids: tuple[str, ...], yes: bool, workspace: str | None, state_dir: 
     folder = state_dir_of(state_dir)
     with inspect.Inspection.open(folder) as journal:
         chosen = _chosen(journal, row_ids, workspace, _droppable)
-    if _confirm(chosen, ["it will not be answered"] * len(chosen), "Drop", yes):
+    if _confirm(chosen, ["not answered"] * len(chosen), "Drop", yes):
         changed = inspect.drop(folder, [message.key for message in chosen], time.time())
         _report(folder, chosen, changed, "dropped", takes_up=False)
 
@@ -200,7 +200,7 @@ def _check_known(workspace_id: str, names: Sequence[str]) -> None:
     from molecule_connect.models import canonical_id
 
     if workspace_id not in map(canonical_id, names):
-        known = f"it has those of {', '.join(names)}" if names else "it is empty"
+        known = f"it contains the workspaces {', '.join(names)}" if names else "it is empty"
         raise ConfigError(f"the journal has no messages of {workspace_id!r}", hint=known)
 
 
@@ -212,7 +212,7 @@ def _replayable(message: "MessageSummary") -> None:
     if message.state is not State.DEAD and not message.is_deferred(time.time()):
         raise ConfigError(
             f"{message.row_id} is {message.state.value}: only dead letters and deferred messages can be replayed",
-            hint="'molecule messages list' shows the state of each, and when it is tried again",
+            hint="'molecule messages list' shows the state and the next attempt of each",
         )
     if not message.is_readable:
         raise ConfigError(
@@ -234,7 +234,7 @@ def _droppable(message: "MessageSummary") -> None:
     if message.state is not State.DEAD:
         raise ConfigError(
             f"{message.row_id} is {message.state.value}: only dead letters can be dropped",
-            hint="'molecule messages list --state dead' shows those",
+            hint="'molecule messages list --state dead' shows the dead letters",
         )
 
 
@@ -285,6 +285,6 @@ def _report(
         click.echo(f"{count(len(chosen) - len(changed), 'message')} changed in the meantime, and was skipped")
     for workspace_id in sorted({key.workspace_id for key in changed}) if takes_up else []:
         if holder(folder, workspace_id):
-            click.echo(f"{workspace_id}: the running connector takes it up within a second")
+            click.echo(f"{workspace_id}: the running connector processes it within a second")
         else:
             click.echo(f"{workspace_id}: no connector runs; start 'molecule connect {workspace_id}' to process it")

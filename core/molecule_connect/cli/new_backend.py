@@ -14,7 +14,7 @@ from molecule_connect.errors import ConfigError
 from molecule_connect.plugins.entry_points import NAME
 
 _PREFIX = "molecule-connect-"
-# The backend of the core.
+# The backend in the core.
 _INBOX = "inbox"
 # The first-party distributions.
 _TAKEN = ("claude-code", "exec", "mcp", "mock", "sandbox")
@@ -50,8 +50,8 @@ def _write(folder: Path, texts: dict[str, str]) -> None:
             (folder / path).write_text(text, encoding="utf-8")
     except FileExistsError as error:
         raise ConfigError(
-            f"{error.filename} exists already, and nothing was overwritten",
-            hint="choose another name, or another folder with --into DIR",
+            f"{error.filename} exists already; nothing was overwritten",
+            hint="choose another name, or pass another folder with --into DIR",
         ) from error
     except OSError as error:
         raise ConfigError(
@@ -69,7 +69,7 @@ def _next_steps(name: str, folder: Path) -> str:
             f'  {python} -m pip install -e ".[test]"',
             f"  {python} -m pytest",
             f'  molecule try {name} "hi"',
-            f"then edit {folder.name.replace('-', '_')}/__init__.py, choose a licence, and publish it:",
+            f"then edit {folder.name.replace('-', '_')}/__init__.py, choose a license, and publish it:",
             f"  {python} -m pip install build twine",
             f"  {python} -m build",
             f"  {python} -m twine upload dist/*",
@@ -88,13 +88,13 @@ def _check_name(name: str) -> None:
     """Raises ConfigError if a new backend can't have this name."""
     if name.startswith(_PREFIX) and NAME.match(name.removeprefix(_PREFIX)):
         raise ConfigError(
-            f"{name!r} is the name of a distribution, not of a backend",
+            f"{name!r} is a distribution's name, not a backend's",
             hint=f"use the name that operators will type: molecule new-backend {name.removeprefix(_PREFIX)}",
         )
     if not NAME.match(name) or name[-1] in "-_" or len(name) > 50:
         raise ConfigError(
             f"{name!r} cannot be the name of a backend",
-            hint="up to 50 of a-z 0-9 - _, with a letter or digit at both ends: molecule new-backend acme",
+            hint="use up to 50 of a-z 0-9 - _, with a letter or digit at both ends: molecule new-backend acme",
         )
     if name.replace("_", "-") in _TAKEN:
         raise ConfigError(f"{_PREFIX}{name.replace('_', '-')} exists already", hint="choose another name")
@@ -175,7 +175,7 @@ __all__ = ["$cls"]
 class $cls:
     """Count the characters of a message."""
 
-    unit: Annotated[str, "the name of what is counted"] = "characters"
+    unit: Annotated[str, "the unit that is counted"] = "characters"
 
     @hookimpl
     async def handle_a2a(self, request: Request) -> Response:
@@ -213,7 +213,7 @@ $$ molecule connect ws_123 --backend $name
 
 | option | default | |
 | --- | --- | --- |
-| `unit` | `characters` | The name of what is counted. |
+| `unit` | `characters` | The unit that is counted. |
 """
 
 _IGNORED = """\

@@ -20,7 +20,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 STATE_DIR = click.option(
     "--state-dir",
     metavar="FOLDER",
-    help="The connector's state folder. [MOLECULE_STATE_DIR; default: the one of 'molecule connect']",
+    help="The connector's state folder. [MOLECULE_STATE_DIR; default: as for 'molecule connect']",
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document to standard output.")
 _PLUGIN_GROUPS = {"backend": BACKENDS, "middleware": MIDDLEWARE}
@@ -28,7 +28,7 @@ _REPEATABLE = (NAMES, OPTIONS, PLUGIN_OPTIONS)
 
 
 class SettingType(click.ParamType[Any]):
-    """A value that is read and checked by its setting."""
+    """A click type that parses values by a setting."""
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting

@@ -17,7 +17,7 @@ from molecule_connect.console.screen import Screen, Summary
 from molecule_connect.deployment import LIST, Deployment, Plan
 from molecule_connect.errors import MoleculeError
 
-# Workspaces named in the line of a reload. Those that start have lines of their own.
+# Workspaces named in the line about a reload. Those that start have lines of their own.
 _MAX_NAMES = 3
 # Seconds between checks of refused blocks: a token file may appear, or an agent may be logged in.
 RETRY = 60.0
@@ -25,7 +25,7 @@ _NOTHING = "nothing was changed; correct it and send SIGHUP again"
 
 
 def with_next_step(listener: events.Listener, *, reloads: bool) -> events.Listener:
-    """*listener*, with hints that say how to make this process retry a workspace that ended or was refused."""
+    """*listener*, with hints on how to make this process retry a workspace that ended or was refused."""
 
     def listen(event: events.Event) -> None:
         if isinstance(event, events.Trouble) and event.hint and (reloads or event.part == LIST):
@@ -82,11 +82,11 @@ def _report_fault(error: Exception, source: str, screen: Screen) -> None:
     if isinstance(error, WorkspacesError):
         for fault in error.faults:
             screen.note(ERROR, f"{source}: {fault}")
-        screen.note(ERROR, f"{source} was read again and not followed", _NOTHING)
+        screen.note(ERROR, f"{source} was read again but not applied", _NOTHING)
     elif isinstance(error, MoleculeError):
-        screen.note(ERROR, f"{source} was read again and not followed: {error}", error.hint or _NOTHING)
+        screen.note(ERROR, f"{source} was read again but not applied: {error}", error.hint or _NOTHING)
     else:
-        screen.note(ERROR, f"{source} was not followed: {type(error).__name__}: {error}", _NOTHING)
+        screen.note(ERROR, f"{source} was not applied: {type(error).__name__}: {error}", _NOTHING)
 
 
 def _describe(plan: Plan) -> str:
@@ -98,7 +98,7 @@ def _describe(plan: Plan) -> str:
         ("refused: ", [one.name for one in plan.refused]),
     )
     changes = [words + _first_names(names) for words, names in parts if names]
-    same = "1 stays as it is" if len(plan.unchanged) == 1 else f"{len(plan.unchanged)} stay as they are"
+    same = "1 is unchanged" if len(plan.unchanged) == 1 else f"{len(plan.unchanged)} are unchanged"
     return "; ".join([*changes, same])
 
 

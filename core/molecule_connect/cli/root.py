@@ -17,10 +17,10 @@ BUILT_IN = {
     "connect": ("Serve a workspace: receive its messages, answer them with a backend.", "connect:connect"),
     "backends": ("List the installed backends, or the options of one.", "backends:backends"),
     "try": ("Send one message to a backend, without a platform.", "try_:try_command"),
-    "status": ("Show whether a connector runs, and whether it works.", "status:status"),
+    "status": ("Show whether a connector runs and works.", "status:status"),
     "messages": ("List, show, replay or drop the messages in the journal.", "messages:messages"),
     "new-backend": ("Create a distribution for a new backend.", "new_backend:new_backend"),
-    "doctor": ("Find out what prevents a workspace from being served.", "doctor:doctor"),
+    "doctor": ("Check whether a workspace can be served.", "doctor:doctor"),
     "completion": ("Print the completion script of a shell.", "completion:completion"),
 }
 
@@ -95,7 +95,7 @@ def _not_installed(name: str) -> ConfigError:
 
 
 def _plugin_commands() -> dict[str, str]:
-    """Name and distribution of each command of a plugin. Built-in commands win."""
+    """Name and distribution of each command of a plugin. Built-in commands take precedence."""
     from molecule_connect.plugins.entry_points import COMMANDS, scan_names
 
     return {name: origin for name, origin in scan_names(COMMANDS).items() if name not in BUILT_IN}

@@ -38,14 +38,14 @@ def run(options: Mapping[str, Any], given: Mapping[str, Any], *, screen: Screen)
     planned = preview_state_dir(options["state_dir"], os.environ)
     with _one_line_per_fault(screen):
         if options["mode"] == "push" and not options["dry_run"]:
-            raise ConfigError("--mode push is not built yet", hint="use --mode poll, which needs no public address")
+            raise ConfigError("--mode push is not available yet", hint="use --mode poll, which needs no public address")
         source = WorkspaceSource(given, os.environ, config=options["config"], state_dir=planned)
         listing = source.read()
         if "token" in given:
             # Every user can read /proc/PID/cmdline, and so can every program that a backend starts.
             screen.note(
                 "WARNING",
-                "--token puts the token into the list of processes, where every program on this machine can read it",
+                "--token shows the token in the process list, where every program on this machine can read it",
                 f"use --token-file, or {TOKEN_VARIABLE}",
             )
         open_files.raise_limit()
@@ -108,7 +108,7 @@ def _dry_run(listing: Listing, mode: str, planned: Path, screen: Screen) -> None
 
 @contextmanager
 def _one_line_per_fault(screen: Screen) -> Iterator[None]:
-    """Show each fault of a list on its own line, and raise an error with their number."""
+    """Show each error of a list on its own line, and raise an error with their number."""
     try:
         yield
     except WorkspacesError as error:
@@ -116,7 +116,7 @@ def _one_line_per_fault(screen: Screen) -> Iterator[None]:
             raise
         for fault in error.faults:
             screen.note("ERROR", fault)
-        raise ConfigError(f"{error.source} has {len(error.faults)} faults, listed above", hint=error.hint) from error
+        raise ConfigError(f"{error.source} has {len(error.faults)} errors, listed above", hint=error.hint) from error
 
 
 def _summary(settings: WorkspaceSettings, mode: str, folder: Path) -> Summary:

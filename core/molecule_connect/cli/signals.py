@@ -1,4 +1,4 @@
-"""Signals: the first SIGTERM, Ctrl-C or SIGHUP drains, a second one exits at once. SIGHUP can mean reload."""
+"""Signals: the first SIGTERM, Ctrl-C or SIGHUP drains, a second one exits at once. SIGHUP can also reload the list."""
 
 import asyncio
 import contextlib
@@ -86,7 +86,7 @@ class StopSignals:
             reload.set()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        # Any other code may be interrupted half way, so this uses no screen, no lock and no buffered stream.
+        # Any other code may be interrupted halfway, so this uses no screen, no lock and no buffered stream.
         if number == signal.SIGHUP and self._reloads and not (self._had_terminal and not self._has_terminal()):
             self._reload_asked = True
             self._set(self._reload)
@@ -94,7 +94,7 @@ class StopSignals:
         if self.received:
             if number in (signal.SIGINT, signal.SIGTERM):
                 self._end(
-                    128 + number, "ended at once by a second signal; the next start continues unfinished messages"
+                    128 + number, "stopped at once by a second signal; the next start continues unfinished messages"
                 )
             return
         self.received = True
@@ -110,7 +110,7 @@ class StopSignals:
 
     def _give_up(self) -> None:
         code = BUG if self.outcome is None else self.outcome
-        self._end(code, "" if code == CLEAN else "something did not end in time and was left behind")
+        self._end(code, "" if code == CLEAN else "some tasks did not end in time and were abandoned")
 
     def _end(self, code: int, words: str) -> None:
         with contextlib.suppress(OSError, ValueError):

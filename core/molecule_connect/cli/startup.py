@@ -1,6 +1,6 @@
 """Prepare the process: standard streams, private memory, default signals, and an init for containers.
 
-Only for the command line. Programs that embed the library decide this themselves.
+Only for the command line. Programs that embed the library make their own choices.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ _NOT_FORWARDED = {
 
 
 def prepare_process() -> None:
-    """Prepare this process to run ``molecule``. Forks if it is the first process of a container."""
+    """Prepare this process to run ``molecule``. Fork if it is the first process of a container."""
     occupy_standard_streams()
     hide_memory()
     reset_signals()

@@ -1,4 +1,4 @@
-"""``molecule status``: is a connector running, and is it well?"""
+"""``molecule status``: show whether a connector runs, and its problems."""
 
 import json
 import shlex
@@ -26,18 +26,18 @@ NOT_WELL = 1
 @STATE_DIR
 @click.pass_context
 def status(ctx: click.Context, workspace_id: str | None, as_json: bool, state_dir: str | None) -> None:
-    """Tell whether a connector runs for WORKSPACE_ID on this machine, and whether it is well.
+    """Show whether a connector serves WORKSPACE_ID on this machine, and its problems.
 
-    Without WORKSPACE_ID it tells of every workspace that was ever served from the state folder. It asks no platform
-    and disturbs no connector.
+    Without WORKSPACE_ID, all workspaces that were ever served from the state folder are shown. The command makes no
+    requests and doesn't affect running connectors.
 
     \b
     molecule status
     molecule status ws_1 --json | jq '.workspaces[0].state'
 
-    It exits with 0 when a connector runs and is well, and with 1 when it is in trouble, has died, or when none runs.
-    Without WORKSPACE_ID, what was stopped on purpose does not count, nor a try that failed before it served, as long
-    as another runs.
+    The exit code is 0 if a connector runs without problems that affect messages, and 1 otherwise. Without WORKSPACE_ID,
+    workspaces that were stopped on purpose are ignored, and so are starts that failed before they registered, as long
+    as another connector runs.
     """
     from molecule_connect.cli.local_status import local_statuses
 
@@ -57,8 +57,8 @@ def _lines(found: "Sequence[LocalStatus]", folder: "Path", now: float) -> Iterat
     from molecule_connect.worker.status_file import status_path
 
     if not found:
-        yield f"no connector runs: nothing was served from {folder} yet"
-        yield "what to do: name another folder with --state-dir, or start one with 'molecule connect'"
+        yield f"no connector runs, and none has used the state folder {folder}"
+        yield "what to do: pass another folder with --state-dir, or start a connector with 'molecule connect'"
     for one in found:
         yield f"{one.workspace_id}: {_headline(one, now)}"
         if one.holder is None and one.keeper is None and one.status is not None:
@@ -78,12 +78,12 @@ def _headline(one: "LocalStatus", now: float) -> str:
     silence = span(now - saved.written) if saved else "a while"
     words = {
         "running": "runs well",
-        "paused": "runs well, and is paused on the platform: messages are kept, none is run",
-        "trouble": "runs, and is in trouble",
+        "paused": "runs well, but is paused on the platform: messages are stored but not processed",
+        "trouble": "runs, but has problems",
         "starting": "is starting",
         "stopping": "is stopping",
-        "suspended": f"is suspended: it was stopped with SIGSTOP or Ctrl-Z, and does nothing -> kill -CONT {by.pid}",
-        "silent": f"hangs: it has reported nothing for {silence} -> restart it",
+        "suspended": f"is suspended by SIGSTOP or Ctrl-Z and receives no messages -> kill -CONT {by.pid}",
+        "silent": f"hangs: it has not updated its status for {silence} -> restart it",
     }
     return f"{words[one.state]} ({process}{since})"
 
@@ -93,16 +93,16 @@ def _ending(one: "LocalStatus", now: float) -> str:
 
     saved = one.status
     if one.state == "refused":
-        return f"is not served: process {one.keeper}, which serves others, refuses its block of the list"
+        return f"is not served: process {one.keeper} serves other workspaces of the list, but rejected this one"
     if saved is None:
         return "no connector runs"
     if saved.ended is None:
-        last = f"it last reported {ago(saved.written, now)}"
+        last = f"last status update {ago(saved.written, now)}"
         return f"no connector runs; process {saved.pid} was killed or crashed ({last}) -> start it again"
     end = one_line(saved.ended.reason, 400) + (f" -> {one_line(saved.ended.hint, 400)}" if saved.ended.hint else "")
     if one.keeper is not None:
-        return f"given up {ago(saved.ended.since, now)} by process {one.keeper}, which serves others: {end}"
-    last = "the last one ended" if one.is_expected else "the last try failed"
+        return f"failed {ago(saved.ended.since, now)}; process {one.keeper} still serves other workspaces: {end}"
+    last = "the last one failed" if one.is_expected else "the last start failed"
     return f"no connector runs; {last} {ago(saved.ended.since, now)}: {end}"
 
 
@@ -133,12 +133,12 @@ def _messages(one: "LocalStatus", now: float) -> Iterator[tuple[str, str]]:
     if one.counts is None:
         return
     if running := one.counts[State.RUNNING]:
-        interrupted = "" if one.holder else ": cut short, begins again at the next start"
+        interrupted = "" if one.holder else ", interrupted; processed again at the next start"
         yield "running", count(running, "message") + interrupted
         for message in one.running:
             doing = f": {one_line(message.progress)}" if message.progress else ""
             lasting = span(max(0.0, now - message.changed))
-            run = f"try {message.attempt}, for {lasting}{doing}" if one.holder else ""
+            run = f"attempt {message.attempt}, for {lasting}{doing}" if one.holder else ""
             yield (
                 "",
                 f'  {one_line(message.row_id[:8])} of {who(message.caller_id)}, "{one_line(message.text, 40)}" {run}',
@@ -147,9 +147,9 @@ def _messages(one: "LocalStatus", now: float) -> Iterator[tuple[str, str]]:
         oldest = f", the oldest for {span(max(0.0, now - one.oldest))}" if one.oldest else ""
         yield "waiting", count(waiting, "message") + oldest
     if held := one.counts[State.CLAIMED]:
-        yield "held", f"{count(held, 'message')}, taken by readers of the inbox"
+        yield "claimed", f"{count(held, 'message')}, claimed by readers of the inbox"
     if answers := one.counts[State.ANSWERED]:
-        yield "to send", count(answers, "answer")
+        yield "to send", f"{answers:,} repl{'y' if answers == 1 else 'ies'}"
     if dead := one.counts[State.DEAD]:
         yield "dead", f"{count(dead, 'dead letter')} -> molecule messages list --state dead"
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from molecule_connect.models import Request, Response
 
-    # The response, and errors of closing.
+    # The response, and errors while closing.
     Outcome = tuple[Response, list[Exception]]
 
 
@@ -64,7 +64,7 @@ def try_command(
 
     if text is None:
         if sys.stdin is None or sys.stdin.isatty():  # None: it was closed
-            raise ConfigError("no text was given", hint=f'add it after the name: molecule try {name} "hello"')
+            raise ConfigError("no text to send", hint=f'add it after the name: molecule try {name} "hello"')
         text = sys.stdin.read()
     asking = _ask(name, text, parse_options(backend_opts), middleware, parse_options(middleware_opts), strict)
     response, unclosed = asyncio.run(_until_signal(asking))

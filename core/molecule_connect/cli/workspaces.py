@@ -1,4 +1,4 @@
-"""Which workspaces ``molecule connect`` serves: the one of flags and variables, or those of a list."""
+"""The workspaces that ``molecule connect`` serves: one from flags and variables, or those of a list."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -66,14 +66,14 @@ class WorkspaceSource:
         else:
             # Opening a pipe that has no writer would block all workspaces.
             if self._list is not None and self._config.exists() and not self._config.is_file():
-                raise WorkspacesError(str(self._config), ["it is not a regular file, and can be read only once"])
+                raise WorkspacesError(str(self._config), ["it is not a regular file, so it can be read only once"])
             found = parse_file(self._config, self._environ, flags=flags, state_dir=self._state_dir)
         listing = load_list(found, plugins=True)
         self._list = found
         return listing
 
     def retry(self, numbers: Collection[int]) -> Listing:
-        """The workspaces with these *numbers* in the list that was read last, with the files that they name now."""
+        """The workspaces with these *numbers* in the last list that was read. Files that they name are read again."""
         return Listing() if self._list is None else load_list(self._list, numbers, plugins=True)
 
     def _read_single(self) -> WorkspaceSettings:
@@ -95,11 +95,11 @@ class WorkspaceSource:
             if self._config is not None:
                 raise ConfigError(
                     f"{words} can't be combined with --config, which lists the workspaces",
-                    hint="add the workspace to the file, or leave --config out",
+                    hint="add the workspace to the file, or omit --config",
                 )
             raise ConfigError(
                 f"{words} can't be combined with {WORKSPACES_VARIABLE}, which lists the workspaces",
-                hint=f"unset {WORKSPACES_VARIABLE} to serve one workspace, or leave that out to serve all",
+                hint=f"unset {WORKSPACES_VARIABLE} to serve one workspace, or omit {words} to serve all",
             )
 
 

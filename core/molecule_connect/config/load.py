@@ -1,6 +1,6 @@
 """Read the settings of a single workspace, or of a list: ``MOLECULE_WORKSPACES``, or a file of ``[[workspace]]``.
 
-A workspace of a list with a fault is rejected without the others, and all faults of a list are reported at once.
+A faulty workspace of a list doesn't affect the others. All faults of a list are reported at once.
 """
 
 import contextlib
@@ -22,13 +22,13 @@ from molecule_connect.config.values import InvalidValueError, parse_path
 from molecule_connect.errors import ConfigError, MoleculeError, did_you_mean
 
 WORKSPACES_VARIABLE = "MOLECULE_WORKSPACES"
-# Options belong to the plugin that the other setting names.
+# Each options field, and the field with its plugin.
 _PLUGINS = {"options": "backend", "middleware_options": "middleware"}
 _TOKEN = ("token", "token_file")
 
 
 class WorkspacesError(ConfigError):
-    """A list of workspaces that can't be served. ``faults`` has everything that is wrong with it, one line each."""
+    """A list of workspaces can't be served. ``faults`` lists all errors in it, one line each."""
 
     def __init__(self, source: str, faults: Iterable[str]) -> None:
         self.source = source
@@ -43,8 +43,8 @@ class Block:
     Attributes:
         entry: Its number in the list, from 1.
         workspace_id: None if it has no valid id.
-        settings: None if it isn't a table.
-        faults: Everything that is wrong with it, one line each.
+        settings: None if the block isn't a table.
+        faults: All errors in it, one line each.
     """
 
     entry: int
@@ -60,7 +60,7 @@ class Refused:
     Attributes:
         entry: Its number in the list, from 1; 0 if there is no list.
         workspace_id: None if it has no valid id.
-        faults: Everything that is wrong with it, one line each, with what to do about it.
+        faults: All errors in it, one line each, with a hint.
     """
 
     entry: int
@@ -69,7 +69,7 @@ class Refused:
 
     @property
     def label(self) -> str:
-        """Identifies it in messages about the list."""
+        """Identifies the block in messages about the list."""
         if not self.entry:
             return f"workspace {self.workspace_id}"
         return f"workspace {self.entry}" + (f" ({self.workspace_id})" if self.workspace_id else "")
@@ -151,14 +151,14 @@ def read_identity(flags: Mapping[str, Any], environ: Mapping[str, str]) -> dict[
     """All settings of a single workspace except for its token: *flags* win over variables.
 
     Raises:
-        ConfigError: There is no workspace id, or a variable has an invalid value.
+        ConfigError: The workspace id is missing, or a variable has an invalid value.
     """
     given = {name: value for name, value in flags.items() if value is not None and name not in _TOKEN}
     found = {**read_variables(environ, single=True), **given}
     if not str(found.get("workspace_id", "")).strip():
         raise ConfigError(
             "no workspace id was given",
-            hint="run 'molecule connect WORKSPACE_ID', or set WORKSPACE_ID; the platform shows the id",
+            hint="run 'molecule connect WORKSPACE_ID', or set WORKSPACE_ID; the id is shown on the platform",
         )
     return found
 
@@ -171,7 +171,7 @@ def read_single(flags: Mapping[str, Any], environ: Mapping[str, str], state_dir:
         state_dir: May contain a token that a registration returned.
 
     Raises:
-        ConfigError: There is no id or no token, or a value is invalid.
+        ConfigError: The id or the token is missing, or a value is invalid.
     """
     settings = WorkspaceSettings(**read_identity(flags, environ)).check()
     token = find_token(flags, environ, workspace_id=settings.workspace_id, state_dir=state_dir)
@@ -179,10 +179,10 @@ def read_single(flags: Mapping[str, Any], environ: Mapping[str, str], state_dir:
 
 
 def read_table(table: Mapping[str, Any], *, forbidden: Collection[str] = ()) -> tuple[dict[str, Any], list[str]]:
-    """The settings of a table of keys, and everything that is wrong with it. No text contains a value.
+    """The settings in a table of keys, and all errors in it. No text contains a value.
 
     Args:
-        forbidden: Fields that only a workspace itself can have.
+        forbidden: Fields that are only allowed in the block of a workspace.
     """
     found, faults = {}, []
     for key, value in table.items():
@@ -217,7 +217,7 @@ class WorkspaceList:
         folder: Paths in the list are relative to it.
         entries: The tables of the workspaces.
         defaults: The table of the settings that they share.
-        faults: What is wrong with the list outside of the workspaces.
+        faults: Errors in the list outside of the workspaces.
         environ: Variables give defaults, and are expanded in paths.
         flags: Field name -> value for every workspace; wins over the list.
         state_dir: May contain tokens that registrations returned.
@@ -259,7 +259,7 @@ class WorkspaceList:
         return found
 
     def check(self, listing: Listing) -> Listing:
-        """*listing*, read from this list as a whole.
+        """Check that *listing*, which was read from this list, can be served at all.
 
         Raises:
             WorkspacesError: The list can't be used as a whole, or none of its workspaces can be served.
@@ -271,7 +271,7 @@ class WorkspaceList:
     def _settings(
         self, number: int, entry: Mapping[str, Any], found: dict[str, Any]
     ) -> tuple[WorkspaceSettings, list[str]]:
-        """*found* as settings, and everything that is wrong with them."""
+        """*found* as settings, and all errors in them."""
         faults = [] if "id" in entry else ["it has no id"]
         name = found.get("workspace_id")
         token: dict[str, Any] = {}
@@ -299,14 +299,14 @@ class WorkspaceList:
             return {"token_file": self._token_file(found["token_file"])}
         # A value that can't be read was reported already.
         if "token" not in entry and "token_file" not in entry and not has_kept_token(self.state_dir, name or ""):
-            raise ConfigError("it has neither token nor token_file", hint="the platform shows the token")
+            raise ConfigError("it has neither token nor token_file", hint="create a token on the platform")
         return {"token_source": STATE_DIR_SOURCE}
 
     def _path(self, text: str, key: str) -> Path:
         try:
             named = string.Template(text).substitute(self.environ)
         except (KeyError, ValueError):
-            raise ConfigError(f"{key} names a variable that is not set", hint="write it like $NAME/file") from None
+            raise ConfigError(f"{key} contains a variable that is not set", hint="write it like $NAME/file") from None
         return self.folder / parse_path(named)
 
     def _token_file(self, text: str) -> Path:
@@ -314,7 +314,7 @@ class WorkspaceList:
         with contextlib.suppress(OSError):  # read_token_file reports it
             # A pipe can be read once, and later reads would block.
             if path.exists() and not path.is_file():
-                raise ConfigError(f"the token file {path} is not a regular file", hint="name a file with the token")
+                raise ConfigError(f"the token file {path} is not a regular file", hint="use a file with the token")
         read_token_file(path)
         return path
 
@@ -374,10 +374,10 @@ def parse_file(
     if not isinstance(defaults, dict):
         faults.append("defaults must be a table: [defaults]")
         defaults = {}
-    # Even if it contains no token: it names commands that run as this user.
+    # Even without a token: the list contains commands that run as this user.
     if exposed := files.exposure(status, path):
         faults.append(f"it {exposed[0]}: {exposed[1].replace('run: ', 'run ', 1)}")
-    # These would change the meaning of every workspace.
+    # These errors affect every workspace.
     own = [name for name, setting in SCHEMA.items() if setting.own]
     faults += [f"[defaults]: {fault}" for fault in read_table(defaults, forbidden=own)[1]]
     return WorkspaceList(
@@ -398,7 +398,7 @@ def with_hint(error: MoleculeError) -> str:
 
 
 class _RepeatedKeys(dict[str, Any]):
-    """A JSON object that has a key twice. Plain JSON would silently keep the last value."""
+    """A JSON object has a key twice. The json module would silently keep the last value."""
 
     repeated: tuple[str, ...] = ()
 
@@ -428,5 +428,5 @@ def _read_toml(path: Path) -> tuple[os.stat_result, dict[str, Any]]:
         raise WorkspacesError(str(path), ["it is not text"]) from None
     except tomllib.TOMLDecodeError as exc:
         raise WorkspacesError(str(path), [f"it is not TOML: {exc}"]) from None
-    except (ValueError, RecursionError):  # a number or a nesting without end
+    except (ValueError, RecursionError):  # an endless number or nesting
         raise WorkspacesError(str(path), ["it is not TOML"]) from None

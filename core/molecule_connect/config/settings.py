@@ -26,7 +26,7 @@ _METADATA = "molecule_connect.setting"
 
 
 def is_same_workspace(one: str, other: str) -> bool:
-    """Whether both may name one workspace. A message to oneself is refused in any spelling."""
+    """Whether both ids may refer to the same workspace. The platform rejects a message to oneself in any spelling."""
     return canonical_id(one).lower() == canonical_id(other).lower()
 
 
@@ -55,7 +55,10 @@ def check_workspace_id(workspace_id: Any) -> str:
 def check_org_id(org_id: str | None) -> None:
     """Raises ConfigError if *org_id* can't be sent in a header. None is fine."""
     if org_id is not None and not (org_id.isascii() and org_id.isprintable() and org_id.strip() == org_id != ""):
-        raise ConfigError("the organisation id cannot stand in a header", hint="copy it from the platform again")
+        raise ConfigError(
+            "the organization id contains characters that a header can't contain",
+            hint="copy it from the platform again",
+        )
 
 
 def _canonical(workspace_id: Any) -> Any:
@@ -93,7 +96,7 @@ class PeerBudget:
         """``60/600`` (per minute and per hour), or ``0`` for no limit.
 
         Raises:
-            ConfigError: It is neither.
+            ConfigError: *text* has another form.
         """
         minute, slash, hour = ("0", "/", "0") if text == "0" else text.partition("/")
         # int() itself refuses thousands of digits.
@@ -109,7 +112,7 @@ class PeerBudget:
         """``"60/600"``, ``"0"`` or the number 0.
 
         Raises:
-            InvalidValueError, ConfigError: It is none of them.
+            InvalidValueError, ConfigError: It is another value.
         """
         is_zero = value == 0 and not isinstance(value, bool)
         return cls.parse("0" if is_zero else values.TEXT.from_document(value))
@@ -120,14 +123,14 @@ class PeerBudget:
 
 @attrs.frozen(kw_only=True)
 class Setting:
-    """What all ways to give a setting are derived from. It has those that are named.
+    """Metadata of a setting. Its flag, variables, key, help and documentation are derived from it.
 
     Attributes:
         help: One or two sentences for help texts and documentation.
         bounds: The range of the value, in the unit of the field.
-        flag: Of ``molecule connect``.
+        flag: The flag of ``molecule connect``, if any.
         variables: Environment variables. The first that is set and not empty counts.
-        key: In a list of workspaces.
+        key: The key in a list of workspaces, if any.
         placeholder: Stands for a value in help texts; None for that of the type.
         default_text: Describes the default, if the value alone doesn't.
         single: The variables apply to a single workspace, and not to a list.
@@ -148,7 +151,7 @@ class Setting:
 
     @property
     def shown_default(self) -> str:
-        """The default for help texts and documentation; empty for none."""
+        """The default for help texts and documentation; empty without one."""
         if self.default_text or self.default in (None, False, ()) or isinstance(self.default, Mapping):
             return self.default_text
         return self.kind.to_text(self.default)
@@ -187,16 +190,16 @@ class WorkspaceSettings:
     """One workspace to serve. Durations are in seconds.
 
     Attributes:
-        workspace_id: In its canonical form, in whatever spelling it is given.
-        token: In no repr. None: it is read from ``token_file``, or from the state folder.
-        token_source: Where ``token`` is from, for texts ("--token").
-        adopt_token: Keep ``token`` in the state folder, because it was found where another client keeps it.
+        workspace_id: Converted to its canonical form.
+        token: Excluded from the repr. None: it is read from ``token_file``, or from the state folder.
+        token_source: The source of ``token``, for messages ("--token").
+        adopt_token: Store ``token`` in the state folder, because it is from the file of another client.
         backend: The name of an installed backend, or an object with a ``handle_a2a`` hook.
         options: The options of the backend, as text; a repeated key is a list.
         middleware: Names or objects, the outermost first.
         poll_interval: Time between polls; None eases from 1 to 5 seconds.
         heartbeat_interval: Time between heartbeats.
-        safety_interval: Time between reads that no event asked for.
+        safety_interval: Time between reads that don't follow an event.
         max_cost_per_day: US dollars, as reported by the backend; None for no limit.
         journal_quota: Bytes, for all workspaces of the same journal.
         agent_name, agent_description, agent_skills: Override these parts of the agent card.
@@ -225,7 +228,7 @@ class WorkspaceSettings:
     )
     org_id: str | None = _setting(
         values.OPTIONAL_TEXT,
-        "The organisation, on platforms that host several.",
+        "The organization, on platforms that host several.",
         default=None,
         flag="--org-id",
         variables=("MOLECULE_ORG_ID",),
@@ -298,11 +301,11 @@ class WorkspaceSettings:
     )
     heartbeat_interval: float = _setting(values.SECONDS, "Time between heartbeats.", default=30.0, bounds=_INTERVAL)
     safety_interval: float = _setting(
-        values.SECONDS, "Time between reads that no event asked for.", default=30.0, bounds=_INTERVAL
+        values.SECONDS, "Time between reads that don't follow an event.", default=30.0, bounds=_INTERVAL
     )
     since_secs: float = _setting(
         values.SECONDS,
-        "How far back a first start reads; 0 reads only new messages.",
+        "How far back the first start reads; 0 reads only new messages.",
         default=30.0,
         bounds=Bounds(minimum=0, maximum=MAX_SINCE_SECS, unit="seconds (30 days)"),
         flag="--since-secs",
@@ -310,7 +313,7 @@ class WorkspaceSettings:
     )
     concurrency: int = _setting(
         values.WHOLE_NUMBER,
-        "How many messages are handled at once. Each conversation is handled in order.",
+        "Maximum number of messages handled at once. Each conversation is handled in order.",
         default=8,
         bounds=Bounds(minimum=1),
         flag="--concurrency",
@@ -318,7 +321,7 @@ class WorkspaceSettings:
     )
     grace: float = _setting(
         values.SECONDS,
-        "How long messages in progress may take to finish on shutdown.",
+        "How long messages in progress may take to finish after a shutdown was requested.",
         default=20.0,
         bounds=_SECONDS,
         flag="--grace",
@@ -333,7 +336,7 @@ class WorkspaceSettings:
     )
     max_cost_per_day: float | None = _setting(
         values.NUMBER,
-        "When the backend reports that this much was spent, messages wait for the next day (UTC). One peer may "
+        "When the costs that the backend reports reach this amount, messages wait for the next day (UTC). One peer may "
         "spend half of it, all peers together three quarters.",
         default=None,
         bounds=Bounds(minimum=0, maximum=1_000_000, exclusive=True, unit="dollars"),
@@ -462,14 +465,12 @@ class WorkspaceSettings:
             except ConfigError as exc:
                 yield exc
         if not self.backend:
-            yield ConfigError(
-                "no backend was given", hint="name one, for example backend='mock', or pass a plugin object"
-            )
+            yield ConfigError("no backend is set", hint="pass a name, such as backend='mock', or a plugin object")
         for name, setting in SCHEMA.items():
             value = getattr(self, name)
             if setting.bounds is not None and value is not None and (fault := setting.bounds.fault(value)):
                 default = f", {setting.shown_default}" if setting.shown_default else ""
-                yield ConfigError(f"{name} {fault}", hint=f"correct it, or omit it for the default{default}")
+                yield ConfigError(f"{name} {fault}", hint=f"correct it, or omit it to use the default{default}")
 
 
 def _schema() -> dict[str, Setting]:

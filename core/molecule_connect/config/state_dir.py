@@ -51,7 +51,7 @@ def resolve_state_dir(
 def preview_state_dir(
     named: str | Path | None, environ: Mapping[str, str], *, home: Path | None = None, configs: Path = CONFIGS_DIR
 ) -> Path:
-    """The folder that ``resolve_state_dir`` would return, tested as far as possible without creating it.
+    """The folder that ``resolve_state_dir`` would return, checked as far as possible without creating it.
 
     Raises:
         ConfigError: See ``resolve_state_dir``.
@@ -75,7 +75,7 @@ def _choose(
         except OSError as error:
             raise ConfigError(
                 f"the state folder {folder} ({source}) cannot be used: {_reason(error)}",
-                hint=f"{_remedy(error, folder)}, or point {source} to another folder",
+                hint=f"{_remedy(error, folder)}, or set {source} to another folder",
             ) from error
         return folder
     tried = []
@@ -83,10 +83,10 @@ def _choose(
         try:
             prepare(folder)
         except ForeignError as error:
-            # Another folder would be empty, and messages that this one knows would be answered again.
+            # Don't try the next folder: without this folder's journal, messages would be answered again.
             raise ConfigError(
                 f"the state folder {folder} cannot be used: {_reason(error)}",
-                hint=f"{_remedy(error, folder)}, or name another folder with --state-dir",
+                hint=f"{_remedy(error, folder)}, or pass another folder with --state-dir",
             ) from error
         except OSError as error:
             tried.append(f"{folder} ({_reason(error)})")
@@ -94,14 +94,14 @@ def _choose(
             return folder
     raise ConfigError(
         f"no state folder can be written; tried {', '.join(tried)}",
-        hint="name a writable folder with --state-dir or MOLECULE_STATE_DIR",
+        hint="set a writable folder with --state-dir or MOLECULE_STATE_DIR",
     )
 
 
 def state_dir_problems(folder: Path) -> Iterator[tuple[str, str]]:
-    """The ways in which other users could replace *folder* or its content: (what, what to do).
+    """The ways in which other users could replace *folder* or its content, each with a hint.
 
-    A parent folder is a problem if others can write to it and have no sticky bit in their way. This is only a warning,
+    A parent folder is a problem if other users can write to it and it has no sticky bit. This is only a warning,
     because Kubernetes volumes look like this.
     """
     for each in dict.fromkeys((folder, *folder.parents, *folder.resolve().parents)):
@@ -113,14 +113,14 @@ def state_dir_problems(folder: Path) -> Iterator[tuple[str, str]]:
         if not is_trusted(status.st_uid):
             yield (
                 f"{each} belongs to {user_name(status.st_uid)}, who could replace the state folder {folder}",
-                "choose a folder below one of your own with --state-dir, or run as its owner",
+                "choose a folder inside one of your own with --state-dir, or run as its owner",
             )
         elif not mode & stat.S_ISVTX and (
             mode & stat.S_IWOTH or (mode & stat.S_IWGRP and not _is_own_group(status.st_gid))
         ):
             yield (
-                f"others can write to {each} (mode {stat.S_IMODE(mode):04o}), and so replace the state folder {folder}"
-                + (" or what is in it" if each == folder else ""),
+                f"others can write to {each} (mode {stat.S_IMODE(mode):04o}) and replace the state folder {folder}"
+                + (" or its content" if each == folder else ""),
                 f"run: chmod go-w {each}; or choose another folder with --state-dir",
             )
 
@@ -128,7 +128,7 @@ def state_dir_problems(folder: Path) -> Iterator[tuple[str, str]]:
 def existing_state_dir(
     named: str | Path | None, environ: Mapping[str, str], *, home: Path | None = None, configs: Path = CONFIGS_DIR
 ) -> Path:
-    """The folder to read: the named one, or the first default with a journal, or the first default. Changes nothing.
+    """The folder to read: the named one, else the first default folder with a journal, else the first default folder.
 
     Raises:
         ConfigError: ``--state-dir`` is empty.
@@ -151,10 +151,10 @@ def all_state_dirs(named: str | Path | None, environ: Mapping[str, str]) -> list
 
 
 def named_state_dir(named: str | Path | None, environ: Mapping[str, str]) -> tuple[str, Path] | None:
-    """The source and the folder that the operator chose, or None. An empty variable counts as unset."""
+    """The folder that the operator chose, with its source, or None. An empty variable counts as unset."""
     if named is not None:
         if not str(named).strip():
-            raise ConfigError("--state-dir is empty", hint="name a folder, or leave --state-dir out")
+            raise ConfigError("--state-dir is empty", hint="pass a folder, or omit --state-dir")
         return "--state-dir", Path(named).expanduser().absolute()
     for variable in _VARIABLES:
         if environ.get(variable):
@@ -191,7 +191,7 @@ def rename_legacy_files(folder: Path, workspace_id: str, suffixes: Iterable[str]
 
 
 def _legacy_names(folder: Path, workspace_id: str) -> list[str]:
-    """The file names that start with *workspace_id* in another spelling.
+    """The names of files that start with *workspace_id* in another spelling.
 
     Called at each start of a workspace, for folders with thousands of names, so it works on plain strings.
     """

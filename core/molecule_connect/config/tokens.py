@@ -1,4 +1,4 @@
-"""Where the token of a workspace is read from. No text and no repr contains a token."""
+"""Find the token of a workspace. No text and no repr contains a token."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from molecule_connect.errors import ConfigError
 
 (TOKEN_VARIABLE,) = SCHEMA["token"].variables
 (TOKEN_FILE_VARIABLE,) = SCHEMA["token_file"].variables
-# A token of the state folder: an earlier registration returned it.
+# The source of a token that an earlier registration returned.
 STATE_DIR_SOURCE = "the state folder"
 CREATE_HINT = "create one on the platform: canvas, workspace settings, workspace tokens"
 _PLACEHOLDER = re.compile(
@@ -34,7 +34,7 @@ def check_token(token: str, *, source: str) -> str:
     if _PLACEHOLDER.fullmatch(token):
         raise ConfigError(f"the token from {source} is a placeholder, not a token", hint=CREATE_HINT)
     if token[:7].lower() == "bearer ":
-        raise ConfigError(f"the token from {source} begins with 'Bearer'", hint="give only the part after it")
+        raise ConfigError(f"the token from {source} starts with 'Bearer'", hint="pass only the part after it")
     if not token.isascii() or not token.isprintable() or " " in token:
         raise ConfigError(
             f"the token from {source} contains a space or another character that tokens don't have",
@@ -44,14 +44,14 @@ def check_token(token: str, *, source: str) -> str:
 
 
 def parse_token_file(text: str, path: Path) -> str:
-    """The token in *text*, the content of *path*. Lines that begin with ``#`` are comments.
+    """The token in *text*, the content of *path*. Lines that start with ``#`` are comments.
 
     Raises:
-        ConfigError: There is none, there are several, or it isn't a token.
+        ConfigError: The text has no token, more than one, or an invalid one.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
     if not lines:
-        raise ConfigError(f"the token file {path} is blank", hint="write the token to it, on one line")
+        raise ConfigError(f"the token file {path} contains no token", hint="write the token to it, on one line")
     if len(lines) > 1:
         raise ConfigError(f"the token file {path} has {len(lines)} lines", hint="it must contain one token on one line")
     return check_token(lines[0], source=f"the token file {path}")
@@ -92,13 +92,13 @@ def find_token(
     with a token that a registration returned, and the file of the platform's other clients.
 
     Raises:
-        ConfigError: There is none, or the first one can't be used.
+        ConfigError: No source is set, or the first one can't be used.
     """
     if "token" in flags:
         return {"token": check_token(flags["token"], source="--token"), "token_source": "--token"}
     if "token_file" in flags:
         if flags["token_file"] is None:
-            raise ConfigError("--token-file is empty", hint="name a file, or leave --token-file out")
+            raise ConfigError("--token-file is empty", hint="pass a file, or omit --token-file")
         return _from_file(flags["token_file"], "--token-file")
     if environ.get(TOKEN_VARIABLE):
         token = check_token(environ[TOKEN_VARIABLE], source=TOKEN_VARIABLE)
@@ -114,7 +114,7 @@ def find_token(
 
 
 def has_kept_token(state_dir: Path | None, workspace_id: str) -> bool:
-    """Whether the state folder has a token that a registration returned."""
+    """Whether the state folder contains a token that a registration returned."""
     return state_dir is not None and state_file(state_dir, workspace_id, ".token").exists()
 
 
@@ -131,7 +131,7 @@ def no_token_error() -> ConfigError:
     """The error of a start without a token."""
     return ConfigError(
         "no workspace token was given",
-        hint=f"set {TOKEN_VARIABLE}, or name a file with --token-file; the platform shows the token",
+        hint=f"set {TOKEN_VARIABLE}, or pass a file with --token-file; tokens are created on the platform",
     )
 
 

@@ -53,7 +53,7 @@ class Bounds:
     unit: str = ""
 
     def fault(self, value: float) -> str | None:
-        """Why *value* is out of range; None if it isn't. NaN is out of every range."""
+        """The reason if *value* is out of range, else None. NaN is out of every range."""
         is_enough = value > self.minimum if self.exclusive else value >= self.minimum
         if is_enough and (self.maximum is None or value <= self.maximum):
             return None
@@ -88,12 +88,12 @@ def parse_path(text: str) -> Path:
         ConfigError: No file can have this name, or there is no such user.
     """
     if "\0" in text:
-        raise ConfigError("a path contains a NUL character", hint="type the path again")
+        raise ConfigError("a path contains a NUL character", hint="enter the path again")
     try:
         return Path(text).expanduser()
     except RuntimeError as exc:
         raise ConfigError(
-            f"{text} names a user that doesn't exist on this machine", hint="write the full path"
+            f"{text} refers to a user that doesn't exist on this machine", hint="write the absolute path"
         ) from exc
 
 

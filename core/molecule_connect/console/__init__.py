@@ -1,1 +1,1 @@
-"""Listeners that show what happens: a live view, plain lines, JSON lines."""
+"""Listeners that show events: a live view, plain lines, JSON lines."""

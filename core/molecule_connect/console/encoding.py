@@ -1,4 +1,4 @@
-"""Output to terminals and pipes whose encoding lacks some characters."""
+"""Output to terminals and pipes whose encoding doesn't have all characters."""
 
 import codecs
 import contextlib
@@ -21,7 +21,7 @@ codecs.register_error(ESCAPE, _escape)
 def tolerate_encodings() -> None:
     """Let the standard streams write and read any text, regardless of the locale and ``PYTHONIOENCODING``.
 
-    Characters that the encoding lacks are written as JSON escapes, ``\\ud83d\\ude00``, so that JSON stays valid.
+    Characters that the encoding doesn't have are written as JSON escapes, ``\\ud83d\\ude00``, so that JSON stays valid.
     Undecodable input is read as U+FFFD.
     """
     for stream, errors in ((sys.stdout, ESCAPE), (sys.stderr, ESCAPE), (sys.stdin, "replace")):

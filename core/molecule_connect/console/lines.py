@@ -84,7 +84,7 @@ def _workspace_line(event: events.Event) -> Line | None:
         case events.Described():
             return Line(INFO, event.text)
         case events.Paused():
-            return Line(WARNING, "paused on the platform: messages are stored but not run")
+            return Line(WARNING, "paused on the platform: messages are stored but not processed")
         case events.Resumed():
             return Line(INFO, "resumed")
         case events.Stopping():
@@ -100,7 +100,7 @@ def problem_text(part: str, reason: str) -> str:
 
 
 def stopping(event: events.Stopping) -> str:
-    """A line about a stop in progress."""
+    """The line for a worker that is stopping."""
     if not event.running:
         return "stopping"
     return f"stopping: {event.running} running, at most {span(event.grace)}; a second signal exits at once"

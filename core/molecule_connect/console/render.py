@@ -100,7 +100,7 @@ def _state(status: WorkspaceStatus, snapshot: Snapshot, *, since_start: bool = T
     if status.stopping:
         text = _line(f"  {status.stopping}", "yellow")
     elif status.paused:
-        text = _line("  paused on the platform: messages are stored but not run", "yellow")
+        text = _line("  paused on the platform: messages are stored but not processed", "yellow")
     elif not status.registered:
         text = _line("  not registered yet", "yellow")
     else:

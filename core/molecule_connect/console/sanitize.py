@@ -14,7 +14,7 @@ _HIDDEN = frozenset(("Cc", "Cf", "Cs", "Co", "Cn"))
 
 
 def one_line(text: str, limit: int = 200) -> str:
-    """The first *limit* visible characters of *text* on one line, with an ellipsis if it is longer."""
+    """The first *limit* visible characters of *text* on one line, with an ellipsis if *text* is longer."""
     head = text[: limit * 4]
     if not head.isprintable() or "  " in head:
         head = _SEQUENCES.sub("", head)

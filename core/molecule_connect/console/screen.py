@@ -9,7 +9,7 @@ from molecule_connect.events import Event
 
 @attrs.frozen(kw_only=True)
 class Summary:
-    """What will be served. Contains no secrets."""
+    """The workspace that will be served. Contains no secrets."""
 
     workspace_id: str
     backend: str
@@ -30,7 +30,7 @@ class Screen(Protocol):
     """A listener that shows events. Its methods neither block nor raise."""
 
     def open(self, summaries: list[Summary]) -> None:
-        """Show what will be served. Called again for added workspaces."""
+        """Show the workspaces that will be served. Called again for added ones."""
         ...
 
     def forget(self, workspace_id: str) -> None:
@@ -48,7 +48,7 @@ class Screen(Protocol):
         ...
 
     def last_words(self, text: str, exit_code: int) -> str:
-        """*text* in this screen's format. Safe to call in a signal handler: takes no lock and writes nothing."""
+        """Return *text* in this screen's format. Safe to call in a signal handler: takes no lock and writes nothing."""
         ...
 
     def close(self) -> None:

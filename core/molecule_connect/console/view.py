@@ -58,7 +58,7 @@ class Counts:
 
 @attrs.frozen(kw_only=True)
 class Snapshot:
-    """Everything needed to draw the view. ``above`` are lines to print once above it."""
+    """The data to draw the view from. The lines ``above`` are printed once above it."""
 
     workspaces: tuple[tuple[str, WorkspaceStatus], ...]
     rows: tuple[MessageRow, ...]
@@ -173,7 +173,7 @@ class View:
             case events.Dead():
                 self._failed += row.state != "failed"
                 self._move(key, row, "failed", one_line(event.reason))
-            case events.Notified() if row.state != "failed":  # given up before a restart
+            case events.Notified() if row.state != "failed":  # a dead letter from before a restart
                 self._failed += 1
                 self._move(key, row, "failed", "given up")
             case events.Recorded():

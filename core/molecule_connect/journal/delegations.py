@@ -46,7 +46,7 @@ def close(db: sqlite3.Connection, workspace_id: str, message_id: str) -> None:
 
 
 def answered_by(db: sqlite3.Connection, workspace_id: str, item: Inbound) -> tuple[str, str] | None:
-    """Message id and peer of the question that *item* answers, which is closed; None if that is not certain.
+    """Message id and peer of the question that *item* answers, which is closed; None if unknown.
 
     Only the peer that was asked can answer. Platforms of 2026-05 don't name the peer of a delegation's result.
     """

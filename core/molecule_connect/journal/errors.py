@@ -31,22 +31,22 @@ def damaged(path: Path | str, what: str) -> JournalError:
 def _hint(code: int, path: Path | str) -> str:
     match code:
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
-            return f"another program has locked it, such as a backup or a database browser: look with 'lsof {path}'"
+            return f"another program, such as a backup or a database browser, has locked it: find it with 'lsof {path}'"
         case sqlite3.SQLITE_FULL:
             return "free disk space"
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
             return _way_out(path)
         case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM | sqlite3.SQLITE_CANTOPEN:
-            return "make the file and its folder writable for this user, or name another folder with --state-dir"
+            return "make the file and its folder writable for this user, or pass another folder with --state-dir"
         case sqlite3.SQLITE_IOERR:
             return "check the disk for errors and free space; a network file system can't hold the journal"
-    return "check the state folder and its disk (not a network file system), or name another with --state-dir"
+    return "check the state folder and its disk (not a network file system), or pass another with --state-dir"
 
 
 def _way_out(path: Path | str) -> str:
     return (
-        f"stop molecule, move {path}, {path}-wal and {path}-shm to another folder, and start it again: reading goes on"
-        " from the cursor file of each workspace, and messages since then are handled again"
+        f"stop molecule, move {path}, {path}-wal and {path}-shm to another folder, and start it again: reading"
+        " continues from the cursor file of each workspace, and messages since then are handled again"
     )
 
 

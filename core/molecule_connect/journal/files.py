@@ -1,4 +1,4 @@
-"""The files of a chat: announced, named by messages, fetched, removed, or our own."""
+"""The files of a chat, from announcement to removal, and our own uploads."""
 
 import asyncio
 import json
@@ -59,7 +59,7 @@ class StoredFile:
         arrived: When this machine first saw it, in seconds since 1970.
         state: "waiting" for its bytes, "here", "gone" from the platform, "failed", or "ours".
         path: Its name in the folder for files.
-        reason: Why it is not here, for people.
+        reason: The reason why it is not here, for people.
         not_before: When it is tried again, in seconds since 1970.
         acked: Whether the platform knows that it is here. For a file of ours: whether it is known by its id.
     """
@@ -302,8 +302,9 @@ class FileJournal:
                 insert(db, self.workspace_id, file_id, file, None, at, wall, state="ours", on_conflict=ours)
                 db.execute("UPDATE file SET acked=1 WHERE workspace_id=? AND file_id=?", (self.workspace_id, file_id))
         for name, size in filter(None, noted):
-            # An equal file that a person uploaded meanwhile is theirs again, unless the outcome of another upload of
-            # ours is unknown.
+            # An equal file that a person uploaded meanwhile belongs to people again, unless another upload of ours has
+            # an
+            # unknown outcome.
             db.execute(
                 "UPDATE file SET state='waiting', changed=? WHERE workspace_id=? AND state='ours' AND acked=0"
                 " AND name=? AND size=? AND NOT EXISTS (SELECT 1 FROM upload_note n"
@@ -372,7 +373,7 @@ def _with_path(
 ) -> FilePart:
     place = folder / path if state == "here" and path else None
     if place is None or not is_file(place):
-        return attrs.evolve(part, unavailable=reason or ("it is not here yet" if place is None else REMOVED))
+        return attrs.evolve(part, unavailable=reason or ("it is not downloaded yet" if place is None else REMOVED))
     return attrs.evolve(part, path=place, name=part.name or name, mime_type=mime or part.mime_type, size=size)
 
 
@@ -387,7 +388,7 @@ def _newest_unnamed(db: sqlite3.Connection, workspace_id: str) -> float | None:
 
 
 def unnamed(db: sqlite3.Connection, workspace_id: str) -> list[StoredFile]:
-    """The files of people that no row names, oldest first, as many as a message may bring."""
+    """The files of people that no row names, oldest first, at most as many as a message may have."""
     columns = ", ".join(f"file.{name}" for name in _COLUMNS.split(", "))
     return _load(
         db.execute(

@@ -279,7 +279,7 @@ class InboxStore:
                 " other.workspace_id=message.workspace_id AND other.caller_id IS message.caller_id"
                 " AND other.context_id IS message.context_id AND other.state='answered'), 0))"
                 " WHERE workspace_id=? AND row_id=? AND kind='message' AND repeat_of IS NULL AND answer IS NULL"
-                # Only the time is kept of a reply that was sent days ago.
+                # Of a reply that was sent days ago, only the time is kept.
                 " AND (state IN ('received', 'held') OR (state='done' AND answered_at IS NULL))",
                 (text, len(text), wall, workspace_id, plain(row_id)),
             )

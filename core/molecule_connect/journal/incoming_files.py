@@ -1,4 +1,4 @@
-"""The files of new rows, as SQL: which of them are taken, and how they are stored."""
+"""The files of new rows, as SQL: which of them are accepted, and how they are stored."""
 
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -9,11 +9,11 @@ from molecule_connect.files import INLINE, inline_id, pending_id, safe_name
 from molecule_connect.journal.models import plain, plain_or_none
 from molecule_connect.models import FilePart, Inbound, Kind, Part, UploadLimits
 
-# A message may bring as many files as one upload to the platform (contract 2.12).
+# A message may have as many files as one upload to the platform (contract 2.12).
 MOST_FILES = 64
 # Bytes of the files inside a message: of one file, and of all. A 2026-05 platform allows the same for an upload.
 MOST_INLINE, MOST_INLINE_IN_ALL = UploadLimits().per_file, UploadLimits().per_request
-NOT_THEIRS = "it is not a file of this sender; another workspace sends a file's bytes in the message itself"
+NOT_THEIRS = "it is not a file of this sender; workspaces must send a file's bytes in the message itself"
 # An announced file that matches a note of our own upload counts as ours for this long (microseconds).
 OURS_FOR = 3600 * 1_000_000
 # The kinds of rows whose files are fetched. Files of other rows are only marked as named.
@@ -21,7 +21,7 @@ _FETCHED = (Kind.MESSAGE, Kind.ANSWER, Kind.RESULT)
 
 
 def accepted(item: Inbound) -> Inbound:
-    """*item* with each file that is not taken replaced by a marker with the reason.
+    """*item* with each rejected file replaced by a marker with the reason.
 
     Only people can name uploads: the platform serves any upload of our chat, no matter who names it.
     """
@@ -45,7 +45,7 @@ def accepted(item: Inbound) -> Inbound:
         parts.append(part)
     if further := count - MOST_FILES if count > MOST_FILES else 0:
         name = f"{further:,} more file{'s' if further > 1 else ''}"
-        why = f"a message may bring at most {MOST_FILES} files"
+        why = f"a message may have at most {MOST_FILES} files"
         parts.insert(further_at, FilePart(uri="", name=name, unavailable=why))
     return attrs.evolve(item, parts=parts)
 
@@ -64,9 +64,9 @@ def _inline_size(part: FilePart) -> int:
 def _checked(part: FilePart, size: int, room: int) -> FilePart:
     """An inline file, without its bytes if it is too large."""
     if size > MOST_INLINE:
-        why = f"it has {size >> 20} MiB, more than the {MOST_INLINE >> 20} MiB that are taken"
+        why = f"it has {size >> 20} MiB, more than the limit of {MOST_INLINE >> 20} MiB"
     elif size > room:
-        why = f"the files inside its message have more than the {MOST_INLINE_IN_ALL >> 20} MiB that are taken"
+        why = f"the files inside its message exceed the limit of {MOST_INLINE_IN_ALL >> 20} MiB"
     else:
         return part
     return attrs.evolve(part, uri="", size=size, unavailable=why)
@@ -103,7 +103,7 @@ def add(
 
 
 def files_of(row_id: str, parts: Sequence[Part]) -> Iterator[tuple[int, str, FilePart]]:
-    """The files that the row names and that are taken: the number of the part, the id of the file, and the part."""
+    """The accepted files that the row names: the number of the part, the id of the file, and the part."""
     for number, part in enumerate(parts):
         if isinstance(part, FilePart) and not part.unavailable:
             file_id = inline_id(row_id, number) if part.uri.startswith(INLINE) else pending_id(part.uri)

@@ -186,18 +186,18 @@ class Inspection:
             return (exact or found)[0]
         if not found:
             raise ConfigError(
-                f"no message has a row id that begins with {row_id!r}", hint="'molecule messages list' shows the ids"
+                f"no message has a row id that starts with {row_id!r}", hint="'molecule messages list' shows the ids"
             )
         names = ", ".join(f"{key.row_id} of {key.workspace_id}" for key in found[:3])
         raise ConfigError(
-            f"{row_id!r} fits more than one message: {names}", hint="write more of the id, or name its --workspace"
+            f"{row_id!r} matches more than one message: {names}", hint="enter more of the id, or pass --workspace"
         )
 
     def summary(self, key: Key) -> MessageSummary:
         """The summary of one message.
 
         Raises:
-            ConfigError: It is not in the journal any more.
+            ConfigError: It is no longer in the journal.
         """
         return _summary(self._row(_SUMMARY, key))
 
@@ -205,7 +205,7 @@ class Inspection:
         """One message, with the paths of its files.
 
         Raises:
-            ConfigError: It is not in the journal any more.
+            ConfigError: It is no longer in the journal.
         """
         message = load_message(tuple(self._row(COLUMNS, key)))
         folder = files_folder(self._folder, key.workspace_id)
@@ -216,7 +216,7 @@ class Inspection:
         sql = f"SELECT {columns} FROM message WHERE workspace_id=? AND row_id=?"  # noqa: S608
         row = self._db.execute(sql, (key.workspace_id, key.row_id)).fetchone()
         if row is None:
-            raise ConfigError(f"{key.row_id} is not in the journal any more")
+            raise ConfigError(f"{key.row_id} is no longer in the journal")
         return row
 
     def short_ids(self, keys: Iterable[Key]) -> list[str]:
@@ -287,8 +287,8 @@ def _opened(folder: Path, mode: str) -> Iterator[sqlite3.Connection]:
     path = folder.absolute() / FILE_NAME
     if not path.exists():
         raise ConfigError(
-            f"there is no journal in {folder}: nothing was served from there yet",
-            hint="name the state folder that 'molecule connect' prints at its start with --state-dir",
+            f"there is no journal in {folder}: no connector has used this folder",
+            hint="pass the state folder that 'molecule connect' prints at its start with --state-dir",
         )
     try:
         uri = f"{path.as_uri()}?mode={mode}"
@@ -305,10 +305,10 @@ def _opened(folder: Path, mode: str) -> Iterator[sqlite3.Connection]:
 def _check_version(db: sqlite3.Connection, path: Path) -> None:
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version == 0:
-        raise JournalError(f"{path} is no journal", hint="name the state folder of the connector with --state-dir")
+        raise JournalError(f"{path} is not a journal", hint="pass the state folder of the connector with --state-dir")
     if version > VERSION:
         raise JournalError(
-            f"the journal {path} was written by a newer molecule-connect (schema {version}, this one knows {VERSION})",
+            f"the journal {path} was written by a newer molecule-connect (schema {version}, not {VERSION})",
             hint="update molecule-connect",
         )
 

@@ -166,15 +166,15 @@ def _write_back(connection: sqlite3.Connection, path: Path) -> None:
             # A hard link never replaces another file.
             path.hardlink_to(copy)
     except FileExistsError:
-        _log.warning("another journal is at %s by now; it was left alone", path)
+        _log.warning("another journal exists at %s by now; it was not changed", path)
     except (OSError, sqlite3.Error) as exc:
-        _log.error("what the journal held could not be written to %s again: %s", path, exc)
+        _log.error("the journal could not be restored at %s: %s", path, exc)
     else:
-        _log.warning("what the journal held was written to %s again", path)
+        _log.warning("the journal was restored at %s", path)
 
 
 def _lost_words(path: Path, frames: int) -> tuple[str, str]:
     return (
-        f"the write-ahead log of {path} is damaged: its last {frames} pages of changes were left out",
+        f"the write-ahead log of {path} is damaged: its last {frames} pages of changes were lost",
         "messages that were answered shortly before the last stop may be answered again; check the disk",
     )

@@ -66,7 +66,7 @@ class StoredMessage:
     """One message of the journal.
 
     Attributes:
-        attempt: The number of attempts, with the one that is running.
+        attempt: The number of attempts, including the running one.
         crash_count: The number of attempts that ended because our process died.
         replay: The number of times it was replayed.
         time: When it was written, in microseconds by the platform's clock.

@@ -224,7 +224,7 @@ def _adopt_one(db: sqlite3.Connection, names: dict[str, str]) -> None:
 def _foreign(path: Path, exc: files.ForeignError) -> JournalError:
     return JournalError(
         f"the journal {path} cannot be used: {exc.strerror} ({exc.filename})",
-        hint="find out who put it there; if it is yours after all, give it to this user with chown, else remove it",
+        hint="find out who created it; if it is yours, give it to this user with chown, otherwise remove it",
     )
 
 
@@ -239,6 +239,6 @@ def _ensure_tables(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("COMMIT")
     if version > VERSION:
         raise JournalError(
-            f"the journal {path} was written by a newer molecule-connect (schema {version}, this one knows {VERSION})",
-            hint="update molecule-connect, or name another state folder",
+            f"the journal {path} was written by a newer molecule-connect (schema {version}, not {VERSION})",
+            hint="update molecule-connect, or use another state folder",
         )

@@ -1,4 +1,4 @@
-"""Notifications to the person that answer no message. Each has one echo, which belongs to no reply."""
+"""Notifications to the person that aren't replies to a message. Each has one echo, which doesn't belong to a reply."""
 
 import sqlite3
 

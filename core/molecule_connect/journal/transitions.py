@@ -12,7 +12,7 @@ from molecule_connect.journal.models import (
     plain,
 )
 
-# A retried message counts as a repeat for this long (microseconds): some senders use one constant id.
+# A message with the same id counts as a repeat for this long (microseconds): some senders use a constant id.
 REPEAT_WINDOW = 3600 * 1_000_000
 # An echo may be older than its reply by the delay of a row (microseconds).
 LATENESS = 45 * 1_000_000
@@ -118,9 +118,9 @@ def retry_sends_now(db: sqlite3.Connection, workspace_id: str, wall: float) -> N
 
 
 def retry_one_send_now(db: sqlite3.Connection, workspace_id: str, wall: float, *, most_in_doubt: int) -> None:
-    """As ``hasten_answers`` for one of them: the one that was sent least often with unknown outcome, and longest ago.
+    """Make one deferred reply due now: the one sent least often with unknown outcome, and among those the oldest.
 
-    Answers that were sent more than *most_in_doubt* times with unknown outcome keep their time.
+    Replies sent more than *most_in_doubt* times with unknown outcome keep their time.
     """
     db.execute(
         f"UPDATE message SET {_DUE_NOW} WHERE arrival=(SELECT arrival FROM message WHERE workspace_id=?"  # noqa: S608

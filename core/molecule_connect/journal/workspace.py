@@ -28,7 +28,7 @@ from molecule_connect.models import FeedPosition, Inbound, Kind
 
 T = TypeVar("T")
 
-# Seconds between tries to commit that a reply was sent, while the journal cannot be written.
+# Seconds between attempts to commit that a reply was sent, while the journal cannot be written.
 RETRY = 5.0
 # How long the texts of a finished message are kept (seconds), and its row (microseconds).
 BODY_AGE = 24 * 3600.0

@@ -99,7 +99,7 @@ class Writer:
     async def _finish(self, batch: list[_Waiting]) -> None:
         try:
             results = await self._commit_somewhere(batch)
-        except Exception as exc:  # an operation may raise anything; others of the batch must not fail with it
+        except Exception as exc:  # an operation may raise any exception, which must not fail the others of the batch
             if len(batch) > 1 and not isinstance(exc, sqlite3.OperationalError):
                 for waiting in batch:
                     await self._finish([waiting])

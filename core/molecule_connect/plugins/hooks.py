@@ -54,7 +54,7 @@ async def run_close(impl: Impl, threads: PluginThreads, *, seconds: float = CLOS
 
 
 async def _within(seconds: float, work: Coroutine[Any, Any, Any]) -> tuple[bool, Any]:
-    """Whether *work* ended in time, and its result. On a timeout it is cancelled, and given up a second later."""
+    """Whether *work* ended in time, and its result. On a timeout it is cancelled, and abandoned a second later."""
 
     async def guarded() -> Any:
         # A SystemExit raised in a task would stop the event loop.

@@ -13,7 +13,7 @@ class InboxBackend:
     factory may return an ``InboxBackend`` to leave its messages to such a program. It can't be used with middleware.
 
     Attributes:
-        advice: How the operator gets messages read; shown at the start.
+        advice: Tells the operator how messages are read; shown at the start.
     """
 
     advice: ClassVar[str] = (

@@ -54,7 +54,7 @@ class PluginHost:
 
     @property
     def advice(self) -> str:
-        """How the operator gets messages read if the backend is an ``InboxBackend``; empty otherwise."""
+        """How messages are read if the backend is an ``InboxBackend``, for the operator; empty otherwise."""
         return self.backend.advice if isinstance(self.backend, InboxBackend) else ""
 
     async def check(self) -> list[str]:
@@ -62,7 +62,7 @@ class PluginHost:
         return [f"{impl.label}: {problem}" for impl in self._checks for problem in await run_check(impl, self._chores)]
 
     async def describe(self) -> list[str]:
-        """What the plugins may do on this machine, from their ``describe``."""
+        """The permissions of the plugins on this machine, from their ``describe``."""
         return [line for impl in self._descriptions for line in await run_describe(impl, self._chores)]
 
     async def close(self) -> list[Exception]:

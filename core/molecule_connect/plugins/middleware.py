@@ -63,10 +63,10 @@ def require_answer(response: object, label: str) -> Response:
         problem = "its Response has no content"
     elif _is_usage(response.usage):
         return response
-    else:  # accounting must not fail the delivery
+    else:  # invalid usage must not fail the delivery
         _LOG.warning("ignored the usage of a Response of %s: it is %s", label, kind(response.usage))
         return attrs.evolve(response, usage=None)
-    raise BackendError(f"no answer from {label}: {problem}", retryable=False)
+    raise BackendError(f"no reply from {label}: {problem}", retryable=False)
 
 
 class Reporter:

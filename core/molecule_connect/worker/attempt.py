@@ -1,4 +1,4 @@
-"""One attempt at a message: run the backend, and decide what follows."""
+"""One attempt at a message: run the backend, and decide how to proceed."""
 
 import asyncio
 import functools
@@ -21,11 +21,11 @@ from molecule_connect.worker.status import Status
 
 MAX_ATTEMPTS = 4
 RETRY_DELAYS = (5.0, 30.0, 120.0)
-# Seconds between attempts that don't count. While the circuit breaker is open, it decides when to probe.
+# Seconds between attempts that don't count. While it is open, the circuit breaker decides when to probe.
 UNCOUNTED_RETRY_DELAY = 5.0
 # Seconds without progress after which an attempt fails.
 DEADLINE = 3600.0
-# Seconds after its first failure that a message is retried.
+# Seconds after its first failure for which a message is retried.
 GIVE_UP_AFTER = 24 * 3600.0
 # Seconds between progress updates that are written to the journal.
 PROGRESS_INTERVAL = 1.0
@@ -72,7 +72,7 @@ class Attempts:
     def remark(self) -> str:
         """A remark on the backend for the heartbeat; empty if there is none."""
         if stuck := sum(running.deadline.expired() for running in self._running.values()):
-            return f"{stuck} calls of the backend do not return"
+            return f"{stuck} calls of the backend have not returned"
         wall = self._clock.wall()
         self._postponed = {row_id: value for row_id, value in self._postponed.items() if value[0] > wall}
         reason = next((reason for _, reason in reversed(self._postponed.values())), "")
@@ -95,7 +95,7 @@ class Attempts:
         except BackendError as exc:
             self._budget.attempt_ended(message.caller_id, exc.usage)
             return self._failed(message, exc)
-        except Exception as exc:  # plugins can raise anything
+        except Exception as exc:  # plugins can raise any exception
             error = BackendError(exception_text(exc))
             error.__cause__ = exc
             self._budget.attempt_ended(message.caller_id, None)
@@ -172,7 +172,7 @@ class Attempts:
         return Requeued(reason=reason, seconds=self._jitter.jitter(delay), counts=counts, failed_at=failed_at)
 
     def _is_too_old(self, message: StoredMessage) -> bool:
-        # Only the platform's clock can tell: this machine's may have been set since the first failure.
+        # Only the platform's clock is reliable: this machine's may have been set since the first failure.
         now = self._clock.platform_now()
         return (
             now is not None
@@ -220,9 +220,9 @@ def _checked(response: Response) -> Response:
     try:
         dump_parts(response.parts, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as exc:
-        raise BackendError(f"the answer cannot be written as JSON: {exc}", retryable=False) from exc
+        raise BackendError(f"the reply cannot be written as JSON: {exc}", retryable=False) from exc
     if is_too_deep(response.parts):
-        raise BackendError("the answer's data is nested too deeply", retryable=False)
+        raise BackendError("the reply's data is nested too deeply", retryable=False)
     return response
 
 

@@ -1,4 +1,4 @@
-"""The circuit breaker: which messages wait while the backend fails, and which are tried meanwhile.
+"""The circuit breaker: decides which messages wait while the backend fails, and which are tried meanwhile.
 
 If two callers fail, the backend is failing; if one fails while others are answered, that caller's messages are at
 fault. So there is a circuit for the backend and one for each caller; each conversation of people counts as a caller.

@@ -15,7 +15,7 @@ def loop_time() -> float:
 
 
 class Clock:
-    """This machine's clock, and the platform's as its answers show it.
+    """This machine's clock, and the platform's clock as its responses show it.
 
     Args:
         wall: Seconds since 1970 by this machine's clock, which may be set back or forward.
@@ -41,7 +41,7 @@ class Clock:
         return self.monotonic() - self._started
 
     def platform_now(self) -> int | None:
-        """A lower bound of the platform's time in microseconds; None until an answer has shown it."""
+        """A lower bound of the platform's time in microseconds; None until a response has shown it."""
         return self._platform.now()
 
     def now(self) -> int:

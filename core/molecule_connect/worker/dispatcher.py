@@ -48,7 +48,7 @@ class _Active:
 
 @attrs.frozen
 class _Wait:
-    """How long a message is deferred: until *not_before* by this machine's clock, and *until* by the event loop's."""
+    """The wait of a deferred message: until *not_before* by this machine's clock, *until* by the event loop's."""
 
     row_id: str
     not_before: float | None
@@ -59,7 +59,7 @@ class Dispatcher:
     """Handles the conversations of one workspace. A conversation has a task while one of its messages is due.
 
     Attributes:
-        failure: Its exception is the first error that no message caused; the workspace can't be served any more.
+        failure: Its exception is the first error that wasn't caused by a message; serving can't continue after it.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Dispatcher:
         # The row of each conversation that was run last: its reply is sent first, even if an older message appears.
         self._last_run: dict[Conversation, str] = {}
         self._active_of: Counter[str | None] = Counter()
-        # Callers with more conversations than may be active, and those of theirs that had their turn.
+        # Callers with more conversations than may be active, and their conversations that had their turn.
         self._crowded: set[str | None] = set()
         self._had_turn: dict[str | None, dict[Conversation, None]] = {}
         # Conversations with new messages, while older messages may still be read.
@@ -134,7 +134,7 @@ class Dispatcher:
         self.wake_all()
 
     async def watch_sends(self) -> None:
-        """Until cancelled: while no reply is accepted, send one now and then, and all of them once one is accepted."""
+        """Until cancelled: while no reply is accepted, send one from time to time; once one is accepted, send all."""
         while True:
             if await self._sender.health.next_resend() is Resend.ALL:
                 await self._journal.retry_sends_now()
@@ -190,9 +190,9 @@ class Dispatcher:
                 return
 
     async def _handle(self, active: _Active, message: StoredMessage) -> None:
-        """Take a message as far as it gets now: to its end, or to a later try."""
+        """Process a message until it is finished or deferred."""
         if message.state is State.RUNNING:
-            # No task runs it: the commit of its start took effect, and was reported as failed.
+            # No task runs it: the commit of its start took effect, but was reported as failed.
             await self._recorder.not_run(message)
         elif message.state is State.ANSWERED and message.answered_at is None and message.reply is not None:
             await self._recorder.prepare_send(message, message.reply)
@@ -217,7 +217,7 @@ class Dispatcher:
         return refusal is None
 
     async def _start(self, active: _Active, message: StoredMessage) -> StoredMessage | None:
-        """Start *message*. None if it may not be started any more: it waited for its slot."""
+        """Start *message*. None if a change during the wait for its slot forbids it."""
         if not self._may_start or self._is_stopping:
             return None
         if (refusal := self._admission.recheck(message)) is not None:
@@ -266,7 +266,7 @@ class Dispatcher:
         """Converse, and contain errors. False: continue with the conversation.
 
         The content of a message must not end the process, so a message whose handling fails unexpectedly becomes a
-        dead letter. Raises an error that no message caused, or that repeats for the same message.
+        dead letter. Raises an error that wasn't caused by a message, or that repeats for the same message.
         """
         try:
             await self._converse(active)

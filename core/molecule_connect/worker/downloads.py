@@ -94,7 +94,7 @@ class ChatFiles:
         # Files in progress, and the number of tasks of each caller.
         self._active: dict[str, StoredFile] = {}
         self._busy: Counter[str | None] = Counter()
-        # The peer that had its turn last, and peers that have none before a time (loop time).
+        # The peer that had its turn last, and the time (loop time) of the next turn of other peers.
         self._last_peer = ""
         self._blocked: dict[str, float] = {}
         self._waits: dict[str, set[_Wait]] = {}
@@ -106,7 +106,7 @@ class ChatFiles:
         self._wakeup.set()
 
     def read_once(self) -> None:
-        """The feed was read to its end: files that no message named so far may have none."""
+        """The feed was read to its end: files that no message has named so far may belong to none."""
         self._may_gather = True
         self.wake()
 
@@ -118,7 +118,7 @@ class ChatFiles:
         """*message* with the paths of its files, after waiting for their download for at most ``FILES_TIMEOUT``."""
         if not any(isinstance(part, FilePart) for part in message.parts):
             return message
-        with contextlib.suppress(JournalError):  # other writes report it
+        with contextlib.suppress(JournalError):  # other writes report the error
             await self._journal.unpack_again(message.row_id)
         self._blocked.pop(message.caller_id or "", None)
         if missing := self._journal.awaited(message.row_id):
@@ -205,7 +205,7 @@ class ChatFiles:
             for file in files:
                 await self._process(file, uris.pop(file.file_id, None))
         except JournalError:
-            # Other writes report it. The file is downloaded again.
+            # Other writes report the error. The file is downloaded again.
             await asyncio.sleep(JOURNAL_DELAY)
         finally:
             self._busy -= Counter([files[0].caller_id])
@@ -256,18 +256,18 @@ class ChatFiles:
                 size = await asyncio.to_thread(self._folder.settle, sink)
                 # A proxy may have sent a page of its own. Acknowledging it would delete the file.
                 if file.size not in (None, size):
-                    raise SizeMismatchError(f"{size} bytes were received, and it has {file.size}")
+                    raise SizeMismatchError(f"{size} bytes were received instead of {file.size}")
             await self._store(file, name, size, _type(kind, file))
         except NotTakenError as exc:
             await self._give_up(file, str(exc), state="failed")
         except (SizeMismatchError, AuthError) as exc:
             await self._retry_later(file, str(exc))
         except TimeoutError:
-            await self._retry_later(file, f"it was not complete after {_timeout(file, cap):.0f} s")
+            await self._retry_later(file, f"the download was not complete after {_timeout(file, cap):.0f} s")
         except PageTooLargeError:
-            await self._give_up(file, f"it has more than {cap >> 20} MiB", state="failed")
+            await self._give_up(file, f"it is larger than {cap >> 20} MiB", state="failed")
         except PermanentPlatformError as exc:
-            gone = "the platform does not have it any more"
+            gone = "the platform no longer has it"
             await self._give_up(
                 file,
                 gone if exc.status == 404 else str(exc),
@@ -284,7 +284,7 @@ class ChatFiles:
         """Store a file whose bytes are in its message."""
         try:
             if uri is None:
-                raise NotTakenError("its message is not kept any more")
+                raise NotTakenError("its message is no longer stored")
             await self._quota.make(file, largest=MOST_INLINE)
             with self._folder.new(file.name) as (name, sink):
                 size = await asyncio.to_thread(_write_inline, uri, sink, self._folder)
@@ -302,10 +302,10 @@ class ChatFiles:
         reason = f"this machine could not store it: {getattr(exc, 'strerror', None) or exc}"
         if isinstance(exc, NoRoomError) and file.caller_id is not None:
             # This peer, or peers together, have used up their quota.
-            self._quota.notice(file.caller_id, f"a file is not here: {exc}")
+            self._quota.notice(file.caller_id, f"a file is not available: {exc}")
             self._blocked[file.caller_id] = asyncio.get_running_loop().time() + NO_ROOM_DELAY
         else:
-            self._status.report("files", reason, f"look at the folder {self._folder.path} and its disk")
+            self._status.report("files", reason, f"check the folder {self._folder.path} and its disk")
         await self._retry_later(file, reason)
 
     async def _store(self, file: StoredFile, name: str, size: int, kind: str) -> None:
@@ -328,7 +328,7 @@ class ChatFiles:
     async def _give_up(self, file: StoredFile, reason: str, *, state: str) -> None:
         if await self._journal.not_fetched(file, reason, not_before=None, state=state):
             name = (file.name or file.file_id)[:100]
-            self._quota.notice(file.caller_id, f"the file {name} is not here: {reason}")
+            self._quota.notice(file.caller_id, f"the file {name} is not available: {reason}")
 
     async def _acknowledge(self, file: StoredFile) -> None:
         try:

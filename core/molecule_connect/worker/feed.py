@@ -31,15 +31,15 @@ REREAD_SIZE = 1 << 20
 GOOD_SIZE, FEWEST_ROWS = 4 << 20, 20
 # While pages are larger than this, read rows of people first: large rows of peers would delay them.
 LARGE = 256 << 10
-# The least look back when the platform deleted the row in another program's cursor file.
+# The minimum look back when the platform has deleted the row in another program's cursor file.
 LEAST_AFTER_CURSOR = 600 * SECOND
 
 
 class FeedStore(Protocol):
-    """Where a reader's rows are stored, and the position that it reached."""
+    """Stores the rows of a reader, and its position."""
 
     def position(self) -> FeedPosition:
-        """The position of the last ``set_position``."""
+        """The position passed to the last ``set_position``."""
         ...
 
     async def set_position(self, position: FeedPosition) -> None:
@@ -71,15 +71,15 @@ class FeedStore(Protocol):
 
 
 class Notices(Protocol):
-    """Where a reader reports what an operator should know."""
+    """Receives notices for the operator."""
 
     def notice(self, text: str, hint: str = "") -> None:
-        """Show *text*, and what to do."""
+        """Show *text* and *hint*."""
         ...
 
 
 class Wakeups(Protocol):
-    """Where a reader learns that a new row was announced."""
+    """Knows whether a new row was announced."""
 
     def take(self) -> bool:
         """Whether a wake-up arrived since the last call."""
@@ -141,7 +141,7 @@ class FeedReader:
         self._since = round(since_secs * SECOND)
         self._limit = self._usual_limit = limit
         self._tip: RowMark | None = None
-        # The newest row among those of people that was read ahead of the other rows.
+        # The newest row of people that was read ahead of the other rows.
         self._people_tip: RowMark | None = None
         self._last_size = 0
         self._was_empty = False
@@ -186,7 +186,7 @@ class FeedReader:
             self._stored(sweep, page)
             sweeps += await self._continue(sweep, wakeups)
 
-    # Where to read
+    # Choosing where to read
 
     def _whole_read(self) -> Sweep:
         position = self._store.position()
@@ -239,7 +239,7 @@ class FeedReader:
         self.expired_in_a_row += 1
         position = attrs.evolve(self._store.position(), watermark=None, watermark_time=None)
         if position.floor is None:
-            # Only another program's cursor was known, whose row has no known time.
+            # Only another program's cursor was known, and the time of its row is unknown.
             position = attrs.evolve(position, floor=self._clock.now() - max(self._since, LEAST_AFTER_CURSOR))
         if self.expired_in_a_row == 1:
             self._status.notice(*_gap_notice(self._floor(position), self._clock.now()))
@@ -405,7 +405,7 @@ def _gap_notice(start: int, end: int) -> tuple[str, str]:
     return (
         "the platform no longer knows the row that reading starts after: reading all rows"
         f" from {_utc(start)} to {_utc(end)} again",
-        "nothing to do; rows that the platform deleted in the meantime can't be read",
+        "no action is needed; rows that the platform has deleted since can't be read",
     )
 
 

@@ -108,7 +108,7 @@ class FolderQuota:
         """
         size = max(file.size or 0, self.limits.least)
         if file.size is not None and file.size > largest:
-            raise NotTakenError(f"it has {file.size >> 20} MiB, more than the {largest >> 20} MiB that are taken")
+            raise NotTakenError(f"it has {file.size >> 20} MiB, more than the limit of {largest >> 20} MiB")
         limits = list(self._limits_of(file.caller_id, largest))
         for limit in limits:
             if size > limit.most:
@@ -120,7 +120,7 @@ class FolderQuota:
             self.notice(file.caller_id, f"{_removed(removed)}: the folder holds {_mib(self.limits.quota)}")
         for limit in limits:
             if limit.excess(used) > 0:
-                raise NoRoomError(f"{limit.reason}, all of messages that are not finished")
+                raise NoRoomError(f"{limit.reason}, and none of their messages is finished")
 
     def release(self, file: StoredFile) -> None:
         """End the reservation: *file* is in the folder, or was given up."""
@@ -154,9 +154,9 @@ class FolderQuota:
         limits, all_of = self.limits, (lambda caller: True)
         if caller_id is not None:
             most = limits.of_peer(largest)
-            own = f"the files of one workspace may take {_mib(most)} on this machine"
+            own = f"the files of one workspace may use {_mib(most)} on this machine"
             yield _Limit(most, lambda caller: caller == caller_id, lambda caller: caller == caller_id, own)
-            peers = f"the files of other workspaces may take {_mib(limits.of_peers)} on this machine"
+            peers = f"the files of other workspaces may use {_mib(limits.of_peers)} on this machine"
             yield _Limit(limits.of_peers, _is_peer, _is_peer, peers)
         full = f"the folder for files is full: it holds {_mib(limits.quota)}"
         yield _Limit(limits.quota, all_of, all_of if caller_id is None else _is_peer, full)

@@ -95,7 +95,7 @@ class Intake:
         self._status.report(
             "intake",
             "the platform answers each read with 410: it no longer knows rows that it returned before",
-            "messages are still read, from the newest row back; report this to the platform's operator",
+            "messages are still read, from the newest row back; report this to the operator of the platform",
             lasting=True,
         )
         return False
@@ -122,7 +122,7 @@ class Intake:
         self._refusals += 1
         await self._registration.raise_if_deleted()
         is_blip = self._failures < REFUSALS or loop_time() - self._refused_since < REFUSED_FOR
-        hint = "it may be a blip; trying again" if is_blip else exc.hint
+        hint = "it may be a short outage; trying again" if is_blip else exc.hint
         self._status.report("intake", str(exc), hint, lasting=self._failures > 1)
         return REFUSED_WAIT.delay(self._failures)
 
@@ -141,7 +141,7 @@ class WatchedFeed:
         self._status = status
 
     def now(self) -> int | None:
-        """As ``Feed.now``."""
+        """See ``Feed.now``."""
         return self._feed.now()
 
     async def fetch(
@@ -153,7 +153,7 @@ class WatchedFeed:
         known: Callable[[str], bool],
         people: bool = False,
     ) -> Page:
-        """As ``Feed.fetch``."""
+        """See ``Feed.fetch``."""
         watch = asyncio.ensure_future(self._watch())
         try:
             return await self._feed.fetch(since_id=since_id, before=before, limit=limit, known=known, people=people)
@@ -168,7 +168,7 @@ class WatchedFeed:
         if not self._status.is_broken("intake"):
             self._status.report(
                 "intake",
-                f"activity: a page of the feed was requested {SLOW_PAGE:g} s ago and has not arrived",
-                "messages wait for it; check the network, and the platform's rate limit",
+                f"activity: a page of the feed has not arrived {SLOW_PAGE:g} s after its request",
+                "messages can't be read meanwhile; check the network, and the platform's rate limit",
                 lasting=True,
             )

@@ -23,7 +23,7 @@ OTHER_SUFFIXES = (".json", ".status", ".token", "")
 
 @attrs.frozen
 class Holder:
-    """The process that serves a workspace. 0 and empty: it is just starting."""
+    """The process that serves a workspace. The values are 0 and empty while it is starting."""
 
     pid: int
     host: str
@@ -59,7 +59,7 @@ def lease(folder: Path, workspace_id: str) -> Iterator[Lease]:
         except BlockingIOError as exc:
             raise LeaseError(
                 f"{workspace_id} is already served by {_holder_name(descriptor)}",
-                hint="stop that process, or give this one another workspace",
+                hint="stop that process, or serve another workspace",
             ) from exc
         except OSError as exc:
             raise _unusable(path, exc) from exc
@@ -116,7 +116,7 @@ def _unusable(path: Path, exc: OSError) -> ConfigError:
     if isinstance(exc, files.ForeignError):
         return ConfigError(
             f"the lock file {path} can't be used: {exc.strerror}",
-            hint="find out who created it, and remove it; only this user may have access to the state folder",
+            hint="remove it, and find out who created it; only this user may have access to the state folder",
         )
     return ConfigError(
         f"the lock file {path} can't be used: {exc.strerror}",

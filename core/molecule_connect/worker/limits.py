@@ -49,7 +49,7 @@ class ConcurrencyLimit:
       other may have it.
     - A single slot goes to callers in turn.
 
-    A slot also needs room in the daily budget, beside the attempts that run.
+    A slot also requires room in the daily budget, besides the running attempts.
     """
 
     def __init__(self, capacity: int, breaker: CircuitBreaker, budget: DailyBudget) -> None:
@@ -82,7 +82,7 @@ class ConcurrencyLimit:
         """A remark on the queue for the heartbeat; empty if there is none."""
         if self.blocked_for() < BLOCKED_TOO_LONG or not self.waiting:
             return ""
-        return f"all slots busy for {int(self.blocked_for() // 60)} minutes, {self.waiting} conversations wait"
+        return f"all slots busy for {int(self.blocked_for() // 60)} minutes, {self.waiting} conversations waiting"
 
     def slot(self, message: StoredMessage) -> _Waiter:
         """Wait for a slot on entry of the block, and keep it inside."""

@@ -25,7 +25,7 @@ PROMPT = 30 * SECOND
 IDENTICAL = 5
 # A chain that uses up its hour a second time within this is a loop.
 REPEATED_EXCESS = 3 * HOUR
-# Ten messages a minute are 600 an hour, give or take one: an hour that is used up this late is only waited for.
+# Ten messages a minute are about 600 an hour: if the hour is used up this late, messages are only deferred.
 NEARLY_OVER = MINUTE
 # Replies to each peer that are remembered, also from before the start, and running messages of each peer.
 REMEMBERED = 2000

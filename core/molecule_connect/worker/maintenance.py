@@ -48,7 +48,7 @@ class JournalSize:
         elif used < self._quota:
             self._warn(f"more than {WARN_AT:.0%} of {_in_mib(self._quota)} are used")
         else:
-            self._warn(f"{_in_mib(self._quota)} are used up by waiting messages")
+            self._warn(f"waiting messages use all of {_in_mib(self._quota)}")
         for caller_id, count in self._own.trimmed().items():
             self._report_trimmed(caller_id, count)
 
@@ -103,7 +103,7 @@ class Maintenance:
         """Write the cursor file; reports a failure."""
         async with self._saving:
             try:
-                # It ends with an fsync: other workspaces of this process must not wait for it.
+                # Writing ends with an fsync, which must not delay other workspaces of this process.
                 await asyncio.to_thread(self._cursor.save, self._journal.cursor())
             except JournalError as exc:
                 self._status.report("cursor file", str(exc), exc.hint)

@@ -1,4 +1,4 @@
-"""Decides when to read: on events of the stream while it can be trusted, else by polling, and rarely in any case."""
+"""Decides when to read: after events of a trusted stream, else by polling, and always after a longer interval."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ from molecule_connect.worker.status import Status
 # be late behind them.
 LATE_READS = (1.0, 5.0)
 WHOLE_READS = (1.0, 3.0, 10.0)
-# A whole read reads all rows of the last minute again: wait this many times its duration before the next one.
+# A whole read repeats all rows of the last minute, so wait this many times its duration before the next one.
 WHOLE_READ_REST = 10.0
 # After this many wake-ups in a row without a new row, read at most once per this many seconds.
 EMPTY_WAKEUPS, EMPTY_WAKEUP_REST = 20, 1.0
@@ -92,7 +92,7 @@ class Polling:
         return self._connected and self._echoed and loop_time() >= self._distrusted_until
 
     async def signals(self) -> AsyncIterator[Signal]:
-        """The signals that announce no row: the stream was opened, the workspace changed, the token was replaced."""
+        """The signals other than new rows: the stream was opened, the workspace changed, the token was replaced."""
         while True:
             yield await self._signals.get()
 
@@ -137,10 +137,10 @@ class Polling:
         """The read succeeded.
 
         Args:
-            whole: It began at the watermark, or went back to the floor.
-            rows: How many new rows it found.
-            messages: How many of them a backend or a reader handles.
-            seconds: How long it took.
+            whole: It started at the watermark, or went back to the floor.
+            rows: The number of new rows.
+            messages: The number of those that a backend or a reader handles.
+            seconds: Its duration.
         """
         now = loop_time()
         self._retry_at = None
@@ -182,7 +182,7 @@ class Polling:
         now, last = loop_time(), self._last_read
         is_requested, self._is_requested = self._is_requested, False
         if self._retry_at is not None:
-            # The failed read goes on, as the whole read that it may not have been.
+            # The failed read is repeated as a whole read.
             return Trigger.DUE
         # Whole reads before wake-ups: in a busy feed a wake-up is always pending.
         if is_requested or last is None or self._after_rest(self._whole_reads) <= now:
@@ -198,13 +198,13 @@ class Polling:
         if self._taken:
             self._pending = False
         if self._trigger in (Trigger.DUE, Trigger.REGULAR):
-            # One whole read is enough for all that are due.
+            # One whole read covers all that are due.
             self._late_reads = [when for when in self._late_reads if when > now]
             self._whole_reads = [when for when in self._whole_reads if when > now]
         return self._trigger
 
     def _after_rest(self, times: list[float]) -> float:
-        """When the first of these whole reads may begin."""
+        """When the first of these whole reads may start."""
         return max(min(times, default=float("inf")), self._rests_until)
 
     def _woken(self, last_read: float) -> float:
@@ -224,7 +224,8 @@ class Polling:
     def beat_accepted(self, sent: float) -> None:
         """A heartbeat sent at *sent* (loop time) was accepted: the stream must show it.
 
-        A stream without it is dead, or belongs to another replica. The echo can arrive before the response.
+        A stream that doesn't is dead, or belongs to another replica of the platform. The echo can arrive before the
+        response.
         """
         if self._connected and self._opened_at <= sent and self._heard_at < sent and self._echo_timer is None:
             self._echo_timer = asyncio.get_running_loop().call_later(ECHO_TIMEOUT, self._no_echo)
@@ -307,7 +308,7 @@ class Polling:
             self._echoed = True
             self._status.clear("stream")
             self._report_trust()
-            # No event announced the rows between the last poll and this moment.
+            # Rows since the last poll were not announced by an event.
             self.wake()
 
     def _lost(self) -> None:

@@ -23,7 +23,7 @@ class Feed(Protocol):
         Args:
             since_id: Return rows after this one, oldest first. None: newest first.
             before: Return rows strictly older than this, in microseconds.
-            known: Says whether a row is stored already; such rows are only in ``Page.marks``.
+            known: Returns whether a row is stored already; such rows are only in ``Page.marks``.
             people: Leave out rows with a source workspace.
 
         Raises:
@@ -59,7 +59,7 @@ class Files(Protocol):
     """Transfers the files of messages."""
 
     async def upload_limits(self) -> UploadLimits:
-        """The size limits of uploads; if the platform doesn't report any, the ones that it is known to have."""
+        """The size limits of uploads; the known ones if the platform doesn't report any."""
         ...
 
     async def fetch_file(self, file_id: str, sink: IO[bytes], *, cap: int) -> str:

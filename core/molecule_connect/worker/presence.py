@@ -25,7 +25,7 @@ from molecule_connect.worker.status import Status
 # The platform shows a workspace as offline after 90 s without a heartbeat, so retry a failed one soon.
 HEARTBEAT_RETRIES = Backoff(first=1.0, cap=4.0)
 
-# Tries of a request before the start fails, unless the workspace retries its start for as long as it takes.
+# Attempts at a request before the start fails, unless the workspace retries its start indefinitely.
 REGISTER_TRIES = 5
 STATE_TRIES = 3
 RETRIES = Backoff(first=1.0, cap=60.0)
@@ -34,8 +34,8 @@ STATE_INTERVAL = 300.0
 SHORTEST_STATE_INTERVAL = 1.0
 # A platform that is starting may call a workspace deleted. Believe it after this many answers over this many seconds.
 DELETED_ANSWERS, DELETED_FOR, DELETED_INTERVAL = 3, 60.0, 20.0
-# The same for each try, so that an outage is one problem.
-_RETRY_HINT = "trying again in at most a minute, for as long as it takes"
+# The same for each attempt, so that an outage is one problem.
+_RETRY_HINT = "trying again in at most a minute, without a limit"
 
 
 class _InDoubtError(TransientPlatformError):
@@ -66,7 +66,7 @@ class Registration:
         self._settings = settings
         self._status = status
         self._polling = polling
-        # Whether to retry for as long as it takes.
+        # Whether to retry indefinitely.
         self._is_patient = settings.patient and not settings.once
         self._retries_refusals = self._is_patient and retries_refusals
         self._check_requested = asyncio.Event()
@@ -75,13 +75,13 @@ class Registration:
         self.is_paused = False
 
     async def register(self) -> bool:
-        """Register the workspace. False: it is paused, and older platforms would un-pause it.
+        """Register the workspace. False: it is paused, and older platforms would resume it.
 
         Raises:
             ConfigError: The platform has no such workspace, and the settings don't ask to create it.
             WorkspaceDeletedError: The workspace was deleted.
             AuthError, PermanentPlatformError: The platform refused, and refusals are not retried.
-            TransientPlatformError: Five tries failed, and the settings don't ask for more.
+            TransientPlatformError: Five attempts failed, and the settings don't ask for more.
         """
         for rounds in itertools.count(1):
             try:
@@ -156,7 +156,7 @@ class Registration:
         return not isinstance(exc, TransientPlatformError) and not self._retries_refusals
 
     async def _wait(self, exc: PlatformError, failures: int, retry_hint: str) -> None:
-        """Wait before the next try, and report why. ``{}`` in *retry_hint* is replaced by the seconds."""
+        """Wait before the next attempt, and report why. ``{}`` in *retry_hint* is replaced by the seconds."""
         retry_after = exc.retry_after if isinstance(exc, TransientPlatformError) else None
         wait = RETRIES.delay(failures, at_least=retry_after)
         retry_hint = retry_hint.format(wait)
@@ -196,7 +196,7 @@ class Registration:
         self._deleted_answers += 1
         is_doubtful = self._is_patient and not info.is_certain
         if is_doubtful and (self._deleted_answers < DELETED_ANSWERS or now - self._deleted_since < DELETED_FOR):
-            hint = "a platform that is starting may be wrong: asking again"
+            hint = "a platform that is starting may be wrong; checking again"
             raise _InDoubtError(f"register: {error}", operation="workspace", hint=hint)
         raise error
 
@@ -206,7 +206,7 @@ class Registration:
             # The platform would accept the token of another workspace for this registration.
             return ConfigError(
                 f"the platform has no workspace {self._settings.workspace_id}",
-                hint="compare the id with the platform's; --create (create = true in a list) registers it as a new one",
+                hint="compare the id with the platform's; --create (create = true in a list) creates it",
             )
         if info.status is WorkspaceStatus.REMOVED:
             return WorkspaceDeletedError("the workspace was deleted on the platform", hint=info.hint)
@@ -274,10 +274,10 @@ class Heartbeat:
                     await self._until_due()
 
     async def send_final(self) -> None:
-        """Report that the workspace is not served any more.
+        """Report that the workspace is no longer served.
 
         Raises:
-            PlatformError: It was not accepted.
+            PlatformError: The heartbeat was not accepted.
         """
         await self._registry.heartbeat(self._status.final_presence())
 

@@ -110,11 +110,11 @@ class Recorder:
                     self._status.message_event(events.Delivered, message, confirmed=confirmed)
             case Refused(reason=reason) if _is_notice(message):
                 # The event of the dead letter was emitted when the notice was stored.
-                dead_reason = f"{message.reply and message.reply.reason} (the caller could not be told: {reason})"
+                dead_reason = f"{message.reply and message.reply.reason} (the caller could not be notified: {reason})"
                 await self._commit(lambda: self._journal.mark_dead(message, dead_reason))
                 self._status.message_event(events.Notified, message, error=reason)
             case Refused(reason=reason):
-                await self._mark_dead(message, f"the answer was not accepted: {reason}")
+                await self._mark_dead(message, f"the reply was not accepted: {reason}")
             case Postponed(reason=reason, seconds=seconds, in_doubt=in_doubt):
                 when = self._clock.wall() + seconds
                 await self._commit(

@@ -1,4 +1,4 @@
-"""Stored replies as the platform gets them."""
+"""Convert stored replies to the form in which they are sent."""
 
 import attrs
 

@@ -86,11 +86,11 @@ class SendHealth:
                     await self._changed.wait()
 
     def _report(self) -> frozenset[str]:
-        """Report it if the workspace became mute, or no longer is. Returns to whom it is."""
+        """Report when the workspace becomes mute, and when it no longer is. Returns the receivers concerned."""
         failures = self._lasting_failures()
         if failures and not self._mute_to:
             to, failure = next(iter(failures.items()))
-            reason = f"no answer to {to} was accepted for {MUTE_AFTER:g} s: {failure.reason}"
+            reason = f"no reply to {to} was accepted for {MUTE_AFTER:g} s: {failure.reason}"
             hint = failure.hint or "replies wait on this machine until the platform accepts one"
             self._status.report("sending", reason, hint, lasting=True)
             self._probes, self._probe_at = 0, loop_time() + PROBES.delay(1)
@@ -99,7 +99,7 @@ class SendHealth:
         return frozenset(failures)
 
     def _lasting_failures(self) -> dict[str, _Failure]:
-        """To whom nothing gets through, with a failure for each."""
+        """The receivers that no reply reaches, with a failure for each."""
         since = loop_time() - MUTE_AFTER
         old = [failure for failure in self._failures.values() if failure.since <= since]
         people = [failure for failure in old if failure.caller_id is None]

@@ -74,7 +74,7 @@ class ReplySender:
         self.health = SendHealth(status)
 
     async def deliver(self, message: StoredMessage) -> SendOutcome:
-        """Try once to get the stored reply of *message* accepted."""
+        """Send the stored reply of *message* once."""
         outcome = await self._deliver(message)
         match outcome:
             case Postponed(error=PlatformError() as error) if not getattr(error, "about_peer", False):
@@ -101,12 +101,12 @@ class ReplySender:
             arrived = await self._has_arrived(message)
             if arrived is None:
                 seconds = max(ECHO_DELAY, RETRIES.delay(message.sends + 1))
-                reason = "whether the reply arrived is not known yet"
+                reason = "it is not known yet whether the reply arrived"
                 return self._postpone(message, reason, seconds, in_doubt=message.in_doubt)
             if arrived:
                 return Accepted()
         if message.in_doubt >= MAX_COPIES:
-            return Refused(reason=f"it was sent {message.in_doubt} times, and whether it arrived is not known")
+            return Refused(reason=f"it was sent {message.in_doubt} times, with unknown outcome")
         if message.caller_id is None and asyncio.get_running_loop().time() < self._absent_until:
             return Refused(reason="this platform has no notify endpoint: people can't be answered")
         return await self._send(message, reply)
@@ -127,7 +127,7 @@ class ReplySender:
         return attached
 
     async def _has_arrived(self, message: StoredMessage) -> bool | None:
-        """Whether the feed shows the reply to *message*; None if that can't be determined now."""
+        """Whether the feed shows the reply to *message*; None if unknown."""
         try:
             return await self._journal.settle(message) if await self._feed.reread() else None
         except JournalError:
@@ -152,8 +152,8 @@ class ReplySender:
                 if seems_absent:
                     self._absent_until = asyncio.get_running_loop().time() + ABSENT_FOR
                     return Refused(reason=f"this platform has no notify endpoint: {exc}")
-                # If the feed can't be read either, the proxy before the platform is at fault. The second try is made
-                # at once, because the process may be stopped before a later one.
+                # If the feed can't be read either, the proxy before the platform is at fault. The second attempt is
+                # made at once, because the process may be stopped before a later one.
                 if await self._feed.reread():
                     return await self._send(message, reply, may_shorten=may_shorten, seems_absent=True)
             return self._after_failure(message, exc, started_at)
@@ -179,7 +179,7 @@ class ReplySender:
         if _may_have_arrived(exc):
             in_doubt += 1
             if in_doubt >= MAX_COPIES and not to_person:
-                return Refused(reason=f"it was sent {in_doubt} times, and whether it arrived is not known: {exc}")
+                return Refused(reason=f"it was sent {in_doubt} times, with unknown outcome: {exc}")
             delay = COPY_DELAYS[in_doubt - 1] if in_doubt < MAX_COPIES else 0.0
             seconds = max(delay, min(exc.retry_after or 0.0, RETRIES.cap))
         elif exc.outcome is not Outcome.NOT_TAKEN:
@@ -192,7 +192,7 @@ class ReplySender:
     def _postpone(
         self, message: StoredMessage, reason: str, seconds: float, *, in_doubt: int, error: PlatformError | None = None
     ) -> Refused | Postponed:
-        # Only the platform's clock can tell how old a reply is: this machine's may have been set.
+        # Only the platform's clock gives the age of a reply: this machine's may have been set.
         now = self._clock.platform_now()
         if now is not None and now - (message.answered_at or 0) >= GIVE_UP_AFTER:
             return Refused(reason=f"not accepted for 24 hours: {reason}")

@@ -1,4 +1,4 @@
-"""How a workspace is doing: as events, in its heartbeats, and in its status file."""
+"""The state of a workspace: as events, in its heartbeats, and in its status file."""
 
 import asyncio
 import contextlib
@@ -38,7 +38,7 @@ MOST_CENTS = 10**12
 
 
 class Status:
-    """How one workspace is doing.
+    """The state of one workspace.
 
     The components of a worker report to it. It emits events, provides the content of heartbeats, and keeps the status
     file. Create it inside the event loop that serves the workspace.
@@ -71,7 +71,7 @@ class Status:
         self._problems: dict[str, Problem] = {}
         self._lasting: dict[str, str] = {}
         self._outcomes = _Outcomes()
-        # By row: what the backend is doing.
+        # The progress of the backend, by row.
         self._running: dict[str, str] = {}
         # Messages of an inbox that arrived since the start, with their time of arrival (loop time).
         self._unfinished: dict[str, tuple[events.Received, float]] = {}
@@ -92,7 +92,7 @@ class Status:
         """Report a problem of *part*; emits an event unless the same problem was reported before.
 
         Args:
-            lasting: More than a passing failure: heartbeats say so until ``clear``.
+            lasting: More than a transient failure: heartbeats report it until ``clear``.
         """
         if lasting:
             if part not in self._lasting:
@@ -105,7 +105,7 @@ class Status:
             self.emit(events.Trouble(workspace_id=self.workspace_id, part=part, reason=reason, hint=hint))
 
     def clear(self, part: str) -> bool:
-        """*part* works. True if its problem was a lasting one."""
+        """Clear the problem of *part*. Returns whether it was a lasting one."""
         was_broken = self._lasting.pop(part, None) is not None
         if was_broken:
             self.wedged_changed.set()
@@ -119,13 +119,13 @@ class Status:
 
     @property
     def wedged(self) -> str:
-        """The lasting problems, in one line; empty if there are none."""
+        """The lasting problems in one line; empty without any."""
         return "; ".join(f"{part}: {reason}" for part, reason in self._lasting.items())
 
     # Events
 
     def emit(self, event: events.Event) -> None:
-        """Take in *event*, and pass it to the listener, whose errors go to the loop's exception handler."""
+        """Process *event*, and pass it to the listener, whose errors go to the loop's exception handler."""
         if isinstance(event, events.MessageEvent):
             self._follow_message(event)
         else:
@@ -234,7 +234,7 @@ class Status:
         self._started_at = loop_time()
         self._change(pid=os.getpid(), host=socket.gethostname(), started=self._wall())
         self._save(folder)
-        # Otherwise the next change would wait for the pause after a second save.
+        # Otherwise the next change would have to wait for the pause after a second save.
         self._saved_changed.clear()
         saving = asyncio.get_running_loop().create_task(self._save_changes(folder), name="status file")
         try:
@@ -327,7 +327,7 @@ class Status:
         if self._foreign_reply_at is None:
             self.notice(
                 "another program replied to a person as this workspace",
-                "check whether another connector serves the workspace from another machine",
+                "check whether a connector on another machine serves the workspace",
             )
         self._foreign_reply_at = loop_time()
         self.report(

@@ -1,4 +1,4 @@
-"""The files in which a process reports its state to other programs of this machine."""
+"""Files that report the state of a process to other programs on this machine."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ from molecule_connect import files
 from molecule_connect.config.state_dir import state_file
 
 _STATUS, _REFUSED = ".status", ".refused"
-# Longest time between two writes of a status file, in seconds. A process whose file is much older hangs.
+# Longest time between two writes of a status file, in seconds. A process with a much older file hangs.
 REFRESH = 30.0
 SILENT_AFTER = 3 * REFRESH + 5
 # Seconds without an accepted heartbeat that are a problem: the platform shows the workspace as offline after 90 s.
@@ -75,7 +75,10 @@ class SavedStatus:
         is_late = now - since > HEARTBEAT_LATE and not self.stopping
         if not is_late or any(problem.part == "heartbeat" for problem in self.ailments):
             return self.ailments
-        return (*self.ailments, Problem(part="heartbeat", reason="the platform accepted none for a while", since=since))
+        return (
+            *self.ailments,
+            Problem(part="heartbeat", reason="the platform has not accepted one for a while", since=since),
+        )
 
     def state(self, problems: Sequence[Problem], now: float) -> str:
         """The state of the running worker: silent, stopping, trouble (of *problems*), paused, running or starting."""

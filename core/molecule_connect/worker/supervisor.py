@@ -77,7 +77,8 @@ class Supervisor:
         """Serve until *stop* is set and all members have drained, or until all have ended.
 
         Errors of members, and those in ``refused``, are raised at the end. After a *stop* for which at least one member
-        drained, only bugs are: the others were reported when they happened.
+        drained, only bugs are
+        raised: the others were reported when they happened.
 
         Raises:
             MoleculeError: The error of the only workspace.

@@ -1,4 +1,4 @@
-"""The parts of a read: sweeps over the feed, and where the watermark may move after them. No I/O."""
+"""The parts of a read: sweeps over the feed, and the watermark after them. No I/O."""
 
 from typing import Any, ClassVar, TypeAlias
 
@@ -34,7 +34,7 @@ class Span:
         if self.began is None:
             self.began = page.earliest if page.earliest is not None else requested
         self.marks += page.marks
-        # No row is dated after the platform made its page, and a read of many pages can take minutes.
+        # Rows are never dated after the creation of their page, and a read of many pages can take minutes.
         made = max(now, page.earliest or 0)
         times = [mark.time for mark in page.marks if mark.time is not None]
         self.most_ahead = min([self.most_ahead, *(max(0, made - time) for time in times)])
@@ -86,7 +86,7 @@ class Backward:
         before: Request rows older than this, in microseconds; None for the newest page.
         is_over: All pages were read.
         is_cut: The last page was full: rows below the floor can follow it.
-        older: How many rows below the floor were on the pages.
+        older: The number of rows below the floor on the pages.
     """
 
     is_first: bool
@@ -136,7 +136,7 @@ Sweep: TypeAlias = Forward | Backward
 
 
 def look_back(position: FeedPosition, floor: int, *, ahead: int) -> int:
-    """The oldest time that a read without a watermark must cover, never below *floor*."""
+    """The oldest time that a read without a watermark must cover; not below *floor*."""
     return max(floor, (position.last_read or 0) - LATENESS - ahead)
 
 
@@ -146,13 +146,13 @@ def settled(
     """The position after a whole read. The watermark only moves forward.
 
     Args:
-        began: When the read began, by the platform's time.
-        ahead: How far that can be ahead of the times of rows.
-        since: How far a first start looks back.
-        floor: How far the read went back; None after a read from the watermark.
+        began: When the read started, by the platform's time.
+        ahead: How far *began* can be ahead of the times of rows.
+        since: How far the first start looks back.
+        floor: The time that the read went back to; None after a read from the watermark.
     """
     if floor is not None and not span.marks:
-        # The feed was empty: every row that arrives is new, whatever its date.
+        # The feed was empty, so every row that arrives is new, regardless of its date.
         position = attrs.evolve(position, floor=min(floor, began - since - MOST_AHEAD))
     edge = began - ahead - LATENESS
     for mark in span.marks:

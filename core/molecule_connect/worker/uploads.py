@@ -43,7 +43,9 @@ class Attachments:
         limits = await self._platform.upload_limits()
         for file in files:
             if reason := unfit(file, limits):
-                raise ConfigError(f"the file {_display_name(file)!r} cannot be sent: {reason}", hint="leave it out")
+                raise ConfigError(
+                    f"the file {_display_name(file)!r} cannot be sent: {reason}", hint="send the message without it"
+                )
         done: list[FilePart] = []
         while len(done) < len(files):
             batch = _batch(files[len(done) :], limits)
@@ -127,7 +129,7 @@ def has_local_files(reply: StoredReply) -> bool:
 
 
 def unfit(file: FilePart, limits: UploadLimits) -> str:
-    """Why the platform would not accept *file*; empty if it may."""
+    """The reason if the platform would reject *file*, else empty."""
     if file.path is None:
         return "it is not on this machine"
     try:
@@ -140,7 +142,7 @@ def unfit(file: FilePart, limits: UploadLimits) -> str:
         return f"it cannot be read ({getattr(exc, 'strerror', None) or exc})"
     most = min(limits.per_file, limits.per_request - FORM_OVERHEAD)
     if status.st_size > most:
-        return f"it has {_mib(status.st_size)} MiB, and the platform takes {_mib(most)} MiB"
+        return f"it has {_mib(status.st_size)} MiB, and the platform accepts at most {_mib(most)} MiB"
     return "" if status.st_size else "it is empty"
 
 

@@ -61,11 +61,11 @@ _START_RETRIES = Backoff(first=1.0, cap=60.0)
 
 @attrs.frozen(kw_only=True)
 class WorkerOptions:
-    """What the program decides for a worker, and not its operator.
+    """Options that are set by the program, not by its operator.
 
     Attributes:
         presence: Register, and send heartbeats; False: another program keeps the workspace online.
-        retries_refusals: A workspace that retries its start retries refusals too.
+        retries_refusals: A workspace that retries its start also retries after refusals.
         asked_at: When the program was asked to serve the workspace (loop time). A first start reads messages from a
             while before that. None: when the worker was created.
         pace: How far the platform's rate limit slows the workspace down.
@@ -86,7 +86,7 @@ class Worker:
 
     Args:
         journal: Must be open while the worker runs. Lease, cursor file and status file are in its folder.
-        handler: Produces the replies; None: an inbox, whose readers do.
+        handler: Produces the replies; None for an inbox, whose readers produce them.
     """
 
     def __init__(
@@ -200,7 +200,7 @@ class Worker:
     # Starting
 
     async def _retry_start(self, step: Callable[[], Awaitable[None]], stop: asyncio.Event) -> bool:
-        """Take a step of the start. One of several workspaces retries passing errors. False: stopped meanwhile."""
+        """Run a step of the start. One of several workspaces retries transient errors. False: stopped meanwhile."""
         for failures in itertools.count(1):
             try:
                 await step()
@@ -231,7 +231,7 @@ class Worker:
             await self._journal.set_position(FeedPosition(watermark=cursor))
 
     async def _register(self, stop: asyncio.Event) -> bool:
-        """False: stopped meanwhile."""
+        """Register the workspace. False: stopped meanwhile."""
         if not self._options.presence:
             return True
         registering = asyncio.ensure_future(self._registration.register())
@@ -248,7 +248,7 @@ class Worker:
 
     async def _serve(self, stop: asyncio.Event) -> None:
         listening = [self._spawn(self._polling.listen), self._spawn(self._follow_signals)]
-        # These continue while the worker drains: a reply whose outcome is unknown may need a read.
+        # These tasks continue while the worker drains: a reply with unknown outcome may require a read.
         files = functools.partial(self._files.run, self._dispatcher)
         work = (self._receive, self._maintenance.run, self._maintenance.prune, files, self._dispatcher.watch_sends)
         others = [self._spawn(one) for one in work]
@@ -301,14 +301,14 @@ class Worker:
         self._first_read.set()
         self._files.read_once()
         if self.settings.once:
-            # Senders that keep writing must not keep the run from its end.
+            # Senders that keep writing must not prevent the run from ending.
             self._polling.stop()
 
     async def _follow_signals(self) -> None:
         async for signal in self._polling.signals():
             if signal is Signal.ROTATED:
                 self._status.notice(
-                    "the platform replaced the workspace's token", "put the new one in the old one's place"
+                    "the platform replaced the workspace's token", "replace the old token with the new one"
                 )
                 continue
             self._registration.check_soon()
@@ -396,7 +396,7 @@ class Worker:
 
     async def _send_final_heartbeat(self) -> None:
         if self._options.presence:
-            # Without it, the platform notices the silence, only later.
+            # Without it, the platform notices the silence, but later.
             with contextlib.suppress(PlatformError, TimeoutError):
                 async with asyncio.timeout(LAST_HEARTBEAT):
                     await self._heartbeat.send_final()
@@ -409,7 +409,7 @@ class Worker:
 
     def _written(self, write: "asyncio.Future[None]") -> None:
         if not write.cancelled():
-            write.exception()  # without the write, messages wait for their own time
+            write.exception()  # without the write, messages wait until they are due
         self._dispatcher.wake_all()
 
 

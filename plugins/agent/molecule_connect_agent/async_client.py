@@ -51,7 +51,7 @@ class AsyncRemoteAgentClient:
         state_poll_interval: Seconds between its reads of the state.
         url_cache_ttl: How long a peer's address is kept, in seconds.
         token: The workspace's token. None: the one in the folder, or the one that ``register`` receives.
-        org_id: The organisation on a hosted platform.
+        org_id: The organization on a hosted platform.
         insecure: Allow plain http to another machine.
         allow_private: Allow ``prefer_direct`` to post to this machine and to private networks.
         ca_file: Certificates of the CAs to trust instead of the built-in ones, in PEM form.
