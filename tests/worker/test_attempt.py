@@ -91,7 +91,9 @@ async def test_refused_notice_emits_one_dead_event(journal: Journal) -> None:
     assert len(serving.events.of(events.Dead)) == 1
     ((state, reason),) = serving.rows("state, reason")
     assert state == "dead"
-    assert reason.startswith("no answer after 4 attempts: the model is out (the caller could not be notified: send: 403 no")
+    assert reason.startswith(
+        "no answer after 4 attempts: the model is out (the caller could not be notified: send: 403 no"
+    )
 
 
 @pytest.mark.parametrize("error", [ValueError("odd"), TimeoutError(), KeyError("x"), RuntimeError("\udcff")])
