@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.plugins.distributions import backends, write_distribution
 
 from .conftest import distribute
 
@@ -149,10 +150,7 @@ def test_the_file_wins_over_the_variable(molecule: Molecule, config: Path) -> No
 
 
 def test_ambiguous_backend_names_both_distributions(molecule: Molecule, config: Path, plugins: Path) -> None:
-    info = plugins / "fake_twin-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fake-twin\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[molecule_connect.backends]\nparrot = fake_backends:Parrot\n")
+    write_distribution(plugins, "fake-twin", entry_points=backends(parrot="fake_backends:Parrot"))
 
     result = molecule("connect", "--config", str(config), "--dry-run")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import attrs
 import pytest
+from tests.plugins.distributions import backends, write_distribution
 
 SLOW = """
 import asyncio, time
@@ -126,11 +127,7 @@ Connect = Callable[..., Run]
 @pytest.fixture
 def connect(environ: dict[str, str], plugins: Path, platform: Platform, token: str) -> Iterator[Connect]:
     runs: list[Run] = []
-    (plugins / "fake_slow.py").write_text(SLOW)
-    info = plugins / "fake_slow-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fake-slow\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[molecule_connect.backends]\nslow = fake_slow:make\n")
+    write_distribution(plugins, "fake-slow", entry_points=backends(slow="fake_slow:make"), fake_slow=SLOW)
 
     def start(*flags: str, stderr: int = subprocess.PIPE) -> Run:
         arguments = ["connect", "ws_1", "--api-url", platform.url, "--backend", "slow", "--interval-ms", "50", *flags]

@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from tests.plugins.distributions import backends, write_distribution
 
 from molecule_connect_sandbox.testing import Sandbox
 
@@ -118,11 +119,7 @@ async def test_second_signal_ends_it_without_loss(number: signal.Signals, tmp_pa
 @pytest.mark.drill
 async def test_hanging_plain_call_does_not_delay_stop(tmp_path: Path) -> None:
     site = tmp_path / "site"
-    info = site / "fake_plain-1.0.dist-info"
-    info.mkdir(parents=True)
-    (site / "fake_plain.py").write_text(PLAIN)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fake-plain\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[molecule_connect.backends]\nplain = fake_plain:make\n")
+    write_distribution(site, "fake-plain", entry_points=backends(plain="fake_plain:make"), fake_plain=PLAIN)
     async with Sandbox.over_loopback() as sandbox:
         workspace, peer = await sandbox.pair()
         options, environ = ("--backend", "plain", "--grace", "0.5"), {"PYTHONPATH": str(site)}
