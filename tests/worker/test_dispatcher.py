@@ -10,7 +10,7 @@ from tests.worker.kit import EPOCH, WORKSPACE, FakePlatform, Serving, echo, inbo
 
 from molecule_connect import events
 from molecule_connect.config.settings import PeerBudget
-from molecule_connect.errors import BackendError, PlatformError, TransientPlatformError
+from molecule_connect.errors import BackendError, JournalError, PlatformError, TransientPlatformError
 from molecule_connect.journal.journal import Journal
 from molecule_connect.journal.models import Conversation, StoredMessage
 from molecule_connect.models import Progress, Request, Response, Usage
@@ -520,3 +520,21 @@ async def test_running_message_without_a_task_runs_again(journal: Journal) -> No
         await platform.until(lambda: len(platform.sent) == 1, seconds=60)
     assert tries == [1, 2]
     assert serving.rows("state, attempt, interruptions") == [("done", 2, 0)]
+
+
+async def test_failed_journal_read_loses_no_wake_up(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    platform = FakePlatform()
+    async with Serving(platform, journal, echo) as serving:
+        await asyncio.sleep(1)
+        mine, failures = journal.of(WORKSPACE), iter([True])
+
+        def callers() -> list[str | None]:
+            if next(failures, False):
+                raise JournalError("the journal can't be read")
+            return mine.callers()
+
+        dispatcher = serving.connection._dispatcher
+        monkeypatch.setattr(dispatcher._journal, "callers", callers)
+        await mine.add([inbound("hello", row_id="late", caller_id="peer-1")], now=0)
+        dispatcher.wake_all()
+        await platform.until(lambda: platform.answers() == ["echo: hello"])

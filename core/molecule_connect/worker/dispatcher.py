@@ -81,6 +81,7 @@ class Dispatcher:
         self._active: dict[Conversation, _Active] = {}
         self._timers: dict[Conversation, asyncio.TimerHandle] = {}
         self._caller_timers: dict[str | None, asyncio.TimerHandle] = {}
+        self._wake_timer: asyncio.TimerHandle | None = None
         self._waits: dict[Conversation, _Wait] = {}
         # The row of each conversation that was run last: its reply is sent first, even if an older message appears.
         self._last_run: dict[Conversation, str] = {}
@@ -120,9 +121,12 @@ class Dispatcher:
 
     def wake_all(self) -> None:
         """Any conversation may have a message that is due. Ignored until a first read of the feed has ended."""
-        if self._is_complete is not None or self._journal.position().watermark is not None:
-            for caller_id in self._journal.callers():
-                self._wake_caller(caller_id)
+        try:
+            if self._is_complete is not None or self._journal.position().watermark is not None:
+                for caller_id in self._journal.callers():
+                    self._wake_caller(caller_id)
+        except JournalError:
+            self._wake_all_later()
 
     def pause(self) -> None:
         """Start no messages until ``resume``."""
@@ -159,7 +163,7 @@ class Dispatcher:
     async def drain(self, grace: float) -> None:
         """Start no more messages, and let running ones finish for at most *grace* seconds; then cancel them."""
         self._is_stopping = True
-        for timer in (*self._timers.values(), *self._caller_timers.values()):
+        for timer in filter(None, (*self._timers.values(), *self._caller_timers.values(), self._wake_timer)):
             timer.cancel()
         for active in self._active.values():
             if active.is_starting:
@@ -301,10 +305,26 @@ class Dispatcher:
     def _may_start(self) -> bool:
         return not self._is_paused and self._is_complete is not False
 
+    def _wake_all_later(self) -> None:
+        """Repeat a wake-up that failed because the journal couldn't be read: nothing else may repeat it."""
+        if self._wake_timer is None and not self._is_stopping:
+            self._wake_timer = asyncio.get_running_loop().call_later(JOURNAL_DELAY, self._wake_all_again)
+
+    def _wake_all_again(self) -> None:
+        self._wake_timer = None
+        self.wake_all()
+
+    def _caller_due(self, caller_id: str | None) -> None:
+        try:
+            self._wake_caller(caller_id)
+        except JournalError:
+            self._wake_all_later()
+
     def _wake_caller(self, caller_id: str | None) -> None:
         room = MAX_ACTIVE + self._active_of[caller_id] + 1
-        had_turn = self._had_turn.pop(caller_id, {})
+        had_turn = self._had_turn.get(caller_id, {})
         due = self._journal.due_conversations(caller_id, room, may_begin=self._may_start, without=had_turn)
+        self._had_turn.pop(caller_id, None)
         self._crowded.discard(caller_id)
         if len(due) < room:
             self._wake_caller_later(caller_id)
@@ -322,7 +342,7 @@ class Dispatcher:
             timer.cancel()
         if (when := self._journal.next_due(caller_id)) is not None and not self._is_stopping:
             loop, seconds = asyncio.get_running_loop(), max(0.0, when - self._clock.wall())
-            self._caller_timers[caller_id] = loop.call_later(seconds, self._wake_caller, caller_id)
+            self._caller_timers[caller_id] = loop.call_later(seconds, self._caller_due, caller_id)
 
     def _wake(self, conversation: Conversation) -> None:
         caller_id = conversation.caller_id
@@ -351,7 +371,7 @@ class Dispatcher:
         caller_id = conversation.caller_id
         self._active_of[caller_id] -= 1
         if caller_id in self._crowded and self._active_of[caller_id] <= MAX_ACTIVE // 2 and not self._is_stopping:
-            self._wake_caller(caller_id)
+            self._caller_due(caller_id)
         if not self._active_of[caller_id]:
             del self._active_of[caller_id]
         if not self._active:
