@@ -92,7 +92,7 @@ def test_missing_workspace_id_has_a_hint(molecule: Molecule) -> None:
     ("content", "mode", "words"),
     [
         (None, 0o600, "does not exist"),
-        ("", 0o600, "is blank"),
+        ("", 0o600, "contains no token"),
         ("one\ntwo\n", 0o600, "2 lines"),
         ("t0k3n\n", 0o644, "open to others"),
         ("<paste the token here>\n", 0o600, "placeholder"),
@@ -122,7 +122,7 @@ def test_empty_token_file_flag_is_refused(molecule: Molecule, command: str, valu
 
     assert result.code != 0
     assert "--token-file is empty" in result.output
-    assert "name a file, or leave --token-file out" in result.output
+    assert "pass a file, or omit --token-file" in result.output
 
 
 @pytest.mark.parametrize("value", ["<your token>", "YOUR_TOKEN", "two words", " "])

@@ -277,7 +277,7 @@ async def test_reload_applies_the_good_blocks(tmp_path: Path) -> None:
             write(config, block(old, sandbox.url, 'backend = "mokc"'), block(new, sandbox.url), *bad_blocks("a b"))
             connector.send(signal.SIGHUP)
             await registered(sandbox, new)
-            await connector.says("; it goes on with its earlier settings -> ", since=before)
+            await connector.says("; it continues with its earlier settings -> ", since=before)
             assert "gone, drain" not in connector.output
             for workspace in (old, changed):
                 await sandbox.say(workspace, "still here")
@@ -286,7 +286,7 @@ async def test_reload_applies_the_good_blocks(tmp_path: Path) -> None:
 
             write(config, block(old, sandbox.url), block(new, sandbox.url))
             connector.send(signal.SIGHUP)
-            await connector.says(f"gone, drain: {changed.id}; 2 stay as they are", since=before)
+            await connector.says(f"gone, drain: {changed.id}; 2 are unchanged", since=before)
             await connector.says(f"[{changed.id}] stopped", since=before)
             await until_status(state, 0)
             assert await connector.stop() == 0
@@ -309,7 +309,7 @@ async def test_reload_of_a_faulty_list_changes_nothing(tmp_path: Path) -> None:
             config.unlink()
             os.mkfifo(config)
             connector.send(signal.SIGHUP)
-            await connector.says(f"{config}: it is not a regular file, and can be read only once")
+            await connector.says(f"{config}: it is not a regular file, so it can be read only once")
             await sandbox.say(workspace, "still here")
             assert await texts(sandbox, workspace, 1) == ["still here!"]
             assert await connector.stop() == 0

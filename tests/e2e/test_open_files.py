@@ -52,7 +52,7 @@ async def test_too_low_hard_limit_is_refused(tmp_path: Path) -> None:
         async with Limited.of_a_list(config, tmp_path / "state") as connector:
             assert await connector.ended() == 2
         assert ("POST", "/registry/register") not in await sandbox.requests()
-    assert "error: 60 workspaces need 228 open files, at least 108, and this process may open 100" in connector.output
+    assert "error: 60 workspaces need 228 open files, at least 108, but this process may open only 100" in connector.output
     assert "LimitNOFILE=" in connector.output
 
 
@@ -64,7 +64,7 @@ async def test_list_with_few_files_is_polled(tmp_path: Path) -> None:
         connector = Limited.of_a_list(config, tmp_path / "state")
         connector.soft = connector.hard = 93
         async with connector:
-            await connector.says("15 of them get no event stream and are polled instead")
+            await connector.says("15 of them are polled, without an event stream")
             for workspace in workspaces:
                 await sandbox.say(workspace, "hi")
             for workspace in workspaces:

@@ -323,7 +323,7 @@ async def test_refused_file_is_stored_later(journal: Journal) -> None:
         says(platform, inline(b"y" * 200), caller_id="peer", row_id="refused", context_id="b")
         await until_sent(platform, 1)
         (refused,) = backend.files()
-        assert "the files of one workspace may take" in refused.unavailable
+        assert "the files of one workspace may use" in refused.unavailable
         assert [trouble for trouble in serving.events.of(events.Trouble) if trouble.part == "files"] == []
 
         uploads(platform, content=b"p" * 900)
@@ -344,7 +344,7 @@ async def test_file_beyond_the_share_is_refused(journal: Journal) -> None:
         await until_sent(platform, 1)
         assert serving.clock() - EPOCH < 10
     refused, small = backend.files()
-    assert "the files of one workspace may take" in refused.unavailable
+    assert "the files of one workspace may use" in refused.unavailable
     assert small.path is not None
 
 
