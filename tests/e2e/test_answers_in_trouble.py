@@ -125,7 +125,7 @@ async def test_refused_replies_are_reported_and_sent_later(fault: str, to_people
             await sandbox.faults(*aimed)
             for number, sender in enumerate(senders):
                 await sandbox.say(workspace, f"{number}", sender=sender)
-            await connector.says("sending: no answer to ", seconds=90)
+            await connector.says("sending: no reply to ", seconds=90)
             while (await molecule(tmp_path / "state", "status", workspace.id))[0] != 1:  # noqa: ASYNC110 - another process
                 await asyncio.sleep(0.2)
             await sandbox.faults()

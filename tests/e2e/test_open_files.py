@@ -52,7 +52,7 @@ async def test_too_low_hard_limit_is_refused(tmp_path: Path) -> None:
         async with Limited.of_a_list(config, tmp_path / "state") as connector:
             assert await connector.ended() == 2
         assert ("POST", "/registry/register") not in await sandbox.requests()
-    assert "error: 60 workspaces need 228 open files, at least 108, but this process may open only 100" in connector.output
+    assert "60 workspaces need 228 open files, at least 108, but this process may open only 100" in connector.output
     assert "LimitNOFILE=" in connector.output
 
 
