@@ -197,8 +197,11 @@ class Supervisor:
                     member.clock_jumped()
             before, version = version, await self._data_version()
             if version != before:
-                for member in self._running_members():
-                    member.journal_changed()
+                try:
+                    for member in self._running_members():
+                        member.journal_changed()
+                except JournalError:
+                    version = before  # notify them again at the next check
 
     def _running_members(self) -> list[Member]:
         return [running.member for running in self._members.values() if not running.task.done()]
