@@ -309,7 +309,7 @@ async def test_remembers_that_since_id_is_ignored(tmp_path: Path) -> None:
     assert platform.answers() == ["echo: old", "echo: one", "echo: two"]
 
 
-async def test_busy_feed_that_ignores_since_id_delays_nothing(journal: Journal) -> None:
+async def test_busy_feed_ignoring_since_id_delays_nothing(journal: Journal) -> None:
     platform = FakePlatform(ignores_since=True, has_stream=True)
     for number in range(200):
         platform.write("old", caller=f"peer-{number}", age=29 - number / 10)
@@ -478,7 +478,7 @@ class Untold(FakePlatform):
         return page
 
 
-async def test_start_cut_short_before_its_first_page_keeps_its_floor(journal: Journal) -> None:
+async def test_cut_start_keeps_its_floor(journal: Journal) -> None:
     platform = Untold(fetch_delay=60.0)
     async with Serving(platform, journal, grace=0.0):
         await platform.until(lambda: bool(platform.fetches))
@@ -491,7 +491,7 @@ async def test_start_cut_short_before_its_first_page_keeps_its_floor(journal: Jo
 
 @pytest.mark.parametrize("wrong", [86_400, -86_400])
 @pytest.mark.parametrize("failures", [0, 2])
-async def test_first_page_corrects_a_floor_by_a_wrong_clock(journal: Journal, wrong: int, failures: int) -> None:
+async def test_first_page_corrects_a_wrong_clock(journal: Journal, wrong: int, failures: int) -> None:
     loop, platform = asyncio.get_running_loop(), Untold(fail_fetch=[unavailable()] * failures)
     platform.write("long before", caller="peer", age=100)
     platform.write("before", caller="peer", age=10)
@@ -502,7 +502,7 @@ async def test_first_page_corrects_a_floor_by_a_wrong_clock(journal: Journal, wr
     assert platform.answers() == ["echo: before", "echo: after"]
 
 
-async def test_wrong_clock_of_a_start_cut_short_skips_nothing(journal: Journal) -> None:
+async def test_wrong_clock_of_cut_start_skips_nothing(journal: Journal) -> None:
     loop, platform = asyncio.get_running_loop(), Untold(fetch_delay=60.0)
     async with Serving(platform, journal, wall=lambda: EPOCH + 86_400 + loop.time(), grace=0.0):
         await platform.until(lambda: bool(platform.fetches))

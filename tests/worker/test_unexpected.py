@@ -153,7 +153,7 @@ async def test_unstorable_row_is_a_dead_letter(journal: Journal) -> None:
     assert await workspace.add(rows, now=0) == []
 
 
-async def test_error_after_an_accepted_reply_keeps_it_accepted(journal: Journal) -> None:
+async def test_error_after_accepted_reply_keeps_it_accepted(journal: Journal) -> None:
     platform = FakePlatform(has_stream=True)
     async with Serving(platform, journal, echo):
         platform.write("damaged later", caller="peer")
