@@ -15,7 +15,7 @@ PLUGINS = ["mock", "exec", "claude_code", "mcp", "sandbox", "agent"]
 PARALLEL = ["-n", "auto", "--maxprocesses", "4", "--dist", "worksteal"]
 VERSION_TESTS = "tests/house/test_versions.py"
 TRIES = {
-    "": ("molecule --help; molecule backends", "no backend that answers is installed"),
+    "": ("molecule --help; molecule backends", "no backend that answers messages is installed"),
     "mock": ("molecule backends --check && molecule try mock hi", "echo: hi"),
     "exec": ("molecule backends --check && molecule try exec hi --backend-opt cmd=cat", "hi"),
     "claude_code": ("molecule backends --check; molecule backends claude-code", "permission_mode"),

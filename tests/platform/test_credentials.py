@@ -34,7 +34,7 @@ def test_token_file_faults_have_distinct_messages(tmp_path: Path) -> None:
 
     assert [message.split(" ", 3)[3].strip() for message in messages] == [
         "does not exist",
-        "is blank",
+        "contains no token",
         "has 2 lines",
         "is open to others (mode 0604)",
     ]
@@ -91,7 +91,7 @@ def test_rejects_folder_or_binary_as_token_file(tmp_path: Path) -> None:
 
 
 def test_device_as_token_file_needs_no_mode() -> None:
-    with pytest.raises(ConfigError, match="the token file /dev/null is blank") as caught:
+    with pytest.raises(ConfigError, match="the token file /dev/null contains no token") as caught:
         read_token_file(Path("/dev/null"))
 
     assert "chmod" not in caught.value.hint

@@ -231,7 +231,7 @@ async def test_invalid_responses_fail_without_retry(answer: Any, text: str) -> N
         with pytest.raises(BackendError, match=text) as caught:
             await ask(plugin)
         assert not caught.value.retryable
-        assert str(caught.value).startswith(f"no reply from backend {type(plugin).__name__}: ")
+        assert str(caught.value).startswith(f"no answer from backend {type(plugin).__name__}: ")
 
 
 async def test_usage_of_another_type_costs_no_answer(caplog: pytest.LogCaptureFixture) -> None:
@@ -255,7 +255,7 @@ async def test_middleware_without_an_answer_is_named() -> None:
             return wrapped
 
     async with await host_of(Plain(lambda request, progress: Response.from_text("x")), Forgetful()) as host:
-        with pytest.raises(BackendError, match="no reply from middleware Forgetful: it returned None"):
+        with pytest.raises(BackendError, match="no answer from middleware Forgetful: it returned None"):
             await host.answering()(make_request(), no_progress)
 
 

@@ -66,7 +66,7 @@ def require_answer(response: object, label: str) -> Response:
     else:  # invalid usage must not fail the delivery
         _LOG.warning("ignored the usage of a Response of %s: it is %s", label, kind(response.usage))
         return attrs.evolve(response, usage=None)
-    raise BackendError(f"no reply from {label}: {problem}", retryable=False)
+    raise BackendError(f"no answer from {label}: {problem}", retryable=False)
 
 
 class Reporter:
