@@ -37,7 +37,7 @@ REFUSED = {
     "status=403": "403 access denied",
     "status=404": "404 workspace not found",
     "status=413": "413",
-    "rpc-error": "the other side refused",
+    "rpc-error": "the peer refused",
 }
 
 
