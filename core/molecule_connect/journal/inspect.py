@@ -10,7 +10,7 @@ import attrs
 
 from molecule_connect.errors import ConfigError, JournalError
 from molecule_connect.files import files_folder
-from molecule_connect.journal import transitions
+from molecule_connect.journal import peer_names, transitions
 from molecule_connect.journal.errors import journal_error
 from molecule_connect.journal.files import with_paths
 from molecule_connect.journal.journal import FILE_NAME
@@ -22,6 +22,8 @@ from molecule_connect.models import canonical_id
 BUSY_TIMEOUT = 5.0
 # Changes in one transaction, for which the connector waits.
 BATCH = 500
+# The schema version that added the names of peers.
+PEER_NAMES_SINCE = 6
 OPEN = (State.RECEIVED, State.RUNNING, State.ANSWERED, State.CLAIMED)
 # Echoes, our own rows and the like are not messages. In an inbox, answers and results are.
 _SHOWN = "(kind IN ('message', 'unreadable') OR (kind IN ('answer', 'result') AND state IN ('received', 'held')))"
@@ -125,6 +127,12 @@ class Inspection:
         names = self.workspaces()
         known = (name for name in names if canonical_id(name) == canonical_id(workspace_id))
         return workspace_id if workspace_id in names else next(known, workspace_id)
+
+    def peer_names(self, workspace_id: str) -> dict[str, str]:
+        """The names of peers by id, as the registry gave them: unchecked text. See ``console.names``."""
+        if self._db.execute("PRAGMA user_version").fetchone()[0] < PEER_NAMES_SINCE:
+            return {}
+        return peer_names.load(self._db, self._spelled(workspace_id))
 
     def counts(self, workspace_id: str) -> dict[State, int]:
         """The number of messages in each state."""

@@ -109,6 +109,13 @@ DROP INDEX message_waiting;
 CREATE INDEX message_waiting ON message (workspace_id, caller_id, time, seq, arrival, kept)
     WHERE state NOT IN ('done', 'dead');
 """,
+    # 6: the names of peers, as the platform's registry gave them.
+    """
+CREATE TABLE peer_name (
+    workspace_id TEXT NOT NULL, peer_id TEXT NOT NULL, name TEXT NOT NULL, seen REAL NOT NULL,
+    PRIMARY KEY (workspace_id, peer_id)
+) WITHOUT ROWID;
+""",
 )
 VERSION = 1 + len(MIGRATIONS)
 
@@ -210,7 +217,17 @@ def _adopt_one(db: sqlite3.Connection, names: dict[str, str]) -> None:
         names,
     )
     db.execute("DELETE FROM spend WHERE workspace_id=:other", names)
-    for table in ("workspace", "message", "peer_spend", "asked", "told", "file", "file_use", "upload_note"):
+    for table in (
+        "workspace",
+        "message",
+        "peer_spend",
+        "asked",
+        "told",
+        "file",
+        "file_use",
+        "upload_note",
+        "peer_name",
+    ):
         db.execute(f"UPDATE OR IGNORE {table} SET workspace_id=:ours WHERE workspace_id=:other", names)  # noqa: S608
         db.execute(f"DELETE FROM {table} WHERE workspace_id=:other", names)  # noqa: S608
     # Our own messages have our id in lower case, and were stored as a peer's.

@@ -5,10 +5,10 @@ import json
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from molecule_connect.journal import first_start, incoming, legacy_files, quotas, schema, transitions
+from molecule_connect.journal import first_start, incoming, legacy_files, peer_names, quotas, schema, transitions
 from molecule_connect.journal.first_start import Look
 from molecule_connect.journal.incoming import Stored
 from molecule_connect.journal.models import (
@@ -495,6 +495,15 @@ class WorkspaceJournal:
 
     def _day(self) -> str:
         return time.strftime("%Y-%m-%d", time.gmtime(self._wall()))
+
+    def peer_names(self) -> dict[str, str]:
+        """The names of peers by id, as the registry gave them: unchecked text."""
+        return peer_names.load(self._reader, self.workspace_id)
+
+    def add_peer_names(self, names: Mapping[str, str]) -> None:
+        """Keep names of peers, by id; not awaited."""
+        kept, wall = dict(names), self._wall()
+        self._writer.put(lambda db: peer_names.add(db, self.workspace_id, kept, wall))
 
     def progress(self, message: StoredMessage, text: str) -> None:
         """Store the progress of a running message; not awaited."""
