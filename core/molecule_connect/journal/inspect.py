@@ -1,7 +1,9 @@
 """Reading a journal from other programs, also while a connector runs; replaying and dropping messages."""
 
 import contextlib
+import json
 import sqlite3
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -27,7 +29,11 @@ PEER_NAMES_SINCE = 6
 OPEN = (State.RECEIVED, State.RUNNING, State.ANSWERED, State.CLAIMED)
 # Echoes, our own rows and the like are not messages. In an inbox, answers and results are.
 _SHOWN = "(kind IN ('message', 'unreadable') OR (kind IN ('answer', 'result') AND state IN ('received', 'held')))"
-# SQLite cuts the text, which may have megabytes. NaN and Infinity are not valid JSON for it.
+# The same, literally as in the condition of the index message_changed.
+_INDEXED = "kind IN ('message', 'unreadable', 'answer', 'result')"
+# Columns that a journal of an earlier release lacks until a connector of this release opens it, and their names here.
+_NEWER = {"started": "started", "attempts": "runs", "cost_usd": "cost_usd"}
+# SQLite cuts the texts, which may have megabytes. NaN and Infinity are not valid JSON for it.
 _SUMMARY = (
     "workspace_id, row_id, kind, state, caller_id, context_id, time, changed, attempt,"
     " interruptions AS crash_count, replay, not_before, CASE WHEN state='held' THEN held_until END AS held_until,"
@@ -35,7 +41,10 @@ _SUMMARY = (
     f" (answer IS NOT NULL AND substr(answer, 1, {len(NOTICE_BEGINS)}) <> '{NOTICE_BEGINS}') AS has_reply,"
     " parts IS NOT NULL AS has_text,"
     " substr(CASE WHEN json_valid(parts) THEN coalesce(json_extract(parts, '$[0].text'),"
-    " json_extract(parts, '$[0].file.name'), parts) ELSE parts END, 1, 400) AS text"
+    " json_extract(parts, '$[0].file.name'), parts) ELSE parts END, 1, 400) AS text,"
+    " substr(CASE WHEN json_valid(answer) THEN coalesce(json_extract(answer, '$.parts[0].text'),"
+    " json_extract(answer, '$.parts[0].file.name'), json_extract(answer, '$.parts')) ELSE answer END, 1, 400)"
+    " AS answer, answered_at"
 )
 
 
@@ -47,6 +56,42 @@ class Key:
     row_id: str
 
 
+@attrs.frozen
+class Attempt:
+    """An attempt at a message.
+
+    Attributes:
+        started: Seconds since 1970 by our clock; None if unknown.
+        ended: The same; None while it runs, and if it was cut short.
+        error: Why it failed; None if it didn't.
+    """
+
+    started: float | None
+    ended: float | None
+    error: str | None
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it ran."""
+        known = self.started is not None and self.ended is not None
+        return max(0.0, self.ended - self.started) if known else None  # type: ignore[operator]
+
+
+@attrs.frozen
+class Only:
+    """Which messages of a list are shown.
+
+    Attributes:
+        callers: Messages of these; None of everyone. In it, None stands for people.
+        since: Written at this time or later, in microseconds by the platform's clock.
+        search: Contained in the message, its reply or its error, in any case.
+    """
+
+    callers: tuple[str | None, ...] | None = None
+    since: int | None = None
+    search: str = ""
+
+
 @attrs.frozen(kw_only=True)
 class MessageSummary:
     """One message in a list: a ``StoredMessage`` without its texts.
@@ -55,6 +100,11 @@ class MessageSummary:
         text: The beginning of its first part.
         has_text: Whether its parts are kept.
         has_reply: Whether it has a reply that is not a notice.
+        answer: The beginning of its reply's first part; None if there is no reply, or it was deleted.
+        answered_at: When its reply was stored, in microseconds by the platform's clock.
+        started: When the running attempt started, in seconds since 1970 by our clock.
+        runs: The newest attempts that have ended, oldest first.
+        cost_usd: The cost of all attempts as far as the backend reported it; None if it reported none.
     """
 
     workspace_id: str
@@ -77,6 +127,20 @@ class MessageSummary:
     has_reply: bool
     has_text: bool
     text: str
+    answer: str | None
+    answered_at: int | None
+    started: float | None
+    runs: tuple[Attempt, ...]
+    cost_usd: float | None
+
+    def seconds(self, now: float) -> float | None:
+        """How long the backend has worked on it, in all attempts; for an inbox, how long it waited for its answer."""
+        runs = [run.seconds for run in self.runs if run.seconds is not None]
+        if self.state is State.RUNNING and self.started is not None:
+            runs.append(max(0.0, now - self.started))
+        if runs:
+            return sum(runs)
+        return None if self.answered_at is None else max(0.0, (self.answered_at - self.time) / 1e6)
 
     @property
     def key(self) -> Key:
@@ -104,6 +168,9 @@ class Inspection:
     def __init__(self, db: sqlite3.Connection, folder: Path) -> None:
         self._db = db
         self._folder = folder
+        columns = {row["name"] for row in db.execute("PRAGMA table_info(message)")}
+        newer = (f"{column if column in columns else 'NULL'} AS {name}" for column, name in _NEWER.items())
+        self._summary = ", ".join([_SUMMARY, *newer])
 
     @classmethod
     @contextlib.contextmanager
@@ -151,21 +218,76 @@ class Inspection:
         time: int | None = found.fetchone()[0]
         return time
 
-    def total(self, workspace_id: str | None = None, states: Sequence[State] = ()) -> int:
+    def total(self, workspace_id: str | None = None, states: Sequence[State] = (), only: Only = Only()) -> int:
         """The number of messages that ``summaries`` returns without a limit."""
-        where, values = _filter(workspace_id and self._spelled(workspace_id), states)
+        where, values = self._filter(workspace_id, states, only)
         return int(self._db.execute(f"SELECT count(*) FROM message WHERE {where}", values).fetchone()[0])  # noqa: S608
 
     def summaries(
-        self, workspace_id: str | None = None, states: Sequence[State] = (), *, limit: int | None = None
+        self,
+        workspace_id: str | None = None,
+        states: Sequence[State] = (),
+        only: Only = Only(),
+        *,
+        limit: int | None = None,
     ) -> list[MessageSummary]:
         """Messages, the newest first."""
-        where, values = _filter(workspace_id and self._spelled(workspace_id), states)
+        where, values = self._filter(workspace_id, states, only)
         rows = self._db.execute(
-            f"SELECT {_SUMMARY} FROM message WHERE {where} ORDER BY arrival DESC LIMIT ?",  # noqa: S608
+            f"SELECT {self._summary} FROM message WHERE {where} ORDER BY arrival DESC LIMIT ?",  # noqa: S608
             (*values, -1 if limit is None else limit),
         )
         return [_summary(row) for row in rows]
+
+    def callers(self) -> list[str]:
+        """The ids of all peers that wrote a message, sorted."""
+        rows = self._db.execute(f"SELECT DISTINCT caller_id FROM message WHERE {_SHOWN} AND caller_id IS NOT NULL")  # noqa: S608
+        return sorted(row[0] for row in rows)
+
+    def revision(self) -> int:
+        """A number that changes with every commit of another connection. Takes microseconds."""
+        return int(self._db.execute("PRAGMA data_version").fetchone()[0])
+
+    def newest_change(self) -> float:
+        """When a message changed last, in seconds since 1970 by our clock; 0 if there is none."""
+        found = self._db.execute(f"SELECT max(changed) FROM message WHERE {_INDEXED}").fetchone()[0]  # noqa: S608
+        return float(found or 0)
+
+    def changed_since(
+        self,
+        changed: float,
+        workspace_id: str | None = None,
+        states: Sequence[State] = (),
+        only: Only = Only(),
+    ) -> list[MessageSummary]:
+        """Messages that changed at *changed* (seconds since 1970) or later, in the order of their changes."""
+        where, values = self._filter(workspace_id, states, only)
+        rows = self._db.execute(
+            f"SELECT {self._summary} FROM message WHERE changed >= ? AND {_INDEXED} AND {where}"  # noqa: S608
+            " ORDER BY message.changed, arrival",
+            (changed, *values),
+        )
+        return [_summary(row) for row in rows]
+
+    def _filter(self, workspace_id: str | None, states: Sequence[State], only: Only) -> tuple[str, list[Any]]:
+        where: list[str] = [_SHOWN]
+        values: list[Any] = []
+        if states:
+            where.append(f"state IN ({', '.join('?' * len(states))})")
+            values += [state.value for state in states]
+        if workspace_id is not None:
+            where.append("workspace_id=?")
+            values.append(self._spelled(workspace_id))
+        if only.callers is not None:
+            where.append(f"({' OR '.join(['caller_id IS ?'] * len(only.callers)) or '0'})")
+            values += only.callers
+        if only.since is not None:
+            where.append("time >= ?")
+            values.append(only.since)
+        if only.search:
+            self._db.create_function("holds", -1, _Search(only.search), deterministic=True)
+            where.append("holds(parts, answer, reason, error)")
+        return " AND ".join(where), values
 
     def dead(self, workspace_id: str | None = None, reason: str = "") -> list[MessageSummary]:
         """Dead letters that can be replayed and whose reason begins with *reason*, oldest first."""
@@ -207,7 +329,7 @@ class Inspection:
         Raises:
             ConfigError: It is no longer in the journal.
         """
-        return _summary(self._row(_SUMMARY, key))
+        return _summary(self._row(self._summary, key))
 
     def message(self, key: Key) -> StoredMessage:
         """One message, with the paths of its files.
@@ -321,19 +443,45 @@ def _check_version(db: sqlite3.Connection, path: Path) -> None:
         )
 
 
-def _filter(workspace_id: str | None, states: Sequence[State]) -> tuple[str, tuple[str, ...]]:
-    where, values = _SHOWN, tuple(state.value for state in states)
-    if states:
-        where += f" AND state IN ({', '.join('?' * len(values))})"
-    if workspace_id is not None:
-        where, values = f"{where} AND workspace_id=?", (*values, workspace_id)
-    return where, values
+class _Search:
+    """An SQL function: whether one of its texts contains *text*, in any case. Texts are plain, or JSON as stored."""
+
+    def __init__(self, text: str) -> None:
+        self._text = _folded(text)
+
+    def __call__(self, *texts: str | None) -> bool:
+        return any(self._text in _folded(line) for text in texts if text for line in _strings(text))
+
+
+def _strings(text: str) -> Iterator[str]:
+    """The strings and numbers in stored parts or a stored reply, without keys and inline files; or *text* itself."""
+    pending: list[Any] = [text]
+    with contextlib.suppress(ValueError, RecursionError, KeyError):
+        loaded = json.loads(text)
+        pending = [loaded["parts"] if isinstance(loaded, dict) else loaded]
+    while pending:
+        match pending.pop():
+            case str(line) if not line.startswith("data:"):
+                yield line
+            case list(values):
+                pending += values
+            case dict(values):
+                pending += values.values()
+            case bool():
+                pass
+            case int() | float() as number:
+                yield str(number)
+
+
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
 
 
 def _summary(row: sqlite3.Row) -> MessageSummary:
     values = dict(row)
-    flags = {name: bool(values[name]) for name in ("has_reply", "has_text")}
-    return MessageSummary(**{**values, **flags, "state": State(values["state"]), "text": values["text"] or ""})
+    values |= {name: bool(values[name]) for name in ("has_reply", "has_text")}
+    runs = tuple(Attempt(*run) for run in json.loads(values["runs"] or "[]"))
+    return MessageSummary(**{**values, "state": State(values["state"]), "text": values["text"] or "", "runs": runs})
 
 
 def _alike(one: str, other: str) -> int:

@@ -25,6 +25,18 @@ LONGEST_WAITS = {State.RECEIVED: 31 * 24 * 3600.0, State.ANSWERED: 600.0}
 # The end of the error of a message that is deferred to the next day.
 DAY_SPENT = "US dollars a day are spent"
 _NEVER = 1 << 62
+# The newest attempts of a message are kept, with the two ends of a long error.
+MAX_ATTEMPTS = 20
+_ERROR_HEAD, _ERROR_TAIL = 300, 700
+# Errors of attempts that didn't end by themselves.
+CUT_SHORT = "cut short: the connector ended unexpectedly"
+STOPPED = "stopped with the connector"
+# Takes when the running attempt ended, and its error.
+_END_ATTEMPT = (
+    "attempts=json_insert(CASE WHEN json_array_length(attempts) >="
+    f" {MAX_ATTEMPTS} THEN json_remove(attempts, '$[0]')"
+    " ELSE coalesce(attempts, '[]') END, '$[#]', json_array(started, ?, nullif(?, '')))"
+)
 
 
 def move(
@@ -34,13 +46,20 @@ def move(
     wall: float,
     *,
     reply: StoredReply | None = None,
+    ended: str | None = None,
     **changes: object,
 ) -> bool:
     """Change the columns *changes* of *message* if it is still in the state *frm* of the same attempt and replay.
-    *reply* replaces the stored reply.
+
+    Args:
+        reply: Replaces the stored reply.
+        ended: The error with which the running attempt ended, empty if it succeeded; None if no attempt ended.
     """
     assignments = "".join(f"{column}=?, " for column in changes)
     values = list(changes.values())
+    if ended is not None:
+        assignments += f"{_END_ATTEMPT}, "
+        values += [wall, _both_ends(ended)]
     if reply is not None:
         text = dump_reply(reply)
         assignments += "answer=?, kept=kept - coalesce(length(answer), 0) + ?, "
@@ -61,10 +80,15 @@ def mark_dead_by_id(
     db: sqlite3.Connection, workspace_id: str, row_id: str, reason: str, error: str, wall: float
 ) -> bool:
     """Any open state -> dead, after an unexpected error with the traceback *error*."""
+    place = (workspace_id, row_id)
+    db.execute(
+        f"UPDATE message SET {_END_ATTEMPT} WHERE workspace_id=? AND row_id=? AND state='running'",  # noqa: S608
+        (wall, _both_ends(reason), *place),
+    )
     cursor = db.execute(
         "UPDATE message SET state='dead', reason=?, error=?, not_before=NULL, progress=NULL, changed=?"
         " WHERE workspace_id=? AND row_id=? AND state IN ('received', 'running', 'answered')",
-        (plain(reason), plain(error), wall, workspace_id, row_id),
+        (plain(reason), plain(error), wall, *place),
     )
     return cursor.rowcount == 1
 
@@ -143,9 +167,9 @@ def recover(db: sqlite3.Connection, workspace_id: str, wall: float, *, inbox: bo
     """
     bound_waits(db, workspace_id, wall)
     cursor = db.execute(
-        "UPDATE message SET state='received', attempt=attempt-1, interruptions=interruptions+?, changed=?"
-        " WHERE workspace_id=? AND state='running'",
-        (0 if inbox else 1, wall, workspace_id),
+        f"UPDATE message SET {_END_ATTEMPT}, state='received', attempt=attempt-1,"  # noqa: S608
+        " interruptions=interruptions+?, changed=? WHERE workspace_id=? AND state='running'",
+        (None, CUT_SHORT, 0 if inbox else 1, wall, workspace_id),
     )
     # A notify that may have arrived has an echo, which takes a moment.
     db.execute(
@@ -196,9 +220,9 @@ def release_claims(db: sqlite3.Connection, workspace_id: str, wall: float) -> No
 def requeue_running(db: sqlite3.Connection, workspace_id: str, wall: float) -> int:
     """running -> received, for all: a requested stop is neither an attempt nor a crash."""
     return db.execute(
-        "UPDATE message SET state='received', attempt=attempt-1, progress=NULL, changed=?"
+        f"UPDATE message SET {_END_ATTEMPT}, state='received', attempt=attempt-1, progress=NULL, changed=?"  # noqa: S608
         " WHERE workspace_id=? AND state='running'",
-        (wall, workspace_id),
+        (wall, STOPPED, wall, workspace_id),
     ).rowcount
 
 
@@ -237,3 +261,10 @@ def settle(db: sqlite3.Connection, message: StoredMessage) -> bool:
         db.executemany("UPDATE message SET echo=? WHERE workspace_id=? AND row_id=?", pairs)
         settled = settled or row_id == message.row_id
     return settled
+
+
+def _both_ends(error: str) -> str:
+    error = plain(error)
+    if len(error) <= _ERROR_HEAD + _ERROR_TAIL:
+        return error
+    return f"{error[:_ERROR_HEAD]} [...] {error[-_ERROR_TAIL:]}"

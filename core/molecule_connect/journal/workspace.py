@@ -34,7 +34,7 @@ RETRY = 5.0
 BODY_AGE = 24 * 3600.0
 ROW_AGE = 7 * 24 * 3600 * 1_000_000
 # Columns that a StoredMessage doesn't have.
-_NOT_LOADED = frozenset({"send_print", "echo"})
+_NOT_LOADED = frozenset({"send_print", "echo", "started"})
 # Messages that the dispatcher works on. In an inbox, messages belong to its readers, and the dispatcher only sends
 # replies, including those of replayed messages.
 _OPEN = "state IN ('received', 'running', 'answered')"
@@ -322,7 +322,8 @@ class WorkspaceJournal:
     async def start(self, message: StoredMessage) -> StoredMessage | None:
         """received -> running. The attempt is committed before the backend sees the message."""
         attempt = message.attempt + 1
-        return await self._move(message, State.RECEIVED, State.RUNNING, attempt=attempt, not_before=None)
+        changes: dict[str, Any] = {"attempt": attempt, "not_before": None, "started": self._wall()}
+        return await self._move(message, State.RECEIVED, State.RUNNING, **changes)
 
     async def requeue(
         self,
@@ -338,9 +339,11 @@ class WorkspaceJournal:
         Args:
             counts: Whether it was one of the message's attempts.
             failed_at: When it failed, in seconds since 1970 by the platform's clock; None if it didn't.
+            error: Why; empty if the backend wasn't called.
         """
         return await self._move(
             *(message, State.RUNNING, State.RECEIVED),
+            ended=error or None,
             attempt=message.attempt if counts else message.attempt - 1,
             not_before=not_before,
             error=plain(error),
@@ -369,6 +372,7 @@ class WorkspaceJournal:
         return self._move(
             *(message, frm, State.ANSWERED),
             reply=reply,
+            ended=(reply.reason if reply else "") if frm is State.RUNNING else None,
             durable=True,
             answered_at=at,
             send_print=send_print,
@@ -382,7 +386,7 @@ class WorkspaceJournal:
 
     async def finish_without_reply(self, message: StoredMessage) -> StoredMessage | None:
         """running -> done."""
-        return await self._move(message, State.RUNNING, State.DONE, progress=None)
+        return await self._move(message, State.RUNNING, State.DONE, ended="", progress=None)
 
     async def prepare_send(self, message: StoredMessage, *, at: int, send_print: str | None) -> StoredMessage | None:
         """answered -> answered, before the first send of a reader's reply; on disk when this returns."""
@@ -422,7 +426,8 @@ class WorkspaceJournal:
     async def mark_dead(self, message: StoredMessage, reason: str) -> StoredMessage | None:
         """Any open state -> dead."""
         changes: dict[str, Any] = {"reason": plain(reason), "not_before": None, "progress": None}
-        return await self._move(message, message.state, State.DEAD, **changes)
+        ended = reason if message.state is State.RUNNING else None
+        return await self._move(message, message.state, State.DEAD, ended=ended, **changes)
 
     async def mark_dead_by_id(self, row_id: str, caller_id: str | None, reason: str, error: str) -> bool:
         """Any open state -> dead, after an unexpected error with the traceback *error*."""
@@ -449,8 +454,8 @@ class WorkspaceJournal:
         """dead -> received."""
         return await self._writer.put(lambda db: transitions.replay(db, self.workspace_id, row_id, self._wall()))
 
-    def add_spend(self, caller_id: str | None, cost_usd: float) -> None:
-        """Add to the day's cost and to the caller's share of it; not awaited."""
+    def add_spend(self, caller_id: str | None, cost_usd: float, *, row_id: str | None = None) -> None:
+        """Add to the day's cost, to the caller's share of it, and to the message *row_id*; not awaited."""
         day = self._day()
 
         def run(db: sqlite3.Connection) -> None:
@@ -463,6 +468,11 @@ class WorkspaceJournal:
                     "INSERT INTO peer_spend VALUES (?,?,?,?)"
                     " ON CONFLICT DO UPDATE SET cost_usd=cost_usd+excluded.cost_usd",
                     (self.workspace_id, day, plain(caller_id), cost_usd),
+                )
+            if row_id is not None:
+                db.execute(
+                    "UPDATE message SET cost_usd=coalesce(cost_usd, 0)+? WHERE workspace_id=? AND row_id=?",
+                    (cost_usd, self.workspace_id, row_id),
                 )
 
         self._writer.put(run)
@@ -589,12 +599,13 @@ class WorkspaceJournal:
         to: State,
         *,
         reply: StoredReply | None = None,
+        ended: str | None = None,
         durable: bool = False,
         **changes: Any,
     ) -> "asyncio.Future[StoredMessage | None]":
         def run(db: sqlite3.Connection) -> StoredMessage | None:
             wall = self._wall()
-            if not self._change(db, message, frm, to, wall, reply=reply, **changes):
+            if not self._change(db, message, frm, to, wall, reply=reply, ended=ended, **changes):
                 return None
             known = {name: value for name, value in changes.items() if name not in _NOT_LOADED}
             known |= {"state": to, "changed": wall, "reply": reply or message.reply}
@@ -611,9 +622,10 @@ class WorkspaceJournal:
         wall: float,
         *,
         reply: StoredReply | None = None,
+        ended: str | None = None,
         **changes: Any,
     ) -> bool:
-        is_moved = transitions.move(db, message, frm, wall, reply=reply, state=to.value, **changes)
+        is_moved = transitions.move(db, message, frm, wall, reply=reply, ended=ended, state=to.value, **changes)
         if is_moved and to is State.DEAD:
             self._trim(db, [message.caller_id])
         return is_moved

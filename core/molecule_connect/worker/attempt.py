@@ -93,18 +93,18 @@ class Attempts:
         try:
             response = _checked(await self._call(running))
         except BackendError as exc:
-            self._budget.attempt_ended(message.caller_id, exc.usage)
+            self._budget.attempt_ended(message, exc.usage)
             return self._failed(message, exc)
         except Exception as exc:  # plugins can raise any exception
             error = BackendError(exception_text(exc))
             error.__cause__ = exc
-            self._budget.attempt_ended(message.caller_id, None)
+            self._budget.attempt_ended(message, None)
             return self._failed(message, error)
         finally:
             self._running.pop(message.row_id, None)
         self._status.attempt_ended(message.caller_id)
         self._breaker.succeeded(message)
-        self._budget.attempt_ended(message.caller_id, response.usage)
+        self._budget.attempt_ended(message, response.usage)
         seconds = loop.time() - started_at
         if response.is_silent:
             return Silent(text=response.text, seconds=seconds)

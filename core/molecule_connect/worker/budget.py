@@ -2,6 +2,7 @@
 
 from collections import deque
 
+from molecule_connect.journal.models import StoredMessage
 from molecule_connect.journal.transitions import DAY_SPENT
 from molecule_connect.journal.workspace import WorkspaceJournal
 from molecule_connect.models import Usage
@@ -43,8 +44,9 @@ class DailyBudget:
         self._reserved: dict[str | None, float] = {}
         self._recent: deque[tuple[str | None, float]] | None = None
 
-    def attempt_ended(self, caller_id: str | None, usage: object) -> None:
-        """Add the cost of an attempt. *usage* is from a plugin and can be any object."""
+    def attempt_ended(self, message: StoredMessage, usage: object) -> None:
+        """Add the cost of an attempt at *message*. *usage* is from a plugin and can be any object."""
+        caller_id = message.caller_id
         cost = usage.cost_usd if isinstance(usage, Usage) else 0.0
         if self._limit is not None:
             self._attempts().append((caller_id, cost))
@@ -52,7 +54,7 @@ class DailyBudget:
             # Load the day first: the journal adds the cost asynchronously.
             self._load_day()
             self._spent[caller_id] = self._spent.get(caller_id, 0.0) + cost
-            self._journal.add_spend(caller_id, cost)
+            self._journal.add_spend(caller_id, cost, row_id=message.row_id)
 
     def check(self, caller_id: str | None) -> Deferred | None:
         """Defer messages of the caller to the next day if its share is spent."""
