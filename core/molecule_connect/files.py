@@ -53,6 +53,25 @@ def replace(path: Path, data: bytes) -> None:
         raise
 
 
+def rename_new(path: Path, target: Path) -> None:
+    """Give the complete file *path* the name *target*, which must be new.
+
+    Raises:
+        FileExistsError: *target* exists.
+        OSError: It can't be created.
+    """
+    try:
+        # A link never replaces another file.
+        target.hardlink_to(path)
+        path.unlink()
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links, such as exFAT
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
+        path.rename(target)
+
+
 def make_folder(path: Path) -> None:
     """Create *path* and its missing parents with mode 0700, regardless of the umask, and check its owner.
 

@@ -10,14 +10,14 @@ from typing import Any, Self
 
 import attrs
 
-from molecule_connect.errors import ConfigError, JournalError
+from molecule_connect.errors import ConfigError
 from molecule_connect.files import files_folder
 from molecule_connect.journal import peer_names, transitions
 from molecule_connect.journal.errors import journal_error
 from molecule_connect.journal.files import with_paths
 from molecule_connect.journal.journal import FILE_NAME
 from molecule_connect.journal.models import COLUMNS, NOTICE_BEGINS, State, StoredMessage, load_message
-from molecule_connect.journal.schema import VERSION
+from molecule_connect.journal.schema import check_version
 from molecule_connect.models import canonical_id
 
 # Seconds to wait for the connector's own commits, which take milliseconds.
@@ -426,21 +426,10 @@ def _opened(folder: Path, mode: str) -> Iterator[sqlite3.Connection]:
             # Ids and texts of peers may hold half a surrogate pair.
             db.text_factory = lambda data: data.decode("utf-8", "replace")
             db.row_factory = sqlite3.Row
-            _check_version(db, path)
+            check_version(db, path)
             yield db
     except sqlite3.Error as exc:
         raise journal_error(exc, path, "read" if mode == "ro" else "written") from exc
-
-
-def _check_version(db: sqlite3.Connection, path: Path) -> None:
-    version = db.execute("PRAGMA user_version").fetchone()[0]
-    if version == 0:
-        raise JournalError(f"{path} is not a journal", hint="pass the state folder of the connector with --state-dir")
-    if version > VERSION:
-        raise JournalError(
-            f"the journal {path} was written by a newer molecule-connect (schema {version}, not {VERSION})",
-            hint="update molecule-connect",
-        )
 
 
 class _Search:

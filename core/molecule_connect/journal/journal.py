@@ -3,18 +3,17 @@
 import asyncio
 import logging
 import sqlite3
-import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from molecule_connect.errors import StateLostError
 from molecule_connect.executors import PatientExecutor
 from molecule_connect.files import identity, is_at, make_folder
 from molecule_connect.journal import integrity, quotas
-from molecule_connect.journal.schema import open_file, open_reader
+from molecule_connect.journal.schema import copy_file, open_file, open_reader
 from molecule_connect.journal.workspace import WorkspaceJournal
 from molecule_connect.journal.writer import Writer
 
@@ -158,13 +157,7 @@ def _write_back(connection: sqlite3.Connection, path: Path) -> None:
     """Restore a removed journal, unless there is another one, so that the next start doesn't answer again."""
     try:
         make_folder(path.parent)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
-            copy = Path(scratch) / path.name
-            with closing(sqlite3.connect(copy)) as target:
-                connection.backup(target)
-            copy.chmod(0o600)
-            # A hard link never replaces another file.
-            path.hardlink_to(copy)
+        copy_file(connection, path)
     except FileExistsError:
         _log.warning("another journal exists at %s by now; it was not changed", path)
     except (OSError, sqlite3.Error) as exc:

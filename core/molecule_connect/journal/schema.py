@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import sqlite3
+import tempfile
 from pathlib import Path
 
 from molecule_connect import files
@@ -125,6 +126,10 @@ ALTER TABLE message ADD COLUMN cost_usd REAL;
 UPDATE message SET cost_usd=json_extract(answer, '$.usage.cost_usd') WHERE answer IS NOT NULL AND json_valid(answer);
 CREATE INDEX message_changed ON message (changed) WHERE kind IN ('message', 'unreadable', 'answer', 'result');
 """,
+    # 8: the workspaces that were exported to another machine.
+    """
+CREATE TABLE exported (workspace_id TEXT PRIMARY KEY, time REAL NOT NULL, target TEXT NOT NULL);
+""",
 )
 VERSION = 1 + len(MIGRATIONS)
 
@@ -192,6 +197,22 @@ def open_reader(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def check_version(db: sqlite3.Connection, path: Path) -> None:
+    """Check that *db*, the file at *path*, is a journal that this release can read.
+
+    Raises:
+        JournalError: It isn't.
+    """
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version == 0:
+        raise JournalError(f"{path} is not a journal", hint="pass the state folder of the connector with --state-dir")
+    if version > VERSION:
+        raise JournalError(
+            f"the journal {path} was written by a newer molecule-connect (schema {version}, not {VERSION})",
+            hint="update molecule-connect",
+        )
+
+
 def adopt(db: sqlite3.Connection, workspace_id: str) -> None:
     """Give the rows of an earlier release, which stored an id as it was spelled, the canonical spelling.
 
@@ -254,7 +275,43 @@ def _foreign(path: Path, exc: files.ForeignError) -> JournalError:
     )
 
 
+def copy_file(connection: sqlite3.Connection, target: Path) -> None:
+    """Write a consistent copy of an open journal to the new file *target* (0600), completely or not at all.
+
+    Raises:
+        FileExistsError: *target* exists.
+        OSError, sqlite3.Error: Reading or writing failed.
+    """
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+        copy = Path(scratch) / target.name
+        descriptor = files.open_file(copy, os.O_CREAT | os.O_EXCL | os.O_RDWR)
+        try:
+            with contextlib.closing(sqlite3.connect(copy, isolation_level=None)) as other:
+                connection.backup(other)
+                # A single file, without a write-ahead log beside it.
+                other.execute("PRAGMA journal_mode=DELETE")
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        files.rename_new(copy, target)
+
+
+def upgrade_backup(path: Path, version: int) -> Path:
+    """Where the journal at *path* is copied to before it is upgraded from schema *version*."""
+    return path.with_name(f"{path.name}.schema-{version}.backup")
+
+
+def _back_up_before_upgrade(connection: sqlite3.Connection, path: Path) -> None:
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if 0 < version < VERSION:
+        target = upgrade_backup(path, version)
+        # Of an upgrade that was cut short. The journal may have changed since then.
+        target.unlink(missing_ok=True)
+        copy_file(connection, target)
+
+
 def _ensure_tables(connection: sqlite3.Connection, path: Path) -> None:
+    _back_up_before_upgrade(connection, path)
     connection.execute("BEGIN IMMEDIATE")
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version < VERSION:

@@ -1,6 +1,7 @@
 """One workspace's part of the journal: its messages, its reading position and its costs."""
 
 import asyncio
+import datetime
 import json
 import sqlite3
 import time
@@ -8,7 +9,17 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from molecule_connect.journal import first_start, incoming, legacy_files, peer_names, quotas, schema, transitions
+from molecule_connect.errors import ConfigError
+from molecule_connect.journal import (
+    copies,
+    first_start,
+    incoming,
+    legacy_files,
+    peer_names,
+    quotas,
+    schema,
+    transitions,
+)
 from molecule_connect.journal.first_start import Look
 from molecule_connect.journal.incoming import Stored
 from molecule_connect.journal.models import (
@@ -297,10 +308,16 @@ class WorkspaceJournal:
     # Transitions
 
     async def recover(self) -> int:
-        """Undo unfinished work of an earlier process. Returns the number of runs that were cut short."""
+        """Undo unfinished work of an earlier process. Returns the number of runs that were cut short.
+
+        Raises:
+            ConfigError: The workspace was exported to another machine.
+        """
         wall = self._wall()
 
         def run(db: sqlite3.Connection) -> int:
+            if export := copies.export_of(db, self.workspace_id):
+                raise _exported(self.workspace_id, export)
             schema.adopt(db, self.workspace_id)
             legacy_files.adopt(db, self.workspace_id)
             return transitions.recover(db, self.workspace_id, wall, inbox=self.is_inbox)
@@ -632,3 +649,11 @@ class WorkspaceJournal:
 
     def _one(self, sql: str, *values: object) -> Any:
         return self._reader.execute(sql, values).fetchone()
+
+
+def _exported(workspace_id: str, export: copies.Export) -> ConfigError:
+    moment = datetime.datetime.fromtimestamp(export.time, datetime.UTC).isoformat(" ", "minutes")
+    return ConfigError(
+        f"{workspace_id} was exported to {export.target} on {moment}, and may be served from another machine",
+        hint="to serve it from here again, export it there and run 'molecule journal import ARCHIVE' here",
+    )
