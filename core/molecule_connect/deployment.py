@@ -67,6 +67,7 @@ class Deployment:
     ) -> None:
         self._runtime, self._notices, self._strict = runtime, notices, strict
         self._settings = {runner.workspace_id: runner.settings for runner in runners}
+        self._runners = {runner.workspace_id: runner for runner in runners}
         self._supervisor = Supervisor(runners, runtime.journal, listener=runtime.listener)
         self._file = RefusedBlocksFile(runtime.state_dir)
         self._problems: dict[str, Problem] = {}
@@ -77,6 +78,19 @@ class Deployment:
     def names(self) -> frozenset[str]:
         """The workspaces on the list, and the labels of blocks without an id."""
         return frozenset(self._settings.keys() | self._problems.keys())
+
+    @property
+    def unread(self) -> frozenset[str]:
+        """The running workspaces whose feed was not yet read to its end."""
+        return frozenset(runner.workspace_id for runner in self._running() if not runner.has_read)
+
+    def stalled(self, seconds: float) -> list[str]:
+        """The workspaces whose reading has made no progress for longer than this."""
+        return [runner.workspace_id for runner in self._running() if runner.stalled_for > seconds]
+
+    def _running(self) -> list[WorkspaceRunner]:
+        running = self._supervisor.running
+        return [runner for name, runner in self._runners.items() if name in running]
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until *stop* is set and all workspaces have drained, or until all have ended.
@@ -178,7 +192,11 @@ class Deployment:
         kept = {name: self._settings[name] for name in plan.kept}
         self._settings = {**kept, **{one.workspace_id: one for one in plan.wanted}}
         self.limit_streams()
-        await self._supervisor.change([WorkspaceRunner(one, self._runtime) for one in plan.starting], gone=plan.removed)
+        starting = [WorkspaceRunner(one, self._runtime) for one in plan.starting]
+        self._runners.update((runner.workspace_id, runner) for runner in starting)
+        await self._supervisor.change(starting, gone=plan.removed)
+        for name in plan.removed:
+            self._runners.pop(name, None)
 
     async def _check(self, settings: Iterable[WorkspaceSettings]) -> list[Refused]:
         return await check_all([PluginCheck(one, self._runtime.state_dir) for one in settings])

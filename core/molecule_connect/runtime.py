@@ -148,6 +148,16 @@ class WorkspaceRunner:
         """Close everything that was built, unless ``run`` did."""
         await self._stack.aclose()
 
+    @property
+    def has_read(self) -> bool:
+        """See ``Worker.has_read``."""
+        return self._host is not None and self.worker.has_read
+
+    @property
+    def stalled_for(self) -> float:
+        """See ``Worker.stalled_for``."""
+        return 0.0 if self._host is None else self.worker.stalled_for
+
     def clock_jumped(self) -> None:
         """The machine was suspended."""
         if self._host is not None:

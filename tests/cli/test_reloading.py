@@ -6,10 +6,12 @@ from pathlib import Path
 from molecule_connect import events
 from molecule_connect.app import deploy
 from molecule_connect.cli.reloading import follow_the_list
+from molecule_connect.cli.service_report import ServiceReport
 from molecule_connect.cli.signals import StopSignals
 from molecule_connect.cli.workspaces import WorkspaceSource
 from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.console.screen import Summary
+from molecule_connect.process.notify import ServiceManager
 from molecule_connect_sandbox.testing import Sandbox
 
 
@@ -70,6 +72,7 @@ async def test_notices_new_token_file_without_signal(tmp_path: Path) -> None:
                     screen=screen,
                     signals=StopSignals(grace=1.0, spell=lambda text, code: text),
                     summary=summary,
+                    report=ServiceReport(ServiceManager()),
                     retry=0.05,
                 )
             )

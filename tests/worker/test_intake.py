@@ -765,3 +765,45 @@ async def test_stop_reads_only_on_request(journal: Journal) -> None:
         stopped_at = now()
     assert platform.answers() == ["echo: slow"]
     assert fetched(platform, stopped_at + 1) == []
+
+
+# A hung intake, for the watchdog of a service manager
+
+
+async def test_an_outage_is_not_a_stall(journal: Journal) -> None:
+    platform = FakePlatform(fail_fetch=[unavailable()] * 1000)
+    async with Serving(platform, journal) as serving:
+        for _ in range(100):
+            await asyncio.sleep(9.7)
+            assert serving.connection.stalled_for < 1
+
+
+async def test_a_quiet_feed_is_not_a_stall(journal: Journal) -> None:
+    async with Serving(FakePlatform(), journal) as serving:
+        before = serving.connection.has_read
+        await asyncio.sleep(1000)
+        assert (before, serving.connection.has_read) == (False, True)
+        assert serving.connection.stalled_for < 1
+    assert serving.connection.stalled_for == 0
+
+
+async def test_full_disk_is_not_a_stall(tmp_path: Path) -> None:
+    disk, platform = Disk(), FakePlatform()
+    async with open_journal(tmp_path, disk=disk) as journal, Serving(platform, journal) as serving:
+        await asyncio.sleep(10)
+        disk.full = True
+        platform.write("hello")
+        for _ in range(100):
+            await asyncio.sleep(9.7)
+            assert serving.connection.stalled_for < 10
+        assert ("intake", True) in [(part, "full" in reason) for part, reason in troubles(serving)]
+        disk.full = False
+
+
+async def test_a_page_that_never_arrives_is_a_stall(journal: Journal) -> None:
+    platform = FakePlatform()
+    async with Serving(platform, journal) as serving:
+        await asyncio.sleep(10)
+        platform.fetch_delay = 1000.0
+        await asyncio.sleep(400)
+        assert serving.connection.stalled_for > 300

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 import attrs
 
 from molecule_connect import events
+from molecule_connect.cli.service_report import ServiceReport
 from molecule_connect.cli.signals import StopSignals
 from molecule_connect.cli.workspaces import WorkspaceSource
-from molecule_connect.config.load import WorkspacesError
+from molecule_connect.config.load import WorkspacesError, lines_of
 from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.console.lines import ERROR, INFO
 from molecule_connect.console.screen import Screen, Summary
@@ -45,6 +46,7 @@ async def follow_the_list(
     screen: Screen,
     signals: StopSignals,
     summary: Callable[[WorkspaceSettings], Summary],
+    report: ServiceReport,
     retry: float = RETRY,
 ) -> None:
     """Read the list whenever *reload* is set, and check refused blocks every *retry* seconds, until cancelled.
@@ -59,15 +61,20 @@ async def follow_the_list(
         reload.clear()
         try:
             if is_asked:
+                report.reloading()
                 listing = source.read()
                 plan = await deployment.plan(listing.settings, listing.refused)
-                screen.note(INFO, f"{listing.source} was read again: {_describe(plan)}")
+                outcome = f"{listing.source} was read again: {_describe(plan)}"
+                screen.note(INFO, outcome)
+                report.reloaded(outcome, lines_of(plan.refused))
             else:
                 again = source.retry([one.entry for one in deployment.refused])
                 plan = await deployment.plan_retry(again.settings, again.refused)
         except Exception as error:  # a bug in reading must not stop the workspaces
             if is_asked:
                 _report_fault(error, source.name, screen)
+                faults = error.faults if isinstance(error, WorkspacesError) else [str(error) or type(error).__name__]
+                report.reloaded(f"{source.name} was read again but not applied", faults)
             continue
         signals.grace = max(signals.grace, *(one.grace for one in plan.wanted))
         screen.open([summary(one) for one in plan.starting])

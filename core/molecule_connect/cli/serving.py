@@ -11,6 +11,7 @@ from typing import Any
 
 from molecule_connect import open_files
 from molecule_connect.cli.errors import CLEAN
+from molecule_connect.cli.service_report import ServiceReport
 from molecule_connect.cli.signals import StopSignals
 from molecule_connect.cli.workspaces import WorkspaceSource
 from molecule_connect.config.load import Listing, WorkspacesError
@@ -20,6 +21,8 @@ from molecule_connect.config.tokens import TOKEN_VARIABLE
 from molecule_connect.console.screen import Screen, Summary
 from molecule_connect.errors import ConfigError, without_credentials
 from molecule_connect.executors import PatientExecutor
+from molecule_connect.process.notify import ServiceManager
+from molecule_connect.worker.status_file import ReloadFile
 
 # New objects after which the garbage collector runs.
 _COLLECT_AFTER = 20_000
@@ -36,6 +39,7 @@ def run(options: Mapping[str, Any], given: Mapping[str, Any], *, screen: Screen)
         MoleculeError: A setting is missing or invalid, or serving failed.
     """
     planned = preview_state_dir(options["state_dir"], os.environ)
+    manager = ServiceManager.take_from(os.environ)
     with _one_line_per_fault(screen):
         if options["mode"] == "push" and not options["dry_run"]:
             raise ConfigError("--mode push is not available yet", hint="use --mode poll, which needs no public address")
@@ -56,11 +60,18 @@ def run(options: Mapping[str, Any], given: Mapping[str, Any], *, screen: Screen)
         with StopSignals(grace=grace, spell=screen.last_words, reloads=source.reloads) as signals:
             folder = resolve_state_dir(options["state_dir"], os.environ)
             with _log_to(screen):
-                asyncio.run(_serve(source, listing, options["mode"], folder, screen, signals))
+                report = ServiceReport(manager, file=ReloadFile(folder, os.getpid()) if source.reloads else None)
+                asyncio.run(_serve(source, listing, options["mode"], folder, screen, signals, report))
 
 
 async def _serve(
-    source: WorkspaceSource, listing: Listing, mode: str, folder: Path, screen: Screen, signals: StopSignals
+    source: WorkspaceSource,
+    listing: Listing,
+    mode: str,
+    folder: Path,
+    screen: Screen,
+    signals: StopSignals,
+    report: ServiceReport,
 ) -> None:
     from molecule_connect.app import deploy
     from molecule_connect.cli.reloading import follow_the_list, with_next_step
@@ -72,19 +83,25 @@ async def _serve(
     stop, reload = asyncio.Event(), asyncio.Event()
     signals.bind(stop, reload)
     screen.open([summary(one) for one in listing.settings])
-    listener = with_next_step(screen, reloads=source.reloads)
+    listener = report.following(with_next_step(screen, reloads=source.reloads))
     async with deploy(listing, folder, listener, strict=source.strict) as deployment:
-        following = asyncio.ensure_future(
-            follow_the_list(source, reload, deployment, screen=screen, signals=signals, summary=summary)
-        )
+        helpers = [
+            asyncio.ensure_future(
+                follow_the_list(
+                    source, reload, deployment, screen=screen, signals=signals, summary=summary, report=report
+                )
+            ),
+            asyncio.ensure_future(report.run(deployment, stop, signals)),
+        ]
         # The objects of the start live as long as the process; collections would visit them in vain.
         gc.freeze()
         gc.set_threshold(_COLLECT_AFTER)
         try:
             await deployment.run(stop)
         finally:
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
+            for helper in helpers:
+                helper.cancel()
+            await asyncio.gather(*helpers, return_exceptions=True)
     signals.outcome = CLEAN
 
 

@@ -36,7 +36,8 @@ class Intake:
         self._registration = registration
         self._status = status
         self._rereads: list[asyncio.Future[bool]] = []
-        self._is_reading = False
+        self._is_reading = self._is_waiting = False
+        self._moved_at = 0.0
         self._failures = self._refusals = 0
         self._failing_since = self._refused_since = 0.0
 
@@ -49,13 +50,30 @@ class Intake:
         self._is_reading = True
         try:
             while True:
+                self.moved()
+                self._is_waiting = True
                 trigger = await self._polling.next()
+                self._is_waiting = False
+                self.moved()
                 async with contextlib.aclosing(self._read(trigger)) as pages:
                     async for page in pages:
                         yield page
         finally:
             self._is_reading = False
             self._resolve(self._rereads, False)
+
+    @property
+    def stalled_for(self) -> float:
+        """For how many seconds a read has been due, or a page has not arrived or not been stored; 0 while neither is.
+
+        A failed read is not a stall: it is retried, and counts as due only then.
+        """
+        since = max(self._moved_at, self._polling.due_at()) if self._is_waiting else self._moved_at
+        return max(0.0, loop_time() - since) if self._is_reading else 0.0
+
+    def moved(self) -> None:
+        """Restart the time of ``stalled_for``: the intake did something, even if it failed."""
+        self._moved_at = loop_time()
 
     async def reread(self) -> bool:
         """Whether a whole read that began after this call succeeded."""
@@ -73,6 +91,7 @@ class Intake:
         try:
             async with contextlib.aclosing(self._reader.read(woken=woken, wakeups=self._polling)) as pages:
                 async for page in pages:
+                    self.moved()
                     rows, messages, whole = rows + len(page.items), messages + page.messages, page.caught_up
                     yield page
             succeeded = whole

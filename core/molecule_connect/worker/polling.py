@@ -100,7 +100,7 @@ class Polling:
 
     async def next(self) -> Trigger:
         """Wait until a read is due."""
-        while (due := self._due_at()) > loop_time():
+        while (due := self.due_at()) > loop_time():
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(None if due == float("inf") else due):
@@ -166,7 +166,8 @@ class Polling:
         if not self._pending:
             self._event_since_read = False
 
-    def _due_at(self) -> float:
+    def due_at(self) -> float:
+        """When the next read is due (loop time)."""
         if self._is_requested:
             return float("-inf")
         if self._is_stopped:

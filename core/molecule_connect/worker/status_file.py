@@ -12,7 +12,7 @@ import attrs
 from molecule_connect import files
 from molecule_connect.config.state_dir import state_file
 
-_STATUS, _REFUSED = ".status", ".refused"
+_STATUS, _REFUSED, _RELOAD = ".status", ".refused", ".reload"
 # Longest time between two writes of a status file, in seconds. A process with a much older file hangs.
 REFRESH = 30.0
 SILENT_AFTER = 3 * REFRESH + 5
@@ -154,6 +154,46 @@ class RefusedBlocksFile:
 def read_refused_blocks(folder: Path) -> list[RefusedBlocks]:
     """The content of all files in *folder*. A killed process may have left one."""
     return [refused for path in _refused_files(folder) if (refused := _read_refused(path)) is not None]
+
+
+@attrs.frozen(kw_only=True)
+class Reload:
+    """The last reload of a process.
+
+    Attributes:
+        number: Counts the reloads of the process; 0 before the first.
+        faults: Why the list, or blocks of it, were refused; one line each.
+        text: The outcome in one line.
+    """
+
+    number: int = 0
+    faults: tuple[str, ...] = ()
+    text: str = ""
+
+
+class ReloadFile:
+    """``<state>/<host>.<pid>.reload``: the outcome of the last reload, for a program that asked for it."""
+
+    def __init__(self, folder: Path, pid: int) -> None:
+        self._path = folder / f"{socket.gethostname().replace('/', '_')}.{pid}{_RELOAD}"
+
+    def write(self, reload: Reload) -> None:
+        """Replace the content."""
+        _write(self._path, json.dumps(attrs.asdict(reload)).encode())
+
+    def read(self) -> Reload | None:
+        """The content; None if there is none."""
+        try:
+            content = json.loads(files.read(self._path, of_anyone=True))
+            faults = tuple(str(fault) for fault in content["faults"])
+            return Reload(number=int(content["number"]), faults=faults, text=str(content["text"]))
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            return None
+
+    def remove(self) -> None:
+        """Remove the file."""
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
 
 
 def _refused_files(folder: Path) -> Iterator[Path]:

@@ -197,6 +197,16 @@ class Worker:
         self._dispatcher.wake_all()
         self._status.messages_changed.set()
 
+    @property
+    def has_read(self) -> bool:
+        """Whether the feed was read to its end at least once."""
+        return self._first_read.is_set()
+
+    @property
+    def stalled_for(self) -> float:
+        """See ``Intake.stalled_for``. Waiting for a turn under the platform's rate limit is not a stall."""
+        return 0.0 if self._pace.is_queued else self._feed.stalled_for
+
     # Starting
 
     async def _retry_start(self, step: Callable[[], Awaitable[None]], stop: asyncio.Event) -> bool:
@@ -288,6 +298,7 @@ class Worker:
         """Store *page*, retrying until the journal can be written."""
         is_retry = False
         while True:
+            self._feed.moved()
             try:
                 return await self._journal.add(page.items, now=page.now)
             except JournalError as exc:
