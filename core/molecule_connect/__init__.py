@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from molecule_connect import events, files
-    from molecule_connect.app import connect, load_workspaces
+    from molecule_connect.app import connect, load_workspaces, saved_state_dir
+    from molecule_connect.config.saved import config_home
     from molecule_connect.config.settings import Tls, WorkspaceSettings
     from molecule_connect.config.tokens import check_token
     from molecule_connect.errors import (
@@ -85,8 +86,9 @@ _HOMES = {
     "plugins.option_types": "Duration",
     "plugins.options": "BackendConfig options",
     "plugins.prompts": "disarm_tags",
-    "app": "connect load_workspaces",
+    "app": "connect load_workspaces saved_state_dir",
     "worker.feed": "FeedPage FeedReader",
+    "config.saved": "config_home",
     "config.settings": "Tls WorkspaceSettings",
     "config.tokens": "check_token",
     # Modules that are public themselves.
@@ -102,8 +104,9 @@ __all__ = [
     "Kind", "LeaseError", "MoleculeError", "OptionError", "Outcome", "Outgoing", "PageTooLargeError", "Part",
     "PermanentPlatformError", "PlatformError", "PluginError", "Presence", "Progress", "ReplyResult", "Request",
     "Response", "StateLostError", "TextPart", "Tls", "TransientPlatformError", "Usage", "WorkspaceDeletedError",
-    "WorkspaceSettings", "canonical_id", "check_token", "connect", "create_backend", "disarm_tags", "endpoints",
-    "events", "files", "hookimpl", "installed_backends", "load_workspaces", "open_inbox", "options", "state_folders",
+    "WorkspaceSettings", "canonical_id", "check_token", "config_home", "connect", "create_backend", "disarm_tags",
+    "endpoints", "events", "files", "hookimpl", "installed_backends", "load_workspaces", "open_inbox", "options",
+    "saved_state_dir", "state_folders",
 ]  # fmt: skip
 
 

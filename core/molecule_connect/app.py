@@ -18,11 +18,17 @@ from molecule_connect.config.load import (
     WorkspacesError,
     lines_of,
     parse_variable,
-    read_single,
     with_hint,
 )
+from molecule_connect.config.saved import find_saved
 from molecule_connect.config.settings import WorkspaceSettings
-from molecule_connect.config.state_dir import existing_state_dir, resolve_state_dir, state_dir_problems
+from molecule_connect.config.single import read_single
+from molecule_connect.config.state_dir import (
+    existing_state_dir,
+    named_state_dir,
+    resolve_state_dir,
+    state_dir_problems,
+)
 from molecule_connect.deployment import Deployment, PluginCheck, check_all, without_refused
 from molecule_connect.errors import ConfigError, MoleculeError
 from molecule_connect.journal.journal import Journal
@@ -73,25 +79,42 @@ async def connect(
 
 
 def load_workspaces(
-    environ: Mapping[str, str] = os.environ, *, state_dir: Path | None = None
+    environ: Mapping[str, str] = os.environ, *, state_dir: Path | None = None, profile: str | None = None
 ) -> list[WorkspaceSettings]:
     """The workspaces in the environment: those of ``MOLECULE_WORKSPACES``, or else the one of ``WORKSPACE_ID``.
 
+    Settings that ``molecule init`` saved complete the environment of a single workspace, as for ``molecule connect``.
+    ``settings_file`` is then set.
+
     Args:
         state_dir: May contain tokens that registrations returned; None for the folder that would be used.
+        profile: The saved profile; None for that of ``MOLECULE_PROFILE``, or the default one.
 
     Raises:
         WorkspacesError: The list has errors.
         ConfigError: The id or the token is missing, or a value is invalid.
     """
+    saved = find_saved(profile, environ)
     if state_dir is None:
-        state_dir = existing_state_dir(None, environ)
+        state_dir = existing_state_dir(None, environ, saved=None if saved is None else saved.state_dir)
     if environ.get(WORKSPACES_VARIABLE):
         found = parse_variable(environ, state_dir=state_dir)
         return load_list(found).whole()
-    settings = read_single({}, environ, state_dir)
+    settings = read_single({}, environ, state_dir, saved)
     check_platform(settings)
     return [settings]
+
+
+def saved_state_dir(environ: Mapping[str, str] = os.environ, *, profile: str | None = None) -> Path | None:
+    """The state folder of the saved settings that ``load_workspaces`` uses.
+
+    None if they name none, or the environment names another.
+
+    Raises:
+        ConfigError: The saved settings can't be used.
+    """
+    saved = find_saved(profile, environ)
+    return None if saved is None or named_state_dir(None, environ) is not None else saved.state_dir
 
 
 def load_list(workspaces: WorkspaceList, numbers: Collection[int] | None = None, *, plugins: bool = False) -> Listing:

@@ -10,7 +10,9 @@ from typing import Self
 import attrs
 
 from molecule_connect import events
+from molecule_connect.config.saved import SavedToken
 from molecule_connect.config.settings import WorkspaceSettings
+from molecule_connect.config.tokens import SAVED_SOURCE
 from molecule_connect.errors import CloseError, ConfigError
 from molecule_connect.journal.journal import Journal
 from molecule_connect.models import Handler
@@ -199,12 +201,15 @@ class ClientPace(Pace):
 
 def credentials_of(settings: WorkspaceSettings, state_dir: Path | None) -> Credentials:
     """The tokens of one workspace. *state_dir* may contain one that a registration returned."""
+    token_file: Path | SavedToken | None = settings.token_file
+    if settings.token_file is not None and settings.settings_file is not None and settings.token_source == SAVED_SOURCE:
+        token_file = SavedToken(settings.token_file, settings.settings_file, settings.workspace_id, settings.api_url)
     return Credentials(
         settings.workspace_id,
         origin=parse_address(settings.api_url, insecure=settings.insecure).origin,
         token=settings.token,
         source=settings.token_source,
-        token_file=settings.token_file,
+        token_file=token_file,
         state_dir=state_dir,
     )
 

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from molecule_connect.app import load_list, load_workspaces
-from molecule_connect.config.load import WorkspacesError, parse_file, parse_variable, read_identity, read_variables
+from molecule_connect.config.load import WorkspacesError, parse_file, parse_variable, read_variables
 from molecule_connect.config.settings import KEYS, PeerBudget, WorkspaceSettings
+from molecule_connect.config.single import read_identity
 from molecule_connect.errors import ConfigError
 
 TOKEN = "t0k3n-of-nobody"

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from molecule_connect.cli.options import given_settings, setting_options
+from molecule_connect.cli.options import PROFILE, given_settings, setting_options
 from molecule_connect.config.settings import DEFAULT_BACKEND
 from molecule_connect.console.select import LOG_FORMATS, choose
 from molecule_connect.plugins.entry_points import BACKENDS, scan_names
@@ -63,6 +63,7 @@ class ConnectCommand(click.Command):
     metavar="FOLDER",
     help="Where to keep the journal and received files. [MOLECULE_STATE_DIR; default: ~/.config/molecule/state]",
 )
+@PROFILE
 @click.option("--dry-run", is_flag=True, help="Check everything that can be checked without a request, and exit.")
 @click.option(
     "--log-format",

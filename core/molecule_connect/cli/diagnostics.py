@@ -15,14 +15,16 @@ from molecule_connect.cli.local_status import local_statuses
 from molecule_connect.config.load import (
     WORKSPACES_VARIABLE,
     Listing,
+    WorkspaceList,
     WorkspacesError,
     parse_file,
     parse_variable,
-    read_identity,
 )
+from molecule_connect.config.saved import SavedSettings, find_saved
 from molecule_connect.config.settings import DEFAULT_API_URL, WorkspaceSettings, check_workspace_id
+from molecule_connect.config.single import read_identity, read_token
 from molecule_connect.config.state_dir import preview_state_dir, state_dir_problems
-from molecule_connect.config.tokens import find_token, no_token_error
+from molecule_connect.config.tokens import no_token_error
 from molecule_connect.console.sanitize import span
 from molecule_connect.errors import AuthError, ConfigError, MoleculeError, PlatformError
 from molecule_connect.events import Described, Event, Notice
@@ -64,12 +66,31 @@ async def checkup(
         options: The parameters of the command.
         given: The settings on the command line, by field name.
     """
-    folder, findings = _folder(options, environ)
+    saved, parsed = None, None
+    is_list = options["config"] is not None or bool(environ.get(WORKSPACES_VARIABLE))
+    try:
+        if options["config"] is not None:
+            parsed = parse_file(options["config"], environ)
+        else:
+            saved = find_saved(options["profile"], environ, workspace_id=given.get("workspace_id"))
+    except WorkspacesError as exc:
+        for fault in exc.faults:
+            yield Finding("asked for", FAIL, f"{exc.source}: {fault}")
+        return
+    except ConfigError as exc:
+        yield _failed("settings", exc)
+        return
+    if saved is not None:
+        yield Finding("settings", OK, f"saved in {saved.path}")
+    own_state_dir = saved.state_dir if saved is not None else parsed.own_state_dir if parsed is not None else None
+    folder, findings = _folder(options, environ, own_state_dir)
     for finding in findings:
         yield finding
     try:
-        is_list = options["config"] is not None or bool(environ.get(WORKSPACES_VARIABLE))
-        listing = _listed(options, environ, folder) if is_list else Listing(settings=(_single(given, environ),))
+        if is_list:
+            listing = _listed(options, parsed or parse_variable(environ), folder)
+        else:
+            listing = Listing(settings=(_single(given, environ, saved),))
     except WorkspacesError as exc:
         for fault in exc.faults:
             yield Finding("asked for", FAIL, f"{exc.source}: {fault}")
@@ -81,7 +102,7 @@ async def checkup(
         for fault in refused.lines:
             yield Finding("asked for", FAIL, f"{listing.source}: {fault}", workspace=refused.name)
     for one in listing.settings:
-        tokens = partial(credentials_of if is_list else partial(_credentials, given, environ), one, folder)
+        tokens = partial(credentials_of if is_list else partial(_credentials, given, environ, saved), one, folder)
         async with contextlib.aclosing(_workspace_checkup(one, folder, tokens, now)) as found:
             async for finding in found:
                 yield attrs.evolve(finding, workspace=one.workspace_id)
@@ -122,9 +143,11 @@ async def _workspace_checkup(
             yield finding
 
 
-def _folder(options: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[Path | None, list[Finding]]:
+def _folder(
+    options: Mapping[str, Any], environ: Mapping[str, str], saved: Path | None
+) -> tuple[Path | None, list[Finding]]:
     try:
-        folder = preview_state_dir(options["state_dir"], environ)
+        folder = preview_state_dir(options["state_dir"], environ, saved=saved)
     except ConfigError as exc:
         return None, [_failed("state folder", exc)]
     text = str(folder) if folder.exists() else f"{folder}, which a start would create"
@@ -132,13 +155,9 @@ def _folder(options: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[Pat
     return folder, [Finding("state folder", OK, text), *warnings]
 
 
-def _listed(options: Mapping[str, Any], environ: Mapping[str, str], folder: Path | None) -> Listing:
+def _listed(options: Mapping[str, Any], found: WorkspaceList, folder: Path | None) -> Listing:
     """The list, or only the workspace of it that is named."""
-    if options["config"] is not None:
-        found = parse_file(options["config"], environ, state_dir=folder)
-    else:
-        found = parse_variable(environ, state_dir=folder)
-    listing = load_list(found)
+    listing = load_list(attrs.evolve(found, state_dir=folder))
     if options["workspace_id"] is None:
         return listing
     wanted = canonical_id(options["workspace_id"])
@@ -153,17 +172,21 @@ def _listed(options: Mapping[str, Any], environ: Mapping[str, str], folder: Path
     return chosen
 
 
-def _single(given: Mapping[str, Any], environ: Mapping[str, str]) -> WorkspaceSettings:
-    settings = WorkspaceSettings(**read_identity(given, environ))
+def _single(given: Mapping[str, Any], environ: Mapping[str, str], saved: SavedSettings | None) -> WorkspaceSettings:
+    settings = WorkspaceSettings(**read_identity(given, environ, saved))
     check_workspace_id(settings.workspace_id)
     check_platform(settings)
     return settings
 
 
 def _credentials(
-    given: Mapping[str, Any], environ: Mapping[str, str], settings: WorkspaceSettings, folder: Path | None
+    given: Mapping[str, Any],
+    environ: Mapping[str, str],
+    saved: SavedSettings | None,
+    settings: WorkspaceSettings,
+    folder: Path | None,
 ) -> Credentials:
-    found = find_token(given, environ, workspace_id=settings.workspace_id, state_dir=folder)
+    found = read_token(settings, given, environ, state_dir=folder, saved=saved)
     return credentials_of(attrs.evolve(settings, **found), folder)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from molecule_connect.cli.options import given_settings, setting_options
+from molecule_connect.cli.options import PROFILE, given_settings, setting_options
 
 NOT_WELL = 1
 
@@ -21,6 +21,7 @@ NOT_WELL = 1
     metavar="FILE",
     help="Check the workspaces of this file, or only WORKSPACE_ID.",
 )
+@PROFILE
 @setting_options("ca_file", "client_cert", "client_key", "insecure")
 @click.pass_context
 def doctor(ctx: click.Context, /, **_: Any) -> None:

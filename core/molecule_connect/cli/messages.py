@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from molecule_connect.cli.options import JSON, STATE_DIR, canonical, state_dir_of
+from molecule_connect.cli.options import JSON, PROFILE, STATE_DIR, canonical, place_of
 from molecule_connect.console.sanitize import count
 
 if TYPE_CHECKING:
@@ -59,8 +59,14 @@ def messages() -> None:
 )
 @JSON
 @STATE_DIR
+@PROFILE
 def list_command(
-    workspace_id: str | None, states: tuple[str, ...], limit: int, as_json: bool, state_dir: str | None
+    workspace_id: str | None,
+    states: tuple[str, ...],
+    limit: int,
+    as_json: bool,
+    state_dir: str | None,
+    profile: str | None,
 ) -> None:
     """List the messages of WORKSPACE_ID, or of all workspaces in the journal, newest first.
 
@@ -72,7 +78,8 @@ def list_command(
     from molecule_connect.cli import message_format
     from molecule_connect.journal.inspect import Inspection
 
-    folder, wanted = state_dir_of(state_dir), _states(states)
+    folder, workspace_id = place_of(state_dir, profile, workspace_id)
+    wanted = _states(states)
     with Inspection.open(folder) as journal:
         if workspace_id is not None:
             _check_known(workspace_id, journal.workspaces())
@@ -97,7 +104,10 @@ def list_command(
 @JSON
 @WORKSPACE
 @STATE_DIR
-def show(row_id: str, raw: bool, as_json: bool, workspace: str | None, state_dir: str | None) -> None:
+@PROFILE
+def show(
+    row_id: str, raw: bool, as_json: bool, workspace: str | None, state_dir: str | None, profile: str | None
+) -> None:
     """Show a message: its text, attempts, errors and reply.
 
     \b
@@ -108,7 +118,8 @@ def show(row_id: str, raw: bool, as_json: bool, workspace: str | None, state_dir
     from molecule_connect.errors import ConfigError
     from molecule_connect.journal.inspect import Inspection
 
-    with Inspection.open(state_dir_of(state_dir)) as journal:
+    folder, workspace = place_of(state_dir, profile, workspace)
+    with Inspection.open(folder) as journal:
         message = journal.message(journal.find(row_id, workspace))
     if raw:
         if message.raw is None:
@@ -127,6 +138,7 @@ def show(row_id: str, raw: bool, as_json: bool, workspace: str | None, state_dir
 @YES
 @WORKSPACE
 @STATE_DIR
+@PROFILE
 def replay(
     row_ids: tuple[str, ...],
     all_dead: bool,
@@ -134,6 +146,7 @@ def replay(
     yes: bool,
     workspace: str | None,
     state_dir: str | None,
+    profile: str | None,
 ) -> None:
     """Process dead letters again. Each moves to the end of its conversation, with all its attempts.
 
@@ -152,7 +165,7 @@ def replay(
         raise click.UsageError("pass either row ids or --all-dead")
     if reason is not None and not all_dead:
         raise click.UsageError("--reason requires --all-dead")
-    folder = state_dir_of(state_dir)
+    folder, workspace = place_of(state_dir, profile, workspace)
     with inspect.Inspection.open(folder) as journal:
         named = _chosen(journal, row_ids, workspace, _replayable)
         chosen = journal.dead(workspace, reason or "") if all_dead else named
@@ -171,7 +184,10 @@ def replay(
 @YES
 @WORKSPACE
 @STATE_DIR
-def drop(row_ids: tuple[str, ...], yes: bool, workspace: str | None, state_dir: str | None) -> None:
+@PROFILE
+def drop(
+    row_ids: tuple[str, ...], yes: bool, workspace: str | None, state_dir: str | None, profile: str | None
+) -> None:
     """Discard dead letters. They can't be replayed afterwards, and their text is deleted after a day.
 
     \b
@@ -179,7 +195,7 @@ def drop(row_ids: tuple[str, ...], yes: bool, workspace: str | None, state_dir: 
     """
     from molecule_connect.journal import inspect
 
-    folder = state_dir_of(state_dir)
+    folder, workspace = place_of(state_dir, profile, workspace)
     with inspect.Inspection.open(folder) as journal:
         chosen = _chosen(journal, row_ids, workspace, _droppable)
     if _confirm(chosen, ["not answered"] * len(chosen), "Drop", yes):

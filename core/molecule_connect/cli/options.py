@@ -22,6 +22,7 @@ STATE_DIR = click.option(
     metavar="FOLDER",
     help="The connector's state folder. [MOLECULE_STATE_DIR; default: as for 'molecule connect']",
 )
+PROFILE_HELP = "The saved settings to use; 'molecule init --profile NAME' saves them. [MOLECULE_PROFILE]"
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document to standard output.")
 _PLUGIN_GROUPS = {"backend": BACKENDS, "middleware": MIDDLEWARE}
 _REPEATABLE = (NAMES, OPTIONS, PLUGIN_OPTIONS)
@@ -64,13 +65,40 @@ def canonical(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     return None if value is None else canonical_id(value)
 
 
-def state_dir_of(value: str | None) -> Path:
-    """The state folder to read, by the value of ``--state-dir``.
+class ProfileName(click.ParamType[str]):
+    """The name of a profile. Completion offers the saved ones."""
+
+    name = "NAME"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        from click.shell_completion import CompletionItem
+
+        from molecule_connect.config.saved import profiles
+
+        return [CompletionItem(name) for name in profiles(os.environ) if name.startswith(incomplete)]
+
+
+PROFILE = click.option("--profile", type=ProfileName(), metavar="NAME", help=PROFILE_HELP)
+
+
+def place_of(state_dir: str | None, profile: str | None, workspace_id: str | None = None) -> tuple[Path, str | None]:
+    """The state folder to read, and the workspace: the given one, else that of a profile that was named.
+
+    Args:
+        state_dir: The value of ``--state-dir``.
+        profile: The value of ``--profile``.
 
     Raises:
-        ConfigError: The value is empty.
+        ConfigError: *state_dir* is empty, or the saved settings can't be used.
     """
-    return existing_state_dir(value, os.environ)
+    from molecule_connect.config.saved import chosen_profile, find_saved
+
+    is_named = bool(chosen_profile(profile, os.environ)) or profile is not None
+    saved = find_saved(profile, os.environ, workspace_id=workspace_id) if state_dir is None or is_named else None
+    folder = existing_state_dir(state_dir, os.environ, saved=None if saved is None else saved.state_dir)
+    if workspace_id is None and is_named and saved is not None:
+        return folder, saved.workspace_id
+    return folder, workspace_id
 
 
 def setting_options(*names: str) -> Callable[[F], F]:

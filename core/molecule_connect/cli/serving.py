@@ -16,7 +16,7 @@ from molecule_connect.cli.signals import StopSignals
 from molecule_connect.cli.workspaces import WorkspaceSource
 from molecule_connect.config.load import Listing, WorkspacesError
 from molecule_connect.config.settings import WorkspaceSettings
-from molecule_connect.config.state_dir import preview_state_dir, resolve_state_dir
+from molecule_connect.config.state_dir import resolve_state_dir
 from molecule_connect.config.tokens import TOKEN_VARIABLE
 from molecule_connect.console.screen import Screen, Summary
 from molecule_connect.errors import ConfigError, without_credentials
@@ -38,12 +38,17 @@ def run(options: Mapping[str, Any], given: Mapping[str, Any], *, screen: Screen)
     Raises:
         MoleculeError: A setting is missing or invalid, or serving failed.
     """
-    planned = preview_state_dir(options["state_dir"], os.environ)
     manager = ServiceManager.take_from(os.environ)
     with _one_line_per_fault(screen):
         if options["mode"] == "push" and not options["dry_run"]:
             raise ConfigError("--mode push is not available yet", hint="use --mode poll, which needs no public address")
-        source = WorkspaceSource(given, os.environ, config=options["config"], state_dir=planned)
+        source = WorkspaceSource(
+            given,
+            os.environ,
+            config=options["config"],
+            state_dir=options["state_dir"],
+            profile=options["profile"],
+        )
         listing = source.read()
         if "token" in given:
             # Every user can read /proc/PID/cmdline, and so can every program that a backend starts.
@@ -54,11 +59,11 @@ def run(options: Mapping[str, Any], given: Mapping[str, Any], *, screen: Screen)
             )
         open_files.raise_limit()
         if options["dry_run"]:
-            _dry_run(listing, options["mode"], planned, screen)
+            _dry_run(listing, options["mode"], source.state_dir, screen)
             return
         grace = max(one.grace for one in listing.settings)
         with StopSignals(grace=grace, spell=screen.last_words, reloads=source.reloads) as signals:
-            folder = resolve_state_dir(options["state_dir"], os.environ)
+            folder = resolve_state_dir(options["state_dir"], os.environ, saved=source.own_state_dir)
             with _log_to(screen):
                 report = ServiceReport(manager, file=ReloadFile(folder, os.getpid()) if source.reloads else None)
                 asyncio.run(_serve(source, listing, options["mode"], folder, screen, signals, report))
@@ -143,6 +148,7 @@ def _summary(settings: WorkspaceSettings, mode: str, folder: Path) -> Summary:
         mode=mode,
         api_url=settings.api_url,
         state_dir=str(folder),
+        settings_file=str(settings.settings_file or ""),
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from molecule_connect.cli.options import JSON, STATE_DIR, canonical, state_dir_of
+from molecule_connect.cli.options import JSON, PROFILE, STATE_DIR, canonical, place_of
 from molecule_connect.console.sanitize import ago, count, moment
 
 if TYPE_CHECKING:
@@ -24,12 +24,15 @@ NOT_WELL = 1
 @click.argument("workspace_id", required=False, callback=canonical)
 @JSON
 @STATE_DIR
+@PROFILE
 @click.pass_context
-def status(ctx: click.Context, workspace_id: str | None, as_json: bool, state_dir: str | None) -> None:
+def status(
+    ctx: click.Context, workspace_id: str | None, as_json: bool, state_dir: str | None, profile: str | None
+) -> None:
     """Show whether a connector serves WORKSPACE_ID on this machine, and its problems.
 
-    Without WORKSPACE_ID, all workspaces that were ever served from the state folder are shown. The command makes no
-    requests and doesn't affect running connectors.
+    Without WORKSPACE_ID and --profile, all workspaces that were ever served from the state folder are shown. The
+    command makes no requests and doesn't affect running connectors.
 
     \b
     molecule status
@@ -41,7 +44,8 @@ def status(ctx: click.Context, workspace_id: str | None, as_json: bool, state_di
     """
     from molecule_connect.cli.local_status import local_statuses
 
-    folder, now = state_dir_of(state_dir), time.time()
+    folder, workspace_id = place_of(state_dir, profile, workspace_id)
+    now = time.time()
     found = local_statuses(folder, workspace_id, now)
     if as_json:
         document = {"state_dir": str(folder), "workspaces": [_values(one) for one in found]}

@@ -4,6 +4,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from molecule_connect.app import check_platform, load_list
 from molecule_connect.config.load import (
     WORKSPACES_VARIABLE,
@@ -12,9 +14,11 @@ from molecule_connect.config.load import (
     WorkspacesError,
     parse_file,
     parse_variable,
-    read_single,
 )
+from molecule_connect.config.saved import SavedSettings, find_saved
 from molecule_connect.config.settings import DEFAULT_BACKEND, WorkspaceSettings
+from molecule_connect.config.single import read_single
+from molecule_connect.config.state_dir import preview_state_dir
 from molecule_connect.errors import BackendNotFoundError, ConfigError
 from molecule_connect.plugins import discovery
 from molecule_connect.plugins.entry_points import BACKENDS
@@ -25,20 +29,43 @@ class WorkspaceSource:
 
     Args:
         given: The settings on the command line, by field name.
-        state_dir: May contain tokens that registrations returned.
+        config: The file of ``--config``.
+        state_dir: The folder of ``--state-dir``.
+        profile: The value of ``--profile``.
 
     Attributes:
         strict: Serve all workspaces of a list, or none.
         once: Answer the waiting messages, then stop.
+        own_state_dir: The state folder that the file or the saved settings name, as of the first ``read``.
     """
 
     def __init__(
-        self, given: Mapping[str, Any], environ: Mapping[str, str], *, config: Path | None, state_dir: Path
+        self,
+        given: Mapping[str, Any],
+        environ: Mapping[str, str],
+        *,
+        config: Path | None,
+        state_dir: str | Path | None,
+        profile: str | None = None,
     ) -> None:
-        self._given, self._environ, self._config, self._state_dir = given, environ, config, state_dir
+        self._given, self._environ, self._config = given, environ, config
+        self._named_state_dir, self._profile = state_dir, profile
+        self._state_dir: Path | None = None
         self._list: WorkspaceList | None = None
         self.strict: bool = given.get("strict", False)
         self.once: bool = given.get("once", False)
+        self.own_state_dir: Path | None = None
+
+    @property
+    def state_dir(self) -> Path:
+        """The state folder that a start would use. It may contain tokens that registrations returned.
+
+        Raises:
+            ConfigError: It can't be used.
+        """
+        if self._state_dir is None:
+            self._state_dir = preview_state_dir(self._named_state_dir, self._environ, saved=self.own_state_dir)
+        return self._state_dir
 
     @property
     def name(self) -> str:
@@ -57,17 +84,27 @@ class WorkspaceSource:
             WorkspacesError: No workspace of the list can be served.
             ConfigError: A setting is missing or invalid.
         """
+        self._refuse_profile()
+        saved = (
+            None
+            if self._config
+            else find_saved(self._profile, self._environ, workspace_id=self._given.get("workspace_id"))
+        )
         if self._config is None and not self._environ.get(WORKSPACES_VARIABLE):
-            return Listing(settings=(self._read_single(),))
+            self.own_state_dir = None if saved is None else saved.state_dir
+            return Listing(settings=(self._read_single(saved),))
         self._refuse_identity()
         flags = {name: value for name, value in self._given.items() if value is not None}
         if self._config is None:
-            found = parse_variable(self._environ, flags=flags, state_dir=self._state_dir)
+            found = parse_variable(self._environ, flags=flags, state_dir=self.state_dir)
         else:
             # Opening a pipe that has no writer would block all workspaces.
             if self._list is not None and self._config.exists() and not self._config.is_file():
                 raise WorkspacesError(str(self._config), ["it is not a regular file, so it can be read only once"])
-            found = parse_file(self._config, self._environ, flags=flags, state_dir=self._state_dir)
+            found = parse_file(self._config, self._environ, flags=flags)
+            if self._list is None:
+                self.own_state_dir = found.own_state_dir
+            found = attrs.evolve(found, state_dir=self.state_dir)
         listing = load_list(found, plugins=True)
         self._list = found
         return listing
@@ -76,8 +113,8 @@ class WorkspaceSource:
         """The workspaces with these *numbers* in the last list that was read. Files that they name are read again."""
         return Listing() if self._list is None else load_list(self._list, numbers, plugins=True)
 
-    def _read_single(self) -> WorkspaceSettings:
-        settings = read_single(self._given, self._environ, self._state_dir)
+    def _read_single(self, saved: SavedSettings | None) -> WorkspaceSettings:
+        settings = read_single(self._given, self._environ, self.state_dir, saved)
         check_platform(settings)
         try:
             discovery.find(BACKENDS, str(settings.backend))
@@ -86,6 +123,14 @@ class WorkspaceSource:
                 error.hint += or_another(error.available)
             raise
         return settings
+
+    def _refuse_profile(self) -> None:
+        """Raises ConfigError for a profile beside a file."""
+        if self._config is not None and self._profile is not None:
+            raise ConfigError(
+                "--profile can't be combined with --config, which lists the workspaces",
+                hint="omit --config to use the saved settings, or omit --profile",
+            )
 
     def _refuse_identity(self) -> None:
         """Raises ConfigError for a flag that the list replaces."""

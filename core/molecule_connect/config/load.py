@@ -1,4 +1,4 @@
-"""Read the settings of a single workspace, or of a list: ``MOLECULE_WORKSPACES``, or a file of ``[[workspace]]``.
+"""Read a list of workspaces: ``MOLECULE_WORKSPACES``, or a file of ``[[workspace]]``.
 
 A faulty workspace of a list doesn't affect the others. All faults of a list are reported at once.
 """
@@ -17,14 +17,20 @@ import attrs
 from molecule_connect import files
 from molecule_connect.config import values
 from molecule_connect.config.settings import KEYS, SCHEMA, WorkspaceSettings
-from molecule_connect.config.tokens import STATE_DIR_SOURCE, check_token, find_token, has_kept_token, read_token_file
+from molecule_connect.config.tokens import (
+    STATE_DIR_SOURCE,
+    TOKEN_FIELDS,
+    check_token,
+    has_kept_token,
+    read_token_file,
+)
 from molecule_connect.config.values import InvalidValueError, parse_path
 from molecule_connect.errors import ConfigError, MoleculeError, did_you_mean
 
 WORKSPACES_VARIABLE = "MOLECULE_WORKSPACES"
+_FILE_KEYS = ("workspace", "defaults", "state_dir")
 # Each options field, and the field with its plugin.
 _PLUGINS = {"options": "backend", "middleware_options": "middleware"}
-_TOKEN = ("token", "token_file")
 
 
 class WorkspacesError(ConfigError):
@@ -137,7 +143,7 @@ def read_variables(environ: Mapping[str, str], *, single: bool) -> dict[str, Any
     found = {}
     for name, setting in SCHEMA.items():
         variable = next((variable for variable in setting.variables if environ.get(variable)), None)
-        if variable is None or name in _TOKEN or (setting.single and not single):
+        if variable is None or name in TOKEN_FIELDS or (setting.single and not single):
             continue
         try:
             found[name] = setting.kind.from_text(environ[variable])
@@ -145,37 +151,6 @@ def read_variables(environ: Mapping[str, str], *, single: bool) -> dict[str, Any
             hint = getattr(exc, "hint", "") or f"correct it, or unset {variable}"
             raise ConfigError(f"{variable}: {exc}", hint=hint) from None
     return found
-
-
-def read_identity(flags: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
-    """All settings of a single workspace except for its token: *flags* win over variables.
-
-    Raises:
-        ConfigError: The workspace id is missing, or a variable has an invalid value.
-    """
-    given = {name: value for name, value in flags.items() if value is not None and name not in _TOKEN}
-    found = {**read_variables(environ, single=True), **given}
-    if not str(found.get("workspace_id", "")).strip():
-        raise ConfigError(
-            "no workspace id was given",
-            hint="run 'molecule connect WORKSPACE_ID', or set WORKSPACE_ID; the id is shown on the platform",
-        )
-    return found
-
-
-def read_single(flags: Mapping[str, Any], environ: Mapping[str, str], state_dir: Path | None) -> WorkspaceSettings:
-    """The settings of a single workspace, from *flags* and variables.
-
-    Args:
-        flags: Field name -> value; None for a flag with an empty value.
-        state_dir: May contain a token that a registration returned.
-
-    Raises:
-        ConfigError: The id or the token is missing, or a value is invalid.
-    """
-    settings = WorkspaceSettings(**read_identity(flags, environ)).check()
-    token = find_token(flags, environ, workspace_id=settings.workspace_id, state_dir=state_dir)
-    return attrs.evolve(settings, **token)
 
 
 def read_table(table: Mapping[str, Any], *, forbidden: Collection[str] = ()) -> tuple[dict[str, Any], list[str]]:
@@ -221,6 +196,7 @@ class WorkspaceList:
         environ: Variables give defaults, and are expanded in paths.
         flags: Field name -> value for every workspace; wins over the list.
         state_dir: May contain tokens that registrations returned.
+        own_state_dir: The state folder that the file names.
     """
 
     source: str
@@ -231,6 +207,7 @@ class WorkspaceList:
     environ: Mapping[str, str] = attrs.field(repr=False)
     flags: Mapping[str, Any] = attrs.field(repr=False)
     state_dir: Path | None
+    own_state_dir: Path | None = None
 
     def blocks(self, numbers: Collection[int] | None = None) -> list[Block]:
         """The workspaces with these *numbers*, or all. Files that they name are read again.
@@ -280,13 +257,13 @@ class WorkspaceList:
         except ConfigError as exc:
             faults.append(with_hint(exc))
         for field in SCHEMA:
-            if SCHEMA[field].kind is values.PATH and isinstance(found.get(field), str) and field not in _TOKEN:
+            if SCHEMA[field].kind is values.PATH and isinstance(found.get(field), str) and field not in TOKEN_FIELDS:
                 try:
                     found[field] = self._path(found[field], field)
                 except ConfigError as exc:
                     faults.append(with_hint(exc))
                     found[field] = None
-        rest = {field: value for field, value in found.items() if field not in ("workspace_id", *_TOKEN)}
+        rest = {field: value for field, value in found.items() if field not in ("workspace_id", *TOKEN_FIELDS)}
         settings = WorkspaceSettings(workspace_id=name or "unknown", entry=number, patient=True, **rest, **token)
         return settings, faults + [with_hint(fault) for fault in settings.faults()]
 
@@ -303,11 +280,7 @@ class WorkspaceList:
         return {"token_source": STATE_DIR_SOURCE}
 
     def _path(self, text: str, key: str) -> Path:
-        try:
-            named = string.Template(text).substitute(self.environ)
-        except (KeyError, ValueError):
-            raise ConfigError(f"{key} contains a variable that is not set", hint="write it like $NAME/file") from None
-        return self.folder / parse_path(named)
+        return read_path(text, key, self.folder, self.environ)
 
     def _token_file(self, text: str) -> Path:
         path = self._path(text, "token_file")
@@ -360,11 +333,15 @@ def parse_file(
     """
     path = parse_path(str(path)).absolute()
     status, document = _read_toml(path)
-    faults = [
-        f"unknown key {key!r}{did_you_mean(key, ('workspace', 'defaults'))}"
-        for key in document
-        if key not in ("workspace", "defaults")
-    ]
+    own_state_dir = None
+    faults = [f"unknown key {key!r}{did_you_mean(key, _FILE_KEYS)}" for key in document if key not in _FILE_KEYS]
+    if (folder := document.get("state_dir", "")) != "":
+        try:
+            own_state_dir = read_path(values.TEXT.from_document(folder), "state_dir", path.parent, environ)
+        except InvalidValueError as exc:
+            faults.append(f"state_dir {exc}")
+        except ConfigError as exc:
+            faults.append(str(exc))
     entries, defaults = document.get("workspace", []), document.get("defaults", {})
     if not isinstance(entries, list):
         faults.append("write each workspace under [[workspace]], in two brackets")
@@ -389,7 +366,21 @@ def parse_file(
         environ=environ,
         flags=flags or {},
         state_dir=state_dir,
+        own_state_dir=own_state_dir,
     )
+
+
+def read_path(text: str, key: str, folder: Path, environ: Mapping[str, str]) -> Path:
+    """The path *text* of a document in *folder*. Variables in it are expanded; ``$$`` is a dollar sign.
+
+    Raises:
+        ConfigError: A variable isn't set, or it can't be a path.
+    """
+    try:
+        named = string.Template(text).substitute(environ)
+    except (KeyError, ValueError):
+        raise ConfigError(f"{key} contains a variable that is not set", hint="write it like $NAME/file") from None
+    return folder / parse_path(named)
 
 
 def with_hint(error: MoleculeError) -> str:
@@ -421,12 +412,22 @@ def _repeated_keys(entry: Mapping[str, Any]) -> list[str]:
 def _read_toml(path: Path) -> tuple[os.stat_result, dict[str, Any]]:
     try:
         with path.open("rb") as file:
-            return os.fstat(file.fileno()), tomllib.loads(file.read().decode("utf-8-sig"))
+            return os.fstat(file.fileno()), parse_toml(file.read(), str(path))
     except OSError as exc:
         raise WorkspacesError(str(path), [f"it cannot be read: {exc.strerror or type(exc).__name__}"]) from exc
+
+
+def parse_toml(content: bytes, source: str) -> dict[str, Any]:
+    """The TOML document *content*.
+
+    Raises:
+        WorkspacesError: It isn't TOML.
+    """
+    try:
+        return tomllib.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError:
-        raise WorkspacesError(str(path), ["it is not text"]) from None
+        raise WorkspacesError(source, ["it is not text"]) from None
     except tomllib.TOMLDecodeError as exc:
-        raise WorkspacesError(str(path), [f"it is not TOML: {exc}"]) from None
+        raise WorkspacesError(source, [f"it is not TOML: {exc}"]) from None
     except (ValueError, RecursionError):  # an endless number or nesting
-        raise WorkspacesError(str(path), ["it is not TOML"]) from None
+        raise WorkspacesError(source, ["it is not TOML"]) from None

@@ -207,6 +207,7 @@ class WorkspaceSettings:
         patient: Retry forever if the platform can't be reached or refuses the registration.
         create: Register a workspace that the platform doesn't have, which creates it.
         entry: The number of the workspace in a list, from 1; 0 if there is no list.
+        settings_file: The saved settings that these are from, if any.
     """
 
     workspace_id: str = attrs.field(
@@ -438,6 +439,7 @@ class WorkspaceSettings:
         key="insecure",
     )
     entry: int = attrs.field(default=0, eq=False)
+    settings_file: Path | None = attrs.field(default=None, eq=False)
 
     @property
     def tls(self) -> Tls:

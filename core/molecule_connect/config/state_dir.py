@@ -21,7 +21,7 @@ from molecule_connect.files import (
 from molecule_connect.models import canonical_id
 
 CONFIGS_DIR = Path("/configs")
-_VARIABLES = ("MOLECULE_STATE_DIR", "CONFIGS_DIR")
+STATE_DIR_VARIABLES = ("MOLECULE_STATE_DIR", "CONFIGS_DIR")
 
 
 def home_dir() -> Path:
@@ -33,41 +33,49 @@ def home_dir() -> Path:
 
 
 def resolve_state_dir(
-    named: str | Path | None, environ: Mapping[str, str], *, home: Path | None = None, configs: Path = CONFIGS_DIR
+    named: str | Path | None,
+    environ: Mapping[str, str],
+    *,
+    saved: Path | None = None,
+    home: Path | None = None,
+    configs: Path = CONFIGS_DIR,
 ) -> Path:
     """The state folder. It is created if necessary, tested by writing, and made accessible only to its owner.
 
     The first of these is used, in the same order as in related clients: *named* (``--state-dir``),
-    ``MOLECULE_STATE_DIR``, ``CONFIGS_DIR``, *configs* if it exists and is writable, ``.config/molecule/state`` and
-    ``.molecule-workspace`` in *home*.
+    ``MOLECULE_STATE_DIR``, ``CONFIGS_DIR``, *saved* (``state_dir`` in the saved settings or in a file of workspaces),
+    *configs* if it exists and is writable, ``.config/molecule/state`` and ``.molecule-workspace`` in *home*.
 
     Raises:
         ConfigError: A named folder can't be used, which is never skipped; a folder belongs to another user; or none of
             the default folders can be used.
     """
-    return _choose(named, environ, _prepare, home=home, configs=configs)
+    return _choose(named_state_dir(named, environ, saved), _prepare, home=home, configs=configs)
 
 
 def preview_state_dir(
-    named: str | Path | None, environ: Mapping[str, str], *, home: Path | None = None, configs: Path = CONFIGS_DIR
+    named: str | Path | None,
+    environ: Mapping[str, str],
+    *,
+    saved: Path | None = None,
+    home: Path | None = None,
+    configs: Path = CONFIGS_DIR,
 ) -> Path:
     """The folder that ``resolve_state_dir`` would return, checked as far as possible without creating it.
 
     Raises:
         ConfigError: See ``resolve_state_dir``.
     """
-    return _choose(named, environ, _test, home=home, configs=configs)
+    return _choose(named_state_dir(named, environ, saved), _test, home=home, configs=configs)
 
 
 def _choose(
-    named: str | Path | None,
-    environ: Mapping[str, str],
+    chosen: tuple[str, Path] | None,
     prepare: Callable[[Path], None],
     *,
     home: Path | None,
     configs: Path,
 ) -> Path:
-    chosen = named_state_dir(named, environ)
     if chosen is not None:
         source, folder = chosen
         try:
@@ -126,14 +134,19 @@ def state_dir_problems(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def existing_state_dir(
-    named: str | Path | None, environ: Mapping[str, str], *, home: Path | None = None, configs: Path = CONFIGS_DIR
+    named: str | Path | None,
+    environ: Mapping[str, str],
+    *,
+    saved: Path | None = None,
+    home: Path | None = None,
+    configs: Path = CONFIGS_DIR,
 ) -> Path:
     """The folder to read: the named one, else the first default folder with a journal, else the first default folder.
 
     Raises:
         ConfigError: ``--state-dir`` is empty.
     """
-    chosen = named_state_dir(named, environ)
+    chosen = named_state_dir(named, environ, saved)
     if chosen is not None:
         return chosen[1]
     folders = list(_defaults(home, configs))
@@ -146,20 +159,27 @@ def all_state_dirs(named: str | Path | None, environ: Mapping[str, str]) -> list
     Raises:
         ConfigError: See ``resolve_state_dir``.
     """
-    others = [Path(environ[name]).expanduser().absolute() for name in _VARIABLES if environ.get(name)]
+    others = [Path(environ[name]).expanduser().absolute() for name in STATE_DIR_VARIABLES if environ.get(name)]
     return list(dict.fromkeys([resolve_state_dir(named, environ), *others, *_defaults(None, CONFIGS_DIR)]))
 
 
-def named_state_dir(named: str | Path | None, environ: Mapping[str, str]) -> tuple[str, Path] | None:
+def named_state_dir(
+    named: str | Path | None, environ: Mapping[str, str], saved: Path | None = None
+) -> tuple[str, Path] | None:
     """The folder that the operator chose, with its source, or None. An empty variable counts as unset."""
     if named is not None:
         if not str(named).strip():
             raise ConfigError("--state-dir is empty", hint="pass a folder, or omit --state-dir")
         return "--state-dir", Path(named).expanduser().absolute()
-    for variable in _VARIABLES:
+    for variable in STATE_DIR_VARIABLES:
         if environ.get(variable):
             return variable, Path(environ[variable]).expanduser().absolute()
-    return None
+    return None if saved is None else ("state_dir", saved)
+
+
+def is_writable_folder(folder: Path) -> bool:
+    """Whether *folder* exists, and this user can create files in it."""
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
 
 
 def state_file(folder: Path, workspace_id: str, suffix: str) -> Path:
@@ -207,7 +227,7 @@ def _legacy_names(folder: Path, workspace_id: str) -> list[str]:
 
 def _defaults(home: Path | None, configs: Path) -> Iterator[Path]:
     home = home or home_dir()
-    if configs.is_dir() and os.access(configs, os.W_OK | os.X_OK):
+    if is_writable_folder(configs):
         yield configs
     yield home / ".config" / "molecule" / "state"
     yield home / ".molecule-workspace"

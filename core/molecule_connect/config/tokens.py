@@ -16,6 +16,9 @@ from molecule_connect.errors import ConfigError
 (TOKEN_FILE_VARIABLE,) = SCHEMA["token_file"].variables
 # The source of a token that an earlier registration returned.
 STATE_DIR_SOURCE = "the state folder"
+# The source of the token that belongs to saved settings.
+SAVED_SOURCE = "the saved settings"
+TOKEN_FIELDS = ("token", "token_file")
 CREATE_HINT = "create one on the platform: canvas, workspace settings, workspace tokens"
 _PLACEHOLDER = re.compile(
     r"<.*>?|\[.*\]|\.{2,}|…|\*+|x{3,}|\$\{?\w*\}?|changeme|(?:your|paste|insert|replace)[-_ ].*", re.IGNORECASE
@@ -113,6 +116,13 @@ def find_token(
     raise no_token_error()
 
 
+def names_token(flags: Mapping[str, Any], environ: Mapping[str, str]) -> bool:
+    """Whether *flags* or variables say where the token is."""
+    return any(name in flags for name in TOKEN_FIELDS) or any(
+        environ.get(variable) for variable in (TOKEN_VARIABLE, TOKEN_FILE_VARIABLE)
+    )
+
+
 def has_kept_token(state_dir: Path | None, workspace_id: str) -> bool:
     """Whether the state folder contains a token that a registration returned."""
     return state_dir is not None and state_file(state_dir, workspace_id, ".token").exists()
@@ -131,7 +141,8 @@ def no_token_error() -> ConfigError:
     """The error of a start without a token."""
     return ConfigError(
         "no workspace token was given",
-        hint=f"set {TOKEN_VARIABLE}, or pass a file with --token-file; tokens are created on the platform",
+        hint=f"set {TOKEN_VARIABLE}, pass a file with --token-file, or save one with 'molecule init'; tokens are "
+        "created on the platform",
     )
 
 

@@ -9,20 +9,26 @@ from molecule_connect.events import Event
 
 @attrs.frozen(kw_only=True)
 class Summary:
-    """The workspace that will be served. Contains no secrets."""
+    """The workspace that will be served. Contains no secrets.
+
+    Attributes:
+        settings_file: The saved settings that it is from, if any.
+    """
 
     workspace_id: str
     backend: str
     mode: str
     api_url: str
     state_dir: str
+    settings_file: str = ""
 
     @property
     def text(self) -> str:
         """The summary as one line."""
+        source = f", settings {self.settings_file}" if self.settings_file else ""
         return (
             f"workspace {self.workspace_id}, backend {self.backend}, mode {self.mode}, "
-            f"api {self.api_url}, state {self.state_dir}"
+            f"api {self.api_url}, state {self.state_dir}{source}"
         )
 
 

@@ -9,7 +9,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from molecule_connect import events, open_files
-from molecule_connect.app import load_workspaces, report_state_dir_problems
+from molecule_connect.app import load_workspaces, report_state_dir_problems, saved_state_dir
+from molecule_connect.config.saved import config_home
 from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.config.state_dir import all_state_dirs, home_dir, resolve_state_dir
 from molecule_connect.errors import ConfigError, JournalError, MoleculeError
@@ -39,7 +40,7 @@ async def open_inbox(
     are released, and replies that are being sent have the workspace's ``grace`` period to finish.
 
     Args:
-        workspaces: None uses the workspaces in the environment.
+        workspaces: None uses the workspaces in the environment and the saved settings, see ``load_workspaces``.
         state_dir: The folder of the journal; None uses the same one as ``molecule connect``.
         heartbeat: Whether to register and send heartbeats. If not, another program has to keep the workspaces online.
         transport: Replaces the network in tests.
@@ -49,7 +50,8 @@ async def open_inbox(
         LeaseError: Another process on this machine serves a workspace with a backend.
         JournalError: The journal can't be used.
     """
-    folder = resolve_state_dir(state_dir, environ)
+    saved = saved_state_dir(environ) if workspaces is None else None
+    folder = resolve_state_dir(state_dir, environ, saved=saved)
     settings = _checked(load_workspaces(environ, state_dir=folder) if workspaces is None else workspaces)
     report_state_dir_problems(settings, folder, listener)
     for one in settings:
@@ -79,15 +81,18 @@ async def open_inbox(
 
 
 def state_folders(environ: Mapping[str, str] = os.environ, *, state_dir: Path | None = None) -> list[Path]:
-    """The state folder of ``open_inbox``, then all other folders where this user may have state.
+    """The state folder of ``open_inbox``, then all other folders where this user may have state or saved settings.
 
     These folders contain journals and tokens: a program that sends files on behalf of an agent must not send files from
     them. Received files are in ``WORKSPACE/files`` of the first folder.
 
+    Args:
+        state_dir: The same as for ``open_inbox``; or the one of ``saved_state_dir``.
+
     Raises:
         ConfigError: The folder can't be used.
     """
-    return all_state_dirs(state_dir, environ)
+    return list(dict.fromkeys([*all_state_dirs(state_dir, environ), config_home(environ)]))
 
 
 @asynccontextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from molecule_connect import files
+from molecule_connect.config.saved import SavedToken
 from molecule_connect.config.state_dir import state_file
 from molecule_connect.config.tokens import CREATE_HINT, check_token, parse_token_file, read_token_file
 from molecule_connect.errors import ConfigError
@@ -68,7 +69,7 @@ class Credentials:
         origin: str,
         token: str | None = None,
         source: str = "token",
-        token_file: Path | None = None,
+        token_file: Path | SavedToken | None = None,
         state_dir: Path | None = None,
     ) -> None:
         self._workspace_id, self.origin = workspace_id, origin
@@ -153,7 +154,7 @@ class Credentials:
             yield self._given
         if self._file is not None:
             try:
-                yield read_token_file(self._file)
+                yield self._file.read() if isinstance(self._file, SavedToken) else read_token_file(self._file)
             except ConfigError:
                 if strict:
                     raise
