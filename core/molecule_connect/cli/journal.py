@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from molecule_connect.cli.options import JSON, STATE_DIR, canonical, state_dir_of
+from molecule_connect.cli.options import JSON, PROFILE, STATE_DIR, canonical, new_place_of, place_of
 from molecule_connect.console.sanitize import count
 
 if TYPE_CHECKING:
@@ -34,13 +34,14 @@ def journal() -> None:
 @journal.command(short_help="Show the journal's file, schema and workspaces.")
 @JSON
 @STATE_DIR
-def status(as_json: bool, state_dir: str | None) -> None:
+@PROFILE
+def status(as_json: bool, state_dir: str | None, profile: str | None) -> None:
     """Show where the journal is, its size and schema, and the workspaces in it."""
     import json
 
     from molecule_connect.journal.copies import describe
 
-    info = describe(_journal(state_dir_of(state_dir)))
+    info = describe(_journal(place_of(state_dir, profile)[0]))
     if as_json:
         click.echo(json.dumps(_values(info)))
         return
@@ -56,7 +57,8 @@ def status(as_json: bool, state_dir: str | None) -> None:
 @journal.command(short_help="Copy the journal to a file, also while a connector runs.")
 @click.argument("file", type=FILE, required=False)
 @STATE_DIR
-def backup(file: Path | None, state_dir: str | None) -> None:
+@PROFILE
+def backup(file: Path | None, state_dir: str | None, profile: str | None) -> None:
     """Write a consistent copy of the journal to FILE, which must not exist. Connectors may run meanwhile.
 
     The default is journal-DATE-TIME.backup in the state folder. The copy contains the texts of messages, and only you
@@ -64,7 +66,7 @@ def backup(file: Path | None, state_dir: str | None) -> None:
     """
     from molecule_connect.journal.copies import back_up
 
-    folder = state_dir_of(state_dir)
+    folder, _ = place_of(state_dir, profile)
     target = file or folder / f"journal-{_stamp()}.backup"
     back_up(_journal(folder), target)
     click.echo(f"wrote {target} ({_size(target.stat().st_size)})")
@@ -74,18 +76,18 @@ def backup(file: Path | None, state_dir: str | None) -> None:
 @click.argument("file", type=FILE)
 @click.option("--yes", "-y", is_flag=True, help="Don't ask for confirmation.")
 @STATE_DIR
-def restore(file: Path, yes: bool, state_dir: str | None) -> None:
+@PROFILE
+def restore(file: Path, yes: bool, state_dir: str | None, profile: str | None) -> None:
     """Replace the journal by the backup FILE. Stop all connectors that use the state folder first.
 
     Messages that were answered after the backup was made are answered again. The replaced journal is kept beside
     the new one.
     """
-    from molecule_connect.config.state_dir import resolve_state_dir
     from molecule_connect.journal.copies import restore as restore_journal
     from molecule_connect.journal.journal import FILE_NAME
     from molecule_connect.worker.lease import lease
 
-    folder = resolve_state_dir(state_dir, os.environ)
+    folder = new_place_of(state_dir, profile)
     path, aside = folder / FILE_NAME, folder / f"{FILE_NAME}.replaced-{_stamp()}"
     with ExitStack() as stack:
         for lock in sorted(folder.glob("*.lock")):
@@ -104,7 +106,8 @@ def restore(file: Path, yes: bool, state_dir: str | None) -> None:
 @click.argument("workspace_id", callback=canonical)
 @click.argument("archive", type=FILE, required=False)
 @STATE_DIR
-def export_command(workspace_id: str, archive: Path | None, state_dir: str | None) -> None:
+@PROFILE
+def export_command(workspace_id: str, archive: Path | None, state_dir: str | None, profile: str | None) -> None:
     """Write everything that the state folder has of WORKSPACE_ID to ARCHIVE, which must not exist.
 
     Stop the connector that serves it first. Afterwards the workspace can't be served from here, so that no message is
@@ -115,7 +118,8 @@ def export_command(workspace_id: str, archive: Path | None, state_dir: str | Non
     from molecule_connect.worker.handover import export_workspace
 
     target = (archive or Path(f"{workspace_id}.tar.gz")).absolute()
-    found = export_workspace(state_dir_of(state_dir), workspace_id, target)
+    folder, _ = place_of(state_dir, profile, workspace_id)
+    found = export_workspace(folder, workspace_id, target)
     click.echo(f"wrote {target} ({_size(target.stat().st_size)}, {count(found.files, 'file')})")
     if found.has_token:
         click.echo("It contains the workspace's token: remove it when it is imported.")
@@ -125,16 +129,16 @@ def export_command(workspace_id: str, archive: Path | None, state_dir: str | Non
 @journal.command("import", short_help="Add the workspace in an archive to the state folder.")
 @click.argument("archive", type=FILE)
 @STATE_DIR
-def import_command(archive: Path, state_dir: str | None) -> None:
+@PROFILE
+def import_command(archive: Path, state_dir: str | None, profile: str | None) -> None:
     """Add the workspace in ARCHIVE, which 'molecule journal export' wrote, to the state folder.
 
     Other workspaces can be served meanwhile. Import an archive once: a workspace that is served from two machines
     answers messages twice.
     """
-    from molecule_connect.config.state_dir import resolve_state_dir
     from molecule_connect.worker.handover import import_workspace
 
-    folder = resolve_state_dir(state_dir, os.environ)
+    folder = new_place_of(state_dir, profile)
     _done("imported", import_workspace(folder, archive), folder)
 
 
@@ -142,7 +146,8 @@ def import_command(archive: Path, state_dir: str | None) -> None:
 @click.argument("workspace_id", callback=canonical)
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @STATE_DIR
-def move(workspace_id: str, folder: Path, state_dir: str | None) -> None:
+@PROFILE
+def move(workspace_id: str, folder: Path, state_dir: str | None, profile: str | None) -> None:
     """Move everything that the state folder has of WORKSPACE_ID to the state folder FOLDER.
 
     Stop the connector that serves it first. To move it to another machine, use 'molecule journal export' and 'import'.
@@ -151,7 +156,8 @@ def move(workspace_id: str, folder: Path, state_dir: str | None) -> None:
     from molecule_connect.worker.handover import move_workspace
 
     target = resolve_state_dir(folder, os.environ)
-    _done("moved", move_workspace(state_dir_of(state_dir), workspace_id, target), target)
+    source, _ = place_of(state_dir, profile, workspace_id)
+    _done("moved", move_workspace(source, workspace_id, target), target)
 
 
 def _done(verb: str, found: "Handover", folder: Path) -> None:

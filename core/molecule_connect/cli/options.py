@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -14,6 +14,9 @@ from molecule_connect.config.values import NAMES, OPTIONS, PLUGIN_OPTIONS, SWITC
 from molecule_connect.errors import ConfigError
 from molecule_connect.models import canonical_id
 from molecule_connect.plugins.entry_points import BACKENDS, MIDDLEWARE, scan_names
+
+if TYPE_CHECKING:
+    from molecule_connect.config.saved import SavedSettings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -91,14 +94,31 @@ def place_of(state_dir: str | None, profile: str | None, workspace_id: str | Non
     Raises:
         ConfigError: *state_dir* is empty, or the saved settings can't be used.
     """
-    from molecule_connect.config.saved import chosen_profile, find_saved
+    from molecule_connect.config.saved import chosen_profile
 
     is_named = bool(chosen_profile(profile, os.environ)) or profile is not None
-    saved = find_saved(profile, os.environ, workspace_id=workspace_id) if state_dir is None or is_named else None
+    saved = saved_of(state_dir, profile, workspace_id)
     folder = existing_state_dir(state_dir, os.environ, saved=None if saved is None else saved.state_dir)
     if workspace_id is None and is_named and saved is not None:
         return folder, saved.workspace_id
     return folder, workspace_id
+
+
+def saved_of(state_dir: str | None, profile: str | None, workspace_id: str | None = None) -> "SavedSettings | None":
+    """The saved settings, for commands that need only their state folder. See ``place_of``."""
+    from molecule_connect.config.saved import chosen_profile, find_saved
+
+    if state_dir is not None and profile is None and not chosen_profile(None, os.environ):
+        return None
+    return find_saved(profile, os.environ, workspace_id=workspace_id)
+
+
+def new_place_of(state_dir: str | None, profile: str | None) -> Path:
+    """The state folder to write to, created if necessary. See ``place_of``."""
+    from molecule_connect.config.state_dir import resolve_state_dir
+
+    saved = saved_of(state_dir, profile)
+    return resolve_state_dir(state_dir, os.environ, saved=None if saved is None else saved.state_dir)
 
 
 def setting_options(*names: str) -> Callable[[F], F]:
