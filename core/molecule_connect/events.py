@@ -65,6 +65,21 @@ class Answered(MessageEvent):
 
 
 @attrs.frozen(kw_only=True)
+class Spent(MessageEvent):
+    """An attempt has ended, successful or not, and the backend reported its cost in US dollars."""
+
+    cost_usd: float
+
+
+@attrs.frozen(kw_only=True)
+class PeerNamed(Event):
+    """The platform's registry gave a peer's name, which is unchecked text that the peer's owner chose."""
+
+    peer_id: str
+    name: str
+
+
+@attrs.frozen(kw_only=True)
 class Delivered(MessageEvent):
     """The platform accepted the reply."""
 

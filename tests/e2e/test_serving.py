@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from molecule_connect.journal.inspect import Inspection
 from molecule_connect_sandbox.testing import Sandbox
 
 from .kit import Connector, registered
@@ -36,6 +37,18 @@ async def test_answers_people_and_peers_in_order(platform: str, tmp_path: Path) 
     assert rows.index(json.loads(cursor.read_text())["last_since_id"]) >= rows.index(messages[-1])
     assert cursor.stat().st_mode & 0o777 == 0o600
     assert workspace.token not in connector.output
+
+
+@GENERATIONS
+async def test_learns_the_names_of_peers(platform: str, tmp_path: Path) -> None:
+    async with Sandbox.over_loopback(platform=platform) as sandbox:
+        workspace, peer = await sandbox.pair()
+        async with Connector(sandbox, workspace, tmp_path, "--backend", "mock", "--log-format", "json") as connector:
+            await registered(sandbox, workspace)
+            await sandbox.say(workspace, "hello", sender=peer)
+            await connector.says('"event": "peer_named"')
+    with Inspection.open(tmp_path) as journal:
+        assert journal.peer_names(workspace.id) == {peer.id: peer.name}
 
 
 @GENERATIONS

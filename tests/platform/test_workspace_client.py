@@ -337,3 +337,19 @@ async def test_stream_opens_with_rotated_token(connect: Connect, tmp_path: Path)
 
     client = WorkspaceClient(connect(judge, token=None, credentials=credentials))
     assert [signal async for signal in client.signals()] == [Signal.OPENED]
+
+
+PEER = "3f2a9c1d-0000-4000-8000-000000000001"
+
+
+async def test_registry_names_are_by_canonical_id(connect: Connect) -> None:
+    listed = [{"id": PEER.upper(), "name": "Ops"}, {"id": "ws-3", "name": None}, {"id": 4, "name": "x"}, "junk", {}]
+    script = Script(httpx.Response(200, json=listed), httpx.Response(200, json={"id": "ws-5", "name": "Sales"}))
+    client = WorkspaceClient(connect(script))
+
+    assert {peer_id: name for peer_id, name in (await client.peer_names()).items() if peer_id} == {
+        PEER: "Ops",
+        "ws-3": "",
+    }
+    assert await client.peer_name("ws-5") == "Sales"
+    assert [request.url.path for request in script.requests] == ["/registry/ws-1/peers", "/registry/discover/ws-5"]

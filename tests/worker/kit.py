@@ -273,6 +273,8 @@ class FakePlatform:
         echoes_beats: Beats come back over the stream.
         closes_stream: It ends as soon as it was opened.
         looks, opens: When the workspace was asked about, and when the stream was opened (loop time).
+        listed, unlisted: Names of peers in the registry, by id, with and without a place in its list.
+        lookups: The ids whose name was requested, and "*" for the list.
         tried, beat_times: When a send was begun, and a beat accepted (loop time).
     """
 
@@ -309,6 +311,10 @@ class FakePlatform:
     changed: asyncio.Event = attrs.field(factory=asyncio.Event)
     limits: UploadLimits = attrs.field(factory=UploadLimits)
     uploads: Uploads = attrs.field(factory=Uploads)
+    listed: dict[str, str] = attrs.field(factory=dict)
+    unlisted: dict[str, str] = attrs.field(factory=dict)
+    lookups: list[str] = attrs.field(factory=list)
+    fail_lookup: list[PlatformError] = attrs.field(factory=list)
     _signals: "asyncio.Queue[Signal | None]" = attrs.field(factory=asyncio.Queue)
     _seq: int = 0
 
@@ -472,6 +478,18 @@ class FakePlatform:
         if self.fail_look:
             raise self.fail_look.pop(0)
         return WorkspaceInfo(status=self.status, name="ws", card=self.card)
+
+    async def peer_names(self) -> dict[str, str]:
+        self.lookups.append("*")
+        if self.fail_lookup:
+            raise self.fail_lookup.pop(0)
+        return self.listed
+
+    async def peer_name(self, peer_id: str) -> str:
+        self.lookups.append(peer_id)
+        if self.fail_lookup:
+            raise self.fail_lookup.pop(0)
+        return self.unlisted.get(peer_id, "")
 
     async def register(self, card: dict[str, Any]) -> None:
         if self.fail_register:

@@ -53,6 +53,6 @@ class JsonScreen:
         self._shapes[kind] = shape
         return shape
 
-    def _line(self, name: str, **fields: Any) -> str:
+    def _line(self, name: str, /, **fields: Any) -> str:
         moment = datetime.datetime.fromtimestamp(self._wall(), datetime.UTC)
         return json.dumps({"event": name, "time": moment.isoformat(timespec="microseconds"), **fields}, default=str)

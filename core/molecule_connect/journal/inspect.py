@@ -12,20 +12,21 @@ import attrs
 
 from molecule_connect.errors import ConfigError
 from molecule_connect.files import files_folder
-from molecule_connect.journal import peer_names, transitions
+from molecule_connect.journal import peer_names, totals, transitions
 from molecule_connect.journal.errors import journal_error
 from molecule_connect.journal.files import with_paths
 from molecule_connect.journal.journal import FILE_NAME
 from molecule_connect.journal.models import COLUMNS, NOTICE_BEGINS, State, StoredMessage, load_message
 from molecule_connect.journal.schema import check_version
+from molecule_connect.journal.totals import Totals
 from molecule_connect.models import canonical_id
 
 # Seconds to wait for the connector's own commits, which take milliseconds.
 BUSY_TIMEOUT = 5.0
 # Changes in one transaction, for which the connector waits.
 BATCH = 500
-# The schema version that added the names of peers.
-PEER_NAMES_SINCE = 6
+# The schema versions that added the names of peers, and what totals need.
+PEER_NAMES_SINCE, TOTALS_SINCE = 6, 9
 OPEN = (State.RECEIVED, State.RUNNING, State.ANSWERED, State.CLAIMED)
 # Echoes, our own rows and the like are not messages. In an inbox, answers and results are.
 _SHOWN = "(kind IN ('message', 'unreadable') OR (kind IN ('answer', 'result') AND state IN ('received', 'held')))"
@@ -197,9 +198,16 @@ class Inspection:
 
     def peer_names(self, workspace_id: str) -> dict[str, str]:
         """The names of peers by id, as the registry gave them: unchecked text. See ``console.names``."""
-        if self._db.execute("PRAGMA user_version").fetchone()[0] < PEER_NAMES_SINCE:
-            return {}
-        return peer_names.load(self._db, self._spelled(workspace_id))
+        return peer_names.load(self._db, self._spelled(workspace_id)) if self._version() >= PEER_NAMES_SINCE else {}
+
+    def totals(self, workspace_id: str, since: float) -> Totals:
+        """Sums since *since* (seconds since 1970); without a journal of this release, zeros."""
+        if self._version() < TOTALS_SINCE:
+            return Totals()
+        return totals.load(self._db, self._spelled(workspace_id), since)
+
+    def _version(self) -> int:
+        return int(self._db.execute("PRAGMA user_version").fetchone()[0])
 
     def counts(self, workspace_id: str) -> dict[State, int]:
         """The number of messages in each state."""

@@ -130,6 +130,14 @@ CREATE INDEX message_changed ON message (changed) WHERE kind IN ('message', 'unr
     """
 CREATE TABLE exported (workspace_id TEXT PRIMARY KEY, time REAL NOT NULL, target TEXT NOT NULL);
 """,
+    # 9: costs by quarter of an hour, of which the days of any time zone consist, and when messages ended.
+    """
+CREATE TABLE cost (
+    workspace_id TEXT NOT NULL, quarter INTEGER NOT NULL, cost_usd REAL NOT NULL, PRIMARY KEY (workspace_id, quarter)
+) WITHOUT ROWID;
+CREATE INDEX message_ended ON message (workspace_id, changed, state) WHERE state='dead' OR (state='done'
+    AND kind='message' AND reason IS NULL AND repeat_of IS NULL AND (attempt>0 OR accepted>0));
+""",
 )
 VERSION = 1 + len(MIGRATIONS)
 
@@ -257,6 +265,7 @@ def _adopt_one(db: sqlite3.Connection, names: dict[str, str]) -> None:
         "file_use",
         "upload_note",
         "peer_name",
+        "cost",
     ):
         db.execute(f"UPDATE OR IGNORE {table} SET workspace_id=:ours WHERE workspace_id=:other", names)  # noqa: S608
         db.execute(f"DELETE FROM {table} WHERE workspace_id=:other", names)  # noqa: S608

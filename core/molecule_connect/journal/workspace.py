@@ -18,6 +18,7 @@ from molecule_connect.journal import (
     peer_names,
     quotas,
     schema,
+    totals,
     transitions,
 )
 from molecule_connect.journal.first_start import Look
@@ -473,9 +474,10 @@ class WorkspaceJournal:
 
     def add_spend(self, caller_id: str | None, cost_usd: float, *, row_id: str | None = None) -> None:
         """Add to the day's cost, to the caller's share of it, and to the message *row_id*; not awaited."""
-        day = self._day()
+        day, wall = self._day(), self._wall()
 
         def run(db: sqlite3.Connection) -> None:
+            totals.add_cost(db, self.workspace_id, cost_usd, wall)
             db.execute(
                 "INSERT INTO spend VALUES (?,?,?) ON CONFLICT DO UPDATE SET cost_usd=cost_usd+excluded.cost_usd",
                 (self.workspace_id, day, cost_usd),

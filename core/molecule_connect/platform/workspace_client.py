@@ -1,7 +1,7 @@
 """WorkspaceClient: the platform as a worker uses it."""
 
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import IO, Any
 
 import attrs
@@ -16,6 +16,7 @@ from molecule_connect.models import (
     UploadLimits,
     WorkspaceInfo,
     WorkspaceStatus,
+    canonical_id,
 )
 from molecule_connect.platform import endpoints
 from molecule_connect.platform.client import AsyncPlatformClient
@@ -30,6 +31,12 @@ _BUSY = (402, 408, 425, 429)
 
 def _say_nothing(text: str) -> None:
     pass
+
+
+def _peer_name(peer: Mapping[str, Any]) -> tuple[str, str]:
+    """Id and name of a peer in the registry."""
+    peer_id, name = peer.get("id"), peer.get("name")
+    return canonical_id(peer_id) if isinstance(peer_id, str) else "", name if isinstance(name, str) else ""
 
 
 def _content_type(reply: Reply) -> str:
@@ -120,6 +127,14 @@ class WorkspaceClient:
 
     async def heartbeat(self, presence: Presence) -> None:
         await self._client.call(endpoints.heartbeat(self._id, presence))
+
+    async def peer_names(self) -> dict[str, str]:
+        peers = await self._client.call(endpoints.peers(self._id))
+        return dict(map(_peer_name, peers))
+
+    async def peer_name(self, peer_id: str) -> str:
+        peer = await self._client.call(endpoints.discover(peer_id))
+        return _peer_name(peer)[1]
 
     async def upload_limits(self) -> UploadLimits:
         """Return the limits of uploads, read once an hour; see ``ports.Files``."""

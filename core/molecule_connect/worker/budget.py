@@ -2,6 +2,7 @@
 
 from collections import deque
 
+from molecule_connect import events
 from molecule_connect.journal.models import StoredMessage
 from molecule_connect.journal.transitions import DAY_SPENT
 from molecule_connect.journal.workspace import WorkspaceJournal
@@ -55,6 +56,7 @@ class DailyBudget:
             self._load_day()
             self._spent[caller_id] = self._spent.get(caller_id, 0.0) + cost
             self._journal.add_spend(caller_id, cost, row_id=message.row_id)
+            self._status.message_event(events.Spent, message, cost_usd=cost)
 
     def check(self, caller_id: str | None) -> Deferred | None:
         """Defer messages of the caller to the next day if its share is spent."""

@@ -103,6 +103,22 @@ class Registry(Protocol):
         """Send one heartbeat."""
         ...
 
+    async def peer_names(self) -> dict[str, str]:
+        """The names of the workspaces that this one may write to, by id. Unchecked text.
+
+        Raises:
+            PlatformError: They are not available.
+        """
+        ...
+
+    async def peer_name(self, peer_id: str) -> str:
+        """The name of one workspace; empty if it has none. Unchecked text.
+
+        Raises:
+            PlatformError: It is not available.
+        """
+        ...
+
 
 class Stream(Protocol):
     """The event stream."""

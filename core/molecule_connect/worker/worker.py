@@ -42,6 +42,7 @@ from molecule_connect.worker.lease import lease
 from molecule_connect.worker.limits import ConcurrencyLimit
 from molecule_connect.worker.loop_guard import LoopGuard
 from molecule_connect.worker.maintenance import JournalSize, Maintenance
+from molecule_connect.worker.peer_names import PeerDirectory
 from molecule_connect.worker.polling import Polling
 from molecule_connect.worker.ports import Pace, Platform, Unlimited
 from molecule_connect.worker.presence import Heartbeat, Registration
@@ -125,6 +126,7 @@ class Worker:
         )
         size = JournalSize(journal, self._journal, settings.journal_quota, status=self._status)
         self._maintenance = Maintenance(self._journal, self._cursor, size, status=self._status, clock=self._clock)
+        self._names = PeerDirectory(platform, self._journal, self._status, self._pace)
         self._first_read = asyncio.Event()
         # The error that ends the worker.
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -261,7 +263,7 @@ class Worker:
         # These tasks continue while the worker drains: a reply with unknown outcome may require a read.
         files = functools.partial(self._files.run, self._dispatcher)
         work = (self._receive, self._maintenance.run, self._maintenance.prune, files, self._dispatcher.watch_sends)
-        others = [self._spawn(one) for one in work]
+        others = [self._spawn(one) for one in (*work, self._names.run)]
         if self._options.presence:
             listening.append(self._spawn(self._follow_pauses))
             others.append(self._spawn(self._heartbeat.run))
@@ -285,6 +287,7 @@ class Worker:
             async for page in pages:
                 stored = await self._store(page)
                 self._status.received(stored)
+                self._names.saw(row.item.caller_id for row in stored)
                 if any(isinstance(part, FilePart) for row in stored for part in row.item.parts):
                     self._files.wake()
                 conversations = [row.conversation for row in stored if row.conversation is not None]
