@@ -11,7 +11,7 @@ from molecule_connect.journal import delegations, sent, transitions
 from molecule_connect.journal.journal import Journal
 from molecule_connect.journal.models import Conversation, State, StoredMessage, StoredReply
 from molecule_connect.journal.workspace import WorkspaceJournal
-from molecule_connect.models import DataPart, Inbound, Kind, TextPart
+from molecule_connect.models import DataPart, Inbound, Kind, TextPart, Usage
 
 NOW = round(EPOCH * 1e6)
 SECOND = 1_000_000
@@ -575,3 +575,14 @@ async def test_storing_time_is_independent_of_journal_size(journal: Journal) -> 
     few = await steps(range(20))
     await receive(mine, *(inbound(row_id=f"row-{number}", sender_key=f"key-{number}") for number in range(20, 400)))
     assert await steps(range(400, 420)) < 2 * few
+
+
+@pytest.mark.parametrize("text", ["", 'q"\\\n', "\ud800", "a\0b", "é😀"])
+@pytest.mark.parametrize("reply", [ANSWER, NOTICE, attrs.evolve(ANSWER, usage=Usage(cost_usd=0.5, input_tokens=7))])
+async def test_stored_replies_load_unchanged(mine: WorkspaceJournal, reply: StoredReply, text: str) -> None:
+    await receive(mine, inbound())
+    reply = attrs.evolve(reply, parts=(TextPart(text), *reply.parts[:-1]))
+    running = await mine.start(head(mine))
+    assert running is not None
+    await mine.store_reply(running, reply, at=NOW, send_print=None)
+    assert head(mine).reply == reply

@@ -19,7 +19,7 @@ from typing import Any
 import attrs
 
 from molecule_connect.config.settings import WORKSPACE_ID
-from molecule_connect.models import BLANK, Inbound, Kind, Page, Part, RowMark, TextPart, canonical_id
+from molecule_connect.models import BLANK, Inbound, Kind, Page, Part, RowMark, TextPart, canonical_id, hashed_id
 from molecule_connect.platform.clock import parse_time
 from molecule_connect.platform.feed_pages import MalformedPageError, RawRow, read_head, read_rows
 from molecule_connect.platform.parts import clean, fingerprint, first_text, read_manifest, read_part, read_parts
@@ -38,7 +38,7 @@ UNKNOWN_SENDER = "?"
 # Ids from senders end up in environment variables, argument lists and logs.
 MAX_ID_LENGTH = 1_024
 _log = logging.getLogger(__name__)
-_REQUEST_NAMESPACE = uuid.UUID("6ffdc3b7-5f0e-4c0e-9d5b-3a4e1f0c9a5e")
+_REQUEST_NAMESPACE = uuid.UUID("6ffdc3b7-5f0e-4c0e-9d5b-3a4e1f0c9a5e").bytes
 _EMPTY: Mapping[str, Any] = {}
 
 
@@ -221,7 +221,7 @@ def request_key(workspace_id: str, caller_id: str | None, row_id: str) -> str:
 
     The sender chooses no part of it, so a caller can't use up the key of another caller's message.
     """
-    return str(uuid.uuid5(_REQUEST_NAMESPACE, json.dumps([workspace_id, caller_id, row_id])))
+    return hashed_id(_REQUEST_NAMESPACE, json.dumps([workspace_id, caller_id, row_id]))
 
 
 def bounded_id(text: str | None) -> str | None:
