@@ -5,13 +5,13 @@ import contextlib
 import socket
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 import httpx
 import pytest
 
 from molecule_connect.platform.dns import CACHE_SECONDS, Endpoint, Resolver, connect
 from molecule_connect.platform.http1 import HttpConnection
+from molecule_connect.platform.http_messages import HttpRequest
 
 FIRST = Endpoint(socket.AF_INET, ("192.0.2.1", 80))
 SECOND = Endpoint(socket.AF_INET, ("192.0.2.2", 80))
@@ -101,10 +101,10 @@ async def test_name_without_address_raises(lookup: Lookup) -> None:
 
 async def test_hanging_lookup_is_named_in_the_error(lookup: Lookup) -> None:
     connection = HttpConnection(None, resolver=Resolver(look_up=lookup))
-    timeouts: dict[str, Any] = {"timeout": {"connect": 0.05, "read": 1.0, "write": 1.0}}
-    request = httpx.Request("GET", "http://hangs.example/", extensions=timeouts)
+    url = httpx.URL("http://hangs.example/")
+    request = HttpRequest(method="GET", url=url, headers=[], connect_timeout=0.05)
     with pytest.raises(httpx.ConnectTimeout, match=r"the name server gives no address of hangs\.example"):
-        await connection.handle_async_request(request)
+        await connection.send(request)
 
 
 class Network:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import h11
 import httpx
@@ -17,21 +18,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.platform.kit import http, raw_server, read_request
 
-from molecule_connect.platform.http1 import MAX_IDLE, HttpConnection, plain_head
-
-TIMEOUTS = {"timeout": {"connect": 5.0, "read": 5.0, "write": 5.0, "pool": 5.0}}
-
-
-def post(url: str, body: bytes = b"{}", headers: dict[str, str] | None = None) -> httpx.Request:
-    return httpx.Request("POST", f"{url}/x", headers=headers, content=body, extensions=TIMEOUTS)
+from molecule_connect.platform.http1 import HttpConnection, plain_head
+from molecule_connect.platform.http_messages import HttpRequest, read_body
 
 
-async def read(connection: HttpConnection, request: httpx.Request) -> tuple[int, bytes]:
-    response = await connection.handle_async_request(request)
+def post(url: str, body: bytes = b"{}", headers: dict[str, str] | None = None, **timeouts: Any) -> HttpRequest:
+    parsed = httpx.URL(f"{url}/x")
+    given = {"Host": parsed.netloc.decode(), **(headers or {}), "Content-Length": str(len(body))}
+    return HttpRequest(method="POST", url=parsed, headers=list(given.items()), body=body, **timeouts)
+
+
+async def read(connection: HttpConnection, request: HttpRequest) -> tuple[int, bytes]:
+    head = await connection.send(request)
     try:
-        return response.status_code, await response.aread()
+        return head.status, (await read_body(head, 1 << 24))[0]
     finally:
-        await response.aclose()
+        await head.body.aclose()
 
 
 class Server:
@@ -139,7 +141,11 @@ def test_plain_head_means_the_same_to_h11(pieces: list[bytes], begins_well: bool
     parser.receive_data(head + end + b"x" * plain.length)
     response = parser.next_event()
     assert isinstance(response, h11.Response)
-    assert (response.status_code, list(response.headers)) == (plain.status, plain.headers)
+    headers: dict[str, str] = {}
+    for name, value in response.headers:
+        known = headers.get(name.decode())
+        headers[name.decode()] = value.decode() if known is None else f"{known}, {value.decode()}"
+    assert (response.status_code, headers) == (plain.status, plain.headers)
     body = b""
     while isinstance(event := parser.next_event(), h11.Data):
         body += event.data
@@ -257,8 +263,8 @@ async def test_response_to_cancelled_request_is_dropped() -> None:
 async def test_unread_body_closes_the_connection() -> None:
     server = Server(lambda number: http(b"%d" % number + b"x" * 300_000))
     async with connected(server) as (connection, url):
-        response = await connection.handle_async_request(post(url))
-        await response.aclose()
+        head = await connection.send(post(url))
+        await head.body.aclose()
         assert (await read(connection, post(url)))[1].startswith(b"2")
     assert server.connections == 2
 
@@ -282,11 +288,8 @@ async def test_server_that_reads_nothing_times_out() -> None:
 
     connection = HttpConnection(None)
     async with raw_server(talk) as url:
-        request = httpx.Request(
-            "POST", url, content=b"x" * 20_000_000, extensions={"timeout": {"connect": 5, "write": 0.05, "read": 5}}
-        )
         with pytest.raises(httpx.WriteTimeout):
-            await read(connection, request)
+            await read(connection, post(url, b"x" * 20_000_000, write_timeout=0.05))
 
 
 async def test_early_refusal_is_read() -> None:
@@ -296,10 +299,7 @@ async def test_early_refusal_is_read() -> None:
 
     connection = HttpConnection(None)
     async with raw_server(talk) as url:
-        request = httpx.Request(
-            "POST", url, content=b"x" * 20_000_000, extensions={"timeout": {"connect": 5, "write": 0.25, "read": 5}}
-        )
-        assert await read(connection, request) == (413, b"no")
+        assert await read(connection, post(url, b"x" * 20_000_000, write_timeout=0.25)) == (413, b"no")
 
 
 @pytest.fixture(scope="module")
@@ -368,7 +368,7 @@ async def test_silence_on_reused_connection_is_a_cut() -> None:
     async with asyncio.timeout(30), raw_server(talk) as url:
         assert await read(connection, post(url)) == (200, b"abc")
         with pytest.raises(httpx.ReadError):
-            await read(connection, impatient(url))
+            await read(connection, post(url, read_timeout=0.05))
         await connection.aclose()
 
 
@@ -387,7 +387,7 @@ async def test_silence_on_working_connection_times_out(begun: bytes) -> None:
         if begun:
             assert await read(connection, post(url)) == (200, b"abc")
         with pytest.raises(httpx.ReadTimeout):
-            await read(connection, impatient(url))
+            await read(connection, post(url, read_timeout=0.05))
         await connection.aclose()
 
 
@@ -399,21 +399,15 @@ async def test_unacknowledged_request_is_a_cut() -> None:
         deaf.listen()
         connection = HttpConnection(None)
         with pytest.raises(httpx.ReadError):
-            await read(connection, impatient(f"http://127.0.0.1:{deaf.getsockname()[1]}", b"x" * 200_000))
+            await read(connection, post(f"http://127.0.0.1:{deaf.getsockname()[1]}", b"x" * 200_000, read_timeout=0.05))
         await connection.aclose()
-
-
-def impatient(url: str, body: bytes = b"{}") -> httpx.Request:
-    timeouts = {**TIMEOUTS["timeout"], "read": 0.05}
-    return httpx.Request("POST", f"{url}/x", content=body, extensions={"timeout": timeouts})
 
 
 async def test_request_can_require_a_new_connection() -> None:
     server = Server(lambda number: http(b"abc"))
     async with connected(server) as (connection, url):
         for _ in range(3):
-            request = httpx.Request("POST", f"{url}/x", content=b"{}", extensions={**TIMEOUTS, MAX_IDLE: 0.0})
-            assert await read(connection, request) == (200, b"abc")
+            assert await read(connection, post(url, max_idle=0.0)) == (200, b"abc")
     assert server.connections == 3
 
 

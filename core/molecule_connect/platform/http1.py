@@ -1,4 +1,4 @@
-"""An httpx transport with one HTTP/1.1 connection, for one request at a time.
+"""A transport with one HTTP/1.1 connection, for one request at a time.
 
 httpx's own transport takes several times the processor time for each request, and can't tell what delivery needs to
 know: a connection can die unnoticed while it is idle (NAT, VPN, suspend), and then takes a request without a response.
@@ -15,19 +15,18 @@ import ssl
 import sys
 import termios
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, cast
 
 import attrs
 import h11
 
 from molecule_connect.platform.dns import Resolver, connect
+from molecule_connect.platform.http_messages import HttpHead, HttpRequest
 from molecule_connect.platform.httpx_import import httpx
 
 # Shorter than the idle timeouts of NAT gateways, which start at about 30 s.
 KEEPALIVE = 20.0
-# Request extension: the longest idle time, in seconds, of a connection that may be reused for the request.
-MAX_IDLE = "max_idle"
 # Limit for the head of a response. Proxies let through more than h11's default of 16 KiB.
 _HEAD_CAP = 100 * 1024
 _MAX_INFORMATIONAL = 100
@@ -38,8 +37,8 @@ _BLANK_LINE = re.compile(rb"\n\r?\n")
 _PLAIN_HEAD = re.compile(
     rb"HTTP/1\.1 (20[0-3]|[45][0-9][0-9])(?: [\x20-\x7e]*)?\r\n((?:[A-Za-z0-9-]+: [\x21-\x7e][\x20-\x7e]*\r\n)+)\r\n"
 )
-_PLAIN_LENGTH = re.compile(rb"[0-9]{1,9}")
-_UNSENDABLE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_PLAIN_LENGTH = re.compile(r"[0-9]{1,9}")
+_UNSENDABLE = re.compile(r"[^\t\x20-\x7e]")
 
 
 @attrs.frozen
@@ -47,7 +46,7 @@ class PlainHead:
     """The head of a response whose body has *length* bytes, and after which the connection can be reused."""
 
     status: int
-    headers: list[tuple[bytes, bytes]]
+    headers: dict[str, str]
     length: int
 
 
@@ -56,27 +55,30 @@ def plain_head(head: bytes) -> PlainHead | None:
     match = _PLAIN_HEAD.fullmatch(head)
     if match is None:
         return None
-    headers, lengths = [], []
-    for line in match[2].split(b"\r\n")[:-1]:
-        name, _, value = line.partition(b": ")
-        name, value = name.lower(), value.rstrip(b" ")
-        if name == b"transfer-encoding" or (name == b"connection" and value.lower() != b"keep-alive"):
-            return None
-        if name == b"content-length":
-            lengths.append(value)
-        headers.append((name, value))
-    if len(lengths) != 1 or _PLAIN_LENGTH.fullmatch(lengths[0]) is None:
+    headers = _joined(line.partition(": ")[::2] for line in match[2].decode("ascii").split("\r\n")[:-1])
+    if "transfer-encoding" in headers or headers.get("connection", "keep-alive").lower() != "keep-alive":
         return None
-    return PlainHead(int(match[1]), headers, int(lengths[0]))
+    # Two lengths are joined by a comma.
+    length = headers.get("content-length", "")
+    return PlainHead(int(match[1]), headers, int(length)) if _PLAIN_LENGTH.fullmatch(length) else None
 
 
-class HttpConnection(httpx.AsyncBaseTransport):
+def _joined(lines: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return headers by lower-case name. Values of the same name are joined."""
+    headers: dict[str, str] = {}
+    for name, value in lines:
+        name, value = name.lower(), value.rstrip(" ")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers
+
+
+class HttpConnection:
     """Connects for the first request, and again after the server closed the connection or it was idle for too long.
 
     Args:
         tls: For https; None for plain http.
-        keepalive: Seconds after which an idle connection is not reused. The ``max_idle`` extension of a request can
-            lower it; 0 always opens a new connection.
+        keepalive: Seconds after which an idle connection is not reused. The ``max_idle`` of a request can lower it; 0
+            always opens a new connection.
         resolver: Looks up host names; connections may share one.
         wall: Returns seconds since 1970. The loop's clock stands still while the machine is suspended.
     """
@@ -94,22 +96,20 @@ class HttpConnection(httpx.AsyncBaseTransport):
         self._socket: _Socket | None = None
         self._idle_since = (0.0, 0.0)
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+    async def send(self, request: HttpRequest) -> HttpHead:
         """Send *request* and read the head of the response. The body is read while it is iterated.
 
         Raises:
-            httpx.TransportError: As httpx's own transport does. ``ReadError`` instead of ``ReadTimeout`` if the
+            httpx.TransportError: As a transport of httpx does. ``ReadError`` instead of ``ReadTimeout`` if the
                 connection may have died before the request arrived.
         """
-        timeouts = request.extensions["timeout"]
-        max_idle = min(self._keepalive, request.extensions.get(MAX_IDLE, self._keepalive))
         try:
-            is_reused = self._is_reusable(max_idle)
-            socket = self._socket or await self._connect(request.url, timeouts["connect"])
+            is_reused = self._is_reusable(min(self._keepalive, request.max_idle))
+            socket = self._socket or await self._connect(request.url, request.connect_timeout)
             socket.has_received = False
-            is_sent = await _send(socket, request, timeouts["write"])
+            is_sent = await _send(socket, request)
             try:
-                response = await self._read_response(socket, request.method, timeouts["read"])
+                head = await self._read_head(socket, request.method, request.read_timeout)
             except httpx.ReadTimeout as exc:
                 if not socket.has_received and (is_reused or socket.has_unacknowledged_bytes):
                     raise httpx.ReadError("no response, and the request may not have arrived") from exc
@@ -118,7 +118,7 @@ class HttpConnection(httpx.AsyncBaseTransport):
             self._close()
             raise
         socket.is_reusable = is_sent
-        return response
+        return head
 
     async def aclose(self) -> None:
         """Close the connection."""
@@ -165,7 +165,7 @@ class HttpConnection(httpx.AsyncBaseTransport):
         self._socket = socket
         return socket
 
-    async def _read_response(self, socket: "_Socket", method: str, timeout: float) -> httpx.Response:
+    async def _read_head(self, socket: "_Socket", method: str, timeout: float | None) -> HttpHead:
         """Read the head of a response; its body is read while it is iterated."""
         received = b""
         while not _BLANK_LINE.search(received) and len(received) < _HEAD_CAP and (data := await socket.read(timeout)):
@@ -174,10 +174,11 @@ class HttpConnection(httpx.AsyncBaseTransport):
         plain = plain_head(head + end) if method != "HEAD" else None
         if plain is not None:
             body = _CountedBody(self, socket, timeout, rest, plain.length)
-            return httpx.Response(plain.status, headers=plain.headers, stream=body)
+            return HttpHead(plain.status, plain.headers, body, rest if len(rest) == plain.length else None)
         other = _H11Body(self, socket, timeout)
         final = await other.read_head(method, received)
-        return httpx.Response(final.status_code, headers=final.headers.raw_items(), stream=other)
+        lines = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in final.headers)
+        return HttpHead(final.status_code, _joined(lines), other)
 
     def end_response(self, socket: "_Socket", *, is_whole: bool) -> None:
         """Keep the connection for the next request if the response *is_whole*; close it otherwise."""
@@ -192,55 +193,55 @@ class HttpConnection(httpx.AsyncBaseTransport):
             self._socket = None
 
 
-async def _send(socket: "_Socket", request: httpx.Request, timeout: float) -> bool:
+async def _send(socket: "_Socket", request: HttpRequest) -> bool:
     """Write *request*. False if the server stopped reading it: it may respond before it has read all of it."""
-    lines = [b"%b %b HTTP/1.1" % (request.method.encode("ascii"), request.url.raw_path)]
-    lines += [b"%b: %b" % header for header in request.headers.raw]
-    if _UNSENDABLE.search(b"".join(lines)):
-        raise httpx.LocalProtocolError("a header has a control character")
+    lines = [f"{request.method} {request.url.raw_path.decode('ascii')} HTTP/1.1"]
+    lines += [f"{name}: {value}" for name, value in request.headers]
+    if _UNSENDABLE.search("".join(lines)):
+        raise httpx.LocalProtocolError("a header has a control character, or one outside of ASCII")
     # Head and body of a small request are sent in one write.
-    head = b"\r\n".join(lines) + _HEAD_END
+    head = "\r\n".join(lines).encode("ascii") + _HEAD_END
     try:
-        async for piece in cast("httpx.AsyncByteStream", request.stream):
-            await socket.write(head + piece, timeout)
+        if isinstance(request.body, bytes):
+            await socket.write(head + request.body, request.write_timeout)
+            request.is_written = True
+            return True
+        async for piece in request.pieces():
+            await socket.write(head + piece, request.write_timeout)
             head = b""
-        if head:
-            await socket.write(head, timeout)
     except httpx.WriteError:
         return False
     return True
 
 
-class _CountedBody(httpx.AsyncByteStream):
+class _CountedBody:
     """A body of *length* bytes, of which *received* arrived with the head."""
 
     def __init__(
-        self, connection: HttpConnection, socket: "_Socket", timeout: float, received: bytes, length: int
+        self, connection: HttpConnection, socket: "_Socket", timeout: float | None, received: bytes, length: int
     ) -> None:
         self._connection, self._socket, self._timeout = connection, socket, timeout
-        self._received, self._missing = received, length
+        self._received, self._missing = received, length - len(received)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        data = self._received
-        while True:
-            taken = data[: self._missing]
-            self._missing -= len(data)
-            if taken:
-                yield taken
-            if self._missing <= 0:
-                return
+        if self._received:
+            # Without the bytes beyond the response.
+            yield self._received[: min(0, self._missing) or None]
+        while self._missing > 0:
             if not (data := await self._socket.read(self._timeout)):
                 raise httpx.RemoteProtocolError("the server closed the connection before the end of its response")
+            self._missing -= len(data)
+            yield data[: min(0, self._missing) or None]
 
     async def aclose(self) -> None:
         # After bytes beyond the response (a negative count), the connection isn't reused.
         self._connection.end_response(self._socket, is_whole=self._missing == 0)
 
 
-class _H11Body(httpx.AsyncByteStream):
+class _H11Body:
     """The body of a response that h11 reads."""
 
-    def __init__(self, connection: HttpConnection, socket: "_Socket", timeout: float) -> None:
+    def __init__(self, connection: HttpConnection, socket: "_Socket", timeout: float | None) -> None:
         self._connection, self._socket, self._timeout = connection, socket, timeout
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD_CAP)
 

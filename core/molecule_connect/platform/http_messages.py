@@ -3,7 +3,9 @@
 import asyncio
 import zlib
 from collections.abc import AsyncIterator, Iterator
-from typing import IO, Any, cast
+from typing import IO, Any, Protocol
+
+import attrs
 
 from molecule_connect.errors import ConfigError, PageTooLargeError, without_credentials
 from molecule_connect.platform.endpoints import Operation
@@ -12,7 +14,7 @@ from molecule_connect.platform.multipart import Multipart
 from molecule_connect.platform.responses import HttpResponse
 
 Headers = list[tuple[str, str]]
-CONNECT_TIMEOUT, WRITE_TIMEOUT, POOL_TIMEOUT = 5.0, 10.0, 5.0
+CONNECT_TIMEOUT, WRITE_TIMEOUT = 5.0, 10.0
 # Most bytes that are read of the body of an error.
 ERROR_CAP = 64 * 1024
 PROXY_AUTHENTICATION_REQUIRED = 407
@@ -20,43 +22,145 @@ _CHUNK = 64 * 1024
 _GZIP, _ZLIB, _RAW = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS, -zlib.MAX_WBITS
 
 
-def make_request(
-    operation: Operation[Any],
-    url: "str | httpx.URL",
-    headers: Headers,
-    *,
-    endless: bool = False,
-) -> "httpx.Request":
+@attrs.define(kw_only=True, eq=False)
+class HttpRequest:
+    """A request. httpx's own class takes several times the processor time.
+
+    Attributes:
+        headers: With Host and Content-Length.
+        body: Files are read while they are sent.
+        read_timeout: Seconds without a byte of the response; None for no limit.
+        max_idle: The longest idle time, in seconds, of a connection that may be reused for it.
+        is_written: Whether all of it was written.
+    """
+
+    method: str
+    url: httpx.URL
+    headers: Headers
+    body: bytes | Multipart = b""
+    connect_timeout: float = CONNECT_TIMEOUT
+    read_timeout: float | None = CONNECT_TIMEOUT
+    write_timeout: float = WRITE_TIMEOUT
+    max_idle: float = float("inf")
+    is_written: bool = False
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """Yield the body. A connection takes the next piece only after a write."""
+        if isinstance(self.body, bytes):
+            if self.body:
+                yield self.body
+        else:
+            pieces = self.body.pieces()
+            while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+                yield piece
+        self.is_written = True
+
+
+class Body(Protocol):
+    """The body of a response, which is read while it is iterated. Close it in any case."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+    async def aclose(self) -> None: ...
+
+
+@attrs.frozen
+class HttpHead:
+    """The head of a response.
+
+    Attributes:
+        headers: By lower-case name.
+        content: The whole body, if it arrived with the head.
+    """
+
+    status: int
+    headers: dict[str, str]
+    body: Body
+    content: bytes | None = None
+
+
+class Transport(Protocol):
+    """Sends one request at a time. Its errors are those of httpx."""
+
+    async def send(self, request: HttpRequest) -> HttpHead: ...
+
+    async def aclose(self) -> None: ...
+
+
+class HttpxTransport:
+    """Sends requests through a transport of httpx: to a proxy, or to a platform in this process."""
+
+    def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
+        self._transport = transport
+
+    async def send(self, request: HttpRequest) -> HttpHead:
+        """Send *request* and return the head of the response."""
+        timeouts = {
+            "connect": request.connect_timeout,
+            "read": request.read_timeout,
+            "write": request.write_timeout,
+            "pool": request.connect_timeout,
+        }
+        response = await self._transport.handle_async_request(
+            httpx.Request(
+                request.method,
+                request.url,
+                headers=request.headers,
+                stream=_HttpxBody(request),
+                extensions={"timeout": timeouts},
+            )
+        )
+        return HttpHead(response.status_code, dict(response.headers.items()), response.stream)  # type: ignore[arg-type]
+
+    async def aclose(self) -> None:
+        """Close the transport."""
+        await self._transport.aclose()
+
+
+class _HttpxBody(httpx.AsyncByteStream):
+    def __init__(self, request: HttpRequest) -> None:
+        self._request = request
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._request.pieces()
+
+
+def make_request(operation: Operation[Any], url: httpx.URL, headers: Headers, *, endless: bool = False) -> HttpRequest:
     """Return the request for *operation*.
 
     Args:
         endless: The response is a stream without a read timeout.
+    """
+    body: bytes | Multipart = operation.body or b""
+    if operation.files is not None:
+        body = operation.files
+        headers = [one for one in headers if one[0] != "Content-Type"]
+        headers.append(("Content-Type", body.content_type))
+    headers = [("Host", url.netloc.decode()), *headers]
+    if body or operation.method != "GET":
+        headers.append(("Content-Length", str(len(body) if isinstance(body, bytes) else body.length)))
+    return HttpRequest(
+        method=operation.method,
+        url=url,
+        headers=headers,
+        body=body,
+        read_timeout=None if endless else operation.timeout,
+    )
+
+
+def parse_url(url: str) -> httpx.URL:
+    """Parse *url*.
 
     Raises:
-        ConfigError: *url* is invalid.
+        ConfigError: It is invalid.
     """
-    timeout = {
-        "connect": CONNECT_TIMEOUT,
-        "read": None if endless else operation.timeout,
-        "write": WRITE_TIMEOUT,
-        "pool": POOL_TIMEOUT,
-    }
-    stream: _FilesBody | _BytesBody | None = _BytesBody(operation.body) if operation.body else None
-    if operation.files is not None:
-        stream = _FilesBody(operation.files)
-        headers = [one for one in headers if one[0] != "Content-Type"]
-        headers.append(("Content-Type", operation.files.content_type))
     try:
-        url = httpx.URL(url)
-        if not url.host:  # raises for an invalid name, too
+        parsed = httpx.URL(url)
+        if not parsed.host:  # raises for an invalid name, too
             raise httpx.InvalidURL("no host")
-        if stream is not None:
-            # httpx adds no headers to a request with a stream, which avoids three passes over them.
-            headers = [("Host", url.netloc.decode()), *headers, ("Content-Length", str(stream.length))]
-        extensions: dict[str, Any] = {"timeout": timeout}
-        return httpx.Request(operation.method, url, headers=headers, stream=stream, extensions=extensions)
     except (httpx.InvalidURL, UnicodeError) as exc:
-        raise ConfigError(f"the API address {origin_of(str(url))} cannot be used", hint="check its host name") from exc
+        raise ConfigError(f"the API address {origin_of(url)} cannot be used", hint="check its host name") from exc
+    return parsed
 
 
 def origin_of(url: str) -> str:
@@ -64,64 +168,33 @@ def origin_of(url: str) -> str:
     return without_credentials("/".join(url.split("/")[:3]))
 
 
-class _BytesBody(httpx.AsyncByteStream):
-    """A request body that knows whether it was written: a connection asks for the next piece only after a write."""
-
-    def __init__(self, content: bytes) -> None:
-        self._content, self.length = content, len(content)
-        self.is_written = False
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        yield self._content
-        self.is_written = True
-
-
-class _FilesBody(httpx.AsyncByteStream):
-    """Files as a request body, read while they are sent."""
-
-    def __init__(self, files: Multipart) -> None:
-        self._files, self.length = files, files.length
-        self.is_written = False
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        pieces = self._files.pieces()
-        while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
-            yield piece
-        self.is_written = True
-
-
-def was_written(request: "httpx.Request") -> bool:
-    """Whether the whole of *request* was written."""
-    return request.stream.is_written if isinstance(request.stream, _BytesBody | _FilesBody) else True
-
-
-def http_response(
-    response: "httpx.Response", body: bytes, *, is_whole: bool = True, seconds: float = 0.0
-) -> HttpResponse:
-    """Return *response* as a value without httpx.
+def http_response(head: HttpHead, body: bytes, *, is_whole: bool = True, seconds: float = 0.0) -> HttpResponse:
+    """Return a response with *head* and *body*.
 
     Raises:
         httpx.ProxyError: It is from a proxy that wants other credentials, and the platform never saw the request.
     """
-    if response.status_code == PROXY_AUTHENTICATION_REQUIRED:
+    if head.status == PROXY_AUTHENTICATION_REQUIRED:
         raise httpx.ProxyError(f"{PROXY_AUTHENTICATION_REQUIRED} Proxy Authentication Required")
-    headers = dict(response.headers.items())
-    return HttpResponse(status=response.status_code, headers=headers, body=body, is_whole=is_whole, seconds=seconds)
+    return HttpResponse(status=head.status, headers=head.headers, body=body, is_whole=is_whole, seconds=seconds)
 
 
-async def read_body(response: "httpx.Response", cap: int, *, sink: IO[bytes] | None = None) -> tuple[bytes, bool]:
+async def read_body(head: HttpHead, cap: int, *, sink: IO[bytes] | None = None) -> tuple[bytes, bool]:
     """Return the body up to *cap* bytes, and whether that is all of it. With a *sink*, write it there instead."""
-    body = BodyReader(response.headers.get("content-encoding", ""), cap, sink)
-    async for data in cast("httpx.AsyncByteStream", response.stream):
+    encoding = head.headers.get("content-encoding", "")
+    if head.content is not None and len(head.content) <= cap and not encoding and sink is None:
+        return head.content, True
+    body = BodyReader(encoding, cap, sink)
+    async for data in head.body:
         if not body.feed(data):
             break
     return body.content, body.is_whole
 
 
-async def read_stream(response: "httpx.Response") -> AsyncIterator[bytes]:
-    """Yield the body of *response* as it arrives."""
-    decompressor = Decompressor(response.headers.get("content-encoding", ""))
-    async for data in cast("httpx.AsyncByteStream", response.stream):
+async def read_stream(head: HttpHead) -> AsyncIterator[bytes]:
+    """Yield the body as it arrives."""
+    decompressor = Decompressor(head.headers.get("content-encoding", ""))
+    async for data in head.body:
         for chunk in decompressor.chunks(data):
             yield chunk
 

@@ -19,16 +19,20 @@ from molecule_connect.platform.address import ApiAddress
 from molecule_connect.platform.call_limits import PATIENCE, Call, CallLimit
 from molecule_connect.platform.dns import Resolver
 from molecule_connect.platform.endpoints import Operation, Priority
-from molecule_connect.platform.http1 import MAX_IDLE, HttpConnection
+from molecule_connect.platform.http1 import HttpConnection
 from molecule_connect.platform.http_messages import (
     ERROR_CAP,
     Headers,
+    HttpHead,
+    HttpRequest,
+    HttpxTransport,
+    Transport,
     check_whole,
     http_response,
     make_request,
+    parse_url,
     read_body,
     read_stream,
-    was_written,
 )
 from molecule_connect.platform.httpx_import import httpx
 from molecule_connect.platform.network_errors import network_error, safe_cause
@@ -148,17 +152,17 @@ class _TransportFactory:
     network: "httpx.AsyncBaseTransport | None"
     reuses_proxy_connections: bool = False
 
-    def open(self) -> "httpx.AsyncBaseTransport":
+    def open(self) -> Transport:
         """Return a transport with one connection."""
         if self.network is not None:
-            return self.network
+            return HttpxTransport(self.network)
         options = self.trust.options(self.address, 1, self.tls)
         if proxy_for(self.address) is None:
             context = options["verify"] if self.address.origin.startswith("https:") else None
             return HttpConnection(context, resolver=self.resolver)
         if not self.reuses_proxy_connections:
             options["limits"] = httpx.Limits(max_connections=1, max_keepalive_connections=0)
-        return httpx.AsyncHTTPTransport(**options)
+        return HttpxTransport(httpx.AsyncHTTPTransport(**options))
 
 
 class Transports:
@@ -270,13 +274,13 @@ class Connections:
         pool = self._callers
         if operation.priority is Priority.SEND:
             pool = self._senders
-            request.extensions[MAX_IDLE] = 0.0 if self._may_be_slow(operation) else SEND_IDLE
+            request.max_idle = 0.0 if self._may_be_slow(operation) else SEND_IDLE
         try:
             async with pool.use(operation.name) as transport:
                 response = await self._response(transport, operation, request, sink)
         except (httpx.HTTPError, TimeoutError) as exc:
             self._remember_pace(operation, is_prompt=False)
-            raise network_error(operation, url, exc, is_written=was_written(request)) from safe_cause(exc)
+            raise network_error(operation, url, exc, is_written=request.is_written) from safe_cause(exc)
         self._remember_pace(operation, is_prompt=response.seconds < PROMPT_SECONDS and 200 <= response.status < 300)
         return response
 
@@ -310,25 +314,24 @@ class Connections:
             )
         transport = self._factory.open()
         request = self._request(operation, url, headers, endless=True)
-        response = None
+        head = None
         self._streams.count += 1
         try:
             async with self._opening_streams.of(operation.name):
                 started = self._clock()
                 try:
                     async with asyncio.timeout(operation.timeout):
-                        response = await transport.handle_async_request(request)
-                        body = b"" if response.status_code == 200 else (await read_body(response, ERROR_CAP))[0]
+                        head = await transport.send(request)
+                        body = b"" if head.status == 200 else (await read_body(head, ERROR_CAP))[0]
                 except TimeoutError as exc:
                     raise httpx.ReadTimeout("") from exc
-            head = http_response(response, body, seconds=self._clock() - started)
-            yield head, read_stream(response)
+            yield http_response(head, body, seconds=self._clock() - started), read_stream(head)
         except httpx.HTTPError as exc:
             raise network_error(operation, url, exc, is_written=True) from safe_cause(exc)
         finally:
             self._streams.count -= 1
-            if response is not None:
-                await response.aclose()
+            if head is not None:
+                await head.body.aclose()
             await transport.aclose()
 
     async def aclose(self) -> None:
@@ -343,40 +346,41 @@ class Connections:
         headers: Headers,
         *,
         endless: bool = False,
-    ) -> "httpx.Request":
-        request = make_request(operation, self._urls.get(url) or url, headers, endless=endless)
-        if len(self._urls) >= _MAX_CACHED_URLS:
-            self._urls.clear()
-        self._urls[url] = request.url
-        return request
+    ) -> HttpRequest:
+        if (parsed := self._urls.get(url)) is None:
+            if len(self._urls) >= _MAX_CACHED_URLS:
+                self._urls.clear()
+            parsed = self._urls[url] = parse_url(url)
+        return make_request(operation, parsed, headers, endless=endless)
 
     async def _response(
         self,
-        transport: "httpx.AsyncBaseTransport",
+        transport: Transport,
         operation: Operation[Any],
-        request: "httpx.Request",
+        request: HttpRequest,
         sink: IO[bytes] | None,
     ) -> HttpResponse:
-        started, response, is_good = self._clock(), None, False
+        started, is_good = self._clock(), False
+        head: HttpHead | None = None
         body, is_whole, seconds = b"", False, 0.0
         try:
             # Sending files has no time limit.
             limit = None if operation.files is not None else operation.timeout + self._whole_response
             async with asyncio.timeout(limit) as deadline:
-                response = await transport.handle_async_request(request)
+                head = await transport.send(request)
                 seconds = self._clock() - started
                 if limit is None:
                     deadline.reschedule(asyncio.get_running_loop().time() + self._whole_response)
-                is_good = 200 <= response.status_code < 300
+                is_good = 200 <= head.status < 300
                 cap = operation.cap if is_good else ERROR_CAP
-                body, is_whole = await read_body(response, cap, sink=sink if is_good else None)
+                body, is_whole = await read_body(head, cap, sink=sink if is_good else None)
         except (httpx.HTTPError, TimeoutError):
             # The status of an error is enough.
-            if response is None or is_good:
+            if head is None or is_good:
                 raise
         finally:
-            if response is not None:
-                await response.aclose()
+            if head is not None:
+                await head.body.aclose()
         if not is_whole and is_good:
-            check_whole(operation, response.status_code)
-        return http_response(response, body, is_whole=is_whole, seconds=seconds)
+            check_whole(operation, head.status)
+        return http_response(head, body, is_whole=is_whole, seconds=seconds)
