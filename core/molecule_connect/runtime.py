@@ -17,12 +17,10 @@ from molecule_connect.errors import CloseError, ConfigError
 from molecule_connect.journal.journal import Journal
 from molecule_connect.models import Handler
 from molecule_connect.platform.address import parse_address
-from molecule_connect.platform.client import AsyncPlatformClient
 from molecule_connect.platform.credentials import Credentials
 from molecule_connect.platform.transports import Transports
 from molecule_connect.platform.workspace_client import WorkspaceClient
 from molecule_connect.plugins.manager import PluginHost, create_host
-from molecule_connect.worker.ports import Pace
 from molecule_connect.worker.worker import Worker, WorkerOptions
 
 
@@ -46,14 +44,14 @@ class Runtime:
     journal: Journal
     listener: events.Listener
 
-    def client(self, settings: WorkspaceSettings) -> AsyncPlatformClient:
+    def client(self, settings: WorkspaceSettings) -> WorkspaceClient:
         """The platform client of one workspace."""
         credentials = credentials_of(settings, self.state_dir)
         if settings.adopt_token and settings.token is not None:
             # If it can't be stored, it is used anyway, and read again at the next start.
             with contextlib.suppress(ConfigError):
                 credentials.keep(settings.token)
-        return AsyncPlatformClient(
+        return WorkspaceClient(
             settings.api_url,
             workspace_id=settings.workspace_id,
             credentials=credentials,
@@ -66,18 +64,18 @@ class Runtime:
     def worker(
         self,
         settings: WorkspaceSettings,
-        client: AsyncPlatformClient,
+        client: WorkspaceClient,
         handler: Handler | None,
         options: WorkerOptions,
     ) -> Worker:
         """The worker of one workspace, at the pace of *client*. See ``Worker``."""
         return Worker(
             settings,
-            platform=WorkspaceClient(client, say=Notices(settings.workspace_id, self.listener)),
+            platform=client,
             handler=handler,
             journal=self.journal,
             listener=self.listener,
-            options=attrs.evolve(options, pace=ClientPace(settings, client)),
+            options=attrs.evolve(options, pace=client.rate_limiter),
         )
 
 
@@ -89,7 +87,7 @@ class WorkspaceRunner:
         worker: Set by ``build``.
     """
 
-    client: AsyncPlatformClient
+    client: WorkspaceClient
     worker: Worker
 
     def __init__(self, settings: WorkspaceSettings, runtime: Runtime) -> None:
@@ -169,34 +167,6 @@ class WorkspaceRunner:
         """Another program changed the journal."""
         if self._host is not None:
             self.worker.journal_changed()
-
-
-@attrs.frozen
-class ClientPace(Pace):
-    """The pace of one workspace under the rate limit of its platform."""
-
-    settings: WorkspaceSettings
-    client: AsyncPlatformClient
-
-    def safety_interval(self, *, trusted: bool) -> float:
-        return self.client.rate_limiter.safety_interval(self.settings.safety_interval, trusted=trusted)
-
-    def poll_interval(self) -> float:
-        return self.client.rate_limiter.poll_interval() if self.is_limited else 0.0
-
-    def read_rest(self) -> float:
-        return self.client.rate_limiter.read_rest()
-
-    def heartbeat_interval(self) -> float:
-        return self.client.rate_limiter.heartbeat_interval(self.settings.heartbeat_interval)
-
-    @property
-    def is_limited(self) -> bool:
-        return self.client.rate_limiter.is_limited
-
-    @property
-    def is_queued(self) -> bool:
-        return self.client.is_queued
 
 
 def credentials_of(settings: WorkspaceSettings, state_dir: Path | None) -> Credentials:

@@ -19,7 +19,7 @@ from molecule_connect.journal.journal import Journal
 from molecule_connect.journal.models import Conversation
 from molecule_connect.journal.schema import open_file
 from molecule_connect.models import DataPart, FilePart, Inbound, Kind, Response, TextPart
-from molecule_connect.platform.client import AsyncPlatformClient
+from molecule_connect.platform.workspace_client import WorkspaceClient
 
 NOW = round(EPOCH * 1e6)
 SECOND = 1_000_000
@@ -37,7 +37,7 @@ class FakeSession:
     timeout: float = 0.0
 
     @property
-    def client(self) -> AsyncPlatformClient:
+    def client(self) -> WorkspaceClient:
         raise AssertionError("not used here")
 
     @property

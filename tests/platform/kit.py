@@ -9,13 +9,13 @@ from typing import Any
 
 import httpx
 
-from molecule_connect.platform.client import AsyncPlatformClient
+from molecule_connect.platform.workspace_client import WorkspaceClient
 
 API = "https://platform.example"
 TOKEN = "token-of-ws-1"
 
 Respond = Callable[[httpx.Request], httpx.Response]
-Connect = Callable[..., AsyncPlatformClient]
+Connect = Callable[..., WorkspaceClient]
 
 
 def row(row_id: Any = "r1", **fields: Any) -> dict[str, Any]:

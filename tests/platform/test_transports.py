@@ -26,7 +26,6 @@ from molecule_connect.errors import (
 from molecule_connect.models import Presence, Signal
 from molecule_connect.platform import endpoints
 from molecule_connect.platform.address import parse_address
-from molecule_connect.platform.client import AsyncPlatformClient
 from molecule_connect.platform.endpoints import BodyFormat, Operation, Priority
 from molecule_connect.platform.tls import proxy_for
 from molecule_connect.platform.transports import Transports
@@ -38,8 +37,8 @@ LARGE = endpoints.notify("ws-1", "x" * 20_000_000)
 SMALL = endpoints.notify("ws-1", "hi")
 
 
-def client_of(api_url: str, **more: Any) -> AsyncPlatformClient:
-    return AsyncPlatformClient(api_url, workspace_id="ws-1", token="token-1", **more)
+def client_of(api_url: str, **more: Any) -> WorkspaceClient:
+    return WorkspaceClient(api_url, workspace_id="ws-1", token="token-1", **more)
 
 
 async def failure(api_url: str, operation: Operation[Any]) -> TransientPlatformError:
@@ -218,7 +217,7 @@ async def test_short_page_is_transient() -> None:
         writer.write(http(b"[]", length=50))
 
     async with raw_server(talk) as url:
-        client = WorkspaceClient(client_of(url))
+        client = client_of(url)
         with pytest.raises(TransientPlatformError, match="activity"):
             await client.fetch(limit=5, known=lambda row_id: False)
         await client.aclose()
@@ -245,7 +244,7 @@ async def test_a_compressed_page_is_read() -> None:
         writer.write(head.encode() + body)
 
     async with raw_server(talk) as url:
-        client = WorkspaceClient(client_of(url))
+        client = client_of(url)
         assert (await client.fetch(limit=5, known=lambda row_id: False)).count == 0
         await client.aclose()
 
@@ -398,7 +397,7 @@ async def test_hanging_calls_delay_no_other_workspace() -> None:
 
     transports = Transports(patience=600)
     async with raw_server(talk) as url, client_of(url, transports=transports) as first:
-        second = AsyncPlatformClient(url, workspace_id="ws-2", token="token-2", transports=transports)
+        second = WorkspaceClient(url, workspace_id="ws-2", token="token-2", transports=transports)
         hanging: list[Operation[Any]] = [endpoints.workspace("ws-1"), endpoints.notify("ws-1", "hi")]
         waiting = [asyncio.create_task(first.call(operation)) for operation in hanging * 100]
         await asyncio.sleep(0)
@@ -419,7 +418,7 @@ async def test_hanging_calls_make_room() -> None:
     async with raw_server(platform.talk) as url, contextlib.AsyncExitStack() as stack:
         clients = [
             await stack.enter_async_context(
-                AsyncPlatformClient(url, workspace_id=f"ws-{number}", token="token-1", transports=transports)
+                WorkspaceClient(url, workspace_id=f"ws-{number}", token="token-1", transports=transports)
             )
             for number in range(40)
         ]
@@ -460,7 +459,7 @@ async def test_connections_are_reused_and_shared() -> None:
     async with raw_server(platform.talk) as url:
         transports = Transports()
         clients = [
-            AsyncPlatformClient(url, workspace_id=f"ws-{number}", token="token-1", transports=transports)
+            WorkspaceClient(url, workspace_id=f"ws-{number}", token="token-1", transports=transports)
             for number in range(5)
         ]
         for client in clients * 2:
@@ -483,7 +482,7 @@ async def test_stream_yields_signals_until_cut() -> None:
         await writer.drain()
 
     async with raw_server(talk) as url:
-        client = WorkspaceClient(client_of(url))
+        client = client_of(url)
         stream = client.signals()
         assert [await anext(stream), await anext(stream)] == [Signal.OPENED, Signal.ROW]
         with pytest.raises(TransientPlatformError, match="events") as caught:
@@ -503,7 +502,7 @@ async def test_streams_have_no_cap() -> None:
         await asyncio.Event().wait()
 
     async with raw_server(talk) as url:
-        client = WorkspaceClient(client_of(url))
+        client = client_of(url)
         streams = [client.signals() for _ in range(12)]
         async with asyncio.timeout(30):
             opened = await asyncio.gather(*(anext(stream) for stream in streams))

@@ -21,7 +21,6 @@ from molecule_connect.errors import (
 from molecule_connect.files import pending_id
 from molecule_connect.models import FilePart, UploadLimits
 from molecule_connect.platform import endpoints
-from molecule_connect.platform.client import AsyncPlatformClient
 from molecule_connect.platform.multipart import PIECE, Multipart
 from molecule_connect.platform.responses import EndpointAbsentError
 from molecule_connect.platform.workspace_client import WorkspaceClient
@@ -34,7 +33,7 @@ class Place:
 
     sandbox: Sandbox
     workspace: Workspace
-    client: AsyncPlatformClient
+    client: WorkspaceClient
 
     async def content(self, file: FilePart) -> bytes:
         """What the platform keeps of *file*."""
@@ -45,7 +44,7 @@ class Place:
 async def place() -> AsyncIterator[Place]:
     async with Sandbox.in_process() as sandbox:
         workspace = await sandbox.workspace()
-        async with AsyncPlatformClient(
+        async with WorkspaceClient(
             sandbox.url, workspace_id=workspace.id, token=workspace.token, transport=sandbox.transport
         ) as client:
             yield Place(sandbox, workspace, client)
@@ -148,7 +147,7 @@ async def test_file_removed_before_sending_raises(place: Place, tmp_path: Path) 
 
 
 async def test_upload_is_fetched_and_acknowledged(place: Place, tmp_path: Path) -> None:
-    workspace, sink = WorkspaceClient(place.client), io.BytesIO()
+    workspace, sink = place.client, io.BytesIO()
     (taken,) = await workspace.upload([file(tmp_path / "a.png", b"picture")])
 
     kind = await workspace.fetch_file(id_of(taken), sink, cap=100)
@@ -159,7 +158,7 @@ async def test_upload_is_fetched_and_acknowledged(place: Place, tmp_path: Path) 
 
 
 async def test_a_file_over_the_cap_is_cut(place: Place, tmp_path: Path) -> None:
-    workspace, sink = WorkspaceClient(place.client), io.BytesIO()
+    workspace, sink = place.client, io.BytesIO()
     (taken,) = await workspace.upload([file(tmp_path / "a", b"x" * 1000)])
 
     with pytest.raises(PageTooLargeError):
@@ -171,7 +170,7 @@ async def test_missing_file_writes_nothing(place: Place) -> None:
     sink = io.BytesIO()
 
     with pytest.raises(PermanentPlatformError) as told:
-        await WorkspaceClient(place.client).fetch_file("00000000-0000-4000-8000-000000000000", sink, cap=100)
+        await place.client.fetch_file("00000000-0000-4000-8000-000000000000", sink, cap=100)
     assert told.value.status == 404
     assert sink.getvalue() == b""
 
@@ -181,10 +180,10 @@ async def test_incident_71_cap_is_the_platforms() -> None:
     for generation in ("2026-05", "2026-08"):
         async with Sandbox.in_process(platform=generation) as sandbox:
             workspace = await sandbox.workspace()
-            async with AsyncPlatformClient(
+            async with WorkspaceClient(
                 sandbox.url, workspace_id=workspace.id, token=workspace.token, transport=sandbox.transport
             ) as client:
-                caps[generation] = await WorkspaceClient(client).upload_limits()
+                caps[generation] = await client.upload_limits()
 
     assert caps["2026-05"] == UploadLimits(per_file=25 << 20, per_request=50 << 20)
     assert caps["2026-08"] == UploadLimits(per_file=100 << 20, per_request=100 << 20)
@@ -194,12 +193,12 @@ async def test_incident_71_cap_is_the_platforms() -> None:
     "answer", [httpx.Response(200, html="<html>the canvas</html>"), httpx.Response(403, html="<html>the edge</html>")]
 )
 async def test_foreign_page_gives_default_limits(connect: Connect, answer: httpx.Response) -> None:
-    assert await WorkspaceClient(connect(Script(answer))).upload_limits() == UploadLimits()
+    assert await connect(Script(answer)).upload_limits() == UploadLimits()
 
 
 @pytest.mark.parametrize("status", [429, 503])
 async def test_busy_platform_is_asked_again(connect: Connect, status: int) -> None:
-    asking = WorkspaceClient(connect(Script(httpx.Response(status), httpx.Response(200, json={"per_file_bytes": 7}))))
+    asking = connect(Script(httpx.Response(status), httpx.Response(200, json={"per_file_bytes": 7})))
     with pytest.raises(TransientPlatformError):
         await asking.upload_limits()
     assert (await asking.upload_limits()).per_file == 7
@@ -209,13 +208,16 @@ async def test_limits_are_read_once_an_hour() -> None:
     now = [0.0]
     async with Sandbox.in_process() as sandbox:
         workspace = await sandbox.workspace()
-        async with AsyncPlatformClient(
-            sandbox.url, workspace_id=workspace.id, token=workspace.token, transport=sandbox.transport
+        async with WorkspaceClient(
+            sandbox.url,
+            workspace_id=workspace.id,
+            token=workspace.token,
+            transport=sandbox.transport,
+            clock=lambda: now[0],
         ) as client:
-            asking = WorkspaceClient(client, clock=lambda: now[0])
             for seconds in (0.0, 3599.0, 3600.0):
                 now[0] = seconds
-                await asking.upload_limits()
+                await client.upload_limits()
         asked = await sandbox.requests()
     assert asked["GET", "/uploads/limits"] == 2
 
@@ -239,9 +241,9 @@ async def test_incident_69_endless_body_is_cut(size: int | None) -> None:
         await serve_pieces(writer, size=size, pieces=None)
 
     sink = io.BytesIO()
-    async with raw_server(talk) as url, AsyncPlatformClient(url, workspace_id="ws-1", token="t") as client:
+    async with raw_server(talk) as url, WorkspaceClient(url, workspace_id="ws-1", token="t") as client:
         with pytest.raises(PageTooLargeError):
-            await WorkspaceClient(client).fetch_file("f1", sink, cap=1 << 20)
+            await client.fetch_file("f1", sink, cap=1 << 20)
     assert len(sink.getvalue()) <= 1 << 20
 
 
@@ -251,7 +253,7 @@ async def test_incident_69_hanging_body_times_out() -> None:
         await serve_pieces(writer, size=1 << 20, pieces=1)
 
     operation = attrs.evolve(endpoints.upload_content("ws-1", "f1"), timeout=0.05)
-    async with raw_server(talk) as url, AsyncPlatformClient(url, workspace_id="ws-1", token="t") as client:
+    async with raw_server(talk) as url, WorkspaceClient(url, workspace_id="ws-1", token="t") as client:
         with pytest.raises(TransientPlatformError):
             await client.call(operation, sink=io.BytesIO())
 
@@ -261,14 +263,14 @@ async def test_short_body_is_no_file() -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nshort")
 
-    async with raw_server(talk) as url, AsyncPlatformClient(url, workspace_id="ws-1", token="t") as client:
+    async with raw_server(talk) as url, WorkspaceClient(url, workspace_id="ws-1", token="t") as client:
         with pytest.raises(TransientPlatformError):
-            await WorkspaceClient(client).fetch_file("f1", io.BytesIO(), cap=100)
+            await client.fetch_file("f1", io.BytesIO(), cap=100)
 
 
 async def test_missing_upload_endpoint_is_remembered(connect: Connect, tmp_path: Path) -> None:
     script = Script(httpx.Response(404, text="404 page not found"))
-    workspace = WorkspaceClient(connect(script))
+    workspace = connect(script)
 
     for _ in range(2):
         with pytest.raises(EndpointAbsentError):
@@ -278,7 +280,7 @@ async def test_missing_upload_endpoint_is_remembered(connect: Connect, tmp_path:
 
 
 async def test_incomplete_upload_list_is_unknown_outcome(connect: Connect, tmp_path: Path) -> None:
-    workspace = WorkspaceClient(connect(Script(httpx.Response(200, json={"files": []}))))
+    workspace = connect(Script(httpx.Response(200, json={"files": []})))
 
     with pytest.raises(TransientPlatformError) as told:
         await workspace.upload([file(tmp_path / "a")])

@@ -23,7 +23,6 @@ from molecule_connect.models import (
     WorkspaceStatus,
 )
 from molecule_connect.platform.credentials import Credentials
-from molecule_connect.platform.workspace_client import WorkspaceClient
 from molecule_connect.worker.ports import Platform
 
 
@@ -36,7 +35,7 @@ def to_person(text: str) -> Outgoing:
 
 
 def test_it_is_what_delivery_asks_for(connect: Connect) -> None:
-    platform: Platform = WorkspaceClient(connect(Script(httpx.Response(200))))
+    platform: Platform = connect(Script(httpx.Response(200)))
 
     assert platform.now() is None
 
@@ -44,7 +43,7 @@ def test_it_is_what_delivery_asks_for(connect: Connect) -> None:
 async def test_a_page_is_fetched_and_classified(connect: Connect) -> None:
     rows = [row("b", request_body=envelope({"text": "hi"})), row("a", source_id="ws-1")]
     script = Script(httpx.Response(200, json=rows))
-    page = await WorkspaceClient(connect(script)).fetch(since_id="z", limit=2, known=nothing_known)
+    page = await connect(script).fetch(since_id="z", limit=2, known=nothing_known)
 
     assert [(item.row_id, item.kind) for item in page.items] == [("b", Kind.MESSAGE), ("a", Kind.OWN)]
     assert (page.count, page.limit, page.size) == (
@@ -58,7 +57,7 @@ async def test_a_page_is_fetched_and_classified(connect: Connect) -> None:
 async def test_earliest_time_is_date_or_newest_row(connect: Connect) -> None:
     old = {"Date": "Thu, 01 Jan 1970 00:00:10 GMT"}
     newest = httpx.Response(200, json=[row(created_at="1970-01-01T00:01:00Z")])
-    client = WorkspaceClient(connect(Script(newest, httpx.Response(200, json=[], headers=old))))
+    client = connect(Script(newest, httpx.Response(200, json=[], headers=old)))
 
     first = await client.fetch(limit=5, known=nothing_known)
     second = await client.fetch(limit=5, known=nothing_known)
@@ -72,7 +71,7 @@ async def test_earliest_time_is_date_or_newest_row(connect: Connect) -> None:
 @pytest.mark.parametrize("content", [b'[{"id":"a"},', b'[{"id":"a', b"", b"<html>sign in</html>", b'{"error":"x"}'])
 async def test_malformed_page_is_transient(connect: Connect, content: bytes) -> None:
     with pytest.raises(TransientPlatformError):
-        await WorkspaceClient(connect(Script(httpx.Response(200, content=content)))).fetch(limit=5, known=nothing_known)
+        await connect(Script(httpx.Response(200, content=content))).fetch(limit=5, known=nothing_known)
 
 
 async def test_a_large_page_is_read_in_slices(connect: Connect) -> None:
@@ -88,7 +87,7 @@ async def test_a_large_page_is_read_in_slices(connect: Connect) -> None:
         parts = [{"kind": "text", "text": "x" * 10}] * 1000
         return httpx.Response(200, json=[{"id": f"{n}", "request_body": {"parts": parts}} for n in range(rows)])
 
-    client = WorkspaceClient(connect(Script(page_of(1), page_of(100))))
+    client = connect(Script(page_of(1), page_of(100)))
     task = asyncio.create_task(other())
     counts = []
     for _ in range(2):
@@ -114,7 +113,7 @@ class Large(httpx.AsyncByteStream):
 
 async def test_oversized_row_is_passed_by_its_beginning(connect: Connect) -> None:
     head = b'[{"activity_type":"a2a_receive","created_at":"1970-01-01T00:01:00Z","id":"big","request_body":{"text":"'
-    client = WorkspaceClient(connect(lambda request: httpx.Response(200, stream=Large(head))))
+    client = connect(lambda request: httpx.Response(200, stream=Large(head)))
     page = await client.fetch(since_id="z", limit=1, known=nothing_known)
     (item,) = page.items
     assert (item.row_id, item.kind, item.time) == ("big", Kind.UNREADABLE, 60_000_000)
@@ -136,14 +135,14 @@ async def test_oversized_row_is_passed_by_its_beginning(connect: Connect) -> Non
     ],
 )
 async def test_oversized_row_without_id_is_transient(connect: Connect, head: bytes) -> None:
-    client = WorkspaceClient(connect(lambda request: httpx.Response(200, stream=Large(head))))
+    client = connect(lambda request: httpx.Response(200, stream=Large(head)))
     with pytest.raises(TransientPlatformError, match="too large"):
         await client.fetch(since_id="z", limit=1, known=nothing_known)
 
 
 async def test_invalid_utf8_does_not_stop_reading(connect: Connect) -> None:
     script = Script(httpx.Response(200, content=b'\xef\xbb\xbf[{"id":"a","summary":"caf\xe9"}]'))
-    page = await WorkspaceClient(connect(script)).fetch(limit=5, known=nothing_known)
+    page = await connect(script).fetch(limit=5, known=nothing_known)
 
     assert page.items[0].parts == (TextPart("caf\ufffd"),)
 
@@ -151,16 +150,16 @@ async def test_invalid_utf8_does_not_stop_reading(connect: Connect) -> None:
 async def test_an_expired_cursor_is_told(connect: Connect) -> None:
     script = Script(httpx.Response(410, json={"error": "since_id cursor not found"}))
     with pytest.raises(CursorExpiredError):
-        await WorkspaceClient(connect(script)).fetch(since_id="z", limit=5, known=nothing_known)
+        await connect(script).fetch(since_id="z", limit=5, known=nothing_known)
 
 
 async def test_fingerprint_matches_the_echo(connect: Connect) -> None:
     script = Script(httpx.Response(200))
-    client = WorkspaceClient(connect(script))
+    client = connect(script)
     await client.send(to_person("done\0"))
     echo = row(source_id=None, method="notify", response_body={"result": script.last_json["message"]})
 
-    reader = WorkspaceClient(connect(Script(httpx.Response(200, json=[echo]))))
+    reader = connect(Script(httpx.Response(200, json=[echo])))
     (item,) = (await reader.fetch(limit=5, known=nothing_known)).items
     assert item.fingerprint == client.fingerprint(to_person("done\0"))
 
@@ -169,7 +168,7 @@ async def test_invalid_data_fails_before_any_request(connect: Connect) -> None:
     script = Script(httpx.Response(200))
     bad = Outgoing(message_id="m", caller_id="p", context_id=None, in_reply_to="q", parts=(DataPart({1, 2}),))
     with pytest.raises(PermanentPlatformError, match="not JSON"):
-        await WorkspaceClient(connect(script)).send(bad)
+        await connect(script).send(bad)
 
     assert script.requests == []
 
@@ -191,20 +190,20 @@ async def test_invalid_data_fails_before_any_request(connect: Connect) -> None:
 async def test_workspace_info_from_partial_cards(
     connect: Connect, response: httpx.Response, info: WorkspaceInfo
 ) -> None:
-    assert await WorkspaceClient(connect(Script(response))).workspace() == info
+    assert await connect(Script(response)).workspace() == info
 
 
 @pytest.mark.parametrize("response", [httpx.Response(503), httpx.Response(200, html="<html>")])
 async def test_transient_workspace_error_is_raised(connect: Connect, response: httpx.Response) -> None:
     with pytest.raises(TransientPlatformError, match="workspace"):
-        await WorkspaceClient(connect(Script(response))).workspace()
+        await connect(Script(response)).workspace()
 
 
 async def test_register_500_hints_at_the_id(connect: Connect) -> None:
     script = Script(httpx.Response(500, json={"error": "registration failed"}))
 
     with pytest.raises(TransientPlatformError, match="registration failed") as caught:
-        await WorkspaceClient(connect(script)).register({"name": "n"})
+        await connect(script).register({"name": "n"})
 
     assert "id may be wrong" in caught.value.hint
     assert "molecule doctor ws-1" in caught.value.hint
@@ -213,7 +212,7 @@ async def test_register_500_hints_at_the_id(connect: Connect) -> None:
 @pytest.mark.parametrize("answer", [{"status": "registered"}, {"auth_token": ""}, None])
 async def test_register_without_token_keeps_the_old(connect: Connect, answer: Any) -> None:
     script = Script(httpx.Response(200, json=answer) if answer else httpx.Response(200))
-    client = WorkspaceClient(connect(script))
+    client = connect(script)
     await client.register({"name": "n"})
     await client.heartbeat(Presence())
 
@@ -223,7 +222,7 @@ async def test_register_without_token_keeps_the_old(connect: Connect, answer: An
 async def test_issued_token_is_stored_before_return(connect: Connect, tmp_path: Path) -> None:
     credentials = Credentials("ws-1", origin=API, token="first-token", state_dir=tmp_path)
     script = Script(httpx.Response(200, json={"auth_token": "handed-out-token"}))
-    client = WorkspaceClient(connect(script, token=None, credentials=credentials))
+    client = connect(script, token=None, credentials=credentials)
     await client.register({"name": "n"})
     await client.heartbeat(Presence())
 
@@ -232,28 +231,25 @@ async def test_issued_token_is_stored_before_return(connect: Connect, tmp_path: 
 
 
 async def test_issued_token_is_reported_once(connect: Connect, tmp_path: Path) -> None:
-    said: list[str] = []
     credentials = Credentials("ws-1", origin=API, token="first-token", state_dir=tmp_path)
     script = Script(httpx.Response(200, json={"auth_token": "handed-out-token"}))
-    client = WorkspaceClient(connect(script, token=None, credentials=credentials), say=said.append)
-    await client.register({"name": "n"})
-    await client.register({"name": "n"})
+    client = connect(script, token=None, credentials=credentials)
+    first, second = await client.register({"name": "n"}), await client.register({"name": "n"})
 
-    assert len(said) == 1
-    assert "the platform issued a token" in said[0]
-    assert str(tmp_path / "ws-1.token") in said[0]
-    assert "handed-out-token" not in said[0]
+    assert "the platform issued a token" in first
+    assert str(tmp_path / "ws-1.token") in first
+    assert "handed-out-token" not in first
+    assert second == ""
 
 
 async def test_unstorable_token_is_reported_and_used(connect: Connect, tmp_path: Path) -> None:
-    said: list[str] = []
     credentials = Credentials("ws-1", origin=API, token="first-token", state_dir=tmp_path / "missing")
     script = Script(httpx.Response(200, json={"auth_token": "handed-out-token"}))
-    client = WorkspaceClient(connect(script, token=None, credentials=credentials), say=said.append)
-    await client.register({"name": "n"})
+    client = connect(script, token=None, credentials=credentials)
+    notice = await client.register({"name": "n"})
 
-    assert len(said) == 1
-    assert "handed-out-token" not in said[0]
+    assert notice
+    assert "handed-out-token" not in notice
 
 
 class Stream(httpx.AsyncByteStream):
@@ -272,7 +268,7 @@ def event(kind: str) -> bytes:
 async def test_signals_end_with_the_connection(connect: Connect) -> None:
     chunks = Stream(b": ping\n\n", event("ACTIVITY_LOGGED") + event("WORKSPACE_HEARTBEAT")[:9], event("X")[9:])
     script = Script(lambda request: httpx.Response(200, headers={"Content-Type": "text/event-stream"}, stream=chunks))
-    signals = [signal async for signal in WorkspaceClient(connect(script)).signals()]
+    signals = [signal async for signal in connect(script).signals()]
 
     assert signals == [Signal.OPENED, Signal.ROW, Signal.ROW]
 
@@ -289,7 +285,7 @@ async def test_abandoned_stream_is_closed(connect: Connect) -> None:
             200, headers={"Content-Type": "text/event-stream"}, stream=Watched(event("ACTIVITY_LOGGED"))
         )
     )
-    async with contextlib.aclosing(WorkspaceClient(connect(script)).signals()) as signals:
+    async with contextlib.aclosing(connect(script).signals()) as signals:
         async for signal in signals:
             assert signal is Signal.OPENED
             break
@@ -311,13 +307,13 @@ async def test_abandoned_stream_is_closed(connect: Connect) -> None:
 )
 async def test_missing_stream_raises(connect: Connect, response: httpx.Response, error: type[Exception]) -> None:
     with pytest.raises(error):
-        async for _ in WorkspaceClient(connect(Script(response))).signals():
+        async for _ in connect(Script(response)).signals():
             pass
 
 
 async def test_absent_stream_is_retried_hourly(connect: Connect) -> None:
     script = Script(httpx.Response(404))
-    client = WorkspaceClient(connect(script))
+    client = connect(script)
     for _ in range(3):
         with pytest.raises(PermanentPlatformError):
             async for _ in client.signals():
@@ -335,7 +331,7 @@ async def test_stream_opens_with_rotated_token(connect: Connect, tmp_path: Path)
             return httpx.Response(401)
         return httpx.Response(200, headers={"Content-Type": "text/event-stream"}, stream=Stream())
 
-    client = WorkspaceClient(connect(judge, token=None, credentials=credentials))
+    client = connect(judge, token=None, credentials=credentials)
     assert [signal async for signal in client.signals()] == [Signal.OPENED]
 
 
@@ -345,7 +341,7 @@ PEER = "3f2a9c1d-0000-4000-8000-000000000001"
 async def test_registry_names_are_by_canonical_id(connect: Connect) -> None:
     listed = [{"id": PEER.upper(), "name": "Ops"}, {"id": "ws-3", "name": None}, {"id": 4, "name": "x"}, "junk", {}]
     script = Script(httpx.Response(200, json=listed), httpx.Response(200, json={"id": "ws-5", "name": "Sales"}))
-    client = WorkspaceClient(connect(script))
+    client = connect(script)
 
     assert {peer_id: name for peer_id, name in (await client.peer_names()).items() if peer_id} == {
         PEER: "Ops",

@@ -272,6 +272,7 @@ class FakePlatform:
         empties: A row is shown once.
         echoes_beats: Beats come back over the stream.
         closes_stream: It ends as soon as it was opened.
+        is_queued: A read waits for the rate limit.
         looks, opens: When the workspace was asked about, and when the stream was opened (loop time).
         listed, unlisted: Names of peers in the registry, by id, with and without a place in its list.
         lookups: The ids whose name was requested, and "*" for the list.
@@ -303,6 +304,7 @@ class FakePlatform:
     empties: bool = False
     echoes_beats: bool = True
     closes_stream: bool = False
+    is_queued: bool = False
     fail_look: list[PlatformError] = attrs.field(factory=list)
     looks: list[float] = attrs.field(factory=list)
     opens: list[float] = attrs.field(factory=list)
@@ -491,10 +493,11 @@ class FakePlatform:
             raise self.fail_lookup.pop(0)
         return self.unlisted.get(peer_id, "")
 
-    async def register(self, card: dict[str, Any]) -> None:
+    async def register(self, card: dict[str, Any]) -> str:
         if self.fail_register:
             raise self.fail_register.pop(0)
         self.cards.append(card)
+        return ""
 
     async def heartbeat(self, presence: Presence) -> None:
         if self.fail_beat:

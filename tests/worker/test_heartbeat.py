@@ -101,11 +101,10 @@ async def test_acts_once_after_the_machine_slept(journal: Journal) -> None:
 class Limited(Unlimited):
     """A rate limit that leaves room for regular heartbeats, and delays reads."""
 
-    is_queued = False
     interval = 0.0
 
-    def heartbeat_interval(self) -> float:
-        return self.interval
+    def heartbeat_interval(self, usual: float) -> float:
+        return max(usual, self.interval)
 
     @property
     def is_limited(self) -> bool:
@@ -123,13 +122,13 @@ async def test_rate_limit_leaves_regular_heartbeats_alone(journal: Journal) -> N
 
 
 async def test_queued_read_is_not_a_problem(journal: Journal) -> None:
-    pace, platform = Limited(), FakePlatform()
-    async with Serving(platform, journal, pace=pace) as serving:
+    platform = FakePlatform()
+    async with Serving(platform, journal, pace=Limited()) as serving:
         await asyncio.sleep(31)
-        pace.is_queued, platform.fetch_delay = True, 200.0
+        platform.is_queued, platform.fetch_delay = True, 200.0
         await asyncio.sleep(150)
         assert serving.events.of(events.Trouble) == []
-        pace.is_queued = False
+        platform.is_queued = False
         await platform.until(lambda: "a page of the feed" in platform.beats[-1].wedged, 60)
 
 

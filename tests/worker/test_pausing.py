@@ -24,9 +24,9 @@ async def test_paused_at_the_start_reads_without_registering(journal: Journal) -
 
 async def test_unpause_registers_a_paused_workspace(journal: Journal) -> None:
     class Unpausing(FakePlatform):
-        async def register(self, card: dict[str, object]) -> None:
-            await super().register(card)
+        async def register(self, card: dict[str, object]) -> str:
             self.status = WorkspaceStatus.ACTIVE
+            return await super().register(card)
 
     platform = Unpausing(status=WorkspaceStatus.PAUSED)
     platform.write("hi")

@@ -48,10 +48,10 @@ class GatedPlatform(FakePlatform):
             await self.sending.pass_through()
         await super().send(outgoing)
 
-    async def register(self, card: dict[str, Any]) -> None:
+    async def register(self, card: dict[str, Any]) -> str:
         if self.registering is not None:
             await self.registering.pass_through()
-        await super().register(card)
+        return await super().register(card)
 
     async def heartbeat(self, presence: Any) -> None:
         if self.beating is not None and presence.wedged == "stopped":

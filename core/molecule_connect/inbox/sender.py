@@ -14,10 +14,9 @@ from molecule_connect.journal.files import FileJournal
 from molecule_connect.journal.inbox import InboxStore
 from molecule_connect.models import FilePart, Outgoing, Part, TextPart
 from molecule_connect.platform import endpoints
-from molecule_connect.platform.client import AsyncPlatformClient
 from molecule_connect.platform.messages import question_envelope
 from molecule_connect.platform.workspace_client import WorkspaceClient
-from molecule_connect.runtime import Notices, Runtime
+from molecule_connect.runtime import Runtime
 from molecule_connect.worker.clock import Clock
 from molecule_connect.worker.uploads import Attachments
 
@@ -25,14 +24,13 @@ from molecule_connect.worker.uploads import Attachments
 class InboxSender:
     """Sends for one workspace, and records what it sends in the journal so that echoes and answers are recognized."""
 
-    def __init__(self, workspace_id: str, client: AsyncPlatformClient, runtime: Runtime) -> None:
+    def __init__(self, workspace_id: str, client: WorkspaceClient, runtime: Runtime) -> None:
         self._workspace_id, self._client = workspace_id, client
         self._store = InboxStore(runtime.journal)
-        self._platform = WorkspaceClient(client, say=Notices(workspace_id, runtime.listener))
         self._attachments = Attachments(
-            self._platform,
+            client,
             FileJournal(runtime.journal, workspace_id, files_folder(runtime.state_dir, workspace_id)),
-            Clock(self._platform, runtime.journal.wall),
+            Clock(client, runtime.journal.wall),
         )
 
     async def tell_user(self, text: str, files: Sequence[Path]) -> None:
@@ -46,9 +44,9 @@ class InboxSender:
             message_id=str(uuid.uuid4()), caller_id=None, context_id=None, in_reply_to="", parts=tuple(parts)
         )
         # Without the record, the echo would look as if another program spoke as this workspace.
-        number = await self._store.record_notification(self._workspace_id, self._platform.fingerprint(outgoing))
+        number = await self._store.record_notification(self._workspace_id, self._client.fingerprint(outgoing))
         try:
-            await self._platform.send(outgoing)
+            await self._client.send(outgoing)
         except PermanentPlatformError:
             await self._store.forget_notification(number)
             raise

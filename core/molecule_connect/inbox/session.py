@@ -12,7 +12,7 @@ from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.errors import JournalError, LeaseError, MoleculeError, StateLostError
 from molecule_connect.inbox.inbox import ChangeSignal
 from molecule_connect.inbox.sender import InboxSender
-from molecule_connect.platform.client import AsyncPlatformClient
+from molecule_connect.platform.workspace_client import WorkspaceClient
 from molecule_connect.runtime import Runtime
 from molecule_connect.worker.lease import Holder, holder
 from molecule_connect.worker.status_file import SavedStatus, read_status
@@ -39,7 +39,7 @@ class InboxSession:
     def __init__(
         self,
         settings: WorkspaceSettings,
-        client: AsyncPlatformClient,
+        client: WorkspaceClient,
         runtime: Runtime,
         changes: ChangeSignal,
         *,

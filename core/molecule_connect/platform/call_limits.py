@@ -3,6 +3,8 @@
 import asyncio
 from collections import deque
 
+import attrs
+
 # Seconds that a call counts; a peer that takes a minute to answer delays no other call.
 PATIENCE = 1.0
 
@@ -17,83 +19,85 @@ class CallLimit:
 
     def __init__(self, count: int, *, patience: float = PATIENCE) -> None:
         self._count, self._patience = count, patience
-        self._kinds: dict[str, _Calls] = {}
+        self._kinds: dict[str, _Kind] = {}
 
     def of(self, kind: str) -> "Call":
         """Count a call of *kind* inside an ``async with`` block, which waits until the limit has room."""
         calls = self._kinds.get(kind)
         if calls is None:
-            self._kinds = {name: calls for name, calls in self._kinds.items() if calls.are_pending}
-            calls = self._kinds[kind] = _Calls(self._count, self._patience)
+            self._kinds = {name: calls for name, calls in self._kinds.items() if calls.running or calls.waiting}
+            calls = self._kinds[kind] = _Kind(self._count, self._patience)
         return Call(calls)
 
 
+@attrs.define(eq=False)
 class Call:
     """A call that waits for the limit on entry, and counts until its block ends."""
 
-    def __init__(self, calls: "_Calls") -> None:
-        self._calls = calls
-        self.turn: asyncio.Future[None] | None = None
+    kind: "_Kind"
+    turn: "asyncio.Future[None] | None" = None
 
     async def __aenter__(self) -> None:
-        await self._calls.start(self)
+        now = asyncio.get_running_loop().time()
+        if self.kind.waiting or not self.kind.has_room(now):
+            await self.kind.wait(self)
+        else:
+            self.kind.running[self] = now
 
     async def __aexit__(self, *_: object) -> None:
-        self._calls.end(self)
+        self.kind.end(self)
 
 
-class _Calls:
-    def __init__(self, count: int, patience: float) -> None:
-        self._count, self._patience = count, patience
-        # The running calls that still count, in order of their start time.
-        self._running: dict[Call, float] = {}
-        self._waiting: deque[Call] = deque()
-        self._timer: asyncio.TimerHandle | None = None
+@attrs.define(eq=False)
+class _Kind:
+    """The calls of one kind.
 
-    @property
-    def are_pending(self) -> bool:
-        return bool(self._running or self._waiting)
+    Attributes:
+        running: The calls that still count, with their start time, in the order of their start.
+    """
 
-    async def start(self, call: Call) -> None:
-        loop = asyncio.get_running_loop()
-        if not self._waiting and self._has_room(loop.time()):
-            self._running[call] = loop.time()
-            return
-        call.turn = loop.create_future()
-        self._waiting.append(call)
+    count: int
+    patience: float
+    running: dict[Call, float] = attrs.field(factory=dict)
+    waiting: deque[Call] = attrs.field(factory=deque)
+    timer: asyncio.TimerHandle | None = None
+
+    def has_room(self, now: float) -> bool:
+        while self.running:
+            oldest = next(iter(self.running))
+            if self.running[oldest] + self.patience > now:
+                break
+            del self.running[oldest]
+        return len(self.running) < self.count
+
+    async def wait(self, call: Call) -> None:
+        call.turn = asyncio.get_running_loop().create_future()
+        self.waiting.append(call)
         self._admit()
         try:
             await call.turn
         except asyncio.CancelledError:
-            if call in self._waiting:
-                self._waiting.remove(call)
+            if call in self.waiting:
+                self.waiting.remove(call)
             self.end(call)
             raise
 
     def end(self, call: Call) -> None:
-        self._running.pop(call, None)
-        if self._waiting:
+        self.running.pop(call, None)
+        if self.waiting:
             self._admit()
 
     def _admit(self) -> None:
-        """Start waiting calls while there is room, and come back when the oldest running call stops counting."""
+        """Start waiting calls while there is room, and again when the oldest running call stops counting."""
         loop = asyncio.get_running_loop()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
         now = loop.time()
-        while self._waiting and self._has_room(now):
-            call = self._waiting.popleft()
+        while self.waiting and self.has_room(now):
+            call = self.waiting.popleft()
             if call.turn is not None and not call.turn.done():
-                self._running[call] = now
+                self.running[call] = now
                 call.turn.set_result(None)
-        if self._waiting:
-            self._timer = loop.call_at(next(iter(self._running.values())) + self._patience, self._admit)
-
-    def _has_room(self, now: float) -> bool:
-        while self._running:
-            oldest = next(iter(self._running))
-            if self._running[oldest] + self._patience > now:
-                break
-            del self._running[oldest]
-        return len(self._running) < self._count
+        if self.waiting:
+            self.timer = loop.call_at(next(iter(self.running.values())) + self.patience, self._admit)

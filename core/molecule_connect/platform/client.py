@@ -22,7 +22,6 @@ from molecule_connect.platform.endpoints import Operation, Priority, Reply
 from molecule_connect.platform.feed_pages import MalformedPageError
 from molecule_connect.platform.feed_rows import PageReader
 from molecule_connect.platform.http_messages import Headers
-from molecule_connect.platform.rate_limit import RateLimiter
 from molecule_connect.platform.responses import (
     EndpointAbsentError,
     HttpResponse,
@@ -98,6 +97,8 @@ class AsyncPlatformClient:
         if transports is None:
             self._own_transports = Transports(transport=transport, clock=clock, sleep=sleep or asyncio.sleep)
         self._connections = (transports or self._own_transports or Transports()).to(self.address, tls)
+        # Shared by all workspaces on this origin.
+        self.rate_limiter = self._connections.rate_limiter
         self.rate_limiter.join()
         self._newest: int | None = None
         self._queued_reads = 0
@@ -108,11 +109,6 @@ class AsyncPlatformClient:
     def is_queued(self) -> bool:
         """Whether a read waits for the rate limit."""
         return self._queued_reads > 0
-
-    @property
-    def rate_limiter(self) -> RateLimiter:
-        """The rate limit of the platform, shared by all workspaces on this origin."""
-        return self._connections.rate_limiter
 
     async def __aenter__(self) -> Self:
         return self
@@ -137,7 +133,8 @@ class AsyncPlatformClient:
             PermanentPlatformError: The platform refused the request, or doesn't have an optional endpoint.
             TransientPlatformError: A retry may succeed; ``outcome`` says how far the request got.
         """
-        self._check_absent(operation)
+        if self._absent:
+            self._raise_if_absent(operation)
         token = self.credentials.optional() if operation.is_open else self.credentials.current()
         try:
             return await self._call_once(operation, token, sink)
@@ -196,7 +193,8 @@ class AsyncPlatformClient:
     @contextlib.asynccontextmanager
     async def open(self, operation: Operation[Any]) -> AsyncIterator[AsyncIterator[bytes]]:
         """Open an event stream and yield the pieces of its body. Raises the errors of ``call``."""
-        self._check_absent(operation)
+        if self._absent:
+            self._raise_if_absent(operation)
         token = self.credentials.current()
         for attempt in (1, 2):
             await self.rate_limiter.admit(operation.priority)
@@ -218,27 +216,29 @@ class AsyncPlatformClient:
                     self._end(operation, None)
 
     async def _call_once(self, operation: Operation[T], token: str | None, sink: IO[bytes] | None) -> T:
-        await self._admit(operation)
-        response = None
-        try:
-            url, headers = self._url(operation), self._headers_with(token)
-            if operation.to_peer:
-                async with self._messages_to_peers.of(operation.path), self._calls.of(operation.name):
-                    response = await self._connections.exchange(operation, url, headers, sink=sink)
-            else:
-                async with self._calls.of(operation.name):
-                    response = await self._connections.exchange(operation, url, headers, sink=sink)
-        finally:
-            self._end(operation, response)
-        return self._read(operation, response)
-
-    async def _admit(self, operation: Operation[Any]) -> None:
         is_read = operation.priority is Priority.READ
         self._queued_reads += is_read
         try:
             await self.rate_limiter.admit(operation.priority, peer=operation.path if operation.to_peer else "")
         finally:
             self._queued_reads -= is_read
+        response = None
+        try:
+            url, headers = self._url(operation), self._headers_with(token)
+            peer = self._messages_to_peers.of(operation.path) if operation.to_peer else contextlib.nullcontext()
+            async with peer, self._calls.of(operation.name):
+                response = await self._connections.exchange(operation, url, headers, sink=sink)
+        finally:
+            self._end(operation, response)
+        try:
+            reply = judge(operation, response, redact=self.credentials.redact)
+        except EndpointAbsentError as exc:
+            self._remember_absent(operation, exc)
+            raise
+        try:
+            return operation.read(reply)
+        except MalformedPageError as exc:
+            raise malformed(operation, reply, exc) from exc
 
     def _end(self, operation: Operation[Any], response: HttpResponse | None) -> None:
         if response is None:
@@ -285,18 +285,7 @@ class AsyncPlatformClient:
         self._headers = (token, headers)
         return headers
 
-    def _read(self, operation: Operation[T], response: HttpResponse) -> T:
-        try:
-            reply = judge(operation, response, redact=self.credentials.redact)
-        except EndpointAbsentError as exc:
-            self._remember_absent(operation, exc)
-            raise
-        try:
-            return operation.read(reply)
-        except MalformedPageError as exc:
-            raise malformed(operation, reply, exc) from exc
-
-    def _check_absent(self, operation: Operation[Any]) -> None:
+    def _raise_if_absent(self, operation: Operation[Any]) -> None:
         until, error = self._absent.get(operation.name, (0.0, None))
         if error is not None and self._clock() < until:
             raise EndpointAbsentError(

@@ -77,12 +77,9 @@ class PlatformClock:
     def record(self, microseconds: int | None) -> None:
         """Record a time that the platform's clock has shown."""
         if microseconds is not None:
-            ahead = microseconds - self._own()
+            ahead = microseconds - int(self._monotonic() * SECOND_US)
             self._ahead = ahead if self._ahead is None else max(self._ahead, ahead)
 
     def now(self) -> int | None:
         """Return microseconds since 1970, or None before the first response."""
-        return None if self._ahead is None else self._own() + self._ahead
-
-    def _own(self) -> int:
-        return int(self._monotonic() * SECOND_US)
+        return None if self._ahead is None else int(self._monotonic() * SECOND_US) + self._ahead

@@ -45,13 +45,6 @@ def _say_nothing(text: str) -> None:
     pass
 
 
-class _Turn:
-    """A request that waits to start."""
-
-    def __init__(self) -> None:
-        self.is_next = asyncio.Event()
-
-
 class RateLimiter:
     """Delays requests to one origin.
 
@@ -84,10 +77,13 @@ class RateLimiter:
         self._is_shared = True
         self._blocked_until: dict[Priority, float] = {}
         # By priority, and whether it is a message to a peer.
-        self._queues = {(priority, to_peer): deque[_Turn]() for priority in Priority for to_peer in (False, True)}
+        self._queues = {
+            (priority, to_peer): deque[asyncio.Event]() for priority in Priority for to_peer in (False, True)
+        }
         self._turns = _Turns()
         self._spread_until = self._next_start = 0.0
         self._reported_state = ""
+        self._reported_counts: tuple[object, ...] = ()
 
     def join(self) -> None:
         """Count a workspace that uses this origin."""
@@ -124,36 +120,38 @@ class RateLimiter:
         Args:
             peer: The receiving peer of a message.
         """
-        if not peer:
-            await self._admit(priority)
-            return
-        await self._turns.take(peer)
+        if peer:
+            await self._turns.take(peer)
         try:
-            await self._admit(priority, to_peer=True)
+            if self._queues[priority, bool(peer)] or self.wait(priority, to_peer=bool(peer)) > 0:
+                await self._queue(priority, to_peer=bool(peer))
+            now = self._clock()
+            if priority is not Priority.HEARTBEAT and self._is_spread(now):
+                self._next_start = max(now, self._next_start) + self._spacing(priority)
+            self._running += 1
+            self._own += 1
         finally:
-            self._turns.pass_on()
+            if peer:
+                self._turns.pass_on()
 
-    async def _admit(self, priority: Priority, *, to_peer: bool = False) -> None:
-        queue, turn = self._queues[priority, to_peer], _Turn()
+    async def _queue(self, priority: Priority, *, to_peer: bool) -> None:
+        """Wait behind the requests of the same kind."""
+        queue, turn = self._queues[priority, to_peer], asyncio.Event()
         queue.append(turn)
         try:
             while True:
                 if queue[0] is not turn:
-                    await turn.is_next.wait()
+                    await turn.wait()
                 elif (wait := self.wait(priority, to_peer=to_peer)) > 0:
                     if priority is not Priority.HEARTBEAT and self.limit is not None and self._left(priority) <= 0:
                         self._spread_until = max(self._spread_until, self._window_end + WINDOW)
                     await self._sleep(wait)
                 else:
-                    break
-            if priority is not Priority.HEARTBEAT and self._is_spread(self._clock()):
-                self._next_start = max(self._clock(), self._next_start) + self._spacing(priority)
+                    return
         finally:
             queue.remove(turn)
             if queue:
-                queue[0].is_next.set()
-        self._running += 1
-        self._own += 1
+                queue[0].set()
 
     def read_rest(self) -> float:
         """Return the seconds between reads after events, so that these use at most half of the remaining requests."""
@@ -183,15 +181,17 @@ class RateLimiter:
             self._blocked_until[priority] = now + min(refused_for, longest)
         if headers is None or "x-ratelimit-limit" not in headers:
             return
-        limit, remaining, reset = (
-            _number(headers.get(f"x-ratelimit-{name}")) for name in ("limit", "remaining", "reset")
-        )
-        self.limit = limit or None
-        if limit and remaining is not None:
-            self._count(now, limit, remaining, reset if reset is not None and 0 < reset <= WINDOW else None)
+        self.limit = _number(headers["x-ratelimit-limit"]) or None
+        if self.limit is not None:
+            self._count(now, self.limit, headers)
         self._report()
 
-    def _count(self, now: float, limit: int, remaining: int, reset: int | None) -> None:
+    def _count(self, now: float, limit: int, headers: Mapping[str, str]) -> None:
+        remaining, reset = (_number(headers.get(f"x-ratelimit-{name}")) for name in ("remaining", "reset"))
+        if remaining is None:
+            return
+        if reset is not None and not 0 < reset <= WINDOW:
+            reset = None
         self._roll(now)
         expected = self._reported_end if now < self._reported_end else now + WINDOW
         end = expected if reset is None else now + reset
@@ -211,22 +211,22 @@ class RateLimiter:
 
     def safety_interval(self, usual: float = _USUAL, *, trusted: bool) -> float:
         """Return the interval of safety reads: *usual*, or longer for a low limit; at most 300 s if *trusted*."""
-        return self._stretched(usual, SHARE, LONGEST_SAFETY if trusted else LONGEST_HEARTBEAT)
+        return max(usual, min(LONGEST_SAFETY if trusted else LONGEST_HEARTBEAT, self._load / SHARE))
 
     def heartbeat_interval(self, usual: float = _USUAL) -> float:
         """Return the interval of heartbeats: *usual*, or longer for a low limit; at most 60 s."""
-        return self._stretched(usual, 1 - SHARE, LONGEST_HEARTBEAT)
+        return max(usual, min(LONGEST_HEARTBEAT, self._load / (1 - SHARE)))
 
     def poll_interval(self) -> float:
-        """Return the interval of polls without a stream: the usual one, or longer for a low limit; at most 60 s."""
-        return self.safety_interval(_POLL, trusted=False)
+        """Return the minimum interval of polls without a stream, at most 60 s; 0 while requests aren't scarce."""
+        return self.safety_interval(_POLL, trusted=False) if self.is_limited else 0.0
 
-    def _stretched(self, usual: float, share: float, longest: float) -> float:
+    @property
+    def _load(self) -> float:
+        """The interval, in seconds, at which one request of each workspace uses up the limit. 0 without a limit."""
         if self.limit is None or not self._is_shared:
-            return usual
-        allowed = share * max(1, self.limit - self._used_by_others())
-        needed = self.workspaces * WINDOW / usual
-        return max(usual, min(longest, usual * needed / allowed))
+            return 0.0
+        return self.workspaces * WINDOW / max(1, self.limit - self._used_by_others())
 
     def _used_by_others(self) -> int:
         return max(self._others, self._others_before)
@@ -251,7 +251,7 @@ class RateLimiter:
 
     def _is_spread(self, now: float) -> bool:
         """Whether requests are spread over the window, because they had to wait or are too many for the limit."""
-        return now < self._spread_until or self.heartbeat_interval() > _USUAL
+        return now < self._spread_until or self._load > _USUAL * (1 - SHARE)
 
     def _spacing(self, priority: Priority) -> float:
         limit = self.limit or 1
@@ -266,8 +266,11 @@ class RateLimiter:
                 self._spread_until = self._window_end
 
     def _report(self) -> None:
-        if self.workspaces >= 2 * ENOUGH_RESPONSES and self._responses < ENOUGH_RESPONSES:
+        counts = self.workspaces, self.limit, self._used_by_others(), self._is_shared
+        is_early = self.workspaces >= 2 * ENOUGH_RESPONSES and self._responses < ENOUGH_RESPONSES
+        if counts == self._reported_counts or is_early:
             return
+        self._reported_counts = counts
         state, text = self._state()
         if state != self._reported_state:
             self._reported_state = state
@@ -276,7 +279,8 @@ class RateLimiter:
     def _state(self) -> tuple[str, str]:
         """Return the state of the limit, and its description for the operator."""
         count, limit = self.workspaces, self.limit or 0
-        safety, beat, poll = self.safety_interval(trusted=True), self.heartbeat_interval(), self.poll_interval()
+        safety, beat = self.safety_interval(trusted=True), self.heartbeat_interval()
+        poll = self.safety_interval(_POLL, trusted=False)
         free = max(1, limit - self._used_by_others())
         # At the longest intervals, with an event stream each.
         fit = int(free / (WINDOW / LONGEST_HEARTBEAT + WINDOW / LONGEST_SAFETY))

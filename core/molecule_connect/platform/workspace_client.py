@@ -1,7 +1,6 @@
 """WorkspaceClient: the platform as a worker uses it."""
 
-import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import IO, Any
 
 import attrs
@@ -10,7 +9,6 @@ from molecule_connect.errors import AuthError, ConfigError, PermanentPlatformErr
 from molecule_connect.models import (
     FilePart,
     Outgoing,
-    Page,
     Presence,
     Signal,
     UploadLimits,
@@ -29,10 +27,6 @@ LIMITS_SECONDS = 3600.0
 _BUSY = (402, 408, 425, 429)
 
 
-def _say_nothing(text: str) -> None:
-    pass
-
-
 def _peer_name(peer: Mapping[str, Any]) -> tuple[str, str]:
     """Id and name of a peer in the registry."""
     peer_id, name = peer.get("id"), peer.get("name")
@@ -43,47 +37,14 @@ def _content_type(reply: Reply) -> str:
     return reply.content_type
 
 
-class WorkspaceClient:
-    """Implements ``worker.ports.Platform``, which documents the methods.
+class WorkspaceClient(AsyncPlatformClient):
+    """A client with the methods of ``worker.ports.Platform``, which documents them."""
 
-    Args:
-        client: Closed by ``aclose``.
-        say: Receives notices for the operator.
-    """
-
-    def __init__(
-        self,
-        client: AsyncPlatformClient,
-        *,
-        say: Callable[[str], None] = _say_nothing,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._client, self._say = client, say
-        self._id = client.workspace_id
-        self._has_reported_token = False
-        self._clock = clock
-        self._limits: tuple[float, UploadLimits] | None = None
-
-    async def aclose(self) -> None:
-        """Close the client."""
-        await self._client.aclose()
-
-    async def fetch(
-        self,
-        *,
-        since_id: str | None = None,
-        before: int | None = None,
-        limit: int,
-        known: Callable[[str], bool],
-        people: bool = False,
-    ) -> Page:
-        return await self._client.fetch(since_id=since_id, before=before, limit=limit, known=known, people=people)
-
-    def now(self) -> int | None:
-        return self._client.now()
+    _has_reported_token = False
+    _limits: tuple[float, UploadLimits] | None = None
 
     async def send(self, outgoing: Outgoing) -> None:
-        await self._client.call(endpoints.reply(self._id, outgoing))
+        await self.call(endpoints.reply(self.workspace_id, outgoing))
 
     def fingerprint(self, outgoing: Outgoing) -> str:
         return notify_fingerprint(outgoing.parts)
@@ -95,52 +56,52 @@ class WorkspaceClient:
             TransientPlatformError: A retry may return them.
         """
         try:
-            return await self._client.call(endpoints.workspace(self._id))
+            return await self.call(endpoints.workspace(self.workspace_id))
         except (AuthError, PermanentPlatformError):
             return WorkspaceInfo(status=WorkspaceStatus.UNKNOWN)
 
-    async def register(self, card: dict[str, Any]) -> None:
+    async def register(self, card: dict[str, Any]) -> str:
         """Register. A new token is stored before this returns."""
         try:
-            token = await self._client.call(endpoints.register(self._id, card))
+            token = await self.call(endpoints.register(self.workspace_id, card))
         except AuthError as exc:
-            exc.hint = f"workspace {self._id}, token from {self._client.credentials.source}: {exc.hint}"
+            exc.hint = f"workspace {self.workspace_id}, token from {self.credentials.source}: {exc.hint}"
             raise
         except TransientPlatformError as exc:
             if exc.status == 500 and not exc.hint:
                 # The platform answers an invalid id with 500 "registration failed" (contract 2.1).
-                exc.hint = f"if it persists, the workspace id may be wrong: run 'molecule doctor {self._id}'"
+                exc.hint = f"if it persists, the workspace id may be wrong: run 'molecule doctor {self.workspace_id}'"
             raise
         if token is None:
-            return
+            return ""
         try:
-            self._client.credentials.keep(token)
+            self.credentials.keep(token)
         except ConfigError as exc:
-            self._say(f"{exc}; {exc.hint}")
-            return
-        if not self._has_reported_token:
-            self._has_reported_token = True
-            self._say(
-                "the platform issued a token, because the workspace is new or had none; "
-                f"it is kept in {self._client.credentials.kept_path or 'memory only'}"
-            )
+            return f"{exc}; {exc.hint}"
+        if self._has_reported_token:
+            return ""
+        self._has_reported_token = True
+        return (
+            "the platform issued a token, because the workspace is new or had none; "
+            f"it is kept in {self.credentials.kept_path or 'memory only'}"
+        )
 
     async def heartbeat(self, presence: Presence) -> None:
-        await self._client.call(endpoints.heartbeat(self._id, presence))
+        await self.call(endpoints.heartbeat(self.workspace_id, presence))
 
     async def peer_names(self) -> dict[str, str]:
-        peers = await self._client.call(endpoints.peers(self._id))
+        peers = await self.call(endpoints.peers(self.workspace_id))
         return dict(map(_peer_name, peers))
 
     async def peer_name(self, peer_id: str) -> str:
-        peer = await self._client.call(endpoints.discover(peer_id))
+        peer = await self.call(endpoints.discover(peer_id))
         return _peer_name(peer)[1]
 
     async def upload_limits(self) -> UploadLimits:
         """Return the limits of uploads, read once an hour; see ``ports.Files``."""
         if self._limits is None or self._limits[0] <= self._clock():
             try:
-                limits = await self._client.call(endpoints.upload_limits())
+                limits = await self.call(endpoints.upload_limits())
             except AuthError:
                 raise
             except PermanentPlatformError:
@@ -154,18 +115,18 @@ class WorkspaceClient:
         return self._limits[1]
 
     async def fetch_file(self, file_id: str, sink: IO[bytes], *, cap: int) -> str:
-        content: Operation[Any] = endpoints.upload_content(self._id, file_id)
-        mime_type: str = await self._client.call(attrs.evolve(content, read=_content_type, cap=cap), sink=sink)
+        content: Operation[Any] = endpoints.upload_content(self.workspace_id, file_id)
+        mime_type: str = await self.call(attrs.evolve(content, read=_content_type, cap=cap), sink=sink)
         return mime_type
 
     async def acknowledge_file(self, file_id: str) -> None:
-        await self._client.call(endpoints.upload_ack(self._id, file_id))
+        await self.call(endpoints.upload_ack(self.workspace_id, file_id))
 
     async def upload(self, files: Sequence[FilePart]) -> tuple[FilePart, ...]:
-        return await self._client.call(endpoints.upload_files(self._id, files))
+        return await self.call(endpoints.upload_files(self.workspace_id, files))
 
     async def signals(self) -> AsyncGenerator[Signal, None]:
-        async with self._client.open(endpoints.events(self._id)) as pieces:
+        async with self.open(endpoints.events(self.workspace_id)) as pieces:
             yield Signal.OPENED
             async for data in read_events(pieces):
                 yield signal_of(data)

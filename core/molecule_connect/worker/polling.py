@@ -214,7 +214,7 @@ class Polling:
 
     def _regular(self, last_read: float) -> float:
         trusted = self.trusted
-        safety = max(self._safety, self._pace.safety_interval(trusted=trusted))
+        safety = self._pace.safety_interval(self._safety, trusted=trusted)
         if trusted:
             return last_read + safety
         interval = self._poll if self._poll is not None else min(self._easing, safety)

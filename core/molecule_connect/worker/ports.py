@@ -95,8 +95,12 @@ class Registry(Protocol):
         """The platform's description of the workspace; of status unknown if the platform has no such endpoint."""
         ...
 
-    async def register(self, card: dict[str, Any]) -> None:
-        """Register as the program that serves the workspace, in delivery mode poll."""
+    async def register(self, card: dict[str, Any]) -> str:
+        """Register as the program that serves the workspace, in delivery mode poll.
+
+        Returns:
+            A notice for the operator; empty if there is none.
+        """
         ...
 
     async def heartbeat(self, presence: Presence) -> None:
@@ -134,11 +138,11 @@ class Stream(Protocol):
 
 
 class Pace(Protocol):
-    """How far the platform's rate limit slows one workspace down. The defaults are those without a limit."""
+    """How far the platform's rate limit slows a workspace down. The defaults are those without a limit."""
 
-    def safety_interval(self, *, trusted: bool) -> float:
-        """Minimum seconds between safety reads; *trusted*: the event stream announces new rows."""
-        return 0.0
+    def safety_interval(self, usual: float, *, trusted: bool) -> float:
+        """Seconds between safety reads: *usual* or more; *trusted*: the event stream announces new rows."""
+        return usual
 
     def poll_interval(self) -> float:
         """Minimum seconds between polls."""
@@ -148,18 +152,13 @@ class Pace(Protocol):
         """Seconds between two reads that events ask for."""
         return 0.0
 
-    def heartbeat_interval(self) -> float:
-        """Minimum seconds between heartbeats."""
-        return 0.0
+    def heartbeat_interval(self, usual: float) -> float:
+        """Seconds between heartbeats: *usual* or more."""
+        return usual
 
     @property
     def is_limited(self) -> bool:
         """Whether requests have to be saved."""
-        return False
-
-    @property
-    def is_queued(self) -> bool:
-        """Whether a read waits for its turn. Such a wait is not a problem of the platform."""
         return False
 
 
@@ -169,3 +168,8 @@ class Unlimited(Pace):
 
 class Platform(Feed, Sender, Files, Registry, Stream, Protocol):
     """One workspace on one platform."""
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether a read waits for the rate limit. Such a wait is not a problem of the platform."""
+        ...

@@ -134,7 +134,7 @@ class Registration:
         card = dict(info.card or {"name": info.name or self._settings.workspace_id}) | dict(self._settings.card)
         for failures in range(1, tries + 1):
             try:
-                await self._registry.register(card)
+                notice = await self._registry.register(card)
             except PlatformError as exc:
                 if failures == tries or self._is_final(exc):
                     raise
@@ -142,6 +142,8 @@ class Registration:
                 await self._wait(exc, failures, hint)
             else:
                 self._status.clear("register")
+                if notice:
+                    self._status.notice(notice)
                 return
 
     async def _register_again(self, info: WorkspaceInfo) -> None:
@@ -267,7 +269,7 @@ class Heartbeat:
             self._is_requested = False
             self._status.wedged_changed.clear()
             failures = 0 if await self._send() else failures + 1
-            interval = max(self._interval, self._pace.heartbeat_interval())
+            interval = self._pace.heartbeat_interval(self._interval)
             wait = HEARTBEAT_RETRIES.delay(failures) if 0 < failures <= 3 else interval
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(wait, interval)):

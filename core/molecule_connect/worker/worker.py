@@ -37,7 +37,7 @@ from molecule_connect.worker.downloads import ChatFiles
 from molecule_connect.worker.feed import FeedPage, FeedReader
 from molecule_connect.worker.file_folder import FileFolder
 from molecule_connect.worker.file_quota import FolderLimits
-from molecule_connect.worker.intake import JOURNAL_WAIT, Intake, WatchedFeed
+from molecule_connect.worker.intake import JOURNAL_WAIT, Intake
 from molecule_connect.worker.lease import lease
 from molecule_connect.worker.limits import ConcurrencyLimit
 from molecule_connect.worker.loop_guard import LoopGuard
@@ -147,9 +147,8 @@ class Worker:
             self._polling,
             retries_refusals=self._options.retries_refusals,
         )
-        feed = WatchedFeed(self._platform, self._pace, self._status)
-        reader = FeedReader(feed, self._journal, self._status, self._clock, since_secs=settings.since_secs)
-        self._feed = Intake(reader, self._polling, self._registration, self._status)
+        reader = FeedReader(self._platform, self._journal, self._status, self._clock, since_secs=settings.since_secs)
+        self._feed = Intake(reader, self._platform, self._polling, self._registration, self._status)
 
     def _build_dispatcher(self, handler: Handler) -> None:
         settings, status, clock = self.settings, self._status, self._clock
@@ -207,7 +206,7 @@ class Worker:
     @property
     def stalled_for(self) -> float:
         """See ``Intake.stalled_for``. Waiting for a turn under the platform's rate limit is not a stall."""
-        return 0.0 if self._pace.is_queued else self._feed.stalled_for
+        return 0.0 if self._platform.is_queued else self._feed.stalled_for
 
     # Starting
 
