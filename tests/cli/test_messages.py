@@ -147,13 +147,12 @@ def test_list_shows_state_and_reason(messages: Molecule, book: Book) -> None:
     book.write("22222222-bbbb", "never mind", caller_id="peer-1")
     book.kill("22222222-bbbb", "no answer after 4 attempts: it broke")
 
-    titles, second, first = messages("list").stdout.splitlines()
+    titles, first, second = messages("list").stdout.splitlines()
 
-    assert titles.split() == ["ID", "WRITTEN", "FROM", "STATE", "ATTEMPTS", "MESSAGE"]
+    assert titles.split() == ["ID", "TIME", "SENDER", "TEXT", "ANSWER", "DURATION", "COST"]
     assert first.split()[0] == "11111111"
-    assert "person  received" in first
-    assert "peer-1  dead" in second
-    assert second.endswith("never mind | no answer after 4 attempts: it broke")
+    assert " person  hello there  received " in first
+    assert " peer-1  never mind   dead: no answer after 4 attempts: it broke " in second
 
 
 def test_filtered_list_shows_the_total(messages: Molecule, book: Book) -> None:
@@ -176,7 +175,7 @@ def test_inbox_shows_answers_and_claims(messages: Molecule, book: Book) -> None:
     book.write("row-c", "an answer to a backend", kind=Kind.ANSWER, caller_id="peer")
     book.take(90)
     listed = messages("list").stdout
-    assert "answer: forty-two | claimed by a reader, for " in listed
+    assert "answer: forty-two  held, claimed by a reader, for " in listed
     assert "what now?" in listed
     assert "row-c" not in listed
     shown = messages("show", "row-a").stdout
@@ -197,7 +196,9 @@ def test_list_distinguishes_workspaces(messages: Molecule, book: Book) -> None:
     book.write("row-1", "one")
     book.write("row-2", "two", workspace="ws_2")
 
-    assert {line.split()[1] for line in messages("list").stdout.splitlines()} == {"WORKSPACE", "ws_1", "ws_2"}
+    lines = messages("list").stdout.splitlines()
+    assert "TIME                 WORKSPACE  SENDER" in lines[0]
+    assert ["  ws_1  " in lines[1], "  ws_2  " in lines[2]] == [True, True]
     assert "WORKSPACE" not in messages("list", "ws_2").stdout
     assert "row-1" not in messages("list", "ws_2").stdout
     unknown = messages("list", "ws_3")
@@ -456,7 +457,7 @@ def test_a_dropped_message_is_done(messages: Molecule, book: Book) -> None:
 
     assert (result.code, result.stdout.splitlines()[-1]) == (0, "dropped 2 messages")
     assert (book.state("row-1"), book.state("odd")) == ("done", "done")
-    assert "hello | dropped: it broke" in messages("list").stdout
+    assert "hello  dropped: it broke" in messages("list").stdout
 
 
 @pytest.mark.parametrize(

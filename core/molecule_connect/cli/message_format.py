@@ -2,53 +2,136 @@
 
 import json
 import shutil
-import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import click
+from rich.cells import cell_len, set_cell_size
+
+from molecule_connect.cli.message_query import Entry
 from molecule_connect.console.sanitize import ago, moment, one_line, span, visible, who
-from molecule_connect.journal.inspect import MessageSummary
+from molecule_connect.journal.inspect import Attempt, MessageSummary
 from molecule_connect.journal.models import State, StoredMessage
+from molecule_connect.journal.transitions import MAX_ATTEMPTS
 from molecule_connect.models import DataPart, FilePart, Kind, Part, TextPart
 
-# The maximum length of a line that isn't printed to a terminal.
+# Characters of a line that isn't printed to a terminal, unless COLUMNS is set.
 _PIPE_WIDTH = 400
+# Terminals of this width and above show dates in full and longer names.
+_WIDE = 110
+# The fewest characters for the texts of the message and of the answer together, and the most for each.
+_FEWEST_TEXT = 20
+_MOST_TEXT, _MOST_ANSWER = 60, 200
+_LONGEST_ERROR = 2500
+_TITLES = ("ID", "TIME", "WORKSPACE", "SENDER", "TEXT", "ANSWER", "DURATION", "COST")
+# Left out one after the other if the line is too narrow.
+_DISPENSABLE = ("COST", "DURATION", "WORKSPACE", "TIME")
+_NUMBERS = frozenset({"DURATION", "COST"})
 
 
-def table(messages: Sequence[MessageSummary], ids: Sequence[str], *, now: float, with_workspace: bool) -> Iterator[str]:
-    """A header line and one line per message; nothing if there are no messages."""
-    titles = ["ID", "WRITTEN", "FROM", "STATE", "ATTEMPTS", "MESSAGE"]
-    rows = [_row(message, row_id, now) for message, row_id in zip(messages, ids, strict=True)]
-    if with_workspace:
-        titles.insert(1, "WORKSPACE")
-        for row, message in zip(rows, messages, strict=True):
-            row.insert(1, one_line(message.workspace_id, 24))
-    if not rows:
-        return
-    lines = [titles, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(titles) - 1)]
-    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else _PIPE_WIDTH
-    for line in lines:
-        yield "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[-1]])[:room]
+class Table:
+    """Lines of equal columns for messages.
+
+    Args:
+        entries: The messages whose texts decide the widths of the columns; None if they aren't known yet.
+        width: The longest line, in cells of the terminal.
+    """
+
+    def __init__(
+        self, entries: Sequence[Entry] | None, *, now: float, width: int, is_colored: bool, with_workspace: bool
+    ) -> None:
+        self._is_colored = is_colored
+        self._is_wide = width >= _WIDE
+        titles = [title for title in _TITLES if title != "WORKSPACE" or with_workspace]
+        widest = {title: cell_len(title) for title in titles}
+        for row in [self._cells(entry, now) for entry in entries or ()]:
+            widest |= {title: max(widest[title], cell_len(row[title])) for title in titles}
+        widest["ANSWER"] = min(widest["ANSWER"], _MOST_ANSWER)
+        if entries is None:
+            least = {"ID": 8, "TIME": 19 if self._is_wide else 8, "SENDER": 12, "WORKSPACE": 12, "COST": 7}
+            widest |= {title: max(widest[title], least[title]) for title in titles if title in least}
+            widest |= {"TEXT": _MOST_TEXT, "ANSWER": 2 * _MOST_TEXT}
+        for title in _DISPENSABLE:
+            if self._room(widest, width) < _FEWEST_TEXT:
+                widest.pop(title, None)
+        room = max(_FEWEST_TEXT, self._room(widest, width))
+        text = min(widest["TEXT"], max(room // 2, room - widest["ANSWER"]))
+        widest |= {"TEXT": text, "ANSWER": min(widest["ANSWER"], room - text)}
+        self._widths = widest
+        self._width = width
+
+    @property
+    def titles(self) -> str:
+        """The first line."""
+        return self._line({title: title for title in self._widths})
+
+    def line(self, entry: Entry, now: float) -> str:
+        """The line of one message."""
+        return self._line(self._cells(entry, now), state=entry.message.state)
+
+    def _room(self, widths: dict[str, int], width: int) -> int:
+        fixed = sum(length for title, length in widths.items() if title not in ("TEXT", "ANSWER"))
+        return width - fixed - 2 * (len(widths) - 1)
+
+    def _line(self, cells: dict[str, str], *, state: State = State.DONE) -> str:
+        parts = []
+        room = self._width
+        for title, width in self._widths.items():
+            # The end of an error says most.
+            has_error = title == "ANSWER" and state in (State.DEAD, State.RECEIVED)
+            cell = _fit(cells[title], min(width, max(0, room)), with_end=has_error)
+            cell = cell.strip().rjust(len(cell)) if title in _NUMBERS else cell
+            room -= width + 2
+            is_red = title == "ANSWER" and state is State.DEAD and self._is_colored
+            parts.append(click.style(cell, fg="red") if is_red else cell)
+        return "  ".join(parts).rstrip()
+
+    def _cells(self, entry: Entry, now: float) -> dict[str, str]:
+        message = entry.message
+        seconds = message.seconds(now)
+        return {
+            "ID": one_line(entry.row_id, 40),
+            "TIME": _local(message.time / 1e6, now, in_full=self._is_wide),
+            "WORKSPACE": one_line(message.workspace_id, 24 if self._is_wide else 12),
+            "SENDER": one_line(entry.sender, 24 if self._is_wide else 12),
+            "TEXT": _kind(message) + (one_line(message.text, _MOST_TEXT) if message.has_text else "(deleted)"),
+            "ANSWER": one_line(_answer(message, now), _LONGEST_ERROR),
+            "DURATION": "-" if seconds is None else span(seconds),
+            "COST": _dollars(message.cost_usd),
+        }
 
 
-def _row(message: MessageSummary, row_id: str, now: float) -> list[str]:
-    return [
-        one_line(row_id, 40),
-        ago(message.time / 1e6, now),
-        who(message.caller_id)[:24],
-        message.state.value,
-        str(message.attempt),
-        _kind(message) + one_line(message.text, 60) + _note(message, now),
-    ]
+def line_width(*, is_terminal: bool, environ: Mapping[str, str]) -> int:
+    """The longest line that is printed: the terminal's width, or COLUMNS."""
+    if is_terminal or environ.get("COLUMNS", "").isdecimal():
+        return shutil.get_terminal_size().columns
+    return _PIPE_WIDTH
 
 
-def list_json(messages: Sequence[MessageSummary], total: int) -> str:
+def list_json(entries: Sequence[Entry], total: int, now: float) -> str:
     """The list as a document; ``total`` counts the messages without the limit."""
-    return json.dumps({"total": total, "messages": [message_values(message) for message in messages]}, indent=2)
+    return json.dumps({"total": total, "messages": [entry_values(entry, now) for entry in entries]}, indent=2)
 
 
-def message_values(message: MessageSummary | StoredMessage) -> dict[str, Any]:
+def entry_json(entry: Entry, now: float) -> str:
+    """A message as one line of JSON."""
+    return json.dumps(entry_values(entry, now))
+
+
+def entry_values(entry: Entry, now: float) -> dict[str, Any]:
+    """A message as JSON values, with its sender and answer."""
+    message = entry.message
+    seconds = message.seconds(now)
+    return message_values(message) | {
+        "sender": entry.sender,
+        "answer": message.answer,
+        "duration_seconds": None if seconds is None else round(seconds, 3),
+        "cost_usd": message.cost_usd,
+    }
+
+
+def message_values(message: MessageSummary) -> dict[str, Any]:
     """A message as JSON values. Times are RFC 3339; ``text`` is an excerpt."""
     return {
         "workspace_id": message.workspace_id,
@@ -72,10 +155,11 @@ def message_values(message: MessageSummary | StoredMessage) -> dict[str, Any]:
     }
 
 
-def message_json(message: StoredMessage) -> str:
-    """A message with its parts and its reply as a document."""
+def message_json(entry: Entry, message: StoredMessage, now: float) -> str:
+    """A message with its parts, attempts and reply as a document."""
     answer = message.reply
-    values = message_values(message) | {
+    values = entry_values(entry, now) | {
+        "text": message.text,
         "message_id": message.message_id,
         "idempotency_key": message.idempotency_key,
         "task_id": message.task_id,
@@ -87,6 +171,10 @@ def message_json(message: StoredMessage) -> str:
         "accepted": moment(message.accepted / 1e6) if message.accepted else None,
         "failed_sends": message.sends,
         "in_doubt": message.in_doubt > 0,
+        "runs": [
+            {"started": moment(run.started), "ended": moment(run.ended), "seconds": run.seconds, "error": run.error}
+            for run in _runs(entry.message)
+        ],
         "usage": None,
     }
     if answer is not None:
@@ -101,9 +189,9 @@ def message_json(message: StoredMessage) -> str:
     return json.dumps(values, indent=2)
 
 
-def details(message: StoredMessage, *, now: float) -> Iterator[str]:
-    """The lines of ``molecule messages show``: facts, the parts of the message, its reply."""
-    for title, value in _facts(message, now):
+def details(entry: Entry, message: StoredMessage, *, now: float) -> Iterator[str]:
+    """The lines of ``molecule messages show``: facts, the parts of the message, files, attempts, the reply."""
+    for title, value in _facts(entry, message, now):
         if value:
             yield f"{title:14} {value}"
     yield ""
@@ -112,6 +200,15 @@ def details(message: StoredMessage, *, now: float) -> Iterator[str]:
     else:
         yield "Message:"
         yield from _indented(message.parts)
+    if files := [*_files("received", message.parts), *_files("sent", message.reply.parts if message.reply else ())]:
+        yield ""
+        yield "Files:"
+        yield from files
+    if runs := _runs(entry.message):
+        yield ""
+        yield "Attempts:" if len(runs) < MAX_ATTEMPTS else f"Attempts (the newest {len(runs)}):"
+        for number, run in enumerate(runs, 1):
+            yield f"    {number:<2} {_run(run, now, is_last=run is runs[-1], message=message)}"
     if message.reply is not None:
         yield ""
         yield "Notice to the caller:" if message.reply.is_notice else "Reply:"
@@ -150,10 +247,11 @@ def raw_text(raw: str) -> str:
     )
 
 
-def _facts(message: StoredMessage, now: float) -> Iterator[tuple[str, str]]:
+def _facts(entry: Entry, message: StoredMessage, now: float) -> Iterator[tuple[str, str]]:
+    seconds = entry.message.seconds(now)
     yield "row", one_line(message.row_id)
     yield "workspace", one_line(message.workspace_id)
-    yield "from", who(message.caller_id)
+    yield "from", _sender(entry)
     yield "kind", "" if message.kind == Kind.MESSAGE else message.kind
     yield "conversation", one_line(message.context_id or "")
     yield "message id", "" if message.message_id == message.row_id else one_line(message.message_id)
@@ -178,6 +276,41 @@ def _facts(message: StoredMessage, now: float) -> Iterator[tuple[str, str]]:
     if message.reply is not None and (usage := message.reply.usage) is not None:
         cost = f", {usage.cost_usd:.4f} USD" if usage.cost_usd else ""
         yield "usage", f"{usage.input_tokens:,} tokens in, {usage.output_tokens:,} out{cost}"
+    yield "duration", "" if seconds is None else span(seconds)
+    yield "cost", "" if entry.message.cost_usd is None else f"{entry.message.cost_usd:.4f} USD"
+
+
+def _sender(entry: Entry) -> str:
+    shown = who(entry.message.caller_id)
+    return (
+        shown
+        if entry.message.caller_id is None or shown == entry.sender or entry.sender.endswith("…")
+        else (f"{entry.sender}, {shown}")
+    )
+
+
+def _runs(message: MessageSummary) -> list[Attempt]:
+    """The newest attempts, with the running one."""
+    is_running = message.state is State.RUNNING and message.started is not None
+    return [*message.runs, *([Attempt(message.started, None, None)] if is_running else [])]
+
+
+def _run(run: Attempt, now: float, *, is_last: bool, message: StoredMessage) -> str:
+    started = moment(run.started) or "at an unknown time"
+    if run.error is None and run.ended is None:
+        progress = f": {one_line(message.progress)}" if message.progress else ""
+        return f"{started}  runs for {span(max(0.0, now - (run.started or now)))}{progress}"
+    took = "-" if run.seconds is None else span(run.seconds)
+    return f"{started}  {took:>6}  {'succeeded' if run.error is None else one_line(run.error, 1000)}"
+
+
+def _files(direction: str, parts: Sequence[Part]) -> Iterator[str]:
+    for part in parts:
+        if isinstance(part, FilePart):
+            place = str(part.path) if part.path else part.name or "without a name"
+            size = "size unknown" if part.size is None else f"{part.size:,} bytes"
+            note = f", {part.unavailable}" if part.unavailable else ""
+            yield f"    {direction:8}  {visible(one_line(place, 1000))} ({size}{note})"
 
 
 def _is_traceback(message: MessageSummary | StoredMessage) -> bool:
@@ -188,26 +321,60 @@ def _kind(message: MessageSummary) -> str:
     return f"{message.kind}: " if message.kind in (Kind.ANSWER, Kind.RESULT) else ""
 
 
-def _note(message: MessageSummary, now: float) -> str:
+def _answer(message: MessageSummary, now: float) -> str:
+    """The answer, or the state and why there is none."""
     waits = _wait(message, now)
     match message.state:
-        case State.DEAD:
-            words = message.reason
-        case State.RUNNING:
-            words = message.progress
-        case State.CLAIMED:
-            words = _claim(message, now)
-        case State.ANSWERED:
-            words = f"the reply will be sent {waits or 'now'}"
+        case State.DONE if message.repeat_of:
+            return f"repeat of {message.repeat_of}"
+        case State.DONE if message.answer is not None:
+            return message.answer
+        case State.DONE if message.reason:
+            return f"dropped: {message.reason}"
         case State.DONE:
-            words = (
-                f"repeat of {message.repeat_of}"
-                if message.repeat_of
-                else message.reason and f"dropped: {message.reason}"
-            )
+            return "(deleted)" if message.answered_at is not None else "done without an answer"
+        case State.RUNNING:
+            attempt = f", attempt {message.attempt}" if message.attempt > 1 else ""
+            return ": ".join(filter(None, (f"running{attempt}", message.progress)))
+        case State.CLAIMED:
+            return f"held, {_claim(message, now)}"
+        case State.ANSWERED:
+            return f"answered, the reply will be sent {waits or 'now'}"
+        case State.DEAD:
+            return ": ".join(filter(None, ("dead", message.reason)))
         case _:
-            words = ": ".join(filter(None, (waits, message.error)))
-    return f" | {one_line(words)}" if words else ""
+            again = f", {'again ' if message.attempt else ''}{waits}" if waits else ""
+            return ": ".join(filter(None, (f"received{again}", message.error)))
+
+
+def _local(seconds: float, now: float, *, in_full: bool) -> str:
+    """A time in the local zone: the time of day for today, unless *in_full*."""
+    try:
+        then, today = time.localtime(seconds), time.localtime(now)
+    except (ValueError, OverflowError, OSError):
+        return "-"
+    if in_full:
+        return time.strftime("%Y-%m-%d %H:%M:%S", then)
+    return time.strftime("%H:%M:%S" if then[:3] == today[:3] else "%b %d", then)
+
+
+def _dollars(cost: float | None) -> str:
+    if cost is None:
+        return "-"
+    return f"${cost:,.2f}" if cost >= 0.01 or cost == 0 else f"${cost:.4f}"
+
+
+def _fit(text: str, width: int, *, with_end: bool = False) -> str:
+    """*text* in exactly *width* cells. Of a text that is too long, the beginning is kept, or both ends."""
+    if cell_len(text) > width:
+        end = ""
+        for char in reversed(text) if with_end else ():
+            if cell_len(char + end) > min(width // 2, width - 8):
+                break
+            end = char + end
+        head = set_cell_size(text, max(0, width - 1 - cell_len(end))).rstrip()
+        text = f"{head}…{end}" if width else ""
+    return text + " " * (width - cell_len(text))
 
 
 def _claim(message: MessageSummary | StoredMessage, now: float) -> str:

@@ -1,5 +1,6 @@
 """``molecule messages``: show the messages in the journal, and replay or drop dead letters."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -9,9 +10,11 @@ from typing import TYPE_CHECKING
 import click
 
 from molecule_connect.cli.options import JSON, PROFILE, STATE_DIR, canonical, place_of
-from molecule_connect.console.sanitize import count
+from molecule_connect.console.sanitize import count, failure
 
 if TYPE_CHECKING:
+    from molecule_connect.cli.message_format import Table
+    from molecule_connect.cli.message_query import Entry, Query
     from molecule_connect.journal.inspect import Inspection, Key, MessageSummary
     from molecule_connect.journal.models import State
 
@@ -22,6 +25,10 @@ WORKSPACE = click.option(
 YES = click.option("--yes", "-y", is_flag=True, help="Don't ask for confirmation.")
 # Messages listed before a confirmation; for the others, only their number is shown.
 _MAX_LISTED = 20
+# Seconds between looks for changes.
+_POLL_INTERVAL = 0.25
+# A century, in seconds.
+_LONGEST_SINCE = 100 * 366 * 86400
 
 
 @click.group
@@ -40,8 +47,30 @@ def messages() -> None:
     """
 
 
-@messages.command("list", short_help="List messages, newest first.")
+def _since(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """A click callback: the time that was *value* ago, in seconds since 1970."""
+    from molecule_connect.plugins.option_types import seconds
+
+    if value is None:
+        return None
+    if (length := seconds(value.strip())) is None or length > _LONGEST_SINCE:
+        raise click.BadParameter(f"{value!r} is not a duration such as 90s, 30m, 2h or 1d12h", ctx, param)
+    return time.time() - length
+
+
+@messages.command("list", short_help="List messages with their answers, newest last; --follow waits for more.")
 @click.argument("workspace_id", required=False, callback=canonical)
+@click.option("--follow", "-f", is_flag=True, help="Then print new messages and changes of state, until Ctrl-C.")
+@click.option(
+    "--from",
+    "sender",
+    metavar="people|peer:ID|NAME",
+    default="",
+    help="Only messages from people, or from one peer, by its id (or the beginning of it) or its name.",
+)
+@click.option(
+    "--since", callback=_since, metavar="DURATION", help="Only messages of the last 90s, 30m, 2h, 1d12h or the like."
+)
 @click.option(
     "--state",
     "states",
@@ -50,55 +79,123 @@ def messages() -> None:
     help="Only messages in this state; open means neither done nor dead. Repeatable.",
 )
 @click.option(
+    "--search", metavar="TEXT", default="", help="Only messages whose text, files, answer or error contain TEXT."
+)
+@click.option(
     "--limit",
     type=click.IntRange(min=0),
     default=20,
     show_default=True,
     metavar="N",
-    help="The maximum number of messages; 0 for all.",
+    help="The maximum number of messages, the newest ones; 0 for all.",
 )
-@JSON
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print one JSON document, newest first; with --follow one object per line, newest last.",
+)
 @STATE_DIR
 @PROFILE
 def list_command(
     workspace_id: str | None,
+    follow: bool,
+    sender: str,
+    since: float | None,
     states: tuple[str, ...],
+    search: str,
     limit: int,
     as_json: bool,
     state_dir: str | None,
     profile: str | None,
 ) -> None:
-    """List the messages of WORKSPACE_ID, or of all workspaces in the journal, newest first.
+    """List the messages of WORKSPACE_ID, or of all workspaces in the journal, newest last.
+
+    DURATION is how long the backend worked on the message, in all attempts; COST is what it reported.
 
     \b
     molecule messages list
-    molecule messages list ws_1 --state dead --state received
+    molecule messages list --follow --from people
+    molecule messages list ws_1 --since 2h --state dead --state received
+    molecule messages list --from reviewer --search invoice
     molecule messages list --limit 0 --json | jq '.messages[].reason'
     """
-    from molecule_connect.cli import message_format
-    from molecule_connect.journal.inspect import Inspection
+    from molecule_connect.cli.message_query import Query
 
     folder, workspace_id = place_of(state_dir, profile, workspace_id)
-    wanted = _states(states)
+    query = Query(
+        workspace_id=workspace_id, states=tuple(_states(states)), sender=sender, since=since, search=search.strip()
+    )
+    if follow:
+        _follow(folder, query, limit or None, as_json=as_json)
+    else:
+        _list(folder, query, limit or None, as_json=as_json)
+
+
+def _list(folder: Path, query: "Query", limit: int | None, *, as_json: bool) -> None:
+    from molecule_connect.cli import message_format, message_query
+    from molecule_connect.journal.inspect import Inspection
+
+    now = time.time()
     with Inspection.open(folder) as journal:
-        if workspace_id is not None:
-            _check_known(workspace_id, journal.workspaces())
-        found = journal.summaries(workspace_id, wanted, limit=limit or None)
-        total = journal.total(workspace_id, wanted)
-        if as_json:
-            click.echo(message_format.list_json(found, total))
-            return
-        names = journal.workspaces() if workspace_id is None else []
-        ids = journal.short_ids(one.key for one in found)
-    for line in message_format.table(found, ids, now=time.time(), with_workspace=len(names) > 1):
-        click.echo(line)
+        names = journal.workspaces()
+        if query.workspace_id is not None:
+            _check_known(query.workspace_id, names)
+        filters = (query.workspace_id, query.states, query.only(journal))
+        found = message_query.entries(journal, journal.summaries(*filters, limit=limit))
+        total = journal.total(*filters)
+    if as_json:
+        click.echo(message_format.list_json(found, total, now))
+        return
+    if not found:
+        click.echo("no messages", err=True)
+        return
+    table = _table(found[::-1], now, with_workspace=query.workspace_id is None and len(names) > 1)
+    click.echo(table.titles)
+    for entry in found[::-1]:
+        click.echo(table.line(entry, now))
     if len(found) < total:
         click.echo(f"{len(found):,} of {count(total, 'message')}; --limit 0 lists all", err=True)
-    elif not found:
-        click.echo("no messages", err=True)
 
 
-@messages.command("show", short_help="Show a message with its attempts and reply.")
+def _follow(folder: Path, query: "Query", limit: int | None, *, as_json: bool) -> None:
+    from molecule_connect.cli import message_format
+    from molecule_connect.cli.message_query import Follower
+    from molecule_connect.errors import MoleculeError
+
+    table, problem = None, ""
+    try:
+        follower = Follower(folder, query, limit)
+        for found in follower:
+            if isinstance(found, MoleculeError):
+                if str(found) != problem:
+                    click.echo(failure(f"{found}; waiting for it", found.hint), err=True)
+                problem = str(found)
+                found = []
+            else:
+                problem = ""
+            now = time.time()
+            if found and not as_json and table is None:
+                table = _table(None, now, with_workspace=follower.has_several)
+                click.echo(table.titles)
+            for entry in found:
+                click.echo(message_format.entry_json(entry, now) if table is None else table.line(entry, now))
+            time.sleep(_POLL_INTERVAL)
+    except KeyboardInterrupt:
+        # The usual way to end it.
+        return
+
+
+def _table(found: "Sequence[Entry] | None", now: float, *, with_workspace: bool) -> "Table":
+    from molecule_connect.cli.message_format import Table, line_width
+
+    is_terminal = sys.stdout.isatty()
+    width = line_width(is_terminal=is_terminal, environ=os.environ)
+    is_colored = is_terminal and not os.environ.get("NO_COLOR")
+    return Table(found, now=now, width=width, is_colored=is_colored, with_workspace=with_workspace)
+
+
+@messages.command("show", short_help="Show a message with its files, attempts and reply.")
 @click.argument("row_id")
 @click.option("--raw", is_flag=True, help="Print only the message as the platform sent it, as JSON.")
 @JSON
@@ -108,27 +205,29 @@ def list_command(
 def show(
     row_id: str, raw: bool, as_json: bool, workspace: str | None, state_dir: str | None, profile: str | None
 ) -> None:
-    """Show a message: its text, attempts, errors and reply.
+    """Show a message: its text, its files, each attempt with its error, the reply with its files, and the cost.
 
     \b
     molecule messages show 3f2a9c1d
     molecule messages show 3f2a9c1d --raw | jq .
     """
-    from molecule_connect.cli import message_format
+    from molecule_connect.cli import message_format, message_query
     from molecule_connect.errors import ConfigError
     from molecule_connect.journal.inspect import Inspection
 
     folder, workspace = place_of(state_dir, profile, workspace)
     with Inspection.open(folder) as journal:
-        message = journal.message(journal.find(row_id, workspace))
+        key = journal.find(row_id, workspace)
+        message = journal.message(key)
+        (entry,) = message_query.entries(journal, [journal.summary(key)])
     if raw:
         if message.raw is None:
             raise ConfigError(f"its text was deleted{message_format.why_deleted(message)}")
         click.echo(message_format.raw_text(message.raw) if sys.stdout.isatty() else message.raw)
     elif as_json:
-        click.echo(message_format.message_json(message))
+        click.echo(message_format.message_json(entry, message, time.time()))
     else:
-        click.echo("\n".join(message_format.details(message, now=time.time())))
+        click.echo("\n".join(message_format.details(entry, message, now=time.time())))
 
 
 @messages.command("replay", short_help="Process dead letters again, and deferred messages now.")
