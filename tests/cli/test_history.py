@@ -47,11 +47,13 @@ def answer(book: Book, row_id: str, text: str, *, cost: float = 0.0, seconds: fl
         now = time.time()
         async with Journal.open(book.folder, wall=lambda: now) as journal:
             part = journal.of("ws_1")
-            assert (running := await part.start(part.message(row_id)))
+            running = await part.start(part.message(row_id))
+            assert running
             now += seconds
             part.add_spend(None, cost, row_id=row_id)
             reply = StoredReply(parts=(TextPart(text),), usage=Usage(cost_usd=cost))
-            assert (answered := await part.store_reply(running, reply, at=round(now * 1e6), send_print=None))
+            answered = await part.store_reply(running, reply, at=round(now * 1e6), send_print=None)
+            assert answered
             part.mark_sent(answered, at=round(now * 1e6))
             await part.sends_committed()
 
