@@ -30,25 +30,35 @@ _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 @attrs.frozen(eq=False, kw_only=True)
 class Impl:
-    """An implementation of a hook. ``label`` names its plugin."""
+    """An implementation of a hook.
+
+    Attributes:
+        label: Names its plugin.
+        positional, named: The arguments that the function accepts.
+    """
 
     label: str
     hook: str
     function: Callable[..., Any]
     positional: tuple[str, ...]
     named: tuple[str, ...]
+    is_async: bool = attrs.field(init=False)
 
-    async def run(self, threads: PluginThreads, **arguments: Any) -> Any:
+    @is_async.default
+    def _is_async(self) -> bool:
+        return inspect.iscoroutinefunction(self.function)
+
+    def call(self, *arguments: Any) -> Any:
+        """Call it with those of the *arguments* that it accepts. They are in the order of ``ARGUMENTS``."""
+        given = dict(zip(ARGUMENTS[self.hook], arguments, strict=True))
+        return self.function(*map(given.get, self.positional), **{name: given[name] for name in self.named})
+
+    async def run(self, threads: PluginThreads, *arguments: Any) -> Any:
         """Call it, in a thread unless it is an ``async def``, and await the result if it is awaitable."""
-        call = partial(self.call, **arguments)
-        result = call() if inspect.iscoroutinefunction(self.function) else await threads.run(call)
+        if self.is_async:
+            return await self.call(*arguments)
+        result = await threads.run(partial(self.call, *arguments))
         return await result if inspect.isawaitable(result) else result
-
-    def call(self, **arguments: Any) -> Any:
-        """Call it with the *arguments* that it accepts."""
-        return self.function(
-            *(arguments[name] for name in self.positional), **{name: arguments[name] for name in self.named}
-        )
 
 
 def new_manager() -> pluggy.PluginManager:

@@ -11,14 +11,14 @@ from types import TracebackType
 from typing import Any
 
 from molecule_connect.errors import ConfigError, MoleculeError, OptionError, PluginError
-from molecule_connect.models import Handler, Progress, Request
+from molecule_connect.models import Handler
 from molecule_connect.plugins.discovery import find
 from molecule_connect.plugins.entry_points import BACKENDS, MIDDLEWARE
 from molecule_connect.plugins.hooks import run_check, run_close, run_describe
 from molecule_connect.plugins.implementations import Impl, close_impl, new_manager, register
 from molecule_connect.plugins.inbox import InboxBackend
 from molecule_connect.plugins.loader import Creation, Warn, log_warning, split_options
-from molecule_connect.plugins.middleware import layer
+from molecule_connect.plugins.middleware import Layer
 from molecule_connect.plugins.raw_options import GivenOptions, Value
 from molecule_connect.plugins.threads import PluginThreads
 from molecule_connect.plugins.wording import first_line, kind
@@ -118,12 +118,8 @@ class PluginHost:
             return
         if "handle_a2a" not in hooks:
             raise PluginError(f"{label} does not implement handle_a2a", hint="is @hookimpl above the method?")
-        backend_impl = hooks["handle_a2a"]
-
-        def answer(request: Request, progress: Progress) -> Any:
-            return backend_impl.run(self._answers, request=request, progress=progress)
-
-        self.handler = self._wrapped(layer(answer, label), hooks)
+        backend_handler = Layer(partial(hooks["handle_a2a"].run, self._answers), label)
+        self.handler = self._wrapped(backend_handler.handle, hooks)
         for label, plugin in middleware:
             hooks = self._register(plugin, label)
             if "handle_a2a" in hooks:
@@ -171,7 +167,7 @@ class PluginHost:
         if impl is None:
             return handler
         try:
-            outer = impl.call(handler=handler)
+            outer = impl.call(handler)
         except MoleculeError:
             raise
         except Exception as exc:  # plugin code
@@ -185,7 +181,7 @@ class PluginHost:
                 f"wrap_handler of {impl.label} returned {kind(outer)}",
                 hint="it must be a plain function that returns an async function of request and progress",
             )
-        return layer(outer, impl.label)
+        return Layer(outer, impl.label).handle
 
     async def _close_all(self) -> list[Exception]:
         self._answers.abandon()

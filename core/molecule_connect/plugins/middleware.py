@@ -11,45 +11,51 @@ from typing import Any
 import attrs
 
 from molecule_connect.errors import BackendError
-from molecule_connect.models import DataPart, FilePart, Handler, Progress, Request, Response, TextPart, Usage
+from molecule_connect.models import DataPart, FilePart, Progress, Request, Response, TextPart, Usage
 from molecule_connect.plugins.wording import first_line, kind
 
 _LOG = logging.getLogger(__name__)
 
 
-def layer(handler: Callable[[Request, Progress], Any], label: str) -> Handler:
-    """Wrap *handler* of the plugin *label*.
+@attrs.frozen(eq=False)
+class Layer:
+    """The handler of a plugin, with safe results, exceptions and progress."""
 
-    The returned handler raises BackendError for an invalid response, for SystemExit and other non-``Exception``
-    exceptions, and if the plugin cancelled itself. Progress may be called from any thread, and awaited or not.
-    """
+    handler: Callable[[Request, Progress], Any]
+    label: str
 
-    async def answer(request: Request, progress: Progress) -> Response:
-        reporter = progress if isinstance(progress, Reporter) else Reporter(progress, label)
+    async def handle(self, request: Request, progress: Progress) -> Response:
+        """Call the handler. Progress may be called from any thread, and awaited or not.
+
+        Raises:
+            BackendError: The response is invalid, or the plugin cancelled itself or raised SystemExit or another
+                exception that isn't an ``Exception``.
+        """
+        reporter = progress if isinstance(progress, Reporter) else Reporter(progress, self.label)
         try:
-            response = handler(request, reporter)
+            response = self.handler(request, reporter)
             if inspect.isawaitable(response):
                 response = await response
         except SystemExit as exc:
-            raise BackendError(f"{label} tried to end the program with exit status {exc.code}") from exc
+            raise BackendError(f"{self.label} tried to end the program with exit status {exc.code}") from exc
         except asyncio.CancelledError as exc:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            raise BackendError(f"{label} cancelled itself") from exc
+            raise BackendError(f"{self.label} cancelled itself") from exc
         except (Exception, KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as exc:  # PanicException of Rust libraries
-            raise BackendError(f"{label} failed: {first_line(exc)}") from exc
+            raise BackendError(f"{self.label} failed: {first_line(exc)}") from exc
         finally:
             if reporter is not progress:
-                await reporter.finish()
-        return require_answer(response, label)
+                reporter.is_finished = True
+                if reporter.pending:
+                    await reporter.finish()
+        return _checked(response, self.label)
 
-    return answer
 
-
-def require_answer(response: object, label: str) -> Response:
+def _checked(response: object, label: str) -> Response:
     """Return *response* if it can be sent or is silent; raise a BackendError that isn't retryable otherwise."""
     if not isinstance(response, Response):
         problem = f"it returned {kind(response)}"
@@ -57,8 +63,8 @@ def require_answer(response: object, label: str) -> Response:
         return response
     elif not response.final:
         problem = "it returned a Response with final=False"
-    elif wrong := [part for part in response.parts if not _is_part(part)]:
-        problem = _wrong_part(wrong[0])
+    elif wrong := next(filter(None, map(_problem, response.parts)), ""):
+        problem = wrong
     elif response.is_blank:
         problem = "its Response has no content"
     elif _is_usage(response.usage):
@@ -69,16 +75,21 @@ def require_answer(response: object, label: str) -> Response:
     raise BackendError(f"no answer from {label}: {problem}", retryable=False)
 
 
+@attrs.define(eq=False, repr=False)
 class Reporter:
-    """Passes progress to *report*, from any thread. Exceptions of *report* are logged and don't fail the message."""
+    """Passes progress to *report*, from any thread. Exceptions of *report* are logged and don't fail the message.
 
-    def __init__(self, report: Progress, label: str) -> None:
-        self._report = report
-        self._label = label
-        self._loop = asyncio.get_running_loop()
-        self._thread = threading.get_ident()
-        self._pending: set[asyncio.Task[None]] = set()
-        self._finished = False
+    Attributes:
+        pending: Reports that aren't delivered yet.
+        is_finished: Drop further reports.
+    """
+
+    report: Progress
+    label: str
+    pending: set[asyncio.Task[None]] = attrs.field(factory=set)
+    is_finished: bool = False
+    _loop: asyncio.AbstractEventLoop = attrs.field(factory=asyncio.get_running_loop)
+    _thread: int = attrs.field(factory=threading.get_ident)
 
     def __call__(self, update: str | Response, /) -> Awaitable[None]:
         if not isinstance(update, str | Response):
@@ -92,28 +103,27 @@ class Reporter:
         return _Sent(None)
 
     async def finish(self) -> None:
-        """Wait for pending reports. Later ones are dropped."""
-        self._finished = True
+        """Wait for pending reports."""
         try:
-            while self._pending:
-                await asyncio.wait(self._pending)
+            while self.pending:
+                await asyncio.wait(self.pending)
         finally:
-            for task in self._pending:
+            for task in self.pending:
                 task.cancel()
 
     def _relay(self, update: str | Response) -> asyncio.Task[None] | None:
-        if self._finished:
+        if self.is_finished:
             return None
         try:
-            result: object = self._report(update)
+            result: object = self.report(update)
         except Exception as exc:  # plugin code
             self._lost(exc)
             return None
         if not inspect.isawaitable(result):
             return None
         task = asyncio.ensure_future(self._wait(result))
-        self._pending.add(task)
-        task.add_done_callback(self._pending.discard)
+        self.pending.add(task)
+        task.add_done_callback(self.pending.discard)
         return task
 
     async def _wait(self, result: Awaitable[object]) -> None:
@@ -123,7 +133,7 @@ class Reporter:
             self._lost(exc)
 
     def _lost(self, exc: Exception) -> None:
-        _LOG.warning("dropped a progress report of %s: %s", self._label, first_line(exc))
+        _LOG.warning("dropped a progress report of %s: %s", self.label, first_line(exc))
 
 
 class _Sent:
@@ -141,11 +151,11 @@ def _is_usage(usage: object) -> bool:
     return usage is None or isinstance(usage, Usage)
 
 
-def _is_part(part: object) -> bool:
-    return isinstance(part, FilePart | DataPart) or (isinstance(part, TextPart) and isinstance(part.text, str))
-
-
-def _wrong_part(part: object) -> str:
-    if isinstance(part, TextPart):
-        return f"the text of a part of its Response is {kind(part.text)}"
-    return f"a part of its Response is {kind(part)}"
+def _problem(part: object) -> str:
+    """Why *part* can't be sent; empty if it can."""
+    if isinstance(part, FilePart | DataPart):
+        return ""
+    if not isinstance(part, TextPart):
+        return f"a part of its Response is {kind(part)}"
+    text: object = part.text
+    return "" if isinstance(text, str) else f"the text of a part of its Response is {kind(text)}"
