@@ -3,9 +3,11 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.cli.conftest import distribute
 
 from molecule_connect.cli.root import BUILT_IN
 
@@ -69,6 +71,55 @@ def test_help_lists_built_in_and_plugin_commands(molecule: Molecule) -> None:
     assert {"new-backend"} <= listed
 
 
+def test_help_names_the_first_steps(molecule: Molecule) -> None:
+    for result in (molecule("--help", COLUMNS="120"), molecule(COLUMNS="120")):
+        steps = result.output.partition("Start here:\n")[2]
+        places = [steps.index(f"  molecule {name}") for name in ("sandbox", "try mock", "init")]
+        assert places == sorted(places)
+
+
+def test_help_names_the_docs(molecule: Molecule, plugins: Path) -> None:
+    docs = molecule("--help", COLUMNS="200").stdout.partition("\nDocs: ")[2].strip()
+    assert Path(docs).is_file()
+
+    info = plugins / "molecule_connect-9.dist-info"
+    info.mkdir()
+    urls = "Project-URL: Homepage, https://home.example\nProject-URL: Documentation, https://docs.example/x\x1b[2J\n"
+    (info / "METADATA").write_text(
+        f"Name: molecule-connect\nVersion: 9\n{urls}\nProject-URL: Docs, https://no.example\n"
+    )
+    assert molecule("--help", COLUMNS="200").stdout.endswith("\nDocs: https://docs.example/x\n")
+
+
+def test_plugin_command_shows_its_summary(molecule: Molecule, plugins: Path) -> None:
+    distribute(plugins, "one-command", {"molecule_connect.commands": {"hop": "no_such_module:hop"}})
+    metadata = plugins / "one_command-1.0.dist-info" / "METADATA"
+    metadata.write_text(metadata.read_text() + "Summary: Hop \x1b[31mover a\u202efence\n\nSummary: not this\n")
+    for summary in ("", "Summary: \n", "Summary: UNKNOWN\n"):
+        (plugins / "fake_broken-1.0.dist-info" / "METADATA").write_text(f"Name: fake-broken\nVersion: 1\n{summary}")
+        result = molecule("--help", COLUMNS="120")
+        assert "  hop      Hop over afence\n" in result.stdout
+        assert "  shatter  from fake-broken\n" in result.stdout
+    assert "Hop over afence" in molecule(**complete("molecule ho", 1, "zsh")).stdout
+
+
+def test_several_commands_show_their_distribution(molecule: Molecule, plugins: Path) -> None:
+    metadata = plugins / "fake_broken-1.0.dist-info" / "METADATA"
+    metadata.write_text(metadata.read_text() + "Summary: Two commands\n")
+
+    listed = molecule("--help", COLUMNS="120").stdout
+
+    assert "  shatter  from fake-broken\n" in listed
+    assert "  stone    from fake-broken\n" in listed
+
+
+def test_first_party_commands_have_help(molecule: Molecule) -> None:
+    listed = molecule("--help", COLUMNS="120").stdout
+
+    assert "  mcp      The inbox of Molecule workspaces for MCP hosts\n" in listed
+    assert "  sandbox  A local Molecule platform to try backends on and to test against\n" in listed
+
+
 def test_every_built_in_command_has_help(molecule: Molecule) -> None:
     for name in BUILT_IN:
         result = molecule(name, "--help")
@@ -122,8 +173,8 @@ def test_completion_knows_installed_backends(molecule: Molecule) -> None:
     assert result.stdout.strip() == "plain,parrot"
 
 
-def complete(words: str, index: int) -> dict[str, str]:
-    return {"_MOLECULE_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(index)}
+def complete(words: str, index: int, shell: str = "bash") -> dict[str, str]:
+    return {"_MOLECULE_COMPLETE": f"{shell}_complete", "COMP_WORDS": words, "COMP_CWORD": str(index)}
 
 
 def test_the_package_runs_as_a_module_too(environ: dict[str, str]) -> None:

@@ -1,6 +1,7 @@
 """The group ``molecule``. Commands are listed in a table and loaded when they run, so that help starts fast."""
 
 import importlib
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -56,12 +57,18 @@ class MoleculeGroup(click.Group):
             formatter.write_dl([(name, line) for name, (line, _) in BUILT_IN.items()])
         if plugins := _plugin_commands():
             with formatter.section("Commands of installed plugins"):
-                formatter.write_dl([(name, f"from {origin}") for name, origin in plugins.items()])
+                formatter.write_dl(list(_plugin_help(plugins).items()))
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Start here"):
+            formatter.write_dl([(command, line) for command, line in _first_steps()])
+        formatter.write_paragraph()
+        formatter.write_text(f"Docs: {_docs()}")
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list["CompletionItem"]:
         from click.shell_completion import CompletionItem
 
-        lines = {name: line for name, (line, _) in BUILT_IN.items()} | _plugin_commands()
+        lines = {name: line for name, (line, _) in BUILT_IN.items()} | _plugin_help(_plugin_commands())
         names = [CompletionItem(name, help=lines[name]) for name in lines if name.startswith(incomplete)]
         return names + click.Command.shell_complete(self, ctx, incomplete)
 
@@ -102,6 +109,57 @@ def _plugin_commands() -> dict[str, str]:
     return {name: origin for name, origin in scan_names(COMMANDS).items() if name not in BUILT_IN}
 
 
+def _plugin_help(commands: dict[str, str]) -> dict[str, str]:
+    """The line in help for each of *commands*, by the summary of its distribution if that offers one command only."""
+    from molecule_connect.plugins.entry_points import scan_headers
+
+    headers = scan_headers(commands.values())
+    summaries = {origin: dict(fields).get("summary", "") for origin, fields in headers.items()}
+    origins = list(commands.values())
+    return {
+        name: (origins.count(origin) == 1 and _one_line(summaries.get(origin, ""))) or f"from {origin}"
+        for name, origin in commands.items()
+    }
+
+
+def _one_line(text: str) -> str:
+    if text == "UNKNOWN":
+        return ""
+    from molecule_connect.console.sanitize import one_line
+
+    return one_line(text, 100)
+
+
+def _first_steps() -> list[tuple[str, str]]:
+    has_sandbox = "sandbox" in _plugin_commands()
+    sandbox = "chat with a backend on a local platform, without an account"
+    return [
+        ("molecule sandbox", sandbox if has_sandbox else f'{sandbox}; pip install "molecule-connect[sandbox]" first'),
+        ('molecule try mock "hello"', "send one message to a backend"),
+        ("molecule init", "save the address, token and backend of your workspace; then run 'molecule connect'"),
+    ]
+
+
+def _docs() -> str:
+    """Where the documentation is: the address in our metadata, the folder in a clone, or else its name."""
+    from molecule_connect.plugins.entry_points import scan_headers
+
+    fields = scan_headers(["molecule-connect"]).get("molecule-connect", [])
+    urls = {
+        label.strip().lower(): url.strip()
+        for name, value in fields
+        if name == "project-url"
+        for label, _, url in [value.partition(",")]
+    }
+    for label in ("documentation", "docs", "repository", "source", "homepage"):
+        if urls.get(label):
+            return _one_line(urls[label])
+    clone = os.path.abspath(f"{__file__}/../../../../docs")  # noqa: PTH100 - pathlib takes time to import
+    if os.path.isfile(f"{clone}/quickstart.md"):  # noqa: PTH113
+        return f"{clone}/quickstart.md"
+    return "docs/quickstart.md in the repository of molecule-connect"
+
+
 def _load_plugin_command(name: str) -> click.Command:
     from molecule_connect.errors import PluginError
     from molecule_connect.plugins import discovery
@@ -120,7 +178,6 @@ def _load_plugin_command(name: str) -> click.Command:
 @click.group(
     cls=MoleculeGroup,
     help="Answer the messages of a Molecule workspace with a program on your own machine.",
-    epilog="Start here: molecule backends, then molecule connect --help",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 @click.option("--api-url", metavar="URL", help="The address of the platform, like --api-url of a command.")

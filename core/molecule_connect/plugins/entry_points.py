@@ -9,6 +9,9 @@ BACKENDS = "molecule_connect.backends"
 MIDDLEWARE = "molecule_connect.middleware"
 COMMANDS = "molecule_connect.commands"
 
+# Characters that are read of a distribution's metadata: the fields precede the description.
+_MOST_HEADERS = 65536
+
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*\Z")
 
 
@@ -63,6 +66,33 @@ def scan_names(group: str, *, path: Iterable[str] | None = None) -> dict[str, st
     return dict(sorted(found.items()))
 
 
+def scan_headers(
+    distributions: Iterable[str], *, path: Iterable[str] | None = None
+) -> dict[str, list[tuple[str, str]]]:
+    """The metadata fields of *distributions* (normalized names): lower-case name and value of each, in order.
+
+    ``path`` replaces ``sys.path``. Distributions without readable metadata are missing.
+    """
+    wanted = set(distributions)
+    found: dict[str, list[tuple[str, str]]] = {}
+    for folder in sys.path if path is None else path:
+        for distribution, file in _metadata_files(folder or ".") if wanted - set(found) else ():
+            if distribution in wanted and distribution not in found:
+                info = file.rpartition("/")[0]
+                text = _read(f"{info}/METADATA", _MOST_HEADERS) or _read(f"{info}/PKG-INFO", _MOST_HEADERS)
+                found[distribution] = list(_headers(text))
+    return found
+
+
+def _headers(text: str) -> Iterator[tuple[str, str]]:
+    for line in text.splitlines():
+        if not line:
+            return  # the description follows
+        name, colon, value = line.partition(":")
+        if colon and not line[0].isspace():
+            yield name.lower(), value.strip()
+
+
 def _metadata_files(folder: str) -> Iterator[tuple[str, str]]:
     try:
         names = os.listdir(folder)  # noqa: PTH208 - importing pathlib takes half a millisecond
@@ -73,9 +103,9 @@ def _metadata_files(folder: str) -> Iterator[tuple[str, str]]:
             yield normalised(name.rpartition(".")[0].partition("-")[0]), f"{folder}/{name}/entry_points.txt"
 
 
-def _read(file: str) -> str:
+def _read(file: str, most: int = -1) -> str:
     try:
         with open(file, encoding="utf-8", errors="replace") as stream:  # noqa: PTH123
-            return stream.read()
+            return stream.read(most)
     except OSError:
         return ""
