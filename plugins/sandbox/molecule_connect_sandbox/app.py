@@ -21,6 +21,7 @@ from molecule_connect_sandbox.feed import Feed
 from molecule_connect_sandbox.forger import Forger
 from molecule_connect_sandbox.middleware import SandboxMiddleware
 from molecule_connect_sandbox.options import SandboxOptions
+from molecule_connect_sandbox.page.endpoints import Page
 from molecule_connect_sandbox.platform import Platform
 from molecule_connect_sandbox.plugins import Plugins
 from molecule_connect_sandbox.registry import Registry
@@ -46,11 +47,12 @@ def create_app(options: SandboxOptions) -> Starlette:
     platform = Platform(options)
     auth = Auth(platform)
     proxy = Proxy(platform, auth)
+    canvas = Canvas(platform, auth)
     forger = Forger(platform, auth, proxy)
     # The most frequent first: routes are matched in order.
     parts = (
         proxy,
-        Canvas(platform, auth),
+        canvas,
         Feed(platform, auth),
         Registry(platform, auth),
         Workspaces(platform, auth),
@@ -59,6 +61,7 @@ def create_app(options: SandboxOptions) -> Starlette:
         Plugins(platform, auth),
         Control(platform, auth),
         forger,
+        Page(platform, auth, proxy, canvas),
     )
     routes = [route for part in parts for route in part.routes()]
     routes += [Route("/health", _health), Route("/buildinfo", _buildinfo)]

@@ -13,6 +13,7 @@ from starlette.routing import Route
 
 from molecule_connect_sandbox.a2a import storable
 from molecule_connect_sandbox.auth import Auth
+from molecule_connect_sandbox.generation import MIB
 from molecule_connect_sandbox.platform import Platform
 from molecule_connect_sandbox.responses import Refusal, json_response, read_object, to_json
 from molecule_connect_sandbox.rows import Row
@@ -93,23 +94,29 @@ class Canvas:
         workspace_id = self._auth.workspace(request)
         if self._platform.store.workspace(workspace_id) is None:
             raise Refusal(404, "workspace not found")
-        generation = self._platform.generation
-        form = await _read_form(request, generation.upload_request_cap)
+        form = await read_form(request, self._platform.generation.upload_request_cap)
         try:
             files = [file for file in form.getlist("files") if isinstance(file, UploadFile)]
             if not files:
                 raise Refusal(400, "no files field in request")
-            if len(files) > MAX_FILES:
-                raise Refusal(400, f"too many files (limit {MAX_FILES})")
-            stored = [await _accept(workspace_id, file, generation.upload_file_cap) for file in files]
+            return json_response({"files": await self.accept(workspace_id, files)})
         finally:
             await form.close()
+
+    async def accept(self, workspace_id: str, files: list[UploadFile]) -> list[dict[str, Any]]:
+        """Store uploaded files and write a row for each. Returns them as parts and attachments name them.
+
+        Raises:
+            Refusal: There are too many, or one is empty or too large.
+        """
+        if len(files) > MAX_FILES:
+            raise Refusal(400, f"too many files (limit {MAX_FILES})")
+        cap = self._platform.generation.upload_file_cap
+        stored = [await _accept(workspace_id, file, cap) for file in files]
         if any(not content for _, content in stored):
             raise Refusal(500, "could not stage files")
         self._stage(workspace_id, stored)
-        return json_response(
-            {"files": [{key: file[key] for key in ("uri", "name", "mimeType", "size")} for file, _ in stored]}
-        )
+        return [{key: file[key] for key in ("uri", "name", "mimeType", "size")} for file, _ in stored]
 
     def _stage(self, workspace_id: str, stored: list[tuple[dict[str, Any], bytes]]) -> None:
         platform = self._platform
@@ -176,13 +183,18 @@ class Canvas:
         )
 
 
-async def _read_form(request: Request, cap: int) -> FormData:
+async def read_form(request: Request, cap: int, *, max_text: int = MIB) -> FormData:
+    """The multipart form of a request of at most *cap* bytes, with fields of at most *max_text* bytes.
+
+    Raises:
+        Refusal: It isn't one.
+    """
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise Refusal(400, "malformed multipart body")
     if int(request.headers.get("content-length", "0")) > cap:
         raise Refusal(400, "malformed multipart body")
     try:
-        return await request.form(max_files=MAX_FILES + 1)
+        return await request.form(max_files=MAX_FILES + 1, max_part_size=max_text)
     except HTTPException as exc:
         many = "Too many files" in str(exc.detail)
         raise Refusal(400, f"too many files (limit {MAX_FILES})" if many else "malformed multipart body") from exc

@@ -9,7 +9,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from molecule_connect import ConfigError
 from molecule_connect_sandbox.auth import Auth
 from molecule_connect_sandbox.cleanup import sweep
 from molecule_connect_sandbox.forger import DEEP, DEEP_MARK
@@ -79,14 +78,9 @@ class Control:
             texts = (await read_object(request)).get("faults")
             if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
                 raise Refusal(400, "faults must be a list of strings")
-            try:
-                faults.set(texts)
-            except ConfigError as exc:
-                raise Refusal(400, str(exc), hint=exc.hint) from exc
+            self._platform.set_faults(texts)
         elif request.method == "DELETE":
-            faults.set(())
-        self._platform.events.recheck_faults()
-        self._platform.changes.notify()
+            self._platform.set_faults(())
         return json_response({"faults": faults.texts})
 
     async def requests(self, request: Request) -> Response:

@@ -14,11 +14,13 @@ from molecule_connect_sandbox.ratelimit import RateLimit
 from molecule_connect_sandbox.responses import json_response
 
 OPEN_TO_ALL = ("/health", "/buildinfo", "/registry/register", "/registry/heartbeat")
+# Endpoints that the real platform doesn't have.
+OWN = ("/sandbox/", "/_sandbox/")
 _ID = re.compile(r"/[0-9a-fA-F]{8}-[0-9a-fA-F-]{27}")
 
 
 class SandboxMiddleware:
-    """Checks and counts requests. Under ``/sandbox/``, only the host and origin are checked."""
+    """Checks and counts requests. For the page and under ``/sandbox/``, only the host and origin are checked."""
 
     def __init__(self, app: ASGIApp, platform: Platform) -> None:
         self._app = app
@@ -35,7 +37,7 @@ class SandboxMiddleware:
         if refused is not None:
             await refused(scope, receive, send)
             return
-        if scope["path"].startswith("/sandbox/"):
+        if scope["path"].startswith(OWN) or scope["path"] == "/":
             await self._app(scope, receive, send)
             return
         headers, wait = self._limit.take(scope)

@@ -2,14 +2,15 @@
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from molecule_connect import ConfigError
 from molecule_connect_sandbox.clock import Timestamps
 from molecule_connect_sandbox.event_stream import Broadcaster
 from molecule_connect_sandbox.faults import Faults
 from molecule_connect_sandbox.options import SandboxOptions
-from molecule_connect_sandbox.responses import to_json
+from molecule_connect_sandbox.responses import Refusal, to_json
 from molecule_connect_sandbox.rows import Row, Rows
 from molecule_connect_sandbox.store import Store, Workspace
 
@@ -40,6 +41,7 @@ class Platform:
     Attributes:
         heartbeats: The newest heartbeats of each workspace, as received.
         requests: The number of requests by method, path without ids, and status.
+        is_stopping: Whether ``end_streams`` was called.
     """
 
     def __init__(self, options: SandboxOptions) -> None:
@@ -53,6 +55,7 @@ class Platform:
         self.changes = ChangeSignal()
         self.heartbeats: dict[str, deque[dict[str, Any]]] = {}
         self.requests: Counter[tuple[str, str, int]] = Counter()
+        self.is_stopping = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._twins = 0
 
@@ -115,6 +118,25 @@ class Platform:
         self.events.publish(workspace.id, event, {"name": workspace.name, **data})
         self.changes.notify()
 
+    def set_faults(self, texts: Iterable[str]) -> None:
+        """Replace the active faults, for open streams too.
+
+        Raises:
+            Refusal: A fault is invalid; nothing has changed.
+        """
+        try:
+            self.faults.set(texts)
+        except ConfigError as exc:
+            raise Refusal(400, str(exc), hint=exc.hint) from exc
+        self.events.recheck_faults()
+        self.changes.notify()
+
+    def end_streams(self) -> None:
+        """End the event streams of connectors and pages, which would delay the shutdown."""
+        self.is_stopping = True
+        self.events.close()
+        self.changes.notify()
+
     def spawn(self, work: Any) -> None:
         """Run a coroutine in the background until the platform stops."""
         task = asyncio.get_running_loop().create_task(work)
@@ -123,7 +145,7 @@ class Platform:
 
     async def stop(self) -> None:
         """End streams and background tasks, and close the database."""
-        self.events.close()
+        self.end_streams()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

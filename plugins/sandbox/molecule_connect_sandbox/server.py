@@ -87,8 +87,7 @@ class Server(uvicorn.Server):
         self._ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # Open event streams would delay the shutdown.
-        self._platform.events.close()
+        self._platform.end_streams()
         await super().shutdown(sockets)
 
     def stop(self) -> None:

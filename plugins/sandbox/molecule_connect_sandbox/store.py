@@ -230,6 +230,11 @@ class Store:
         row = self.db.execute("SELECT value FROM remembered WHERE key = ?", (key,)).fetchone()
         return None if row is None else str(row[0])
 
+    def remembered_with(self, prefix: str) -> set[str]:
+        """The values that were kept under keys with *prefix*."""
+        rows = self.db.execute("SELECT value FROM remembered WHERE substr(key, 1, ?) = ?", (len(prefix), prefix))
+        return {str(value) for (value,) in rows}
+
     def remember(self, key: str, value: str) -> None:
         """Keep a value for the next start with this store."""
         self.db.execute("INSERT OR REPLACE INTO remembered VALUES (?, ?)", (key, value))

@@ -1,0 +1,1 @@
+"""The chat page at ``/``: its files, its endpoints under ``/_sandbox/``, and who may call them."""
