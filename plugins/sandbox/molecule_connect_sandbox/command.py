@@ -1,6 +1,7 @@
 """``molecule sandbox``."""
 
 import shlex
+import sys
 from collections.abc import Iterable
 
 import click
@@ -14,7 +15,9 @@ Examples:
   molecule sandbox                                     chat with the mock backend
   molecule sandbox --backend exec --backend-opt cmd='tr a-z A-Z'
   echo hello | molecule sandbox                        one message per line, replies on standard output
-  molecule sandbox --serve --port 8080                 a platform for your own connectors
+  molecule sandbox --open                              the same, and a chat page in the browser
+  molecule sandbox --serve --port 8080                 a platform for your own connectors, with a chat page
+  molecule sandbox say "hello"                         one message to a workspace of it; prints the answer
   molecule sandbox --serve --fault late-commits --fault cut-after=chance=0.1,path=/notify
 """
 
@@ -63,16 +66,33 @@ def reject_backend(context: click.Context) -> None:
         )
 
 
+def reject_options(context: click.Context) -> None:
+    """Reject options of the sandbox before a subcommand, which uses a sandbox that runs already.
+
+    Raises:
+        OptionError: An option was specified.
+    """
+    given = [param.opts[0] for param in context.command.params if param.name and _typed(context, param.name)]
+    if given:
+        command = context.invoked_subcommand
+        raise OptionError(
+            f"{given[0]} has no effect on {command}, which uses a sandbox that runs already",
+            hint=f"omit it; the options of {command}: molecule sandbox {command} --help",
+        )
+
+
 def _typed(context: click.Context, name: str) -> bool:
     return context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
 
 
-@click.command(
+@click.group(
+    invoke_without_command=True,
     help="Run a local Molecule platform: chat with a backend, or serve connectors.",
     epilog=f"{EXAMPLES}\n{fault_help()}\n\nTo limit a fault: NAME=VALUE,path=TEXT,method=M,chance=0..1,times=N.",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 @click.option("--serve", is_flag=True, help="Serve until stopped. Prints the address, then variables to export.")
+@click.option("--open", "open_browser", is_flag=True, help="Open the chat page in a browser.")
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
@@ -106,8 +126,11 @@ def _typed(context: click.Context, name: str) -> bool:
     "--backend", default="mock", show_default=True, metavar="NAME", help="The backend that answers in the chat."
 )
 @click.option("--backend-opt", "backend_opts", multiple=True, metavar="K=V", help="A backend option; repeatable.")
+@click.pass_context
 def sandbox(
+    context: click.Context,
     serve: bool,
+    open_browser: bool,
     port: int,
     platform: str,
     admin_token: str | None,
@@ -119,6 +142,9 @@ def sandbox(
     backend_opts: tuple[str, ...],
 ) -> None:
     """Chat or serve. Slow imports are deferred, because ``molecule --help`` loads this module."""
+    if context.invoked_subcommand is not None:
+        reject_options(context)
+        return
     import asyncio
 
     from molecule_connect_sandbox.chat import run_chat
@@ -142,9 +168,69 @@ def sandbox(
         seed=seed,
     )
     if serve:
-        reject_backend(click.get_current_context())
-        asyncio.run(run_server(options, port))
+        reject_backend(context)
+        asyncio.run(run_server(options, port, open_browser=open_browser))
         return
-    chosen = ChatOptions(backend=backend, backend_options=parse_backend_options(backend_opts), sandbox=options)
+    chosen = ChatOptions(
+        backend=backend,
+        backend_options=parse_backend_options(backend_opts),
+        sandbox=options,
+        open_browser=open_browser,
+    )
     if not asyncio.run(run_chat(chosen)):
         raise SystemExit(1)
+
+
+@sandbox.command("say", short_help="Send one message to a running sandbox and print the answer.")
+@click.argument("text", required=False, default="")
+@click.option("--as-peer", is_flag=True, help="Speak as another workspace, a peer, instead of as a person.")
+@click.option("--file", "paths", multiple=True, type=click.Path(), metavar="F", help="Send this file too; repeatable.")
+@click.option("--to", metavar="WORKSPACE", help="Its name or id; needed only if several are online.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, 86400),
+    default=120.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for the answer.",
+)
+@click.option(
+    "--save", type=click.Path(file_okay=False), metavar="FOLDER", help="Save files of the answer here, under new names."
+)
+@click.option("--url", metavar="URL", help="The address of the sandbox; by default the one that was started last.")
+def say(
+    text: str, as_peer: bool, paths: tuple[str, ...], to: str | None, timeout: float, save: str | None, url: str | None
+) -> None:
+    """Send TEXT to a workspace of a running sandbox, wait for the answer, and print it. A TEXT of - is read from
+    standard input.
+
+    \b
+    molecule sandbox say "hello"
+    molecule sandbox say "summarize this" --file report.txt
+    molecule sandbox say "what is your status?" --as-peer --to release-notes
+
+    The sandbox was started with 'molecule sandbox --serve' by the same user; no token is needed. After the text, a line
+    "file: ..." names each file of the answer, or where it was saved.
+
+    The exit code is 0 if it was answered, 1 if there was no answer in time or the message became a dead letter, and 2
+    if it could not be sent, for example because no sandbox is running or no workspace is online.
+    """
+    from pathlib import Path
+
+    from molecule_connect_sandbox.say import Question, run_say
+
+    if text == "-":
+        text = sys.stdin.buffer.read().decode("utf-8", "replace").rstrip("\n")
+    if not text.strip() and not paths:
+        raise OptionError("there is nothing to send", hint='write a text: molecule sandbox say "hello"')
+    run_say(
+        url,
+        Question(
+            text=text,
+            files=tuple(map(Path, paths)),
+            as_peer=as_peer,
+            to=to,
+            timeout=timeout,
+            save=None if save is None else Path(save),
+        ),
+    )

@@ -1,6 +1,7 @@
 """The state of the platform, shared by its endpoints."""
 
 import asyncio
+import secrets
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -40,6 +41,7 @@ class Platform:
 
     Attributes:
         heartbeats: The newest heartbeats of each workspace, as received.
+        boot: Identifies this run of the sandbox; only programs of the same user get to know it.
         requests: The number of requests by method, path without ids, and status.
         is_stopping: Whether ``end_streams`` was called.
     """
@@ -55,6 +57,7 @@ class Platform:
         self.changes = ChangeSignal()
         self.heartbeats: dict[str, deque[dict[str, Any]]] = {}
         self.requests: Counter[tuple[str, str, int]] = Counter()
+        self.boot = secrets.token_hex(16)
         self.is_stopping = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._twins = 0

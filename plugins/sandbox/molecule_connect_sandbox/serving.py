@@ -6,9 +6,11 @@ import socket
 import click
 
 from molecule_connect_sandbox.app import create_app
+from molecule_connect_sandbox.browser import open_page
 from molecule_connect_sandbox.default_workspace import default_workspace
 from molecule_connect_sandbox.options import SandboxOptions
 from molecule_connect_sandbox.platform import Platform
+from molecule_connect_sandbox.running import registered
 from molecule_connect_sandbox.server import address, listen, serve
 from molecule_connect_sandbox.signals import stop_on_signal
 from molecule_connect_sandbox.store import Store
@@ -29,6 +31,8 @@ def announce(platform: Platform, url: str) -> str:
             f"export MOLECULE_WORKSPACE_TOKEN={workspace.token}",
             "# In another terminal, paste these lines and answer its messages:",
             "#   molecule connect --backend mock",
+            "# Open the first address in a browser to chat with it, or send it one message:",
+            "#   molecule sandbox say hello",
             "# Change faults while it runs:",
             f"#   curl -s -w '\\n' -X PUT -H 'Authorization: Bearer {control}' {url}/sandbox/faults -d '{faults}'",
             "# Write to it as a person:",
@@ -51,8 +55,8 @@ def _listen(store: Store, port: int) -> socket.socket:
     return listening
 
 
-async def run_server(options: SandboxOptions, port: int) -> None:
-    """Serve until SIGTERM or Ctrl-C.
+async def run_server(options: SandboxOptions, port: int, *, open_browser: bool = False) -> None:
+    """Serve until SIGTERM or Ctrl-C. *open_browser* opens the page once it is served.
 
     Raises:
         ConfigError: An option is invalid, or the port isn't available.
@@ -60,8 +64,12 @@ async def run_server(options: SandboxOptions, port: int) -> None:
     app = create_app(options)
     listening, stop = _listen(app.state.platform.store, port), asyncio.Event()
 
-    def ready() -> None:
-        click.echo(announce(app.state.platform, address(listening)))
+    url = address(listening)
 
-    with stop_on_signal(stop.set):
+    def ready() -> None:
+        click.echo(announce(app.state.platform, url))
+        if open_browser:
+            open_page(f"{url}/")
+
+    with registered(url, app.state.platform.boot), stop_on_signal(stop.set):
         await serve(app, listening, ready=ready, stop=stop)

@@ -13,6 +13,7 @@ import click
 
 import molecule_connect
 from molecule_connect import MoleculeError, WorkspaceSettings, events
+from molecule_connect_sandbox.browser import open_page
 from molecule_connect_sandbox.default_workspace import default_workspace
 from molecule_connect_sandbox.options import SandboxOptions
 from molecule_connect_sandbox.person import Person
@@ -28,6 +29,7 @@ class ChatOptions:
     """Options of the chat.
 
     Attributes:
+        open_browser: Open the page, where the backend answers too.
         connect: Serves the workspace; a stand-in for ``molecule_connect.connect``.
         stdin: Where messages are read from.
     """
@@ -35,6 +37,7 @@ class ChatOptions:
     backend: str | object
     backend_options: Mapping[str, str | list[str]] = attrs.field(factory=dict, repr=False)
     sandbox: SandboxOptions
+    open_browser: bool = False
     connect: Connect | None = None
     stdin: TextIO = attrs.field(factory=lambda: sys.stdin)
 
@@ -93,6 +96,8 @@ async def session(options: ChatOptions) -> AsyncIterator[Session]:
         try:
             async with Person.at(server.url, workspace, options.sandbox.admin_token) as person:
                 await _wait_until_registered(queue, serving)
+                if options.open_browser:
+                    open_page(f"{server.url}/")
                 yield Session(url=server.url, workspace_id=workspace.id, person=person, events=queue)
         finally:
             serving.cancel()

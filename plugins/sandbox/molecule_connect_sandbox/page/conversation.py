@@ -18,6 +18,7 @@ from molecule_connect_sandbox.platform import Platform
 PERSON = "person"
 MAX_TEXT = 200_000
 MAX_FILES = 100
+MAX_ID = 200
 CACHED = 2000
 _DATA_URI = re.compile(r"data:(?P<type>[^,;]*)[^,]*?(?P<base64>;base64)?,", re.IGNORECASE)
 _PENDING = re.compile(r"platform-pending:(?P<workspace>[0-9a-fA-F-]{36})/(?P<file>[0-9a-fA-F-]{36})")
@@ -38,8 +39,15 @@ class File:
 
 @attrs.frozen(kw_only=True)
 class Content:
-    """What a row says. ``cut`` is the number of characters that were left out."""
+    """What a row says.
 
+    Attributes:
+        reply_to: The id of the message that it answers, which connectors name to peers.
+        cut: The number of characters that were left out.
+    """
+
+    message_id: str | None
+    reply_to: str | None
     text: str
     html: str | None
     cut: int
@@ -133,8 +141,20 @@ def read_content(row: dict[str, Any]) -> Content:
         elif "data" in part:
             text += f"\n\n```json\n{json.dumps(part['data'], ensure_ascii=False, indent=2)}\n```\n\n"
     text = text.strip("\n")
-    cut = max(0, len(text) - MAX_TEXT)
-    return Content(text=text[:MAX_TEXT], html=to_html(text), cut=cut, files=tuple(files[:MAX_FILES]))
+    message = _object(_object(_object(row.get("request_body")).get("params")).get("message"))
+    mark = _object(_object(message.get("metadata")).get("molecule"))
+    return Content(
+        message_id=_identifier(message.get("messageId")),
+        reply_to=_identifier(mark.get("in_reply_to")),
+        text=text[:MAX_TEXT],
+        html=to_html(text),
+        cut=max(0, len(text) - MAX_TEXT),
+        files=tuple(files[:MAX_FILES]),
+    )
+
+
+def _identifier(value: Any) -> str | None:
+    return value if isinstance(value, str) and len(value) <= MAX_ID else None
 
 
 def _read_wire(wire: str) -> Content | None:
@@ -195,11 +215,12 @@ class Conversations:
         return contents
 
     def _message(self, voice: str, row: tuple[Any, ...], content: Content | None) -> dict[str, Any]:
-        seq, row_id, home, target, visible_at, created_at, _ = row
+        seq, _, home, target, visible_at, created_at, _ = row
         from_agent = target is None if voice == PERSON else home == voice
         return {
             "seq": seq,
-            "row": row_id[:64],
+            "message_id": content.message_id if content else None,
+            "reply_to": content.reply_to if content else None,
             "from": "agent" if from_agent else PERSON if voice == PERSON else "peer",
             "time": created_at // 1000,
             "late": visible_at > self._platform.now(),

@@ -4,7 +4,6 @@ import asyncio
 import base64
 import hashlib
 import importlib.resources
-import secrets
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any
@@ -74,8 +73,6 @@ class Page:
         self._proxy = proxy
         self._canvas = canvas
         self._conversations = Conversations(platform)
-        # Shows the page that the sandbox was started again.
-        self._boot = secrets.token_hex(8)
         self._heard: dict[str, int] = {}
         self._seen = 0
 
@@ -144,7 +141,7 @@ class Page:
         self._listen()
         found = [one for one in store.workspaces("status != 'removed'") if one.id not in hidden]
         return {
-            "boot": self._boot,
+            "boot": self._platform.boot,
             "platform": self._platform.generation.name,
             "top": self._seen,
             "faults": self._platform.faults.texts,
@@ -186,7 +183,7 @@ class Page:
         return workspace
 
     async def messages(self, request: Request) -> Response:
-        """A conversation with ``as``: ``person``, ``peer`` or the id of a peer. ``after`` and ``before`` are row numbers."""
+        """Messages with ``as``: ``person``, ``peer`` or the id of a peer. ``after`` and ``before`` are row numbers."""
         check_page(request)
         workspace, voice = self._existing(request), request.query_params.get("as", PERSON)
         if voice == NEW_PEER:
@@ -252,8 +249,8 @@ class Page:
         workspace = self._existing(request)
         limit = min(_number(request, "limit", PAGE_SIZE), MAX_PAGE_SIZE)
         found = self._platform.store.db.execute(
-            "SELECT seq, created_at, visible_at, method, activity_type, source_id, length(wire), substr(wire, 1, ?) "
-            "FROM activity WHERE workspace_id = ? AND seq < ? ORDER BY seq DESC LIMIT ?",
+            "SELECT seq, created_at, visible_at, method, activity_type, source_id, target_id, length(wire), "
+            "substr(wire, 1, ?) FROM activity WHERE workspace_id = ? AND seq < ? ORDER BY seq DESC LIMIT ?",
             (MAX_ROW, workspace.id, _number(request, "before", TOP), limit),
         ).fetchall()
         now = self._platform.now()
@@ -264,11 +261,11 @@ class Page:
                 "late": visible > now,
                 "method": (method or "")[:100],
                 "type": kind[:100],
-                "source": source,
+                "source": workspace.id if (source, target, method) == (None, None, "notify") else source,
                 "cut": max(0, length - MAX_ROW),
                 "wire": wire,
             }
-            for seq, created, visible, method, kind, source, length, wire in found
+            for seq, created, visible, method, kind, source, target, length, wire in found
         ]
         return _safe(json_response({"rows": rows, "more": len(rows) == limit}))
 

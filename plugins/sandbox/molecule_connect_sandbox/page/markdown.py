@@ -1,7 +1,7 @@
 """Markdown of agents and people as safe HTML."""
 
-import nh3
-from markdown_it import MarkdownIt
+import functools
+from collections.abc import Callable
 
 # Longer texts are shown as they are. Rendering this much takes 0.3 s at worst.
 MAX_LENGTH = 20_000
@@ -14,25 +14,34 @@ TAGS = {
 }
 SCHEMES = {"http", "https", "mailto"}
 
-# Images would be requests to other hosts: their links remain.
-_PLAIN = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable("strikethrough").disable("image")
-_WITH_TABLES = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable(["strikethrough", "table"])
-_WITH_TABLES.disable("image")
-_CLEANER = nh3.Cleaner(
-    tags=TAGS,
-    attributes={"a": {"href"}, "ol": {"start"}},
-    url_schemes=SCHEMES,
-    url_relative="deny",
-    link_rel="noopener noreferrer nofollow",
-    set_tag_attribute_values={"a": {"target": "_blank"}},
-)
+
+@functools.cache
+def _renderers() -> tuple[Callable[[str], str], Callable[[str], str], Callable[[str], str]]:
+    """Render without tables, render with tables, and sanitize. The imports are slow, and chats in a terminal need none."""
+    import nh3
+    from markdown_it import MarkdownIt
+
+    plain, with_tables = (MarkdownIt("commonmark", {"html": False, "breaks": True}) for _ in range(2))
+    for renderer in (plain, with_tables):
+        # Images would be requests to other hosts: their links remain.
+        renderer.enable("strikethrough").disable("image")
+    with_tables.enable("table")
+    cleaner = nh3.Cleaner(
+        tags=TAGS,
+        attributes={"*": set(), "a": {"href"}, "ol": {"start"}},
+        url_schemes=SCHEMES,
+        url_relative="deny",
+        link_rel="noopener noreferrer nofollow",
+        set_tag_attribute_values={"a": {"target": "_blank"}},
+    )
+    return plain.render, with_tables.render, cleaner.clean
 
 
 def to_html(text: str) -> str | None:
     """*text* as sanitized HTML; None if it is too long to render."""
     if len(text) > MAX_LENGTH:
         return None
+    plain, with_tables, clean = _renderers()
     lines = text.split("\n")
     cells = len(lines) * max(line.count("|") for line in lines)
-    renderer = _WITH_TABLES if cells <= MAX_CELLS else _PLAIN
-    return _CLEANER.clean(renderer.render(text))
+    return clean((with_tables if cells <= MAX_CELLS else plain)(text))

@@ -19,7 +19,7 @@ const page = {
   voices: [],
   messages: new Map(), // the open conversation by row number
   loading: 0, // counts conversations, so that late responses for an earlier one are dropped
-  files: [],
+  files: new Map(), // the files to send, by draft
   heard: loadHeard(),
   sending: false,
   refreshing: false,
@@ -323,6 +323,7 @@ function open(id, voice) {
   const hash = `#/${encodeURIComponent(id)}/${encodeURIComponent(voice)}`;
   if (location.hash !== hash) history.replaceState(null, "", hash);
   setDraft(stored(draftKey()) ?? "");
+  renderFiles();
   if (page.state) {
     renderWorkspaces();
     renderStatus();
@@ -598,7 +599,7 @@ function grow() {
   const text = $("text");
   text.style.height = "auto";
   text.style.height = `${text.scrollHeight}px`;
-  $("send").disabled = page.sending || (!text.value.trim() && !page.files.length);
+  $("send").disabled = page.sending || (!text.value.trim() && !chosen().length);
 }
 
 function error(text) {
@@ -606,17 +607,19 @@ function error(text) {
   $("send-error").hidden = !text;
 }
 
+const chosen = () => page.files.get(draftKey()) ?? [];
+
 function addFiles(files) {
-  page.files.push(...files);
+  page.files.set(draftKey(), [...chosen(), ...files]);
   renderFiles();
   $("text").focus();
 }
 
 function renderFiles() {
-  const chips = page.files.map((file) => {
+  const chips = chosen().map((file) => {
     const remove = make("button", { type: "button", class: "icon", "aria-label": `Remove ${file.name}` }, icon(CLOSE_ICON));
     remove.addEventListener("click", () => {
-      page.files = page.files.filter((one) => one !== file);
+      page.files.set(draftKey(), chosen().filter((one) => one !== file));
       renderFiles();
       ($("chips").querySelector("button") ?? $("text")).focus();
     });
@@ -629,8 +632,9 @@ function renderFiles() {
 
 async function send() {
   const text = $("text").value;
-  if (page.sending || !page.workspace || (!text.trim() && !page.files.length)) return;
-  const { loading, files, voice } = page;
+  if (page.sending || !page.workspace || (!text.trim() && !chosen().length)) return;
+  const { loading, voice } = page;
+  const files = chosen();
   const key = draftKey();
   const form = new FormData();
   form.append("as", voice);
@@ -644,7 +648,7 @@ async function send() {
   try {
     await request(onPath("messages"), { method: "POST", body: form });
     stored(key, "");
-    page.files = page.files.filter((file) => !files.includes(file));
+    page.files.delete(key);
     if (loading === page.loading) {
       setDraft("");
       toEnd();
@@ -721,7 +725,7 @@ async function loadRows(before = 0) {
 }
 
 function rowItem(row) {
-  const source = row.source === null ? "person or platform" : (nameOf(row.source) ?? row.source.slice(0, 8));
+  const source = row.source === null ? "a person" : (nameOf(row.source) ?? row.source.slice(0, 8));
   const pre = make("pre", { tabindex: "0" });
   const details = make(
     "details",
