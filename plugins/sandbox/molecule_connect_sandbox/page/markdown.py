@@ -17,7 +17,7 @@ SCHEMES = {"http", "https", "mailto"}
 
 @functools.cache
 def _renderers() -> tuple[Callable[[str], str], Callable[[str], str], Callable[[str], str]]:
-    """Render without tables, render with tables, and sanitize. The imports are slow, and chats in a terminal need none."""
+    """Render without tables, render with tables, sanitize. Imported late: a chat in the terminal needs none of it."""
     import nh3
     from markdown_it import MarkdownIt
 
