@@ -7,7 +7,8 @@ import pytest
 
 from molecule_connect import WorkspaceSettings, open_inbox
 from molecule_connect.app import load_list, load_workspaces
-from molecule_connect.config.load import WorkspacesError, parse_file
+from molecule_connect.config.load import parse_file
+from molecule_connect.config.workspaces import WorkspacesError
 from molecule_connect.errors import ArgumentError, ConfigError
 from molecule_connect_agent import RemoteAgentClient
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from molecule_connect import events
 from molecule_connect.app import deploy, find_problems, serve
-from molecule_connect.config.load import Listing, Refused, WorkspacesError
 from molecule_connect.config.settings import WorkspaceSettings
+from molecule_connect.config.workspaces import Fault, Listing, Refused, WorkspacesError
 from molecule_connect.deployment import Deployment
 from molecule_connect.errors import AuthError, ConfigError, FleetError
 from molecule_connect.models import Request, Response
@@ -236,11 +236,11 @@ async def test_lenient_plan_keeps_refused_workspaces(tmp_path: Path) -> None:
         assert (plan.new, plan.changed, plan.kept, plan.removed) == ((), ("ws-0",), ("ws-1",), ("ws-2",))
         assert [one.lines for one in plan.refused] == [["workspace 2 (ws-1): backend Parrot: no login"]]
 
-        nameless = Refused(entry=3, workspace_id=None, faults=("it has no id",))
+        nameless = Refused(entry=3, workspace_id=None, faults=(Fault("it has no id"),))
         plan = await deployment.plan([zero], [nameless])
         assert (plan.kept, plan.removed) == (("ws-1", "ws-2"), ())
 
-        doubled = Refused(entry=2, workspace_id="ws-0", faults=("the id of workspace 1 again",))
+        doubled = Refused(entry=2, workspace_id="ws-0", faults=(Fault("the id of workspace 1 again"),))
         plan = await deployment.plan([attrs.evolve(zero, concurrency=2, entry=1)], [doubled])
         assert (plan.changed, plan.kept) == (("ws-0",), ())
 

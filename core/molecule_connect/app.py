@@ -10,16 +10,7 @@ from pathlib import Path
 import attrs
 
 from molecule_connect import events, open_files
-from molecule_connect.config.load import (
-    WORKSPACES_VARIABLE,
-    Listing,
-    Refused,
-    WorkspaceList,
-    WorkspacesError,
-    lines_of,
-    parse_variable,
-    with_hint,
-)
+from molecule_connect.config.load import WORKSPACES_VARIABLE, WorkspaceList, parse_variable
 from molecule_connect.config.saved import find_saved
 from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.config.single import read_single
@@ -29,6 +20,7 @@ from molecule_connect.config.state_dir import (
     resolve_state_dir,
     state_dir_problems,
 )
+from molecule_connect.config.workspaces import Block, Fault, Listing, Refused, WorkspacesError, lines_of
 from molecule_connect.deployment import Deployment, PluginCheck, check_all, without_refused
 from molecule_connect.errors import ConfigError, MoleculeError
 from molecule_connect.journal.journal import Journal
@@ -37,6 +29,8 @@ from molecule_connect.platform.tls import Trust
 from molecule_connect.platform.transports import AsyncTransport, Transports
 from molecule_connect.plugins import discovery
 from molecule_connect.plugins.entry_points import BACKENDS, MIDDLEWARE
+from molecule_connect.plugins.options import BackendConfig, declared_class
+from molecule_connect.plugins.raw_options import GivenOptions
 from molecule_connect.runtime import Notices, Runtime, WorkspaceRunner
 
 
@@ -126,19 +120,43 @@ def load_list(workspaces: WorkspaceList, numbers: Collection[int] | None = None,
     Raises:
         WorkspacesError: The list can't be used as a whole, or no workspace of it can be served.
     """
+    blocks = check_blocks(workspaces, numbers, plugins=plugins)
+    listing = Listing.of(workspaces.source, blocks, workspaces.fleet)
+    return workspaces.check(listing) if numbers is None else listing
+
+
+def check_blocks(
+    workspaces: WorkspaceList,
+    numbers: Collection[int] | None = None,
+    *,
+    plugins: bool = True,
+    secrets: bool = True,
+    options: bool = False,
+) -> list[Block]:
+    """The blocks of a list, or those with these *numbers*, with all faults that are found without starting anything.
+
+    Args:
+        plugins: Check that the backend and the middleware are installed.
+        secrets: Read the tokens.
+        options: Import the backends, and check their options as far as they declare them.
+
+    Raises:
+        ConfigError: A variable has an invalid value.
+    """
     trust, blocks = Trust(), []
-    for block in workspaces.blocks(numbers):
+    for block in workspaces.blocks(numbers, secrets=secrets):
         faults = list(block.faults)
         if block.settings is not None:
             try:
                 check_platform(block.settings, trust)
             except ConfigError as exc:
-                faults.append(with_hint(exc))
+                faults.append(Fault.of(exc, workspaces.line(block, "api_url")))
             if plugins:
-                faults += _plugin_faults(block.settings)
+                faults += _plugin_faults(workspaces, block, block.settings)
+            if options:
+                faults += _option_faults(workspaces, block, block.settings)
         blocks.append(attrs.evolve(block, faults=tuple(faults)))
-    listing = Listing.of(workspaces.source, blocks)
-    return workspaces.check(listing) if numbers is None else listing
+    return blocks
 
 
 def check_platform(settings: WorkspaceSettings, trust: Trust | None = None) -> None:
@@ -150,16 +168,37 @@ def check_platform(settings: WorkspaceSettings, trust: Trust | None = None) -> N
     (trust or Trust()).check(parse_address(settings.api_url, insecure=settings.insecure), settings.tls)
 
 
-def _plugin_faults(settings: WorkspaceSettings) -> list[str]:
+def _plugin_faults(workspaces: WorkspaceList, block: Block, settings: WorkspaceSettings) -> list[Fault]:
     """Why the backend or a middleware can't be loaded."""
     faults = []
-    for group, name in [(BACKENDS, settings.backend), *((MIDDLEWARE, name) for name in settings.middleware)]:
+    wanted = [("backend", BACKENDS, settings.backend), *(("use", MIDDLEWARE, name) for name in settings.middleware)]
+    for key, group, name in wanted:
         if isinstance(name, str) and name:
             try:
                 discovery.find(group, name)
             except MoleculeError as exc:
-                faults.append(with_hint(exc))
+                faults.append(Fault.of(exc, workspaces.line(block, key)))
     return faults
+
+
+def _option_faults(workspaces: WorkspaceList, block: Block, settings: WorkspaceSettings) -> list[Fault]:
+    """The errors in the options of the backend, if it can be imported and declares them."""
+    if not isinstance(settings.backend, str):
+        return []
+    try:
+        plugin = discovery.find(BACKENDS, settings.backend)
+    except MoleculeError:
+        return []  # reported already
+    try:
+        cls = declared_class(discovery.load(plugin))
+    except MoleculeError as exc:
+        return [Fault.of(exc, workspaces.line(block, "backend"))]
+    if cls is None:
+        return []
+    config = BackendConfig(
+        name=plugin.name, options=GivenOptions(settings.options), label=plugin.label, spelling="options."
+    )
+    return [Fault.of(exc, workspaces.line(block, "options", key)) for key, exc in config.option_faults(cls)]
 
 
 async def serve(
@@ -282,12 +321,10 @@ def report_state_dir_problems(
 
 def _refuse_strict(listing: Listing, state_dir: Path) -> Listing:
     """Refuse the strict workspaces if other users could replace the state folder."""
-    faults = tuple(f"{text} -> {hint}" for text, hint in state_dir_problems(state_dir))
+    faults = tuple(Fault(text, hint) for text, hint in state_dir_problems(state_dir))
     if not faults:
         return listing
-    refused = [
-        Refused(entry=one.entry, workspace_id=one.workspace_id, faults=faults) for one in listing.settings if one.strict
-    ]
+    refused = [Refused.of(one, faults) for one in listing.settings if one.strict]
     return attrs.evolve(
         listing,
         settings=tuple(one for one in listing.settings if not one.strict),

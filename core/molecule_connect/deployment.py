@@ -8,8 +8,8 @@ from pathlib import Path
 import attrs
 
 from molecule_connect import events, open_files
-from molecule_connect.config.load import Refused, WorkspacesError, lines_of, with_hint
 from molecule_connect.config.settings import WorkspaceSettings
+from molecule_connect.config.workspaces import Fault, Refused, WorkspacesError, lines_of
 from molecule_connect.errors import ConfigError, MoleculeError
 from molecule_connect.runtime import Notices, Runtime, WorkspaceRunner, credentials_of, plugin_host, report_permissions
 from molecule_connect.worker.status_file import Problem, RefusedBlocksFile
@@ -237,13 +237,10 @@ async def check_all(checks: Iterable[WorkspaceRunner | PluginCheck]) -> list[Ref
     async def check(one: WorkspaceRunner | PluginCheck) -> list[Refused]:
         async with limit:
             try:
-                problems = await one.find_problems()
+                faults = [Fault(problem) for problem in await one.find_problems()]
             except MoleculeError as exc:
-                problems = [with_hint(exc)]
-        settings = one.settings
-        if not problems:
-            return []
-        return [Refused(entry=settings.entry, workspace_id=settings.workspace_id, faults=tuple(problems))]
+                faults = [Fault.of(exc)]
+        return [Refused.of(one.settings, faults)] if faults else []
 
     found = await asyncio.gather(*map(check, checks))
     return [refused for each in found for refused in each]
@@ -265,8 +262,10 @@ def _by_name(refused: Sequence[Refused]) -> dict[str, list[Refused]]:
 
 
 def _problem(blocks: Sequence[Refused], *, since: float, kept: bool) -> Problem:
-    lines = lines_of(blocks)
-    reason, _, hint = lines[0].partition(" -> ") if len(lines) == 1 else ("; ".join(lines), "", "")
+    reason, hint = "; ".join(lines_of(blocks)), ""
+    if len(blocks) == 1 and len(blocks[0].faults) == 1:
+        (fault,) = blocks[0].faults
+        reason, hint = f"{blocks[0].label}: {fault.text}", fault.hint
     if kept:
         reason += "; it continues with its earlier settings"
     return Problem(part=LIST, reason=reason, hint=hint or "correct the block", since=since)

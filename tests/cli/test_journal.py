@@ -105,6 +105,9 @@ def test_exported_workspace_arrives_with_everything(book: Book, molecule: Molecu
     received.write_bytes(b"pixels")
     (book.folder / "ws_1.json").write_text('{"last_since_id": "row-0"}')
     (book.folder / "ws_1.token").write_text("tok_secret")
+    sessions = Path("backends") / "claude-code" / "ws_1" / "sessions.json"
+    (book.folder / sessions).parent.mkdir(parents=True)
+    (book.folder / sessions).write_text("{}")
     archive, elsewhere = tmp_path / "ws_1.tar.gz", tmp_path / "elsewhere"
     _export(book, molecule, archive)
     assert stat.S_IMODE(archive.stat().st_mode) == 0o600
@@ -113,6 +116,7 @@ def test_exported_workspace_arrives_with_everything(book: Book, molecule: Molecu
     assert "tok_secret" not in imported.stderr
     assert _texts(elsewhere, molecule) == ["row-0", "row-1", "row-2"]
     assert (elsewhere / "ws_1" / "files" / "picture.png").read_bytes() == b"pixels"
+    assert (elsewhere / sessions).read_text() == "{}"
     assert (elsewhere / "ws_1.json").read_text() == '{"last_since_id": "row-0"}'
     assert stat.S_IMODE((elsewhere / "ws_1.token").stat().st_mode) == 0o600
     dead = molecule("messages", "list", "ws_1", "--state", "dead", "--state-dir", elsewhere, "--json")

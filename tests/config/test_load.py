@@ -1,6 +1,7 @@
 """Reading lists of workspaces: a workspace with faults is rejected, and all faults are reported at once."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from molecule_connect.app import load_list, load_workspaces
-from molecule_connect.config.load import WorkspacesError, parse_file, parse_variable, read_variables
+from molecule_connect.config.load import parse_file, parse_variable, read_variables
 from molecule_connect.config.settings import KEYS, PeerBudget, WorkspaceSettings
 from molecule_connect.config.single import read_identity
+from molecule_connect.config.workspaces import FleetLimits, WorkspacesError
 from molecule_connect.errors import ConfigError
 
 TOKEN = "t0k3n-of-nobody"
@@ -396,3 +398,117 @@ def test_variables_have_types_and_name_themselves() -> None:
 def test_flag_wins_over_variable() -> None:
     found = read_identity({"workspace_id": "a", "journal_quota": 5}, {"MOLECULE_JOURNAL_QUOTA": "2G"})
     assert found["journal_quota"] == 5
+
+
+def test_included_files_add_workspaces(config: Path) -> None:
+    folder = config.parent / "conf.d"
+    folder.mkdir()
+    for name in ("b", "a"):
+        included = folder / f"{name}.toml"
+        included.write_text(f'[[workspace]]\nid = "{name}"\ntoken_file = "{name}.token"')
+        included.chmod(0o600)
+        (folder / f"{name}.token").write_text(TOKEN)
+        (folder / f"{name}.token").chmod(0o600)
+    text = f'include = ["conf.d/*.toml", "conf.d/a.toml"]\n[[workspace]]\nid = "own"\ntoken = "{TOKEN}"\n'
+    found = read(config, text + "[defaults]\nconcurrency = 3")
+    assert [(one.workspace_id, one.concurrency) for one in found] == [("own", 3), ("a", 3), ("b", 3)]
+    assert found[1].token_file == folder / "a.token"
+
+
+@pytest.mark.parametrize("text", ["[x", "[defaults]\ngrace = 1", 'include = "x"', "workspace = 1"])
+def test_broken_included_file_spares_the_others(config: Path, text: str) -> None:
+    included = config.parent / "other.toml"
+    included.write_text(text)
+    included.chmod(0o600)
+    config.write_text(f'include = "*.toml"\n[[workspace]]\nid = "own"\ntoken = "{TOKEN}"')
+    config.chmod(0o600)
+    listing = load_list(parse_file(config, {}))
+    assert [one.workspace_id for one in listing.settings] == ["own"]
+    assert [one.name for one in listing.refused] == ["other.toml"]
+
+
+def test_included_file_of_others_is_refused(config: Path) -> None:
+    included = config.parent / "other.toml"
+    included.write_text(f'[[workspace]]\nid = "x"\ntoken = "{TOKEN}"')
+    included.chmod(0o666)
+    config.write_text(f'include = "*.toml"\n[[workspace]]\nid = "own"\ntoken = "{TOKEN}"')
+    config.chmod(0o600)
+    listing = load_list(parse_file(config, {}))
+    assert [one.workspace_id for one in listing.settings] == ["own"]
+    assert "chmod 600" in listing.refused[0].lines[0]
+
+
+def test_disabled_workspace_is_not_served(config: Path) -> None:
+    off = '[[workspace]]\nid = "off"\nenabled = false\nbackend = "nope"\n'
+    found = read(config, f'{off}[[workspace]]\nid = "on"\ntoken = "{TOKEN}"')
+    assert [one.workspace_id for one in found] == ["on"]
+    (fault,) = config_faults(config, off)
+    assert "enabled = false" in fault
+
+
+def test_labels_of_defaults_are_merged(config: Path) -> None:
+    text = f'[defaults.labels]\nteam = "a"\nzone = "b"\n[[workspace]]\nid = "x"\ntoken = "{TOKEN}"\nlabels.zone = "c"'
+    (one,) = read(config, text)
+    assert one.labels == {"team": "a", "zone": "c"}
+
+
+@pytest.mark.parametrize("labels", ['{"no space" = "x"}', "{a = 1}", '{a = "\\u001b[31m"}', "3"])
+def test_bad_labels_are_faults(config: Path, labels: str) -> None:
+    (fault,) = config_faults(config, f'[[workspace]]\nid = "x"\ntoken = "{TOKEN}"\nlabels = {labels}')
+    assert "labels" in fault
+
+
+def test_limits_of_the_fleet_are_read(config: Path) -> None:
+    config.write_text(f'[fleet]\nconcurrency = 3\nmax_cost_per_day = 2\n[[workspace]]\nid = "x"\ntoken = "{TOKEN}"')
+    config.chmod(0o600)
+    assert load_list(parse_file(config, {})).fleet == FleetLimits(concurrency=3, max_cost_per_day=2.0)
+
+
+@pytest.mark.parametrize("fleet", ["concurrency = 0", "concurrency = 1.5", "cost = 1", "max_cost_per_day = -1"])
+def test_wrong_limits_refuse_the_list(config: Path, fleet: str) -> None:
+    (fault,) = config_faults(config, f'[fleet]\n{fleet}\n[[workspace]]\nid = "x"\ntoken = "{TOKEN}"')
+    assert "[fleet]" in fault
+
+
+def _tokens(config: Path, *tokens: str, **environ: str) -> list[str | None]:
+    blocks = "".join(f'[[workspace]]\nid = "ws{n}"\ntoken = {token}\n' for n, token in enumerate(tokens))
+    return [one.token for one in read(config, blocks, environ={"PATH": os.environ["PATH"], **environ})]
+
+
+def test_tokens_are_read_from_other_places(config: Path) -> None:
+    file = config.parent / "secret"
+    file.write_text(TOKEN)
+    file.chmod(0o600)
+    command = f'{{command = ["sh", "-c", "echo {TOKEN}; echo noise >&2"]}}'
+    assert _tokens(config, command, '{env = "MINE"}', MINE="tok_mine-1") == [TOKEN, "tok_mine-1"]
+    (one,) = read(config, '[[workspace]]\nid = "x"\ntoken = {file = "secret"}')
+    assert one.token_file == file
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        '{env = "MISSING"}',
+        '{env = ""}',
+        '{env = "A", file = "b"}',
+        '{file = "missing"}',
+        '{command = "echo x"}',
+        "{command = []}",
+        '{command = ["/missing/program"]}',
+        '{command = ["false"]}',
+        '{command = ["true"]}',
+        '{command = ["sh", "-c", "echo a-token; echo a-second-line"]}',
+        "{keyring = 3}",
+        "3",
+    ],
+)
+def test_unusable_tokens_are_faults(config: Path, token: str) -> None:
+    (fault,) = config_faults(config, f'[[workspace]]\nid = "x"\ntoken = {token}', environ={"PATH": os.environ["PATH"]})
+    assert "second-line" not in fault
+
+
+def test_each_program_runs_once_at_a_read(config: Path) -> None:
+    log = config.parent / "log"
+    command = f'{{command = ["sh", "-c", "echo run >> {log}; echo {TOKEN}"]}}'
+    assert _tokens(config, command, command) == [TOKEN, TOKEN]
+    assert log.read_text() == "run\n"

@@ -20,8 +20,9 @@ from molecule_connect import AsyncPlatformClient, endpoints
 from molecule_connect.app import load_list, load_workspaces
 from molecule_connect.cli import diagnostics
 from molecule_connect.cli.workspaces import WorkspaceSource
-from molecule_connect.config.load import WorkspacesError, parse_file
+from molecule_connect.config.load import parse_file
 from molecule_connect.config.settings import USUAL_TLS, Tls
+from molecule_connect.config.workspaces import WorkspacesError
 from molecule_connect.errors import ConfigError, TransientPlatformError
 from molecule_connect.platform.address import parse_address
 from molecule_connect.platform.tls import Trust, proxy_for

@@ -14,9 +14,7 @@ from molecule_connect.app import check_platform, find_problems, load_list
 from molecule_connect.cli.local_status import local_statuses
 from molecule_connect.config.load import (
     WORKSPACES_VARIABLE,
-    Listing,
     WorkspaceList,
-    WorkspacesError,
     parse_file,
     parse_variable,
 )
@@ -25,6 +23,7 @@ from molecule_connect.config.settings import DEFAULT_API_URL, WorkspaceSettings,
 from molecule_connect.config.single import read_identity, read_token
 from molecule_connect.config.state_dir import preview_state_dir, state_dir_problems
 from molecule_connect.config.tokens import no_token_error
+from molecule_connect.config.workspaces import Listing, WorkspacesError
 from molecule_connect.console.sanitize import span
 from molecule_connect.errors import AuthError, ConfigError, MoleculeError, PlatformError
 from molecule_connect.events import Described, Event, Notice

@@ -11,8 +11,8 @@ from molecule_connect import events
 from molecule_connect.cli.service_report import ServiceReport
 from molecule_connect.cli.signals import StopSignals
 from molecule_connect.cli.workspaces import WorkspaceSource
-from molecule_connect.config.load import WorkspacesError, lines_of
 from molecule_connect.config.settings import WorkspaceSettings
+from molecule_connect.config.workspaces import WorkspacesError, lines_of
 from molecule_connect.console.lines import ERROR, INFO
 from molecule_connect.console.screen import Screen, Summary
 from molecule_connect.deployment import LIST, Deployment, Plan

@@ -21,6 +21,7 @@ BUILT_IN = {
     "status": ("Show whether a connector runs and works.", "status:status"),
     "messages": ("List, show, replay or drop the messages in the journal.", "messages:messages"),
     "journal": ("Back up or restore the journal, or hand a workspace to another machine.", "journal:journal"),
+    "config": ("Check a list of workspaces, or print its JSON schema.", "config:config"),
     "new-backend": ("Create a distribution for a new backend.", "new_backend:new_backend"),
     "doctor": ("Check whether a workspace can be served.", "doctor:doctor"),
     "completion": ("Print the completion script of a shell.", "completion:completion"),

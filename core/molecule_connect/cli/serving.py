@@ -14,10 +14,10 @@ from molecule_connect.cli.errors import CLEAN
 from molecule_connect.cli.service_report import ServiceReport
 from molecule_connect.cli.signals import StopSignals
 from molecule_connect.cli.workspaces import WorkspaceSource
-from molecule_connect.config.load import Listing, WorkspacesError
 from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.config.state_dir import resolve_state_dir
 from molecule_connect.config.tokens import TOKEN_VARIABLE
+from molecule_connect.config.workspaces import Listing, WorkspacesError
 from molecule_connect.console.screen import Screen, Summary
 from molecule_connect.errors import ConfigError, without_credentials
 from molecule_connect.executors import PatientExecutor

@@ -9,9 +9,7 @@ import attrs
 from molecule_connect.app import check_platform, load_list
 from molecule_connect.config.load import (
     WORKSPACES_VARIABLE,
-    Listing,
     WorkspaceList,
-    WorkspacesError,
     parse_file,
     parse_variable,
 )
@@ -19,6 +17,7 @@ from molecule_connect.config.saved import SavedSettings, find_saved
 from molecule_connect.config.settings import DEFAULT_BACKEND, WorkspaceSettings
 from molecule_connect.config.single import read_single
 from molecule_connect.config.state_dir import preview_state_dir
+from molecule_connect.config.workspaces import Listing, WorkspacesError
 from molecule_connect.errors import BackendNotFoundError, ConfigError
 from molecule_connect.plugins import discovery
 from molecule_connect.plugins.entry_points import BACKENDS

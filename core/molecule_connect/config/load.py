@@ -4,8 +4,10 @@ A faulty workspace of a list doesn't affect the others. All faults of a list are
 """
 
 import contextlib
+import glob
 import json
 import os
+import re
 import string
 import tomllib
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -16,6 +18,7 @@ import attrs
 
 from molecule_connect import files
 from molecule_connect.config import values
+from molecule_connect.config.secrets import SecretReader
 from molecule_connect.config.settings import KEYS, SCHEMA, WorkspaceSettings
 from molecule_connect.config.tokens import (
     STATE_DIR_SOURCE,
@@ -24,111 +27,16 @@ from molecule_connect.config.tokens import (
     has_kept_token,
     read_token_file,
 )
-from molecule_connect.config.values import InvalidValueError, parse_path
-from molecule_connect.errors import ConfigError, MoleculeError, did_you_mean
+from molecule_connect.config.toml_lines import TomlLines
+from molecule_connect.config.values import InvalidValueError, Secret, parse_path
+from molecule_connect.config.workspaces import NO_LIMITS, Block, Fault, FleetLimits, Listing, WorkspacesError, lines_of
+from molecule_connect.errors import ConfigError, did_you_mean
 
 WORKSPACES_VARIABLE = "MOLECULE_WORKSPACES"
-_FILE_KEYS = ("workspace", "defaults", "state_dir")
+_FILE_KEYS = ("workspace", "defaults", "fleet", "include", "state_dir")
 # Each options field, and the field with its plugin.
+_LINE = re.compile(r"line ([0-9]+)")
 _PLUGINS = {"options": "backend", "middleware_options": "middleware"}
-
-
-class WorkspacesError(ConfigError):
-    """A list of workspaces can't be served. ``faults`` lists all errors in it, one line each."""
-
-    def __init__(self, source: str, faults: Iterable[str]) -> None:
-        self.source = source
-        self.faults = tuple(faults)
-        super().__init__(f"{source}: {'; '.join(self.faults)}", hint="fix the errors above; nothing was started")
-
-
-@attrs.frozen(kw_only=True)
-class Block:
-    """A workspace of a list as it was read.
-
-    Attributes:
-        entry: Its number in the list, from 1.
-        workspace_id: None if it has no valid id.
-        settings: None if the block isn't a table.
-        faults: All errors in it, one line each.
-    """
-
-    entry: int
-    workspace_id: str | None = None
-    settings: WorkspaceSettings | None = None
-    faults: tuple[str, ...] = ()
-
-
-@attrs.frozen(kw_only=True)
-class Refused:
-    """A workspace of a list that can't be served.
-
-    Attributes:
-        entry: Its number in the list, from 1; 0 if there is no list.
-        workspace_id: None if it has no valid id.
-        faults: All errors in it, one line each, with a hint.
-    """
-
-    entry: int
-    workspace_id: str | None
-    faults: tuple[str, ...]
-
-    @property
-    def label(self) -> str:
-        """Identifies the block in messages about the list."""
-        if not self.entry:
-            return f"workspace {self.workspace_id}"
-        return f"workspace {self.entry}" + (f" ({self.workspace_id})" if self.workspace_id else "")
-
-    @property
-    def name(self) -> str:
-        """The id of the workspace, or the label if it has none."""
-        return self.workspace_id or self.label
-
-    @property
-    def lines(self) -> list[str]:
-        """The faults, each with the label."""
-        return [f"{self.label}: {fault}" for fault in self.faults]
-
-
-def lines_of(refused: Iterable[Refused]) -> list[str]:
-    """The lines of all *refused*, in the order of the list."""
-    return [line for one in sorted(refused, key=lambda one: one.entry) for line in one.lines]
-
-
-@attrs.frozen(kw_only=True)
-class Listing:
-    """The workspaces to serve, and those of the list that can't be served.
-
-    Attributes:
-        source: The file or the variable; empty for a single workspace.
-    """
-
-    source: str = ""
-    settings: tuple[WorkspaceSettings, ...] = ()
-    refused: tuple[Refused, ...] = ()
-
-    @classmethod
-    def of(cls, source: str, blocks: Iterable[Block]) -> "Listing":
-        """*blocks*, divided by whether they have faults."""
-        settings: list[WorkspaceSettings] = []
-        refused: list[Refused] = []
-        for block in blocks:
-            if block.faults or block.settings is None:
-                refused.append(Refused(entry=block.entry, workspace_id=block.workspace_id, faults=block.faults))
-            else:
-                settings.append(block.settings)
-        return cls(source=source, settings=tuple(settings), refused=tuple(refused))
-
-    def whole(self) -> list[WorkspaceSettings]:
-        """All workspaces of the list.
-
-        Raises:
-            WorkspacesError: One of them can't be served.
-        """
-        if self.refused:
-            raise WorkspacesError(self.source, lines_of(self.refused))
-        return list(self.settings)
 
 
 def read_variables(environ: Mapping[str, str], *, single: bool) -> dict[str, Any]:
@@ -153,23 +61,23 @@ def read_variables(environ: Mapping[str, str], *, single: bool) -> dict[str, Any
     return found
 
 
-def read_table(table: Mapping[str, Any], *, forbidden: Collection[str] = ()) -> tuple[dict[str, Any], list[str]]:
-    """The settings in a table of keys, and all errors in it. No text contains a value.
+def read_table(table: Mapping[str, Any], *, forbidden: Collection[str] = ()) -> tuple[dict[str, Any], dict[str, str]]:
+    """The settings in a table of keys, and the errors in it by key. No text contains a value.
 
     Args:
         forbidden: Fields that are only allowed in the block of a workspace.
     """
-    found, faults = {}, []
+    found, faults = {}, {}
     for key, value in table.items():
         if key not in KEYS:
-            faults.append(f"unknown key {key!r}{did_you_mean(key, tuple(KEYS))}")
+            faults[key] = f"unknown key {key!r}{did_you_mean(key, tuple(KEYS))}"
         elif KEYS[key] in forbidden:
-            faults.append(f"{key} belongs to one workspace")
+            faults[key] = f"{key} belongs to one workspace"
         else:
             try:
                 found[KEYS[key]] = SCHEMA[KEYS[key]].kind.from_document(value)
             except (InvalidValueError, ConfigError) as exc:
-                faults.append(f"{key}: {exc}")
+                faults[key] = f"{key}: {exc}"
     return found, faults
 
 
@@ -180,7 +88,36 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
         is_same = plugin not in above or above[plugin] == below.get(plugin, SCHEMA[plugin].default)
         if options in below or options in above:
             whole[options] = {**(below.get(options, {}) if is_same else {}), **above.get(options, {})}
+    if "labels" in below and "labels" in above:
+        whole["labels"] = {**below["labels"], **above["labels"]}
     return whole
+
+
+@attrs.frozen(kw_only=True)
+class Entry:
+    """One table of a list, or an included file that can't be read.
+
+    Attributes:
+        table: The table as parsed.
+        place: How messages name it: ``workspace 2``, or the file.
+        file: The included file; empty for the list itself.
+        folder: Paths in the table are relative to it.
+        index: Its number in its file, from 0.
+        lines: Finds the lines of its keys.
+        faults: Why the file can't be read.
+    """
+
+    table: Any = None
+    place: str
+    file: str = ""
+    folder: Path
+    index: int = 0
+    lines: TomlLines | None = None
+    faults: tuple[Fault, ...] = ()
+
+    def line(self, *path: str) -> int | None:
+        """The line of the key at *path*, or else of the table; None if unknown."""
+        return self.lines.workspace(self.index, *path) if self.lines is not None else None
 
 
 @attrs.frozen(kw_only=True)
@@ -189,9 +126,9 @@ class WorkspaceList:
 
     Attributes:
         source: The file or the variable.
-        folder: Paths in the list are relative to it.
         entries: The tables of the workspaces.
         defaults: The table of the settings that they share.
+        fleet: The limits for all workspaces together.
         faults: Errors in the list outside of the workspaces.
         environ: Variables give defaults, and are expanded in paths.
         flags: Field name -> value for every workspace; wins over the list.
@@ -200,40 +137,45 @@ class WorkspaceList:
     """
 
     source: str
-    folder: Path
-    entries: Sequence[Any]
+    entries: Sequence[Entry]
     defaults: Mapping[str, Any]
-    faults: Sequence[str] = ()
+    fleet: FleetLimits = NO_LIMITS
+    faults: Sequence[Fault] = ()
     environ: Mapping[str, str] = attrs.field(repr=False)
     flags: Mapping[str, Any] = attrs.field(repr=False)
     state_dir: Path | None
     own_state_dir: Path | None = None
 
-    def blocks(self, numbers: Collection[int] | None = None) -> list[Block]:
+    def blocks(self, numbers: Collection[int] | None = None, *, secrets: bool = True) -> list[Block]:
         """The workspaces with these *numbers*, or all. Files that they name are read again.
+
+        Args:
+            secrets: Read the tokens, too. Otherwise a block is only checked for naming one.
 
         Raises:
             ConfigError: A variable has an invalid value.
         """
         defaults, _ = read_table(self.defaults)
         below = merge(read_variables(self.environ, single=False), defaults)
-        first: dict[str, int] = {}
-        found = []
+        first: dict[str, Entry] = {}
+        chosen: list[tuple[int, Entry, dict[str, Any], list[Fault]]] = []
         for number, entry in enumerate(self.entries, 1):
-            own, faults = read_table(entry) if isinstance(entry, dict) else ({}, ["it is not a table of keys"])
-            name = own.get("workspace_id")
-            is_repeated = name is not None and first.setdefault(name, number) != number
-            if numbers is not None and number not in numbers:
-                continue
-            if not isinstance(entry, dict):
-                found.append(Block(entry=number, faults=tuple(faults)))
-                continue
-            settings, more = self._settings(number, entry, merge(merge(below, own), self.flags))
-            faults += [*_repeated_keys(entry), *more]
-            if is_repeated:
-                faults.append(f"it has the same id as workspace {first[str(name)]}")
-            found.append(Block(entry=number, workspace_id=name, settings=settings, faults=tuple(faults)))
-        return found
+            own, faults = self._read(entry)
+            name = own.get("workspace_id") if own.get("enabled", True) else None
+            if name is not None and (other := first.setdefault(name, entry)) is not entry:
+                faults.append(Fault(f"it has the same id as {other.place}", line=entry.line("id")))
+            if numbers is None or number in numbers:
+                chosen.append((number, entry, own, faults))
+        tokens = _Tokens(self, secrets)
+        tokens.prepare((entry, own) for _, entry, own, _ in chosen)
+        return [
+            self._block(number, entry, merge(merge(below, own), self.flags), faults, tokens)
+            for number, entry, own, faults in chosen
+        ]
+
+    def line(self, block: Block, *path: str) -> int | None:
+        """The line of the key at *path* in *block*, or else of the block; None if unknown."""
+        return self.entries[block.entry - 1].line(*path)
 
     def check(self, listing: Listing) -> Listing:
         """Check that *listing*, which was read from this list, can be served at all.
@@ -242,48 +184,110 @@ class WorkspaceList:
             WorkspacesError: The list can't be used as a whole, or none of its workspaces can be served.
         """
         if self.faults or not listing.settings:
-            raise WorkspacesError(self.source, [*self.faults, *lines_of(listing.refused)])
+            faults = [*map(str, self.faults), *lines_of(listing.refused)]
+            raise WorkspacesError(self.source, faults or ["each of its workspaces has enabled = false"])
         return listing
 
-    def _settings(
-        self, number: int, entry: Mapping[str, Any], found: dict[str, Any]
-    ) -> tuple[WorkspaceSettings, list[str]]:
-        """*found* as settings, and all errors in them."""
-        faults = [] if "id" in entry else ["it has no id"]
+    @staticmethod
+    def _read(entry: Entry) -> tuple[dict[str, Any], list[Fault]]:
+        """The settings in an entry, and the faults of its keys."""
+        if entry.faults:
+            return {}, list(entry.faults)
+        if not isinstance(entry.table, dict):
+            return {}, [Fault("it is not a table of keys", line=entry.line())]
+        own, faults = read_table(entry.table)
+        found = [Fault(text, line=entry.line(key)) for key, text in faults.items()]
+        return own, found + [Fault(text) for text in _repeated_keys(entry.table)]
+
+    def _block(self, number: int, entry: Entry, found: dict[str, Any], faults: list[Fault], tokens: "_Tokens") -> Block:
         name = found.get("workspace_id")
+        if not isinstance(entry.table, dict):
+            return Block(entry=number, place=entry.place, file=entry.file, faults=tuple(faults))
+        faults = list(faults)
+        if "id" not in entry.table:
+            faults.append(Fault("it has no id", line=entry.line()))
         token: dict[str, Any] = {}
         try:
-            token = self._token(entry, found, name)
+            token = tokens.of(entry, found, name)
         except ConfigError as exc:
-            faults.append(with_hint(exc))
+            faults.append(Fault.of(exc, entry.line("token_file" if "token_file" in entry.table else "token")))
         for field in SCHEMA:
             if SCHEMA[field].kind is values.PATH and isinstance(found.get(field), str) and field not in TOKEN_FIELDS:
                 try:
-                    found[field] = self._path(found[field], field)
+                    found[field] = self.path(entry, found[field], field)
                 except ConfigError as exc:
-                    faults.append(with_hint(exc))
+                    faults.append(Fault.of(exc, entry.line(SCHEMA[field].key)))
                     found[field] = None
         rest = {field: value for field, value in found.items() if field not in ("workspace_id", *TOKEN_FIELDS)}
-        settings = WorkspaceSettings(workspace_id=name or "unknown", entry=number, patient=True, **rest, **token)
-        return settings, faults + [with_hint(fault) for fault in settings.faults()]
+        settings = WorkspaceSettings(
+            workspace_id=name or "unknown", entry=number, place=entry.place, patient=True, **rest, **token
+        )
+        faults += [Fault.of(fault, entry.line(SCHEMA[field].key)) for field, fault in settings.faults()]
+        return Block(
+            entry=number,
+            place=entry.place,
+            file=entry.file,
+            workspace_id=name,
+            settings=settings,
+            faults=tuple(faults),
+        )
 
-    def _token(self, entry: Mapping[str, Any], found: Mapping[str, Any], name: str | None) -> dict[str, Any]:
-        if "token" in entry and "token_file" in entry:
+    def path(self, entry: Entry, text: str, key: str) -> Path:
+        """The path *text* of an entry, with variables and ``~`` expanded.
+
+        Raises:
+            ConfigError: A variable in it isn't set, or no file can have this name.
+        """
+        return read_path(text, key, entry.folder, self.environ)
+
+
+class _Tokens:
+    """Finds the tokens of blocks."""
+
+    def __init__(self, workspaces: WorkspaceList, secrets: bool) -> None:
+        self._list, self._reads = workspaces, secrets
+        self._readers: dict[Path, SecretReader] = {}
+
+    def prepare(self, found: Iterable[tuple[Entry, Mapping[str, Any]]]) -> None:
+        """Run the programs that print tokens."""
+        wanted: dict[Path, list[Secret]] = {}
+        for entry, own in found:
+            if isinstance(secret := own.get("token"), Secret):
+                wanted.setdefault(entry.folder, []).append(secret)
+        for folder, secrets in wanted.items():
+            self._readers[folder] = SecretReader(self._list.environ, folder)
+            if self._reads:
+                self._readers[folder].run(secrets)
+
+    def of(self, entry: Entry, found: Mapping[str, Any], name: str | None) -> dict[str, Any]:
+        """The settings for the token of one block.
+
+        Raises:
+            ConfigError: There is none, or it can't be read.
+        """
+        if "token" in entry.table and "token_file" in entry.table:
             raise ConfigError("it has both token and token_file", hint="remove one of them")
-        if "token" in found:
-            return {"token": check_token(found["token"], source=self.source), "token_source": self.source}
+        token = found.get("token")
+        if isinstance(token, str):
+            source = self._list.source
+            return {"token": check_token(token, source=source), "token_source": source}
+        if isinstance(token, Secret) and token.way == "file":
+            return {"token_file": self._file(entry, token.value[0])}
+        if isinstance(token, Secret):
+            value = {"token": self._readers[entry.folder].token(token)} if self._reads else {}
+            return {**value, "token_source": token.source}
         if found.get("token_file"):
-            return {"token_file": self._token_file(found["token_file"])}
+            return {"token_file": self._file(entry, found["token_file"])}
         # A value that can't be read was reported already.
-        if "token" not in entry and "token_file" not in entry and not has_kept_token(self.state_dir, name or ""):
+        is_named = "token" in entry.table or "token_file" in entry.table
+        if not is_named and self._reads and not has_kept_token(self._list.state_dir, name or ""):
             raise ConfigError("it has neither token nor token_file", hint="create a token on the platform")
         return {"token_source": STATE_DIR_SOURCE}
 
-    def _path(self, text: str, key: str) -> Path:
-        return read_path(text, key, self.folder, self.environ)
-
-    def _token_file(self, text: str) -> Path:
-        path = self._path(text, "token_file")
+    def _file(self, entry: Entry, text: str) -> Path:
+        path = self._list.path(entry, text, "token_file")
+        if not self._reads:
+            return path
         with contextlib.suppress(OSError):  # read_token_file reports it
             # A pipe can be read once, and later reads would block.
             if path.exists() and not path.is_file():
@@ -307,12 +311,12 @@ def parse_variable(
         raise WorkspacesError(WORKSPACES_VARIABLE, [f"it is not JSON{where}"]) from None
     if not isinstance(entries, list):
         raise WorkspacesError(WORKSPACES_VARIABLE, ["it is not a JSON array"])
+    folder = Path.cwd()
     return WorkspaceList(
         source=WORKSPACES_VARIABLE,
-        folder=Path.cwd(),
-        entries=entries,
+        entries=[Entry(table=each, place=f"workspace {n}", folder=folder) for n, each in enumerate(entries, 1)],
         defaults={},
-        faults=[] if entries else ["it names no workspace"],
+        faults=[] if entries else [Fault("it names no workspace")],
         environ=environ,
         flags=flags or {},
         state_dir=state_dir,
@@ -326,48 +330,138 @@ def parse_file(
     flags: Mapping[str, Any] | None = None,
     state_dir: Path | None = None,
 ) -> WorkspaceList:
-    """The list in the TOML file *path*: ``[[workspace]]`` tables, and ``[defaults]`` for all of them.
+    """The list in the TOML file *path*.
+
+    It has ``[[workspace]]`` tables, and may have ``[defaults]`` and ``[fleet]`` for all of them, and ``include``, which
+    names files with more ``[[workspace]]`` tables.
 
     Raises:
         WorkspacesError: The file can't be read, or isn't TOML.
     """
     path = parse_path(str(path)).absolute()
-    status, document = _read_toml(path)
+    document, text, exposed = _read_toml(path)
+    tables = document.get("workspace", [])
+    lines = TomlLines(text, len(tables) if isinstance(tables, list) else 0)
+    faults = _unknown_keys(document, lines, _FILE_KEYS)
     own_state_dir = None
-    faults = [f"unknown key {key!r}{did_you_mean(key, _FILE_KEYS)}" for key in document if key not in _FILE_KEYS]
     if (folder := document.get("state_dir", "")) != "":
         try:
             own_state_dir = read_path(values.TEXT.from_document(folder), "state_dir", path.parent, environ)
         except InvalidValueError as exc:
-            faults.append(f"state_dir {exc}")
+            faults.append(Fault(f"state_dir {exc}", line=lines.top("state_dir")))
         except ConfigError as exc:
-            faults.append(str(exc))
-    entries, defaults = document.get("workspace", []), document.get("defaults", {})
-    if not isinstance(entries, list):
-        faults.append("write each workspace under [[workspace]], in two brackets")
-        entries = []
-    elif not entries:
-        faults.append("it names no workspace")
+            faults.append(Fault.of(exc, lines.top("state_dir")))
+    defaults, fleet = document.get("defaults", {}), document.get("fleet", {})
+    entries, misplaced = _entries(tables, path.parent, lines)
+    faults += misplaced
+    try:
+        for included in _included(document.get("include", []), path, environ):
+            entries += _read_included(included, path)
+    except ConfigError as exc:
+        faults.append(Fault.of(exc, lines.top("include")))
+    if not entries and not faults:
+        faults.append(Fault("it names no workspace"))
     if not isinstance(defaults, dict):
-        faults.append("defaults must be a table: [defaults]")
+        faults.append(Fault("defaults must be a table: [defaults]", line=lines.top("defaults")))
         defaults = {}
     # Even without a token: the list contains commands that run as this user.
-    if exposed := files.exposure(status, path):
-        faults.append(f"it {exposed[0]}: {exposed[1].replace('run: ', 'run ', 1)}")
+    if exposed:
+        faults.append(Fault(exposed))
     # These errors affect every workspace.
     own = [name for name, setting in SCHEMA.items() if setting.own]
-    faults += [f"[defaults]: {fault}" for fault in read_table(defaults, forbidden=own)[1]]
+    for key, fault in read_table(defaults, forbidden=own)[1].items():
+        faults.append(Fault(f"[defaults]: {fault}", line=lines.top("defaults", key)))
+    limits, wrong = _read_fleet(fleet)
+    faults += [Fault(f"[fleet]: {fault}", line=lines.top("fleet", *key)) for key, fault in wrong]
     return WorkspaceList(
         source=str(path),
-        folder=path.parent,
         entries=entries,
         defaults={key: value for key, value in defaults.items() if KEYS.get(key) not in own},
+        fleet=limits,
         faults=faults,
         environ=environ,
         flags=flags or {},
         state_dir=state_dir,
         own_state_dir=own_state_dir,
     )
+
+
+def _entries(tables: Any, folder: Path, lines: TomlLines, file: str = "") -> tuple[list[Entry], list[Fault]]:
+    if not isinstance(tables, list):
+        fault = Fault("write each workspace under [[workspace]], in two brackets", line=lines.top("workspace"))
+        return [], [fault]
+    where = f" of {file}" if file else ""
+    return [
+        Entry(table=table, place=f"workspace {n}{where}", file=file, folder=folder, index=n - 1, lines=lines)
+        for n, table in enumerate(tables, 1)
+    ], []
+
+
+def _unknown_keys(document: Mapping[str, Any], lines: TomlLines, known: Sequence[str]) -> list[Fault]:
+    return [
+        Fault(f"unknown key {key!r}{did_you_mean(key, known)}", line=lines.top(key))
+        for key in document
+        if key not in known
+    ]
+
+
+def _included(value: Any, path: Path, environ: Mapping[str, str]) -> list[Path]:
+    """The files that ``include`` names: each pattern's files, sorted, and each file once.
+
+    Raises:
+        ConfigError: It isn't text or a list of texts.
+    """
+    patterns = [value] if isinstance(value, str) else value
+    if not isinstance(patterns, list) or not all(isinstance(each, str) and each for each in patterns):
+        raise ConfigError('include must be a file or a pattern like "conf.d/*.toml", or a list of them')
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        full = str(read_path(pattern, "include", path.parent, environ))
+        # A pattern may match nothing, but a file that is named must exist.
+        matches = sorted(glob.glob(full)) if glob.has_magic(full) else [full]  # noqa: PTH207 - an absolute pattern
+        found.update((Path(each), None) for each in matches if Path(each) != path)
+    return list(found)
+
+
+def _read_included(path: Path, main: Path) -> list[Entry]:
+    """The workspaces of an included file, or one entry with the reason why it can't be used."""
+    name = str(path.relative_to(main.parent)) if path.is_relative_to(main.parent) else str(path)
+    try:
+        document, text, exposed = _read_toml(path)
+    except WorkspacesError as exc:
+        faults = [Fault(text, line=line) for text, line in zip(exc.faults, exc.lines, strict=True)]
+        return [Entry(place=name, file=name, folder=path.parent, faults=tuple(faults))]
+    tables = document.get("workspace", [])
+    lines = TomlLines(text, len(tables) if isinstance(tables, list) else 0)
+    entries, faults = _entries(tables, path.parent, lines, name)
+    faults += _unknown_keys(document, lines, ["workspace"])
+    if exposed:
+        faults.append(Fault(exposed))
+    if faults:
+        return [Entry(place=name, file=name, folder=path.parent, faults=tuple(faults))]
+    return entries
+
+
+def _read_fleet(table: Any) -> tuple[FleetLimits, list[tuple[tuple[str, ...], str]]]:
+    """The limits in ``[fleet]``, and the errors in it, each with its key."""
+    if not isinstance(table, dict):
+        return FleetLimits(), [((), "it must be a table")]
+    known = tuple(field.name for field in attrs.fields(FleetLimits))
+    found: dict[str, Any] = {}
+    faults: list[tuple[tuple[str, ...], str]] = []
+    for key, value in table.items():
+        if key not in known:
+            faults.append(((key,), f"unknown key {key!r}{did_you_mean(key, known)}"))
+            continue
+        setting = SCHEMA[key]
+        try:
+            found[key] = setting.kind.from_document(value)
+        except (InvalidValueError, ConfigError) as exc:
+            faults.append(((key,), f"{key}: {exc}"))
+            continue
+        if setting.bounds is not None and (fault := setting.bounds.fault(found[key])):
+            faults.append(((key,), f"{key} {fault}"))
+    return FleetLimits(**found), faults
 
 
 def read_path(text: str, key: str, folder: Path, environ: Mapping[str, str]) -> Path:
@@ -381,11 +475,6 @@ def read_path(text: str, key: str, folder: Path, environ: Mapping[str, str]) -> 
     except (KeyError, ValueError):
         raise ConfigError(f"{key} contains a variable that is not set", hint="write it like $NAME/file") from None
     return folder / parse_path(named)
-
-
-def with_hint(error: MoleculeError) -> str:
-    """The error and what to do about it, on one line."""
-    return f"{error} -> {error.hint}" if error.hint else str(error)
 
 
 class _RepeatedKeys(dict[str, Any]):
@@ -409,25 +498,33 @@ def _repeated_keys(entry: Mapping[str, Any]) -> list[str]:
     return [f"the key {key!r} twice" for key in repeated]
 
 
-def _read_toml(path: Path) -> tuple[os.stat_result, dict[str, Any]]:
+def _read_toml(path: Path) -> tuple[dict[str, Any], str, str]:
+    """The document in *path*, its text, and why others could read or change it, if they could."""
     try:
         with path.open("rb") as file:
-            return os.fstat(file.fileno()), parse_toml(file.read(), str(path))
+            status, content = os.fstat(file.fileno()), file.read()
     except OSError as exc:
         raise WorkspacesError(str(path), [f"it cannot be read: {exc.strerror or type(exc).__name__}"]) from exc
+    document = parse_toml(content, str(path))
+    exposed = files.exposure(status, path)
+    reason = f"it {exposed[0]}: {exposed[1].replace('run: ', 'run ', 1)}" if exposed else ""
+    return document, content.decode("utf-8-sig").replace("\r\n", "\n"), reason
 
 
 def parse_toml(content: bytes, source: str) -> dict[str, Any]:
-    """The TOML document *content*.
+    """The TOML document in *content*, which was read from *source*.
 
     Raises:
-        WorkspacesError: It isn't TOML.
+        WorkspacesError: It isn't one.
     """
     try:
         return tomllib.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise WorkspacesError(source, ["it is not text"]) from None
     except tomllib.TOMLDecodeError as exc:
-        raise WorkspacesError(source, [f"it is not TOML: {exc}"]) from None
+        found = _LINE.search(str(exc))
+        raise WorkspacesError(
+            source, [Fault(f"it is not TOML: {exc}", line=int(found[1]) if found else None)]
+        ) from None
     except (ValueError, RecursionError):  # an endless number or nesting
         raise WorkspacesError(source, ["it is not TOML"]) from None

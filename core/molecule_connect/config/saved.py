@@ -15,11 +15,12 @@ from urllib.parse import urlsplit
 import attrs
 
 from molecule_connect import files
-from molecule_connect.config.load import WORKSPACES_VARIABLE, WorkspacesError, parse_toml, read_path, read_table
+from molecule_connect.config.load import WORKSPACES_VARIABLE, parse_toml, read_path, read_table
 from molecule_connect.config.settings import DEFAULT_API_URL, SCHEMA
 from molecule_connect.config.state_dir import CONFIGS_DIR, STATE_DIR_VARIABLES, home_dir, is_writable_folder
 from molecule_connect.config.tokens import SAVED_SOURCE, read_token_file
 from molecule_connect.config.values import PATH, TEXT, InvalidValueError
+from molecule_connect.config.workspaces import WorkspacesError
 from molecule_connect.errors import ConfigError
 from molecule_connect.models import canonical_id
 
@@ -252,7 +253,7 @@ def read_file(path: Path, environ: Mapping[str, str] = os.environ, *, profile: s
     if "token" in entry:
         faults.append("it has a token: write that to a file, and its path to token_file")
     values, more = read_table({key: value for key, value in entry.items() if key != "token"})
-    faults += more
+    faults += more.values()
     if "id" not in entry:
         faults.append("it has no id")
     paths: dict[str, Path] = {}

@@ -207,6 +207,7 @@ class WorkspaceSettings:
         patient: Retry forever if the platform can't be reached or refuses the registration.
         create: Register a workspace that the platform doesn't have, which creates it.
         entry: The number of the workspace in a list, from 1; 0 if there is no list.
+        place: How messages about the list name it, without its id.
         settings_file: The saved settings that these are from, if any.
     """
 
@@ -237,7 +238,7 @@ class WorkspaceSettings:
         placeholder="ID",
     )
     token: str | None = _setting(
-        values.TEXT,
+        values.SECRET,
         "The workspace token. Other users of this machine can see it in the process list; prefer --token-file.",
         default=None,
         repr=False,
@@ -438,7 +439,22 @@ class WorkspaceSettings:
         flag="--insecure",
         key="insecure",
     )
+    enabled: bool = _setting(
+        values.SWITCH,
+        "Whether this workspace of a list is served.",
+        default=True,
+        key="enabled",
+        default_text="true",
+        own=True,
+    )
+    labels: Mapping[str, str] = _setting(
+        values.LABELS,
+        "Names and texts that describe the workspace in its status and its metrics.",
+        default=_Factory(dict),
+        key="labels",
+    )
     entry: int = attrs.field(default=0, eq=False)
+    place: str = attrs.field(default="", eq=False)
     settings_file: Path | None = attrs.field(default=None, eq=False)
 
     @property
@@ -455,24 +471,29 @@ class WorkspaceSettings:
 
     def check(self) -> "WorkspaceSettings":
         """Return these settings, or raise ConfigError for the first invalid one."""
-        for fault in self.faults():
+        for _, fault in self.faults():
             raise fault
         return self
 
-    def faults(self) -> Iterator[ConfigError]:
-        """An error for each invalid setting."""
-        for check, value in ((check_workspace_id, self.workspace_id), (check_org_id, self.org_id)):
+    def faults(self) -> Iterator[tuple[str, ConfigError]]:
+        """Each invalid field, and the error."""
+        checks: tuple[tuple[str, Callable[[Any], Any]], ...]
+        checks = ("workspace_id", check_workspace_id), ("org_id", check_org_id)
+        for name, check in checks:
             try:
-                check(value)
+                check(getattr(self, name))
             except ConfigError as exc:
-                yield exc
+                yield name, exc
         if not self.backend:
-            yield ConfigError("no backend is set", hint="pass a name, such as backend='mock', or a plugin object")
+            yield (
+                "backend",
+                ConfigError("no backend is set", hint="pass a name, such as backend='mock', or a plugin object"),
+            )
         for name, setting in SCHEMA.items():
             value = getattr(self, name)
             if setting.bounds is not None and value is not None and (fault := setting.bounds.fault(value)):
                 default = f", {setting.shown_default}" if setting.shown_default else ""
-                yield ConfigError(f"{name} {fault}", hint=f"correct it, or omit it to use the default{default}")
+                yield name, ConfigError(f"{name} {fault}", hint=f"correct it, or omit it to use the default{default}")
 
 
 def _schema() -> dict[str, Setting]:

@@ -12,10 +12,26 @@ from molecule_connect.errors import ConfigError
 _MAX_QUOTED = 40
 _SIZE = re.compile(r"([0-9]{1,15})\s*(?:([KMGT])(?:i?B)?|B)?", re.IGNORECASE)
 _UNITS = "KMGT"
+# Names that Prometheus accepts, too.
+LABEL = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+LONGEST_LABEL = 128
 
 
 class InvalidValueError(ValueError):
     """A value that doesn't fit its setting. The text describes a valid value and never quotes the invalid one."""
+
+
+@attrs.frozen
+class Secret:
+    """Where a token is: ``env``, a variable; ``file``; or ``command``, a program and its arguments that prints it."""
+
+    way: str
+    value: tuple[str, ...]
+
+    @property
+    def source(self) -> str:
+        """For messages to the operator."""
+        return {"env": "the variable", "file": "the file", "command": "the command"}[self.way] + f" {self.value[0]}"
 
 
 @attrs.frozen(kw_only=True)
@@ -206,12 +222,40 @@ def _document_plugin_options(value: Any) -> dict[str, str | list[str]]:
     return found
 
 
+def _document_secret(value: Any) -> str | Secret:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict) and len(value) == 1:
+        ((way, where),) = value.items()
+        words = where if isinstance(where, list) else [where]
+        if (
+            ((way in ("env", "file") and isinstance(where, str)) or (way == "command" and isinstance(where, list)))
+            and words
+            and all(isinstance(word, str) and word and "\0" not in word for word in words)
+        ):
+            return Secret(way, tuple(words))
+    raise InvalidValueError('must be text, {env = "NAME"}, {file = "PATH"}, or {command = ["PROGRAM", "ARGUMENT"]}')
+
+
+def _document_labels(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise InvalidValueError("must be a table of texts")
+    for name, text in value.items():
+        if not LABEL.fullmatch(name):
+            raise InvalidValueError(f"{name[:_MAX_QUOTED]!r} can't be a label: use letters, digits and _")
+        if not isinstance(text, str) or not text.isprintable() or len(text) > LONGEST_LABEL:
+            raise InvalidValueError(f"the label {name!r} must be text of at most {LONGEST_LABEL} printable characters")
+    return dict(value)
+
+
 TEXT = ValueType(placeholder="TEXT", from_text=str, from_document=_document_text)
 OPTIONAL_TEXT = ValueType(
     placeholder="TEXT", from_text=lambda text: text or None, from_document=_document_optional_text
 )
 # Relative to the working directory; a path in a document stays text until the folder of the document is known.
 PATH = ValueType(placeholder="FILE", from_text=_absolute_path, from_document=_document_optional_text)
+SECRET = ValueType(placeholder="TOKEN", from_text=str, from_document=_document_secret)
+LABELS = ValueType(placeholder="NAME=TEXT", from_text=str, from_document=_document_labels)
 SWITCH = ValueType(placeholder="", from_text=_text_switch, from_document=_document_switch)
 NUMBER = ValueType(
     placeholder="NUMBER", from_text=_text_number, from_document=_document_number, to_text=lambda value: f"{value:g}"

@@ -1,7 +1,7 @@
 """Plugin options: from ``key=value`` texts to the typed fields of a class."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from inspect import isclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -20,7 +20,7 @@ from molecule_connect.plugins.option_types import (
     takes_many,
     type_name,
 )
-from molecule_connect.plugins.raw_options import GivenOptions, Repeated, Value
+from molecule_connect.plugins.raw_options import GivenOptions, Repeated, Value, unknown_options
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -107,6 +107,22 @@ class BackendConfig:
             if field.key in given:
                 values[field.key] = self._read(given[field.key], field)
         return cls(**values)
+
+    def option_faults(self, cls: type) -> Iterator[tuple[str, OptionError]]:
+        """The errors in the options of the class *cls*, each with its key, without creating an instance."""
+        fields = option_fields(cls)
+        given = {field.key: value for field in fields if (value := self._value(field)) not in (None, "")}
+        for field in fields:
+            if field.required and field.key not in given:
+                yield field.key, self._missing([field.key])
+            elif field.key in given:
+                try:
+                    self._read(given[field.key], field)
+                except OptionError as exc:
+                    yield field.key, exc
+        names = [field.key for field in fields]
+        for key in sorted(self.options.keys() - set(names)):
+            yield from ((key, problem) for problem in unknown_options(GivenOptions({key: ""}), names, self._label))
 
     @property
     def state_dir(self) -> Path:

@@ -16,13 +16,16 @@ import attrs
 
 from molecule_connect import __version__, files
 from molecule_connect.config.settings import check_workspace_id
+from molecule_connect.config.state_dir import PLUGIN_KINDS
 from molecule_connect.errors import ConfigError
 from molecule_connect.journal import copies
 from molecule_connect.journal.journal import FILE_NAME
 from molecule_connect.worker.lease import lease
 
 FORMAT = 1
-_MANIFEST, _JOURNAL, _FOLDER = "manifest.json", "journal.sqlite3", "folder/"
+_MANIFEST, _JOURNAL = "manifest.json", "journal.sqlite3"
+# The files of the workspace's messages, and what its plugins keep: sessions, for example.
+_FOLDER, _PLUGINS = "folder/", "plugins/"
 # Files beside the folder of a workspace: its cursor, and a token that a registration returned.
 _CURSOR, _TOKEN = "cursor.json", "token"
 _SUFFIXES = {_CURSOR: ".json", _TOKEN: ".token"}
@@ -98,8 +101,8 @@ def import_workspace(folder: Path, archive: Path) -> Handover:
                 elif member.name in _SUFFIXES:
                     _save(content, folder / f"{workspace_id}{_SUFFIXES[member.name]}")
                     has_token = has_token or member.name == _TOKEN
-                elif member.name.startswith(_FOLDER):
-                    _save(content, _inside(folder / workspace_id, member.name.removeprefix(_FOLDER), archive))
+                elif (target := _target(folder, workspace_id, member.name)) is not None:
+                    _save(content, target)
                     count += 1
             if not part.exists():
                 raise _not_an_archive(archive)
@@ -143,14 +146,23 @@ def _write(folder: Path, workspace_id: str, part: Path, target: Path) -> Handove
                 with contextlib.suppress(FileNotFoundError):
                     _add(tar, name, io.BytesIO(files.read(folder / f"{workspace_id}{suffix}")))
                     has_token = has_token or name == _TOKEN
-            for path in sorted((folder / workspace_id).rglob("*")):
-                if path.is_file() and not path.is_symlink():
-                    with path.open("rb") as file:
-                        _add(tar, f"{_FOLDER}{path.relative_to(folder / workspace_id).as_posix()}", file)
-                    count += 1
+            for prefix, root in _folders(folder, workspace_id):
+                for path in sorted(root.rglob("*")):
+                    if path.is_file() and not path.is_symlink():
+                        with path.open("rb") as file:
+                            _add(tar, f"{prefix}{path.relative_to(root).as_posix()}", file)
+                        count += 1
         out.flush()
         os.fsync(out.fileno())
     return Handover(workspace_id=workspace_id, files=count, has_token=has_token)
+
+
+def _folders(folder: Path, workspace_id: str) -> Iterator[tuple[str, Path]]:
+    """The folders of a workspace, each with the beginning of its names in an archive."""
+    yield _FOLDER, folder / workspace_id
+    for kind in PLUGIN_KINDS:
+        for root in sorted((folder / kind).glob(f"*/{workspace_id}")):
+            yield f"{_PLUGINS}{kind}/{root.parent.name}/", root
 
 
 def _add(tar: tarfile.TarFile, name: str, content: IO[bytes]) -> None:
@@ -177,12 +189,17 @@ def _read_manifest(tar: tarfile.TarFile, archive: Path) -> str:
     return check_workspace_id(manifest.get("workspace_id"))
 
 
-def _inside(folder: Path, name: str, archive: Path) -> Path:
-    """The path of *name* in *folder*."""
+def _target(folder: Path, workspace_id: str, name: str) -> Path | None:
+    """Where a member of an archive belongs in *folder*; None for one that this release doesn't know."""
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise _not_an_archive(archive)
-    return folder / path
+    if ".." in path.parts:
+        return None
+    match path.parts:
+        case ("folder", _, *_):
+            return folder / workspace_id / path.relative_to("folder")
+        case ("plugins", kind, plugin, _, *_) if kind in PLUGIN_KINDS:
+            return folder / kind / plugin / workspace_id / path.relative_to(f"plugins/{kind}/{plugin}")
+    return None
 
 
 def _save(content: IO[bytes], path: Path) -> None:
