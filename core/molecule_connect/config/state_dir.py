@@ -21,9 +21,9 @@ from molecule_connect.files import (
 from molecule_connect.models import canonical_id
 
 CONFIGS_DIR = Path("/configs")
-STATE_DIR  # The subfolders with the folders of plugins: <kind>/<plugin>/<workspace id>.
+# The subfolders with the folders of plugins: <kind>/<plugin>/<workspace id>.
 PLUGIN_KINDS = ("backends", "middleware")
-_VARIABLES = ("MOLECULE_STATE_DIR", "CONFIGS_DIR")
+STATE_DIR_VARIABLES = ("MOLECULE_STATE_DIR", "CONFIGS_DIR")
 
 
 def home_dir() -> Path:
