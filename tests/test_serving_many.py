@@ -129,8 +129,11 @@ class Platforms(httpx.AsyncBaseTransport):
         self.requests += 1
         tenant = self.tenants[request.headers["x-workspace-id"]]
         path = request.url.path.removeprefix("/api")
-        named = path.split("/")[2] if path.startswith("/workspaces/") else json.loads(request.content).get("id")
-        named = named or json.loads(request.content).get("workspace_id")
+        body = json.loads(request.content or b"{}")
+        is_named = path.startswith("/workspaces/") or not body
+        # /workspaces/ID/..., or the registry's /registry/discover/ID and /registry/ID/...
+        named = path.removeprefix("/registry/discover").split("/")[1 if "/discover/" in path else 2]
+        named = named if is_named else body.get("id") or body.get("workspace_id")
         belongs = (
             request.headers["authorization"].removeprefix("Bearer ") in tenant.tokens,
             request.headers["origin"] == tenant.origin == f"{request.url.scheme}://{request.url.netloc.decode()}",
