@@ -16,9 +16,12 @@ HELP = """Serve a workspace: keep it online, receive its messages, answer them w
 
 It runs until Ctrl-C or SIGTERM, finishes the messages in progress and exits; a second signal exits at once.
 WORKSPACE_ID can also be set with the variable WORKSPACE_ID. The token is read from --token, --token-file,
-MOLECULE_WORKSPACE_TOKEN or MOLECULE_WORKSPACE_TOKEN_FILE, in this order.
+MOLECULE_WORKSPACE_TOKEN or MOLECULE_WORKSPACE_TOKEN_FILE, in this order. Missing settings are taken from those that
+'molecule init' or --save has saved, if they are for this workspace.
 
 \b
+Serve the workspace that 'molecule init' has saved:
+    molecule connect
 Answer with Claude Code, the default backend:
     molecule connect ws_1
 Try it without an agent; the mock backend repeats each message:
@@ -64,6 +67,12 @@ class ConnectCommand(click.Command):
     help="Where to keep the journal and received files. [MOLECULE_STATE_DIR; default: ~/.config/molecule/state]",
 )
 @PROFILE
+@click.option(
+    "--save",
+    is_flag=True,
+    help="Check these settings and save them like 'molecule init', with a copy of the token; then serve. --once, "
+    "--create and --unpause are not saved.",
+)
 @click.option("--dry-run", is_flag=True, help="Check everything that can be checked without a request, and exit.")
 @click.option(
     "--log-format",

@@ -18,7 +18,7 @@ from molecule_connect.config.load import (
     parse_file,
     parse_variable,
 )
-from molecule_connect.config.saved import SavedSettings, find_saved
+from molecule_connect.config.saved import SavedSettings, describe_unused, find_saved
 from molecule_connect.config.settings import DEFAULT_API_URL, WorkspaceSettings, check_workspace_id
 from molecule_connect.config.single import read_identity, read_token
 from molecule_connect.config.state_dir import preview_state_dir, state_dir_problems
@@ -35,6 +35,8 @@ from molecule_connect.platform.responses import EndpointAbsentError
 from molecule_connect.runtime import credentials_of
 
 OK, WARN, FAIL, SKIP = "ok", "warn", "FAIL", "-"
+# Exit code.
+NOT_WELL = 1
 # Smaller differences come from the network and the whole seconds of the Date header.
 SKEW = 30.0
 STREAM_PATIENCE = 10.0
@@ -56,6 +58,14 @@ class Finding:
     workspace: str = ""
 
 
+ABSENT = Finding(
+    "workspace",
+    FAIL,
+    "the platform has no workspace with this id",
+    "check the id; connect --create creates a new workspace",
+)
+
+
 async def checkup(
     options: Mapping[str, Any], given: Mapping[str, Any], environ: Mapping[str, str], now: float
 ) -> AsyncGenerator[Finding, None]:
@@ -71,7 +81,10 @@ async def checkup(
         if options["config"] is not None:
             parsed = parse_file(options["config"], environ)
         else:
-            saved = find_saved(options["profile"], environ, workspace_id=given.get("workspace_id"))
+            named, workspace_id = options["profile"], given.get("workspace_id")
+            saved = find_saved(named, environ, workspace_id=workspace_id)
+            if unused := describe_unused(named, environ, workspace_id=workspace_id):
+                yield Finding("settings", SKIP, f"of the saved ones, {unused}")
     except WorkspacesError as exc:
         for fault in exc.faults:
             yield Finding("asked for", FAIL, f"{exc.source}: {fault}")
@@ -107,6 +120,21 @@ async def checkup(
                 yield attrs.evolve(finding, workspace=one.workspace_id)
 
 
+async def settings_checkup(settings: WorkspaceSettings, folder: Path, now: float) -> AsyncGenerator[Finding, None]:
+    """Check a workspace with *settings*, and with their token only.
+
+    Args:
+        folder: The state folder.
+    """
+    for text, hint in state_dir_problems(folder):
+        yield Finding("state folder", WARN, text, hint)
+    async with contextlib.aclosing(
+        _workspace_checkup(settings, folder, partial(credentials_of, settings, None), now)
+    ) as found:
+        async for finding in found:
+            yield finding
+
+
 async def _workspace_checkup(
     settings: WorkspaceSettings, folder: Path | None, tokens: Callable[[], Credentials], now: float
 ) -> AsyncGenerator[Finding, None]:
@@ -139,6 +167,8 @@ async def _workspace_checkup(
         tls=settings.tls,
     ) as client:
         async for finding in _platform(client, now):
+            if settings.create and finding == ABSENT:
+                finding = Finding("workspace", OK, "the platform has no workspace with this id: a start creates it")
             yield finding
 
 
@@ -259,12 +289,7 @@ async def _platform(client: AsyncPlatformClient, now: float) -> AsyncGenerator[F
 def _workspace(info: WorkspaceInfo) -> Finding:
     name, hint = info.name, info.hint
     if info.is_absent:
-        return Finding(
-            "workspace",
-            FAIL,
-            "the platform has no workspace with this id",
-            "check the id; connect --create creates a new workspace",
-        )
+        return ABSENT
     match info.status:
         case WorkspaceStatus.ACTIVE:
             return Finding("workspace", OK, f"it exists{f', with the name {name}' if name else ''}")

@@ -8,8 +8,6 @@ import click
 
 from molecule_connect.cli.options import PROFILE, given_settings, setting_options
 
-NOT_WELL = 1
-
 
 @click.command
 @click.argument("workspace_id", required=False)
@@ -41,4 +39,4 @@ def doctor(ctx: click.Context, /, **_: Any) -> None:
     findings = diagnostics.run(ctx.params, given_settings(ctx), time.time())
     for line in diagnostics.lines(findings):
         click.echo(line)
-    ctx.exit(NOT_WELL if any(finding.level == diagnostics.FAIL for finding in findings) else 0)
+    ctx.exit(diagnostics.NOT_WELL if any(finding.level == diagnostics.FAIL for finding in findings) else 0)

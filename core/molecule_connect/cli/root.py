@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # Name -> the line in help, and where the command is.
 BUILT_IN = {
     "connect": ("Serve a workspace: receive its messages, answer them with a backend.", "connect:connect"),
+    "init": ("Save the settings of a workspace, so that the other commands need no flags.", "init:init"),
     "backends": ("List the installed backends, or the options of one.", "backends:backends"),
     "try": ("Send one message to a backend, without a platform.", "try_:try_command"),
     "status": ("Show whether a connector runs and works.", "status:status"),

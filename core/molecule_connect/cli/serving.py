@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from molecule_connect import open_files
 from molecule_connect.cli.errors import CLEAN
 from molecule_connect.cli.service_report import ServiceReport
@@ -48,6 +50,7 @@ def run(options: Mapping[str, Any], given: Mapping[str, Any], *, screen: Screen)
             config=options["config"],
             state_dir=options["state_dir"],
             profile=options["profile"],
+            may_be_new=options["save"],
         )
         listing = source.read()
         if "token" in given:
@@ -58,6 +61,14 @@ def run(options: Mapping[str, Any], given: Mapping[str, Any], *, screen: Screen)
                 f"use --token-file, or {TOKEN_VARIABLE}",
             )
         open_files.raise_limit()
+        if options["save"]:
+            if source.name or options["dry_run"]:
+                other = "--dry-run" if options["dry_run"] else source.name
+                raise ConfigError(
+                    f"--save can't be combined with {other}",
+                    hint="save the settings of one workspace, when it is served",
+                )
+            _save(listing.settings[0], options, source, screen)
         if options["dry_run"]:
             _dry_run(listing, options["mode"], source.state_dir, screen)
             return
@@ -108,6 +119,41 @@ async def _serve(
                 helper.cancel()
             await asyncio.gather(*helpers, return_exceptions=True)
     signals.outcome = CLEAN
+
+
+def _save(settings: WorkspaceSettings, options: Mapping[str, Any], source: WorkspaceSource, screen: Screen) -> None:
+    """Check *settings*, then save them as a profile.
+
+    Raises:
+        ConfigError: A check failed, or the profile is that of another workspace.
+    """
+    from molecule_connect.cli import diagnostics
+    from molecule_connect.cli.initializing import check, checks_failed
+    from molecule_connect.config import saved, saving
+    from molecule_connect.runtime import credentials_of
+
+    profile = saved.chosen_profile(options["profile"], os.environ)
+    state_dir = saving.check_state_dir(options["state_dir"], os.environ) or source.own_state_dir
+    folder = saved.profile_folder(profile, os.environ)
+    before = saved.read_file(folder / saved.CONFIG_NAME, profile=profile)
+    if before is not None and not (
+        before.is_for(settings.workspace_id) and saved.is_same_address(before.api_url, settings.api_url)
+    ):
+        raise ConfigError(
+            f"{before.path} has the settings of workspace {before.workspace_id} at {before.api_url}",
+            hint="save these under another name: --save --profile NAME; or replace them with 'molecule init'",
+        )
+    token = credentials_of(settings, source.state_dir).current()
+    findings = check(attrs.evolve(settings, token=token), source.state_dir)
+    for finding in findings:
+        if finding.level in (diagnostics.WARN, diagnostics.FAIL):
+            level = "ERROR" if finding.level == diagnostics.FAIL else "WARNING"
+            screen.note(level, f"{finding.check}: {finding.text}", finding.hint)
+    if failed := [finding for finding in findings if finding.level == diagnostics.FAIL]:
+        raise checks_failed(failed, "without --save, it is started anyway")
+    path = saving.write_profile(folder, saving.format_settings(settings, state_dir=state_dir), token)
+    start = saved.command_with_profile("molecule connect", profile)
+    screen.note("INFO", f"saved {path}, and the token beside it; from now on, {start!r} is enough")
 
 
 def _dry_run(listing: Listing, mode: str, planned: Path, screen: Screen) -> None:

@@ -13,7 +13,7 @@ from molecule_connect.config.load import (
     parse_file,
     parse_variable,
 )
-from molecule_connect.config.saved import SavedSettings, find_saved
+from molecule_connect.config.saved import describe_unused, find_saved
 from molecule_connect.config.settings import DEFAULT_BACKEND, WorkspaceSettings
 from molecule_connect.config.single import read_single
 from molecule_connect.config.state_dir import preview_state_dir
@@ -21,6 +21,13 @@ from molecule_connect.config.workspaces import Listing, WorkspacesError
 from molecule_connect.errors import BackendNotFoundError, ConfigError
 from molecule_connect.plugins import discovery
 from molecule_connect.plugins.entry_points import BACKENDS
+
+_OF_ONE_WORKSPACE = {
+    "profile": "--profile",
+    "workspace_id": "a workspace id",
+    "token": "--token",
+    "token_file": "--token-file",
+}
 
 
 class WorkspaceSource:
@@ -31,6 +38,7 @@ class WorkspaceSource:
         config: The file of ``--config``.
         state_dir: The folder of ``--state-dir``.
         profile: The value of ``--profile``.
+        may_be_new: The profile doesn't have to exist.
 
     Attributes:
         strict: Serve all workspaces of a list, or none.
@@ -46,9 +54,10 @@ class WorkspaceSource:
         config: Path | None,
         state_dir: str | Path | None,
         profile: str | None = None,
+        may_be_new: bool = False,
     ) -> None:
         self._given, self._environ, self._config = given, environ, config
-        self._named_state_dir, self._profile = state_dir, profile
+        self._named_state_dir, self._profile, self._may_be_new = state_dir, profile, may_be_new
         self._state_dir: Path | None = None
         self._list: WorkspaceList | None = None
         self.strict: bool = given.get("strict", False)
@@ -67,6 +76,13 @@ class WorkspaceSource:
         return self._state_dir
 
     @property
+    def unused(self) -> str:
+        """Why the saved settings of a single workspace weren't used, if there are any."""
+        if self._config is not None:
+            return ""
+        return describe_unused(self._profile, self._environ, workspace_id=self._given.get("workspace_id"))
+
+    @property
     def name(self) -> str:
         """The file or the variable of the list; empty for a single workspace."""
         return self._list.source if self._list is not None else ""
@@ -83,15 +99,8 @@ class WorkspaceSource:
             WorkspacesError: No workspace of the list can be served.
             ConfigError: A setting is missing or invalid.
         """
-        self._refuse_profile()
-        saved = (
-            None
-            if self._config
-            else find_saved(self._profile, self._environ, workspace_id=self._given.get("workspace_id"))
-        )
         if self._config is None and not self._environ.get(WORKSPACES_VARIABLE):
-            self.own_state_dir = None if saved is None else saved.state_dir
-            return Listing(settings=(self._read_single(saved),))
+            return Listing(settings=(self._read_single(),))
         self._refuse_identity()
         flags = {name: value for name, value in self._given.items() if value is not None}
         if self._config is None:
@@ -112,8 +121,20 @@ class WorkspaceSource:
         """The workspaces with these *numbers* in the last list that was read. Files that they name are read again."""
         return Listing() if self._list is None else load_list(self._list, numbers, plugins=True)
 
-    def _read_single(self, saved: SavedSettings | None) -> WorkspaceSettings:
-        settings = read_single(self._given, self._environ, self.state_dir, saved)
+    def _read_single(self) -> WorkspaceSettings:
+        saved = find_saved(
+            self._profile,
+            self._environ,
+            workspace_id=self._given.get("workspace_id"),
+            may_be_new=self._may_be_new,
+        )
+        self.own_state_dir = None if saved is None else saved.state_dir
+        try:
+            settings = read_single(self._given, self._environ, self.state_dir, saved)
+        except ConfigError as error:
+            if saved is None and (unused := self.unused):
+                error.hint += f"; of the saved settings, {unused}"
+            raise
         check_platform(settings)
         try:
             discovery.find(BACKENDS, str(settings.backend))
@@ -123,18 +144,11 @@ class WorkspaceSource:
             raise
         return settings
 
-    def _refuse_profile(self) -> None:
-        """Raises ConfigError for a profile beside a file."""
-        if self._config is not None and self._profile is not None:
-            raise ConfigError(
-                "--profile can't be combined with --config, which lists the workspaces",
-                hint="omit --config to use the saved settings, or omit --profile",
-            )
-
     def _refuse_identity(self) -> None:
         """Raises ConfigError for a flag that the list replaces."""
-        for name, words in {"workspace_id": "a workspace id", "token": "--token", "token_file": "--token-file"}.items():
-            if name not in self._given:
+        given = {**self._given, **({} if self._profile is None else {"profile": self._profile})}
+        for name, words in _OF_ONE_WORKSPACE.items():
+            if name not in given:
                 continue
             if self._config is not None:
                 raise ConfigError(

@@ -181,15 +181,15 @@ class SavedToken:
         return token
 
 
-def read_saved(named: str | None, environ: Mapping[str, str]) -> SavedSettings | None:
-    """The chosen profile; None if the default profile was never saved.
+def read_saved(named: str | None, environ: Mapping[str, str], *, may_be_new: bool = False) -> SavedSettings | None:
+    """The chosen profile; None if the default profile was never saved, or it *may be new*.
 
     Raises:
         ConfigError: A profile that was named doesn't exist, other users can change its file, or it has errors.
     """
     profile = chosen_profile(named, environ)
     found = read_file(profile_folder(profile, environ) / CONFIG_NAME, environ, profile=profile)
-    if found is None and profile:
+    if found is None and profile and not may_be_new:
         known = ", ".join(profiles(environ)) or "none"
         raise ConfigError(
             f"there is no profile {profile!r} in {config_home(environ)} (saved: {known})",
@@ -199,7 +199,11 @@ def read_saved(named: str | None, environ: Mapping[str, str]) -> SavedSettings |
 
 
 def find_saved(
-    named: str | None, environ: Mapping[str, str], *, workspace_id: str | None = None
+    named: str | None,
+    environ: Mapping[str, str],
+    *,
+    workspace_id: str | None = None,
+    may_be_new: bool = False,
 ) -> SavedSettings | None:
     """The saved settings to use; None if there are none, or other settings take their place.
 
@@ -209,6 +213,7 @@ def find_saved(
     Args:
         named: The value of ``--profile``.
         workspace_id: The one on the command line.
+        may_be_new: A profile that doesn't exist is no error.
 
     Raises:
         ConfigError: See ``read_saved``. Or *named* contradicts the list or the workspace id.
@@ -220,7 +225,7 @@ def find_saved(
                 hint=f"unset {WORKSPACES_VARIABLE}, or omit --profile",
             )
         return None
-    found = read_saved(named, environ)
+    found = read_saved(named, environ, may_be_new=may_be_new)
     wanted = environ.get("WORKSPACE_ID") or None if workspace_id is None else workspace_id
     if found is None or wanted is None or found.is_for(wanted):
         return found
@@ -230,6 +235,18 @@ def find_saved(
             hint="omit --profile, or the workspace id (also in WORKSPACE_ID)",
         )
     return None
+
+
+def describe_unused(named: str | None, environ: Mapping[str, str], *, workspace_id: str | None = None) -> str:
+    """Why ``find_saved`` returns None although the profile exists; empty if it doesn't exist, or is used.
+
+    Raises:
+        ConfigError: See ``find_saved``.
+    """
+    if environ.get(WORKSPACES_VARIABLE) or find_saved(named, environ, workspace_id=workspace_id, may_be_new=True):
+        return ""
+    found = read_saved(named, environ, may_be_new=True)
+    return "" if found is None else f"those in {found.path} are for workspace {found.workspace_id}, and not used"
 
 
 def read_file(path: Path, environ: Mapping[str, str] = os.environ, *, profile: str = "") -> SavedSettings | None:

@@ -182,7 +182,9 @@ _ID = ValueType(
 )
 
 
-_PEER_BUDGET = ValueType(placeholder="N/N", from_text=PeerBudget.parse, from_document=PeerBudget.from_document)
+_PEER_BUDGET = ValueType(
+    placeholder="N/N", from_text=PeerBudget.parse, from_document=PeerBudget.from_document, to_document=str
+)
 
 
 @attrs.frozen(kw_only=True)

@@ -43,6 +43,7 @@ class ValueType:
         from_text: Reads a flag or a variable; None if the value is empty.
         from_document: Reads a value of a TOML or JSON document.
         to_text: Formats a default for help texts and documentation.
+        to_document: The reverse of ``from_document``: text, a number, a boolean, or a list or table of them.
 
     Both readers raise ``InvalidValueError`` or ``ConfigError``.
     """
@@ -51,6 +52,7 @@ class ValueType:
     from_text: Callable[[str], Any]
     from_document: Callable[[Any], Any]
     to_text: Callable[[Any], str] = str
+    to_document: Callable[[Any], Any] = lambda value: value
 
 
 @attrs.frozen(kw_only=True)
@@ -253,7 +255,13 @@ OPTIONAL_TEXT = ValueType(
     placeholder="TEXT", from_text=lambda text: text or None, from_document=_document_optional_text
 )
 # Relative to the working directory; a path in a document stays text until the folder of the document is known.
-PATH = ValueType(placeholder="FILE", from_text=_absolute_path, from_document=_document_optional_text)
+# There, a dollar sign starts a variable.
+PATH = ValueType(
+    placeholder="FILE",
+    from_text=_absolute_path,
+    from_document=_document_optional_text,
+    to_document=lambda path: str(path).replace("$", "$$"),
+)
 SECRET = ValueType(placeholder="TOKEN", from_text=str, from_document=_document_secret)
 LABELS = ValueType(placeholder="NAME=TEXT", from_text=str, from_document=_document_labels)
 SWITCH = ValueType(placeholder="", from_text=_text_switch, from_document=_document_switch)
@@ -266,6 +274,7 @@ MILLISECONDS = ValueType(
     placeholder="MS",
     from_text=lambda text: _text_number(text) / 1000,
     from_document=lambda value: _document_number(value) / 1000,
+    to_document=lambda value: round(value * 1000, 6),
 )
 WHOLE_NUMBER = ValueType(placeholder="N", from_text=_text_whole_number, from_document=_document_whole_number)
 SIZE = ValueType(placeholder="SIZE", from_text=parse_size, from_document=_document_size, to_text=_size_text)
