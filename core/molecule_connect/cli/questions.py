@@ -110,9 +110,13 @@ _LABELS = {
 def _ask(label: str, read: Callable[[str], str], default: str | None = None, *, is_hidden: bool = False) -> str:
     """Ask until *read* accepts the answer."""
     while True:
-        answer: str = click.prompt(
-            label, default=default, hide_input=is_hidden, show_default=not is_hidden, err=True, type=str
-        )
+        try:
+            answer: str = click.prompt(
+                label, default=default, hide_input=is_hidden, show_default=not is_hidden, err=True, type=str
+            )
+        except click.Abort:
+            click.echo(err=True)  # the cursor is behind the question
+            raise
         try:
             return read(answer)
         except MoleculeError as error:
