@@ -47,6 +47,7 @@ EXAMPLES: dict[str, Any] = {
     "client_key": Path("/k.pem"),
     "strict": True,
     "insecure": True,
+    "labels": {"team": "blue"},
 }
 
 
@@ -70,7 +71,7 @@ def without_token(one: WorkspaceSettings) -> dict[str, Any]:
 def test_examples_cover_every_setting_that_is_saved() -> None:
     keyed = {name for name, setting in SCHEMA.items() if setting.key}
 
-    assert set(EXAMPLES) == keyed - {"token", "token_file", "create", "unpause"}
+    assert set(EXAMPLES) == keyed - {"token", "token_file", "create", "unpause", "enabled"}
 
 
 def test_every_setting_is_read_back(environ: dict[str, str], tmp_path: Path) -> None:

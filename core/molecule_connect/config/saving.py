@@ -18,8 +18,8 @@ from molecule_connect.config.tokens import TOKEN_FIELDS
 from molecule_connect.errors import ConfigError
 
 _ALWAYS = ("workspace_id", "api_url", "backend")
-# What a start does once, and later starts must not repeat.
-_ONCE = ("create", "unpause", "once")
+# What a start does once, and later starts must not repeat; and what has a meaning only in a list.
+_NEVER = ("create", "unpause", "once", "enabled")
 _HEAD = """\
 # The settings of a Molecule workspace, for 'molecule connect' and the other commands.
 # 'molecule init' and 'molecule connect --save' write this file. The keys are those of a [[workspace]] in a list.
@@ -38,7 +38,7 @@ def format_settings(settings: WorkspaceSettings, *, state_dir: Path | None = Non
     plain, tables = ["[[workspace]]"], []
     for name, setting in SCHEMA.items():
         value = getattr(settings, name)
-        if not setting.key or name in (*TOKEN_FIELDS, *_ONCE) or (value == setting.default and name not in _ALWAYS):
+        if not setting.key or name in (*TOKEN_FIELDS, *_NEVER) or (value == setting.default and name not in _ALWAYS):
             continue
         document = setting.kind.to_document(value)
         if isinstance(document, Mapping):
