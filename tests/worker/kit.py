@@ -29,6 +29,7 @@ from molecule_connect.models import (
     Kind,
     Outgoing,
     Page,
+    Part,
     Presence,
     Progress,
     Request,
@@ -438,12 +439,12 @@ class FakePlatform:
                 message_id=f"echo-{self._seq}",
                 idempotency_key=f"echo-{self._seq}",
                 method="notify",
-                fingerprint=self.fingerprint(outgoing),
+                fingerprint=self.fingerprint(outgoing.parts),
             )
             self.rows.append(Row(item=item, visible=_now() + self.echo_delay))
 
-    def fingerprint(self, outgoing: Outgoing) -> str:
-        return fingerprint(dump_parts(outgoing.parts))
+    def fingerprint(self, parts: tuple[Part, ...]) -> str:
+        return fingerprint(dump_parts(parts))
 
     async def upload_limits(self) -> UploadLimits:
         return self.limits

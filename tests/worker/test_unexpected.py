@@ -11,7 +11,7 @@ from tests.worker.kit import EPOCH, WORKSPACE, FakePlatform, Serving, echo, inbo
 from molecule_connect import events
 from molecule_connect.errors import BackendError, TransientPlatformError
 from molecule_connect.journal.journal import Journal
-from molecule_connect.models import Outgoing, Progress, Request, Response, TextPart
+from molecule_connect.models import Outgoing, Part, Progress, Request, Response, TextPart
 
 
 @attrs.define
@@ -21,17 +21,17 @@ class Brittle(FakePlatform):
     error: Exception = attrs.field(factory=lambda: ValueError("embedded null byte"))
     times: int = 1000
 
-    def _raise_for(self, outgoing: Outgoing, word: str) -> None:
-        if self.times and any(isinstance(part, TextPart) and word in part.text for part in outgoing.parts):
+    def _raise_for(self, parts: tuple[Part, ...], word: str) -> None:
+        if self.times and any(isinstance(part, TextPart) and word in part.text for part in parts):
             self.times -= 1
             raise self.error
 
-    def fingerprint(self, outgoing: Outgoing) -> str:
-        self._raise_for(outgoing, "no fingerprint")
-        return super().fingerprint(outgoing)
+    def fingerprint(self, parts: tuple[Part, ...]) -> str:
+        self._raise_for(parts, "no fingerprint")
+        return super().fingerprint(parts)
 
     async def send(self, outgoing: Outgoing) -> None:
-        self._raise_for(outgoing, "no sending")
+        self._raise_for(outgoing.parts, "no sending")
         await super().send(outgoing)
 
 

@@ -44,7 +44,7 @@ class InboxSender:
             message_id=str(uuid.uuid4()), caller_id=None, context_id=None, in_reply_to="", parts=tuple(parts)
         )
         # Without the record, the echo would look as if another program spoke as this workspace.
-        number = await self._store.record_notification(self._workspace_id, self._client.fingerprint(outgoing))
+        number = await self._store.record_notification(self._workspace_id, self._client.fingerprint(outgoing.parts))
         try:
             await self._client.send(outgoing)
         except PermanentPlatformError:

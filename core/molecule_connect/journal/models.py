@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import attrs
 
-from molecule_connect.models import DataPart, FilePart, Part, Request, TextPart, Usage, hashed_id
+from molecule_connect.models import DataPart, FilePart, Outgoing, Part, Request, TextPart, Usage, hashed_id
 
 
 class State(enum.StrEnum):
@@ -142,6 +142,16 @@ class StoredMessage:
             method=self.method,
             raw=self.raw or "{}",
             attempt=self.attempt,
+        )
+
+    def outgoing(self, parts: tuple[Part, ...]) -> Outgoing:
+        """Its reply with these *parts*, as it is sent."""
+        return Outgoing(
+            message_id=self.outgoing_id(),
+            caller_id=self.caller_id,
+            context_id=self.context_id,
+            in_reply_to=self.message_id,
+            parts=parts,
         )
 
     def outgoing_id(self) -> str:

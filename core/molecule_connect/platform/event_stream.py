@@ -6,7 +6,7 @@ a reason to read the feed.
 
 import json
 from collections.abc import AsyncIterator
-from typing import Any, Final
+from typing import Final
 
 from molecule_connect.models import Signal
 from molecule_connect.platform.feed_rows import FEED_TYPE
@@ -37,58 +37,37 @@ async def read_events(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
     Only the beginning of a large event is kept.
     """
-    data = _Buffer()
-    line = _Buffer()
+    data, line = bytearray(), bytearray()
     async for piece in pieces:
         *ends, rest = piece.split(b"\n")
         for end in ends:
-            line.add(end)
-            whole = line.take().removesuffix(b"\r")
+            line += end[: _MAX_KEPT - len(line)]
+            whole = bytes(line).removesuffix(b"\r")
+            line.clear()
             if whole.startswith(b"data:"):
-                data.add((b"\n" if data else b"") + whole[5:].removeprefix(b" "))
+                more = (b"\n" if data else b"") + whole[5:].removeprefix(b" ")
+                data += more[: _MAX_KEPT - len(data)]
             elif not whole and data:
-                yield data.take()
-        if rest:
-            line.add(rest)
-
-
-class _Buffer:
-    """Collects bytes up to the size that ``signal_of`` needs."""
-
-    def __init__(self) -> None:
-        self._bytes = bytearray()
-
-    def __bool__(self) -> bool:
-        return bool(self._bytes)
-
-    def add(self, piece: bytes) -> None:
-        self._bytes += piece[: _MAX_KEPT - len(self._bytes)]
-
-    def take(self) -> bytes:
-        """Return the content and clear the buffer."""
-        whole = bytes(self._bytes)
-        self._bytes.clear()
-        return whole
+                yield bytes(data)
+                data.clear()
+        line += rest[: _MAX_KEPT - len(line)]
 
 
 def signal_of(data: bytes) -> Signal:
     """Return the signal for an event. An unknown event may announce a row."""
     if len(data) > _LARGE_EVENT:
         return Signal.ROW  # only messages are that large
-    event = _event(data)
+    try:
+        event = json.loads(data)
+    except (ValueError, RecursionError):
+        return Signal.OTHER
+    if not isinstance(event, dict) or not event:
+        return Signal.OTHER
     kind = event.get("type")
     if not isinstance(kind, str):
-        return Signal.OTHER if not event else Signal.ROW
+        return Signal.ROW
     if kind == "ACTIVITY_LOGGED":
         details = event.get("data")
         activity = details.get("activity_type") if isinstance(details, dict) else None
         return Signal.ROW if not activity or activity == FEED_TYPE or not isinstance(activity, str) else Signal.OTHER
     return Signal.OTHER if kind in _OTHERS else _SIGNALS.get(kind, Signal.ROW)
-
-
-def _event(data: bytes) -> dict[str, Any]:
-    try:
-        event = json.loads(data)
-    except (ValueError, RecursionError):
-        return {}
-    return event if isinstance(event, dict) else {}

@@ -9,6 +9,7 @@ from molecule_connect.errors import AuthError, ConfigError, PermanentPlatformErr
 from molecule_connect.models import (
     FilePart,
     Outgoing,
+    Part,
     Presence,
     Signal,
     UploadLimits,
@@ -46,8 +47,8 @@ class WorkspaceClient(AsyncPlatformClient):
     async def send(self, outgoing: Outgoing) -> None:
         await self.call(endpoints.reply(self.workspace_id, outgoing))
 
-    def fingerprint(self, outgoing: Outgoing) -> str:
-        return notify_fingerprint(outgoing.parts)
+    def fingerprint(self, parts: tuple[Part, ...]) -> str:
+        return notify_fingerprint(parts)
 
     async def workspace(self) -> WorkspaceInfo:
         """Return status and card of the workspace, or status unknown if the platform refuses.

@@ -28,7 +28,9 @@ class Admission:
 
     def check(self, message: StoredMessage) -> Refusal | None:
         """Why *message* may not run now; None if it may."""
-        return _check_crashes(message) or self._budget.check(message.caller_id) or self.loop_guard.check(message)
+        if message.crash_count >= MAX_CRASHES:
+            return Rejected(reason=f"the process died {message.crash_count} times while the backend had it")
+        return self._budget.check(message.caller_id) or self.loop_guard.check(message)
 
     def recheck(self, message: StoredMessage) -> Deferred | None:
         """Repeat the checks whose result changes while *message* waits for a slot."""
@@ -37,9 +39,3 @@ class Admission:
     def remark(self) -> str:
         """A remark on the queue for the heartbeat; empty if there is none."""
         return self.limit.remark()
-
-
-def _check_crashes(message: StoredMessage) -> Rejected | None:
-    if message.crash_count < MAX_CRASHES:
-        return None
-    return Rejected(reason=f"the process died {message.crash_count} times while the backend had it")

@@ -17,10 +17,10 @@ intervals. Their failures count as attempts once another caller has had a succes
 failing, and the heartbeat reports it.
 """
 
+import asyncio
 from collections import OrderedDict
 
 from molecule_connect.journal.models import Conversation, StoredMessage
-from molecule_connect.worker.clock import loop_time
 from molecule_connect.worker.status import Status
 
 # Seconds before a probe: the first, and the longest wait.
@@ -41,8 +41,9 @@ class Circuit:
     """Open after three failures in a row over at least two messages of at least *callers* callers."""
 
     def __init__(self, *, callers: int) -> None:
+        self._loop = asyncio.get_running_loop()
         self._callers = callers
-        self._failures = 0
+        self.failures = 0
         self._messages: set[str] = set()
         self._parties: set[Conversation] = set()
         self._delay = FIRST_PROBE
@@ -54,105 +55,99 @@ class Circuit:
         """Count a failure."""
         if self.is_open:
             return
-        self._failures += 1
+        self.failures += 1
         self._messages.add(message.row_id)
         self._parties.add(party_of(message))
-        enough = self._failures >= FAILURES and len(self._messages) >= MESSAGES and len(self._parties) >= self._callers
+        enough = self.failures >= FAILURES and len(self._messages) >= MESSAGES and len(self._parties) >= self._callers
         if enough:
             self.is_open, self._delay = True, FIRST_PROBE
-            self.next_probe = loop_time() + self._delay
+            self.next_probe = self._loop.time() + self._delay
 
     def probe(self) -> None:
         """A message is tried; the next probe is due after twice the time."""
         self._delay = min(LAST_PROBE, self._delay * 2)
-        self.next_probe = loop_time() + self._delay
+        self.next_probe = self._loop.time() + self._delay
 
 
 class CircuitBreaker:
-    """The circuits of one workspace's backend. Times are the event loop's."""
+    """The circuits of one workspace's backend. Times are the event loop's.
+
+    Attributes:
+        backend: The backend's own circuit. While it is open, the next message may be tried at its ``next_probe``.
+        callers: The circuits of callers whose last attempt failed.
+    """
 
     def __init__(self, status: Status) -> None:
         self._status = status
-        self._backend = Circuit(callers=CALLERS)
-        self._callers: OrderedDict[Conversation, Circuit] = OrderedDict()
+        self._loop = asyncio.get_running_loop()
+        self.backend = Circuit(callers=CALLERS)
+        self.callers: OrderedDict[Conversation, Circuit] = OrderedDict()
         self._succeeded_at: dict[str | None, float] = {}
         self._probes = 0
         self._probed: dict[str | None, int] = {}
         self._is_broken = False
 
-    @property
-    def is_open(self) -> bool:
-        """Whether the backend's circuit is open."""
-        return self._backend.is_open
-
-    @property
-    def next_probe(self) -> float:
-        """When the next message may be tried while the backend's circuit is open."""
-        return self._backend.next_probe
-
-    @property
-    def holds_callers(self) -> bool:
-        """Whether any caller's circuit may be open."""
-        return bool(self._callers)
-
     def failed(self, message: StoredMessage, reason: str) -> None:
         """An attempt at *message* failed, and another one may help."""
         self._succeeded_at.pop(message.caller_id, None)
-        if not self._backend.is_open:
+        if not self.backend.is_open:
             self._circuit(message).failed(message)
-            self._backend.failed(message)
+            self.backend.failed(message)
         self._report(reason)
 
     def succeeded(self, message: StoredMessage) -> None:
         """The backend answered."""
-        self._succeeded_at[message.caller_id] = loop_time()
-        self._callers.pop(party_of(message), None)
-        for circuit in self._callers.values():
-            circuit.others_succeeded = True
-        self._backend = Circuit(callers=CALLERS)
-        self._probed.clear()
-        self._report("")
+        self._succeeded_at[message.caller_id] = self._loop.time()
+        if self.callers:
+            self.callers.pop(party_of(message), None)
+            for circuit in self.callers.values():
+                circuit.others_succeeded = True
+        if self.backend.failures:
+            self.backend = Circuit(callers=CALLERS)
+            self._probed.clear()
+        if self._is_broken:
+            self._report("")
 
     def counts(self, message: StoredMessage) -> bool:
         """Whether a failed attempt at *message* counts: not while the backend may be failing."""
-        circuit = self._callers.get(party_of(message))
+        circuit = self.callers.get(party_of(message))
         may_be_backend = circuit is not None and circuit.is_open and not circuit.others_succeeded
-        return not (self._backend.is_open or may_be_backend)
+        return not (self.backend.is_open or may_be_backend)
 
     def trusts(self, caller_id: str | None) -> bool:
         """Whether the caller is in good standing."""
         succeeded_at = self._succeeded_at.get(caller_id)
-        return succeeded_at is not None and loop_time() - succeeded_at <= GOOD_STANDING
+        return succeeded_at is not None and self._loop.time() - succeeded_at <= GOOD_STANDING
 
-    def held_until(self, message: StoredMessage) -> float:
-        """When the circuit of its caller lets *message* be tried."""
-        circuit = self._callers.get(party_of(message))
+    def held_until(self, party: Conversation) -> float:
+        """When the circuit of *party* lets a message be tried."""
+        circuit = self.callers.get(party)
         return circuit.next_probe if circuit is not None and circuit.is_open else 0.0
 
     def turn(self, caller_id: str | None) -> tuple[int, bool]:
         """Sort key for probes: the caller that was tried longest ago is first, people before peers."""
         return self._probed.get(caller_id, 0), caller_id is not None
 
-    def attempt_started(self, message: StoredMessage) -> None:
-        """An attempt at *message* starts."""
-        circuit = self._callers.get(party_of(message))
+    def attempt_started(self, party: Conversation) -> None:
+        """An attempt at a message of *party* starts."""
+        circuit = self.callers.get(party)
         if circuit is not None and circuit.is_open:
             circuit.probe()
-        if self._backend.is_open and not self.trusts(message.caller_id):
+        if self.backend.is_open and not self.trusts(party.caller_id):
             self._probes += 1
-            self._probed[message.caller_id] = self._probes
-            self._backend.probe()
+            self._probed[party.caller_id] = self._probes
+            self.backend.probe()
 
     def _circuit(self, message: StoredMessage) -> Circuit:
-        circuit = self._callers.setdefault(party_of(message), Circuit(callers=1))
-        self._callers.move_to_end(party_of(message))
-        if len(self._callers) > MAX_CALLERS:
-            self._callers.popitem(last=False)
+        circuit = self.callers.setdefault(party_of(message), Circuit(callers=1))
+        self.callers.move_to_end(party_of(message))
+        if len(self.callers) > MAX_CALLERS:
+            self.callers.popitem(last=False)
         return circuit
 
     def _report(self, reason: str) -> None:
-        is_broken = self._backend.is_open or any(
-            circuit.is_open and not circuit.others_succeeded for circuit in self._callers.values()
+        is_broken = self.backend.is_open or any(
+            circuit.is_open and not circuit.others_succeeded for circuit in self.callers.values()
         )
         if is_broken and not self._is_broken:
             self._status.report("backend", reason, HINT, lasting=True)

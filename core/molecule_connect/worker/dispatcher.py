@@ -14,10 +14,7 @@ from molecule_connect.journal.workspace import WorkspaceJournal
 from molecule_connect.worker.admission import Admission
 from molecule_connect.worker.attempt import Attempts
 from molecule_connect.worker.clock import Clock
-from molecule_connect.worker.outcomes import (
-    Accepted,
-    AttemptOutcome,
-)
+from molecule_connect.worker.outcomes import Accepted
 from molecule_connect.worker.recorder import JOURNAL_DELAY, Recorder
 from molecule_connect.worker.send_health import Resend
 from molecule_connect.worker.sending import MAX_COPIES, ReplySender
@@ -185,13 +182,32 @@ class Dispatcher:
 
     # Handling messages
 
-    async def _converse(self, active: _Active) -> None:
-        """Handle the messages of a conversation, as long as one is due and it is the conversation's turn."""
-        while message := self._next(active):
-            await self._handle(active, message)
-            active.failed_row = ""
-            if self._ends_turn(active.conversation):
-                return
+    async def _converse(self, active: _Active) -> bool:
+        """Handle the messages of a conversation, as long as one is due and it is the conversation's turn.
+
+        The content of a message must not end the process, so a message whose handling fails unexpectedly becomes a
+        dead letter. Raises an error that wasn't caused by a message, or that repeats for the same message.
+
+        Returns:
+            False after an error: continue with the conversation.
+        """
+        try:
+            while message := self._next(active):
+                await self._handle(active, message)
+                active.failed_row = ""
+                if self._ends_turn(active.conversation):
+                    break
+        except JournalError as exc:
+            if self._is_stopping or isinstance(exc, StateLostError):
+                raise
+            if active.message is not None:
+                self._recorder.journal_failed(active.message, exc)
+            await asyncio.sleep(JOURNAL_DELAY)
+        except Exception as exc:
+            await self._contain(active, exc)
+        else:
+            return True
+        return self._ends_turn(active.conversation)
 
     async def _handle(self, active: _Active, message: StoredMessage) -> None:
         """Process a message until it is finished or deferred."""
@@ -204,21 +220,25 @@ class Dispatcher:
             await self._send(message)
         elif message.reply is not None:
             await self._recorder.reuse_reply(message, message.reply)
-        elif await self._admit(message):
-            active.is_starting = True
-            message = await self._admission.files.resolve(message)
-            async with self._admission.limit.slot(message):
-                if (running := await self._start(active, message)) is None:
-                    return
-                outcome = await self._attempt(running)
-            if (answered := await self._recorder.attempt_ended(running, outcome)) is not None:
-                await self._send(answered)
-
-    async def _admit(self, message: StoredMessage) -> bool:
-        """Whether *message* may run now. Otherwise it is deferred, or dead."""
-        if (refusal := self._admission.check(message)) is not None:
+        elif (refusal := self._admission.check(message)) is not None:
             await self._recorder.refused(message, refusal)
-        return refusal is None
+        else:
+            await self._answer(active, message)
+
+    async def _answer(self, active: _Active, message: StoredMessage) -> None:
+        """Run the backend on an admitted message, and send the reply."""
+        active.is_starting = True
+        message = await self._admission.files.resolve(message)
+        async with self._admission.limit.slot(message):
+            if (running := await self._start(active, message)) is None:
+                return
+            try:
+                outcome = await self._attempts.run(running)
+            except asyncio.CancelledError:
+                await self._recorder.not_run(running)
+                raise
+        if (answered := await self._recorder.attempt_ended(running, outcome)) is not None:
+            await self._send(answered)
 
     async def _start(self, active: _Active, message: StoredMessage) -> StoredMessage | None:
         """Start *message*. None if a change during the wait for its slot forbids it."""
@@ -227,17 +247,10 @@ class Dispatcher:
         if (refusal := self._admission.recheck(message)) is not None:
             await self._recorder.refused(message, refusal)
             return None
-        if (running := await self._recorder.started(message)) is not None:
+        if (running := await self._recorder.commit(self._journal.start, message)) is not None:
             active.is_starting = False
             self._last_run[active.conversation] = message.row_id
         return running
-
-    async def _attempt(self, message: StoredMessage) -> AttemptOutcome:
-        try:
-            return await self._attempts.run(message)
-        except asyncio.CancelledError:
-            await self._recorder.not_run(message)
-            raise
 
     async def _send(self, message: StoredMessage) -> None:
         started_at = self._clock.now()
@@ -252,7 +265,7 @@ class Dispatcher:
 
     async def _run(self, active: _Active) -> None:
         try:
-            while not await self._converse_safely(active):
+            while not await self._converse(active):
                 pass
         except asyncio.CancelledError:
             if not self._is_stopping:
@@ -265,26 +278,6 @@ class Dispatcher:
                 self.failure.exception()
         finally:
             self._end(active.conversation)
-
-    async def _converse_safely(self, active: _Active) -> bool:
-        """Converse, and contain errors. False: continue with the conversation.
-
-        The content of a message must not end the process, so a message whose handling fails unexpectedly becomes a
-        dead letter. Raises an error that wasn't caused by a message, or that repeats for the same message.
-        """
-        try:
-            await self._converse(active)
-        except JournalError as exc:
-            if self._is_stopping or isinstance(exc, StateLostError):
-                raise
-            if active.message is not None:
-                self._recorder.journal_failed(active.message, exc)
-            await asyncio.sleep(JOURNAL_DELAY)
-        except Exception as exc:
-            await self._contain(active, exc)
-        else:
-            return True
-        return self._ends_turn(active.conversation)
 
     async def _contain(self, active: _Active, exc: Exception) -> None:
         conversation, message = active.conversation, active.message
@@ -379,26 +372,23 @@ class Dispatcher:
 
     def _next(self, active: _Active) -> StoredMessage | None:
         """The conversation's next message, if it is due. Otherwise a timer is set."""
+        conversation, message = active.conversation, None
         active.message, active.is_starting = None, False
-        active.message = message = self._load_next(active.conversation)
+        if (row_id := self._last_run.get(conversation)) is not None:
+            message = self._journal.message_to_send(row_id)
+            if message is None:
+                del self._last_run[conversation]
+        active.message = message = message or self._journal.next(conversation)
         if message is None:
             return None
         if message.state is State.RECEIVED and (not self._may_start or self._is_stopping):
             return None
-        seconds = self._seconds_until_due(active.conversation, message)
-        if seconds > 0:
+        if (seconds := self._seconds_until_due(conversation, message)) > 0:
             if not self._is_stopping:
-                timer = asyncio.get_running_loop().call_later(seconds, self._wake, active.conversation)
-                self._timers[active.conversation] = timer
+                timer = asyncio.get_running_loop().call_later(seconds, self._wake, conversation)
+                self._timers[conversation] = timer
             return None
         return message
-
-    def _load_next(self, conversation: Conversation) -> StoredMessage | None:
-        if (row_id := self._last_run.get(conversation)) is not None:
-            if (message := self._journal.message_to_send(row_id)) is not None:
-                return message
-            del self._last_run[conversation]
-        return self._journal.next(conversation)
 
     def _seconds_until_due(self, conversation: Conversation, message: StoredMessage) -> float:
         """The wait ends early if this machine's clock is set forward, and isn't extended if it is set back."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 
 from molecule_connect.backoff import Backoff
 from molecule_connect.errors import AuthError, JournalError, PlatformError, TransientPlatformError
@@ -40,7 +40,9 @@ class Intake:
         self._rereads: list[asyncio.Future[bool]] = []
         self._is_reading = self._is_waiting = False
         self._moved_at = 0.0
-        self._slow_page: asyncio.TimerHandle | None = None
+        # When the page was requested that hasn't arrived yet.
+        self._requested_at: float | None = None
+        self._slow_page_timer: asyncio.TimerHandle | None = None
         self._failures = self._refusals = 0
         self._failing_since = self._refused_since = 0.0
 
@@ -92,17 +94,15 @@ class Intake:
         rereads, self._rereads = self._rereads, []
         woken = trigger in (Trigger.WOKEN, Trigger.POLL)
         try:
-            async with contextlib.aclosing(self._reader.read(woken=woken, wakeups=self._polling)) as pages:
-                try:
-                    self._watch()
+            pages = self._reader.read(woken=woken, wakeups=self._polling)
+            with self._watched():
+                async with contextlib.aclosing(pages):
                     async for page in pages:
-                        self._unwatch()
+                        self._requested_at = None
                         self.moved()
                         rows, messages, whole = rows + len(page.items), messages + page.messages, page.caught_up
                         yield page
-                        self._watch()
-                finally:
-                    self._unwatch()
+                        self._requested_at = self._loop.time()
             succeeded = whole
         except AuthError as exc:
             self._polling.read_failed(retry_after=await self._refused(exc))
@@ -154,25 +154,29 @@ class Intake:
         self._status.report("intake", str(exc), hint, lasting=self._failures > 1)
         return REFUSED_WAIT.delay(self._failures)
 
-    def _watch(self) -> None:
-        """Report the next page if it takes too long to arrive."""
-        self._slow_page = self._loop.call_later(SLOW_PAGE, self._page_is_slow)
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Report pages that take too long to arrive, inside the block."""
+        self._requested_at = self._loop.time()
+        self._slow_page_timer = self._loop.call_later(SLOW_PAGE, self._check_page)
+        try:
+            yield
+        finally:
+            self._slow_page_timer.cancel()
 
-    def _unwatch(self) -> None:
-        if self._slow_page is not None:
-            self._slow_page.cancel()
-            self._slow_page = None
-
-    def _page_is_slow(self) -> None:
-        if self._platform.is_queued:
-            self._watch()
-        elif not self._status.is_broken("intake"):
-            self._status.report(
-                "intake",
-                f"activity: a page of the feed has not arrived {SLOW_PAGE:g} s after its request",
-                "messages can't be read meanwhile; check the network, and the platform's rate limit",
-                lasting=True,
-            )
+    def _check_page(self) -> None:
+        now = self._loop.time()
+        due_at = (now if self._requested_at is None else self._requested_at) + SLOW_PAGE
+        if due_at <= now:
+            due_at = now + SLOW_PAGE
+            if not self._platform.is_queued and not self._status.is_broken("intake"):
+                self._status.report(
+                    "intake",
+                    f"activity: a page of the feed has not arrived {SLOW_PAGE:g} s after its request",
+                    "messages can't be read meanwhile; check the network, and the platform's rate limit",
+                    lasting=True,
+                )
+        self._slow_page_timer = self._loop.call_at(due_at, self._check_page)
 
 
 def _resolve(rereads: list[asyncio.Future[bool]], succeeded: bool) -> None:

@@ -22,16 +22,19 @@ class _Waiter:
 
     limit: "ConcurrencyLimit"
     message: StoredMessage
+    party: Conversation
+    is_suspect: bool
     granted: "asyncio.Future[None]"
     is_trusted_try: bool = False
     reserved: float = 0.0
 
-    @property
-    def is_suspect(self) -> bool:
-        return self.message.crash_count >= SUSPECT_CRASHES
-
     async def __aenter__(self) -> None:
-        await self.limit.acquire(self)
+        self.limit.add(self)
+        try:
+            await self.granted
+        except asyncio.CancelledError:
+            self.limit.remove(self)
+            raise
 
     async def __aexit__(self, *_: object) -> None:
         self.limit.release(self)
@@ -50,12 +53,17 @@ class ConcurrencyLimit:
     - A single slot goes to callers in turn.
 
     A slot also requires room in the daily budget, besides the running attempts.
+
+    Attributes:
+        busy: Number of slots in use.
     """
 
     def __init__(self, capacity: int, breaker: CircuitBreaker, budget: DailyBudget) -> None:
         self._capacity = capacity
         self._breaker = breaker
         self._budget = budget
+        self._loop = asyncio.get_running_loop()
+        self.busy = 0
         self._holding: Counter[Conversation] = Counter()
         self._held_by_peers = 0
         self._waiting: OrderedDict[str | None, deque[_Waiter]] = OrderedDict()
@@ -65,18 +73,13 @@ class ConcurrencyLimit:
         self._trusted_tries: set[str | None] = set()
 
     @property
-    def busy(self) -> int:
-        """Number of slots in use."""
-        return self._holding.total()
-
-    @property
     def waiting(self) -> int:
         """Number of messages that wait for a slot."""
         return sum(len(waiters) for waiters in self._waiting.values())
 
     def blocked_for(self) -> float:
         """How long the queue has been blocked, in seconds. Messages held by a circuit breaker don't count."""
-        return 0.0 if self._full_since is None else asyncio.get_running_loop().time() - self._full_since
+        return 0.0 if self._full_since is None else self._loop.time() - self._full_since
 
     def remark(self) -> str:
         """A remark on the queue for the heartbeat; empty if there is none."""
@@ -86,43 +89,45 @@ class ConcurrencyLimit:
 
     def slot(self, message: StoredMessage) -> _Waiter:
         """Wait for a slot on entry of the block, and keep it inside."""
-        return _Waiter(self, message, asyncio.get_running_loop().create_future())
+        is_suspect = message.crash_count >= SUSPECT_CRASHES
+        return _Waiter(self, message, party_of(message), is_suspect, self._loop.create_future())
+
+    def add(self, waiter: _Waiter) -> None:
+        """Grant *waiter* a slot, now or later."""
+        self._waiting.setdefault(waiter.message.caller_id, deque()).append(waiter)
+        self.reconsider()
+
+    def remove(self, waiter: _Waiter) -> None:
+        """The task of *waiter* was cancelled while it waited."""
+        if waiter.granted.cancelled():
+            self._forget(waiter)
+            self.reconsider()
+        else:
+            self.release(waiter)
 
     def reconsider(self) -> None:
         """Grant the free slots."""
-        while (waiter := self._choose()) is not None:
+        while self._waiting and self.busy < self._capacity and (waiter := self._choose()) is not None:
             self._take(waiter)
-        if next(self._due(), None) is None:
+        if not self._waiting or next(self._due(), None) is None:
             self._full_since = None
         elif self._full_since is None:
-            self._full_since = asyncio.get_running_loop().time()
-        self._set_timer()
-
-    async def acquire(self, waiter: _Waiter) -> None:
-        """Wait for a slot."""
-        self._waiting.setdefault(waiter.message.caller_id, deque()).append(waiter)
-        self.reconsider()
-        try:
-            await waiter.granted
-        except asyncio.CancelledError:
-            if waiter.granted.cancelled():
-                self._forget(waiter)
-                self.reconsider()
-            else:
-                self.release(waiter)
-            raise
+            self._full_since = self._loop.time()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._waiting:
+            self._set_timer()
 
     def _choose(self) -> _Waiter | None:
-        if self.busy >= self._capacity or not self._waiting:
-            return None
         if (waiter := next(self._due(fitting=True), None)) is not None:
             return waiter
-        if self._breaker.is_open:
+        if self._breaker.backend.is_open:
             return self._choose_probe()
         return next(self._due(), None) if self._capacity == 2 else None
 
     def _choose_probe(self) -> _Waiter | None:
-        if asyncio.get_running_loop().time() < self._breaker.next_probe:
+        if self._loop.time() < self._breaker.backend.next_probe:
             return None
         # Callers in good standing don't need probes.
         callers = (
@@ -130,15 +135,15 @@ class ConcurrencyLimit:
         )
         for caller in sorted(callers, key=self._breaker.turn):
             for waiter in self._waiting[caller]:
-                if self._may_run(waiter) and (self._fits(waiter) or self._capacity == 2):
+                if not (waiter.is_suspect and self._suspect_runs) and (self._fits(waiter) or self._capacity == 2):
                     return waiter
         return None
 
     def _due(self, *, fitting: bool = False) -> Iterator[_Waiter]:
         """Messages that could run now, in the order of their turns; if *fitting*, only those that fit a free slot."""
-        now = asyncio.get_running_loop().time()
+        now, is_open = self._loop.time(), self._breaker.backend.is_open
         for caller, waiters in self._waiting.items():
-            if self._breaker.is_open and (caller in self._trusted_tries or not self._breaker.trusts(caller)):
+            if is_open and (caller in self._trusted_tries or not self._breaker.trusts(caller)):
                 continue
             if not self._budget.has_room(caller):
                 continue
@@ -146,16 +151,13 @@ class ConcurrencyLimit:
                 if fitting and not self._fits(waiter):
                     # The same holds for the caller's other messages: no two of one conversation wait.
                     break
-                if self._may_run(waiter) and self._breaker.held_until(waiter.message) <= now:
+                if not (waiter.is_suspect and self._suspect_runs) and self._breaker.held_until(waiter.party) <= now:
                     yield waiter
-
-    def _may_run(self, waiter: _Waiter) -> bool:
-        return not (waiter.is_suspect and self._suspect_runs)
 
     def _fits(self, waiter: _Waiter) -> bool:
         """Whether this caller may have one of the free slots."""
         free = self._capacity - self.busy
-        holds_none = not self._holding[party_of(waiter.message)]
+        holds_none = waiter.party not in self._holding
         if self._capacity == 1:
             return free > 0
         if self._capacity == 2:
@@ -167,17 +169,14 @@ class ConcurrencyLimit:
 
     def _set_timer(self) -> None:
         """Schedule ``reconsider`` for the next probe."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        loop = asyncio.get_running_loop()
-        times = [self._breaker.next_probe] if self._waiting and self._breaker.is_open else []
-        if self._breaker.holds_callers:
-            waiting = (waiter.message for waiters in self._waiting.values() for waiter in waiters)
-            times += map(self._breaker.held_until, waiting)
-        when = min((time for time in times if time > loop.time()), default=None)
+        times = [self._breaker.backend.next_probe] if self._breaker.backend.is_open else []
+        if self._breaker.callers:
+            parties = (waiter.party for waiters in self._waiting.values() for waiter in waiters)
+            times += map(self._breaker.held_until, parties)
+        now = self._loop.time()
+        when = min((time for time in times if time > now), default=None)
         if when is not None:
-            self._timer = loop.call_at(when, self.reconsider)
+            self._timer = self._loop.call_at(when, self.reconsider)
 
     def _take(self, waiter: _Waiter) -> None:
         caller = waiter.message.caller_id
@@ -187,23 +186,24 @@ class ConcurrencyLimit:
         if waiter.granted.cancelled():
             # Its task was cancelled and hasn't run yet.
             return
-        if self._breaker.is_open and self._breaker.trusts(caller):
+        if self._breaker.backend.is_open and self._breaker.trusts(caller):
             waiter.is_trusted_try = True
             self._trusted_tries.add(caller)
-        self._breaker.attempt_started(waiter.message)
+        self._breaker.attempt_started(waiter.party)
         waiter.reserved = self._budget.reserve(caller)
         self._suspect_runs = self._suspect_runs or waiter.is_suspect
-        self._holding[party_of(waiter.message)] += 1
+        self.busy += 1
+        self._holding[waiter.party] += 1
         self._held_by_peers += caller is not None
         self._full_since = None
         waiter.granted.set_result(None)
 
     def release(self, waiter: _Waiter) -> None:
         """Give the slot to the next message."""
-        party = party_of(waiter.message)
-        self._holding[party] -= 1
-        if not self._holding[party]:
-            del self._holding[party]
+        self.busy -= 1
+        self._holding[waiter.party] -= 1
+        if not self._holding[waiter.party]:
+            del self._holding[waiter.party]
         self._held_by_peers -= waiter.message.caller_id is not None
         self._budget.release(waiter.message.caller_id, waiter.reserved)
         if waiter.is_suspect:

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import IO, Any, Protocol
 
-from molecule_connect.models import FilePart, Outgoing, Page, Presence, Signal, UploadLimits, WorkspaceInfo
+from molecule_connect.models import FilePart, Outgoing, Page, Part, Presence, Signal, UploadLimits, WorkspaceInfo
 
 
 class Feed(Protocol):
@@ -50,8 +50,8 @@ class Sender(Protocol):
         """
         ...
 
-    def fingerprint(self, outgoing: Outgoing) -> str:
-        """The ``fingerprint`` that the feed's echo of this reply to a person will have."""
+    def fingerprint(self, parts: tuple[Part, ...]) -> str:
+        """The ``fingerprint`` that the feed's echo of a reply to a person will have."""
         ...
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import traceback
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from molecule_connect import events
 from molecule_connect.errors import JournalError
@@ -31,6 +31,7 @@ from molecule_connect.worker.ports import Sender
 from molecule_connect.worker.replies import echo_fingerprint
 from molecule_connect.worker.status import Status
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 # Seconds until a write is retried that the journal could not commit.
@@ -50,13 +51,9 @@ class Recorder:
         self._status = status
         self._clock = clock
 
-    async def started(self, message: StoredMessage) -> StoredMessage | None:
-        """Record the start of an attempt. Returns the running message; None if its state has changed meanwhile."""
-        return await self._commit(lambda: self._journal.start(message))
-
     async def not_run(self, message: StoredMessage) -> None:
         """Put a running message back as if it had not been started."""
-        await self._commit(lambda: self._journal.requeue(message, counts=False))
+        await self.commit(self._journal.requeue, message, counts=False)
 
     async def attempt_ended(self, message: StoredMessage, outcome: AttemptOutcome) -> StoredMessage | None:
         """Write the outcome of an attempt. Returns the message if there is a reply to send."""
@@ -66,7 +63,7 @@ class Recorder:
                 self._status.message_event(events.Answered, message, text=reply.text[:200], seconds=seconds)
                 return stored
             case Silent(text=text, seconds=seconds):
-                await self._commit(lambda: self._journal.finish_without_reply(message))
+                await self.commit(self._journal.finish_without_reply, message)
                 self._status.message_event(events.Answered, message, text=text[:200], seconds=seconds, silent=True)
             case Requeued():
                 await self._requeue(message, outcome)
@@ -80,7 +77,7 @@ class Recorder:
         """Defer a message that was not admitted, or mark it dead."""
         match refusal:
             case Deferred(not_before=not_before, reason=reason, limit=limit):
-                await self._commit(lambda: self._journal.defer(message, not_before=not_before, error=reason))
+                await self.commit(self._journal.defer, message, not_before=not_before, error=reason)
                 seconds = not_before - self._clock.wall()
                 self._status.message_event(events.Retrying, message, what=limit, reason=reason, seconds=seconds)
             case Rejected(reason=reason):
@@ -89,37 +86,36 @@ class Recorder:
     async def reuse_reply(self, message: StoredMessage, reply: StoredReply) -> None:
         """Store the reply of a replayed message again; it is sent next."""
         at, send_print = self._clock.now(), echo_fingerprint(self._platform, message, reply)
-        if await self._commit(lambda: self._journal.reuse_reply(message, at=at, send_print=send_print)):
+        if await self.commit(self._journal.reuse_reply, message, at=at, send_print=send_print):
             self._status.message_event(events.Answered, message, text=reply.text[:200], seconds=0.0)
 
     async def prepare_send(self, message: StoredMessage, reply: StoredReply) -> None:
         """Note what sending the reply of an inbox's reader requires. The reader may be in another process."""
         at, send_print = max(self._clock.now(), message.time), echo_fingerprint(self._platform, message, reply)
-        if await self._commit(lambda: self._journal.prepare_send(message, at=at, send_print=send_print)):
+        if await self.commit(self._journal.prepare_send, message, at=at, send_print=send_print):
             seconds = max(0.0, (at - message.time) / SECOND)
             self._status.message_event(events.Answered, message, text=reply.text[:200], seconds=seconds)
 
     async def send_ended(self, message: StoredMessage, outcome: SendOutcome) -> None:
         """Record the outcome of a send."""
+        is_notice = message.reply is not None and message.reply.is_notice
         match outcome:
             case Accepted(confirmed=confirmed):
                 self._journal.mark_sent(message, at=self._clock.now())
-                if _is_notice(message):
+                if is_notice:
                     self._status.message_event(events.Notified, message)
                 else:
                     self._status.message_event(events.Delivered, message, confirmed=confirmed)
-            case Refused(reason=reason) if _is_notice(message):
+            case Refused(reason=reason) if is_notice:
                 # The event of the dead letter was emitted when the notice was stored.
                 dead_reason = f"{message.reply and message.reply.reason} (the caller could not be notified: {reason})"
-                await self._commit(lambda: self._journal.mark_dead(message, dead_reason))
+                await self.commit(self._journal.mark_dead, message, dead_reason)
                 self._status.message_event(events.Notified, message, error=reason)
             case Refused(reason=reason):
                 await self._mark_dead(message, f"the reply was not accepted: {reason}")
             case Postponed(reason=reason, seconds=seconds, in_doubt=in_doubt):
                 when = self._clock.wall() + seconds
-                await self._commit(
-                    lambda: self._journal.record_failed_send(message, not_before=when, in_doubt=in_doubt)
-                )
+                await self.commit(self._journal.record_failed_send, message, not_before=when, in_doubt=in_doubt)
                 self._status.message_event(events.Retrying, message, what="sending", reason=reason, seconds=seconds)
 
     def journal_failed(self, message: StoredMessage, error: JournalError) -> None:
@@ -131,11 +127,11 @@ class Recorder:
         message, reason = self._journal.message(row_id), exception_text(exc)
         when = self._clock.wall() + SHORTAGE_DELAY
         if message.state is State.RECEIVED:
-            await self._commit(lambda: self._journal.defer(message, not_before=when, error=reason))
+            await self.commit(self._journal.defer, message, not_before=when, error=reason)
         elif message.state is State.ANSWERED:
             # A send may have been in progress.
             in_doubt = max(message.in_doubt, 1)
-            await self._commit(lambda: self._journal.record_failed_send(message, not_before=when, in_doubt=in_doubt))
+            await self.commit(self._journal.record_failed_send, message, not_before=when, in_doubt=in_doubt)
         else:
             return False
         self._status.message_event(events.Retrying, message, what="this machine", reason=reason, seconds=SHORTAGE_DELAY)
@@ -145,7 +141,7 @@ class Recorder:
         """Mark a message dead that can't be handled, and perhaps not loaded."""
         reason = f"internal error, please report it: {exception_text(exc)}"
         trace = "".join(traceback.format_exception(exc))[-LONGEST_TRACE:]
-        if await self._commit(lambda: self._journal.mark_dead_by_id(row_id, conversation.caller_id, reason, trace)):
+        if await self.commit(self._journal.mark_dead_by_id, row_id, conversation.caller_id, reason, trace):
             self._status.emit(
                 events.Dead(
                     workspace_id=self._journal.workspace_id,
@@ -158,40 +154,39 @@ class Recorder:
 
     async def _store_reply(self, message: StoredMessage, reply: StoredReply) -> StoredMessage | None:
         at, send_print = self._clock.now(), echo_fingerprint(self._platform, message, reply)
-        return await self._commit(lambda: self._journal.store_reply(message, reply, at=at, send_print=send_print))
+        return await self.commit(self._journal.store_reply, message, reply, at=at, send_print=send_print)
 
     async def _give_up(self, message: StoredMessage, reason: str) -> StoredMessage | None:
         """Notify the caller in one line, unless the conversation had a notice a moment ago."""
         if self._journal.noticed_since(message.conversation, self._clock.now() - NOTICE_INTERVAL):
-            await self._commit(lambda: self._journal.mark_dead(message, reason))
+            await self.commit(self._journal.mark_dead, message, reason)
             return None
         text = f"This message could not be answered (reference {message.row_id[:8]})."
         return await self._store_reply(message, StoredReply(parts=(TextPart(text),), is_notice=True, reason=reason))
 
     async def _requeue(self, message: StoredMessage, outcome: Requeued) -> None:
         not_before = self._clock.wall() + outcome.seconds
-        await self._commit(
-            lambda: self._journal.requeue(
-                message,
-                counts=outcome.counts,
-                failed_at=outcome.failed_at,
-                not_before=not_before,
-                error=outcome.reason,
-            )
+        await self.commit(
+            self._journal.requeue,
+            message,
+            counts=outcome.counts,
+            failed_at=outcome.failed_at,
+            not_before=not_before,
+            error=outcome.reason,
         )
         self._status.message_event(
             events.Retrying, message, what="answering", reason=outcome.reason, seconds=outcome.seconds
         )
 
     async def _mark_dead(self, message: StoredMessage, reason: str) -> None:
-        await self._commit(lambda: self._journal.mark_dead(message, reason))
+        await self.commit(self._journal.mark_dead, message, reason)
         self._status.message_event(events.Dead, message, reason=reason)
 
-    async def _commit(self, write: Callable[[], Awaitable[T]]) -> T:
-        """The result of a journal *write*, which is retried while the journal can't be written."""
+    async def commit(self, write: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The result of a *write* of the journal, which is retried while the journal can't be written."""
         while True:
             try:
-                result = await write()
+                result = await write(*args, **kwargs)
             except JournalError as exc:
                 if self._journal.is_closed:
                     raise
@@ -200,7 +195,3 @@ class Recorder:
             else:
                 self._status.clear("journal")
                 return result
-
-
-def _is_notice(message: StoredMessage) -> bool:
-    return message.reply is not None and message.reply.is_notice

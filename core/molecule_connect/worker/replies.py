@@ -1,31 +1,16 @@
-"""Convert stored replies to the form in which they are sent."""
-
-import attrs
+"""Replies as the platform takes them: how their echo is recognized, and how long they may be."""
 
 from molecule_connect.journal.models import StoredMessage, StoredReply, dump_parts
-from molecule_connect.models import Outgoing, Part, TextPart
+from molecule_connect.models import Part, TextPart
 from molecule_connect.worker.ports import Sender
 
 # JSON sizes, in bytes, from which a refused reply is shortened. Older platforms cut a body at 1 MiB.
 LONG, SHORT = 100_000, 900_000
 
 
-def outgoing_reply(message: StoredMessage, parts: tuple[Part, ...]) -> Outgoing:
-    """The reply to *message* with these *parts*."""
-    return Outgoing(
-        message_id=message.outgoing_id(),
-        caller_id=message.caller_id,
-        context_id=message.context_id,
-        in_reply_to=message.message_id,
-        parts=parts,
-    )
-
-
 def echo_fingerprint(platform: Sender, message: StoredMessage, reply: StoredReply) -> str | None:
     """The fingerprint that the echo of *reply* will have in the feed; None for peers, whose replies have no echo."""
-    if message.caller_id is not None:
-        return None
-    return platform.fingerprint(outgoing_reply(attrs.evolve(message, reply=reply), reply.parts))
+    return platform.fingerprint(reply.parts) if message.caller_id is None else None
 
 
 def shorten(parts: tuple[Part, ...]) -> tuple[Part, ...]:

@@ -20,7 +20,7 @@ from molecule_connect.journal.workspace import WorkspaceJournal
 from molecule_connect.worker.clock import SECOND, Clock
 from molecule_connect.worker.outcomes import Accepted, Postponed, Refused, SendOutcome
 from molecule_connect.worker.ports import Sender
-from molecule_connect.worker.replies import echo_fingerprint, outgoing_reply, shorten
+from molecule_connect.worker.replies import echo_fingerprint, shorten
 from molecule_connect.worker.send_health import SendHealth
 from molecule_connect.worker.status import Status
 from molecule_connect.worker.uploads import Attachments, has_local_files
@@ -138,7 +138,7 @@ class ReplySender:
     ) -> SendOutcome:
         started_at = asyncio.get_running_loop().time()
         try:
-            await self._platform.send(outgoing_reply(message, reply.parts))
+            await self._platform.send(message.outgoing(reply.parts))
         except AuthError as exc:
             seconds = RETRIES.delay(message.sends + 1)
             return self._postpone(message, str(exc), seconds, in_doubt=message.in_doubt, error=exc)
