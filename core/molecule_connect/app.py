@@ -32,6 +32,7 @@ from molecule_connect.plugins.entry_points import BACKENDS, MIDDLEWARE
 from molecule_connect.plugins.options import BackendConfig, declared_class
 from molecule_connect.plugins.raw_options import GivenOptions
 from molecule_connect.runtime import Notices, Runtime, WorkspaceRunner
+from molecule_connect.worker.fleet import Fleet
 
 
 async def connect(
@@ -253,7 +254,13 @@ async def deploy(
         transports = Transports(transport=transport, say=notices)
         stack.push_async_callback(transports.aclose)
         journal = await stack.enter_async_context(Journal.open(state_dir, wall=time.time, notice=notices))
-        runtime = Runtime(state_dir=state_dir, transports=transports, journal=journal, listener=listener)
+        runtime = Runtime(
+            state_dir=state_dir,
+            transports=transports,
+            journal=journal,
+            listener=listener,
+            fleet=Fleet(journal.spend, listing.fleet),
+        )
         runners = [WorkspaceRunner(one, runtime) for one in settings]
         for runner in runners:
             stack.push_async_callback(runner.aclose)

@@ -9,7 +9,7 @@ import attrs
 
 from molecule_connect import events, open_files
 from molecule_connect.config.settings import WorkspaceSettings
-from molecule_connect.config.workspaces import Fault, Refused, WorkspacesError, lines_of
+from molecule_connect.config.workspaces import Fault, FleetLimits, Refused, WorkspacesError, lines_of
 from molecule_connect.errors import ConfigError, MoleculeError
 from molecule_connect.runtime import Notices, Runtime, WorkspaceRunner, credentials_of, plugin_host, report_permissions
 from molecule_connect.worker.status_file import Problem, RefusedBlocksFile
@@ -137,6 +137,10 @@ class Deployment:
     def close(self) -> None:
         """Stop reporting refused blocks."""
         self._file.remove()
+
+    def set_fleet_limits(self, limits: FleetLimits) -> None:
+        """Change the limits for all workspaces together."""
+        self._runtime.fleet.set_limits(limits)
 
     async def plan(self, wanted: Sequence[WorkspaceSettings], refused: Sequence[Refused] = ()) -> Plan:
         """The changes for a new list. Workspaces that will start are built and checked first.

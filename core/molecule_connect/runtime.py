@@ -21,6 +21,7 @@ from molecule_connect.platform.credentials import Credentials
 from molecule_connect.platform.transports import Transports
 from molecule_connect.platform.workspace_client import WorkspaceClient
 from molecule_connect.plugins.manager import PluginHost, create_host
+from molecule_connect.worker.fleet import Fleet
 from molecule_connect.worker.worker import Worker, WorkerOptions
 
 
@@ -43,6 +44,7 @@ class Runtime:
     transports: Transports
     journal: Journal
     listener: events.Listener
+    fleet: Fleet
 
     def client(self, settings: WorkspaceSettings) -> WorkspaceClient:
         """The platform client of one workspace."""
@@ -75,7 +77,7 @@ class Runtime:
             handler=handler,
             journal=self.journal,
             listener=self.listener,
-            options=attrs.evolve(options, pace=client.rate_limiter),
+            options=attrs.evolve(options, pace=client.rate_limiter, fleet=self.fleet),
         )
 
 

@@ -14,6 +14,7 @@ from molecule_connect.models import Progress, Request, Response
 from molecule_connect.worker.budget import DailyBudget
 from molecule_connect.worker.circuit_breaker import CircuitBreaker
 from molecule_connect.worker.clock import Clock
+from molecule_connect.worker.fleet import Fleet
 from molecule_connect.worker.limits import ConcurrencyLimit
 
 
@@ -28,10 +29,13 @@ def entry(row_id: str, caller: str | None = "peer-1", **given: Any) -> StoredMes
 class Hall:
     """Messages that want a slot; each keeps it until it is let go."""
 
-    def __init__(self, journal: Journal, capacity: int, breaker: CircuitBreaker | None = None) -> None:
+    def __init__(
+        self, journal: Journal, capacity: int, breaker: CircuitBreaker | None = None, fleet: Fleet | None = None
+    ) -> None:
+        fleet = fleet or Fleet(dict)
         status, clock = status_of(journal), Clock(FakePlatform(), journal.wall)
-        budget = DailyBudget(None, journal.of(WORKSPACE), status, clock)
-        self.slots = ConcurrencyLimit(capacity, breaker or CircuitBreaker(status), budget)
+        budget = DailyBudget(None, journal.of(WORKSPACE), status, clock, fleet)
+        self.slots = ConcurrencyLimit(capacity, breaker or CircuitBreaker(status), budget, fleet)
         self.entered: list[str] = []
         self._leave: dict[str, asyncio.Event] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}

@@ -64,6 +64,7 @@ async def follow_the_list(
                 report.reloading()
                 listing = source.read()
                 plan = await deployment.plan(listing.settings, listing.refused)
+                deployment.set_fleet_limits(listing.fleet)
                 outcome = f"{listing.source} was read again: {_describe(plan)}"
                 screen.note(INFO, outcome)
                 report.reloaded(outcome, lines_of(plan.refused))

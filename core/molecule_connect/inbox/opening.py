@@ -20,6 +20,7 @@ from molecule_connect.inbox.session import InboxSession, require_no_backend
 from molecule_connect.journal.journal import Journal
 from molecule_connect.platform.transports import AsyncTransport, Transports
 from molecule_connect.runtime import Notices, Runtime
+from molecule_connect.worker.fleet import Fleet
 from molecule_connect.worker.supervisor import Supervisor
 
 
@@ -65,7 +66,9 @@ async def open_inbox(
         transports.streams.most = streams
         stack.push_async_callback(transports.aclose)
         journal = await stack.enter_async_context(Journal.open(folder, wall=time.time, notice=say))
-        runtime = Runtime(state_dir=folder, transports=transports, journal=journal, listener=listener)
+        runtime = Runtime(
+            state_dir=folder, transports=transports, journal=journal, listener=listener, fleet=Fleet(dict)
+        )
         changes = ChangeSignal()
         sessions = {}
         for one in settings:

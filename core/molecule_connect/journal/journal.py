@@ -101,6 +101,11 @@ class Journal:
         """
         return WorkspaceJournal(self.writer, self.reader, self.wall, workspace_id, inbox=inbox, quota=quota)
 
+    def spend(self) -> dict[str, dict[str | None, float]]:
+        """US dollars spent today (UTC) in each workspace, for each peer, and under None for people."""
+        names = [row[0] for row in self.reader.execute("SELECT DISTINCT workspace_id FROM spend").fetchall()]
+        return {name: self.of(name).spend_by_caller() for name in names}
+
     def used(self) -> int:
         """The used bytes of the file."""
         return quotas.used(self.reader)

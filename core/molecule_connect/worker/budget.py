@@ -1,21 +1,19 @@
 """The daily budget, and each caller's share of it."""
 
 from collections import deque
+from collections.abc import Hashable
 
 from molecule_connect import events
 from molecule_connect.journal.models import StoredMessage
-from molecule_connect.journal.transitions import DAY_SPENT
 from molecule_connect.journal.workspace import WorkspaceJournal
 from molecule_connect.models import Usage
 from molecule_connect.worker.clock import Clock
+from molecule_connect.worker.fleet import Fleet
+from molecule_connect.worker.ledger import Ledger
 from molecule_connect.worker.outcomes import Deferred
 from molecule_connect.worker.status import Status
 
 DAY = 24 * 3600
-# Shares of the budget: of one peer, and of all peers together. The rest is reserved for people.
-ONE_PEER, ALL_PEERS = 0.5, 0.75
-# Reserved amounts below this many US dollars are left over by the rounding of sums.
-NEGLIGIBLE = 1e-9
 # Attempts from which the cost of the next one is estimated.
 RECENT = 50
 
@@ -33,84 +31,90 @@ class DailyBudget:
 
     Args:
         limit: US dollars; None for no limit.
+        fleet: May limit the costs of all workspaces together, in the same way.
     """
 
-    def __init__(self, limit: float | None, journal: WorkspaceJournal, status: Status, clock: Clock) -> None:
-        self._limit = limit
+    def __init__(
+        self, limit: float | None, journal: WorkspaceJournal, status: Status, clock: Clock, fleet: Fleet
+    ) -> None:
         self._journal = journal
         self._status = status
         self._clock = clock
-        self._day = -1
-        self._spent: dict[str | None, float] = {}
-        self._reserved: dict[str | None, float] = {}
+        self._own = Ledger(limit, journal.spend_by_caller)
+        self._fleet = fleet
         self._recent: deque[tuple[str | None, float]] | None = None
+
+    @property
+    def _is_limited(self) -> bool:
+        return self._own.limit is not None or self._fleet.ledger.limit is not None
 
     def attempt_ended(self, message: StoredMessage, usage: object) -> None:
         """Add the cost of an attempt at *message*. *usage* is from a plugin and can be any object."""
         caller_id = message.caller_id
         cost = usage.cost_usd if isinstance(usage, Usage) else 0.0
-        if self._limit is not None:
+        if self._is_limited:
             self._attempts().append((caller_id, cost))
         if cost > 0:
             # Load the day first: the journal adds the cost asynchronously.
-            self._load_day()
-            self._spent[caller_id] = self._spent.get(caller_id, 0.0) + cost
+            for ledger, caller in self._ledgers(caller_id):
+                ledger.spend(caller, cost)
             self._journal.add_spend(caller_id, cost, row_id=message.row_id)
             self._status.message_event(events.Spent, message, cost_usd=cost)
 
     def check(self, caller_id: str | None) -> Deferred | None:
-        """Defer messages of the caller to the next day if its share is spent."""
-        if self._limit is None:
+        """Defer messages of the caller to the next day if its share is spent, of this workspace or of all."""
+        if not self._is_limited:
             return None
-        self._load_day()
-        reason = self._exhausted(caller_id, self._limit, self._spent)
-        is_exhausted_for_all = self._exhausted(None, self._limit, self._spent)
+        ledgers = self._ledgers(caller_id)
+        reason = next(filter(None, (ledger.exhausted(caller) for ledger, caller in ledgers)), "")
+        is_exhausted_for_all = any(ledger.exhausted(None) for ledger, _ in ledgers)
         if reason:
             hint = "messages wait for the next day (UTC); restart with a higher --max-cost-per-day to run them now"
             self._status.report("budget" if is_exhausted_for_all else "peer budget", reason, hint)
         if not is_exhausted_for_all:
             self._status.clear("budget")
-        if not any(self._exhausted(caller, self._limit, self._spent) for caller in self._spent):
+        if not any(ledger.has_exhausted_peer for ledger, _ in ledgers):
             self._status.clear("peer budget")
         if not reason:
             return None
-        return Deferred(not_before=(self._day + 1) * DAY, reason=reason, limit="daily budget")
+        return Deferred(not_before=(self._today() + 1) * DAY, reason=reason, limit="daily budget")
 
     def has_room(self, caller_id: str | None) -> bool:
         """Whether an attempt of the caller may start beside those that run.
 
         True if the share is spent: ``check`` then defers the message, so it doesn't have to wait for a slot.
         """
-        if self._limit is None or not self._reserved:
-            return True
-        self._load_day()
-        if self._exhausted(caller_id, self._limit, self._spent):
-            return True
-        total = {
-            caller: self._spent.get(caller, 0.0) + self._reserved.get(caller, 0.0)
-            for caller in {*self._spent, *self._reserved}
-        }
-        return not self._exhausted(caller_id, self._limit, total)
+        return not self._is_limited or all(ledger.has_room(caller) for ledger, caller in self._ledgers(caller_id))
 
     def reserve(self, caller_id: str | None) -> float:
         """Reserve the estimated cost of an attempt that starts now. Returns the amount, for ``release``."""
-        if self._limit is None or (amount := self._estimate(caller_id, self._limit)) == 0:
+        if not self._is_limited:
             return 0.0
-        self._reserved[caller_id] = self._reserved.get(caller_id, 0.0) + amount
+        ledgers = self._ledgers(caller_id)
+        amount = self._estimate(caller_id, min(ledger.share(caller) for ledger, caller in ledgers))
+        for ledger, caller in ledgers:
+            ledger.reserve(caller, amount)
         return amount
 
     def release(self, caller_id: str | None, amount: float) -> None:
         """The attempt that reserved *amount* has ended."""
-        if not amount:
-            return
-        left = self._reserved.pop(caller_id, 0.0) - amount
-        if left >= NEGLIGIBLE:
-            self._reserved[caller_id] = left
+        for ledger, caller in self._ledgers(caller_id):
+            ledger.release(caller, amount)
 
-    def _estimate(self, caller_id: str | None, limit: float) -> float:
+    def _ledgers(self, caller_id: str | None) -> tuple[tuple[Ledger, Hashable], ...]:
+        """The workspace's and the fleet's ledger of today, each with its key of the caller."""
+        day, fleet = self._today(), self._fleet
+        self._own.open_day(day)
+        fleet.ledger.open_day(day)
+        return (self._own, caller_id), (fleet.ledger, fleet.key(self._status.workspace_id, caller_id))
+
+    def _today(self) -> int:
+        return int(self._clock.wall() // DAY)
+
+    def _estimate(self, caller_id: str | None, share: float) -> float:
         recent = self._attempts()
         if not recent:
-            return limit if caller_id is None else limit * ONE_PEER
+            return share
         highest = max((cost for caller, cost in recent if caller == caller_id), default=0.0)
         return highest or sum(cost for _, cost in recent) / len(recent)
 
@@ -118,20 +122,3 @@ class DailyBudget:
         if self._recent is None:
             self._recent = deque(self._journal.recent_costs(RECENT), maxlen=RECENT)
         return self._recent
-
-    def _exhausted(self, caller_id: str | None, limit: float, used: dict[str | None, float]) -> str:
-        people = used.get(None, 0.0)
-        peers = sum(used.values()) - people
-        peers_share = limit * ALL_PEERS
-        if people + (min(peers, peers_share) if caller_id is None else peers) >= limit:
-            return f"{people + peers:.2f} of {limit:.2f} {DAY_SPENT}"
-        if caller_id is None:
-            return ""
-        if peers >= peers_share:
-            return f"the share of peers: {peers:.2f} of {peers_share:.2f} {DAY_SPENT}"
-        share, own = limit * ONE_PEER, used.get(caller_id, 0.0)
-        return f"the share of peer {caller_id}: {own:.2f} of {share:.2f} {DAY_SPENT}" if own >= share else ""
-
-    def _load_day(self) -> None:
-        if (day := int(self._clock.wall() // DAY)) != self._day:
-            self._day, self._spent = day, self._journal.spend_by_caller()

@@ -9,6 +9,7 @@ import attrs
 from molecule_connect.journal.models import Conversation, StoredMessage
 from molecule_connect.worker.budget import DailyBudget
 from molecule_connect.worker.circuit_breaker import CircuitBreaker, party_of
+from molecule_connect.worker.fleet import Fleet
 
 # Messages during which the process died this often run one at a time: each may be the one that kills it.
 SUSPECT_CRASHES = 2
@@ -52,14 +53,15 @@ class ConcurrencyLimit:
       other may have it.
     - A single slot goes to callers in turn.
 
-    A slot also requires room in the daily budget, besides the running attempts.
+    A slot also requires room in the daily budget, besides the running attempts, and a slot of the fleet.
 
     Attributes:
         busy: Number of slots in use.
     """
 
-    def __init__(self, capacity: int, breaker: CircuitBreaker, budget: DailyBudget) -> None:
+    def __init__(self, capacity: int, breaker: CircuitBreaker, budget: DailyBudget, fleet: Fleet) -> None:
         self._capacity = capacity
+        self._fleet = fleet
         self._breaker = breaker
         self._budget = budget
         self._loop = asyncio.get_running_loop()
@@ -117,6 +119,7 @@ class ConcurrencyLimit:
             self._timer.cancel()
             self._timer = None
         if self._waiting:
+            self._fleet.wait(self)
             self._set_timer()
 
     def _choose(self) -> _Waiter | None:
@@ -135,7 +138,7 @@ class ConcurrencyLimit:
         )
         for caller in sorted(callers, key=self._breaker.turn):
             for waiter in self._waiting[caller]:
-                if not (waiter.is_suspect and self._suspect_runs) and (self._fits(waiter) or self._capacity == 2):
+                if self._may_run(waiter) and (self._fits(waiter) or self._capacity == 2):
                     return waiter
         return None
 
@@ -151,8 +154,13 @@ class ConcurrencyLimit:
                 if fitting and not self._fits(waiter):
                     # The same holds for the caller's other messages: no two of one conversation wait.
                     break
-                if not (waiter.is_suspect and self._suspect_runs) and self._breaker.held_until(waiter.party) <= now:
+                if self._may_run(waiter) and self._breaker.held_until(waiter.party) <= now:
                     yield waiter
+
+    def _may_run(self, waiter: _Waiter) -> bool:
+        if waiter.is_suspect and self._suspect_runs:
+            return False
+        return self._fleet.fits(waiter.message.workspace_id, waiter.message.caller_id)
 
     def _fits(self, waiter: _Waiter) -> bool:
         """Whether this caller may have one of the free slots."""
@@ -195,6 +203,7 @@ class ConcurrencyLimit:
         self.busy += 1
         self._holding[waiter.party] += 1
         self._held_by_peers += caller is not None
+        self._fleet.take(waiter.message.workspace_id, caller)
         self._full_since = None
         waiter.granted.set_result(None)
 
@@ -211,6 +220,7 @@ class ConcurrencyLimit:
         if waiter.is_trusted_try:
             self._trusted_tries.discard(waiter.message.caller_id)
         self.reconsider()
+        self._fleet.release(waiter.message.workspace_id, waiter.message.caller_id)
 
     def _forget(self, waiter: _Waiter) -> None:
         caller = waiter.message.caller_id

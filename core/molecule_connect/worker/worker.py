@@ -37,6 +37,7 @@ from molecule_connect.worker.downloads import ChatFiles
 from molecule_connect.worker.feed import FeedPage, FeedReader
 from molecule_connect.worker.file_folder import FileFolder
 from molecule_connect.worker.file_quota import FolderLimits
+from molecule_connect.worker.fleet import Fleet
 from molecule_connect.worker.intake import JOURNAL_WAIT, Intake
 from molecule_connect.worker.lease import lease
 from molecule_connect.worker.limits import ConcurrencyLimit
@@ -72,6 +73,7 @@ class WorkerOptions:
         pace: How far the platform's rate limit slows the workspace down.
         file_limits: How large the folder for the files of messages may get.
         wall: Seconds since 1970.
+        fleet: The limits for all workspaces of the process; None for no limits.
     """
 
     presence: bool = True
@@ -80,6 +82,7 @@ class WorkerOptions:
     pace: Pace = attrs.field(factory=Unlimited)
     file_limits: FolderLimits = attrs.field(factory=FolderLimits)
     wall: Callable[[], float] = time.time
+    fleet: Fleet | None = None
 
 
 class Worker:
@@ -156,8 +159,9 @@ class Worker:
         file_journal = FileJournal(self._file, self.workspace_id, folder.path)
         self._files = ChatFiles(self._platform, file_journal, folder, status, clock, self._options.file_limits)
         breaker = CircuitBreaker(status)
-        budget = DailyBudget(settings.max_cost_per_day, self._journal, status, clock)
-        limit = ConcurrencyLimit(settings.concurrency, breaker, budget)
+        fleet = self._options.fleet or Fleet(dict)
+        budget = DailyBudget(settings.max_cost_per_day, self._journal, status, clock, fleet)
+        limit = ConcurrencyLimit(settings.concurrency, breaker, budget, fleet)
         guard = LoopGuard(settings.peer_budget, self._journal, clock)
         admission = Admission(budget, guard, self._files, limit)
         attempts = Attempts(handler, self._journal, breaker, budget, status, clock)
