@@ -11,8 +11,10 @@ import nox
 PYTHONS = ["3.11", "3.12", "3.13", "3.14", "3.15"]
 CURRENT = f"{sys.version_info.major}.{sys.version_info.minor}"
 PLUGINS = ["mock", "exec", "claude_code", "mcp", "sandbox", "agent"]
-# Half of the time goes by in processes that the tests start and wait for. What one worker has left, another takes.
-PARALLEL = ["-n", "auto", "--maxprocesses", "4", "--dist", "worksteal"]
+# Tests wait for processes and timers for half of their time: more workers than cores.
+PARALLEL = ["-n", "4", "--dist", "worksteal"]
+# Bytecode of the tests and of the programs that they start; an environment variable may turn it off.
+WRITE_BYTECODE = {"PYTHONDONTWRITEBYTECODE": ""}
 VERSION_TESTS = "tests/house/test_versions.py"
 TRIES = {
     "": ("molecule --help; molecule backends", "no backend that answers messages is installed"),
@@ -68,7 +70,7 @@ def typecheck(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """All tests, on each interpreter that is found."""
     session.install("-r", "requirements-dev.txt")
-    session.run("pytest", *PARALLEL, *session.posargs)
+    session.run("pytest", *PARALLEL, *session.posargs, env=WRITE_BYTECODE)
 
 
 @nox.session(venv_backend="none")
@@ -90,7 +92,7 @@ def minimums(session: nox.Session) -> None:
     constraints = Path(kept, "lowest.txt")
     constraints.write_text("\n".join(line for line in str(before).splitlines() if "==" in line))
     session.install("-c", str(constraints), *tools())
-    session.run("pytest", *PARALLEL, *session.posargs)
+    session.run("pytest", *PARALLEL, *session.posargs, env=WRITE_BYTECODE)
 
 
 @nox.session
