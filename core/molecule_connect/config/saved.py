@@ -33,7 +33,9 @@ _OF_PLATFORM = ("org_id", "insecure", "ca_file", "client_cert", "client_key")
 _PORTS = {"http": 80, "https": 443}
 
 
-def config_home(environ: Mapping[str, str], *, home: Path | None = None, configs: Path = CONFIGS_DIR) -> Path:
+def config_home(
+    environ: Mapping[str, str] = os.environ, *, home: Path | None = None, configs: Path = CONFIGS_DIR
+) -> Path:
     """The folder of the saved settings, their tokens and profiles.
 
     It is the first of: the state folder that ``MOLECULE_STATE_DIR`` or ``CONFIGS_DIR`` names, *configs* if it is the

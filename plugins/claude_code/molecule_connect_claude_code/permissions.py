@@ -19,6 +19,7 @@ from typing import Literal
 
 import attrs
 
+from molecule_connect import config_home
 from molecule_connect_claude_code import shell_gate
 
 Mode = Literal["acceptEdits", "auto", "bypassPermissions", "default", "dontAsk", "plan"]
@@ -53,7 +54,7 @@ class Permissions:
 
     Attributes:
         has_own_settings: Whether the operator passes ``--settings``; Claude Code uses only one.
-        state_root: The state folder, if there is one. Its tokens and journal are always denied.
+        state_root: The state folder, if there is one. Its tokens and journal are always denied, like saved settings.
     """
 
     cwd: Path
@@ -190,9 +191,11 @@ class Permissions:
             *_deny_rules("Read", config, "/.credentials.json", "/history.jsonl", "/projects/**/*.jsonl"),
             *([] if "user" in self.settings else _deny_rules("Edit", config, "/**")),
         ]
-        if self.state_root is not None:
-            for tool in ("Read", "Edit"):
+        for tool in ("Read", "Edit"):
+            if self.state_root is not None:
                 found += _deny_rules(tool, self.state_root, "/*.token", "/journal*")
+            # Where 'molecule init' saves tokens and options.
+            found += _deny_rules(tool, config_home(), "/token", "/config.toml", "/profiles/**")
         if not self.reads_cwd:
             for folder in (self.cwd, config, temporary):
                 found += _deny_rules("Read", folder, "/**")

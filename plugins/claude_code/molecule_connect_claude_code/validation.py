@@ -7,7 +7,7 @@ from pathlib import Path
 
 import attrs
 
-from molecule_connect import OptionError
+from molecule_connect import OptionError, config_home
 from molecule_connect_claude_code.permissions import contains
 
 # Linux limits a command-line argument to 128 KiB.
@@ -116,7 +116,7 @@ def require_safe_cwd(cwd: Path, state_root: Path | None) -> None:
     """Reject a working directory that contains more than a project.
 
     Raises:
-        OptionError: It contains the home directory, or overlaps with the state folder.
+        OptionError: It contains the home directory, or overlaps with the state folder or the saved settings.
     """
     home = _home()
     if home is not None and cwd.resolve() == home.resolve():
@@ -127,6 +127,8 @@ def require_safe_cwd(cwd: Path, state_root: Path | None) -> None:
         problem = f"contains the state folder {state_root}, which contains tokens and the messages of all senders"
     elif state_root is not None and contains(state_root, cwd):
         problem = f"is in the state folder {state_root}, which contains tokens and the messages of all senders"
+    elif contains(cwd, config_home()) or contains(config_home(), cwd):
+        problem = f"contains the saved settings in {config_home()}, or is in them"
     else:
         return
     raise OptionError(

@@ -271,6 +271,30 @@ def test_rejects_overlap_with_the_state_folder(asking: Asking, tmp_path: Path, w
     assert str(asking.state) in str(unsafe(asking, cwd))
 
 
+@pytest.mark.parametrize("below", ["", "molecule", "molecule/profiles/work"])
+def test_rejects_overlap_with_saved_settings(
+    asking: Asking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    cwd = tmp_path / "home" / ".config" / below
+    cwd.mkdir(parents=True)
+
+    assert "saved settings" in str(unsafe(asking, cwd))
+
+
+async def test_denies_saved_settings(
+    asking: Asking, claude: FakeClaude, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    home = tmp_path / "home" / ".config" / "molecule"
+
+    rules = denied(await run_of(asking, claude, permission_mode="bypassPermissions", settings="user,project"))
+
+    for tool in ("Read", "Edit"):
+        for name in ("token", "config.toml", "profiles/**"):
+            assert f"{tool}(/{home}/{name})" in rules
+
+
 def test_accepts_an_unsafe_directory_on_request(asking: Asking, tmp_path: Path) -> None:
     backend = asking.backend(cwd=str(tmp_path), allow_unsafe_cwd="true")
 

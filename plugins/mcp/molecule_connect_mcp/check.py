@@ -45,15 +45,22 @@ class Finding:
     code: int = 0
 
 
-def run_check(environ: Mapping[str, str], *, state_dir: Path | None, files_roots: Sequence[str] = ()) -> int:
+def run_check(
+    environ: Mapping[str, str],
+    *,
+    state_dir: Path | None,
+    files_roots: Sequence[str] = (),
+    profile: str | None = None,
+) -> int:
     """Print the report to standard output and return the exit code.
 
     Raises:
         ConfigError: A setting is missing or invalid.
     """
     settings = read_settings(environ, state_dir=state_dir, files_roots=files_roots)
-    workspaces = read_workspaces(environ, state_dir=state_dir)
-    findings = asyncio.run(_check_platform(workspaces))
+    workspaces = read_workspaces(environ, state_dir=state_dir, profile=profile)
+    findings = [Finding("note", f"settings saved in {file}") for one in workspaces if (file := one.settings_file)]
+    findings += asyncio.run(_check_platform(workspaces))
     findings += [_check_process(one.workspace_id, local_status(one.workspace_id, state_dir)) for one in workspaces]
     findings += [*_list_settings(settings), _list_folders(settings), *_check_channel(environ)]
     for finding in findings:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 EPILOG = """\b
-The environment configures it:
+The settings that 'molecule init' saved configure it, and the environment, which wins:
   PLATFORM_URL                   the platform (also MOLECULE_API_URL)
   WORKSPACE_ID                   the workspace
   MOLECULE_WORKSPACE_TOKEN       its token, or MOLECULE_WORKSPACE_TOKEN_FILE
@@ -50,12 +50,23 @@ Examples:
     help="How far the first start looks back; 0: only new messages; at most 30 days. Applies to every workspace of "
     "a list. [default: 30]",
 )
-def mcp(check: bool, state_dir: Path | None, files_roots: tuple[str, ...], since_secs: int | None) -> None:
+@click.option(
+    "--profile",
+    metavar="NAME",
+    help="The saved settings to use; 'molecule init --profile NAME' saves them. [MOLECULE_PROFILE]",
+)
+def mcp(
+    check: bool, state_dir: Path | None, files_roots: tuple[str, ...], since_secs: int | None, profile: str | None
+) -> None:
     """Serve, or check the settings. Imports are local because ``molecule --help`` loads this module."""
+    from molecule_connect import saved_state_dir
+
+    if state_dir is None:
+        state_dir = saved_state_dir(os.environ, profile=profile)
     if check:
         from molecule_connect_mcp.check import run_check
 
-        raise SystemExit(run_check(os.environ, state_dir=state_dir, files_roots=files_roots))
+        raise SystemExit(run_check(os.environ, state_dir=state_dir, files_roots=files_roots, profile=profile))
     if sys.stdin is not None and sys.stdin.isatty():
         click.echo(
             "molecule mcp speaks MCP on standard input and output, and is started by an MCP host; "
@@ -68,7 +79,7 @@ def mcp(check: bool, state_dir: Path | None, files_roots: tuple[str, ...], since
     from molecule_connect_mcp.stdio import redirected
 
     settings = read_settings(os.environ, state_dir=state_dir, files_roots=files_roots)
-    workspaces = read_workspaces(os.environ, state_dir=state_dir, since_secs=since_secs)
+    workspaces = read_workspaces(os.environ, state_dir=state_dir, since_secs=since_secs, profile=profile)
     with redirected() as descriptors:
         _log_to_stderr()
         from molecule_connect_mcp.serving import serve

@@ -18,6 +18,11 @@ _TRUE, _FALSE = frozenset({"1", "true", "yes", "on"}), frozenset({"", "0", "fals
 _PLATFORM = ("PLATFORM_URL", "MOLECULE_API_URL", "MOLECULE_PLATFORM_URL")
 _REQUIRED = (_PLATFORM[:2], ("WORKSPACE_ID",), ("MOLECULE_WORKSPACE_TOKEN", "MOLECULE_WORKSPACE_TOKEN_FILE"))
 
+_HINT = (
+    f"run 'molecule init', or set {', '.join(' or '.join(names) for names in _REQUIRED)} in the host's configuration "
+    "of this server; the platform shows id and token"
+)
+
 
 @attrs.frozen(kw_only=True)
 class ServerSettings:
@@ -55,27 +60,33 @@ def read_settings(
 
 
 def read_workspaces(
-    environ: Mapping[str, str], *, state_dir: Path | None, since_secs: float | None = None
+    environ: Mapping[str, str],
+    *,
+    state_dir: Path | None,
+    since_secs: float | None = None,
+    profile: str | None = None,
 ) -> Sequence[WorkspaceSettings]:
-    """Read the workspaces from *environ*. They keep trying to register while the platform can't be reached.
+    """Read the workspaces from *environ*, and from the saved settings.
+
+    They keep trying to register while the platform can't be reached.
 
     Args:
         since_secs: How far the first start looks back. It overrides the workspace list; None uses the list's value,
             or 30.
+        profile: The saved settings to use.
 
     Raises:
         ConfigError: A value is missing or invalid.
     """
     is_single = not environ.get("MOLECULE_WORKSPACES")
     try:
-        if is_single and not any(map(environ.get, _PLATFORM)):
-            raise ConfigError("the address of the platform is missing")
-        workspaces = load_workspaces(environ, state_dir=state_dir)
+        workspaces = load_workspaces(environ, state_dir=state_dir, profile=profile)
     except ConfigError as error:
-        if is_single and not all(any(map(environ.get, names)) for names in _REQUIRED):
-            required = ", ".join(" or ".join(names) for names in _REQUIRED)
-            error.hint = f"set {required} in the host's configuration of this server; the platform shows id and token"
+        if is_single and str(error).startswith("no workspace"):
+            error.hint = _HINT
         raise
+    if is_single and workspaces[0].settings_file is None and not any(map(environ.get, _PLATFORM)):
+        raise ConfigError("the address of the platform is missing", hint=_HINT)
     patient = [attrs.evolve(one, patient=True) for one in workspaces]
     return patient if since_secs is None else [attrs.evolve(one, since_secs=since_secs) for one in patient]
 

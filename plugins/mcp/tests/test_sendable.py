@@ -148,6 +148,16 @@ def test_other_state_folders_are_private(place: Place, monkeypatch: pytest.Monke
     assert "state folder" in place.refused(usual / "ws-2.token", place.base)
 
 
+def test_saved_settings_are_private(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(place.base))
+    home = place.base / ".config" / "molecule"
+    for folder in (home, home / "profiles" / "work"):
+        folder.mkdir(parents=True)
+        for name in ("config.toml", "token"):
+            (folder / name).write_text("t-2")
+            assert "state folder" in place.refused(folder / name, place.base)
+
+
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
 def test_non_files_refused_without_blocking(place: Place, make: Callable[[Path], None]) -> None:
     make(place.project / "odd")

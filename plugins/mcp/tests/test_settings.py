@@ -73,3 +73,24 @@ async def test_token_file_is_read_without_an_inbox(tmp_path: Path) -> None:
         assert client.credentials.current() == "t-123456"
         file.write_text("t-rotated\n")
         assert client.credentials.after_refusal("t-123456") == "t-rotated"
+
+
+def test_saved_settings_complete_the_environment(tmp_path: Path) -> None:
+    for folder, name in ((tmp_path, "ws-1"), (tmp_path / "profiles" / "work", "ws-2")):
+        folder.mkdir(parents=True, exist_ok=True)
+        config = folder / "config.toml"
+        config.write_text(f'[[workspace]]\nid = "{name}"\napi_url = "http://127.0.0.1:9"\ntoken_file = "token"\n')
+        (folder / "token").write_text("t-123456\n")
+        for file in (config, folder / "token"):
+            file.chmod(0o600)
+    environ = {"MOLECULE_STATE_DIR": str(tmp_path)}
+
+    (default,) = read_workspaces(environ, state_dir=None)
+    (work,) = read_workspaces(environ, state_dir=None, profile="work")
+    (other,) = read_workspaces({**environ, **COMPLETE, "WORKSPACE_ID": "ws-3"}, state_dir=None)
+
+    assert (default.workspace_id, default.api_url, default.patient) == ("ws-1", "http://127.0.0.1:9", True)
+    assert default.token_file == tmp_path / "token"
+    assert (work.workspace_id, other.workspace_id) == ("ws-2", "ws-3")
+    with pytest.raises(ConfigError, match="saved token is for"):
+        read_workspaces({**environ, "PLATFORM_URL": "http://127.0.0.1:10"}, state_dir=None)
