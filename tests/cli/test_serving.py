@@ -1,29 +1,27 @@
-"""``molecule connect`` as a process of its own against a platform of a few lines: its ends, and what they print."""
+"""``molecule connect`` as a process: how it ends, its exit codes, and what it prints."""
 
-import contextlib
-import json
+import asyncio
 import os
 import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import attrs
 import pytest
+from tests.e2e.kit import PROGRAM, Connector
 from tests.plugins.distributions import backends, write_distribution
 
+from molecule_connect_sandbox.testing import Sandbox, Workspace
+
 SLOW = """
-import asyncio, time
+import sys, time
 from molecule_connect import Response, hookimpl
 
 class Backend:
     @hookimpl
     async def handle_a2a(self, request):
         if request.text == "block":
-            print("blocking", flush=True)
+            print("blocking", file=sys.stderr, flush=True)
             time.sleep(60)
         return Response.from_text(request.text.upper())
 
@@ -32,229 +30,134 @@ def make(config):
 """
 
 
-@attrs.define
-class Platform:
-    """The barest platform: each path prefix answers with one status and JSON; one message waits, if any."""
+@attrs.frozen
+class Served:
+    """A workspace of a sandbox, and a peer that may write to it."""
 
-    answers: dict[str, tuple[int, object]] = attrs.field(factory=dict)
-    waiting: list[str] = attrs.field(factory=list)
-    sent: list[str] = attrs.field(factory=list)
-    was_answered: threading.Event = attrs.field(factory=threading.Event)
-    url: str = ""
+    sandbox: Sandbox
+    workspace: Workspace
+    peer: Workspace
 
-    def answer(self, method: str, path: str, body: bytes) -> tuple[int, object]:
-        for prefix, answer in self.answers.items():
-            if path.startswith(prefix):
-                return answer
-        if path.startswith("/workspaces/ws_1/activity"):
-            rows = [
-                {
-                    "id": f"act-{text}",
-                    "activity_type": "a2a_receive",
-                    "source_id": "ws_2",
-                    "method": "message/send",
-                    "request_body": {"params": {"message": {"parts": [{"type": "text", "text": text}]}}},
-                }
-                for text in self.waiting
-            ]
-            self.waiting.clear()
-            return 200, rows
-        if path == "/workspaces/ws_2/a2a":
-            self.sent.append(json.loads(body)["params"]["message"]["parts"][0]["text"])
-            self.was_answered.set()
-            return 200, {"status": "queued"}
-        return (200, {}) if path.startswith("/registry/") else (404, None)
+    async def say(self, *texts: str) -> None:
+        for text in texts:
+            await self.sandbox.say(self.workspace, text, sender=self.peer)
+
+    async def replies(self, count: int) -> list[str]:
+        return [answer.text for answer in await self.sandbox.answers(self.workspace, count)]
 
 
 @pytest.fixture
-def platform() -> Iterator[Platform]:
-    platform = Platform()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            status, answer = platform.answer(self.command, self.path, body)
-            said = b"" if answer is None else json.dumps(answer).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(said)))
-            self.end_headers()
-            self.wfile.write(said)
-
-        do_POST = do_GET  # noqa: N815 - the name is the standard library's
-
-        def log_message(self, *words: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    platform.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield platform
-    server.shutdown()
-    thread.join()
-    server.server_close()
+async def served() -> AsyncIterator[Served]:
+    async with Sandbox.over_loopback() as sandbox:
+        workspace, peer = await sandbox.pair()
+        yield Served(sandbox, workspace, peer)
 
 
-@attrs.define
-class Run:
-    """One ``molecule connect`` that runs."""
-
-    process: subprocess.Popen[str]
-    seen: list[str] = attrs.field(factory=list)
-    ended: bool = False
-
-    def wait_for(self, words: str) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.seen.append(line)
-            if words in line:
-                return
-        raise AssertionError("".join(self.seen))
-
-    def end(self) -> tuple[int, str]:
-        if not self.ended:
-            self.seen.append(self.process.communicate(timeout=30)[1] or "")
-            self.ended = True
-        return self.process.returncode, "".join(self.seen)
-
-
-Connect = Callable[..., Run]
+Connect = Callable[..., Connector]
 
 
 @pytest.fixture
-def connect(environ: dict[str, str], plugins: Path, platform: Platform, token: str) -> Iterator[Connect]:
-    runs: list[Run] = []
+async def connect(environ: dict[str, str], plugins: Path, served: Served, tmp_path: Path) -> AsyncIterator[Connect]:
     write_distribution(plugins, "fake-slow", entry_points=backends(slow="fake_slow:make"), fake_slow=SLOW)
+    connectors: list[Connector] = []
 
-    def start(*flags: str, stderr: int = subprocess.PIPE) -> Run:
-        arguments = ["connect", "ws_1", "--api-url", platform.url, "--backend", "slow", "--interval-ms", "50", *flags]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "molecule_connect", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-            env={**environ, "MOLECULE_WORKSPACE_TOKEN": token},
-        )
-        runs.append(Run(process))
-        return runs[-1]
+    def make(*flags: str, **more: str) -> Connector:
+        given = ("--backend", "slow", "--interval-ms", "50", *flags)
+        made = Connector(served.sandbox, served.workspace, tmp_path / "state", *given, **environ, **more)
+        connectors.append(made)
+        return made
 
-    yield start
-    for run in runs:
-        run.process.kill()
-        assert token not in run.end()[1]
+    yield make
+    assert not any(served.workspace.token in each.output for each in connectors)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_stops_it_cleanly(connect: Connect, platform: Platform, number: signal.Signals) -> None:
-    platform.waiting.append("hello")
+async def test_a_signal_stops_it_cleanly(connect: Connect, served: Served, number: signal.Signals) -> None:
+    await served.say("hello")
+    async with connect() as run:
+        await run.says("delivered")
+
+        assert await run.stop(number) == 0
+    assert await served.replies(0) == ["HELLO"]
+    assert "stopped" in run.output
+
+
+async def test_second_signal_exits_despite_blocked_loop(connect: Connect, served: Served) -> None:
+    await served.say("block")
+    async with connect() as run:
+        await run.says("blocking")
+        run.send(signal.SIGTERM)
+        # The kernel may hand a signal that comes at the same moment to another thread: press Ctrl-C as a person would.
+        ending = asyncio.create_task(run.ended())
+        while not (await asyncio.wait({ending}, timeout=0.2))[0]:
+            run.send(signal.SIGINT)
+
+        assert await ending in (-signal.SIGINT, -signal.SIGTERM, 130, 143), "whichever was delivered second"
+    assert "stopped at once" in run.output
+
+
+async def test_a_closed_stderr_does_not_stop_it(connect: Connect, served: Served, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "stderr")
     run = connect()
-    run.wait_for("delivered")
-    run.process.send_signal(number)
-
-    code, told = run.end()
-
-    assert (code, platform.sent) == (0, ["HELLO"])
-    assert "stopped" in told
-
-
-def test_second_signal_exits_despite_blocked_loop(connect: Connect, platform: Platform) -> None:
-    platform.waiting.append("block")
-    run = connect()
-    assert run.process.stdout is not None
-    assert run.process.stdout.readline() == "blocking\n"
-    run.process.send_signal(signal.SIGTERM)
-    # The kernel may hand a signal that comes at the same moment to another thread: press Ctrl-C as a person would.
-    while run.process.poll() is None:
-        run.process.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            run.process.wait(0.2)
-    code, told = run.end()
-
-    assert code in (130, 143), "whichever of the two was delivered second"
-    assert "stopped at once" in told
+    run.program = ["sh", "-c", f'exec "$@" 2>{tmp_path}/stderr', "sh", *PROGRAM]
+    async with run:
+        with (tmp_path / "stderr").open() as stderr:
+            assert any("registered" in line for line in stderr)
+        await served.say("unseen")
+        assert await served.replies(1) == ["UNSEEN"]
+        assert await run.stop() == 0
 
 
-def test_a_closed_stderr_does_not_stop_it(connect: Connect, platform: Platform) -> None:
-    reading, writing = os.pipe()
-    run = connect(stderr=writing)
-    os.close(writing)
-    with os.fdopen(reading) as stderr:
-        for line in stderr:
-            if "registered" in line:
-                break
-    platform.waiting.append("unseen")
-    assert platform.was_answered.wait(20)
-    run.process.send_signal(signal.SIGTERM)
-
-    assert run.end()[0] == 0
-    assert platform.sent == ["UNSEEN"]
+async def test_serves_without_stderr(connect: Connect, served: Served) -> None:
+    await served.say("unseen")
+    run = connect("--once")
+    run.program = ["sh", "-c", 'exec "$@" 2>&-', "sh", *PROGRAM]
+    async with run:
+        assert await run.ended() == 0
+    assert await served.replies(0) == ["UNSEEN"]
 
 
-def test_serves_without_stderr(environ: dict[str, str], platform: Platform, connect: Connect, token: str) -> None:
-    platform.waiting.append("unseen")
-    command = f"exec {sys.executable} -m molecule_connect connect ws_1 --backend slow --once 2>&-"
-    more = {"MOLECULE_WORKSPACE_TOKEN": token, "MOLECULE_API_URL": platform.url}
-
-    done = subprocess.run(["sh", "-c", command], env={**environ, **more}, timeout=30, check=False)
-
-    assert done.returncode == 0
-    assert platform.sent == ["UNSEEN"]
+async def test_once_answers_what_waits_and_ends(connect: Connect, served: Served) -> None:
+    await served.say("one", "two")
+    async with connect("--once") as run:
+        assert await run.ended() == 0
+    assert await served.replies(0) == ["ONE", "TWO"]
 
 
-def test_once_answers_what_waits_and_ends(connect: Connect, platform: Platform) -> None:
-    platform.waiting.extend(["one", "two"])
-
-    code, _ = connect("--once").end()
-
-    assert (code, platform.sent) == (0, ["ONE", "TWO"])
-
-
-def test_refused_token_exits_3(connect: Connect, platform: Platform) -> None:
-    platform.answers["/registry/register"] = (401, {"error": "invalid workspace auth token"})
-
-    code, told = connect().end()
-
-    assert code == 3
-    assert "error: register: 401" in told
-    assert "what to do: workspace ws_1, token from MOLECULE_WORKSPACE_TOKEN: " in told
+async def test_refused_token_exits_3(connect: Connect, served: Served) -> None:
+    async with connect(MOLECULE_WORKSPACE_TOKEN="not-the-token") as run:
+        assert await run.ended() == 3
+    assert "error: register: 401" in run.output
+    assert f"what to do: workspace {served.workspace.id}, token from MOLECULE_WORKSPACE_TOKEN: " in run.output
+    assert "not-the-token" not in run.output
 
 
-def test_refused_registration_exits_7(connect: Connect, platform: Platform) -> None:
-    platform.answers["/registry/register"] = (400, {"error": "agent_card is required"})
-
-    code, told = connect().end()
-
-    assert code == 7
-    assert "agent_card is required" in told
+async def test_refused_registration_exits_7(connect: Connect, served: Served) -> None:
+    await served.sandbox.faults("status=400,path=/registry/register")
+    async with connect() as run:
+        assert await run.ended() == 7
+    assert "invalid request body" in run.output
 
 
-def test_a_deleted_workspace_ends_it_with_4(connect: Connect, platform: Platform) -> None:
-    platform.answers["/workspaces/ws_1"] = (410, {"error": "workspace removed", "hint": "make a new one"})
-
-    code, told = connect().end()
-
-    assert code == 4
-    assert "error: " in told
-    assert "what to do: " in told
+async def test_a_deleted_workspace_ends_it_with_4(connect: Connect, served: Served) -> None:
+    await served.sandbox.delete(served.workspace)
+    async with connect() as run:
+        assert await run.ended() == 4
+    assert "error: " in run.output
+    assert "what to do: " in run.output
 
 
-def test_second_process_exits_5(connect: Connect) -> None:
-    first = connect()
-    first.wait_for("registered")
+async def test_second_process_exits_5(connect: Connect) -> None:
+    async with connect() as first:
+        await first.says("registered")
+        second = await connect().start()
+        assert await second.ended() == 5
+        assert first.process is not None
+        assert str(first.process.pid) in second.output
 
-    code, told = connect().end()
 
-    assert code == 5
-    assert str(first.process.pid) in told
-
-
-def test_signal_before_registration_exits_0(connect: Connect, platform: Platform) -> None:
-    platform.answers["/registry/register"] = (503, {"error": "not yet"})
-    run = connect()
-    run.wait_for("register")
-    run.process.send_signal(signal.SIGTERM)
-
-    assert run.end()[0] == 0
+async def test_signal_before_registration_exits_0(connect: Connect, served: Served) -> None:
+    await served.sandbox.faults("unavailable=1,path=/registry/register")
+    async with connect() as run:
+        await run.says("register")
+        assert await run.stop() == 0

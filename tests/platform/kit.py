@@ -5,6 +5,7 @@ import contextlib
 import json
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,6 +13,8 @@ import httpx
 from molecule_connect.platform.workspace_client import WorkspaceClient
 
 API = "https://platform.example"
+# For localhost, signed by ca.pem and valid until 2120. The keys in the files are no secrets.
+CERTIFICATES = Path(__file__).parent / "certificates"
 TOKEN = "token-of-ws-1"
 
 Respond = Callable[[httpx.Request], httpx.Response]

@@ -1,14 +1,11 @@
 """One connection, over real sockets: when it is used again, and that no answer goes to another request."""
 
 import asyncio
-import shutil
 import socket
 import ssl
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import h11
@@ -16,7 +13,7 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.platform.kit import http, raw_server, read_request
+from tests.platform.kit import CERTIFICATES, http, raw_server, read_request
 
 from molecule_connect.platform.http1 import HttpConnection, plain_head
 from molecule_connect.platform.http_messages import HttpRequest, read_body
@@ -302,32 +299,11 @@ async def test_early_refusal_is_read() -> None:
         assert await read(connection, post(url, b"x" * 20_000_000, write_timeout=0.25)) == (413, b"no")
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate of this machine by itself, and its key in the same file."""
-    if shutil.which("openssl") is None:
-        pytest.skip("there is no openssl to make a certificate with")
-    folder = tmp_path_factory.mktemp("certificate")
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
-            *("-keyout", "key", "-out", "certificate", "-subj", "/CN=localhost"),
-            *("-addext", "subjectAltName=DNS:localhost"),
-        ],
-        cwd=folder,
-        check=True,
-        capture_output=True,
-    )
-    both = folder / "both"
-    both.write_text((folder / "key").read_text() + (folder / "certificate").read_text())
-    return both
-
-
-async def test_tls_needs_a_trusted_certificate(certificate: Path) -> None:
+async def test_tls_needs_a_trusted_certificate() -> None:
     ours = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    ours.load_cert_chain(certificate)
+    ours.load_cert_chain(CERTIFICATES / "server.pem")
     server = Server(lambda number: http(b"abc"))
-    trusting = HttpConnection(ssl.create_default_context(cafile=certificate))
+    trusting = HttpConnection(ssl.create_default_context(cafile=CERTIFICATES / "ca.pem"))
     strict = HttpConnection(ssl.create_default_context())
     async with asyncio.timeout(30), raw_server(server.talk, tls=ours) as url:
         assert [await read(trusting, post(url)) for _ in range(2)] == [(200, b"abc")] * 2

@@ -1,7 +1,4 @@
-"""Private CAs, client certificates and proxies: what works, and that what can't is named before any request.
-
-The certificates are for localhost, and valid until 2120. Their keys are no secrets.
-"""
+"""Private CAs, client certificates and proxies: what works, and that what can't is named before any request."""
 
 import asyncio
 import contextlib
@@ -15,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.platform.kit import CERTIFICATES, http, raw_server, read_request
 
 from molecule_connect import AsyncPlatformClient, endpoints
 from molecule_connect.app import load_list, load_workspaces
@@ -28,11 +26,9 @@ from molecule_connect.platform.address import parse_address
 from molecule_connect.platform.tls import Trust, proxy_for
 from molecule_connect_agent import RemoteAgentClient
 
-HERE = Path(__file__).parent / "certificates"
-CA, SERVER = HERE / "ca.pem", HERE / "server.pem"
+CA, SERVER = CERTIFICATES / "ca.pem", CERTIFICATES / "server.pem"
 CA_HASH = "b00b5e32"
 PLATFORM = parse_address("https://platform.example")
-ANSWER = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 15\r\n\r\n{"name":"mine"}'
 VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY")
 
 
@@ -45,7 +41,7 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def client_pem(tmp_path: Path) -> Path:
     path = tmp_path / "client.pem"
-    shutil.copy(HERE / "client.pem", path)
+    shutil.copy(CERTIFICATES / "client.pem", path)
     path.chmod(0o600)
     return path
 
@@ -57,25 +53,16 @@ async def served(*, asks_for_certificates: bool = False) -> AsyncIterator[tuple[
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         shown.append(writer.get_extra_info("peercert"))
-        try:
-            while await reader.readuntil(b"\r\n\r\n"):
-                writer.write(
-                    b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 15\r\n\r\n{"name":"mine"}'
-                )
-                await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError, ssl.SSLError):
-            pass
-        finally:
-            writer.close()
+        while await read_request(reader):
+            writer.write(http(b'{"name":"mine"}'))
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(SERVER)
     if asks_for_certificates:
         context.load_verify_locations(CA)
         context.verify_mode = ssl.CERT_REQUIRED
-    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context)
-    async with server:
-        yield f"https://localhost:{server.sockets[0].getsockname()[1]}", shown
+    async with raw_server(answer, tls=context) as url:
+        yield url, shown
 
 
 async def look(url: str, tls: Tls = USUAL_TLS) -> str:

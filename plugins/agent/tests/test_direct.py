@@ -1,9 +1,7 @@
 """A message to a peer's own address goes to the address that was checked, in the name of its host."""
 
 import asyncio
-import shutil
 import ssl
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,28 +9,8 @@ import pytest
 from molecule_connect import Outcome, TransientPlatformError
 from molecule_connect_agent.direct import LARGEST_ANSWER, DirectMessages, NotSentError
 
+CERTIFICATES = Path(__file__).parents[3] / "tests" / "platform" / "certificates"
 ANSWER = b'{"jsonrpc": "2.0", "id": "1", "result": {}}'
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A self-signed certificate of peer.example, and its key in the same file."""
-    if shutil.which("openssl") is None:
-        pytest.skip("there is no openssl to make a certificate with")
-    folder = tmp_path_factory.mktemp("certificate")
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
-            *("-keyout", "key", "-out", "certificate", "-subj", "/CN=peer.example"),
-            *("-addext", "subjectAltName=DNS:peer.example"),
-        ],
-        cwd=folder,
-        check=True,
-        capture_output=True,
-    )
-    both = folder / "both"
-    both.write_text((folder / "key").read_text() + (folder / "certificate").read_text())
-    return both
 
 
 class Peer:
@@ -49,24 +27,24 @@ class Peer:
         writer.close()
 
 
-async def test_certificate_is_that_of_the_host(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_certificate_is_that_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    tls.load_cert_chain(certificate)
+    tls.load_cert_chain(CERTIFICATES / "server.pem")
     names: list[str | None] = []
     tls.sni_callback = lambda _, name, __: names.append(name)
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATES / "ca.pem"))
     monkeypatch.setattr("molecule_connect_agent.direct.is_public", lambda address: True)
     peer, direct = Peer(), DirectMessages(lambda host, port: ["127.0.0.1"], None)
     async with asyncio.timeout(30), await asyncio.start_server(peer, "127.0.0.1", 0, ssl=tls) as server:
         port = server.sockets[0].getsockname()[1]
-        response = await direct.post(f"https://peer.example:{port}/a2a", b"{}", timeout=5)
+        response = await direct.post(f"https://localhost:{port}/a2a", b"{}", timeout=5)
         with pytest.raises(NotSentError):
             await direct.post(f"https://other.example:{port}/a2a", b"{}", timeout=5)
 
     assert response["jsonrpc"] == "2.0"
-    assert f"Host: peer.example:{port}\r\n".encode().lower() in peer.head.lower()
+    assert f"Host: localhost:{port}\r\n".encode().lower() in peer.head.lower()
     assert b"authorization" not in peer.head.lower()
-    assert names == ["peer.example", "other.example"]
+    assert names == ["localhost", "other.example"]
 
 
 @pytest.mark.parametrize("peer", [Peer(b"x" * 100, length=200), Peer(b"<html>"), Peer(b"[]")])
