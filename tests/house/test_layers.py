@@ -14,7 +14,7 @@ LAYERS = (
     {"worker"},
     {"app", "deployment", "runtime"},
     {"inbox"},
-    {"console", "testing"},
+    {"console", "testing", "service"},
     {"cli", "__main__"},
 )
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}

@@ -48,6 +48,7 @@ class ServiceReport:
         self._reload = Reload()
         self._problems: dict[str, dict[str, str]] = {}
         self._refusal = ""
+        self._served = ""
         self._shown = ""
         self._is_ready = False
 
@@ -102,12 +103,13 @@ class ServiceReport:
             text: The outcome in one line.
             faults: Why the list, or blocks of it, were refused.
         """
+        self._refusal = f"reload refused: {one_line('; '.join(faults), _LONGEST)}; " if faults else ""
+        self._shown = f"{self._refusal}{self._served}"
+        self._manager.ready(self._shown)
+        # Last: whoever waits for the file then asks the manager for its status.
         self._reload = Reload(number=self._reload.number + 1, faults=tuple(faults), text=text)
         if self._file is not None:
             self._file.write(self._reload)
-        self._refusal = f"reload refused: {one_line('; '.join(faults), _LONGEST)}; " if faults else ""
-        self._manager.ready()
-        self._shown = ""  # the next look shows it
 
     def _report_start(self, watched: Watched) -> None:
         """Ready: each workspace was read, or has reported why it can't be."""
@@ -130,10 +132,12 @@ class ServiceReport:
     def _status(self, watched: Watched) -> str:
         names = watched.names
         failing = {name: problems for name, problems in self._problems.items() if problems and name in names}
-        served = f"serving {next(iter(names))}" if len(names) == 1 else f"serving {count(len(names), 'workspace')}"
-        if not failing:
-            return f"{self._refusal}{served}"
-        name, problems = next(iter(failing.items()))
-        part, reason = next(iter(problems.items()))
-        first = f"{part}: {reason}" if len(names) == 1 else f"{len(failing)} with problems: {name}: {part}: {reason}"
-        return f"{self._refusal}{served}; {one_line(first, _LONGEST)}"
+        self._served = (
+            f"serving {next(iter(names))}" if len(names) == 1 else f"serving {count(len(names), 'workspace')}"
+        )
+        if failing:
+            name, problems = next(iter(failing.items()))
+            part, reason = next(iter(problems.items()))
+            label = "" if len(names) == 1 else f"{len(failing)} with problems: {name}: "
+            self._served += f"; {one_line(f'{label}{part}: {reason}', _LONGEST)}"
+        return f"{self._refusal}{self._served}"

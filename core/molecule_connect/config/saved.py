@@ -75,10 +75,10 @@ def chosen_profile(named: str | None, environ: Mapping[str, str]) -> str:
     return check_profile(variable, source=PROFILE_VARIABLE) if variable else ""
 
 
-def profile_folder(profile: str, environ: Mapping[str, str]) -> Path:
+def profile_folder(profile: str, environ: Mapping[str, str], *, home: Path | None = None) -> Path:
     """The folder of a profile's files. It may not exist."""
-    home = config_home(environ)
-    return home / PROFILES_NAME / profile if profile else home
+    folder = config_home(environ, home=home)
+    return folder / PROFILES_NAME / profile if profile else folder
 
 
 def profiles(environ: Mapping[str, str]) -> list[str]:
@@ -183,14 +183,16 @@ class SavedToken:
         return token
 
 
-def read_saved(named: str | None, environ: Mapping[str, str], *, may_be_new: bool = False) -> SavedSettings | None:
+def read_saved(
+    named: str | None, environ: Mapping[str, str], *, may_be_new: bool = False, home: Path | None = None
+) -> SavedSettings | None:
     """The chosen profile; None if the default profile was never saved, or it *may be new*.
 
     Raises:
         ConfigError: A profile that was named doesn't exist, other users can change its file, or it has errors.
     """
     profile = chosen_profile(named, environ)
-    found = read_file(profile_folder(profile, environ) / CONFIG_NAME, environ, profile=profile)
+    found = read_file(profile_folder(profile, environ, home=home) / CONFIG_NAME, environ, profile=profile)
     if found is None and profile and not may_be_new:
         known = ", ".join(profiles(environ)) or "none"
         raise ConfigError(

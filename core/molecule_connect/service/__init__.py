@@ -1,0 +1,1 @@
+"""Run ``molecule connect`` as a service of systemd or launchd."""
