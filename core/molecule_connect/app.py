@@ -79,7 +79,7 @@ def load_workspaces(
     """The workspaces in the environment: those of ``MOLECULE_WORKSPACES``, or else the one of ``WORKSPACE_ID``.
 
     Settings that ``molecule init`` saved complete the environment of a single workspace, as for ``molecule connect``.
-    ``settings_file`` is then set.
+    ``settings_file`` is then set; pass ``saved_state_dir()`` as the state folder when you serve it.
 
     Args:
         state_dir: May contain tokens that registrations returned; None for the folder that would be used.
