@@ -161,7 +161,7 @@ async def test_fingerprint_matches_the_echo(connect: Connect) -> None:
 
     reader = connect(Script(httpx.Response(200, json=[echo])))
     (item,) = (await reader.fetch(limit=5, known=nothing_known)).items
-    assert item.fingerprint == client.fingerprint(to_person("done\0").parts)
+    assert item.fingerprint == client.fingerprint(None, to_person("done\0").parts)
 
 
 async def test_invalid_data_fails_before_any_request(connect: Connect) -> None:

@@ -439,12 +439,12 @@ class FakePlatform:
                 message_id=f"echo-{self._seq}",
                 idempotency_key=f"echo-{self._seq}",
                 method="notify",
-                fingerprint=self.fingerprint(outgoing.parts),
+                fingerprint=fingerprint(dump_parts(outgoing.parts)),
             )
             self.rows.append(Row(item=item, visible=_now() + self.echo_delay))
 
-    def fingerprint(self, parts: tuple[Part, ...]) -> str:
-        return fingerprint(dump_parts(parts))
+    def fingerprint(self, caller_id: str | None, parts: tuple[Part, ...]) -> str | None:
+        return fingerprint(dump_parts(parts)) if caller_id is None else None
 
     async def upload_limits(self) -> UploadLimits:
         return self.limits

@@ -17,6 +17,7 @@ from molecule_connect.models import Signal
 from molecule_connect.worker.polling import Polling, Trigger
 from molecule_connect.worker.ports import Pace, Unlimited
 from molecule_connect.worker.status import Status
+from molecule_connect.worker.stream import EventStream
 
 HOUR = 3600.0
 
@@ -307,6 +308,7 @@ class Listener:
     """Polling that listens to a line."""
 
     line: Line
+    stream: EventStream
     wakeups: Polling
     events: Events
 
@@ -323,11 +325,12 @@ async def listen(
     line, seen = Line(), Events()
     settings = WorkspaceSettings(workspace_id=WORKSPACE, backend="fake")
     status = Status(settings, seen, journal=journal.of(WORKSPACE))
-    wakeups = Polling(line, pace or Unlimited(), status, poll_interval=poll_interval, safety_interval=30.0)
-    task = asyncio.ensure_future(wakeups.listen())
+    stream = EventStream(line, status)
+    wakeups = Polling(stream, pace or Unlimited(), poll_interval=poll_interval, safety_interval=30.0)
+    task = asyncio.ensure_future(stream.listen())
     try:
         await asyncio.sleep(0)
-        yield Listener(line, wakeups, seen)
+        yield Listener(line, stream, wakeups, seen)
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -350,7 +353,7 @@ async def test_event_storm_stays_within_the_rate_limit(journal: Journal) -> None
         await next_reads(heard.wakeups, 3, PART)
         began, reads = now(), 0
         while now() < began + 20:
-            heard.wakeups.wake()
+            heard.stream.announce()
             await next_reads(heard.wakeups, 1, PART)
             reads += 1
         assert reads <= 12
@@ -362,7 +365,7 @@ async def test_endless_wakeups_do_not_delay_whole_reads(journal: Journal) -> Non
         await next_reads(heard.wakeups, 3)
         began, whole = now(), []
         while now() < began + 20:
-            heard.wakeups.wake()
+            heard.stream.announce()
             if (await next_reads(heard.wakeups, 1, PART, seconds=0.1)) == [Trigger.DUE]:
                 whole.append(now() - began)
         assert [int(time) for time in whole[:3]] == [1, 3, 10]
@@ -375,7 +378,7 @@ async def test_whole_reads_rest_ten_times_their_duration(journal: Journal, took:
         await heard.hear(Signal.OPENED, Signal.BEAT)
         await next_reads(heard.wakeups, 2, ONE)
         ONE.end(heard.wakeups, seconds=took)
-        heard.wakeups.wake()
+        heard.stream.announce()
         await next_reads(heard.wakeups, 1, PART)
         at = now()
         while (await heard.wakeups.next()) is not Trigger.DUE:
@@ -389,7 +392,7 @@ async def test_late_reads_wait_after_slow_whole_read(journal: Journal) -> None:
         await heard.wakeups.next()
         ONE.end(heard.wakeups, seconds=2.0)
         at = now()
-        heard.wakeups.wake()
+        heard.stream.announce()
         assert await next_reads(heard.wakeups, 2, attrs.evolve(PART, messages=0)) == [Trigger.WOKEN, Trigger.DUE]
         assert now() - at == pytest.approx(20)
 
@@ -399,7 +402,7 @@ async def test_wakeups_with_new_rows_are_not_throttled(journal: Journal) -> None
         await heard.hear(Signal.OPENED, Signal.BEAT)
         at = now()
         for _ in range(50):
-            heard.wakeups.wake()
+            heard.stream.announce()
             await next_reads(heard.wakeups, 1, attrs.evolve(NOTHING, rows=1))
         assert now() == at
 
@@ -447,9 +450,9 @@ async def test_accepts_an_echo_before_the_response(journal: Journal) -> None:
         await heard.hear(Signal.OPENED)
         sent = now()
         await heard.hear(Signal.BEAT)
-        heard.wakeups.beat_accepted(sent)
+        heard.stream.heartbeat_accepted(sent)
         await asyncio.sleep(20)
-        assert heard.wakeups.trusted
+        assert heard.stream.trusted
         assert len(heard.line.opens) == 1
 
 
@@ -458,21 +461,21 @@ async def test_heartbeat_before_the_stream_needs_no_echo(journal: Journal) -> No
         sent = now()
         await asyncio.sleep(0.1)
         await heard.hear(Signal.OPENED)
-        heard.wakeups.beat_accepted(sent)
+        heard.stream.heartbeat_accepted(sent)
         await asyncio.sleep(20)
         assert heard.events.of(events.Trouble) == []
-        assert not heard.wakeups.trusted
+        assert not heard.stream.trusted
         assert len(heard.line.opens) == 1
 
 
 async def test_missing_echo_ends_trust_after_five_seconds(journal: Journal) -> None:
     async with listen(journal) as heard:
         await heard.hear(Signal.OPENED, Signal.BEAT)
-        heard.wakeups.beat_accepted(now())
+        heard.stream.heartbeat_accepted(now())
         trust = []
         for seconds in (4.9, 0.2):
             await asyncio.sleep(seconds)
-            trust.append(heard.wakeups.trusted)
+            trust.append(heard.stream.trusted)
         assert trust == [True, False]
         await asyncio.sleep(1)
         assert len(heard.line.opens) == 2
@@ -515,7 +518,7 @@ async def test_lost_stream_is_not_trusted(journal: Journal) -> None:
         await heard.hear(Signal.OPENED, Signal.BEAT)
         await next_reads(heard.wakeups, 4)
         await heard.hear(None)
-        assert not heard.wakeups.trusted
+        assert not heard.stream.trusted
         at = now()
         assert await next_reads(heard.wakeups, 2) == [Trigger.REGULAR, Trigger.REGULAR]
         assert now() - at <= 4.0

@@ -26,9 +26,9 @@ class Brittle(FakePlatform):
             self.times -= 1
             raise self.error
 
-    def fingerprint(self, parts: tuple[Part, ...]) -> str:
+    def fingerprint(self, caller_id: str | None, parts: tuple[Part, ...]) -> str | None:
         self._raise_for(parts, "no fingerprint")
-        return super().fingerprint(parts)
+        return super().fingerprint(caller_id, parts)
 
     async def send(self, outgoing: Outgoing) -> None:
         self._raise_for(outgoing.parts, "no sending")

@@ -16,7 +16,6 @@ from molecule_connect.journal.inbox import PASSED_OVER, InboxMessage, InboxStore
 from molecule_connect.journal.journal import Journal
 from molecule_connect.journal.models import State
 from molecule_connect.models import Response, canonical_id
-from molecule_connect.worker.clock import loop_time
 
 if TYPE_CHECKING:
     from molecule_connect.platform.client import AsyncPlatformClient
@@ -143,14 +142,15 @@ class Inbox:
                     f"{name} must be between 0 and {MAX_SECONDS} seconds, not {value}",
                     hint="use a number within these bounds",
                 )
-        deadline = loop_time() + seconds
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
         while True:
             version = self._store.version()
             await self._release_claims_of_dead_readers()
             message = await self._claim(hold)
             if message is None:
                 self._check_not_all_ended()
-            remaining = deadline - loop_time()
+            remaining = deadline - loop.time()
             if message is not None or remaining <= 0:
                 return message
             await self._wait_for_change(version, self._until_next_expiry(remaining))
@@ -243,7 +243,8 @@ class Inbox:
         return await self._wait_for_delivery(owner, activity_id, patience)
 
     async def _wait_for_delivery(self, workspace_id: str, activity_id: str, patience: float) -> ReplyResult:
-        deadline = loop_time() + patience
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + patience
         while True:
             version = self._store.version()
             standing = self._store.standing(workspace_id, activity_id)
@@ -251,7 +252,7 @@ class Inbox:
                 return ReplyResult("delivered")
             if standing.state is State.DEAD:
                 return ReplyResult("dead", standing.reason)
-            remaining = deadline - loop_time()
+            remaining = deadline - loop.time()
             if remaining <= 0:
                 return ReplyResult("stored")
             await self._wait_for_change(version, remaining)
@@ -371,10 +372,11 @@ class Inbox:
 
     async def _wait_for_change(self, version: int, seconds: float | None) -> None:
         """Wait until the journal changes or a workspace ends, for at most *seconds*."""
-        deadline = None if seconds is None else loop_time() + seconds
+        loop = asyncio.get_running_loop()
+        deadline = None if seconds is None else loop.time() + seconds
         ended = len(self.ended)
         while self._store.version() == version and len(self.ended) == ended:
-            remaining = POLL_INTERVAL if deadline is None else min(POLL_INTERVAL, deadline - loop_time())
+            remaining = POLL_INTERVAL if deadline is None else min(POLL_INTERVAL, deadline - loop.time())
             if remaining <= 0:
                 return
             await self._changes.wait(remaining)

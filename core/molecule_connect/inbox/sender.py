@@ -14,7 +14,7 @@ from molecule_connect.journal.files import FileJournal
 from molecule_connect.journal.inbox import InboxStore
 from molecule_connect.models import FilePart, Outgoing, Part, TextPart
 from molecule_connect.platform import endpoints
-from molecule_connect.platform.messages import question_envelope
+from molecule_connect.platform.messages import notify_fingerprint, question_envelope
 from molecule_connect.platform.workspace_client import WorkspaceClient
 from molecule_connect.runtime import Runtime
 from molecule_connect.worker.clock import Clock
@@ -44,7 +44,7 @@ class InboxSender:
             message_id=str(uuid.uuid4()), caller_id=None, context_id=None, in_reply_to="", parts=tuple(parts)
         )
         # Without the record, the echo would look as if another program spoke as this workspace.
-        number = await self._store.record_notification(self._workspace_id, self._client.fingerprint(outgoing.parts))
+        number = await self._store.record_notification(self._workspace_id, notify_fingerprint(outgoing.parts))
         try:
             await self._client.send(outgoing)
         except PermanentPlatformError:

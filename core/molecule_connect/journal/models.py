@@ -51,6 +51,11 @@ class StoredReply:
     usage: Usage | None = attrs.field(default=None, converter=_usage)
 
     @property
+    def has_local_files(self) -> bool:
+        """Whether files must be uploaded before it is sent."""
+        return any(isinstance(part, FilePart) and part.path is not None for part in self.parts)
+
+    @property
     def then(self) -> State:
         """The state of the message after the platform accepted the reply."""
         return State.DEAD if self.is_notice else State.DONE

@@ -101,7 +101,8 @@ class RateLimiter:
     def wait(self, priority: Priority, *, to_peer: bool = False) -> float:
         """Return the seconds until a request may start. A message *to_peer* leaves a reserve to others."""
         now = self._clock()
-        self._roll(now)
+        if self.limit is not None:
+            self._roll(now)
         wait = self._blocked_until.get(priority, 0.0) - now
         if priority is not Priority.HEARTBEAT and self.limit is not None and self._is_shared:
             rest, left = self._window_end - now, self._left(priority)
@@ -126,7 +127,7 @@ class RateLimiter:
             if self._queues[priority, bool(peer)] or self.wait(priority, to_peer=bool(peer)) > 0:
                 await self._queue(priority, to_peer=bool(peer))
             now = self._clock()
-            if priority is not Priority.HEARTBEAT and self._is_spread(now):
+            if self.limit is not None and priority is not Priority.HEARTBEAT and self._is_spread(now):
                 self._next_start = max(now, self._next_start) + self._spacing(priority)
             self._running += 1
             self._own += 1
@@ -155,9 +156,11 @@ class RateLimiter:
 
     def read_rest(self) -> float:
         """Return the seconds between reads after events, so that these use at most half of the remaining requests."""
+        if self.limit is None:
+            return 0.0
         now = self._clock()
         self._roll(now)
-        if self.limit is None or not self._is_shared:
+        if not self._is_shared:
             return 0.0
         left = self._left(Priority.READ)
         if left >= (self.limit - self._reserve(Priority.READ)) * (1 - READ_AT_ONCE):
@@ -181,10 +184,11 @@ class RateLimiter:
             self._blocked_until[priority] = now + min(refused_for, longest)
         if headers is None or "x-ratelimit-limit" not in headers:
             return
-        self.limit = _number(headers["x-ratelimit-limit"]) or None
+        had_limit, self.limit = self.limit is not None, _number(headers["x-ratelimit-limit"]) or None
         if self.limit is not None:
             self._count(now, self.limit, headers)
-        self._report()
+        if had_limit or self.limit is not None:
+            self._report()
 
     def _count(self, now: float, limit: int, headers: Mapping[str, str]) -> None:
         remaining, reset = (_number(headers.get(f"x-ratelimit-{name}")) for name in ("remaining", "reset"))

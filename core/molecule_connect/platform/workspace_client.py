@@ -47,8 +47,8 @@ class WorkspaceClient(AsyncPlatformClient):
     async def send(self, outgoing: Outgoing) -> None:
         await self.call(endpoints.reply(self.workspace_id, outgoing))
 
-    def fingerprint(self, parts: tuple[Part, ...]) -> str:
-        return notify_fingerprint(parts)
+    def fingerprint(self, caller_id: str | None, parts: tuple[Part, ...]) -> str | None:
+        return notify_fingerprint(parts) if caller_id is None else None
 
     async def workspace(self) -> WorkspaceInfo:
         """Return status and card of the workspace, or status unknown if the platform refuses.

@@ -1,17 +1,11 @@
 """The times that a worker uses."""
 
-import asyncio
 import time
 from collections.abc import Callable
 
 from molecule_connect.worker.ports import Feed
 
 SECOND = 1_000_000
-
-
-def loop_time() -> float:
-    """Seconds by the clock of the running event loop."""
-    return asyncio.get_running_loop().time()
 
 
 class Clock:

@@ -140,6 +140,8 @@ class FeedReader:
         self._clock = clock or Clock(feed)
         self._since = round(since_secs * SECOND)
         self._limit = self._usual_limit = limit
+        # As stored; loaded when a read begins.
+        self._position = FeedPosition()
         self._tip: RowMark | None = None
         # The newest row of people that was read ahead of the other rows.
         self._people_tip: RowMark | None = None
@@ -168,6 +170,7 @@ class FeedReader:
             PlatformError: The feed can't be read now.
             JournalError: The position can't be stored.
         """
+        self._position = self._store.position()
         sweeps = self._newest_rows() if woken and self._is_far_behind() else []
         sweeps = sweeps or [self._whole_read()]
         while sweeps:
@@ -189,20 +192,19 @@ class FeedReader:
     # Choosing where to read
 
     def _whole_read(self) -> Sweep:
-        position = self._store.position()
-        if position.watermark is None or position.ignores_since:
-            return self._back(position)
-        return Forward(after=position.watermark, span=Span())
+        if self._position.watermark is None or self._position.ignores_since:
+            return self._back()
+        return Forward(after=self._position.watermark, span=Span())
 
-    def _back(self, position: FeedPosition) -> Backward:
+    def _back(self) -> Backward:
         # A first start can be cut short: its rows below the floor are collected until one has ended.
-        is_first = position.last_read is None
+        is_first = self._position.last_read is None
         can_reach = self._has_no_gap and not is_first
         self._has_no_gap = False
         return Backward(
             is_first=is_first,
             known_until=self._tip.row_id if can_reach and self._tip is not None else None,
-            uses_since=not position.ignores_since,
+            uses_since=not self._position.ignores_since,
         )
 
     def _newest_rows(self, *, people_only: bool = False) -> list[Sweep]:
@@ -217,7 +219,7 @@ class FeedReader:
         return sweeps
 
     def _is_far_behind(self) -> bool:
-        position = self._store.position()
+        position = self._position
         start = position.watermark_time if position.watermark is not None else position.floor
         rows, size = self._store.rows_after(start or 0, REREAD_ROWS + 1)
         return rows > REREAD_ROWS or size > REREAD_SIZE
@@ -237,21 +239,20 @@ class FeedReader:
 
     async def _without_watermark(self) -> Sweep:
         self.expired_in_a_row += 1
-        position = attrs.evolve(self._store.position(), watermark=None, watermark_time=None)
+        position = attrs.evolve(self._position, watermark=None, watermark_time=None)
         if position.floor is None:
             # Only another program's cursor was known, and the time of its row is unknown.
             position = attrs.evolve(position, floor=self._clock.now() - max(self._since, LEAST_AFTER_CURSOR))
         if self.expired_in_a_row == 1:
             self._status.notice(*_gap_notice(self._floor(position), self._clock.now()))
-        await self._store.set_position(position)
-        return self._back(position)
+        await self._move_to(position)
+        return self._back()
 
     async def _stop_using_since(self) -> Sweep:
         self.expired_in_a_row = 0
         self._status.notice("the platform ignores since_id: each read starts at the newest row instead")
-        position = attrs.evolve(self._store.position(), ignores_since=True)
-        await self._store.set_position(position)
-        return self._back(position)
+        await self._move_to(attrs.evolve(self._position, ignores_since=True))
+        return self._back()
 
     async def _continue(self, sweep: Sweep, wakeups: Wakeups | None) -> list[Sweep]:
         """The sweeps to read after a page of *sweep*: itself, and before it the rows of a wake-up."""
@@ -314,7 +315,7 @@ class FeedReader:
 
         It contains the row to continue after, so all newer rows are on it.
         """
-        floor = self._store.position().floor
+        floor = self._position.floor
         return tuple(item for item in page.items if floor is not None and item.time is not None and item.time >= floor)
 
     def _is_complete(self, sweep: Sweep, page: Page) -> bool:
@@ -338,11 +339,15 @@ class FeedReader:
     # The position
 
     async def _commit_floor(self, sweep: Backward) -> None:
-        position = self._store.position()
+        position = self._position
         sweep.floor = self._floor(position)
         self._knew_time = self._clock.platform_now() is not None
         self._is_floor_guessed = not self._knew_time and (position.floor is None or self._is_floor_guessed)
-        await self._store.set_position(attrs.evolve(position, watermark=None, watermark_time=None, floor=sweep.floor))
+        await self._move_to(attrs.evolve(position, watermark=None, watermark_time=None, floor=sweep.floor))
+
+    async def _move_to(self, position: FeedPosition) -> None:
+        await self._store.set_position(position)
+        self._position = position
 
     def _floor(self, position: FeedPosition) -> int:
         """How far back, in microseconds, a read without a watermark goes."""
@@ -362,10 +367,9 @@ class FeedReader:
             self.expired_in_a_row = 0
         began = span.began if span.began is not None else self._clock.now()
         self._ahead = min(self._ahead, span.most_ahead)
-        position = settled(
-            self._store.position(), span, began=began, ahead=self._ahead, since=self._since, floor=sweep.floor
+        await self._move_to(
+            settled(self._position, span, began=began, ahead=self._ahead, since=self._since, floor=sweep.floor)
         )
-        await self._store.set_position(position)
 
     async def _finish_back(self, sweep: Backward) -> None:
         if sweep.is_first:

@@ -50,8 +50,8 @@ class Sender(Protocol):
         """
         ...
 
-    def fingerprint(self, parts: tuple[Part, ...]) -> str:
-        """The ``fingerprint`` that the feed's echo of a reply to a person will have."""
+    def fingerprint(self, caller_id: str | None, parts: tuple[Part, ...]) -> str | None:
+        """The ``fingerprint`` that the feed's echo of a reply will have; None for replies to peers, without echoes."""
         ...
 
 

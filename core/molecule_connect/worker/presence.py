@@ -18,9 +18,9 @@ from molecule_connect.errors import (
 )
 from molecule_connect.models import WorkspaceInfo, WorkspaceStatus
 from molecule_connect.worker.dispatcher import Dispatcher
-from molecule_connect.worker.polling import Polling
 from molecule_connect.worker.ports import Pace, Registry
 from molecule_connect.worker.status import Status
+from molecule_connect.worker.stream import EventStream
 
 # The platform shows a workspace as offline after 90 s without a heartbeat, so retry a failed one soon.
 HEARTBEAT_RETRIES = Backoff(first=1.0, cap=4.0)
@@ -46,7 +46,7 @@ class Registration:
     """Registers a workspace, and follows its state on the platform.
 
     Args:
-        polling: While its event stream works, state changes arrive as events, and regular checks are not needed.
+        stream: While it is trusted, state changes arrive as events, and regular checks are not needed.
         retries_refusals: A workspace that retries its start retries refusals in the platform's own words too.
 
     Attributes:
@@ -58,14 +58,14 @@ class Registration:
         registry: Registry,
         settings: WorkspaceSettings,
         status: Status,
-        polling: Polling,
+        stream: EventStream,
         *,
         retries_refusals: bool = True,
     ) -> None:
         self._registry = registry
         self._settings = settings
         self._status = status
-        self._polling = polling
+        self._stream = stream
         # Whether to retry indefinitely.
         self._is_patient = settings.patient and not settings.once
         self._retries_refusals = self._is_patient and retries_refusals
@@ -220,7 +220,7 @@ class Registration:
                 async with asyncio.timeout(DELETED_INTERVAL if self._deleted_answers else STATE_INTERVAL):
                     await self._check_requested.wait()
             except TimeoutError:
-                if self._polling.trusted and not self.is_paused and not self._deleted_answers:
+                if self._stream.trusted and not self.is_paused and not self._deleted_answers:
                     continue
             self._check_requested.clear()
             return
@@ -238,7 +238,7 @@ class Heartbeat:
         self,
         registry: Registry,
         status: Status,
-        polling: Polling,
+        stream: EventStream,
         dispatcher: Dispatcher,
         *,
         pace: Pace,
@@ -246,7 +246,7 @@ class Heartbeat:
     ) -> None:
         self._registry = registry
         self._status = status
-        self._polling = polling
+        self._stream = stream
         self._dispatcher = dispatcher
         self._pace = pace
         self._interval = interval
@@ -301,6 +301,6 @@ class Heartbeat:
                 hint = "while heartbeats are refused, the platform will show the workspace as offline; trying again"
             self._status.report("heartbeat", str(exc), hint)
             return False
-        self._polling.beat_accepted(sent_at)
+        self._stream.heartbeat_accepted(sent_at)
         self._status.heartbeat_accepted(presence, sent_at=sent_at)
         return True

@@ -28,7 +28,6 @@ from molecule_connect.worker.outcomes import (
     Silent,
 )
 from molecule_connect.worker.ports import Sender
-from molecule_connect.worker.replies import echo_fingerprint
 from molecule_connect.worker.status import Status
 
 P = ParamSpec("P")
@@ -85,13 +84,16 @@ class Recorder:
 
     async def reuse_reply(self, message: StoredMessage, reply: StoredReply) -> None:
         """Store the reply of a replayed message again; it is sent next."""
-        at, send_print = self._clock.now(), echo_fingerprint(self._platform, message, reply)
+        at, send_print = self._clock.now(), self._platform.fingerprint(message.caller_id, reply.parts)
         if await self.commit(self._journal.reuse_reply, message, at=at, send_print=send_print):
             self._status.message_event(events.Answered, message, text=reply.text[:200], seconds=0.0)
 
     async def prepare_send(self, message: StoredMessage, reply: StoredReply) -> None:
         """Note what sending the reply of an inbox's reader requires. The reader may be in another process."""
-        at, send_print = max(self._clock.now(), message.time), echo_fingerprint(self._platform, message, reply)
+        at, send_print = (
+            max(self._clock.now(), message.time),
+            self._platform.fingerprint(message.caller_id, reply.parts),
+        )
         if await self.commit(self._journal.prepare_send, message, at=at, send_print=send_print):
             seconds = max(0.0, (at - message.time) / SECOND)
             self._status.message_event(events.Answered, message, text=reply.text[:200], seconds=seconds)
@@ -153,7 +155,7 @@ class Recorder:
             )
 
     async def _store_reply(self, message: StoredMessage, reply: StoredReply) -> StoredMessage | None:
-        at, send_print = self._clock.now(), echo_fingerprint(self._platform, message, reply)
+        at, send_print = self._clock.now(), self._platform.fingerprint(message.caller_id, reply.parts)
         return await self.commit(self._journal.store_reply, message, reply, at=at, send_print=send_print)
 
     async def _give_up(self, message: StoredMessage, reason: str) -> StoredMessage | None:

@@ -8,7 +8,6 @@ import attrs
 
 from molecule_connect.backoff import Backoff
 from molecule_connect.errors import PlatformError
-from molecule_connect.worker.clock import loop_time
 from molecule_connect.worker.status import Status
 
 # Seconds for which sends must fail, without a success in between, to be a problem of this workspace.
@@ -42,6 +41,7 @@ class SendHealth:
 
     def __init__(self, status: Status) -> None:
         self._status = status
+        self._loop = asyncio.get_running_loop()
         self._failures: dict[str, _Failure] = {}
         self._mute_to: frozenset[str] = frozenset()
         self._probes = 0
@@ -51,7 +51,7 @@ class SendHealth:
     def failed(self, row_id: str, caller_id: str | None, error: PlatformError) -> None:
         """The reply to the message *row_id* was not accepted, and will be sent again."""
         known = self._failures.get(row_id)
-        since = loop_time() if known is None else known.since
+        since = self._loop.time() if known is None else known.since
         self._failures[row_id] = _Failure(caller_id=caller_id, since=since, reason=str(error), hint=error.hint)
         self._changed.set()
 
@@ -77,9 +77,9 @@ class SendHealth:
             was_mute_to, self._mute_to = self._mute_to, self._report()
             if was_mute_to - self._mute_to:
                 return Resend.ALL
-            if self._mute_to and loop_time() >= self._probe_at:
+            if self._mute_to and self._loop.time() >= self._probe_at:
                 self._probes += 1
-                self._probe_at = loop_time() + PROBES.delay(self._probes + 1)
+                self._probe_at = self._loop.time() + PROBES.delay(self._probes + 1)
                 return Resend.ONE
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._seconds_to_wait()):
@@ -93,14 +93,14 @@ class SendHealth:
             reason = f"no reply to {to} was accepted for {MUTE_AFTER:g} s: {failure.reason}"
             hint = failure.hint or "replies wait on this machine until the platform accepts one"
             self._status.report("sending", reason, hint, lasting=True)
-            self._probes, self._probe_at = 0, loop_time() + PROBES.delay(1)
+            self._probes, self._probe_at = 0, self._loop.time() + PROBES.delay(1)
         elif self._mute_to and not failures:
             self._status.clear("sending")
         return frozenset(failures)
 
     def _lasting_failures(self) -> dict[str, _Failure]:
         """The receivers that no reply reaches, with a failure for each."""
-        since = loop_time() - MUTE_AFTER
+        since = self._loop.time() - MUTE_AFTER
         old = [failure for failure in self._failures.values() if failure.since <= since]
         people = [failure for failure in old if failure.caller_id is None]
         peers = [failure for failure in old if failure.caller_id is not None]
@@ -111,6 +111,6 @@ class SendHealth:
 
     def _seconds_to_wait(self) -> float | None:
         if self._mute_to:
-            return self._probe_at - loop_time()
-        ages = [failure.since + MUTE_AFTER - loop_time() for failure in self._failures.values()]
+            return self._probe_at - self._loop.time()
+        ages = [failure.since + MUTE_AFTER - self._loop.time() for failure in self._failures.values()]
         return min((age for age in ages if age > 0), default=None)

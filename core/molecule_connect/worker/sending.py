@@ -14,16 +14,16 @@ from molecule_connect.errors import (
     PlatformError,
     TransientPlatformError,
 )
-from molecule_connect.journal.models import State, StoredMessage, StoredReply
+from molecule_connect.journal.models import State, StoredMessage, StoredReply, dump_parts
 from molecule_connect.journal.transitions import ECHO_DELAY, LONGEST_WAITS
 from molecule_connect.journal.workspace import WorkspaceJournal
+from molecule_connect.models import Part, TextPart
 from molecule_connect.worker.clock import SECOND, Clock
 from molecule_connect.worker.outcomes import Accepted, Postponed, Refused, SendOutcome
 from molecule_connect.worker.ports import Sender
-from molecule_connect.worker.replies import echo_fingerprint, shorten
 from molecule_connect.worker.send_health import SendHealth
 from molecule_connect.worker.status import Status
-from molecule_connect.worker.uploads import Attachments, has_local_files
+from molecule_connect.worker.uploads import Attachments
 
 GIVE_UP_AFTER = 24 * 3600 * SECOND
 RETRIES = Backoff(first=1.0, cap=300.0)
@@ -35,6 +35,8 @@ ABSENT_FOR = 3600.0
 MAX_COPIES = 5
 # Seconds until the next send after the first send with unknown outcome, the second, and so on.
 COPY_DELAYS = (1.0, 10.0, 60.0, 600.0)
+# JSON sizes, in bytes, from which a refused reply is shortened. Older platforms cut a body at 1 MiB.
+LONG, SHORT = 100_000, 900_000
 
 
 class EchoFeed(Protocol):
@@ -91,7 +93,7 @@ class ReplySender:
         reply = message.reply
         if reply is None:
             return Refused(reason="there is no reply to send")
-        if message.caller_id is None and has_local_files(reply):
+        if message.caller_id is None and reply.has_local_files:
             attached = await self._attach(message)
             if not isinstance(attached, StoredMessage):
                 return attached
@@ -115,7 +117,7 @@ class ReplySender:
         """*message* with all files of its reply uploaded."""
         attached: StoredMessage | None = message
         try:
-            while attached is not None and attached.reply is not None and has_local_files(attached.reply):
+            while attached is not None and attached.reply is not None and attached.reply.has_local_files:
                 attached = await self._attachments.attach(attached)
         except (AuthError, TransientPlatformError, JournalError) as exc:
             retry_after = exc.retry_after if isinstance(exc, TransientPlatformError) else None
@@ -143,7 +145,7 @@ class ReplySender:
             seconds = RETRIES.delay(message.sends + 1)
             return self._postpone(message, str(exc), seconds, in_doubt=message.in_doubt, error=exc)
         except PermanentPlatformError as exc:
-            shorter = shorten(reply.parts)
+            shorter = _shorten(reply.parts)
             if may_shorten and exc.status in (400, 413) and shorter != reply.parts:
                 return await self._send_shortened(message, attrs.evolve(reply, parts=shorter))
             return Refused(reason=str(exc))
@@ -162,7 +164,7 @@ class ReplySender:
     async def _send_shortened(self, message: StoredMessage, reply: StoredReply) -> SendOutcome:
         # Stored first: its echo is recognized by the stored fingerprint.
         try:
-            send_print = echo_fingerprint(self._platform, message, reply)
+            send_print = self._platform.fingerprint(message.caller_id, reply.parts)
             await self._journal.replace_reply(message, reply, send_print=send_print)
         except JournalError as exc:
             return self._postpone(message, str(exc), ECHO_DELAY, in_doubt=message.in_doubt)
@@ -208,3 +210,30 @@ def _may_have_arrived(exc: TransientPlatformError) -> bool:
     if exc.outcome is Outcome.NOT_TAKEN or exc.platform_said:
         return False
     return exc.status is None or exc.about_peer or exc.status in (500, 504)
+
+
+def _shorten(parts: tuple[Part, ...]) -> tuple[Part, ...]:
+    """*parts* with long texts cut to the size that older platforms accept; the same parts if none is long."""
+    size = len(dump_parts(parts))
+    if size <= LONG:
+        return parts
+    room = SHORT if size > SHORT else LONG
+    shorter: list[Part] = []
+    for part in parts:
+        if isinstance(part, TextPart):
+            text = _cut(part.text, room)
+            room -= len(dump_parts((TextPart(text),)))
+            shorter.append(TextPart(text))
+        else:
+            shorter.append(part)
+    return tuple(shorter)
+
+
+def _cut(text: str, room: int) -> str:
+    if len(dump_parts((TextPart(text),))) <= room:
+        return text
+    # A character takes up to six bytes of JSON.
+    kept = text[: max(0, room // 6 if not text.isascii() else room - 200)]
+    while kept and len(dump_parts((TextPart(kept),))) > room - 100:
+        kept = kept[: len(kept) * 3 // 4]
+    return f"{kept}\n[shortened: {len(text) - len(kept)} more characters]"

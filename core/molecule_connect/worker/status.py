@@ -20,7 +20,6 @@ from molecule_connect.journal.incoming import Stored
 from molecule_connect.journal.models import State, StoredMessage, in_words
 from molecule_connect.journal.workspace import WorkspaceJournal
 from molecule_connect.models import Kind, Presence
-from molecule_connect.worker.clock import loop_time
 from molecule_connect.worker.status_file import REFRESH, Problem, SavedStatus, status_path, write_status
 
 # Seconds between writes of the status file after changes.
@@ -64,6 +63,7 @@ class Status:
         self.workspace_id = settings.workspace_id
         self.wedged_changed = asyncio.Event()
         self.messages_changed = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
         self._listener = listener
         self._journal = journal
         self._inbox = inbox
@@ -77,7 +77,7 @@ class Status:
         self._unfinished: dict[str, tuple[events.Received, float]] = {}
         self._foreign_reply_at: float | None = None
         self._heartbeat_sent_at = float("-inf")
-        self._started_at = loop_time()
+        self._started_at = self._loop.time()
         self._saved = SavedStatus(
             workspace_id=settings.workspace_id,
             api_url=without_credentials(settings.api_url),
@@ -175,7 +175,7 @@ class Status:
                     caller_id=received.caller_id,
                     context_id=received.context_id,
                     text="",
-                    seconds=loop_time() - since,
+                    seconds=self._loop.time() - since,
                     silent=True,
                 )
             )
@@ -214,7 +214,7 @@ class Status:
         """The platform accepted a heartbeat with this content, sent at *sent_at* (loop time)."""
         self._heartbeat_sent_at = sent_at
         self.clear("heartbeat")
-        if self._foreign_reply_at is not None and loop_time() - self._foreign_reply_at >= FOREIGN_SECONDS:
+        if self._foreign_reply_at is not None and self._loop.time() - self._foreign_reply_at >= FOREIGN_SECONDS:
             self.clear("people")
         tasks, wedged = presence.active_tasks, presence.wedged
         self.emit(events.Beat(workspace_id=self.workspace_id, active_tasks=tasks, wedged=wedged))
@@ -231,7 +231,7 @@ class Status:
 
         The file is removed afterwards; an error stays in it.
         """
-        self._started_at = loop_time()
+        self._started_at = self._loop.time()
         self._change(pid=os.getpid(), host=socket.gethostname(), started=self._wall())
         self._save(folder)
         # Otherwise the next change would have to wait for the pause after a second save.
@@ -293,7 +293,7 @@ class Status:
         match event:
             case events.Received():
                 if self._inbox is not None:
-                    self._unfinished[event.row_id] = event, loop_time()
+                    self._unfinished[event.row_id] = event, self._loop.time()
             case events.Started():
                 self._running[event.row_id] = event.text[:80]
             case events.Progressed():
@@ -329,7 +329,7 @@ class Status:
                 "another program replied to a person as this workspace",
                 "check whether a connector on another machine serves the workspace",
             )
-        self._foreign_reply_at = loop_time()
+        self._foreign_reply_at = self._loop.time()
         self.report(
             "people",
             "another program sends replies to people as this workspace",
@@ -343,7 +343,7 @@ class Status:
         return claimed, f"{claimed} with a reader" if claimed else ""
 
     def _uptime(self) -> int:
-        return int(loop_time() - self._started_at)
+        return int(self._loop.time() - self._started_at)
 
 
 @attrs.frozen
@@ -357,12 +357,13 @@ class _Outcomes:
     """The outcomes of recent attempts, by caller: many attempts of one don't displace those of others."""
 
     def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._by_caller: dict[str | None, deque[_Outcome]] = {}
 
     def add(self, caller_id: str | None, error: str) -> None:
         """Add the outcome of an attempt; an empty *error* is a success."""
         outcomes = self._by_caller.setdefault(caller_id, deque(maxlen=MOST_OUTCOMES))
-        outcomes.append(_Outcome(loop_time(), caller_id, error))
+        outcomes.append(_Outcome(self._loop.time(), caller_id, error))
 
     def error_rate(self) -> float:
         """The share of failures among the attempts of the last five minutes; 0 for fewer than three attempts.
@@ -382,7 +383,7 @@ class _Outcomes:
         return next((one.error for one in reversed(self._recent()) if one.error), "")
 
     def _recent(self) -> list[_Outcome]:
-        since = loop_time() - OUTCOME_AGE
+        since = self._loop.time() - OUTCOME_AGE
         self._by_caller = {caller: kept for caller, kept in self._by_caller.items() if kept[-1].when >= since}
         recent = (one for kept in self._by_caller.values() for one in kept if one.when >= since)
         return sorted(recent, key=lambda one: one.when)

@@ -8,11 +8,10 @@ import attrs
 from molecule_connect.errors import AuthError, ConfigError, Outcome, PermanentPlatformError, TransientPlatformError
 from molecule_connect.files import MAX_NAME_LENGTH, safe_name
 from molecule_connect.journal.files import FileJournal
-from molecule_connect.journal.models import StoredMessage, StoredReply
+from molecule_connect.journal.models import StoredMessage
 from molecule_connect.models import FilePart, Part, TextPart, UploadLimits
 from molecule_connect.worker.clock import SECOND, Clock
 from molecule_connect.worker.ports import Platform
-from molecule_connect.worker.replies import echo_fingerprint
 
 # Files per upload request (contract 2.12).
 MAX_FILES = 64
@@ -93,7 +92,7 @@ class Attachments:
             replaced |= dict(zip(numbers, uploaded, strict=False))
         parts = tuple(replaced.get(number, part) for number, part in enumerate(message.reply.parts))
         reply = attrs.evolve(message.reply, parts=parts)
-        send_print, at = echo_fingerprint(self._platform, message, reply), self._clock.now()
+        send_print, at = self._platform.fingerprint(message.caller_id, reply.parts), self._clock.now()
         is_current = await self._journal.attach_uploads(
             message, reply, send_print=send_print, files=uploaded, notes=notes, at=at
         )
@@ -121,11 +120,6 @@ class Attachments:
             if exc.outcome is Outcome.NOT_TAKEN:
                 await self._journal.uploaded((), notes, at=self._clock.now())
             raise
-
-
-def has_local_files(reply: StoredReply) -> bool:
-    """Whether files of *reply* must be uploaded before it is sent."""
-    return any(isinstance(part, FilePart) and part.path is not None for part in reply.parts)
 
 
 def unfit(file: FilePart, limits: UploadLimits) -> str:

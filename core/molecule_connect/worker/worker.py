@@ -50,6 +50,7 @@ from molecule_connect.worker.presence import Heartbeat, Registration
 from molecule_connect.worker.recorder import Recorder
 from molecule_connect.worker.sending import ReplySender
 from molecule_connect.worker.status import Status
+from molecule_connect.worker.stream import EventStream
 from molecule_connect.worker.uploads import Attachments
 
 # A run with ``once`` doesn't wait for messages that are deferred for longer, in seconds: beyond retries these are
@@ -122,7 +123,7 @@ class Worker:
         self._heartbeat = Heartbeat(
             platform,
             self._status,
-            self._polling,
+            self._stream,
             self._dispatcher,
             pace=self._pace,
             interval=settings.heartbeat_interval,
@@ -136,10 +137,10 @@ class Worker:
 
     def _build_intake(self) -> None:
         settings = self.settings
+        self._stream = EventStream(self._platform, self._status)
         self._polling = Polling(
-            self._platform,
+            self._stream,
             self._pace,
-            self._status,
             poll_interval=settings.poll_interval,
             safety_interval=settings.safety_interval,
         )
@@ -147,7 +148,7 @@ class Worker:
             self._platform,
             settings,
             self._status,
-            self._polling,
+            self._stream,
             retries_refusals=self._options.retries_refusals,
         )
         reader = FeedReader(self._platform, self._journal, self._status, self._clock, since_secs=settings.since_secs)
@@ -190,8 +191,8 @@ class Worker:
     def clock_jumped(self) -> None:
         """The machine slept, or its clock was set: connections are dead, and messages may be due."""
         self._heartbeat.send_now()
-        self._polling.reopen()
-        self._polling.wake()
+        self._stream.reopen()
+        self._stream.announce()
         self._wake_after(self._journal.bound_waits())
 
     def journal_changed(self) -> None:
@@ -262,7 +263,7 @@ class Worker:
     # Serving
 
     async def _serve(self, stop: asyncio.Event) -> None:
-        listening = [self._spawn(self._polling.listen), self._spawn(self._follow_signals)]
+        listening = [self._spawn(self._stream.listen), self._spawn(self._follow_signals)]
         # These tasks continue while the worker drains: a reply with unknown outcome may require a read.
         files = functools.partial(self._files.run, self._dispatcher)
         work = (self._receive, self._maintenance.run, self._maintenance.prune, files, self._dispatcher.watch_sends)
@@ -322,14 +323,14 @@ class Worker:
             self._polling.stop()
 
     async def _follow_signals(self) -> None:
-        async for signal in self._polling.signals():
+        async for signal in self._stream.signals():
             if signal is Signal.ROTATED:
                 self._status.notice(
                     "the platform replaced the workspace's token", "replace the old token with the new one"
                 )
                 continue
             self._registration.check_soon()
-            if signal is Signal.OPENED and not self._polling.was_trusted:
+            if signal is Signal.OPENED and not self._stream.was_trusted:
                 # The stream is trusted once it shows a heartbeat.
                 self._heartbeat.send_soon()
 
