@@ -11,7 +11,7 @@ from molecule_connect.errors import JournalError
 from molecule_connect.journal.journal import FILE_NAME, Journal
 from molecule_connect.journal.models import Conversation, StoredMessage, StoredReply
 from molecule_connect.journal.schema import TABLES, VERSION, open_file
-from molecule_connect.journal.workspace import WorkspaceJournal
+from molecule_connect.journal.workspace import READ_AHEAD, SMALL, WorkspaceJournal
 from molecule_connect.models import DataPart, FeedPosition, FilePart, Inbound, Kind, TextPart
 
 NOW = round(EPOCH * 1e6)
@@ -311,3 +311,16 @@ async def test_dead_and_open_messages_are_never_pruned(journal: Journal) -> None
     await mine.prune(NOW + 30 * DAY * SECOND)
     rows = journal.reader.execute("SELECT row_id, parts IS NULL, raw IS NULL FROM message ORDER BY row_id").fetchall()
     assert rows == [("dead", 0, 0), ("open", 0, 0)]
+
+
+async def test_only_small_new_messages_are_read_ahead(journal: Journal) -> None:
+    mine = await stored(journal, *(inbound(str(n), row_id=f"row-{n}", time=NOW + n) for n in range(READ_AHEAD + 2)))
+    assert [one.text for one in mine.upcoming(PERSON)] == [str(n) for n in range(READ_AHEAD)]
+
+    assert await mine.defer(mine.message("row-3"), not_before=EPOCH + 5, error="")
+    assert [one.text for one in mine.upcoming(PERSON)] == ["0", "1", "2"]
+    with other_process(journal.path) as db:
+        db.execute("UPDATE message SET parts='not JSON' WHERE row_id='row-2'")
+        assert [one.text for one in mine.upcoming(PERSON)] == ["0", "1"]
+        db.execute("UPDATE message SET raw=printf('%.*c', ?, 'x') WHERE row_id='row-0'", (SMALL + 1,))
+    assert [one.text for one in mine.upcoming(PERSON)] == ["0"]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.worker.kit import EPOCH, WORKSPACE, FakePlatform, Serving, echo, inbound
+from tests.worker.kit import EPOCH, WORKSPACE, FakePlatform, Serving, echo, inbound, other_process
 
 from molecule_connect import events
 from molecule_connect.config.settings import PeerBudget
@@ -112,6 +112,56 @@ async def test_late_message_runs_before_younger_ones(journal: Journal) -> None:
         release.set()
         await platform.until(lambda: len(platform.sent) == 3)
     assert platform.answers() == ["0", "1", "2"]
+
+
+async def test_older_message_runs_before_those_read_ahead(journal: Journal) -> None:
+    platform = FakePlatform()
+
+    async def handler(request: Request, progress: Progress) -> Response:
+        if request.text == "0":
+            late = inbound("1", row_id="late", time=journal.of(WORKSPACE).message("row-2").time - 1)
+            await journal.of(WORKSPACE).add([late], now=late.time or 0)
+            serving.connection.journal_changed()
+        return Response.from_text(request.text)
+
+    for number in (0, 2, 3):
+        platform.write(str(number), age=4 - number)
+    async with Serving(platform, journal, handler) as serving:
+        await platform.until(lambda: len(platform.sent) == 4)
+    assert platform.answers() == ["0", "1", "2", "3"]
+
+
+async def test_failed_message_runs_before_those_read_ahead(journal: Journal) -> None:
+    platform, tries = FakePlatform(), []
+
+    async def handler(request: Request, progress: Progress) -> Response:
+        tries.append(request.text)
+        if tries == ["0", "1"]:
+            raise BackendError("not yet")
+        return Response.from_text(request.text)
+
+    for number in range(4):
+        platform.write(str(number), age=4 - number)
+    async with Serving(platform, journal, handler):
+        await platform.until(lambda: len(platform.sent) == 4)
+    assert tries == ["0", "1", "1", "2", "3"]
+
+
+async def test_message_that_was_read_ahead_and_dropped_is_not_run(journal: Journal) -> None:
+    platform, ran = FakePlatform(), []
+
+    async def handler(request: Request, progress: Progress) -> Response:
+        ran.append(request.text)
+        if request.text == "0":
+            with other_process(journal.path) as db:
+                db.execute("UPDATE message SET state='done' WHERE row_id='row-2'")
+        return Response.from_text(request.text)
+
+    for number in range(4):
+        platform.write(str(number), age=4 - number)
+    async with Serving(platform, journal, handler):
+        await platform.until(lambda: len(platform.sent) == 3)
+    assert ran == ["0", "2", "3"]
 
 
 async def test_message_during_a_conversations_end_is_handled(journal: Journal) -> None:

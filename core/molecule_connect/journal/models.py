@@ -199,7 +199,7 @@ def in_words(parts: tuple[Part, ...]) -> str:
 
 def plain(text: str) -> str:
     """*text* without lone surrogates, which JSON can hold and SQLite can't."""
-    return text.encode("utf-8", "replace").decode()
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def plain_or_none(text: str | None) -> str | None:

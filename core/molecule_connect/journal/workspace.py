@@ -45,6 +45,8 @@ RETRY = 5.0
 # How long the texts of a finished message are kept (seconds), and its row (microseconds).
 BODY_AGE = 24 * 3600.0
 ROW_AGE = 7 * 24 * 3600 * 1_000_000
+# Messages of a conversation that are read at once, up to the first with a longer request (in characters).
+READ_AHEAD, SMALL = 8, 8192
 # Columns that a StoredMessage doesn't have.
 _NOT_LOADED = frozenset({"send_print", "echo", "started"})
 # Messages that the dispatcher works on. In an inbox, messages belong to its readers, and the dispatcher only sends
@@ -176,22 +178,43 @@ class WorkspaceJournal:
 
     def next(self, conversation: Conversation) -> StoredMessage | None:
         """The oldest open message of *conversation*."""
-        row = self._head(conversation, COLUMNS)
+        row = next(self._open_rows(conversation, COLUMNS, 1), None)
         return None if row is None else load_message(row)
+
+    def upcoming(self, conversation: Conversation) -> list[StoredMessage]:
+        """``next``, and messages after it that have no reply and were not deferred, while they are small."""
+        found: list[StoredMessage] = []
+        for row in self._open_rows(conversation, COLUMNS, READ_AHEAD):
+            try:
+                message = load_message(row)
+            except Exception:  # any content; it is not the fault of the messages before it
+                if found:
+                    break
+                raise
+            if found and (message.state is not State.RECEIVED or message.reply or message.not_before):
+                break
+            found.append(message)
+            if len(message.raw or "") > SMALL:
+                break
+        return found
 
     def next_id(self, conversation: Conversation) -> str | None:
         """The row id of ``next``, also if that message cannot be loaded."""
-        row = self._head(conversation, "workspace_id, row_id")
+        row = next(self._open_rows(conversation, "workspace_id, row_id", 1), None)
         return None if row is None else str(row[1])
 
-    def _head(self, conversation: Conversation, columns: str) -> tuple[Any, ...] | None:
+    def was_sent(self, row_id: str) -> bool:
+        """Whether the reply was sent a moment ago, and this is not committed yet."""
+        return row_id in self._ending
+
+    def _open_rows(self, conversation: Conversation, columns: str, most: int) -> Iterator[tuple[Any, ...]]:
         pending = [row_id for row_id, its_conversation in self._ending.items() if its_conversation == conversation]
         rows = self._reader.execute(
             f"SELECT {columns} FROM message WHERE workspace_id=? AND caller_id IS ? AND context_id IS ?"  # noqa: S608
             f" AND {self._open} ORDER BY place, seq, arrival LIMIT ?",
-            (self.workspace_id, conversation.caller_id, conversation.context_id, 1 + len(pending)),
+            (self.workspace_id, conversation.caller_id, conversation.context_id, most + len(pending)),
         )
-        return next((row for row in rows if row[1] not in pending), None)
+        return (row for row in rows if row[1] not in pending)
 
     def message(self, row_id: str) -> StoredMessage:
         """The message *row_id*, which must exist."""

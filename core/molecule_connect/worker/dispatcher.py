@@ -22,6 +22,8 @@ from molecule_connect.worker.sending import MAX_COPIES, ReplySender
 # Conversations of one caller in memory. If there are more, they take turns: each ends its turn after one message, so
 # that conversations with a long backlog don't keep out others.
 MAX_ACTIVE = 64
+# Seconds for which messages that were read ahead are used: other processes may change them meanwhile.
+AHEAD_FOR = 1.0
 # Errors that mean that this machine is short of a resource.
 SHORTAGES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EAGAIN))
 
@@ -34,11 +36,14 @@ class _Active:
         message: The message that is handled.
         is_starting: It waits to be run, and hasn't been started.
         failed_row: The row whose handling failed unexpectedly the last time.
+        ahead: Messages after it that were read with it, to be used until ``ahead_until`` (loop time).
     """
 
     conversation: Conversation
     task: "asyncio.Task[None]" = attrs.field(init=False)
     message: StoredMessage | None = None
+    ahead: list[StoredMessage] = attrs.field(factory=list)
+    ahead_until: float = 0.0
     is_starting: bool = False
     failed_row: str = ""
 
@@ -339,7 +344,11 @@ class Dispatcher:
 
     def _wake(self, conversation: Conversation) -> None:
         caller_id = conversation.caller_id
-        if conversation in self._active or self._is_stopping:
+        if self._is_stopping:
+            return
+        if (active := self._active.get(conversation)) is not None:
+            # The new message may be older than those.
+            active.ahead.clear()
             return
         if caller_id in self._crowded or self._active_of[caller_id] >= MAX_ACTIVE:
             # The conversations that wait in the journal have their turn first.
@@ -349,7 +358,7 @@ class Dispatcher:
             timer.cancel()
         self._active_of[caller_id] += 1
         self._idle.clear()
-        self._active[conversation] = active = _Active(conversation)
+        active = self._active[conversation] = _Active(conversation)
         active.task = asyncio.get_running_loop().create_task(self._run(active), name="conversation")
 
     def _ends_turn(self, conversation: Conversation) -> bool:
@@ -372,13 +381,9 @@ class Dispatcher:
 
     def _next(self, active: _Active) -> StoredMessage | None:
         """The conversation's next message, if it is due. Otherwise a timer is set."""
-        conversation, message = active.conversation, None
+        conversation, previous = active.conversation, active.message
         active.message, active.is_starting = None, False
-        if (row_id := self._last_run.get(conversation)) is not None:
-            message = self._journal.message_to_send(row_id)
-            if message is None:
-                del self._last_run[conversation]
-        active.message = message = message or self._journal.next(conversation)
+        active.message = message = self._load_next(active, previous)
         if message is None:
             return None
         if message.state is State.RECEIVED and (not self._may_start or self._is_stopping):
@@ -389,6 +394,19 @@ class Dispatcher:
                 self._timers[conversation] = timer
             return None
         return message
+
+    def _load_next(self, active: _Active, previous: StoredMessage | None) -> StoredMessage | None:
+        conversation, now = active.conversation, asyncio.get_running_loop().time()
+        is_in_turn = previous is not None and self._journal.was_sent(previous.row_id)
+        if active.ahead and is_in_turn and now < active.ahead_until:
+            return active.ahead.pop(0)
+        active.ahead.clear()
+        if (row_id := self._last_run.get(conversation)) is not None:
+            if (message := self._journal.message_to_send(row_id)) is not None:
+                return message
+            del self._last_run[conversation]
+        active.ahead, active.ahead_until = self._journal.upcoming(conversation), now + AHEAD_FOR
+        return active.ahead.pop(0) if active.ahead else None
 
     def _seconds_until_due(self, conversation: Conversation, message: StoredMessage) -> float:
         """The wait ends early if this machine's clock is set forward, and isn't extended if it is set back."""
