@@ -97,9 +97,14 @@ class Retrying(MessageEvent):
 
 @attrs.frozen(kw_only=True)
 class Dead(MessageEvent):
-    """The message is a dead letter: it is kept with the reason, and can be replayed."""
+    """The message is a dead letter: it is kept with the reason, and can be replayed.
+
+    Attributes:
+        hint: What the operator can do; empty if nothing is known.
+    """
 
     reason: str
+    hint: str = ""
 
 
 @attrs.frozen(kw_only=True)

@@ -219,3 +219,23 @@ def test_a_deleted_working_directory_is_named(
     gone.rmdir()
 
     assert_refused(start(molecule, *flags), "the current folder was deleted", "absolute paths")
+
+
+@pytest.mark.parametrize(
+    ("flags", "more", "is_assumed"),
+    [
+        ((), {}, True),
+        (("--api-url", "http://localhost:8080"), {}, False),
+        ((), {"MOLECULE_API_URL": "http://127.0.0.1:1"}, False),
+        ((), {"PLATFORM_URL": "http://127.0.0.1:1"}, False),
+    ],
+)
+def test_missing_address_is_reported(
+    molecule: Molecule, token: str, flags: tuple[str, ...], more: dict[str, str], is_assumed: bool
+) -> None:
+    given = {"MOLECULE_WORKSPACE_TOKEN": token, **more}
+
+    result = molecule("connect", "ws_1", "--backend", "parrot", "--dry-run", *flags, **given)
+
+    assert result.code == 0
+    assert ("no address given: using http://localhost:8080 -> pass --api-url" in result.stderr) is is_assumed

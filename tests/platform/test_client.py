@@ -46,6 +46,10 @@ async def failure(connect: Connect, response: httpx.Response, operation: Operati
     return caught.value
 
 
+def refusing() -> Transports:
+    return Transports(transport=httpx.MockTransport(lambda request: said(401)))
+
+
 async def test_every_request_has_the_identity_headers(connect: Connect) -> None:
     script = Script(httpx.Response(200))
     await connect(script, org_id="org-7").call(NOTIFY)
@@ -110,6 +114,53 @@ async def test_the_platforms_own_refusal_is_final(connect: Connect, status: int)
     assert str(error) == f"a2a: {status} not like this"
     assert (error.operation, error.status) == ("a2a", status)
     assert "not like this" in error.body
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        httpx.Response(200, html="<html>Welcome</html>"),
+        httpx.Response(404, html="<html>Not found</html>"),
+        httpx.Response(404, json={"detail": "Not Found"}),
+        httpx.Response(405, json={"message": "Method not allowed"}),
+        httpx.Response(501, html="<html>Unsupported method</html>"),
+        httpx.Response(403, html="<html>Forbidden</html>"),
+        httpx.Response(401, html="<html>Log in</html>"),
+    ],
+)
+async def test_foreign_answer_is_not_a_platform(connect: Connect, response: httpx.Response) -> None:
+    assert "this doesn't look like a Molecule platform: " in (await failure(connect, response, BEAT)).hint
+
+
+async def test_other_json_is_not_a_feed(connect: Connect) -> None:
+    with pytest.raises(TransientPlatformError) as caught:
+        await connect(Script(httpx.Response(200, json={"hello": "world"}))).fetch(since_id=None, limit=10, known=lambda row_id: False)
+    assert "this doesn't look like a Molecule platform: " in caught.value.hint
+
+
+async def test_platform_error_looks_like_a_platform(connect: Connect) -> None:
+    for status in (401, 403, 404):
+        assert "look like" not in (await failure(connect, said(status), BEAT)).hint
+
+
+@pytest.mark.parametrize("source", ["MOLECULE_WORKSPACE_TOKEN", "--token", "MOLECULE_WORKSPACES"])
+async def test_refused_token_of_a_variable_needs_a_restart(source: str) -> None:
+    given = Credentials("ws-1", origin=API, token=TOKEN, source=source)
+    async with AsyncPlatformClient(API, workspace_id="ws-1", credentials=given, transports=refusing()) as client:
+        with pytest.raises(AuthError) as caught:
+            await client.call(BEAT)
+    assert f"then restart, because {source} is read only at the start" in caught.value.hint
+
+
+async def test_refused_token_of_a_file_needs_no_restart(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(TOKEN)
+    file.chmod(0o600)
+    given = Credentials("ws-1", origin=API, token_file=file, source="MOLECULE_WORKSPACE_TOKEN_FILE")
+    async with AsyncPlatformClient(API, workspace_id="ws-1", credentials=given, transports=refusing()) as client:
+        with pytest.raises(AuthError) as caught:
+            await client.call(BEAT)
+    assert "restart" not in caught.value.hint
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 405, 409, 413, 422])

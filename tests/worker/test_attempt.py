@@ -57,6 +57,34 @@ async def test_second_attempt_answers_a_failed_message(journal: Journal) -> None
     assert (retrying.what, retrying.reason) == ("answering", "the model is out")
 
 
+async def test_failed_backend_names_the_command_to_try(journal: Journal) -> None:
+    platform, backend = FakePlatform(), Backend([BackendError("bad option", retryable=False)])
+    platform.write("hi")
+    settings: dict[str, Any] = {
+        "options": {"cmd": "secret-1", "two words": "secret-2"},
+        "middleware": ("audit",),
+        "middleware_options": {"audit.file": "secret-3"},
+    }
+    async with Serving(platform, journal, backend, **settings) as serving:
+        await platform.until(lambda: bool(serving.events.of(events.Dead)))
+    (dead,) = serving.events.of(events.Dead)
+    assert dead.hint == (
+        "'molecule try fake --backend-opt cmd=... --backend-opt 'two words'=... --use audit"
+        " --use-opt audit.file=... hello'"
+        ", with the same values for ..., runs the backend on its own"
+    )
+
+
+async def test_report_of_a_failing_backend_names_the_command(journal: Journal) -> None:
+    platform, backend = FakePlatform(), Backend([OUT])
+    for peer in ("peer-1", "peer-2", "peer-3"):
+        platform.write("hi", caller=peer)
+    async with Serving(platform, journal, backend, options={"cmd": "secret"}) as serving:
+        await platform.until(lambda: any(one.part == "backend" for one in serving.events.of(events.Trouble)))
+    hint = next(one.hint for one in serving.events.of(events.Trouble) if one.part == "backend")
+    assert "; 'molecule try fake --backend-opt cmd=... hello', with the same values" in hint
+
+
 @pytest.mark.parametrize(("random", "waits"), [(0.0, (2.5, 15, 60)), (1.0, (5, 30, 120))])
 async def test_four_attempts_with_jittered_delays(journal: Journal, random: float, waits: tuple[float, ...]) -> None:
     platform, backend = FakePlatform(), Backend([OUT])

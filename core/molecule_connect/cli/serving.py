@@ -16,7 +16,7 @@ from molecule_connect.cli.errors import CLEAN
 from molecule_connect.cli.service_report import ServiceReport
 from molecule_connect.cli.signals import StopSignals
 from molecule_connect.cli.workspaces import WorkspaceSource
-from molecule_connect.config.settings import WorkspaceSettings
+from molecule_connect.config.settings import DEFAULT_API_URL, WorkspaceSettings
 from molecule_connect.config.state_dir import resolve_state_dir
 from molecule_connect.config.tokens import TOKEN_VARIABLE
 from molecule_connect.config.workspaces import Listing, WorkspacesError
@@ -59,6 +59,12 @@ def run(options: Mapping[str, Any], given: Mapping[str, Any], *, screen: Screen)
                 "WARNING",
                 "--token shows the token in the process list, where every program on this machine can read it",
                 f"use --token-file, or {TOKEN_VARIABLE}",
+            )
+        if source.assumes_address:
+            screen.note(
+                "WARNING",
+                f"no address given: using {DEFAULT_API_URL}",
+                "pass --api-url, set MOLECULE_API_URL, or save it with 'molecule init'",
             )
         open_files.raise_limit()
         if options["save"]:

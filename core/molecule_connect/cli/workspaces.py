@@ -14,7 +14,7 @@ from molecule_connect.config.load import (
     parse_variable,
 )
 from molecule_connect.config.saved import describe_unused, find_saved
-from molecule_connect.config.settings import DEFAULT_BACKEND, WorkspaceSettings
+from molecule_connect.config.settings import DEFAULT_BACKEND, SCHEMA, WorkspaceSettings
 from molecule_connect.config.single import read_single
 from molecule_connect.config.state_dir import preview_state_dir
 from molecule_connect.config.workspaces import Listing, WorkspacesError
@@ -44,6 +44,7 @@ class WorkspaceSource:
         strict: Serve all workspaces of a list, or none.
         once: Answer the waiting messages, then stop.
         own_state_dir: The state folder that the file or the saved settings name, as of the first ``read``.
+        assumes_address: Whether the address of a single workspace is the default one, because none was given.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class WorkspaceSource:
         self.strict: bool = given.get("strict", False)
         self.once: bool = given.get("once", False)
         self.own_state_dir: Path | None = None
+        self.assumes_address = False
 
     @property
     def state_dir(self) -> Path:
@@ -135,6 +137,9 @@ class WorkspaceSource:
             if saved is None and (unused := self.unused):
                 error.hint += f"; of the saved settings, {unused}"
             raise
+        variables = SCHEMA["api_url"].variables
+        is_given = "api_url" in self._given or any(self._environ.get(name) for name in variables)
+        self.assumes_address = not is_given and (saved is None or "api_url" not in saved.values)
         check_platform(settings)
         try:
             discovery.find(BACKENDS, str(settings.backend))

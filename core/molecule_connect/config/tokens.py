@@ -18,6 +18,8 @@ from molecule_connect.errors import ConfigError
 STATE_DIR_SOURCE = "the state folder"
 # The source of the token that belongs to saved settings.
 SAVED_SOURCE = "the saved settings"
+# Sources that are read only at the start: the program can't see that they change. A token file is read again.
+READ_ONCE = frozenset({"--token", "--token-file", TOKEN_VARIABLE, TOKEN_FILE_VARIABLE, "MOLECULE_WORKSPACES"})
 TOKEN_FIELDS = ("token", "token_file")
 CREATE_HINT = "create one on the platform: canvas, workspace settings, workspace tokens"
 _PLACEHOLDER = re.compile(

@@ -58,7 +58,7 @@ def _message_line(event: events.MessageEvent) -> Line | None:
         case events.Retrying():
             return Line(WARNING, f"{row} {event.what}: {one_line(event.reason)}; again in {span(event.seconds)}")
         case events.Dead():
-            return Line(ERROR, f"{row} given up: {one_line(event.reason, 400)}")
+            return Line(ERROR, with_hint(f"{row} given up: {one_line(event.reason, 400)}", event.hint))
         case events.Notified(error=""):
             return Line(INFO, f"{row} notified the sender that there is no reply")
         case events.Notified():

@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 
 from molecule_connect import __version__
 from molecule_connect.config.settings import USUAL_TLS, Tls, check_org_id, check_workspace_id
+from molecule_connect.config.tokens import READ_ONCE
 from molecule_connect.errors import AuthError, ConfigError
 from molecule_connect.models import Page
 from molecule_connect.platform import endpoints
@@ -138,11 +139,20 @@ class AsyncPlatformClient:
         token = self.credentials.optional() if operation.is_open else self.credentials.current()
         try:
             return await self._call_once(operation, token, sink)
-        except AuthError:
+        except AuthError as exc:
             other = self.credentials.after_refusal(token or "")
             if other is None:
+                self._explain(exc)
                 raise
         return await self._call_once(operation, other, sink)
+
+    def _explain(self, exc: AuthError) -> None:
+        """Say that a token from a source that is read only once needs a restart."""
+        if (source := self.credentials.source) in READ_ONCE:
+            exc.hint = (
+                "the platform refused the token: set a current one (canvas, workspace tokens), then restart, because"
+                f" {source} is read only at the start"
+            )
 
     async def fetch(
         self,
@@ -206,9 +216,10 @@ class AsyncPlatformClient:
                     self._check_stream(operation, response)
                     yield pieces
                 return
-            except AuthError:
+            except AuthError as exc:
                 other = self.credentials.after_refusal(token)
                 if other is None or attempt == 2:
+                    self._explain(exc)
                     raise
                 token = other
             finally:

@@ -36,7 +36,11 @@ _HINTS: Final = {
     403: "the platform's rules forbid it; its message says which",
     429: "the rate limit of the platform is used up; serve fewer workspaces or use longer intervals",
 }
-_EDGE = "a captive portal, a proxy or the platform's edge answered instead; check the network and the API address"
+_STRANGE = "this doesn't look like a Molecule platform"
+_EDGE = (
+    f"{_STRANGE}: perhaps a captive portal, a proxy or the platform's edge answered instead; check the network and"
+    " the API address"
+)
 
 
 class EndpointAbsentError(PermanentPlatformError):
@@ -216,6 +220,8 @@ def _error(
     may_be_from_peer = not reason and _may_be_from_peer(operation, response)
     if status == 401 and not may_be_from_peer:
         hint = "the platform refused the token: pass a current one (canvas, workspace tokens)"
+        if not reason and response.body.strip():
+            hint = f"{_STRANGE}: check the API address; if it is right, {hint}"
         return AuthError(message, operation=name, status=status, body=body, hint=hint)
     if operation.body_format in (BodyFormat.PAGE, BodyFormat.ROW) and (
         status == 410 or _is_invalid_cursor(operation, reason)
@@ -258,7 +264,14 @@ def _is_about_peer(operation: Operation[Any], status: int, reason: str) -> bool:
 def _hint(operation: Operation[Any], response: HttpResponse, reason: str) -> str:
     if 300 <= response.status < 400:
         return "use the address that it points to as the API address, if that is the platform's"
-    if response.status in (404, 405) and not reason:
+    if response.status == 403 and not reason:
+        return _EDGE
+    if response.status in _ABSENT and not reason:
+        if response.body.strip():
+            return (
+                f"{_STRANGE}: check the API address and its path; the platform's edge also answers so without"
+                " --org-id, or for a wrong workspace id"
+            )
         return (
             "a 404 without a body is the edge's rule on Origin or on the organization header (--org-id), "
             "a wrong workspace id, or an API address with a wrong path"

@@ -156,7 +156,7 @@ class Attempts:
         reason, pause = _reason(error), _requested_pause(error)
         self._status.attempt_ended(message.caller_id, reason)
         if not error.retryable:
-            return _final(message.attempt, reason)
+            return self._final(message.attempt, reason)
         if pause is not None:
             self._postponed[message.row_id] = (self._clock.wall() + pause, reason)
             return Requeued(reason=reason, seconds=pause, counts=False)
@@ -166,10 +166,14 @@ class Attempts:
         counts = self._breaker.counts(message) and not ran_out_of_files(error)
         attempt = message.attempt
         if self._is_too_old(message) or (counts and attempt >= MAX_ATTEMPTS):
-            return _final(attempt, reason)
+            return self._final(attempt, reason)
         delay = RETRY_DELAYS[min(attempt, len(RETRY_DELAYS)) - 1] if counts else UNCOUNTED_RETRY_DELAY
         failed_at = max(self._clock.now(), message.time) / SECOND
         return Requeued(reason=reason, seconds=self._jitter.jitter(delay), counts=counts, failed_at=failed_at)
+
+    def _final(self, attempt: int, reason: str) -> Failed:
+        text = f"no answer after {attempt} attempts: {reason}" if attempt > 1 else reason
+        return Failed(reason=text, hint=self._breaker.hint)
 
     def _is_too_old(self, message: StoredMessage) -> bool:
         # Only the platform's clock is reliable: this machine's may have been set since the first failure.
@@ -187,10 +191,6 @@ def exception_text(exc: Exception) -> str:
         return f"{type(exc).__name__}: {exc}"[:MAX_REASON_LENGTH]
     except Exception:  # __str__ of a plugin's class can fail
         return type(exc).__name__
-
-
-def _final(attempt: int, reason: str) -> Failed:
-    return Failed(reason=f"no answer after {attempt} attempts: {reason}" if attempt > 1 else reason)
 
 
 def _reason(error: BackendError) -> str:

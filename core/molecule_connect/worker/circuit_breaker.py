@@ -75,9 +75,11 @@ class CircuitBreaker:
     Attributes:
         backend: The backend's own circuit. While it is open, the next message may be tried at its ``next_probe``.
         callers: The circuits of callers whose last attempt failed.
+        hint: How to find out why the backend fails.
     """
 
-    def __init__(self, status: Status) -> None:
+    def __init__(self, status: Status, hint: str = "") -> None:
+        self.hint = hint
         self._status = status
         self._loop = asyncio.get_running_loop()
         self.backend = Circuit(callers=CALLERS)
@@ -150,7 +152,7 @@ class CircuitBreaker:
             circuit.is_open and not circuit.others_succeeded for circuit in self.callers.values()
         )
         if is_broken and not self._is_broken:
-            self._status.report("backend", reason, HINT, lasting=True)
+            self._status.report("backend", reason, "; ".join(filter(None, (HINT, self.hint))), lasting=True)
         elif self._is_broken and not is_broken:
             self._status.clear("backend")
         self._is_broken = is_broken

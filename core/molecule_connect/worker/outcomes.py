@@ -67,9 +67,14 @@ class Requeued:
 
 @attrs.frozen(kw_only=True)
 class Failed:
-    """There are no more attempts; the caller gets a notice."""
+    """There are no more attempts; the caller gets a notice.
+
+    Attributes:
+        hint: How to find out why.
+    """
 
     reason: str
+    hint: str = ""
 
 
 AttemptOutcome = Answered | Silent | Requeued | Failed

@@ -66,9 +66,9 @@ class Recorder:
                 self._status.message_event(events.Answered, message, text=text[:200], seconds=seconds, silent=True)
             case Requeued():
                 await self._requeue(message, outcome)
-            case Failed(reason=reason):
+            case Failed(reason=reason, hint=hint):
                 stored = await self._give_up(message, reason)
-                self._status.message_event(events.Dead, message, reason=reason)
+                self._status.message_event(events.Dead, message, reason=reason, hint=hint)
                 return stored
         return None
 

@@ -13,6 +13,7 @@ import attrs
 from molecule_connect import events
 from molecule_connect.backoff import Backoff
 from molecule_connect.config.settings import WorkspaceSettings
+from molecule_connect.config.try_line import try_hint
 from molecule_connect.errors import (
     JournalError,
     MoleculeError,
@@ -159,7 +160,7 @@ class Worker:
         folder = FileFolder(files_folder(self._folder, self.workspace_id))
         file_journal = FileJournal(self._file, self.workspace_id, folder.path)
         self._files = ChatFiles(self._platform, file_journal, folder, status, clock, self._options.file_limits)
-        breaker = CircuitBreaker(status)
+        breaker = CircuitBreaker(status, try_hint(settings))
         fleet = self._options.fleet or Fleet(dict)
         budget = DailyBudget(settings.max_cost_per_day, self._journal, status, clock, fleet)
         limit = ConcurrencyLimit(settings.concurrency, breaker, budget, fleet)

@@ -77,6 +77,7 @@ async def run_chat(options: ChatOptions) -> bool:
             click.echo("error: interrupted before every message was answered", err=True)
             click.echo("what to do: run it again with the messages that have no reply", err=True)
     if options.stdin.isatty():
-        click.echo(f"Next: molecule connect WORKSPACE_ID --backend {options.name}   (a real workspace)")
+        click.echo(f"Next: {options.next_command}")
+        click.echo("      (a real workspace; MOLECULE_WORKSPACE_TOKEN holds its token)")
         click.echo("      molecule sandbox --serve   (this platform, for your own connectors)")
     return good

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import re
+import shlex
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -22,6 +24,8 @@ from molecule_connect_sandbox.server import running_server
 Connect = Callable[..., Awaitable[None]]
 # Grace period for running work when a piped chat ends, in seconds. On a terminal, the person has already waited.
 GRACE = 5.0
+# Names of options whose values are not shown again.
+_SECRET = re.compile(r"token|key|secret|passw|auth|credential", re.IGNORECASE)
 
 
 @attrs.frozen(kw_only=True)
@@ -51,10 +55,25 @@ class ChatOptions:
         """How to fix a dead letter."""
         if not isinstance(self.backend, str):
             return "the error comes from the backend; fix it there"
+        keys = "".join(f" --backend-opt {shlex.quote(key)}=..." for key in self.backend_options)
         return (
             f"fix the reported problem ('molecule backends {self.name}' lists the options); "
-            f"'molecule try {self.name} TEXT' runs the backend on its own"
+            f"'molecule try {self.name}{keys} TEXT' runs the backend on its own"
         )
+
+    @property
+    def next_command(self) -> str:
+        """The command that serves a real workspace with this backend, for the terminal where its options were typed.
+
+        Values of options that may be secrets are left out.
+        """
+        words = ["molecule connect WORKSPACE_ID --api-url https://your-platform.example"]
+        words += [f"--backend {shlex.quote(self.backend)}"] if isinstance(self.backend, str) else []
+        for key, value in self.backend_options.items():
+            for each in [value] if isinstance(value, str) else value:
+                is_shown = each.isprintable() and not _SECRET.search(key)
+                words.append(f"--backend-opt {shlex.quote(key)}={shlex.quote(each) if is_shown else '...'}")
+        return " ".join(words)
 
 
 @attrs.frozen(kw_only=True)

@@ -194,6 +194,26 @@ def test_edits_lines_recalls_history_restores_terminal() -> None:
         assert termios.tcgetattr(screen.tty) == screen.modes
 
 
+def test_chat_ends_with_a_complete_command() -> None:
+    options = ("--backend", "exec", "--backend-opt", "cmd=tr a-z A-Z", "--backend-opt", "api_key=hidden")
+    given = ChatOptions(
+        backend="exec",
+        backend_options={"cmd": "tr a-z A-Z", "exit_codes": ["3:silent", "4:retry"], "api_key": "hidden"},
+        sandbox=SandboxOptions(),
+    )
+    assert given.next_command == (
+        "molecule connect WORKSPACE_ID --api-url https://your-platform.example --backend exec"
+        " --backend-opt cmd='tr a-z A-Z' --backend-opt exit_codes=3:silent --backend-opt exit_codes=4:retry"
+        " --backend-opt api_key=..."
+    )
+    assert "'molecule try exec --backend-opt cmd=... --backend-opt exit_codes=..." in given.hint
+    with on_a_terminal(*options[:4]) as screen:
+        screen.until(b"you> ")
+        screen.type(b"\x04")
+        screen.until(b"--backend exec --backend-opt cmd='tr a-z A-Z'")
+        assert screen.process.wait(40) == 0
+
+
 def test_pasted_lines_are_one_message() -> None:
     with on_a_terminal() as screen:
         screen.until(b"you> ")
