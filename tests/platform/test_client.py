@@ -134,7 +134,9 @@ async def test_foreign_answer_is_not_a_platform(connect: Connect, response: http
 
 async def test_other_json_is_not_a_feed(connect: Connect) -> None:
     with pytest.raises(TransientPlatformError) as caught:
-        await connect(Script(httpx.Response(200, json={"hello": "world"}))).fetch(since_id=None, limit=10, known=lambda row_id: False)
+        await connect(Script(httpx.Response(200, json={"hello": "world"}))).fetch(
+            since_id=None, limit=10, known=lambda row_id: False
+        )
     assert "this doesn't look like a Molecule platform: " in caught.value.hint
 
 
