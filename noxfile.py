@@ -115,7 +115,7 @@ def docs(session: nox.Session) -> None:
 def e2e(session: nox.Session) -> None:
     """Real processes against a real sandbox, the drills too, which take minutes and are left out elsewhere."""
     session.install("-r", "requirements-dev.txt")
-    session.run("pytest", "-m", "", *(session.posargs or ["tests/e2e"]))
+    session.run("pytest", "-m", "", *(session.posargs or ["tests/e2e", "plugins/sandbox/tests/test_browser.py"]))
 
 
 @nox.session(python="3.11")

@@ -236,6 +236,12 @@ async def test_rejects_empty_and_oversized_messages(sandbox: Sandbox) -> None:
     assert await sandbox.rows(workspace) == []
 
 
+async def test_line_endings_of_forms_are_restored(august: Sandbox) -> None:
+    workspace = await august.workspace()
+    await send(august, workspace, "one\r\ntwo\x00")
+    assert [one["text"] for one in await talk(august, workspace)] == ["one\ntwo"]
+
+
 async def test_person_uploads_files_with_a_message(sandbox: Sandbox) -> None:
     workspace = await sandbox.workspace()
     assert (await send(sandbox, workspace, "look", ("a b.txt", b"text", "text/plain"))).status_code == 201

@@ -205,8 +205,8 @@ class Page:
             files = [file for file in form.getlist("files") if isinstance(file, UploadFile)]
             if not isinstance(text, str) or not isinstance(voice, str):
                 raise Refusal(400, "text and as are texts")
-            # The platform accepts messages with U+0000, but doesn't store them.
-            text = text.replace("\x00", "")
+            # Browsers send line endings of forms as CRLF. The platform accepts U+0000, but doesn't store such messages.
+            text = text.replace("\r\n", "\n").replace("\x00", "")
             if not text.strip() and not files:
                 raise Refusal(400, "the message is empty")
             caller = self._caller(workspace, voice)

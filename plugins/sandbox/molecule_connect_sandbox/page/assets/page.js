@@ -725,7 +725,8 @@ async function loadRows(before = 0) {
 }
 
 function rowItem(row) {
-  const source = row.source === null ? "a person" : (nameOf(row.source) ?? row.source.slice(0, 8));
+  const sender = row.source === null ? "a person" : (nameOf(row.source) ?? row.source.slice(0, 8));
+  const source = row.method === "chat_upload_receive" && row.source === null ? "an upload" : sender;
   const pre = make("pre", { tabindex: "0" });
   const details = make(
     "details",
