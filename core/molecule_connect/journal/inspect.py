@@ -370,8 +370,8 @@ class Inspection:
                 "SELECT max(row_id) FROM message WHERE workspace_id=? AND row_id<?",
                 "SELECT min(row_id) FROM message WHERE workspace_id=? AND row_id>?",
             ):
-                neighbour = self._db.execute(sql, (name, row_id)).fetchone()[0] or ""
-                length = max(length, _alike(neighbour, row_id) + 1)
+                neighbor = self._db.execute(sql, (name, row_id)).fetchone()[0] or ""
+                length = max(length, _alike(neighbor, row_id) + 1)
         return length
 
 

@@ -45,7 +45,9 @@ class Call:
             self.kind.running[self] = now
 
     async def __aexit__(self, *_: object) -> None:
-        self.kind.end(self)
+        self.kind.running.pop(self, None)
+        if self.kind.waiting:
+            self.kind.admit()
 
 
 @attrs.define(eq=False)
@@ -73,21 +75,17 @@ class _Kind:
     async def wait(self, call: Call) -> None:
         call.turn = asyncio.get_running_loop().create_future()
         self.waiting.append(call)
-        self._admit()
+        self.admit()
         try:
             await call.turn
         except asyncio.CancelledError:
             if call in self.waiting:
                 self.waiting.remove(call)
-            self.end(call)
+            self.running.pop(call, None)
+            self.admit()
             raise
 
-    def end(self, call: Call) -> None:
-        self.running.pop(call, None)
-        if self.waiting:
-            self._admit()
-
-    def _admit(self) -> None:
+    def admit(self) -> None:
         """Start waiting calls while there is room, and again when the oldest running call stops counting."""
         loop = asyncio.get_running_loop()
         if self.timer is not None:
@@ -100,4 +98,4 @@ class _Kind:
                 self.running[call] = now
                 call.turn.set_result(None)
         if self.waiting:
-            self.timer = loop.call_at(next(iter(self.running.values())) + self.patience, self._admit)
+            self.timer = loop.call_at(next(iter(self.running.values())) + self.patience, self.admit)

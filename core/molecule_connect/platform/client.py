@@ -91,6 +91,7 @@ class AsyncPlatformClient:
             raise ConfigError(f"the token is for {self.credentials.origin}, not for {self.address.origin}")
         self.credentials.check()
         self.platform_clock = PlatformClock(clock)
+        self._base_url = self.address.url("")
         self._org_id, self._clock = org_id, clock
         self._headers: tuple[str | None, Headers] | None = None
         self._absent: dict[str, tuple[float, EndpointAbsentError]] = {}
@@ -278,7 +279,7 @@ class AsyncPlatformClient:
 
     def _url(self, operation: Operation[Any]) -> str:
         query = f"?{urlencode(operation.params)}" if operation.params else ""
-        return self.address.url(operation.path) + query
+        return f"{self._base_url}{operation.path}{query}"
 
     def _headers_with(self, token: str | None) -> Headers:
         if self._headers is not None and self._headers[0] == token:

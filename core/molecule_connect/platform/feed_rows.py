@@ -184,7 +184,7 @@ def classify(row: Mapping[str, Any], *, row_id: str, workspace_id: str, raw: str
     envelope = _open(row.get("request_body"), raw or "{}")
     source = _source(row.get("source_id"))
     method = bounded_id(first_text(row, "method") or first_text(envelope.body, "method")) or ""
-    kind, parts, reason = _judge(row, envelope, method=method, source=source, workspace_id=workspace_id)
+    kind, parts, reason = _classify_content(row, envelope, method=method, source=source, workspace_id=workspace_id)
     message_id = envelope.first_id("messageId", "message_id")
     key = bounded_id(
         first_text(envelope.message, *_KEYS)
@@ -233,12 +233,13 @@ def bounded_id(text: str | None) -> str | None:
     return f"{text[: MAX_ID_LENGTH - len(digest) - 1]}~{digest}"
 
 
-_Judgement = tuple[Kind, tuple[Part, ...], str]
+# Kind, parts and reason.
+_Classified = tuple[Kind, tuple[Part, ...], str]
 
 
-def _judge(
+def _classify_content(
     row: Mapping[str, Any], envelope: _Envelope, *, method: str, source: str | None, workspace_id: str
-) -> _Judgement:
+) -> _Classified:
     """Return kind, parts and reason. The order of the checks makes the kinds disjoint."""
     if source is not None and WORKSPACE_ID.match(source) is None:
         return Kind.UNREADABLE, (), "its source_id is not a workspace id (1 to 128 letters, digits, '.', '_' or '-')"
@@ -256,8 +257,8 @@ def _judge(
     return _posted_row(row, envelope, method=method, source=source)
 
 
-def _platform_row(row: Mapping[str, Any], envelope: _Envelope, *, method: str, workspace_id: str) -> _Judgement | None:
-    """Return the judgement of a row without a source that the platform wrote; None if it didn't."""
+def _platform_row(row: Mapping[str, Any], envelope: _Envelope, *, method: str, workspace_id: str) -> _Classified | None:
+    """Classify a row without a source that the platform wrote; None if it didn't."""
     if method == "notify" and row.get("request_body") is None:
         response = row.get("response_body")
         # Without its text, an echo can't be matched to a reply, and it isn't a message of a person either.
@@ -267,8 +268,8 @@ def _platform_row(row: Mapping[str, Any], envelope: _Envelope, *, method: str, w
     return None
 
 
-def _posted_row(row: Mapping[str, Any], envelope: _Envelope, *, method: str, source: str | None) -> _Judgement:
-    """Return the judgement of a row that a person or a peer posted."""
+def _posted_row(row: Mapping[str, Any], envelope: _Envelope, *, method: str, source: str | None) -> _Classified:
+    """Classify a row that a person or a peer posted."""
     if envelope.is_response:
         return Kind.ANSWER, _result_parts(envelope.body), bounded_id(first_text(envelope.body, "id")) or ""
     parts = _parts_of(envelope)

@@ -72,7 +72,8 @@ def notify_text(parts: Iterable[Part]) -> str:
     parts = tuple(parts)
     shown = [part for part in parts if not is_attached(part)]
     text = "\n\n".join(_person_part(part) for part in shown)
-    return _storable(text if text.strip() else "\n".join(_person_part(part) for part in parts))  # type: ignore[no-any-return]
+    text = text if text.strip() else "\n".join(_person_part(part) for part in parts)
+    return clean(text.replace("\0", ""))
 
 
 def is_attached(part: Part) -> bool:

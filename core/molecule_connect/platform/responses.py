@@ -76,21 +76,31 @@ def judge(operation: Operation[Any], response: HttpResponse, *, redact: Callable
     found = _decode(response.body) if operation.body_format is BodyFormat.JSON or response.status >= 300 else None
     if response.status in operation.accepts:
         return _reply(response, found)
-    if _is_from_peer(operation, response, found):
+    if operation.name == "a2a" and _is_from_peer(response, found):
         if found is _NOT_JSON:
             # Malformed JSON, or the peer's own text.
             is_json = response.body.lstrip()[:1] in (b"{", b"[")
             found = None if is_json else response.body.decode("utf-8", "replace")
         return _reply(response, found)
-    if 200 <= response.status < 300 or _was_delivered(response, found):
-        return _good(operation, response, found, redact=redact)
-    raise _error(operation, response, found, redact=redact)
-
-
-def earliest_time(response: HttpResponse) -> int | None:
-    """Return a lower bound of the platform's clock at the time of the request, in microseconds."""
-    date = parse_http_date(response.headers.get("date"))
-    return None if date is None else date - int(response.seconds * SECOND_US)
+    if not (200 <= response.status < 300 or _was_delivered(response, found)):
+        raise _error(operation, response, found, redact=redact)
+    if found is _NOT_JSON:
+        if response.is_whole or not response.body.lstrip().startswith(b"{"):
+            raise not_platform_json(
+                operation,
+                response.status,
+                response.headers.get("content-type", ""),
+                about_peer=_may_be_from_peer(operation, response),
+            )
+        found = None
+    if (
+        operation.priority is Priority.SEND
+        and response.status == 200
+        and isinstance(found, dict)
+        and found.get("error")
+    ):
+        raise _peer_error(operation, response, found, redact=redact)
+    return _reply(response, found, is_head=operation.body_format is BodyFormat.ROW and not response.is_whole)
 
 
 def not_platform_json(
@@ -141,12 +151,12 @@ def _was_delivered(response: HttpResponse, found: Any) -> bool:
     return response.status == 502 and isinstance(found, dict) and found.get("delivery_confirmed") is True
 
 
-def _is_from_peer(operation: Operation[Any], response: HttpResponse, found: Any) -> bool:
+def _is_from_peer(response: HttpResponse, found: Any) -> bool:
     """Whether a push peer responded, through the platform. The peer has the message then.
 
-    ``_good`` handles a JSON-RPC error with status 200.
+    A JSON-RPC error with status 200 is handled like a refusal.
     """
-    if operation.name != "a2a" or not response.body.strip():
+    if not response.body.strip():
         return False
     if isinstance(found, dict) and "jsonrpc" in found:
         return response.status >= 300
@@ -169,40 +179,26 @@ def _is_page(response: HttpResponse) -> bool:
     return response.headers.get("content-type", "").startswith("text/html") or response.body.lstrip().startswith(b"<")
 
 
-def _good(operation: Operation[Any], response: HttpResponse, found: Any, *, redact: Callable[[str], str]) -> Reply:
-    if found is _NOT_JSON:
-        if response.is_whole or not response.body.lstrip().startswith(b"{"):
-            raise not_platform_json(
-                operation,
-                response.status,
-                response.headers.get("content-type", ""),
-                about_peer=_may_be_from_peer(operation, response),
-            )
-        found = None
-    if (
-        operation.priority is Priority.SEND
-        and isinstance(found, dict)
-        and found.get("error")
-        and response.status == 200
-    ):
-        words = redact(sanitize(_message_of(found["error"])))
-        raise PermanentPlatformError(
-            f"{operation.name}: 200, but the peer refused: {words}",
-            operation=operation.name,
-            status=response.status,
-            body=redact(sanitize(json.dumps(found), limit=_MAX_BODY)),
-            hint="the peer's agent returned an error; ask its operator",
-        )
-    is_head = operation.body_format is BodyFormat.ROW and not response.is_whole
-    return _reply(response, found, is_head=is_head)
+def _peer_error(
+    operation: Operation[Any], response: HttpResponse, found: Mapping[str, Any], *, redact: Callable[[str], str]
+) -> PermanentPlatformError:
+    words = redact(sanitize(_message_of(found["error"])))
+    return PermanentPlatformError(
+        f"{operation.name}: 200, but the peer refused: {words}",
+        operation=operation.name,
+        status=response.status,
+        body=redact(sanitize(json.dumps(found), limit=_MAX_BODY)),
+        hint="the peer's agent returned an error; ask its operator",
+    )
 
 
 def _reply(response: HttpResponse, found: Any, *, is_head: bool = False) -> Reply:
+    date = parse_http_date(response.headers.get("date"))
     return Reply(
         body=response.body[:_ROW_HEAD] if is_head else response.body,
         json=found,
         status=response.status,
-        earliest=earliest_time(response),
+        earliest=None if date is None else date - int(response.seconds * SECOND_US),
         content_type=response.headers.get("content-type", ""),
         is_whole=not is_head,
     )

@@ -17,7 +17,7 @@ from packaging.version import Version
 
 from molecule_connect import __version__
 from molecule_connect.errors import BackendNotFoundError, MoleculeError, PluginError, did_you_mean
-from molecule_connect.plugins.entry_points import BACKENDS, COMMANDS, MIDDLEWARE, NAME, entries, faults, normalised
+from molecule_connect.plugins.entry_points import BACKENDS, COMMANDS, MIDDLEWARE, NAME, entries, faults, normalized
 from molecule_connect.plugins.wording import first_line
 
 # Backends of first-party distributions. Suggesting any other package name would invite typosquatting.
@@ -126,7 +126,7 @@ def find(group: str, name: str, *, path: Sequence[str] | None = None) -> Install
     found = [
         plugin
         for plugin in everything
-        if plugin.name == short and (not wanted or normalised(plugin.distribution) == normalised(wanted))
+        if plugin.name == short and (not wanted or normalized(plugin.distribution) == normalized(wanted))
     ]
     if not found:
         raise _not_found(group, name, everything)
@@ -188,7 +188,7 @@ def _distributions(path: Sequence[str] | None) -> Iterator[Distribution]:
     seen: set[str] = set()
     for distribution in distributions() if path is None else distributions(path=list(path)):
         try:
-            name = normalised(distribution.metadata["Name"])
+            name = normalized(distribution.metadata["Name"])
         except Exception:  # noqa: S112 - broken metadata without a name to report
             continue
         if name not in seen:

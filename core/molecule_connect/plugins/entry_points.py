@@ -15,7 +15,7 @@ _MOST_HEADERS = 65536
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*\Z")
 
 
-def normalised(distribution: str) -> str:
+def normalized(distribution: str) -> str:
     """The normalized name of a distribution (PEP 503)."""
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
@@ -100,7 +100,7 @@ def _metadata_files(folder: str) -> Iterator[tuple[str, str]]:
         return
     for name in names:
         if name.endswith((".dist-info", ".egg-info")):
-            yield normalised(name.rpartition(".")[0].partition("-")[0]), f"{folder}/{name}/entry_points.txt"
+            yield normalized(name.rpartition(".")[0].partition("-")[0]), f"{folder}/{name}/entry_points.txt"
 
 
 def _read(file: str, most: int = -1) -> str:

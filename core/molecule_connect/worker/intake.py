@@ -113,7 +113,8 @@ class Intake:
             if self._succeeded():
                 yield FeedPage(now=page.now, recovered=True)
         finally:
-            _resolve(rereads, succeeded)
+            if rereads:
+                _resolve(rereads, succeeded)
 
     def _succeeded(self) -> bool:
         """True if a lasting problem ended."""

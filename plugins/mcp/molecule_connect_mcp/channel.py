@@ -66,7 +66,7 @@ def missing_flags(command: Sequence[str]) -> Iterator[str]:
 
 
 def missing_permission(managed: Iterable[Path]) -> Iterator[str]:
-    """Check the settings that an organisation manages on this machine."""
+    """Check the settings that an organization manages on this machine."""
     for path in managed:
         settings = _read_json_object(path)
         if settings is None:

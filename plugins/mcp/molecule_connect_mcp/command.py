@@ -12,7 +12,7 @@ The settings that 'molecule init' saved configure it, and the environment, which
   WORKSPACE_ID                   the workspace
   MOLECULE_WORKSPACE_TOKEN       its token, or MOLECULE_WORKSPACE_TOKEN_FILE
   MOLECULE_WORKSPACES            several: [{"id": ..., "token": ...}, ...], instead of the two above
-  MOLECULE_ORG_ID                the organisation on a hosted platform
+  MOLECULE_ORG_ID                the organization on a hosted platform
   MOLECULE_STATE_DIR             the folder of the journal; --state-dir wins
   MOLECULE_AGENT_NAME, MOLECULE_AGENT_DESCRIPTION, MOLECULE_AGENT_SKILLS (a,b): the agent card
   MOLECULE_INBOX_LEASE_SECS      how long a returned message is hidden from other readers [300]

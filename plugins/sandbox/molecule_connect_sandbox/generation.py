@@ -22,7 +22,7 @@ class Generation:
         deletes_by_name: Whether deleting requires ``X-Confirm-Name`` instead of ``?confirm=true``.
         pause_asks_cascade: Whether pausing a parent requires ``?cascade=true``.
         acked_upload_stays: Whether an acknowledged upload can be read until it is deleted.
-        keyed_by_token: Whether the rate limit counts by organisation or token, not by address.
+        keyed_by_token: Whether the rate limit counts by organization or token, not by address.
         removed_hint: The hint in the response of ``GET /workspaces/:id`` for a removed workspace.
     """
 
