@@ -9,6 +9,7 @@ from pathlib import Path
 import attrs
 import pytest
 from click.testing import CliRunner
+from tests.plugins.distributions import write_distribution
 
 from molecule_connect.cli.root import cli
 
@@ -94,33 +95,23 @@ def plugins(tmp_path: Path) -> Path:
     (folder / "fake_backends.py").write_text(BACKENDS)
     (folder / "fake_commands.py").write_text(COMMANDS)
     (folder / "fake_broken.py").write_text("raise SystemExit(7)\n")
-    distribute(
+    write_distribution(
         folder,
         "fake-good",
-        {
+        entry_points={
             "molecule_connect.backends": {"parrot": "fake_backends:Parrot", "unready": "fake_backends:Unready"},
             "molecule_connect.commands": {"dance": "fake_commands:dance", "connect": "fake_commands:dance"},
         },
     )
-    distribute(
+    write_distribution(
         folder,
         "fake-broken",
-        {
+        entry_points={
             "molecule_connect.backends": {"broken": "fake_broken:Backend"},
             "molecule_connect.commands": {"shatter": "fake_broken:command", "stone": "fake_commands:not_a_command"},
         },
     )
     return folder
-
-
-def distribute(folder: Path, name: str, groups: dict[str, dict[str, str]]) -> None:
-    info = folder / f"{name.replace('-', '_')}-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-    lines = [
-        f"[{group}]\n" + "".join(f"{key} = {value}\n" for key, value in of.items()) for group, of in groups.items()
-    ]
-    (info / "entry_points.txt").write_text("\n".join(lines))
 
 
 @pytest.fixture

@@ -10,13 +10,14 @@ from typing import Any
 
 import click
 import pytest
+from tests.plugins.distributions import write_distribution
 
 from molecule_connect.cli.root import BUILT_IN, MoleculeGroup
 from molecule_connect.cli.workspaces import or_another
 from molecule_connect.errors import ConfigError
 from molecule_connect.plugins import discovery
 
-from .conftest import BACKENDS, distribute
+from .conftest import BACKENDS
 
 Molecule = Callable[..., Any]
 
@@ -52,7 +53,7 @@ def test_check_imports_each_and_names_what_fails(molecule: Molecule) -> None:
 
 def test_check_reports_entry_point_of_module(molecule: Molecule, plugins: Path) -> None:
     (plugins / "fake_whole.py").write_text("")
-    distribute(plugins, "fake-whole", {"molecule_connect.backends": {"whole": "fake_whole"}})
+    write_distribution(plugins, "fake-whole", entry_points={"molecule_connect.backends": {"whole": "fake_whole"}})
 
     result = molecule("backends", "--check")
 
@@ -70,7 +71,7 @@ def test_check_reports_entry_point_of_module(molecule: Molecule, plugins: Path) 
     ],
 )
 def test_check_names_malformed_distribution(molecule: Molecule, plugins: Path, text: bytes, words: str) -> None:
-    distribute(plugins, "fake-malformed", {})
+    write_distribution(plugins, "fake-malformed", entry_points={})
     (plugins / "fake_malformed-1.0.dist-info" / "entry_points.txt").write_bytes(text)
 
     checked, listed = molecule("backends", "--check"), molecule("backends")
@@ -136,7 +137,7 @@ def keyed(config):
 def test_check_makes_the_one_that_is_named(molecule: Molecule, plugins: Path, name: str, code: int, words: str) -> None:
     (plugins / "fake_factories.py").write_text(FACTORIES)
     targets = {one: f"fake_factories:{one}" for one in ("empty", "late", "keyed")} | {"picky": "fake_factories:Picky"}
-    distribute(plugins, "fake-factories", {"molecule_connect.backends": targets})
+    write_distribution(plugins, "fake-factories", entry_points={"molecule_connect.backends": targets})
 
     result = molecule("backends", name, "--check")
 
@@ -221,7 +222,9 @@ class Patient:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_try_stops_backend_on_signal(environ: dict[str, str], plugins: Path, number: signal.Signals) -> None:
     (plugins / "fake_patient.py").write_text(PATIENT)
-    distribute(plugins, "fake-patient", {"molecule_connect.backends": {"patient": "fake_patient:Patient"}})
+    write_distribution(
+        plugins, "fake-patient", entry_points={"molecule_connect.backends": {"patient": "fake_patient:Patient"}}
+    )
     command = [sys.executable, "-m", "molecule_connect", "try", "patient", "hello"]
     pipe = subprocess.PIPE
 
@@ -236,7 +239,7 @@ def test_try_stops_backend_on_signal(environ: dict[str, str], plugins: Path, num
 
 def test_try_prints_reply_despite_close_error(molecule: Molecule, plugins: Path) -> None:
     (plugins / "fake_stuck.py").write_text(STUCK)
-    distribute(plugins, "fake-stuck", {"molecule_connect.backends": {"stuck": "fake_stuck:Stuck"}})
+    write_distribution(plugins, "fake-stuck", entry_points={"molecule_connect.backends": {"stuck": "fake_stuck:Stuck"}})
 
     result = molecule("try", "stuck", "hello")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cli.conftest import distribute
+from tests.plugins.distributions import write_distribution
 
 from molecule_connect.cli.root import BUILT_IN
 
@@ -92,7 +92,9 @@ def test_help_names_the_docs(molecule: Molecule, plugins: Path) -> None:
 
 
 def test_plugin_command_shows_its_summary(molecule: Molecule, plugins: Path) -> None:
-    distribute(plugins, "one-command", {"molecule_connect.commands": {"hop": "no_such_module:hop"}})
+    write_distribution(
+        plugins, "one-command", entry_points={"molecule_connect.commands": {"hop": "no_such_module:hop"}}
+    )
     metadata = plugins / "one_command-1.0.dist-info" / "METADATA"
     metadata.write_text(metadata.read_text() + "Summary: Hop \x1b[31mover a\u202efence\n\nSummary: not this\n")
     for summary in ("", "Summary: \n", "Summary: UNKNOWN\n"):

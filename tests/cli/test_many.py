@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 from tests.plugins.distributions import backends, write_distribution
 
-from .conftest import distribute
-
 Molecule = Callable[..., Any]
 PICKY = """
 import attrs
@@ -91,7 +89,9 @@ def test_problems_name_their_workspace(molecule: Molecule, config: Path) -> None
 )
 def test_plugin_errors_use_keys_of_list(molecule: Molecule, config: Path, plugins: Path, keys: str, words: str) -> None:
     (plugins / "fake_picky.py").write_text(PICKY)
-    distribute(plugins, "fake-picky", {"molecule_connect.middleware": {"picky": "fake_picky:Picky"}})
+    write_distribution(
+        plugins, "fake-picky", entry_points={"molecule_connect.middleware": {"picky": "fake_picky:Picky"}}
+    )
     config.write_text(f"{config.read_text()}{keys}\n")
 
     result = molecule("connect", "--config", str(config), "--dry-run")

@@ -1,6 +1,9 @@
 """Distributions for the tests: real folders on a search path, never installed."""
 
+from collections.abc import Mapping
 from pathlib import Path
+
+Groups = Mapping[str, Mapping[str, str]]
 
 
 def write_distribution(
@@ -8,18 +11,23 @@ def write_distribution(
     name: str,
     *,
     version: str = "1.0",
-    entry_points: str | bytes = "",
+    entry_points: Groups | str | bytes = "",
     metadata: str | None = None,
     suffix: str = "dist-info",
     **modules: str,
 ) -> str:
-    """Lay out ``name`` in *folder*, with *modules* beside it, and return the folder as a search path has it."""
+    """Write the metadata of ``name`` into *folder*, and its *modules* beside it. Returns the folder for a search path.
+
+    Args:
+        entry_points: Targets by group and name, or the content of ``entry_points.txt``.
+    """
     info = folder / f"{name.replace('-', '_')}-{version}.{suffix}"
     info.mkdir(parents=True)
     text = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n" if metadata is None else metadata
     (info / ("METADATA" if suffix == "dist-info" else "PKG-INFO")).write_text(text)
-    file = info / "entry_points.txt"
-    file.write_bytes(entry_points if isinstance(entry_points, bytes) else entry_points.encode())
+    if isinstance(entry_points, Mapping):
+        entry_points = _as_text(entry_points)
+    (info / "entry_points.txt").write_bytes(entry_points.encode() if isinstance(entry_points, str) else entry_points)
     for module, source in modules.items():
         (folder / f"{module}.py").write_text(source)
     return str(folder)
@@ -27,6 +35,9 @@ def write_distribution(
 
 def backends(**targets: str) -> str:
     """The ``entry_points.txt`` that offers these backends."""
-    return "[molecule_connect.backends]\n" + "".join(
-        f"{name.replace('_', '-')} = {target}\n" for name, target in targets.items()
-    )
+    return _as_text({"molecule_connect.backends": {name.replace("_", "-"): to for name, to in targets.items()}})
+
+
+def _as_text(groups: Groups) -> str:
+    sections = (f"[{group}]\n" + "".join(f"{key} = {to}\n" for key, to in of.items()) for group, of in groups.items())
+    return "\n".join(sections)
