@@ -57,11 +57,15 @@ class Progressed(MessageEvent):
 
 @attrs.frozen(kw_only=True)
 class Answered(MessageEvent):
-    """The reply is stored, ``seconds`` after the attempt started. A ``silent`` message gets no reply."""
+    """The reply is stored, ``seconds`` after the attempt started. A ``silent`` message gets no reply.
+
+    ``cost_usd`` is the cost of this attempt as the backend reported it, in US dollars.
+    """
 
     text: str
     seconds: float
     silent: bool = False
+    cost_usd: float = 0.0
 
 
 @attrs.frozen(kw_only=True)
@@ -182,6 +186,32 @@ class Stopping(Event):
 @attrs.frozen(kw_only=True)
 class Stopped(Event):
     """The worker has ended."""
+
+
+@attrs.frozen(kw_only=True)
+class Reloaded(Event):
+    """The list of workspaces ``source`` was read again, and its changes are applied. ``workspace_id`` is empty.
+
+    The others are ids of new, changed and removed workspaces and of those that keep their earlier settings, and names
+    of blocks that can't be served.
+    """
+
+    source: str
+    text: str
+    new: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class ReloadRefused(Event):
+    """The list of workspaces ``source`` can't be used after a change: nothing is applied. ``workspace_id`` is empty."""
+
+    source: str
+    reasons: tuple[str, ...]
+    hint: str = ""
 
 
 Listener = Callable[[Event], None]

@@ -9,11 +9,12 @@ import pytest
 
 from molecule_connect import events
 from molecule_connect.console.json_lines import JsonScreen
+from molecule_connect.console.log_options import EVERYTHING
 from molecule_connect.console.screen import Summary
 
 
 def every_event() -> list[events.Event]:
-    filler = {"int": 1, "float": 1.5, "bool": True, "str": "text", "str | None": None}
+    filler = {"int": 1, "float": 1.5, "bool": True, "str": "text", "str | None": None, "tuple[str, ...]": ["a"]}
 
     def kinds(base: type[events.Event]) -> list[type[events.Event]]:
         return [kind for sub in base.__subclasses__() for kind in (sub, *kinds(sub))]
@@ -26,7 +27,7 @@ def every_event() -> list[events.Event]:
 
 def told(screen_calls: Any) -> list[dict[str, Any]]:
     stream = io.StringIO()
-    screen = JsonScreen(stream, wall=lambda: 0.0)
+    screen = JsonScreen(stream, EVERYTHING, wall=lambda: 0.0)
     screen_calls(screen)
     screen.close()
     return [json.loads(line) for line in stream.getvalue().splitlines()]
@@ -37,8 +38,10 @@ def test_events_have_name_time_and_fields() -> None:
 
     assert told(lambda screen: screen(event)) == [
         {
+            "v": 1,
             "event": "answered",
             "time": "1970-01-01T00:00:00.000000+00:00",
+            "level": "info",
             "workspace_id": "ws_1",
             "row_id": "act-1",
             "caller_id": None,
@@ -46,6 +49,7 @@ def test_events_have_name_time_and_fields() -> None:
             "text": "é\n\x1b",
             "seconds": 0.5,
             "silent": False,
+            "cost_usd": 0.0,
         }
     ]
 
@@ -54,7 +58,7 @@ def test_events_have_name_time_and_fields() -> None:
 def test_every_event_is_one_complete_line(event: events.Event) -> None:
     (line,) = told(lambda screen: screen(event))
 
-    assert line.keys() - {"event", "time"} == {field.name for field in attrs.fields(type(event))}
+    assert line.keys() - {"v", "event", "time", "level"} == {field.name for field in attrs.fields(type(event))}
 
 
 def test_other_lines_have_their_own_names() -> None:

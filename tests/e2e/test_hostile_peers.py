@@ -132,7 +132,7 @@ def moment(row: dict[str, Any]) -> float:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("generation", ["2026-05", "2026-08"])
 async def test_person_is_answered_beside_eight_hostile_peers(generation: str, tmp_path: Path) -> None:
-    options = (*exec_options(BACKEND, pass_meta="true"), "--log-format", "json", "--grace", "2")
+    options = (*exec_options(BACKEND, pass_meta="true"), "--log-format", "json", "--log-level", "debug", "--grace", "2")
     async with sandbox_process(generation) as sandbox:
         workspace = await sandbox.workspace()
         async with Connector(sandbox, workspace, tmp_path, *options) as connector:

@@ -43,7 +43,9 @@ async def test_answers_people_and_peers_in_order(platform: str, tmp_path: Path) 
 async def test_learns_the_names_of_peers(platform: str, tmp_path: Path) -> None:
     async with Sandbox.over_loopback(platform=platform) as sandbox:
         workspace, peer = await sandbox.pair()
-        async with Connector(sandbox, workspace, tmp_path, "--backend", "mock", "--log-format", "json") as connector:
+        async with Connector(
+            sandbox, workspace, tmp_path, "--backend", "mock", "--log-format", "json", "--log-level", "debug"
+        ) as connector:
             await registered(sandbox, workspace)
             await sandbox.say(workspace, "hello", sender=peer)
             await connector.says('"event": "peer_named"')

@@ -9,6 +9,7 @@ import click
 
 from molecule_connect.cli.options import PROFILE, given_settings, setting_options
 from molecule_connect.config.settings import DEFAULT_BACKEND
+from molecule_connect.console.log_options import LEVELS, TEXTS, LogOptions
 from molecule_connect.console.select import LOG_FORMATS, choose
 from molecule_connect.plugins.entry_points import BACKENDS, scan_names
 
@@ -81,13 +82,40 @@ class ConnectCommand(click.Command):
     show_default=True,
     help="auto is a live view on a terminal, and lines otherwise. All output goes to stderr.",
 )
+@click.option(
+    "--log-level",
+    type=click.Choice(LEVELS),
+    default="info",
+    show_default=True,
+    envvar="MOLECULE_LOG_LEVEL",
+    show_envvar=True,
+    help="The lowest level in the log. debug includes heartbeats.",
+)
+@click.option(
+    "--log-events",
+    multiple=True,
+    metavar="NAMES",
+    envvar="MOLECULE_LOG_EVENTS",
+    show_envvar=True,
+    help="Only these events, such as answered,dead, or with a minus all but these: -progressed.",
+)
+@click.option(
+    "--log-text",
+    type=click.Choice(TEXTS),
+    default="full",
+    show_default=True,
+    envvar="MOLECULE_LOG_TEXT",
+    show_envvar=True,
+    help="Whether the log contains the texts of messages, their hashes, or none.",
+)
 @click.pass_context
 def connect(ctx: click.Context, /, **_: Any) -> None:
     from molecule_connect.cli import serving
     from molecule_connect.cli.errors import reported
 
+    options = LogOptions.of(ctx.params["log_level"], ctx.params["log_events"], ctx.params["log_text"])
     # sys.stderr is None in a process that was started without one.
-    screen = choose(sys.stderr or io.StringIO(), ctx.params["log_format"])
+    screen = choose(sys.stderr or io.StringIO(), ctx.params["log_format"], options)
     try:
         with reported(screen.fail):
             serving.run(ctx.params, given_settings(ctx), screen=screen)

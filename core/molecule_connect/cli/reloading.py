@@ -13,7 +13,7 @@ from molecule_connect.cli.signals import StopSignals
 from molecule_connect.cli.workspaces import WorkspaceSource
 from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.config.workspaces import WorkspacesError, lines_of
-from molecule_connect.console.lines import ERROR, INFO
+from molecule_connect.console.lines import ERROR
 from molecule_connect.console.screen import Screen, Summary
 from molecule_connect.deployment import LIST, Deployment, Plan
 from molecule_connect.errors import MoleculeError
@@ -66,15 +66,22 @@ async def follow_the_list(
                 plan = await deployment.plan(listing.settings, listing.refused)
                 deployment.set_fleet_limits(listing.fleet)
                 outcome = f"{listing.source} was read again: {_describe(plan)}"
-                screen.note(INFO, outcome)
+                screen(_reloaded(listing.source, outcome, plan))
                 report.reloaded(outcome, lines_of(plan.refused))
             else:
                 again = source.retry([one.entry for one in deployment.refused])
                 plan = await deployment.plan_retry(again.settings, again.refused)
         except Exception as error:  # a bug in reading must not stop the workspaces
             if is_asked:
-                _report_fault(error, source.name, screen)
                 faults = error.faults if isinstance(error, WorkspacesError) else [str(error) or type(error).__name__]
+                for fault in faults if len(faults) > 1 else ():
+                    screen.note(ERROR, f"{source.name}: {fault}")
+                hint = error.hint if type(error) is not WorkspacesError and isinstance(error, MoleculeError) else ""
+                screen(
+                    events.ReloadRefused(
+                        workspace_id="", source=source.name, reasons=tuple(faults), hint=hint or _NOTHING
+                    )
+                )
                 report.reloaded(f"{source.name} was read again but not applied", faults)
             continue
         signals.grace = max(signals.grace, *(one.grace for one in plan.wanted))
@@ -86,15 +93,17 @@ async def follow_the_list(
             screen.forget(name)
 
 
-def _report_fault(error: Exception, source: str, screen: Screen) -> None:
-    if isinstance(error, WorkspacesError):
-        for fault in error.faults:
-            screen.note(ERROR, f"{source}: {fault}")
-        screen.note(ERROR, f"{source} was read again but not applied", _NOTHING)
-    elif isinstance(error, MoleculeError):
-        screen.note(ERROR, f"{source} was read again but not applied: {error}", error.hint or _NOTHING)
-    else:
-        screen.note(ERROR, f"{source} was not applied: {type(error).__name__}: {error}", _NOTHING)
+def _reloaded(source: str, text: str, plan: Plan) -> events.Reloaded:
+    return events.Reloaded(
+        workspace_id="",
+        source=source,
+        text=text,
+        new=plan.new,
+        changed=plan.changed,
+        removed=plan.removed,
+        kept=plan.kept,
+        refused=tuple(one.name for one in plan.refused),
+    )
 
 
 def _describe(plan: Plan) -> str:

@@ -8,16 +8,17 @@ from typing import TextIO
 import attrs
 
 from molecule_connect import events
+from molecule_connect.console.log_options import DEFAULT, LogOptions
 from molecule_connect.console.sanitize import failure, one_line, span, who
 from molecule_connect.console.screen import Summary
 from molecule_connect.console.writer import LineWriter
 
-INFO, WARNING, ERROR = "INFO", "WARNING", "ERROR"
+DEBUG, INFO, WARNING, ERROR = "DEBUG", "INFO", "WARNING", "ERROR"
 
 
 @attrs.frozen
 class Line:
-    """A line of text. ``level`` is INFO, WARNING or ERROR."""
+    """A line of text. ``level`` is DEBUG, INFO, WARNING or ERROR."""
 
     level: str
     text: str
@@ -52,7 +53,8 @@ def _message_line(event: events.MessageEvent) -> Line | None:
         case events.Answered(silent=True):
             return Line(INFO, f"{row} handled without a reply in {span(event.seconds)}")
         case events.Answered():
-            return Line(INFO, f"{row} answered in {span(event.seconds)}: {one_line(event.text)}")
+            cost = f" for ${event.cost_usd:.2f}" if event.cost_usd else ""
+            return Line(INFO, f"{row} answered in {span(event.seconds)}{cost}: {one_line(event.text)}")
         case events.Delivered():
             return Line(INFO, f"{row} delivered" + ("" if event.confirmed else ", not confirmed by the platform"))
         case events.Retrying():
@@ -91,6 +93,15 @@ def _workspace_line(event: events.Event) -> Line | None:
             return Line(INFO, stopping(event))
         case events.Stopped():
             return Line(INFO, "stopped")
+        case events.Reloaded():
+            return Line(INFO, event.text)
+        case events.ReloadRefused():
+            # Several reasons have lines of their own.
+            reason = f": {event.reasons[0]}" if len(event.reasons) == 1 else ""
+            return Line(ERROR, with_hint(f"{event.source} was read again but not applied{reason}", event.hint))
+        case events.Beat():
+            wedged = f", wedged: {one_line(event.wedged)}" if event.wedged else ""
+            return Line(DEBUG, f"heartbeat accepted: {event.active_tasks} running{wedged}")
     return None
 
 
@@ -112,10 +123,12 @@ class LineScreen:
     def __init__(
         self,
         stream: TextIO,
+        options: LogOptions = DEFAULT,
         *,
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._options = options
         self._wall = wall
         self._monotonic = monotonic
         self._progress_written: dict[tuple[str, str], float] = {}
@@ -133,12 +146,15 @@ class LineScreen:
     def __call__(self, event: events.Event) -> None:
         if isinstance(event, events.MessageEvent) and not self._is_due(event):
             return
-        line = line_of(event)
+        shown = self._options.filter(event)
+        line = line_of(shown) if shown is not None else None
         if line is not None:
-            self._writer.put(self._line(named(line, event.workspace_id) if len(self._served) > 1 else line))
+            is_named = event.workspace_id and len(self._served) > 1
+            self._writer.put(self._line(named(line, event.workspace_id) if is_named else line))
 
     def note(self, level: str, text: str, hint: str = "") -> None:
-        self._writer.put(self._line(Line(level, with_hint(text, hint))))
+        if self._options.logs(level.lower()):
+            self._writer.put(self._line(Line(level, with_hint(text, hint))))
 
     def fail(self, text: str, hint: str, exit_code: int, traceback: str = "") -> None:
         self._writer.put(failure(text, hint, traceback))

@@ -14,6 +14,7 @@ _MAX_ROWS = 500
 _FINISHED = frozenset(("delivered", "silent", "failed", "recorded"))
 _PRINTED_ABOVE = (
     events.Trouble, events.Recovered, events.Notice, events.Described, events.Dead, events.Paused, events.Resumed,
+    events.Reloaded, events.ReloadRefused,
 )  # fmt: skip
 
 
@@ -113,7 +114,10 @@ class View:
         if isinstance(event, _PRINTED_ABOVE):
             line = line_of(event)
             if line is not None:
-                self._above.append(named(line, event.workspace_id) if len(self._statuses) > 1 else line)
+                is_named = event.workspace_id and len(self._statuses) > 1
+                self._above.append(named(line, event.workspace_id) if is_named else line)
+        if isinstance(event, events.Reloaded | events.ReloadRefused):
+            return
         if isinstance(event, events.MessageEvent):
             self._apply_message(event)
         else:

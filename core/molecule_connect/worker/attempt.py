@@ -12,7 +12,7 @@ from molecule_connect.errors import BackendError, ran_out_of_files
 from molecule_connect.journal.models import State, StoredMessage, StoredReply, dump_parts, in_words, is_too_deep
 from molecule_connect.journal.transitions import LONGEST_WAITS
 from molecule_connect.journal.workspace import WorkspaceJournal
-from molecule_connect.models import Handler, Response
+from molecule_connect.models import Handler, Response, Usage
 from molecule_connect.worker.budget import DailyBudget
 from molecule_connect.worker.circuit_breaker import CircuitBreaker
 from molecule_connect.worker.clock import SECOND, Clock
@@ -107,7 +107,8 @@ class Attempts:
         self._budget.attempt_ended(message, response.usage)
         seconds = loop.time() - started_at
         if response.is_silent:
-            return Silent(text=response.text, seconds=seconds)
+            cost = response.usage.cost_usd if isinstance(response.usage, Usage) else 0.0
+            return Silent(text=response.text, seconds=seconds, cost_usd=cost)
         return Answered(reply=StoredReply(parts=response.parts, usage=response.usage), seconds=seconds)
 
     async def _call(self, running: Running) -> Response:

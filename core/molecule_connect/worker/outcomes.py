@@ -48,6 +48,7 @@ class Silent:
 
     text: str
     seconds: float
+    cost_usd: float = 0.0
 
 
 @attrs.frozen(kw_only=True)

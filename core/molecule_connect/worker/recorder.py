@@ -59,11 +59,14 @@ class Recorder:
         match outcome:
             case Answered(reply=reply, seconds=seconds):
                 stored = await self._store_reply(message, reply)
-                self._status.message_event(events.Answered, message, text=reply.text[:200], seconds=seconds)
+                cost = reply.usage.cost_usd if reply.usage is not None else 0.0
+                facts = {"text": reply.text[:200], "seconds": seconds, "cost_usd": cost}
+                self._status.message_event(events.Answered, message, **facts)
                 return stored
-            case Silent(text=text, seconds=seconds):
+            case Silent(text=text, seconds=seconds, cost_usd=cost):
                 await self.commit(self._journal.finish_without_reply, message)
-                self._status.message_event(events.Answered, message, text=text[:200], seconds=seconds, silent=True)
+                facts = {"text": text[:200], "seconds": seconds, "cost_usd": cost, "silent": True}
+                self._status.message_event(events.Answered, message, **facts)
             case Requeued():
                 await self._requeue(message, outcome)
             case Failed(reason=reason, hint=hint):
