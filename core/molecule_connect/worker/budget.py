@@ -98,8 +98,9 @@ class DailyBudget:
 
     def release(self, caller_id: str | None, amount: float) -> None:
         """The attempt that reserved *amount* has ended."""
-        for ledger, caller in self._ledgers(caller_id):
-            ledger.release(caller, amount)
+        if amount:
+            for ledger, caller in self._ledgers(caller_id):
+                ledger.release(caller, amount)
 
     def _ledgers(self, caller_id: str | None) -> tuple[tuple[Ledger, Hashable], ...]:
         """The workspace's and the fleet's ledger of today, each with its key of the caller."""

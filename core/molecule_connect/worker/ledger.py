@@ -72,8 +72,6 @@ class Ledger:
 
     def release(self, caller: Hashable, amount: float) -> None:
         """The attempt that reserved *amount* has ended."""
-        if not amount:
-            return
         left = self._reserved.pop(caller, 0.0) - amount
         if left >= NEGLIGIBLE:
             self._reserved[caller] = left
