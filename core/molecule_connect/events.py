@@ -92,11 +92,16 @@ class Delivered(MessageEvent):
 
 @attrs.frozen(kw_only=True)
 class Retrying(MessageEvent):
-    """An attempt, or a send of the reply, failed; the next one is in ``seconds``."""
+    """An attempt, or a send of the reply, failed; the next one is in ``seconds``.
+
+    Attributes:
+        attempt: The number of the next attempt; 0 if not an attempt failed.
+    """
 
     what: str
     reason: str
     seconds: float
+    attempt: int = 0
 
 
 @attrs.frozen(kw_only=True)

@@ -1,5 +1,9 @@
 """``--dry-run``: checks without a request and without state."""
 
+import os
+import pty
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +19,9 @@ def test_it_shows_the_summary_and_starts_nothing(molecule: Molecule, environ: di
 
     assert result.code == 0, result.stderr
     assert result.stdout == ""
-    for word in ("workspace ws_1", "backend parrot", "mode poll", "api http://127.0.0.1:1", "nothing was started"):
+    for word in ("workspace ws_1", "backend parrot", "mode poll", "api http://127.0.0.1:1"):
         assert word in result.stderr
+    assert result.stderr.rstrip().endswith("ready: nothing was started")
     assert list(Path(environ["HOME"]).iterdir()) == []
 
 
@@ -42,7 +47,23 @@ def test_backend_problems_exit_2(molecule: Molecule, token: str) -> None:
     assert result.code == 2
     assert "no login" in result.stderr
     assert "INFO    unready may: do nothing" in result.stderr
-    assert "nothing was started" in result.stderr
+    assert result.stderr.rstrip().endswith("what to do: fix the errors above; nothing was started")
+    assert "ready: nothing" not in result.stderr
+
+
+def test_dry_run_on_a_terminal_shows_no_view(tmp_path: Path, environ: dict[str, str], token: str) -> None:
+    terminal, theirs = pty.openpty()
+    program = [sys.executable, "-m", "molecule_connect", "connect", "ws_1", "--backend", "mock", "--dry-run"]
+    variables = environ | {"TERM": "xterm", "MOLECULE_WORKSPACE_TOKEN": token}
+    process = subprocess.Popen(program, stdin=theirs, stdout=theirs, stderr=theirs, env=variables)
+    assert process.wait(30) == 0
+    os.close(theirs)
+    written = os.read(terminal, 1 << 16).decode()
+    os.close(terminal)
+
+    assert written.rstrip().endswith("\nready: nothing was started")
+    assert "\x1b[" not in written
+    assert "heartbeat" not in written
 
 
 def test_refuses_an_invalid_organisation(molecule: Molecule, token: str) -> None:
@@ -71,7 +92,6 @@ def test_accepts_api_url_before_the_command(molecule: Molecule, token: str) -> N
 
 
 def test_reads_token_from_a_pipe_once(molecule: Molecule, token: str, tmp_path: Path) -> None:
-    import os
     import threading
 
     pipe = tmp_path / "pipe"

@@ -26,6 +26,8 @@ class Recorder:
     def open(self, summaries: list[Summary]) -> None:
         self.opened += [summary.workspace_id for summary in summaries]
 
+    def plan(self, summaries: list[Summary]) -> None: ...
+
     def forget(self, workspace_id: str) -> None: ...
 
     def __call__(self, event: events.Event) -> None:

@@ -83,7 +83,10 @@ def test_stopping_explains_a_second_signal() -> None:
     line = line_of(events.Stopping(workspace_id="ws_1", running=2, grace=20))
 
     assert line is not None
-    assert line.text == "stopping: 2 running, at most 20 s; a second signal exits at once"
+    assert line.text == (
+        "stopping: 2 running, at most 20 s; a second signal exits at once;"
+        " unfinished messages stay in the journal and are answered at the next start"
+    )
 
 
 def test_limits_progress_to_once_a_second() -> None:

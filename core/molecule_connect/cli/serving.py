@@ -165,19 +165,19 @@ def _save(settings: WorkspaceSettings, options: Mapping[str, Any], source: Works
 def _dry_run(listing: Listing, mode: str, planned: Path, screen: Screen) -> None:
     from molecule_connect.app import find_problems
 
-    screen.open([_summary(one, mode, planned) for one in listing.settings])
+    screen.plan([_summary(one, mode, planned) for one in listing.settings])
     with _log_to(screen):
         # Nothing is written to the state folder, but a token that is kept there is read.
         problems = asyncio.run(find_problems(listing, planned, screen))
     for problem in problems:
         screen.note("ERROR", problem)
-    screen.note("INFO", "dry run: nothing was started")
     if problems:
         what = "the backend is" if len(listing.settings) + len(listing.refused) == 1 else "the workspaces are"
         raise ConfigError(
             f"{what} not ready: {len(problems)} problem{'s' if len(problems) > 1 else ''}",
-            hint="fix the errors above, then try again",
+            hint="fix the errors above; nothing was started",
         )
+    screen.note("INFO", "ready: nothing was started")
 
 
 @contextmanager

@@ -14,7 +14,6 @@ from molecule_connect.cli.errors import BUG, CLEAN
 
 # Seconds that a stop may take beyond the grace period: last sends, the cursor, a heartbeat, closing plugins.
 STOP_MARGIN = 8.0
-_SHOW_CURSOR = "\x1b[?25h"
 
 
 class StopSignals:
@@ -25,7 +24,7 @@ class StopSignals:
     SIGTERM count as a second signal. A SIGHUP that was ignored at the start (nohup) stays ignored.
 
     Args:
-        spell: Formats a last line from a text and the exit code. Called from a signal handler.
+        spell: Formats a last line from a text, which may be empty, and the exit code. Called from a signal handler.
         reloads: SIGHUP asks for a reload, even under nohup, unless the terminal was closed.
 
     Attributes:
@@ -116,9 +115,8 @@ class StopSignals:
         with contextlib.suppress(OSError, ValueError):
             # A terminal that was stopped with Ctrl-S would block.
             if select.select([], [self._stderr], [], 0)[1]:
-                cursor = f"{_SHOW_CURSOR}\n" if os.isatty(self._stderr) else ""
-                line = f"{self._spell(words, code)}\n" if words else ""
-                os.write(self._stderr, (cursor + line).encode())
+                line = self._spell(words, code)
+                os.write(self._stderr, f"{line}\n".encode() if line else b"")
         self._leave(code)
 
 

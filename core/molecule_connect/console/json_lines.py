@@ -33,6 +33,9 @@ class JsonScreen:
         for summary in summaries:
             self._writer.put(self._line("starting", "info", **attrs.asdict(summary)))
 
+    def plan(self, summaries: list[Summary]) -> None:
+        self.open(summaries)
+
     def forget(self, workspace_id: str) -> None:
         """Does nothing: each line names its workspace."""
 
@@ -52,7 +55,7 @@ class JsonScreen:
         self._writer.put(self._line("error", "error", text=text, hint=hint, exit_code=exit_code, **more))
 
     def last_words(self, text: str, exit_code: int) -> str:
-        return self._line("error", "error", text=text, hint="", exit_code=exit_code)
+        return self._line("error", "error", text=text, hint="", exit_code=exit_code) if text else ""
 
     def close(self) -> None:
         self._writer.close()

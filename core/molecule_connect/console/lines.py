@@ -114,7 +114,10 @@ def stopping(event: events.Stopping) -> str:
     """The line for a worker that is stopping."""
     if not event.running:
         return "stopping"
-    return f"stopping: {event.running} running, at most {span(event.grace)}; a second signal exits at once"
+    return (
+        f"stopping: {event.running} running, at most {span(event.grace)}; a second signal exits at once;"
+        " unfinished messages stay in the journal and are answered at the next start"
+    )
 
 
 class LineScreen:
@@ -139,6 +142,9 @@ class LineScreen:
         self._served.update(summary.workspace_id for summary in summaries)
         for summary in summaries:
             self._writer.put(self._line(Line(INFO, f"molecule connect: {summary.text}")))
+
+    def plan(self, summaries: list[Summary]) -> None:
+        self.open(summaries)
 
     def forget(self, workspace_id: str) -> None:
         self._served.discard(workspace_id)

@@ -26,6 +26,12 @@ def one_line(text: str, limit: int = 200) -> str:
     return head[: limit - 1] + "…"
 
 
+def last_line(text: str, limit: int = 400) -> str:
+    """The end of the last line of *text* that isn't blank: of a program's errors, the most telling one."""
+    line = next((line for line in reversed(text.splitlines()) if one_line(line)), "")
+    return one_line(line[-limit:], limit)
+
+
 def visible(text: str) -> str:
     """*text* with its lines, and with invisible characters as escapes."""
     if text.isprintable():

@@ -39,6 +39,10 @@ class Screen(Protocol):
         """Show the workspaces that will be served. Called again for added ones."""
         ...
 
+    def plan(self, summaries: list[Summary]) -> None:
+        """Show the workspaces that a start would serve."""
+        ...
+
     def forget(self, workspace_id: str) -> None:
         """A workspace is no longer served."""
         ...
@@ -54,7 +58,10 @@ class Screen(Protocol):
         ...
 
     def last_words(self, text: str, exit_code: int) -> str:
-        """Return *text* in this screen's format. Safe to call in a signal handler: takes no lock and writes nothing."""
+        """Return *text*, which may be empty, as what to write last, with what restores the terminal.
+
+        For signal handlers: it waits for no lock and writes nothing.
+        """
         ...
 
     def close(self) -> None:

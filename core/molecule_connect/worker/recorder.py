@@ -180,7 +180,12 @@ class Recorder:
             error=outcome.reason,
         )
         self._status.message_event(
-            events.Retrying, message, what="answering", reason=outcome.reason, seconds=outcome.seconds
+            events.Retrying,
+            message,
+            what="answering",
+            reason=outcome.reason,
+            seconds=outcome.seconds,
+            attempt=message.attempt + outcome.counts,
         )
 
     async def _mark_dead(self, message: StoredMessage, reason: str) -> None:
