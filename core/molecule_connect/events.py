@@ -94,8 +94,7 @@ class Delivered(MessageEvent):
 class Retrying(MessageEvent):
     """An attempt, or a send of the reply, failed; the next one is in ``seconds``.
 
-    Attributes:
-        attempt: The number of the next attempt; 0 if not an attempt failed.
+    ``attempt`` is the number of the next attempt; 0 if none failed.
     """
 
     what: str

@@ -192,6 +192,14 @@ def test_failures_show_the_end_of_the_error_and_the_next_step() -> None:
     assert "-> molecule messages replay act-1 --state-dir /state" in [line.plain.strip() for line in lines]
 
 
+def test_a_hint_is_shown_for_the_first_of_equal_failures() -> None:
+    hint = "see it fail with 'molecule try mock'"
+    text = screen_text(view_of(*(events.Dead(**row(number), reason="no", hint=hint) for number in range(3))))
+
+    assert text.count(f"-> {hint}") == 1
+    assert text.count("-> molecule messages replay") == 3
+
+
 def test_retries_show_attempt_and_countdown() -> None:
     clock = Clock()
     view = view_of(

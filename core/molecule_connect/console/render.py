@@ -227,13 +227,17 @@ class _Layout:
 
 def _messages(snapshot: Snapshot, summaries: Mapping[str, Summary], layout: _Layout, room: int) -> list[Text]:
     kinds: dict[int, list[list[Text]]] = {}
+    hints = {""}
     for row in snapshot.rows:
         folder = summaries[row.workspace_id].state_dir if row.workspace_id in summaries else ""
         label = snapshot.labels.get((row.workspace_id, row.caller_id), _NO_LABEL)
         entry = [_row(row, label, snapshot, layout)]
         is_outage = row.state == "answered" and any(cause.problems[0].is_outage for cause in snapshot.causes)
         if row.state == "failed" or (row.until is not None and row.detail and not is_outage):
-            entry += _failure(row, folder, layout)
+            # One failure is often like the next.
+            hint = "" if row.hint in hints else row.hint
+            hints.add(row.hint)
+            entry += _failure(row, folder, hint, layout)
         kinds.setdefault(kind_of(row.state), []).append(entry)
     return [line for kind, entries in _fill(kinds, room) for entry in entries for line in entry]
 
@@ -320,13 +324,14 @@ def _attempt(row: MessageRow, now: float) -> str:
     return f"{which}, {again}" if which else again
 
 
-def _failure(row: MessageRow, folder: str, layout: _Layout) -> list[Text]:
-    """The end of the error, and the next step after the last attempt."""
+def _failure(row: MessageRow, folder: str, hint: str, layout: _Layout) -> list[Text]:
+    """The end of the error, and the next steps after the last attempt."""
     indent = " " * (9 if layout.is_wide else 1)
     error = Text(indent).append(tail(last_line(row.detail), layout.width - len(indent)), "red")
     if row.state != "failed":
         return [error]
-    return [error, Text(indent).append(f"-> {_next_step(row, folder)}", "yellow")]
+    steps = [steady(hint), _next_step(row, folder)]
+    return [error, *(Text(indent).append(f"-> {step}", "yellow") for step in steps if step)]
 
 
 def _next_step(row: MessageRow, folder: str) -> str:

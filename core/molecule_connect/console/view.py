@@ -55,6 +55,7 @@ class MessageRow:
         until: When it is tried again.
         ended: When it reached its last state.
         cost_usd: As far as the backend reported it.
+        hint: How to find the cause of a failure.
     """
 
     workspace_id: str
@@ -70,6 +71,7 @@ class MessageRow:
     until: float | None = None
     ended: float = 0.0
     cost_usd: float = 0.0
+    hint: str = ""
 
     def seconds(self, now: float) -> float:
         """How long the backend has worked on it, in all attempts."""
@@ -386,6 +388,7 @@ class View:
             case events.Dead():
                 self._failed += row.state != "failed"
                 self._move(key, row, "failed", event.reason)
+                row.hint = event.hint
             case events.Notified() if row.state != "failed":  # a dead letter from before a restart
                 self._failed += 1
                 self._move(key, row, "failed", "given up")
