@@ -172,6 +172,21 @@ def test_every_kind_keeps_a_place() -> None:
     assert all(state in text for state in ("running", "failed", "waiting"))
 
 
+def test_failures_keep_a_place_in_a_small_window() -> None:
+    lines = drawn(
+        view_of(
+            *(events.Started(**row(number), attempt=1) for number in range(50)),
+            events.Dead(**row(50), reason="the error"),
+            *(events.Received(**row(number), text="hi") for number in range(100, 150)),
+        ),
+        width=40,
+        height=9,
+    )
+
+    assert [line.split()[1] for line in lines[3:6]] == ["run", "run", "run"]
+    assert lines[7] == " the error"
+
+
 def test_keeps_a_bounded_number_of_rows() -> None:
     view = view_of(events.Started(**row(0), attempt=1), *(events.Received(**row(n), text="hi") for n in range(1, 2000)))
 

@@ -29,6 +29,17 @@ async def test_keeps_the_names_of_peers_that_write(journal: Journal) -> None:
     assert platform.lookups == ["*"]
 
 
+async def test_one_list_names_later_peers_at_once(journal: Journal) -> None:
+    platform = FakePlatform(listed={"peer-a": "Ops", "peer-b": "Research"})
+    platform.write(caller="peer-a")
+    async with Serving(platform, journal) as serving:
+        await platform.until(lambda: bool(named(serving)))
+        platform.write(caller="peer-b")
+        await platform.until(lambda: len(named(serving)) == 2, PAUSE / 2)
+
+    assert platform.lookups == ["*"]
+
+
 async def test_asks_for_unlisted_peers_one_by_one(journal: Journal) -> None:
     platform = FakePlatform(unlisted={"peer-a": "Ops"})
     for number in range(FEW + 2):

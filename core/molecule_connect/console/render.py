@@ -244,7 +244,9 @@ def _messages(snapshot: Snapshot, summaries: Mapping[str, Summary], layout: _Lay
 
 def _fill(kinds: Mapping[int, list[list[Text]]], room: int) -> list[tuple[int, list[list[Text]]]]:
     """Divide *room* lines among the kinds of messages, so that a long kind doesn't displace all others."""
-    shares = {kind: room // 2 if not kind else max(1, room // 5) for kind in kinds}
+    # Running ones get half of it.
+    shares = {kind: room // 5 if kind else room // 2 for kind in kinds}
+    shares = {kind: max(share, len(kinds[kind][0])) for kind, share in shares.items()}
     taken: dict[int, list[list[Text]]] = {kind: [] for kind in kinds}
     # First each kind gets its share, then the first kinds get all that is left. Finished ones fill up.
     order = sorted(kinds, key=lambda kind: (kind == kind_of("delivered"), kind))

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import Iterable
 
 from molecule_connect import events
 from molecule_connect.errors import PermanentPlatformError, PlatformError
+from molecule_connect.journal.peer_names import LONGEST_NAME
 from molecule_connect.journal.workspace import WorkspaceJournal
 from molecule_connect.worker.ports import Pace, Registry
 from molecule_connect.worker.status import Status
@@ -30,6 +32,10 @@ class PeerDirectory:
         self._journal = journal
         self._status = status
         self._pace = pace
+        self._known = journal.peer_names()
+        # The newest list, and until when it is used (loop time).
+        self._listed: dict[str, str] = {}
+        self._listed_until = float("-inf")
         # When each peer is due to be looked up again (loop time).
         self._due: dict[str, float] = {}
         self._wanted: dict[str, None] = {}
@@ -37,10 +43,13 @@ class PeerDirectory:
 
     def saw(self, callers: Iterable[str | None]) -> None:
         """These callers wrote messages."""
+        now = asyncio.get_running_loop().time()
         for peer_id in dict.fromkeys(callers):
-            if peer_id is None or self._due.get(peer_id, 0.0) > asyncio.get_running_loop().time():
+            if peer_id is None or self._due.get(peer_id, 0.0) > now:
                 continue
-            if len(self._wanted) < MOST_PEERS:
+            if now < self._listed_until and (name := self._listed.get(peer_id)):
+                self._found(peer_id, name)
+            elif len(self._wanted) < MOST_PEERS:
                 self._wanted[peer_id] = None
                 self._is_wanted.set()
 
@@ -61,6 +70,9 @@ class PeerDirectory:
         found: dict[str, str] = {}
         with contextlib.suppress(PermanentPlatformError):
             found = await self._registry.peer_names()
+            named = ((peer_id, name[:LONGEST_NAME]) for peer_id, name in found.items())
+            self._listed = found = dict(itertools.islice(named, MOST_PEERS))
+            self._listed_until = asyncio.get_running_loop().time() + NAME_AGE
         for peer_id in [one for one in self._wanted if found.get(one)]:
             self._found(peer_id, found[peer_id])
         for peer_id in list(self._wanted)[:FEW]:
@@ -76,11 +88,15 @@ class PeerDirectory:
             return ""
 
     def _found(self, peer_id: str, name: str) -> None:
-        del self._wanted[peer_id]
+        name = name[:LONGEST_NAME]
+        self._wanted.pop(peer_id, None)
         self._due.pop(peer_id, None)
         self._due[peer_id] = asyncio.get_running_loop().time() + (NAME_AGE if name else UNKNOWN_AGE)
         if len(self._due) > MOST_PEERS:
             del self._due[next(iter(self._due))]
-        if name and self._journal.peer_names().get(peer_id) != name:
+        if name and self._known.get(peer_id) != name:
+            self._known[peer_id] = name
+            if len(self._known) > MOST_PEERS:
+                del self._known[next(iter(self._known))]
             self._journal.add_peer_names({peer_id: name})
             self._status.emit(events.PeerNamed(workspace_id=self._status.workspace_id, peer_id=peer_id, name=name))
