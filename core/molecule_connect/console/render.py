@@ -129,7 +129,8 @@ def _cause(cause: Cause, snapshot: Snapshot, layout: "_Layout", *, most: int) ->
         owner = f"{count} workspaces: " if count > 1 else f"{cause.workspaces[0]}: "
     text, hint = f"  {owner}{one_line(cause.text, 400)}", one_line(cause.hint, 400)
     if layout.with_workspace or not hint:
-        return [Text(f"{text} -> {hint}" if hint else text, "bold red")]
+        line = f"{text} -> {hint}" if hint else text
+        return [Text(piece, "bold red") for piece in wrapped(line, layout.width, 2 * most - 1)]
     return [
         *(Text(line, "bold red") for line in wrapped(text, layout.width, most)),
         *(Text(line, "yellow") for line in wrapped(f"  -> {hint}", layout.width, most)),

@@ -295,7 +295,9 @@ class View:
         """Whether *event* is worth a line: the parts that an outage affects have one line together."""
         if not isinstance(event, events.Trouble | events.Recovered):
             return True
-        before, self._announced = self._announced, {_announced(cause) for cause in causes(self._problems())}
+        # A stream alone is no outage: messages are noticed by polling. The view shows it while it lasts.
+        current = (cause for cause in causes(self._problems()) if cause.parts != ("stream",))
+        before, self._announced = self._announced, {cause.problems[0].cause for cause in current}
         if isinstance(event, events.Trouble):
             return not self._announced <= before
         return not before <= self._announced
@@ -433,12 +435,6 @@ class View:
 
 def _without(problems: Iterable[Problem], part: str) -> tuple[Problem, ...]:
     return tuple(problem for problem in problems if problem.part != part)
-
-
-def _announced(cause: Cause) -> str:
-    """The same for a cause while its line need not be repeated: a stream that ends is less than an outage."""
-    first = cause.problems[0]
-    return f"{first.cause}: {first.part == 'stream'}"
 
 
 def _started(status: WorkspaceStatus) -> None:
