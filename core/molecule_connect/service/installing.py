@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import attrs
 
 from molecule_connect.config.saved import CONFIG_NAME
+from molecule_connect.console.sanitize import one_line
 from molecule_connect.errors import ConfigError
 from molecule_connect.service import units
 from molecule_connect.service.launchd import Launchd
@@ -61,7 +62,7 @@ def install_user_unit(order: Order, machine: Machine, commands: Commands) -> Non
     _write_unit(systemd, plan, version, order)
     if order.starts:
         systemd.start(order.name, enable=True)
-        order.say(f"{order.name} is running, and starts again after a crash and when you log in")
+        _say_started(systemd, order, "when you log in")
     _offer_linger(systemd, order)
     _say_next_steps(order, "")
 
@@ -101,7 +102,7 @@ def install_system_unit(order: Order, machine: Machine, commands: Commands) -> N
     _write_unit(systemd, plan, version, order)
     if order.starts:
         systemd.start(order.name, enable=True)
-        order.say(f"{order.name} is running, and starts again after a crash and at each boot")
+        _say_started(systemd, order, "at each boot")
     _say_next_steps(order, " --system")
 
 
@@ -173,6 +174,12 @@ def _write_unit(systemd: Systemd, plan: ServicePlan, version: int, order: Order)
     order.say(f"{'wrote' if is_new else 'unchanged:'} {systemd.unit_path(plan.name)}")
     for line in text.splitlines():
         order.say(f"    {line}")
+
+
+def _say_started(systemd: Systemd, order: Order, when: str) -> None:
+    order.say(f"{order.name} is running, and starts again after a crash and {when}")
+    if status := systemd.facts(order.name).get("StatusText"):
+        order.say(f"status: {one_line(status, 400)}")
 
 
 def _offer_linger(systemd: Systemd, order: Order) -> None:
