@@ -19,7 +19,7 @@ BUILT_IN = {
     "init": ("Save the settings of a workspace, so that the other commands need no flags.", "init:init"),
     "backends": ("List the installed backends, or the options of one.", "backends:backends"),
     "try": ("Send one message to a backend, without a platform.", "try_:try_command"),
-    "service": ("Keep it running after a logout, a crash and a reboot.", "service:service"),
+    "service": ("Keep 'connect' running after a logout, a crash and a reboot.", "service:service"),
     "status": ("Show whether a connector runs and works.", "status:status"),
     "messages": ("List, show, replay or drop the messages in the journal.", "messages:messages"),
     "journal": ("Back up or restore the journal, or hand a workspace to another machine.", "journal:journal"),

@@ -98,7 +98,7 @@ def install_system_unit(order: Order, machine: Machine, commands: Commands) -> N
     pairs = [f"{name}={value}" for name, value in plan.environment.items()]
     as_user = ["runuser", "-u", order.name, "--", "env", "-i", *pairs]
     done = commands.run([*as_user, *plan.command, "--dry-run"], cwd=account.home / "work")
-    _check_dry_run(done.code, done.error, order)
+    _check_dry_run(done.code, done.error, order, f"; the files need the group {order.name} and mode 640")
     _write_unit(systemd, plan, version, order)
     if order.starts:
         systemd.start(order.name, enable=True)
@@ -152,8 +152,8 @@ def _arguments(order: Order, machine: Machine) -> list[str]:
     return [*arguments, "--config", str(config), *([] if order.starts else ["--no-start"])]
 
 
-def _check_dry_run(code: int, output: str, order: Order) -> None:
-    """Show the problems of ``connect --dry-run``.
+def _check_dry_run(code: int, output: str, order: Order, more: str = "") -> None:
+    """Show the problems of ``connect --dry-run``. *more* is added to the hint.
 
     Raises:
         ConfigError: The service could not start.
@@ -164,7 +164,7 @@ def _check_dry_run(code: int, output: str, order: Order) -> None:
         order.say(f"    {line}")
     text = "with these settings, the service can't start: see the errors above"
     if order.starts:
-        raise ConfigError(text, hint="correct them, then install it again; nothing was started")
+        raise ConfigError(text, hint=f"correct them, then install it again; nothing was started{more}")
     order.say(f"warning: {text}")
 
 
