@@ -198,7 +198,7 @@ def test_start_stop_and_uninstall(installed: Systemd, commands: FakeCommands, ma
     installed.start("molecule-connect")
     installed.stop("molecule-connect")
     installed.uninstall("molecule-connect")
-    assert commands.lines("systemctl") == [
+    assert [line for line in commands.lines("systemctl") if " show " not in line] == [
         "--user start molecule-connect.service",
         "--user stop molecule-connect.service",
         "--user disable --now molecule-connect.service",
@@ -209,6 +209,15 @@ def test_start_stop_and_uninstall(installed: Systemd, commands: FakeCommands, ma
     assert (machine.home / ".config/molecule/config.toml").exists()
     with pytest.raises(ConfigError, match="there is no service molecule-connect"):
         installed.state_dir("molecule-connect")
+
+
+def test_uninstall_works_without_a_running_systemd(
+    installed: Systemd, commands: FakeCommands, machine: Machine
+) -> None:
+    commands.answers["--property=Version"] = Result(code=1, error="Failed to connect to bus")
+    commands.answers["disable"] = FAILED
+    installed.uninstall("molecule-connect")
+    assert not unit_of(machine).exists()
 
 
 def test_a_failed_start_says_why(installed: Systemd, commands: FakeCommands) -> None:

@@ -82,7 +82,7 @@ def install(
         state_dir=state_dir,
         starts=not no_start,
         say=_say,
-        confirm=_confirm if sys.stdin.isatty() else None,
+        confirm=_confirm if sys.stdin is not None and sys.stdin.isatty() else None,
     )
     if machine.platform == "darwin":
         _refuse_system(system)

@@ -177,11 +177,14 @@ class Systemd:
         self._must("stop", f"{name}.service")
 
     def uninstall(self, name: str) -> None:
-        """Stop and disable a service, and remove its unit."""
-        self._must("disable", "--now", f"{name}.service")
+        """Stop and disable a service, and remove its unit. Without a running systemd, only remove the unit."""
+        is_running = self._systemctl("show", "--property=Version", "--value").code == 0
+        if is_running:
+            self._must("disable", "--now", f"{name}.service")
         self.unit_path(name).unlink(missing_ok=True)
-        self._must("daemon-reload")
-        self._systemctl("reset-failed", f"{name}.service")
+        if is_running:
+            self._must("daemon-reload")
+            self._systemctl("reset-failed", f"{name}.service")
 
     def reload(self, name: str) -> str:
         """Let a service read its settings again. Returns why it failed; empty if it didn't."""
