@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from molecule_connect.cli.option_keys import complete_option_keys
 from molecule_connect.config.settings import SCHEMA, Setting
 from molecule_connect.config.state_dir import existing_state_dir
 from molecule_connect.config.values import NAMES, OPTIONS, PLUGIN_OPTIONS, SWITCH, InvalidValueError
@@ -167,6 +168,7 @@ def _option(name: str, setting: Setting) -> Callable[[F], F]:
         multiple=setting.kind in _REPEATABLE,
         metavar=setting.placeholder or setting.kind.placeholder,
         help=_help(setting),
+        shell_complete=complete_option_keys if name == "options" else None,
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from molecule_connect.cli.option_keys import complete_option_keys
 from molecule_connect.cli.options import PluginName
 from molecule_connect.console.sanitize import one_line
 from molecule_connect.errors import BackendError, ConfigError, MoleculeError
@@ -27,7 +28,12 @@ if TYPE_CHECKING:
 @click.argument("name", type=PluginName(BACKENDS))
 @click.argument("text", required=False)
 @click.option(
-    "--backend-opt", "backend_opts", multiple=True, metavar="KEY=VALUE", help="An option of the backend. Repeatable."
+    "--backend-opt",
+    "backend_opts",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="An option of the backend. Repeatable.",
+    shell_complete=complete_option_keys,
 )
 @click.option(
     "--use",
