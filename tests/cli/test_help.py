@@ -190,3 +190,39 @@ def test_the_package_runs_as_a_module_too(environ: dict[str, str]) -> None:
     )
 
     assert "version" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "index"),
+    [
+        ("molecule connect --backend parrot --backend-opt ", 5),
+        ("molecule try parrot --backend-opt ", 4),
+    ],
+)
+def test_option_keys_of_the_backend_are_completed(molecule: Molecule, line: str, index: int) -> None:
+    shown = molecule(**complete(line, index)).stdout
+    assert shown.splitlines() == ["plain,suffix=", "plain,times="]
+
+
+def test_option_keys_follow_a_backend_behind_the_cursor(molecule: Molecule) -> None:
+    shown = molecule(**complete("molecule connect --backend-opt s --backend=parrot", 3)).stdout
+    assert shown.strip() == "plain,suffix="
+
+
+@pytest.mark.parametrize("backend", ["missing", "broken", ""])
+def test_option_keys_of_an_unusable_backend_are_silent(molecule: Molecule, backend: str) -> None:
+    result = molecule(**complete(f"molecule connect --backend {backend or 'no'} --backend-opt ", 5))
+    assert (result.code, result.stdout.strip(), result.stderr) == (0, "", "")
+
+
+def test_option_keys_follow_the_saved_settings(molecule: Molecule, tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text('[[workspace]]\nid = "ws_1"\nbackend = "parrot"\n')
+    (tmp_path / "config.toml").chmod(0o600)
+    environ = {**complete("molecule connect --backend-opt s", 3), "MOLECULE_STATE_DIR": str(tmp_path)}
+    assert molecule(**environ).stdout.strip() == "plain,suffix="
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completed_key_is_followed_by_no_space(molecule: Molecule, shell: str) -> None:
+    script = molecule("completion", shell).stdout
+    assert ("compopt -o nospace" if shell == "bash" else "completions_before_value -U -S ''") in script
