@@ -11,7 +11,7 @@ from typing import TextIO
 
 # About a minute of a busy worker. Beyond that, the reader of the pipe has stopped reading.
 _MAX_WAITING = 20_000
-_PAUSE = 0.02
+_PAUSE = 0.05
 
 
 class GuardedStream(io.TextIOBase):

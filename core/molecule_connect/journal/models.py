@@ -162,7 +162,8 @@ class StoredMessage:
     def outgoing_id(self) -> str:
         """The message id of its reply: the same for each resend, and different for everything else."""
         kind = "notice" if self.reply is not None and self.reply.is_notice else "answer"
-        return hashed_id(_NAMESPACE, json.dumps([self.workspace_id, self.row_id, kind, self.replay]))
+        name = f'[{_quoted(self.workspace_id)}, {_quoted(self.row_id)}, "{kind}", {self.replay}]'
+        return hashed_id(_NAMESPACE, name)
 
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "molecule-connect").bytes

@@ -17,6 +17,7 @@ from molecule_connect.platform.parts import clean, fingerprint
 
 _DATA_URI = re.compile(r"data:[^,]*;base64,")
 _BACKTICKS = re.compile(r"`+")
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 # The platform rejects an attachment without a name.
 UNNAMED = "file"
 
@@ -28,7 +29,7 @@ def to_json(value: Any, *, operation: str) -> bytes:
         PermanentPlatformError: JSON can't represent it.
     """
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        text = _ENCODER.encode(value)
         if "\\u0000" not in text:
             return text.encode()
     except UnicodeEncodeError:
@@ -41,7 +42,7 @@ def to_json(value: Any, *, operation: str) -> bytes:
             body="",
             hint="a data part may contain objects, lists, text, finite numbers, booleans and null",
         ) from exc
-    return json.dumps(_storable(value), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return _ENCODER.encode(_storable(value)).encode()
 
 
 def peer_envelope(outgoing: Outgoing) -> dict[str, Any]:
