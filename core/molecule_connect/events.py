@@ -214,6 +214,7 @@ class ReloadRefused(Event):
     """The list of workspaces ``source`` can't be used after a change: nothing is applied. ``workspace_id`` is empty."""
 
     source: str
+    text: str
     reasons: tuple[str, ...]
     hint: str = ""
 

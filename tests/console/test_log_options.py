@@ -98,7 +98,7 @@ def test_lines_follow_the_same_options() -> None:
 
 def test_a_reload_is_one_event() -> None:
     reloaded = events.Reloaded(workspace_id="", source="fleet.toml", text="it was read again", new=("ws_2",))
-    refused = events.ReloadRefused(workspace_id="", source="fleet.toml", reasons=("not TOML",))
+    refused = events.ReloadRefused(workspace_id="", source="fleet.toml", text="not applied", reasons=("not TOML",))
     found = _json(LogOptions(), reloaded, refused)
     assert (found[0]["event"], found[0]["new"], found[0]["level"]) == ("reloaded", ["ws_2"], "info")
     assert (found[1]["event"], found[1]["reasons"], found[1]["level"]) == ("reload_refused", ["not TOML"], "error")

@@ -73,16 +73,12 @@ async def follow_the_list(
                 plan = await deployment.plan_retry(again.settings, again.refused)
         except Exception as error:  # a bug in reading must not stop the workspaces
             if is_asked:
-                faults = error.faults if isinstance(error, WorkspacesError) else [str(error) or type(error).__name__]
-                for fault in faults if len(faults) > 1 else ():
-                    screen.note(ERROR, f"{source.name}: {fault}")
-                hint = error.hint if type(error) is not WorkspacesError and isinstance(error, MoleculeError) else ""
-                screen(
-                    events.ReloadRefused(
-                        workspace_id="", source=source.name, reasons=tuple(faults), hint=hint or _NOTHING
-                    )
-                )
-                report.reloaded(f"{source.name} was read again but not applied", faults)
+                refused = _refused(error, source.name)
+                if isinstance(error, WorkspacesError):
+                    for reason in refused.reasons:
+                        screen.note(ERROR, f"{source.name}: {reason}")
+                screen(refused)
+                report.reloaded(f"{source.name} was read again but not applied", refused.reasons)
             continue
         signals.grace = max(signals.grace, *(one.grace for one in plan.wanted))
         screen.open([summary(one) for one in plan.starting])
@@ -91,6 +87,18 @@ async def follow_the_list(
         await deployment.apply(plan)
         for name in before.difference(deployment.names):
             screen.forget(name)
+
+
+def _refused(error: Exception, source: str) -> events.ReloadRefused:
+    text = f"{source} was read again but not applied"
+    if isinstance(error, WorkspacesError):
+        return events.ReloadRefused(workspace_id="", source=source, text=text, reasons=error.faults, hint=_NOTHING)
+    reason, hint = f"{type(error).__name__}: {error}", ""
+    if isinstance(error, MoleculeError):
+        reason, hint = str(error), error.hint
+    return events.ReloadRefused(
+        workspace_id="", source=source, text=f"{text}: {reason}", reasons=(reason,), hint=hint or _NOTHING
+    )
 
 
 def _reloaded(source: str, text: str, plan: Plan) -> events.Reloaded:

@@ -96,9 +96,7 @@ def _workspace_line(event: events.Event) -> Line | None:
         case events.Reloaded():
             return Line(INFO, event.text)
         case events.ReloadRefused():
-            # Several reasons have lines of their own.
-            reason = f": {event.reasons[0]}" if len(event.reasons) == 1 else ""
-            return Line(ERROR, with_hint(f"{event.source} was read again but not applied{reason}", event.hint))
+            return Line(ERROR, with_hint(event.text, event.hint))
         case events.Beat():
             wedged = f", wedged: {one_line(event.wedged)}" if event.wedged else ""
             return Line(DEBUG, f"heartbeat accepted: {event.active_tasks} running{wedged}")
