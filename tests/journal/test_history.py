@@ -184,7 +184,8 @@ async def test_changes_are_found_by_an_index(journal: Journal, tmp_path: Path) -
         looked._db.set_trace_callback(None)
         for sql in statements:
             plan = " ".join(str(row["detail"]) for row in looked._db.execute(f"EXPLAIN QUERY PLAN {sql}"))
-            assert "message_changed" in plan, (sql, plan)
+            assert "message_closed" in plan, (sql, plan)
+            assert "SCAN message\n" not in f"{plan}\n", (sql, plan)
 
 
 async def test_migration_keeps_the_costs_of_replies(tmp_path: Path) -> None:

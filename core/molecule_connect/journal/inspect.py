@@ -30,8 +30,10 @@ PEER_NAMES_SINCE, TOTALS_SINCE = 6, 9
 OPEN = (State.RECEIVED, State.RUNNING, State.ANSWERED, State.CLAIMED)
 # Echoes, our own rows and the like are not messages. In an inbox, answers and results are.
 _SHOWN = "(kind IN ('message', 'unreadable') OR (kind IN ('answer', 'result') AND state IN ('received', 'held')))"
-# The same, literally as in the condition of the index message_changed.
-_INDEXED = "kind IN ('message', 'unreadable', 'answer', 'result')"
+# The conditions of two indexes, literally: of messages that are closed, and of those that aren't. An index of all
+# changes would be written four times for each message.
+_CLOSED = "state IN ('done', 'dead') AND kind IN ('message', 'unreadable', 'answer', 'result')"
+_UNFINISHED = "state NOT IN ('done', 'dead')"
 # Columns that a journal of an earlier release lacks until a connector of this release opens it, and their names here.
 _NEWER = {"started": "started", "attempts": "runs", "cost_usd": "cost_usd"}
 # SQLite cuts the texts, which may have megabytes. NaN and Infinity are not valid JSON for it.
@@ -258,7 +260,10 @@ class Inspection:
 
     def newest_change(self) -> float:
         """When a message changed last, in seconds since 1970 by our clock; 0 if there is none."""
-        found = self._db.execute(f"SELECT max(changed) FROM message WHERE {_INDEXED}").fetchone()[0]  # noqa: S608
+        found = self._db.execute(
+            f"SELECT max(changed) FROM (SELECT max(changed) AS changed FROM message WHERE {_CLOSED} UNION ALL"  # noqa: S608
+            f" SELECT max(changed) FROM message WHERE {_UNFINISHED})"
+        ).fetchone()[0]
         return float(found or 0)
 
     def changed_since(
@@ -271,9 +276,11 @@ class Inspection:
         """Messages that changed at *changed* (seconds since 1970) or later, in the order of their changes."""
         where, values = self._filter(workspace_id, states, only)
         rows = self._db.execute(
-            f"SELECT {self._summary} FROM message WHERE changed >= ? AND {_INDEXED} AND {where}"  # noqa: S608
+            f"SELECT {self._summary} FROM message WHERE arrival IN ("  # noqa: S608
+            f"SELECT arrival FROM message WHERE {_CLOSED} AND changed >= ? UNION ALL"
+            f" SELECT arrival FROM message WHERE {_UNFINISHED} AND changed >= ?) AND {where}"
             " ORDER BY message.changed, arrival",
-            (changed, *values),
+            (changed, changed, *values),
         )
         return [_summary(row) for row in rows]
 

@@ -117,14 +117,15 @@ CREATE TABLE peer_name (
     PRIMARY KEY (workspace_id, peer_id)
 ) WITHOUT ROWID;
 """,
-    # 7: what became of each attempt, the cost of all of them, and the order of changes. started is when the running
-    # attempt started; attempts is a JSON list of [start, end, error], in seconds by our clock.
+    # 7: what became of each attempt, the cost of all of them, and when messages were closed. started is when the
+    # running attempt started; attempts is a JSON list of [start, end, error], in seconds by our clock.
     """
 ALTER TABLE message ADD COLUMN started REAL;
 ALTER TABLE message ADD COLUMN attempts TEXT;
 ALTER TABLE message ADD COLUMN cost_usd REAL;
 UPDATE message SET cost_usd=json_extract(answer, '$.usage.cost_usd') WHERE answer IS NOT NULL AND json_valid(answer);
-CREATE INDEX message_changed ON message (changed) WHERE kind IN ('message', 'unreadable', 'answer', 'result');
+CREATE INDEX message_closed ON message (changed)
+    WHERE state IN ('done', 'dead') AND kind IN ('message', 'unreadable', 'answer', 'result');
 """,
     # 8: the workspaces that were exported to another machine.
     """
