@@ -10,7 +10,7 @@ import nox
 
 PYTHONS = ["3.11", "3.12", "3.13", "3.14", "3.15"]
 CURRENT = f"{sys.version_info.major}.{sys.version_info.minor}"
-PLUGINS = ["mock", "exec", "claude_code", "mcp", "sandbox", "agent"]
+PLUGINS = ["mock", "exec", "claude_code", "mcp", "sandbox", "agent", "observe"]
 # Tests wait for processes and timers for half of their time: more workers than cores.
 PARALLEL = ["-n", "4", "--dist", "worksteal"]
 # Bytecode of the tests and of the programs that they start; an environment variable may turn it off.
@@ -24,6 +24,7 @@ TRIES = {
     "mcp": ("molecule backends --check; molecule-mcp --help", "--check"),
     "sandbox": ("molecule backends --check; molecule sandbox --help", "--serve"),
     "agent": ("python -c 'from molecule_connect_agent import RemoteAgentClient; print(RemoteAgentClient)'", "client"),
+    "observe": ("molecule connect --help; molecule connect ws_1 --http nonsense", "ADDR:PORT"),
 }
 CHAT = ("echo hello | molecule sandbox --backend exec --backend-opt cmd='tr a-z A-Z'", "HELLO")
 

@@ -11,6 +11,7 @@ from molecule_connect import events, open_files
 from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.config.workspaces import Fault, FleetLimits, Refused, WorkspacesError, lines_of
 from molecule_connect.errors import ConfigError, MoleculeError
+from molecule_connect.observers import WorkspaceState
 from molecule_connect.runtime import Notices, Runtime, WorkspaceRunner, credentials_of, plugin_host, report_permissions
 from molecule_connect.worker.status_file import Problem, RefusedBlocksFile
 from molecule_connect.worker.supervisor import Supervisor
@@ -87,6 +88,11 @@ class Deployment:
     def stalled(self, seconds: float) -> list[str]:
         """The workspaces whose reading has made no progress for longer than this."""
         return [runner.workspace_id for runner in self._running() if runner.stalled_for > seconds]
+
+    def states(self) -> tuple[WorkspaceState, ...]:
+        """The states of the workspaces that are served, or ended with an error."""
+        running = self._supervisor.running
+        return tuple(runner.state(up=name in running) for name, runner in self._runners.items())
 
     def _running(self) -> list[WorkspaceRunner]:
         running = self._supervisor.running

@@ -16,6 +16,7 @@ from molecule_connect.config.tokens import SAVED_SOURCE
 from molecule_connect.errors import CloseError, ConfigError
 from molecule_connect.journal.journal import Journal
 from molecule_connect.models import Handler
+from molecule_connect.observers import WorkspaceState
 from molecule_connect.platform.address import parse_address
 from molecule_connect.platform.credentials import Credentials
 from molecule_connect.platform.transports import Transports
@@ -159,6 +160,14 @@ class WorkspaceRunner:
     def stalled_for(self) -> float:
         """See ``Worker.stalled_for``."""
         return 0.0 if self._host is None else self.worker.stalled_for
+
+    def state(self, *, up: bool) -> WorkspaceState:
+        """The state of the workspace. *up*: it runs."""
+        if self._host is not None:
+            return self.worker.state(up=up)
+        return WorkspaceState(
+            workspace_id=self.workspace_id, backend=self.settings.backend_name, unready="starting" if up else "ended"
+        )
 
     def clock_jumped(self) -> None:
         """The machine was suspended."""

@@ -72,6 +72,7 @@ async def test_notices_new_token_file_without_signal(tmp_path: Path) -> None:
                     asyncio.Event(),
                     deployment,
                     screen=screen,
+                    listener=screen,
                     signals=StopSignals(grace=1.0, spell=lambda text, code: text),
                     summary=summary,
                     report=ServiceReport(ServiceManager()),

@@ -9,7 +9,7 @@ import molecule_connect
 
 CORE = Path(__file__).parents[2] / "core" / "molecule_connect"
 LAYERS = (
-    {"models", "errors", "events", "backoff", "files", "executors", "open_files"},
+    {"models", "errors", "events", "backoff", "files", "executors", "observers", "open_files"},
     {"config", "platform", "plugins", "journal", "process"},
     {"worker"},
     {"app", "deployment", "runtime"},
@@ -31,7 +31,7 @@ LIBRARIES = {
     "sqlite3": {"journal"},
     "rich": {"console", "cli"},
 }
-PUBLIC_MODULES = {"molecule_connect.events", "molecule_connect.process"}
+PUBLIC_MODULES = {"molecule_connect.events", "molecule_connect.observers", "molecule_connect.process"}
 
 
 def imports(source: str, module: str) -> Iterator[tuple[str, str]]:

@@ -108,6 +108,19 @@ class ConnectCommand(click.Command):
     show_envvar=True,
     help="Whether the log contains the texts of messages, their hashes, or none.",
 )
+@click.option(
+    "--http",
+    metavar="ADDR:PORT",
+    envvar="MOLECULE_HTTP",
+    show_envvar=True,
+    help="Serve /healthz, /readyz and /metrics there, without a password; :PORT is for this machine only. Needs the "
+    "extra 'observe'.",
+)
+@click.option(
+    "--no-workspace-labels",
+    is_flag=True,
+    help="Add up the metrics of all workspaces, so that their number doesn't grow with the workspaces.",
+)
 @click.pass_context
 def connect(ctx: click.Context, /, **_: Any) -> None:
     from molecule_connect.cli import serving

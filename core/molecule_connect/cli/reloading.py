@@ -44,6 +44,7 @@ async def follow_the_list(
     deployment: Deployment,
     *,
     screen: Screen,
+    listener: events.Listener,
     signals: StopSignals,
     summary: Callable[[WorkspaceSettings], Summary],
     report: ServiceReport,
@@ -66,7 +67,7 @@ async def follow_the_list(
                 plan = await deployment.plan(listing.settings, listing.refused)
                 deployment.set_fleet_limits(listing.fleet)
                 outcome = f"{listing.source} was read again: {_describe(plan)}"
-                screen(_reloaded(listing.source, outcome, plan))
+                listener(_reloaded(listing.source, outcome, plan))
                 report.reloaded(outcome, lines_of(plan.refused))
             else:
                 again = source.retry([one.entry for one in deployment.refused])
@@ -77,7 +78,7 @@ async def follow_the_list(
                 if isinstance(error, WorkspacesError):
                     for reason in refused.reasons:
                         screen.note(ERROR, f"{source.name}: {reason}")
-                screen(refused)
+                listener(refused)
                 report.reloaded(f"{source.name} was read again but not applied", refused.reasons)
             continue
         signals.grace = max(signals.grace, *(one.grace for one in plan.wanted))

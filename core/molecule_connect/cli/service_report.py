@@ -9,6 +9,7 @@ from molecule_connect import events
 from molecule_connect.cli.signals import STOP_MARGIN, StopSignals
 from molecule_connect.console.sanitize import count, one_line
 from molecule_connect.process.notify import ServiceManager
+from molecule_connect.worker.intake import STALLED_AFTER
 from molecule_connect.worker.status_file import MINOR_PARTS, Reload, ReloadFile
 
 # Seconds between looks while the start, or a change of status, is reported.
@@ -17,9 +18,6 @@ START_INTERVAL, INTERVAL = 0.2, 1.0
 BEATS = 4
 # Seconds that the start may still take, as long as the process isn't blocked.
 START_TIME = 120.0
-# An intake that makes no progress for this long, in seconds, hangs. A request ends within a minute, even if the
-# platform doesn't answer, and is then retried, which counts as progress: an outage doesn't end the process.
-STALLED_AFTER = 180.0
 _LONGEST = 300
 
 

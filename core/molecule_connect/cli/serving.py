@@ -1,11 +1,11 @@
 """Run ``molecule connect``: read the settings, then serve until a signal, or check them with ``--dry-run``."""
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import attrs
 
 from molecule_connect import open_files
 from molecule_connect.cli.errors import CLEAN
+from molecule_connect.cli.observing import Observation
 from molecule_connect.cli.service_report import ServiceReport
 from molecule_connect.cli.signals import StopSignals
 from molecule_connect.cli.workspaces import WorkspaceSource
@@ -66,6 +67,7 @@ def run(options: Mapping[str, Any], given: Mapping[str, Any], *, screen: Screen)
                 f"no address given: using {DEFAULT_API_URL}",
                 "pass --api-url, set MOLECULE_API_URL, or save it with 'molecule init'",
             )
+        observation = Observation.of(options["http"], screen, workspace_labels=not options["no_workspace_labels"])
         open_files.raise_limit()
         if options["save"]:
             if source.name or options["dry_run"]:
@@ -83,7 +85,7 @@ def run(options: Mapping[str, Any], given: Mapping[str, Any], *, screen: Screen)
             folder = resolve_state_dir(options["state_dir"], os.environ, saved=source.own_state_dir)
             with _log_to(screen):
                 report = ServiceReport(manager, file=ReloadFile(folder, os.getpid()) if source.reloads else None)
-                asyncio.run(_serve(source, listing, options["mode"], folder, screen, signals, report))
+                asyncio.run(_serve(source, listing, options["mode"], folder, screen, signals, report, observation))
 
 
 async def _serve(
@@ -94,6 +96,7 @@ async def _serve(
     screen: Screen,
     signals: StopSignals,
     report: ServiceReport,
+    observation: Observation,
 ) -> None:
     from molecule_connect.app import deploy
     from molecule_connect.cli.reloading import follow_the_list, with_next_step
@@ -105,15 +108,25 @@ async def _serve(
     stop, reload = asyncio.Event(), asyncio.Event()
     signals.bind(stop, reload)
     screen.open([summary(one) for one in listing.settings])
-    listener = report.following(with_next_step(screen, reloads=source.reloads))
-    async with deploy(listing, folder, listener, strict=source.strict) as deployment:
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(observation.running())
+        listener = observation.following(report.following(with_next_step(screen, reloads=source.reloads)))
+        deployment = await stack.enter_async_context(deploy(listing, folder, listener, strict=source.strict))
+        observation.attach(deployment)
+        following = follow_the_list(
+            source,
+            reload,
+            deployment,
+            screen=screen,
+            listener=listener,
+            signals=signals,
+            summary=summary,
+            report=report,
+        )
         helpers = [
-            asyncio.ensure_future(
-                follow_the_list(
-                    source, reload, deployment, screen=screen, signals=signals, summary=summary, report=report
-                )
-            ),
+            asyncio.ensure_future(following),
             asyncio.ensure_future(report.run(deployment, stop, signals)),
+            asyncio.ensure_future(observation.follow(stop)),
         ]
         # The objects of the start live as long as the process; collections would visit them in vain.
         gc.freeze()
@@ -180,7 +193,7 @@ def _dry_run(listing: Listing, mode: str, planned: Path, screen: Screen) -> None
     screen.note("INFO", "ready: nothing was started")
 
 
-@contextmanager
+@contextlib.contextmanager
 def _one_line_per_fault(screen: Screen) -> Iterator[None]:
     """Show each error of a list on its own line, and raise an error with their number."""
     try:
@@ -216,7 +229,7 @@ class _ScreenHandler(logging.Handler):
         self._screen.note(level, without_credentials(f"{record.name}: {record.getMessage()}{ending}"))
 
 
-@contextmanager
+@contextlib.contextmanager
 def _log_to(screen: Screen) -> Iterator[None]:
     """Show warnings and errors that libraries and plugins log."""
     handler = _ScreenHandler(screen)

@@ -460,6 +460,11 @@ class WorkspaceSettings:
     settings_file: Path | None = attrs.field(default=None, eq=False)
 
     @property
+    def backend_name(self) -> str:
+        """The name of the backend, or of its class."""
+        return self.backend if isinstance(self.backend, str) else type(self.backend).__name__
+
+    @property
     def tls(self) -> Tls:
         """The files for https."""
         return Tls(ca_file=self.ca_file, client_cert=self.client_cert, client_key=self.client_key)

@@ -17,13 +17,22 @@ from packaging.version import Version
 
 from molecule_connect import __version__
 from molecule_connect.errors import BackendNotFoundError, MoleculeError, PluginError, did_you_mean
-from molecule_connect.plugins.entry_points import BACKENDS, COMMANDS, MIDDLEWARE, NAME, entries, faults, normalized
+from molecule_connect.plugins.entry_points import (
+    BACKENDS,
+    COMMANDS,
+    MIDDLEWARE,
+    NAME,
+    OBSERVERS,
+    entries,
+    faults,
+    normalized,
+)
 from molecule_connect.plugins.wording import first_line
 
 # Backends of first-party distributions. Suggesting any other package name would invite typosquatting.
 FIRST_PARTY = ("claude-code", "exec", "mock")
 
-_WORDS = {BACKENDS: "backend", MIDDLEWARE: "middleware", COMMANDS: "command"}
+_WORDS = {BACKENDS: "backend", MIDDLEWARE: "middleware", COMMANDS: "command", OBSERVERS: "observer"}
 
 
 @attrs.frozen(kw_only=True)

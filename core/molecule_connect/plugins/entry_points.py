@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 BACKENDS = "molecule_connect.backends"
 MIDDLEWARE = "molecule_connect.middleware"
 COMMANDS = "molecule_connect.commands"
+OBSERVERS = "molecule_connect.observers"
 
 # Characters that are read of a distribution's metadata: the fields precede the description.
 _MOST_HEADERS = 65536
@@ -43,7 +44,7 @@ def faults(text: str) -> Iterator[str]:
                 yield f"line {number} starts a group without a closing bracket"
         elif section is None:
             yield f"line {number} stands before any [group]"
-        elif section in (BACKENDS, MIDDLEWARE, COMMANDS) and ("=" not in line or line.startswith("=")):
+        elif section in (BACKENDS, MIDDLEWARE, COMMANDS, OBSERVERS) and ("=" not in line or line.startswith("=")):
             yield f"line {number} is not name = module:attribute"
 
 

@@ -23,6 +23,9 @@ EXPIRED_TOO_OFTEN = 2
 LASTING = 10.0
 # Report a page that takes this long to arrive, in seconds: no message is received meanwhile.
 SLOW_PAGE = 25.0
+# An intake that makes no progress for this long, in seconds, hangs. A request ends within a minute, even if the
+# platform doesn't answer, and is then retried, which counts as progress: an outage doesn't end the process.
+STALLED_AFTER = 180.0
 
 
 class Intake:

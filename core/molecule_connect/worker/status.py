@@ -81,7 +81,7 @@ class Status:
         self._saved = SavedStatus(
             workspace_id=settings.workspace_id,
             api_url=without_credentials(settings.api_url),
-            backend=settings.backend if isinstance(settings.backend, str) else type(settings.backend).__name__,
+            backend=settings.backend_name,
             inbox=inbox is not None,
         )
         self._saved_changed = asyncio.Event()
@@ -116,6 +116,16 @@ class Status:
     def is_broken(self, part: str) -> bool:
         """Whether *part* has a lasting problem."""
         return part in self._lasting
+
+    @property
+    def is_registered(self) -> bool:
+        """Whether the platform registered the workspace."""
+        return self._saved.registered
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the workspace is paused on the platform."""
+        return self._saved.paused
 
     @property
     def wedged(self) -> str:

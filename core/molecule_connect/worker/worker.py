@@ -27,6 +27,7 @@ from molecule_connect.journal.inbox import InboxStore
 from molecule_connect.journal.incoming import Stored
 from molecule_connect.journal.journal import Journal
 from molecule_connect.models import FeedPosition, FilePart, Handler, Progress, Request, Response, Signal
+from molecule_connect.observers import WorkspaceState
 from molecule_connect.worker.admission import Admission
 from molecule_connect.worker.attempt import Attempts
 from molecule_connect.worker.budget import DailyBudget
@@ -39,7 +40,7 @@ from molecule_connect.worker.feed import FeedPage, FeedReader
 from molecule_connect.worker.file_folder import FileFolder
 from molecule_connect.worker.file_quota import FolderLimits
 from molecule_connect.worker.fleet import Fleet
-from molecule_connect.worker.intake import JOURNAL_WAIT, Intake
+from molecule_connect.worker.intake import JOURNAL_WAIT, STALLED_AFTER, Intake
 from molecule_connect.worker.lease import lease
 from molecule_connect.worker.limits import ConcurrencyLimit
 from molecule_connect.worker.loop_guard import LoopGuard
@@ -213,6 +214,25 @@ class Worker:
     def stalled_for(self) -> float:
         """See ``Intake.stalled_for``. Waiting for a turn under the platform's rate limit is not a stall."""
         return 0.0 if self._platform.is_queued else self._feed.stalled_for
+
+    def state(self, *, up: bool) -> WorkspaceState:
+        """The state of the workspace. *up*: ``run`` has not ended."""
+        return WorkspaceState(
+            workspace_id=self.workspace_id,
+            backend=self.settings.backend_name,
+            up=up,
+            unready=self._unready() if up else "ended",
+        )
+
+    def _unready(self) -> str:
+        """Why the workspace isn't registered and reading; empty if it is."""
+        if not (self._status.is_registered or self._status.is_paused):
+            return "not registered"
+        if self._status.is_broken("intake"):
+            return "reading fails"
+        if not self.has_read:
+            return "not read yet"
+        return "reading has stalled" if self.stalled_for > STALLED_AFTER else ""
 
     # Starting
 
