@@ -418,6 +418,14 @@ class WorkspaceSettings:
         key="strict",
     )
     once: bool = _setting(values.SWITCH, "Answer the waiting messages, then exit.", default=False, flag="--once")
+    standby: bool = _setting(
+        values.SWITCH,
+        "While another process on this machine serves the workspace, wait until it stops, instead of exiting with 5.",
+        default=False,
+        flag="--standby",
+        variables=("MOLECULE_STANDBY",),
+        key="standby",
+    )
     patient: bool = False
     unpause: bool = _setting(
         values.SWITCH,

@@ -16,6 +16,7 @@ from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.config.try_line import try_hint
 from molecule_connect.errors import (
     JournalError,
+    LeaseError,
     MoleculeError,
     PlatformError,
     StateLostError,
@@ -41,7 +42,7 @@ from molecule_connect.worker.file_folder import FileFolder
 from molecule_connect.worker.file_quota import FolderLimits
 from molecule_connect.worker.fleet import Fleet
 from molecule_connect.worker.intake import JOURNAL_WAIT, STALLED_AFTER, Intake
-from molecule_connect.worker.lease import lease
+from molecule_connect.worker.lease import holder, lease
 from molecule_connect.worker.limits import ConcurrencyLimit
 from molecule_connect.worker.loop_guard import LoopGuard
 from molecule_connect.worker.maintenance import JournalSize, Maintenance
@@ -59,6 +60,8 @@ from molecule_connect.worker.uploads import Attachments
 # messages of a used-up budget, or held by the loop guard.
 ONCE_PATIENCE = 900.0
 ONCE_INTERVAL = 0.05
+# Seconds between looks of a standby at the lease.
+STANDBY_INTERVAL = 0.5
 # Seconds that a stop may take beyond the grace period: for plain backends that don't return, and the last heartbeat.
 ABANDON, LAST_HEARTBEAT = 1.5, 1.5
 _START_RETRIES = Backoff(first=1.0, cap=60.0)
@@ -134,6 +137,7 @@ class Worker:
         self._maintenance = Maintenance(self._journal, self._cursor, size, status=self._status, clock=self._clock)
         self._names = PeerDirectory(platform, self._journal, self._status, self._pace)
         self._first_read = asyncio.Event()
+        self._has_lease = False
         # The error that ends the worker.
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -184,14 +188,17 @@ class Worker:
             JournalError: The journal can't be used.
         """
         async with contextlib.AsyncExitStack() as stack:
-            if not await self._retry_start(functools.partial(self._take_lease, stack), stop):
+            if not await self._acquire_lease(stack, stop):
                 return
+            self._has_lease = True
             await stack.enter_async_context(self._status.saved_in(self._folder))
             if await self._retry_start(self._recover, stop) and await self._register(stop):
                 await self._serve(stop)
 
     def clock_jumped(self) -> None:
         """The machine slept, or its clock was set: connections are dead, and messages may be due."""
+        if not self._has_lease:
+            return
         self._heartbeat.send_now()
         self._stream.reopen()
         self._stream.announce()
@@ -199,6 +206,8 @@ class Worker:
 
     def journal_changed(self) -> None:
         """Another program, or a reader of the inbox, changed the journal."""
+        if not self._has_lease:
+            return  # the messages belong to another process
         if not self._journal.is_inbox and self._journal.has_claims():
             # A reader from when this was an inbox may never finish.
             self._wake_after(self._journal.release_claims())
@@ -252,6 +261,33 @@ class Worker:
             else:
                 self._status.clear("start")
                 break
+        return True
+
+    async def _acquire_lease(self, stack: contextlib.AsyncExitStack, stop: asyncio.Event) -> bool:
+        """Take the lease; a standby waits for it. False: stopped meanwhile."""
+        while not self.settings.standby or await self._wait_for_lease(stop):
+            try:
+                return await self._retry_start(functools.partial(self._take_lease, stack), stop)
+            except LeaseError:
+                # Another standby may have been faster.
+                if not self.settings.standby:
+                    raise
+        return False
+
+    async def _wait_for_lease(self, stop: asyncio.Event) -> bool:
+        """Wait until no other process serves the workspace. False: stopped meanwhile."""
+        is_told = False
+        while (found := holder(self._folder, self.workspace_id)) is not None:
+            if not is_told:
+                name = f"process {found.pid} on {found.host}" if found.pid else "another process"
+                self._status.notice(
+                    f"standby: {self.workspace_id} is served by {name}; it is taken over when that stops"
+                )
+                is_told = True
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STANDBY_INTERVAL):
+                    await stop.wait()
+                    return False
         return True
 
     async def _take_lease(self, stack: contextlib.AsyncExitStack) -> None:
