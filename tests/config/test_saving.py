@@ -48,6 +48,7 @@ EXAMPLES: dict[str, Any] = {
     "strict": True,
     "insecure": True,
     "labels": {"team": "blue"},
+    "standby": True,
 }
 
 

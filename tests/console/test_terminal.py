@@ -87,7 +87,7 @@ def test_exceptions_restore_the_terminal(child: Child) -> None:
     assert child.ended() == 1
 
     assert_restored(child)
-    assert child.seen.rindex("ValueError: a bug") > child.seen.rindex(LEAVE)
+    assert child.seen.rindex("a bug") > child.seen.rindex(LEAVE)
 
 
 def test_quit_restores_the_terminal(child: Child) -> None:
