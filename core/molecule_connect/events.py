@@ -42,10 +42,14 @@ class Received(MessageEvent):
 
 @attrs.frozen(kw_only=True)
 class Started(MessageEvent):
-    """An attempt started: the backend received the message."""
+    """An attempt started: the backend received the message.
+
+    ``queue_seconds`` is the time since the message was stored, or since a retry was due.
+    """
 
     attempt: int
     text: str = ""
+    queue_seconds: float = 0.0
 
 
 @attrs.frozen(kw_only=True)
@@ -85,22 +89,50 @@ class PeerNamed(Event):
 
 @attrs.frozen(kw_only=True)
 class Delivered(MessageEvent):
-    """The platform accepted the reply."""
+    """The platform accepted the reply, ``reply_seconds`` after the message was written.
+
+    The request took ``send_seconds``. With ``confirmed`` false, it was sent in full, but no response arrived.
+    """
 
     confirmed: bool = True
+    send_seconds: float = 0.0
+    reply_seconds: float = 0.0
 
 
 @attrs.frozen(kw_only=True)
 class Retrying(MessageEvent):
     """An attempt, or a send of the reply, failed; the next one is in ``seconds``.
 
-    ``attempt`` is the number of the next attempt; 0 if none failed.
+    ``what`` is "answering", "sending", "journal", "this machine", "daily budget" or "loop brake". ``attempt`` is the
+    number of the next attempt, and ``handler_seconds`` how long the failed one took; 0 if none failed.
     """
 
     what: str
     reason: str
     seconds: float
     attempt: int = 0
+    handler_seconds: float = 0.0
+
+
+# Why messages become dead letters.
+DEAD_CATEGORIES = (
+    # The backend refused the message, or all attempts failed.
+    "refused_by_backend",
+    "attempts_used_up",
+    # The process died again and again while the backend had it.
+    "crashes",
+    # A peer answers every answer.
+    "loop",
+    # It can't be read, or its sender's share of the journal is full.
+    "unreadable",
+    "quota",
+    # The reply was refused, not accepted for a day, or sent several times with unknown outcome.
+    "reply_refused",
+    "reply_expired",
+    "reply_unconfirmed",
+    # A bug.
+    "internal",
+)
 
 
 @attrs.frozen(kw_only=True)
@@ -109,10 +141,14 @@ class Dead(MessageEvent):
 
     Attributes:
         hint: What the operator can do; empty if nothing is known.
+        category: One of ``DEAD_CATEGORIES``.
+        handler_seconds: How long the last attempt took; 0 if there was none.
     """
 
     reason: str
     hint: str = ""
+    category: str = "internal"
+    handler_seconds: float = 0.0
 
 
 @attrs.frozen(kw_only=True)

@@ -29,7 +29,8 @@ class Admission:
     def check(self, message: StoredMessage) -> Refusal | None:
         """Why *message* may not run now; None if it may."""
         if message.crash_count >= MAX_CRASHES:
-            return Rejected(reason=f"the process died {message.crash_count} times while the backend had it")
+            reason = f"the process died {message.crash_count} times while the backend had it"
+            return Rejected(reason=reason, category="crashes")
         return self._budget.check(message.caller_id) or self.loop_guard.check(message)
 
     def recheck(self, message: StoredMessage) -> Deferred | None:

@@ -78,8 +78,11 @@ class Attempts:
         reason = next((reason for _, reason in reversed(self._postponed.values())), "")
         return f"{len(self._postponed)} messages wait for the backend: {reason}" if self._postponed else ""
 
-    async def run(self, message: StoredMessage) -> Answered | Silent | Requeued | Failed:
+    async def run(self, message: StoredMessage, *, queue_seconds: float = 0.0) -> Answered | Silent | Requeued | Failed:
         """Run the handler on *message*, which is in state ``running``.
+
+        Args:
+            queue_seconds: How long it waited, for the event.
 
         Raises:
             asyncio.CancelledError: The worker is stopping.
@@ -89,17 +92,18 @@ class Attempts:
         self._running[message.row_id] = running = Running(message, asyncio.timeout(None))
         self._postponed.pop(message.row_id, None)
         text = in_words(message.parts)[:200]
-        self._status.message_event(events.Started, message, attempt=message.attempt, text=text)
+        facts = {"attempt": message.attempt, "text": text, "queue_seconds": queue_seconds}
+        self._status.message_event(events.Started, message, **facts)
         try:
             response = _checked(await self._call(running))
         except BackendError as exc:
             self._budget.attempt_ended(message, exc.usage)
-            return self._failed(message, exc)
+            return attrs.evolve(self._failed(message, exc), handler_seconds=loop.time() - started_at)
         except Exception as exc:  # plugins can raise any exception
             error = BackendError(exception_text(exc))
             error.__cause__ = exc
             self._budget.attempt_ended(message, None)
-            return self._failed(message, error)
+            return attrs.evolve(self._failed(message, error), handler_seconds=loop.time() - started_at)
         finally:
             self._running.pop(message.row_id, None)
         self._status.attempt_ended(message.caller_id)
@@ -157,7 +161,7 @@ class Attempts:
         reason, pause = _reason(error), _requested_pause(error)
         self._status.attempt_ended(message.caller_id, reason)
         if not error.retryable:
-            return self._final(message.attempt, reason)
+            return self._final(message.attempt, reason, "refused_by_backend")
         if pause is not None:
             self._postponed[message.row_id] = (self._clock.wall() + pause, reason)
             return Requeued(reason=reason, seconds=pause, counts=False)
@@ -167,14 +171,14 @@ class Attempts:
         counts = self._breaker.counts(message) and not ran_out_of_files(error)
         attempt = message.attempt
         if self._is_too_old(message) or (counts and attempt >= MAX_ATTEMPTS):
-            return self._final(attempt, reason)
+            return self._final(attempt, reason, "attempts_used_up")
         delay = RETRY_DELAYS[min(attempt, len(RETRY_DELAYS)) - 1] if counts else UNCOUNTED_RETRY_DELAY
         failed_at = max(self._clock.now(), message.time) / SECOND
         return Requeued(reason=reason, seconds=self._jitter.jitter(delay), counts=counts, failed_at=failed_at)
 
-    def _final(self, attempt: int, reason: str) -> Failed:
+    def _final(self, attempt: int, reason: str, category: str) -> Failed:
         text = f"no answer after {attempt} attempts: {reason}" if attempt > 1 else reason
-        return Failed(reason=text, hint=self._breaker.hint)
+        return Failed(reason=text, category=category, hint=self._breaker.hint)
 
     def _is_too_old(self, message: StoredMessage) -> bool:
         # Only the platform's clock is reliable: this machine's may have been set since the first failure.

@@ -238,7 +238,9 @@ class Dispatcher:
             if (running := await self._start(active, message)) is None:
                 return
             try:
-                outcome = await self._attempts.run(running)
+                # The journal's copy of the message before its start has the time of its arrival or its last failure.
+                waited = running.changed - max(message.changed, message.not_before or 0.0)
+                outcome = await self._attempts.run(running, queue_seconds=max(0.0, waited))
             except asyncio.CancelledError:
                 await self._recorder.not_run(running)
                 raise
@@ -258,10 +260,11 @@ class Dispatcher:
         return running
 
     async def _send(self, message: StoredMessage) -> None:
-        started_at = self._clock.now()
+        started_at, sending_at = self._clock.now(), self._clock.monotonic()
         outcome = await self._sender.deliver(message)
+        seconds = self._clock.monotonic() - sending_at
         # First of all, so that no error below makes an accepted reply a dead letter, whose repeat would be answered.
-        await self._recorder.send_ended(message, outcome)
+        await self._recorder.send_ended(message, outcome, seconds=seconds)
         if isinstance(outcome, Accepted):
             # A fast peer can write back before its acceptance of our reply arrives here.
             self._admission.loop_guard.reply_accepted(message, at=started_at)

@@ -169,7 +169,8 @@ class LoopGuard:
         chain = reply.chain_for(message)
         # A peer with more messages waiting isn't answering our replies.
         if _repeats(message, reply, chain) and not self._journal.has_other_due(message):
-            return Rejected(reason=f"loop: {IDENTICAL} identical exchanges in a row with {message.caller_id}")
+            reason = f"loop: {IDENTICAL} identical exchanges in a row with {message.caller_id}"
+            return Rejected(reason=reason, category="loop")
         refusal = self._charge(chain, message.caller_id)
         if refusal is None:
             peer.follow(message, reply, chain)
@@ -187,7 +188,8 @@ class LoopGuard:
         now = self._clock.monotonic()
         if chain.hour.is_full(now):
             if chain.hour.end - now > NEARLY_OVER and chain.exceeds_again(now):
-                return Rejected(reason=f"loop: {caller_id} used up its hourly budget twice in three hours")
+                reason = f"loop: {caller_id} used up its hourly budget twice in three hours"
+                return Rejected(reason=reason, category="loop")
             return self._defer(chain.hour, now, f"{caller_id} has used up its {chain.hour.limit} turns an hour")
         if chain.minute.is_full(now):
             return self._defer(chain.minute, now, f"{caller_id} has used up its {chain.minute.limit} turns a minute")

@@ -24,9 +24,10 @@ class Deferred:
 
 @attrs.frozen(kw_only=True)
 class Rejected:
-    """The message becomes a dead letter."""
+    """The message becomes a dead letter. ``category`` is one of ``events.DEAD_CATEGORIES``."""
 
     reason: str
+    category: str
 
 
 Refusal = Deferred | Rejected
@@ -58,12 +59,14 @@ class Requeued:
     Attributes:
         counts: Whether this was one of its attempts.
         failed_at: When it failed, in seconds since 1970 by the platform's clock; None if it didn't.
+        handler_seconds: How long the attempt took.
     """
 
     reason: str
     seconds: float
     counts: bool
     failed_at: float | None = None
+    handler_seconds: float = 0.0
 
 
 @attrs.frozen(kw_only=True)
@@ -72,10 +75,14 @@ class Failed:
 
     Attributes:
         hint: How to find out why.
+        category: One of ``events.DEAD_CATEGORIES``.
+        handler_seconds: How long the last attempt took.
     """
 
     reason: str
+    category: str
     hint: str = ""
+    handler_seconds: float = 0.0
 
 
 AttemptOutcome = Answered | Silent | Requeued | Failed
@@ -96,9 +103,10 @@ class Accepted:
 
 @attrs.frozen(kw_only=True)
 class Refused:
-    """The reply will never be accepted."""
+    """The reply will never be accepted. ``category`` is one of ``events.DEAD_CATEGORIES``."""
 
     reason: str
+    category: str = "reply_refused"
 
 
 @attrs.frozen(kw_only=True)

@@ -69,9 +69,10 @@ class Recorder:
                 self._status.message_event(events.Answered, message, **facts)
             case Requeued():
                 await self._requeue(message, outcome)
-            case Failed(reason=reason, hint=hint):
+            case Failed(reason=reason):
                 stored = await self._give_up(message, reason)
-                self._status.message_event(events.Dead, message, reason=reason, hint=hint)
+                facts = {"reason": reason, "hint": outcome.hint, "category": outcome.category}
+                self._status.message_event(events.Dead, message, **facts, handler_seconds=outcome.handler_seconds)
                 return stored
         return None
 
@@ -82,8 +83,8 @@ class Recorder:
                 await self.commit(self._journal.defer, message, not_before=not_before, error=reason)
                 seconds = not_before - self._clock.wall()
                 self._status.message_event(events.Retrying, message, what=limit, reason=reason, seconds=seconds)
-            case Rejected(reason=reason):
-                await self._mark_dead(message, reason)
+            case Rejected(reason=reason, category=category):
+                await self._mark_dead(message, reason, category)
 
     async def reuse_reply(self, message: StoredMessage, reply: StoredReply) -> None:
         """Store the reply of a replayed message again; it is sent next."""
@@ -101,27 +102,29 @@ class Recorder:
             seconds = max(0.0, (at - message.time) / SECOND)
             self._status.message_event(events.Answered, message, text=reply.text[:200], seconds=seconds)
 
-    async def send_ended(self, message: StoredMessage, outcome: SendOutcome) -> None:
-        """Record the outcome of a send."""
+    async def send_ended(self, message: StoredMessage, outcome: SendOutcome, *, seconds: float = 0.0) -> None:
+        """Record the outcome of a send that took *seconds*."""
         is_notice = message.reply is not None and message.reply.is_notice
         match outcome:
             case Accepted(confirmed=confirmed):
-                self._journal.mark_sent(message, at=self._clock.now())
+                at = self._clock.now()
+                self._journal.mark_sent(message, at=at)
                 if is_notice:
                     self._status.message_event(events.Notified, message)
                 else:
-                    self._status.message_event(events.Delivered, message, confirmed=confirmed)
+                    facts = {"send_seconds": seconds, "reply_seconds": max(0, at - message.time) / SECOND}
+                    self._status.message_event(events.Delivered, message, confirmed=confirmed, **facts)
             case Refused(reason=reason) if is_notice:
                 # The event of the dead letter was emitted when the notice was stored.
                 dead_reason = f"{message.reply and message.reply.reason} (the caller could not be notified: {reason})"
                 await self.commit(self._journal.mark_dead, message, dead_reason)
                 self._status.message_event(events.Notified, message, error=reason)
-            case Refused(reason=reason):
-                await self._mark_dead(message, f"the reply was not accepted: {reason}")
-            case Postponed(reason=reason, seconds=seconds, in_doubt=in_doubt):
-                when = self._clock.wall() + seconds
+            case Refused(reason=reason, category=category):
+                await self._mark_dead(message, f"the reply was not accepted: {reason}", category)
+            case Postponed(reason=reason, seconds=delay, in_doubt=in_doubt):
+                when = self._clock.wall() + delay
                 await self.commit(self._journal.record_failed_send, message, not_before=when, in_doubt=in_doubt)
-                self._status.message_event(events.Retrying, message, what="sending", reason=reason, seconds=seconds)
+                self._status.message_event(events.Retrying, message, what="sending", reason=reason, seconds=delay)
 
     def journal_failed(self, message: StoredMessage, error: JournalError) -> None:
         """Report that *message* waits for the journal."""
@@ -186,11 +189,12 @@ class Recorder:
             reason=outcome.reason,
             seconds=outcome.seconds,
             attempt=message.attempt + outcome.counts,
+            handler_seconds=outcome.handler_seconds,
         )
 
-    async def _mark_dead(self, message: StoredMessage, reason: str) -> None:
+    async def _mark_dead(self, message: StoredMessage, reason: str, category: str) -> None:
         await self.commit(self._journal.mark_dead, message, reason)
-        self._status.message_event(events.Dead, message, reason=reason)
+        self._status.message_event(events.Dead, message, reason=reason, category=category)
 
     async def commit(self, write: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """The result of a *write* of the journal, which is retried while the journal can't be written."""

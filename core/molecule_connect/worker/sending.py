@@ -108,7 +108,8 @@ class ReplySender:
             if arrived:
                 return Accepted()
         if message.in_doubt >= MAX_COPIES:
-            return Refused(reason=f"it was sent {message.in_doubt} times, with unknown outcome")
+            reason = f"it was sent {message.in_doubt} times, with unknown outcome"
+            return Refused(reason=reason, category="reply_unconfirmed")
         if message.caller_id is None and asyncio.get_running_loop().time() < self._absent_until:
             return Refused(reason="this platform has no notify endpoint: people can't be answered")
         return await self._send(message, reply)
@@ -181,7 +182,8 @@ class ReplySender:
         if _may_have_arrived(exc):
             in_doubt += 1
             if in_doubt >= MAX_COPIES and not to_person:
-                return Refused(reason=f"it was sent {in_doubt} times, with unknown outcome: {exc}")
+                reason = f"it was sent {in_doubt} times, with unknown outcome: {exc}"
+                return Refused(reason=reason, category="reply_unconfirmed")
             delay = COPY_DELAYS[in_doubt - 1] if in_doubt < MAX_COPIES else 0.0
             seconds = max(delay, min(exc.retry_after or 0.0, RETRIES.cap))
         elif exc.outcome is not Outcome.NOT_TAKEN:
@@ -197,7 +199,7 @@ class ReplySender:
         # Only the platform's clock gives the age of a reply: this machine's may have been set.
         now = self._clock.platform_now()
         if now is not None and now - (message.answered_at or 0) >= GIVE_UP_AFTER:
-            return Refused(reason=f"not accepted for 24 hours: {reason}")
+            return Refused(reason=f"not accepted for 24 hours: {reason}", category="reply_expired")
         return Postponed(reason=reason, seconds=seconds, in_doubt=in_doubt, error=error)
 
 

@@ -329,7 +329,8 @@ class Status:
         if row.state is State.RECEIVED:
             self.emit(events.Received(**about, text=text))
         elif row.state is State.DEAD:
-            self.emit(events.Dead(**about, reason=row.reason or ""))
+            category = "unreadable" if item.kind is Kind.UNREADABLE else "quota"
+            self.emit(events.Dead(**about, reason=row.reason or "", category=category))
         elif item.kind in (Kind.ANSWER, Kind.RESULT, Kind.UPLOAD) and not row.own_upload:
             self.emit(events.Recorded(**about, kind=item.kind.value, text=text))
 
