@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -11,6 +11,7 @@ from molecule_connect import events, open_files
 from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.config.workspaces import Fault, FleetLimits, Refused, WorkspacesError, lines_of
 from molecule_connect.errors import ConfigError, MoleculeError
+from molecule_connect.journal.backlog import Backlog
 from molecule_connect.observers import WorkspaceState
 from molecule_connect.runtime import Notices, Runtime, WorkspaceRunner, credentials_of, plugin_host, report_permissions
 from molecule_connect.worker.status_file import Problem, RefusedBlocksFile
@@ -89,10 +90,21 @@ class Deployment:
         """The workspaces whose reading has made no progress for longer than this."""
         return [runner.workspace_id for runner in self._running() if runner.stalled_for > seconds]
 
-    def states(self) -> tuple[WorkspaceState, ...]:
-        """The states of the workspaces that are served, or ended with an error."""
+    def states(self, backlogs: Mapping[str, Backlog] | None = None) -> Iterator[WorkspaceState]:
+        """The states of the workspaces that are served, or ended with an error.
+
+        Args:
+            backlogs: Their messages by workspace; None if unknown.
+        """
         running = self._supervisor.running
-        return tuple(runner.state(up=name in running) for name, runner in self._runners.items())
+        for name, runner in list(self._runners.items()):
+            backlog = None if backlogs is None else backlogs.get(name) or Backlog()
+            yield runner.state(up=name in running, backlog=backlog)
+
+    @property
+    def journal_path(self) -> Path:
+        """The journal of the workspaces."""
+        return self._runtime.journal.path
 
     def _running(self) -> list[WorkspaceRunner]:
         running = self._supervisor.running

@@ -4,7 +4,7 @@ An entry point of the group ``molecule_connect.observers`` names a class or func
 ``ObserverConfig`` and returns an ``Observer``. ``--http`` uses the one named ``http``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import attrs
@@ -14,18 +14,56 @@ from molecule_connect import events
 
 @attrs.frozen(kw_only=True)
 class WorkspaceState:
-    """The state of one workspace.
+    """The state of one workspace. Times are seconds since 1970 by this machine's clock.
 
     Attributes:
         backend: Name of the backend.
+        labels: The names and texts that its operator gave it.
         up: Its worker runs.
         unready: Why it isn't registered and reading, in words that contain no text of others; empty if it is.
+        has_lease: This process has the exclusive right to serve it.
+        is_registered: The platform registered it.
+        is_paused: It is paused on the platform.
+        wedged: The parts with a problem that heartbeats report, such as "intake"; see ``PARTS``.
+        heartbeat_at: When the platform last accepted a heartbeat; None before the first.
+        read_at: When the feed was last read to its end; None before the first.
+        busy: How many messages the backend handles; *concurrency* is the most.
+        is_circuit_open: The backend fails, and only single messages are tried.
+        budget_remaining: US dollars that it may still spend today, alone and together with the other workspaces of the
+            process; None without a limit.
+        rate_limit_remaining: Requests that the platform still accepts in this minute, from all workspaces at its
+            address; None without a limit.
+        requests: Number of requests to the platform by endpoint and status code, since the start of the process; the
+            code is 0 if there was no response.
+        messages: Number of messages by state ("received", "running", "claimed", "answered", "dead"); None if unknown.
+        oldest_waiting: Age of the oldest message that waits for the backend or a reader, in seconds; 0 if none waits.
+        oldest_unsent: Age of the oldest reply that the platform has not accepted, in seconds; 0 if there is none.
     """
 
     workspace_id: str
     backend: str
+    labels: Mapping[str, str] = attrs.field(factory=dict)
     up: bool = False
     unready: str = "starting"
+    has_lease: bool = False
+    is_registered: bool = False
+    is_paused: bool = False
+    wedged: tuple[str, ...] = ()
+    heartbeat_at: float | None = None
+    read_at: float | None = None
+    busy: int = 0
+    concurrency: int = 0
+    is_circuit_open: bool = False
+    budget_remaining: float | None = None
+    rate_limit_remaining: int | None = None
+    requests: Mapping[tuple[str, int], int] = attrs.field(factory=dict)
+    messages: Mapping[str, int] | None = None
+    oldest_waiting: float = 0.0
+    oldest_unsent: float = 0.0
+
+
+# The parts that can be wedged.
+PARTS = ("intake", "sending", "backend", "journal")
 
 
 @attrs.frozen(kw_only=True)
@@ -33,21 +71,34 @@ class ProcessState:
     """The state of the process.
 
     Attributes:
+        version: Of molecule-connect.
         workspaces: The workspaces that it serves, and those whose worker ended with an error.
+        refused: The workspaces of the list that can't be served: their ids, or names of their blocks.
         is_started: All workspaces are known: their plugins were built and checked.
         is_stopping: It finishes messages in progress, and starts no more.
+        journal_bytes: Size of the journal with its write-ahead log; None if unknown.
+        disk_free_bytes: Free bytes of the state folder's file system, which has *disk_bytes*; None if unknown.
     """
 
+    version: str = ""
     workspaces: tuple[WorkspaceState, ...] = ()
+    refused: tuple[str, ...] = ()
     is_started: bool = False
     is_stopping: bool = False
+    journal_bytes: int | None = None
+    disk_free_bytes: int | None = None
+    disk_bytes: int | None = None
 
 
 class Process(Protocol):
-    """The process that is observed."""
+    """The process that is observed. Call the methods in its event loop."""
 
     def state(self) -> ProcessState:
-        """Its state now. Call it in the event loop; it takes microseconds per workspace and reads no files."""
+        """Its state now, without what has to be read from the disk. Takes microseconds per workspace."""
+        ...
+
+    async def snapshot(self) -> ProcessState:
+        """Its whole state. With many workspaces, other tasks run meanwhile."""
         ...
 
 

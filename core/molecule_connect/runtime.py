@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from molecule_connect.config.saved import SavedToken
 from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.config.tokens import SAVED_SOURCE
 from molecule_connect.errors import CloseError, ConfigError
+from molecule_connect.journal.backlog import Backlog
 from molecule_connect.journal.journal import Journal
 from molecule_connect.models import Handler
 from molecule_connect.observers import WorkspaceState
@@ -39,13 +41,18 @@ class Notices:
 
 @attrs.frozen(kw_only=True)
 class Runtime:
-    """The objects that all workspaces of a process share."""
+    """The objects that all workspaces of a process share.
+
+    Attributes:
+        requests: The requests of each workspace, see ``AsyncPlatformClient.requests``.
+    """
 
     state_dir: Path
     transports: Transports
     journal: Journal
     listener: events.Listener
     fleet: Fleet
+    requests: defaultdict[str, Counter[tuple[str, int]]] = attrs.field(factory=lambda: defaultdict(Counter))
 
     def client(self, settings: WorkspaceSettings) -> WorkspaceClient:
         """The platform client of one workspace."""
@@ -54,7 +61,7 @@ class Runtime:
             # If it can't be stored, it is used anyway, and read again at the next start.
             with contextlib.suppress(ConfigError):
                 credentials.keep(settings.token)
-        return WorkspaceClient(
+        client = WorkspaceClient(
             settings.api_url,
             workspace_id=settings.workspace_id,
             credentials=credentials,
@@ -63,6 +70,9 @@ class Runtime:
             tls=settings.tls,
             transports=self.transports,
         )
+        # A restart of the workspace continues the counts.
+        client.requests = self.requests[settings.workspace_id]
+        return client
 
     def worker(
         self,
@@ -161,13 +171,17 @@ class WorkspaceRunner:
         """See ``Worker.stalled_for``."""
         return 0.0 if self._host is None else self.worker.stalled_for
 
-    def state(self, *, up: bool) -> WorkspaceState:
-        """The state of the workspace. *up*: it runs."""
-        if self._host is not None:
-            return self.worker.state(up=up)
-        return WorkspaceState(
-            workspace_id=self.workspace_id, backend=self.settings.backend_name, unready="starting" if up else "ended"
+    def state(self, *, up: bool, backlog: Backlog | None = None) -> WorkspaceState:
+        """The state of the workspace. See ``Worker.state``."""
+        settings = self.settings
+        state = WorkspaceState(
+            workspace_id=self.workspace_id, backend=settings.backend_name, labels=settings.labels, unready="ended"
         )
+        if self._host is not None:
+            state = self.worker.state(up=up, backlog=backlog)
+        elif up:
+            state = attrs.evolve(state, up=True, unready="starting")
+        return attrs.evolve(state, requests=dict(self._runtime.requests[self.workspace_id]))
 
     def clock_jumped(self) -> None:
         """The machine was suspended."""

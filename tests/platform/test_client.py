@@ -545,3 +545,16 @@ async def test_token_is_sent_to_its_origin_only(places: list[tuple[str, str]], c
             assert request.headers["x-workspace-id"] == ws
             assert request.headers["authorization"] == f"Bearer token-{number}-of-{ws}"
     await transports.aclose()
+
+
+async def test_requests_are_counted_by_status(connect: Connect) -> None:
+    def cut(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused")
+
+    client = connect(Script(httpx.Response(200), said(503), cut))
+    await client.call(NOTIFY)
+    for _ in range(2):
+        with pytest.raises(TransientPlatformError):
+            await client.call(NOTIFY)
+
+    assert client.requests == {("notify", 200): 1, ("notify", 503): 1, ("notify", 0): 1}

@@ -297,3 +297,15 @@ async def test_late_response_of_earlier_window_is_ignored(limiter: RateLimiter, 
 
     assert limiter.wait(Priority.READ) == 0
     assert limiter.safety_interval(trusted=True) == 30
+
+
+async def test_remaining_requests_start_again_each_window(limiter: RateLimiter, time: Time) -> None:
+    found = [limiter.remaining]
+    await ask(limiter, Priority.READ, answer("100", "41"))
+    found.append(limiter.remaining)
+    await limiter.admit(Priority.READ)
+    found.append(limiter.remaining)
+    limiter.ended(Priority.READ, None)
+    time.now += 31
+    found.append(limiter.remaining)
+    assert found == [None, 41, 40, 100]

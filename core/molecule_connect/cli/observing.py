@@ -2,25 +2,40 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
+import os
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
-from molecule_connect import events
+import attrs
+
+from molecule_connect import __version__, events
+from molecule_connect.config.workspaces import Refused
 from molecule_connect.console.screen import Screen
-from molecule_connect.errors import ConfigError, MoleculeError, PluginError
+from molecule_connect.errors import ConfigError, JournalError, MoleculeError, PluginError
+from molecule_connect.journal.backlog import Backlog, read_backlogs
+from molecule_connect.journal.integrity import wal_of
 from molecule_connect.observers import Observer, ObserverConfig, ProcessState, WorkspaceState
 from molecule_connect.plugins import discovery
 from molecule_connect.plugins.entry_points import OBSERVERS
 
 EXTRA, NAME = "observe", "http"
 LOOPBACK = "127.0.0.1"
+# States that are collected between two turns of the event loop.
+_AT_ONCE = 50
 _FORM = "write ADDR:PORT, for example 127.0.0.1:9090, [::1]:9090, or :9090 for this machine only"
 
 
 class Observed(Protocol):
     """The workspaces of the process: a ``Deployment``."""
 
-    def states(self) -> tuple[WorkspaceState, ...]: ...
+    @property
+    def journal_path(self) -> Path: ...
+
+    @property
+    def refused(self) -> Sequence[Refused]: ...
+
+    def states(self, backlogs: Mapping[str, Backlog] | None = None) -> Iterator[WorkspaceState]: ...
 
 
 class Observation:
@@ -105,12 +120,53 @@ class Observation:
 
     def state(self) -> ProcessState:
         """See ``observers.Process``."""
+        return self._state(() if self._observed is None else self._observed.states())
+
+    async def snapshot(self) -> ProcessState:
+        """See ``observers.Process``."""
         observed = self._observed
+        if observed is None:
+            return self._state(())
+        disk = await asyncio.to_thread(_read_disk, observed.journal_path)
+        states: list[WorkspaceState] = []
+        for state in observed.states(disk.backlogs):
+            states.append(state)
+            if len(states) % _AT_ONCE == 0:
+                await asyncio.sleep(0)
+        return attrs.evolve(
+            self._state(states), journal_bytes=disk.journal, disk_free_bytes=disk.free, disk_bytes=disk.total
+        )
+
+    def _state(self, workspaces: Iterable[WorkspaceState]) -> ProcessState:
         return ProcessState(
-            workspaces=() if observed is None else observed.states(),
-            is_started=observed is not None,
+            version=__version__,
+            workspaces=tuple(workspaces),
+            refused=() if self._observed is None else tuple(one.name for one in self._observed.refused),
+            is_started=self._observed is not None,
             is_stopping=self._is_stopping,
         )
+
+
+@attrs.define
+class _Disk:
+    """What is known of the disk."""
+
+    backlogs: dict[str, Backlog] | None = None
+    journal: int | None = None
+    free: int | None = None
+    total: int | None = None
+
+
+def _read_disk(path: Path) -> _Disk:
+    disk = _Disk()
+    # A full disk, or a damaged journal, must not hide the other figures.
+    with contextlib.suppress(OSError):
+        found = os.statvfs(path.parent)
+        disk.free, disk.total = found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
+        disk.journal = sum(file.stat().st_size for file in (path, wal_of(path)) if file.exists())
+    with contextlib.suppress(JournalError):
+        disk.backlogs = read_backlogs(path)
+    return disk
 
 
 def parse_listen_address(text: str) -> tuple[str, int]:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
@@ -61,6 +62,9 @@ class AsyncPlatformClient:
         transports: Shared connections, which outlive this client. None: the client opens its own.
         transport: Replaces the network in tests.
 
+    Attributes:
+        requests: Number of requests by the name of the operation and the status of the response; 0 without a response.
+
     Raises:
         ConfigError: An argument is invalid. Raised before any request.
     """
@@ -102,6 +106,7 @@ class AsyncPlatformClient:
         # Shared by all workspaces on this origin.
         self.rate_limiter = self._connections.rate_limiter
         self.rate_limiter.join()
+        self.requests: Counter[tuple[str, int]] = Counter()
         self._newest: int | None = None
         self._queued_reads = 0
         self._calls = CallLimit(PER_WORKSPACE)
@@ -253,6 +258,7 @@ class AsyncPlatformClient:
             raise malformed(operation, reply, exc) from exc
 
     def _end(self, operation: Operation[Any], response: HttpResponse | None) -> None:
+        self.requests[operation.name, 0 if response is None else response.status] += 1
         if response is None:
             self.rate_limiter.ended(operation.priority)
             return

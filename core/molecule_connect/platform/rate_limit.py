@@ -98,6 +98,14 @@ class RateLimiter:
         """Whether requests are scarce, and unnecessary ones should be skipped."""
         return self._is_spread(self._clock())
 
+    @property
+    def remaining(self) -> int | None:
+        """Requests that the platform still accepts in this window; None without a limit."""
+        if self.limit is None:
+            return None
+        self._roll(self._clock())
+        return max(0, self._remaining - (self._running - self._carried_over))
+
     def wait(self, priority: Priority, *, to_peer: bool = False) -> float:
         """Return the seconds until a request may start. A message *to_peer* leaves a reserve to others."""
         now = self._clock()

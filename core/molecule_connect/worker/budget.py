@@ -86,6 +86,13 @@ class DailyBudget:
         """
         return not self._is_limited or all(ledger.has_room(caller) for ledger, caller in self._ledgers(caller_id))
 
+    def remaining(self) -> float | None:
+        """US dollars that may still be spent today, by the workspace and by all of them; None without a limit."""
+        if not self._is_limited:
+            return None
+        left = (ledger.remaining for ledger, _ in self._ledgers(None))
+        return min((amount for amount in left if amount is not None), default=None)
+
     def reserve(self, caller_id: str | None) -> float:
         """Reserve the estimated cost of an attempt that starts now. Returns the amount, for ``release``."""
         if not self._is_limited:

@@ -43,6 +43,7 @@ class Intake:
         self._rereads: list[asyncio.Future[bool]] = []
         self._is_reading = self._is_waiting = False
         self._moved_at = 0.0
+        self._read_at: float | None = None
         # When the page was requested that hasn't arrived yet.
         self._requested_at: float | None = None
         self._slow_page_timer: asyncio.TimerHandle | None = None
@@ -78,6 +79,11 @@ class Intake:
         """
         since = max(self._moved_at, self._polling.due_at()) if self._is_waiting else self._moved_at
         return max(0.0, self._loop.time() - since) if self._is_reading else 0.0
+
+    @property
+    def read_at(self) -> float | None:
+        """When the feed was last read to its end (loop time); None before the first time."""
+        return self._read_at
 
     def moved(self) -> None:
         """Restart the time of ``stalled_for``: the intake did something, even if it failed."""
@@ -122,6 +128,7 @@ class Intake:
     def _succeeded(self) -> bool:
         """True if a lasting problem ended."""
         self._failures = self._refusals = 0
+        self._read_at = self._loop.time()
         if self._reader.expired_in_a_row < EXPIRED_TOO_OFTEN:
             return self._status.clear("intake")
         self._status.report(

@@ -43,6 +43,11 @@ class Ledger:
         return self._exhausted(caller, self._spent)
 
     @property
+    def remaining(self) -> float | None:
+        """What is left of the limit; None without one."""
+        return None if self.limit is None else max(0.0, self.limit - sum(self._spent.values()))
+
+    @property
     def has_exhausted_peer(self) -> bool:
         """Whether any caller's share is spent."""
         return any(self.exhausted(caller) for caller in self._spent)

@@ -161,6 +161,11 @@ class Pace(Protocol):
         """Whether requests have to be saved."""
         return False
 
+    @property
+    def remaining(self) -> int | None:
+        """Requests that the platform still accepts in this minute; None without a limit."""
+        return None
+
 
 class Unlimited(Pace):
     """The pace without a rate limit."""

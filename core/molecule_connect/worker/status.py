@@ -118,6 +118,16 @@ class Status:
         return part in self._lasting
 
     @property
+    def wedged_parts(self) -> tuple[str, ...]:
+        """The parts with a lasting problem."""
+        return tuple(self._lasting)
+
+    @property
+    def heartbeat_at(self) -> float | None:
+        """When the platform last accepted a heartbeat, in seconds since 1970."""
+        return self._saved.last_beat
+
+    @property
     def is_registered(self) -> bool:
         """Whether the platform registered the workspace."""
         return self._saved.registered

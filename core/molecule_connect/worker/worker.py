@@ -23,6 +23,7 @@ from molecule_connect.errors import (
     WorkspaceDeletedError,
 )
 from molecule_connect.files import files_folder
+from molecule_connect.journal.backlog import Backlog
 from molecule_connect.journal.files import FileJournal
 from molecule_connect.journal.inbox import InboxStore
 from molecule_connect.journal.incoming import Stored
@@ -33,7 +34,7 @@ from molecule_connect.worker.admission import Admission
 from molecule_connect.worker.attempt import Attempts
 from molecule_connect.worker.budget import DailyBudget
 from molecule_connect.worker.circuit_breaker import CircuitBreaker
-from molecule_connect.worker.clock import Clock
+from molecule_connect.worker.clock import SECOND, Clock
 from molecule_connect.worker.cursor import CursorFile
 from molecule_connect.worker.dispatcher import Dispatcher
 from molecule_connect.worker.downloads import ChatFiles
@@ -165,10 +166,10 @@ class Worker:
         folder = FileFolder(files_folder(self._folder, self.workspace_id))
         file_journal = FileJournal(self._file, self.workspace_id, folder.path)
         self._files = ChatFiles(self._platform, file_journal, folder, status, clock, self._options.file_limits)
-        breaker = CircuitBreaker(status, try_hint(settings))
+        self._breaker = breaker = CircuitBreaker(status, try_hint(settings))
         fleet = self._options.fleet or Fleet(dict)
-        budget = DailyBudget(settings.max_cost_per_day, self._journal, status, clock, fleet)
-        limit = ConcurrencyLimit(settings.concurrency, breaker, budget, fleet)
+        self._budget = budget = DailyBudget(settings.max_cost_per_day, self._journal, status, clock, fleet)
+        self._limit = limit = ConcurrencyLimit(settings.concurrency, breaker, budget, fleet)
         guard = LoopGuard(settings.peer_budget, self._journal, clock)
         admission = Admission(budget, guard, self._files, limit)
         attempts = Attempts(handler, self._journal, breaker, budget, status, clock)
@@ -224,17 +225,43 @@ class Worker:
         """See ``Intake.stalled_for``. Waiting for a turn under the platform's rate limit is not a stall."""
         return 0.0 if self._platform.is_queued else self._feed.stalled_for
 
-    def state(self, *, up: bool) -> WorkspaceState:
-        """The state of the workspace. *up*: ``run`` has not ended."""
+    def state(self, *, up: bool, backlog: Backlog | None = None) -> WorkspaceState:
+        """The state of the workspace.
+
+        Args:
+            up: ``run`` has not ended.
+            backlog: Its messages; None if unknown.
+        """
+        settings, status, read_at = self.settings, self._status, self._feed.read_at
         return WorkspaceState(
             workspace_id=self.workspace_id,
-            backend=self.settings.backend_name,
+            backend=settings.backend_name,
+            labels=settings.labels,
             up=up,
             unready=self._unready() if up else "ended",
+            has_lease=self._has_lease,
+            is_registered=up and status.is_registered,
+            is_paused=status.is_paused,
+            wedged=status.wedged_parts,
+            heartbeat_at=status.heartbeat_at,
+            read_at=None if read_at is None else self._clock.wall() - (self._clock.monotonic() - read_at),
+            busy=self._limit.busy,
+            concurrency=settings.concurrency,
+            is_circuit_open=self._breaker.backend.is_open,
+            budget_remaining=self._budget.remaining(),
+            rate_limit_remaining=self._pace.remaining,
+            messages=None if backlog is None else backlog.counts,
+            oldest_waiting=self._age(None if backlog is None else backlog.waiting_since),
+            oldest_unsent=self._age(None if backlog is None else backlog.unsent_since),
         )
+
+    def _age(self, since: int | None) -> float:
+        return 0.0 if since is None else max(0, self._clock.now() - since) / SECOND
 
     def _unready(self) -> str:
         """Why the workspace isn't registered and reading; empty if it is."""
+        if not self._has_lease:
+            return "standby" if self.settings.standby else "starting"
         if not (self._status.is_registered or self._status.is_paused):
             return "not registered"
         if self._status.is_broken("intake"):
@@ -292,7 +319,12 @@ class Worker:
 
     async def _take_lease(self, stack: contextlib.AsyncExitStack) -> None:
         held = stack.enter_context(lease(self._folder, self.workspace_id))
+        self._has_lease = True
+        stack.callback(self._lost_lease)
         stack.enter_context(self._file.watched(self._fail, check=held.check))
+
+    def _lost_lease(self) -> None:
+        self._has_lease = False
 
     async def _recover(self) -> None:
         """Continue where the last process stopped: by the journal, else by the cursor file of another program."""

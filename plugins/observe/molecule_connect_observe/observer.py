@@ -1,12 +1,16 @@
 """HttpObserver: what ``molecule connect --http`` serves."""
 
+from collections.abc import AsyncIterator
+
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from molecule_connect import events
 from molecule_connect.observers import ObserverConfig
+from molecule_connect_observe.counts import EventCounter
+from molecule_connect_observe.metrics import CONTENT_TYPE, MAX_WORKSPACES, Exposition
 from molecule_connect_observe.server import DEADLINE, Server, is_open_to_others, listen, url
 
 
@@ -17,6 +21,10 @@ class HttpObserver:
         self._config = config
         self._deadline = deadline
         self._process = config.process
+        self._counter = EventCounter()
+        self._exposition = Exposition(
+            config.process, self._counter, workspace_labels=config.workspace_labels, too_many=self._too_many
+        )
         self._server: Server | None = None
 
     async def start(self) -> None:
@@ -27,7 +35,7 @@ class HttpObserver:
         """
         config = self._config
         sockets = listen(config.host, config.port)
-        routes = [Route("/healthz", self.healthz), Route("/readyz", self.readyz)]
+        routes = [Route("/healthz", self.healthz), Route("/readyz", self.readyz), Route("/metrics", self.metrics)]
         self._server = Server(Starlette(routes=routes), sockets, deadline=self._deadline)
         self._server.start()
         where = url(config.host, sockets[0].getsockname()[1])
@@ -41,11 +49,19 @@ class HttpObserver:
 
     def event(self, event: events.Event) -> None:
         """Count *event*."""
+        self._counter(event)
 
     async def close(self) -> None:
         """Stop listening."""
         if self._server is not None:
             await self._server.close()
+
+    def _too_many(self, count: int) -> None:
+        self._config.note(
+            "WARNING",
+            f"--http: the metrics of {count} workspaces are added up, because there are more than {MAX_WORKSPACES}",
+            "serve fewer per process to tell them apart, or use --no-workspace-labels",
+        )
 
     async def healthz(self, request: Request) -> Response:
         """The event loop turns: it ran this."""
@@ -58,5 +74,21 @@ class HttpObserver:
         status = "stopping" if state.is_stopping else "not ready" if not_ready else "ready"
         if not state.is_started:
             status = "starting"
-        content = {"status": status, "workspaces": len(state.workspaces), "not_ready": not_ready}
+        content = {
+            "status": status,
+            "workspaces": len(state.workspaces),
+            "not_ready": not_ready,
+            "refused": state.refused,
+        }
         return JSONResponse(content, status_code=200 if status == "ready" else 503)
+
+    async def metrics(self, request: Request) -> Response:
+        """The metrics. A slow client holds one piece of them in memory."""
+        pieces = await self._exposition.pieces()
+        size = sum(map(len, pieces))
+
+        async def body() -> AsyncIterator[bytes]:
+            for piece in pieces:
+                yield piece
+
+        return StreamingResponse(body(), media_type=CONTENT_TYPE, headers={"Content-Length": str(size)})

@@ -5,13 +5,16 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import attrs
+import pytest
 
 from molecule_connect.observers import ObserverConfig, ProcessState
 from molecule_connect_observe import HttpObserver
@@ -27,6 +30,9 @@ class FakeProcess:
     now: ProcessState = attrs.field(factory=ProcessState)
 
     def state(self) -> ProcessState:
+        return self.now
+
+    async def snapshot(self) -> ProcessState:
         return self.now
 
 
@@ -83,6 +89,15 @@ async def ask(port: int, request: bytes, host: str = "127.0.0.1") -> tuple[str, 
     head, _, body = (await reader.read()).decode().partition("\r\n\r\n")
     writer.close()
     return head, body
+
+
+def promtool(*arguments: str, given: str = "") -> tuple[int, str]:
+    """Run Prometheus's tool: its exit code and its output. Skips the test if it isn't installed."""
+    program = shutil.which("promtool")
+    if program is None:
+        pytest.skip("promtool is not installed: apt install prometheus")
+    done = subprocess.run([program, *arguments], input=given, capture_output=True, text=True, check=False, timeout=60)
+    return done.returncode, done.stdout + done.stderr
 
 
 class Connector:

@@ -38,12 +38,12 @@ async def test_names_workspaces_that_are_not_ready() -> None:
     process = FakeProcess(ProcessState(workspaces=(READY, DEAF), is_started=True))
     async with observing(process) as (_, notes):
         status, body = await get(notes.port, "/readyz")
-        expected = {"status": "not ready", "workspaces": 2, "not_ready": {"ws_2": "reading fails"}}
+        expected = {"status": "not ready", "workspaces": 2, "not_ready": {"ws_2": "reading fails"}, "refused": []}
         assert (status, json.loads(body)) == (503, expected)
 
         process.now = ProcessState(workspaces=(READY,), is_started=True)
         status, body = await get(notes.port, "/readyz")
-        assert (status, json.loads(body)) == (200, {"status": "ready", "workspaces": 1, "not_ready": {}})
+        assert (status, json.loads(body)) == (200, {"status": "ready", "workspaces": 1, "not_ready": {}, "refused": []})
 
 
 @pytest.mark.parametrize(
