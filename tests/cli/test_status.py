@@ -149,6 +149,15 @@ def test_reported_facts_decide_state_and_code(
     assert "\x1b" not in for_people.stdout + for_machines.stdout
 
 
+def test_labels_are_shown(status: Molecule, state: Path) -> None:
+    with serving(state, labels={"team": "support", "site": "a\x1b[2Jb"}):
+        for_people, for_machines = status("ws_1"), status("ws_1", "--json")
+
+    assert "labels     team=support, site=a" in for_people.stdout
+    assert "\x1b" not in for_people.stdout
+    assert json.loads(for_machines.stdout)["workspaces"][0]["labels"] == {"team": "support", "site": "a\x1b[2Jb"}
+
+
 def test_distinguishes_killed_from_stopped(status: Molecule, state: Path) -> None:
     fill(state, 1, running=True)
     tell(state, WELL)

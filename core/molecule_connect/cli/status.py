@@ -111,9 +111,13 @@ def _ending(one: "LocalStatus", now: float) -> str:
 
 
 def _facts(one: "LocalStatus", now: float) -> Iterator[tuple[str, str]]:
+    from molecule_connect.console.sanitize import one_line
+
     saved = one.status
     if saved is not None and one.holder is not None:
         yield "platform", f"{saved.api_url}, backend {saved.backend}"
+        if saved.labels:
+            yield "labels", one_line(", ".join(f"{name}={text}" for name, text in saved.labels.items()), 400)
         beat = f"last heartbeat {ago(saved.last_beat, now)}" if saved.last_beat else "no heartbeat yet"
         yield "presence", f"{'registered' if saved.registered else 'not registered'}, {beat}"
         if saved.listening:
@@ -173,6 +177,7 @@ def _values(one: "LocalStatus") -> dict[str, Any]:
         "told": moment(saved.written) if saved else None,
         "api_url": saved.api_url if saved else None,
         "backend": saved.backend if saved else None,
+        "labels": dict(saved.labels) if saved else {},
         "registered": bool(saved and by and saved.registered),
         "last_beat": moment(saved.last_beat) if saved else None,
         "listening": (saved.listening or None) if saved and by else None,

@@ -83,6 +83,7 @@ class Status:
             api_url=without_credentials(settings.api_url),
             backend=settings.backend_name,
             inbox=inbox is not None,
+            labels=settings.labels,
         )
         self._saved_changed = asyncio.Event()
 

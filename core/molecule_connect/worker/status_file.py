@@ -43,6 +43,7 @@ class SavedStatus:
         ailments: The current problems.
         ended: The error that ended the worker; None while it runs.
         inbox: The workspace has no backend: readers, in any process of this machine, claim its messages.
+        labels: The names and texts that its operator gave it.
     """
 
     workspace_id: str
@@ -60,6 +61,7 @@ class SavedStatus:
     ailments: tuple[Problem, ...] = ()
     ended: Problem | None = None
     inbox: bool = False
+    labels: Mapping[str, str] = attrs.field(factory=dict)
 
     def is_of(self, pid: int) -> bool:
         """Whether the process *pid*, which serves the workspace, wrote this; otherwise an earlier process did."""
@@ -111,6 +113,7 @@ def read_status(folder: Path, workspace_id: str) -> SavedStatus | None:
         values = {name: value for name, value in content.items() if name in known}
         values["ailments"] = tuple(Problem(**one) for one in values.get("ailments", ()))
         values["ended"] = Problem(**values["ended"]) if values.get("ended") else None
+        values["labels"] = {str(key): str(text) for key, text in values.get("labels", {}).items()}
         return SavedStatus(**values)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return None

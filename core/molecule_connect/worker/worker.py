@@ -191,7 +191,6 @@ class Worker:
         async with contextlib.AsyncExitStack() as stack:
             if not await self._acquire_lease(stack, stop):
                 return
-            self._has_lease = True
             await stack.enter_async_context(self._status.saved_in(self._folder))
             if await self._retry_start(self._recover, stop) and await self._register(stop):
                 await self._serve(stop)
