@@ -1,9 +1,13 @@
 """``nox`` runs what a change must pass, with the interpreter that nox runs on. ``nox -l`` lists the rest."""
 
+import hashlib
+import json
 import os
 import re
 import shutil
 import sys
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 
 import nox
@@ -24,7 +28,7 @@ TRIES = {
     "mcp": ("molecule backends --check; molecule-mcp --help", "--check"),
     "sandbox": ("molecule backends --check; molecule sandbox --help", "--serve"),
     "agent": ("python -c 'from molecule_connect_agent import RemoteAgentClient; print(RemoteAgentClient)'", "client"),
-    "observe": ("molecule connect --help; molecule connect ws_1 --http nonsense", "ADDR:PORT"),
+    "observe": ("python -c 'import molecule_connect_observe' && molecule connect --help", "ADDR:PORT"),
 }
 CHAT = ("echo hello | molecule sandbox --backend exec --backend-opt cmd='tr a-z A-Z'", "HELLO")
 
@@ -139,12 +143,74 @@ def soak(session: nox.Session) -> None:
 
 @nox.session
 def release(session: nox.Session) -> None:
-    """What goes out: built into dist/, its metadata checked, its versions in step, tried from the built files."""
-    session.install("-r", "requirements-dev.txt", "virtualenv", "twine")
+    """What goes out: built into dist/, checked, tried, and described in dist/metadata/ (SBOM, licenses, provenance)."""
+    session.install("-r", "requirements-dev.txt", "virtualenv", "twine", "cyclonedx-bom>=7,<8", "pip-licenses>=5.5")
     session.run("pytest", VERSION_TESTS)
     dist = build(session, Path("dist"))
-    session.run("twine", "check", "--strict", *map(str, sorted(dist.iterdir())))
+    session.run("twine", "check", "--strict", *map(str, sorted(dist.glob("*.*"))))
     smoke(session, dist)
+    describe(session, dist)
+
+
+# Licenses that dependencies may have: those that ask for no more than a notice.
+LICENSES = (
+    "Apache-2.0", "Apache Software License", "BSD", "BSD License", "BSD-2-Clause", "BSD-3-Clause", "ISC",
+    "ISC License (ISCL)", "MIT", "MIT License", "Mozilla Public License 2.0 (MPL 2.0)", "MPL-2.0", "PSF-2.0",
+    "Python Software Foundation License", "The Unlicense (Unlicense)",
+)  # fmt: skip
+
+
+def describe(session: nox.Session, dist: Path) -> None:
+    """Write what the distributions consist of and how they were built, and check the licenses of dependencies."""
+    target = dist / "metadata"
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    place = Path(session.create_tmp(), "shipped").resolve()
+    session.run("virtualenv", "--clear", "--quiet", str(place))
+    session.run(f"{place}/bin/pip", "install", "--quiet", *map(str, sorted(dist.glob("*.whl"))), external=True)
+    python = f"{place}/bin/python"
+    session.run("cyclonedx-py", "environment", "--output-file", str(target / "sbom.cdx.json"), python)
+    licenses = (
+        "pip-licenses",
+        f"--python={python}",
+        "--with-system",
+        "--ignore-packages",
+        "pip",
+        "setuptools",
+        "wheel",
+    )
+    session.run(*licenses, "--format=json", "--with-urls", f"--output-file={target / 'licenses.json'}")
+    session.run(*licenses, f"--allow-only={';'.join(LICENSES)}", "--partial-match", silent=True)
+    commit = str(session.run("git", "rev-parse", "HEAD", external=True, silent=True)).strip()
+    changed = str(session.run("git", "status", "--porcelain", external=True, silent=True)).strip()
+    if changed:
+        session.warn("the clone has changes that are not committed: the provenance says so")
+    (target / "provenance.json").write_text(json.dumps(provenance(dist, commit, is_modified=bool(changed)), indent=2))
+
+
+def provenance(dist: Path, commit: str, *, is_modified: bool) -> dict[str, object]:
+    """An unsigned in-toto statement with a SLSA 1.0 predicate: which files were built from which commit, with what."""
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(dist.glob("*.*"))}
+    return {
+        "_type": "https://in-toto.io/Statement/v1",
+        "subject": [{"name": name, "digest": {"sha256": digest}} for name, digest in digests.items()],
+        "predicateType": "https://slsa.dev/provenance/v1",
+        "predicate": {
+            "buildDefinition": {
+                "buildType": "nox -s release",
+                "externalParameters": {"session": "release"},
+                "internalParameters": {"modified": is_modified},
+                "resolvedDependencies": [{"name": "source", "digest": {"gitCommit": commit}}],
+            },
+            "runDetails": {
+                "builder": {
+                    "id": "noxfile.py",
+                    "version": {"python": CURRENT, "hatchling": metadata.version("hatchling")},
+                },
+                "metadata": {"finishedOn": datetime.now(UTC).isoformat(timespec="seconds")},
+            },
+        },
+    }
 
 
 def tools() -> list[str]:
@@ -156,8 +222,8 @@ def tools() -> list[str]:
 def build(session: nox.Session, dist: Path | None = None) -> Path:
     """Build every distribution, the wheel from the sdist, into an empty folder."""
     dist = dist or Path(session.create_tmp(), "dist")
-    for path in dist.glob("*"):
-        path.unlink()
+    shutil.rmtree(dist, ignore_errors=True)
+    dist.mkdir(parents=True)
     for source in [".", *(f"plugins/{plugin}" for plugin in PLUGINS)]:
         session.run("python", "-m", "build", "--no-isolation", "--outdir", str(dist), source, silent=True)
     return dist
