@@ -120,7 +120,12 @@ def docs(session: nox.Session) -> None:
 def e2e(session: nox.Session) -> None:
     """Real processes against a real sandbox, the drills too, which take minutes and are left out elsewhere."""
     session.install("-r", "requirements-dev.txt")
-    session.run("pytest", "-m", "", *(session.posargs or ["tests/e2e", "plugins/sandbox/tests/test_browser.py"]))
+    session.run(
+        "pytest",
+        "-m",
+        "",
+        *(session.posargs or ["tests/e2e", "plugins/sandbox/tests/test_browser.py", "plugins/observe/tests"]),
+    )
 
 
 @nox.session(python="3.11")

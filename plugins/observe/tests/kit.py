@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -69,7 +70,7 @@ async def observing(
 
 async def get(port: int, path: str, host: str = "127.0.0.1", method: str = "GET") -> tuple[int, str]:
     """Status and body of a response."""
-    head, body = await ask(port, f"{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode(), host)
+    head, body = await ask(port, f"{method} {path} HTTP/1.0\r\nHost: x\r\n\r\n".encode(), host)
     return int(head.split()[1]), body
 
 
@@ -98,6 +99,13 @@ def promtool(*arguments: str, given: str = "") -> tuple[int, str]:
         pytest.skip("promtool is not installed: apt install prometheus")
     done = subprocess.run([program, *arguments], input=given, capture_output=True, text=True, check=False, timeout=60)
     return done.returncode, done.stdout + done.stderr
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 class Connector:
@@ -140,6 +148,15 @@ class Connector:
         assert self.process.stderr is not None
         async for line in self.process.stderr:
             self.output += line.decode()
+
+    def reload(self) -> None:
+        """Have it read its list again."""
+        self.process.send_signal(signal.SIGHUP)
+
+    async def stop(self) -> int:
+        """Stop it; its exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return await self.ended()
 
     async def ended(self) -> int:
         """Its exit code."""
