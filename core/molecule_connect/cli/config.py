@@ -78,7 +78,8 @@ def check(ctx: click.Context, file: Path, no_secrets: bool, as_json: bool, state
             place = f"{where}:{fault.line}" if fault.line else where
             click.echo(f"{place}: {label}{': ' if label else ''}{fault}", err=True)
         of = count(len(blocks), "workspace") + (f", {disabled} of them not enabled" if disabled else "")
-        summary = f"{count(len(errors), 'error')}, {faulty} of {of} can't be served" if errors else f"no errors in {of}"
+        served = f", {faulty} of {of} can't be served" if faulty else ""
+        summary = f"{count(len(errors), 'error')}{served}" if errors else f"no errors in {of}"
         click.echo(f"{file}: {summary}", err=bool(errors))
     ctx.exit(2 if errors else 0)
 
