@@ -28,7 +28,11 @@ TRIES = {
     "mcp": ("molecule backends --check; molecule-mcp --help", "--check"),
     "sandbox": ("molecule backends --check; molecule sandbox --help", "--serve"),
     "agent": ("python -c 'from molecule_connect_agent import RemoteAgentClient; print(RemoteAgentClient)'", "client"),
-    "observe": ("python -c 'import molecule_connect_observe' && molecule connect --help", "ADDR:PORT"),
+    "observe": (
+        "MOLECULE_WORKSPACE_TOKEN=t molecule connect ws_1 --backend inbox --http :9090 --dry-run"
+        "; python -m molecule_connect_observe rules",
+        "MoleculeDeaf",
+    ),
 }
 CHAT = ("echo hello | molecule sandbox --backend exec --backend-opt cmd='tr a-z A-Z'", "HELLO")
 

@@ -173,15 +173,18 @@ class WorkspaceRunner:
 
     def state(self, *, up: bool, backlog: Backlog | None = None) -> WorkspaceState:
         """The state of the workspace. See ``Worker.state``."""
-        settings = self.settings
-        state = WorkspaceState(
-            workspace_id=self.workspace_id, backend=settings.backend_name, labels=settings.labels, unready="ended"
-        )
+        requests = dict(self._runtime.requests[self.workspace_id])
         if self._host is not None:
-            state = self.worker.state(up=up, backlog=backlog)
-        elif up:
-            state = attrs.evolve(state, up=True, unready="starting")
-        return attrs.evolve(state, requests=dict(self._runtime.requests[self.workspace_id]))
+            return self.worker.state(up=up, backlog=backlog, requests=requests)
+        settings = self.settings
+        return WorkspaceState(
+            workspace_id=self.workspace_id,
+            backend=settings.backend_name,
+            labels=settings.labels,
+            up=up,
+            unready="starting" if up else "ended",
+            requests=requests,
+        )
 
     def clock_jumped(self) -> None:
         """The machine was suspended."""

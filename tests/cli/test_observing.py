@@ -1,13 +1,104 @@
 """``molecule connect --http``: the address, and the plugin that serves it."""
 
+import asyncio
+import io
 from pathlib import Path
+from typing import Any
 
+import attrs
 import pytest
+from tests.plugins.distributions import write_distribution
 
-from molecule_connect.cli.observing import parse_listen_address
-from molecule_connect.errors import ConfigError
+from molecule_connect import events
+from molecule_connect.cli.observing import Observation, parse_listen_address
+from molecule_connect.console.select import choose
+from molecule_connect.errors import ConfigError, PluginError
+from molecule_connect.observers import ObserverConfig
 
 from .conftest import Molecule
+
+EVENT = events.Notice(workspace_id="ws_1", text="hi")
+
+
+@attrs.define
+class Watcher:
+    """An observer that keeps what it is told, or fails."""
+
+    config: ObserverConfig
+    fails_at: str = ""
+    told: list[Any] = attrs.field(factory=list)
+
+    async def start(self) -> None:
+        self._note("start")
+
+    def event(self, event: events.Event) -> None:
+        self._note(event)
+
+    async def close(self) -> None:
+        self._note("close")
+
+    def _note(self, what: Any) -> None:
+        self.told.append(what)
+        if self.fails_at and what in (self.fails_at, EVENT):
+            raise RuntimeError("a bug")
+
+
+class Making:
+    """Creates a watcher."""
+
+    def __init__(self, fails_at: str = "") -> None:
+        self.fails_at = fails_at
+
+    def __call__(self, config: ObserverConfig) -> Watcher:
+        self.made = Watcher(config, self.fails_at)
+        return self.made
+
+
+def observation(make: Making | None) -> Observation:
+    return Observation(make, ("127.0.0.1", 9090), choose(io.StringIO(), "lines"), workspace_labels=False)
+
+
+async def test_observer_gets_its_configuration_and_every_event() -> None:
+    make, shown = Making(), list[events.Event]()
+    observed = observation(make)
+    async with observed.running():
+        observed.following(shown.append)(EVENT)
+        config = make.made.config
+        assert (config.host, config.port, config.workspace_labels) == ("127.0.0.1", 9090, False)
+        state = await config.process.snapshot()
+        assert (state.is_started, state.is_stopping, state.workspaces) == (False, False, ())
+    assert (make.made.told, shown) == (["start", EVENT, "close"], [EVENT])
+
+
+async def test_failing_observer_affects_no_listener() -> None:
+    found: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: found.append(context["exception"]))
+    shown, observed = list[events.Event](), observation(Making("event"))
+    async with observed.running():
+        observed.following(shown.append)(EVENT)
+    assert shown == [EVENT]
+    assert [str(one) for one in found] == ["a bug"]
+
+
+async def test_observer_that_cannot_start_is_an_error() -> None:
+    with pytest.raises(PluginError, match="observer http failed: RuntimeError: a bug"):
+        async with observation(Making("start")).running():
+            pass
+
+
+async def test_without_an_observer_nothing_is_added() -> None:
+    observed, shown = observation(None), list[events.Event]()
+    async with observed.running():
+        assert observed.following(shown.append) == shown.append
+
+
+def test_missing_plugin_is_named(molecule: Molecule, plugins: Path, tmp_path: Path, token: str) -> None:
+    write_distribution(plugins, "molecule-connect-observe")
+    arguments = ("connect", "ws_1", "--backend", "parrot", "--state-dir", str(tmp_path / "state"), "--http", ":0")
+    result = molecule(*arguments, MOLECULE_WORKSPACE_TOKEN=token)
+    assert result.code == 2
+    assert "--http needs a plugin that is not installed" in result.stderr
+    assert 'pip install "molecule-connect[observe]"' in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,11 @@ class Observation:
 
         def listen(event: events.Event) -> None:
             listener(event)
-            observe(event)
+            try:
+                observe(event)
+            except Exception as exc:  # must not affect what the event is about
+                context = {"message": f"observer {NAME} failed", "exception": exc}
+                asyncio.get_running_loop().call_exception_handler(context)
 
         return listen
 

@@ -5,7 +5,7 @@ import contextlib
 import functools
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -224,12 +224,19 @@ class Worker:
         """See ``Intake.stalled_for``. Waiting for a turn under the platform's rate limit is not a stall."""
         return 0.0 if self._platform.is_queued else self._feed.stalled_for
 
-    def state(self, *, up: bool, backlog: Backlog | None = None) -> WorkspaceState:
+    def state(
+        self,
+        *,
+        up: bool,
+        backlog: Backlog | None = None,
+        requests: Mapping[tuple[str, int], int] | None = None,
+    ) -> WorkspaceState:
         """The state of the workspace.
 
         Args:
             up: ``run`` has not ended.
             backlog: Its messages; None if unknown.
+            requests: Its requests to the platform, by endpoint and status code.
         """
         settings, status, read_at = self.settings, self._status, self._feed.read_at
         return WorkspaceState(
@@ -249,6 +256,7 @@ class Worker:
             is_circuit_open=self._breaker.backend.is_open,
             budget_remaining=self._budget.remaining(),
             rate_limit_remaining=self._pace.remaining,
+            requests=requests or {},
             messages=None if backlog is None else backlog.counts,
             oldest_waiting=self._age(None if backlog is None else backlog.waiting_since),
             oldest_unsent=self._age(None if backlog is None else backlog.unsent_since),
