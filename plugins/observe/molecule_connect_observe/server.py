@@ -20,8 +20,6 @@ DEADLINE = 10
 MAX_CONNECTIONS = 32
 # Bytes of the head of a request.
 MAX_HEAD = 16 * 1024
-# Seconds that a stop waits for responses.
-_STOP = 1
 
 
 class Protocol(H11Protocol):
@@ -52,14 +50,14 @@ class Server(uvicorn.Server):
             ws="none",
             lifespan="off",
             log_config=None,
-            log_level="critical",
+            log_level="error",
             access_log=False,
             server_header=False,
             proxy_headers=False,
             headers=[("Connection", "close"), ("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff")],
             h11_max_incomplete_event_size=MAX_HEAD,
             timeout_keep_alive=deadline,
-            timeout_graceful_shutdown=_STOP,
+            timeout_graceful_shutdown=1,
         )
         super().__init__(config)
         self._sockets = sockets
@@ -75,7 +73,9 @@ class Server(uvicorn.Server):
         self._task = asyncio.get_running_loop().create_task(self.serve(self._sockets), name="http")
 
     async def close(self) -> None:
-        """Stop listening, and finish the current responses."""
+        """Stop listening, and cut the connections: a slow client must not hold up the end of the program."""
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
         self.should_exit = True
         if self._task is not None:
             await self._task

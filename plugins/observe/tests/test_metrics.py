@@ -292,6 +292,36 @@ async def test_served_with_its_content_type() -> None:
     assert value(parse(body), "molecule_messages_total", workspace="ws_1", result="answered") == 1
 
 
+async def test_slow_readers_are_cut_off_silently(caplog: pytest.LogCaptureFixture) -> None:
+    many = process(*(attrs.evolve(FULL, workspace_id=f"ws_{number}") for number in range(MAX_WORKSPACES)))
+    async with observing(many, deadline=1) as (observer, notes):
+        slow, cut = [await asyncio.open_connection("127.0.0.1", notes.port, limit=1) for _ in range(2)]
+        for _, writer in (slow, cut):
+            writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        await cut[0].readexactly(10)
+        cut[1].transport.abort()
+        assert (await get(notes.port, "/healthz"))[0] == 200
+        server = observer._server
+        assert server is not None
+        async with asyncio.timeout(10):
+            while server.server_state.connections:  # noqa: ASYNC110 - the deadline ends them
+                await asyncio.sleep(0.05)
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await slow[0].readexactly(9_000_000)
+        slow[1].close()
+    assert caplog.records == []
+
+
+async def test_an_error_is_logged_and_ends_one_scrape(caplog: pytest.LogCaptureFixture) -> None:
+    broken = process(FULL)
+    async with observing(broken) as (_, notes):
+        broken.now = None  # type: ignore[assignment]
+        assert (await get(notes.port, "/metrics"))[0] == 500
+        broken.now = ProcessState(is_started=True)
+        assert (await get(notes.port, "/metrics"))[0] == 200
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
 async def test_connector_exposes_its_figures(tmp_path: Path) -> None:
     options = ("--backend", "mock", "--backend-opt", "reply=answer-text", "--max-cost-per-day", "3")
     async with Sandbox.over_loopback() as sandbox:
