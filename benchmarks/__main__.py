@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.bench import fleet, idle, latency, startup, throughput
+from benchmarks.bench import capacity, fleet, idle, latency, startup, throughput
 from benchmarks.files import files
 from benchmarks.hosts import mcp
 
@@ -21,6 +21,7 @@ MEASURES: dict[str, Callable[[], None]] = {
     "throughput": throughput,
     "idle": idle,
     "fleet": fleet,
+    "capacity": capacity,
     "mcp": mcp,
     "files": files,
 }

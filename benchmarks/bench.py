@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 
@@ -21,6 +22,9 @@ AT_ONCE = 2000
 LATENCIES = 300
 IDLE_SECONDS = 90.0
 FLEETS = (1, 50, 500)
+CAPACITY = 1000
+# Messages per second, and for how long.
+LOAD, LOAD_SECONDS = 100, 30
 
 
 def startup() -> None:
@@ -59,18 +63,10 @@ def latency() -> None:
                 for number in range(LATENCIES):
                     sandbox.say(workspace, f"message {number}", peers[number % CONVERSATIONS])
                     wait_until(lambda number=number: sandbox.sent() >= 2 * (21 + number), 30)
-                answers = sandbox.answers(workspace, 20 + LATENCIES)[20:]
-                rows = sandbox.call("GET", f"/sandbox/workspaces/{workspace.id}/rows")
+                sandbox.answers(workspace, 20 + LATENCIES)
+                found = _latencies(sandbox, workspace)
                 memory = memory_mib(process.pid)
-            asked = {
-                row["request_body"]["params"]["message"]["messageId"]: _moment(row["created_at"])
-                for row in rows
-                if row["method"] == "message/send"
-            }
-            times = sorted(
-                (_moment(answer["created_at"]) - asked[answer["message"]["metadata"]["molecule"]["in_reply_to"]]) * 1000
-                for answer in answers
-            )
+            times = sorted(found[20:])
             p50, p99 = statistics.median(times), times[int(len(times) * 0.99) - 1]
             print(f"latency {platform}: visible to reply p50 {p50:.1f} ms, p99 {p99:.1f} ms; {memory:.0f} MiB")
 
@@ -136,6 +132,66 @@ def fleet() -> None:
             print(f"fleet of {count}: {cost}")
             process.terminate()
             process.wait(60)
+
+
+def capacity() -> None:
+    """``molecule connect`` with 1,000 workspaces of a list: start, memory, idleness, and latency under load."""
+    with rig() as sandbox, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        workspaces = [sandbox.workspace() for _ in range(CAPACITY)]
+        config = Path(folder, "fleet.toml")
+        blocks = (f'[[workspace]]\nid = "{one.id}"\ntoken = "{one.token}"\n' for one in workspaces)
+        config.write_text(f'[defaults]\napi_url = "{sandbox.url}"\nbackend = "mock"\n' + "".join(blocks))
+        config.chmod(0o600)
+        program = [sys.executable, "-m", "molecule_connect", "connect", "--config", str(config), "--log-format", "json"]
+        began = time.perf_counter()
+        process = subprocess.Popen([*program, "--state-dir", f"{folder}/state"], stderr=subprocess.DEVNULL)
+        for one in workspaces:
+            sandbox.call("GET", f"/sandbox/workspaces/{one.id}/beats?count=1&timeout=120")
+        started, cpu = time.perf_counter() - began, cpu_seconds(process.pid)
+        print(f"capacity: {CAPACITY} registered in {started:.1f} s, {cpu:.1f} s of processor", flush=True)
+        time.sleep(60)
+        before, cpu = sandbox.requests(), cpu_seconds(process.pid)
+        time.sleep(60)
+        requests, cpu = sandbox.requests() - before, cpu_seconds(process.pid) - cpu
+        files, memory = len(list(Path(f"/proc/{process.pid}/fd").iterdir())), memory_mib(process.pid)
+        cost = f"{memory:.0f} MiB, {cpu / 60 * 100:.1f} % of a core, {files} files, {requests} requests/min"
+        print(f"capacity: idle {cost}", flush=True)
+        count, sent = LOAD_SECONDS * LOAD, sandbox.sent("/notify")
+        cpu, began = cpu_seconds(process.pid), time.perf_counter()
+        with ThreadPoolExecutor(4) as pool:
+            for number in range(count):
+                time.sleep(max(0.0, began + number / LOAD - time.perf_counter()))
+                pool.submit(sandbox.say, workspaces[number * 7 % CAPACITY], f"message {number}", None)
+        wait_until(lambda: sandbox.sent("/notify") - sent >= count, 60)
+        cpu = cpu_seconds(process.pid) - cpu
+        times = sorted(milliseconds for one in workspaces for milliseconds in _latencies_of_people(sandbox, one))
+        p50, p99 = statistics.median(times), times[int(len(times) * 0.99) - 1]
+        load = f"{LOAD} messages/s: visible to reply p50 {p50:.1f} ms, p99 {p99:.1f} ms"
+        print(f"capacity: {load}, {cpu / count * 1000:.2f} ms of processor each, {memory_mib(process.pid):.0f} MiB")
+        process.terminate()
+        process.wait(120)
+
+
+def _latencies(sandbox: Rig, workspace: Workspace) -> list[float]:
+    """From each readable row to its answer, in milliseconds."""
+    rows = sandbox.call("GET", f"/sandbox/workspaces/{workspace.id}/rows")
+    asked = {
+        row["request_body"]["params"]["message"]["messageId"]: _moment(row["created_at"])
+        for row in rows
+        if row["method"] == "message/send"
+    }
+    return [
+        (_moment(answer["created_at"]) - asked[answer["message"]["metadata"]["molecule"]["in_reply_to"]]) * 1000
+        for answer in sandbox.answers(workspace)
+    ]
+
+
+def _latencies_of_people(sandbox: Rig, workspace: Workspace) -> list[float]:
+    """From each readable row of a person to its answer, in milliseconds. Answers are in the order of the messages."""
+    rows = sandbox.call("GET", f"/sandbox/workspaces/{workspace.id}/rows")
+    asked = sorted(_moment(row["created_at"]) for row in rows if row["method"] == "message/send")
+    answered = sorted(_moment(answer["created_at"]) for answer in sandbox.answers(workspace))
+    return [(answer - message) * 1000 for message, answer in zip(asked, answered, strict=True)]
 
 
 def serve_fleet(url: str) -> None:

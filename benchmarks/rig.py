@@ -103,10 +103,10 @@ class Rig:
         counts = self.call("GET", "/sandbox/requests")["requests"]
         return sum(int(entry[-1]) for entry in counts if not str(entry[1]).startswith("/sandbox"))
 
-    def sent(self) -> int:
-        """Answers to peers that the platform took so far."""
+    def sent(self, path: str = "/a2a") -> int:
+        """Requests for a path that ends so: messages and replies of peers, or with ``/notify`` replies to people."""
         counts = self.call("GET", "/sandbox/requests")["requests"]
-        return sum(int(entry[-1]) for entry in counts if str(entry[1]).endswith("/a2a"))
+        return sum(int(entry[-1]) for entry in counts if str(entry[1]).endswith(path))
 
 
 @contextlib.contextmanager
