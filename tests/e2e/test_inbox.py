@@ -64,6 +64,7 @@ async def test_killed_reader_and_connector_lose_no_message(tmp_path: Path) -> No
         workspace = await sandbox.workspace()
         async with Connector(sandbox, workspace, tmp_path, "--backend", "inbox") as connector:
             await registered(sandbox, workspace)
+            await connector.says("messages wait until they are read")
             await sandbox.say(workspace, "one")
             async with Reader(sandbox, workspace, tmp_path) as first:
                 await until(lambda: "took one" in first.output)
@@ -76,7 +77,6 @@ async def test_killed_reader_and_connector_lose_no_message(tmp_path: Path) -> No
                     await until(lambda: "took answer me: two" in second.output)
                     (answer,) = await sandbox.answers(workspace, 1)
     assert answer.text == "re: answer me: two"
-    assert "messages wait until they are read" in connector.output
 
 
 async def test_stored_reply_sent_once_by_next_connector(tmp_path: Path) -> None:
