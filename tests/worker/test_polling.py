@@ -327,7 +327,7 @@ async def listen(
     status = Status(settings, seen, journal=journal.of(WORKSPACE))
     stream = EventStream(line, status)
     wakeups = Polling(stream, pace or Unlimited(), poll_interval=poll_interval, safety_interval=30.0)
-    task = asyncio.ensure_future(stream.listen())
+    task = asyncio.ensure_future(stream.listen(lambda signal: None))
     try:
         await asyncio.sleep(0)
         yield Listener(line, stream, wakeups, seen)

@@ -106,7 +106,7 @@ async def test_reports_foreign_replies_until_they_stop(journal: Journal) -> None
     status = status_of(journal, seen)
     foreign, heartbeat = [stored(foreign_echo=True)], Presence()
 
-    async with status.saved_in(journal.path.parent):
+    with status.saved_in(journal.path.parent):
         status.received(foreign * 2)
         notice, trouble = seen.seen
         assert isinstance(notice, events.Notice)
@@ -131,7 +131,7 @@ async def test_reports_foreign_replies_until_they_stop(journal: Journal) -> None
 async def test_ignores_own_and_earlier_replies(journal: Journal) -> None:
     seen = Events()
     status = status_of(journal, seen)
-    async with status.saved_in(journal.path.parent):
+    with status.saved_in(journal.path.parent):
         status.received([stored(), stored(foreign_echo=True, time=START)])
         status.heartbeat_accepted(Presence(), sent_at=0)
     assert kinds(seen) == []

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from typing import Any, TypeVar
 
 from molecule_connect.errors import ConfigError
+from molecule_connect.flag import Flag
 from molecule_connect.journal import (
     copies,
     first_start,
@@ -87,7 +88,7 @@ class WorkspaceJournal:
         self._trimmed: Counter[str | None] = Counter()
         # Sent replies whose transition is not committed yet: the reader still sees their messages as open.
         self._ending: dict[str, Conversation] = {}
-        self._settled = asyncio.Event()
+        self._settled = Flag()
         self._open = _INBOX_OPEN if inbox else _OPEN
         # The oldest open message of each conversation of one caller: bare columns are those of the row with min().
         self._heads = (

@@ -1,7 +1,6 @@
 """Limits on how many calls wait for a response at the same time."""
 
 import asyncio
-from collections import deque
 
 import attrs
 
@@ -56,12 +55,13 @@ class _Kind:
 
     Attributes:
         running: The calls that still count, with their start time, in the order of their start.
+        waiting: In the order of their arrival. A dict takes a tenth of the memory of an empty deque.
     """
 
     count: int
     patience: float
     running: dict[Call, float] = attrs.field(factory=dict)
-    waiting: deque[Call] = attrs.field(factory=deque)
+    waiting: dict[Call, None] = attrs.field(factory=dict)
     timer: asyncio.TimerHandle | None = None
 
     def has_room(self, now: float) -> bool:
@@ -74,13 +74,12 @@ class _Kind:
 
     async def wait(self, call: Call) -> None:
         call.turn = asyncio.get_running_loop().create_future()
-        self.waiting.append(call)
+        self.waiting[call] = None
         self.admit()
         try:
             await call.turn
         except asyncio.CancelledError:
-            if call in self.waiting:
-                self.waiting.remove(call)
+            self.waiting.pop(call, None)
             self.running.pop(call, None)
             self.admit()
             raise
@@ -93,7 +92,8 @@ class _Kind:
             self.timer = None
         now = loop.time()
         while self.waiting and self.has_room(now):
-            call = self.waiting.popleft()
+            call = next(iter(self.waiting))
+            del self.waiting[call]
             if call.turn is not None and not call.turn.done():
                 self.running[call] = now
                 call.turn.set_result(None)

@@ -44,8 +44,8 @@ class Circuit:
         self._loop = asyncio.get_running_loop()
         self._callers = callers
         self.failures = 0
-        self._messages: set[str] = set()
-        self._parties: set[Conversation] = set()
+        # The party of each message.
+        self._failed: dict[str, Conversation] = {}
         self._delay = FIRST_PROBE
         self.is_open = False
         self.next_probe = 0.0
@@ -56,9 +56,9 @@ class Circuit:
         if self.is_open:
             return
         self.failures += 1
-        self._messages.add(message.row_id)
-        self._parties.add(party_of(message))
-        enough = self.failures >= FAILURES and len(self._messages) >= MESSAGES and len(self._parties) >= self._callers
+        self._failed[message.row_id] = party_of(message)
+        parties = set(self._failed.values())
+        enough = self.failures >= FAILURES and len(self._failed) >= MESSAGES and len(parties) >= self._callers
         if enough:
             self.is_open, self._delay = True, FIRST_PROBE
             self.next_probe = self._loop.time() + self._delay

@@ -1,7 +1,6 @@
 """The dispatcher: handles the messages of each conversation in order, one at a time, until each is done or dead."""
 
 import asyncio
-import contextlib
 import errno
 from collections import Counter
 from collections.abc import Iterable
@@ -9,6 +8,7 @@ from collections.abc import Iterable
 import attrs
 
 from molecule_connect.errors import JournalError, StateLostError
+from molecule_connect.flag import Flag
 from molecule_connect.journal.models import Conversation, State, StoredMessage
 from molecule_connect.journal.workspace import WorkspaceJournal
 from molecule_connect.worker.admission import Admission
@@ -98,7 +98,7 @@ class Dispatcher:
         self._is_paused = False
         self._is_stopping = False
         self._is_abandoned = False
-        self._idle = asyncio.Event()
+        self._idle = Flag()
         self._idle.set()
 
     # Called by the worker
@@ -170,18 +170,13 @@ class Dispatcher:
         for active in self._active.values():
             if active.is_starting:
                 active.task.cancel()
-        try:
-            async with asyncio.timeout(grace):
-                await self._idle.wait()
-        except TimeoutError:
+        if not await self._idle.wait(grace):
             for active in self._active.values():
                 active.task.cancel()
 
     async def abandon(self, seconds: float) -> None:
         """Wait *seconds* more, then requeue the messages that still run: threads can't be cancelled."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._idle.wait()
+        await self._idle.wait(seconds)
         self._is_abandoned = True
         await self._journal.requeue_running()
 

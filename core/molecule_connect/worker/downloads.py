@@ -21,6 +21,7 @@ from molecule_connect.errors import (
     PlatformError,
 )
 from molecule_connect.files import inline_bytes, type_by_name
+from molecule_connect.flag import Flag
 from molecule_connect.journal.files import FILES_TIMEOUT, FileJournal, StoredFile
 from molecule_connect.journal.incoming_files import MOST_INLINE
 from molecule_connect.journal.models import StoredMessage
@@ -58,7 +59,7 @@ class _Wait:
     """A message that waits for files. ``done`` is set when none is missing any more."""
 
     missing: set[str]
-    done: asyncio.Event = attrs.field(factory=asyncio.Event)
+    done: Flag = attrs.field(factory=Flag)
 
 
 class Wakeable(Protocol):
@@ -98,7 +99,7 @@ class ChatFiles:
         self._last_peer = ""
         self._blocked: dict[str, float] = {}
         self._waits: dict[str, set[_Wait]] = {}
-        self._wakeup = asyncio.Event()
+        self._wakeup = Flag()
         self._may_gather = False
 
     def wake(self) -> None:
@@ -131,9 +132,7 @@ class ChatFiles:
         for file_id in file_ids:
             self._waits.setdefault(file_id, set()).add(wait)
         try:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(FILES_TIMEOUT):
-                    await wait.done.wait()
+            await wait.done.wait(FILES_TIMEOUT)
         finally:
             for file_id in wait.missing:
                 self._waits[file_id].discard(wait)
@@ -158,9 +157,7 @@ class ChatFiles:
                 with contextlib.suppress(JournalError):
                     await self._gather(dispatcher)
                     await self._quota.tidy()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._seconds_to_wait()):
-                        await self._wakeup.wait()
+                await self._wakeup.wait(self._seconds_to_wait())
 
     def _start_due(self, group: asyncio.TaskGroup) -> None:
         """Start tasks up to the limits of concurrency. Peers take turns."""

@@ -88,16 +88,25 @@ class Maintenance:
         self._status = status
         self._clock = clock
         self._saving = asyncio.Lock()
+        # Loop time.
+        self._prune_at = float("-inf")
 
     async def run(self) -> None:
-        """After changes, at most once a second: check the journal's size and write the cursor file."""
+        """Until cancelled: prune the journal once an hour, and follow changes.
+
+        After changes, at most once a second, check the journal's size and write the cursor file.
+        """
+        loop, changed = asyncio.get_running_loop(), self._status.messages_changed
         while True:
             await self._size.check()
-            await self._status.messages_changed.wait()
-            self._status.report_finished()
-            self._status.messages_changed.clear()
-            await self.save_cursor()
-            await asyncio.sleep(CURSOR_INTERVAL)
+            if loop.time() >= self._prune_at:
+                self._prune_at = loop.time() + PRUNE_INTERVAL
+                await self._prune()
+            if await changed.wait(self._prune_at - loop.time()):
+                self._status.report_finished()
+                changed.clear()
+                await self.save_cursor()
+                await asyncio.sleep(CURSOR_INTERVAL)
 
     async def save_cursor(self) -> None:
         """Write the cursor file; reports a failure."""
@@ -110,13 +119,10 @@ class Maintenance:
             else:
                 self._status.clear("cursor file")
 
-    async def prune(self) -> None:
-        """Prune the journal once an hour until cancelled."""
-        while True:
-            # Reading the feed fails then too, and reports the error.
-            with contextlib.suppress(JournalError):
-                await self._journal.prune(self._clock.now())
-            await asyncio.sleep(PRUNE_INTERVAL)
+    async def _prune(self) -> None:
+        # Reading the feed fails then too, and reports the error.
+        with contextlib.suppress(JournalError):
+            await self._journal.prune(self._clock.now())
 
 
 def _in_mib(size: int) -> str:

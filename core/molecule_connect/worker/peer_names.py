@@ -39,7 +39,6 @@ class PeerDirectory:
         # When each peer is due to be looked up again (loop time).
         self._due: dict[str, float] = {}
         self._wanted: dict[str, None] = {}
-        self._is_wanted = asyncio.Event()
 
     def saw(self, callers: Iterable[str | None]) -> None:
         """These callers wrote messages."""
@@ -51,18 +50,19 @@ class PeerDirectory:
                 self._found(peer_id, name)
             elif len(self._wanted) < MOST_PEERS:
                 self._wanted[peer_id] = None
-                self._is_wanted.set()
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether ``run`` has peers to look up."""
+        return bool(self._wanted)
 
     async def run(self) -> None:
-        """Look up the peers that were seen, until cancelled."""
+        """Look up the peers that were seen, and those of waiting messages. Ends when none is left."""
         self.saw(self._journal.callers())
-        while True:
-            await self._is_wanted.wait()
+        while self._wanted:
             with contextlib.suppress(PlatformError):
                 if not self._pace.is_limited:
                     await self._look_up()
-            if not self._wanted:
-                self._is_wanted.clear()
             await asyncio.sleep(PAUSE)
 
     async def _look_up(self) -> None:

@@ -1,7 +1,6 @@
 """Decides when to read: after events of a trusted stream, else by polling, and always after a longer interval."""
 
 import asyncio
-import contextlib
 import enum
 
 from molecule_connect.worker.ports import Pace
@@ -66,9 +65,7 @@ class Polling:
         """Wait until a read is due."""
         while (due := self.due_at()) > self._loop.time():
             self._stream.changed.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(None if due == float("inf") else due):
-                    await self._stream.changed.wait()
+            await self._stream.changed.wait(None if due == float("inf") else due - self._loop.time())
         return self._begin()
 
     def take(self) -> bool:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 
 from molecule_connect.backoff import Backoff
 from molecule_connect.config.settings import WorkspaceSettings
@@ -16,6 +16,7 @@ from molecule_connect.errors import (
     TransientPlatformError,
     WorkspaceDeletedError,
 )
+from molecule_connect.flag import Flag
 from molecule_connect.models import WorkspaceInfo, WorkspaceStatus
 from molecule_connect.worker.dispatcher import Dispatcher
 from molecule_connect.worker.ports import Pace, Registry
@@ -69,7 +70,7 @@ class Registration:
         # Whether to retry indefinitely.
         self._is_patient = settings.patient and not settings.once
         self._retries_refusals = self._is_patient and retries_refusals
-        self._check_requested = asyncio.Event()
+        self._check_requested = Flag()
         # Answers in a row that call the workspace deleted, and the loop time of the first.
         self._deleted_answers, self._deleted_since = 0, 0.0
         self.is_paused = False
@@ -98,8 +99,8 @@ class Registration:
                 break
         return True
 
-    async def pauses(self) -> AsyncIterator[bool]:
-        """Follow the workspace's state until cancelled. Yields at each change whether the workspace is paused.
+    async def follow_pauses(self, changed: Callable[[bool], None]) -> None:
+        """Follow the workspace's state until cancelled. Calls *changed* at each change: whether it is paused.
 
         Raises:
             WorkspaceDeletedError: The workspace was deleted.
@@ -110,11 +111,11 @@ class Registration:
                 info = await self._state()
                 if info.status is WorkspaceStatus.PAUSED and not self.is_paused:
                     self.is_paused = True
-                    yield True
+                    changed(True)
                 elif info.status is WorkspaceStatus.ACTIVE and self.is_paused:
                     await self._register_again(info)
                     self.is_paused = False
-                    yield False
+                    changed(False)
             await asyncio.sleep(SHORTEST_STATE_INTERVAL)
 
     def check_soon(self) -> None:
@@ -216,14 +217,11 @@ class Registration:
 
     async def _until_check_is_due(self) -> None:
         while True:
-            try:
-                async with asyncio.timeout(DELETED_INTERVAL if self._deleted_answers else STATE_INTERVAL):
-                    await self._check_requested.wait()
-            except TimeoutError:
-                if self._stream.trusted and not self.is_paused and not self._deleted_answers:
-                    continue
-            self._check_requested.clear()
-            return
+            interval = DELETED_INTERVAL if self._deleted_answers else STATE_INTERVAL
+            is_requested = await self._check_requested.wait(interval)
+            if is_requested or not self._stream.trusted or self.is_paused or self._deleted_answers:
+                self._check_requested.clear()
+                return
 
 
 class Heartbeat:
@@ -271,9 +269,7 @@ class Heartbeat:
             failures = 0 if await self._send() else failures + 1
             interval = self._pace.heartbeat_interval(self._interval)
             wait = HEARTBEAT_RETRIES.delay(failures) if 0 < failures <= 3 else interval
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(wait, interval)):
-                    await self._until_due()
+            await self._until_due(asyncio.get_running_loop().time() + min(wait, interval))
 
     async def send_final(self) -> None:
         """Report that the workspace is no longer served.
@@ -283,12 +279,10 @@ class Heartbeat:
         """
         await self._registry.heartbeat(self._status.final_presence())
 
-    async def _until_due(self) -> None:
-        while True:
-            await self._status.wedged_changed.wait()
-            if self._is_requested or not self._pace.is_limited:
-                return
-            self._status.wedged_changed.clear()
+    async def _until_due(self, latest: float) -> None:
+        loop, changed = asyncio.get_running_loop(), self._status.wedged_changed
+        while await changed.wait(latest - loop.time()) and not self._is_requested and self._pace.is_limited:
+            changed.clear()
 
     async def _send(self) -> bool:
         presence = self._status.presence(self._dispatcher.remark())

@@ -1,13 +1,13 @@
 """Whether the platform accepts replies, and when to send the waiting ones again."""
 
 import asyncio
-import contextlib
 import enum
 
 import attrs
 
 from molecule_connect.backoff import Backoff
 from molecule_connect.errors import PlatformError
+from molecule_connect.flag import Flag
 from molecule_connect.worker.status import Status
 
 # Seconds for which sends must fail, without a success in between, to be a problem of this workspace.
@@ -46,7 +46,7 @@ class SendHealth:
         self._mute_to: frozenset[str] = frozenset()
         self._probes = 0
         self._probe_at = 0.0
-        self._changed = asyncio.Event()
+        self._changed = Flag()
 
     def failed(self, row_id: str, caller_id: str | None, error: PlatformError) -> None:
         """The reply to the message *row_id* was not accepted, and will be sent again."""
@@ -81,9 +81,7 @@ class SendHealth:
                 self._probes += 1
                 self._probe_at = self._loop.time() + PROBES.delay(self._probes + 1)
                 return Resend.ONE
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._seconds_to_wait()):
-                    await self._changed.wait()
+            await self._changed.wait(self._seconds_to_wait())
 
     def _report(self) -> frozenset[str]:
         """Report when the workspace becomes mute, and when it no longer is. Returns the receivers concerned."""

@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import attrs
 from molecule_connect import events
 from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.errors import MoleculeError, without_credentials
+from molecule_connect.flag import Flag
 from molecule_connect.journal.inbox import InboxStore
 from molecule_connect.journal.incoming import Stored
 from molecule_connect.journal.models import State, StoredMessage, in_words
@@ -61,8 +62,8 @@ class Status:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.workspace_id = settings.workspace_id
-        self.wedged_changed = asyncio.Event()
-        self.messages_changed = asyncio.Event()
+        self.wedged_changed = Flag()
+        self.messages_changed = Flag()
         self._loop = asyncio.get_running_loop()
         self._listener = listener
         self._journal = journal
@@ -85,7 +86,10 @@ class Status:
             inbox=inbox is not None,
             labels=settings.labels,
         )
-        self._saved_changed = asyncio.Event()
+        self._folder: Path | None = None
+        # The next write of the status file, and the end of the pause after the last one (loop time).
+        self._save_timer: asyncio.TimerHandle | None = None
+        self._paused_until = 0.0
 
     # Problems
 
@@ -246,18 +250,18 @@ class Status:
 
     # The status file
 
-    @contextlib.asynccontextmanager
-    async def saved_in(self, folder: Path) -> AsyncIterator[None]:
+    @contextlib.contextmanager
+    def saved_in(self, folder: Path) -> Iterator[None]:
         """Keep the status file inside the block, which only the holder of the lease may do.
 
         The file is removed afterwards; an error stays in it.
         """
+        self._folder = folder
         self._started_at = self._loop.time()
         self._change(pid=os.getpid(), host=socket.gethostname(), started=self._wall())
-        self._save(folder)
-        # Otherwise the next change would have to wait for the pause after a second save.
-        self._saved_changed.clear()
-        saving = asyncio.get_running_loop().create_task(self._save_changes(folder), name="status file")
+        self._save_regularly()
+        # The first change is saved without a pause.
+        self._paused_until = self._loop.time()
         try:
             yield
         except Exception as exc:
@@ -265,31 +269,36 @@ class Status:
             reason = str(exc) if is_known else f"{type(exc).__name__}: {exc}"
             hint = exc.hint if isinstance(exc, MoleculeError) else ""
             self._change(ended=Problem(part="connection", reason=reason, hint=hint, since=self._wall()))
-            self._save(folder)
+            self._save()
             raise
         finally:
-            saving.cancel()
-            await asyncio.gather(saving, return_exceptions=True)
+            self._stop_saving()
             if self._saved.ended is None:
                 with contextlib.suppress(OSError):
                     status_path(folder, self.workspace_id).unlink(missing_ok=True)
 
-    async def _save_changes(self, folder: Path) -> None:
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(REFRESH):
-                    await self._saved_changed.wait()
-            self._saved_changed.clear()
-            self._save(folder)
-            await asyncio.sleep(SAVE_PAUSE)
+    def _save_regularly(self) -> None:
+        """Save now, soon after changes, and after ``REFRESH`` seconds without any."""
+        self._save()
+        now = self._loop.time()
+        self._paused_until = now + SAVE_PAUSE
+        self._save_timer = self._loop.call_at(now + REFRESH, self._save_regularly)
 
-    def _save(self, folder: Path) -> None:
+    def _stop_saving(self) -> None:
+        if self._save_timer is not None:
+            self._save_timer.cancel()
+            self._save_timer = None
+
+    def _save(self) -> None:
         self._saved = attrs.evolve(self._saved, written=self._wall())
-        write_status(folder, self._saved)
+        if self._folder is not None:
+            write_status(self._folder, self._saved)
 
     def _change(self, **changes: Any) -> None:
         self._saved = attrs.evolve(self._saved, **changes)
-        self._saved_changed.set()
+        if self._save_timer is not None and self._save_timer.when() > self._paused_until:
+            self._save_timer.cancel()
+            self._save_timer = self._loop.call_at(self._paused_until, self._save_regularly)
 
     # Following events
 

@@ -1,11 +1,12 @@
 """The event stream of a workspace: announces rows and changes, and is trusted while it shows our own heartbeats."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 
 from molecule_connect import events
 from molecule_connect.backoff import Backoff
 from molecule_connect.errors import PlatformError, TransientPlatformError
+from molecule_connect.flag import Flag
 from molecule_connect.models import Signal
 from molecule_connect.worker.ports import Stream
 from molecule_connect.worker.status import Status
@@ -36,14 +37,14 @@ class EventStream:
         self._status = status
         self._loop = asyncio.get_running_loop()
         self._backoff = Backoff()
-        self.changed = asyncio.Event()
+        self.changed = Flag()
         self.has_news = self.has_announced = False
         self.is_connected = self.was_trusted = False
         self._reported_trust: bool | None = None
-        self._signals: asyncio.Queue[Signal] = asyncio.Queue()
         self._echoed = False
         self._distrusted_until = float("-inf")
-        self._dead_stream = asyncio.Event()
+        # Of the open connection: it is ended by letting it expire.
+        self._lifetime: asyncio.Timeout | None = None
         self._reopening = False
         self._echo_timer: asyncio.TimerHandle | None = None
         self._opened_at = self._heard_at = float("-inf")
@@ -52,11 +53,6 @@ class EventStream:
     def trusted(self) -> bool:
         """Whether the stream announces every row."""
         return self.is_connected and self._echoed and self._loop.time() >= self._distrusted_until
-
-    async def signals(self) -> AsyncIterator[Signal]:
-        """The signals other than new rows: the stream was opened, the workspace changed, the token was replaced."""
-        while True:
-            yield await self._signals.get()
 
     def announce(self) -> None:
         """A row may be readable."""
@@ -80,22 +76,31 @@ class EventStream:
     def _no_echo(self) -> None:
         self._echo_timer = None
         self._echoed = False
-        self._dead_stream.set()
+        self._end_connection()
         self.changed.set()
 
     def reopen(self) -> None:
         """Open the stream again, without reporting a problem: the connection can't be relied on any more."""
         self._reopening = self.is_connected
-        self._dead_stream.set()
+        self._end_connection()
 
-    async def listen(self) -> None:
-        """Keep the stream open until cancelled."""
+    def _end_connection(self) -> None:
+        if self._lifetime is not None and not self._lifetime.expired():
+            self._lifetime.reschedule(self._loop.time())
+
+    async def listen(self, notify: Callable[[Signal], None]) -> None:
+        """Keep the stream open until cancelled.
+
+        Args:
+            notify: Called for signals other than new rows: the stream was opened, the workspace changed, the token was
+                replaced.
+        """
         failures = 0
         while True:
             opened = self._loop.time()
             absent = False
             try:
-                await self._one_connection()
+                await self._one_connection(notify)
                 reason = "the event stream ended"
             except PlatformError as exc:
                 reason, absent = str(exc), exc.status in (404, 405)
@@ -113,29 +118,23 @@ class EventStream:
             self._report_trust()
             await asyncio.sleep(ABSENT if absent else self._backoff.delay(failures))
 
-    async def _one_connection(self) -> None:
-        self._dead_stream = asyncio.Event()
-        reading = asyncio.ensure_future(self._read_signals())
-        dying = asyncio.ensure_future(self._dead_stream.wait())
+    async def _one_connection(self, notify: Callable[[Signal], None]) -> None:
         try:
-            await asyncio.wait({reading, dying}, return_when=asyncio.FIRST_COMPLETED)
-            if reading.done():
-                reading.result()
-            else:
-                raise TransientPlatformError(
-                    "the event stream does not show our own heartbeats", operation="events", status=None
-                )
+            async with asyncio.timeout(None) as self._lifetime:
+                await self._read_signals(notify)
+        except TimeoutError as exc:
+            raise TransientPlatformError(
+                "the event stream does not show our own heartbeats", operation="events", status=None
+            ) from exc
         finally:
-            for task in (reading, dying):
-                task.cancel()
-            await asyncio.gather(reading, dying, return_exceptions=True)
+            self._lifetime = None
 
-    async def _read_signals(self) -> None:
+    async def _read_signals(self, notify: Callable[[Signal], None]) -> None:
         async for signal in self._platform.signals():
             match signal:
                 case Signal.OPENED:
                     self.is_connected, self._opened_at = True, self._loop.time()
-                    self._signals.put_nowait(signal)
+                    notify(signal)
                     self.announce()
                 case Signal.ROW:
                     self.announce()
@@ -144,7 +143,7 @@ class EventStream:
                 case Signal.OTHER:
                     pass
                 case _:
-                    self._signals.put_nowait(signal)
+                    notify(signal)
 
     def _heard(self) -> None:
         self._heard_at = self._loop.time()

@@ -23,6 +23,7 @@ from molecule_connect.errors import (
     WorkspaceDeletedError,
 )
 from molecule_connect.files import files_folder
+from molecule_connect.flag import Flag
 from molecule_connect.journal.backlog import Backlog
 from molecule_connect.journal.files import FileJournal
 from molecule_connect.journal.inbox import InboxStore
@@ -112,6 +113,7 @@ class Worker:
     ) -> None:
         self.settings = settings
         self.workspace_id = settings.workspace_id
+        self._task_name = f"worker {self.workspace_id}"
         self._options = options or WorkerOptions()
         self._platform = platform
         self._folder = journal.path.parent
@@ -137,7 +139,8 @@ class Worker:
         size = JournalSize(journal, self._journal, settings.journal_quota, status=self._status)
         self._maintenance = Maintenance(self._journal, self._cursor, size, status=self._status, clock=self._clock)
         self._names = PeerDirectory(platform, self._journal, self._status, self._pace)
-        self._first_read = asyncio.Event()
+        self._first_read = Flag()
+        self._lookup: asyncio.Task[None] | None = None
         self._has_lease = False
         # The error that ends the worker.
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -191,7 +194,7 @@ class Worker:
         async with contextlib.AsyncExitStack() as stack:
             if not await self._acquire_lease(stack, stop):
                 return
-            await stack.enter_async_context(self._status.saved_in(self._folder))
+            stack.enter_context(self._status.saved_in(self._folder))
             if await self._retry_start(self._recover, stop) and await self._register(stop):
                 await self._serve(stop)
 
@@ -359,13 +362,15 @@ class Worker:
     # Serving
 
     async def _serve(self, stop: asyncio.Event) -> None:
-        listening = [self._spawn(self._stream.listen), self._spawn(self._follow_signals)]
+        listening = [self._spawn(functools.partial(self._stream.listen, self._follow_signal))]
         # These tasks continue while the worker drains: a reply with unknown outcome may require a read.
         files = functools.partial(self._files.run, self._dispatcher)
-        work = (self._receive, self._maintenance.run, self._maintenance.prune, files, self._dispatcher.watch_sends)
-        others = [self._spawn(one) for one in (*work, self._names.run)]
+        others = [
+            self._spawn(one) for one in (self._receive, self._maintenance.run, files, self._dispatcher.watch_sends)
+        ]
+        self._lookup = self._spawn(self._names.run)
         if self._options.presence:
-            listening.append(self._spawn(self._follow_pauses))
+            listening.append(self._spawn(functools.partial(self._registration.follow_pauses, self._follow_pause)))
             others.append(self._spawn(self._heartbeat.run))
         self._dispatcher.wake_all()
         grace = self.settings.grace
@@ -378,7 +383,7 @@ class Worker:
             self._polling.stop()
             await _cancel(listening)
             await self._drain(grace)
-            await _cancel(others)
+            await _cancel([*others, self._lookup])
             await self._send_final_heartbeat()
             self._status.emit(events.Stopped(workspace_id=self.workspace_id))
 
@@ -388,6 +393,8 @@ class Worker:
                 stored = await self._store(page)
                 self._status.received(stored)
                 self._names.saw(row.item.caller_id for row in stored)
+                if self._names.is_wanted and (self._lookup is None or self._lookup.done()):
+                    self._lookup = self._spawn(self._names.run)
                 if any(isinstance(part, FilePart) for row in stored for part in row.item.parts):
                     self._files.wake()
                 conversations = [row.conversation for row in stored if row.conversation is not None]
@@ -418,26 +425,22 @@ class Worker:
             # Senders that keep writing must not prevent the run from ending.
             self._polling.stop()
 
-    async def _follow_signals(self) -> None:
-        async for signal in self._stream.signals():
-            if signal is Signal.ROTATED:
-                self._status.notice(
-                    "the platform replaced the workspace's token", "replace the old token with the new one"
-                )
-                continue
-            self._registration.check_soon()
-            if signal is Signal.OPENED and not self._stream.was_trusted:
-                # The stream is trusted once it shows a heartbeat.
-                self._heartbeat.send_soon()
+    def _follow_signal(self, signal: Signal) -> None:
+        if signal is Signal.ROTATED:
+            self._status.notice("the platform replaced the workspace's token", "replace the old token with the new one")
+            return
+        self._registration.check_soon()
+        if signal is Signal.OPENED and not self._stream.was_trusted:
+            # The stream is trusted once it shows a heartbeat.
+            self._heartbeat.send_soon()
 
-    async def _follow_pauses(self) -> None:
-        async for is_paused in self._registration.pauses():
-            if is_paused:
-                self._pause()
-            else:
-                self._status.emit(events.Resumed(workspace_id=self.workspace_id))
-                self._dispatcher.resume()
-                self._heartbeat.send_now()
+    def _follow_pause(self, is_paused: bool) -> None:
+        if is_paused:
+            self._pause()
+        else:
+            self._status.emit(events.Resumed(workspace_id=self.workspace_id))
+            self._dispatcher.resume()
+            self._heartbeat.send_now()
 
     def _pause(self) -> None:
         self._dispatcher.pause()
@@ -475,18 +478,17 @@ class Worker:
 
     def _spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> "asyncio.Task[None]":
         """Run *work* until it is cancelled; again after errors of the journal. Other errors end the worker."""
+        return asyncio.get_running_loop().create_task(self._guarded(work), name=self._task_name)
 
-        async def guarded() -> None:
-            while True:
-                try:
-                    return await work()
-                except JournalError as exc:
-                    self._status.report("journal", str(exc), exc.hint, lasting=True)
-                    await asyncio.sleep(JOURNAL_WAIT)
-                except Exception as exc:
-                    return self._fail(exc)
-
-        return asyncio.get_running_loop().create_task(guarded(), name=f"worker {self.workspace_id}")
+    async def _guarded(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        while True:
+            try:
+                return await work()
+            except JournalError as exc:
+                self._status.report("journal", str(exc), exc.hint, lasting=True)
+                await asyncio.sleep(JOURNAL_WAIT)
+            except Exception as exc:
+                return self._fail(exc)
 
     def _fail(self, error: BaseException) -> None:
         if not self._failure.done():
