@@ -191,10 +191,14 @@ async def read_body(head: HttpHead, cap: int, *, sink: IO[bytes] | None = None) 
     return body.content, body.is_whole
 
 
-async def read_stream(head: HttpHead) -> AsyncIterator[bytes]:
-    """Yield the body as it arrives."""
+def read_stream(head: HttpHead) -> AsyncIterator[bytes]:
+    """Return the pieces of the body as they arrive."""
     decompressor = Decompressor(head.headers.get("content-encoding", ""))
-    async for data in head.body:
+    return _decompressed(head.body, decompressor) if decompressor.is_needed else aiter(head.body)
+
+
+async def _decompressed(body: Body, decompressor: "Decompressor") -> AsyncIterator[bytes]:
+    async for data in body:
         for chunk in decompressor.chunks(data):
             yield chunk
 
@@ -266,13 +270,18 @@ class Decompressor:
             raise httpx.DecodingError("the response has a content encoding that was not asked for")
         self._zlib: zlib._Decompress | None = None
 
+    @property
+    def is_needed(self) -> bool:
+        """Whether the body is compressed."""
+        return self._encoding not in ("", "identity")
+
     def chunks(self, data: bytes) -> Iterator[bytes]:
         """Yield the decompressed *data*.
 
         Raises:
             httpx.DecodingError: It is damaged.
         """
-        if self._encoding in ("", "identity"):
+        if not self.is_needed:
             yield data
             return
         try:

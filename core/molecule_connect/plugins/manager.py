@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import pluggy
+
 from molecule_connect.errors import ConfigError, MoleculeError, OptionError, PluginError
 from molecule_connect.models import Handler
 from molecule_connect.plugins.discovery import find
@@ -36,7 +38,6 @@ class PluginHost:
     handler: Handler | None
 
     def __init__(self) -> None:
-        self._manager = new_manager()
         self._plugins: list[tuple[str, object]] = []
         self._checks: list[Impl] = []
         self._descriptions: list[Impl] = []
@@ -112,7 +113,9 @@ class PluginHost:
             PluginError: A plugin doesn't implement the hooks as required.
         """
         (label, backend), *middleware = self._plugins
-        hooks = self._register(backend, label)
+        # Not kept: thousands of workspaces have one each.
+        manager = new_manager()
+        hooks = self._register(manager, backend, label)
         if isinstance(backend, InboxBackend):
             self._leave_to_readers(label, hooks, middleware)
             return
@@ -121,7 +124,7 @@ class PluginHost:
         backend_handler = Layer(partial(hooks["handle_a2a"].run, self._answers), label)
         self.handler = self._wrapped(backend_handler.handle, hooks)
         for label, plugin in middleware:
-            hooks = self._register(plugin, label)
+            hooks = self._register(manager, plugin, label)
             if "handle_a2a" in hooks:
                 raise PluginError(
                     f"{label} is a second backend", hint="a workspace has one backend, named by --backend"
@@ -154,8 +157,8 @@ class PluginHost:
             )
         self.handler = None
 
-    def _register(self, plugin: object, label: str) -> dict[str, Impl]:
-        hooks = register(self._manager, plugin, label)
+    def _register(self, manager: pluggy.PluginManager, plugin: object, label: str) -> dict[str, Impl]:
+        hooks = register(manager, plugin, label)
         if "check" in hooks:
             self._checks.append(hooks["check"])
         if "describe" in hooks:
@@ -185,10 +188,11 @@ class PluginHost:
 
     async def _close_all(self) -> list[Exception]:
         self._answers.abandon()
+        manager = new_manager()
         failed: list[Exception] = []
         try:
             for label, plugin in reversed(self._plugins):
-                impl = close_impl(self._manager, plugin, label)
+                impl = close_impl(manager, plugin, label)
                 problem = impl and await run_close(impl, self._chores)
                 if problem:
                     failed.append(problem)

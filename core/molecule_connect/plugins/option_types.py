@@ -6,11 +6,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
 
 import attrs
-import cattrs
-from cattrs.errors import StructureHandlerNotFoundError
+
+if TYPE_CHECKING:
+    import cattrs
 
 
 @attrs.frozen
@@ -46,6 +47,9 @@ def read_value(value: Any, kind: Any) -> Any:
         WrongValueError: The value is invalid.
         UnusableTypeError: *kind* isn't supported.
     """
+    # cattrs takes 2.5 MiB, and most backends are used without options.
+    from cattrs.errors import StructureHandlerNotFoundError
+
     try:
         return _converter().structure(value, kind)
     except StructureHandlerNotFoundError:
@@ -107,7 +111,9 @@ def spelled(amount: float) -> str:
 _ABC_SEQUENCE = get_origin(Sequence[str])
 
 
-def _converter() -> cattrs.Converter:
+def _converter() -> "cattrs.Converter":
+    import cattrs
+
     converter = cattrs.Converter(detailed_validation=False)
     plain = ((str, _text), (int, _whole), (float, _number), (bool, _truth), (Path, _path), (enum.Enum, _choice))
     for kind, read in plain:
@@ -191,7 +197,7 @@ def _choices(kind: Any) -> tuple[str, ...]:
     return ()
 
 
-def _many(value: Any, kind: Any, converter: cattrs.Converter) -> Any:
+def _many(value: Any, kind: Any, converter: "cattrs.Converter") -> Any:
     values = value if isinstance(value, list | tuple) else [value]
     read = [converter.structure(one, _item(kind)) for one in values]
     return tuple(read) if get_origin(kind) is tuple else read
