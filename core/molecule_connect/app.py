@@ -24,6 +24,7 @@ from molecule_connect.config.workspaces import Block, Fault, Listing, Refused, W
 from molecule_connect.deployment import Deployment, PluginCheck, check_all, without_refused
 from molecule_connect.errors import ConfigError, MoleculeError
 from molecule_connect.journal.journal import Journal
+from molecule_connect.observers import Tracer
 from molecule_connect.platform.address import parse_address
 from molecule_connect.platform.tls import Trust
 from molecule_connect.platform.transports import AsyncTransport, Transports
@@ -228,12 +229,14 @@ async def deploy(
     *,
     strict: bool = True,
     transport: AsyncTransport | None = None,
+    tracer: Tracer | None = None,
 ) -> AsyncIterator[Deployment]:
     """Build and check everything that serves *listing*, without starting it. Closed at the end.
 
     Args:
         strict: Serve all workspaces of a list or none. Otherwise, serve the valid ones and report the
             others.
+        tracer: Traces the messages.
 
     Raises:
         ConfigError: No workspace can be served, or not all of a strict list.
@@ -260,6 +263,7 @@ async def deploy(
             journal=journal,
             listener=listener,
             fleet=Fleet(journal.spend, listing.fleet),
+            tracer=tracer,
         )
         runners = [WorkspaceRunner(one, runtime) for one in settings]
         for runner in runners:

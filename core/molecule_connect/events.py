@@ -143,12 +143,14 @@ class Dead(MessageEvent):
         hint: What the operator can do; empty if nothing is known.
         category: One of ``DEAD_CATEGORIES``.
         handler_seconds: How long the last attempt took; 0 if there was none.
+        notifies: Whether the caller gets a notice, which is sent next.
     """
 
     reason: str
     hint: str = ""
     category: str = "internal"
     handler_seconds: float = 0.0
+    notifies: bool = False
 
 
 @attrs.frozen(kw_only=True)

@@ -98,6 +98,8 @@ class Request:
         method: The JSON-RPC method, usually ``message/send``.
         raw: The platform's ``request_body`` as JSON text.
         attempt: 1 for the first attempt at this message.
+        trace: The W3C ``traceparent`` of the attempt, to continue its trace; without traces, that of the sender, which
+            can be any valid one. Empty if there is neither.
     """
 
     workspace_id: str
@@ -110,6 +112,7 @@ class Request:
     method: str = "message/send"
     raw: str = attrs.field(default="{}", repr=False)
     attempt: int = attrs.field(default=1, validator=attrs.validators.ge(1))
+    trace: str = ""
 
     @property
     def text(self) -> str:
@@ -327,6 +330,7 @@ class Outgoing:
         message_id: The same for every resend of this reply, and unique otherwise.
         caller_id: The peer that gets it, or None for the person in the canvas.
         in_reply_to: The inbound message's id, as its sender gave it.
+        trace: The W3C ``traceparent`` of this send; empty without traces.
     """
 
     message_id: str
@@ -334,6 +338,7 @@ class Outgoing:
     context_id: str | None
     in_reply_to: str
     parts: tuple[Part, ...]
+    trace: str = ""
 
 
 @attrs.frozen(kw_only=True)

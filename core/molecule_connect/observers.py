@@ -1,7 +1,8 @@
 """Observers: plugins that watch a serving process, such as ``molecule connect --http``.
 
 An entry point of the group ``molecule_connect.observers`` names a class or function that is called with an
-``ObserverConfig`` and returns an ``Observer``. ``--http`` uses the one named ``http``.
+``ObserverConfig`` and returns an ``Observer``. ``--http`` uses the one named ``http``; the standard variables of
+OpenTelemetry turn on the one named ``otel``.
 """
 
 from collections.abc import Callable, Mapping
@@ -107,7 +108,7 @@ class ObserverConfig:
     """What an observer is created with.
 
     Attributes:
-        host: The address to listen on: a name, or an IPv4 or IPv6 address without brackets.
+        host: The address to listen on: a name, or an IPv4 or IPv6 address without brackets. Empty without ``--http``.
         port: The port to listen on; 0 for any free one.
         workspace_labels: Tell workspaces apart. False: add them up, so that the output doesn't grow with them.
         note: Shows a line to the operator: its level ("INFO" or "WARNING"), its text, and what to do.
@@ -120,8 +121,41 @@ class ObserverConfig:
     note: Callable[[str, str, str], None] = attrs.field(repr=False)
 
 
+@attrs.frozen(kw_only=True)
+class Step:
+    """A step of a message that starts now: an attempt, or a send of its reply. Events report how it ends.
+
+    An attempt ends with ``Answered``, ``Retrying`` or ``Dead``; a send with ``Delivered``, ``Retrying``, ``Dead`` or
+    ``Notified``, or with the next send of the same message.
+
+    Attributes:
+        name: "handler" or "send".
+        row_id: The message.
+        caller_id: The peer, or None for a person.
+        attempt: The number of attempts, including this one.
+        queue_seconds: How long it waited for this attempt; 0 for a send.
+        sent: The ``traceparent`` that its sender chose, which can be any valid one; empty without one.
+    """
+
+    name: str
+    workspace_id: str
+    backend: str
+    row_id: str
+    caller_id: str | None
+    attempt: int
+    queue_seconds: float = 0.0
+    sent: str = ""
+
+
+# Returns the W3C traceparent of a step. Called in the event loop; must return at once.
+Tracer = Callable[[Step], str]
+
+
 class Observer(Protocol):
-    """Watches the process. All methods are called in its event loop."""
+    """Watches the process. All methods are called in its event loop.
+
+    It may also have a method ``trace``, which is the ``Tracer`` of the process.
+    """
 
     async def start(self) -> None:
         """Called before anything is registered.

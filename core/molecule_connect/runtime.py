@@ -18,7 +18,7 @@ from molecule_connect.errors import CloseError, ConfigError
 from molecule_connect.journal.backlog import Backlog
 from molecule_connect.journal.journal import Journal
 from molecule_connect.models import Handler
-from molecule_connect.observers import WorkspaceState
+from molecule_connect.observers import Tracer, WorkspaceState
 from molecule_connect.platform.address import parse_address
 from molecule_connect.platform.credentials import Credentials
 from molecule_connect.platform.transports import Transports
@@ -45,6 +45,7 @@ class Runtime:
 
     Attributes:
         requests: The requests of each workspace, see ``AsyncPlatformClient.requests``.
+        tracer: Traces the messages; None for no traces.
     """
 
     state_dir: Path
@@ -53,6 +54,7 @@ class Runtime:
     listener: events.Listener
     fleet: Fleet
     requests: defaultdict[str, Counter[tuple[str, int]]] = attrs.field(factory=lambda: defaultdict(Counter))
+    tracer: Tracer | None = None
 
     def client(self, settings: WorkspaceSettings) -> WorkspaceClient:
         """The platform client of one workspace."""
@@ -88,7 +90,7 @@ class Runtime:
             handler=handler,
             journal=self.journal,
             listener=self.listener,
-            options=attrs.evolve(options, pace=client.rate_limiter, fleet=self.fleet),
+            options=attrs.evolve(options, pace=client.rate_limiter, fleet=self.fleet, tracer=self.tracer),
         )
 
 

@@ -55,7 +55,12 @@ class Making:
 
 
 def observation(make: Making | None) -> Observation:
-    return Observation(make, ("127.0.0.1", 9090), choose(io.StringIO(), "lines"), workspace_labels=False)
+    return Observation(
+        {} if make is None else {"http": make},
+        ("127.0.0.1", 9090),
+        choose(io.StringIO(), "lines"),
+        workspace_labels=False,
+    )
 
 
 async def test_observer_gets_its_configuration_and_every_event() -> None:

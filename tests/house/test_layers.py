@@ -9,7 +9,7 @@ import molecule_connect
 
 CORE = Path(__file__).parents[2] / "core" / "molecule_connect"
 LAYERS = (
-    {"models", "errors", "events", "backoff", "files", "flag", "executors", "observers", "open_files"},
+    {"models", "errors", "events", "backoff", "files", "flag", "executors", "observers", "open_files", "traces"},
     {"config", "platform", "plugins", "journal", "process"},
     {"worker"},
     {"app", "deployment", "runtime"},

@@ -56,6 +56,9 @@ def test_extras_match_the_plugins(core: "Project", plugins: "list[Project]") -> 
         project.name.removeprefix("molecule-connect-"): [f"{project.name}{the_range(project.metadata['version'])}"]
         for project in plugins
     }
+    for project in plugins:
+        for extra in project.metadata.get("optional-dependencies", {}):
+            wanted[extra] = [f"{project.name}[{extra}]{the_range(project.metadata['version'])}"]
     assert core.metadata["optional-dependencies"] == wanted
 
 

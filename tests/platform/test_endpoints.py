@@ -1,6 +1,7 @@
 import json
 from typing import Any
 
+import attrs
 import pytest
 
 from molecule_connect.models import Outgoing, Presence, TextPart, WorkspaceInfo, WorkspaceStatus
@@ -99,6 +100,13 @@ def test_reply_goes_to_peer_or_person() -> None:
     assert endpoints.reply("ws", to_person).path == "/workspaces/ws/notify"
     assert body(endpoints.reply("ws", to_person)) == {"message": "hi"}
     assert endpoints.reply("ws", to_peer).priority is endpoints.reply("ws", to_person).priority is Priority.SEND
+
+
+def test_traced_reply_carries_its_context() -> None:
+    to_person = Outgoing(message_id="m", caller_id=None, context_id=None, in_reply_to="q", parts=(TextPart("hi"),))
+    for reply in (to_person, attrs.evolve(to_person, caller_id="p")):
+        assert endpoints.reply("ws", reply).headers == ()
+        assert endpoints.reply("ws", attrs.evolve(reply, trace="00-1-2-01")).headers == (("traceparent", "00-1-2-01"),)
 
 
 @pytest.mark.parametrize(

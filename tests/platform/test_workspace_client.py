@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import httpx
 import pytest
 from tests.platform.kit import API, Connect, Script, envelope, row
@@ -66,6 +67,14 @@ async def test_earliest_time_is_date_or_newest_row(connect: Connect) -> None:
     now = client.now()
     assert now is not None
     assert 60_000_000 <= now < 120_000_000
+
+
+async def test_trace_is_a_header_of_its_reply_only(connect: Connect) -> None:
+    script = Script(httpx.Response(200, json={}), httpx.Response(200, json={}))
+    client = connect(script)
+    await client.send(attrs.evolve(to_person("hi"), trace="00-1-2-01"))
+    await client.send(to_person("hi"))
+    assert [request.headers.get("traceparent") for request in script.requests] == ["00-1-2-01", None]
 
 
 @pytest.mark.parametrize("content", [b'[{"id":"a"},', b'[{"id":"a', b"", b"<html>sign in</html>", b'{"error":"x"}'])

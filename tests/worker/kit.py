@@ -337,6 +337,7 @@ class FakePlatform:
         delegation: str | None = None,
         signal: bool = True,
         timed: bool = True,
+        raw: str = "{}",
     ) -> str:
         """A row that is *age* seconds old now and can be read in *late* seconds. Returns its id."""
         self._seq += 1
@@ -352,6 +353,7 @@ class FakePlatform:
             sender_key=message_id,
             idempotency_key=message_id or row_id,
             parts=(TextPart(text),),
+            raw=raw,
             fingerprint=fingerprint(text),
             delegation_id=delegation,
         )

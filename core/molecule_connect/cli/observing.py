@@ -1,4 +1,4 @@
-"""Run the observer of ``molecule connect --http``."""
+"""Run the observers of ``molecule connect``: for ``--http``, and for traces."""
 
 import asyncio
 import contextlib
@@ -15,11 +15,14 @@ from molecule_connect.console.screen import Screen
 from molecule_connect.errors import ConfigError, JournalError, MoleculeError, PluginError
 from molecule_connect.journal.backlog import Backlog, read_backlogs
 from molecule_connect.journal.integrity import wal_of
-from molecule_connect.observers import Observer, ObserverConfig, ProcessState, WorkspaceState
+from molecule_connect.observers import Observer, ObserverConfig, ProcessState, Step, Tracer, WorkspaceState
 from molecule_connect.plugins import discovery
 from molecule_connect.plugins.entry_points import OBSERVERS
 
-EXTRA, NAME = "observe", "http"
+EXTRA, HTTP = "observe", "http"
+TRACES_EXTRA, TRACES = "otel", "otel"
+# The standard variables that ask programs to send traces over OTLP.
+ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 LOOPBACK = "127.0.0.1"
 # States that are collected between two turns of the event loop.
 _AT_ONCE = 50
@@ -38,16 +41,19 @@ class Observed(Protocol):
     def states(self, backlogs: Mapping[str, Backlog] | None = None) -> Iterator[WorkspaceState]: ...
 
 
+Create = Callable[[ObserverConfig], Observer]
+
+
 class Observation:
-    """Runs an observer. Without one, its methods do nothing.
+    """Runs observers. Without one, its methods do nothing.
 
     Args:
-        create: Creates the observer.
+        create: Creates each observer, by name.
     """
 
     def __init__(
         self,
-        create: Callable[[ObserverConfig], Observer] | None,
+        create: Mapping[str, Create],
         address: tuple[str, int],
         screen: Screen,
         *,
@@ -57,61 +63,59 @@ class Observation:
         self._address = address
         self._screen = screen
         self._workspace_labels = workspace_labels
-        self._observer: Observer | None = None
+        self._observers: dict[str, Observer] = {}
         self._observed: Observed | None = None
         self._is_stopping = False
 
     @classmethod
-    def of(cls, http: str | None, screen: Screen, *, workspace_labels: bool = True) -> "Observation":
-        """The observer of ``--http``, or none.
+    def of(
+        cls, http: str | None, environ: Mapping[str, str], screen: Screen, *, workspace_labels: bool = True
+    ) -> "Observation":
+        """The observers that ``--http`` and the variables of OpenTelemetry ask for.
 
         Raises:
-            ConfigError: The address is invalid, or the plugin isn't installed.
+            ConfigError: The address is invalid, or the plugin of ``--http`` isn't installed.
         """
-        if http is None:
-            return cls(None, ("", 0), screen)
-        address = parse_listen_address(http)
-        return cls(_find(), address, screen, workspace_labels=workspace_labels)
+        create, address = dict[str, Create](), ("", 0)
+        if http is not None:
+            address, create[HTTP] = parse_listen_address(http), _find_http()
+        if (asking := asks_for_traces(environ)) and (found := _find_traces(asking, screen)) is not None:
+            create[TRACES] = found
+        return cls(create, address, screen, workspace_labels=workspace_labels)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Run the observer inside the block.
+        """Run the observers inside the block.
 
         Raises:
-            ConfigError: The observer can't start.
+            ConfigError: An observer can't start.
         """
-        if self._create is None:
-            yield
-            return
         host, port = self._address
         config = ObserverConfig(
             host=host, port=port, workspace_labels=self._workspace_labels, process=self, note=self._screen.note
         )
-        with _authors_code():
-            observer = self._create(config)
-            await observer.start()
-        self._observer = observer
-        try:
+        async with contextlib.AsyncExitStack() as stack:
+            for name, create in self._create.items():
+                with _authors_code(name):
+                    observer = create(config)
+                    await observer.start()
+                stack.push_async_callback(_close, name, observer)
+                self._observers[name] = observer
             yield
-        finally:
-            with _authors_code():
-                await observer.close()
 
     def following(self, listener: events.Listener) -> events.Listener:
-        """*listener*, whose events the observer receives too."""
-        if (observer := self._observer) is None:
-            return listener
-        observe = observer.event
+        """*listener*, whose events the observers receive too."""
+        for name, observer in self._observers.items():
+            listener = _followed(listener, name, observer.event)
+        return listener
 
-        def listen(event: events.Event) -> None:
-            listener(event)
-            try:
-                observe(event)
-            except Exception as exc:  # must not affect what the event is about
-                context = {"message": f"observer {NAME} failed", "exception": exc}
-                asyncio.get_running_loop().call_exception_handler(context)
-
-        return listen
+    @property
+    def tracer(self) -> Tracer | None:
+        """The tracer among the observers. Its errors don't affect messages."""
+        for name, observer in self._observers.items():
+            if (trace := getattr(observer, "trace", None)) is not None:
+                return _contained(name, trace)
+        return None
 
     def attach(self, observed: Observed) -> None:
         """The workspaces are ready to be served."""
@@ -188,15 +192,70 @@ def parse_listen_address(text: str) -> tuple[str, int]:
     return (host[1:-1] if is_bracketed else host) or LOOPBACK, int(port)
 
 
-def _find() -> Callable[[ObserverConfig], Observer]:
-    if not any(plugin.name == NAME for plugin in discovery.installed(OBSERVERS)):
+def asks_for_traces(environ: Mapping[str, str]) -> str:
+    """The name of the variable that asks for traces over OTLP; empty if none does, or another turns them off."""
+    exporters = environ.get("OTEL_TRACES_EXPORTER", "").lower().split(",")
+    is_otlp = any(one.strip() in ("", "otlp") for one in exporters)
+    if not is_otlp or environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return ""
+    return next((name for name in ENDPOINTS if environ.get(name)), "")
+
+
+def _find_http() -> Create:
+    if not any(plugin.name == HTTP for plugin in discovery.installed(OBSERVERS)):
         raise ConfigError("--http needs a plugin that is not installed", hint=discovery.how_to_install(EXTRA))
-    found: Callable[[ObserverConfig], Observer] = discovery.load(discovery.find(OBSERVERS, NAME))
+    return _load(HTTP)
+
+
+def _find_traces(variable: str, screen: Screen) -> Create | None:
+    """The observer that traces. A variable that is meant for other programs is no reason to fail without it."""
+    try:
+        return _load(TRACES)
+    except PluginError as exc:
+        hint = f"{discovery.how_to_install(TRACES_EXTRA)}; or set OTEL_TRACES_EXPORTER=none"
+        screen.note("WARNING", f"{variable} is set, but no traces are sent: {exc}", hint)
+        return None
+
+
+def _load(name: str) -> Create:
+    found: Create = discovery.load(discovery.find(OBSERVERS, name))
     return found
 
 
+async def _close(name: str, observer: Observer) -> None:
+    with _authors_code(name):
+        await observer.close()
+
+
+def _followed(listener: events.Listener, name: str, observe: events.Listener) -> events.Listener:
+    def listen(event: events.Event) -> None:
+        listener(event)
+        try:
+            observe(event)
+        except Exception as exc:  # must not affect what the event is about
+            _report(name, exc)
+
+    return listen
+
+
+def _contained(name: str, trace: Tracer) -> Tracer:
+    def traced(step: Step) -> str:
+        try:
+            return trace(step)
+        except Exception as exc:  # must not affect the message
+            _report(name, exc)
+            return step.sent if step.name == "handler" else ""
+
+    return traced
+
+
+def _report(name: str, exc: Exception) -> None:
+    context = {"message": f"observer {name} failed", "exception": exc}
+    asyncio.get_running_loop().call_exception_handler(context)
+
+
 @contextlib.contextmanager
-def _authors_code() -> Iterator[None]:
+def _authors_code(name: str) -> Iterator[None]:
     """Report exceptions of the plugin as errors of the plugin."""
     try:
         yield
@@ -204,5 +263,5 @@ def _authors_code() -> Iterator[None]:
         raise
     except Exception as exc:
         raise PluginError(
-            f"observer {NAME} failed: {type(exc).__name__}: {exc}", hint="report it to its author"
+            f"observer {name} failed: {type(exc).__name__}: {exc}", hint="report it to its author"
         ) from exc

@@ -67,7 +67,9 @@ def run(options: Mapping[str, Any], given: Mapping[str, Any], *, screen: Screen)
                 f"no address given: using {DEFAULT_API_URL}",
                 "pass --api-url, set MOLECULE_API_URL, or save it with 'molecule init'",
             )
-        observation = Observation.of(options["http"], screen, workspace_labels=not options["no_workspace_labels"])
+        observation = Observation.of(
+            options["http"], os.environ, screen, workspace_labels=not options["no_workspace_labels"]
+        )
         open_files.raise_limit()
         if options["save"]:
             if source.name or options["dry_run"]:
@@ -111,7 +113,9 @@ async def _serve(
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(observation.running())
         listener = observation.following(report.following(with_next_step(screen, reloads=source.reloads)))
-        deployment = await stack.enter_async_context(deploy(listing, folder, listener, strict=source.strict))
+        deployment = await stack.enter_async_context(
+            deploy(listing, folder, listener, strict=source.strict, tracer=observation.tracer)
+        )
         observation.attach(deployment)
         following = follow_the_list(
             source,

@@ -134,8 +134,8 @@ class StoredMessage:
         """The text parts, joined."""
         return "".join(part.text for part in self.parts if isinstance(part, TextPart))
 
-    def request(self) -> Request:
-        """The request that a backend handles."""
+    def request(self, *, trace: str = "") -> Request:
+        """The request that a backend handles, as part of *trace*."""
         return Request(
             workspace_id=self.workspace_id,
             message_id=self.message_id,
@@ -147,16 +147,18 @@ class StoredMessage:
             method=self.method,
             raw=self.raw or "{}",
             attempt=self.attempt,
+            trace=trace,
         )
 
-    def outgoing(self, parts: tuple[Part, ...]) -> Outgoing:
-        """Its reply with these *parts*, as it is sent."""
+    def outgoing(self, parts: tuple[Part, ...], *, trace: str = "") -> Outgoing:
+        """Its reply with these *parts*, as it is sent as part of *trace*."""
         return Outgoing(
             message_id=self.outgoing_id(),
             caller_id=self.caller_id,
             context_id=self.context_id,
             in_reply_to=self.message_id,
             parts=parts,
+            trace=trace,
         )
 
     def outgoing_id(self) -> str:

@@ -242,6 +242,8 @@ class AsyncPlatformClient:
         response = None
         try:
             url, headers = self._url(operation), self._headers_with(token)
+            if operation.headers:
+                headers = [*headers, *operation.headers]
             peer = self._messages_to_peers.of(operation.path) if operation.to_peer else contextlib.nullcontext()
             async with peer, self._calls.of(operation.name):
                 response = await self._connections.exchange(operation, url, headers, sink=sink)

@@ -107,6 +107,7 @@ class Operation(Generic[T]):
         is_optional: The platform may lack the endpoint. That is remembered for an hour.
         is_open: The endpoint also works without a token.
         files: Sent from the disk instead of ``body``.
+        headers: Sent in addition to those of all requests.
         to_peer: The response may take as long as the peer works, so a slow one doesn't mean a dead connection.
         timeout: Seconds between two pieces of the response.
         cap: Most bytes that are read of the response.
@@ -119,6 +120,7 @@ class Operation(Generic[T]):
     params: tuple[tuple[str, str], ...] = ()
     body: bytes | None = attrs.field(default=None, repr=False)
     files: Multipart | None = attrs.field(default=None, repr=False)
+    headers: tuple[tuple[str, str], ...] = ()
     priority: Priority = Priority.READ
     body_format: BodyFormat = BodyFormat.JSON
     accepts: tuple[int, ...] = ()
@@ -243,9 +245,12 @@ def notify(workspace_id: str, message: str, *, attachments: Sequence[FilePart] =
 
 def reply(workspace_id: str, outgoing: Outgoing) -> Operation[Any]:
     """Send a reply: ``a2a`` to a peer, ``notify`` to a person."""
+    operation: Operation[Any]
     if outgoing.caller_id is None:
-        return notify(workspace_id, notify_text(outgoing.parts), attachments=attachments(outgoing.parts))
-    return a2a(outgoing.caller_id, peer_envelope(outgoing))
+        operation = notify(workspace_id, notify_text(outgoing.parts), attachments=attachments(outgoing.parts))
+    else:
+        operation = a2a(outgoing.caller_id, peer_envelope(outgoing))
+    return attrs.evolve(operation, headers=(("traceparent", outgoing.trace),)) if outgoing.trace else operation
 
 
 def peers(workspace_id: str, query: str = "") -> Operation[list[dict[str, Any]]]:

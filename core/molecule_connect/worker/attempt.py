@@ -18,6 +18,7 @@ from molecule_connect.worker.circuit_breaker import CircuitBreaker
 from molecule_connect.worker.clock import SECOND, Clock
 from molecule_connect.worker.outcomes import Answered, Failed, Requeued, Silent
 from molecule_connect.worker.status import Status
+from molecule_connect.worker.tracing import Tracing
 
 MAX_ATTEMPTS = 4
 RETRY_DELAYS = (5.0, 30.0, 120.0)
@@ -55,6 +56,7 @@ class Attempts:
         budget: DailyBudget,
         status: Status,
         clock: Clock,
+        tracing: Tracing,
     ) -> None:
         self._handler = handler
         self._journal = journal
@@ -62,6 +64,7 @@ class Attempts:
         self._budget = budget
         self._status = status
         self._clock = clock
+        self._tracing = tracing
         self._jitter = Backoff()
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._done.set_result(None)
@@ -82,7 +85,7 @@ class Attempts:
         """Run the handler on *message*, which is in state ``running``.
 
         Args:
-            queue_seconds: How long it waited, for the event.
+            queue_seconds: How long it waited, for the event and the trace.
 
         Raises:
             asyncio.CancelledError: The worker is stopping.
@@ -94,8 +97,9 @@ class Attempts:
         text = in_words(message.parts)[:200]
         facts = {"attempt": message.attempt, "text": text, "queue_seconds": queue_seconds}
         self._status.message_event(events.Started, message, **facts)
+        trace = self._tracing.handler(message, queue_seconds=queue_seconds)
         try:
-            response = _checked(await self._call(running))
+            response = _checked(await self._call(running, trace))
         except BackendError as exc:
             self._budget.attempt_ended(message, exc.usage)
             return attrs.evolve(self._failed(message, exc), handler_seconds=loop.time() - started_at)
@@ -115,12 +119,12 @@ class Attempts:
             return Silent(text=response.text, seconds=seconds, cost_usd=cost)
         return Answered(reply=StoredReply(parts=response.parts, usage=response.usage), seconds=seconds)
 
-    async def _call(self, running: Running) -> Response:
+    async def _call(self, running: Running, trace: str) -> Response:
         message = running.message
         progress = functools.partial(self._progressed, running)
         try:
             async with asyncio.timeout(DEADLINE) as running.deadline:
-                return await self._handler(message.request(), progress)
+                return await self._handler(message.request(trace=trace), progress)
         except TimeoutError:
             if not running.deadline.expired():
                 raise

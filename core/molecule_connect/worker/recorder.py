@@ -71,8 +71,14 @@ class Recorder:
                 await self._requeue(message, outcome)
             case Failed(reason=reason):
                 stored = await self._give_up(message, reason)
-                facts = {"reason": reason, "hint": outcome.hint, "category": outcome.category}
-                self._status.message_event(events.Dead, message, **facts, handler_seconds=outcome.handler_seconds)
+                facts = {
+                    "reason": reason,
+                    "hint": outcome.hint,
+                    "category": outcome.category,
+                    "handler_seconds": outcome.handler_seconds,
+                    "notifies": stored is not None,
+                }
+                self._status.message_event(events.Dead, message, **facts)
                 return stored
         return None
 

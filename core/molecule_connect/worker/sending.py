@@ -23,6 +23,7 @@ from molecule_connect.worker.outcomes import Accepted, Postponed, Refused, SendO
 from molecule_connect.worker.ports import Sender
 from molecule_connect.worker.send_health import SendHealth
 from molecule_connect.worker.status import Status
+from molecule_connect.worker.tracing import Tracing
 from molecule_connect.worker.uploads import Attachments
 
 GIVE_UP_AFTER = 24 * 3600 * SECOND
@@ -65,6 +66,7 @@ class ReplySender:
         feed: EchoFeed,
         status: Status,
         clock: Clock,
+        tracing: Tracing,
     ) -> None:
         self._platform = platform
         self._journal = journal
@@ -72,6 +74,7 @@ class ReplySender:
         self._feed = feed
         self._status = status
         self._clock = clock
+        self._tracing = tracing
         self._absent_until = float("-inf")
         self.health = SendHealth(status)
 
@@ -141,7 +144,7 @@ class ReplySender:
     ) -> SendOutcome:
         started_at = asyncio.get_running_loop().time()
         try:
-            await self._platform.send(message.outgoing(reply.parts))
+            await self._platform.send(message.outgoing(reply.parts, trace=self._tracing.send(message)))
         except AuthError as exc:
             seconds = RETRIES.delay(message.sends + 1)
             return self._postpone(message, str(exc), seconds, in_doubt=message.in_doubt, error=exc)

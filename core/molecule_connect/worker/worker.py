@@ -30,7 +30,7 @@ from molecule_connect.journal.inbox import InboxStore
 from molecule_connect.journal.incoming import Stored
 from molecule_connect.journal.journal import Journal
 from molecule_connect.models import FeedPosition, FilePart, Handler, Progress, Request, Response, Signal
-from molecule_connect.observers import WorkspaceState
+from molecule_connect.observers import Tracer, WorkspaceState
 from molecule_connect.worker.admission import Admission
 from molecule_connect.worker.attempt import Attempts
 from molecule_connect.worker.budget import DailyBudget
@@ -56,6 +56,7 @@ from molecule_connect.worker.recorder import Recorder
 from molecule_connect.worker.sending import ReplySender
 from molecule_connect.worker.status import Status
 from molecule_connect.worker.stream import EventStream
+from molecule_connect.worker.tracing import Tracing
 from molecule_connect.worker.uploads import Attachments
 
 # A run with ``once`` doesn't wait for messages that are deferred for longer, in seconds: beyond retries these are
@@ -82,6 +83,7 @@ class WorkerOptions:
         file_limits: How large the folder for the files of messages may get.
         wall: Seconds since 1970.
         fleet: The limits for all workspaces of the process; None for no limits.
+        tracer: Traces the messages; None for no traces.
     """
 
     presence: bool = True
@@ -91,6 +93,7 @@ class WorkerOptions:
     file_limits: FolderLimits = attrs.field(factory=FolderLimits)
     wall: Callable[[], float] = time.time
     fleet: Fleet | None = None
+    tracer: Tracer | None = None
 
 
 class Worker:
@@ -175,9 +178,10 @@ class Worker:
         self._limit = limit = ConcurrencyLimit(settings.concurrency, breaker, budget, fleet)
         guard = LoopGuard(settings.peer_budget, self._journal, clock)
         admission = Admission(budget, guard, self._files, limit)
-        attempts = Attempts(handler, self._journal, breaker, budget, status, clock)
+        tracing = Tracing(self._options.tracer, settings.backend_name)
+        attempts = Attempts(handler, self._journal, breaker, budget, status, clock, tracing)
         attachments = Attachments(self._platform, file_journal, clock)
-        sender = ReplySender(self._platform, self._journal, attachments, self._feed, status, clock)
+        sender = ReplySender(self._platform, self._journal, attachments, self._feed, status, clock, tracing)
         recorder = Recorder(self._journal, self._platform, status, clock)
         self._dispatcher = Dispatcher(self._journal, admission, attempts, sender, recorder, clock)
 

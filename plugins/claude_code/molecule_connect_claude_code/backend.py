@@ -229,6 +229,8 @@ class ClaudeCodeBackend:
         environment = {name: value for name, value in inherited.items() if name not in _NESTING_VARIABLES}
         if request is not None and self.pass_meta:
             environment |= request_variables(request)
+        if request is not None and request.trace:
+            environment["TRACEPARENT"] = request.trace
         return environment | self._permissions.environment()
 
     @property

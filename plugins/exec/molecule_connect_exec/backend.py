@@ -211,6 +211,8 @@ class ExecBackend:
             environment = {name: value for name, value in environment.items() if name in wanted}
         if self.pass_meta and request is not None:
             environment |= request_variables(request, files=True)
+        if request is not None and request.trace:
+            environment["TRACEPARENT"] = request.trace
         return environment
 
     def _state_folder(self) -> Path | None:

@@ -21,6 +21,7 @@ def as_json(request: Request, *, raw: bool = False) -> bytes:
         "context_id": request.context_id,
         "method": request.method,
         "attempt": request.attempt,
+        "trace": request.trace,
         "text": request.text,
         "parts": [_part(part) for part in request.parts],
         "raw": request.raw if raw else None,

@@ -118,7 +118,8 @@ class Connector:
     def __init__(self, *arguments: str, http: str = "127.0.0.1:0", **environ: str) -> None:
         ours = ("MOLECULE_", "WORKSPACE_")
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-        self._arguments, self._environ = (*arguments, "--http", http), {**inherited, **environ}
+        self._arguments = (*arguments, "--http", http) if http else arguments
+        self._environ = {**inherited, **environ}
         self.output = ""
 
     @classmethod
