@@ -94,7 +94,7 @@ def others(session: nox.Session) -> None:
 def minimums(session: nox.Session) -> None:
     """All tests with the lowest versions that the distributions say they work with."""
     ours = [f"./plugins/{plugin}" for plugin in PLUGINS]
-    editable = [word for path in [".", *ours] for word in ("-e", path)]
+    editable = [word for path in [".", *ours, "./plugins/observe[otel]"] for word in ("-e", path)]
     session.install("--resolution=lowest-direct", *editable)
     before = session.run("uv", "pip", "freeze", silent=True, log=False)
     kept = session.create_tmp()

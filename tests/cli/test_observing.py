@@ -10,10 +10,10 @@ import pytest
 from tests.plugins.distributions import write_distribution
 
 from molecule_connect import events
-from molecule_connect.cli.observing import Observation, parse_listen_address
+from molecule_connect.cli.observing import Observation, asks_for_traces, parse_listen_address
 from molecule_connect.console.select import choose
 from molecule_connect.errors import ConfigError, PluginError
-from molecule_connect.observers import ObserverConfig
+from molecule_connect.observers import ObserverConfig, Step
 
 from .conftest import Molecule
 
@@ -95,6 +95,70 @@ async def test_without_an_observer_nothing_is_added() -> None:
     observed, shown = observation(None), list[events.Event]()
     async with observed.running():
         assert observed.following(shown.append) == shown.append
+
+
+class TracingWatcher(Watcher):
+    """Gives steps a context, or fails."""
+
+    def trace(self, step: Step) -> str:
+        if step.row_id == "bad":
+            raise RuntimeError("a bug")
+        return f"00-{step.row_id}"
+
+
+async def test_failing_tracer_affects_no_message() -> None:
+    found: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: found.append(context["exception"]))
+    screen = choose(io.StringIO(), "lines")
+    observed = Observation({"http": Watcher, "otel": TracingWatcher}, ("", 0), screen)
+    step = Step(name="handler", workspace_id="ws_1", backend="mock", row_id="r1", caller_id=None, attempt=1, sent="s")
+    async with observed.running():
+        assert (trace := observed.tracer) is not None
+        assert [trace(step), trace(attrs.evolve(step, row_id="bad"))] == ["00-r1", "s"]
+        assert trace(attrs.evolve(step, row_id="bad", name="send")) == ""
+    assert [str(one) for one in found] == ["a bug", "a bug"]
+
+
+async def test_all_observers_get_every_event() -> None:
+    first, second, shown = Making("event"), Making(), list[events.Event]()
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+    observed = Observation({"http": first, "otel": second}, ("", 0), choose(io.StringIO(), "lines"))
+    async with observed.running():
+        observed.following(shown.append)(EVENT)
+        assert observed.tracer is None
+    assert first.made.told == second.made.told == ["start", EVENT, "close"]
+    assert shown == [EVENT]
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, ""),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": ""}, ""),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c"}, "OTEL_EXPORTER_OTLP_ENDPOINT"),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://c"}, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"),
+        (
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c", "OTEL_TRACES_EXPORTER": "console, otlp"},
+            "OTEL_EXPORTER_OTLP_ENDPOINT",
+        ),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c", "OTEL_TRACES_EXPORTER": "none"}, ""),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c", "OTEL_SDK_DISABLED": "TRUE"}, ""),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c", "OTEL_SDK_DISABLED": "false"}, "OTEL_EXPORTER_OTLP_ENDPOINT"),
+    ],
+)
+def test_standard_variables_ask_for_traces(environ: dict[str, str], expected: str) -> None:
+    assert asks_for_traces(environ) == expected
+
+
+def test_missing_extra_costs_a_warning(molecule: Molecule, plugins: Path, tmp_path: Path, token: str) -> None:
+    entry_points = {"molecule_connect.observers": {"otel": "lacking:TraceObserver"}}
+    write_distribution(plugins, "molecule-connect-observe", entry_points=entry_points, lacking="import opentelemetry_x")
+    arguments = ("connect", "ws_1", "--backend", "parrot", "--dry-run", "--state-dir", str(tmp_path / "state"))
+    result = molecule(*arguments, MOLECULE_WORKSPACE_TOKEN=token, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1")
+    assert result.code == 0
+    assert "OTEL_EXPORTER_OTLP_ENDPOINT is set, but no traces are sent: observer otel" in result.stderr
+    assert "No module named 'opentelemetry_x'" in result.stderr
+    assert 'pip install "molecule-connect[otel]"' in result.stderr
 
 
 def test_missing_plugin_is_named(molecule: Molecule, plugins: Path, tmp_path: Path, token: str) -> None:

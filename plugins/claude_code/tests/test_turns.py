@@ -291,6 +291,12 @@ async def test_allows_reading_only_the_messages_files(asking: Asking, claude: Fa
     assert f"a file.txt: at {here}" in claude.runs[0].stdin
 
 
+async def test_trace_of_the_message_is_in_the_environment(asking: Asking, claude: FakeClaude) -> None:
+    await asking.ask(trace="00-1-2-01")
+    await asking.ask()
+    assert [run.env.get("TRACEPARENT") for run in claude.runs] == ["00-1-2-01", None]
+
+
 async def test_environment_has_no_token_or_nesting_variables(
     asking: Asking, claude: FakeClaude, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,6 +125,13 @@ async def test_the_meta_variables_are_passed_on_request() -> None:
     assert untold.text == "||||"
 
 
+@pytest.mark.parametrize("options", [{}, {"env": "PATH"}, {"pass_meta": True}])
+async def test_trace_of_the_message_is_passed(options: dict[str, Any]) -> None:
+    traced = await response('echo "[$TRACEPARENT]"', make_request(trace="00-1-2-01"), **options)
+    untraced = await response('echo "[$TRACEPARENT]"', make_request(), **options)
+    assert (traced.text, untraced.text) == ("[00-1-2-01]", "[]")
+
+
 async def test_the_token_is_not_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MOLECULE_WORKSPACE_TOKEN", "MOLECULE_WORKSPACE_TOKEN_FILE", "MOLECULE_WORKSPACES", "MY_COPY"):
         monkeypatch.setenv(name, "tok-secret")

@@ -27,6 +27,7 @@ FULL = Request(
     ),
     raw='{"method":"message/send"}',
     attempt=2,
+    trace="00-1-2-01",
 )
 TOLD = """\
 {
@@ -38,6 +39,7 @@ TOLD = """\
   "context_id": "context-1",
   "method": "message/send",
   "attempt": 2,
+  "trace": "00-1-2-01",
   "text": "grüße, half ?",
   "parts": [
     {

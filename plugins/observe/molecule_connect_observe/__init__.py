@@ -1,4 +1,4 @@
-"""Health checks and Prometheus metrics of molecule-connect."""
+"""Health checks, Prometheus metrics and OpenTelemetry traces of molecule-connect."""
 
 from molecule_connect_observe.observer import HttpObserver
 

@@ -53,6 +53,7 @@ class TraceObserver:
 
     Args:
         processor: Receives the spans; None to send them where the standard variables say.
+        sampler: Chooses the messages that are traced; None for the one of the standard variables.
         wall: Nanoseconds since 1970.
     """
 
@@ -61,10 +62,12 @@ class TraceObserver:
         config: ObserverConfig,
         *,
         processor: SpanProcessor | None = None,
+        sampler: Sampler | None = None,
         wall: Callable[[], int] = time.time_ns,
     ) -> None:
         self._config = config
         self._processor = processor
+        self._sampler = sampler
         self._wall = wall
         self._provider: TracerProvider | None = None
         self._tracer: trace.Tracer = trace.NoOpTracer()
@@ -83,7 +86,7 @@ class TraceObserver:
         try:
             if protocol != PROTOCOL:
                 raise ValueError(f"the protocol is {protocol!r}")
-            provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
+            provider = TracerProvider(self._sampler, _resource(), shutdown_on_exit=False)
             processor = self._processor or BatchSpanProcessor(_Reported(OTLPSpanExporter(), self._config.note))
         except (ValueError, OSError) as exc:
             self._config.note("WARNING", f"no traces are sent: {exc}", f"check the variables OTEL_*; use {PROTOCOL}")
