@@ -87,7 +87,7 @@ class TraceObserver:
             if protocol != PROTOCOL:
                 raise ValueError(f"the protocol is {protocol!r}")
             provider = TracerProvider(self._sampler, _resource(), shutdown_on_exit=False)
-            processor = self._processor or BatchSpanProcessor(_Reported(OTLPSpanExporter(), self._config.note))
+            processor = self._processor or BatchSpanProcessor(Reported(OTLPSpanExporter(), self._config.note))
         except (ValueError, OSError) as exc:
             self._config.note("WARNING", f"no traces are sent: {exc}", f"check the variables OTEL_*; use {PROTOCOL}")
             return
@@ -247,7 +247,7 @@ class OwnSampler(Sampler):
         return f"OwnSampler({self._inner.get_description()})"
 
 
-class _Reported(SpanExporter):
+class Reported(SpanExporter):
     """Reports once when the collector doesn't accept spans, and once when it does again."""
 
     def __init__(self, inner: SpanExporter, note: Callable[[str, str, str], None]) -> None:
@@ -256,7 +256,10 @@ class _Reported(SpanExporter):
         self._fails = False
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        result = self._inner.export(spans)
+        try:
+            result = self._inner.export(spans)
+        except Exception:  # some versions raise ValueError when the time for a retry has run out
+            result = SpanExportResult.FAILURE
         fails = result is not SpanExportResult.SUCCESS
         if fails and not self._fails:
             hint = "check OTEL_EXPORTER_OTLP_ENDPOINT and the collector; messages are not affected"

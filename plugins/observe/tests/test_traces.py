@@ -6,7 +6,7 @@ import gzip
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,15 @@ import attrs
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased, Sampler, TraceIdRatioBased
 
 from molecule_connect import events
 from molecule_connect.observers import ObserverConfig, Step
 from molecule_connect_observe import traces
-from molecule_connect_observe.traces import OwnSampler, TraceObserver
+from molecule_connect_observe.traces import OwnSampler, Reported, TraceObserver
 from molecule_connect_sandbox.testing import Sandbox
 
 from .kit import Connector, FakeProcess, Notes, free_port
@@ -283,6 +284,25 @@ async def test_open_traces_are_bounded() -> None:
         ("r0", "unfinished"),
         ("r1", "unfinished"),
     ]
+
+
+async def test_outage_of_the_collector_is_reported_once() -> None:
+    outcomes = iter([True, None, False, None, True, True, False])
+    notes = Notes()
+
+    class Unreliable(InMemorySpanExporter):
+        """Succeeds, fails or raises."""
+
+        def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+            outcome = next(outcomes)
+            if outcome is None:
+                raise ValueError("timeout: -0.1")
+            return SpanExportResult.SUCCESS if outcome else SpanExportResult.FAILURE
+
+    exporter = Reported(Unreliable(), notes)
+    found = [exporter.export([]).name for _ in range(7)]
+    assert found == ["SUCCESS", "FAILURE", "FAILURE", "FAILURE", "SUCCESS", "SUCCESS", "FAILURE"]
+    assert [level for level, _, _ in notes.lines] == ["WARNING", "INFO", "WARNING"]
 
 
 async def test_events_of_untraced_messages_are_ignored() -> None:
