@@ -13,7 +13,15 @@ from molecule_connect.config.workspaces import Fault, FleetLimits, Refused, Work
 from molecule_connect.errors import ConfigError, MoleculeError
 from molecule_connect.journal.backlog import Backlog
 from molecule_connect.observers import WorkspaceState
-from molecule_connect.runtime import Notices, Runtime, WorkspaceRunner, credentials_of, plugin_host, report_permissions
+from molecule_connect.runtime import (
+    Notices,
+    Runtime,
+    WorkspaceRunner,
+    close_plugins,
+    credentials_of,
+    open_plugins,
+    report_permissions,
+)
 from molecule_connect.worker.status_file import Problem, RefusedBlocksFile
 from molecule_connect.worker.supervisor import Supervisor
 
@@ -247,9 +255,12 @@ class PluginCheck:
         settings, listener = self.settings.check(), self.listener
         token = credentials_of(settings, self.state_dir).current()
         state_root = self.state_root or self.state_dir
-        async with plugin_host(settings, token, None, listener, state_root=state_root) as host:
+        host = await open_plugins(settings, token, None, listener, state_root=state_root)
+        try:
             await report_permissions(host, settings.workspace_id, listener)
             return await host.check()
+        finally:
+            await close_plugins(host, Notices(settings.workspace_id, listener))
 
 
 async def check_all(checks: Iterable[WorkspaceRunner | PluginCheck]) -> list[Refused]:

@@ -3,8 +3,6 @@
 import asyncio
 import contextlib
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Self
 
@@ -15,6 +13,7 @@ from molecule_connect.config.saved import SavedToken
 from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.config.tokens import SAVED_SOURCE
 from molecule_connect.errors import CloseError, ConfigError
+from molecule_connect.flag import Flag
 from molecule_connect.journal.backlog import Backlog
 from molecule_connect.journal.journal import Journal
 from molecule_connect.models import Handler
@@ -109,7 +108,7 @@ class WorkspaceRunner:
         self.settings = settings
         self.workspace_id = settings.workspace_id
         self._runtime = runtime
-        self._stack = AsyncExitStack()
+        self._is_open = False
         self._host: PluginHost | None = None
         self._created_at = asyncio.get_running_loop().time()
 
@@ -120,16 +119,16 @@ class WorkspaceRunner:
             ConfigError: A setting is invalid, or a plugin can't be created.
         """
         settings, runtime = self.settings.check(), self._runtime
-        async with AsyncExitStack() as stack:
-            self.client = runtime.client(settings)
-            stack.push_async_callback(self.client.aclose)
+        self.client = runtime.client(settings)
+        self._is_open = True
+        try:
             token = self.client.credentials.current()
-            self._host = await stack.enter_async_context(
-                plugin_host(settings, token, runtime.state_dir, runtime.listener)
-            )
+            self._host = await open_plugins(settings, token, runtime.state_dir, runtime.listener)
             options = WorkerOptions(asked_at=self._created_at)
             self.worker = runtime.worker(settings, self.client, self._host.handler, options)
-            self._stack = stack.pop_all()
+        except BaseException:
+            await self._close_after_error()
+            raise
         return self
 
     async def find_problems(self) -> list[str]:
@@ -141,7 +140,7 @@ class WorkspaceRunner:
         await self.build()
         return await self._host.check() if self._host else []
 
-    async def run(self, stop: asyncio.Event) -> None:
+    async def run(self, stop: Flag) -> None:
         """Serve until *stop* is set and all messages in progress have finished, then close everything.
 
         Calls ``build`` first if necessary.
@@ -156,12 +155,30 @@ class WorkspaceRunner:
             await report_permissions(self._host, self.workspace_id, self._runtime.listener)
             if self._host.advice:
                 Notices(self.workspace_id, self._runtime.listener)(self._host.advice)
-        async with self._stack:
+        try:
             await self.worker.run(stop)
+        except BaseException:
+            await self._close_after_error()
+            raise
+        await self.aclose()
 
     async def aclose(self) -> None:
-        """Close everything that was built, unless ``run`` did."""
-        await self._stack.aclose()
+        """Close everything that was built, unless ``run`` did.
+
+        Raises:
+            CloseError: Closing a plugin failed.
+        """
+        if self._is_open:
+            self._is_open = False
+            try:
+                if self._host is not None:
+                    await close_plugins(self._host, Notices(self.workspace_id, self._runtime.listener))
+            finally:
+                await self.client.aclose()
+
+    async def _close_after_error(self) -> None:
+        with contextlib.suppress(CloseError):
+            await self.aclose()
 
     @property
     def has_read(self) -> bool:
@@ -214,26 +231,23 @@ def credentials_of(settings: WorkspaceSettings, state_dir: Path | None) -> Crede
     )
 
 
-@asynccontextmanager
-async def plugin_host(
+async def open_plugins(
     settings: WorkspaceSettings,
     token: str,
     state_dir: Path | None,
     listener: events.Listener,
     *,
     state_root: Path | None = None,
-) -> AsyncIterator[PluginHost]:
-    """The plugins of one workspace, closed at the end. *token* is kept out of the programs that they start.
+) -> PluginHost:
+    """Create the plugins of one workspace. *token* is kept out of the programs that they start.
 
     Args:
         state_dir: None to write nothing; *state_root* is then the folder that a start would use.
 
     Raises:
         ConfigError: A plugin can't be created.
-        CloseError: Only closing a plugin failed.
     """
-    notices = Notices(settings.workspace_id, listener)
-    host = await create_host(
+    return await create_host(
         workspace_id=settings.workspace_id,
         backend=settings.backend,
         options=settings.options,
@@ -243,15 +257,20 @@ async def plugin_host(
         listed=settings.entry > 0,
         state_dir=state_dir,
         state_root=state_root,
-        warn=notices,
+        warn=Notices(settings.workspace_id, listener),
         secrets=[token],
     )
-    try:
-        yield host
-    finally:
-        failed = await host.close()
-        for error in failed:
-            notices(str(error))
+
+
+async def close_plugins(host: PluginHost, notify: Notices) -> None:
+    """Close the plugins, and report their errors.
+
+    Raises:
+        CloseError: Closing a plugin failed.
+    """
+    failed = await host.close()
+    for error in failed:
+        notify(str(error))
     if failed:
         raise failed[0] if isinstance(failed[0], CloseError) else CloseError(str(failed[0]))
 

@@ -13,6 +13,7 @@ from tests.worker.test_kills import EXPECTED, Fuse, Mortal, dies, talk
 
 from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.errors import ConfigError
+from molecule_connect.flag import Flag
 from molecule_connect.inbox.inbox import ChangeSignal, Inbox
 from molecule_connect.models import Response
 from molecule_connect.worker.worker import Worker, WorkerOptions
@@ -35,7 +36,7 @@ async def live(folder: Path, platform: Mortal) -> None:
     loop, fuse = asyncio.get_running_loop(), platform.fuse
     disk = Disk(before=fuse.point, after=fuse.point)
     async with open_journal(folder, disk) as journal:
-        stop = asyncio.Event()
+        stop = Flag()
         connection = Worker(
             WorkspaceSettings(workspace_id=WORKSPACE, backend="inbox"),
             platform=platform,

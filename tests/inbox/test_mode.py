@@ -10,6 +10,7 @@ from tests.worker.kit import WORKSPACE, FakePlatform, Serving, open_journal, oth
 
 from molecule_connect import events
 from molecule_connect.errors import BackendError, Outcome, PermanentPlatformError, TransientPlatformError
+from molecule_connect.flag import Flag
 from molecule_connect.inbox.inbox import ChangeSignal, Inbox
 from molecule_connect.journal.inbox import InboxStore
 from molecule_connect.journal.journal import Journal
@@ -180,7 +181,7 @@ async def test_once_reads_everything_and_answers_nothing(journal: Journal) -> No
     platform = FakePlatform()
     platform.write("hello")
     serving = Serving(platform, journal, None, once=True)
-    await serving.connection.run(asyncio.Event())
+    await serving.connection.run(Flag())
     assert serving.rows() == [("row-1", "received")]
 
 

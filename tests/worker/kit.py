@@ -20,6 +20,7 @@ from molecule_connect.errors import (
     PermanentPlatformError,
     PlatformError,
 )
+from molecule_connect.flag import Flag
 from molecule_connect.journal.journal import Journal
 from molecule_connect.journal.models import dump_parts
 from molecule_connect.journal.schema import open_file
@@ -580,7 +581,7 @@ class Serving:
             listener=listener,
             options=WorkerOptions(**chosen),
         )
-        self.stop = asyncio.Event()
+        self.stop = Flag()
         self.error: BaseException | None = None
         self._task: asyncio.Task[None] | None = None
 

@@ -14,6 +14,7 @@ from tests.worker.test_kills import Fuse, Mortal, dies
 
 from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.files import files_folder
+from molecule_connect.flag import Flag
 from molecule_connect.models import FilePart, Progress, Request, Response, TextPart
 from molecule_connect.worker.worker import Worker, WorkerOptions
 
@@ -78,7 +79,7 @@ async def live(folder: Path, platform: MortalWithFiles, backend: Artist) -> None
     loop = asyncio.get_running_loop()
     disk = Disk(before=backend.fuse.point, after=backend.fuse.point)
     async with open_journal(folder, disk) as journal:
-        stop = asyncio.Event()
+        stop = Flag()
         connection = Worker(
             WorkspaceSettings(workspace_id=WORKSPACE, backend="fake", poll_interval=5.0),
             platform=platform,

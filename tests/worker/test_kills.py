@@ -12,6 +12,7 @@ from tests.worker.kit import EPOCH, WORKSPACE, Disk, FakePlatform, open_journal,
 
 from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.errors import Outcome, TransientPlatformError
+from molecule_connect.flag import Flag
 from molecule_connect.journal.journal import FILE_NAME
 from molecule_connect.models import Outgoing, Page, Presence, Progress, Request, Response, TextPart
 from molecule_connect.worker.worker import Worker, WorkerOptions
@@ -125,7 +126,7 @@ async def live(folder: Path, platform: FakePlatform, backend: Backend) -> None:
     loop = asyncio.get_running_loop()
     disk = Disk(before=backend.fuse.point, after=backend.fuse.point)
     async with open_journal(folder, disk) as journal:
-        stop = asyncio.Event()
+        stop = Flag()
         connection = Worker(
             WorkspaceSettings(workspace_id=WORKSPACE, backend="fake"),
             platform=platform,

@@ -1,7 +1,6 @@
 """One workspace of an open inbox: served by this process unless another one serves it."""
 
 import asyncio
-import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import attrs
 from molecule_connect import events
 from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.errors import JournalError, LeaseError, MoleculeError, StateLostError
+from molecule_connect.flag import Flag
 from molecule_connect.inbox.inbox import ChangeSignal
 from molecule_connect.inbox.sender import InboxSender
 from molecule_connect.platform.workspace_client import WorkspaceClient
@@ -61,7 +61,7 @@ class InboxSession:
         # Why this process stopped serving, until the next attempt.
         self._failure = ""
 
-    async def run(self, stop: asyncio.Event) -> None:
+    async def run(self, stop: Flag) -> None:
         """Serve the workspace, or wait for the process that does to end, until *stop* is set.
 
         Raises:
@@ -75,9 +75,7 @@ class InboxSession:
                         return
                     if lost:
                         raise lost[0]
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(TAKEOVER_INTERVAL):
-                            await stop.wait()
+                    await stop.wait(TAKEOVER_INTERVAL)
         except MoleculeError as exc:
             self.ended = exc
             raise
@@ -87,7 +85,7 @@ class InboxSession:
         finally:
             self._changes.notify()
 
-    async def _serve(self, stop: asyncio.Event) -> bool:
+    async def _serve(self, stop: Flag) -> bool:
         """Serve until *stop* is set. Returns False if serving is to be attempted again later."""
         if holder(self._runtime.state_dir, self.workspace_id) is not None:
             return False

@@ -57,6 +57,15 @@ _WITHOUT_TEXT = COLUMNS.replace(" parts,", " NULL,").replace(" raw,", " NULL,")
 _INBOX_OPEN = "(state='answered' OR (state='received' AND answer IS NOT NULL))"
 
 
+# The oldest open message of each conversation of one caller: bare columns are those of the row with min().
+_HEADS, _INBOX_HEADS = (
+    "SELECT context_id, state, not_before, min(place) AS place FROM message WHERE workspace_id=?"  # noqa: S608
+    f" AND caller_id IS ? AND {is_open} AND row_id NOT IN (SELECT value FROM json_each(?))"
+    " GROUP BY context_id"
+    for is_open in (_OPEN, _INBOX_OPEN)
+)
+
+
 class WorkspaceJournal:
     """One workspace's messages. Reads are immediate, writes resolve when they are committed.
 
@@ -90,12 +99,7 @@ class WorkspaceJournal:
         self._ending: dict[str, Conversation] = {}
         self._settled = Flag()
         self._open = _INBOX_OPEN if inbox else _OPEN
-        # The oldest open message of each conversation of one caller: bare columns are those of the row with min().
-        self._heads = (
-            "SELECT context_id, state, not_before, min(place) AS place FROM message WHERE workspace_id=?"  # noqa: S608
-            f" AND caller_id IS ? AND {self._open} AND row_id NOT IN (SELECT value FROM json_each(?))"
-            " GROUP BY context_id"
-        )
+        self._heads = _INBOX_HEADS if inbox else _HEADS
 
     @property
     def is_closed(self) -> bool:

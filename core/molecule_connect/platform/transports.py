@@ -313,7 +313,6 @@ class Connections:
                 hint=open_files.HOW_TO_RAISE,
             )
         transport = self._factory.open()
-        request = self._request(operation, url, headers, endless=True)
         head = None
         self._streams.count += 1
         try:
@@ -321,7 +320,8 @@ class Connections:
                 started = self._clock()
                 try:
                     async with asyncio.timeout(operation.timeout):
-                        head = await transport.send(request)
+                        # Not kept in a variable: it would live as long as the stream.
+                        head = await transport.send(self._request(operation, url, headers, endless=True))
                         body = b"" if head.status == 200 else (await read_body(head, ERROR_CAP))[0]
                 except TimeoutError as exc:
                     raise httpx.ReadTimeout("") from exc

@@ -35,16 +35,30 @@ class Lease:
 
     path: Path
     identity: tuple[int, int]
+    _descriptor: int
 
     def check(self) -> None:
         """Raise StateLostError if the file was removed or replaced, so that another process could take the lease."""
         if not files.is_at(self.path, self.identity):
             raise StateLostError(f"the lock file {self.path} was removed or replaced while this process served with it")
 
+    def release(self) -> None:
+        """Give it up."""
+        os.close(self._descriptor)
+
 
 @contextmanager
 def lease(folder: Path, workspace_id: str) -> Iterator[Lease]:
-    """Hold a lock on ``<workspace-id>.lock``. The kernel releases it when the process ends, however it ends.
+    """``acquire`` a lease, and release it at the end of the block."""
+    held = acquire(folder, workspace_id)
+    try:
+        yield held
+    finally:
+        held.release()
+
+
+def acquire(folder: Path, workspace_id: str) -> Lease:
+    """Lock ``<workspace-id>.lock``. The kernel releases it when the process ends, however it ends.
 
     Raises:
         LeaseError: Another process holds it; the text names the process.
@@ -66,9 +80,10 @@ def lease(folder: Path, workspace_id: str) -> Iterator[Lease]:
         _rename_legacy_files(folder, workspace_id, OTHER_SUFFIXES)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
-        yield Lease(path, files.identity(os.fstat(descriptor)))
-    finally:
+        return Lease(path, files.identity(os.fstat(descriptor)), descriptor)
+    except BaseException:
         os.close(descriptor)
+        raise
 
 
 def holder(folder: Path, workspace_id: str) -> Holder | None:

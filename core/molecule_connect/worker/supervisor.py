@@ -11,6 +11,7 @@ import attrs
 
 from molecule_connect import events
 from molecule_connect.errors import CloseError, FleetError, JournalError, MoleculeError
+from molecule_connect.flag import Flag
 from molecule_connect.journal.journal import Journal
 
 CHECK_INTERVAL = 1.0
@@ -25,7 +26,7 @@ class Member(Protocol):
     @property
     def workspace_id(self) -> str: ...
 
-    async def run(self, stop: asyncio.Event) -> None: ...
+    async def run(self, stop: Flag) -> None: ...
 
     def clock_jumped(self) -> None: ...
 
@@ -35,7 +36,7 @@ class Member(Protocol):
 @attrs.define(eq=False)
 class _Running:
     member: Member
-    stop: asyncio.Event
+    stop: Flag
     task: "asyncio.Task[None]"
 
 
@@ -132,7 +133,7 @@ class Supervisor:
             self._member_ended.set()
 
     def _start(self, member: Member, together: int) -> None:
-        stop = asyncio.Event()
+        stop = Flag()
         work = self._run(member, stop, together)
         task = asyncio.get_running_loop().create_task(work, name=f"workspace {member.workspace_id}")
         task.add_done_callback(self._on_end)
@@ -141,7 +142,7 @@ class Supervisor:
     def _on_end(self, task: "asyncio.Task[None]") -> None:
         self._member_ended.set()
 
-    async def _run(self, member: Member, stop: asyncio.Event, together: int) -> None:
+    async def _run(self, member: Member, stop: Flag, together: int) -> None:
         if together > 1:
             await self._wait_for_turn(stop)
         try:
@@ -154,12 +155,10 @@ class Supervisor:
                 )
             raise
 
-    async def _wait_for_turn(self, stop: asyncio.Event) -> None:
+    async def _wait_for_turn(self, stop: Flag) -> None:
         """Start members one after the other: starts at fixed times would pile up on a busy loop, and time out."""
         async with self._start_turn:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(2 * self._random() / STARTS_PER_SECOND):
-                    await stop.wait()
+            await stop.wait(2 * self._random() / STARTS_PER_SECOND)
 
     async def _stop_on(self, stop: asyncio.Event) -> None:
         await stop.wait()

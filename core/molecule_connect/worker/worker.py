@@ -44,7 +44,7 @@ from molecule_connect.worker.file_folder import FileFolder
 from molecule_connect.worker.file_quota import FolderLimits
 from molecule_connect.worker.fleet import Fleet
 from molecule_connect.worker.intake import JOURNAL_WAIT, STALLED_AFTER, Intake
-from molecule_connect.worker.lease import holder, lease
+from molecule_connect.worker.lease import Lease, acquire, holder
 from molecule_connect.worker.limits import ConcurrencyLimit
 from molecule_connect.worker.loop_guard import LoopGuard
 from molecule_connect.worker.maintenance import JournalSize, Maintenance
@@ -144,7 +144,7 @@ class Worker:
         self._names = PeerDirectory(platform, self._journal, self._status, self._pace)
         self._first_read = Flag()
         self._lookup: asyncio.Task[None] | None = None
-        self._has_lease = False
+        self._lease: Lease | None = None
         # The error that ends the worker.
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -185,7 +185,7 @@ class Worker:
         recorder = Recorder(self._journal, self._platform, status, clock)
         self._dispatcher = Dispatcher(self._journal, admission, attempts, sender, recorder, clock)
 
-    async def run(self, stop: asyncio.Event) -> None:
+    async def run(self, stop: Flag) -> None:
         """Serve until *stop* is set, then drain; with ``once``, until all messages are answered.
 
         Raises:
@@ -195,16 +195,20 @@ class Worker:
             WorkspaceDeletedError: The workspace was deleted.
             JournalError: The journal can't be used.
         """
-        async with contextlib.AsyncExitStack() as stack:
-            if not await self._acquire_lease(stack, stop):
-                return
-            stack.enter_context(self._status.saved_in(self._folder))
-            if await self._retry_start(self._recover, stop) and await self._register(stop):
-                await self._serve(stop)
+        await self._acquire_lease(stop)
+        if (held := self._lease) is None:
+            return
+        try:
+            with self._file.watched(self._fail, check=held.check), self._status.saved_in(self._folder):
+                if await self._retry_start(self._recover, stop) and await self._register(stop):
+                    await self._serve(stop)
+        finally:
+            self._lease = None
+            held.release()
 
     def clock_jumped(self) -> None:
         """The machine slept, or its clock was set: connections are dead, and messages may be due."""
-        if not self._has_lease:
+        if self._lease is None:
             return
         self._heartbeat.send_now()
         self._stream.reopen()
@@ -213,7 +217,7 @@ class Worker:
 
     def journal_changed(self) -> None:
         """Another program, or a reader of the inbox, changed the journal."""
-        if not self._has_lease:
+        if self._lease is None:
             return  # the messages belong to another process
         if not self._journal.is_inbox and self._journal.has_claims():
             # A reader from when this was an inbox may never finish.
@@ -252,7 +256,7 @@ class Worker:
             labels=settings.labels,
             up=up,
             unready=self._unready() if up else "ended",
-            has_lease=self._has_lease,
+            has_lease=self._lease is not None,
             is_registered=up and status.is_registered,
             is_paused=status.is_paused,
             wedged=status.wedged_parts,
@@ -274,7 +278,7 @@ class Worker:
 
     def _unready(self) -> str:
         """Why the workspace isn't registered and reading; empty if it is."""
-        if not self._has_lease:
+        if self._lease is None:
             return "standby" if self.settings.standby else "starting"
         if not (self._status.is_registered or self._status.is_paused):
             return "not registered"
@@ -286,7 +290,7 @@ class Worker:
 
     # Starting
 
-    async def _retry_start(self, step: Callable[[], Awaitable[None]], stop: asyncio.Event) -> bool:
+    async def _retry_start(self, step: Callable[[], Awaitable[None]], stop: Flag) -> bool:
         """Run a step of the start. One of several workspaces retries transient errors. False: stopped meanwhile."""
         for failures in itertools.count(1):
             try:
@@ -295,27 +299,25 @@ class Worker:
                 if not (self.settings.patient and not self.settings.once and exc.may_heal):
                     raise
                 self._status.report("start", str(exc), f"{exc.hint}; trying again in at most a minute")
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_START_RETRIES.delay(failures)):
-                        await stop.wait()
-                        return False
+                if await stop.wait(_START_RETRIES.delay(failures)):
+                    return False
             else:
                 self._status.clear("start")
                 break
         return True
 
-    async def _acquire_lease(self, stack: contextlib.AsyncExitStack, stop: asyncio.Event) -> bool:
-        """Take the lease; a standby waits for it. False: stopped meanwhile."""
+    async def _acquire_lease(self, stop: Flag) -> None:
+        """Take the lease, unless stopped meanwhile; a standby waits for it."""
         while not self.settings.standby or await self._wait_for_lease(stop):
             try:
-                return await self._retry_start(functools.partial(self._take_lease, stack), stop)
+                await self._retry_start(self._take_lease, stop)
+                return
             except LeaseError:
                 # Another standby may have been faster.
                 if not self.settings.standby:
                     raise
-        return False
 
-    async def _wait_for_lease(self, stop: asyncio.Event) -> bool:
+    async def _wait_for_lease(self, stop: Flag) -> bool:
         """Wait until no other process serves the workspace. False: stopped meanwhile."""
         is_told = False
         while (found := holder(self._folder, self.workspace_id)) is not None:
@@ -325,20 +327,12 @@ class Worker:
                     f"standby: {self.workspace_id} is served by {name}; it is taken over when that stops"
                 )
                 is_told = True
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(STANDBY_INTERVAL):
-                    await stop.wait()
-                    return False
+            if await stop.wait(STANDBY_INTERVAL):
+                return False
         return True
 
-    async def _take_lease(self, stack: contextlib.AsyncExitStack) -> None:
-        held = stack.enter_context(lease(self._folder, self.workspace_id))
-        self._has_lease = True
-        stack.callback(self._lost_lease)
-        stack.enter_context(self._file.watched(self._fail, check=held.check))
-
-    def _lost_lease(self) -> None:
-        self._has_lease = False
+    async def _take_lease(self) -> None:
+        self._lease = acquire(self._folder, self.workspace_id)
 
     async def _recover(self) -> None:
         """Continue where the last process stopped: by the journal, else by the cursor file of another program."""
@@ -349,7 +343,7 @@ class Worker:
         if cursor is not None and self._journal.position() == FeedPosition():
             await self._journal.set_position(FeedPosition(watermark=cursor))
 
-    async def _register(self, stop: asyncio.Event) -> bool:
+    async def _register(self, stop: Flag) -> bool:
         """Register the workspace. False: stopped meanwhile."""
         if not self._options.presence:
             return True
@@ -365,7 +359,7 @@ class Worker:
 
     # Serving
 
-    async def _serve(self, stop: asyncio.Event) -> None:
+    async def _serve(self, stop: Flag) -> None:
         listening = [self._spawn(functools.partial(self._stream.listen, self._follow_signal))]
         # These tasks continue while the worker drains: a reply with unknown outcome may require a read.
         files = functools.partial(self._files.run, self._dispatcher)
@@ -450,7 +444,7 @@ class Worker:
         self._dispatcher.pause()
         self._status.emit(events.Paused(workspace_id=self.workspace_id))
 
-    async def _wait_for(self, stop: asyncio.Event, *tasks: "asyncio.Future[Any]") -> None:
+    async def _wait_for(self, stop: Flag, *tasks: "asyncio.Future[Any]") -> None:
         """Wait for *stop* or the first of *tasks*, and cancel the others. Raises the error that ends the worker."""
         waits: list[asyncio.Future[Any]] = [asyncio.ensure_future(stop.wait()), *tasks]
         try:
@@ -462,7 +456,7 @@ class Worker:
             if failure.done():
                 failure.result()
 
-    async def _wait_until_answered(self, stop: asyncio.Event) -> None:
+    async def _wait_until_answered(self, stop: Flag) -> None:
         await self._wait_for(stop, asyncio.ensure_future(self._until_answered()))
 
     async def _until_answered(self) -> None:
