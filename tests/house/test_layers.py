@@ -9,7 +9,19 @@ import molecule_connect
 
 CORE = Path(__file__).parents[2] / "core" / "molecule_connect"
 LAYERS = (
-    {"models", "errors", "events", "backoff", "files", "flag", "executors", "observers", "open_files", "traces"},
+    {
+        "models",
+        "errors",
+        "events",
+        "backoff",
+        "files",
+        "flag",
+        "executors",
+        "observers",
+        "mirrors",
+        "open_files",
+        "traces",
+    },
     {"config", "platform", "plugins", "journal", "process"},
     {"worker"},
     {"app", "deployment", "runtime"},
@@ -31,7 +43,12 @@ LIBRARIES = {
     "sqlite3": {"journal"},
     "rich": {"console", "cli"},
 }
-PUBLIC_MODULES = {"molecule_connect.events", "molecule_connect.observers", "molecule_connect.process"}
+PUBLIC_MODULES = {
+    "molecule_connect.events",
+    "molecule_connect.mirrors",
+    "molecule_connect.observers",
+    "molecule_connect.process",
+}
 
 
 def imports(source: str, module: str) -> Iterator[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import attrs
@@ -11,8 +11,8 @@ from molecule_connect.errors import ConfigError, JournalError
 from molecule_connect.journal.errors import damaged, journal_error
 from molecule_connect.journal.schema import VERSION, adopt, check_version, copy_file, open_file
 
-# The table of the workspaces that were exported; it describes this machine, so it isn't exported itself.
-_EXPORTED = "exported"
+# Tables that describe this machine.
+_OWN_TABLES = {"exported", "shared", "outbox"}
 
 
 @attrs.frozen(kw_only=True)
@@ -195,9 +195,15 @@ def extract(journal: Path, workspace_id: str, part: Path, *, wall: float, target
         The earlier record of an export.
 
     Raises:
+        ConfigError: The workspace is shared with other machines.
         JournalError: One of the files can't be used.
     """
     with _errors(journal, "read"), contextlib.closing(open_file(journal)) as db:
+        if db.execute("SELECT 1 FROM shared WHERE workspace_id=?", (workspace_id,)).fetchone():
+            raise ConfigError(
+                f"{workspace_id} is shared with other machines, which may have changed it since",
+                hint="its messages are in the database: serve it with --journal from another machine",
+            )
         before = export_of(db, workspace_id)
         db.execute("REPLACE INTO exported VALUES (?, ?, ?)", (workspace_id, wall, target))
         open_file(part).close()
@@ -218,17 +224,45 @@ def merge(part: Path, journal: Path, workspace_id: str) -> None:
     Raises:
         JournalError: One of the files can't be used.
     """
+    with _errors(part, "read"), contextlib.closing(_connect(part, "ro")) as db:
+        check_copy(db, part)
+
+    def forget_export(db: sqlite3.Connection) -> None:
+        db.execute("DELETE FROM main.exported WHERE workspace_id=?", (workspace_id,))
+
+    merge_part(part, journal, workspace_id, after=forget_export)
+
+
+def merge_part(
+    part: Path,
+    journal: Path,
+    workspace_id: str,
+    *,
+    before: Callable[[sqlite3.Connection], object] = lambda db: None,
+    after: Callable[[sqlite3.Connection], object] = lambda db: None,
+    order: Mapping[str, str] | None = None,
+) -> None:
+    """Replace the workspace's part of *journal* by *part*, in one transaction.
+
+    Args:
+        before: Called with the connection to *journal*, in the same transaction, before rows are changed; *after* at
+            the end.
+        order: The columns by which the rows of a table are ordered; by default, rows keep their order.
+
+    Raises:
+        JournalError: One of the files can't be used.
+    """
     with _errors(part, "read"):
-        with contextlib.closing(_connect(part, "ro")) as db:
-            check_copy(db, part)
         open_file(part).close()  # upgrades it
     with _errors(journal, "written"), contextlib.closing(open_file(journal)) as db:
+        db.execute("PRAGMA busy_timeout=5000")
         db.execute("ATTACH DATABASE ? AS other", (str(part),))
         db.execute("BEGIN IMMEDIATE")
-        for table in _tables(db):
+        before(db)
+        for table in copied_tables(db):
             db.execute(f"DELETE FROM main.{table} WHERE workspace_id=?", (workspace_id,))  # noqa: S608
-        _copy(db, workspace_id, "other", "main")
-        db.execute("DELETE FROM main.exported WHERE workspace_id=?", (workspace_id,))
+        _copy(db, workspace_id, "other", "main", order or {})
+        after(db)
         db.execute("COMMIT")
 
 
@@ -256,8 +290,10 @@ def _is_known(db: sqlite3.Connection, workspace_id: str) -> bool:
     return db.execute(sql, {"id": workspace_id}).fetchone() is not None
 
 
-def _copy(db: sqlite3.Connection, workspace_id: str, source: str, target: str) -> None:
-    for table in _tables(db):
+def _copy(
+    db: sqlite3.Connection, workspace_id: str, source: str, target: str, order: Mapping[str, str] | None = None
+) -> None:
+    for table in copied_tables(db):
         info = _table_info(db, table)
         keys = [row[1] for row in info if row[5]]
         # A number that the journal assigns itself is assigned anew, in the same order.
@@ -265,15 +301,15 @@ def _copy(db: sqlite3.Connection, workspace_id: str, source: str, target: str) -
         columns = ", ".join(row[1] for row in info if row[1] != number)
         db.execute(
             f"INSERT INTO {target}.{table} ({columns}) SELECT {columns} FROM {source}.{table}"  # noqa: S608
-            f" WHERE workspace_id=? ORDER BY {number or keys[0] if keys else 'rowid'}",
+            f" WHERE workspace_id=? ORDER BY {(order or {}).get(table) or number or (keys[0] if keys else 'rowid')}",
             (workspace_id,),
         )
 
 
-def _tables(db: sqlite3.Connection) -> list[str]:
+def copied_tables(db: sqlite3.Connection) -> list[str]:
     """The tables with rows of workspaces."""
     names = db.execute("SELECT name FROM main.sqlite_master WHERE type='table' AND name NOT LIKE 'sqlite_%'").fetchall()
-    found = [name for (name,) in names if name != _EXPORTED]
+    found = [name for (name,) in names if name not in _OWN_TABLES]
     return [name for name in found if any(row[1] == "workspace_id" for row in _table_info(db, name))]
 
 

@@ -123,9 +123,14 @@ class FileJournal:
         return None if row is None else str(row[0])
 
     def unacknowledged(self, most: int) -> list[StoredFile]:
-        """Up to *most* files to acknowledge now."""
+        """Up to *most* files to acknowledge now.
+
+        The platform then deletes them. If other machines share the workspace, only files of finished messages: another
+        machine could not fetch the others again.
+        """
+        which = f" AND {_REMOVABLE}" if self._journal.is_shared else ""
         sql = (
-            f"SELECT {_COLUMNS} FROM file WHERE workspace_id=? AND state='here' AND acked=0 AND {_DUE}"  # noqa: S608
+            f"SELECT {_COLUMNS} FROM file WHERE workspace_id=? AND state='here' AND acked=0 AND {_DUE}{which}"  # noqa: S608
             " ORDER BY time LIMIT ?"
         )
         return self._files(sql, self.workspace_id, *self._now(), most)
@@ -207,6 +212,11 @@ class FileJournal:
         """waiting -> waiting until *not_before*, or -> gone or failed for good."""
         changes = {"state": state, "reason": plain(reason), "not_before": not_before}
         return await self._move(file, {**changes, "attempts": file.attempts + 1})
+
+    async def finished(self) -> None:
+        """Wait until every machine that shares the workspace would know which messages are finished."""
+        if self._journal.is_shared:
+            await self._put(lambda db: None, durable=True)
 
     async def acknowledged(self, file: StoredFile) -> bool:
         """Record that the platform may delete the file."""

@@ -12,10 +12,12 @@ from pathlib import Path
 from molecule_connect.errors import StateLostError
 from molecule_connect.executors import PatientExecutor
 from molecule_connect.files import identity, is_at, make_folder
-from molecule_connect.journal import integrity, quotas
+from molecule_connect.journal import integrity, outbox, quotas
 from molecule_connect.journal.schema import copy_file, open_file, open_reader
+from molecule_connect.journal.shipper import Shipper
 from molecule_connect.journal.workspace import WorkspaceJournal
 from molecule_connect.journal.writer import Writer
+from molecule_connect.mirrors import JournalMirror
 
 FILE_NAME = "journal.sqlite3"
 _log = logging.getLogger(__name__)
@@ -100,6 +102,30 @@ class Journal:
             quota: Bytes that the whole file may take.
         """
         return WorkspaceJournal(self.writer, self.reader, self.wall, workspace_id, inbox=inbox, quota=quota)
+
+    @asynccontextmanager
+    async def sharing(
+        self, mirror: JournalMirror, *, lost: Callable[[str], None], notice: Callable[[str, str], None]
+    ) -> AsyncIterator[Shipper]:
+        """Ship changes of shared workspaces to *mirror* inside the block. See ``Shipper`` for *lost* and *notice*."""
+        await self.writer.put(outbox.install_triggers)
+        reader = open_reader(self.path)
+        shipper = Shipper(mirror, self.writer, reader, self.path, lost=lost, notice=notice)
+        task = asyncio.get_running_loop().create_task(shipper.run(), name="shipper")
+        self.writer.shipper = shipper
+        try:
+            yield shipper
+        finally:
+            self.writer.shipper = None
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            shipper.close()
+            reader.close()
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether changes are shipped to a mirror."""
+        return self.writer.shipper is not None
 
     def spend(self) -> dict[str, dict[str | None, float]]:
         """US dollars spent today (UTC) in each workspace, for each peer, and under None for people."""

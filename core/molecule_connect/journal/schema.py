@@ -139,6 +139,17 @@ CREATE TABLE cost (
 CREATE INDEX message_ended ON message (workspace_id, changed, state) WHERE state='dead' OR (state='done'
     AND kind='message' AND reason IS NULL AND repeat_of IS NULL AND (attempt>0 OR accepted>0));
 """,
+    # 10: the workspaces that are shared with other machines, and their changes that are not in the mirror yet.
+    # body is 1 if the texts of a message changed.
+    """
+CREATE TABLE shared (
+    workspace_id TEXT PRIMARY KEY, target TEXT NOT NULL, epoch INTEGER NOT NULL, commits INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE outbox (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, workspace_id TEXT NOT NULL, tbl TEXT NOT NULL, key TEXT NOT NULL,
+    body INTEGER NOT NULL, UNIQUE (workspace_id, tbl, key)
+);
+""",
 )
 VERSION = 1 + len(MIGRATIONS)
 

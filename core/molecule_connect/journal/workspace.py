@@ -16,6 +16,7 @@ from molecule_connect.journal import (
     first_start,
     incoming,
     legacy_files,
+    outbox,
     peer_names,
     quotas,
     schema,
@@ -123,7 +124,7 @@ class WorkspaceJournal:
             *(self.workspace_id, position.watermark, position.watermark_time, position.floor),
             *(position.last_read, int(position.ignores_since)),
         )
-        await self._writer.put(lambda db: db.execute("REPLACE INTO workspace VALUES (?,?,?,?,?,?)", values))
+        await self._writer.put(lambda db: db.execute("REPLACE INTO workspace VALUES (?,?,?,?,?,?)", values), lazy=True)
 
     async def close_answered(self, older: Sequence[Inbound]) -> Look:
         """Close messages that were answered before this journal existed; see ``first_start.close_answered``."""
@@ -161,7 +162,7 @@ class WorkspaceJournal:
             self._trim(db, {one.item.caller_id for one in stored if one.state is State.DEAD})
             return stored
 
-        return await self._writer.put(run, large=True)
+        return await self._writer.put(run, lazy=True, large=True)
 
     def cursor(self) -> str | None:
         """The newest row before which every message is finished."""
@@ -340,13 +341,15 @@ class WorkspaceJournal:
         """Undo unfinished work of an earlier process. Returns the number of runs that were cut short.
 
         Raises:
-            ConfigError: The workspace was exported to another machine.
+            ConfigError: The workspace was exported to another machine, or is shared with others.
         """
         wall = self._wall()
 
         def run(db: sqlite3.Connection) -> int:
             if export := copies.export_of(db, self.workspace_id):
                 raise _exported(self.workspace_id, export)
+            if self._writer.shipper is None and (known := outbox.shared(db, self.workspace_id)):
+                raise _shared(self.workspace_id, known)
             schema.adopt(db, self.workspace_id)
             legacy_files.adopt(db, self.workspace_id)
             return transitions.recover(db, self.workspace_id, wall, inbox=self.is_inbox)
@@ -369,7 +372,7 @@ class WorkspaceJournal:
         """received -> running. The attempt is committed before the backend sees the message."""
         attempt = message.attempt + 1
         changes: dict[str, Any] = {"attempt": attempt, "not_before": None, "started": self._wall()}
-        return await self._move(message, State.RECEIVED, State.RUNNING, **changes)
+        return await self._move(message, State.RECEIVED, State.RUNNING, lazy=True, **changes)
 
     async def requeue(
         self,
@@ -522,7 +525,7 @@ class WorkspaceJournal:
                     (cost_usd, self.workspace_id, row_id),
                 )
 
-        self._writer.put(run)
+        self._writer.put(run, lazy=True)
 
     def spend_by_caller(self) -> dict[str | None, float]:
         """US dollars spent today (UTC) for each peer, and under None for people, as backends reported it."""
@@ -560,7 +563,7 @@ class WorkspaceJournal:
     def add_peer_names(self, names: Mapping[str, str]) -> None:
         """Keep names of peers, by id; not awaited."""
         kept, wall = dict(names), self._wall()
-        self._writer.put(lambda db: peer_names.add(db, self.workspace_id, kept, wall))
+        self._writer.put(lambda db: peer_names.add(db, self.workspace_id, kept, wall), lazy=True)
 
     def progress(self, message: StoredMessage, text: str) -> None:
         """Store the progress of a running message; not awaited."""
@@ -568,7 +571,8 @@ class WorkspaceJournal:
             lambda db: db.execute(
                 "UPDATE message SET progress=? WHERE workspace_id=? AND row_id=? AND state='running'",
                 (plain(text), message.workspace_id, message.row_id),
-            )
+            ),
+            lazy=True,
         )
 
     def mark_sent(self, message: StoredMessage, *, at: int) -> None:
@@ -648,6 +652,7 @@ class WorkspaceJournal:
         reply: StoredReply | None = None,
         ended: str | None = None,
         durable: bool = False,
+        lazy: bool = False,
         **changes: Any,
     ) -> "asyncio.Future[StoredMessage | None]":
         def run(db: sqlite3.Connection) -> StoredMessage | None:
@@ -658,7 +663,7 @@ class WorkspaceJournal:
             known |= {"state": to, "changed": wall, "reply": reply or message.reply}
             return with_changes(message, known)
 
-        return self._writer.put(run, durable=durable)
+        return self._writer.put(run, durable=durable, lazy=lazy)
 
     def _change(
         self,
@@ -679,6 +684,13 @@ class WorkspaceJournal:
 
     def _one(self, sql: str, *values: object) -> Any:
         return self._reader.execute(sql, values).fetchone()
+
+
+def _shared(workspace_id: str, known: outbox.Shared) -> ConfigError:
+    return ConfigError(
+        f"{workspace_id} is shared with other machines through {known.target}, which may serve it now",
+        hint=f"pass --journal; to serve it from this machine alone, run 'molecule journal leave {workspace_id}' first",
+    )
 
 
 def _exported(workspace_id: str, export: copies.Export) -> ConfigError:

@@ -6,18 +6,34 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import attrs
 
 from molecule_connect.errors import JournalError
 from molecule_connect.journal.errors import journal_error
+from molecule_connect.journal.outbox import last_number
 
 # Seconds for which another process may lock the file before a commit fails, and between tries.
 BUSY_TIMEOUT, BUSY_PAUSE = 5.0, 0.01
 # Errors that an operation's values can cause; all others concern the file.
 _OF_ITS_VALUES = (sqlite3.DataError, sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError)
 T = TypeVar("T")
+
+
+class Shipper(Protocol):
+    """Copies committed changes to a mirror."""
+
+    def wake(self) -> None:
+        """The journal has changed."""
+
+    def wake_later(self) -> None:
+        """The journal has changed, in a way that may wait a moment for other changes."""
+
+    def resolve(self, number: int, outcome: "asyncio.Future[Any]", result: Any) -> None:
+        """Set *result* once the mirror has all changes up to *number*."""
+
+
 Operation = Callable[[sqlite3.Connection], T]
 
 
@@ -25,6 +41,7 @@ Operation = Callable[[sqlite3.Connection], T]
 class _Waiting:
     run: Operation[Any]
     durable: bool
+    lazy: bool
     large: bool
     outcome: "asyncio.Future[Any]"
 
@@ -39,6 +56,9 @@ class Writer:
 
     Args:
         guard: Called on the loop before each commit; if it raises, the operations fail with that error.
+
+    Attributes:
+        shipper: Gets the changes, and resolves durable operations once the mirror has them; None without a mirror.
     """
 
     def __init__(
@@ -57,6 +77,8 @@ class Writer:
         self._wake = asyncio.Event()
         self._synchronous = ""
         self._task: asyncio.Task[None] | None = None
+        self.shipper: Shipper | None = None
+        self._number = 0
 
     def start(self) -> None:
         """Start the task that commits; needs a running loop."""
@@ -75,13 +97,26 @@ class Writer:
         """Whether no more operations are accepted."""
         return self._task is None
 
-    def put(self, run: Operation[T], *, durable: bool = False, large: bool = False) -> "asyncio.Future[T]":
-        """Run *run* in the next commit. The future holds its result, or JournalError when the commit failed."""
+    def put(
+        self,
+        run: Operation[T],
+        *,
+        durable: bool = False,
+        lazy: bool = False,
+        large: bool = False,
+    ) -> "asyncio.Future[T]":
+        """Run *run* in the next commit. The future holds its result, or JournalError when the commit failed.
+
+        Args:
+            durable: The result is on disk when the future has it, and in the mirror if there is one.
+            lazy: The mirror may get it some milliseconds later: after a loss of this machine, another one repeats it.
+            large: It takes a while.
+        """
         outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         if self._task is None:
             _set_exception(outcome, JournalError("the journal is closed"))
             return outcome
-        self._waiting.append(_Waiting(run, durable, large, outcome))
+        self._waiting.append(_Waiting(run, durable, lazy, large, outcome))
         self._wake.set()
         return outcome
 
@@ -99,6 +134,12 @@ class Writer:
     async def _finish(self, batch: list[_Waiting]) -> None:
         try:
             results = await self._commit_somewhere(batch)
+            if self.shipper is not None and (number := last_number(self._connection)) > self._number:
+                self._number = number
+                if all(waiting.lazy for waiting in batch):
+                    self.shipper.wake_later()
+                else:
+                    self.shipper.wake()
         except Exception as exc:  # an operation may raise any exception, which must not fail the others of the batch
             if len(batch) > 1 and not isinstance(exc, sqlite3.OperationalError):
                 for waiting in batch:
@@ -108,7 +149,9 @@ class Writer:
                     self._fail(waiting.outcome, exc)
             return
         for waiting, result in zip(batch, results, strict=True):
-            if not waiting.outcome.cancelled():
+            if waiting.durable and self.shipper is not None:
+                self.shipper.resolve(self._number, waiting.outcome, result)
+            elif not waiting.outcome.cancelled():
                 waiting.outcome.set_result(result)
 
     async def _commit_somewhere(self, batch: list[_Waiting]) -> list[Any]:

@@ -9,6 +9,7 @@ BACKENDS = "molecule_connect.backends"
 MIDDLEWARE = "molecule_connect.middleware"
 COMMANDS = "molecule_connect.commands"
 OBSERVERS = "molecule_connect.observers"
+MIRRORS = "molecule_connect.mirrors"
 
 # Characters that are read of a distribution's metadata: the fields precede the description.
 _MOST_HEADERS = 65536
