@@ -34,6 +34,7 @@ from molecule_connect.plugins.options import BackendConfig, declared_class
 from molecule_connect.plugins.raw_options import GivenOptions
 from molecule_connect.runtime import Notices, Runtime, WorkspaceRunner
 from molecule_connect.worker.fleet import Fleet
+from molecule_connect.worker.sharing import SharedJournal, Sharing
 
 
 async def connect(
@@ -229,6 +230,7 @@ async def deploy(
     *,
     strict: bool = True,
     transport: AsyncTransport | None = None,
+    shared: SharedJournal | None = None,
     tracer: Tracer | None = None,
 ) -> AsyncIterator[Deployment]:
     """Build and check everything that serves *listing*, without starting it. Closed at the end.
@@ -236,10 +238,12 @@ async def deploy(
     Args:
         strict: Serve all workspaces of a list or none. Otherwise, serve the valid ones and report the
             others.
+        shared: The database through which other machines serve the same workspaces; closed at the end.
         tracer: Traces the messages.
 
     Raises:
         ConfigError: No workspace can be served, or not all of a strict list.
+        MirrorError: The database can't be used.
         JournalError: The journal can't be used.
     """
     settings, refused = listing.settings, listing.refused
@@ -257,12 +261,17 @@ async def deploy(
         transports = Transports(transport=transport, say=notices)
         stack.push_async_callback(transports.aclose)
         journal = await stack.enter_async_context(Journal.open(state_dir, wall=time.time, notice=notices))
+        sharing = None
+        if shared is not None:
+            stack.push_async_callback(shared.mirror.aclose)
+            sharing = Sharing(shared, journal, notice=notices)
         runtime = Runtime(
             state_dir=state_dir,
             transports=transports,
             journal=journal,
             listener=listener,
             fleet=Fleet(journal.spend, listing.fleet),
+            sharing=sharing,
             tracer=tracer,
         )
         runners = [WorkspaceRunner(one, runtime) for one in settings]
@@ -283,6 +292,8 @@ async def deploy(
         for runner in runners:
             if runner.workspace_id not in ids:
                 await runner.aclose()
+        if sharing is not None:
+            await stack.enter_async_context(sharing.running(ids))
         ready = [runner for runner in runners if runner.workspace_id in ids]
         deployment = Deployment(ready, runtime, notices, strict=strict)
         stack.callback(deployment.close)

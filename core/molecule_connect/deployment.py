@@ -124,7 +124,16 @@ class Deployment:
         Raises:
             MoleculeError: See ``Supervisor.run``.
         """
-        await self._supervisor.run(stop)
+        stopping = asyncio.ensure_future(self._stop_sharing(stop))
+        try:
+            await self._supervisor.run(stop)
+        finally:
+            stopping.cancel()
+
+    async def _stop_sharing(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        if self._runtime.sharing is not None:
+            self._runtime.sharing.stop()
 
     def limit_streams(self) -> None:
         """Reserve enough open files for all workspaces, and warn if that leaves too few for their event streams.
@@ -222,6 +231,8 @@ class Deployment:
         kept = {name: self._settings[name] for name in plan.kept}
         self._settings = {**kept, **{one.workspace_id: one for one in plan.wanted}}
         self.limit_streams()
+        if self._runtime.sharing is not None:
+            self._runtime.sharing.change(self._settings)
         starting = [WorkspaceRunner(one, self._runtime) for one in plan.starting]
         self._runners.update((runner.workspace_id, runner) for runner in starting)
         await self._supervisor.change(starting, gone=plan.removed)

@@ -64,7 +64,7 @@ class WorkspaceState:
 
 
 # The parts that can be wedged.
-PARTS = ("intake", "sending", "backend", "journal")
+PARTS = ("intake", "sending", "backend", "journal", "mirror")
 
 
 @attrs.frozen(kw_only=True)

@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 from collections import Counter, defaultdict
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import attrs
 
@@ -12,10 +13,13 @@ from molecule_connect import events
 from molecule_connect.config.saved import SavedToken
 from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.config.tokens import SAVED_SOURCE
-from molecule_connect.errors import CloseError, ConfigError
+from molecule_connect.errors import CloseError, ConfigError, JournalError, StateLostError
+from molecule_connect.files import files_folder
 from molecule_connect.flag import Flag
 from molecule_connect.journal.backlog import Backlog
 from molecule_connect.journal.journal import Journal
+from molecule_connect.journal.outbox import Start
+from molecule_connect.mirrors import MirrorUnreachableError
 from molecule_connect.models import Handler
 from molecule_connect.observers import Tracer, WorkspaceState
 from molecule_connect.platform.address import parse_address
@@ -24,6 +28,7 @@ from molecule_connect.platform.transports import Transports
 from molecule_connect.platform.workspace_client import WorkspaceClient
 from molecule_connect.plugins.manager import PluginHost, create_host
 from molecule_connect.worker.fleet import Fleet
+from molecule_connect.worker.sharing import LeaseLostError, Seat, SeatGate, Sharing
 from molecule_connect.worker.worker import Worker, WorkerOptions
 
 
@@ -43,6 +48,7 @@ class Runtime:
     """The objects that all workspaces of a process share.
 
     Attributes:
+        sharing: The leases that are shared with other machines; None if the workspaces are served from this one only.
         requests: The requests of each workspace, see ``AsyncPlatformClient.requests``.
         tracer: Traces the messages; None for no traces.
     """
@@ -52,6 +58,7 @@ class Runtime:
     journal: Journal
     listener: events.Listener
     fleet: Fleet
+    sharing: Sharing | None = None
     requests: defaultdict[str, Counter[tuple[str, int]]] = attrs.field(factory=lambda: defaultdict(Counter))
     tracer: Tracer | None = None
 
@@ -111,6 +118,8 @@ class WorkspaceRunner:
         self._is_open = False
         self._host: PluginHost | None = None
         self._created_at = asyncio.get_running_loop().time()
+        # Where the workspace has its lease, if machines share it.
+        self._seat: Seat | None = None
 
     async def build(self) -> Self:
         """Create the client, the plugins and the worker. Makes no request.
@@ -124,7 +133,9 @@ class WorkspaceRunner:
         try:
             token = self.client.credentials.current()
             self._host = await open_plugins(settings, token, runtime.state_dir, runtime.listener)
-            options = WorkerOptions(asked_at=self._created_at)
+            gate = SeatGate(runtime.sharing.gate, self._seat) if runtime.sharing and self._seat else None
+            self.client.gate = gate
+            options = WorkerOptions(asked_at=self._created_at, gate=gate)
             self.worker = runtime.worker(settings, self.client, self._host.handler, options)
         except BaseException:
             await self._close_after_error()
@@ -143,12 +154,67 @@ class WorkspaceRunner:
     async def run(self, stop: Flag) -> None:
         """Serve until *stop* is set and all messages in progress have finished, then close everything.
 
-        Calls ``build`` first if necessary.
+        Calls ``build`` first if necessary. A workspace that machines share is served whenever this one has its lease.
 
         Raises:
             MoleculeError: See ``Worker.run`` and ``build``.
             CloseError: Only closing a plugin failed.
         """
+        if self._runtime.sharing is None:
+            await self._serve(stop)
+            return
+        await self._discard()
+        with self._runtime.sharing.seat(self.workspace_id) as seat:
+            while await _first(stop, seat.granted.wait()):
+                await self._serve_shared(self._runtime.sharing, seat, stop)
+
+    async def _serve_shared(self, sharing: Sharing, seat: Seat, stop: Flag) -> None:
+        """Serve until *stop* is set, the lease is to be given back, or it is lost."""
+        notices, ended = Notices(self.workspace_id, self._runtime.listener), Flag()
+        self._seat, self._created_at = seat, asyncio.get_running_loop().time()
+        watch = asyncio.ensure_future(self._watch_seat(seat, stop, ended))
+        try:
+            if seat.lease is not None:
+                start = await sharing.start(seat.lease, files_folder(self._runtime.state_dir, self.workspace_id))
+                if start is Start.LOADED:
+                    notices(
+                        f"took {self.workspace_id} over from another machine, with all of its messages",
+                        "what a backend keeps on the disk of a machine, such as sessions of Claude Code, begins anew",
+                    )
+                if start is Start.AHEAD:
+                    notices(
+                        f"the database lost messages of {self.workspace_id} that it had confirmed; it gets them again",
+                        "if it was restored from a backup, start the machine first that served the workspace last",
+                    )
+                # Replies are sent again from the journal, and the mirror must know them before.
+                if await _first(ended, sharing.flush(seat)):
+                    await self._serve(ended)
+        except LeaseLostError as exc:
+            notices(str(exc))
+        except (MirrorUnreachableError, JournalError) as exc:
+            if isinstance(exc, StateLostError):
+                raise
+            notices(str(exc), exc.hint)
+        finally:
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
+            await self._discard()
+            await sharing.give_back(seat)
+            self._seat = None
+
+    async def _watch_seat(self, seat: Seat, stop: Flag, ended: Flag) -> None:
+        waits = [asyncio.ensure_future(event.wait()) for event in (stop, seat.leaving, seat.lost)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            ended.set()
+            await seat.lost.wait()
+            if self._host is not None:
+                self.worker.lose(LeaseLostError(f"another machine has taken {self.workspace_id} over"))
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    async def _serve(self, stop: Flag) -> None:
         if self._host is None:
             await self.build()
         if self._host is not None:
@@ -176,14 +242,23 @@ class WorkspaceRunner:
             finally:
                 await self.client.aclose()
 
+    async def _discard(self) -> None:
+        """Close everything that was built: each lease begins with a new worker."""
+        try:
+            await self.aclose()
+        finally:
+            self._host = None
+
     async def _close_after_error(self) -> None:
         with contextlib.suppress(CloseError):
             await self.aclose()
 
     @property
     def has_read(self) -> bool:
-        """See ``Worker.has_read``."""
-        return self._host is not None and self.worker.has_read
+        """See ``Worker.has_read``. True while another machine serves the workspace."""
+        if self._host is None:
+            return self._runtime.sharing is not None
+        return self.worker.has_read
 
     @property
     def stalled_for(self) -> float:
@@ -201,7 +276,7 @@ class WorkspaceRunner:
             backend=settings.backend_name,
             labels=settings.labels,
             up=up,
-            unready="starting" if up else "ended",
+            unready="ended" if not up else "" if self._runtime.sharing else "starting",
             requests=requests,
         )
 
@@ -214,6 +289,19 @@ class WorkspaceRunner:
         """Another program changed the journal."""
         if self._host is not None:
             self.worker.journal_changed()
+
+
+async def _first(stop: Flag, step: Coroutine[Any, Any, object]) -> bool:
+    """Wait for *step*. False: *stop* was set before."""
+    stopping, stepping = asyncio.ensure_future(stop.wait()), asyncio.ensure_future(step)
+    try:
+        await asyncio.wait([stopping, stepping], return_when=asyncio.FIRST_COMPLETED)
+        if stepping.done():
+            stepping.result()
+    finally:
+        stopping.cancel()
+        stepping.cancel()
+    return not stop.is_set()
 
 
 def credentials_of(settings: WorkspaceSettings, state_dir: Path | None) -> Credentials:

@@ -218,7 +218,8 @@ def test_a_list_finds_it(broken: tuple[str, str], tmp_path: Path) -> None:
 
 async def test_doctor_finds_it(broken: tuple[str, str], tmp_path: Path) -> None:
     given = {"workspace_id": "ws_1", "token": "a-token", "api_url": "https://platform.example"}
-    found = diagnostics.checkup({"config": None, "profile": None, "state_dir": str(tmp_path)}, given, {}, 0.0)
+    options = {"config": None, "profile": None, "state_dir": str(tmp_path), "journal_url": None}
+    found = diagnostics.checkup(options, given, {}, 0.0)
     (finding,) = [each async for each in found if each.level == diagnostics.FAIL]
     assert all(part in finding.text for part in broken)
     assert finding.hint

@@ -96,6 +96,10 @@ class Reply:
     is_whole: bool = True
 
 
+def _send_always() -> None:
+    """No check."""
+
+
 @attrs.frozen(kw_only=True)
 class Operation(Generic[T]):
     """A request to one endpoint.
@@ -111,6 +115,7 @@ class Operation(Generic[T]):
         to_peer: The response may take as long as the peer works, so a slow one doesn't mean a dead connection.
         timeout: Seconds between two pieces of the response.
         cap: Most bytes that are read of the response.
+        check: Called right before the request is written. If it raises, nothing is sent.
     """
 
     name: str
@@ -129,6 +134,7 @@ class Operation(Generic[T]):
     to_peer: bool = False
     timeout: float = READ_TIMEOUT
     cap: int = ANSWER_CAP
+    check: Callable[[], None] = attrs.field(default=_send_always, eq=False, repr=False)
 
 
 def register(workspace_id: str, card: Mapping[str, Any], *, url: str = "") -> Operation[str | None]:

@@ -107,6 +107,7 @@ class HttpConnection:
             is_reused = self._is_reusable(min(self._keepalive, request.max_idle))
             socket = self._socket or await self._connect(request.url, request.connect_timeout)
             socket.has_received = False
+            request.check()
             is_sent = await _send(socket, request)
             try:
                 head = await self._read_head(socket, request.method, request.read_timeout)

@@ -2,7 +2,7 @@
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import IO, Any, Protocol
 
 import attrs
@@ -31,6 +31,7 @@ class HttpRequest:
         body: Files are read while they are sent.
         read_timeout: Seconds without a byte of the response; None for no limit.
         max_idle: The longest idle time, in seconds, of a connection that may be reused for it.
+        check: Called right before it is written. If it raises, nothing is sent.
         is_written: Whether all of it was written.
     """
 
@@ -42,6 +43,7 @@ class HttpRequest:
     read_timeout: float | None = CONNECT_TIMEOUT
     write_timeout: float = WRITE_TIMEOUT
     max_idle: float = float("inf")
+    check: Callable[[], None] = lambda: None
     is_written: bool = False
 
     async def pieces(self) -> AsyncIterator[bytes]:
@@ -95,6 +97,7 @@ class HttpxTransport:
 
     async def send(self, request: HttpRequest) -> HttpHead:
         """Send *request* and return the head of the response."""
+        request.check()
         timeouts = {
             "connect": request.connect_timeout,
             "read": request.read_timeout,
@@ -145,6 +148,7 @@ def make_request(operation: Operation[Any], url: httpx.URL, headers: Headers, *,
         headers=headers,
         body=body,
         read_timeout=None if endless else operation.timeout,
+        check=operation.check,
     )
 
 

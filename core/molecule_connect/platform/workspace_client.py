@@ -1,7 +1,8 @@
 """WorkspaceClient: the platform as a worker uses it."""
 
+import functools
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import attrs
 
@@ -23,6 +24,17 @@ from molecule_connect.platform.endpoints import Operation, Reply
 from molecule_connect.platform.event_stream import read_events, signal_of
 from molecule_connect.platform.messages import notify_fingerprint
 
+
+class Gate(Protocol):
+    """Whether replies may be sent."""
+
+    @property
+    def is_open(self) -> bool: ...
+
+    @property
+    def reason(self) -> str: ...
+
+
 # The platform's operator may change the limits at any time.
 LIMITS_SECONDS = 3600.0
 _BUSY = (402, 408, 425, 429)
@@ -43,9 +55,18 @@ class WorkspaceClient(AsyncPlatformClient):
 
     _has_reported_token = False
     _limits: tuple[float, UploadLimits] | None = None
+    # Set for a workspace that other machines may take over.
+    gate: Gate | None = None
 
     async def send(self, outgoing: Outgoing) -> None:
-        await self.call(endpoints.reply(self.workspace_id, outgoing))
+        operation = endpoints.reply(self.workspace_id, outgoing)
+        if self.gate is not None:
+            operation = attrs.evolve(operation, check=functools.partial(self._check_gate, operation.name))
+        await self.call(operation)
+
+    def _check_gate(self, operation: str) -> None:
+        if self.gate is not None and not self.gate.is_open:
+            raise TransientPlatformError(f"{operation}: not sent, because {self.gate.reason}", operation=operation)
 
     def fingerprint(self, caller_id: str | None, parts: tuple[Part, ...]) -> str | None:
         return notify_fingerprint(parts) if caller_id is None else None

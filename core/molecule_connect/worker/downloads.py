@@ -328,6 +328,7 @@ class ChatFiles:
             self._quota.notice(file.caller_id, f"the file {name} is not available: {reason}")
 
     async def _acknowledge(self, file: StoredFile) -> None:
+        await self._journal.finished()
         try:
             await self._platform.acknowledge_file(file.file_id)
         except (AuthError, PlatformError) as exc:

@@ -54,6 +54,7 @@ from molecule_connect.worker.ports import Pace, Platform, Unlimited
 from molecule_connect.worker.presence import Heartbeat, Registration
 from molecule_connect.worker.recorder import Recorder
 from molecule_connect.worker.sending import ReplySender
+from molecule_connect.worker.sharing import LeaseLostError, SeatGate
 from molecule_connect.worker.status import Status
 from molecule_connect.worker.stream import EventStream
 from molecule_connect.worker.tracing import Tracing
@@ -67,6 +68,8 @@ ONCE_INTERVAL = 0.05
 STANDBY_INTERVAL = 0.5
 # Seconds that a stop may take beyond the grace period: for plain backends that don't return, and the last heartbeat.
 ABANDON, LAST_HEARTBEAT = 1.5, 1.5
+# The part under which problems with the lease that machines share are reported.
+MIRROR = "mirror"
 _START_RETRIES = Backoff(first=1.0, cap=60.0)
 
 
@@ -84,6 +87,7 @@ class WorkerOptions:
         wall: Seconds since 1970.
         fleet: The limits for all workspaces of the process; None for no limits.
         tracer: Traces the messages; None for no traces.
+        gate: Says when the lease that is shared with other machines is certain; None if no other machine can take it.
     """
 
     presence: bool = True
@@ -94,6 +98,7 @@ class WorkerOptions:
     wall: Callable[[], float] = time.time
     fleet: Fleet | None = None
     tracer: Tracer | None = None
+    gate: SeatGate | None = None
 
 
 class Worker:
@@ -205,6 +210,10 @@ class Worker:
         finally:
             self._lease = None
             held.release()
+
+    def lose(self, error: LeaseLostError) -> None:
+        """End at once: another machine serves the workspace."""
+        self._fail(error)
 
     def clock_jumped(self) -> None:
         """The machine slept, or its clock was set: connections are dead, and messages may be due."""
@@ -367,22 +376,26 @@ class Worker:
             self._spawn(one) for one in (self._receive, self._maintenance.run, files, self._dispatcher.watch_sends)
         ]
         self._lookup = self._spawn(self._names.run)
+        if self._options.gate is not None:
+            listening.append(self._spawn(functools.partial(self._follow_gate, self._options.gate)))
         if self._options.presence:
             listening.append(self._spawn(functools.partial(self._registration.follow_pauses, self._follow_pause)))
             others.append(self._spawn(self._heartbeat.run))
         self._dispatcher.wake_all()
-        grace = self.settings.grace
+        grace, says_goodbye = self.settings.grace, True
         try:
             await (self._wait_until_answered(stop) if self.settings.once else self._wait_for(stop))
-        except (WorkspaceDeletedError, StateLostError):
+        except (WorkspaceDeletedError, StateLostError, LeaseLostError) as exc:
             grace = 0.0  # replies could not be sent, or not be stored
+            says_goodbye = not isinstance(exc, LeaseLostError)
             raise
         finally:
             self._polling.stop()
             await _cancel(listening)
             await self._drain(grace)
             await _cancel([*others, self._lookup])
-            await self._send_final_heartbeat()
+            if says_goodbye:
+                await self._send_final_heartbeat()
             self._status.emit(events.Stopped(workspace_id=self.workspace_id))
 
     async def _receive(self) -> None:
@@ -437,8 +450,25 @@ class Worker:
             self._pause()
         else:
             self._status.emit(events.Resumed(workspace_id=self.workspace_id))
-            self._dispatcher.resume()
+            self._resume()
             self._heartbeat.send_now()
+
+    async def _follow_gate(self, gate: SeatGate) -> None:
+        """Start no messages and send no replies while another machine may have the lease."""
+        async for is_open in gate.changes():
+            if is_open:
+                if self._status.clear(MIRROR):
+                    self._wake_after(self._journal.retry_sends_now())
+                self._resume()
+            else:
+                hint = "results wait, and are sent when the database can be reached again"
+                self._status.report(MIRROR, gate.reason, hint, lasting=True)
+                self._dispatcher.pause()
+
+    def _resume(self) -> None:
+        gate = self._options.gate
+        if not self._registration.is_paused and (gate is None or gate.is_open):
+            self._dispatcher.resume()
 
     def _pause(self) -> None:
         self._dispatcher.pause()

@@ -1,0 +1,192 @@
+"""Machines that share workspaces through a database in memory, in virtual time."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import attrs
+from tests.mirrors.memory import Database, MemoryMirror
+
+from molecule_connect import events
+from molecule_connect.app import deploy
+from molecule_connect.config.settings import WorkspaceSettings
+from molecule_connect.config.workspaces import Listing
+from molecule_connect.models import Request, Response
+from molecule_connect.plugins.hookspecs import hookimpl
+from molecule_connect.worker.sharing import SharedJournal
+from molecule_connect_sandbox.testing import Sandbox, Workspace
+
+
+@attrs.frozen(eq=False)
+class Parrot:
+    """Answers with the name of its machine."""
+
+    name: str
+
+    @hookimpl
+    async def handle_a2a(self, request: Request) -> Response:
+        return Response.from_text(f"{self.name}: {request.text}")
+
+
+@attrs.define
+class Machine:
+    """A machine with its own disk."""
+
+    name: str
+    folder: Path
+    database: Database
+    sandbox: Sandbox
+    workspaces: list[Workspace]
+    said: list[str] = attrs.field(factory=list)
+    mirror: MemoryMirror = attrs.field(init=False)
+    stop: asyncio.Event = attrs.field(factory=asyncio.Event)
+
+    @asynccontextmanager
+    async def running(self, *, alone: bool = False) -> AsyncIterator["Machine"]:
+        """Serve inside the block.
+
+        Args:
+            alone: Without the database.
+        """
+        self.folder.mkdir(exist_ok=True, mode=0o700)
+        listing = Listing(
+            settings=tuple(
+                WorkspaceSettings(
+                    workspace_id=one.id, token=one.token, api_url=self.sandbox.url, backend=Parrot(self.name)
+                )
+                for one in self.workspaces
+            )
+        )
+        self.stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        self.mirror = MemoryMirror(self.database)
+        shared = SharedJournal(mirror=self.mirror, machine=self.name, clock=loop.time)
+        async with deploy(
+            listing,
+            self.folder,
+            self.listen,
+            transport=self.sandbox.transport,
+            shared=None if alone else shared,
+        ) as deployment:
+            task = asyncio.ensure_future(deployment.run(self.stop))
+            try:
+                yield self
+            finally:
+                self.stop.set()
+                await task
+
+    def listen(self, event: events.Event) -> None:
+        if isinstance(event, events.Notice | events.Trouble):
+            self.said.append(getattr(event, "text", "") or getattr(event, "reason", ""))
+
+
+@attrs.define
+class World:
+    """A platform, a database, and machines."""
+
+    sandbox: Sandbox
+    folder: Path
+    database: Database
+    workspaces: list[Workspace]
+
+    def machine(self, name: str) -> Machine:
+        return Machine(name, self.folder / name, self.database, self.sandbox, self.workspaces)
+
+    async def answers(self, workspace: Workspace, count: int) -> list[str]:
+        return [answer.text for answer in await self.sandbox.answers(workspace, count)]
+
+    def held(self) -> list[int]:
+        """The number of workspaces that each machine serves."""
+        holders = [lease.session for lease in self.database.leases.values() if lease.session]
+        return sorted(Counter(holders).values())
+
+
+@asynccontextmanager
+async def world(folder: Path, workspaces: int = 1) -> AsyncIterator[World]:
+    async with Sandbox.in_process() as sandbox:
+        found = [await sandbox.workspace() for _ in range(workspaces)]
+        yield World(sandbox, folder, Database(asyncio.get_running_loop().time), found)
+
+
+async def until(condition: Callable[[], bool], seconds: float = 120) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - the time is virtual
+            await asyncio.sleep(0.1)
+
+
+async def test_second_machine_continues_after_first(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        (workspace,) = here.workspaces
+        one, two = here.machine("one"), here.machine("two")
+        async with one.running():
+            await here.sandbox.say(workspace, "a")
+            assert await here.answers(workspace, 1) == ["one: a"]
+        await here.sandbox.say(workspace, "b")
+        async with two.running():
+            assert await here.answers(workspace, 2) == ["one: a", "two: b"]
+        async with one.running():
+            await here.sandbox.say(workspace, "c")
+            assert await here.answers(workspace, 3) == ["one: a", "two: b", "one: c"]
+        assert any("took" in line for line in two.said)
+
+
+async def test_unreachable_machine_is_replaced_and_sends_nothing(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        (workspace,) = here.workspaces
+        async with here.machine("one").running() as one:
+            await here.sandbox.say(workspace, "a")
+            assert await here.answers(workspace, 1) == ["one: a"]
+            async with here.machine("two").running():
+                one.mirror.is_cut = True
+                await here.sandbox.say(workspace, "b")
+                assert await here.answers(workspace, 2) == ["one: a", "two: b"]
+                one.mirror.is_cut = False
+                await until(lambda: any("has taken" in line for line in one.said))
+                await here.sandbox.say(workspace, "c")
+                assert len(await here.answers(workspace, 3)) == 3
+
+
+async def test_workspace_that_returns_is_served_again(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        (workspace,) = here.workspaces
+        async with here.machine("one").running() as one:
+            await here.sandbox.say(workspace, "a")
+            await here.answers(workspace, 1)
+            async with here.machine("two").running():
+                one.mirror.is_cut = True
+                await here.sandbox.say(workspace, "b")
+                await here.answers(workspace, 2)
+                one.mirror.is_cut = False
+                await until(lambda: any("has taken" in line for line in one.said))
+            await here.sandbox.say(workspace, "c")
+            assert await here.answers(workspace, 3) == ["one: a", "two: b", "one: c"]
+
+
+async def test_results_wait_while_database_is_down(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        (workspace,) = here.workspaces
+        async with here.machine("one").running() as one:
+            await here.sandbox.say(workspace, "a")
+            await here.answers(workspace, 1)
+            here.database.is_down = True
+            await here.sandbox.say(workspace, "b")
+            await asyncio.sleep(60)
+            assert await here.answers(workspace, 0) == ["one: a"]
+            assert any("memory can't be reached" in line for line in one.said)
+            assert any("changes can't be stored in the database" in line for line in one.said)
+            here.database.is_down = False
+            assert await here.answers(workspace, 2) == ["one: a", "one: b"]
+        assert here.database.leases[workspace.id].epoch == 1
+
+
+async def test_workspaces_are_shared_evenly(tmp_path: Path) -> None:
+    async with world(tmp_path, 4) as here, here.machine("one").running():
+        await until(lambda: here.held() == [4])
+        async with here.machine("two").running():
+            await until(lambda: here.held() == [2, 2])
+            for workspace in here.workspaces:
+                await here.sandbox.say(workspace, "a")
+                assert len(await here.answers(workspace, 1)) == 1
+        await until(lambda: here.held() == [4])
