@@ -14,7 +14,7 @@ import nox
 
 PYTHONS = ["3.11", "3.12", "3.13", "3.14", "3.15"]
 CURRENT = f"{sys.version_info.major}.{sys.version_info.minor}"
-PLUGINS = ["mock", "exec", "claude_code", "mcp", "sandbox", "agent", "observe"]
+PLUGINS = ["mock", "exec", "claude_code", "mcp", "sandbox", "agent", "observe", "postgres"]
 # Tests wait for processes and timers for half of their time: more workers than cores.
 PARALLEL = ["-n", "4", "--dist", "worksteal"]
 # Bytecode of the tests and of the programs that they start; an environment variable may turn it off.
@@ -32,6 +32,10 @@ TRIES = {
         "MOLECULE_WORKSPACE_TOKEN=t molecule connect ws_1 --backend inbox --http :9090 --dry-run"
         "; python -m molecule_connect_observe rules",
         "MoleculeDeaf",
+    ),
+    "postgres": (
+        """python -c 'from molecule_connect_postgres import PostgresMirror; print(PostgresMirror("postgresql://u@h/db"))'""",
+        "<PostgresMirror h:5432/db>",
     ),
 }
 CHAT = ("echo hello | molecule sandbox --backend exec --backend-opt cmd='tr a-z A-Z'", "HELLO")
@@ -225,7 +229,7 @@ def provenance(dist: Path, commit: str, *, is_modified: bool) -> dict[str, objec
 def tools() -> list[str]:
     """The test tools of requirements-dev.txt, without our own distributions."""
     lines = Path("requirements-dev.txt").read_text().splitlines()
-    return [line for line in lines if re.match(r"(pytest|hypothesis|coverage|hatchling)", line)]
+    return [line for line in lines if re.match(r"(pytest|hypothesis|coverage|hatchling|pixeltable)", line)]
 
 
 def build(session: nox.Session, dist: Path | None = None) -> Path:

@@ -105,5 +105,6 @@ def test_wheels_have_the_documented_entry_points(dist: Path, projects: "list[Pro
         "mcp",
     }
     assert found["molecule-connect-agent"] == set()
+    assert found["molecule-connect-postgres"] == {"[molecule_connect.mirrors]", "postgresql", "postgres"}
     assert found["molecule-connect-observe"] == {"[molecule_connect.observers]", "http", "otel"}
     assert found["molecule-connect-sandbox"] == {"[molecule_connect.commands]", "sandbox"}

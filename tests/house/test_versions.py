@@ -101,7 +101,7 @@ def test_a_clone_installs_every_distribution_from_itself(root: Path, plugins: "l
     lines = (root / "requirements.txt").read_text().splitlines()
     assert "-r requirements.txt" in (root / "requirements-dev.txt").read_text().splitlines()
     editable = [line.removeprefix("-e ") for line in lines if line.startswith("-e ")]
-    names = ("mock", "exec", "claude_code", "mcp", "sandbox", "agent", "observe")
+    names = ("mock", "exec", "claude_code", "mcp", "sandbox", "agent", "observe", "postgres")
     assert editable == [".", *(f"./plugins/{name}" for name in names)]
     assert {project.folder for project in plugins} == {(root / path).resolve() for path in editable[1:]}
 
