@@ -101,6 +101,7 @@ def plugins(tmp_path: Path) -> Path:
         entry_points={
             "molecule_connect.backends": {"parrot": "fake_backends:Parrot", "unready": "fake_backends:Unready"},
             "molecule_connect.commands": {"dance": "fake_commands:dance", "connect": "fake_commands:dance"},
+            "molecule_connect.mirrors": {"memory": "tests.mirrors.memory:create"},
         },
     )
     write_distribution(

@@ -30,7 +30,13 @@ async def look(
     config: Path | None = None,
     token: str | None = None,
 ) -> list[Any]:
-    options = {"state_dir": str(folder), "config": config, "workspace_id": workspace_id, "profile": None}
+    options = {
+        "state_dir": str(folder),
+        "config": config,
+        "workspace_id": workspace_id,
+        "profile": None,
+        "journal_url": None,
+    }
     given = {"workspace_id": workspace_id, "api_url": api_url, "backend": ""} | ({"token": token} if token else {})
     found = diagnostics.checkup(options, given, environ or {}, datetime.now(UTC).timestamp())
     return [finding async for finding in found]

@@ -7,6 +7,7 @@ import pytest
 
 from molecule_connect import errors
 from molecule_connect.cli.errors import decisive, exit_code
+from molecule_connect.mirrors import MirrorError, MirrorUnreachableError, SessionEndedError
 
 TRANSIENT = errors.TransientPlatformError("no answer", operation="register")
 
@@ -47,6 +48,9 @@ REFUSED = errors.PermanentPlatformError("no", operation="register", status=400, 
         (errors.AuthError("x", operation="register", status=401, body=""), 3),
         (errors.WorkspaceDeletedError("x"), 4),
         (errors.LeaseError("x"), 5),
+        (MirrorError("x"), 2),
+        (SessionEndedError("x"), 2),
+        (MirrorUnreachableError("x"), 6),
         (TRANSIENT, 6),
         (errors.PageTooLargeError("x", operation="activity"), 6),
         (errors.CloseError("x"), 1),

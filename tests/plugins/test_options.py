@@ -315,6 +315,7 @@ def test_a_childs_environment_holds_no_token() -> None:
         "MOLECULE_WORKSPACE_TOKEN": "tok-1",
         "MOLECULE_WORKSPACE_TOKEN_FILE": "/f",
         "MOLECULE_WORKSPACES": "[]",
+        "MOLECULE_JOURNAL_URL": "postgresql://a:b@c/d",
         "MOLECULE_ADMIN_TOKEN": "",
         "COPY": "tok-1",
         "GIVEN": "tok-2",

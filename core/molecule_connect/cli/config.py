@@ -101,9 +101,18 @@ def schema() -> None:
 
 def _errors(found: "WorkspaceList", blocks: "list[Block]") -> "Iterator[tuple[str, Fault, str]]":
     """All errors, each with its file and the label of its block."""
+    from molecule_connect.config.workspaces import Fault
+    from molecule_connect.errors import MoleculeError
+    from molecule_connect.plugins.mirrors import create_mirror
+
     main = Path(found.source)
     for fault in found.faults:
         yield found.source, fault, ""
+    if found.journal.url:
+        try:
+            create_mirror(found.journal.url)
+        except MoleculeError as exc:
+            yield found.source, Fault(f"[journal]: {exc}", exc.hint), ""
     for block in blocks:
         where = str(main.parent / block.file) if block.file else found.source
         label = "" if block.is_file else block.refused.label

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from molecule_connect.cli.options import PROFILE, given_settings, setting_options
+from molecule_connect.cli.options import PROFILE, given_settings, journal_option, setting_options
 from molecule_connect.config.settings import DEFAULT_BACKEND
 from molecule_connect.console.log_options import LEVELS, TEXTS, LogOptions
 from molecule_connect.console.select import LOG_FORMATS, choose
@@ -66,6 +66,11 @@ class ConnectCommand(click.Command):
     "--state-dir",
     metavar="FOLDER",
     help="Where to keep the journal and received files. [MOLECULE_STATE_DIR; default: ~/.config/molecule/state]",
+)
+@journal_option(
+    "Share the journal with other machines through a database, so that each serves its share of the workspaces "
+    "and takes over from the others: postgresql://user@host/database. Needs the extra 'postgres'.",
+    implied=True,
 )
 @PROFILE
 @click.option(

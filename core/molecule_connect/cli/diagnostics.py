@@ -12,6 +12,7 @@ import attrs
 
 from molecule_connect.app import check_platform, find_problems, load_list
 from molecule_connect.cli.local_status import local_statuses
+from molecule_connect.cli.shared import fault_of
 from molecule_connect.config.load import (
     WORKSPACES_VARIABLE,
     WorkspaceList,
@@ -32,6 +33,7 @@ from molecule_connect.platform import endpoints
 from molecule_connect.platform.client import AsyncPlatformClient
 from molecule_connect.platform.credentials import Credentials
 from molecule_connect.platform.responses import EndpointAbsentError
+from molecule_connect.plugins.mirrors import create_mirror
 from molecule_connect.runtime import credentials_of
 
 OK, WARN, FAIL, SKIP = "ok", "warn", "FAIL", "-"
@@ -98,6 +100,8 @@ async def checkup(
     folder, findings = _folder(options, environ, own_state_dir)
     for finding in findings:
         yield finding
+    if url := options["journal_url"] or (parsed.journal.url if parsed is not None else ""):
+        yield await _database(url)
     try:
         if is_list:
             listing = _listed(options, parsed or parse_variable(environ), folder)
@@ -182,6 +186,21 @@ def _folder(
     text = str(folder) if folder.exists() else f"{folder}, which a start would create"
     warnings = [Finding("state folder", WARN, text, hint) for text, hint in state_dir_problems(folder)]
     return folder, [Finding("state folder", OK, text), *warnings]
+
+
+async def _database(url: str) -> Finding:
+    try:
+        mirror = create_mirror(url)
+        try:
+            info = await mirror.describe()
+        finally:
+            await mirror.aclose()
+    except MoleculeError as exc:
+        return _failed("database", exc)
+    fault, hint = fault_of(info)
+    if fault:
+        return Finding("database", FAIL, f"{info.where}: {fault}", hint)
+    return Finding("database", OK, f"{info.where}: {info.server}, tables of version {info.schema}")
 
 
 def _listed(options: Mapping[str, Any], found: WorkspaceList, folder: Path | None) -> Listing:

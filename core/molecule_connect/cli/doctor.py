@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from molecule_connect.cli.options import PROFILE, given_settings, setting_options
+from molecule_connect.cli.options import PROFILE, given_settings, journal_option, setting_options
 
 
 @click.command
@@ -19,6 +19,7 @@ from molecule_connect.cli.options import PROFILE, given_settings, setting_option
     metavar="FILE",
     help="Check the workspaces of this file, or only WORKSPACE_ID.",
 )
+@journal_option("Also check the database through which machines share workspaces.", implied=True)
 @PROFILE
 @setting_options("ca_file", "client_cert", "client_key", "insecure")
 @click.pass_context

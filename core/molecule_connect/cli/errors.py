@@ -63,6 +63,11 @@ def exit_code(error: BaseException) -> int:
     if isinstance(error, FleetError):
         codes = {exit_code(one) for one in error.errors.values()}
         return BUG if BUG in codes else min(codes & MAY_RECOVER or codes)
+    # Here, because help needs no attrs.
+    from molecule_connect.mirrors import MirrorError, MirrorUnreachableError
+
+    if isinstance(error, MirrorError):
+        return OUT_OF_REACH if isinstance(error, MirrorUnreachableError) else REFUSED
     code = next((code for kind, code in _CODES if isinstance(error, kind)), BUG)
     return NOT_NOW if code == REFUSED and isinstance(error, MoleculeError) and error.may_heal else code
 

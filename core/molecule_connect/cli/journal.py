@@ -1,46 +1,77 @@
-"""``molecule journal``: back up and restore the journal, and hand workspaces to another machine."""
+"""``molecule journal``: back up and restore the journal, hand workspaces over, and look after a shared database."""
 
 import datetime
 import os
 import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from molecule_connect.cli.options import JSON, PROFILE, STATE_DIR, canonical, new_place_of, place_of
+from molecule_connect.cli.options import (
+    JOURNAL_CONFIG,
+    JSON,
+    PROFILE,
+    STATE_DIR,
+    canonical,
+    journal_option,
+    new_place_of,
+    place_of,
+)
 from molecule_connect.console.sanitize import count
 
 if TYPE_CHECKING:
     from molecule_connect.journal.copies import JournalInfo
+    from molecule_connect.mirrors import JournalMirror, MirrorInfo
     from molecule_connect.worker.handover import Handover
 
 FILE = click.Path(path_type=Path, dir_okay=False)
+DATABASE = journal_option("The database through which machines share workspaces, as for 'connect'.", implied=True)
+# The tables of the database have to be created or migrated.
+NOT_CURRENT = 1
 
 
 @click.group
 def journal() -> None:
-    """Back up and restore the journal, or hand a workspace to another machine.
+    """Back up and restore the journal, hand a workspace to another machine, or share it through a database.
 
     \b
     molecule journal status
     molecule journal backup journal.backup
     molecule journal export ws_1 ws_1.tar.gz
     molecule journal import ws_1.tar.gz
+    molecule journal init --journal postgresql://user@host/database
     """
 
 
 @journal.command(short_help="Show the journal's file, schema and workspaces.")
+@journal_option("Show the database through which machines share workspaces instead.")
+@JOURNAL_CONFIG
 @JSON
 @STATE_DIR
 @PROFILE
-def status(as_json: bool, state_dir: str | None, profile: str | None) -> None:
-    """Show where the journal is, its size and schema, and the workspaces in it."""
+@click.pass_context
+def status(
+    ctx: click.Context,
+    journal_url: str | None,
+    config: Path | None,
+    as_json: bool,
+    state_dir: str | None,
+    profile: str | None,
+) -> None:
+    """Show where the journal is, its size and schema, and the workspaces in it.
+
+    With --journal or --config, it shows the shared database and its tables. The exit code is 1 if they have to be
+    created or migrated.
+    """
     import json
 
     from molecule_connect.journal.copies import describe
 
+    if journal_url or config:
+        ctx.exit(_show_database(journal_url, config, as_json=as_json))
     info = describe(_journal(place_of(state_dir, profile)[0]))
     if as_json:
         click.echo(json.dumps(_values(info)))
@@ -52,6 +83,45 @@ def status(as_json: bool, state_dir: str | None, profile: str | None) -> None:
             click.echo(
                 f"    exported to {one.export.target} on {_moment(one.export.time)}: it can't be served from here"
             )
+
+
+@journal.command(short_help="Create the tables in a database, through which machines share workspaces.")
+@DATABASE
+@JOURNAL_CONFIG
+@JSON
+def init(journal_url: str | None, config: Path | None, as_json: bool) -> None:
+    """Create the tables in the database, in a schema of their own. If they exist, nothing is changed.
+
+    \b
+    molecule journal init --journal postgresql://molecule@db.example/molecule
+    """
+    from molecule_connect.cli.shared import MIGRATE
+    from molecule_connect.errors import ConfigError
+
+    def check(info: "MirrorInfo") -> None:
+        if 0 < info.schema < info.current:
+            raise ConfigError(f"{info.where} has tables of version {info.schema} already", hint=MIGRATE)
+
+    _install(journal_url, config, check, as_json=as_json)
+
+
+@journal.command(short_help="Upgrade the tables in the database to this release.")
+@DATABASE
+@JOURNAL_CONFIG
+@JSON
+def migrate(journal_url: str | None, config: Path | None, as_json: bool) -> None:
+    """Upgrade the tables in the database to the version that this release needs.
+
+    Connectors continue meanwhile; those of the previous release, too, unless it says otherwise.
+    """
+    from molecule_connect.cli.shared import INIT
+    from molecule_connect.errors import ConfigError
+
+    def check(info: "MirrorInfo") -> None:
+        if not info.schema:
+            raise ConfigError(f"{info.where} has no tables of molecule-connect", hint=INIT)
+
+    _install(journal_url, config, check, as_json=as_json)
 
 
 @journal.command(short_help="Copy the journal to a file, also while a connector runs.")
@@ -158,6 +228,83 @@ def move(workspace_id: str, folder: Path, state_dir: str | None, profile: str | 
     target = resolve_state_dir(folder, os.environ)
     source, _ = place_of(state_dir, profile, workspace_id)
     _done("moved", move_workspace(source, workspace_id, target), target)
+
+
+def _install(
+    journal_url: str | None, config: Path | None, check: "Callable[[MirrorInfo], None]", *, as_json: bool
+) -> None:
+    """Create or migrate the tables, unless *check* raises an error."""
+    import json
+
+    from molecule_connect.cli.shared import find_url, use_mirror
+
+    async def run(mirror: "JournalMirror") -> "tuple[Sequence[str], MirrorInfo]":
+        check(await mirror.describe())
+        return await mirror.install(), await mirror.describe()
+
+    done, info = use_mirror(find_url(journal_url, config), run)
+    if as_json:
+        click.echo(json.dumps({**_database_values(info), "done": list(done)}))
+        return
+    for line in done:
+        click.echo(f"{info.where}: {line}")
+    if not done:
+        click.echo(f"{info.where}: nothing to do; the tables are of version {info.schema}")
+
+
+def _show_database(journal_url: str | None, config: Path | None, *, as_json: bool) -> int:
+    """Show the shared database. Returns the exit code."""
+    import json
+
+    from molecule_connect.cli.shared import fault_of, find_url, use_mirror
+
+    info = use_mirror(find_url(journal_url, config), lambda mirror: mirror.describe())
+    fault, hint = fault_of(info)
+    if as_json:
+        click.echo(json.dumps(_database_values(info)))
+    else:
+        state = f"tables of version {info.schema}, {count(info.workspaces, 'workspace')}, {_size(info.size)}"
+        click.echo(f"{info.where}: {info.server}, {f'{fault} -> {hint}' if fault else state}")
+    return NOT_CURRENT if fault else 0
+
+
+def _database_values(info: "MirrorInfo") -> dict[str, object]:
+    return {
+        "database": info.where,
+        "server": info.server,
+        "bytes": info.size,
+        "schema": info.schema,
+        "current_schema": info.current,
+        "workspaces": info.workspaces,
+    }
+
+
+@journal.command(short_help="Serve a workspace, which machines share, from this machine alone again.")
+@click.argument("workspace_id", callback=canonical)
+@DATABASE
+@JOURNAL_CONFIG
+@STATE_DIR
+@PROFILE
+def leave(
+    workspace_id: str, journal_url: str | None, config: Path | None, state_dir: str | None, profile: str | None
+) -> None:
+    """Load WORKSPACE_ID into the journal of this machine, and remove it from the database.
+
+    First remove it from the lists of all machines, so that none serves it. An interrupted command can be repeated.
+
+    \b
+    molecule journal leave ws_1 --journal postgresql://molecule@db.example/molecule
+    """
+    from molecule_connect.cli.shared import find_url, use_mirror
+    from molecule_connect.worker.leaving import leave as leave_database
+
+    def notice(text: str, hint: str) -> None:
+        click.echo(f"{text} -> {hint}", err=True)
+
+    url, folder = find_url(journal_url, config), new_place_of(state_dir, profile)
+    left = use_mirror(url, lambda mirror: leave_database(folder, workspace_id, mirror, notice=notice))
+    click.echo(f"{workspace_id} is served from {folder} alone{' from now on' if left else ' already'}")
+    click.echo(f"Serve it: molecule connect {workspace_id} --state-dir {folder}")
 
 
 def _done(verb: str, found: "Handover", folder: Path) -> None:

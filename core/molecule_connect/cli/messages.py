@@ -1,20 +1,23 @@
 """``molecule messages``: show the messages in the journal, and replay or drop dead letters."""
 
+import contextlib
 import os
+import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from molecule_connect.cli.options import JSON, PROFILE, STATE_DIR, canonical, place_of
+from molecule_connect.cli.options import JOURNAL_CONFIG, JSON, PROFILE, STATE_DIR, canonical, journal_option, place_of
 from molecule_connect.console.sanitize import count, failure
 
 if TYPE_CHECKING:
     from molecule_connect.cli.message_format import Table
     from molecule_connect.cli.message_query import Entry, Query
+    from molecule_connect.errors import ConfigError
     from molecule_connect.journal.inspect import Inspection, Key, MessageSummary
     from molecule_connect.journal.models import State
 
@@ -23,6 +26,12 @@ WORKSPACE = click.option(
     "--workspace", metavar="ID", callback=canonical, help="The workspace, if two have messages with the same row id."
 )
 YES = click.option("--yes", "-y", is_flag=True, help="Don't ask for confirmation.")
+SHARED = journal_option("Read the copies of the database through which machines share workspaces, on any machine.")
+ELSEWHERE = journal_option(
+    "Show on which machine to run this command instead: messages can't be changed through the database."
+)
+# Workspaces that a hint names.
+_MOST_NAMED = 3
 # Messages listed before a confirmation; for the others, only their number is shown.
 _MAX_LISTED = 20
 # Seconds between looks for changes.
@@ -95,6 +104,8 @@ def _since(ctx: click.Context, param: click.Parameter, value: str | None) -> flo
     is_flag=True,
     help="Print one JSON document, newest first; with --follow one object per line, newest last.",
 )
+@SHARED
+@JOURNAL_CONFIG
 @STATE_DIR
 @PROFILE
 def list_command(
@@ -106,6 +117,8 @@ def list_command(
     search: str,
     limit: int,
     as_json: bool,
+    journal_url: str | None,
+    config: Path | None,
     state_dir: str | None,
     profile: str | None,
 ) -> None:
@@ -121,15 +134,35 @@ def list_command(
     molecule messages list --limit 0 --json | jq '.messages[].reason'
     """
     from molecule_connect.cli.message_query import Query
+    from molecule_connect.errors import ConfigError
 
-    folder, workspace_id = place_of(state_dir, profile, workspace_id)
-    query = Query(
-        workspace_id=workspace_id, states=tuple(_states(states)), sender=sender, since=since, search=search.strip()
-    )
-    if follow:
-        _follow(folder, query, limit or None, as_json=as_json)
-    else:
-        _list(folder, query, limit or None, as_json=as_json)
+    if follow and (journal_url or config):
+        raise ConfigError(
+            "--follow can't be combined with --journal",
+            hint="follow the messages on the machine that serves the workspace: see 'molecule status --journal URL'",
+        )
+    with _journal(journal_url, config, state_dir, profile, workspace_id) as (folder, workspace_id):
+        query = Query(
+            workspace_id=workspace_id, states=tuple(_states(states)), sender=sender, since=since, search=search.strip()
+        )
+        if follow:
+            _follow(folder, query, limit or None, as_json=as_json)
+        else:
+            _list(folder, query, limit or None, as_json=as_json)
+
+
+@contextlib.contextmanager
+def _journal(
+    journal_url: str | None, config: Path | None, state_dir: str | None, profile: str | None, workspace_id: str | None
+) -> Iterator[tuple[Path, str | None]]:
+    """The folder of the journal to read, and the workspace. See ``place_of``."""
+    if not (journal_url or config):
+        yield place_of(state_dir, profile, workspace_id)
+        return
+    from molecule_connect.cli.shared import find_url, loaded_journal
+
+    with loaded_journal(find_url(journal_url, config), workspace_id) as folder:
+        yield folder, workspace_id
 
 
 def _list(folder: Path, query: "Query", limit: int | None, *, as_json: bool) -> None:
@@ -200,10 +233,19 @@ def _table(found: "Sequence[Entry] | None", now: float, *, with_workspace: bool)
 @click.option("--raw", is_flag=True, help="Print only the message as the platform sent it, as JSON.")
 @JSON
 @WORKSPACE
+@SHARED
+@JOURNAL_CONFIG
 @STATE_DIR
 @PROFILE
 def show(
-    row_id: str, raw: bool, as_json: bool, workspace: str | None, state_dir: str | None, profile: str | None
+    row_id: str,
+    raw: bool,
+    as_json: bool,
+    workspace: str | None,
+    journal_url: str | None,
+    config: Path | None,
+    state_dir: str | None,
+    profile: str | None,
 ) -> None:
     """Show a message: its text, its files, each attempt with its error, the reply with its files, and the cost.
 
@@ -215,8 +257,10 @@ def show(
     from molecule_connect.errors import ConfigError
     from molecule_connect.journal.inspect import Inspection
 
-    folder, workspace = place_of(state_dir, profile, workspace)
-    with Inspection.open(folder) as journal:
+    with (
+        _journal(journal_url, config, state_dir, profile, workspace) as (folder, workspace),
+        Inspection.open(folder) as journal,
+    ):
         key = journal.find(row_id, workspace)
         message = journal.message(key)
         (entry,) = message_query.entries(journal, [journal.summary(key)])
@@ -236,6 +280,7 @@ def show(
 @click.option("--reason", metavar="TEXT", help="With --all-dead: only those whose reason starts with TEXT.")
 @YES
 @WORKSPACE
+@ELSEWHERE
 @STATE_DIR
 @PROFILE
 def replay(
@@ -244,6 +289,7 @@ def replay(
     reason: str | None,
     yes: bool,
     workspace: str | None,
+    journal_url: str | None,
     state_dir: str | None,
     profile: str | None,
 ) -> None:
@@ -264,13 +310,18 @@ def replay(
         raise click.UsageError("pass either row ids or --all-dead")
     if reason is not None and not all_dead:
         raise click.UsageError("--reason requires --all-dead")
-    folder, workspace = place_of(state_dir, profile, workspace)
-    with inspect.Inspection.open(folder) as journal:
+    with (
+        _journal(journal_url, None, state_dir, profile, workspace) as (folder, workspace),
+        inspect.Inspection.open(folder) as journal,
+    ):
         named = _chosen(journal, row_ids, workspace, _replayable)
         chosen = journal.dead(workspace, reason or "") if all_dead else named
     if not chosen:
         click.echo("no dead letter matches; nothing to do")
         return
+    if journal_url:
+        flags = ["--all-dead", *(["--reason", reason] if reason is not None else [])] if all_dead else []
+        raise _elsewhere(journal_url, "replay", chosen, flags)
     inboxes = {name for name in {message.workspace_id for message in chosen} if _is_inbox(folder, name)}
     effects = [message_format.effect_of_replay(one, is_inbox=one.workspace_id in inboxes) for one in chosen]
     if _confirm(chosen, effects, "Replay", yes):
@@ -282,10 +333,16 @@ def replay(
 @click.argument("row_ids", nargs=-1, required=True, metavar="ROW_ID...")
 @YES
 @WORKSPACE
+@ELSEWHERE
 @STATE_DIR
 @PROFILE
 def drop(
-    row_ids: tuple[str, ...], yes: bool, workspace: str | None, state_dir: str | None, profile: str | None
+    row_ids: tuple[str, ...],
+    yes: bool,
+    workspace: str | None,
+    journal_url: str | None,
+    state_dir: str | None,
+    profile: str | None,
 ) -> None:
     """Discard dead letters. They can't be replayed afterwards, and their text is deleted after a day.
 
@@ -294,12 +351,44 @@ def drop(
     """
     from molecule_connect.journal import inspect
 
-    folder, workspace = place_of(state_dir, profile, workspace)
-    with inspect.Inspection.open(folder) as journal:
+    with (
+        _journal(journal_url, None, state_dir, profile, workspace) as (folder, workspace),
+        inspect.Inspection.open(folder) as journal,
+    ):
         chosen = _chosen(journal, row_ids, workspace, _droppable)
+    if journal_url:
+        raise _elsewhere(journal_url, "drop", chosen, [])
     if _confirm(chosen, ["not answered"] * len(chosen), "Drop", yes):
         changed = inspect.drop(folder, [message.key for message in chosen], time.time())
         _report(folder, chosen, changed, "dropped", takes_up=False)
+
+
+def _elsewhere(url: str, verb: str, chosen: "Sequence[MessageSummary]", flags: Sequence[str]) -> "ConfigError":
+    """The error that names the machines on which the messages can be changed, and the commands to run there.
+
+    Args:
+        flags: Choose the messages of a workspace; without any, their ids do.
+    """
+    from molecule_connect.cli.shared import use_mirror
+    from molecule_connect.errors import ConfigError
+
+    row_ids: dict[str, list[str]] = {}
+    for message in chosen:
+        row_ids.setdefault(message.workspace_id, []).append(message.row_id)
+    found = use_mirror(url, lambda mirror: mirror.overview(row_ids))
+    steps = []
+    for one in found[:_MOST_NAMED]:
+        words = ["molecule", "messages", verb, *(flags or row_ids[one.workspace_id]), "--workspace", one.workspace_id]
+        if one.holder is not None and one.is_alive:
+            steps.append(f"on {one.holder.host}, run: {shlex.join(words)}")
+        else:
+            steps.append(f"no machine serves {one.workspace_id} at the moment: try again later")
+    if len(found) > _MOST_NAMED:
+        steps.append(f"and so on for {len(found) - _MOST_NAMED:,} more workspaces")
+    return ConfigError(
+        f"'molecule messages {verb}' changes nothing in the database: it has to run where the workspace is served",
+        hint="; ".join(steps),
+    )
 
 
 def _states(names: Sequence[str]) -> "list[State]":

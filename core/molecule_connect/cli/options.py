@@ -28,6 +28,14 @@ STATE_DIR = click.option(
 )
 PROFILE_HELP = "The saved settings to use; 'molecule init --profile NAME' saves them. [MOLECULE_PROFILE]"
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document to standard output.")
+JOURNAL_VARIABLE = "MOLECULE_JOURNAL_URL"
+_FROM_VARIABLE = f"${JOURNAL_VARIABLE}"
+JOURNAL_CONFIG = click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Use the database in the [journal] table of this list of workspaces.",
+)
 _PLUGIN_GROUPS = {"backend": BACKENDS, "middleware": MIDDLEWARE}
 _REPEATABLE = (NAMES, OPTIONS, PLUGIN_OPTIONS)
 
@@ -83,6 +91,35 @@ class ProfileName(click.ParamType[str]):
 
 
 PROFILE = click.option("--profile", type=ProfileName(), metavar="NAME", help=PROFILE_HELP)
+
+
+def journal_option(text: str, *, implied: bool = False) -> Callable[[F], F]:
+    """Adds ``--journal [URL]``, the database through which machines share workspaces, as ``journal_url``.
+
+    Without URL, it is that of the variable.
+
+    Args:
+        text: Its help.
+        implied: The variable is used without the flag, too. Otherwise, the command then works on the local journal.
+    """
+
+    def find(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+        if value == _FROM_VARIABLE or (value is None and implied):
+            found = os.environ.get(JOURNAL_VARIABLE) or None
+            if found is None and value is not None:
+                raise click.UsageError(f"--journal needs a URL, because {JOURNAL_VARIABLE} is not set", ctx)
+            return found
+        return value
+
+    return click.option(
+        "--journal",
+        "journal_url",
+        metavar="[URL]",
+        is_flag=False,
+        flag_value=_FROM_VARIABLE,
+        callback=find,
+        help=f"{text} [{'' if implied else 'default URL: '}{JOURNAL_VARIABLE}]",
+    )
 
 
 def place_of(state_dir: str | None, profile: str | None, workspace_id: str | None = None) -> tuple[Path, str | None]:

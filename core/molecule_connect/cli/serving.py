@@ -8,12 +8,14 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import attrs
 
 from molecule_connect import open_files
 from molecule_connect.cli.errors import CLEAN
 from molecule_connect.cli.observing import Observation
+from molecule_connect.cli.options import JOURNAL_VARIABLE
 from molecule_connect.cli.service_report import ServiceReport
 from molecule_connect.cli.signals import StopSignals
 from molecule_connect.cli.workspaces import WorkspaceSource
@@ -24,7 +26,9 @@ from molecule_connect.config.workspaces import Listing, WorkspacesError
 from molecule_connect.console.screen import Screen, Summary
 from molecule_connect.errors import ConfigError, without_credentials
 from molecule_connect.executors import PatientExecutor
+from molecule_connect.plugins.mirrors import create_mirror
 from molecule_connect.process.notify import ServiceManager
+from molecule_connect.worker.sharing import SharedJournal
 from molecule_connect.worker.status_file import ReloadFile
 
 # New objects after which the garbage collector runs.
@@ -85,9 +89,12 @@ def run(options: Mapping[str, Any], given: Mapping[str, Any], *, screen: Screen)
         grace = max(one.grace for one in listing.settings)
         with StopSignals(grace=grace, spell=screen.last_words, reloads=source.reloads) as signals:
             folder = resolve_state_dir(options["state_dir"], os.environ, saved=source.own_state_dir)
+            shared = _shared(options["journal_url"], source, listing, screen)
             with _log_to(screen):
                 report = ServiceReport(manager, file=ReloadFile(folder, os.getpid()) if source.reloads else None)
-                asyncio.run(_serve(source, listing, options["mode"], folder, screen, signals, report, observation))
+                asyncio.run(
+                    _serve(source, listing, options["mode"], folder, screen, signals, report, observation, shared)
+                )
 
 
 async def _serve(
@@ -99,6 +106,7 @@ async def _serve(
     signals: StopSignals,
     report: ServiceReport,
     observation: Observation,
+    shared: SharedJournal | None,
 ) -> None:
     from molecule_connect.app import deploy
     from molecule_connect.cli.reloading import follow_the_list, with_next_step
@@ -110,11 +118,13 @@ async def _serve(
     stop, reload = asyncio.Event(), asyncio.Event()
     signals.bind(stop, reload)
     screen.open([summary(one) for one in listing.settings])
+    if shared is not None:
+        screen.note("INFO", f"the journal is shared with other machines through {shared.mirror.where}")
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(observation.running())
         listener = observation.following(report.following(with_next_step(screen, reloads=source.reloads)))
         deployment = await stack.enter_async_context(
-            deploy(listing, folder, listener, strict=source.strict, tracer=observation.tracer)
+            deploy(listing, folder, listener, strict=source.strict, tracer=observation.tracer, shared=shared)
         )
         observation.attach(deployment)
         following = follow_the_list(
@@ -195,6 +205,29 @@ def _dry_run(listing: Listing, mode: str, planned: Path, screen: Screen) -> None
             hint="fix the errors above; nothing was started",
         )
     screen.note("INFO", "ready: nothing was started")
+
+
+def _shared(given: str | None, source: WorkspaceSource, listing: Listing, screen: Screen) -> SharedJournal | None:
+    """The database of ``--journal``, or of the file.
+
+    Raises:
+        ConfigError: It can't be used.
+    """
+    settings = source.journal
+    url = given or settings.url
+    if not url:
+        return None
+    for name in ("once", "standby"):
+        if any(getattr(one, name) for one in listing.settings):
+            raise ConfigError(f"--{name} can't be combined with --journal", hint=f"leave out --{name}")
+    mirror = create_mirror(url)
+    if given and given != os.environ.get(JOURNAL_VARIABLE) and urlsplit(given).password:
+        screen.note(
+            "WARNING",
+            "--journal shows the password of the database in the process list",
+            f"use {JOURNAL_VARIABLE}, PGPASSWORD or ~/.pgpass",
+        )
+    return SharedJournal(mirror=mirror, capacity=settings.capacity)
 
 
 @contextlib.contextmanager

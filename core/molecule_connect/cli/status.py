@@ -4,16 +4,15 @@ import json
 import shlex
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from molecule_connect.cli.options import JSON, PROFILE, STATE_DIR, canonical, place_of
+from molecule_connect.cli.options import JOURNAL_CONFIG, JSON, PROFILE, STATE_DIR, canonical, journal_option, place_of
 from molecule_connect.console.sanitize import ago, count, moment
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from molecule_connect.cli.local_status import LocalStatus
     from molecule_connect.worker.status_file import Problem
 
@@ -22,12 +21,20 @@ NOT_WELL = 1
 
 @click.command
 @click.argument("workspace_id", required=False, callback=canonical)
+@journal_option("Show which machine serves which workspace, by the database through which they share them.")
+@JOURNAL_CONFIG
 @JSON
 @STATE_DIR
 @PROFILE
 @click.pass_context
 def status(
-    ctx: click.Context, workspace_id: str | None, as_json: bool, state_dir: str | None, profile: str | None
+    ctx: click.Context,
+    workspace_id: str | None,
+    journal_url: str | None,
+    config: Path | None,
+    as_json: bool,
+    state_dir: str | None,
+    profile: str | None,
 ) -> None:
     """Show whether a connector serves WORKSPACE_ID on this machine, and its problems.
 
@@ -41,9 +48,14 @@ def status(
     The exit code is 0 if a connector runs without problems that affect messages, and 1 otherwise. Without WORKSPACE_ID,
     workspaces that were stopped on purpose are ignored, and so are starts that failed before they registered, as long
     as another connector runs.
+
+    With --journal or --config, the command shows the workspaces of all machines, on any of them: who serves each, how
+    long ago its copy changed, and what waits. The exit code is then 0 if all are served.
     """
     from molecule_connect.cli.local_status import local_statuses
 
+    if journal_url or config:
+        ctx.exit(_show_shared(journal_url, config, workspace_id, as_json=as_json))
     folder, workspace_id = place_of(state_dir, profile, workspace_id)
     now = time.time()
     found = local_statuses(folder, workspace_id, now)
@@ -57,7 +69,18 @@ def status(
     ctx.exit(0 if asked and all(one.is_well for one in asked) else NOT_WELL)
 
 
-def _lines(found: "Sequence[LocalStatus]", folder: "Path", now: float) -> Iterator[str]:
+def _show_shared(journal_url: str | None, config: Path | None, workspace_id: str | None, *, as_json: bool) -> int:
+    """Show the workspaces in the database. Returns the exit code."""
+    from molecule_connect.cli import shared_status
+    from molecule_connect.cli.shared import find_url
+
+    found = shared_status.find_status(find_url(journal_url, config), workspace_id)
+    for line in [shared_status.values(found)] if as_json else shared_status.lines(found, time.time()):
+        click.echo(line)
+    return 0 if found.is_well else NOT_WELL
+
+
+def _lines(found: "Sequence[LocalStatus]", folder: Path, now: float) -> Iterator[str]:
     from molecule_connect.worker.status_file import status_path
 
     if not found:

@@ -17,7 +17,7 @@ from molecule_connect.config.saved import describe_unused, find_saved
 from molecule_connect.config.settings import DEFAULT_BACKEND, SCHEMA, WorkspaceSettings
 from molecule_connect.config.single import read_single
 from molecule_connect.config.state_dir import preview_state_dir
-from molecule_connect.config.workspaces import Listing, WorkspacesError
+from molecule_connect.config.workspaces import JournalSettings, Listing, WorkspacesError
 from molecule_connect.errors import BackendNotFoundError, ConfigError
 from molecule_connect.plugins import discovery
 from molecule_connect.plugins.entry_points import BACKENDS
@@ -65,6 +65,11 @@ class WorkspaceSource:
         self.once: bool = given.get("once", False)
         self.own_state_dir: Path | None = None
         self.assumes_address = False
+
+    @property
+    def journal(self) -> JournalSettings:
+        """Where the list says that the journal is shared, as of the last ``read``."""
+        return JournalSettings() if self._list is None else self._list.journal
 
     @property
     def state_dir(self) -> Path:

@@ -67,6 +67,18 @@ def list_schema() -> dict[str, Any]:
             },
             "defaults": _table("Settings for all workspaces.", shared),
             "fleet": _table("Limits for all workspaces together.", fleet),
+            "journal": _table(
+                "Where the journal is shared with other machines.",
+                {
+                    "url": {"description": "Of the database, like postgresql://user@host/database.", "type": "string"},
+                    "capacity": {
+                        "description": "Workspaces that one process serves at most; 0 for all.",
+                        "type": "integer",
+                        "minimum": 0,
+                        "default": 0,
+                    },
+                },
+            ),
             "include": {"description": "Files with more workspaces, such as conf.d/*.toml.", **_TEXTS},
             "state_dir": {"description": "The state folder.", "type": "string"},
         },

@@ -29,11 +29,20 @@ from molecule_connect.config.tokens import (
 )
 from molecule_connect.config.toml_lines import TomlLines
 from molecule_connect.config.values import InvalidValueError, Secret, parse_path
-from molecule_connect.config.workspaces import NO_LIMITS, Block, Fault, FleetLimits, Listing, WorkspacesError, lines_of
+from molecule_connect.config.workspaces import (
+    NO_LIMITS,
+    Block,
+    Fault,
+    FleetLimits,
+    JournalSettings,
+    Listing,
+    WorkspacesError,
+    lines_of,
+)
 from molecule_connect.errors import ConfigError, did_you_mean
 
 WORKSPACES_VARIABLE = "MOLECULE_WORKSPACES"
-_FILE_KEYS = ("workspace", "defaults", "fleet", "include", "state_dir")
+_FILE_KEYS = ("workspace", "defaults", "fleet", "journal", "include", "state_dir")
 # Each options field, and the field with its plugin.
 _LINE = re.compile(r"line ([0-9]+)")
 _PLUGINS = {"options": "backend", "middleware_options": "middleware"}
@@ -129,6 +138,7 @@ class WorkspaceList:
         entries: The tables of the workspaces.
         defaults: The table of the settings that they share.
         fleet: The limits for all workspaces together.
+        journal: Where the journal is shared with other machines.
         faults: Errors in the list outside of the workspaces.
         environ: Variables give defaults, and are expanded in paths.
         flags: Field name -> value for every workspace; wins over the list.
@@ -140,6 +150,7 @@ class WorkspaceList:
     entries: Sequence[Entry]
     defaults: Mapping[str, Any]
     fleet: FleetLimits = NO_LIMITS
+    journal: JournalSettings = attrs.field(factory=JournalSettings)
     faults: Sequence[Fault] = ()
     environ: Mapping[str, str] = attrs.field(repr=False)
     flags: Mapping[str, Any] = attrs.field(repr=False)
@@ -332,8 +343,8 @@ def parse_file(
 ) -> WorkspaceList:
     """The list in the TOML file *path*.
 
-    It has ``[[workspace]]`` tables, and may have ``[defaults]`` and ``[fleet]`` for all of them, and ``include``, which
-    names files with more ``[[workspace]]`` tables.
+    It has ``[[workspace]]`` tables, and may have ``[defaults]``, ``[fleet]`` and ``[journal]`` for all of them, and
+    ``include``, which names files with more ``[[workspace]]`` tables.
 
     Raises:
         WorkspacesError: The file can't be read, or isn't TOML.
@@ -373,11 +384,14 @@ def parse_file(
         faults.append(Fault(f"[defaults]: {fault}", line=lines.top("defaults", key)))
     limits, wrong = _read_fleet(fleet)
     faults += [Fault(f"[fleet]: {fault}", line=lines.top("fleet", *key)) for key, fault in wrong]
+    journal, wrong = _read_journal(document.get("journal", {}), environ)
+    faults += [Fault(f"[journal]: {fault}", line=lines.top("journal", *key)) for key, fault in wrong]
     return WorkspaceList(
         source=str(path),
         entries=entries,
         defaults={key: value for key, value in defaults.items() if KEYS.get(key) not in own},
         fleet=limits,
+        journal=journal,
         faults=faults,
         environ=environ,
         flags=flags or {},
@@ -462,6 +476,26 @@ def _read_fleet(table: Any) -> tuple[FleetLimits, list[tuple[tuple[str, ...], st
         if setting.bounds is not None and (fault := setting.bounds.fault(found[key])):
             faults.append(((key,), f"{key} {fault}"))
     return FleetLimits(**found), faults
+
+
+def _read_journal(table: Any, environ: Mapping[str, str]) -> tuple[JournalSettings, list[tuple[tuple[str, ...], str]]]:
+    """The settings in ``[journal]``, and the errors in it, each with its key."""
+    if not isinstance(table, dict):
+        return JournalSettings(), [((), "it must be a table")]
+    known = tuple(field.name for field in attrs.fields(JournalSettings))
+    faults: list[tuple[tuple[str, ...], str]] = [
+        ((key,), f"unknown key {key!r}{did_you_mean(key, known)}") for key in table if key not in known
+    ]
+    url, capacity = table.get("url", ""), table.get("capacity", 0)
+    try:
+        url = string.Template(values.TEXT.from_document(url)).substitute(environ)
+    except InvalidValueError as exc:
+        faults.append((("url",), f"url {exc}"))
+    except (KeyError, ValueError):
+        faults.append((("url",), "url contains a variable that is not set"))
+    if not isinstance(capacity, int) or isinstance(capacity, bool) or capacity < 0:
+        faults.append((("capacity",), "capacity must be a number of workspaces, or 0 for all"))
+    return JournalSettings() if faults else JournalSettings(url=url, capacity=capacity), faults
 
 
 def read_path(text: str, key: str, folder: Path, environ: Mapping[str, str]) -> Path:

@@ -8,6 +8,19 @@ from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.errors import ConfigError, MoleculeError
 
 
+@attrs.frozen(kw_only=True)
+class JournalSettings:
+    """Where the journal is shared with other machines.
+
+    Attributes:
+        url: Of the database, perhaps with a password; empty if it isn't shared.
+        capacity: Number of workspaces that one process serves at most; 0 for all.
+    """
+
+    url: str = attrs.field(default="", repr=False)
+    capacity: int = 0
+
+
 @attrs.frozen
 class Fault:
     """An error in a list of workspaces, in one line.

@@ -147,8 +147,8 @@ class BackendConfig:
     def child_environment(self, environ: Mapping[str, str] | None = None) -> dict[str, str]:
         """The environment for child processes: *environ* (default: this process's) without the platform's tokens.
 
-        Removed are ``MOLECULE_WORKSPACES``, all ``MOLECULE_...TOKEN...`` variables, and any variable whose value is a
-        token.
+        Removed are ``MOLECULE_WORKSPACES``, ``MOLECULE_JOURNAL_URL``, all ``MOLECULE_...TOKEN...`` variables, and any
+        variable whose value is a token.
         """
         everything = dict(os.environ if environ is None else environ)
         private = {name for name in everything if _is_private(name)}
@@ -281,4 +281,4 @@ def _default_text(default: Any, hint: Any) -> str | None:
 
 
 def _is_private(name: str) -> bool:
-    return name == "MOLECULE_WORKSPACES" or (name.startswith("MOLECULE_") and "TOKEN" in name)
+    return name in ("MOLECULE_WORKSPACES", "MOLECULE_JOURNAL_URL") or (name.startswith("MOLECULE_") and "TOKEN" in name)
