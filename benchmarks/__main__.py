@@ -11,19 +11,22 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.bench import capacity, fleet, idle, latency, startup, throughput
+from benchmarks.bench import capacity, fleet, idle, latency, mirror, startup, throughput
 from benchmarks.files import files
 from benchmarks.hosts import mcp
+from benchmarks.sharing import sharing
 
 MEASURES: dict[str, Callable[[], None]] = {
     "startup": startup,
     "latency": latency,
     "throughput": throughput,
+    "mirror": mirror,
     "idle": idle,
     "fleet": fleet,
     "capacity": capacity,
     "mcp": mcp,
     "files": files,
+    "sharing": sharing,
 }
 
 

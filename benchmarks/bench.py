@@ -16,7 +16,10 @@ from molecule_connect import hookimpl
 from molecule_connect.app import serve
 from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.models import Request, Response
+from molecule_connect_postgres import PostgresMirror
+from molecule_connect_postgres.testing import Cluster
 
+PLATFORMS = ("2026-05", "2026-08")
 CONVERSATIONS = 8
 AT_ONCE = 2000
 LATENCIES = 300
@@ -51,12 +54,12 @@ def _conversations(sandbox: Rig) -> tuple[Workspace, list[Workspace]]:
     return workspace, [sandbox.workspace(workspace) for _ in range(CONVERSATIONS)]
 
 
-def latency() -> None:
+def latency(**environment: str) -> None:
     """From a row that can be read to the answer that the platform has, one message at a time, with the stream."""
-    for platform in ("2026-05", "2026-08"):
+    for platform in PLATFORMS:
         with rig("--platform", platform) as sandbox:
             workspace, peers = _conversations(sandbox)
-            with connector(sandbox, workspace) as process:
+            with connector(sandbox, workspace, **environment) as process:
                 for number in range(20):
                     sandbox.say(workspace, f"warm {number}", peers[number % CONVERSATIONS])
                 sandbox.answers(workspace, 20)
@@ -71,12 +74,12 @@ def latency() -> None:
             print(f"latency {platform}: visible to reply p50 {p50:.1f} ms, p99 {p99:.1f} ms; {memory:.0f} MiB")
 
 
-def throughput() -> None:
+def throughput(**environment: str) -> None:
     """Many messages that become readable in one moment."""
-    for platform in ("2026-05", "2026-08"):
+    for platform in PLATFORMS:
         with rig("--platform", platform) as sandbox:
             workspace, peers = _conversations(sandbox)
-            with connector(sandbox, workspace) as process:
+            with connector(sandbox, workspace, **environment) as process:
                 sandbox.say(workspace, "warm", peers[0])
                 sandbox.answers(workspace, 1)
                 before, cpu = sandbox.sent(), cpu_seconds(process.pid)
@@ -87,6 +90,18 @@ def throughput() -> None:
             cost = f"{cpu / AT_ONCE * 1000:.2f} ms of processor each; {memory:.0f} MiB"
             what = f"({AT_ONCE} at once, {CONVERSATIONS} peers)"
             print(f"throughput {platform}: {AT_ONCE / seconds:.0f} messages/s {what}, {cost}")
+
+
+def mirror() -> None:
+    """Latency and throughput without and with a copy of the journal in PostgreSQL on the same machine."""
+    with Cluster.running(settings={"fsync": "on"}) as cluster:
+        url = cluster.database()
+        asyncio.run(PostgresMirror(url).install())
+        for measure in (latency, throughput):
+            print("without a mirror:")
+            measure()
+            print("with a mirror:")
+            measure(MOLECULE_JOURNAL_URL=url)
 
 
 def idle() -> None:

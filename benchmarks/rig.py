@@ -138,10 +138,12 @@ def start_connector(
 
 
 @contextlib.contextmanager
-def connector(sandbox: Rig, workspace: Workspace, *options: str) -> Iterator["subprocess.Popen[bytes]"]:
+def connector(
+    sandbox: Rig, workspace: Workspace, *options: str, **environment: str
+) -> Iterator["subprocess.Popen[bytes]"]:
     """A connector that is online, until the block ends."""
     with tempfile.TemporaryDirectory() as state:
-        process = start_connector(sandbox, workspace, Path(state), *options)
+        process = start_connector(sandbox, workspace, Path(state), *options, **environment)
         try:
             sandbox.call("GET", f"/sandbox/workspaces/{workspace.id}/beats?count=1&timeout=30")
             yield process

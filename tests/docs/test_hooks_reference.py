@@ -43,6 +43,7 @@ def test_groups_and_limits_match_the_code() -> None:
         entry_points.MIDDLEWARE,
         entry_points.COMMANDS,
         entry_points.OBSERVERS,
+        entry_points.MIRRORS,
     }
     assert f"{hooks.CHECK_SECONDS:g} seconds" in PAGE
     assert f"{hooks.CLOSE_SECONDS:g} seconds" in PAGE

@@ -1,0 +1,263 @@
+"""Machines that share workspaces through a real PostgreSQL: faults of all kinds lose and double nothing."""
+
+import asyncio
+import contextlib
+import os
+import random
+import shutil
+import signal
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import attrs
+import pytest
+from tests.e2e.kit import Connector, until
+from tests.e2e.test_files import say_with, upload
+
+from molecule_connect_postgres import PostgresMirror
+from molecule_connect_postgres.testing import Cluster, Proxy
+from molecule_connect_sandbox.testing import Sandbox, Workspace
+
+# Real seconds between two faults, and their number; the soak of a release runs hundreds.
+PAUSE, FAULTS = 4.0, int(os.environ.get("MOLECULE_DRILL_FAULTS", "20"))
+# Longer than a session.
+STOPPED_FOR = 20.0
+
+
+@attrs.define(eq=False)
+class Machine:
+    """A machine with its own disk and network."""
+
+    name: str
+    folder: Path
+    proxy: Proxy
+    connector: Connector
+    is_busy: bool = False
+
+    async def start(self) -> None:
+        await self.connector.start()
+
+    async def kill(self) -> None:
+        self.connector.send(signal.SIGKILL)
+        await self.connector.ended()
+
+
+@attrs.define(eq=False)
+class Farm:
+    """Machines that serve the same workspaces.
+
+    Attributes:
+        sent: The texts that were sent to each workspace.
+    """
+
+    sandbox: Sandbox
+    cluster: Cluster
+    url: str
+    folder: Path
+    workspaces: Sequence[Workspace]
+    peers: Sequence[Workspace]
+    machines: list[Machine] = attrs.field(factory=list)
+    sent: dict[str, list[str]] = attrs.field(factory=dict)
+    number: int = 0
+
+    async def machine(self, stack: contextlib.AsyncExitStack, name: str) -> Machine:
+        """Add a machine, and start it."""
+        folder = self.folder / name
+        proxy = await stack.enter_async_context(Proxy.to(self.cluster.port))
+        config = self.folder / f"{name}.toml"
+        blocks = "".join(f'[[workspace]]\nid = "{one.id}"\ntoken = "{one.token}"\n' for one in self.workspaces)
+        config.touch(0o600)
+        config.write_text(
+            f'[defaults]\napi_url = "{self.sandbox.url}"\nbackend = "mock"\npeer_budget = 0\n'
+            f'options.reply = "{name}: %s"\n{blocks}'
+        )
+        connector = Connector.of_a_list(config, folder, MOLECULE_JOURNAL_URL=proxy.via(self.url))
+        machine = Machine(name, folder, proxy, connector)
+        self.machines.append(machine)
+        await machine.start()
+        stack.push_async_callback(self._stop, machine)
+        return machine
+
+    async def _stop(self, machine: Machine) -> None:
+        machine.proxy.heal()
+        if machine.connector.process is not None and machine.connector.process.returncode is None:
+            machine.connector.send(signal.SIGCONT)
+            await machine.connector.stop(signal.SIGKILL)
+
+    async def say(self, *, with_file: bool = False) -> None:
+        """A person, and a peer, write to one of the workspaces."""
+        self.number += 1
+        at = self.number % len(self.workspaces)
+        to, peer = self.workspaces[at], self.peers[at]
+        said, asked = f"person {self.number}", f"peer {self.number}"
+        if with_file:
+            await say_with(self.sandbox, to, said, *await upload(self.sandbox, to, ("a.png", b"picture")))
+        else:
+            await self.sandbox.say(to, said)
+        await self.sandbox.say(to, asked, sender=peer, contextId=asked)
+        self.sent.setdefault(to.id, []).extend((said, asked))
+
+    async def write(self) -> None:
+        """Write until cancelled."""
+        while True:
+            await self.say(with_file=self.number % 10 == 0)
+            await asyncio.sleep(0.05)
+
+    async def answered(self, seconds: float) -> "dict[str, Counter[str]]":
+        """How often each text was answered, once all are."""
+        found: dict[str, Counter[str]] = {}
+        deadline = time.monotonic() + seconds
+        for one in self.workspaces:
+            texts = self.sent.get(one.id, [])
+            left = max(1.0, deadline - time.monotonic())
+            answers = await self.sandbox.answers(one, len(texts), timeout=left)
+            found[one.id] = Counter(answer.text.partition(": ")[2] for answer in answers)
+        return found
+
+
+@contextlib.asynccontextmanager
+async def farm(folder: Path, generation: str, *, machines: int, workspaces: int) -> AsyncIterator[Farm]:
+    async with contextlib.AsyncExitStack() as stack:
+        cluster = stack.enter_context(Cluster.running())
+        url = cluster.database()
+        mirror = PostgresMirror(url)
+        await mirror.install()
+        await mirror.aclose()
+        sandbox = await stack.enter_async_context(Sandbox.over_loopback(platform=generation))
+        pairs = [await sandbox.pair() for _ in range(workspaces)]
+        made = Farm(sandbox, cluster, url, folder, [pair[0] for pair in pairs], [pair[1] for pair in pairs])
+        for number in range(machines):
+            await made.machine(stack, f"m{number}")
+        for one in made.workspaces:
+            await sandbox.beats(one, 1, timeout=60)
+        yield made
+
+
+async def fault(made: Farm, kind: str, machine: Machine, chance: random.Random) -> None:
+    """One fault of one machine, or of the database, which heals."""
+    match kind:
+        case "kill":
+            await machine.kill()
+            await asyncio.sleep(chance.uniform(0, 20))
+            await machine.start()
+        case "wipe":
+            await machine.kill()
+            await asyncio.to_thread(shutil.rmtree, machine.folder)
+            await asyncio.sleep(chance.uniform(0, 5))
+            await machine.start()
+        case "stop":
+            machine.connector.send(signal.SIGSTOP)
+            await asyncio.sleep(STOPPED_FOR)
+            machine.connector.send(signal.SIGCONT)
+        case "cut":
+            machine.proxy.cut()
+            await asyncio.sleep(chance.choice((5, 10, 20, 40)))
+            machine.proxy.heal()
+        case "reset":
+            machine.proxy.reset()
+        case "term":
+            # Before its handler is installed, the signal ends the process.
+            assert await machine.connector.stop() in (0, -signal.SIGTERM)
+            await asyncio.sleep(chance.uniform(0, 5))
+            await machine.start()
+        case "restart database":
+            await asyncio.to_thread(made.cluster.restart)
+        case "kill database":
+            await asyncio.to_thread(made.cluster.kill)
+            await asyncio.to_thread(made.cluster.start)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+async def test_other_machine_takes_over(tmp_path: Path, how: signal.Signals) -> None:
+    async with farm(tmp_path, "2026-08", machines=2, workspaces=3) as made:
+        for _ in range(6):
+            await made.say()
+        await made.answered(30)
+        made.machines[0].connector.send(how)
+        for _ in range(6):
+            await made.say(with_file=True)
+        counts = await made.answered(60)
+    assert all(set(counts[name]) == set(texts) for name, texts in made.sent.items())
+    assert all(count == 1 for found in counts.values() for count in found.values())
+
+
+@pytest.mark.drill
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL", "SIGSTOP"])
+async def test_takeover_times(tmp_path: Path, how: str) -> None:
+    # SIGSTOP shows what a lost machine costs: its process is still there, so its session has to end.
+    times: list[float] = []
+    async with farm(tmp_path, "2026-08", machines=3, workspaces=60) as made:
+        mirror = PostgresMirror(made.url)
+        for machine in made.machines:
+            pid = machine.connector.process and machine.connector.process.pid
+            mine = [one.workspace_id for one in await mirror.overview() if one.holder and one.holder.pid == pid]
+            machine.connector.send(signal.Signals[how])
+            began = time.monotonic()
+
+            async def taken(workspace: Workspace, began: float = began) -> None:
+                count = len(await made.sandbox.answers(workspace)) + 1
+                await made.sandbox.say(workspace, "who is there")
+                assert len(await made.sandbox.answers(workspace, count, timeout=60)) >= count
+                times.append(time.monotonic() - began)
+
+            await asyncio.gather(*(taken(one) for one in made.workspaces if one.id in mine))
+            if how == "SIGSTOP":
+                machine.connector.send(signal.SIGCONT)
+            else:
+                await machine.connector.ended()
+                await machine.start()
+            # Until each machine has its share again.
+            await asyncio.sleep(75)
+        await mirror.aclose()
+    times.sort()
+    middle, late = times[len(times) // 2], times[int(len(times) * 0.99) - 1]
+    print(
+        f"takeover after {how}: {len(times)} workspaces, p50 {middle:.1f} s, p99 {late:.1f} s, most {times[-1]:.1f} s"
+    )
+    assert times[-1] < (30 if how == "SIGSTOP" else 15)
+
+
+KINDS = ("kill", "kill", "wipe", "stop", "cut", "reset", "term", "restart database", "kill database")
+
+
+@pytest.mark.drill
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("generation", ["2026-05", "2026-08"])
+async def test_faults_lose_and_double_nothing(tmp_path: Path, generation: str) -> None:
+    seed = int(os.environ.get("MOLECULE_DRILL_SEED", "0")) or random.randrange(1 << 30)
+    chance = random.Random(seed)
+    done: Counter[str] = Counter()
+    async with farm(tmp_path, generation, machines=4, workspaces=30) as made:
+        writer = asyncio.ensure_future(made.write())
+
+        async def harm(kind: str, machine: Machine) -> None:
+            machine.is_busy = True
+            try:
+                await fault(made, kind, machine, chance)
+            finally:
+                machine.is_busy = False
+            done[kind] += 1
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(FAULTS):
+                await until(lambda: any(not one.is_busy for one in made.machines), 120)
+                machine = chance.choice([one for one in made.machines if not one.is_busy])
+                group.create_task(harm(chance.choice(KINDS), machine))
+                await asyncio.sleep(PAUSE)
+        writer.cancel()
+        await asyncio.gather(writer, return_exceptions=True)
+        counts = await made.answered(180)
+    lost = {name: [text for text in texts if not counts[name][text]] for name, texts in made.sent.items()}
+    twice = {name: [text for text, count in counts[name].items() if count > 1] for name in made.sent}
+    print(f"seed {seed}, {sum(map(len, made.sent.values()))} messages, faults {dict(done)}")
+    assert not any(lost.values()), f"seed {seed}: lost {lost}"
+    # A reply to a peer that was in flight when its machine was killed is sent again on the older platform.
+    in_flight = [
+        text for texts in twice.values() for text in texts if generation == "2026-05" and text.startswith("peer")
+    ]
+    again = [text for texts in twice.values() for text in texts if text not in in_flight]
+    assert not again, f"seed {seed}: twice {again}"
+    assert len(in_flight) <= done["kill"] + done["wipe"] + done["stop"]
