@@ -3,7 +3,7 @@ ARG PYTHON=docker.io/library/python:3.13-slim
 
 FROM ${PYTHON} AS build
 # The folders of plugins/ to install.
-ARG PLUGINS="exec mcp mock observe sandbox"
+ARG PLUGINS="exec mcp mock observe postgres sandbox"
 WORKDIR /src
 COPY . .
 RUN python3 -m venv /opt/molecule-connect && \
