@@ -21,7 +21,7 @@ from molecule_connect_postgres.testing import Cluster, Proxy
 from molecule_connect_sandbox.testing import Sandbox, Workspace
 
 # Real seconds between two faults, and their number; the soak of a release runs hundreds.
-PAUSE, FAULTS = 4.0, int(os.environ.get("MOLECULE_DRILL_FAULTS", "20"))
+PAUSE, FAULTS = 2.5, int(os.environ.get("MOLECULE_DRILL_FAULTS", "20"))
 # Longer than a session.
 STOPPED_FOR = 20.0
 
@@ -144,7 +144,7 @@ async def fault(made: Farm, kind: str, machine: Machine, chance: random.Random) 
             await machine.start()
         case "wipe":
             await machine.kill()
-            await asyncio.to_thread(shutil.rmtree, machine.folder)
+            await asyncio.to_thread(shutil.rmtree, machine.folder, ignore_errors=True)
             await asyncio.sleep(chance.uniform(0, 5))
             await machine.start()
         case "stop":
