@@ -12,7 +12,7 @@ import selectors
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Never
+from typing import Any
 
 import attrs
 from tests.mirrors.memory import Database, MemoryMirror
@@ -97,9 +97,14 @@ class Send:
 
 @attrs.define
 class Platform:
-    """Takes replies, and checks each of them against the database at the moment when it arrives."""
+    """Takes replies, and checks each of them against the database at the moment when it arrives.
+
+    Attributes:
+        refuses: It takes none.
+    """
 
     world: "World"
+    refuses: bool = False
     rows: dict[str, list[Inbound]] = attrs.field(factory=lambda: defaultdict(list))
     sends: dict[str, list[Send]] = attrs.field(factory=lambda: defaultdict(list))
 
@@ -267,12 +272,13 @@ class ModelWorker:
         self._life, self._workspace_id, self._gate, self._epoch = life, workspace_id, gate, epoch
         self._world = life.machine.world
         self._journal = life.journal.of(workspace_id)
+        # A send is never cut off by the end of the grace period.
+        self._is_sending = False
         self._is_draining, self._is_lost = Flag(), Flag()
-        self._failure: asyncio.Future[Never] = asyncio.get_running_loop().create_future()
+        self._error: MoleculeError | None = None
 
     def lose(self, error: MoleculeError) -> None:
-        if not self._failure.done():
-            self._failure.set_exception(error)
+        self._error = error
         self._is_lost.set() if isinstance(error, LeaseLostError) else self._is_draining.set()
 
     async def run(self, stop: Flag) -> None:
@@ -283,14 +289,16 @@ class ModelWorker:
             await asyncio.wait([work, *waits], return_when=asyncio.FIRST_COMPLETED)
             self._is_draining.set()
             await asyncio.wait([work, waits[-1]], timeout=GRACE, return_when=asyncio.FIRST_COMPLETED)
+            while self._is_sending and not self._is_lost.is_set():  # noqa: ASYNC110 - the time is virtual
+                await asyncio.sleep(0.01)
         finally:
             for task in (work, *waits):
                 task.cancel()
             await asyncio.gather(work, *waits, return_exceptions=True)
             await self._journal.requeue_running()
-        if self._failure.done():
-            self._failure.result()
-        elif not work.cancelled():
+        if self._error is not None:
+            raise self._error
+        if not work.cancelled():
             work.result()
 
     async def _work(self) -> None:
@@ -319,13 +327,15 @@ class ModelWorker:
 
     async def _send(self, message: StoredMessage) -> None:
         assert message.reply is not None
-        if not self._gate.is_open:
-            await asyncio.sleep(0.2)
+        if not self._gate.is_open or self._world.platform.refuses:
+            await asyncio.sleep(self._world.random.choice([0.0, 0.01, 0.2]))
             return
         text = message.reply.text
         self._world.platform.send(self._life, self._workspace_id, self._epoch, message.row_id, text)
+        self._is_sending = True
         await asyncio.sleep(self._world.random.choice([0.0, 0.01, SEND]))
         self._journal.mark_sent(message, at=1)
+        self._is_sending = False
 
 
 @attrs.define(eq=False)

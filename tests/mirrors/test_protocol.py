@@ -42,6 +42,17 @@ class Down:
 
 
 @attrs.frozen
+class Refuse:
+    """The platform refuses replies, which are sent again and again."""
+
+    seconds: float
+
+    def happen(self, world: World) -> None:
+        world.platform.refuses = True
+        world.later(self.seconds, lambda: setattr(world.platform, "refuses", False))
+
+
+@attrs.frozen
 class Lost:
     """The database commits, and its acknowledgement doesn't arrive."""
 
@@ -158,7 +169,7 @@ class Fail:
             life.fail(world.workspaces[self.workspace % len(world.workspaces)])
 
 
-Event = Write | Down | Lost | Cut | Pause | Kill | Restart | Reload | Fail
+Event = Write | Down | Refuse | Lost | Cut | Pause | Kill | Restart | Reload | Fail
 Plan = Sequence[tuple[float, Event]]
 
 
@@ -216,6 +227,7 @@ plans = st.lists(
         st.one_of(
             st.builds(Write, number),
             st.builds(Down, long),
+            st.builds(Refuse, long),
             st.builds(Lost, number, st.integers(1, 3)),
             st.builds(Cut, number, long),
             st.builds(Pause, number, long, steps),
