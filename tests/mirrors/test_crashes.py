@@ -1,5 +1,6 @@
 """A message that kills every machine is given up: each machine remembers the runs that the mirror doesn't know."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from tests.worker.kit import inbound
 
 from molecule_connect.journal.models import Conversation
 from molecule_connect.journal.outbox import Start
+from molecule_connect.models import FeedPosition
 
 SENDER = Conversation(None, "context")
 
@@ -43,3 +45,19 @@ async def test_cut_short_run_counts_after_another_machine(tmp_path: Path, is_kno
         await one.shipper.flush(SHARED)
         (row,) = [row for row in shared_with.rows[SHARED].values() if row.table == "message"]
         assert row.body is not None
+
+
+async def test_leftovers_of_a_killed_load_are_removed(tmp_path: Path) -> None:
+    shared_with = database()
+    async with opened(tmp_path / "one", shared_with) as one:
+        await one.begin(SHARED)
+        await one.journal.of(SHARED).set_position(FeedPosition(watermark="row"))
+        await one.give_back(SHARED)
+    async with opened(tmp_path / "two", shared_with) as two:
+        old, new = tmp_path / "two" / ".load.old", tmp_path / "two" / ".load.new"
+        for folder in (old, new):
+            folder.mkdir()
+        os.utime(old, (0, 0))
+        assert await two.begin(SHARED) is Start.LOADED
+        assert not old.exists()
+        assert new.exists()

@@ -4,8 +4,10 @@ import asyncio
 import collections
 import contextlib
 import functools
+import shutil
 import sqlite3
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from molecule_connect.mirrors import JournalMirror, Lease, MirrorError, Row
 
 # Seconds for which changes that another machine would repeat wait for others, with which they share a transaction.
 LAZY = 0.05
+# Prefix of the folders of loads, and seconds after which none is used any more.
+_SCRATCH, _LONGEST_LOAD = ".load.", 3600.0
 _RETRIES = Backoff(first=0.1, cap=2.0)
 
 
@@ -124,7 +128,8 @@ class Shipper:
         return newest > self._shipped.get(workspace_id, 0)
 
     async def _load(self, lease: Lease, has_file: Callable[[str], bool]) -> None:
-        with tempfile.TemporaryDirectory(dir=self._path.parent, prefix=".load.") as scratch:
+        self._remove_leftovers()
+        with tempfile.TemporaryDirectory(dir=self._path.parent, prefix=_SCRATCH) as scratch:
             loader = outbox.Loader(Path(scratch) / self._path.name, lease.workspace_id)
             try:
                 async with contextlib.aclosing(self._mirror.load(lease.workspace_id)) as parts:
@@ -133,6 +138,13 @@ class Shipper:
                 await asyncio.to_thread(loader.finish, self._path, lease, target=self._mirror.where, has_file=has_file)
             finally:
                 loader.close()
+
+    def _remove_leftovers(self) -> None:
+        """Remove the folders of loads that a kill cut short, unless another process may still use them."""
+        for folder in self._path.parent.glob(f"{_SCRATCH}*"):
+            with contextlib.suppress(OSError):
+                if time.time() - folder.stat().st_mtime > _LONGEST_LOAD:
+                    shutil.rmtree(folder)
 
     # Changes
 
