@@ -252,12 +252,15 @@ async def test_faults_lose_and_double_nothing(tmp_path: Path, generation: str) -
         counts = await made.answered(180)
     lost = {name: [text for text in texts if not counts[name][text]] for name, texts in made.sent.items()}
     twice = {name: [text for text, count in counts[name].items() if count > 1] for name in made.sent}
-    print(f"seed {seed}, {sum(map(len, made.sent.values()))} messages, faults {dict(done)}")
     assert not any(lost.values()), f"seed {seed}: lost {lost}"
     # A reply to a peer that was in flight when its machine was killed is sent again on the older platform.
     in_flight = [
         text for texts in twice.values() for text in texts if generation == "2026-05" and text.startswith("peer")
     ]
+    print(
+        f"seed {seed}, {sum(map(len, made.sent.values()))} messages, faults {dict(done)}, "
+        f"{len(in_flight)} replies to peers were in flight at a kill and sent again"
+    )
     again = [text for texts in twice.values() for text in texts if text not in in_flight]
     assert not again, f"seed {seed}: twice {again}"
     assert len(in_flight) <= done["kill"] + done["wipe"] + done["stop"]
