@@ -118,9 +118,11 @@ class Journal:
         finally:
             self.writer.shipper = None
             task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            shipper.close()
-            reader.close()
+            try:
+                await asyncio.gather(task, return_exceptions=True)
+            finally:
+                shipper.close()
+                reader.close()
 
     @property
     def is_shared(self) -> bool:
