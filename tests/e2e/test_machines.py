@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import attrs
+import psycopg
 import pytest
 from tests.e2e.kit import Connector, until
 from tests.e2e.test_files import say_with, upload
@@ -61,6 +62,24 @@ class Farm:
     machines: list[Machine] = attrs.field(factory=list)
     sent: dict[str, list[str]] = attrs.field(factory=dict)
     number: int = 0
+    restarting: asyncio.Lock = attrs.field(factory=asyncio.Lock)
+    lost_commits: int = 0
+
+    async def commit(self) -> None:
+        """Until cancelled: count the commits that the database confirmed and then lost."""
+        confirmed = 0
+        while True:
+            try:
+                async with await psycopg.AsyncConnection.connect(self.url, autocommit=True) as connection:
+                    await connection.execute("CREATE TABLE IF NOT EXISTS canary (number bigint)")
+                    found = await (await connection.execute("SELECT coalesce(max(number), 0) FROM canary")).fetchone()
+                    self.lost_commits += max(0, confirmed - (found[0] if found else 0))
+                    while True:
+                        await connection.execute("INSERT INTO canary VALUES (%s)", [confirmed + 1])
+                        confirmed += 1
+                        await asyncio.sleep(0.02)
+            except psycopg.Error:
+                await asyncio.sleep(0.1)
 
     async def machine(self, stack: contextlib.AsyncExitStack, name: str) -> Machine:
         """Add a machine, and start it."""
@@ -163,10 +182,12 @@ async def fault(made: Farm, kind: str, machine: Machine, chance: random.Random) 
             await asyncio.sleep(chance.uniform(0, 5))
             await machine.start()
         case "restart database":
-            await asyncio.to_thread(made.cluster.restart)
+            async with made.restarting:
+                await asyncio.to_thread(made.cluster.restart)
         case "kill database":
-            await asyncio.to_thread(made.cluster.kill)
-            await asyncio.to_thread(made.cluster.start)
+            async with made.restarting:
+                await asyncio.to_thread(made.cluster.kill)
+                await asyncio.to_thread(made.cluster.start)
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
@@ -231,7 +252,7 @@ async def test_faults_lose_and_double_nothing(tmp_path: Path, generation: str) -
     chance = random.Random(seed)
     done: Counter[str] = Counter()
     async with farm(tmp_path, generation, machines=4, workspaces=30) as made:
-        writer = asyncio.ensure_future(made.write())
+        writer, commits = asyncio.ensure_future(made.write()), asyncio.ensure_future(made.commit())
 
         async def harm(kind: str, machine: Machine) -> None:
             machine.is_busy = True
@@ -247,8 +268,9 @@ async def test_faults_lose_and_double_nothing(tmp_path: Path, generation: str) -
                 machine = chance.choice([one for one in made.machines if not one.is_busy])
                 group.create_task(harm(chance.choice(KINDS), machine))
                 await asyncio.sleep(PAUSE)
-        writer.cancel()
-        await asyncio.gather(writer, return_exceptions=True)
+        for task in (writer, commits):
+            task.cancel()
+        await asyncio.gather(writer, commits, return_exceptions=True)
         counts = await made.answered(180)
     lost = {name: [text for text in texts if not counts[name][text]] for name, texts in made.sent.items()}
     twice = {name: [text for text, count in counts[name].items() if count > 1] for name in made.sent}
@@ -259,6 +281,7 @@ async def test_faults_lose_and_double_nothing(tmp_path: Path, generation: str) -
     ]
     print(
         f"seed {seed}, {sum(map(len, made.sent.values()))} messages, faults {dict(done)}, "
+        f"{made.lost_commits} commits lost by the database, "
         f"{len(in_flight)} replies to peers were in flight at a kill and sent again"
     )
     again = [text for texts in twice.values() for text in texts if text not in in_flight]
