@@ -22,6 +22,7 @@ from molecule_connect.runtime import (
     open_plugins,
     report_permissions,
 )
+from molecule_connect.worker.sharing import Sharing
 from molecule_connect.worker.status_file import Problem, RefusedBlocksFile
 from molecule_connect.worker.supervisor import Supervisor
 
@@ -124,16 +125,14 @@ class Deployment:
         Raises:
             MoleculeError: See ``Supervisor.run``.
         """
-        stopping = asyncio.ensure_future(self._stop_sharing(stop))
+        if self._runtime.sharing is None:
+            await self._supervisor.run(stop)
+            return
+        stopping = asyncio.ensure_future(_stop_sharing(self._runtime.sharing, stop))
         try:
             await self._supervisor.run(stop)
         finally:
             stopping.cancel()
-
-    async def _stop_sharing(self, stop: asyncio.Event) -> None:
-        await stop.wait()
-        if self._runtime.sharing is not None:
-            self._runtime.sharing.stop()
 
     def limit_streams(self) -> None:
         """Reserve enough open files for all workspaces, and warn if that leaves too few for their event streams.
@@ -272,6 +271,11 @@ class PluginCheck:
             return await host.check()
         finally:
             await close_plugins(host, Notices(settings.workspace_id, listener))
+
+
+async def _stop_sharing(sharing: Sharing, stop: asyncio.Event) -> None:
+    await stop.wait()
+    sharing.stop()
 
 
 async def check_all(checks: Iterable[WorkspaceRunner | PluginCheck]) -> list[Refused]:

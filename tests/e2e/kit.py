@@ -1,13 +1,17 @@
 """Real connectors: ``molecule connect`` as a process of its own, against a sandbox over loopback."""
 
 import asyncio
+import contextlib
 import os
 import signal
+import subprocess
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
+
+import pytest
 
 from molecule_connect_sandbox.testing import Sandbox, Workspace
 
@@ -115,6 +119,21 @@ def exec_options(command: str, **options: str) -> tuple[str, ...]:
     given = {"cmd": command, **options}
     words = [word for key, value in given.items() for word in ("--backend-opt", f"{key}={value}")]
     return ("--backend", "exec", *words)
+
+
+@contextlib.contextmanager
+def mounted(place: Path, size: str) -> Iterator[Path]:
+    """A file system in memory, of *size* like "16m". Skips the test where nothing can be mounted."""
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+    try:
+        done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    except OSError as exc:
+        pytest.skip(f"nothing can be mounted here: {exc}")
+    if done.returncode != 0:
+        pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
 
 
 async def registered(sandbox: Sandbox, workspace: Workspace) -> None:

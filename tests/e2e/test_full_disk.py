@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,24 +10,15 @@ import pytest
 
 from molecule_connect_sandbox.testing import Sandbox, Workspace
 
-from .kit import Connector, exec_options, registered, until
+from .kit import Connector, exec_options, mounted, registered, until
 from .test_operating import molecule
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of sixteen megabytes."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(place)]
-    try:
-        done = subprocess.run(mount, capture_output=True, text=True, check=False)
-    except OSError as exc:
-        pytest.skip(f"nothing can be mounted here: {exc}")
-    if done.returncode != 0:
-        pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+    with mounted(tmp_path / "disk", "16m") as place:
+        yield place
 
 
 def fill(place: Path) -> Path:

@@ -16,7 +16,7 @@ from typing import Any
 
 import attrs
 from tests.mirrors.memory import Database, MemoryMirror
-from tests.worker.kit import EPOCH, Disk, inbound
+from tests.worker.kit import EPOCH, Disk, ThreadlessLoop, inbound
 
 from molecule_connect import events
 from molecule_connect.config.settings import WorkspaceSettings
@@ -52,7 +52,7 @@ class _Stepping(selectors.DefaultSelector):
         return super().select(0)
 
 
-class SteppedLoop(asyncio.SelectorEventLoop):
+class SteppedLoop(ThreadlessLoop):
     """An event loop that runs one iteration at a time, by a given clock. Work for threads is done at once."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -68,16 +68,6 @@ class SteppedLoop(asyncio.SelectorEventLoop):
         """Run one iteration. Returns for how many seconds it would have waited before; None for ever."""
         self.run_forever()
         return self._stepping.timeout
-
-    def run_in_executor(  # type: ignore[override]
-        self, executor: Any, func: Callable[..., Any], *args: Any
-    ) -> "asyncio.Future[Any]":
-        future: asyncio.Future[Any] = self.create_future()
-        try:
-            future.set_result(func(*args))
-        except BaseException as exc:
-            future.set_exception(exc)
-        return future
 
 
 class Dead(BaseException):

@@ -62,15 +62,8 @@ class _JumpingSelector(selectors.DefaultSelector):
         return []
 
 
-class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop without waiting. Work for threads is done at once."""
-
-    def __init__(self) -> None:
-        self._clock = _JumpingSelector()
-        super().__init__(self._clock)
-
-    def time(self) -> float:
-        return self._clock.now
+class ThreadlessLoop(asyncio.SelectorEventLoop):
+    """An event loop that does work for threads at once."""
 
     def run_in_executor(  # type: ignore[override]
         self, executor: Any, func: Callable[..., Any], *args: Any
@@ -81,6 +74,17 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         except BaseException as exc:
             future.set_exception(exc)
         return future
+
+
+class VirtualLoop(ThreadlessLoop):
+    """An event loop without waiting."""
+
+    def __init__(self) -> None:
+        self._clock = _JumpingSelector()
+        super().__init__(self._clock)
+
+    def time(self) -> float:
+        return self._clock.now
 
 
 @attrs.define

@@ -294,7 +294,7 @@ def _copy(
     db: sqlite3.Connection, workspace_id: str, source: str, target: str, order: Mapping[str, str] | None = None
 ) -> None:
     for table in copied_tables(db):
-        info = _table_info(db, table)
+        info = table_info(db, table)
         keys = [row[1] for row in info if row[5]]
         # A number that the journal assigns itself is assigned anew, in the same order.
         number = next((row[1] for row in info if keys == [row[1]] and row[2] == "INTEGER"), None)
@@ -310,10 +310,10 @@ def copied_tables(db: sqlite3.Connection) -> list[str]:
     """The tables with rows of workspaces."""
     names = db.execute("SELECT name FROM main.sqlite_master WHERE type='table' AND name NOT LIKE 'sqlite_%'").fetchall()
     found = [name for (name,) in names if name not in _OWN_TABLES]
-    return [name for name in found if any(row[1] == "workspace_id" for row in _table_info(db, name))]
+    return [name for name in found if any(row[1] == "workspace_id" for row in table_info(db, name))]
 
 
-def _table_info(db: sqlite3.Connection, table: str) -> list[tuple[int, str, str, int, str, int]]:
+def table_info(db: sqlite3.Connection, table: str) -> list[tuple[int, str, str, int, str, int]]:
     return db.execute(f"PRAGMA main.table_info({table})").fetchall()
 
 

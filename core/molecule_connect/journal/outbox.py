@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 
 from molecule_connect.files import INLINE_ID
-from molecule_connect.journal.copies import merge_part
+from molecule_connect.journal.copies import merge_part, table_info
 from molecule_connect.journal.models import State
 from molecule_connect.journal.schema import open_file
 from molecule_connect.mirrors import Lease, MirrorError, Row
@@ -417,7 +417,7 @@ def _keep_crashes(db: sqlite3.Connection, workspace_id: str, wall: float) -> lis
 
 
 def _columns(db: sqlite3.Connection, table: str) -> set[str]:
-    return {row[1] for row in db.execute(f"PRAGMA table_info({table})")}
+    return {row[1] for row in table_info(db, table)}
 
 
 @contextlib.contextmanager

@@ -36,8 +36,6 @@ SESSION, RENEW_INTERVAL, LOOK_INTERVAL = 15.0, 5.0, 1.0
 MARGIN = 2.0
 # Seconds for which the last changes of a workspace may take to reach the mirror before its lease is released.
 FLUSH_TIMEOUT = 5.0
-
-
 # Seconds after which a free lease is taken by any member, and how many free ones are looked at.
 UNCLAIMED_AFTER, FREE_AT_ONCE = 10.0, 500
 # Copies that are loaded at the same time: each needs a connection to the database.
@@ -257,6 +255,7 @@ class Sharing:
         with contextlib.suppress(MirrorUnreachableError):
             # One that is unreachable may be starting; wrong tables or credentials don't heal.
             await self._mirror.add(self._workspaces)
+            self._are_added = True
         async with self._journal.sharing(self._mirror, lost=self._lost, notice=self._notice) as self._shipper:
             self.gate.shipper = self._shipper
             task = asyncio.get_running_loop().create_task(self._run(), name="sharing")

@@ -5,7 +5,6 @@ import contextlib
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import attrs
 import pytest
+from tests.e2e.kit import mounted
 
 from molecule_connect_sandbox.testing import Sandbox, Workspace
 
@@ -112,17 +112,8 @@ async def prometheus(folder: Path, port: int) -> AsyncIterator[Prometheus]:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 32 MB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(place)]
-    try:
-        done = subprocess.run(mount, capture_output=True, text=True, check=False)
-    except OSError as exc:
-        pytest.skip(f"nothing can be mounted here: {exc}")
-    if done.returncode != 0:
-        pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+    with mounted(tmp_path / "disk", "32m") as place:
+        yield place
 
 
 def block(name: str, workspace: Workspace) -> str:
