@@ -100,6 +100,27 @@ async def test_does_not_wait_for_a_read(journal: Journal) -> None:
     assert serving.rows() == []
 
 
+async def test_handles_nothing_before_it_is_registered(journal: Journal) -> None:
+    platform, backend = GatedPlatform(), Slow()
+    platform.write("first")
+    async with Serving(platform, journal):
+        await asyncio.sleep(600)
+    platform.write("second")
+    async with Serving(platform, journal, backend, grace=0):
+        await backend.gate.reached.wait()
+    backend.gate.open.set()
+    platform.registering = Gate()
+    async with Serving(platform, journal, backend) as serving:
+        await platform.registering.reached.wait()
+        # During the start, a program changes the journal, and the machine sleeps.
+        serving.connection.journal_changed()
+        serving.connection.clock_jumped()
+        await stopped(serving)
+        await asyncio.sleep(1)
+    assert platform.answers() == ["echo: first"]
+    assert serving.rows() == [("row-1", "done"), ("row-3", "received")]
+
+
 async def test_does_not_start_messages_that_wait(journal: Journal) -> None:
     platform, backend = FakePlatform(), Slow()
     for number in range(4):

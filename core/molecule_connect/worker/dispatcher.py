@@ -96,12 +96,18 @@ class Dispatcher:
         # Whether all older messages were read; None until the first read has ended.
         self._is_complete: bool | None = None
         self._is_paused = False
-        self._is_stopping = False
+        # A conversation that outlives the worker would send replies that another process or machine sends too.
+        self._is_open = False
         self._is_abandoned = False
         self._idle = Flag()
         self._idle.set()
 
     # Called by the worker
+
+    def open(self) -> None:
+        """Start to handle messages. From now on, ``drain`` must be called before the worker ends."""
+        self._is_open = True
+        self.wake_all()
 
     def wake(self, conversations: Iterable[Conversation] = (), *, complete: bool = True) -> None:
         """*conversations* have new messages.
@@ -123,6 +129,8 @@ class Dispatcher:
 
     def wake_all(self) -> None:
         """Any conversation may have a message that is due. Ignored until a first read of the feed has ended."""
+        if not self._is_open:
+            return
         try:
             if self._is_complete is not None or self._journal.position().watermark is not None:
                 for caller_id in self._journal.callers():
@@ -164,7 +172,7 @@ class Dispatcher:
 
     async def drain(self, grace: float) -> None:
         """Start no more messages, and let running ones finish for at most *grace* seconds; then cancel them."""
-        self._is_stopping = True
+        self._is_open = False
         for timer in filter(None, (*self._timers.values(), *self._caller_timers.values(), self._wake_timer)):
             timer.cancel()
         for active in self._active.values():
@@ -198,7 +206,7 @@ class Dispatcher:
                 if self._ends_turn(active.conversation):
                     break
         except JournalError as exc:
-            if self._is_stopping or isinstance(exc, StateLostError):
+            if not self._is_open or isinstance(exc, StateLostError):
                 raise
             if active.message is not None:
                 self._recorder.journal_failed(active.message, exc)
@@ -244,7 +252,7 @@ class Dispatcher:
 
     async def _start(self, active: _Active, message: StoredMessage) -> StoredMessage | None:
         """Start *message*. None if a change during the wait for its slot forbids it."""
-        if not self._may_start or self._is_stopping:
+        if not self._may_start:
             return None
         if (refusal := self._admission.recheck(message)) is not None:
             await self._recorder.refused(message, refusal)
@@ -271,7 +279,7 @@ class Dispatcher:
             while not await self._converse(active):
                 pass
         except asyncio.CancelledError:
-            if not self._is_stopping:
+            if self._is_open:
                 raise
         except Exception as exc:
             # A backend that outlived the drain finds the journal closed; its message was requeued.
@@ -299,11 +307,11 @@ class Dispatcher:
 
     @property
     def _may_start(self) -> bool:
-        return not self._is_paused and self._is_complete is not False
+        return self._is_open and not self._is_paused and self._is_complete is not False
 
     def _wake_all_later(self) -> None:
         """Repeat a wake-up that failed because the journal couldn't be read: nothing else may repeat it."""
-        if self._wake_timer is None and not self._is_stopping:
+        if self._wake_timer is None and self._is_open:
             self._wake_timer = asyncio.get_running_loop().call_later(JOURNAL_DELAY, self._wake_all_again)
 
     def _wake_all_again(self) -> None:
@@ -336,13 +344,13 @@ class Dispatcher:
     def _wake_caller_later(self, caller_id: str | None) -> None:
         if (timer := self._caller_timers.pop(caller_id, None)) is not None:
             timer.cancel()
-        if (when := self._journal.next_due(caller_id)) is not None and not self._is_stopping:
+        if (when := self._journal.next_due(caller_id)) is not None and self._is_open:
             loop, seconds = asyncio.get_running_loop(), max(0.0, when - self._clock.wall())
             self._caller_timers[caller_id] = loop.call_later(seconds, self._caller_due, caller_id)
 
     def _wake(self, conversation: Conversation) -> None:
         caller_id = conversation.caller_id
-        if self._is_stopping:
+        if not self._is_open:
             return
         if (active := self._active.get(conversation)) is not None:
             # The new message may be older than those.
@@ -370,7 +378,7 @@ class Dispatcher:
         del self._active[conversation]
         caller_id = conversation.caller_id
         self._active_of[caller_id] -= 1
-        if caller_id in self._crowded and self._active_of[caller_id] <= MAX_ACTIVE // 2 and not self._is_stopping:
+        if caller_id in self._crowded and self._active_of[caller_id] <= MAX_ACTIVE // 2 and self._is_open:
             self._caller_due(caller_id)
         if not self._active_of[caller_id]:
             del self._active_of[caller_id]
@@ -384,10 +392,10 @@ class Dispatcher:
         active.message = message = self._load_next(active, previous)
         if message is None:
             return None
-        if message.state is State.RECEIVED and (not self._may_start or self._is_stopping):
+        if message.state is State.RECEIVED and not self._may_start:
             return None
         if (seconds := self._seconds_until_due(conversation, message)) > 0:
-            if not self._is_stopping:
+            if self._is_open:
                 timer = asyncio.get_running_loop().call_later(seconds, self._wake, conversation)
                 self._timers[conversation] = timer
             return None

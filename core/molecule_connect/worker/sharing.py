@@ -179,23 +179,26 @@ class Gate:
 
 
 class SeatGate:
-    """Whether replies of one workspace may be sent."""
+    """Whether replies of one workspace may be sent: until its present lease is lost or given back."""
 
     def __init__(self, gate: Gate, seat: Seat) -> None:
         self._gate = gate
         self._seat = seat
+        self._lease = seat.lease
+
+    @property
+    def _is_over(self) -> bool:
+        return self._seat.lease is not self._lease or self._seat.lost.is_set()
 
     @property
     def is_open(self) -> bool:
         """Whether a reply may be sent now."""
-        return self._gate.is_open and not self._seat.lost.is_set()
+        return self._gate.is_open and not self._is_over
 
     @property
     def reason(self) -> str:
         """Why no reply may be sent."""
-        if self._seat.lost.is_set():
-            return "another machine has taken the workspace over"
-        return self._gate.reason
+        return "another machine has taken the workspace over" if self._is_over else self._gate.reason
 
     def changes(self) -> AsyncIterator[bool]:
         """See ``Gate.changes``."""

@@ -381,7 +381,7 @@ class Worker:
         if self._options.presence:
             listening.append(self._spawn(functools.partial(self._registration.follow_pauses, self._follow_pause)))
             others.append(self._spawn(self._heartbeat.run))
-        self._dispatcher.wake_all()
+        self._dispatcher.open()
         grace, says_goodbye = self.settings.grace, True
         try:
             await (self._wait_until_answered(stop) if self.settings.once else self._wait_for(stop))
