@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.bench import capacity, fleet, idle, latency, mirror, startup, throughput
+from benchmarks.bench import capacity, fleet, idle, latency, machines, mirror, startup, throughput
 from benchmarks.files import files
 from benchmarks.hosts import mcp
 from benchmarks.sharing import sharing
@@ -27,6 +27,7 @@ MEASURES: dict[str, Callable[[], None]] = {
     "mcp": mcp,
     "files": files,
     "sharing": sharing,
+    "machines": machines,
 }
 
 

@@ -1,17 +1,31 @@
 """The measurements."""
 
 import asyncio
+import contextlib
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 
-from benchmarks.rig import Rig, Workspace, connector, cpu_seconds, memory_mib, rig, wait_until
+from benchmarks.rig import (
+    TICKS,
+    Rig,
+    Workspace,
+    connector,
+    cpu_seconds,
+    memory_mib,
+    rig,
+    start_list,
+    wait_until,
+    write_list,
+)
 from molecule_connect import hookimpl
 from molecule_connect.app import serve
 from molecule_connect.config.settings import WorkspaceSettings
@@ -25,7 +39,7 @@ AT_ONCE = 2000
 LATENCIES = 300
 IDLE_SECONDS = 90.0
 FLEETS = (1, 50, 500)
-CAPACITY = 1000
+CAPACITY, MACHINES = 1000, 3
 # Messages per second, and for how long.
 LOAD, LOAD_SECONDS = 100, 30
 
@@ -153,13 +167,9 @@ def capacity() -> None:
     """``molecule connect`` with 1,000 workspaces of a list: start, memory, idleness, and latency under load."""
     with rig() as sandbox, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         workspaces = [sandbox.workspace() for _ in range(CAPACITY)]
-        config = Path(folder, "fleet.toml")
-        blocks = (f'[[workspace]]\nid = "{one.id}"\ntoken = "{one.token}"\n' for one in workspaces)
-        config.write_text(f'[defaults]\napi_url = "{sandbox.url}"\nbackend = "mock"\n' + "".join(blocks))
-        config.chmod(0o600)
-        program = [sys.executable, "-m", "molecule_connect", "connect", "--config", str(config), "--log-format", "json"]
+        config = write_list(sandbox, workspaces, Path(folder))
         began = time.perf_counter()
-        process = subprocess.Popen([*program, "--state-dir", f"{folder}/state"], stderr=subprocess.DEVNULL)
+        process = start_list(config, Path(folder, "state"))
         for one in workspaces:
             sandbox.call("GET", f"/sandbox/workspaces/{one.id}/beats?count=1&timeout=120")
         started, cpu = time.perf_counter() - began, cpu_seconds(process.pid)
@@ -185,6 +195,74 @@ def capacity() -> None:
         print(f"capacity: {load}, {cpu / count * 1000:.2f} ms of processor each, {memory_mib(process.pid):.0f} MiB")
         process.terminate()
         process.wait(120)
+
+
+def machines() -> None:
+    """Processes that share the workspaces of a list: start, memory, idleness, and what becomes of them after a kill."""
+    with contextlib.ExitStack() as stack:
+        cluster = stack.enter_context(Cluster.running(settings={"fsync": "on"}))
+        sandbox = stack.enter_context(rig())
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
+        url = cluster.database()
+        asyncio.run(PostgresMirror(url).install())
+        workspaces = [sandbox.workspace() for _ in range(CAPACITY)]
+        config = write_list(sandbox, workspaces, folder)
+        began = time.perf_counter()
+        processes = [start_list(config, folder / f"state-{n}", MOLECULE_JOURNAL_URL=url) for n in range(MACHINES)]
+        for process in processes:
+            stack.callback(process.wait, 120)
+            stack.callback(process.terminate)
+        for one in workspaces:
+            sandbox.call("GET", f"/sandbox/workspaces/{one.id}/beats?count=1&timeout=120")
+        print(f"machines: {CAPACITY} served by {MACHINES} in {time.perf_counter() - began:.1f} s", flush=True)
+        fair = CAPACITY // MACHINES
+        wait_until(lambda: all(count >= fair for count in _shares(url, processes)), 300)
+        print(f"machines: shares equal after {time.perf_counter() - began:.1f} s", flush=True)
+        time.sleep(60)
+        of_server = _cpu_of_server(cluster)
+        cpu = [cpu_seconds(process.pid) for process in processes]
+        time.sleep(60)
+        each = [(cpu_seconds(process.pid) - before) / 60 for process, before in zip(processes, cpu, strict=True)]
+        memory = ", ".join(f"{memory_mib(process.pid):.0f}" for process in processes)
+        server = (_cpu_of_server(cluster) - of_server) / 60
+        cost = f"{memory} MiB, {statistics.mean(each):.1%} of a core each, PostgreSQL {server:.1%}"
+        print(f"machines: idle {cost}", flush=True)
+        killed = processes[0]
+        killed.kill()
+        killed.wait()
+        began = time.perf_counter()
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda one: sandbox.say(one, "who is there", None), workspaces))
+        for one in workspaces:
+            sandbox.answers(one, 1)
+        seconds = time.perf_counter() - began
+        wait_until(lambda: sum(_shares(url, processes)) == CAPACITY, 60)
+        counts = Counter(len(sandbox.answers(one)) for one in workspaces)
+        print(f"machines: one killed, all {CAPACITY} answered after {seconds:.1f} s, answers of each: {dict(counts)}")
+
+
+def _shares(url: str, processes: "Sequence[subprocess.Popen[bytes]]") -> list[int]:
+    """How many workspaces each process serves."""
+
+    async def look() -> Counter[int]:
+        mirror = PostgresMirror(url)
+        try:
+            return Counter(one.holder.pid for one in await mirror.overview() if one.holder and one.is_alive)
+        finally:
+            await mirror.aclose()
+
+    time.sleep(1)
+    counts = asyncio.run(look())
+    return [counts[process.pid] for process in processes]
+
+
+def _cpu_of_server(cluster: Cluster) -> float:
+    """Processor time of all processes of the database, running or ended."""
+    pid = int((cluster.data / "postmaster.pid").read_text().split()[0])
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    running = sum(cpu_seconds(int(child)) for child in children)
+    return (int(fields[13]) + int(fields[14])) / TICKS + cpu_seconds(pid) + running
 
 
 def _latencies(sandbox: Rig, workspace: Workspace) -> list[float]:

@@ -137,6 +137,23 @@ def start_connector(
     )
 
 
+def write_list(sandbox: Rig, workspaces: list[Workspace], folder: Path) -> Path:
+    """A settings file with *workspaces*, answered by the mock backend."""
+    config = folder / "fleet.toml"
+    blocks = (f'[[workspace]]\nid = "{one.id}"\ntoken = "{one.token}"\n' for one in workspaces)
+    config.touch(0o600)
+    config.write_text(f'[defaults]\napi_url = "{sandbox.url}"\nbackend = "mock"\n' + "".join(blocks))
+    return config
+
+
+def start_list(config: Path, state: Path, **environment: str) -> "subprocess.Popen[bytes]":
+    """``molecule connect`` with the workspaces of a settings file, in a process of its own."""
+    program = [sys.executable, "-m", "molecule_connect", "connect", "--config", str(config), "--log-format", "json"]
+    return subprocess.Popen(
+        [*program, "--state-dir", str(state)], env={**_environ(), **environment}, stderr=subprocess.DEVNULL
+    )
+
+
 @contextlib.contextmanager
 def connector(
     sandbox: Rig, workspace: Workspace, *options: str, **environment: str

@@ -192,10 +192,11 @@ class RowReader:
         found = self._db.execute(sql, (entry.workspace_id, *json.loads(entry.key))).fetchone()
         if found is None:
             return Row(table=entry.table, key=entry.key, data=None)
-        values = dict(zip(columns, found, strict=True))
+        # More than half of a message's columns are empty.
+        values = {name: value for name, value in zip(columns, found, strict=True) if value is not None}
         if entry.table != "message":
             return Row(table=entry.table, key=entry.key, data=_dump(values))
-        body = _dump([values.pop(name) for name in _BODY]) if entry.is_body else None
+        body = _dump([values.pop(name, None) for name in _BODY]) if entry.is_body else None
         state = values["state"] if values["kind"] == "message" else ""
         return Row(table=entry.table, key=entry.key, data=_dump(values), body=body, state=state, time=values["time"])
 

@@ -243,7 +243,7 @@ class Shipper:
                 self.end(name)
                 self._lost(name)
         # Not awaited: it is repeated by the next transaction if this process is killed before it.
-        self._writer.put(lambda db: outbox.shipped(db, kept.keys() - behind, through, commits=kept))
+        self._writer.put(lambda db: outbox.shipped(db, kept.keys() - behind, through, commits=kept), patient=True)
 
 
 def _set_result(outcome: "asyncio.Future[Any]", result: Any) -> None:

@@ -43,6 +43,7 @@ class _Waiting:
     durable: bool
     lazy: bool
     large: bool
+    patient: bool
     outcome: "asyncio.Future[Any]"
 
 
@@ -104,6 +105,7 @@ class Writer:
         durable: bool = False,
         lazy: bool = False,
         large: bool = False,
+        patient: bool = False,
     ) -> "asyncio.Future[T]":
         """Run *run* in the next commit. The future holds its result, or JournalError when the commit failed.
 
@@ -111,13 +113,15 @@ class Writer:
             durable: The result is on disk when the future has it, and in the mirror if there is one.
             lazy: The mirror may get it some milliseconds later: after a loss of this machine, another one repeats it.
             large: It takes a while.
+            patient: It can wait for the next operation that isn't.
         """
         outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         if self._task is None:
             _set_exception(outcome, JournalError("the journal is closed"))
             return outcome
-        self._waiting.append(_Waiting(run, durable, lazy, large, outcome))
-        self._wake.set()
+        self._waiting.append(_Waiting(run, durable, lazy, large, patient, outcome))
+        if not patient:
+            self._wake.set()
         return outcome
 
     async def _run(self) -> None:
@@ -136,7 +140,7 @@ class Writer:
             results = await self._commit_somewhere(batch)
             if self.shipper is not None and (number := last_number(self._connection)) > self._number:
                 self._number = number
-                if all(waiting.lazy for waiting in batch):
+                if all(waiting.lazy or waiting.patient for waiting in batch):
                     self.shipper.wake_later()
                 else:
                     self.shipper.wake()

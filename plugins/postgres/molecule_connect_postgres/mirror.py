@@ -19,7 +19,7 @@ from molecule_connect.mirrors import (
     WorkspaceOverview,
 )
 from molecule_connect_postgres import schema, statements
-from molecule_connect_postgres.connections import Connection, Database, Limits, Link
+from molecule_connect_postgres.connections import Connection, Database, Limits, Link, Request
 
 # Bytes of rows that load() passes on at a time.
 _PART_SIZE = 4 << 20
@@ -158,11 +158,7 @@ class PostgresMirror:
         second = await anext(rows, None)
         async with self._shipping.use(limits) as connection:
             if second is None and _size(first) <= _MESSAGE_SIZE:
-                changes = [
-                    (statement, {**fence, **{name: _array(array) for name, array in arrays.items()}})
-                    for statement, arrays in _changes(first)
-                ]
-                (kept,) = await connection.transact(limits, (statements.FENCE, fence), *changes)
+                (kept,) = await connection.transact(limits, *_in_one_message(first, fence))
                 return dict(kept)
             # Several messages. The server ends the transaction if one doesn't arrive in time.
             (kept,) = await connection.begin(limits, (statements.FENCE, fence))
@@ -274,6 +270,17 @@ class PostgresMirror:
             link.close()
 
 
+def _in_one_message(part: Mapping[str, Sequence[Row]], fence: Mapping[str, Any]) -> list[Request]:
+    """The statements that check the leases and change the rows of *part*."""
+    changes = {
+        statement: {**fence, **{name: _array(array) for name, array in arrays.items()}}
+        for statement, arrays in _changes(part)
+    }
+    upsert = changes.pop(statements.UPSERT, None)
+    first = (statements.FENCE, fence) if upsert is None else (statements.FENCE_AND_UPSERT, upsert)
+    return [first, *changes.items()]
+
+
 def _changes(part: Mapping[str, Sequence[Row]]) -> Iterable[tuple[str, dict[str, list[Any]]]]:
     """The statements that change the rows of *part*, with their arrays."""
     # A statement can change a row only once.
@@ -285,33 +292,39 @@ def _changes(part: Mapping[str, Sequence[Row]]) -> Iterable[tuple[str, dict[str,
                 last[name, row.table, row.key] = attrs.evolve(row, body=earlier.body)
             else:
                 last[name, row.table, row.key] = row
-    kinds: dict[str, list[tuple[str, Row]]] = {statements.UPSERT: [], statements.UPSERT_BODY: [], statements.REMOVE: []}
-    for (name, _, _), row in last.items():
-        kind = statements.UPSERT if row.body is None else statements.UPSERT_BODY
-        kinds[statements.REMOVE if row.data is None else kind].append((name, row))
-    for statement, changed in kinds.items():
-        if changed:
-            rows = [row for _, row in changed]
-            arrays: dict[str, list[Any]] = {
-                "ids": [name for name, _ in changed],
-                "tables": [row.table for row in rows],
-                "keys": [row.key.encode("utf-8", "surrogatepass") for row in rows],
-            }
-            if statement != statements.REMOVE:
-                arrays["data"] = [row.data for row in rows]
-                arrays["states"] = [row.state for row in rows]
-                arrays["times"] = [row.time for row in rows]
-            if statement == statements.UPSERT_BODY:
-                arrays["bodies"] = [row.body for row in rows]
-            yield statement, arrays
+    kept = {key: row for key, row in last.items() if row.data is not None}
+    if kept:
+        yield (
+            statements.UPSERT,
+            {
+                **_keys(kept),
+                "data": [row.data for row in kept.values()],
+                "bodies": [row.body for row in kept.values()],
+                "states": [row.state for row in kept.values()],
+                "times": [row.time for row in kept.values()],
+            },
+        )
+    if len(kept) < len(last):
+        yield statements.REMOVE, _keys(last.keys() - kept.keys())
 
 
-def _array(values: Collection[bytes] | Collection[str] | Collection[int]) -> str:
+def _keys(rows: Iterable[tuple[str, str, str]]) -> dict[str, list[Any]]:
+    keys = list(rows)
+    return {
+        "ids": [name for name, _, _ in keys],
+        "tables": [table for _, table, _ in keys],
+        "keys": [key.encode("utf-8", "surrogatepass") for _, _, key in keys],
+    }
+
+
+def _array(values: Collection[bytes | None] | Collection[str] | Collection[int]) -> str:
     """An array in PostgreSQL's syntax. psycopg makes it in five times the time."""
     return f"{{{','.join(map(_element, values))}}}"
 
 
-def _element(value: bytes | str | int) -> str:
+def _element(value: bytes | str | int | None) -> str:
+    if value is None:
+        return "NULL"
     if isinstance(value, bytes):
         return f'"\\\\x{value.hex()}"'
     if isinstance(value, int):

@@ -115,27 +115,32 @@ _SHORT = "CASE WHEN octet_length(key) > 1000 THEN substr(key, 1, 1000) || sha256
 _LONG = "CASE WHEN octet_length(key) > 1000 THEN key END"
 
 _COLUMNS = (
-    "%(ids)b::text[], %(tables)b::text[], %(keys)b::bytea[], %(data)b::bytea[], %(states)b::text[], %(times)s::bigint[]"
+    "%(ids)b::text[], %(tables)b::text[], %(keys)b::bytea[], %(data)b::bytea[], %(bodies)b::bytea[],"
+    " %(states)b::text[], %(times)b::bigint[]"
 )
 
-# Without a body, the stored one isn't touched.
-UPSERT = f"""
-INSERT INTO molecule_connect.row (workspace_id, tbl, key, long_key, data, state, time)
-SELECT workspace_id, tbl, {_SHORT}, {_LONG}, data, state, time
-FROM unnest({_COLUMNS}) AS new (workspace_id, tbl, key, data, state, time)
-WHERE workspace_id IN ({_FENCED} AND turn = %(turn)s)
-ON CONFLICT (workspace_id, tbl, key) DO UPDATE SET data=excluded.data, state=excluded.state, time=excluded.time
+
+def _upsert(fenced: str) -> str:
+    # Without a body, the stored one stays as it is.
+    return f"""
+INSERT INTO molecule_connect.row AS stored (workspace_id, tbl, key, long_key, data, body, state, time)
+SELECT workspace_id, tbl, {_SHORT}, {_LONG}, data, body, state, time
+FROM unnest({_COLUMNS}) AS new (workspace_id, tbl, key, data, body, state, time)
+WHERE workspace_id IN ({fenced})
+ON CONFLICT (workspace_id, tbl, key) DO UPDATE
+SET data=excluded.data, body=coalesce(excluded.body, stored.body), state=excluded.state, time=excluded.time
 """
 
-UPSERT_BODY = f"""
-INSERT INTO molecule_connect.row (workspace_id, tbl, key, long_key, data, state, time, body)
-SELECT workspace_id, tbl, {_SHORT}, {_LONG}, data, state, time, body
-FROM unnest({_COLUMNS}, %(bodies)b::bytea[]) AS new (workspace_id, tbl, key, data, state, time, body)
-WHERE workspace_id IN ({_FENCED} AND turn = %(turn)s)
-ON CONFLICT (workspace_id, tbl, key)
-DO UPDATE SET data=excluded.data, state=excluded.state, time=excluded.time, body=excluded.body
+
+UPSERT = _upsert(f"{_FENCED} AND turn = %(turn)s")
+
+# In one statement, which the server plans faster than two.
+FENCE_AND_UPSERT = f"""
+WITH fenced AS ({FENCE}), upserted AS ({_upsert("SELECT workspace_id FROM fenced")})
+SELECT workspace_id, commits FROM fenced
 """
 
+# Always a statement of its own: it must see the rows of a transaction that the fence has waited for.
 REMOVE = f"""
 DELETE FROM molecule_connect.row AS stored USING (
     SELECT workspace_id, tbl, {_SHORT} AS key

@@ -121,20 +121,22 @@ async def test_rows_shipped_during_a_take_are_ignored(server: Server) -> None:
     assert await loaded(mirror, "ws_1") == []
 
 
-async def test_deletion_sees_rows_of_a_late_transaction(server: Server) -> None:
+async def test_changes_see_rows_of_a_late_transaction(server: Server) -> None:
     # A connection was cut during a ship, and its transaction is committed after the next one began.
     mirror = server.mirror()
     session = await taken(mirror, "ws_1")
     earlier = await server.transaction()
     await earlier.run(statements.FENCE, fence(session))
-    columns = "(workspace_id, tbl, key, data, state, time)"
-    await earlier.run(f"INSERT INTO molecule_connect.row {columns} VALUES ('ws_1', 'message', 'a', '', '', 0)", {})
-    gone = [Row(table="message", key="a", data=None)]
-    ship = asyncio.create_task(shipped(mirror, session, 1, {"ws_1": gone}))
+    columns = "(workspace_id, tbl, key, data, body, state, time)"
+    rows = "('ws_1', 'message', 'a', '', 'text', '', 0), ('ws_1', 'message', 'b', '', 'text', '', 0)"
+    await earlier.run(f"INSERT INTO molecule_connect.row {columns} VALUES {rows}", {})
+    changed = Row(table="message", key="a", data=b"new", state="done", time=1)
+    gone = Row(table="message", key="b", data=None)
+    ship = asyncio.create_task(shipped(mirror, session, 1, {"ws_1": [changed, gone]}))
     await server.until_waiting("%UPDATE molecule_connect.lease")
     await earlier.commit()
     assert await ship == {"ws_1": 2}
-    assert await loaded(mirror, "ws_1") == []
+    assert await loaded(mirror, "ws_1") == [attrs.evolve(changed, body=b"text")]
 
 
 async def test_members_that_add_the_same_workspaces_agree(server: Server) -> None:
