@@ -228,9 +228,9 @@ class JournalMirror(Protocol):
     async def overview(self, workspace_ids: Collection[str] | None = None) -> Sequence[WorkspaceOverview]:
         """The given workspaces, or all, ordered by id."""
 
-    async def delete(self, workspace_id: str) -> None:
-        """Delete a workspace from the database.
+    async def delete(self, session: str, workspace_id: str) -> None:
+        """Delete a workspace, whose lease the session has, from the database.
 
         Raises:
-            MirrorError: A member has its lease.
+            MirrorError: The lease was lost.
         """

@@ -377,24 +377,28 @@ class MirrorContract:
         mirror = connect()
         session = await taken(mirror, "ws_1", "ws_2")
         await shipped(mirror, session, 1, {"ws_1": [message("a")], "ws_2": [message("b")]})
-        await mirror.release(session, ["ws_1"])
-        await connect().delete("ws_1")
-        await connect().delete("unknown")
+        await connect().delete(session, "ws_1")
         assert [each.workspace_id for each in await mirror.overview()] == ["ws_2"]
+        assert names(await mirror.renew(session, member(), seconds=LONG)) == ["ws_2"]
         assert await loaded(mirror, "ws_1") == []
         await mirror.add(["ws_1"])
         assert await mirror.free(near="", limit=1, expired=False) == ["ws_1"]
         assert await loaded(mirror, "ws_2") == [message("b")]
 
-    async def test_served_workspace_is_not_deleted(self, connect: Connect, lapse: Lapse) -> None:
+    async def test_only_its_holder_deletes_a_workspace(self, connect: Connect, lapse: Lapse) -> None:
         mirror = connect()
-        session = await taken(mirror, "ws_1", host="host-7")
-        with pytest.raises(MirrorError, match="host-7"):
-            await mirror.delete("ws_1")
-        assert names(await mirror.renew(session, member(), seconds=LONG)) == ["ws_1"]
+        session = await taken(mirror, "ws_1")
+        await shipped(mirror, session, 1, {"ws_1": [message("a")]})
+        other = await mirror.begin(member("host-2"), seconds=LONG)
         await lapse(session)
-        await mirror.delete("ws_1")
-        assert await mirror.overview() == []
+        await mirror.take(other, ["ws_1"])
+        for late in (session, "unknown"):
+            with pytest.raises(MirrorError, match="lease of ws_1 was lost"):
+                await mirror.delete(late, "ws_1")
+        await mirror.release(other, ["ws_1"])
+        with pytest.raises(MirrorError, match="lease of ws_1 was lost"):
+            await mirror.delete(other, "ws_1")
+        assert await loaded(mirror, "ws_1") == [message("a")]
 
     async def test_description_counts_workspaces(self, connect: Connect) -> None:
         mirror = connect()

@@ -235,12 +235,11 @@ class MemoryMirror:
             oldest_waiting=min(waiting, default=None),
         )
 
-    async def delete(self, workspace_id: str) -> None:
+    async def delete(self, session: str, workspace_id: str) -> None:
         self._check()
-        lease = self._db.leases.get(workspace_id, _Lease())
-        if not self._db.is_free(lease):
-            raise MirrorError(f"{workspace_id} is served on {self._db.sessions[lease.session].info.host}")
-        self._db.leases.pop(workspace_id, None)
+        if self._db.leases[workspace_id].session != session:
+            raise MirrorError(f"the lease of {workspace_id} was lost")
+        del self._db.leases[workspace_id]
         self._db.rows.pop(workspace_id, None)
 
 

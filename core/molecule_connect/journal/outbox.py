@@ -39,6 +39,8 @@ _BODY = ("parts", "raw")
 _OWN = {"message": {"arrival"}, "upload_note": {"note"}}
 # The order in which a copy's rows are numbered anew.
 _ORDER = {"message": "time, seq, arrival", "told": "time, rowid", "upload_note": "time, note"}
+# Precedes the target of a workspace whose copy is being deleted. No host is named so.
+_LEAVING = "leaving "
 # Seconds after which another machine may have handled a message, and deleted it.
 _RECENT = 3600.0
 # Rows and bytes that are read at once, on the event loop.
@@ -63,11 +65,13 @@ class Shared:
         target: The database, as in ``JournalMirror.where``.
         epoch: Of the lease that this journal had last.
         commits: The last known number of transactions that changed the mirror's copy.
+        is_leaving: The copy is being deleted.
     """
 
     target: str
     epoch: int
     commits: int
+    is_leaving: bool
 
 
 @attrs.frozen(kw_only=True)
@@ -236,7 +240,15 @@ def shipped(db: sqlite3.Connection, workspace_ids: Collection[str], through: int
 def shared(db: sqlite3.Connection, workspace_id: str) -> Shared | None:
     """What the journal knows of a shared workspace; None if it isn't shared."""
     row = db.execute("SELECT target, epoch, commits FROM shared WHERE workspace_id=?", (workspace_id,)).fetchone()
-    return None if row is None else Shared(target=row[0], epoch=row[1], commits=row[2])
+    if row is None:
+        return None
+    is_leaving = row[0].startswith(_LEAVING)
+    return Shared(target=row[0].removeprefix(_LEAVING), epoch=row[1], commits=row[2], is_leaving=is_leaving)
+
+
+def leave(db: sqlite3.Connection, workspace_id: str) -> None:
+    """Note that the mirror's copy of a workspace is about to be deleted."""
+    db.execute("UPDATE shared SET target=? || target WHERE workspace_id=?", (_LEAVING, workspace_id))
 
 
 def find_start(db: sqlite3.Connection, lease: Lease, target: str) -> Start:

@@ -5,7 +5,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from molecule_connect.files import files_folder
@@ -42,13 +42,16 @@ async def leave(folder: Path, workspace_id: str, mirror: JournalMirror, *, notic
             found = await mirror.overview([workspace_id])
             if not found:
                 _check_alone(journal, workspace_id, mirror.where)
-                return False
-            _check_free(found[0])
-            await _make_current(journal, workspace_id, mirror, files_folder(folder, workspace_id), notice)
-            # From here on, both have everything. If this is interrupted, the copy in the database is loaded again.
+            else:
+                _check_free(found[0])
+                async with _leased(mirror, workspace_id) as (session, taken):
+                    files = files_folder(folder, workspace_id)
+                    await _exchange(journal, mirror, session, taken, files, notice)
+                    # Until the end, this machine doesn't serve the workspace alone, because another one may serve it.
+                    await journal.writer.put(lambda db: outbox.leave(db, workspace_id), durable=True)
+                    await mirror.delete(session, workspace_id)
             await journal.writer.put(lambda db: outbox.forget(db, workspace_id), durable=True)
-            await mirror.delete(workspace_id)
-            return True
+            return bool(found)
 
 
 def _check_alone(journal: Journal, workspace_id: str, where: str) -> None:
@@ -61,6 +64,8 @@ def _check_alone(journal: Journal, workspace_id: str, where: str) -> None:
     known = outbox.shared(journal.reader, workspace_id)
     if known is None:
         copies.check_known(journal.path, workspace_id)
+    elif known.is_leaving and known.target == where:
+        pass  # it was interrupted after the copy was deleted
     elif known.target != where:
         raise MirrorError(
             f"{workspace_id} isn't in {where}: it was shared through {known.target}", hint="pass the URL of that one"
@@ -81,34 +86,28 @@ def _check_free(found: WorkspaceOverview) -> None:
         )
 
 
-async def _make_current(
-    journal: Journal,
-    workspace_id: str,
-    mirror: JournalMirror,
-    files: Path,
-    notice: Callable[[str, str], None],
-) -> None:
-    """Bring the journal and the copy in the database to the same state, and release the lease."""
+@contextlib.asynccontextmanager
+async def _leased(mirror: JournalMirror, workspace_id: str) -> AsyncIterator[tuple[str, Lease]]:
+    """A session, and the lease of the workspace, inside the block."""
     # It takes no share of the workspaces.
     info = MemberInfo(host=socket.gethostname(), pid=os.getpid(), machine=describe_machine(), capacity=0, listing="")
     session = await mirror.begin(info, seconds=SESSION)
     try:
         taken = await mirror.take(session, [workspace_id])
         if not taken:
-            raise _taken(workspace_id)
+            raise MirrorError(
+                f"another machine has just taken {workspace_id}",
+                hint="remove it from the lists of the other machines, then try again",
+            )
         renewing = asyncio.ensure_future(_renew(mirror, session, info))
         try:
-            await _exchange(journal, mirror, session, taken[0], files, notice)
+            yield session, taken[0]
         finally:
             renewing.cancel()
             await asyncio.gather(renewing, return_exceptions=True)
-        if taken[0].epoch not in [one.epoch for one in await mirror.renew(session, info, seconds=SESSION)]:
-            raise _taken(workspace_id)
-    except BaseException:
+    finally:
         with contextlib.suppress(MirrorError):
             await mirror.end(session)
-        raise
-    await mirror.end(session)
 
 
 async def _renew(mirror: JournalMirror, session: str, info: MemberInfo) -> None:
@@ -131,10 +130,3 @@ async def _exchange(
             if shipper.error is not None:
                 raise shipper.error
         await shipped
-
-
-def _taken(workspace_id: str) -> MirrorError:
-    return MirrorError(
-        f"another machine has just taken {workspace_id}",
-        hint="remove it from the lists of the other machines, then try again",
-    )

@@ -239,21 +239,20 @@ class PostgresMirror:
             found = await connection.execute(statements.OVERVIEW, {"ids": ids})
             return [_overview(values) for values in await found.fetchall()]
 
-    async def delete(self, workspace_id: str) -> None:
-        """Delete a workspace from the database.
+    async def delete(self, session: str, workspace_id: str) -> None:
+        """Delete a workspace, whose lease the session has, from the database.
 
         Raises:
-            MirrorError: A member has its lease.
+            MirrorError: The lease was lost.
         """
         async with self._operating() as connection:
             await connection.begin(self._limits.operator)
-            # Neither the session nor the lease can change until the commit.
-            holder = await (await connection.execute(statements.LOCK_HOLDER, [workspace_id])).fetchone()
+            # Until the commit, nobody can take it.
             lease = await (await connection.execute(statements.LOCK_LEASE, [workspace_id])).fetchone()
-            session, host, is_alive = holder or (None, "", False)
-            if is_alive or (lease and lease[0] != session):
+            if lease != (session,):
                 raise MirrorError(
-                    f"{workspace_id} is served on {host or 'another machine'}", hint="stop serving it there first"
+                    f"the lease of {workspace_id} was lost",
+                    hint="another machine may have taken it: remove it from the lists of the others, and try again",
                 )
             await connection.execute(statements.DELETE_ROWS, [workspace_id])
             await connection.execute(statements.DELETE_LEASE, [workspace_id])

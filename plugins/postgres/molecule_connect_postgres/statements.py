@@ -174,11 +174,6 @@ ORDER BY workspace_id
 
 LOCK_LEASE = "SELECT session FROM molecule_connect.lease WHERE workspace_id = %s FOR UPDATE"
 
-LOCK_HOLDER = """
-SELECT session, host, expires_at > clock_timestamp() FROM molecule_connect.member
-WHERE session = (SELECT session FROM molecule_connect.lease WHERE workspace_id = %s) FOR SHARE
-"""
-
 DELETE_ROWS = "DELETE FROM molecule_connect.row WHERE workspace_id = %s"
 
 DELETE_LEASE = "DELETE FROM molecule_connect.lease WHERE workspace_id = %s"
