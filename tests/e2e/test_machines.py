@@ -188,6 +188,18 @@ async def fault(made: Farm, kind: str, machine: Machine, chance: random.Random) 
             async with made.restarting:
                 await asyncio.to_thread(made.cluster.kill)
                 await asyncio.to_thread(made.cluster.start)
+        case "kill starting database":
+            async with made.restarting:
+                await asyncio.to_thread(made.cluster.kill)
+                for _ in range(3):
+                    made.cluster.launch()
+                    await asyncio.sleep(chance.uniform(0, 0.2))
+                    await asyncio.to_thread(made.cluster.kill)
+                await asyncio.to_thread(made.cluster.start)
+        case "crash connection":
+            # The server ends all connections, and recovers.
+            async with made.restarting:
+                await asyncio.to_thread(made.cluster.crash)
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
@@ -241,7 +253,8 @@ async def test_takeover_times(tmp_path: Path, how: str) -> None:
     assert times[-1] < (30 if how == "SIGSTOP" else 15)
 
 
-KINDS = ("kill", "kill", "wipe", "stop", "cut", "reset", "term", "restart database", "kill database")
+OF_MACHINES = ("kill", "kill", "wipe", "stop", "cut", "reset", "term")
+KINDS = (*OF_MACHINES, "restart database", "kill database", "kill starting database", "crash connection")
 
 
 @pytest.mark.drill

@@ -132,25 +132,28 @@ class Cluster:
 
     def start(self) -> None:
         """Start the server, and wait until it accepts connections."""
+        self.launch()
+        log, deadline = self.folder / "log", time.monotonic() + _TIMEOUT
+        while True:
+            try:
+                self.execute(sql.SQL("ALTER USER {} PASSWORD {}").format(sql.Identifier(SUPERUSER), PASSWORD))
+            except psycopg.OperationalError:
+                if self._process is None or self._process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"PostgreSQL didn't start: {log.read_text(errors='replace')}") from None
+                time.sleep(0.02)
+            else:
+                return
+
+    def launch(self) -> None:
+        """Start the server, without waiting for it."""
         settings = [word for name, value in self._settings.items() for word in ("-c", f"{name}={value}")]
-        log = self.folder / "log"
-        with log.open("ab") as output:
+        with (self.folder / "log").open("ab") as output:
             self._process = subprocess.Popen(  # noqa: S603 - our own arguments
                 [self._programs / "postgres", "-D", self.data, "-k", self.folder, "-p", str(self.port), *settings],
                 **self._as_user,
                 stdout=output,
                 stderr=output,
             )
-        deadline = time.monotonic() + _TIMEOUT
-        while True:
-            try:
-                self.execute(sql.SQL("ALTER USER {} PASSWORD {}").format(sql.Identifier(SUPERUSER), PASSWORD))
-            except psycopg.OperationalError:
-                if self._process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"PostgreSQL didn't start: {log.read_text(errors='replace')}") from None
-                time.sleep(0.02)
-            else:
-                return
 
     def stop(self) -> None:
         """Stop the server: transactions are rolled back, and clients are disconnected."""
@@ -159,6 +162,12 @@ class Cluster:
     def kill(self) -> None:
         """Stop the server as a crash does: the next start recovers."""
         self._end(signal.SIGQUIT)
+
+    def crash(self) -> None:
+        """Kill the process of one connection: the server ends all others, and recovers."""
+        others = "backend_type='client backend' AND pid <> pg_backend_pid()"
+        for (pid,) in self.execute(f"SELECT pid FROM pg_stat_activity WHERE {others} LIMIT 1"):  # noqa: S608
+            os.kill(pid, signal.SIGKILL)
 
     def restart(self) -> None:
         """Stop and start the server."""
