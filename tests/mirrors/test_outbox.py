@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import copy
 import functools
 import json
 import os
@@ -74,6 +75,10 @@ async def opened(folder: Path, database: Database, kind: type[MemoryMirror] = Me
     ):
         shipper.session = await mirror.begin(INFO, seconds=1e9)
         yield Open(journal, shipper, mirror, shipper.session)
+
+
+async def read(journal: Journal, time: int) -> None:
+    await journal.of(SHARED).set_position(FeedPosition(last_read=time))
 
 
 def database() -> Database:
@@ -365,6 +370,44 @@ def test_start_depends_on_last_lease(
         assert found is start
         elsewhere = outbox.find_start(db, Lease(workspace_id=SHARED, epoch=lease[0], commits=lease[1]), "another")
         assert elsewhere is (Start.LOADED if lease[1] else Start.SEEDED)
+
+
+@pytest.mark.parametrize("is_replaced", [False, True], ids=["restored", "replaced"])
+async def test_journal_behind_a_restored_copy_is_replaced(tmp_path: Path, is_replaced: bool) -> None:
+    """One machine gives the database back what it lost; another one has an epoch that the database lost, too."""
+    shared_with = database()
+    async with opened(tmp_path / "one", shared_with) as one, opened(tmp_path / "two", shared_with) as two:
+        await one.begin(SHARED)
+        await read(one.journal, 1)
+        await one.give_back(SHARED)
+        backup = copy.deepcopy((shared_with.leases, shared_with.rows))
+        for last, machine in enumerate((two, one, two, one), 2):
+            await machine.begin(SHARED)
+            await read(machine.journal, last)
+            await machine.give_back(SHARED)
+        shared_with.leases, shared_with.rows = ({}, {}) if is_replaced else backup
+        assert await one.begin(SHARED) is Start.AHEAD
+        await read(one.journal, 6)
+        await one.give_back(SHARED)
+        assert await two.begin(SHARED) is Start.LOADED
+        assert two.journal.of(SHARED).position() == FeedPosition(last_read=6)
+
+
+async def test_restored_copy_loses_what_was_deleted_since(tmp_path: Path) -> None:
+    shared_with = database()
+    async with opened(tmp_path, shared_with) as one:
+        await one.begin(SHARED)
+        await one.journal.of(SHARED).add([inbound("old", row_id="row")], now=1)
+        await one.journal.writer.put(insert)
+        await one.give_back(SHARED)
+        backup = copy.deepcopy((shared_with.leases, shared_with.rows))
+        await one.begin(SHARED)
+        await one.journal.writer.put(lambda db: db.execute("DELETE FROM message"))
+        await one.give_back(SHARED)
+        shared_with.leases, shared_with.rows = backup
+        assert await one.begin(SHARED) is Start.AHEAD
+        await one.shipper.flush(SHARED)
+        assert counted(in_copy(shared_with, SHARED)) == counted(in_journal(one.journal, SHARED))
 
 
 async def test_cloned_folder_gets_later_changes(tmp_path: Path) -> None:

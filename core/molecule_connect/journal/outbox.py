@@ -256,6 +256,8 @@ def find_start(db: sqlite3.Connection, lease: Lease, target: str) -> Start:
 
     The local part is current if this journal had the previous epoch, and nothing was committed since. One commit may be
     missing from its record: the last one before a crash, of which the outbox then still has the changes.
+
+    AHEAD only means that the mirror lost changes. Another journal may have given it newer ones, see ``is_newer``.
     """
     known = shared(db, lease.workspace_id)
     if known is not None and known.target != target:
@@ -272,6 +274,23 @@ def find_start(db: sqlite3.Connection, lease: Lease, target: str) -> Start:
     if is_ours and (missing == 0 or (missing == 1 and entries(db, [lease.workspace_id]))):
         return Start.KEPT
     return Start.LOADED
+
+
+def is_newer(db: sqlite3.Connection, workspace_id: str, position: Row | None) -> bool:
+    """Whether a mirror's copy, which has *position* in the table ``workspace``, read the feed after this journal."""
+    if position is None or position.data is None:
+        return False
+    found = db.execute("SELECT last_read FROM workspace WHERE workspace_id=?", (workspace_id,)).fetchone()
+    ours = found[0] if found is not None else None
+    return int(json.loads(position.data).get("last_read") or 0) > (ours or 0)
+
+
+def note_rows(db: sqlite3.Connection, workspace_id: str, keys: Iterable[tuple[str, str]]) -> None:
+    """Note rows by table and key, also those that the journal doesn't have: they are removed from the mirror."""
+    db.executemany(
+        "INSERT OR REPLACE INTO outbox (workspace_id, tbl, key, body) VALUES (?, ?, ?, 1)",
+        [(workspace_id, table, key) for table, key in keys],
+    )
 
 
 def begin(db: sqlite3.Connection, lease: Lease, *, target: str, is_complete: bool = True) -> None:

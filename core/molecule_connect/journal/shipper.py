@@ -88,11 +88,13 @@ class Shipper:
 
         def begin(db: sqlite3.Connection) -> Start:
             start = outbox.find_start(db, lease, target)
-            if start is not Start.LOADED:
+            if start in (Start.KEPT, Start.SEEDED):
                 outbox.begin(db, lease, target=target, is_complete=start is Start.KEPT)
             return start
 
         start = await self._writer.put(begin)
+        if start is Start.AHEAD and not await self._replace(lease):
+            start = Start.LOADED
         if start is Start.LOADED:
             await self._load(lease, has_file)
         self._shipped.pop(name, None)
@@ -126,6 +128,24 @@ class Shipper:
         """
         newest = await self._writer.put(functools.partial(outbox.last_number_of, workspace_id=workspace_id))
         return newest > self._shipped.get(workspace_id, 0)
+
+    async def _replace(self, lease: Lease) -> bool:
+        """Note everything that makes the mirror's copy equal to this journal. False: the copy is newer."""
+        name, target = lease.workspace_id, self._mirror.where
+        keys, position = list[tuple[str, str]](), None
+        async with contextlib.aclosing(self._mirror.load(name)) as parts:
+            async for rows in parts:
+                keys += [(row.table, row.key) for row in rows]
+                position = next((row for row in rows if row.table == "workspace"), position)
+
+        def replace(db: sqlite3.Connection) -> bool:
+            if outbox.is_newer(db, name, position):
+                return False
+            outbox.note_rows(db, name, keys)
+            outbox.begin(db, lease, target=target, is_complete=False)
+            return True
+
+        return await self._writer.put(replace)
 
     async def _load(self, lease: Lease, has_file: Callable[[str], bool]) -> None:
         self._remove_leftovers()
