@@ -10,16 +10,17 @@ from typing import Any, Self
 import attrs
 
 from molecule_connect import events
+from molecule_connect.backoff import Backoff
 from molecule_connect.config.saved import SavedToken
 from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.config.tokens import SAVED_SOURCE
-from molecule_connect.errors import CloseError, ConfigError, JournalError, StateLostError
+from molecule_connect.errors import CloseError, ConfigError, JournalError, PlatformError, StateLostError
 from molecule_connect.files import files_folder
 from molecule_connect.flag import Flag
 from molecule_connect.journal.backlog import Backlog
 from molecule_connect.journal.journal import Journal
 from molecule_connect.journal.outbox import Start
-from molecule_connect.mirrors import MirrorUnreachableError
+from molecule_connect.mirrors import MirrorError, MirrorUnreachableError
 from molecule_connect.models import Handler
 from molecule_connect.observers import Tracer, WorkspaceState
 from molecule_connect.platform.address import parse_address
@@ -30,6 +31,9 @@ from molecule_connect.plugins.manager import PluginHost, create_host
 from molecule_connect.worker.fleet import Fleet
 from molecule_connect.worker.sharing import LeaseLostError, Seat, SeatGate, Sharing
 from molecule_connect.worker.worker import Worker, WorkerOptions
+
+# Time for which a machine leaves a workspace to the others after it could not serve it.
+_AWAY = Backoff(first=20.0, cap=600.0)
 
 
 @attrs.define
@@ -135,7 +139,8 @@ class WorkspaceRunner:
             self._host = await open_plugins(settings, token, runtime.state_dir, runtime.listener)
             gate = SeatGate(runtime.sharing.gate, self._seat) if runtime.sharing and self._seat else None
             self.client.gate = gate
-            options = WorkerOptions(asked_at=self._created_at, gate=gate)
+            # Another machine may have a token that isn't refused.
+            options = WorkerOptions(asked_at=self._created_at, gate=gate, retries_refusals=gate is None)
             self.worker = runtime.worker(settings, self.client, self._host.handler, options)
         except BaseException:
             await self._close_after_error()
@@ -164,9 +169,20 @@ class WorkspaceRunner:
             await self._serve(stop)
             return
         await self._discard()
-        with self._runtime.sharing.seat(self.workspace_id) as seat:
-            while await _first(stop, seat.granted.wait()):
-                await self._serve_shared(self._runtime.sharing, seat, stop)
+        failures = 0
+        while not stop.is_set():
+            try:
+                with self._runtime.sharing.seat(self.workspace_id) as seat:
+                    while await _first(stop, seat.granted.wait()):
+                        await self._serve_shared(self._runtime.sharing, seat, stop)
+                        failures = 0
+            except (MirrorError, JournalError, PlatformError) as exc:
+                # Another machine may not have this problem.
+                if isinstance(exc, StateLostError) or (isinstance(exc, PlatformError) and not self.settings.patient):
+                    raise
+                Notices(self.workspace_id, self._runtime.listener)(str(exc), exc.hint)
+                failures = 1 if isinstance(exc, MirrorError) else failures + 1
+                await stop.wait(_AWAY.delay(failures))
 
     async def _serve_shared(self, sharing: Sharing, seat: Seat, stop: Flag) -> None:
         """Serve until *stop* is set, the lease is to be given back, or it is lost."""
@@ -189,12 +205,12 @@ class WorkspaceRunner:
                 # Replies are sent again from the journal, and the mirror must know them before.
                 if await _first(ended, sharing.flush(seat)):
                     await self._serve(ended)
-        except LeaseLostError as exc:
-            notices(str(exc))
-        except (MirrorUnreachableError, JournalError) as exc:
-            if isinstance(exc, StateLostError):
-                raise
+        except (LeaseLostError, MirrorUnreachableError) as exc:
             notices(str(exc), exc.hint)
+        except CloseError:
+            # It was reported. The next lease begins with a new backend.
+            if stop.is_set():
+                raise
         finally:
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)

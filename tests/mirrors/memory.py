@@ -72,13 +72,14 @@ class MemoryMirror:
 
     Attributes:
         is_cut: Its machine can't reach the database.
+        refuses_loads: The database refuses to read copies, as it does new connections after a change of the password.
     """
 
     where = "memory"
 
     def __init__(self, database: Database) -> None:
         self._db = database
-        self.is_cut = False
+        self.is_cut = self.refuses_loads = False
 
     def _check(self, *, needs_tables: bool = True) -> None:
         self._db.check(needs_tables=needs_tables)
@@ -191,6 +192,8 @@ class MemoryMirror:
 
     async def load(self, workspace_id: str) -> AsyncGenerator[Sequence[Row], None]:
         self._check()
+        if self.refuses_loads:
+            raise MirrorError("password authentication failed")
         yield sorted(self._db.rows.get(workspace_id, {}).values(), key=lambda row: row.time)
 
     async def describe(self) -> MirrorInfo:

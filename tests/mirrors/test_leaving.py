@@ -28,6 +28,7 @@ class BrokenMirror(MemoryMirror):
     calls_left: int
     is_done: bool
     is_cut: bool = False
+    refuses_loads: bool = False
 
     def __getattribute__(self, name: str) -> Any:
         found = object.__getattribute__(self, name)

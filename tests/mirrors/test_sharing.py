@@ -23,16 +23,26 @@ from molecule_connect_sandbox.testing import Sandbox, Workspace
 class Parrot:
     """Answers with the name of its machine."""
 
-    name: str
+    machine: "Machine"
 
     @hookimpl
     async def handle_a2a(self, request: Request) -> Response:
-        return Response.from_text(f"{self.name}: {request.text}")
+        return Response.from_text(f"{self.machine.name}: {request.text}")
+
+    @hookimpl
+    def close(self) -> None:
+        if self.machine.fails_to_close:
+            raise ValueError("not closed")
 
 
 @attrs.define
 class Machine:
-    """A machine with its own disk."""
+    """A machine with its own disk.
+
+    Attributes:
+        fails_to_close: Its backends can't be closed.
+        bad_tokens: The platform refuses its tokens of these workspaces.
+    """
 
     name: str
     folder: Path
@@ -40,6 +50,8 @@ class Machine:
     sandbox: Sandbox
     workspaces: list[Workspace]
     said: list[str] = attrs.field(factory=list)
+    fails_to_close: bool = False
+    bad_tokens: frozenset[str] = frozenset()
     mirror: MemoryMirror = attrs.field(init=False)
     stop: asyncio.Event = attrs.field(factory=asyncio.Event)
 
@@ -54,7 +66,11 @@ class Machine:
         listing = Listing(
             settings=tuple(
                 WorkspaceSettings(
-                    workspace_id=one.id, token=one.token, api_url=self.sandbox.url, backend=Parrot(self.name)
+                    workspace_id=one.id,
+                    token="refused" if one.id in self.bad_tokens else one.token,
+                    api_url=self.sandbox.url,
+                    backend=Parrot(self),
+                    patient=True,
                 )
                 for one in self.workspaces
             )
@@ -190,3 +206,59 @@ async def test_workspaces_are_shared_evenly(tmp_path: Path) -> None:
                 await here.sandbox.say(workspace, "a")
                 assert len(await here.answers(workspace, 1)) == 1
         await until(lambda: here.held() == [4])
+
+
+async def unserved(here: World, workspace: Workspace, seconds: float) -> float:
+    """For how many of the next seconds nobody has the lease of a workspace."""
+    free = 0.0
+    for _ in range(round(seconds * 10)):
+        await asyncio.sleep(0.1)
+        free += 0.1 * (not here.database.leases[workspace.id].session)
+    return free
+
+
+async def test_refused_load_is_repeated(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        (workspace,) = here.workspaces
+        async with here.machine("one").running():
+            await here.sandbox.say(workspace, "a")
+            await here.answers(workspace, 1)
+        async with here.machine("two").running() as two:
+            two.mirror.refuses_loads = True
+            await until(lambda: any("password" in line for line in two.said))
+            two.mirror.refuses_loads = False
+            await here.sandbox.say(workspace, "b")
+            assert await here.answers(workspace, 2) == ["one: a", "two: b"]
+
+
+async def test_machine_whose_backend_cannot_be_closed_serves_again(tmp_path: Path) -> None:
+    async with world(tmp_path, 2) as here, here.machine("one").running() as one:
+        await until(lambda: here.held() == [2])
+        one.fails_to_close = True
+        async with here.machine("two").running():
+            await until(lambda: here.held() == [1, 1])
+            assert any("not closed" in line for line in one.said)
+        await until(lambda: here.held() == [2])
+        one.fails_to_close = False
+
+
+async def test_workspace_goes_to_a_machine_with_a_good_token(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        (workspace,) = here.workspaces
+        two = here.machine("two")
+        two.bad_tokens = frozenset({workspace.id})
+        async with two.running():
+            await until(lambda: any("401" in line for line in two.said))
+            async with here.machine("one").running():
+                await here.sandbox.say(workspace, "a")
+                assert await here.answers(workspace, 1) == ["one: a"]
+
+
+async def test_workspace_stays_where_it_can_be_served(tmp_path: Path) -> None:
+    async with world(tmp_path, 2) as here:
+        two = here.machine("two")
+        two.bad_tokens = frozenset(one.id for one in here.workspaces)
+        async with here.machine("one").running(), two.running():
+            await until(lambda: any("401" in line for line in two.said))
+            assert await unserved(here, here.workspaces[0], 1200) < 20
+            assert await unserved(here, here.workspaces[1], 1200) < 20

@@ -234,6 +234,9 @@ class Sharing:
         )
         self._workspaces: frozenset[str] = frozenset()
         self._seats: dict[str, Seat] = {}
+        # Those of its workspaces that it can't serve at present.
+        self._away: set[str] = set()
+        self._is_listing_known = False
         self._shipper: Shipper
         # One call at a time on the session's connection.
         self._calling = asyncio.Lock()
@@ -275,9 +278,8 @@ class Sharing:
     def change(self, workspace_ids: Collection[str]) -> None:
         """The process is configured for these workspaces."""
         self._workspaces = frozenset(workspace_ids)
-        listing = hashlib.sha256("\n".join(sorted(self._workspaces)).encode()).hexdigest()[:16]
-        self._describe(listing=listing)
-        self._are_added = False
+        self._is_listing_known = self._are_added = False
+        self._poked.set()
 
     def stop(self) -> None:
         """Take no more leases: the process is stopping, and others are to take over."""
@@ -292,14 +294,21 @@ class Sharing:
 
     @contextlib.contextmanager
     def seat(self, workspace_id: str) -> Iterator[Seat]:
-        """The seat of a workspace that can be served inside the block."""
+        """The seat of a workspace that can be served inside the block; afterwards, others are to serve it."""
         seat = self._seats[workspace_id] = Seat(workspace_id)
-        self._poked.set()
+        self._set_away(workspace_id, is_away=False)
         try:
             yield seat
         finally:
             if self._seats.get(workspace_id) is seat:
                 del self._seats[workspace_id]
+                self._set_away(workspace_id, is_away=True)
+
+    def _set_away(self, workspace_id: str, *, is_away: bool) -> None:
+        if is_away is not (workspace_id in self._away):
+            self._away ^= {workspace_id}
+            self._is_listing_known = False
+        self._poked.set()
 
     async def start(self, lease: Lease, folder: Path) -> Start:
         """Make the journal's part of a workspace current, after its lease was taken.
@@ -377,6 +386,10 @@ class Sharing:
             await self._poked.wait(LOOK_INTERVAL)
 
     async def _step(self) -> None:
+        if not self._is_listing_known and self._info.capacity:
+            self._is_listing_known = True
+            served = "\n".join(sorted(self._workspaces - self._away))
+            self._describe(listing=hashlib.sha256(served.encode()).hexdigest()[:16])
         if not self._are_added:
             workspaces = self._workspaces
             await self._mirror.add(workspaces)
@@ -445,7 +458,7 @@ class Sharing:
             self._session,
             self._info,
             members,
-            workspaces=len(self._workspaces),
+            workspaces=len(self._workspaces - self._away),
             held=held,
             releasing=[name for name in held if seats[name].leaving.is_set()],
             unclaimed=sum(now - since > UNCLAIMED_AFTER for since in self._free_since.values()),
