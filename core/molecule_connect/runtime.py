@@ -14,7 +14,7 @@ from molecule_connect.backoff import Backoff
 from molecule_connect.config.saved import SavedToken
 from molecule_connect.config.settings import WorkspaceSettings
 from molecule_connect.config.tokens import SAVED_SOURCE
-from molecule_connect.errors import CloseError, ConfigError, JournalError, PlatformError, StateLostError
+from molecule_connect.errors import CloseError, ConfigError, JournalError, LeaseError, PlatformError, StateLostError
 from molecule_connect.files import files_folder
 from molecule_connect.flag import Flag
 from molecule_connect.journal.backlog import Backlog
@@ -176,9 +176,10 @@ class WorkspaceRunner:
                     while await _first(stop, seat.granted.wait()):
                         await self._serve_shared(self._runtime.sharing, seat, stop)
                         failures = 0
-            except (MirrorError, JournalError, PlatformError) as exc:
+            except (MirrorError, JournalError, PlatformError, ConfigError, LeaseError) as exc:
                 # Another machine may not have this problem.
-                if isinstance(exc, StateLostError) or (isinstance(exc, PlatformError) and not self.settings.patient):
+                is_final = isinstance(exc, PlatformError | ConfigError | LeaseError) and not self.settings.patient
+                if is_final or isinstance(exc, StateLostError):
                     raise
                 Notices(self.workspace_id, self._runtime.listener)(str(exc), exc.hint)
                 failures = 1 if isinstance(exc, MirrorError) else failures + 1

@@ -42,6 +42,7 @@ class Machine:
     Attributes:
         fails_to_close: Its backends can't be closed.
         bad_tokens: The platform refuses its tokens of these workspaces.
+        token_file: Has the token of its workspace.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Machine:
     said: list[str] = attrs.field(factory=list)
     fails_to_close: bool = False
     bad_tokens: frozenset[str] = frozenset()
+    token_file: Path | None = None
     mirror: MemoryMirror = attrs.field(init=False)
     stop: asyncio.Event = attrs.field(factory=asyncio.Event)
 
@@ -67,7 +69,8 @@ class Machine:
             settings=tuple(
                 WorkspaceSettings(
                     workspace_id=one.id,
-                    token="refused" if one.id in self.bad_tokens else one.token,
+                    token=None if self.token_file else "refused" if one.id in self.bad_tokens else one.token,
+                    token_file=self.token_file,
                     api_url=self.sandbox.url,
                     backend=Parrot(self),
                     patient=True,
@@ -227,6 +230,28 @@ async def test_refused_load_is_repeated(tmp_path: Path) -> None:
             two.mirror.refuses_loads = True
             await until(lambda: any("password" in line for line in two.said))
             two.mirror.refuses_loads = False
+            await here.sandbox.say(workspace, "b")
+            assert await here.answers(workspace, 2) == ["one: a", "two: b"]
+
+
+async def test_setting_that_was_wrong_for_a_while_is_read_again(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        (workspace,) = here.workspaces
+        two = here.machine("two")
+        two.token_file, text = tmp_path / "token", workspace.token
+        two.token_file.write_text(text)
+        two.token_file.chmod(0o600)
+        async with two.running():
+            await until(lambda: here.held() == [1])
+            two.mirror.is_cut = True
+            async with here.machine("one").running():
+                await here.sandbox.say(workspace, "a")
+                assert await here.answers(workspace, 1) == ["one: a"]
+                two.mirror.is_cut = False
+                two.token_file.unlink()
+            await until(lambda: any("token" in line for line in two.said))
+            two.token_file.write_text(text)
+            two.token_file.chmod(0o600)
             await here.sandbox.say(workspace, "b")
             assert await here.answers(workspace, 2) == ["one: a", "two: b"]
 
