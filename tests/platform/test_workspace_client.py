@@ -35,6 +35,24 @@ def to_person(text: str) -> Outgoing:
     return Outgoing(message_id="m", caller_id=None, context_id=None, in_reply_to="q", parts=(TextPart(text),))
 
 
+class Closed:
+    is_open = False
+    reason = "another machine serves it"
+
+
+async def test_closed_gate_keeps_replies_and_files(connect: Connect) -> None:
+    script = Script(httpx.Response(200, json={}))
+    platform = connect(script)
+    platform.gate = Closed()
+    for request in (platform.send(to_person("hi")), platform.acknowledge_file("f")):
+        with pytest.raises(TransientPlatformError, match="another machine serves it"):
+            await request
+    assert script.requests == []
+    platform.gate = None
+    await platform.acknowledge_file("f")
+    assert len(script.requests) == 1
+
+
 def test_it_is_what_delivery_asks_for(connect: Connect) -> None:
     platform: Platform = connect(Script(httpx.Response(200)))
 

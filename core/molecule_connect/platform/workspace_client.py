@@ -26,7 +26,7 @@ from molecule_connect.platform.messages import notify_fingerprint
 
 
 class Gate(Protocol):
-    """Whether replies may be sent."""
+    """Whether this machine serves the workspace, so that replies may be sent and files be deleted."""
 
     @property
     def is_open(self) -> bool: ...
@@ -59,10 +59,10 @@ class WorkspaceClient(AsyncPlatformClient):
     gate: Gate | None = None
 
     async def send(self, outgoing: Outgoing) -> None:
-        operation = endpoints.reply(self.workspace_id, outgoing)
-        if self.gate is not None:
-            operation = attrs.evolve(operation, check=functools.partial(self._check_gate, operation.name))
-        await self.call(operation)
+        await self.call(self._gated(endpoints.reply(self.workspace_id, outgoing)))
+
+    def _gated(self, operation: Operation[Any]) -> Operation[Any]:
+        return attrs.evolve(operation, check=functools.partial(self._check_gate, operation.name))
 
     def _check_gate(self, operation: str) -> None:
         if self.gate is not None and not self.gate.is_open:
@@ -142,7 +142,8 @@ class WorkspaceClient(AsyncPlatformClient):
         return mime_type
 
     async def acknowledge_file(self, file_id: str) -> None:
-        await self.call(endpoints.upload_ack(self.workspace_id, file_id))
+        # The platform deletes it, and another machine that serves the workspace may need it.
+        await self.call(self._gated(endpoints.upload_ack(self.workspace_id, file_id)))
 
     async def upload(self, files: Sequence[FilePart]) -> tuple[FilePart, ...]:
         return await self.call(endpoints.upload_files(self.workspace_id, files))
