@@ -1,6 +1,7 @@
 """Stopping: running messages finish within the grace period, no task remains, no message is lost."""
 
 import asyncio
+import contextlib
 import gc
 from collections.abc import Callable
 from pathlib import Path
@@ -8,12 +9,15 @@ from typing import Any
 
 import attrs
 import pytest
-from tests.worker.kit import WORKSPACE, FakePlatform, Serving, echo, open_journal
+from tests.worker.kit import WORKSPACE, Disk, FakePlatform, Serving, echo, open_journal
 
 from molecule_connect import events
 from molecule_connect.errors import BackendError, TransientPlatformError
 from molecule_connect.journal.journal import Journal
+from molecule_connect.mirrors import Lease
 from molecule_connect.models import Outgoing, Page, Progress, Request, Response, WorkspaceStatus
+from molecule_connect.worker.sharing import Gate as LeaseGate
+from molecule_connect.worker.sharing import Seat, SeatGate
 from molecule_connect.worker.worker import Worker
 
 
@@ -183,6 +187,33 @@ async def test_finishes_a_send_in_progress(journal: Journal) -> None:
         serving.stop.set()
         asyncio.get_running_loop().call_later(5, platform.sending.open.set)
     assert serving.rows() == [("row-1", "done")]
+
+
+async def test_shared_workspace_ends_once_its_sends_are_stored(tmp_path: Path) -> None:
+    # Another machine continues with what is stored when this one has ended.
+    async def slow(request: Request, progress: Progress) -> Response:
+        while request.text == "slow":
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(20)
+                break
+        return await echo(request, progress)
+
+    disk, seat = Disk(), Seat(WORKSPACE)
+    gate = LeaseGate(asyncio.get_running_loop().time)
+    gate.open_until(1000)
+    seat.grant(Lease(workspace_id=WORKSPACE, epoch=1, commits=0), 0.0)
+    async with open_journal(tmp_path, disk) as journal:
+        platform = GatedPlatform(sending=(sending := Gate()))
+        platform.write("hi", caller="peer")
+        platform.write("slow", caller="slow")
+        async with Serving(platform, journal, slow, grace=0, gate=SeatGate(gate, seat)) as serving:
+            await sending.reached.wait()
+            disk.full = True
+            sending.open.set()
+            await platform.until(lambda: bool(platform.sent))
+            asyncio.get_running_loop().call_later(30, setattr, disk, "full", False)
+            assert 30 <= await stopped(serving) < 40
+            assert serving.rows()[0] == ("row-1", "done")
 
 
 async def test_sends_an_unsent_reply_after_restart(

@@ -392,7 +392,7 @@ class Worker:
         finally:
             self._polling.stop()
             await _cancel(listening)
-            await self._drain(grace)
+            await self._drain(grace, until_stored=self._options.gate is not None and says_goodbye)
             await _cancel([*others, self._lookup])
             if says_goodbye:
                 await self._send_final_heartbeat()
@@ -526,14 +526,22 @@ class Worker:
 
     # Stopping
 
-    async def _drain(self, grace: float) -> None:
+    async def _drain(self, grace: float, *, until_stored: bool) -> None:
+        """End all work.
+
+        Args:
+            until_stored: Wait until the journal has all sends, however long it can't be written: once this worker has
+                ended, another machine sends the replies again that haven't been sent as far as it knows.
+        """
         self._status.emit(events.Stopping(workspace_id=self.workspace_id, running=self._status.running, grace=grace))
         await self._dispatcher.drain(grace)
         try:
-            await self._dispatcher.abandon(ABANDON)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(ABANDON):
-                    await self._journal.sends_committed()
+            try:
+                await self._dispatcher.abandon(ABANDON)
+            finally:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(None if until_stored else ABANDON):
+                        await self._journal.sends_committed()
             await self._maintenance.save_cursor()
         except JournalError as exc:
             self._status.report("journal", str(exc), exc.hint, lasting=True)
