@@ -189,6 +189,16 @@ async def test_finishes_a_send_in_progress(journal: Journal) -> None:
     assert serving.rows() == [("row-1", "done")]
 
 
+async def test_send_is_not_cut_off_at_the_end_of_the_grace(journal: Journal) -> None:
+    platform = GatedPlatform(sending=(sending := Gate()))
+    platform.write("hi", caller="peer")
+    async with Serving(platform, journal, grace=5.0) as serving:
+        await sending.reached.wait()
+        asyncio.get_running_loop().call_later(6, sending.open.set)
+        assert await stopped(serving) < 7
+    assert serving.rows() == [("row-1", "done")]
+
+
 async def test_shared_workspace_ends_once_its_sends_are_stored(tmp_path: Path) -> None:
     # Another machine continues with what is stored when this one has ended.
     async def slow(request: Request, progress: Progress) -> Response:

@@ -24,6 +24,8 @@ from molecule_connect.worker.sending import MAX_COPIES, ReplySender
 MAX_ACTIVE = 64
 # Seconds for which messages that were read ahead are used: other processes may change them meanwhile.
 AHEAD_FOR = 1.0
+# Seconds beyond the grace period for sends in progress: whether a send that is cut off has arrived is unknown.
+SENDING = 3.0
 # Errors that mean that this machine is short of a resource.
 SHORTAGES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EAGAIN))
 
@@ -35,6 +37,7 @@ class _Active:
     Attributes:
         message: The message that is handled.
         is_starting: It waits to be run, and hasn't been started.
+        is_sending: Its reply is being sent.
         failed_row: The row whose handling failed unexpectedly the last time.
         ahead: Messages after it that were read with it, to be used until ``ahead_until`` (loop time).
     """
@@ -45,6 +48,7 @@ class _Active:
     ahead: list[StoredMessage] = attrs.field(factory=list)
     ahead_until: float = 0.0
     is_starting: bool = False
+    is_sending: bool = False
     failed_row: str = ""
 
 
@@ -171,16 +175,25 @@ class Dispatcher:
         await self._idle.wait()
 
     async def drain(self, grace: float) -> None:
-        """Start no more messages, and let running ones finish for at most *grace* seconds; then cancel them."""
+        """Start no more messages, and let running ones finish for at most *grace* seconds; then cancel them.
+
+        Sends in progress have some more seconds.
+        """
         self._is_open = False
         for timer in filter(None, (*self._timers.values(), *self._caller_timers.values(), self._wake_timer)):
             timer.cancel()
         for active in self._active.values():
             if active.is_starting:
                 active.task.cancel()
-        if not await self._idle.wait(grace):
-            for active in self._active.values():
+        if await self._idle.wait(grace):
+            return
+        for active in self._active.values():
+            if not active.is_sending:
                 active.task.cancel()
+        if sending := [active.task for active in self._active.values() if active.is_sending]:
+            _, unfinished = await asyncio.wait(sending, timeout=SENDING)
+            for task in unfinished:
+                task.cancel()
 
     async def abandon(self, seconds: float) -> None:
         """Wait *seconds* more, then requeue the messages that still run: threads can't be cancelled."""
@@ -225,7 +238,7 @@ class Dispatcher:
         elif message.state is State.ANSWERED and message.answered_at is None and message.reply is not None:
             await self._recorder.prepare_send(message, message.reply)
         elif message.state is State.ANSWERED:
-            await self._send(message)
+            await self._send(active, message)
         elif message.reply is not None:
             await self._recorder.reuse_reply(message, message.reply)
         elif (refusal := self._admission.check(message)) is not None:
@@ -248,7 +261,7 @@ class Dispatcher:
                 await self._recorder.not_run(running)
                 raise
         if (answered := await self._recorder.attempt_ended(running, outcome)) is not None:
-            await self._send(answered)
+            await self._send(active, answered)
 
     async def _start(self, active: _Active, message: StoredMessage) -> StoredMessage | None:
         """Start *message*. None if a change during the wait for its slot forbids it."""
@@ -262,9 +275,13 @@ class Dispatcher:
             self._last_run[active.conversation] = message.row_id
         return running
 
-    async def _send(self, message: StoredMessage) -> None:
+    async def _send(self, active: _Active, message: StoredMessage) -> None:
         started_at, sending_at = self._clock.now(), self._clock.monotonic()
-        outcome = await self._sender.deliver(message)
+        active.is_sending = True
+        try:
+            outcome = await self._sender.deliver(message)
+        finally:
+            active.is_sending = False
         seconds = self._clock.monotonic() - sending_at
         # First of all, so that no error below makes an accepted reply a dead letter, whose repeat would be answered.
         await self._recorder.send_ended(message, outcome, seconds=seconds)
