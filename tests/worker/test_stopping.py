@@ -199,6 +199,24 @@ async def test_send_is_not_cut_off_at_the_end_of_the_grace(journal: Journal) -> 
     assert serving.rows() == [("row-1", "done")]
 
 
+async def test_nothing_is_sent_after_the_end(journal: Journal) -> None:
+    async def stubborn(request: Request, progress: Progress) -> Response:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(3600)
+        return await echo(request, progress)
+
+    platform = GatedPlatform(sending=(sending := Gate()))
+    platform.write("hi", caller="peer")
+    async with Serving(platform, journal, stubborn, grace=0.0) as serving:
+        await platform.until(lambda: bool(serving.events.of(events.Started)))
+        await stopped(serving)
+        assert sending.reached.is_set()
+        sending.open.set()
+        await asyncio.sleep(1)
+    assert platform.sent == []
+    assert serving.rows() == [("row-1", "answered")]
+
+
 async def test_shared_workspace_ends_once_its_sends_are_stored(tmp_path: Path) -> None:
     # Another machine continues with what is stored when this one has ended.
     async def slow(request: Request, progress: Progress) -> Response:

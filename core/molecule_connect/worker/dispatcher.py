@@ -199,6 +199,9 @@ class Dispatcher:
         """Wait *seconds* more, then requeue the messages that still run: threads can't be cancelled."""
         await self._idle.wait(seconds)
         self._is_abandoned = True
+        for active in self._active.values():
+            # A backend that ignored the cancellation may have answered: its reply must not be sent after the end.
+            active.task.cancel()
         await self._journal.requeue_running()
 
     # Handling messages
