@@ -122,6 +122,8 @@ class WorkspaceRunner:
         self._is_open = False
         self._host: PluginHost | None = None
         self._created_at = asyncio.get_running_loop().time()
+        # Whether it had a lease, and hasn't read the feed since.
+        self._is_unread = False
         # Where the workspace has its lease, if machines share it.
         self._seat: Seat | None = None
 
@@ -188,7 +190,9 @@ class WorkspaceRunner:
     async def _serve_shared(self, sharing: Sharing, seat: Seat, stop: Flag) -> None:
         """Serve until *stop* is set, the lease is to be given back, or it is lost."""
         notices, ended = Notices(self.workspace_id, self._runtime.listener), Flag()
-        self._seat, self._created_at = seat, asyncio.get_running_loop().time()
+        self._seat = seat
+        if not self._is_unread:
+            self._created_at, self._is_unread = asyncio.get_running_loop().time(), True
         watch = asyncio.ensure_future(self._watch_seat(seat, stop, ended))
         try:
             if seat.lease is not None:
@@ -243,6 +247,8 @@ class WorkspaceRunner:
         except BaseException:
             await self._close_after_error()
             raise
+        finally:
+            self._is_unread = not self.worker.has_read
         await self.aclose()
 
     async def aclose(self) -> None:

@@ -1,6 +1,7 @@
 """Machines that share workspaces through a database in memory, in virtual time."""
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -54,6 +55,7 @@ class Machine:
     fails_to_close: bool = False
     bad_tokens: frozenset[str] = frozenset()
     token_file: Path | None = None
+    since_secs: float = 30.0
     mirror: MemoryMirror = attrs.field(init=False)
     stop: asyncio.Event = attrs.field(factory=asyncio.Event)
 
@@ -71,6 +73,7 @@ class Machine:
                     workspace_id=one.id,
                     token=None if self.token_file else "refused" if one.id in self.bad_tokens else one.token,
                     token_file=self.token_file,
+                    since_secs=self.since_secs,
                     api_url=self.sandbox.url,
                     backend=Parrot(self),
                     patient=True,
@@ -254,6 +257,22 @@ async def test_setting_that_was_wrong_for_a_while_is_read_again(tmp_path: Path) 
             two.token_file.chmod(0o600)
             await here.sandbox.say(workspace, "b")
             assert await here.answers(workspace, 2) == ["one: a", "two: b"]
+
+
+async def test_first_read_goes_back_to_the_first_try(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        (workspace,) = here.workspaces
+        two = here.machine("two")
+        two.token_file, two.since_secs = tmp_path / "token", 0.0
+        two.token_file.write_text("refused")
+        two.token_file.chmod(0o600)
+        async with two.running():
+            await until(lambda: any("401" in line for line in two.said))
+            await here.sandbox.say(workspace, "a")
+            # The platform has a clock of its own, which counts whole seconds.
+            time.sleep(1.1)  # noqa: ASYNC251
+            two.token_file.write_text(workspace.token)
+            assert await here.answers(workspace, 1) == ["two: a"]
 
 
 async def test_machine_whose_backend_cannot_be_closed_serves_again(tmp_path: Path) -> None:
