@@ -1,5 +1,6 @@
 """States of a message: every allowed change and no other; each is a compare-and-set."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -248,6 +249,16 @@ async def test_after_restart_only_people_wait_for_echoes(journal: Journal, mine:
     await mine.recover()
     assert facts(journal, "in_doubt, not_before") == (1, EPOCH + transitions.ECHO_DELAY)
     assert facts(journal, "in_doubt, not_before", "row-2") == (1, None)
+
+
+async def test_echo_after_restart_has_its_time_also_after_an_outage(journal: Journal, mine: WorkspaceJournal) -> None:
+    await receive(mine, inbound())
+    await answer(mine)
+    await asyncio.sleep(60)
+    await mine.recover()
+    await mine.retry_sends_now()
+    await mine.bound_waits()
+    assert facts(journal, "in_doubt, not_before") == (1, EPOCH + 60 + transitions.ECHO_DELAY)
 
 
 async def test_recovery_affects_only_its_workspace(journal: Journal) -> None:

@@ -171,12 +171,16 @@ def recover(db: sqlite3.Connection, workspace_id: str, wall: float, *, inbox: bo
         " interruptions=interruptions+?, changed=? WHERE workspace_id=? AND state='running'",
         (None, CUT_SHORT, 0 if inbox else 1, wall, workspace_id),
     )
-    # A notify that may have arrived has an echo, which takes a moment.
     db.execute(
-        "UPDATE message SET in_doubt=max(in_doubt, 1), not_before=CASE WHEN caller_id IS NULL"
-        " THEN max(coalesce(not_before, 0), ?) ELSE not_before END"
+        "UPDATE message SET in_doubt=max(in_doubt, 1)"
         " WHERE workspace_id=? AND state='answered' AND answered_at IS NOT NULL",
-        (wall + ECHO_DELAY, workspace_id),
+        (workspace_id,),
+    )
+    # A notify that may have arrived has an echo, which takes a moment from now on, whatever makes sends due.
+    db.execute(
+        "UPDATE message SET not_before=max(coalesce(not_before, 0), ?), changed=?"
+        " WHERE workspace_id=? AND state='answered' AND answered_at IS NOT NULL AND caller_id IS NULL",
+        (wall + ECHO_DELAY, wall, workspace_id),
     )
     if not inbox:
         release_claims(db, workspace_id, wall)
