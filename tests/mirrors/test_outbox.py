@@ -452,6 +452,21 @@ def test_missing_column_of_a_copy_is_null(tmp_path: Path, table: str) -> None:
         ]
 
 
+async def test_copy_that_cannot_be_stored_is_an_error_of_the_journal(tmp_path: Path) -> None:
+    # As if the disk became full.
+    shared_with = database()
+    async with opened(tmp_path / "one", shared_with) as one:
+        await one.begin(SHARED)
+        await write("a")(one.journal)
+        await one.give_back(SHARED)
+    for place, row in shared_with.rows[SHARED].items():
+        if row.table == "message":
+            shared_with.rows[SHARED][place] = attrs.evolve(row, data=b"{}")
+    async with opened(tmp_path / "two", shared_with) as two:
+        with pytest.raises(JournalError, match="NOT NULL"):
+            await two.begin(SHARED)
+
+
 # Durable operations
 
 

@@ -17,6 +17,7 @@ import attrs
 from molecule_connect.backoff import Backoff
 from molecule_connect.errors import JournalError
 from molecule_connect.journal import outbox
+from molecule_connect.journal.errors import journal_error
 from molecule_connect.journal.outbox import Start
 from molecule_connect.journal.writer import Writer
 from molecule_connect.mirrors import JournalMirror, Lease, MirrorError, Row
@@ -148,6 +149,12 @@ class Shipper:
         return await self._writer.put(replace)
 
     async def _load(self, lease: Lease, has_file: Callable[[str], bool]) -> None:
+        try:
+            await self._load_part(lease, has_file)
+        except (sqlite3.Error, OSError) as exc:
+            raise journal_error(exc, self._path, "written") from exc
+
+    async def _load_part(self, lease: Lease, has_file: Callable[[str], bool]) -> None:
         self._remove_leftovers()
         with tempfile.TemporaryDirectory(dir=self._path.parent, prefix=_SCRATCH) as scratch:
             loader = outbox.Loader(Path(scratch) / self._path.name, lease.workspace_id)
