@@ -1,6 +1,7 @@
 """A workspace that leaves the database: its messages are on one machine, and nowhere else."""
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import attrs
 import pytest
 from tests.mirrors.memory import Database, MemoryMirror
 from tests.mirrors.test_sharing import Machine, world
+from tests.worker.kit import other_process
 
 from molecule_connect.errors import ConfigError, LeaseError
 from molecule_connect.journal.copies import describe
@@ -51,6 +53,29 @@ async def leaving(machine: Machine, workspace_id: str, mirror: MemoryMirror | No
     machine.folder.mkdir(exist_ok=True, mode=0o700)
     found = mirror or MemoryMirror(machine.database)
     return await leave(machine.folder, workspace_id, found, notice=lambda text, hint: None)
+
+
+async def test_changes_are_stored_before_the_copy_is_deleted(tmp_path: Path) -> None:
+    class Keeping(MemoryMirror):
+        async def ship(self, *given: Any) -> Mapping[str, int]:
+            await asyncio.sleep(1)
+            return await super().ship(*given)
+
+        async def delete(self, session: str, workspace_id: str) -> None:
+            raise MirrorUnreachableError("the connection was cut")
+
+    async with world(tmp_path) as here:
+        (workspace,) = here.workspaces
+        one = here.machine("one")
+        async with one.running():
+            await here.sandbox.say(workspace, "a")
+            await here.answers(workspace, 1)
+        # As if the process had been killed before it could store its last change.
+        with other_process(one.folder / FILE_NAME) as db:
+            db.execute("INSERT INTO spend VALUES (?, '2026-01-01', 1.0)", (workspace.id,))
+        with pytest.raises(MirrorUnreachableError):
+            await leaving(one, workspace.id, Keeping(here.database))
+        assert ("spend", '["2026-01-01"]') in here.database.rows[workspace.id]
 
 
 async def test_machine_that_left_continues_alone(tmp_path: Path) -> None:

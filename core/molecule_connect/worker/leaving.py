@@ -124,7 +124,7 @@ async def _exchange(
     async with journal.sharing(mirror, lost=lambda workspace_id: None, notice=notice) as shipper:
         shipper.session = session
         await shipper.begin(taken, has_file=lambda name: (files / name).exists())
-        shipped = journal.writer.put(lambda db: None, durable=True)
+        shipped = asyncio.ensure_future(shipper.flush(taken.workspace_id))
         while not shipped.done():
             await asyncio.wait([shipped], timeout=_LOOK_INTERVAL)
             if shipper.error is not None:
