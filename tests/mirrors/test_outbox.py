@@ -363,13 +363,23 @@ def test_start_depends_on_last_lease(
 ) -> None:
     with contextlib.closing(schema.open_file(tmp_path / FILE_NAME)) as db:
         if known is not None:
-            db.execute("INSERT INTO shared VALUES (?, 'memory', ?, ?)", (SHARED, *known))
+            db.execute("INSERT INTO shared VALUES (?, 'memory', ?, ?, 'boot')", (SHARED, *known))
         if has_changes:
             db.execute("INSERT INTO outbox (workspace_id, tbl, key, body) VALUES (?, 'spend', '[]', 0)", (SHARED,))
-        found = outbox.find_start(db, Lease(workspace_id=SHARED, epoch=lease[0], commits=lease[1]), "memory")
-        assert found is start
-        elsewhere = outbox.find_start(db, Lease(workspace_id=SHARED, epoch=lease[0], commits=lease[1]), "another")
+        given = Lease(workspace_id=SHARED, epoch=lease[0], commits=lease[1])
+        assert outbox.find_start(db, given, "memory", boot="boot") is start
+        elsewhere = outbox.find_start(db, given, "another", boot="boot")
         assert elsewhere is (Start.LOADED if lease[1] else Start.SEEDED)
+
+
+@pytest.mark.parametrize("boot", ["another", ""])
+def test_last_commit_may_be_lost_with_the_power(tmp_path: Path, boot: str) -> None:
+    with contextlib.closing(schema.open_file(tmp_path / FILE_NAME)) as db:
+        db.execute("INSERT INTO shared VALUES (?, 'memory', 1, 5, ?)", (SHARED, boot and "boot"))
+        db.execute("INSERT INTO outbox (workspace_id, tbl, key, body) VALUES (?, 'spend', '[]', 0)", (SHARED,))
+        complete, missing = (Lease(workspace_id=SHARED, epoch=2, commits=number) for number in (5, 6))
+        assert outbox.find_start(db, complete, "memory", boot=boot) is Start.KEPT
+        assert outbox.find_start(db, missing, "memory", boot=boot) is Start.LOADED
 
 
 @pytest.mark.parametrize("is_replaced", [False, True], ids=["restored", "replaced"])

@@ -45,6 +45,11 @@ _LEAVING = "leaving "
 _RECENT = 3600.0
 # Rows and bytes that are read at once, on the event loop.
 PART_ROWS, PART_BYTES = 200, 1 << 20
+try:
+    # Of Linux. Elsewhere, each kill counts as a loss of power.
+    BOOT = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+except OSError:
+    BOOT = ""
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
@@ -66,12 +71,14 @@ class Shared:
         epoch: Of the lease that this journal had last.
         commits: The last known number of transactions that changed the mirror's copy.
         is_leaving: The copy is being deleted.
+        boot: Identifies the start of the machine in which the lease began; empty if unknown.
     """
 
     target: str
     epoch: int
     commits: int
     is_leaving: bool
+    boot: str
 
 
 @attrs.frozen(kw_only=True)
@@ -239,11 +246,13 @@ def shipped(db: sqlite3.Connection, workspace_ids: Collection[str], through: int
 
 def shared(db: sqlite3.Connection, workspace_id: str) -> Shared | None:
     """What the journal knows of a shared workspace; None if it isn't shared."""
-    row = db.execute("SELECT target, epoch, commits FROM shared WHERE workspace_id=?", (workspace_id,)).fetchone()
+    sql = "SELECT target, epoch, commits, boot FROM shared WHERE workspace_id=?"
+    row = db.execute(sql, (workspace_id,)).fetchone()
     if row is None:
         return None
-    is_leaving = row[0].startswith(_LEAVING)
-    return Shared(target=row[0].removeprefix(_LEAVING), epoch=row[1], commits=row[2], is_leaving=is_leaving)
+    target, epoch, commits, boot = row
+    is_leaving = target.startswith(_LEAVING)
+    return Shared(target=target.removeprefix(_LEAVING), epoch=epoch, commits=commits, is_leaving=is_leaving, boot=boot)
 
 
 def leave(db: sqlite3.Connection, workspace_id: str) -> None:
@@ -251,11 +260,12 @@ def leave(db: sqlite3.Connection, workspace_id: str) -> None:
     db.execute("UPDATE shared SET target=? || target WHERE workspace_id=?", (_LEAVING, workspace_id))
 
 
-def find_start(db: sqlite3.Connection, lease: Lease, target: str) -> Start:
+def find_start(db: sqlite3.Connection, lease: Lease, target: str, *, boot: str = BOOT) -> Start:
     """How to begin with a lease that was just taken.
 
     The local part is current if this journal had the previous epoch, and nothing was committed since. One commit may be
-    missing from its record: the last one before a crash, of which the outbox then still has the changes.
+    missing from its record: the last one before a kill, of which the outbox then still has the changes. After a loss of
+    power, which commits that weren't durable don't survive, it may not have all of them.
 
     AHEAD only means that the mirror lost changes. Another journal may have given it newer ones, see ``is_newer``.
     """
@@ -271,7 +281,8 @@ def find_start(db: sqlite3.Connection, lease: Lease, target: str) -> Start:
     if known.epoch >= lease.epoch or (is_ours and known.commits > lease.commits):
         return Start.AHEAD
     missing = lease.commits - known.commits
-    if is_ours and (missing == 0 or (missing == 1 and entries(db, [lease.workspace_id]))):
+    is_same_boot = known.boot == boot != ""
+    if is_ours and (missing == 0 or (missing == 1 and is_same_boot and entries(db, [lease.workspace_id]))):
         return Start.KEPT
     return Start.LOADED
 
@@ -299,7 +310,8 @@ def begin(db: sqlite3.Connection, lease: Lease, *, target: str, is_complete: boo
     Args:
         is_complete: Whether the mirror has everything except the changes in the outbox.
     """
-    db.execute("REPLACE INTO shared VALUES (?, ?, ?, ?)", (lease.workspace_id, target, lease.epoch, lease.commits))
+    values = (lease.workspace_id, target, lease.epoch, lease.commits, BOOT)
+    db.execute("REPLACE INTO shared VALUES (?, ?, ?, ?, ?)", values)
     if not is_complete:
         note_all(db, lease.workspace_id)
 

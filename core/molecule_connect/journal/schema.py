@@ -150,6 +150,10 @@ CREATE TABLE outbox (
     body INTEGER NOT NULL, UNIQUE (workspace_id, tbl, key)
 );
 """,
+    # 11: the start of the machine in which the lease began; empty if unknown.
+    """
+ALTER TABLE shared ADD COLUMN boot TEXT NOT NULL DEFAULT '';
+""",
 )
 VERSION = 1 + len(MIGRATIONS)
 

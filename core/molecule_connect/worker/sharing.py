@@ -16,7 +16,7 @@ import attrs
 from molecule_connect.errors import JournalError, MoleculeError
 from molecule_connect.flag import Flag
 from molecule_connect.journal.journal import Journal
-from molecule_connect.journal.outbox import Start
+from molecule_connect.journal.outbox import BOOT, Start
 from molecule_connect.journal.shipper import Shipper
 from molecule_connect.mirrors import (
     JournalMirror,
@@ -57,11 +57,10 @@ def uptime() -> float:
 def describe_machine() -> str:
     """Identifies this machine until it restarts, and the namespace of its pids; empty if that's unknown."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         namespace = Path("/proc/self/ns/pid").stat().st_ino
     except OSError:
         return ""
-    return f"{socket.gethostname()}/{boot}/{namespace}"
+    return f"{socket.gethostname()}/{BOOT}/{namespace}" if BOOT else ""
 
 
 @attrs.frozen(kw_only=True)
