@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tests.mirrors.memory import Database, MemoryMirror
-from tests.worker.kit import VirtualLoop, inbound, open_journal, other_process
+from tests.worker.kit import Disk, VirtualLoop, inbound, open_journal, other_process
 
 from molecule_connect.errors import JournalError
 from molecule_connect.files import make_folder
@@ -66,11 +66,13 @@ class Open:
 
 
 @contextlib.asynccontextmanager
-async def opened(folder: Path, database: Database, kind: type[MemoryMirror] = MemoryMirror) -> AsyncIterator[Open]:
+async def opened(
+    folder: Path, database: Database, kind: type[MemoryMirror] = MemoryMirror, disk: Disk | None = None
+) -> AsyncIterator[Open]:
     mirror = kind(database)
     make_folder(folder)
     async with (
-        open_journal(folder) as journal,
+        open_journal(folder, disk) as journal,
         journal.sharing(mirror, lost=lambda name: None, notice=lambda text, hint: None) as shipper,
     ):
         shipper.session = await mirror.begin(INFO, seconds=1e9)
@@ -496,6 +498,17 @@ async def test_durable_operations_wait_for_the_mirror(tmp_path: Path) -> None:
         shared_with.is_down = False
         await durable
         assert counted(in_copy(shared_with, SHARED)) == counted(in_journal(one.journal, SHARED))
+
+
+async def test_only_a_journal_without_mirror_is_flushed(tmp_path: Path) -> None:
+    disk = Disk()
+    async with opened(tmp_path, database(), disk=disk) as one:
+        await one.begin(SHARED)
+        await one.journal.writer.put(insert, durable=True)
+        assert disk.flushes == 0
+    async with open_journal(tmp_path, disk) as journal:
+        await journal.writer.put(insert, durable=True)
+        assert disk.flushes == 1
 
 
 async def test_slow_mirror_delays_no_other_operation(tmp_path: Path) -> None:

@@ -95,12 +95,14 @@ class Disk:
         full: Every commit that writes something fails.
         before, after: Called at each commit that writes something.
         commits: How many of them there were.
+        flushes: How many of them were to survive a loss of power.
     """
 
     full: bool = False
     before: Callable[[], None] = lambda: None
     after: Callable[[], None] = lambda: None
     commits: int = 0
+    flushes: int = 0
 
     def open(self, path: Path) -> sqlite3.Connection:
         """The journal at *path*, on this disk."""
@@ -108,15 +110,17 @@ class Disk:
 
         class Watched(sqlite3.Connection):
             changes = 0
+            level = ""
 
             def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
                 if sql.startswith("BEGIN"):
                     self.changes = self.total_changes
-                if sql.startswith("PRAGMA synchronous"):
-                    sql = "PRAGMA synchronous=OFF"
+                if sql.startswith("PRAGMA synchronous="):
+                    self.level, sql = sql.partition("=")[2], "PRAGMA synchronous=OFF"
                 if sql != "COMMIT" or self.total_changes == self.changes:
                     return super().execute(sql, *values)
                 disk.commits += 1
+                disk.flushes += self.level == "FULL"
                 disk.before()
                 if disk.full:
                     error = sqlite3.OperationalError("database or disk is full")

@@ -53,7 +53,7 @@ class Writer:
     Statements run on the event loop: 20 us, against 50 us and more for a thread. The executor's thread gets the
     blocking parts: the end of a commit with a durable operation, which is then on disk (``synchronous=FULL``), large
     operations, and waiting for another process's lock. A commit without a durable operation survives the death of this
-    process, but not of the machine.
+    process, but not of the machine. With a mirror, a durable operation waits until that has it, and not for the disk.
 
     Args:
         guard: Called on the loop before each commit; if it raises, the operations fail with that error.
@@ -110,7 +110,7 @@ class Writer:
         """Run *run* in the next commit. The future holds its result, or JournalError when the commit failed.
 
         Args:
-            durable: The result is on disk when the future has it, and in the mirror if there is one.
+            durable: The result is on disk when the future has it, or in the mirror if there is one.
             lazy: The mirror may get it some milliseconds later: after a loss of this machine, another one repeats it.
             large: It takes a while.
             patient: It can wait for the next operation that isn't.
@@ -161,7 +161,8 @@ class Writer:
     async def _commit_somewhere(self, batch: list[_Waiting]) -> list[Any]:
         loop = asyncio.get_running_loop()
         self._guard()
-        is_durable = any(waiting.durable for waiting in batch)
+        # What the mirror has survives a loss of power: the journal is loaded from there then.
+        is_durable = self.shipper is None and any(waiting.durable for waiting in batch)
         if not any(waiting.large for waiting in batch):
             try:
                 results = self._begin(batch, is_durable)
