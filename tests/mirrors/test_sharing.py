@@ -99,6 +99,13 @@ class Machine:
                 self.stop.set()
                 await task
 
+    def keep_token(self, token: str) -> Path:
+        """Read the token from a file, which has *token* from now on."""
+        self.token_file = self.folder.with_suffix(".token")
+        self.token_file.touch(0o600)
+        self.token_file.write_text(token)
+        return self.token_file
+
     def listen(self, event: events.Event) -> None:
         if isinstance(event, events.Notice | events.Trouble):
             self.said.append(getattr(event, "text", "") or getattr(event, "reason", ""))
@@ -241,9 +248,7 @@ async def test_setting_that_was_wrong_for_a_while_is_read_again(tmp_path: Path) 
     async with world(tmp_path) as here:
         (workspace,) = here.workspaces
         two = here.machine("two")
-        two.token_file, text = tmp_path / "token", workspace.token
-        two.token_file.write_text(text)
-        two.token_file.chmod(0o600)
+        token_file = two.keep_token(workspace.token)
         async with two.running():
             await until(lambda: here.held() == [1])
             two.mirror.is_cut = True
@@ -251,10 +256,9 @@ async def test_setting_that_was_wrong_for_a_while_is_read_again(tmp_path: Path) 
                 await here.sandbox.say(workspace, "a")
                 assert await here.answers(workspace, 1) == ["one: a"]
                 two.mirror.is_cut = False
-                two.token_file.unlink()
+                token_file.unlink()
             await until(lambda: any("token" in line for line in two.said))
-            two.token_file.write_text(text)
-            two.token_file.chmod(0o600)
+            two.keep_token(workspace.token)
             await here.sandbox.say(workspace, "b")
             assert await here.answers(workspace, 2) == ["one: a", "two: b"]
 
@@ -263,15 +267,14 @@ async def test_first_read_goes_back_to_the_first_try(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
         (workspace,) = here.workspaces
         two = here.machine("two")
-        two.token_file, two.since_secs = tmp_path / "token", 0.0
-        two.token_file.write_text("refused")
-        two.token_file.chmod(0o600)
+        two.since_secs = 0.0
+        two.keep_token("refused")
         async with two.running():
             await until(lambda: any("401" in line for line in two.said))
             await here.sandbox.say(workspace, "a")
             # The platform has a clock of its own, which counts whole seconds.
             time.sleep(1.1)  # noqa: ASYNC251
-            two.token_file.write_text(workspace.token)
+            two.keep_token(workspace.token)
             assert await here.answers(workspace, 1) == ["two: a"]
 
 

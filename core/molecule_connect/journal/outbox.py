@@ -395,19 +395,15 @@ class Loader:
         self._refetch(has_file)
         self._copy.finish()
 
-        kept: list[tuple[str, str, str]] = []
+        kept: list[tuple[str, str]] = []
 
         def before(db: sqlite3.Connection) -> None:
-            kept.extend(
-                (self._workspace_id, "message", key) for key in _keep_crashes(db, self._workspace_id, time.time())
-            )
+            kept.extend(("message", key) for key in _keep_crashes(db, self._workspace_id, time.time()))
             forget(db, self._workspace_id)
 
         def renumber(db: sqlite3.Connection) -> None:
-            db.executemany("INSERT INTO main.outbox (workspace_id, tbl, key, body) VALUES (?, ?, ?, 1)", kept)
-            db.executemany(
-                "INSERT INTO main.outbox (workspace_id, tbl, key, body) VALUES (?, ?, ?, 0)", self._copy.renumbered
-            )
+            renumbered = [(table, key) for _, table, key in self._copy.renumbered]
+            note_rows(db, self._workspace_id, [*kept, *renumbered])
             for table in _RENUMBERED:
                 _note_table(db, self._workspace_id, table)
             begin(db, lease, target=target)

@@ -46,6 +46,11 @@ def _peer_name(peer: Mapping[str, Any]) -> tuple[str, str]:
     return canonical_id(peer_id) if isinstance(peer_id, str) else "", name if isinstance(name, str) else ""
 
 
+def _check_gate(gate: Gate, operation: str) -> None:
+    if not gate.is_open:
+        raise TransientPlatformError(f"{operation}: not sent, because {gate.reason}", operation=operation)
+
+
 def _content_type(reply: Reply) -> str:
     return reply.content_type
 
@@ -62,11 +67,9 @@ class WorkspaceClient(AsyncPlatformClient):
         await self.call(self._gated(endpoints.reply(self.workspace_id, outgoing)))
 
     def _gated(self, operation: Operation[Any]) -> Operation[Any]:
-        return attrs.evolve(operation, check=functools.partial(self._check_gate, operation.name))
-
-    def _check_gate(self, operation: str) -> None:
-        if self.gate is not None and not self.gate.is_open:
-            raise TransientPlatformError(f"{operation}: not sent, because {self.gate.reason}", operation=operation)
+        if self.gate is None:
+            return operation
+        return attrs.evolve(operation, check=functools.partial(_check_gate, self.gate, operation.name))
 
     def fingerprint(self, caller_id: str | None, parts: tuple[Part, ...]) -> str | None:
         return notify_fingerprint(parts) if caller_id is None else None
