@@ -264,8 +264,8 @@ def find_start(db: sqlite3.Connection, lease: Lease, target: str, *, boot: str =
     """How to begin with a lease that was just taken.
 
     The local part is current if this journal had the previous epoch, and nothing was committed since. One commit may be
-    missing from its record: the last one before a kill, of which the outbox then still has the changes. After a loss of
-    power, which commits that weren't durable don't survive, it may not have all of them.
+    missing from its record: the last one before a kill, whose changes are still in the outbox. After a loss of power,
+    the outbox may lack some of them.
 
     AHEAD only means that the mirror lost changes. Another journal may have given it newer ones, see ``is_newer``.
     """

@@ -53,7 +53,7 @@ class Writer:
     Statements run on the event loop: 20 us, against 50 us and more for a thread. The executor's thread gets the
     blocking parts: the end of a commit with a durable operation, which is then on disk (``synchronous=FULL``), large
     operations, and waiting for another process's lock. A commit without a durable operation survives the death of this
-    process, but not of the machine. With a mirror, a durable operation waits until that has it, and not for the disk.
+    process, but not of the machine. With a mirror, a durable operation waits for the mirror instead of the disk.
 
     Args:
         guard: Called on the loop before each commit; if it raises, the operations fail with that error.
@@ -113,7 +113,7 @@ class Writer:
             durable: The result is on disk when the future has it, or in the mirror if there is one.
             lazy: The mirror may get it some milliseconds later: after a loss of this machine, another one repeats it.
             large: It takes a while.
-            patient: It can wait for the next operation that isn't.
+            patient: It is committed together with the next other operation.
         """
         outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         if self._task is None:

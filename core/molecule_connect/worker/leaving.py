@@ -47,7 +47,7 @@ async def leave(folder: Path, workspace_id: str, mirror: JournalMirror, *, notic
                 async with _leased(mirror, workspace_id) as (session, taken):
                     files = files_folder(folder, workspace_id)
                     await _exchange(journal, mirror, session, taken, files, notice)
-                    # Until the end, this machine doesn't serve the workspace alone, because another one may serve it.
+                    # Another machine can still take the workspace, so this one must not serve it alone yet.
                     await journal.writer.put(lambda db: outbox.leave(db, workspace_id), durable=True)
                     await mirror.delete(session, workspace_id)
             await journal.writer.put(lambda db: outbox.forget(db, workspace_id), durable=True)
